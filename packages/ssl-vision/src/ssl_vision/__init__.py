@@ -1,0 +1,3 @@
+"""Image classification with few labels."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,35 @@
+"""Fixtures of every room: the recorded golden values and the real data, where they lie beside the checkout."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("SSL_SHARED", ROOT.parent / "shared"))
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], np.lib.npyio.NpzFile]:
+    """`golden("vision")` opens the values recorded from the official code, or skips the test saying where it looked."""
+
+    def load(name: str) -> np.lib.npyio.NpzFile:
+        path = SHARED / "golden" / f"{name}.npz"
+        if not path.is_file():
+            pytest.skip(f"golden values not found: {path} (set SSL_SHARED to the folder that holds golden/)")
+        return np.load(path)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data, or a skip saying where it was looked for."""
+    path = SHARED / "data"
+    if not path.is_dir():
+        pytest.skip(f"real data not found: {path} (set SSL_SHARED to the folder that holds data/)")
+    return path

@@ -54,8 +54,8 @@ class BasicBlock(nn.Module):
         return self.bn2
 
     def forward(self, x: Tensor) -> Tensor:
-        identity = x if self.downsample is None else self.downsample(x)
-        out = self.bn1(self.conv1(x)).relu_()
+        identity: Tensor = x if self.downsample is None else self.downsample(x)
+        out: Tensor = self.bn1(self.conv1(x)).relu_()
         out = self.bn2(self.conv2(out))
         out += identity
         return out.relu_()
@@ -79,11 +79,11 @@ class Bottleneck(nn.Module):
         self.conv2: nn.Module
         self.bn2: nn.Module
         if sk_ratio > 0:
-            # The selective kernel ends without norm or activation of its own.
+            # Its output is a positive mixture of ReLUs, so that forward's ReLU changes nothing.
             self.conv2, self.bn2 = SelectiveKernel(channels, channels, stride=stride, ratio=sk_ratio), nn.Identity()
         else:
-            conv = nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False)
-            self.conv2, self.bn2 = conv, nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+            self.conv2 = nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False)
+            self.bn2 = nn.BatchNorm2d(channels)
         self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
         self.downsample = shortcut(in_channels, out_channels, stride, resnet_d=sk_ratio > 0) if project else None
@@ -94,9 +94,9 @@ class Bottleneck(nn.Module):
         return self.bn3
 
     def forward(self, x: Tensor) -> Tensor:
-        identity = x if self.downsample is None else self.downsample(x)
-        out = self.bn1(self.conv1(x)).relu_()
-        out = self.bn2(self.conv2(out))
+        identity: Tensor = x if self.downsample is None else self.downsample(x)
+        out: Tensor = self.bn1(self.conv1(x)).relu_()
+        out = self.bn2(self.conv2(out)).relu_()
         out = self.bn3(self.conv3(out))
         out += identity
         return out.relu_()

@@ -44,8 +44,8 @@ class _Features(nn.Module):
         if not isinstance(features, Tensor) or features.ndim != 2:
             found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise UserError(
-                f"encoder {name!r} returned {found} for two images of {image_size} px; expected a tensor [2, features]. "
-                "Wrap it in a module that pools and flattens."
+                f"encoder {name!r} returned {found} for two images of {image_size} px; "
+                "expected a tensor [2, features]. Wrap it in a module that pools and flattens."
             )
         self.feature_dim = features.shape[1]
 

@@ -67,7 +67,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """``[N, 3, H, W]`` in [0, 1] to features ``h [N, feature_dim]``, the global average pool."""
-        x = self.pool(self.bn1(self.conv1(images)).relu_())
+        x: Tensor = self.pool(self.bn1(self.conv1(images)).relu_())
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return x.mean(dim=(2, 3))
 

@@ -32,4 +32,5 @@ class SelectiveKernel(nn.Module):
         first, second = streams.chunk(2, dim=1)
         squeezed = self.squeeze_bn(self.squeeze((first + second).mean(dim=(2, 3), keepdim=True))).relu()
         weight_first, weight_second = torch.stack(self.attend(squeezed).chunk(2, dim=1)).softmax(dim=0)
-        return weight_first * first + weight_second * second
+        mixed: Tensor = weight_first * first + weight_second * second
+        return mixed

@@ -1,0 +1,23 @@
+"""The command line `ssl-vision`. Importing it loads nothing heavy: a verb's code is imported when the verb is run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from contrastive_core.cli import Verb, run
+from ssl_vision import __version__
+
+VERBS = {
+    "check": Verb("ssl_vision.check:check", "find every problem of an image data set in one pass"),
+    "pretrain": Verb("ssl_vision.pretrain:pretrain", "pre-train an encoder with SimCLR, without labels"),
+    "linear": Verb("ssl_vision.linear:linear", "train and test a linear classifier on frozen features"),
+    "knn": Verb("ssl_vision.knn:knn", "classify test images by their nearest training images"),
+    "embed": Verb("ssl_vision.embed:embed", "write features to a file, or draw a map of them"),
+    "report": Verb("ssl_vision.report:report", "write a run's self-contained HTML report"),
+    "demo": Verb("ssl_vision.demo:demo", "the whole of it on scikit-learn's digits, in a few minutes on a CPU"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `ssl-vision VERB ...`; the exit status is returned."""
+    return run("ssl-vision", VERBS, argv, version=__version__, configs="ssl_vision.configs")

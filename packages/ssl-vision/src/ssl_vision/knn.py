@@ -1,0 +1,80 @@
+"""Nearest-neighbour evaluation: how well an image's neighbours in feature space know its class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from contrastive_core.errors import UserError
+from ssl_vision.evaluation import Score, accuracy, labelled_features, record_score
+
+
+def knn_scores(
+    query: Tensor, bank: Tensor, labels: Tensor, *, num_classes: int, k: int = 200, temperature: float = 0.1
+) -> Tensor:
+    """Class scores by a weighted vote of the k nearest features.
+
+    ``score[i, c] = sum over the k bank rows j most similar to query i, of class c, of exp(cos(q_i, b_j) / temperature)``
+
+    Shapes: query ``[Q, D]``, bank ``[M, D]``, labels ``[M]`` -> ``[Q, num_classes]``. Memory O(Q + M) rows beside a block
+    of similarities. The vote of Wu et al. 2018 (instance discrimination), which the SimCLR literature reports.
+    """
+    bank = F.normalize(bank.float(), dim=1)
+    k = min(k, len(bank))
+    scores = []
+    for block in F.normalize(query.float(), dim=1).split(1024):
+        similarity, neighbour = (block @ bank.T).topk(k, dim=1)
+        # Only ratios matter to the vote, so the largest weight is 1 and a small temperature cannot overflow.
+        weight = ((similarity - similarity[:, :1]) / temperature).exp()
+        votes = torch.zeros(len(block), num_classes, device=block.device)
+        scores.append(votes.scatter_add_(1, labels[neighbour], weight))
+    return torch.cat(scores)
+
+
+def knn(
+    model: str,
+    data: str,
+    *,
+    train_split: str = "train",
+    test_split: str = "test",
+    k: int = 200,
+    temperature: float = 0.1,
+    batch_size: int = 512,
+    device: str = "auto",
+    out: Path | None = None,
+) -> Score:
+    """Evaluate a model without training anything: classify test images by their nearest training images.
+
+    Args:
+        model: a run folder, a model folder, or ``pixels`` for the images themselves as features.
+        data: an image folder, CSV manifest or named data set with labels.
+        train_split: the images that vote.
+        test_split: the images that are classified.
+        k: how many neighbours vote.
+        temperature: of the vote; smaller trusts the nearest more.
+        batch_size: images per forward pass.
+        device: auto, cpu, cuda or mps.
+        out: file for the scores as JSON; by default ``evaluation/knn.json`` in the model's folder.
+
+    Returns:
+        The accuracies.
+    """
+    if k < 1 or temperature <= 0:
+        raise UserError(f"knn needs k >= 1 and temperature > 0, got k={k} and temperature={temperature}")
+    bank = labelled_features(model, data, split=train_split, batch_size=batch_size, device=device)
+    query = labelled_features(model, data, split=test_split, batch_size=batch_size, device=device, classes=bank.classes)
+    scores = knn_scores(
+        query.features,
+        bank.features,
+        bank.labels,
+        num_classes=len(bank.classes),
+        k=k,
+        temperature=temperature,
+    )
+    settings = {"k": k, "temperature": temperature, "train_split": train_split, "test_split": test_split}
+    score = accuracy("knn", scores, query, model=model, data=data, settings=settings)
+    record_score(score, out)
+    return score

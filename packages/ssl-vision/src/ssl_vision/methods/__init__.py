@@ -1,0 +1,5 @@
+"""The methods as modules, for loops of one's own."""
+
+from ssl_vision.methods.simclr import SimCLR
+
+__all__ = ["SimCLR"]

@@ -1,6 +1,6 @@
 """Train our encoder with lightly's own transform, head, loss, optimiser and loop: the peer of `results/cifar10`.
 
-    python tools/peer_lightly.py --data cifar10/train --out runs/peer --epochs 20
+    python -m tools.peer_lightly --data cifar10/train --out runs/peer --epochs 20
 
 The recipe is the one of lightly's CIFAR-10 benchmark: SGD 0.06 per 128 images, momentum 0.9, weight decay 5e-4, cosine,
 temperature 0.5, jitter strength 0.5, no blur. `--precision bf16` runs the network in bfloat16 and channels-last as our

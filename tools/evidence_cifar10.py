@@ -1,0 +1,108 @@
+"""Score a pre-training run on CIFAR-10 beside its peer and its baselines, into results/cifar10.json.
+
+    ssl-vision pretrain cifar10 --out runs/ours --config simclr-cifar10-cpu
+    python -m tools.peer_lightly --data cifar10/train --out runs/peer --epochs 20 --precision bf16
+    python -m tools.evidence_cifar10 --data cifar10 --run runs/ours --peer runs/peer --out results/cifar10.json
+
+Linear and nearest-neighbour accuracy of every saved epoch (epoch 0 is the untrained network), of raw pixels, and of the
+encoder trained by `tools/peer_lightly.py`. The test images are used here only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torchvision.transforms.v2.functional import normalize
+
+from ssl_vision.evaluation import Score
+from ssl_vision.knn import knn
+from ssl_vision.linear import linear
+from ssl_vision.models import resnet
+from tools.results import provenance, write_result
+
+PEER_WIDTH = 0.25
+
+
+class NormalisedResNet(nn.Module):
+    """The peer's encoder behind the input normalisation of lightly's transform."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = resnet(18, width=PEER_WIDTH, stem="cifar")
+
+    def forward(self, images: Tensor) -> Tensor:
+        mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+        features: Tensor = self.backbone(normalize(images, mean, std))
+        return features
+
+
+def as_model_folder(weights: Path) -> Path:
+    """Put the peer's weights into a model folder that our commands open."""
+    folder = weights.with_suffix("")
+    (folder / "model").mkdir(parents=True, exist_ok=True)
+    tensors = {f"encoder.module.backbone.{name}": tensor for name, tensor in load_file(weights).items()}
+    save_file(tensors, folder / "model" / "model.safetensors")
+    encoder = {"name": "tools.evidence_cifar10:NormalisedResNet", "width": 1.0, "stem": "cifar", "sk_ratio": 0.0}
+    metadata = {"format": "ssl-vision encoder 1", "encoder": encoder, "image_size": 32, "epoch": 0}
+    (folder / "model" / "model.json").write_text(json.dumps(metadata))
+    return folder
+
+
+def score(model: str, data: str, linear_epochs: int) -> tuple[Score, Score]:
+    """Linear and kNN accuracy; features of uncropped images, computed once, as a CPU allows."""
+    return (
+        linear(model, data, epochs=linear_epochs, augment="none"),
+        knn(model, data, k=200, temperature=0.1),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--peer", type=Path)
+    parser.add_argument("--linear-epochs", type=int, default=90)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+
+    config = yaml.safe_load((arguments.run / "config.yaml").read_text())
+    models = {"raw pixels": "pixels"}
+    for folder in sorted((arguments.run / "models").glob("epoch-*")):
+        epoch = int(folder.name.removeprefix("epoch-"))
+        models[f"ssl-vision, {epoch} epochs" if epoch else "untrained network"] = str(folder)
+    models[f"ssl-vision, {config['epochs']} epochs"] = str(arguments.run)
+    if arguments.peer:
+        for weights in sorted(arguments.peer.glob("encoder-epoch-*.safetensors")):
+            epoch = int(weights.stem.removeprefix("encoder-epoch-"))
+            if epoch:
+                models[f"lightly, {epoch} epochs"] = str(as_model_folder(weights))
+    rows: list[list[str | float]] = []
+    for name, model in models.items():
+        print(f"{name}: ", end="", flush=True)
+        by_linear, by_knn = score(model, arguments.data, arguments.linear_epochs)
+        rows.append([name, round(by_linear.top1, 2), round(by_knn.top1, 2)])
+    write_result(
+        arguments.out,
+        {
+            "name": "cifar10",
+            **provenance(),
+            "seeds": [config["run"]["seed"]],
+            "config": config,
+            "table": {"columns": ["encoder", "linear top-1 %", "kNN top-1 %"], "rows": rows},
+            "notes": [
+                "10,000 test images; linear: 90 epochs on features computed once, without augmentation; kNN: k = 200, "
+                "temperature 0.1. One seed.",
+                "lightly 1.6.0: its own transform, head, loss and optimiser recipe for CIFAR-10, with our encoder, batch "
+                "size and number of steps.",
+            ],
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Randomness as a function of its keys: the same draw whatever was drawn before, in whatever order, by whatever process.
+
+A generator that is advanced gives draws that depend on history: on the number of loader workers, on the images that were
+skipped, on a restart. Here a draw is the hash of (seed, keys, sample, number of the draw).
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed number: the step of SplitMix64
+_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def derive(seed: int, *keys: int | str) -> int:
+    """A seed of its own for everything that has a name: `derive(seed, "order", epoch)`.
+
+    Returns a number in [0, 2**63), the same in every process and on every platform. Different keys give independent seeds;
+    1 and "1" are different keys, and so are ("a", "b") and ("ab",).
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for key in (seed, *keys):
+        text = f"{'s' if isinstance(key, str) else 'i'}{key}".encode()
+        digest.update(len(text).to_bytes(4, "little") + text)
+    return int.from_bytes(digest.digest(), "little") >> 1
+
+
+def uniform(seed: int, ids: Tensor, draws: int, *, device: torch.device | str | None = None) -> Tensor:
+    """Uniform draws in [0, 1) for every sample: float32 ``[N, draws]`` with 24 random bits each.
+
+    Row i is a function of (seed, ids[i]) alone, and draw j does not depend on how many draws are asked for. The bits are the
+    same on every device.
+
+    Args:
+        seed: of these draws; use :func:`derive` to give every purpose its own.
+        ids: int64 ``[N]``, which samples.
+        draws: how many numbers per sample.
+        device: where to draw; that of `ids` by default.
+    """
+    if ids.dtype != torch.int64 or ids.ndim != 1:
+        raise TypeError(f"ids must be an int64 tensor [N], got {ids.dtype} {tuple(ids.shape)}")
+    ids = ids if device is None else ids.to(device)
+    counter = torch.arange(1, draws + 1, dtype=torch.int64, device=ids.device)
+    # The seed is hashed first: otherwise sample 1 of seed 0 would draw what sample 0 of seed 1 draws.
+    state = _mix(_mix(ids + derive(seed, "uniform"))[:, None] + counter * _GOLDEN)
+    return _shift(state, 40).to(torch.float32) * 2**-24
+
+
+def permutation(seed: int, n: int) -> Tensor:
+    """A permutation of 0 .. n-1 as int64 ``[n]`` on the CPU."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+
+
+def _mix(x: Tensor) -> Tensor:
+    """SplitMix64's finaliser: every bit of the result depends on every bit of x. Products wrap around, as they should."""
+    x = (x ^ _shift(x, 30)) * _MIX_1
+    x = (x ^ _shift(x, 27)) * _MIX_2
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical shift right; `>>` on int64 copies the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,0 +1,52 @@
+"""The training engine for loops you write yourself: run folder, exact resume, checkpoints, metrics, graceful stop.
+
+Names are loaded on first use: a command line reads `RunOptions` without loading torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from contrastive_core.train.interrupt import Interrupted
+    from contrastive_core.train.loader import make_loader
+    from contrastive_core.train.model_file import load_model
+    from contrastive_core.train.options import RunOptions
+    from contrastive_core.train.run import Run
+    from contrastive_core.train.sampler import Batches
+    from contrastive_core.train.sync_batchnorm import SyncBatchNorm, convert_sync_batchnorm
+
+_MODULE = {
+    "Batches": "sampler",
+    "Interrupted": "interrupt",
+    "Run": "run",
+    "RunOptions": "options",
+    "SyncBatchNorm": "sync_batchnorm",
+    "convert_sync_batchnorm": "sync_batchnorm",
+    "load_model": "model_file",
+    "make_loader": "loader",
+}
+
+__all__ = [
+    "Batches",
+    "Interrupted",
+    "Run",
+    "RunOptions",
+    "SyncBatchNorm",
+    "convert_sync_batchnorm",
+    "load_model",
+    "make_loader",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module 'contrastive_core.train' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"contrastive_core.train.{_MODULE[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

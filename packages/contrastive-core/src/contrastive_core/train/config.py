@@ -1,0 +1,98 @@
+"""The resolved configuration of a run: written once, compared when the run is resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from contrastive_core.errors import UserError
+from contrastive_core.train import files
+from contrastive_core.train.options import FREE_ON_RESUME, RunOptions
+
+#: Where the run options stand in a configuration, unless a command has given them another name.
+OPTIONS_KEY = "run"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Plain values that `--config` reads back, and the name under which the run options stand among them."""
+
+    values: dict[str, Any]
+    options_key: str
+
+    def write(self, path: Path) -> None:
+        """Write the values as YAML, in one step."""
+        files.write_atomic(path, yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True).encode())
+
+    def differences(self, before: Mapping[str, Any]) -> list[str]:
+        """One line `key: before -> now` for every setting that changed and decides what is computed.
+
+        Where the folder lies does not: it may have been moved.
+        """
+        free = {"out", *(f"{self.options_key}.{name}" for name in FREE_ON_RESUME)}
+        old, new = dict(_leaves(before)), dict(_leaves(self.values))
+        return [
+            f"{key}: {old.get(key, '(not set)')} -> {new.get(key, '(not set)')}"
+            for key in {**old, **new}
+            if key not in free and old.get(key) != new.get(key)
+        ]
+
+
+def resolve(config: Mapping[str, object], options: RunOptions) -> Config:
+    """`config`, with the run options in it, as plain values: paths as strings, dataclasses as mappings.
+
+    Raises:
+        TypeError: A value has no plain form.
+    """
+    key = next((name for name, value in config.items() if isinstance(value, RunOptions)), OPTIONS_KEY)
+    values = {name: _plain(value, name) for name, value in config.items()}
+    # Whether this start resumed is not a setting of the run, and a new run made from its file should not.
+    return Config({**values, key: {**dataclasses.asdict(options), "resume": False}}, key)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The configuration of a run folder.
+
+    Raises:
+        UserError: The file is not a YAML mapping.
+    """
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable as YAML ({error}); restore it from a copy") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds no mapping of settings (found {type(config).__name__}); restore it from a copy")
+    return config
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping) and (value or not prefix):
+        for key, item in value.items():
+            yield from _leaves(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, json.dumps(value)
+
+
+def _plain(value: object, place: str) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, enum.Enum):
+        return _plain(value.value, place)
+    if isinstance(value, Path):
+        return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name), f"{place}.{f.name}") for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{place}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, f"{place}.{i}") for i, item in enumerate(value)]
+    raise TypeError(
+        f"the setting {place} is a {type(value).__name__}, which a configuration file cannot hold; expected numbers, "
+        "strings, paths, None, dataclasses, and lists or mappings of them"
+    )

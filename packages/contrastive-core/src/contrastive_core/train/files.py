@@ -1,0 +1,86 @@
+"""Writing files so that a crash, a kill or a power failure leaves the old content or the new one, never a mixture."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+def sync(path: Path) -> None:
+    """Force a file's content, or a folder's list of names, to the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows opens no folder
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Give `path` this content in one step that survives a power failure."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync(path.parent)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Put the folder `new`, whose files are complete, in the place of `target`.
+
+    The only moment at which neither stands under its name is between two renames; what stood there is then still
+    beside it, as `.<name>.old`.
+    """
+    for file in new.iterdir():
+        sync(file)
+    sync(new)
+    old = target.with_name(f".{target.name}.old")
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+    new.rename(target)
+    sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class FolderLock:
+    """Keeps a second process from writing the same folder; however the process ends, the system releases it.
+
+    A record lock (lockf), because data workers forked from this process must not inherit it: they outlive a killed
+    parent by some seconds.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+
+    def acquire(self) -> bool:
+        """True unless another process holds the lock; a file system without locks counts as free."""
+        if fcntl is None:
+            return True
+        try:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return False
+        except OSError:
+            return True
+        return True
+
+    def release(self) -> None:
+        """Let others in."""
+        os.close(self._descriptor)

@@ -1,0 +1,68 @@
+"""Stopping on SIGTERM or SIGINT at the end of a step."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Launchers repeat a signal within milliseconds (torchrun forwards the Ctrl-C that the terminal has sent to everyone,
+# coreutils' timeout signals the child and its group); a person who insists takes longer.
+_REPEAT_SECONDS = 0.5
+
+
+class Interrupted(Exception):  # noqa: N818 - the name says what happened; nothing went wrong
+    """A run was asked to stop, wrote a checkpoint and stopped.
+
+    Attributes:
+        signum: The signal, as in `signal.SIGTERM`.
+    """
+
+    def __init__(self, message: str, *, signum: int) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
+class SignalWatch:
+    """Context manager that notes SIGTERM and SIGINT in `signum`; a repeated signal ends the process at once.
+
+    Python delivers signals to the main thread only: elsewhere the watch does nothing. The handlers that were there
+    before come back on exit.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._since = 0.0
+        self._before: dict[int, Any] = {}
+        self._pid = os.getpid()
+
+    def __enter__(self) -> SignalWatch:
+        if threading.current_thread() is threading.main_thread():
+            for signum in _SIGNALS:
+                self._before[signum] = signal.signal(signum, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for signum, handler in self._before.items():
+            # None: the handler was not installed from Python and cannot be put back by it.
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+        self._before.clear()
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            # A forked data worker: Ctrl-C reaches it too, but its parent decides; SIGTERM is for it alone.
+            if signum == signal.SIGTERM:
+                signal.signal(signum, signal.SIG_DFL)
+                os.kill(os.getpid(), signum)
+            return
+        if self.signum is None:
+            self.signum, self._since = signum, time.monotonic()
+        elif time.monotonic() - self._since > _REPEAT_SECONDS:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)

@@ -1,0 +1,68 @@
+"""The Fabric a run computes with: one process, or the processes that torchrun has started."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment  # type: ignore[attr-defined]
+from lightning_fabric.strategies import DDPStrategy  # type: ignore[attr-defined]
+
+from contrastive_core.errors import UserError
+from contrastive_core.train.options import RunOptions
+
+
+def make_fabric(options: RunOptions) -> Fabric:
+    """Fabric on the device that the options ask for, launched.
+
+    The number of processes is torchrun's (WORLD_SIZE, LOCAL_WORLD_SIZE); they train by DistributedDataParallel, over
+    gloo on CPUs and NCCL on CUDA. Buffers are not broadcast: they are equal on all processes by construction, and
+    a broadcast would overwrite what the first of two forward passes has saved for backward.
+
+    Raises:
+        UserError: The device does not exist here, or cannot do what is asked.
+    """
+    device = _device(options.device)
+    if device == "cpu" and options.precision == "16-mixed":
+        raise UserError(
+            "precision 16-mixed (float16) does not train on a CPU; use 32-true or bf16-mixed there, or a CUDA device"
+        )
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        fabric = Fabric(accelerator=device, devices=1, precision=options.precision, plugins=[LightningEnvironment()])
+    else:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+        if device == "mps":
+            raise UserError(
+                f"found {world_size} processes on an Apple GPU, which trains alone; use --device cpu, or no torchrun"
+            )
+        if device == "cuda" and torch.cuda.device_count() < local:
+            raise UserError(
+                f"torchrun started {local} processes on this machine, which has {torch.cuda.device_count()} CUDA "
+                "device(s); expected one device for each process. Lower --nproc-per-node, or use --device cpu"
+            )
+        fabric = Fabric(
+            accelerator=device,
+            devices=local,
+            num_nodes=world_size // local,
+            precision=options.precision,
+            strategy=DDPStrategy(broadcast_buffers=False),
+            plugins=[TorchElasticEnvironment()],
+        )
+    fabric.launch()
+    return fabric
+
+
+def _device(wanted: str) -> str:
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if wanted == "auto":
+        return "cuda" if cuda else "mps" if mps else "cpu"
+    if (wanted == "cuda" and not cuda) or (wanted == "mps" and not mps):
+        raise UserError(
+            f"--device {wanted} was asked for, but torch {torch.__version__} finds no {wanted.upper()} device here; "
+            "use --device auto or cpu, or install a torch build (and driver) for the device"
+        )
+    return wanted

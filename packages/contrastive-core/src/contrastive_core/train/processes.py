@@ -1,0 +1,81 @@
+"""What the processes of a run tell each other beside the gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from contrastive_core.errors import UserError
+
+T = TypeVar("T")
+
+
+class Processes:
+    """Small messages between the processes, over gloo (on the CPU) whatever the gradients travel by.
+
+    They have a group of their own: a vote may be under way while the loop's own collectives run.
+    """
+
+    def __init__(self, *, rank: int, world_size: int) -> None:
+        self.rank, self.world_size = rank, world_size
+        self._group: dist.ProcessGroup | None = None
+        if world_size > 1:
+            self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+        self._vote: tuple[Tensor, dist.Work | None] | None = None
+
+    def gather(self, value: T) -> list[T]:
+        """The value of every process, in the order of their ranks."""
+        if self._group is None:
+            return [value]
+        values: list[T | None] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self._group)
+        return values  # type: ignore[return-value]
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """Do something on process 0 only, and give every process the result or the UserError."""
+        if self._group is None:
+            return action()
+        outcome: list[tuple[T | None, str | None]] = [(None, None)]
+        if self.rank == 0:
+            try:
+                outcome = [(action(), None)]
+            except UserError as error:
+                dist.broadcast_object_list([(None, str(error))], group=self._group)
+                raise
+        dist.broadcast_object_list(outcome, group=self._group)
+        result, problem = outcome[0]
+        if problem is not None:
+            raise UserError(f"process {self.rank} stops with process 0: {problem.splitlines()[0]}")
+        return result  # type: ignore[return-value]
+
+    def vote(self, value: int, *, final: bool = False) -> int:
+        """The largest `value` any process gave in the call before this one; with `final`, in this one.
+
+        Nobody waits: the vote cast after one step is counted after the next, when it has long arrived. All processes
+        get the same answer in the same step.
+        """
+        if self._group is None:
+            return value
+        counted = self._count()
+        ballot = torch.tensor([value], dtype=torch.int32)
+        self._vote = ballot, dist.all_reduce(ballot, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return max(counted, self._count()) if final else counted
+
+    def wait(self) -> None:
+        """Go on when every process is here."""
+        if self._group is not None:
+            self._count()
+            dist.barrier(group=self._group)
+
+    def _count(self) -> int:
+        if self._vote is None:
+            return 0
+        ballot, work = self._vote
+        self._vote = None
+        if work is not None:
+            work.wait()
+        return int(ballot.item())

@@ -1,0 +1,81 @@
+"""What a person watching a run sees: a bar in a terminal, else a line every few seconds."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+class Watch:
+    """Shows step, last metrics and speed on standard error; `say` prints a message among them."""
+
+    def __init__(self, *, shown: bool) -> None:
+        self._shown = shown
+        self._bar: Progress | None = None
+        self._total = 0
+        self._text = ""
+        self._begun = self._last = 0.0
+        self._first_step = 0
+        self._task: TaskID | None = None
+
+    def start(self, step: int, total: int) -> None:
+        """Begin at `step` of `total`."""
+        self._total, self._first_step, self._begun = total, step, time.monotonic()
+        self._last = 0.0
+        if self._shown and sys.stderr.isatty():
+            self._bar = Progress(
+                TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[metrics]}"),
+                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True),
+            )  # fmt: skip
+            self._task = self._bar.add_task("", total=total, completed=step, metrics="")
+            self._bar.start()
+
+    def metrics(self, record: Mapping[str, float]) -> None:
+        """New values to show."""
+        self._text = "  ".join(f"{name} {value:.4g}" for name, value in record.items())
+
+    def advance(self, done: int) -> None:
+        """`done` steps are complete."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, metrics=self._text)
+            return
+        now = time.monotonic()
+        if not self._shown or (now - self._last < _SECONDS_BETWEEN_LINES and done < self._total):
+            return
+        self._last = now
+        speed = (done - self._first_step) / max(now - self._begun, 1e-9)
+        left = _clock((self._total - done) / speed)
+        self.say(f"step {done}/{self._total}  {self._text}  {speed:.3g} steps/s  {left} left")
+
+    def say(self, message: str) -> None:
+        """Print a message, above the bar if there is one."""
+        if self._bar is not None:
+            self._bar.console.print(message, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(message, file=sys.stderr, flush=True)  # noqa: T201
+
+    def stop(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _clock(seconds: float) -> str:
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}"

@@ -1,0 +1,118 @@
+"""Batch normalisation over the union of the batches of all processes, on any device.
+
+torch.nn.SyncBatchNorm refuses CPUs; this one computes the same with two small collectives per call.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class SyncBatchNorm(_BatchNorm):
+    """nn.BatchNorm1d/2d/3d with the mean and variance of all processes' batches together.
+
+    y = (x - mean) / sqrt(var + eps) * weight + bias, mean and (biased) var over all positions of all processes; the
+    running variance takes the unbiased one, as nn.BatchNorm does on the union batch. The input gradient is that of the
+    sum of the processes' losses; the parameter gradients are each process's own share, which DistributedDataParallel
+    averages. Without a process group, and in evaluation mode, it is nn.BatchNorm. Statistics are float32 or better.
+
+    Shapes: [N, C] or [N, C, ...] with 0 to 3 more dimensions; N may differ between processes.
+
+    Raises:
+        ValueError: Another shape, an empty batch, or one value per channel in all.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - torch's name
+        if not 2 <= input.ndim <= 5:
+            raise ValueError(
+                f"SyncBatchNorm got an input of shape {tuple(input.shape)}; expected 2 to 5 dimensions [N, C, ...]"
+            )
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """Normalise `input`, shape and type unchanged."""
+        from_batch = self.training or self.running_mean is None
+        if not from_batch or not dist.is_initialized() or dist.get_world_size() == 1:
+            return super().forward(input)
+        self._check_input_dim(input)
+        output, mean, var, count = _UnionNorm.apply(input, self.weight, self.bias, self.eps)
+        if self.training and self.running_mean is not None and self.running_var is not None:
+            self._remember(mean, var * (count / (count - 1)))
+        return output  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, var: Tensor) -> None:
+        assert self.running_mean is not None  # noqa: S101 - for the type checker
+        assert self.running_var is not None  # noqa: S101
+        rate = self.momentum
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if rate is None:  # the plain average of all batches so far
+                rate = 1.0 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), float(rate or 0.0))
+        self.running_var.lerp_(var.to(self.running_var.dtype), float(rate or 0.0))
+
+
+def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
+    """Make every BatchNorm1d/2d/3d (and torch's SyncBatchNorm) in `module` a SyncBatchNorm, in place; returns `module`.
+
+    Only the class of the objects changes: parameters, buffers, hooks, names in the state dictionary and references that
+    others hold stay. Subclasses of the batch norms, which may compute something else, are left alone.
+    """
+    for part in module.modules():
+        if type(part) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm):
+            part.__class__ = SyncBatchNorm
+    return module
+
+
+class _UnionNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if x.shape[0] == 0:
+            raise ValueError("SyncBatchNorm got an empty batch on one process; give every process at least one sample")
+        precise = torch.promote_types(x.dtype, torch.float32)
+        dims = [d for d in range(x.ndim) if d != 1]
+        own_var, own_mean = torch.var_mean(x.to(precise), dims, correction=0)
+        own_count = own_mean.new_full((1,), x.numel() / x.shape[1], dtype=torch.float64)
+        own = torch.cat([own_mean.double(), own_var.double(), own_count])
+        parts = own.new_empty((dist.get_world_size(), own.numel()))
+        dist.all_gather(list(parts.unbind()), own)
+        means, variances, counts = parts[:, : x.shape[1]], parts[:, x.shape[1] : -1], parts[:, -1:]
+        count = counts.sum()
+        if count <= 1:
+            raise ValueError("SyncBatchNorm got one value per channel over all processes; training needs at least two")
+        # The variance of a union: within the parts, and of their means (Chan, Golub and LeVeque 1979).
+        mean = (counts * means).sum(0) / count
+        var = (counts * (variances + (means - mean).square())).sum(0) / count
+        mean, var = mean.to(precise), var.to(precise)
+        ctx.save_for_backward(x, weight, mean, torch.rsqrt(var + eps), count)
+        ctx.mark_non_differentiable(mean, var, count)
+        return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps), mean, var, count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x, weight, mean, inverse, count = ctx.saved_tensors  # type: ignore[attr-defined]
+        dims = [d for d in range(x.ndim) if d != 1]
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        grad = grads[0].to(mean.dtype)
+        normal = (x.to(mean.dtype) - mean.view(shape)) * inverse.view(shape)
+        own_bias, own_weight = grad.sum(dims), (grad * normal).sum(dims)
+        grad_x: Tensor | None = None
+        if ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
+            both = torch.cat([own_bias, own_weight])
+            dist.all_reduce(both)
+            bias_mean, weight_mean = (both / count.to(both.dtype)).view(2, -1)
+            scale = inverse if weight is None else inverse * weight
+            grad_x = (grad - bias_mean.view(shape) - normal * weight_mean.view(shape)) * scale.view(shape)
+            grad_x = grad_x.to(x.dtype)
+        needs_weight, needs_bias = ctx.needs_input_grad[1:3]  # type: ignore[attr-defined]
+        return grad_x, own_weight if needs_weight else None, own_bias if needs_bias else None, None

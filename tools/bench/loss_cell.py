@@ -1,0 +1,217 @@
+"""One cell of `tools/bench_losses.py`: one loss at one size, timed and weighed in a process of its own.
+
+    python -m tools.bench.loss_cell '{"method": "nt_xent", "rows": 4096, "dim": 128, "threads": 1, ...}'
+
+prints one line of JSON. Every method does the same work: normalise, value, gradient with respect to both views; the
+bare matrix products are what a method cannot do without. Extra memory is the highest resident size during the first
+call less the size before it, on CUDA the allocator's peak less what was allocated.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TEMPERATURE = 0.1
+WARM_UP_ROWS = 64
+TILE = 1024
+SHORT_SECONDS = 0.3
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def nt_xent() -> Loss:
+    from contrastive_core import nt_xent as loss
+
+    return lambda a, b: loss(a, b, temperature=TEMPERATURE)
+
+
+def full_matrix() -> Loss:
+    """What a paper's pseudo-code gives: all similarities, the diagonal blanked, cross-entropy."""
+
+    def loss(a: Tensor, b: Tensor) -> Tensor:
+        z = F.normalize(torch.cat([a, b]), dim=1)
+        logits = (z @ z.T / TEMPERATURE).fill_diagonal_(-torch.inf)
+        return F.cross_entropy(logits, torch.arange(len(z), device=z.device).roll(len(a)))
+
+    return loss
+
+
+def lightly() -> Loss:
+    from lightly.loss import NTXentLoss
+
+    loss: Loss = NTXentLoss(temperature=TEMPERATURE)
+    return loss
+
+
+def pml_nt_xent() -> Loss:
+    from pytorch_metric_learning.losses import NTXentLoss
+
+    loss = NTXentLoss(temperature=TEMPERATURE)
+    return lambda a, b: loss(torch.cat([a, b]), torch.arange(len(a), device=a.device).repeat(2))
+
+
+def pml_supcon() -> Loss:
+    from pytorch_metric_learning.losses import SupConLoss
+
+    loss = SupConLoss(temperature=TEMPERATURE)
+    return lambda a, b: loss(torch.cat([a, b]), torch.arange(len(a), device=a.device).repeat(2))
+
+
+def gemms(count: int) -> Callable[[], Loss]:
+    """`count` products [N, D] x [D, N] in tiles that stay in cache, and nothing else."""
+
+    def work(a: Tensor, b: Tensor) -> Tensor:
+        z = torch.cat([a, b]).detach()
+        tile = min(TILE, len(z))
+        out = z.new_empty(tile, tile)
+        for _ in range(count):
+            for rows in torch.split(z, tile):
+                for columns in torch.split(z, tile):
+                    torch.mm(rows, columns.T, out=out[: len(rows), : len(columns)])
+        return out
+
+    return lambda: work
+
+
+METHODS: dict[str, Callable[[], Loss]] = {
+    "nt_xent": nt_xent,
+    "gemm2": gemms(2),
+    "gemm3": gemms(3),
+    "full_matrix": full_matrix,
+    "lightly": lightly,
+    "pml_supcon": pml_supcon,
+    "pml_nt_xent": pml_nt_xent,
+}
+
+
+def views(rows: int, dim: int, device: str) -> tuple[Tensor, Tensor]:
+    """Two correlated views of rows / 2 samples."""
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(rows // 2, dim, generator=generator)
+    b = a + 2 * torch.randn(rows // 2, dim, generator=generator)
+    return a.to(device).requires_grad_(), b.to(device).requires_grad_()
+
+
+def call(loss: Loss, a: Tensor, b: Tensor) -> Tensor:
+    a.grad = b.grad = None
+    value = loss(a, b)
+    if value.requires_grad:
+        value.backward()  # type: ignore[no-untyped-call]
+    return value.detach()
+
+
+def measure(
+    method: str, rows: int, dim: int, *, threads: int, device: str, repeats: int, seconds: float, limit_mb: float
+) -> dict[str, object]:
+    """Times, extra memory and result of one method; {"skipped": why} when it is not installed or does not fit."""
+    torch.set_num_threads(threads)
+    try:
+        loss = METHODS[method]()
+    except ModuleNotFoundError as missing:
+        return {"skipped": f"{missing.name} is not installed"}
+    # Loads what is loaded on first use; its cost belongs to no size.
+    call(loss, *views(WARM_UP_ROWS, dim, device))
+    a, b = views(rows, dim, device)
+    memory = _CudaMemory() if device == "cuda" else _HostMemory()
+    memory.limit(limit_mb)
+    try:
+        value = call(loss, a, b)
+        extra_mb = memory.peak_extra_mb()
+        wall, cpu = _times(lambda: call(loss, a, b), device, repeats, seconds)
+    except (RuntimeError, MemoryError) as error:
+        if re.search(r"can't allocate memory|not enough memory|out of memory", f"{error}") or isinstance(
+            error, MemoryError
+        ):
+            return {"skipped": f"needs more than {limit_mb / 1024:.1f} GB"}
+        raise
+    result: dict[str, object] = {
+        "wall_s": statistics.median(wall),
+        "wall_min_s": min(wall),
+        "extra_mb": extra_mb,
+        "repeats": len(wall),
+    }
+    if cpu:
+        result |= {"cpu_s": statistics.median(cpu), "cpu_min_s": min(cpu)}
+    if a.grad is not None and b.grad is not None:
+        result |= {"loss": value.item(), "gradient_norm": torch.cat([a.grad, b.grad]).norm().item()}
+    return result
+
+
+def _times(run: Callable[[], object], device: str, repeats: int, seconds: float) -> tuple[list[float], list[float]]:
+    """Wall and CPU seconds of each run: `repeats`, more of short ones, fewer once `seconds` are spent.
+
+    On CUDA the device's time between two events, and no CPU seconds.
+    """
+    wall: list[float] = []
+    cpu: list[float] = []
+    while not wall or (sum(wall) < seconds and (len(wall) < repeats or sum(wall) < SHORT_SECONDS)):
+        if device == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            start.record()
+            run()
+            end.record()
+            end.synchronize()
+            wall.append(start.elapsed_time(end) / 1000)
+        else:
+            wall_start, cpu_start = time.perf_counter(), time.process_time()
+            run()
+            cpu.append(time.process_time() - cpu_start)
+            wall.append(time.perf_counter() - wall_start)
+    return wall, cpu
+
+
+class _HostMemory:
+    """Peak resident size of this process since construction."""
+
+    def __init__(self) -> None:
+        refs = Path("/proc/self/clear_refs")
+        if refs.exists():
+            refs.write_text("5")  # forget the peak of the imports
+        self.before = self._peak_mb()
+
+    def limit(self, mb: float) -> None:
+        """Lets an allocation fail, where the machine would swap or kill."""
+        status = Path("/proc/self/status")
+        if status.exists():
+            data_mb = int(re.findall(r"VmData:\s+(\d+)", status.read_text())[0]) / 1024
+            resource.setrlimit(resource.RLIMIT_DATA, (int((data_mb + mb) * 2**20),) * 2)
+
+    def peak_extra_mb(self) -> float:
+        return self._peak_mb() - self.before
+
+    def _peak_mb(self) -> float:
+        status = Path("/proc/self/status")
+        if status.exists():
+            return int(re.findall(r"VmHWM:\s+(\d+)", status.read_text())[0]) / 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS: bytes
+
+
+class _CudaMemory:
+    """Peak of torch's allocator since construction."""
+
+    def __init__(self) -> None:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        self.before = torch.cuda.memory_allocated()
+
+    def limit(self, mb: float) -> None:
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (self.before + mb * 2**20) / total))
+
+    def peak_extra_mb(self) -> float:
+        return (torch.cuda.max_memory_allocated() - self.before) / 2**20
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(**json.loads(sys.argv[1]))))

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import normalize
 
+from ssl_vision.commands.knn import knn
+from ssl_vision.commands.linear import linear
 from ssl_vision.evaluation import Score
-from ssl_vision.knn import knn
-from ssl_vision.linear import linear
 from ssl_vision.models import resnet
 from tools.results import provenance, write_result
 

@@ -8,13 +8,13 @@ from contrastive_core.cli import Verb, run
 from ssl_vision import __version__
 
 VERBS = {
-    "check": Verb("ssl_vision.check:check", "find every problem of an image data set in one pass"),
-    "pretrain": Verb("ssl_vision.pretrain:pretrain", "pre-train an encoder with SimCLR, without labels"),
-    "linear": Verb("ssl_vision.linear:linear", "train and test a linear classifier on frozen features"),
-    "knn": Verb("ssl_vision.knn:knn", "classify test images by their nearest training images"),
-    "embed": Verb("ssl_vision.embed:embed", "write features to a file, or draw a map of them"),
-    "report": Verb("ssl_vision.report:report", "write a run's self-contained HTML report"),
-    "demo": Verb("ssl_vision.demo:demo", "the whole of it on scikit-learn's digits, in a few minutes on a CPU"),
+    "check": Verb("ssl_vision.commands.check:check", "find every problem of an image data set in one pass"),
+    "pretrain": Verb("ssl_vision.commands.pretrain:pretrain", "pre-train an encoder with SimCLR, without labels"),
+    "linear": Verb("ssl_vision.commands.linear:linear", "train and test a linear classifier on frozen features"),
+    "knn": Verb("ssl_vision.commands.knn:knn", "classify test images by their nearest training images"),
+    "embed": Verb("ssl_vision.commands.embed:embed", "write features to a file, or draw a map of them"),
+    "report": Verb("ssl_vision.commands.report:report", "write a run's self-contained HTML report"),
+    "demo": Verb("ssl_vision.commands.demo:demo", "the whole of it on scikit-learn's digits, in a few minutes on a CPU"),
 }
 
 

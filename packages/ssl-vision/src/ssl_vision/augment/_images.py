@@ -49,6 +49,13 @@ def as_planes(images: Tensor) -> Tensor:
     return (x.mul_(1 / 255) if images.dtype == torch.uint8 else x).view(3, len(images), -1)
 
 
+def transposed_planes(images: Tensor) -> Tensor:
+    """A float32 copy [3, N, W, H]."""
+    check_images(images)
+    x = images.permute(1, 0, 3, 2).to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    return x.mul_(1 / 255) if images.dtype == torch.uint8 else x
+
+
 def from_planes(planes: Tensor, images: Tensor) -> Tensor:
     """Planes back to the shape of `images`."""
     n, c, h, w = images.shape

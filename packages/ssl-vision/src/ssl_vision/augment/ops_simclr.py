@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssl_vision.augment._images import as_planes, check_images, from_planes, per_image
-from ssl_vision.augment.blur import blur_images
-from ssl_vision.augment.resample import crop_images, keys_taps
+from ssl_vision.augment._images import as_planes, check_images, from_planes, per_image, transposed_planes
+from ssl_vision.augment.resample import blur_planes, crop_planes, upright
+from ssl_vision.augment.taps import keys_taps
 
 GREY = (0.2989, 0.587, 0.114)
 _TINY = torch.finfo(torch.float32).tiny
@@ -55,8 +55,8 @@ def gaussian_blur(images: Tensor, sigma: float | Tensor, *, kernel_size: int) ->
 
     So borders darken, as in the official code. The pre-training uses kernel_size = H // 10.
     """
-    check_images(images)
-    return blur_images(images, per_image("sigma", sigma, images)[:, 0], radius=kernel_size // 2, padding="zero")
+    width = per_image("sigma", sigma, images)[:, 0]
+    return blur_planes(transposed_planes(images), width, which=slice(None), radius=kernel_size // 2, padding="zero")
 
 
 def crop_resize(images: Tensor, boxes: Tensor, *, size: int, flip: Tensor | None = None) -> Tensor:
@@ -67,7 +67,7 @@ def crop_resize(images: Tensor, boxes: Tensor, *, size: int, flip: Tensor | None
     check_images(images)
     taps_y = keys_taps(boxes[:, 0], boxes[:, 2], out=size)
     taps_x = keys_taps(boxes[:, 1], boxes[:, 3], out=size, flip=flip)
-    return crop_images(images, taps_y, taps_x)
+    return upright(crop_planes(images, taps_y, taps_x))
 
 
 def brightness_(x: Tensor, factor: Tensor) -> Tensor:
@@ -92,10 +92,11 @@ def saturation_(x: Tensor, factor: Tensor) -> Tensor:
     With V the largest and d the range of a pixel's channels, S = d / V and every channel is c = V - (V - c): scaling S by k
     moves it to V + (c - V) k. The clip S k <= 1 is k <= V / d.
     """
-    value = torch.maximum(x[0], x[1])
-    torch.maximum(value, x[2], out=value).clamp_min_(0)  # where the bicubic crop left a pixel negative, S is 0
-    spread = torch.minimum(x[0], x[1])
-    torch.minimum(spread, x[2], out=spread)
+    red, green, blue = x.unbind(0)
+    value = torch.maximum(red, green)
+    torch.maximum(value, blue, out=value).clamp_min_(0)  # where the bicubic crop left a pixel negative, S is 0
+    spread = torch.minimum(red, green)
+    torch.minimum(spread, blue, out=spread)
     torch.sub(value, spread, out=spread).clamp_min_(_TINY)
     scale = torch.div(value, spread, out=spread)
     torch.minimum(scale, factor, out=scale)
@@ -109,15 +110,15 @@ def hue_(x: Tensor, delta: Tensor) -> Tensor:
     1 - a_R + a_G + a_B, on the side of green when G > B. A channel at distance y from its own hue is then
     clip(| |y| - 3 | - 1, 0, 1) of the range, for y within one turn either way.
     """
-    low = torch.minimum(x[0], x[1])
-    torch.minimum(low, x[2], out=low)
+    red, green, blue = x.unbind(0)
+    low = torch.minimum(red, green)
+    torch.minimum(low, blue, out=low)
     x.sub_(low)
-    spread = torch.maximum(x[0], x[1])
-    torch.maximum(spread, x[2], out=spread)
-    position = torch.sub(spread, x[0]).add_(x[1]).add_(x[2])
-    position.div_(torch.clamp_min(spread, _TINY))
-    side = torch.sub(x[1], x[2])
-    torch.copysign(position, side, out=position)
+    spread = torch.maximum(red, green)
+    torch.maximum(spread, blue, out=spread)
+    position = torch.sub(spread, red).add_(green).add_(blue)
+    green.sub_(blue)
+    torch.copysign(position.div_(torch.clamp_min(spread, _TINY, out=red)), green, out=position)
     centres = torch.tensor([0.0, 2.0, 4.0], device=x.device)[:, None, None]
     shift = torch.remainder(6 * delta - centres + 3, 6) - 3
     torch.add(position, shift, out=x)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ssl_vision.augment import ops_simclr
-from ssl_vision.augment._images import check_ids, check_images, check_range, to_float
-from ssl_vision.augment.blur import blur_transposed
+from ssl_vision.augment._images import check_ids, check_images, check_range
+from ssl_vision.augment.arrange import Stage, arrange, stage_keys
 from ssl_vision.augment.boxes import tensorflow_boxes
-from ssl_vision.augment.draws import ORDERS, Draws, draw
-from ssl_vision.augment.resample import keys_taps, resample
+from ssl_vision.augment.draws import Draws, draw
+from ssl_vision.augment.resample import blur_planes, crop_planes
+from ssl_vision.augment.taps import Taps, keys_taps
 
 # Images of one block are worked on one operation after the other while they stay in the processor's cache.
 _BLOCK_VALUES = 1 << 18
@@ -85,59 +85,61 @@ class SimCLRAugment(nn.Module):
     @torch.no_grad()
     def apply_draws(self, images: Tensor, draws: Draws) -> Tensor:
         """The views that `draws` describe."""
-        out = torch.empty(len(images), 3, self.size, self.size, device=images.device)
-        for which, order, gray, blur in _blocks(draws, values_per_image=3 * self.size**2):
-            out.index_copy_(0, which.to(out.device), self._block(images, draws, which, order, gray, blur))
+        n, device = len(images), images.device
+        taps_y, taps_x = self._taps(draws, device)
+        keys = stage_keys(draws)
+        amounts = torch.stack((draws.brightness, draws.contrast, draws.saturation, draws.hue, torch.zeros(n)))
+        amounts = amounts.gather(0, torch.from_numpy(keys[:4])).to(device)[..., None]  # of each stage
+        sigma = draws.sigma.to(device)
+        out = torch.empty(n, 3, self.size, self.size, device=device)
+        most = max(1, _BLOCK_VALUES // (3 * self.size**2)) if device.type == "cpu" else n
+        for start in range(0, n, most):
+            here = slice(start, min(start + most, n))
+            stages = arrange(keys[:, here], device)
+            first = stages[0].slot
+            planes = crop_planes(images[here].index_select(0, first), taps_y.pick(here).pick(first), taps_x.pick(here).pick(first))
+            for stage, amount in zip(stages[:4], amounts[:, here], strict=True):
+                planes = self._colour(planes, stage, amount, moved=stage is stages[0])
+            self._finish(planes, stages[4], sigma[here], out[here])
         return out
 
-    def _block(
-        self, images: Tensor, draws: Draws, which: Tensor, order: int | None, gray: slice, blur: slice
-    ) -> Tensor:
-        """Views of images that share one order of colour operations; `gray` and `blur` are runs among them."""
-        device = images.device
-        box = draws.boxes[which].to(device)
-        taps_y = keys_taps(box[:, 0], box[:, 2], out=self.size)
-        taps_x = keys_taps(box[:, 1], box[:, 3], out=self.size, flip=draws.flip[which].to(device))
-        planes = resample(to_float(images[which.to(device)]), taps_y, taps_x)
-        x = planes.view(3, len(which), -1)
-        if order is not None:
-            drawn = torch.stack((draws.brightness, draws.contrast, draws.saturation, draws.hue))[:, which, None].to(
-                device
-            )
-            for op in ORDERS[order]:
-                self._jitter_ops[op](x, drawn[op]).clamp_(0, 1)
-        ops_simclr.grayscale_(x[:, gray])
+    def _taps(self, draws: Draws, device: torch.device) -> tuple[Taps, Taps]:
+        """Where the rows and the columns of every view come from."""
+        top, left, height, width = draws.boxes.to(device).unbind(1)
+        flip = draws.flip.to(device)
+        both = keys_taps(
+            torch.cat((top, left)), torch.cat((height, width)), out=self.size, flip=torch.cat((torch.zeros_like(flip), flip))
+        )
+        n = len(top)
+        return both.pick(slice(0, n)), both.pick(slice(n, None))
+
+    def _colour(self, planes: Tensor, stage: Stage, amount: Tensor, *, moved: bool) -> Tensor:
+        """One colour operation on every image, and the clip after it; an image without jitter is clipped only."""
+        if stage.move is not None and not moved:
+            planes = planes.index_select(1, stage.move)
+        x = planes.view(3, planes.shape[1], -1)
+        amount = amount[stage.slot]
+        for op, run in zip(self._jitter_ops, stage.runs, strict=False):
+            if run.stop > run.start:
+                op(x[:, run], amount[run])
         x.clamp_(0, 1)
-        result = planes.permute(1, 0, 3, 2).contiguous()
-        sigma = draws.sigma[which][blur].to(device)
-        if len(sigma):
+        return planes
+
+    def _finish(self, planes: Tensor, stage: Stage, sigma: Tensor, out: Tensor) -> None:
+        """Take the colour away, blur, turn upright, and put the images where they belong."""
+        if stage.move is not None:
+            planes = planes.index_select(1, stage.move)
+        _, gray, both, blur, _ = stage.runs
+        if both.stop > gray.start:
+            ops_simclr.grayscale_(planes.view(3, len(out), -1)[:, gray.start : both.stop])
+        result = torch.empty_like(out) if len(out) > 1 else out
+        sharp = slice(0, both.start)
+        result[sharp].copy_(planes[:, sharp].permute(1, 0, 3, 2))
+        if blur.stop > both.start:
+            blurred = slice(both.start, blur.stop)
             radius = self.size // 10 // 2
-            result[blur] = blur_transposed(
-                planes, sigma, radius=radius, padding="zero", first=blur.start, total=len(which)
+            result[blurred] = blur_planes(
+                planes, sigma[stage.slot[blurred]], which=blurred, radius=radius, padding="zero"
             ).clamp_(0, 1)
-        return result
-
-
-def _blocks(draws: Draws, *, values_per_image: int) -> Iterator[tuple[Tensor, int | None, slice, slice]]:
-    """Split a batch into blocks of images with one order of colour operations, each about `_BLOCK_VALUES` large.
-
-    Within a block the images to turn grey, and those to blur, are neighbours.
-    """
-    order = torch.where(draws.jitter, draws.order, len(ORDERS))
-    blur = draws.blur.long()
-    key = order * 4 + torch.where(draws.gray, 1 + blur, 3 * blur)  # plain, grey, grey and blurred, blurred
-    rank = torch.argsort(key, stable=True)
-    most = max(1, _BLOCK_VALUES // values_per_image)
-    counts = torch.bincount(order, minlength=len(ORDERS) + 1).tolist()
-    start = 0
-    for number, count in enumerate(counts):
-        for first in range(start, start + count, most):
-            which = rank[first : min(first + most, start + count)]
-            yield which, number if number < len(ORDERS) else None, _run(draws.gray[which]), _run(draws.blur[which])
-        start += count
-
-
-def _run(flags: Tensor) -> slice:
-    """The one run of true flags."""
-    places = flags.nonzero()[:, 0]
-    return slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0)
+        if len(out) > 1:
+            torch.index_select(result, 0, stage.slot.argsort(), out=out)

@@ -1,0 +1,65 @@
+"""The nearest-neighbour vote against scikit-learn's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.neighbors import KNeighborsClassifier
+
+from contrastive_core.errors import UserError
+from ssl_vision.commands.knn import knn
+from ssl_vision.neighbours import knn_scores
+
+
+@given(
+    queries=st.integers(1, 40),
+    bank=st.integers(1, 300),
+    classes=st.integers(1, 12),
+    k=st.integers(1, 320),
+    temperature=st.sampled_from([0.01, 0.07, 0.1, 1.0]),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=60, deadline=None)
+def test_vote_equals_scikit_learn(
+    queries: int, bank: int, classes: int, k: int, temperature: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    features, query = rng.normal(size=(bank, 16)), rng.normal(size=(queries, 16)) * 5
+    labels = np.concatenate([np.arange(min(classes, bank)), rng.integers(0, classes, max(bank - classes, 0))])
+
+    def weight(distance: np.ndarray) -> np.ndarray:
+        # The largest similarity of a query is taken off, as only ratios of votes matter.
+        similarity = 1 - distance
+        return np.exp((similarity - similarity.max(axis=1, keepdims=True)) / temperature)
+
+    reference = KNeighborsClassifier(min(k, bank), metric="cosine", weights=weight, algorithm="brute")
+    expected = reference.fit(features, labels).predict_proba(query)
+    scores = knn_scores(
+        torch.from_numpy(query), torch.from_numpy(features), torch.from_numpy(labels),
+        num_classes=classes, k=k, temperature=temperature,
+    )  # fmt: skip
+    probability = (scores / scores.sum(dim=1, keepdim=True)).numpy()[:, np.unique(labels)]
+    np.testing.assert_allclose(probability, expected, atol=2e-4)
+
+
+def test_a_query_in_the_bank_finds_itself() -> None:
+    bank = torch.eye(5) * torch.tensor([1.0, 100.0, 1e-3, 7.0, 1e4])[:, None]
+    scores = knn_scores(bank, bank, torch.tensor([2, 0, 1, 1, 0]), num_classes=3, k=1)
+    assert scores.argmax(dim=1).tolist() == [2, 0, 1, 1, 0]
+
+
+def test_pixels_of_digits_vote_well(tmp_path: object) -> None:
+    score = knn("pixels", "digits", k=5)
+    assert score.top1 > 95
+    assert score.images == 360
+    assert score.top5 is not None
+    assert score.top5 >= score.top1
+
+
+@pytest.mark.parametrize("arguments", [{"k": 0}, {"temperature": 0.0}])
+def test_impossible_settings_are_refused(arguments: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="got k="):
+        knn("pixels", "digits", **arguments)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from contrastive_core import ProjectionHead
+from contrastive_core.train.sync_batchnorm import SyncBatchNorm, convert_sync_batchnorm
 
 Golden = Callable[[str], np.lib.npyio.NpzFile]
 
@@ -141,13 +142,20 @@ def test_first_layers_share_weights() -> None:
             head.first_layers(count)
 
 
-def test_sync_batch_norm_conversion_keeps_the_missing_shift() -> None:
+@pytest.mark.parametrize(
+    ("convert", "layer"),
+    [(nn.SyncBatchNorm.convert_sync_batchnorm, nn.SyncBatchNorm), (convert_sync_batchnorm, SyncBatchNorm)],
+)
+def test_sync_batch_norm_conversion_keeps_the_missing_shift(
+    convert: Callable[[nn.Module], nn.Module], layer: type[nn.Module]
+) -> None:
     head = ProjectionHead(4, 3, layers=2)
     names = list(head.state_dict())
-    converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(head))
-    assert sum(isinstance(m, nn.SyncBatchNorm) for m in converted.modules()) == 2
+    converted = convert(copy.deepcopy(head))
+    assert sum(isinstance(m, layer) for m in converted.modules()) == 2
     assert list(converted.state_dict()) == names
     assert converted.layers[1].norm.bias is None
+    assert sum(isinstance(m, layer) for m in converted.first_layers(1).modules()) == 1
     x = torch.randn(5, 4)
     torch.testing.assert_close(converted.eval()(x), head.eval()(x))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -72,7 +71,7 @@ def train(
     lr: float = 0.05,
     pause: float = 0.0,
     note: str = "",
-    net: NetOptions = NetOptions(),  # noqa: B008
+    net: NetOptions = NetOptions(),
     run: RunOptions = RunOptions(),  # noqa: B008
 ) -> None:
     """Train the toy.

@@ -85,7 +85,7 @@ def run(  # noqa: PLR0911 - one return per outcome
         print(f"{prog} {name}: {stop}", file=sys.stderr)
         return 128 + stop.signum
     except KeyboardInterrupt:
-        print(f"{prog} {name}: stopped before there was anything to save", file=sys.stderr)
+        print(f"{prog} {name}: stopped", file=sys.stderr)
         return 130
 
 
@@ -126,7 +126,7 @@ def _run_verb(prog: str, verb: Verb, words: Sequence[str], *, configs: str | Non
 
 _EPILOG = (
     "Required arguments may be given in order, without their flag. A nested flag may be given by its last name where "
-    "that is unambiguous: --seed for --run.seed. A flag with true or false may stand alone: --resume, --no-resume. Flags "
+    "that is unambiguous: --seed for --run.seed. A flag of true or false may stand alone: --resume, --no-resume. Flags "
     "win over --config. --print_config shows the values that result, as a file for --config."
 )
 
@@ -145,7 +145,7 @@ class _Options:
     def canonical(self, words: Sequence[str], *, configs: str | None) -> list[str]:
         """The command line with full names and explicit values, configuration files first."""
         files: list[str] = []
-        flags: list[tuple[str, str]] = []
+        flags: list[tuple[str, str | None]] = []
         bare: list[str] = []
         rest = list(words)
         while rest:
@@ -154,7 +154,7 @@ class _Options:
                 bare += rest
                 break
             if word in ("-h", "--help") or re.match(r"--print_config(=|$)", word):
-                flags.append((word, ""))
+                flags.append((word, None))
             elif not word.startswith("-") or re.match(r"-\.?\d", word):
                 bare.append(word)
             elif word.partition("=")[0] == "--config":
@@ -170,8 +170,9 @@ class _Options:
                 f"unexpected argument {bare[len(places)]!r}; expected "
                 + (f"{len(places)} without a flag ({', '.join(places)})" if places else "flags only")
             )
-        flags = [(f"--{name}", value) for name, value in zip(places, bare, strict=False)] + flags
-        return [f"--config={path}" for path in files] + [f"{name}={value}" if value else name for name, value in flags]
+        flags += [(f"--{name}", value) for name, value in zip(places, bare, strict=False)]
+        written = [name if value is None else f"{name}={value}" for name, value in flags]
+        return [f"--config={path}" for path in files] + written
 
     def _flag(self, word: str, rest: list[str]) -> tuple[str, str]:
         name, _, _ = word.partition("=")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from contrastive_core.train.interrupt import Interrupted
-    from contrastive_core.train.loader import make_loader
+    from contrastive_core.train.loader import ignore_stop_signals, make_loader
     from contrastive_core.train.model_file import load_model
     from contrastive_core.train.options import RunOptions
     from contrastive_core.train.run import Run
@@ -24,6 +24,7 @@ _MODULE = {
     "RunOptions": "options",
     "SyncBatchNorm": "sync_batchnorm",
     "convert_sync_batchnorm": "sync_batchnorm",
+    "ignore_stop_signals": "loader",
     "load_model": "model_file",
     "make_loader": "loader",
 }
@@ -35,6 +36,7 @@ __all__ = [
     "RunOptions",
     "SyncBatchNorm",
     "convert_sync_batchnorm",
+    "ignore_stop_signals",
     "load_model",
     "make_loader",
 ]

@@ -51,7 +51,7 @@ def resolve(config: Mapping[str, object], options: RunOptions) -> Config:
         TypeError: A value has no plain form.
     """
     key = next((name for name, value in config.items() if isinstance(value, RunOptions)), OPTIONS_KEY)
-    values = {name: _plain(value, name) for name, value in config.items()}
+    values = {name: plain(value, f"the setting {name}") for name, value in config.items()}
     # Whether this start resumed is not a setting of the run, and a new run made from its file should not.
     return Config({**values, key: {**dataclasses.asdict(options), "resume": False}}, key)
 
@@ -76,23 +76,28 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         for key, item in value.items():
             yield from _leaves(item, f"{prefix}.{key}" if prefix else str(key))
     else:
-        yield prefix, json.dumps(value)
+        yield prefix, json.dumps(value, default=str)
 
 
-def _plain(value: object, place: str) -> Any:
+def plain(value: object, place: str) -> Any:
+    """`value` as YAML and JSON can hold it: paths as strings, dataclasses as mappings, tuples as lists.
+
+    Raises:
+        TypeError: There is no such form; `place` is what the message calls the value.
+    """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, enum.Enum):
-        return _plain(value.value, place)
+        return plain(value.value, place)
     if isinstance(value, Path):
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name), f"{place}.{f.name}") for f in dataclasses.fields(value)}
+        return {f.name: plain(getattr(value, f.name), f"{place}.{f.name}") for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, f"{place}.{key}") for key, item in value.items()}
+        return {str(key): plain(item, f"{place}.{key}") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item, f"{place}.{i}") for i, item in enumerate(value)]
+        return [plain(item, f"{place}.{i}") for i, item in enumerate(value)]
     raise TypeError(
-        f"the setting {place} is a {type(value).__name__}, which a configuration file cannot hold; expected numbers, "
-        "strings, paths, None, dataclasses, and lists or mappings of them"
+        f"{place} is a {type(value).__name__}, which cannot be written as text; expected numbers, strings, paths, "
+        "None, dataclasses, and lists or mappings of them"
     )

@@ -15,9 +15,10 @@ except ImportError:  # Windows
 
 def sync(path: Path) -> None:
     """Force a file's content, or a folder's list of names, to the disk."""
-    if path.is_dir() and os.name == "nt":
+    windows = os.name == "nt"
+    if windows and path.is_dir():
         return  # Windows opens no folder
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

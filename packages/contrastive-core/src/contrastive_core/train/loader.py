@@ -30,12 +30,17 @@ def make_loader(
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin_memory,
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=ignore_stop_signals,
         # A generator of its own: the loader must not draw from the global one, which the steps are seeded by.
         generator=torch.Generator().manual_seed(0),
     )
 
 
-def _quiet_worker(worker: int) -> None:
-    # Ctrl-C in a terminal reaches the workers too; the training process ends them when its step is complete.
+def ignore_stop_signals(worker: int) -> None:
+    """For DataLoader's `worker_init_fn`: leave SIGINT and SIGTERM to the training process.
+
+    A terminal, a batch system or `timeout` sends them to all processes of a job; a worker that died of one would take
+    the training process with it before its checkpoint. The workers end when the training process does.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

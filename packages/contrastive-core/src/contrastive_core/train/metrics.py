@@ -10,7 +10,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -33,7 +32,7 @@ class MetricsFile:
 
     def append(self, record: Record) -> None:
         """Add one record."""
-        with self._jsonl.open("a", encoding="utf-8") as file:
+        with self._jsonl.open("a", encoding="utf-8", newline="\n") as file:
             file.write(_line(record))
         if all(name in self._columns for name in record):
             with self._csv.open("a", encoding="utf-8", newline="") as file:
@@ -71,10 +70,16 @@ class TimingFile:
     def __init__(self, folder: Path) -> None:
         self._path = folder / "timing.jsonl"
 
+    def begin(self, session: Mapping[str, object]) -> None:
+        """Add the record of a start, after removing a last line that a kill has cut short."""
+        content = self._path.read_bytes() if self._path.exists() else b""
+        files.write_atomic(self._path, content[: content.rfind(b"\n") + 1])
+        self.append(session)
+
     def append(self, record: Mapping[str, object]) -> None:
         """Add one record."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + os.linesep)
+        with self._path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(json.dumps(record) + "\n")
 
 
 def read(path: Path) -> list[dict[str, Value]]:

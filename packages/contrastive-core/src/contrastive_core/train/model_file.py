@@ -14,6 +14,7 @@ from torch import Tensor
 
 from contrastive_core.errors import UserError
 from contrastive_core.train import files
+from contrastive_core.train.config import plain
 
 _WEIGHTS, _CARD = "model.safetensors", "model.json"
 
@@ -36,7 +37,7 @@ def save_model(target: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     safetensors.torch.save_file(
         {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, new / _WEIGHTS
     )
-    card = {"format": 1, "sha256": files.sha256(new / _WEIGHTS), "metadata": dict(metadata)}
+    card = {"format": 1, "sha256": files.sha256(new / _WEIGHTS), "metadata": plain(metadata, "metadata")}
     (new / _CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     files.replace_folder(new, target)
     return target

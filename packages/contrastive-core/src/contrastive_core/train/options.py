@@ -29,11 +29,11 @@ class RunOptions:
 
     Args:
         seed: Every random draw of the run is a function of this number.
-        device: Where to compute; auto takes CUDA, then MPS, then the CPU.
+        device: Where to compute; auto takes CUDA, then MPS, then the CPU. Another device changes results by rounding.
         precision: Number format of the model: 32-true is float32, the others are automatic mixed precision.
         compile: Compile the model with torch.compile.
         workers: Data loading processes; 0 loads in the training process. The result does not depend on it.
-        threads: CPU threads of torch; 0 leaves torch's choice.
+        threads: CPU threads of torch; 0 leaves torch's choice. Another number changes results by rounding.
         log_every: Steps between two lines of metrics.
         checkpoint_every: Steps between two checkpoints.
         keep_checkpoints: How many of the newest checkpoints stay on disk.

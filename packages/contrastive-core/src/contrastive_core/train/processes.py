@@ -39,17 +39,20 @@ class Processes:
         """Do something on process 0 only, and give every process the result or the UserError."""
         if self._group is None:
             return action()
-        outcome: list[tuple[T | None, str | None]] = [(None, None)]
+        outcome: list[tuple[T | None, str | None]] = [(None, "an error")]
         if self.rank == 0:
             try:
                 outcome = [(action(), None)]
             except UserError as error:
-                dist.broadcast_object_list([(None, str(error))], group=self._group)
+                outcome = [(None, str(error).splitlines()[0])]
                 raise
-        dist.broadcast_object_list(outcome, group=self._group)
+            finally:  # the others are told of any failure, and do not wait for ever
+                dist.broadcast_object_list(outcome, group=self._group)
+        else:
+            dist.broadcast_object_list(outcome, group=self._group)
         result, problem = outcome[0]
         if problem is not None:
-            raise UserError(f"process {self.rank} stops with process 0: {problem.splitlines()[0]}")
+            raise UserError(f"process {self.rank} stops with process 0: {problem}")
         return result  # type: ignore[return-value]
 
     def vote(self, value: int, *, final: bool = False) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from contrastive_core.errors import UserError
+from contrastive_core.train import files
 from contrastive_core.train.options import RunOptions
 
 
@@ -44,14 +45,11 @@ class WeightsAndBiases:
 
     def __init__(self, folder: Path, *, config: Mapping[str, Any]) -> None:
         wandb = importlib.import_module("wandb")
-        identity = hashlib.blake2b(str(folder.resolve()).encode(), digest_size=8).hexdigest()
+        note = folder / ".wandb-id"
+        if not note.exists():
+            files.write_atomic(note, secrets.token_hex(8).encode())
         self._run = wandb.init(
-            dir=str(folder),
-            id=identity,
-            name=folder.name,
-            config=dict(config),
-            resume="allow",
-            reinit="finish_previous",
+            dir=str(folder), id=note.read_text(), name=folder.name, config=dict(config), resume="allow"
         )
 
     def write(self, step: int, record: Mapping[str, float]) -> None:

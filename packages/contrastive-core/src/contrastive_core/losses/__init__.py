@@ -1,0 +1,23 @@
+"""The losses: pure functions, and modules that hold their keywords."""
+
+from contrastive_core.losses.distillation import DistillationLoss, distillation
+from contrastive_core.losses.info_nce import InfoNCELoss, info_nce
+from contrastive_core.losses.local_contrastive import LocalContrastiveLoss, local_contrastive
+from contrastive_core.losses.nt_xent import NTXentLoss, nt_xent
+from contrastive_core.losses.suncet import SuNCEtLoss, suncet
+from contrastive_core.losses.supcon import SupConLoss, supcon
+
+__all__ = [
+    "DistillationLoss",
+    "InfoNCELoss",
+    "LocalContrastiveLoss",
+    "NTXentLoss",
+    "SuNCEtLoss",
+    "SupConLoss",
+    "distillation",
+    "info_nce",
+    "local_contrastive",
+    "nt_xent",
+    "suncet",
+    "supcon",
+]

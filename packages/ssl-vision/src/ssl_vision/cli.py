@@ -14,7 +14,9 @@ VERBS = {
     "knn": Verb("ssl_vision.commands.knn:knn", "classify test images by their nearest training images"),
     "embed": Verb("ssl_vision.commands.embed:embed", "write features to a file, or draw a map of them"),
     "report": Verb("ssl_vision.commands.report:report", "write a run's self-contained HTML report"),
-    "demo": Verb("ssl_vision.commands.demo:demo", "the whole of it on scikit-learn's digits, in a few minutes on a CPU"),
+    "demo": Verb(
+        "ssl_vision.commands.demo:demo", "the whole of it on scikit-learn's digits, in a few minutes on a CPU"
+    ),
 }
 
 

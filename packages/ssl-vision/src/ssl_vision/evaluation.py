@@ -117,8 +117,7 @@ def accuracy(
 
 
 def record_score(score: Score, out: Path | None) -> None:
-    """Print the score and write it as JSON: to `out`, else beside the model, else nowhere."""
-    print(score, flush=True)  # noqa: T201 - the answer of a command
+    """Write the score as JSON: to `out`, else beside the model, else nowhere."""
     folder = Path(score.model)
     if out is None and folder.is_dir():
         out = folder / "evaluation" / f"{score.protocol}.json"

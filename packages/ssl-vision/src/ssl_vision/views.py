@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from contrastive_core.random import derive
 from contrastive_core.train import Batches
 from ssl_vision.augment import SimCLRAugment
-from ssl_vision.data import ImageSet, in_memory
+from ssl_vision.data import ImageSet, fits_in_memory, in_memory
 
 
 def view_seed(seed: int, epoch: int, view: int) -> int:
@@ -63,9 +63,7 @@ class MemoryViews:
 class LoadedViews:
     """Views of images read from files, made by the workers that read them."""
 
-    def __init__(
-        self, images: ImageSet, batches: Batches, augment: SimCLRAugment, *, seed: int, workers: int
-    ) -> None:
+    def __init__(self, images: ImageSet, batches: Batches, augment: SimCLRAugment, *, seed: int, workers: int) -> None:
         self.dataset = _Views(images, augment, seed)
         self.batches, self.workers = batches, workers
         self._loader: Iterator[tuple[Tensor, Tensor]] = iter(())
@@ -113,7 +111,5 @@ class _Views(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, image = key
         picture, ids = self.images.read(image)[None], torch.tensor([image])
-        view_a, view_b = (
-            self.augment(picture, seed=view_seed(self.seed, epoch, view), ids=ids)[0] for view in (0, 1)
-        )
+        view_a, view_b = (self.augment(picture, seed=view_seed(self.seed, epoch, view), ids=ids)[0] for view in (0, 1))
         return view_a, view_b

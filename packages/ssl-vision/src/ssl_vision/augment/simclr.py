@@ -97,7 +97,9 @@ class SimCLRAugment(nn.Module):
             here = slice(start, min(start + most, n))
             stages = arrange(keys[:, here], device)
             first = stages[0].slot
-            planes = crop_planes(images[here].index_select(0, first), taps_y.pick(here).pick(first), taps_x.pick(here).pick(first))
+            planes = crop_planes(
+                images[here].index_select(0, first), taps_y.pick(here).pick(first), taps_x.pick(here).pick(first)
+            )
             for stage, amount in zip(stages[:4], amounts[:, here], strict=True):
                 planes = self._colour(planes, stage, amount, moved=stage is stages[0])
             self._finish(planes, stages[4], sigma[here], out[here])
@@ -108,7 +110,10 @@ class SimCLRAugment(nn.Module):
         top, left, height, width = draws.boxes.to(device).unbind(1)
         flip = draws.flip.to(device)
         both = keys_taps(
-            torch.cat((top, left)), torch.cat((height, width)), out=self.size, flip=torch.cat((torch.zeros_like(flip), flip))
+            torch.cat((top, left)),
+            torch.cat((height, width)),
+            out=self.size,
+            flip=torch.cat((torch.zeros_like(flip), flip)),
         )
         n = len(top)
         return both.pick(slice(0, n)), both.pick(slice(n, None))

@@ -66,9 +66,7 @@ def linear(
     )
     source: _Source
     if augment == "none":
-        bank = labelled_features(
-            model, data, split=train_split, batch_size=batch_size, device=device, loaded=loaded
-        )
+        bank = labelled_features(model, data, split=train_split, batch_size=batch_size, device=device, loaded=loaded)
         source = _Cached(bank.features)
     else:
         source = _Augmented(loaded, train, seed=derive(seed, "linear"))

@@ -69,7 +69,9 @@ def pretrain(
     images = open_images(data, split=split)
     with Run(out, config=config, command="ssl-vision pretrain", options=run) as r:
         if batch_size % r.world_size:
-            raise UserError(f"batch_size {batch_size} cannot be shared evenly by {r.world_size} processes; choose a multiple")
+            raise UserError(
+                f"batch_size {batch_size} cannot be shared evenly by {r.world_size} processes; choose a multiple"
+            )
         steps_per_epoch = len(images) // batch_size
         total_steps = epochs * steps_per_epoch
         batches = Batches(

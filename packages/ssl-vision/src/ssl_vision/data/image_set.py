@@ -1,0 +1,108 @@
+"""A set of images in a fixed order, with or without labels."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from contrastive_core.errors import UserError
+from ssl_vision.data.decode import read_image
+
+
+class ImageSet(ABC):
+    """Images numbered 0 .. N-1; the number is an image's identity in every random draw.
+
+    Attributes:
+        name: how the set was asked for, for messages.
+        classes: class names in the order of the labels; empty without labels.
+    """
+
+    def __init__(self, name: str, *, labels: Sequence[int] | None, classes: Sequence[str]) -> None:
+        self.name = name
+        self.classes = list(classes)
+        self._labels = None if labels is None else torch.tensor(labels, dtype=torch.int64)
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of images."""
+
+    @abstractmethod
+    def read(self, index: int) -> Tensor:
+        """One image: uint8 ``[3, H, W]`` RGB.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+
+    @abstractmethod
+    def path(self, index: int) -> str:
+        """Where an image comes from, for messages and tables."""
+
+    @property
+    def ids(self) -> Tensor:
+        """int64 ``[N]``: the identities of the images."""
+        return torch.arange(len(self))
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether every image has a label."""
+        return self._labels is not None
+
+    def label(self, index: int) -> int | None:
+        """Label of one image, None in a set without labels."""
+        return None if self._labels is None else int(self._labels[index])
+
+    def labels(self) -> Tensor:
+        """Labels int64 ``[N]``.
+
+        Raises:
+            UserError: the set has no labels.
+        """
+        if self._labels is None:
+            raise UserError(
+                f"{self.name}: found images without classes, expected labels; put the images of each class into a folder of "
+                "its name, or give a CSV manifest with the columns path and label"
+            )
+        return self._labels
+
+
+class FileImages(ImageSet):
+    """Images in files, decoded when read."""
+
+    def __init__(
+        self, name: str, paths: Sequence[Path], *, labels: Sequence[int] | None = None, classes: Sequence[str] = ()
+    ) -> None:
+        super().__init__(name, labels=labels, classes=classes)
+        self.paths = list(paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> Tensor:
+        return read_image(self.paths[index])
+
+    def path(self, index: int) -> str:
+        return str(self.paths[index])
+
+
+class ArrayImages(ImageSet):
+    """Images that lie decoded in memory: uint8 ``[N, 3, H, W]``."""
+
+    def __init__(
+        self, name: str, images: Tensor, *, labels: Sequence[int] | None = None, classes: Sequence[str] = ()
+    ) -> None:
+        super().__init__(name, labels=labels, classes=classes)
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> Tensor:
+        return self.images[index]
+
+    def path(self, index: int) -> str:
+        return f"{self.name}#{index}"

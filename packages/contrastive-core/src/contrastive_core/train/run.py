@@ -310,6 +310,7 @@ class Run:
         self._open_recorder.advance(done)
         if not signum:
             return
+        self._in_loop = False
         self._close()
         self._processes.wait()  # nobody leaves, and makes torchrun end the others, before the checkpoint is complete
         message = f"stopped by {signal.Signals(signum).name} after step {done} of {total}"
@@ -328,7 +329,8 @@ class Run:
     def _load(self, path: Path, state: Mapping[str, Any]) -> None:
         if {*state} != {*self._tracked}:
             raise UserError(
-                f"{path} holds {', '.join(sorted(state))}; this program tracks {', '.join(sorted(self._tracked))}. "
+                f"{path} holds {', '.join(sorted(state)) or 'nothing'}; this program tracks "
+                f"{', '.join(sorted(self._tracked)) or 'nothing'} (track comes before restore, batches and steps). "
                 "Resume with the version of the program that wrote it"
             )
         for name, thing in self._tracked.items():

@@ -1,0 +1,73 @@
+"""The model folder of a run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from contrastive_core.errors import UserError
+from contrastive_core.train import load_model
+from contrastive_core.train.model_file import save_model
+
+
+@dataclass
+class Card:
+    name: str
+    source: Path
+
+
+def test_roundtrip_from_the_run_or_the_model_folder(tmp_path: Path) -> None:
+    shared = torch.randn(2, 3)
+    tensors = {"a": shared, "tied": shared, "n": torch.tensor(3), "view": torch.arange(10.0)[::2]}
+    target = save_model(tmp_path / "run" / "model", tensors, {"card": Card("x", Path("d")), "sizes": (1, 2)})
+    assert target == tmp_path / "run" / "model"
+    assert sorted(p.name for p in target.parent.iterdir()) == ["model"]
+    for folder in (target, target.parent, str(target)):
+        found, metadata = load_model(folder)
+        assert found.keys() == tensors.keys()
+        assert all(torch.equal(found[name], value) for name, value in tensors.items())
+        assert metadata == {"card": {"name": "x", "source": "d"}, "sizes": [1, 2]}
+    save_model(target, {"a": torch.zeros(1)}, {})
+    assert load_model(target)[0].keys() == {"a"}
+    assert sorted(p.name for p in target.parent.iterdir()) == ["model"]
+
+
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="epoch is a int; a model file holds tensors"):
+        save_model(tmp_path / "model", {"epoch": 3}, {})  # type: ignore[dict-item]
+    with pytest.raises(TypeError, match=r"metadata\.x is a Tensor"):
+        save_model(tmp_path / "model", {}, {"x": torch.ones(1)})
+    with pytest.raises(UserError, match="holds no model"):
+        load_model(tmp_path)
+
+
+def test_errors_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none is not a folder; expected a run folder"):
+        load_model(tmp_path / "none")
+    with pytest.raises(UserError, match=r"holds no model: expected model\.json and model\.safetensors"):
+        load_model(tmp_path)
+    (tmp_path / "config.yaml").write_text("a: 1\n")
+    with pytest.raises(UserError, match=r"has not written its model yet .* --resume"):
+        load_model(tmp_path)
+    target = save_model(tmp_path / "model", {"a": torch.ones(4)}, {})
+    weights, card = target / "model.safetensors", target / "model.json"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + b"\x01")
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
+        load_model(target)
+    weights.unlink()
+    with pytest.raises(UserError, match=r"model\.safetensors is missing"):
+        load_model(target)
+    weights.write_bytes(content)
+    good = json.loads(card.read_text())
+    card.write_text(json.dumps({**good, "format": 2}))
+    with pytest.raises(UserError, match=r"format 2; this version reads format 1\. Update"):
+        load_model(target)
+    for text in ("{", "[]", "{}"):
+        card.write_text(text)
+        with pytest.raises(UserError, match=r"model\.json is damaged .*write the model again"):
+            load_model(target)

@@ -23,9 +23,7 @@ from ssl_vision.neighbours import knn_scores
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=60, deadline=None)
-def test_vote_equals_scikit_learn(
-    queries: int, bank: int, classes: int, k: int, temperature: float, seed: int
-) -> None:
+def test_vote_equals_scikit_learn(queries: int, bank: int, classes: int, k: int, temperature: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     features, query = rng.normal(size=(bank, 16)), rng.normal(size=(queries, 16)) * 5
     labels = np.concatenate([np.arange(min(classes, bank)), rng.integers(0, classes, max(bank - classes, 0))])

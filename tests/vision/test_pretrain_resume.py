@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 COMMAND = [
-    *(sys.executable, "-m", "ssl_vision.cli", "pretrain", "digits"),
+    *(sys.executable, "-m", "ssl_vision", "pretrain", "digits"),
     *("--epochs", "6", "--batch_size", "128", "--image_size", "16", "--encoder.width", "0.125"),
     *("--optimizer.warmup_epochs", "1", "--save_every", "3", "--log_every", "3", "--checkpoint_every", "5"),
     *("--device", "cpu", "--threads", "1", "--seed", "3"),
@@ -71,10 +72,8 @@ def test_killed_runs_end_in_the_same_bytes(untouched: Path, tmp_path: Path, seed
             finally:
                 # Loader workers outlive a killed parent for a moment.
                 if process.poll() is None or attempt:
-                    try:
+                    with contextlib.suppress(ProcessLookupError):
                         os.killpg(process.pid, signal.SIGKILL)
-                    except ProcessLookupError:
-                        pass
     assert kills >= 3
     subprocess.run(command(run, "--resume", "true"), check=True, capture_output=True)
     assert outcome(run) == outcome(untouched)

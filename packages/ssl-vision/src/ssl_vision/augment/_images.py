@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -19,47 +21,44 @@ def check_images(images: Tensor) -> None:
         raise TypeError(f"images must be uint8 (0..255) or floating point (0..1), got {images.dtype}")
 
 
-def check_range(images: Tensor) -> None:
-    """Refuse float images that are visibly not in [0, 1]; one image is looked at, the usual mistake is in all of them."""
-    if images.dtype.is_floating_point and len(images):
+def check_batch(images: Tensor | Sequence[Tensor], ids: Tensor | None = None) -> None:
+    """Refuse what is no batch of images, float images visibly not in [0, 1], and ids that are not one per image.
+
+    Of the values only those of the first image are looked at: the usual mistake, 0..255 or normalised values, shows
+    in any.
+    """
+    if isinstance(images, Tensor):
+        check_images(images)
+    else:
+        for image in images:
+            check_images(image[None] if isinstance(image, Tensor) else image)
+        if len({(image.dtype, image.device) for image in images}) > 1:
+            raise ValueError("the images of a list must have one dtype and lie on one device")
+    if ids is not None and (not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.shape != (len(images),)):
+        got = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
+        raise ValueError(f"ids must be an int64 tensor [{len(images)}], one number per image, got {got}")
+    if len(images) and images[0].dtype.is_floating_point:
         low, high = images[0].aminmax()
-        if low < -0.01 or high > 1.01:
+        if not (low >= -0.01 and high <= 1.01):
             raise ValueError(
                 f"float images must have values in [0, 1], got {float(low):.3g}..{float(high):.3g}: "
                 "divide 0..255 by 255 (or pass uint8), and normalise by mean and deviation after augmenting"
             )
 
 
-def check_ids(ids: Tensor, images: Tensor) -> None:
-    """Refuse ids that are not one whole number per image."""
-    if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.shape != images.shape[:1]:
-        got = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
-        raise ValueError(f"ids must be an int64 tensor [{len(images)}], one per image, got {got}")
-
-
-def to_float(images: Tensor) -> Tensor:
-    """uint8 to [0, 1]; floating point to float32."""
-    return images.float().mul_(1 / 255) if images.dtype == torch.uint8 else images.float()
-
-
-def as_planes(images: Tensor) -> Tensor:
-    """A float32 copy [3, N, H * W]."""
-    check_images(images)
-    x = images.transpose(0, 1).to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-    return (x.mul_(1 / 255) if images.dtype == torch.uint8 else x).view(3, len(images), -1)
-
-
-def transposed_planes(images: Tensor) -> Tensor:
-    """A float32 copy [3, N, W, H]."""
-    check_images(images)
-    x = images.permute(1, 0, 3, 2).to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-    return x.mul_(1 / 255) if images.dtype == torch.uint8 else x
-
-
-def from_planes(planes: Tensor, images: Tensor) -> Tensor:
-    """Planes back to the shape of `images`."""
-    n, c, h, w = images.shape
-    return planes.view(c, n, h, w).transpose(0, 1).contiguous()
+def check_boxes(boxes: Tensor, images: Tensor) -> None:
+    """Refuse boxes that are not int64 [N, 4] or leave their image."""
+    n, _, h, w = images.shape
+    if boxes.dtype != torch.int64 or boxes.shape != (n, 4):
+        raise ValueError(f"boxes must be int64 [{n}, 4], got {boxes.dtype} {tuple(boxes.shape)}")
+    top, left, height, width = boxes.unbind(1)
+    inside = (top >= 0) & (left >= 0) & (height > 0) & (width > 0) & (top + height <= h) & (left + width <= w)
+    if not bool(inside.all()):
+        bad = int((~inside).nonzero()[0, 0])
+        raise ValueError(
+            f"box {bad} is empty or leaves its {h} x {w} image: "
+            f"(top, left, height, width) = {tuple(boxes[bad].tolist())}"
+        )
 
 
 def per_image(name: str, value: float | Tensor, images: Tensor) -> Tensor:
@@ -68,3 +67,44 @@ def per_image(name: str, value: float | Tensor, images: Tensor) -> Tensor:
     if x.ndim > 1 or (x.ndim == 1 and len(x) != len(images)):
         raise ValueError(f"{name} must be a number or a tensor [{len(images)}], one per image, got {tuple(x.shape)}")
     return x.expand(len(images))[:, None]
+
+
+def on_planes(op: Callable[..., Tensor], images: Tensor, **parameter: float | Tensor) -> Tensor:
+    """Apply an in-place operation on planes to a float32 copy of images."""
+    check_images(images)
+    amounts = [per_image(name, value, images) for name, value in parameter.items()]
+    n, c, h, w = images.shape
+    x = _to_unit(images.transpose(0, 1), images.dtype)
+    op(x.view(c, n, h * w), *amounts)
+    return x.transpose(0, 1).contiguous()
+
+
+def transposed_planes(images: Tensor) -> Tensor:
+    """A float32 copy [3, N, W, H]."""
+    return _to_unit(images.permute(1, 0, 3, 2), images.dtype)
+
+
+def _to_unit(x: Tensor, dtype: torch.dtype) -> Tensor:
+    x = x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    return x.mul_(1 / 255) if dtype == torch.uint8 else x
+
+
+def sizes(images: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Heights and widths of the images, int64 [N] each, on the CPU."""
+    if isinstance(images, Tensor):
+        n, _, h, w = images.shape
+        return torch.full((n,), h), torch.full((n,), w)
+    both = torch.tensor([image.shape[1:] for image in images], dtype=torch.int64).view(-1, 2)
+    return both[:, 0], both[:, 1]
+
+
+def check_size(size: int) -> None:
+    """Refuse a size that is no number of pixels."""
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"size must be a number of pixels a side, at least 1, got {size!r}")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a word that is not one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -1,21 +1,25 @@
 """Where a random resized crop cuts: the distributions of the TensorFlow op and of torchvision, for a batch at once.
 
-Boxes are integer tensors [N, 4] = (top, left, height, width) on the CPU. They are drawn there even when the images are on a
-GPU: it is a few numbers per image, and the same seed then cuts the same boxes on every device.
+Boxes are int64 tensors [N, 4] = (top, left, height, width) on the CPU. They are drawn there even when the images are on
+a GPU: it is a few numbers per image, and the same seed then cuts the same boxes on every device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from contrastive_core.random import derive, uniform
 
 AREA = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
-_ATTEMPTS_PER_ROUND = 10
+
+Array = NDArray[np.float64]
+_Attempt = Callable[[Array, Array, Array], tuple[tuple[Array, Array, Array, Array], NDArray[np.bool_]]]
 
 
 def tensorflow_boxes(
@@ -30,13 +34,14 @@ def tensorflow_boxes(
 ) -> Tensor:
     """Boxes of `tf.image.sample_distorted_bounding_box` with the whole image as its object.
 
-    An attempt draws the aspect ratio (width / height) uniformly, then the height uniformly among the whole numbers for which
-    the area is in range, then the place. It counts when the crop covers at least `min_covered` of the image, which makes 0.1
-    and not 0.08 the smallest area of SimCLR's crops. After 100 failed attempts the whole image is taken.
+    An attempt draws the aspect ratio (width / height) uniformly, then the height uniformly among the whole numbers
+    for which the area is in range, then the place. It counts when the crop covers at least `min_covered` of the
+    image, which makes 0.1 and not 0.08 the smallest area of SimCLR's crops. After 100 failed attempts the whole image
+    is taken.
 
     Args:
-        height: heights of the images in pixels, [N].
-        width: widths of the images in pixels, [N].
+        height: heights of the images in pixels, int64 [N].
+        width: widths of the images in pixels, int64 [N].
         seed: seed of this view.
         ids: identities of the images, int64 [N]; row i is a function of (seed, ids[i], height[i], width[i]).
         area: smallest and largest area as fractions of the image.
@@ -47,34 +52,30 @@ def tensorflow_boxes(
         int64 [N, 4]: top, left, height, width.
     """
 
-    def attempt(u: Tensor, h: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    def attempt(u: Array, h: Array, w: Array) -> tuple[tuple[Array, Array, Array, Array], NDArray[np.bool_]]:
         full = h * w
         smallest, largest = area[0] * full, area[1] * full
-        aspect = ratio[0] + u[..., 0] * (ratio[1] - ratio[0])
-        low = (smallest / aspect).sqrt().round()
-        high = (largest / aspect).sqrt().round()
+        aspect = ratio[0] + u[0] * (ratio[1] - ratio[0])
+        low = np.rint(np.sqrt(smallest / aspect))
+        high = np.rint(np.sqrt(largest / aspect))
         # The largest height whose rounded width still fits into the image.
-        high = torch.where((high * aspect).round() > w, ((w + 0.5 - 1e-7) / aspect).floor(), high)
-        high = torch.where((high * aspect).round() > w, high - 1, high)
-        high = torch.minimum(high, h)
-        low = torch.minimum(low, high)
-        crop_h = low + (u[..., 1] * (high - low + 1)).floor()
-        crop_w = (crop_h * aspect).round()
+        high = np.where(np.rint(high * aspect) > w, np.floor((w + 0.5 - 1e-7) / aspect), high)
+        high -= np.rint(high * aspect) > w
+        high = np.minimum(high, h)
+        low = np.minimum(low, high)
+        crop_h = low + np.floor(u[1] * (high - low + 1))
         # Rounding may have left the range by a pixel: the op tries one row more, then one row less.
-        crop_h = torch.where(crop_h * crop_w < smallest, crop_h + 1, crop_h)
-        crop_w = (crop_h * aspect).round()
-        crop_h = torch.where(crop_h * crop_w > largest, crop_h - 1, crop_h)
-        crop_w = (crop_h * aspect).round()
+        crop_h += crop_h * np.rint(crop_h * aspect) < smallest
+        crop_h -= crop_h * np.rint(crop_h * aspect) > largest
+        crop_w = np.rint(crop_h * aspect)
         size = crop_h * crop_w
-        good = (size >= smallest) & (size <= largest) & (crop_w <= w) & (crop_h <= h) & (crop_w > 0) & (crop_h > 0)
+        good = (size >= smallest) & (size <= largest) & (crop_w <= w) & (crop_h <= h) & (size > 0)
         good &= size >= min_covered * full
         # As in the op, the last possible place is never drawn: Uniform(n) is below n = H - h.
-        top = (u[..., 2] * (h - crop_h).clamp_min(0)).floor()
-        left = (u[..., 3] * (w - crop_w).clamp_min(0)).floor()
-        return torch.stack((top, left, crop_h, crop_w), -1), good
+        return (np.floor(u[2] * (h - crop_h)), np.floor(u[3] * (w - crop_w)), crop_h, crop_w), good
 
-    whole = torch.stack((torch.zeros_like(height), torch.zeros_like(width), height, width), -1)
-    return _first_good(attempt, height, width, seed=seed, ids=ids, rounds=10, otherwise=whole)
+    whole = torch.stack((torch.zeros_like(height), torch.zeros_like(width), height, width), 1)
+    return _first_good(attempt, height, width, seed=seed, ids=ids, rounds=20, per_round=5, otherwise=whole)
 
 
 def torchvision_boxes(
@@ -86,51 +87,51 @@ def torchvision_boxes(
     area: tuple[float, float] = AREA,
     ratio: tuple[float, float] = RATIO,
 ) -> Tensor:
-    """Boxes of `torchvision.transforms.v2.RandomResizedCrop`: area uniform, log of the aspect ratio uniform, 10 attempts.
+    """Boxes of `torchvision.transforms.v2.RandomResizedCrop`: area and log of the aspect ratio uniform, 10 attempts.
 
-    When no attempt fits into the image, the largest central crop with an aspect ratio in range is taken. Arguments and result
-    as in `tensorflow_boxes`.
+    When no attempt fits into the image, the largest central crop with an aspect ratio in range is taken. Arguments and
+    result as in `tensorflow_boxes`.
     """
-    log_low, log_high = torch.tensor(ratio, dtype=torch.float64).log().tolist()
+    low, high = np.log(ratio)
 
-    def attempt(u: Tensor, h: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-        target = h * w * (area[0] + u[..., 0] * (area[1] - area[0]))
-        aspect = (log_low + u[..., 1] * (log_high - log_low)).exp()
-        crop_w = (target * aspect).sqrt().round()
-        crop_h = (target / aspect).sqrt().round()
+    def attempt(u: Array, h: Array, w: Array) -> tuple[tuple[Array, Array, Array, Array], NDArray[np.bool_]]:
+        target = h * w * (area[0] + u[0] * (area[1] - area[0]))
+        aspect = np.exp(low + u[1] * (high - low))
+        crop_h = np.rint(np.sqrt(target / aspect))
+        crop_w = np.rint(np.sqrt(target * aspect))
         good = (crop_w > 0) & (crop_w <= w) & (crop_h > 0) & (crop_h <= h)
-        top = (u[..., 2] * (h - crop_h + 1).clamp_min(0)).floor()
-        left = (u[..., 3] * (w - crop_w + 1).clamp_min(0)).floor()
-        return torch.stack((top, left, crop_h, crop_w), -1), good
+        return (np.floor(u[2] * (h - crop_h + 1)), np.floor(u[3] * (w - crop_w + 1)), crop_h, crop_w), good
 
-    h, w = height.double(), width.double()
-    crop_h = torch.where(w / h < ratio[0], (w / ratio[0]).round(), h)
-    crop_w = torch.where(w / h > ratio[1], (h * ratio[1]).round(), w)
-    central = torch.stack(((h - crop_h).div(2).floor(), (w - crop_w).div(2).floor(), crop_h, crop_w), -1).long()
-    return _first_good(attempt, height, width, seed=seed, ids=ids, rounds=1, otherwise=central)
+    h, w = height.numpy(), width.numpy()
+    crop_h = np.where(w < ratio[0] * h, np.rint(w / ratio[0]), h).astype(np.int64)
+    crop_w = np.where(w > ratio[1] * h, np.rint(h * ratio[1]), w).astype(np.int64)
+    central = torch.from_numpy(np.stack(((h - crop_h) // 2, (w - crop_w) // 2, crop_h, crop_w), 1))
+    return _first_good(attempt, height, width, seed=seed, ids=ids, rounds=2, per_round=5, otherwise=central)
 
 
 def _first_good(
-    attempt: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
+    attempt: _Attempt,
     height: Tensor,
     width: Tensor,
     *,
     seed: int,
     ids: Tensor,
     rounds: int,
+    per_round: int,
     otherwise: Tensor,
 ) -> Tensor:
-    """The first accepted of `rounds` x 10 attempts per image; nearly always the first round settles every image."""
-    boxes = otherwise.clone()
-    open_rows = torch.arange(len(ids))
+    """The first accepted of rounds x per_round attempts per image; the first round settles nearly all."""
+    boxes = otherwise.numpy().copy()
+    sizes = (height.numpy().astype(np.float64), width.numpy().astype(np.float64))
+    rows = np.arange(len(ids))
     for number in range(rounds):
-        draws = uniform(derive(seed, "crop", number), ids[open_rows], 4 * _ATTEMPTS_PER_ROUND)
-        draws = draws.view(len(open_rows), _ATTEMPTS_PER_ROUND, 4).double()
-        size = (height[open_rows, None].double(), width[open_rows, None].double())
-        box, good = attempt(draws, *size)
-        found, first = good.max(dim=1)
-        boxes[open_rows[found]] = box[found, first[found]].long()
-        open_rows = open_rows[~found]
-        if not len(open_rows):
+        draws = uniform(derive(seed, "crop", number), ids[torch.from_numpy(rows)], 4 * per_round)
+        u = draws.double().numpy().reshape(len(rows), per_round, 4).transpose(2, 0, 1)
+        box, good = attempt(u, sizes[0][rows, None], sizes[1][rows, None])
+        first = good.argmax(1)
+        found = good.any(1)
+        boxes[rows[found]] = np.stack(box, -1)[found, first[found]]
+        rows = rows[~found]
+        if not len(rows):
             break
-    return boxes
+    return torch.from_numpy(boxes)

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
-from contrastive_core.random import derive, uniform
-from ssl_vision.augment._images import check_ids, check_images, check_range
-from ssl_vision.augment.boxes import tensorflow_boxes
-from ssl_vision.augment.ops_simclr import crop_resize
+from ssl_vision.augment._images import check_batch, check_choice, check_size, sizes
+from ssl_vision.augment.draws import PLAIN
+from ssl_vision.augment.render import render
+from ssl_vision.augment.simclr import OPERATIONS
 
 
 class CropFlip(nn.Module):
-    """Random resized crop and flip of every image, no colour and no blur (SimCLR section B.5).
+    """Random resized crop, and flip with probability 1/2; no colour and no blur (SimCLR, appendix B.5 and B.6).
 
-    Crop and resize are those of `SimCLRAugment`, clipped to [0, 1].
+    Crop, resize and determinism are those of `SimCLRAugment`; the result is clipped to [0, 1].
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, ops: Literal["simclr", "torchvision"] = "simclr") -> None:
         super().__init__()
+        check_size(size)
+        check_choice("ops", ops, tuple(OPERATIONS))
         self.size = size
+        self.ops = ops
 
     @torch.no_grad()
-    def forward(self, images: Tensor, *, seed: int, ids: Tensor) -> Tensor:
-        """Arguments and result as `SimCLRAugment.forward`."""
-        check_images(images)
-        check_ids(ids, images)
-        check_range(images)
-        n, _, h, w = images.shape
+    def forward(self, images: Tensor | Sequence[Tensor], *, seed: int, ids: Tensor) -> Tensor:
+        """Arguments and result are those of `SimCLRAugment.forward`."""
+        check_batch(images, ids)
         ids = ids.cpu()
-        boxes = tensorflow_boxes(torch.full((n,), h), torch.full((n,), w), seed=seed, ids=ids)
-        flip = uniform(derive(seed, "flip"), ids, 1)[:, 0] < 0.5
-        return crop_resize(images, boxes.to(images.device), size=self.size, flip=flip.to(images.device)).clamp_(0, 1)
+        boxes = OPERATIONS[self.ops].boxes(*sizes(images), seed=seed, ids=ids)
+        return render(images, PLAIN.draw(boxes, seed=seed, ids=ids), size=self.size, ops=OPERATIONS[self.ops])
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"size={self.size}, ops={self.ops!r}"

@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ssl_vision.augment import ops_simclr
-from ssl_vision.augment._images import check_ids, check_images, check_range
-from ssl_vision.augment.arrange import Stage, arrange, stage_keys
-from ssl_vision.augment.boxes import tensorflow_boxes
-from ssl_vision.augment.draws import Draws, draw
-from ssl_vision.augment.resample import blur_planes, crop_planes
-from ssl_vision.augment.taps import Taps, keys_taps
+from ssl_vision.augment import ops_simclr, ops_torchvision
+from ssl_vision.augment._images import check_batch, check_choice, check_size, sizes
+from ssl_vision.augment.draws import Draws, Family
+from ssl_vision.augment.render import render
 
-# Images of one block are worked on one operation after the other while they stay in the processor's cache.
-_BLOCK_VALUES = 1 << 18
+OPERATIONS = {"simclr": ops_simclr.OPERATIONS, "torchvision": ops_torchvision.OPERATIONS}
 
 
 class SimCLRAugment(nn.Module):
-    """One random view of every image."""
+    """One random view of every image: the family T of SimCLR (section 3 and appendix A).
+
+    In this order: random resized crop to size x size; flip with probability 1/2; with probability `jitter`
+    brightness, contrast, saturation and hue in a random order, clipped to [0, 1] after each; with probability `gray`
+    no colour; with probability 1/2, if `blur`, a Gaussian blur of sigma in [0.1, 2] over size // 10 pixels (made
+    odd), clipped.
+
+    Every draw is a function of (seed, id of the image), and so is the view: on the CPU it is the same bits whatever
+    else is in the batch and however many threads work. On another device it differs by rounding.
+
+    `ops="simclr"` follows the official TensorFlow code: boxes of `sample_distorted_bounding_box` (area at least 0.1),
+    bicubic without antialias, contrast around the mean of each channel, saturation of HSV, blur with zeros around the
+    image. `ops="torchvision"` follows torchvision: its boxes, bilinear with antialias, contrast around the grey mean,
+    saturation towards the grey image, blur with the image mirrored around.
+
+    The official code draws one sigma per batch and view and only decides per image whether to blur; here every image
+    has its own unless `sigma="per_batch"`.
+
+    Args:
+        size: pixels a side of the views.
+        strength: of the colour jitter, s in the paper: 1 for ImageNet, 0.5 for CIFAR-10. Factors are uniform in
+            [max(0, 1 - 0.8 s), 1 + 0.8 s], the hue shift in [-0.2 s, 0.2 s] turns.
+        blur: whether half of the views are blurred; CIFAR-10 goes without.
+        ops: whose operations.
+        flip: whether half of the views are mirrored.
+        gray: probability of losing colour.
+        jitter: probability of colour jitter.
+        brightness: factor as above, or ("additive", the code of the first paper) an addend in [-0.8 s, 0.8 s].
+        sigma: whether each image has its own width of blur.
+    """
 
     def __init__(
         self,
@@ -36,115 +62,61 @@ class SimCLRAugment(nn.Module):
         sigma: Literal["per_image", "per_batch"] = "per_image",
     ) -> None:
         super().__init__()
+        check_choice("ops", ops, tuple(OPERATIONS))
+        check_choice("brightness", brightness, ("multiplicative", "additive"))
+        check_choice("sigma", sigma, ("per_image", "per_batch"))
+        check_size(size)
+        for name, value in (("gray", gray), ("jitter", jitter)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be a probability in [0, 1], got {value}")
+        if not 0 <= strength <= 2.5:
+            raise ValueError(f"strength must be in [0, 2.5] (1 for ImageNet, 0.5 for CIFAR-10), got {strength}")
         self.size = size
-        self.strength = strength
-        self.blur = blur
         self.ops = ops
-        self.flip = flip
-        self.gray = gray
-        self.jitter = jitter
-        self.brightness = brightness
-        self.sigma = sigma
-        change_brightness = ops_simclr.add_brightness_ if brightness == "additive" else ops_simclr.brightness_
-        self._jitter_ops = (change_brightness, ops_simclr.contrast_, ops_simclr.saturation_, ops_simclr.hue_)
+        self.family = Family(
+            strength=strength,
+            additive=brightness == "additive",
+            flip=0.5 if flip else 0.0,
+            jitter=jitter,
+            gray=gray,
+            blur=0.5 if blur else 0.0,
+            one_sigma=sigma == "per_batch",
+        )
 
     @torch.no_grad()
-    def forward(self, images: Tensor, *, seed: int, ids: Tensor) -> Tensor:
+    def forward(self, images: Tensor | Sequence[Tensor], *, seed: int, ids: Tensor) -> Tensor:
         """A view of each image.
 
         Args:
-            images: uint8 [N, 3, H, W], or floating point with values in [0, 1].
+            images: uint8 [N, 3, H, W], or floating point with values in [0, 1]; or N images [3, H_i, W_i] of sizes of
+                their own.
             seed: seed of this view; give the two views of a step different ones.
             ids: identities of the images, int64 [N].
 
         Returns:
             float32 [N, 3, size, size] in [0, 1], on the device of the images.
         """
-        check_images(images)
-        check_ids(ids, images)
-        check_range(images)
-        return self.apply_draws(images, self.draw(images, seed=seed, ids=ids.cpu()))
+        check_batch(images, ids)
+        return self.render(images, self.draw(images, seed=seed, ids=ids))
 
-    def draw(self, images: Tensor, *, seed: int, ids: Tensor) -> Draws:
-        """The random numbers of `forward`."""
-        n, _, h, w = images.shape
-        boxes = tensorflow_boxes(torch.full((n,), h), torch.full((n,), w), seed=seed, ids=ids)
-        return draw(
-            boxes,
-            seed=seed,
-            ids=ids,
-            strength=self.strength,
-            additive=self.brightness == "additive",
-            flip=0.5 if self.flip else 0.0,
-            jitter=self.jitter,
-            gray=self.gray,
-            blur=0.5 if self.blur else 0.0,
-            one_sigma=self.sigma == "per_batch",
-        )
+    def draw(self, images: Tensor | Sequence[Tensor], *, seed: int, ids: Tensor) -> Draws:
+        """The random numbers of `forward`, of which only the sizes of the images are looked at."""
+        ids = ids.cpu()
+        boxes = OPERATIONS[self.ops].boxes(*sizes(images), seed=seed, ids=ids)
+        return self.family.draw(boxes, seed=seed, ids=ids)
 
     @torch.no_grad()
-    def apply_draws(self, images: Tensor, draws: Draws) -> Tensor:
+    def render(self, images: Tensor | Sequence[Tensor], draws: Draws) -> Tensor:
         """The views that `draws` describe."""
-        n, device = len(images), images.device
-        taps_y, taps_x = self._taps(draws, device)
-        keys = stage_keys(draws)
-        amounts = torch.stack((draws.brightness, draws.contrast, draws.saturation, draws.hue, torch.zeros(n)))
-        amounts = amounts.gather(0, torch.from_numpy(keys[:4])).to(device)[..., None]  # of each stage
-        sigma = draws.sigma.to(device)
-        out = torch.empty(n, 3, self.size, self.size, device=device)
-        most = max(1, _BLOCK_VALUES // (3 * self.size**2)) if device.type == "cpu" else n
-        for start in range(0, n, most):
-            here = slice(start, min(start + most, n))
-            stages = arrange(keys[:, here], device)
-            first = stages[0].slot
-            planes = crop_planes(
-                images[here].index_select(0, first), taps_y.pick(here).pick(first), taps_x.pick(here).pick(first)
-            )
-            for stage, amount in zip(stages[:4], amounts[:, here], strict=True):
-                planes = self._colour(planes, stage, amount, moved=stage is stages[0])
-            self._finish(planes, stages[4], sigma[here], out[here])
-        return out
-
-    def _taps(self, draws: Draws, device: torch.device) -> tuple[Taps, Taps]:
-        """Where the rows and the columns of every view come from."""
-        top, left, height, width = draws.boxes.to(device).unbind(1)
-        flip = draws.flip.to(device)
-        both = keys_taps(
-            torch.cat((top, left)),
-            torch.cat((height, width)),
-            out=self.size,
-            flip=torch.cat((torch.zeros_like(flip), flip)),
+        return render(
+            images,
+            draws,
+            size=self.size,
+            ops=OPERATIONS[self.ops],
+            additive=self.family.additive,
+            radius=self.size // 10 // 2,
         )
-        n = len(top)
-        return both.pick(slice(0, n)), both.pick(slice(n, None))
 
-    def _colour(self, planes: Tensor, stage: Stage, amount: Tensor, *, moved: bool) -> Tensor:
-        """One colour operation on every image, and the clip after it; an image without jitter is clipped only."""
-        if stage.move is not None and not moved:
-            planes = planes.index_select(1, stage.move)
-        x = planes.view(3, planes.shape[1], -1)
-        amount = amount[stage.slot]
-        for op, run in zip(self._jitter_ops, stage.runs, strict=False):
-            if run.stop > run.start:
-                op(x[:, run], amount[run])
-        x.clamp_(0, 1)
-        return planes
-
-    def _finish(self, planes: Tensor, stage: Stage, sigma: Tensor, out: Tensor) -> None:
-        """Take the colour away, blur, turn upright, and put the images where they belong."""
-        if stage.move is not None:
-            planes = planes.index_select(1, stage.move)
-        _, gray, both, blur, _ = stage.runs
-        if both.stop > gray.start:
-            ops_simclr.grayscale_(planes.view(3, len(out), -1)[:, gray.start : both.stop])
-        result = torch.empty_like(out) if len(out) > 1 else out
-        sharp = slice(0, both.start)
-        result[sharp].copy_(planes[:, sharp].permute(1, 0, 3, 2))
-        if blur.stop > both.start:
-            blurred = slice(both.start, blur.stop)
-            radius = self.size // 10 // 2
-            result[blurred] = blur_planes(
-                planes, sigma[stage.slot[blurred]], which=blurred, radius=radius, padding="zero"
-            ).clamp_(0, 1)
-        if len(out) > 1:
-            torch.index_select(result, 0, stage.slot.argsort(), out=out)
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"size={self.size}, ops={self.ops!r}, {self.family}"

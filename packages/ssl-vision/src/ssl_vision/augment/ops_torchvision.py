@@ -1,0 +1,91 @@
+"""The operations of `torchvision.transforms.v2` on float images, with one parameter per image.
+
+The functions take images [N, 3, H, W], uint8 or floating point in [0, 1], and a parameter that is a number or a tensor
+[N]. They return new float32 images in [0, 1]: like torchvision's, each clips its result. They agree with
+`torchvision.transforms.v2.functional`, called image by image, within a few units in the last place.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from ssl_vision.augment import planes
+from ssl_vision.augment._images import check_boxes, check_images, on_planes, per_image, transposed_planes
+from ssl_vision.augment.boxes import torchvision_boxes
+from ssl_vision.augment.operations import Operations
+from ssl_vision.augment.resample import Blur, crop_planes, upright
+from ssl_vision.augment.taps import antialias_taps
+
+OPERATIONS = Operations(
+    boxes=torchvision_boxes,
+    taps=antialias_taps,
+    contrast=planes.grey_contrast_,
+    saturation=planes.grey_saturation_,
+    padding="reflect",
+)
+
+
+def brightness(images: Tensor, factor: float | Tensor) -> Tensor:
+    """Multiply by `factor`."""
+    return on_planes(planes.scale_, images, factor=factor).clamp_(0, 1)
+
+
+def contrast(images: Tensor, factor: float | Tensor) -> Tensor:
+    """`(x - mean) * factor + mean`, the mean over the pixels of the grey image: one number per image."""
+    return on_planes(planes.grey_contrast_, images, factor=factor).clamp_(0, 1)
+
+
+def saturation(images: Tensor, factor: float | Tensor) -> Tensor:
+    """`(x - grey) * factor + grey` with the grey image."""
+    return on_planes(planes.grey_saturation_, images, factor=factor).clamp_(0, 1)
+
+
+def hue(images: Tensor, delta: float | Tensor) -> Tensor:
+    """Add `delta` turns to the H of HSV; S and V stay."""
+    return on_planes(planes.hue_, images, delta=delta).clamp_(0, 1)
+
+
+def grayscale(images: Tensor) -> Tensor:
+    """0.2989 R + 0.587 G + 0.114 B in all three channels."""
+    return on_planes(planes.grayscale_, images)
+
+
+def gaussian_blur(images: Tensor, sigma: float | Tensor, *, kernel_size: int) -> Tensor:
+    """Blur with taps exp(-k^2 / (2 sigma^2)), |k| <= kernel_size // 2, normalised to sum 1, the image mirrored around.
+
+    Raises:
+        ValueError: the image is not larger than kernel_size // 2, so that mirroring is impossible.
+    """
+    check_images(images)
+    _, _, h, w = images.shape
+    blur = Blur(w, h, radius=kernel_size // 2, padding="reflect", device=images.device)
+    return blur(transposed_planes(images), per_image("sigma", sigma, images)[:, 0])
+
+
+def crop_resize(
+    images: Tensor,
+    boxes: Tensor,
+    *,
+    size: int,
+    flip: Tensor | None = None,
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+) -> Tensor:
+    """Cut boxes and resize to size x size with antialias; bicubic values may overshoot [0, 1].
+
+    Args:
+        images: [N, 3, H, W].
+        boxes: top, left, height, width of every crop, int64 [N, 4].
+        size: pixels a side of the result.
+        flip: images to mirror left to right, bool [N].
+        interpolation: the filter.
+    """
+    check_images(images)
+    check_boxes(boxes, images)
+    if interpolation not in ("bilinear", "bicubic"):
+        raise ValueError(f"interpolation must be 'bilinear' or 'bicubic', got {interpolation!r}")
+    cubic = interpolation == "bicubic"
+    taps_y = antialias_taps(boxes[:, 2], out=size, cubic=cubic)
+    taps_x = antialias_taps(boxes[:, 3], out=size, flip=flip, cubic=cubic)
+    return upright(crop_planes(images, boxes, taps_y, taps_x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -87,8 +88,8 @@ def train(
         run: The run.
     """
     config = dict(locals())
-    torch.set_num_threads(1)
     with Run(out, config=config, command=f"{sys.executable} {__file__} train", options=run) as r:
+        print(f"process {r.rank} has pid {os.getpid()}", flush=True)
         model, optimizer = r.setup(
             network := Net(net), torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9, weight_decay=1e-4)
         )

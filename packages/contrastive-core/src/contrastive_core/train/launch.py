@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment  # type: ignore[attr-defined]
 from lightning_fabric.strategies import DDPStrategy  # type: ignore[attr-defined]
+from torch.nn.parallel import DistributedDataParallel
 
 from contrastive_core.errors import UserError
 from contrastive_core.train.options import RunOptions
@@ -18,8 +21,8 @@ def make_fabric(options: RunOptions) -> Fabric:
     """Fabric on the device that the options ask for, launched.
 
     The number of processes is torchrun's (WORLD_SIZE, LOCAL_WORLD_SIZE); they train by DistributedDataParallel, over
-    gloo on CPUs and NCCL on CUDA. Buffers are not broadcast: they are equal on all processes by construction, and
-    a broadcast would overwrite what the first of two forward passes has saved for backward.
+    gloo on CPUs and NCCL on CUDA. Buffers are not broadcast before each forward pass: they are equal on all processes
+    by construction, and a broadcast would overwrite what the first of two passes has saved for backward.
 
     Raises:
         UserError: The device does not exist here, or cannot do what is asked.
@@ -49,11 +52,17 @@ def make_fabric(options: RunOptions) -> Fabric:
             devices=local,
             num_nodes=world_size // local,
             precision=options.precision,
-            strategy=DDPStrategy(broadcast_buffers=False),
+            strategy=DDPStrategy(**_no_buffer_broadcast()),
             plugins=[TorchElasticEnvironment()],
         )
     fabric.launch()
     return fabric
+
+
+def _no_buffer_broadcast() -> dict[str, Any]:
+    # torch 2.14 renamed it, and still makes buffers equal once at the beginning, which is what we want.
+    known = inspect.signature(DistributedDataParallel).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
 
 
 def _device(wanted: str) -> str:

@@ -44,7 +44,7 @@ class Processes:
             try:
                 outcome = [(action(), None)]
             except UserError as error:
-                outcome = [(None, str(error).splitlines()[0])]
+                outcome = [(None, str(error).partition("\n")[0])]
                 raise
             finally:  # the others are told of any failure, and do not wait for ever
                 dist.broadcast_object_list(outcome, group=self._group)

@@ -49,7 +49,9 @@ def encode(value: object, *, name: str) -> tuple[Any, dict[str, Tensor]]:
         if x.untyped_storage().data_ptr() in storages or x.untyped_storage().nbytes() != x.nbytes:
             x = x.clone()
         storages.add(x.untyped_storage().data_ptr())
-        key = place if place not in tensors else f"{place}#{len(tensors)}"
+        key = place
+        while key in tensors:  # two places may read alike: {"a": {"b": x}, "a.b": y}
+            key += "'"
         if x.dtype in _PLAIN:
             tensors[key] = x
             return {"tensor": key}

@@ -2,6 +2,7 @@
 
 from ssl_vision.data.image_set import ImageSet
 from ssl_vision.data.memory import fits_in_memory, in_memory
-from ssl_vision.data.open import open_images
+from ssl_vision.data.open import list_splits, open_images
+from ssl_vision.data.skipping import skip_bad
 
-__all__ = ["ImageSet", "fits_in_memory", "in_memory", "open_images"]
+__all__ = ["ImageSet", "fits_in_memory", "in_memory", "list_splits", "open_images", "skip_bad"]

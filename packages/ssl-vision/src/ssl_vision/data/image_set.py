@@ -10,21 +10,33 @@ import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from ssl_vision.data.decode import read_image
+from ssl_vision.data.decode import read_image, read_size
+from ssl_vision.data.listing import PathList
+
+ADD_LABELS = (
+    "expected labels; put the images of each class into a folder of its name, or give a CSV manifest with the columns "
+    "path and label"
+)
+_NO_CLASSES = f"found images without classes, {ADD_LABELS}"
 
 
 class ImageSet(ABC):
     """Images numbered 0 .. N-1; the number is an image's identity in every random draw.
+
+    A set may be sent to loader workers and read there, and read from several threads.
 
     Attributes:
         name: how the set was asked for, for messages.
         classes: class names in the order of the labels; empty without labels.
     """
 
-    def __init__(self, name: str, *, labels: Sequence[int] | None, classes: Sequence[str]) -> None:
+    def __init__(
+        self, name: str, *, labels: Sequence[int] | None, classes: Sequence[str], unlabelled: str = _NO_CLASSES
+    ) -> None:
         self.name = name
         self.classes = list(classes)
         self._labels = None if labels is None else torch.tensor(labels, dtype=torch.int64)
+        self._unlabelled = unlabelled
 
     @abstractmethod
     def __len__(self) -> int:
@@ -40,7 +52,16 @@ class ImageSet(ABC):
 
     @abstractmethod
     def path(self, index: int) -> str:
-        """Where an image comes from, for messages and tables."""
+        """Where an image comes from, for messages and tables; printable whatever bytes the file's name is made of."""
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of an image, found without decoding it where that is possible.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        _, height, width = self.read(index).shape
+        return height, width
 
     @property
     def ids(self) -> Tensor:
@@ -60,33 +81,49 @@ class ImageSet(ABC):
         """Labels int64 ``[N]``.
 
         Raises:
-            UserError: the set has no labels.
+            UserError: the set has no labels, or not for all of its images.
         """
         if self._labels is None:
-            raise UserError(
-                f"{self.name}: found images without classes, expected labels; put the images of each class into a folder of "
-                "its name, or give a CSV manifest with the columns path and label"
-            )
+            raise UserError(f"{self.name}: {self._unlabelled}")
         return self._labels
 
 
 class FileImages(ImageSet):
-    """Images in files, decoded when read."""
+    """Images in files, decoded when read.
+
+    Args:
+        name: for messages.
+        root: the folder that paths are relative to.
+        paths: of the images.
+        labels: one per image, or None.
+        classes: names of the classes.
+        unlabelled: without labels, why that is and what to do.
+    """
 
     def __init__(
-        self, name: str, paths: Sequence[Path], *, labels: Sequence[int] | None = None, classes: Sequence[str] = ()
+        self,
+        name: str,
+        root: Path,
+        paths: Sequence[str],
+        *,
+        labels: Sequence[int] | None = None,
+        classes: Sequence[str] = (),
+        unlabelled: str = _NO_CLASSES,
     ) -> None:
-        super().__init__(name, labels=labels, classes=classes)
-        self.paths = list(paths)
+        super().__init__(name, labels=labels, classes=classes, unlabelled=unlabelled)
+        self.files = PathList(root, paths)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.files)
 
     def read(self, index: int) -> Tensor:
-        return read_image(self.paths[index])
+        return read_image(self.files[index])
+
+    def size(self, index: int) -> tuple[int, int]:
+        return read_size(self.files[index])
 
     def path(self, index: int) -> str:
-        return str(self.paths[index])
+        return str(self.files[index]).encode("utf-8", errors="backslashreplace").decode()
 
 
 class ArrayImages(ImageSet):

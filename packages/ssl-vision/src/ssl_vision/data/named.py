@@ -1,8 +1,10 @@
-"""Data sets by name: torchvision's, already on disk, and scikit-learn's digits, which come with it."""
+"""Data sets by name: those of torchvision, already on disk, and scikit-learn's digits, which come with it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,49 @@ import numpy as np
 import torch
 
 from contrastive_core.errors import UserError
-from ssl_vision.data.image_set import ArrayImages, FileImages, ImageSet
+from ssl_vision.data.folder import open_folder
+from ssl_vision.data.image_set import ArrayImages, ImageSet
 
 
-def digits(*, split: str) -> ArrayImages:
-    """scikit-learn's 1,797 digits, 8x8: every fifth of a class is for testing (364), the others train (1,433)."""
+@dataclass(frozen=True)
+class NamedSet:
+    """A data set by name.
+
+    Args:
+        opener: ``opener(root, split)`` opens a split of it.
+        splits: the splits it has.
+        source: how to come by it; ``{root}`` is where it is looked for. None: it needs no root.
+    """
+
+    opener: Callable[[Path, str], ImageSet]
+    splits: tuple[str, ...]
+    source: str | None
+
+
+def open_named(name: str, root: Path, *, split: str) -> ImageSet:
+    """Open a split of a data set by its name; nothing is ever downloaded.
+
+    Raises:
+        UserError: no such split, or its files are not all under `root`, or changed.
+    """
+    found = NAMED[name]
+    # ImageNet's test labels were never published; what everybody tests on is called val.
+    if split == "test" and "test" not in found.splits and "val" in found.splits:
+        split = "val"
+    if split not in found.splits:
+        raise UserError(f"{name}: found split {split!r}, expected one of {', '.join(found.splits)}")
+    try:
+        return found.opener(root, split)
+    except (RuntimeError, FileNotFoundError) as error:
+        source = (found.source or "").format(root=str(root))
+        reason = str(error).split(" You can use download=True")[0].strip()
+        raise UserError(
+            f"{name}: the data set is not complete under {root} ({reason}). Nothing is downloaded unasked; {source}"
+        ) from error
+
+
+def _digits(root: Path, split: str) -> ImageSet:
+    """1,797 digits, 8x8 px: of every class the first and every fifth after it are for testing (364), 1,433 train."""
     from sklearn.datasets import load_digits  # noqa: PLC0415 - heavy, and only this set needs it
 
     bunch = load_digits()
@@ -23,66 +63,71 @@ def digits(*, split: str) -> ArrayImages:
     rank = np.zeros(len(target), dtype=np.int64)
     for digit in range(10):
         rank[target == digit] = np.arange((target == digit).sum())
-    is_test = rank % 5 == 0
-    if split not in ("train", "test", "all"):
-        raise UserError(f"digits: found split {split!r}, expected train, test or all")
-    chosen = np.ones_like(is_test) if split == "all" else is_test if split == "test" else ~is_test
+    chosen = {"train": rank % 5 != 0, "test": rank % 5 == 0, "all": rank >= 0}[split]
     gray = torch.from_numpy(np.rint(bunch.images[chosen] * (255 / 16)).astype(np.uint8))
     images = gray[:, None].expand(-1, 3, -1, -1).contiguous()
     return ArrayImages(f"digits/{split}", images, labels=target[chosen].tolist(), classes=[str(d) for d in range(10)])
 
 
-def _cifar(name: str, root: Path, split: str) -> ImageSet:
+def _cifar(name: str) -> Callable[[Path, str], ImageSet]:
+    def opener(root: Path, split: str) -> ImageSet:
+        from torchvision import datasets  # noqa: PLC0415
+
+        # torchvision compares the files with the published checksums before it reads them.
+        kind: Any = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
+        found = kind(root, train=split == "train")
+        images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
+        return ArrayImages(f"{name}/{split}", images, labels=found.targets, classes=found.classes)
+
+    return opener
+
+
+def _stl10(root: Path, split: str) -> ImageSet:
     from torchvision import datasets  # noqa: PLC0415
 
-    kind = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
-    _one_of(name, split, ("train", "test"))
-    found = _open(name, root, lambda: kind(root, train=split == "train"))
-    images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
-    return ArrayImages(f"{name}/{split}", images, labels=found.targets, classes=found.classes)
+    found = datasets.STL10(root, split=split)
+    images = torch.from_numpy(found.data).contiguous()
+    if "unlabeled" in split:
+        return ArrayImages(f"stl10/{split}", images)
+    return ArrayImages(f"stl10/{split}", images, labels=found.labels.tolist(), classes=found.classes)
 
 
-def _stl10(name: str, root: Path, split: str) -> ImageSet:
-    from torchvision import datasets  # noqa: PLC0415
-
-    _one_of(name, split, ("train", "test", "unlabeled", "train+unlabeled"))
-    found = _open(name, root, lambda: datasets.STL10(root, split=split))
-    labels = None if "unlabeled" in split else found.labels.tolist()
-    return ArrayImages(
-        f"{name}/{split}", torch.from_numpy(found.data), labels=labels, classes=found.classes if labels else ()
-    )
-
-
-def _imagenet(name: str, root: Path, split: str) -> ImageSet:
-    from torchvision import datasets  # noqa: PLC0415
-
-    _one_of(name, split, ("train", "val", "test"))
-    split = "val" if split == "test" else split
-    found = _open(name, root, lambda: datasets.ImageNet(root, split=split))
-    paths = [Path(path) for path, _ in found.samples]
-    classes = [", ".join(names) for names in found.classes]
-    return FileImages(f"{name}/{split}", paths, labels=found.targets, classes=classes)
+def _imagenet(root: Path, split: str) -> ImageSet:
+    # torchvision's own class would unpack 150 GB of archives on the way; it is its layout that is read here.
+    folder = root / split
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    images = open_folder(root, split=split)
+    if not images.is_labelled or not all(re.fullmatch(r"n\d{8}", name) for name in images.classes):
+        raise FileNotFoundError(f"{folder} is not sorted into folders of classes such as n01440764")
+    return images
 
 
-def _one_of(name: str, split: str, splits: tuple[str, ...]) -> None:
-    if split not in splits:
-        raise UserError(f"{name}: found split {split!r}, expected one of {', '.join(splits)}")
-
-
-def _open(name: str, root: Path, opener: Callable[[], Any]) -> Any:
-    """Run torchvision's reader; nothing is ever downloaded unasked."""
-    try:
-        return opener()
-    except (RuntimeError, FileNotFoundError) as error:
-        raise UserError(
-            f"{name}: torchvision does not find the data set under {root} ({error}). Put its files there yourself; nothing is "
-            "downloaded unasked"
-        ) from error
-
-
-NAMED: dict[str, Callable[[str, Path, str], ImageSet]] = {
-    "cifar10": _cifar,
-    "cifar100": _cifar,
-    "stl10": _stl10,
-    "imagenet": _imagenet,
+NAMED: dict[str, NamedSet] = {
+    "digits": NamedSet(_digits, ("train", "test", "all"), None),
+    "cifar10": NamedSet(
+        _cifar("cifar10"),
+        ("train", "test"),
+        "unpack cifar-10-python.tar.gz of https://www.cs.toronto.edu/~kriz/cifar.html there, or run once in Python: "
+        "torchvision.datasets.CIFAR10({root!r}, download=True)",
+    ),
+    "cifar100": NamedSet(
+        _cifar("cifar100"),
+        ("train", "test"),
+        "unpack cifar-100-python.tar.gz of https://www.cs.toronto.edu/~kriz/cifar.html there, or run once in Python: "
+        "torchvision.datasets.CIFAR100({root!r}, download=True)",
+    ),
+    "stl10": NamedSet(
+        _stl10,
+        ("train", "test", "unlabeled", "train+unlabeled"),
+        "unpack stl10_binary.tar.gz of https://cs.stanford.edu/~acoates/stl10/ there, or run once in Python: "
+        "torchvision.datasets.STL10({root!r}, download=True)",
+    ),
+    "imagenet": NamedSet(
+        _imagenet,
+        ("train", "val"),
+        "put the archives of https://image-net.org/download (ILSVRC2012_devkit_t12.tar.gz, ILSVRC2012_img_train.tar, "
+        "ILSVRC2012_img_val.tar) there and run once in Python, for split train and for val: "
+        "torchvision.datasets.ImageNet({root!r}, split=...), which unpacks them",
+    ),
 }

@@ -3,40 +3,63 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 
 from contrastive_core.errors import UserError
-from ssl_vision.data.folder import open_folder, open_manifest
+from ssl_vision.data.folder import folder_splits, open_folder
 from ssl_vision.data.image_set import ImageSet
-from ssl_vision.data.named import NAMED, digits
+from ssl_vision.data.manifest import manifest_splits, open_manifest, read_manifest
+from ssl_vision.data.named import NAMED, open_named
 
 
-def open_images(spec: str, *, split: str = "train") -> ImageSet:
+def open_images(spec: str | os.PathLike[str], *, split: str = "train") -> ImageSet:
     """Open a split of a data set; no image is read yet, except by the sets that lie in one file.
 
     Args:
-        spec: a folder (``<split>/<class>/*``, ``<class>/*``, or images without classes), a CSV manifest (columns path, label,
-            split), ``cifar10:ROOT``, ``cifar100:ROOT``, ``stl10:ROOT``, ``imagenet:ROOT``, or ``digits``.
-        split: train, val, test, what the set offers, or ``all`` where a folder or manifest has no splits.
+        spec: a folder (``<split>/<class>/*``, ``<class>/*``, or images without classes), a CSV manifest (columns path,
+            label, split), ``cifar10:ROOT``, ``cifar100:ROOT``, ``stl10:ROOT``, ``imagenet:ROOT``, or ``digits``.
+        split: train, val, test, what else the set has, or ``all`` where a folder has no splits, or of a manifest or the
+            digits. Images that are not said to be of a split are of ``train``. Without a test split, ``val`` is the
+            test split.
 
     Raises:
         UserError: nothing there, no such split, no images.
     """
-    if spec == "digits":
-        return digits(split=split)
-    name, colon, root = spec.partition(":")
-    if colon and name in NAMED:
-        return NAMED[name](name, Path(root).expanduser(), split)
-    path = Path(spec).expanduser()
-    if path.is_dir():
-        return open_folder(path, split=split)
+    name, root = _parsed(spec)
+    if name:
+        return open_named(name, root, split=split)
+    return open_folder(root, split=split) if root.is_dir() else open_manifest(root, split=split)
+
+
+def list_splits(spec: str | os.PathLike[str]) -> list[str]:
+    """The splits of a data set that do not overlap by name.
+
+    Raises:
+        UserError: nothing there, or an unreadable manifest.
+    """
+    name, root = _parsed(spec)
+    if name:
+        return [split for split in NAMED[name].splits if split != "all" and "+" not in split]
+    return folder_splits(root) if root.is_dir() else manifest_splits(read_manifest(root))
+
+
+def _parsed(spec: str | os.PathLike[str]) -> tuple[str, Path]:
+    """Name of a data set and its root; without a name, an existing folder or manifest."""
+    text = os.fspath(spec)
+    name, colon, place = text.partition(":")
+    path = Path(text).expanduser()
+    if text == "digits" or (colon and place and name in NAMED):
+        return name, Path(place).expanduser()
+    if path.is_dir() or (path.is_file() and path.suffix.lower() == ".csv"):
+        return "", path
     if path.is_file():
-        if path.suffix.lower() != ".csv":
-            raise UserError(f"{path}: found a file, expected a folder of images or a manifest ending in .csv")
-        return open_manifest(path, split=split)
-    known = [f"{name}:ROOT" for name in NAMED] + ["digits"]
-    close = difflib.get_close_matches(name, [*NAMED, "digits"], n=1)
-    hint = f" Did you mean {close[0]}?" if close else ""
+        raise UserError(f"{path}: found a file, expected a folder of images or a manifest ending in .csv")
+    if name in NAMED:
+        raise UserError(f"{text}: found no folder after the name, expected {name}:ROOT, where its files lie under ROOT")
+    known = [f"{name}:ROOT" if named.source else name for name, named in NAMED.items()]
+    close = difflib.get_close_matches(name.lower(), NAMED, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
     raise UserError(
-        f"{spec}: there is no such folder or file, and no data set of that name (those are {', '.join(known)}).{hint}"
+        f"{text}: there is no such folder or file, and no data set of that name (those are {', '.join(known)}){hint}"
     )

@@ -1,0 +1,97 @@
+"""What lies in a folder, in an order that no file system decides."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from contrastive_core.errors import UserError
+from ssl_vision.data.decode import EXTENSIONS
+
+
+@dataclass
+class Listing:
+    """Everything below a folder, each list sorted, with paths relative to it, parts separated by ``/``.
+
+    Attributes:
+        images: files and links whose ending is that of an image, links to nothing included.
+        others: all other files.
+        hidden: files and folders whose name begins with a dot; these folders are not looked into.
+        folders: folders, linked ones included.
+    """
+
+    images: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+
+
+def list_folder(folder: Path) -> Listing:
+    """List a folder and all below it; links to folders are followed, once per way down.
+
+    Raises:
+        UserError: a folder that may not be read.
+    """
+    listing = Listing()
+    for kind, path in _walk(folder, "", frozenset({_identity(folder)})):
+        getattr(listing, kind).append(path)
+    for paths in (listing.images, listing.others, listing.hidden, listing.folders):
+        paths.sort()
+    return listing
+
+
+def holds_image(folder: Path) -> bool:
+    """Whether there is an image below a folder; stops at the first."""
+    return any(kind == "images" for kind, _ in _walk(folder, "", frozenset({_identity(folder)})))
+
+
+def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, str]]:
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be listed ({error.strerror}); see that you may read the folder") from error
+    for entry in entries:
+        path = prefix + entry.name
+        if entry.name.startswith("."):
+            yield "hidden", path
+        elif entry.is_dir():
+            identity = _identity(Path(entry.path))
+            if identity not in above:  # a link back up would be followed forever
+                yield "folders", path
+                yield from _walk(Path(entry.path), path + "/", above | {identity})
+        elif PurePosixPath(entry.name).suffix.lower() in EXTENSIONS:
+            yield "images", path
+        else:
+            yield "others", path
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+class PathList:
+    """Paths below a folder, kept as two arrays.
+
+    A million takes the memory of its letters, and a loader's worker receives them without a million Python objects.
+    """
+
+    def __init__(self, root: Path, paths: Sequence[str]) -> None:
+        encoded = [os.fsencode(path) for path in paths]
+        self._root = root
+        self._letters = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> Path:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"there is no image {index} among {len(self)}")
+        place = index % len(self)
+        letters = self._letters[self._ends[place] : self._ends[place + 1]].tobytes()
+        return self._root / os.fsdecode(letters)

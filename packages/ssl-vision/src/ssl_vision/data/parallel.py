@@ -1,0 +1,29 @@
+"""Work on every image of a set, by several threads: decoding and hashing leave Python's lock alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+_T = TypeVar("_T")
+_CHUNK = 64
+
+
+def map_images(function: Callable[[int], _T], count: int) -> Iterator[_T]:
+    """Yield ``function(0) .. function(count - 1)``, in order, computed by as many threads as there are cores.
+
+    The first exception in this order is raised, and what has not begun by then is left undone.
+    """
+    threads = min(32, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+    def chunk(start: int) -> list[_T]:
+        return [function(index) for index in range(start, min(start + _CHUNK, count))]
+
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for results in pool.map(chunk, range(0, count, _CHUNK)):
+            yield from results
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,4 +1,10 @@
-"""Rows of all processes, with the gradient that the union of their batches has."""
+"""Rows of all processes, with a gradient that equals that of one process holding the union of the batches.
+
+Every process computes the loss of its own anchors among the rows of all. A row receives gradient from the anchors of
+every process, so the backward pass of the gather sums the incoming gradients over processes and takes the local part.
+With the mean over processes that data-parallel training applies to parameter gradients, the result is the gradient of
+the mean loss over the union batch. (`torch.distributed.all_gather` alone passes no gradient.)
+"""
 
 from __future__ import annotations
 
@@ -7,76 +13,103 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def is_distributed() -> bool:
-    """Whether several processes work together."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    """Whether this process is one of a process group."""
+    return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
-    """This process's number, 0 if it is alone."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    """Number of this process, 0 when it is alone."""
+    return dist.get_rank() if is_distributed() else 0
 
 
 def world_size() -> int:
-    """Number of processes, 1 if this one is alone."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    """Number of processes, 1 when this one is alone."""
+    return dist.get_world_size() if is_distributed() else 1
 
 
+# torch.compile leaves collectives out of its graphs.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def gather_rows(x: Tensor) -> Tensor:
-    """Concatenate the rows of all processes in the order of their rank: ``[N, ...]`` -> ``[world_size * N, ...]``.
+    """Rows of all processes in the order of their ranks: [n, ...] on each of W -> [W n, ...], with gradient.
 
-    The backward pass sums the gradient over processes and returns this process's rows, so that an embedding receives
-    gradient from the anchors of every process. If each process takes the mean over its own anchors and gradients of
-    parameters are averaged over processes (as DDP does), they equal those of one process with the union batch. SimCLR,
-    tf2/objective.py. ``torch.distributed.all_gather`` has no gradient at all.
+    Backwards the gradient of the result is summed over processes, and each takes the part of its rows. Every process
+    must call this, with the same number of rows, and must run the backward pass if one does. Alone, x itself is
+    returned.
 
     Raises:
-        ValueError: processes have different numbers of rows; raised on every process.
+        ValueError: on every process, if they hold different numbers of rows, or rows of different size or type.
+
+    >>> gather_rows(torch.ones(2, 3)).shape
+    torch.Size([2, 3])
     """
-    if not is_distributed():
+    if world_size() == 1:
         return x
-    _check_even(x)
-    gathered: Tensor = _GatherRows.apply(x)  # type: ignore[no-untyped-call]
+    _refuse_unequal(x)
+    gathered: Tensor = _GatherRows.apply(x)
     return gathered
 
 
-def gather_labels(labels: Tensor) -> Tensor:
-    """Concatenate the labels of all processes in the order of their rank: ``[N]`` -> ``[world_size * N]``."""
-    if not is_distributed():
-        return labels
-    _check_even(labels)
-    return _all_gather(labels)
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def gather_labels(y: Tensor) -> Tensor:
+    """As :func:`gather_rows`, without gradient: [n] -> [W n]."""
+    if world_size() == 1:
+        return y
+    _refuse_unequal(y)
+    return _all_gather(y.detach())
 
 
-def _check_even(x: Tensor) -> None:
-    own = torch.tensor([len(x)], device=x.device)
-    counts = [torch.empty_like(own) for _ in range(world_size())]
-    dist.all_gather(counts, own)
-    numbers = [int(count) for count in counts]
-    if len(set(numbers)) > 1:
-        listed = ", ".join(f"{count} on process {number}" for number, count in enumerate(numbers))
-        raise ValueError(
-            f"every process must have the same number of rows, got {listed}. The mean over processes would weigh the rows "
-            "unevenly; drop the last incomplete batch (drop_last=True)"
-        )
-
-
-def _all_gather(x: Tensor) -> Tensor:
-    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
-    dist.all_gather(parts, x.contiguous())
-    return torch.cat(parts)
+def split_own(gathered: Tensor) -> tuple[Tensor, Tensor]:
+    """Parts a tensor from :func:`gather_rows` into this process's rows and those of the others, in order."""
+    own, size = rank(), len(gathered) // world_size()
+    return gathered[own * size : (own + 1) * size], torch.cat([gathered[: own * size], gathered[(own + 1) * size :]])
 
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.rows = len(x)
         return _all_gather(x)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        grad = grad.contiguous().clone()
-        dist.all_reduce(grad)
-        return grad.chunk(world_size())[rank()]
+        total = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        start = rank() * ctx.rows
+        return total[start : start + ctx.rows]
+
+
+def _all_gather(x: Tensor) -> Tensor:
+    x = x.contiguous()
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(parts, x)
+    return torch.cat(parts)
+
+
+_DTYPES = tuple(sorted({value for value in vars(torch).values() if isinstance(value, torch.dtype)}, key=str))
+
+
+def _refuse_unequal(x: Tensor) -> None:
+    """Compares shapes over processes first: a gather of unequal tensors would hang or read beyond them."""
+    mine = torch.tensor(
+        [len(x), x[:0].numel() if len(x) == 0 else x[0].numel(), _DTYPES.index(x.dtype)], device=x.device
+    )
+    parts = [torch.empty_like(mine) for _ in range(world_size())]
+    dist.all_gather(parts, mine)
+    rows, sizes, dtypes = torch.stack(parts).T.tolist()
+    if len(set(rows)) > 1:
+        counts = ", ".join(f"rank {number}: {count}" for number, count in enumerate(rows))
+        raise ValueError(
+            f"gather: the processes hold different numbers of rows ({counts}), expected the same on each, or means "
+            "over processes would weigh rows unequally; drop the uneven last batch (drop_last=True, and a sampler "
+            "that gives every process equally many samples)"
+        )
+    if len(set(sizes)) > 1 or len(set(dtypes)) > 1:
+        found = ", ".join(
+            f"rank {i}: {size} x {_DTYPES[d]}" for i, (size, d) in enumerate(zip(sizes, dtypes, strict=True))
+        )
+        raise ValueError(f"gather: the processes hold rows of different kinds ({found}), expected the same on each")

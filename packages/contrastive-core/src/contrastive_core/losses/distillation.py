@@ -1,57 +1,70 @@
-"""Distillation: the student learns the teacher's class probabilities."""
+"""Distillation: a student learns the class probabilities of a teacher."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from contrastive_core.losses._common import check_same_shape, check_temperature
+from contrastive_core.losses.rows import check_rows, check_temperature, result_dtype
 
 
 def distillation(
-    student_logits: Tensor, teacher_logits: Tensor, *, temperature: float = 1.0, scale_by_temperature: bool = False
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    temperature: float = 1.0,
+    scale_by_temperature: bool = False,
 ) -> Tensor:
-    """Cross-entropy of the student's probabilities under the teacher's, both at the same temperature.
+    """Cross-entropy of the student's class probabilities under the teacher's, both at the same temperature.
 
-    ``loss = - mean over images of  sum over classes y of  P_teacher(y) log P_student(y)``
-    with ``P(y) = softmax(logits / temperature)``. The teacher receives no gradient.
+        loss = mean over samples of   - sum_c softmax(teacher / temperature)_c log softmax(student / temperature)_c
 
-    Shapes: both ``[N, C]`` -> scalar, computed in float32 (float64 for float64 logits).
+    The teacher receives no gradient. Computed in float32 or better whatever autocast says.
 
     Args:
-        student_logits: of the network that learns.
-        teacher_logits: of the network that is imitated.
-        temperature: above 1 softer, below 1 sharper targets.
-        scale_by_temperature: multiply by temperature squared, which keeps the size of the gradient; the released notebook
-            does, the equation of the paper does not.
+        student_logits: [N, C].
+        teacher_logits: [N, C].
+        temperature: positive; above 1 softens. SimCLRv2: 0.1 for self-distillation, 1 for a smaller student.
+        scale_by_temperature: multiply by temperature squared, which keeps the gradient's size about constant. The
+            paper's equation does not; the notebook released with SimCLRv2 does.
+
+    Returns:
+        Scalar, float64 if an input is, else float32. Its smallest value is the entropy of the teacher's probabilities.
 
     Raises:
-        ValueError: shapes differ or are not [N, C], no images, temperature not positive.
+        ValueError: shapes that differ or are not [N, C], no samples, temperature not positive and finite.
+        TypeError: logits that are not floating point, temperature not a number.
 
-    Reference: Chen et al. 2020, "Big Self-Supervised Models are Strong Semi-Supervised Learners", Eq. 2.
+    Reference: Chen et al. 2020, "Big Self-Supervised Models are Strong Semi-Supervised Learners", equation 2.
 
     >>> import torch
     >>> from contrastive_core import distillation
-    >>> logits = torch.zeros(5, 4)
-    >>> round(distillation(logits, logits).item(), 4)  # log 4
-    1.3863
+    >>> distillation(torch.tensor([[2.0, 0.0]]), torch.tensor([[9.0, -9.0]]))
+    tensor(0.1269)
     """
-    check_temperature(temperature)
-    check_same_shape(student_logits=student_logits, teacher_logits=teacher_logits)
-    if student_logits.ndim != 2 or len(student_logits) == 0 or not student_logits.is_floating_point():
-        raise ValueError(f"logits must be floating-point [N, C] with N > 0, got {tuple(student_logits.shape)}")
-    dtype = torch.float64 if student_logits.dtype == torch.float64 else torch.float32
-    target = (teacher_logits.detach().to(dtype) / temperature).softmax(dim=1)
-    loss = -(target * (student_logits.to(dtype) / temperature).log_softmax(dim=1)).sum(dim=1).mean()
-    return loss * temperature**2 if scale_by_temperature else loss
+    check_temperature("distillation", temperature)
+    check_rows("distillation", student_logits=student_logits, teacher_logits=teacher_logits)
+    if student_logits.shape != teacher_logits.shape or student_logits.numel() == 0:
+        raise ValueError(
+            f"distillation: student_logits {list(student_logits.shape)}, teacher_logits {list(teacher_logits.shape)}, "
+            "expected both [N, C] with at least one sample and class"
+        )
+    dtype = result_dtype(student_logits, teacher_logits)
+    student, teacher = (_over_temperature(x.to(dtype), temperature) for x in (student_logits, teacher_logits.detach()))
+    losses = -(teacher.softmax(1) * student.log_softmax(1)).sum(1)
+    return losses.mean() * (temperature**2 if scale_by_temperature else 1.0)
+
+
+def _over_temperature(logits: Tensor, temperature: float) -> Tensor:
+    """Logits over temperature, less their largest first: a low temperature then magnifies differences, not rounding."""
+    return (logits - logits.detach().amax(1, keepdim=True)) / temperature
 
 
 class DistillationLoss(nn.Module):
-    """:func:`distillation` with its keywords held."""
+    """:func:`distillation` with its keywords held: ``DistillationLoss(temperature=0.1)(student, teacher)``."""
 
     def __init__(self, *, temperature: float = 1.0, scale_by_temperature: bool = False) -> None:
         super().__init__()
-        check_temperature(temperature)
+        check_temperature("DistillationLoss", temperature)
         self.temperature, self.scale_by_temperature = temperature, scale_by_temperature
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:

@@ -1,60 +1,81 @@
-"""InfoNCE: every query finds its key among the keys of the batch and a memory bank."""
+"""InfoNCE between queries and keys, with an optional memory bank of further negatives."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from contrastive_core.losses._common import check_matrix, check_same_shape, check_temperature, normalise
+from contrastive_core.losses.candidates import log_add
+from contrastive_core.losses.nt_xent import softplus
+from contrastive_core.losses.rows import (
+    check_at_least_two,
+    check_rows,
+    check_same_count,
+    check_temperature,
+    paired_similarity,
+    result_dtype,
+    unit_rows,
+    working_dtype,
+)
 from contrastive_core.similarity import row_lse
 
 
 def info_nce(query: Tensor, key: Tensor, bank: Tensor | None = None, *, temperature: float = 0.1) -> Tensor:
-    """Cross-entropy of picking the key of the same row.
+    """Of all keys, and the rows of a memory bank, which is the key of this query?
 
-    ``loss = mean over i of  log(sum over j of exp(s(q_i, k_j)) + sum over m of exp(s(q_i, b_m))) - s(q_i, k_i)``
-    with ``s(a, b) = cos(a, b) / temperature``.
+        loss = mean over queries i of   -log( exp(s(q_i, k_i)) / (sum_j exp(s(q_i, k_j)) + sum_m exp(s(q_i, b_m))) ),
+        s = cos / temperature
 
-    Shapes: query, key ``[N, D]``, row i belonging together, bank ``[M, D]`` or None, of any length -> scalar. For an image and
-    text pair, average both directions; for a momentum encoder, pass its detached keys and its queue as bank.
+    One direction; for both, add `info_nce(key, query)`. Memory O((N + M) D), time of up to four matrix products
+    N x (N + M) x D. Gradients flow into whatever requires one; detach keys or bank to stop them (a bank usually holds
+    detached rows, and then costs nothing in the backward pass but the queries' gradient). Computed in float32 or better
+    whatever autocast says; below temperature 0.1 in float64. Close to 0 the loss keeps its relative precision.
 
-    Memory O((N + M) D); the gradient of an operand that needs none is not computed. dtype and zero rows as in
-    :func:`contrastive_core.nt_xent`.
+    Args:
+        query: [N, D], l2-normalised here.
+        key: [N, D], row i is the positive of query i, the other rows are negatives; l2-normalised here.
+        bank: [M, D], negatives for every query; l2-normalised here. None or M = 0: no bank.
+        temperature: positive; 0.07 to 0.2 are usual.
+
+    Returns:
+        Scalar, float64 if an input is, else float32.
+
+    Edges: a row of zeros has similarity 0 with everything and no gradient; NaN embeddings give NaN.
 
     Raises:
-        ValueError: shapes do not belong together, no rows, no alternative to the key, temperature not positive.
+        ValueError: shapes that differ; a single query without a bank, for there is nothing to contrast it with;
+        temperature
+            not positive and finite.
+        TypeError: inputs that are not floating point, temperature not a number.
 
-    Reference: van den Oord et al. 2018, "Representation Learning with Contrastive Predictive Coding", Eq. 4; with a bank,
-    He et al. 2020, "Momentum Contrast", Eq. 1.
+    References: van den Oord et al. 2018, "Representation Learning with Contrastive Predictive Coding", equation 4; the
+    bank: He et al. 2020, "Momentum Contrast for Unsupervised Visual Representation Learning", section 3.
 
     >>> import torch
     >>> from contrastive_core import info_nce
-    >>> round(info_nce(torch.eye(3), torch.eye(3), temperature=0.5).item(), 4)  # log(1 + 2 exp(-2))
-    0.2395
+    >>> info_nce(torch.eye(4), torch.eye(4), temperature=1.0)
+    tensor(0.7437)
     """
-    check_temperature(temperature)
-    check_matrix("query", query)
-    check_matrix("key", key)
-    check_same_shape(query=query, key=key)
-    scale = 1 / temperature
-    q, k = normalise(query), normalise(key)
-    candidates = k
+    check_temperature("info_nce", temperature)
+    inputs = {"query": query, "key": key} | ({} if bank is None else {"bank": bank})
+    check_rows("info_nce", **inputs)
+    check_same_count("info_nce", query=query, key=key)
+    if bank is None or len(bank) == 0 or len(query) == 0:
+        check_at_least_two("info_nce", len(query))
+    scale, dtype = 1 / temperature, working_dtype(*inputs.values(), temperature=temperature)
+    q, k = unit_rows(query, dtype), unit_rows(key, dtype)
+    rest = row_lse(q, k, scale=scale, self_offset=0)
     if bank is not None:
-        check_matrix("bank", bank)
-        if bank.shape[1] != key.shape[1]:
-            raise ValueError(f"bank must be as wide as key, got {tuple(bank.shape)} and {tuple(key.shape)}")
-        candidates = torch.cat([k, normalise(bank).to(k.dtype)])
-    if len(q) == 0 or len(candidates) < 2:
-        raise ValueError(f"info_nce needs a query and at least two candidates, got {len(q)} and {len(candidates)}")
-    return row_lse(q, candidates, scale=scale).mean() - scale * (q * k).sum(dim=1).mean()
+        # Apart from the keys: the bank's gradient is then computed only if it is wanted.
+        rest = log_add(rest, row_lse(q, unit_rows(bank, dtype), scale=scale))
+    return softplus(rest - scale * paired_similarity(q, k)).mean().to(result_dtype(*inputs.values()))
 
 
 class InfoNCELoss(nn.Module):
-    """:func:`info_nce` with its keyword held."""
+    """:func:`info_nce` with its keywords held: ``InfoNCELoss(temperature=0.2)(query, key, bank)``."""
 
     def __init__(self, *, temperature: float = 0.1) -> None:
         super().__init__()
-        check_temperature(temperature)
+        check_temperature("InfoNCELoss", temperature)
         self.temperature = temperature
 
     def forward(self, query: Tensor, key: Tensor, bank: Tensor | None = None) -> Tensor:

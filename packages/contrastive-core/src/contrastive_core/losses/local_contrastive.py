@@ -1,4 +1,4 @@
-"""The local contrastive loss: pixels of a class lie near the class's mean embedding in two images."""
+"""The local (pixel) contrastive loss of medical segmentation: pixels against class prototypes of a pair of images."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from contrastive_core.losses._common import check_temperature, normalise
+from contrastive_core.losses.class_pixels import class_means, draw_anchors
+from contrastive_core.losses.local_checks import check_anchors, check_choices, check_maps, check_pairs
+from contrastive_core.losses.rows import check_temperature, exact_dtype, result_dtype, unit_rows
 
-Variant = Literal["intra", "inter"]
+Variant = Literal["inter", "intra"]
 Reduction = Literal["pair_mean", "official"]
+
+# Instead of -inf, so that a row in which every class is absent has a gradient of zeros rather than NaN.
+_ABSENT = -1e30
 
 
 def local_contrastive(
@@ -26,151 +31,121 @@ def local_contrastive(
     reduction: Reduction = "pair_mean",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Contrast anchor pixels with the class prototypes of a pair of images.
+    """Pixels of a class are to be close to the mean embedding of their class, in their own image and in the partner.
 
-    The prototype ``m_k`` of class k in an image is the mean of the embeddings of all its pixels labelled k; background (0)
-    has neither anchors nor prototypes. For an anchor z of class k in one image of a pair, ``s(a, b) = cos(a, b) /
-    temperature``, own prototypes m and those of the other image m':
+    For an anchor pixel z of class k in image 1 of a pair (1, 2), with m_c^i the mean embedding of class c in image i
+    and s = cos / temperature:
 
-    - intra: ``-log exp s(z, m_k) / sum over c of exp s(z, m_c)``
-    - inter: ``-log exp s(z, m_k) / D - log exp s(z, m'_k) / D``, ``D = sum over c of exp s(z, m_c) + exp s(z, m'_c)``.
-      As each positive is a negative of the other, the terms do not go below about log 2.
+        intra:  -log( exp s(z, m_k^1) / sum_c exp s(z, m_c^1) )
+        inter:  -log( exp s(z, m_k^1) / D ) - log( exp s(z, m_k^2) / D ),   D = sum_c exp s(z, m_c^1) + sum_c exp s(z,
+        m_c^2)
 
-    Both images of a pair give anchors. A class that an image lacks has no prototype there, and no anchors; terms that would
-    need one are left out. If nothing is left the loss is exactly 0 with a zero gradient.
+    and the same with the images exchanged. Sums run over foreground classes; the background has neither anchors nor
+    prototypes. Gradients flow through anchors and prototypes. In `inter` each of the two positives is a negative of the
+    other, so it does not fall below about 4 log 2.
+
+    The sum S over anchors, classes and images of a pair is divided by N = P F (intra) or 2 P F (inter), P anchors in
+    each of F classes: the result is twice the mean term. Memory O(size of the embedding), float64 inside.
 
     Args:
-        embedding: ``[B, E, H, W]``, of any length per pixel; computed in float32 (float64 for float64).
-        label: ``[B, H, W]`` whole numbers, ground truth or pseudo-labels, 0 the background.
-        pairs: ``[P, 2]`` indices into the batch.
-        variant: ``inter`` also pulls towards the other image's prototype.
-        temperature: of the similarities.
-        anchors_per_class: anchors drawn per image and class, uniformly with replacement; ignored with `anchors`.
-        anchors: recorded (row, column) ``[B, num_classes - 1, anchors_per_class, 2]`` instead of drawn ones.
-        num_classes: with the background; None: from anchors, else the largest label + 1.
-        reduction: ``pair_mean``: mean over pairs of S / n with S the sum of a pair's terms and n half their number.
-            ``official``: the released code's, which divides the running sum inside its loop over pairs, so that pair b of B
-            weighs ``n^-(B - b + 1) / B`` and nearly only the last pair counts; its n does not shrink with absent classes.
-        generator: of the drawn anchors, on the labels' device.
+        embedding: [B, E, H, W], not normalised.
+        label: integers [B, H, W], 0 the background; true or pseudo-labels.
+        pairs: integers [Q, 2], indices into the batch; an image may be in several pairs, or paired with itself.
+        variant: "inter" (the paper's default) or "intra".
+        temperature: positive; 0.1 in the paper.
+        anchors_per_class: P, for drawn anchors.
+        anchors: None: drawn uniformly with replacement, for every image and class. Or recorded (row, col), integers
+            [B, num_classes - 1, P, 2]; where the class is absent they are not looked at.
+        num_classes: C, the background included. None: from `anchors`, else the largest label + 1.
+        reduction: "pair_mean": mean over pairs of S / N, N being half the number of terms there are. "official": what
+            the released code computes: N is that of all classes, and is divided by again for every pair that follows,
+            so that the last pair counts most: (1 / Q) sum_b S_b N^-(Q - b + 1), b = 1 .. Q.
+        generator: for drawn anchors.
+
+    Returns:
+        Scalar, float64 if the embedding is, else float32.
+
+    Edges: a term exists where the anchor's class is in its image and in the image of the prototype; absent classes are
+    no candidates either. A pair without any term is left out of "pair_mean" and adds 0 to "official"; no term at all:
+    exactly 0, with zero gradient. NaN embeddings give NaN.
 
     Raises:
-        TypeError: labels or pairs are not whole numbers.
-        ValueError: shapes do not belong together, indices or labels out of range, temperature not positive.
+        ValueError: shapes that do not belong together, labels outside 0 .. C-1, pairs outside the batch, anchors
+        outside the
+            image, unknown variant or reduction, temperature not positive and finite.
+        TypeError: an embedding that is not floating point; labels, pairs or anchors that are not integers.
 
-    Reference: Chaitanya et al. 2021, "Local contrastive loss with pseudo-label based self-training for semi-supervised
-    medical image segmentation".
+    Reference: Chaitanya et al. 2023, "Local contrastive loss with pseudo-label based self-training for semi-supervised
+    medical image segmentation", section 3 (terms of the released code).
+
+    >>> import torch
+    >>> from contrastive_core import local_contrastive
+    >>> embedding = torch.eye(2)[torch.tensor([[[0, 1], [0, 1]]])].permute(0, 3, 1, 2)
+    >>> label = torch.tensor([[[1, 2], [1, 2]]])
+    >>> local_contrastive(embedding, label, pairs=torch.tensor([[0, 0]]), variant="intra", temperature=1.0)
+    tensor(0.6265)
     """
-    check_temperature(temperature)
-    foreground = _check(embedding, label, pairs, anchors, num_classes) - 1
-    if variant not in ("intra", "inter"):
-        raise ValueError(f"variant must be 'intra' or 'inter', got {variant!r}")
-    if reduction not in ("pair_mean", "official"):
-        raise ValueError(f"reduction must be 'pair_mean' or 'official', got {reduction!r}")
-    embedding = embedding if embedding.dtype == torch.float64 else embedding.float()
-    if foreground < 1 or len(pairs) == 0:
-        return embedding.sum() * 0
-    with torch.autocast(embedding.device.type, enabled=False):
-        prototypes, present = _prototypes(embedding, label, foreground)
-        if anchors is None:
-            if anchors_per_class < 1:
-                raise ValueError(f"anchors_per_class must be at least 1, got {anchors_per_class}")
-            anchors = _draw(label, foreground, anchors_per_class, generator)
-        pixels = _pick(embedding, anchors.to(embedding.device))
-        term_sum, terms = _pair_terms(pixels, prototypes, present, pairs.to(embedding.device), variant, 1 / temperature)
-    if reduction == "pair_mean":
-        return (2 * term_sum / terms.clamp_min(1)).mean()
-    n = pixels.shape[2] * foreground * (2 if variant == "inter" else 1)
-    exponents = torch.arange(len(pairs), 0, -1, dtype=term_sum.dtype, device=term_sum.device)
-    return (term_sum * float(n) ** -exponents).mean()
+    check_temperature("local_contrastive", temperature)
+    check_choices(variant, reduction, anchors_per_class)
+    classes = check_maps(embedding, label, anchors, num_classes)
+    first, second = check_pairs(pairs, len(label)).to(label.device).unbind(1)
+
+    prototypes, present = class_means(embedding, label, classes)
+    if anchors is None:
+        anchors = draw_anchors(label, num_classes=classes, anchors_per_class=anchors_per_class, generator=generator)
+    else:
+        anchors = check_anchors(anchors.to(label.device), present, label)
+    terms = _Terms(_pixels(embedding, anchors), prototypes, present, temperature, variant)
+    sums, counts = (a + b for a, b in zip(terms.of(first, second), terms.of(second, first), strict=True))
+
+    if reduction == "official":
+        full = anchors.shape[1] * anchors.shape[2] * (2 if variant == "inter" else 1)
+        later = torch.arange(len(sums), 0, -1, device=sums.device, dtype=sums.dtype)
+        loss = (sums * full**-later).mean()
+    else:
+        loss = (2 * sums / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)
+    return loss.to(result_dtype(embedding))
 
 
-def _check(
-    embedding: Tensor, label: Tensor, pairs: Tensor, anchors: Tensor | None, num_classes: int | None
-) -> int:
-    """Shapes and ranges; returns the number of classes with the background."""
-    if embedding.ndim != 4 or not embedding.is_floating_point():
-        raise ValueError(f"embedding must be floating-point [B, E, H, W], got {embedding.dtype} {tuple(embedding.shape)}")
-    for name, whole in (("label", label), ("pairs", pairs)):
-        if whole.is_floating_point() or whole.dtype == torch.bool:
-            raise TypeError(f"{name} must hold whole numbers, got {whole.dtype}")
-    batch, _, height, width = embedding.shape
-    if label.shape != (batch, height, width):
-        raise ValueError(f"label must be {(batch, height, width)} to fit the embedding, got {tuple(label.shape)}")
-    if pairs.ndim != 2 or pairs.shape[1] != 2:
-        raise ValueError(f"pairs must be [P, 2] indices into the batch, got {tuple(pairs.shape)}")
-    if pairs.numel() and not 0 <= int(pairs.min()) <= int(pairs.max()) < batch:
-        raise ValueError(f"pairs must lie in 0 .. {batch - 1}, got {int(pairs.min())} .. {int(pairs.max())}")
-    smallest, largest = (int(label.min()), int(label.max())) if label.numel() else (0, 0)
-    if num_classes is None:
-        num_classes = anchors.shape[1] + 1 if anchors is not None and anchors.ndim == 4 else largest + 1
-    if smallest < 0 or largest >= num_classes:
-        raise ValueError(f"label must lie in 0 .. {num_classes - 1}, got {smallest} .. {largest}")
-    if anchors is not None:
-        if anchors.ndim != 4 or anchors.shape[:2] != (batch, num_classes - 1) or anchors.shape[3] != 2:
-            raise ValueError(
-                f"anchors must be [{batch}, {num_classes - 1}, anchors_per_class, 2], got {tuple(anchors.shape)}"
-            )
-        limit = torch.tensor([height, width], device=anchors.device)
-        if bool((anchors < 0).any()) or bool((anchors >= limit).any()):
-            raise ValueError(f"anchors must be (row, column) inside {height} x {width} pixels")
-    return num_classes
+class _Terms:
+    """Terms of the loss for anchors in some images and prototypes of these and of partner images."""
+
+    def __init__(
+        self, anchors: Tensor, prototypes: Tensor, present: Tensor, temperature: float, variant: Variant
+    ) -> None:
+        exact = exact_dtype(anchors)
+        self.anchors, self.prototypes = unit_rows(anchors, exact), unit_rows(prototypes, exact)
+        self.present, self.temperature, self.inter = present, temperature, variant == "inter"
+
+    def of(self, image: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum of the terms of the anchors in each image [Q], paired with a partner [Q], and their number: [Q], [Q]."""
+        targets = [image, partner] if self.inter else [image]
+        logits = [self._logits(image, target) for target in targets]
+        normaliser = torch.cat(logits, -1).logsumexp(-1)
+        total, count = normaliser.new_zeros(len(image)), torch.zeros_like(image)
+        for target, logit in zip(targets, logits, strict=True):
+            # The logit of the anchor's own class: [Q, F, P, F] -> [Q, P, F].
+            term = normaliser.mT - logit.diagonal(dim1=1, dim2=3)
+            live = (self.present[image] & self.present[target])[:, None].expand_as(term)
+            total = total + torch.where(live, term, 0.0).sum((1, 2))
+            count = count + live.sum((1, 2))
+        return total, count
+
+    def _logits(self, image: Tensor, target: Tensor) -> Tensor:
+        """Similarities [Q, F, P, F] of the anchors of each class with the prototypes of the target image."""
+        logits = torch.einsum("qfpe,qce->qfpc", self.anchors[image], self.prototypes[target]) / self.temperature
+        return logits.masked_fill(~self.present[target][:, None, None], _ABSENT)
 
 
-def _prototypes(embedding: Tensor, label: Tensor, foreground: int) -> tuple[Tensor, Tensor]:
-    """Mean embeddings ``[B, F, E]``, 0 where a class is absent, and presence ``[B, F]``."""
-    mask = (label[:, None] == torch.arange(1, foreground + 1, device=label.device)[:, None, None]).to(embedding)
-    counts = mask.sum(dim=(2, 3))
-    sums = torch.einsum("bfhw,behw->bfe", mask, embedding)
-    return sums / counts.clamp_min(1)[..., None], counts > 0
-
-
-def _draw(label: Tensor, foreground: int, number: int, generator: torch.Generator | None) -> Tensor:
-    """(row, column) ``[B, F, number, 2]``, uniform over a class's pixels; of all pixels where the class is absent."""
-    classes = torch.arange(1, foreground + 1, device=label.device)
-    mask = (label.flatten(1)[:, None] == classes[:, None]).float()
-    mask = torch.where(mask.any(dim=2, keepdim=True), mask, 1.0)
-    place = torch.multinomial(mask.flatten(0, 1), number, replacement=True, generator=generator)
-    width = label.shape[2]
-    return torch.stack([place // width, place % width], dim=-1).view(len(label), foreground, number, 2)
-
-
-def _pick(embedding: Tensor, anchors: Tensor) -> Tensor:
-    """Embeddings of the anchor pixels: ``[B, F, A, E]``."""
-    batch = torch.arange(len(embedding), device=embedding.device)[:, None, None]
-    return embedding.permute(0, 2, 3, 1)[batch, anchors[..., 0], anchors[..., 1]]
-
-
-def _pair_terms(
-    pixels: Tensor, prototypes: Tensor, present: Tensor, pairs: Tensor, variant: Variant, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Sum of the terms and their number, per pair: ``[P]``, ``[P]``."""
-    shape = pixels.shape
-    pixels = normalise(pixels.flatten(0, 2)).view(shape)
-    prototypes = normalise(prototypes.flatten(0, 1)).view(prototypes.shape)
-    # Both images of a pair give anchors: [2P] images and their partners.
-    image, partner = torch.cat([pairs, pairs.flip(1)]).unbind(1)
-    z = pixels[image]
-    similarity = [scale * torch.einsum("pfae,pce->pfac", z, prototypes[image])]
-    there = [present[image]]
-    if variant == "inter":
-        similarity.append(scale * torch.einsum("pfae,pce->pfac", z, prototypes[partner]))
-        there.append(present[partner])
-    candidates = torch.cat(similarity, dim=3)
-    absent = ~torch.cat(there, dim=1)[:, None, None]
-    # An image with no class at all has no term; 0 instead of -inf keeps its gradient finite.
-    hopeless = absent.all(dim=3, keepdim=True)
-    log_d = candidates.masked_fill(absent & ~hopeless, float("-inf")).logsumexp(dim=3)
-    total, number = z.new_zeros(len(image)), z.new_zeros(len(image))
-    for values, exists in zip(similarity, there, strict=True):
-        live = (present[image] & exists)[..., None]
-        positive = values.diagonal(dim1=1, dim2=3).transpose(1, 2)
-        total = total + torch.where(live, log_d - positive, 0.0).sum(dim=(1, 2))
-        number = number + live.sum(dim=(1, 2)) * shape[2]
-    return total.view(2, -1).sum(dim=0), number.view(2, -1).sum(dim=0)
+def _pixels(embedding: Tensor, anchors: Tensor) -> Tensor:
+    """Embeddings at (row, col): [B, E, H, W] at [B, F, P, 2] -> [B, F, P, E]."""
+    index = (anchors[..., 0] * embedding.shape[3] + anchors[..., 1]).flatten(1)
+    found = embedding.flatten(2).gather(2, index[:, None].expand(-1, embedding.shape[1], -1))
+    return found.mT.reshape(*anchors.shape[:3], -1)
 
 
 class LocalContrastiveLoss(nn.Module):
-    """:func:`local_contrastive` with its keywords held."""
+    """:func:`local_contrastive` with its keywords held: ``LocalContrastiveLoss()(embedding, label, pairs=pairs)``."""
 
     def __init__(
         self,
@@ -182,9 +157,10 @@ class LocalContrastiveLoss(nn.Module):
         reduction: Reduction = "pair_mean",
     ) -> None:
         super().__init__()
-        check_temperature(temperature)
-        self.variant, self.temperature, self.anchors_per_class = variant, temperature, anchors_per_class
-        self.num_classes, self.reduction = num_classes, reduction
+        check_temperature("LocalContrastiveLoss", temperature)
+        check_choices(variant, reduction, anchors_per_class)
+        self.variant, self.temperature, self.reduction = variant, temperature, reduction
+        self.anchors_per_class, self.num_classes = anchors_per_class, num_classes
 
     def forward(
         self,

@@ -1,99 +1,97 @@
-"""SuNCEt: supervised noise-contrastive estimation, with the positives inside the logarithm."""
+"""SuNCEt, the supervised noise-contrastive loss on a labelled mini-batch."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from contrastive_core.losses._common import LabelledRows, check_temperature, labelled_rows, skipped_anchors
-from contrastive_core.similarity import self_lse
-
-_BATCHED = 256
-_BATCHED_VALUES = 1 << 20
+from contrastive_core.distributed import gather_rows, split_own, world_size
+from contrastive_core.losses.candidates import lse_by_class
+from contrastive_core.losses.nt_xent import softplus
+from contrastive_core.losses.positives import check_labels, find_positives
+from contrastive_core.losses.rows import (
+    check_at_least_two,
+    check_rows,
+    check_temperature,
+    result_dtype,
+    unit_rows,
+    working_dtype,
+)
 
 
 def suncet(z: Tensor, labels: Tensor, *, temperature: float = 0.1, gather: bool = False) -> Tensor:
-    """Make a soft nearest-neighbour classifier, voting by the other labelled samples, right about every sample.
+    """Neighbourhood-component loss with labels: is a random neighbour of this sample of its class?
 
-    ``loss = mean over anchors i of  log(sum over k != i of exp(s_ik)) - log(sum over positives p of exp(s_ip))``
-    with ``s_ik = cos(z_i, z_k) / temperature`` and positives the other samples of i's label, which are in both sums.
+        loss = mean over anchors i of   -log( sum_{j != i, y_j = y_i} exp(s_ij) / sum_{j != i} exp(s_ij) ),
+        s_ij = cos(z_i, z_j) / temperature
 
-    Shapes: z ``[N, D]``, of any length, one view of each labelled image, labels ``[N]`` whole numbers -> scalar. Draw at
-    least two images per class. Memory O(N D) and a block; no N x N mask.
+    The positives stand inside the logarithm (in `supcon` outside). Memory O(N D), time little more than that of two
+    matrix products N x N x D. Computed in float32 or better whatever autocast says; below temperature 0.1 in float64.
+    The loss keeps its relative precision when it is close to 0.
 
-    Anchors without a positive, for whom the released code's loss is infinite, are left out of the mean
-    (``skipped_anchors(labels)`` counts them); if none is left the loss is exactly 0 with a zero gradient. dtype, zero rows
-    and ``gather`` as in :func:`contrastive_core.nt_xent`; anchors are counted over all processes.
+    Args:
+        z: embeddings [N, D] of labelled samples, l2-normalised here.
+        labels: class numbers [N], integers in any order.
+        temperature: positive; 0.1 in the paper.
+        gather: candidates are the samples of all processes, anchors those of this process; with the mean of parameter
+            gradients over processes, the loss of the union batch.
+
+    Returns:
+        Scalar, float64 if z is, else float32.
+
+    Edges: an anchor that is alone in its class has no positive (its loss would be infinite, as it is in the released
+    code) and is left out of the mean; `count_skipped_anchors(labels)` counts them. All left out: exactly 0, with zero
+    gradient. A row of zeros has similarity 0 with everything and no gradient; NaN embeddings give NaN.
 
     Raises:
-        TypeError: labels are not whole numbers.
-        ValueError: shapes do not belong together, fewer than two samples, temperature not positive, uneven batches.
+        ValueError: wrong shapes, fewer than two samples, temperature not positive and finite; with `gather`, numbers of
+            samples that differ between processes (raised on each).
+        TypeError: embeddings that are not floating point, labels that are not integers, temperature not a number.
 
-    Reference: Assran et al. 2020, "Supervision Accelerates Pre-training in Contrastive Semi-Supervised Learning of Visual
-    Representations"; the released src/losses.py.
+    Reference: Assran et al. 2020, "Supervision Accelerates Pre-training in Contrastive Semi-Supervised Learning of
+    Visual Representations", section 3.
 
     >>> import torch
     >>> from contrastive_core import suncet
-    >>> z, labels = torch.eye(3)[[0, 0, 1, 1]], torch.tensor([5, 5, 7, 7])
-    >>> round(suncet(z, labels, temperature=0.5).item(), 4)  # log(1 + 2 exp(-2))
-    0.2395
+    >>> z = torch.eye(4)[[0, 0, 1, 1]]
+    >>> suncet(z, torch.tensor([0, 0, 1, 1]), temperature=1.0)
+    tensor(0.5514)
     """
-    check_temperature(temperature)
-    scale = 1 / temperature
-    rows = labelled_rows(z, labels, gather=gather)
-    return rows.mean(rows.lse_all(scale) - _lse_of_positives(rows, scale))
+    return _suncet("suncet", z, labels, temperature, gather)[0]
 
 
-def _lse_of_positives(rows: LabelledRows, scale: float) -> Tensor:
-    """``[N]``: log-sum-exp over the other candidates of an anchor's class; 0 where there are none.
-
-    Sorted by class, the rows of a class are neighbours. Classes of one small size go through one batched product, a large
-    class through the primitive, so that memory stays linear in N.
-    """
-    order = rows.classes.argsort(stable=True)
-    members = rows.candidates[order]
-    ends = rows.counts.cumsum(0)
-    lse = rows.candidates.new_zeros(len(members))
-    for size in rows.counts.unique().tolist():
-        if size < 2:
-            continue
-        starts = (ends - rows.counts)[rows.counts == size]
-        places = starts[:, None] + torch.arange(size, device=starts.device)
-        if size > _BATCHED:
-            for place in places:
-                lse = lse.index_copy(0, place, self_lse(members[place], scale=scale))
-        else:
-            for group in places.split(max(1, _BATCHED_VALUES // size**2)):
-                lse = lse.index_copy(0, group.flatten(), _small_classes(members[group], scale).flatten())
-    unsorted = torch.empty_like(order)
-    unsorted[order] = torch.arange(len(order), device=order.device)
-    own = unsorted[rows.first : rows.first + len(rows.anchors)]
-    return lse[own]
-
-
-def _small_classes(members: Tensor, scale: float) -> Tensor:
-    """``[C, n, D] -> [C, n]``: log-sum-exp over the other members of each class."""
-    with torch.autocast(members.device.type, enabled=False):
-        similarity = scale * members @ members.mT
-    itself = torch.eye(members.shape[1], dtype=torch.bool, device=members.device)
-    return similarity.masked_fill(itself, float("-inf")).logsumexp(dim=2)
+def _suncet(name: str, z: Tensor, labels: Tensor, temperature: float, gather: bool) -> tuple[Tensor, Tensor]:
+    """The loss, and how many anchors were left out."""
+    check_temperature(name, temperature)
+    check_rows(name, z=z)
+    check_labels(name, labels, z)
+    positives = find_positives(labels.to(z.device), gather=gather)
+    check_at_least_two(name, len(positives.everyone))
+    rows = unit_rows(z, working_dtype(z, temperature=temperature))
+    others = other_labels = None
+    if gather and world_size() > 1:
+        others, other_labels = split_own(gather_rows(rows))[1], split_own(positives.everyone)[1]
+    same, different = lse_by_class(rows, positives.own, others, other_labels, scale=1 / temperature)
+    # Where there is no positive, same is -inf; the value put in its place is not used.
+    losses = softplus(different - same.masked_fill(~positives.live, 0.0))
+    return positives.mean(losses).to(result_dtype(z)), positives.skipped
 
 
 class SuNCEtLoss(nn.Module):
     """:func:`suncet` with its keywords held.
 
-    Attributes:
-        skipped_anchors: how many anchors of the last batch had no positive in it.
+    After a call, `skipped_anchors` is how many anchors of the batch (with `gather`: of all processes) had no positive
+    and were left out, as an int64 scalar tensor.
     """
+
+    skipped_anchors: Tensor | None = None
 
     def __init__(self, *, temperature: float = 0.1, gather: bool = False) -> None:
         super().__init__()
-        check_temperature(temperature)
-        self.temperature, self.gather, self.skipped_anchors = temperature, gather, 0
+        check_temperature("SuNCEtLoss", temperature)
+        self.temperature, self.gather = temperature, gather
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
-        loss = suncet(z, labels, temperature=self.temperature, gather=self.gather)
-        self.skipped_anchors = skipped_anchors(labels, gather=self.gather)
+        loss, self.skipped_anchors = _suncet("SuNCEtLoss", z, labels, self.temperature, self.gather)
         return loss
 
     def extra_repr(self) -> str:

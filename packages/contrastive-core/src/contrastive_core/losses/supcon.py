@@ -1,62 +1,107 @@
-"""SupCon: every image of the anchor's class is a positive, averaged outside the logarithm."""
+"""SupCon, the supervised contrastive loss."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from contrastive_core.losses._common import check_temperature, labelled_rows, skipped_anchors
+from contrastive_core.distributed import gather_rows, split_own, world_size
+from contrastive_core.losses.candidates import lse_among_all
+from contrastive_core.losses.positives import Positives, check_labels, find_positives
+from contrastive_core.losses.rows import (
+    check_at_least_two,
+    check_rows,
+    check_temperature,
+    result_dtype,
+    unit_rows,
+    working_dtype,
+)
 
 
 def supcon(z: Tensor, labels: Tensor, *, temperature: float = 0.1, gather: bool = False) -> Tensor:
-    """Pull together samples of one class, push apart all others; the "out" form.
+    """Supervised contrastive loss ("out" form): every sample of the class is to be recognised among all.
 
-    ``loss = mean over anchors i of  log(sum over k != i of exp(s_ik)) - mean over positives p of s_ip``
-    with ``s_ik = cos(z_i, z_k) / temperature`` and positives the other samples of i's label.
+        loss = mean over anchors i of   mean over positives p of i of   -log( exp(s_ip) / sum_{j != i} exp(s_ij) ),
+        s_ij = cos(z_i, z_j) / temperature,   positives: the other samples of i's class
 
-    Shapes: z ``[N, D]``, of any length, labels ``[N]`` whole numbers -> scalar. For two views of each image, stack views and
-    labels. The positives' term is linear in s, so that class sums give it: O(N D) memory, no N x N mask.
+    The mean over positives is linear in s and needs only the sums of the classes, no mask. Memory O(N D), time of two
+    matrix products N x N x D. Computed in float32 or better whatever autocast says; below temperature 0.1 in float64.
 
-    Anchors without a positive are left out of the mean (``skipped_anchors(labels)`` counts them); if none is left the loss
-    is exactly 0 with a zero gradient. dtype, zero rows and ``gather`` as in :func:`contrastive_core.nt_xent`; anchors are
-    counted over all processes.
+    With two views of every sample, stack them and repeat the labels: `supcon(torch.cat([a, b]), labels.repeat(2))`.
+
+    Args:
+        z: embeddings [N, D], l2-normalised here.
+        labels: class numbers [N], integers in any order.
+        temperature: positive; 0.07 to 0.1 in the paper.
+        gather: candidates are the samples of all processes, anchors those of this process; with the mean of parameter
+            gradients over processes, the loss of the union batch.
+
+    Returns:
+        Scalar, float64 if z is, else float32. At least the mean of log(number of positives).
+
+    Edges: an anchor that is alone in its class has no positive and is left out of the mean;
+    `count_skipped_anchors(labels)` counts them. All left out: exactly 0, with zero gradient. A row of zeros has
+    similarity 0 with everything and no gradient; NaN embeddings give NaN. On CUDA, class sums are bitwise repeatable
+    under `torch.use_deterministic_algorithms(True)` only.
 
     Raises:
-        TypeError: labels are not whole numbers.
-        ValueError: shapes do not belong together, fewer than two samples, temperature not positive, uneven batches.
+        ValueError: wrong shapes, fewer than two samples, temperature not positive and finite; with `gather`, numbers of
+            samples that differ between processes (raised on each).
+        TypeError: embeddings that are not floating point, labels that are not integers, temperature not a number.
 
-    Reference: Khosla et al. 2020, "Supervised Contrastive Learning", Eq. 2.
+    Reference: Khosla et al. 2020, "Supervised Contrastive Learning", equation 2.
 
     >>> import torch
     >>> from contrastive_core import supcon
-    >>> z, labels = torch.eye(3)[[0, 0, 1, 1]], torch.tensor([5, 5, 7, 7])
-    >>> round(supcon(z, labels, temperature=0.5).item(), 4)  # log(1 + 2 exp(-2))
-    0.2395
+    >>> z = torch.eye(4)[[0, 0, 1, 1]]
+    >>> supcon(z, torch.tensor([0, 0, 1, 1]), temperature=1.0)
+    tensor(0.5514)
     """
-    check_temperature(temperature)
-    scale = 1 / temperature
-    rows = labelled_rows(z, labels, gather=gather)
-    classes = rows.anchor_classes
-    sums = rows.candidates.new_zeros(len(rows.counts), z.shape[1]).index_add(0, rows.classes, rows.candidates)
-    positives = (rows.counts[classes] - 1).clamp_min(1)
-    towards = (rows.anchors * (sums[classes] - rows.anchors)).sum(dim=1) / positives
-    return rows.mean(rows.lse_all(scale) - scale * towards)
+    return _supcon("supcon", z, labels, temperature, gather)[0]
+
+
+def _supcon(name: str, z: Tensor, labels: Tensor, temperature: float, gather: bool) -> tuple[Tensor, Tensor]:
+    """The loss, and how many anchors were left out."""
+    check_temperature(name, temperature)
+    check_rows(name, z=z)
+    check_labels(name, labels, z)
+    positives = find_positives(labels.to(z.device), gather=gather)
+    check_at_least_two(name, len(positives.everyone))
+    rows = unit_rows(z, working_dtype(z, temperature=temperature))
+    everyone = gather_rows(rows) if gather else rows
+    others = split_own(everyone)[1] if gather and world_size() > 1 else None
+    towards_positives = _mean_over_positives(rows, everyone, positives) / temperature
+    losses = lse_among_all(rows, others, scale=1 / temperature) - towards_positives
+    return positives.mean(losses).to(result_dtype(z)), positives.skipped
+
+
+def _mean_over_positives(rows: Tensor, everyone: Tensor, positives: Positives) -> Tensor:
+    """Mean similarity [n] of each anchor with its positives: z_i . (sum of its class - z_i) / number of positives."""
+    # Sums over large classes in float64: their rounding is not to show beside that of single similarities.
+    exact = torch.float64 if rows.device.type != "mps" else rows.dtype
+    group = positives.group if positives.processes == 1 else split_own(positives.group)[0]
+    sums = torch.zeros_like(everyone, dtype=exact).index_add(0, positives.group, everyone.to(exact))
+    classmates = sums[group] - rows.to(exact)
+    mean = (rows.to(exact) * classmates).sum(1) / positives.classmates.clamp(min=1)
+    return mean.to(rows.dtype)
 
 
 class SupConLoss(nn.Module):
     """:func:`supcon` with its keywords held.
 
-    Attributes:
-        skipped_anchors: how many anchors of the last batch had no positive in it.
+    After a call, `skipped_anchors` is how many anchors of the batch (with `gather`: of all processes) had no positive
+    and were left out, as an int64 scalar tensor.
     """
+
+    skipped_anchors: Tensor | None = None
 
     def __init__(self, *, temperature: float = 0.1, gather: bool = False) -> None:
         super().__init__()
-        check_temperature(temperature)
-        self.temperature, self.gather, self.skipped_anchors = temperature, gather, 0
+        check_temperature("SupConLoss", temperature)
+        self.temperature, self.gather = temperature, gather
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
-        loss = supcon(z, labels, temperature=self.temperature, gather=self.gather)
-        self.skipped_anchors = skipped_anchors(labels, gather=self.gather)
+        loss, self.skipped_anchors = _supcon("SupConLoss", z, labels, self.temperature, self.gather)
         return loss
 
     def extra_repr(self) -> str:

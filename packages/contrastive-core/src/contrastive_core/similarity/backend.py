@@ -1,71 +1,98 @@
-"""Which implementation of the primitive computes: the door through which a compiled one comes in."""
+"""Which implementation of the primitive is used.
+
+`torch` is the block path in PyTorch, `reference` the full matrix (for tests). A compiled backend enters here: one more
+:class:`Backend` in `_BACKENDS`, ahead of `torch` in `_PREFERENCE`, or the reason why it did not load in `UNAVAILABLE`.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
-from contrastive_core.similarity import blocks
+from contrastive_core.similarity import blocks, reference
 
 VARIABLE = "CONTRASTIVE_CORE_BACKEND"
-CHOICES = ("auto", "torch")
 
 
-class Backend(Protocol):
-    """What a backend offers: forward and backward of both forms, in the dtype of the operands.
+class SelfLse(Protocol):
+    """The square form: :func:`contrastive_core.similarity.self_lse`, arguments checked, z in float32 or float64."""
 
-    The signatures are those of :mod:`contrastive_core.similarity.blocks`.
-    """
+    def __call__(
+        self, z: Tensor, *, scale: float, skip: int | None, classes: Tensor | None, among: str, max_norm: float | None
+    ) -> Tensor: ...
 
-    def self_lse(self, z: Tensor, /, *, scale: float) -> Tensor:
-        """[N, D] -> [N]."""
 
-    def self_lse_backward(self, grad: Tensor, z: Tensor, lse: Tensor, /, *, scale: float) -> Tensor:
-        """[N], [N, D], [N] -> [N, D]."""
+class RowLse(Protocol):
+    """The rectangular form: :func:`contrastive_core.similarity.row_lse`, arguments checked, q and k of one type."""
 
-    def row_lse(self, q: Tensor, k: Tensor, /, *, scale: float, self_offset: int | None) -> Tensor:
-        """[Nq, D], [Nk, D] -> [Nq]."""
-
-    def row_lse_backward(
+    def __call__(
         self,
-        grad: Tensor,
         q: Tensor,
         k: Tensor,
-        lse: Tensor,
-        /,
         *,
         scale: float,
         self_offset: int | None,
-        need_q: bool,
-        need_k: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """[Nq], [Nq, D], [Nk, D], [Nq] -> [Nq, D], [Nk, D]; empty, [0, D], where not needed."""
+        classes: tuple[Tensor, Tensor] | None,
+        among: str,
+    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The backend in use, and why each other one is not."""
+class Backend:
+    """Two differentiable functions and the name they go by."""
 
     name: str
-    not_used: dict[str, str]
+    self_lse: SelfLse
+    row_lse: RowLse
 
 
-def choose() -> Choice:
-    """Read the choice from the environment.
+_BACKENDS: Mapping[str, Backend] = {
+    "torch": Backend("torch", blocks.self_lse, blocks.row_lse),
+    "reference": Backend("reference", reference.self_lse, reference.row_lse),
+}
+_PREFERENCE = ("torch",)
+UNAVAILABLE: Mapping[str, str] = {"compiled": "not part of this installation"}
+"""For every backend that did not load: why."""
+
+
+def _choose(name: str, *, asked_by: str) -> Backend:
+    if name == "auto":
+        return _BACKENDS[_PREFERENCE[0]]
+    if name in UNAVAILABLE:
+        raise ValueError(f"{asked_by} is {name!r}, which did not load ({UNAVAILABLE[name]}); use auto")
+    if name not in _BACKENDS:
+        raise ValueError(f"{asked_by} is {name!r}, expected auto or one of {', '.join([*_BACKENDS, *UNAVAILABLE])}")
+    return _BACKENDS[name]
+
+
+# Chosen once: reading the environment in every call would break graphs under torch.compile.
+_active = _choose(os.environ.get(VARIABLE, "auto"), asked_by=f"the environment variable {VARIABLE}")
+
+
+def active_backend() -> Backend:
+    """The backend in use: as the environment variable CONTRASTIVE_CORE_BACKEND said when this package was first used.
+
+    auto (the default) takes the fastest that loads; torch and reference name one.
+    """
+    return _active
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Another backend inside a `with` block, to compare them; for the whole process, like the environment variable.
 
     Raises:
-        ValueError: CONTRASTIVE_CORE_BACKEND names no backend.
+        ValueError: no backend of that name, or it did not load here.
     """
-    wanted = os.environ.get(VARIABLE, "auto")
-    if wanted not in CHOICES:
-        raise ValueError(f"{VARIABLE} is {wanted!r}; expected one of {', '.join(CHOICES)}")
-    return Choice("torch", {"compiled": "this version has no compiled extension; PyTorch blocks are used everywhere"})
-
-
-def backend_for(operand: Tensor) -> Backend:
-    """The backend that computes on this operand."""
-    choose()
-    return blocks
+    global _active  # noqa: PLW0603 - one choice for the process
+    before = _active
+    _active = _choose(name, asked_by="the backend")
+    try:
+        yield
+    finally:
+        _active = before

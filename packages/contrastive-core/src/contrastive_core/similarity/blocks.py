@@ -1,169 +1,202 @@
-"""The PyTorch backend: blocks of the similarity matrix, made when needed, used and dropped.
+"""The block path in PyTorch, as operators that torch.compile keeps whole.
 
-Memory is O(N D) and a few blocks. Time is two N x N x D matrix products for the symmetric form, forward and backward
-together, and four for the rectangular one (the floor of recomputation), plus one exp2 per similarity and pass.
-
-Similarities are kept in units of log 2, the factor folded into one of the operands, because exp2 costs a third of exp. If
-no similarity can exceed 40 in size, exp2 is taken as it is: sums of up to 2**58 are nothing to float32, and a row's maximum
-need not be known. Otherwise every row carries its running maximum.
+Tiles of the matrix are computed, used and dropped, and computed again in the backward pass, for which only the inputs
+and the result are kept: O(N D).
 """
+
+# ruff: noqa: PLR0917 - arguments of operators are positional
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-BLOCK = 1024
-_LOG2_E = math.log2(math.e)
-_SAFE = 40.0
+from contrastive_core.similarity import rectangular, symmetric
+from contrastive_core.similarity.precision import full_precision
+from contrastive_core.similarity.tiles import Candidates
+
+_NAME = "contrastive_core::"
+_SELF = "Tensor z, float scale, SymInt? skip, Tensor? classes, str among, float? max_norm"
+_ROW = "Tensor q, Tensor k, float scale, SymInt? self_offset, Tensor? q_classes, Tensor? k_classes, str among"
 
 
-class _RowSums:
-    """log2 of sums of exp2 over the columns seen so far, for every row."""
-
-    def __init__(self, rows: int, like: Tensor, *, safe: bool) -> None:
-        self.sum = torch.zeros(rows, dtype=like.dtype, device=like.device)
-        self.max = None if safe else torch.full_like(self.sum, float("-inf"))
-
-    def add(self, rows: slice, exponents: Tensor, *, along: int) -> None:
-        """Take in a block of exponents, summing along one of its axes."""
-        assert self.max is not None  # noqa: S101 - for the type checker
-        peak = torch.maximum(self.max[rows], exponents.amax(dim=along))
-        # A row that has seen nothing but itself has the maximum -inf; any finite shift serves it.
-        shift = peak.masked_fill(peak == float("-inf"), 0.0)
-        terms = (exponents - shift.unsqueeze(along)).exp2_().sum(dim=along)
-        self.sum[rows] = self.sum[rows] * (self.max[rows] - shift).exp2_() + terms
-        self.max[rows] = peak
-
-    def lse(self) -> Tensor:
-        """Natural logarithm of the sums."""
-        logarithm = self.sum.log2() if self.max is None else self.sum.log2().add_(self.max)
-        return logarithm.mul_(math.log(2))
+def self_lse(
+    z: Tensor, *, scale: float, skip: int | None, classes: Tensor | None, among: str, max_norm: float | None
+) -> Tensor:
+    """See :func:`contrastive_core.similarity.self_lse`."""
+    out: Tensor = _self_lse(z, scale, skip, classes, among, max_norm)
+    return out
 
 
-def is_safe(scale: float, *operands: Tensor) -> bool:
-    """Whether every similarity is at most 40 in size, so that no maximum is needed. Reads one number from the device."""
-    longest = [float(operand.square().sum(dim=1).max()) if len(operand) else 0.0 for operand in operands]
-    return scale * math.sqrt(longest[0] * longest[-1]) <= _SAFE
-
-
-def _slices(n: int, block: int) -> list[slice]:
-    return [slice(start, min(start + block, n)) for start in range(0, n, block)]
-
-
-def self_lse(z: Tensor, *, scale: float, block: int = BLOCK) -> Tensor:
-    """Forward of the symmetric form; each pair of blocks is multiplied once and serves both its rows and its columns."""
-    safe = is_safe(scale, z)
-    scaled = z * (scale * _LOG2_E)
-    sums = _RowSums(len(z), z, safe=safe)
-    for rows, columns in _pairs(len(z), block):
-        exponents = scaled[rows] @ z[columns].T
-        if safe:
-            terms = exponents.exp2_()
-            if rows == columns:
-                terms.diagonal().zero_()
-            else:
-                sums.sum[columns] += terms.sum(dim=0)
-            sums.sum[rows] += terms.sum(dim=1)
-        else:
-            if rows == columns:
-                exponents.diagonal().fill_(float("-inf"))
-            else:
-                sums.add(columns, exponents, along=0)
-            sums.add(rows, exponents, along=1)
-    return sums.lse()
-
-
-def self_lse_backward(grad: Tensor, z: Tensor, lse: Tensor, *, scale: float, block: int = BLOCK) -> Tensor:
-    """Gradient of the symmetric form.
-
-    With ``p_ij = exp(s_ij - lse_i)``: ``dz_i = scale * sum over j of (g_i p_ij + g_j p_ji) z_j``.
-    """
-    safe = is_safe(scale, z)
-    scaled = z * (scale * _LOG2_E)
-    shift = lse * _LOG2_E
-    weight = grad * scale
-    # Where no maximum is needed, exp(s_ij) serves p_ij and p_ji: one exp2 and one rank-one factor.
-    factor = weight * (-shift).exp2() if safe else weight
-    grad_z = torch.zeros_like(z)
-    for rows, columns in _pairs(len(z), block):
-        exponents = scaled[rows] @ z[columns].T
-        if safe:
-            share = exponents.exp2_().mul_(factor[rows, None] + factor[columns])
-        else:
-            share = (exponents - shift[rows, None]).exp2_().mul_(weight[rows, None])
-            share += (exponents - shift[columns]).exp2_().mul_(weight[columns])
-        if rows == columns:
-            share.diagonal().zero_()
-        else:
-            grad_z[columns].addmm_(share.T, z[rows])
-        grad_z[rows].addmm_(share, z[columns])
-    return grad_z
-
-
-def _pairs(n: int, block: int) -> Iterator[tuple[slice, slice]]:
-    """Every unordered pair of blocks once, in a fixed order: results do not depend on anything but the input."""
-    slices = _slices(n, block)
-    for index, rows in enumerate(slices):
-        for columns in slices[index:]:
-            yield rows, columns
-
-
-def row_lse(q: Tensor, k: Tensor, *, scale: float, self_offset: int | None = None, block: int = BLOCK) -> Tensor:
-    """Forward of the rectangular form."""
-    safe = is_safe(scale, q, k)
-    scaled = q * (scale * _LOG2_E)
-    sums = _RowSums(len(q), q, safe=safe)
-    for rows in _slices(len(q), block):
-        for columns in _slices(len(k), block):
-            exponents = scaled[rows] @ k[columns].T
-            itself = _itself(exponents, rows, columns, self_offset)
-            if safe:
-                terms = exponents.exp2_()
-                itself.zero_()
-                sums.sum[rows] += terms.sum(dim=1)
-            else:
-                itself.fill_(float("-inf"))
-                sums.add(rows, exponents, along=1)
-    return sums.lse()
-
-
-def row_lse_backward(
-    grad: Tensor,
+def row_lse(
     q: Tensor,
     k: Tensor,
-    lse: Tensor,
     *,
     scale: float,
-    self_offset: int | None = None,
-    need_q: bool = True,
-    need_k: bool = True,
-    block: int = BLOCK,
+    self_offset: int | None,
+    classes: tuple[Tensor, Tensor] | None,
+    among: str,
+) -> Tensor:
+    """See :func:`contrastive_core.similarity.row_lse`."""
+    q_classes, k_classes = classes or (None, None)
+    out: Tensor = _row_lse(q, k, scale, self_offset, q_classes, k_classes, among)
+    return out
+
+
+@torch.library.custom_op(f"{_NAME}self_lse", mutates_args=(), schema=f"({_SELF}) -> Tensor")
+def _self_lse(
+    z: Tensor, scale: float, skip: int | None, classes: Tensor | None, among: str, max_norm: float | None
+) -> Tensor:
+    candidates = _candidates_of_self(skip, classes, among)
+    with full_precision(z.device):
+        if _is_bounded(z, scale, max_norm):
+            return symmetric.forward(z, candidates, scale=scale)
+        return rectangular.forward(z, z, candidates, scale=scale)
+
+
+@torch.library.custom_op(
+    f"{_NAME}self_lse_backward", mutates_args=(), schema=f"(Tensor grad, Tensor lse, {_SELF}) -> Tensor"
+)
+def _self_lse_backward(
+    grad: Tensor,
+    lse: Tensor,
+    z: Tensor,
+    scale: float,
+    skip: int | None,
+    classes: Tensor | None,
+    among: str,
+    max_norm: float | None,
+) -> Tensor:
+    candidates = _candidates_of_self(skip, classes, among)
+    with full_precision(z.device):
+        if _is_bounded(z, scale, max_norm):
+            return symmetric.backward(grad, lse, z, candidates, scale=scale)
+        dq, dk = rectangular.backward(grad, lse, z, z, candidates, scale=scale, needs=(True, True))
+        return dq.add_(dk)
+
+
+@torch.library.custom_op(f"{_NAME}row_lse", mutates_args=(), schema=f"({_ROW}) -> Tensor")
+def _row_lse(
+    q: Tensor,
+    k: Tensor,
+    scale: float,
+    self_offset: int | None,
+    q_classes: Tensor | None,
+    k_classes: Tensor | None,
+    among: str,
+) -> Tensor:
+    candidates = _candidates_of_rows(self_offset, q_classes, k_classes, among)
+    with full_precision(q.device):
+        return rectangular.forward(q, k, candidates, scale=scale)
+
+
+@torch.library.custom_op(
+    f"{_NAME}row_lse_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad, Tensor lse, {_ROW}, bool needs_q, bool needs_k) -> (Tensor, Tensor)",
+)
+def _row_lse_backward(
+    grad: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    scale: float,
+    self_offset: int | None,
+    q_classes: Tensor | None,
+    k_classes: Tensor | None,
+    among: str,
+    needs_q: bool,
+    needs_k: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the rectangular form; one that is not needed comes back empty, [0, D]."""
-    scaled = q * (scale * _LOG2_E)
-    shift = lse * _LOG2_E
-    weight = grad * scale
-    grad_q, grad_k = torch.zeros_like(q if need_q else q[:0]), torch.zeros_like(k if need_k else k[:0])
-    for rows in _slices(len(q), block):
-        for columns in _slices(len(k), block):
-            share = (scaled[rows] @ k[columns].T).sub_(shift[rows, None]).exp2_().mul_(weight[rows, None])
-            _itself(share, rows, columns, self_offset).zero_()
-            if need_q:
-                grad_q[rows].addmm_(share, k[columns])
-            if need_k:
-                grad_k[columns].addmm_(share.T, q[rows])
-    return grad_q, grad_k
+    candidates = _candidates_of_rows(self_offset, q_classes, k_classes, among)
+    with full_precision(q.device):
+        return rectangular.backward(grad, lse, q, k, candidates, scale=scale, needs=(needs_q, needs_k))
 
 
-def _itself(tile: Tensor, rows: slice, columns: slice, self_offset: int | None) -> Tensor:
-    """View of the entries (i, i + self_offset) that lie in this block; empty if none does."""
-    if self_offset is None:
-        return tile[:0, 0]
-    diagonal = rows.start + self_offset - columns.start
-    if -tile.shape[0] < diagonal < tile.shape[1]:
-        return tile.diagonal(diagonal)
-    return tile[:0, 0]
+def _is_bounded(z: Tensor, scale: float, max_norm: float | None) -> bool:
+    """Whether every |S| is small enough to do without the maximum of the row, which costs the symmetry."""
+    if max_norm is not None:
+        return scale * max_norm**2 <= symmetric.limit(z.dtype)
+    # NaN compares false, and the other path carries it through.
+    return len(z) > 0 and bool(scale * z.square().sum(1).amax() <= symmetric.limit(z.dtype))
+
+
+def _candidates_of_self(skip: int | None, classes: Tensor | None, among: str) -> Candidates:
+    diagonals = (0,) if skip is None else (0, skip, -skip)
+    return Candidates(diagonals, None if classes is None else (classes, classes), same=among == "same")
+
+
+def _candidates_of_rows(
+    self_offset: int | None, q_classes: Tensor | None, k_classes: Tensor | None, among: str
+) -> Candidates:
+    classes = None if q_classes is None or k_classes is None else (q_classes, k_classes)
+    return Candidates(() if self_offset is None else (self_offset,), classes, same=among == "same")
+
+
+# What follows tells autograd and torch.compile about the operators.
+
+
+def _contiguous_like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@_self_lse.register_fake
+def _(z: Tensor, *_: Any) -> Tensor:
+    return z.new_empty(z.shape[:1])
+
+
+@_self_lse_backward.register_fake
+def _(grad: Tensor, lse: Tensor, z: Tensor, *_: Any) -> Tensor:
+    return _contiguous_like(z)
+
+
+@_row_lse.register_fake
+def _(q: Tensor, *_: Any) -> Tensor:
+    return q.new_empty(q.shape[:1])
+
+
+@_row_lse_backward.register_fake
+def _(grad: Tensor, lse: Tensor, q: Tensor, k: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    needs_q, needs_k = others[-2:]
+    return _contiguous_like(q) if needs_q else q.new_empty(0), _contiguous_like(k) if needs_k else k.new_empty(0)
+
+
+def _save_self(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    z, ctx.scale, ctx.skip, classes, ctx.among, ctx.max_norm = inputs
+    ctx.save_for_backward(output, z, classes)
+
+
+def _differentiate_self(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    lse, z, classes = ctx.saved_tensors
+    dz = _self_lse_backward(grad, lse, z, ctx.scale, ctx.skip, classes, ctx.among, ctx.max_norm)
+    return dz, None, None, None, None, None
+
+
+def _save_rows(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    q, k, ctx.scale, ctx.self_offset, q_classes, k_classes, ctx.among = inputs
+    ctx.save_for_backward(output, q, k, q_classes, k_classes)
+
+
+def _differentiate_rows(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    lse, q, k, q_classes, k_classes = ctx.saved_tensors
+    needs_q, needs_k = ctx.needs_input_grad[:2]
+    dq, dk = _row_lse_backward(
+        grad, lse, q, k, ctx.scale, ctx.self_offset, q_classes, k_classes, ctx.among, needs_q, needs_k
+    )
+    return dq if needs_q else None, dk if needs_k else None, None, None, None, None, None
+
+
+def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> NoReturn:
+    raise RuntimeError(
+        "contrastive_core: losses can be differentiated once, not twice; where a second derivative is needed, write "
+        "the loss with the full similarity matrix"
+    )
+
+
+_self_lse.register_autograd(_differentiate_self, setup_context=_save_self)
+_row_lse.register_autograd(_differentiate_rows, setup_context=_save_rows)
+# Without these, a second derivative would leave out the gradient's dependence on the inputs.
+_self_lse_backward.register_autograd(_refuse_second_derivative)
+_row_lse_backward.register_autograd(_refuse_second_derivative)

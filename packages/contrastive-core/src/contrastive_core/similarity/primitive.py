@@ -1,155 +1,134 @@
-"""The primitive as differentiable operators that torch.compile, autocast and fake tensors understand."""
+"""The primitive's public face: checks, working precision, and the call into the backend."""
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from contrastive_core.similarity.backend import backend_for
+from contrastive_core.similarity.backend import active_backend
+
+Among = Literal["all", "same", "other"]
 
 
-def self_lse(z: Tensor, *, scale: float) -> Tensor:
-    """Log-sum-exp of every row's similarities to all other rows.
+def self_lse(
+    z: Tensor,
+    *,
+    scale: float,
+    skip: int | None = None,
+    classes: Tensor | None = None,
+    among: Among = "all",
+    max_norm: float | None = None,
+) -> Tensor:
+    """Row-wise log-sum-exp of the similarities of a set of vectors with each other, without the matrix.
 
-    ``lse[i] = log sum over j != i of exp(scale * z_i . z_j)``
+        out[i] = log sum_{j in C(i)} exp(scale * z_i . z_j),    C(i) = all rows but i, further narrowed by `skip` or
+        `classes`
 
-    Shapes: z ``[N, D]``, any strides -> ``[N]``, float32 (float64 for a float64 z). One row has nobody: -inf.
+    A row whose C(i) is empty gives -inf and gets no gradient from it. Memory O(N D), time of two matrix products N x N
+    x D for value and gradient together. Computed in float32 (float64 for float64 input), whatever autocast or the TF32
+    switch says; no second derivative.
 
-    Memory O(N D), whatever N; time that of two N x N x D matrix products, forward and backward together. float16 and
-    bfloat16 are computed in float32 and their gradient is returned in their dtype. Differentiable once: asking for a second
-    derivative raises RuntimeError.
+    Args:
+        z: [N, D], any floating type and strides; it is not normalised here.
+        scale: one over the temperature.
+        skip: also leave out rows i + skip and i - skip; with two views stacked, the other view of the same sample.
+        classes: integers [N] in ascending order, with `among`.
+        among: "same" keeps in C(i) the rows of i's class, "other" those of the other classes.
+        max_norm: a bound on the vectors' lengths known to the caller (1 for unit vectors). It spares a look at the
+            data, which on a GPU would wait for it; it must hold.
+
+    Returns:
+        [N], float64 for float64 input, else float32.
 
     Raises:
-        ValueError: z is not a floating-point matrix.
+        TypeError: z is not floating point. ValueError: wrong shapes, scale not a positive finite number, `classes`
+        without
+            `among` or the reverse.
+
+    >>> z = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    >>> self_lse(z, scale=2.0).exp().round(decimals=3)
+    tensor([8.3890, 2.0000, 8.3890])
     """
-    _check("z", z)
-    lse: Tensor = torch.ops.contrastive_core.self_lse(_compute(z), scale)
-    return lse
+    _check("self_lse", scale, among, classes is not None, z=z)
+    if classes is not None:
+        _check_classes("self_lse", z, classes)
+    return active_backend().self_lse(_full(z), scale=scale, skip=skip, classes=classes, among=among, max_norm=max_norm)
 
 
-def row_lse(q: Tensor, k: Tensor, *, scale: float, self_offset: int | None = None) -> Tensor:
-    """Log-sum-exp of every query's similarities to the keys.
+def row_lse(
+    q: Tensor,
+    k: Tensor,
+    *,
+    scale: float,
+    self_offset: int | None = None,
+    classes: tuple[Tensor, Tensor] | None = None,
+    among: Among = "all",
+) -> Tensor:
+    """Row-wise log-sum-exp of the similarities of queries with keys, without the matrix.
 
-    ``lse[i] = log sum over j != i + self_offset of exp(scale * q_i . k_j)``; with ``self_offset=None`` over all j.
+        out[i] = log sum_{j in C(i)} exp(scale * q_i . k_j)
 
-    Shapes: q ``[Nq, D]``, k ``[Nk, D]`` -> ``[Nq]``. For rows gathered from other processes (self_offset: where this
-    process's rows begin) and memory banks. dtype, memory and derivatives as :func:`self_lse`; time of four products.
+    As :func:`self_lse`, for two sets: rows gathered from other processes, memory banks. Memory O((Nq + Nk) D), time of
+    four matrix products Nq x Nk x D; only the gradients that are needed are computed.
+
+    Args:
+        q: [Nq, D].
+        k: [Nk, D].
+        scale: one over the temperature.
+        self_offset: leave out column i + self_offset of row i, where there is one.
+        classes: integers [Nq] and [Nk], both ascending, with `among`.
+        among: "same" keeps the keys of the query's class, "other" those of other classes.
+
+    Returns:
+        [Nq], float64 if one of the inputs is, else float32; -inf where no key is left.
 
     Raises:
-        ValueError: an operand is not a floating-point matrix, or their widths differ.
+        TypeError, ValueError: as :func:`self_lse`; widths or devices that differ.
+
+    >>> row_lse(torch.eye(2), torch.eye(2), scale=1.0).exp().round(decimals=3)
+    tensor([3.7180, 3.7180])
     """
-    _check("q", q)
-    _check("k", k)
+    _check("row_lse", scale, among, classes is not None, q=q, k=k)
     if q.shape[1] != k.shape[1]:
-        raise ValueError(f"q and k must have the same width, got {tuple(q.shape)} and {tuple(k.shape)}")
-    q, k = _compute(q), _compute(k)
-    dtype = torch.promote_types(q.dtype, k.dtype)
-    lse: Tensor = torch.ops.contrastive_core.row_lse(q.to(dtype), k.to(dtype), scale, self_offset)
-    return lse
+        raise ValueError(f"row_lse: q is {list(q.shape)} and k is {list(k.shape)}, expected the same width")
+    if q.device != k.device:
+        raise ValueError(f"row_lse: q is on {q.device} and k on {k.device}, expected the same device")
+    if classes is not None:
+        _check_classes("row_lse", q, classes[0])
+        _check_classes("row_lse", k, classes[1])
+    dtype = torch.promote_types(_full_dtype(q), _full_dtype(k))
+    return active_backend().row_lse(
+        q.to(dtype), k.to(dtype), scale=scale, self_offset=self_offset, classes=classes, among=among
+    )
 
 
-def _check(name: str, operand: Tensor) -> None:
-    if operand.ndim != 2 or not operand.is_floating_point():
-        raise ValueError(f"{name} must be a floating-point matrix [N, D], got {operand.dtype} {tuple(operand.shape)}")
+def _full_dtype(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
-def _compute(operand: Tensor) -> Tensor:
-    return operand if operand.dtype == torch.float64 else operand.float()
+def _full(x: Tensor) -> Tensor:
+    return x.to(_full_dtype(x))
 
 
-# Operators rather than autograd functions: they are opaque to torch.compile, so that no graph breaks and none unrolls the
-# loop over blocks, and autocast does not reach inside them.
-
-
-@torch.library.custom_op("contrastive_core::self_lse", mutates_args=())
-def _self_lse(z: Tensor, scale: float) -> Tensor:
-    with _no_autocast(z):
-        return backend_for(z).self_lse(z, scale=scale)
-
-
-@torch.library.custom_op("contrastive_core::self_lse_backward", mutates_args=())
-def _self_lse_backward(grad: Tensor, z: Tensor, lse: Tensor, scale: float) -> Tensor:
-    with _no_autocast(z):
-        return backend_for(z).self_lse_backward(grad, z, lse, scale=scale)
-
-
-@torch.library.custom_op("contrastive_core::row_lse", mutates_args=())
-def _row_lse(q: Tensor, k: Tensor, scale: float, self_offset: int | None) -> Tensor:
-    with _no_autocast(q):
-        return backend_for(q).row_lse(q, k, scale=scale, self_offset=self_offset)
-
-
-@torch.library.custom_op("contrastive_core::row_lse_backward", mutates_args=())
-def _row_lse_backward(
-    grad: Tensor, q: Tensor, k: Tensor, lse: Tensor, scale: float, self_offset: int | None, need_q: bool, need_k: bool
-) -> tuple[Tensor, Tensor]:
-    with _no_autocast(q):
-        return backend_for(q).row_lse_backward(
-            grad, q, k, lse, scale=scale, self_offset=self_offset, need_q=need_q, need_k=need_k
+def _check(name: str, scale: float, among: str, with_classes: bool, **rows: Tensor) -> None:
+    for argument, x in rows.items():
+        if not x.is_floating_point():
+            raise TypeError(f"{name}: {argument} is {x.dtype}, expected a floating-point tensor")
+        if x.ndim != 2:
+            raise ValueError(f"{name}: {argument} has shape {list(x.shape)}, expected [rows, features]")
+    # Comparisons, because torch.compile cannot ask math.isfinite of a number it treats as variable.
+    if not 0 < scale < math.inf:
+        raise ValueError(f"{name}: scale is {scale}, expected a positive finite number (one over the temperature)")
+    if among not in ("all", "same", "other") or (among != "all") != with_classes:
+        raise ValueError(
+            f"{name}: among is {among!r} {'with' if with_classes else 'without'} classes; expected 'same' or 'other' "
+            "together with classes, or neither"
         )
 
 
-def _no_autocast(operand: Tensor) -> torch.autocast:
-    return torch.autocast(operand.device.type, enabled=False)
-
-
-@_self_lse.register_fake
-def _(z: Tensor, scale: float) -> Tensor:
-    return z.new_empty(z.shape[0])
-
-
-@_self_lse_backward.register_fake
-def _(grad: Tensor, z: Tensor, lse: Tensor, scale: float) -> Tensor:
-    return torch.empty_like(z)
-
-
-@_row_lse.register_fake
-def _(q: Tensor, k: Tensor, scale: float, self_offset: int | None) -> Tensor:
-    return q.new_empty(q.shape[0])
-
-
-@_row_lse_backward.register_fake
-def _(
-    grad: Tensor, q: Tensor, k: Tensor, lse: Tensor, scale: float, self_offset: int | None, need_q: bool, need_k: bool
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(q if need_q else q[:0]), torch.empty_like(k if need_k else k[:0])
-
-
-def _save_self(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    z, ctx.scale = inputs
-    ctx.save_for_backward(z, output)
-
-
-def _grad_self(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    z, lse = ctx.saved_tensors
-    return torch.ops.contrastive_core.self_lse_backward(grad, z, lse, ctx.scale), None
-
-
-def _save_rows(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    q, k, ctx.scale, ctx.self_offset = inputs
-    ctx.save_for_backward(q, k, output)
-
-
-def _grad_rows(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    q, k, lse = ctx.saved_tensors
-    need_q, need_k = ctx.needs_input_grad[:2]
-    grad_q, grad_k = torch.ops.contrastive_core.row_lse_backward(
-        grad, q, k, lse, ctx.scale, ctx.self_offset, need_q, need_k
-    )
-    return grad_q if need_q else None, grad_k if need_k else None, None, None
-
-
-def _twice(ctx: Any, *grads: Tensor) -> NoReturn:
-    raise RuntimeError(
-        "contrastive_core losses can be differentiated once, not twice: their backward pass recomputes the similarities "
-        "and keeps no graph. For a second derivative write the loss with a full similarity matrix"
-    )
-
-
-_self_lse.register_autograd(_grad_self, setup_context=_save_self)
-_row_lse.register_autograd(_grad_rows, setup_context=_save_rows)
-# Without this a second derivative would come out silently wrong.
-_self_lse_backward.register_autograd(_twice)
-_row_lse_backward.register_autograd(_twice)
+def _check_classes(name: str, x: Tensor, classes: Tensor) -> None:
+    if classes.shape != x.shape[:1]:
+        raise ValueError(f"{name}: classes has shape {list(classes.shape)}, expected [{len(x)}], one per row")

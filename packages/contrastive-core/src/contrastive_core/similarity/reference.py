@@ -1,4 +1,4 @@
-"""The primitive written down as its formula, with the whole matrix: what every backend is compared with. For tests."""
+"""The primitive as its formula: the whole matrix, plain autograd. For tests; memory O(N^2)."""
 
 from __future__ import annotations
 
@@ -6,17 +6,47 @@ import torch
 from torch import Tensor
 
 
-def self_lse(z: Tensor, *, scale: float) -> Tensor:
-    """log of the sum over j != i of exp(scale z_i . z_j), for every row: [N, D] -> [N]."""
-    return row_lse(z, z, scale=scale, self_offset=0)
+def self_lse(
+    z: Tensor, *, scale: float, skip: int | None, classes: Tensor | None, among: str, max_norm: float | None
+) -> Tensor:
+    """See :func:`contrastive_core.similarity.self_lse`."""
+    del max_norm  # a hint for implementations that have to choose a shift beforehand
+    row, column = _indices(z, z)
+    left_out = row == column
+    if skip is not None:
+        left_out = left_out | ((row - column).abs() == skip)
+    return _lse(z, z, scale, left_out | _wrong_class((classes, classes) if classes is not None else None, among))
 
 
-def row_lse(q: Tensor, k: Tensor, *, scale: float, self_offset: int | None = None) -> Tensor:
-    """log of the sum over j of exp(scale q_i . k_j), leaving out j = i + self_offset: [Nq, D], [Nk, D] -> [Nq]."""
-    similarity = scale * q @ k.T
-    if self_offset is not None:
-        rows = torch.arange(len(q), device=q.device)
-        itself = torch.zeros_like(similarity, dtype=torch.bool)
-        itself[rows, rows + self_offset] = True
-        similarity = similarity.masked_fill(itself, float("-inf"))
-    return similarity.logsumexp(dim=1)
+def row_lse(
+    q: Tensor,
+    k: Tensor,
+    *,
+    scale: float,
+    self_offset: int | None,
+    classes: tuple[Tensor, Tensor] | None,
+    among: str,
+) -> Tensor:
+    """See :func:`contrastive_core.similarity.row_lse`."""
+    row, column = _indices(q, k)
+    left_out = (column - row == self_offset) if self_offset is not None else torch.zeros_like(row == column)
+    return _lse(q, k, scale, left_out | _wrong_class(classes, among))
+
+
+def _indices(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.arange(len(q), device=q.device)[:, None], torch.arange(len(k), device=q.device)[None, :]
+
+
+def _wrong_class(classes: tuple[Tensor, Tensor] | None, among: str) -> Tensor | bool:
+    if classes is None:
+        return False
+    same = classes[0][:, None] == classes[1][None, :]
+    return ~same if among == "same" else same
+
+
+def _lse(q: Tensor, k: Tensor, scale: float, left_out: Tensor) -> Tensor:
+    with torch.autocast(q.device.type, enabled=False):
+        logits = (scale * (q @ k.T)).masked_fill(left_out, -torch.inf)
+    # A row without candidates: -inf, and no NaN on the way back.
+    empty = left_out.all(1)
+    return logits.masked_fill(empty[:, None], 0).logsumexp(1).masked_fill(empty, -torch.inf)

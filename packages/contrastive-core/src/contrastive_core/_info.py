@@ -1,0 +1,60 @@
+"""What of this package is in use on this machine, for bug reports and for `python -m contrastive_core`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+import contrastive_core
+from contrastive_core.similarity.backend import UNAVAILABLE, active_backend
+
+
+@dataclass(frozen=True)
+class Info:
+    """What runs; `print` shows it readable."""
+
+    version: str
+    """Of contrastive-core."""
+    backend: str
+    """Implementation of the similarity primitive in use."""
+    unavailable: dict[str, str]
+    """Implementations that did not load, and why."""
+    torch: str
+    """Version of PyTorch."""
+    devices: tuple[str, ...]
+    """"cpu", and the accelerators PyTorch finds."""
+    threads: int
+    """CPU threads PyTorch uses within an operation."""
+
+    def __str__(self) -> str:
+        lines = [
+            f"contrastive-core {self.version}",
+            f"backend   {self.backend}",
+            *(f"          {name}: {reason}" for name, reason in self.unavailable.items()),
+            f"torch     {self.torch}",
+            f"devices   {', '.join(self.devices)}",
+            f"threads   {self.threads}",
+        ]
+        return "\n".join(lines)
+
+
+def info() -> Info:
+    """Which backend is in use and why another is not, PyTorch, devices, threads.
+
+    >>> info().unavailable["compiled"]
+    'not part of this installation'
+    """
+    return Info(
+        version=contrastive_core.__version__,
+        backend=active_backend().name,
+        unavailable=dict(UNAVAILABLE),
+        torch=torch.__version__,
+        devices=_devices(),
+        threads=torch.get_num_threads(),
+    )
+
+
+def _devices() -> tuple[str, ...]:
+    cuda = [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
+    return ("cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else []))

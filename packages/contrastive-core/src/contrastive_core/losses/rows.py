@@ -1,0 +1,126 @@
+"""What the losses do to embeddings before they compare them: checks, working precision, unit length."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Rounding of a similarity is multiplied by 1 / temperature. From here on float32 stays within 1e-6 of float64 (measured
+# for the value and for the gradient's norm, also with outliers and close views); below, the work is done in float64.
+FLOAT32_FROM = 0.1
+
+
+def check_temperature(name: str, temperature: float) -> None:
+    """Raises TypeError unless it is a number, ValueError unless it is positive and finite, its inverse too."""
+    if isinstance(temperature, (bool, str, Tensor)) or not hasattr(temperature, "__float__"):
+        found = type(temperature).__name__
+        raise TypeError(f"{name}: temperature is a {found}, expected a number (it is not a learned parameter here)")
+    # Comparisons, because torch.compile cannot ask math.isfinite of a number it treats as variable.
+    if not (0 < temperature < math.inf and 1 / temperature < math.inf):
+        raise ValueError(
+            f"{name}: temperature is {temperature}, expected a positive finite number; 0.1 is a usual choice"
+        )
+
+
+def check_rows(name: str, **rows: Tensor) -> None:
+    """Raises TypeError unless every argument is floating point, ValueError unless all are [rows, D] with the same D."""
+    for argument, x in rows.items():
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            kind = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"{name}: {argument} is {kind}, expected a floating-point tensor")
+        if x.ndim != 2:
+            raise ValueError(f"{name}: {argument} has shape {list(x.shape)}, expected [N, D]; flatten other dimensions")
+    widths, devices = {x.shape[1] for x in rows.values()}, {x.device for x in rows.values()}
+    if len(widths) > 1:
+        found = ", ".join(f"{argument} {list(x.shape)}" for argument, x in rows.items())
+        raise ValueError(f"{name}: got {found}, expected embeddings of the same width D")
+    if len(devices) > 1:
+        found = ", ".join(f"{argument} on {x.device}" for argument, x in rows.items())
+        raise ValueError(f"{name}: got {found}, expected one device")
+
+
+def check_same_count(name: str, **rows: Tensor) -> None:
+    """Raises ValueError unless all have as many rows."""
+    if len({len(x) for x in rows.values()}) > 1:
+        found = ", ".join(f"{argument} {list(x.shape)}" for argument, x in rows.items())
+        raise ValueError(f"{name}: got {found}, expected as many rows: row i of each belongs to sample i")
+
+
+def check_at_least_two(name: str, count: int) -> None:
+    """Raises ValueError for a batch in which nothing can be contrasted."""
+    if count < 2:
+        raise ValueError(
+            f"{name}: got {count} sample(s), expected at least 2: an anchor is compared with other samples"
+        )
+
+
+def result_dtype(*inputs: Tensor) -> torch.dtype:
+    """float64 if one of the inputs is, else float32."""
+    dtype = torch.float32
+    for x in inputs:
+        dtype = torch.promote_types(dtype, x.dtype)
+    return dtype
+
+
+def working_dtype(*inputs: Tensor, temperature: float) -> torch.dtype:
+    """The type a loss computes in: that of its result, or float64 at low temperatures (not on MPS, which has none)."""
+    return exact_dtype(inputs[0]) if temperature < FLOAT32_FROM else result_dtype(*inputs)
+
+
+class _UnitRows(torch.autograd.Function):
+    """Lengths, quotients and the projection of the gradient in float64, kept is the rounded result.
+
+    Rounding the length to float32 would turn every similarity of a row by the same 1e-7, and leave as much of the
+    gradient's radial part, which can be a hundred times the tangential one when two views are close.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+        exact = x.to(exact_dtype(x))
+        top = exact.abs().amax(-1, keepdim=True)
+        # Below float32's normal range 1 / length would be infinite in it. NaN compares false and stays.
+        dead = top < torch.finfo(result_dtype(x)).tiny
+        exact = exact / top.masked_fill(dead, 1.0)
+        length = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
+        z = exact.div_(length.masked_fill(dead, torch.inf)).to(dtype)
+        # An infinite divisor makes the gradient of such a row 0.
+        ctx.save_for_backward(z, (length * top).masked_fill(dead, torch.inf))
+        ctx.dtype = x.dtype
+        return z
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        z, length = ctx.saved_tensors
+        radial = (grad * z).sum(-1, keepdim=True, dtype=length.dtype)
+        return ((grad - z * radial) / length).to(ctx.dtype), None
+
+
+def unit_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x_i / |x_i| in `dtype`, for rows of any magnitude: [..., D] -> [..., D].
+
+    Rows are divided by their largest entry first, so that squares neither overflow nor vanish. A row of zeros has no
+    direction: it stays zero (similarity 0 with everything) and its gradient is zero.
+    """
+    z: Tensor = _UnitRows.apply(x, dtype)
+    return z
+
+
+def paired_similarity(a: Tensor, b: Tensor) -> Tensor:
+    """a_i . b_i for unit rows: [N, D], [N, D] -> [N].
+
+    Written as (|a_i|^2 + |b_i|^2 - |a_i - b_i|^2) / 2 with the lengths, 1 or 0, as constants. The gradient with respect
+    to a_i is then b_i - a_i instead of b_i: a_i is radial and drops out when the unit length is differentiated, but for
+    close rows it is most of b_i, and its rounding would be most of the gradient's error.
+    """
+    a2, b2, distance = (x.square().sum(1, dtype=exact_dtype(a)) for x in (a.detach(), b.detach(), a - b))
+    return ((a2 + b2 - distance) / 2).to(a.dtype)
+
+
+def exact_dtype(x: Tensor) -> torch.dtype:
+    """float64 where the device has it."""
+    return torch.float32 if x.device.type == "mps" else torch.float64

@@ -1,0 +1,48 @@
+"""Full float32 products inside a block, whatever the caller switched on around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+# The switches of matrix products on CUDA and on the CPU.
+_MATMULS: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """No autocast, and no TF32 or bfloat16 in products of float32 (`torch.set_float32_matmul_precision("high")`).
+
+    A logit is a similarity over the temperature: the 1e-3 of a TF32 product would be 1e-2 at temperature 0.1.
+    """
+    with torch.autocast(device.type, enabled=False):
+        if all(matmul.fp32_precision in ("none", "ieee") for matmul in _MATMULS):
+            yield
+        else:
+            with _ieee_products():
+                yield
+
+
+@contextmanager
+def _ieee_products() -> Iterator[None]:
+    before = [matmul.fp32_precision for matmul in _MATMULS]
+    # The older switch must agree with the newer one whenever a product runs, or torch refuses the product. It cannot be
+    # read after somebody used the newer one alone; then it stands at its default, which is what is wanted here.
+    try:
+        older = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        older = None
+    try:
+        if older is not None:
+            torch.set_float32_matmul_precision("highest")
+        for matmul in _MATMULS:
+            matmul.fp32_precision = "ieee"
+        yield
+    finally:
+        if older is not None:
+            torch.set_float32_matmul_precision(older)
+        for matmul, precision in zip(_MATMULS, before, strict=True):
+            matmul.fp32_precision = precision

@@ -1,0 +1,46 @@
+"""`tools/bench_losses.py` measures, compares values and leaves out what it cannot run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tools.bench_losses", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_table_and_file(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    sizes = ("--sizes", "64", "2048", "--dims", "8", "--rounds", "1", "--seconds", "0.1", "--limit-gb", "1")
+    done = run(*sizes, "--methods", "nt_xent", "full_matrix", "gemm2", "pml_nt_xent", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert "| times nt_xent | 64 | 2048 |" in done.stdout
+    result = json.loads(out.read_text())
+    assert {"commit", "hardware", "versions", "config"} < set(result)
+    cells = {(cell["method"], cell["rows"]): cell for cell in result["cells"]}
+    assert len(cells) == 8
+    for rows in (64, 2048):
+        assert cells["full_matrix", rows]["agrees"] is True
+        assert cells["gemm2", rows]["cpu_s"] > 0
+    # One matrix of similarities is 16 MB.
+    assert cells["full_matrix", 2048]["extra_mb"] > 16
+    assert cells["nt_xent", 2048]["extra_mb"] < cells["full_matrix", 2048]["extra_mb"]
+    assert cells["pml_nt_xent", 2048]["skipped"] in {
+        "a smaller size was left out",  # because the package is not installed
+        "needs more than 1.0 GB",
+    }
+
+
+def test_odd_size_is_refused() -> None:
+    done = run("--sizes", "63")
+    assert done.returncode == 2
+    assert "expected even numbers" in done.stderr

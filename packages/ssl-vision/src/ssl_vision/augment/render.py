@@ -86,16 +86,16 @@ def _crop(images: Tensor | Sequence[Tensor], boxes: Tensor, taps_y: Taps, taps_x
 def _colour(
     planes: Tensor, stage: Stage, amounts: list[Tensor], colour: tuple[ColourOp, ...], *, placed: bool
 ) -> Tensor:
-    """One colour operation on every image and the clip after it; an image without jitter is clipped only."""
+    """One colour operation, and the clip after it, on every image that is jittered."""
     if stage.move is not None and not placed:
         planes = planes.index_select(1, stage.move)
     x = planes.view(3, planes.shape[1], -1)
     for key, run in stage.runs:
         if key != NOTHING:
             amount = amounts[key]
-            colour[key](x[:, run], amount[..., run, :] if stage.home else amount.index_select(-2, stage.slot[run]))
-    idle = not placed and all(key == NOTHING for key, _ in stage.runs)
-    return planes if idle else planes.clamp_(0, 1)
+            amount = amount[..., run, :] if stage.home else amount.index_select(-2, stage.slot[run])
+            colour[key](x[:, run], amount).clamp_(0, 1)
+    return planes
 
 
 def _finish(planes: Tensor, stage: Stage, sigma: Tensor, blur: Blur | None, out: Tensor) -> None:
@@ -106,6 +106,7 @@ def _finish(planes: Tensor, stage: Stage, sigma: Tensor, blur: Blur | None, out:
     for key, run in stage.runs:
         if key in (GRAY, GRAY_BLUR):
             on.grayscale_(planes[:, run].flatten(2))
+        planes[:, run].clamp_(0, 1)
         if key in (BLUR, GRAY_BLUR) and blur is not None:
             result[run] = blur(planes, sigma[run] if stage.home else sigma[stage.slot[run]], which=run).clamp_(0, 1)
         else:

@@ -133,6 +133,15 @@ def decode(data: bytes) -> Picture:
         raise UndecodableError(_problem(error, data)) from error
 
 
+def count_frames(data: bytes) -> int:
+    """Pictures in a file that decodes: frames of an animation, pages of a document; 1 if the others are damaged."""
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            return int(getattr(image, "n_frames", 1))
+    except (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, struct.error):
+        return 1
+
+
 def _problem(error: Exception, data: bytes) -> str:
     if isinstance(error, UnidentifiedImageError):
         return f"found {describe(data)}, expected an image; copy or export the file again, or remove it"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from contrastive_core.errors import UserError
 from ssl_vision.data.decode import read_image, read_size
-from ssl_vision.data.listing import PathList
+from ssl_vision.data.listing import PathList, printable
 
 ADD_LABELS = (
     "expected labels; put the images of each class into a folder of its name, or give a CSV manifest with the columns "
@@ -123,7 +123,7 @@ class FileImages(ImageSet):
         return read_size(self.files[index])
 
     def path(self, index: int) -> str:
-        return str(self.files[index]).encode("utf-8", errors="backslashreplace").decode()
+        return printable(str(self.files[index]))
 
 
 class ArrayImages(ImageSet):

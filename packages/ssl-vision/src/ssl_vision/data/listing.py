@@ -74,6 +74,11 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
+def printable(path: str) -> str:
+    """The path with bytes that are no UTF-8 written as escapes, so that it can be printed."""
+    return path.encode("utf-8", errors="backslashreplace").decode()
+
+
 class PathList:
     """Paths below a folder, kept as two arrays.
 

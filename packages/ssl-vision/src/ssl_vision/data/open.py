@@ -26,7 +26,7 @@ def open_images(spec: str | os.PathLike[str], *, split: str = "train") -> ImageS
     Raises:
         UserError: nothing there, no such split, no images.
     """
-    name, root = _parsed(spec)
+    name, root = locate(spec)
     if name:
         return open_named(name, root, split=split)
     return open_folder(root, split=split) if root.is_dir() else open_manifest(root, split=split)
@@ -38,14 +38,18 @@ def list_splits(spec: str | os.PathLike[str]) -> list[str]:
     Raises:
         UserError: nothing there, or an unreadable manifest.
     """
-    name, root = _parsed(spec)
+    name, root = locate(spec)
     if name:
         return [split for split in NAMED[name].splits if split != "all" and "+" not in split]
     return folder_splits(root) if root.is_dir() else manifest_splits(read_manifest(root))
 
 
-def _parsed(spec: str | os.PathLike[str]) -> tuple[str, Path]:
-    """Name of a data set and its root; without a name, an existing folder or manifest."""
+def locate(spec: str | os.PathLike[str]) -> tuple[str, Path]:
+    """Name of a data set and its root; of a folder or manifest the name is empty, and it exists.
+
+    Raises:
+        UserError: neither.
+    """
     text = os.fspath(spec)
     name, colon, place = text.partition(":")
     path = Path(text).expanduser()

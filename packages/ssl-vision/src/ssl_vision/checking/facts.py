@@ -1,0 +1,111 @@
+"""What is known of each image after looking at it once."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import PurePath
+
+import numpy as np
+
+from contrastive_core.errors import UserError
+from ssl_vision.data.decode import Picture, UndecodableError, count_frames, decode, read_bytes
+from ssl_vision.data.image_set import FileImages, ImageSet
+
+# What a file of each format is usually called; MPO is what several cameras write as .jpg.
+_ENDINGS = {
+    "JPEG": (".jpg", ".jpeg", ".jfif"),
+    "MPO": (".jpg", ".jpeg", ".jfif"),
+    "PNG": (".png",),
+    "BMP": (".bmp",),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "GIF": (".gif",),
+}
+_MAY_HOLD_SEVERAL = ("GIF", "TIFF", "WEBP", "PNG")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """One image; of an unreadable one only `problem` is known.
+
+    Attributes:
+        split: the split it is of.
+        index: its number there.
+        class_name: its class, None without labels.
+        problem: why it cannot be read.
+        size: width and height, upright.
+        format: as stored; empty for images that do not lie in files of their own.
+        mode: of its pixels as stored.
+        is_turned: its EXIF block says that it does not lie upright.
+        frames: pictures in the file.
+        is_misnamed: the ending of its name is that of another format.
+        is_blank: all pixels have one colour.
+        file_hash: of the bytes of the file.
+        pixel_hash: of size and decoded pixels.
+    """
+
+    split: str
+    index: int
+    class_name: str | None
+    problem: str | None = None
+    size: tuple[int, int] = (0, 0)
+    format: str = ""
+    mode: str = "RGB"
+    is_turned: bool = False
+    frames: int = 1
+    is_misnamed: bool = False
+    is_blank: bool = False
+    file_hash: bytes = b""
+    pixel_hash: bytes = b""
+
+
+def look_at(images: ImageSet, index: int, *, split: str) -> Facts:
+    """Read and decode one image of a set, and note what there is to note."""
+    label = images.label(index)
+    class_name = None if label is None else images.classes[label]
+    if not isinstance(images, FileImages):
+        pixels = images.read(index).numpy()
+        size, blank, pixel_hash = _measured(pixels)
+        return Facts(split, index, class_name, size=size, is_blank=blank, pixel_hash=pixel_hash)
+    path = images.files[index]
+    try:
+        data = read_bytes(path)
+        picture = decode(data)
+    except UserError as error:
+        return Facts(split, index, class_name, problem=str(error).removeprefix(f"{path}: "))
+    except UndecodableError as error:
+        return Facts(split, index, class_name, problem=str(error))
+    size, blank, pixel_hash = _measured(picture.pixels)
+    return Facts(
+        split,
+        index,
+        class_name,
+        size=size,
+        format=picture.format,
+        mode=picture.mode,
+        is_turned=picture.orientation != 1,
+        frames=count_frames(data) if picture.format in _MAY_HOLD_SEVERAL else 1,
+        is_misnamed=_is_misnamed(path, picture),
+        is_blank=blank,
+        file_hash=_hash(data),
+        pixel_hash=pixel_hash,
+    )
+
+
+def _measured(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> tuple[tuple[int, int], bool, bytes]:
+    _, height, width = pixels.shape
+    blank = bool((pixels == pixels[:, :1, :1]).all())
+    return (width, height), blank, _hash(f"{width}x{height} ".encode(), np.ascontiguousarray(pixels).data)
+
+
+def _hash(*parts: bytes | memoryview) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
+
+
+def _is_misnamed(path: PurePath, picture: Picture) -> bool:
+    return path.suffix.lower() not in _ENDINGS.get(picture.format, ())

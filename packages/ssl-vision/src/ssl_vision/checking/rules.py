@@ -1,0 +1,153 @@
+"""What follows from the facts about single images: findings, each with all of its cases."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from statistics import median_low
+from typing import TypeVar
+
+from ssl_vision.checking.facts import Facts
+from ssl_vision.checking.report import Finding, Item, most_first
+
+_TINY = 8
+_LONG = 5
+_NEARLY_ALL = 0.9
+_MODES = {
+    "1": "black and white",
+    "L": "gray",
+    "LA": "gray and alpha, laid over white",
+    "P": "palette",
+    "PA": "palette and alpha, laid over white",
+    "RGBA": "RGB and alpha, laid over white",
+    "RGBa": "RGB and alpha, laid over white",
+    "CMYK": "CMYK, converted without colour profile",
+    "YCbCr": "YCbCr",
+    "LAB": "Lab",
+}
+
+Name = Callable[[Facts], str]
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+def unreadable(facts: Sequence[Facts], name: Name) -> Iterator[Finding]:
+    """Files that training would stop at."""
+    items = [Item([name(fact)], fact.problem) for fact in facts if fact.problem is not None]
+    if items:
+        yield Finding("error", "unreadable", f"{_files(items)} cannot be read", items)
+
+
+def duplicates(facts: Sequence[Facts], name: Name) -> Iterator[Finding]:
+    """The same picture more than once: under two classes, in two splits, or just twice."""
+    contradictory, leaked, twice = [], [], []
+    for group in _same_pixels(facts):
+        same_bytes = group[0].file_hash and len({fact.file_hash for fact in group}) == 1
+        item = Item([name(fact) for fact in group], "identical files" if same_bytes else "identical pixels")
+        classes = {fact.class_name for fact in group} - {None}
+        # A picture among unlabelled ones to learn from as well is no leak: its label is not known there.
+        splits = {fact.split for fact in group if not fact.split.startswith("unlabel")}
+        if len(classes) > 1:
+            contradictory.append(item)
+        if len(splits) > 1:
+            leaked.append(item)
+        if len(classes) <= 1 and len(splits) <= 1:
+            twice.append(item)
+    if contradictory:
+        title = f"{_pictures(contradictory)} in more than one class: the labels contradict each other; keep one"
+        yield Finding("error", "contradictory", title, contradictory)
+    if leaked:
+        title = f"{_pictures(leaked)} in more than one split: what is tested was trained on; remove it from one"
+        yield Finding("error", "leaked", title, leaked)
+    if twice:
+        yield Finding("warning", "duplicate", f"{_pictures(twice)} more than once", twice)
+
+
+def unlike_the_rest(facts: Sequence[Facts], name: Name) -> Iterator[Finding]:
+    """Pictures that are hardly meant: of one colour, tiny, very long, or of another size than nearly all."""
+    good = [fact for fact in facts if fact.problem is None]
+    if not good:
+        return
+    sizes = most_first(Counter(fact.size for fact in good))
+    typical, count = next(iter(sizes.items()))
+    short = median_low(min(fact.size) for fact in good)
+    blank = [Item([name(fact)]) for fact in good if fact.is_blank]
+    tiny, long, other = [], [], []
+    for fact in good:
+        width, height = fact.size
+        item = Item([name(fact)], f"{width}x{height} px")
+        if min(fact.size) < max(_TINY, short / _TINY):
+            tiny.append(item)
+        elif max(fact.size) > _LONG * min(fact.size):
+            long.append(item)
+        elif fact.size != typical and count >= _NEARLY_ALL * len(good):
+            other.append(item)
+    for kind, items, what in (
+        ("blank", blank, "of one colour throughout"),
+        ("tiny", tiny, f"very small: under {_TINY} px, or {_TINY} times smaller than usual here"),
+        ("long", long, f"more than {_LONG} times as long as wide; a crop shows little of it"),
+        ("odd_size", other, f"of another size than nearly all, {typical[0]}x{typical[1]} px"),
+    ):
+        if items:
+            yield Finding("warning", kind, f"{_files(items)} {'is' if len(items) == 1 else 'are'} {what}", items)
+
+
+def converted(facts: Sequence[Facts], name: Name) -> Iterator[Finding]:
+    """Pictures that are read, though not as they are stored; listed so that nobody is surprised."""
+    by_mode: Mapping[str, list[str]] = _grouped((fact.mode, name(fact)) for fact in facts if fact.mode != "RGB")
+    if by_mode:
+        items = [Item(files, f"{mode} ({_mode_in_words(mode)})") for mode, files in by_mode.items()]
+        count = sum(len(files) for files in by_mode.values())
+        yield Finding("note", "mode", f"{_number(count, 'file')} not in RGB, converted when read", items)
+    for kind, files, what in (
+        ("turned", [name(fact) for fact in facts if fact.is_turned], "turned as the EXIF block says"),
+        ("frames", [name(fact) for fact in facts if fact.frames > 1], "holding several pictures: the first is taken"),
+        ("misnamed", [name(fact) for fact in facts if fact.is_misnamed], "named like another format than they are in"),
+    ):
+        if files:
+            yield Finding("note", kind, f"{_number(len(files), 'file')} {what}", [Item(files)])
+
+
+def uneven_classes(classes: Mapping[str, Mapping[str, int]]) -> Iterator[Finding]:
+    """Classes that one split has and another has not."""
+    if "train" not in classes:
+        return
+    trained = classes["train"]
+    for split, counts in classes.items():
+        unseen = [label for label in counts if counts[label] and not trained.get(label)]
+        untested = [label for label in trained if trained[label] and not counts.get(label)]
+        if unseen:
+            title = f"{_number(len(unseen), 'class')} of {split} without an image in train: cannot be learned"
+            yield Finding("error", "unseen_class", title, [Item(unseen)])
+        if untested:
+            title = f"{_number(len(untested), 'class')} of train without an image in {split}: not tested"
+            yield Finding("warning", "untested_class", title, [Item(untested)])
+
+
+def _same_pixels(facts: Iterable[Facts]) -> list[list[Facts]]:
+    groups = _grouped((fact.pixel_hash, fact) for fact in facts if fact.problem is None)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _grouped(pairs: Iterable[tuple[_K, _V]]) -> dict[_K, list[_V]]:
+    groups: dict[_K, list[_V]] = defaultdict(list)
+    for key, value in pairs:
+        groups[key].append(value)
+    return groups
+
+
+def _mode_in_words(mode: str) -> str:
+    return "16 bits, of which the high 8 are kept" if mode.startswith("I") else _MODES.get(mode, "converted")
+
+
+def _number(count: int, noun: str) -> str:
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{count} {noun if count == 1 else plural}"
+
+
+def _files(items: Sequence[Item]) -> str:
+    return _number(len(items), "file")
+
+
+def _pictures(items: Sequence[Item]) -> str:
+    return _number(len(items), "picture")

@@ -1,0 +1,35 @@
+"""All problems of an image data set in one pass: `ssl-vision check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ssl_vision.checking import examine
+
+
+def check(data: str, *, split: str | None = None, out: Path | None = None, json: bool = False) -> int:
+    """Look at every image of a data set and print what is wrong with it.
+
+    Errors: unreadable files, the same picture under two classes or in two splits, classes or splits without images.
+    Warnings: duplicates, blank, tiny, very long or oddly sized pictures, untested classes, images beside class folders,
+    images of kinds that are not read. Notes: what is converted, turned or left out. `ssl_vision.checking.examine` gives
+    the same as an object.
+
+    Args:
+        data: an image folder, a CSV manifest, or a named data set such as ``cifar10:ROOT``.
+        split: only this one; otherwise all, and what they have in common.
+        out: also write everything found to this file, as JSON.
+        json: print JSON instead of text.
+
+    Returns:
+        1 if there are errors, else 0: the exit status.
+
+    Raises:
+        UserError: there is no such data set or split.
+    """
+    report = examine(data, split=split)
+    print(report.to_json() if json else report.text())  # noqa: T201 - what the command is for
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(f"{report.to_json()}\n", encoding="utf-8")
+    return 1 if report.errors else 0

@@ -1,7 +1,7 @@
-"""Randomness as a function of its keys: the same draw whatever was drawn before, in whatever order, by whatever process.
+"""Randomness as a function of its keys: the same draw whatever was drawn before, in any order, by any process.
 
-A generator that is advanced gives draws that depend on history: on the number of loader workers, on the images that were
-skipped, on a restart. Here a draw is the hash of (seed, keys, sample, number of the draw).
+A generator that is advanced gives draws that depend on history: on the number of loader workers, on the images that
+were skipped, on a restart. Here a draw is the hash of (seed, keys, sample, number of the draw).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 def derive(seed: int, *keys: int | str) -> int:
     """A seed of its own for everything that has a name: `derive(seed, "order", epoch)`.
 
-    Returns a number in [0, 2**63), the same in every process and on every platform. Different keys give independent seeds;
-    1 and "1" are different keys, and so are ("a", "b") and ("ab",).
+    Returns a number in [0, 2**63), the same in every process and on every platform. Different keys give independent
+    seeds; 1 and "1" are different keys, and so are ("a", "b") and ("ab",).
     """
     digest = hashlib.blake2b(digest_size=8)
     for key in (seed, *keys):
@@ -32,8 +32,8 @@ def derive(seed: int, *keys: int | str) -> int:
 def uniform(seed: int, ids: Tensor, draws: int, *, device: torch.device | str | None = None) -> Tensor:
     """Uniform draws in [0, 1) for every sample: float32 ``[N, draws]`` with 24 random bits each.
 
-    Row i is a function of (seed, ids[i]) alone, and draw j does not depend on how many draws are asked for. The bits are the
-    same on every device.
+    Row i is a function of (seed, ids[i]) alone, and draw j does not depend on how many draws are asked for. The bits
+    are the same on every device.
 
     Args:
         seed: of these draws; use :func:`derive` to give every purpose its own.
@@ -56,7 +56,7 @@ def permutation(seed: int, n: int) -> Tensor:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """SplitMix64's finaliser: every bit of the result depends on every bit of x. Products wrap around, as they should."""
+    """SplitMix64's finaliser: every bit of the result depends on every bit of x. Products wrap around, as they must."""
     x = (x ^ _shift(x, 30)) * _MIX_1
     x = (x ^ _shift(x, 27)) * _MIX_2
     return x ^ _shift(x, 31)

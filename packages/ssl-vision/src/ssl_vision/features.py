@@ -17,8 +17,7 @@ def evaluation_batches(images: ImageSet, *, size: int, batch_size: int) -> Itera
     """Batches ``[n, 3, size, size]`` in [0, 1], in the order of the set: central crop, or the whole of small images."""
     transform = EvalTransform(size)
     for start in range(0, len(images), batch_size):
-        pictures = [transform(images.read(i)[None]) for i in range(start, min(start + batch_size, len(images)))]
-        yield torch.cat(pictures)
+        yield transform([images.read(i) for i in range(start, min(start + batch_size, len(images)))])
 
 
 @torch.no_grad()

@@ -78,4 +78,4 @@ def load_encoder(model: str, *, device: str = "auto", image_size: int = 32) -> L
     encoder = build_encoder(EncoderOptions(**described), image_size=size)
     prefix = "encoder."
     encoder.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-    return LoadedModel(encoder.eval().to(place, memory_format=torch.channels_last), size, place)
+    return LoadedModel(encoder.eval().to(place).to(memory_format=torch.channels_last), size, place)

@@ -12,10 +12,10 @@ def knn_scores(
 ) -> Tensor:
     """Class scores by a weighted vote of the k nearest features.
 
-    ``score[i, c] = sum over the k bank rows j most similar to query i, of class c, of exp(cos(q_i, b_j) / temperature)``
+    ``score[i, c] = sum of exp(cos(q_i, b_j) / temperature)`` over those of the k most similar bank rows j of class c.
 
-    Shapes: query ``[Q, D]``, bank ``[M, D]``, labels ``[M]`` -> ``[Q, num_classes]``. Memory O(Q + M) rows beside a block
-    of similarities. The vote of Wu et al. 2018 (instance discrimination), which the SimCLR literature reports.
+    Shapes: query ``[Q, D]``, bank ``[M, D]``, labels ``[M]`` -> ``[Q, num_classes]``. Memory O(Q + M) rows beside a
+    block of similarities. The vote of Wu et al. 2018 (instance discrimination), which the SimCLR literature reports.
     """
     bank = F.normalize(bank.float(), dim=1)
     k = min(k, len(bank))

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from contrastive_core.errors import UserError
 from contrastive_core.optim import LARS, lars_param_groups
 from ssl_vision.augment import SimCLRAugment
 
@@ -62,7 +63,7 @@ class OptimizerOptions:
         name: ``lars`` as in the papers, or ``sgd`` (Nesterov) for small batches.
         lr: base learning rate.
         scaling: ``linear``: peak ``lr * batch / 256``; ``sqrt``: peak ``lr * sqrt(batch)``.
-        warmup_epochs: epochs of linear warm-up.
+        warmup_epochs: epochs of linear warm-up; None takes the papers' 10, or a tenth of a run of fewer than 100.
         momentum: of either optimiser.
         weight_decay: of weights; batch norm and biases have none.
     """
@@ -70,9 +71,23 @@ class OptimizerOptions:
     name: Literal["lars", "sgd"] = "lars"
     lr: float = 1.0
     scaling: Literal["linear", "sqrt"] = "linear"
-    warmup_epochs: float = 10.0
+    warmup_epochs: float | None = None
     momentum: float = 0.9
     weight_decay: float = 1e-6
+
+    def warmup_steps(self, *, epochs: int, steps_per_epoch: int) -> int:
+        """Steps of warm-up in a run of that length.
+
+        Raises:
+            UserError: the warm-up does not end before the run does.
+        """
+        warmup = min(10.0, epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
+        if not 0 <= warmup < epochs:
+            raise UserError(
+                f"optimizer.warmup_epochs is {warmup:g} in a run of {epochs} epochs; expected at least 0 and less than "
+                "the run"
+            )
+        return round(warmup * steps_per_epoch)
 
 
 def build_optimizer(model: nn.Module, options: OptimizerOptions, *, lr: float) -> torch.optim.Optimizer:

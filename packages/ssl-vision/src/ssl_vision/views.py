@@ -7,7 +7,7 @@ the number of workers, or a restart in the middle, changes nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ class MemoryViews:
 
 
 class LoadedViews:
-    """Views of images read from files, made by the workers that read them."""
+    """Views of images read from files; each worker makes whole batches, images of any size side by side."""
 
     def __init__(self, images: ImageSet, batches: Batches, augment: SimCLRAugment, *, seed: int, workers: int) -> None:
         self.dataset = _Views(images, augment, seed)
@@ -75,6 +75,7 @@ class LoadedViews:
             loader = DataLoader(
                 self.dataset,
                 batch_sampler=_Keys(self.batches, step),
+                collate_fn=_as_it_is,
                 num_workers=self.workers,
                 pin_memory=device.type == "cuda",
             )
@@ -103,13 +104,18 @@ class _Keys:
 
 
 class _Views(Dataset[tuple[Tensor, Tensor]]):
-    """(epoch, image) -> its two views."""
+    """A batch of (epoch, image) -> the two views of all of them."""
 
     def __init__(self, images: ImageSet, augment: SimCLRAugment, seed: int) -> None:
         self.images, self.augment, self.seed = images, augment, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        epoch, image = key
-        picture, ids = self.images.read(image)[None], torch.tensor([image])
-        view_a, view_b = (self.augment(picture, seed=view_seed(self.seed, epoch, view), ids=ids)[0] for view in (0, 1))
+    def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        epoch = keys[0][0]
+        ids = torch.tensor([image for _, image in keys])
+        pictures = [self.images.read(image) for _, image in keys]
+        view_a, view_b = (self.augment(pictures, seed=view_seed(self.seed, epoch, view), ids=ids) for view in (0, 1))
         return view_a, view_b
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

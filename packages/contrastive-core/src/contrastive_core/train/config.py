@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,17 @@ OPTIONS_KEY = "run"
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Plain values that `--config` reads back, and the name under which the run options stand among them."""
+    """Plain values that `--config` reads back.
+
+    Attributes:
+        values: The values.
+        options_key: The name under which the run options stand among them.
+        free: Names that a resumed run may change, because they do not decide what is computed.
+    """
 
     values: dict[str, Any]
     options_key: str
+    free: frozenset[str] = frozenset()
 
     def write(self, path: Path) -> None:
         """Write the values as YAML, in one step."""
@@ -35,7 +42,7 @@ class Config:
 
         Where the folder lies does not: it may have been moved.
         """
-        free = {"out", *(f"{self.options_key}.{name}" for name in FREE_ON_RESUME)}
+        free = {"out", *self.free, *(f"{self.options_key}.{name}" for name in FREE_ON_RESUME)}
         old, new = dict(_leaves(before)), dict(_leaves(self.values))
         return [
             f"{key}: {old.get(key, '(not set)')} -> {new.get(key, '(not set)')}"
@@ -44,7 +51,7 @@ class Config:
         ]
 
 
-def resolve(config: Mapping[str, object], options: RunOptions) -> Config:
+def resolve(config: Mapping[str, object], options: RunOptions, *, free: Collection[str] = ()) -> Config:
     """`config`, with the run options in it, as plain values: paths as strings, dataclasses as mappings.
 
     Raises:
@@ -53,7 +60,7 @@ def resolve(config: Mapping[str, object], options: RunOptions) -> Config:
     key = next((name for name, value in config.items() if isinstance(value, RunOptions)), OPTIONS_KEY)
     values = {name: plain(value, f"the setting {name}") for name, value in config.items()}
     # Whether this start resumed is not a setting of the run, and a new run made from its file should not.
-    return Config({**values, key: {**dataclasses.asdict(options), "resume": False}}, key)
+    return Config({**values, key: {**dataclasses.asdict(options), "resume": False}}, key, frozenset(free))
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 import random
 import shlex
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, overload
@@ -55,6 +55,7 @@ class Run:
         config: The resolved arguments, written to config.yaml: numbers, strings, paths, dataclasses, lists, mappings.
         command: What starts this run up to its arguments ("ssl-vision pretrain"), for the line that says how to resume.
         options: See RunOptions.
+        free: Names in config that may differ when the run is resumed: they do not decide what is computed.
 
     Attributes:
         fabric: The Fabric; `run.fabric.backward(loss)` instead of `loss.backward()`.
@@ -72,11 +73,19 @@ class Run:
     rank: int
     world_size: int
 
-    def __init__(self, out: str | Path, *, config: Mapping[str, object], command: str, options: RunOptions) -> None:
+    def __init__(
+        self,
+        out: str | Path,
+        *,
+        config: Mapping[str, object],
+        command: str,
+        options: RunOptions,
+        free: Collection[str] = (),
+    ) -> None:
         self.out = Path(out)
         self.options = options
         self.command = command
-        self._given = config
+        self._given, self._free = config, free
         self._folder = RunFolder(self.out)
         self._tracked: dict[str, Stateful] = {}
         self._signals = SignalWatch()
@@ -89,7 +98,7 @@ class Run:
 
     def __enter__(self) -> Run:
         trackers.check_installed(self.options)
-        self._config = config.resolve(self._given, self.options)
+        self._config = config.resolve(self._given, self.options, free=self._free)
         self.fabric = make_fabric(self.options)
         self.device, self.rank, self.world_size = self.fabric.device, self.fabric.global_rank, self.fabric.world_size
         self._processes = Processes(rank=self.rank, world_size=self.world_size)
@@ -104,7 +113,7 @@ class Run:
         self._recorder = Recorder(self.out, processes=self._processes, options=self.options)
         if self.options.threads:
             torch.set_num_threads(self.options.threads)
-        _seed_global_generators(self.seed("init"))
+        _seed_global_generators(self.seed("init"), self.device)
         return self
 
     def __exit__(
@@ -243,7 +252,7 @@ class Run:
         with self._signals:
             for step in range(start, total):
                 self._step = step
-                _seed_global_generators(self.seed("step", step, self.rank))
+                _seed_global_generators(self.seed("step", step, self.rank), self.device)
                 yield step
                 if self.is_logged_step or self._record_due:
                     self._write_record(step)
@@ -252,7 +261,7 @@ class Run:
                 self._between_steps(step + 1, total)
         self._step, self._in_loop = total, False
         recorder.pause()
-        _seed_global_generators(self.seed("step", total, self.rank))
+        _seed_global_generators(self.seed("step", total, self.rank), self.device)
 
     def log(self, **scalars: float | Tensor) -> None:
         """Record values of the current step, if it is a logged one: every options.log_every steps and the last.
@@ -371,7 +380,12 @@ class Run:
         torch.set_num_threads(self._threads)
 
 
-def _seed_global_generators(seed: int) -> None:
-    torch.manual_seed(seed)
+def _seed_global_generators(seed: int, device: torch.device) -> None:
+    # What torch.manual_seed does for the devices in use; it also formats a stack trace for each one that is not.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - the global generator is the one a loop may use unawares

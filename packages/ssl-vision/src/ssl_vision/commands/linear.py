@@ -6,17 +6,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from contrastive_core.errors import UserError
-from contrastive_core.optim import WarmupCosine, scaled_lr
 from contrastive_core.random import derive
-from contrastive_core.train import Batches
-from ssl_vision.augment import CropFlip
-from ssl_vision.data import ImageSet
 from ssl_vision.evaluation import Score, accuracy, labelled_features, labelled_images, module_hash, record_score
-from ssl_vision.model_folder import LoadedModel, load_encoder
+from ssl_vision.model_folder import load_encoder
+from ssl_vision.probe import Augmented, Cached, Source, fit_linear
 
 
 def linear(
@@ -64,14 +59,14 @@ def linear(
     test = labelled_features(
         model, data, split=test_split, batch_size=batch_size, device=device, classes=train.classes, loaded=loaded
     )
-    source: _Source
+    source: Source
     if augment == "none":
         bank = labelled_features(model, data, split=train_split, batch_size=batch_size, device=device, loaded=loaded)
-        source = _Cached(bank.features)
+        source = Cached(bank.features)
     else:
-        source = _Augmented(loaded, train, seed=derive(seed, "linear"))
+        source = Augmented(loaded, train, seed=derive(seed, "linear"))
     labels = train.labels().to(loaded.device)
-    classifier = _train(
+    classifier = fit_linear(
         source, labels, len(train.classes), features=test.features.shape[1],
         epochs=epochs, batch_size=min(batch_size, len(train)), lr=lr, seed=seed,
     )  # fmt: skip
@@ -86,63 +81,3 @@ def linear(
     score = accuracy("linear", scores, test, model=model, data=data, settings=settings)
     record_score(score, out)
     return score
-
-
-class _Cached:
-    """Features computed once."""
-
-    def __init__(self, features: Tensor) -> None:
-        self.features = features
-
-    def batch(self, ids: Tensor, epoch: int) -> Tensor:
-        return self.features[ids.to(self.features.device)]
-
-
-class _Augmented:
-    """Features of freshly cropped and flipped images."""
-
-    def __init__(self, model: LoadedModel, images: ImageSet, *, seed: int) -> None:
-        self.model, self.images, self.seed = model, images, seed
-        self.transform = CropFlip(model.image_size)
-
-    @torch.no_grad()
-    def batch(self, ids: Tensor, epoch: int) -> Tensor:
-        seed = derive(self.seed, "crop", epoch)
-        pictures = [self.transform(self.images.read(int(i))[None], seed=seed, ids=i[None]) for i in ids]
-        batch = torch.cat(pictures).to(self.model.device, memory_format=torch.channels_last)
-        features: Tensor = self.model.encoder(batch).float()
-        return features
-
-
-_Source = _Cached | _Augmented
-
-
-def _train(
-    source: _Source,
-    labels: Tensor,
-    num_classes: int,
-    *,
-    features: int,
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    seed: int,
-) -> nn.Linear:
-    classifier = nn.Linear(features, num_classes).to(labels.device)
-    nn.init.zeros_(classifier.weight)
-    nn.init.zeros_(classifier.bias)
-    optimizer = torch.optim.SGD(classifier.parameters(), lr=lr, momentum=0.9, nesterov=True)
-    steps_per_epoch = len(labels) // batch_size
-    total_steps = epochs * steps_per_epoch
-    peak = scaled_lr(lr, batch_size)
-    schedule = WarmupCosine(optimizer, peak_lr=peak, warmup_steps=0, total_steps=total_steps)
-    batches = Batches(len(labels), batch_size=batch_size, seed=derive(seed, "linear"), total_steps=total_steps)
-    for step, indices in enumerate(batches):
-        ids = torch.as_tensor(indices)
-        logits = classifier(source.batch(ids, step // steps_per_epoch))
-        loss = F.cross_entropy(logits, labels[ids.to(labels.device)])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return classifier

@@ -8,11 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from contrastive_core.distributed import gather_rows, rank
 from contrastive_core.errors import UserError
 from contrastive_core.losses import nt_xent
 from contrastive_core.optim import WarmupCosine, scaled_lr
 from contrastive_core.train import Batches, Run, RunOptions
-from ssl_vision.data import open_images
+from ssl_vision.data import open_images, skip_bad
 from ssl_vision.methods import SimCLR
 from ssl_vision.model_folder import save_encoder
 from ssl_vision.models import EncoderOptions, build_encoder
@@ -35,6 +36,7 @@ def pretrain(
     optimizer: OptimizerOptions = OptimizerOptions(),  # noqa: B008
     save_every: int = 0,
     load: Literal["auto", "memory", "files"] = "auto",
+    max_bad: float = 0.01,
     run: RunOptions = RunOptions(),  # noqa: B008
 ) -> Path:
     """Pre-train an encoder with SimCLR on images without labels.
@@ -56,8 +58,10 @@ def pretrain(
         augment: the family of views.
         optimizer: optimiser and schedule.
         save_every: also keep the model of every this many epochs, the untrained one included, under ``models/``.
-        load: ``memory`` decodes all images once, ``files`` reads an image again for every view; ``auto`` takes memory for
-            small images of one size. The result is the same.
+        load: ``memory`` decodes all images once, ``files`` reads an image again for every view; ``auto`` takes memory
+            for small images of one size. The result is the same.
+        max_bad: share of the images that may be unreadable; they are listed in ``bad_files.jsonl`` and the next image
+            stands in for each. One more ends the run.
         run: seed, device, precision, checkpoints, logs.
 
     Returns:
@@ -67,7 +71,7 @@ def pretrain(
     if epochs < 1 or temperature <= 0:
         raise UserError(f"pretrain needs epochs >= 1 and temperature > 0, got {epochs} and {temperature}")
     images = open_images(data, split=split)
-    with Run(out, config=config, command="ssl-vision pretrain", options=run) as r:
+    with Run(out, config=config, command="ssl-vision pretrain", options=run, free=("load",)) as r:
         if batch_size % r.world_size:
             raise UserError(
                 f"batch_size {batch_size} cannot be shared evenly by {r.world_size} processes; choose a multiple"
@@ -82,8 +86,9 @@ def pretrain(
             world_size=r.world_size,
             total_steps=total_steps,
         )
+        readable = skip_bad(images, max_bad=max_bad, log=out / "bad_files.jsonl")
         view_of = build_augment(augment, image_size)
-        views = open_views(images, batches, view_of, seed=r.seed("views"), load=load, workers=run.workers)
+        views = open_views(readable, batches, view_of, seed=r.seed("views"), load=load, workers=run.workers)
 
         torch.manual_seed(r.seed("weights"))
         network = SimCLR(
@@ -91,7 +96,7 @@ def pretrain(
         ).to(memory_format=torch.channels_last)
         peak_lr = scaled_lr(optimizer.lr, batch_size, rule=optimizer.scaling)
         model, optim = r.setup(network, build_optimizer(network, optimizer, lr=peak_lr))
-        warmup_steps = round(optimizer.warmup_epochs * steps_per_epoch)
+        warmup_steps = optimizer.warmup_steps(epochs=epochs, steps_per_epoch=steps_per_epoch)
         schedule = WarmupCosine(optim, peak_lr=peak_lr, warmup_steps=warmup_steps, total_steps=total_steps)
         r.track(model=model, optimizer=optim, schedule=schedule)
 
@@ -118,7 +123,9 @@ def pretrain(
 
 @torch.no_grad()
 def contrastive_accuracy(z_a: Tensor, z_b: Tensor) -> Tensor:
-    """Share of first views whose most similar second view is their own, as the official code logs it."""
+    """Share of first views whose most similar second view, of those of all processes, is their own."""
     z_a, z_b = (nn.functional.normalize(z.float(), dim=1) for z in (z_a, z_b))
-    nearest = (z_a @ z_b.T).argmax(dim=1)
-    return (nearest == torch.arange(len(z_a), device=z_a.device)).float().mean()
+    nearest = (z_a @ gather_rows(z_b).T).argmax(dim=1)
+    own = torch.arange(len(z_a), device=z_a.device) + rank() * len(z_a)
+    accuracy: Tensor = (nearest == own).float().mean()
+    return accuracy

@@ -75,7 +75,11 @@ def test_missing_bytes_are_counted(tmp_path: Path) -> None:
     assert metrics.cut(0) == 0
     assert metrics.cut(10) == 10
     metrics.append({"step": 0})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"st')
     assert metrics.cut(1000) == 1000 - len(b'{"step": 0}\n')
+    metrics.append({"step": 1})
+    assert [record["step"] for record in read(tmp_path / "metrics.jsonl")] == [0, 1]
 
 
 def test_timing_drops_a_line_that_was_cut_short(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,6 +166,51 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(tmp_path: Path, capsys: pytes
         go(run, 10)
 
 
+def train_line(out: Path, *, stop_at: int | None = None, **options: Any) -> nn.Module:
+    """A line fitted in reduced precision, perhaps stopped on the way."""
+    with start(out, checkpoint_every=100, **options) as run:
+        network = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1))
+        model, optimizer = run.setup(network, torch.optim.Adam(network.parameters(), lr=0.01))
+        run.track(model=model, optimizer=optimizer)
+        for step in run.steps(8):
+            x = torch.randn(16, 4, generator=torch.Generator().manual_seed(step)).to(run.device)
+            loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
+            optimizer.zero_grad()
+            run.fabric.backward(loss)
+            optimizer.step()
+            run.log(loss=loss)
+            if step == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+    return network.cpu()
+
+
+def test_reduced_precision_resumes_exactly(tmp_path: Path) -> None:
+    train_line(tmp_path / "whole", precision="bf16-mixed")
+    with pytest.raises(Interrupted):
+        train_line(tmp_path / "part", precision="bf16-mixed", stop_at=3)
+    train_line(tmp_path / "part", precision="bf16-mixed", resume=True)
+    whole, part = content(tmp_path / "whole"), content(tmp_path / "part")
+    for name in ("metrics.jsonl", "checkpoints/step-000008/tensors.safetensors", "checkpoints/step-000008/state.json"):
+        assert whole[name] == part[name]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_cuda(tmp_path: Path, precision: str) -> None:
+    whole = train_line(tmp_path / "whole", device="cuda", precision=precision)
+    with pytest.raises(Interrupted):
+        train_line(tmp_path / "part", device="cuda", precision=precision, stop_at=3)
+    engine = json.loads(next(tmp_path.glob("part/checkpoints/step-000004/state.json")).read_text())["_run"]["dict"]
+    assert bool(engine["precision"]["dict"]) == (precision == "16-mixed")  # the loss scale is kept
+    part = train_line(tmp_path / "part", device="cuda", precision=precision, resume=True)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(part.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+    if precision != "16-mixed":
+        shutil.rmtree(tmp_path / "part" / "checkpoints" / "step-000008")
+        train_line(tmp_path / "part", device="cpu", precision=precision, resume=True)  # on another device
+
+
 # ---- what is refused
 
 
@@ -180,8 +226,8 @@ def test_refused_folders(tmp_path: Path) -> None:
     for resume in (False, True):
         refuse(tmp_path / "photos", r"photos is not empty \(it holds 1.jpg\) and not a run folder", resume=resume)
     with start(tmp_path / "run") as run:
-        refuse(tmp_path / "run", r"already holds a run; .*--resume, or choose another --out")
         go(run, 1)
+        refuse(tmp_path / "run", r"already holds a run; .*--resume, or choose another --out")
     code = (
         "import sys, time; sys.path[:0] = ['x']; from contrastive_core.train.files import FolderLock; "
         "from pathlib import Path; print(FolderLock(Path(sys.argv[1])).acquire(), flush=True); time.sleep(60)"
@@ -243,6 +289,15 @@ def test_a_configuration_that_is_no_text_is_refused(tmp_path: Path) -> None:
         start(tmp_path, config={"model": nn.Linear(1, 1)}),
     ):
         pass
+
+
+def test_a_start_that_failed_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    for config, resume in (({"batch": 10**9}, False), ({"batch": 10**6}, True)):
+        with pytest.raises(UserError, match="one step needs"), start(tmp_path, config=config, resume=resume) as run:
+            run.batches(10, batch_size=config["batch"], total_steps=3)
+    with start(tmp_path, config={"batch": 5}) as run:
+        go(run, 3)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["batch"] == 5
 
 
 def test_other_things_tracked(tmp_path: Path) -> None:

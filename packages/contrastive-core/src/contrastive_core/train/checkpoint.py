@@ -42,8 +42,11 @@ def save(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     """Write the state after `step` steps; on return it is on the disk, and before that not under its name."""
     target = folder / f"step-{step:06d}"
     new = folder / f".{target.name}.tmp"
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        files.sync(folder.parent)
     shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
+    new.mkdir()
     tree: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     for name, value in state.items():

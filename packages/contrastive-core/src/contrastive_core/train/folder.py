@@ -17,7 +17,7 @@ class RunFolder:
         self._lock: files.FolderLock | None = None
 
     def open(self, settings: config.Config, *, resume: bool, resume_command: str) -> None:
-        """Make the folder and write the configuration, or find the same run in it.
+        """Make the folder and write the configuration, or find the same run in it, begun.
 
         Raises:
             UserError: It is a file, holds something else, is in use, holds a run and `resume` is not set, or that run
@@ -33,7 +33,9 @@ class RunFolder:
                 f"{self.path} is not empty (it holds {found[0]}{', ...' if len(found) > 1 else ''}) and not a run "
                 "folder (it holds no config.yaml); expected a new or empty folder. Choose another --out"
             )
-        if found and not resume:
+        # A start that failed before its first step (a typing error in a flag) has left nothing that could be lost.
+        begun = any((self.path / name).exists() for name in ("metrics.jsonl", "checkpoints"))
+        if begun and not resume:
             raise UserError(
                 f"{self.path} already holds a run; expected a new or empty folder. Go on with that run by adding "
                 "--resume, or choose another --out"
@@ -41,7 +43,7 @@ class RunFolder:
         self._lock = files.FolderLock(self.path)
         if not self._lock.acquire():
             raise UserError(f"{self.path} is being written by another process; wait for it to end, or stop it")
-        if not found:
+        if not begun:
             settings.write(self.config_path)
             return
         changed = settings.differences(config.read(self.config_path))

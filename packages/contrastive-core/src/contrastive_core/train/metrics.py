@@ -45,17 +45,18 @@ class MetricsFile:
         if not self._jsonl.exists():
             return 0
         files.sync(self._jsonl)
+        files.sync(self._jsonl.parent)
         return self._jsonl.stat().st_size
 
     def cut(self, size: int) -> int:
         """Keep the first `size` bytes, which a checkpoint covers; how many bytes of them are not there any more."""
-        found = self._jsonl.stat().st_size if self._jsonl.exists() else 0
-        if found > size:
-            with self._jsonl.open("rb") as file:
-                files.write_atomic(self._jsonl, file.read(size))
-        if found:
-            self._rewrite_table()
-        return max(0, size - found)
+        if not self._jsonl.exists():
+            return size
+        content = self._jsonl.read_bytes()[:size]
+        content = content[: content.rfind(b"\n") + 1]
+        files.write_atomic(self._jsonl, content)
+        self._rewrite_table()
+        return size - len(content)
 
     def _rewrite_table(self) -> None:
         records = read(self._jsonl)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
@@ -42,7 +43,10 @@ def examine(data: str | os.PathLike[str], *, split: str | None = None) -> Report
         UserError: there is no such data set or split, or an unreadable manifest.
     """
     sets, findings = _open(data, [split] if split else list_splits(data))
-    facts = list(_look_at_all(sets))
+    with warnings.catch_warnings():
+        # PIL's own, which name no file: what they are about is found, or does not matter.
+        warnings.simplefilter("ignore", UserWarning)
+        facts = list(_look_at_all(sets))
     _, root = locate(data)
     place = f"{root if root.is_dir() else root.parent}{os.sep}"  # would only be repeated in every line
 

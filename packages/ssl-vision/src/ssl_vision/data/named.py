@@ -87,9 +87,10 @@ def _stl10(root: Path, split: str) -> ImageSet:
 
     found = datasets.STL10(root, split=split)
     images = torch.from_numpy(found.data).contiguous()
+    names = getattr(found, "classes", [str(number) for number in range(10)])  # its file of names is optional
     if "unlabeled" in split:
         return ArrayImages(f"stl10/{split}", images)
-    return ArrayImages(f"stl10/{split}", images, labels=found.labels.tolist(), classes=found.classes)
+    return ArrayImages(f"stl10/{split}", images, labels=found.labels.tolist(), classes=names)
 
 
 def _imagenet(root: Path, split: str) -> ImageSet:

@@ -1,0 +1,58 @@
+"""Fixtures of the vision tests: small image files, real in every byte."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def noise() -> Callable[..., Image.Image]:
+    """`noise(3)` is an RGB image of random pixels, the same for the same number, different for another one."""
+
+    def draw(number: int, *, size: tuple[int, int] = (12, 10)) -> Image.Image:
+        pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        return Image.fromarray(pixels)
+
+    return draw
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[Mapping[str, Image.Image | bytes | str]], Path]:
+    """`write({"train/cat/1.png": image, "a.txt": "text", "cat/2.jpg": b"bytes"})` gives the folder they lie in.
+
+    Images are written in the format that their name says.
+    """
+
+    def into(files: Mapping[str, Image.Image | bytes | str]) -> Path:
+        for name, content in files.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, Image.Image):
+                content.save(path)
+            else:
+                path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return tmp_path
+
+    return into
+
+
+@pytest.fixture(scope="session")
+def cifar_files(shared_data: Path) -> dict[str, bytes]:
+    """The first 40 files of CIFAR-10: path in the archive -> bytes of a JPEG."""
+    path = shared_data / "cifar10.tar.xz"
+    if not path.is_file():
+        pytest.skip(f"CIFAR-10 not found: {path}")
+    files: dict[str, bytes] = {}
+    with tarfile.open(path, mode="r|xz") as archive:
+        for member in archive:
+            if member.isfile():
+                files[member.name] = archive.extractfile(member).read()
+            if len(files) == 40:
+                break
+    return files

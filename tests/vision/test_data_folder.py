@@ -1,0 +1,186 @@
+"""Image folders: which files, in which order, of which class."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from contrastive_core.errors import UserError
+from ssl_vision.data import list_splits, open_images
+
+
+def names(images: object, root: Path) -> list[str]:
+    return [images.path(i).removeprefix(f"{root}/") for i in range(len(images))]
+
+
+@pytest.fixture
+def dot() -> Image.Image:
+    return Image.new("RGB", (2, 2))
+
+
+def test_splits_and_classes(write, noise) -> None:
+    files = {
+        f"{split}/{name}/{i}.png": noise(i) for split in ("train", "test") for name in ("dog", "cat") for i in (2, 1)
+    }
+    root = write(files)
+    train, test = open_images(str(root)), open_images(root, split="test")
+    assert list_splits(root) == ["train", "test"]
+    assert names(train, root) == ["train/cat/1.png", "train/cat/2.png", "train/dog/1.png", "train/dog/2.png"]
+    assert train.classes == test.classes == ["cat", "dog"]
+    assert train.labels().tolist() == [0, 0, 1, 1]
+    assert [train.label(i) for i in range(4)] == [0, 0, 1, 1]
+    assert train.ids.tolist() == [0, 1, 2, 3]
+    assert train.ids.dtype == torch.int64
+    assert (train.read(3) == torch.tensor(np.array(noise(2))).permute(2, 0, 1)).all()
+    assert train.size(3) == (10, 12)
+
+
+def test_val_stands_for_test_but_not_for_train(write, dot) -> None:
+    root = write({"val/a/1.png": dot})
+    assert len(open_images(root, split="test")) == len(open_images(root, split="val")) == 1
+    with pytest.raises(UserError, match=r"found the folders val, expected .*train; name another split"):
+        open_images(root)
+
+
+def test_classes_alone_are_training_data(write, dot) -> None:
+    root = write({"b/1.png": dot, "a/1.png": dot})
+    for split in ("train", "all"):
+        images = open_images(root, split=split)
+        assert (images.classes, images.labels().tolist()) == (["a", "b"], [0, 1])
+    with pytest.raises(UserError, match=r"found no folder of a split .*all images here are of split train"):
+        open_images(root, split="test")
+
+
+def test_images_without_classes(write, dot) -> None:
+    root = write({"b.png": dot, "a.png": dot})
+    images = open_images(root)
+    assert names(images, root) == ["a.png", "b.png"]
+    assert (images.classes, images.label(0), images.is_labelled) == ([], None, False)
+    with pytest.raises(
+        UserError, match=r"found images without a class folder, expected labels; put the images of each"
+    ):
+        images.labels()
+
+
+def test_one_image_beside_the_classes_takes_the_labels_and_is_named(write, dot) -> None:
+    images = open_images(write({"cat/1.png": dot, "stray.png": dot}))
+    assert len(images) == 2
+    with pytest.raises(UserError, match=r"found stray\.png beside classes, expected labels"):
+        images.labels()
+
+
+def test_nested_folders_belong_to_the_class_at_the_top(write, dot) -> None:
+    root = write({"cat/2020/may/1.png": dot, "cat/0.png": dot, "dog/x/1.png": dot})
+    images = open_images(root)
+    assert names(images, root) == ["cat/0.png", "cat/2020/may/1.png", "dog/x/1.png"]
+    assert images.labels().tolist() == [0, 0, 1]
+
+
+def test_a_class_keeps_its_number_in_every_split(write, dot) -> None:
+    root = write({"train/a/1.png": dot, "train/b/1.png": dot, "train/c/1.png": dot, "test/c/1.png": dot})
+    test = open_images(root, split="test")
+    assert test.classes == ["a", "b", "c"]
+    assert test.labels().tolist() == [2]
+
+
+def test_a_class_of_the_test_split_alone_shows(write, dot) -> None:
+    root = write({"train/a/1.png": dot, "train/c/1.png": dot, "test/b/1.png": dot, "test/.h/1.png": dot})
+    assert open_images(root).classes == ["a", "c"]
+    assert open_images(root, split="test").classes == ["a", "b", "c"]
+
+
+def test_order_is_of_names_not_of_the_file_system(write, dot, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write({f"{name}.png": dot for name in ("b", "a10", "a9", "B", "é", "a b", "日本")} | {"a/z.png": dot})
+    expected = ["B.png", "a b.png", "a/z.png", "a10.png", "a9.png", "b.png", "é.png", "日本.png"]
+    assert names(open_images(root), root) == expected
+    scan = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: reversed(list(scan(path))))
+    assert names(open_images(root), root) == expected
+
+
+def test_all_endings_in_any_case_and_nothing_else(write, dot) -> None:
+    good = ["1.JPG", "2.jpeg", "3.Png", "4.bmp", "5.webp", "6.tif", "7.TIFF", "8.ppm", "9.gif"]
+    hidden = {".hidden.png": dot, ".cache/x.png": dot, "._1.jpg": b"resource fork"}
+    root = write(dict.fromkeys(good, dot) | hidden | {"notes.txt": "", "Thumbs.db": "", "x.png.tmp": ""})
+    images = open_images(root)
+    assert names(images, root) == good
+    assert all(images.read(i).shape == (3, 2, 2) for i in range(len(good)))
+
+
+def test_links_are_followed_once(write, dot) -> None:
+    root = write({"photos/cat/1.png": dot, "elsewhere/2.png": dot})
+    (root / "photos/dog").symlink_to(root / "elsewhere")
+    (root / "photos/cat/up").symlink_to(root / "photos")
+    (root / "photos/cat/9.png").symlink_to(root / "elsewhere/2.png")
+    (root / "photos/dog/gone.png").symlink_to("nowhere")
+    images = open_images(root / "photos")
+    assert names(images, root / "photos") == ["cat/1.png", "cat/9.png", "dog/2.png", "dog/gone.png"]
+    assert images.read(2).shape == (3, 2, 2)
+    with pytest.raises(UserError, match="found a link to a file that is gone"):
+        images.read(3)
+
+
+def test_names_that_are_no_text(write, dot) -> None:
+    root = write({"a.png": dot})
+    try:
+        (root / os.fsdecode(b"\xff.png")).write_bytes((root / "a.png").read_bytes())
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    images = open_images(root)
+    assert images.path(1).endswith("\\udcff.png")
+    images.path(1).encode()
+    assert (images.read(1) == images.read(0)).all()
+
+
+def test_nothing_to_open_is_said(write, tmp_path: Path) -> None:
+    root = write({"notes.txt": "hello"})
+    with pytest.raises(UserError, match=r"found no images among 1 files, expected some that end in \.bmp"):
+        open_images(root)
+    with pytest.raises(UserError, match=r"notes\.txt: found a file, expected a folder of images or a manifest"):
+        open_images(root / "notes.txt")
+    with pytest.raises(UserError, match="there is no such folder or file, and no data set of that name"):
+        open_images(tmp_path / "missing")
+
+
+def test_index_out_of_range(write, dot) -> None:
+    images = open_images(write({"a.png": dot}))
+    for index in (1, -2):
+        with pytest.raises(IndexError):
+            images.read(index)
+
+
+class _Sums(Dataset[int]):
+    def __init__(self, images: object) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> int:
+        return int(self.images.read(index).sum())
+
+
+def test_workers_read_the_same(write, noise) -> None:
+    images = open_images(write({f"{i:02d}.png": noise(i) for i in range(9)}))
+    expected = [int(images.read(i).sum()) for i in range(9)]
+    assert len(set(expected)) == 9
+    loaded = [int(value) for value in DataLoader(_Sums(images), batch_size=None, num_workers=2)]
+    assert loaded == expected
+
+
+def test_a_set_travels_as_little_more_than_its_names(write, dot) -> None:
+    files = {f"cat/{'x' * 20}{i:04d}.jpg": b"" for i in range(3000)}
+    root = write(files)
+    images = open_images(root)
+    sent = pickle.dumps(images)
+    assert len(sent) < 3000 * (len("cat/") + 20 + 4 + len(".jpg") + 16 + 2) + 2000  # name, offset, label
+    again = pickle.loads(sent)
+    assert names(again, root) == sorted(files)
+    assert again.labels().tolist() == [0] * 3000

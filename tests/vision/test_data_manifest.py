@@ -1,0 +1,119 @@
+"""CSV manifests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from contrastive_core.errors import UserError
+from ssl_vision.data import list_splits, open_images
+
+
+@pytest.fixture
+def manifest(tmp_path: Path):
+    """`manifest("path,label\\na.png,cat\\n")` writes it beside the images a.png and "b c.png"."""
+    Image.new("RGB", (2, 3), (10, 20, 30)).save(tmp_path / "a.png")
+    (tmp_path / "sub").mkdir()
+    Image.new("RGB", (3, 2), (40, 50, 60)).save(tmp_path / "sub" / "b c.png")
+
+    def write(text: str | bytes) -> Path:
+        path = tmp_path / "images.csv"
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        return path
+
+    return write
+
+
+def test_paths_labels_and_order_of_rows(manifest) -> None:
+    images = open_images(manifest("path,label\nsub/b c.png,dog\na.png,cat\nsub/b c.png,cat\n"))
+    assert images.classes == ["cat", "dog"]
+    assert images.labels().tolist() == [1, 0, 0]
+    assert [images.read(i)[0, 0, 0].item() for i in range(3)] == [40, 10, 40]
+
+
+def test_absolute_paths_a_byte_order_mark_other_columns_and_spaces(manifest, tmp_path: Path) -> None:
+    text = f'\ufeffID, Label ,Path\r\n1, cat,{tmp_path}/a.png\r\n\r\n2,"dog, small","sub/b c.png"\r\n'
+    images = open_images(manifest(text))
+    assert images.classes == ["cat", "dog, small"]
+    assert images.path(0) == f"{tmp_path}/a.png"
+    assert images.read(1).shape == (3, 2, 3)
+
+
+def test_splits(manifest) -> None:
+    path = manifest("path,label,split\na.png,x,train\na.png,z,train\na.png,z,val\n")
+    assert list_splits(path) == ["train", "val"]
+    assert [len(open_images(path, split=split)) for split in ("train", "val", "test", "all")] == [2, 1, 1, 3]
+    assert open_images(path, split="test").labels().tolist() == [1]
+    with pytest.raises(UserError, match="found rows of split train, val, expected some of split 'extra'"):
+        open_images(path, split="extra")
+
+
+def test_rows_without_a_split_column_are_for_training(manifest) -> None:
+    path = manifest("path,label\na.png,x\n")
+    assert list_splits(path) == ["train"]
+    with pytest.raises(UserError, match="found rows of split train, expected some of split 'test'"):
+        open_images(path, split="test")
+
+
+def test_a_label_of_the_test_split_alone_shows(manifest) -> None:
+    path = manifest("path,label,split\na.png,x,train\na.png,a,test\n")
+    assert open_images(path).classes == ["x"]
+    assert open_images(path, split="test").classes == ["a", "x"]
+
+
+def test_whole_numbers_are_in_their_order(manifest) -> None:
+    rows = "".join(f"a.png,{number}\n" for number in range(12))
+    assert open_images(manifest(f"path,label\n{rows}")).labels().tolist() == list(range(12))
+
+
+def test_without_labels(manifest) -> None:
+    images = open_images(manifest("path\na.png\n"))
+    assert images.label(0) is None
+    with pytest.raises(UserError, match=r"images\.csv: found no labels, expected labels; label every row"):
+        images.labels()
+
+
+def test_some_labels_are_enough_to_learn_without_them(manifest) -> None:
+    images = open_images(manifest("path,label\na.png,x\na.png,\na.png,\n"))
+    assert len(images) == 3
+    with pytest.raises(UserError, match=r"found 2 rows without a label \(lines 3, 4\), expected labels"):
+        images.labels()
+    path = manifest("path,label,split\na.png,x,train\na.png,,unlabelled\n")
+    assert open_images(path).labels().tolist() == [0]
+    assert not open_images(path, split="unlabelled").is_labelled
+
+
+def test_a_missing_file_is_named_when_read(manifest, tmp_path: Path) -> None:
+    images = open_images(manifest("path,label\na.png,x\ngone.png,x\n"))
+    with pytest.raises(UserError, match=rf"{tmp_path}/gone\.png: found no such file"):
+        images.read(1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "found the columns an empty file, expected path"),
+        ("file,label\na.png,x\n", r"found the columns file, label, expected path\[,label\]"),
+        (
+            "path;label\na.png;x\n",
+            r"found the columns path;label, expected path\[,label\]\[,split\] separated by commas",
+        ),
+        ("path,label\na.png,x,y\na.png\n", r"found rows of another length than its 2 columns \(lines 2, 3\)"),
+        ("path,label\n,x\na.png,x\n ,y\n", r"found rows without a path \(lines 2, 4\)"),
+        ('path,label\n"a.png,x\n', "cannot be read as CSV in UTF-8"),
+        ("path,label\na.png,é\n".encode("utf-16"), "cannot be read as CSV in UTF-8"),
+        ("path,label\n", "found no rows, expected some of split 'train'"),
+    ],
+)
+def test_what_is_wrong_is_named(manifest, text: str | bytes, message: str) -> None:
+    path = manifest(text)
+    with pytest.raises(UserError, match=message) as caught:
+        open_images(path)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_lines_are_counted_over_quoted_line_breaks(manifest) -> None:
+    with pytest.raises(UserError, match=r"line 4\)"):
+        open_images(manifest('path,label\na.png,"two\nlines"\n,x\n'))

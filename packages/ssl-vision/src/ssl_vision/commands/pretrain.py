@@ -43,7 +43,7 @@ def pretrain(
 
     The defaults are the paper's recipe for CIFAR-10 with a ResNet-18; ``--config simclr-imagenet`` is that for
     ImageNet. Labels are never read. A run is a function of its arguments and seed alone: stopped or killed anywhere and
-    continued with ``--resume true`` it ends, on a CPU, in the same bytes.
+    continued with ``--resume`` it ends, on a CPU, in the same bytes.
 
     Args:
         data: an image folder (with or without classes), a CSV manifest, or a named data set such as ``cifar10:ROOT``.

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from contrastive_core.random import derive
-from contrastive_core.train import Batches
+from contrastive_core.train import Batches, ignore_stop_signals
 from ssl_vision.augment import SimCLRAugment
 from ssl_vision.data import ImageSet, fits_in_memory, in_memory
 
@@ -77,6 +77,9 @@ class LoadedViews:
                 batch_sampler=_Keys(self.batches, step),
                 collate_fn=_as_it_is,
                 num_workers=self.workers,
+                worker_init_fn=ignore_stop_signals,
+                # Its own, for the loader must not draw from the global generator, which the steps are seeded by.
+                generator=torch.Generator().manual_seed(0),
                 pin_memory=device.type == "cuda",
             )
             self._loader = iter(loader)

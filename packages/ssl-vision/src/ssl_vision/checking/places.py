@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from ssl_vision.checking.report import Finding, Item, most_first
+from ssl_vision.checking.report import Finding, Item, most_first, several
 from ssl_vision.data.folder import SPLITS, beside_classes, class_of, split_folder
 from ssl_vision.data.listing import Listing, list_folder, printable
 from ssl_vision.data.manifest import read_manifest
@@ -46,24 +46,24 @@ def _in_split(folder: Path, *, root: Path, split: str) -> Iterator[Finding]:
 
     beside = beside_classes(listing)
     if beside and len(beside) < len(listing.images):
-        title = f"{len(beside)} images of {split} beside the folders of classes: with them, the split has no labels"
+        title = f"{several(len(beside), 'image')} of {split} beside class folders, so the split has no labels"
         yield Finding("warning", "beside_classes", title, item(beside))
     empty = [] if beside else _empty_classes(listing)
     if empty:
-        title = f"{len(empty)} folder{'s' if len(empty) > 1 else ''} in {split} without an image: a class is missing"
+        title = f"{several(len(empty), 'folder')} in {split} without an image: a class is missing"
         yield Finding("error", "empty_class", title, item(empty))
     unread = [path for path in listing.others if PurePosixPath(path).suffix.lower() in _UNREAD]
     if unread:
         title = (
-            f"{len(unread)} images in {split} of kinds that are not read ({_endings(unread)}): export as JPEG or PNG"
+            f"{several(len(unread), 'image')} in {split} of a kind not read ({_endings(unread)}): export as JPEG or PNG"
         )
         yield Finding("warning", "unread_kind", title, item(unread))
     others = sorted(set(listing.others).difference(unread))
     if others:
-        title = f"{len(others)} files in {split} that are no images ({_endings(others)}), left out"
+        title = f"{several(len(others), 'file')} in {split} of other kinds ({_endings(others)}), left out"
         yield Finding("note", "no_image", title, item(others))
     if listing.hidden:
-        title = f"{len(listing.hidden)} hidden files or folders in {split}, left out"
+        title = f"{several(len(listing.hidden), 'hidden entry', 'hidden entries')} in {split}, left out"
         yield Finding("note", "hidden", title, item(listing.hidden))
 
 
@@ -71,7 +71,7 @@ def _beside_splits(root: Path) -> Iterator[Finding]:
     names = sorted(entry.name for entry in root.iterdir() if entry.name not in SPLITS)
     beside = [printable(name) for name in names if not name.startswith(".")]
     if beside:
-        title = f"{len(beside)} files or folders beside {', '.join(SPLITS)}, left out"
+        title = f"{several(len(beside), 'entry', 'entries')} beside {', '.join(SPLITS)}, left out"
         yield Finding("note", "beside_splits", title, [Item(beside)])
 
 
@@ -84,12 +84,12 @@ def _in_manifest(manifest: Path, splits: Sequence[str]) -> Iterator[Finding]:
     rows = read_manifest(manifest)
     nowhere = [f"line {row.line}" for row in rows if not row.split]
     if nowhere:
-        yield Finding("warning", "no_split", f"{len(nowhere)} rows of no split, left out", [Item(nowhere)])
+        yield Finding("warning", "no_split", f"{several(len(nowhere), 'row')} of no split, left out", [Item(nowhere)])
     for split in splits:
         inside = [row for row in rows if row.split == split]
         bare = [f"line {row.line}" for row in inside if not row.label]
         if bare and len(bare) < len(inside):
-            title = f"{len(bare)} rows of {split} without a label: with them, the split has no labels"
+            title = f"{several(len(bare), 'row')} of {split} without a label, so the split has no labels"
             yield Finding("warning", "no_label", title, [Item(bare)])
 
 

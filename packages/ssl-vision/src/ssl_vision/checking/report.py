@@ -103,6 +103,11 @@ class Report:
     __str__ = text
 
 
+def several(number: int, noun: str, plural: str = "") -> str:
+    """``1 file``, ``2 files``."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
 def most_first(counts: Mapping[_K, int]) -> dict[_K, int]:
     """Ordered by falling count, then by key as text."""
     return dict(sorted(counts.items(), key=lambda pair: (-pair[1], str(pair[0]))))

@@ -8,7 +8,7 @@ from statistics import median_low
 from typing import TypeVar
 
 from ssl_vision.checking.facts import Facts
-from ssl_vision.checking.report import Finding, Item, most_first
+from ssl_vision.checking.report import Finding, Item, most_first, several
 
 _TINY = 8
 _LONG = 5
@@ -35,7 +35,7 @@ def unreadable(facts: Sequence[Facts], name: Name) -> Iterator[Finding]:
     """Files that training would stop at."""
     items = [Item([name(fact)], fact.problem) for fact in facts if fact.problem is not None]
     if items:
-        yield Finding("error", "unreadable", f"{_files(items)} cannot be read", items)
+        yield Finding("error", "unreadable", f"{several(len(items), 'file')} cannot be read", items)
 
 
 def duplicates(facts: Sequence[Facts], name: Name) -> Iterator[Finding]:
@@ -54,13 +54,13 @@ def duplicates(facts: Sequence[Facts], name: Name) -> Iterator[Finding]:
         if len(classes) <= 1 and len(splits) <= 1:
             twice.append(item)
     if contradictory:
-        title = f"{_pictures(contradictory)} in more than one class: the labels contradict each other; keep one"
+        title = f"{several(len(contradictory), 'picture')} in more than one class: the labels contradict each other"
         yield Finding("error", "contradictory", title, contradictory)
     if leaked:
-        title = f"{_pictures(leaked)} in more than one split: what is tested was trained on; remove it from one"
+        title = f"{several(len(leaked), 'picture')} in more than one split: what is tested was trained on"
         yield Finding("error", "leaked", title, leaked)
     if twice:
-        yield Finding("warning", "duplicate", f"{_pictures(twice)} more than once", twice)
+        yield Finding("warning", "duplicate", f"{several(len(twice), 'picture')} more than once", twice)
 
 
 def unlike_the_rest(facts: Sequence[Facts], name: Name) -> Iterator[Finding]:
@@ -89,7 +89,9 @@ def unlike_the_rest(facts: Sequence[Facts], name: Name) -> Iterator[Finding]:
         ("odd_size", other, f"of another size than nearly all, {typical[0]}x{typical[1]} px"),
     ):
         if items:
-            yield Finding("warning", kind, f"{_files(items)} {'is' if len(items) == 1 else 'are'} {what}", items)
+            yield Finding(
+                "warning", kind, f"{several(len(items), 'file')} {'is' if len(items) == 1 else 'are'} {what}", items
+            )
 
 
 def converted(facts: Sequence[Facts], name: Name) -> Iterator[Finding]:
@@ -98,14 +100,14 @@ def converted(facts: Sequence[Facts], name: Name) -> Iterator[Finding]:
     if by_mode:
         items = [Item(files, f"{mode} ({_mode_in_words(mode)})") for mode, files in by_mode.items()]
         count = sum(len(files) for files in by_mode.values())
-        yield Finding("note", "mode", f"{_number(count, 'file')} not in RGB, converted when read", items)
+        yield Finding("note", "mode", f"{several(count, 'file')} not in RGB, converted when read", items)
     for kind, files, what in (
         ("turned", [name(fact) for fact in facts if fact.is_turned], "turned as the EXIF block says"),
         ("frames", [name(fact) for fact in facts if fact.frames > 1], "holding several pictures: the first is taken"),
-        ("misnamed", [name(fact) for fact in facts if fact.is_misnamed], "named like another format than they are in"),
+        ("misnamed", [name(fact) for fact in facts if fact.is_misnamed], "with the ending of another format"),
     ):
         if files:
-            yield Finding("note", kind, f"{_number(len(files), 'file')} {what}", [Item(files)])
+            yield Finding("note", kind, f"{several(len(files), 'file')} {what}", [Item(files)])
 
 
 def uneven_classes(classes: Mapping[str, Mapping[str, int]]) -> Iterator[Finding]:
@@ -117,10 +119,10 @@ def uneven_classes(classes: Mapping[str, Mapping[str, int]]) -> Iterator[Finding
         unseen = [label for label in counts if counts[label] and not trained.get(label)]
         untested = [label for label in trained if trained[label] and not counts.get(label)]
         if unseen:
-            title = f"{_number(len(unseen), 'class')} of {split} without an image in train: cannot be learned"
+            title = f"{several(len(unseen), 'class')} of {split} without an image in train: cannot be learned"
             yield Finding("error", "unseen_class", title, [Item(unseen)])
         if untested:
-            title = f"{_number(len(untested), 'class')} of train without an image in {split}: not tested"
+            title = f"{several(len(untested), 'class')} of train without an image in {split}: not tested"
             yield Finding("warning", "untested_class", title, [Item(untested)])
 
 
@@ -138,16 +140,3 @@ def _grouped(pairs: Iterable[tuple[_K, _V]]) -> dict[_K, list[_V]]:
 
 def _mode_in_words(mode: str) -> str:
     return "16 bits, of which the high 8 are kept" if mode.startswith("I") else _MODES.get(mode, "converted")
-
-
-def _number(count: int, noun: str) -> str:
-    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
-    return f"{count} {noun if count == 1 else plural}"
-
-
-def _files(items: Sequence[Item]) -> str:
-    return _number(len(items), "file")
-
-
-def _pictures(items: Sequence[Item]) -> str:
-    return _number(len(items), "picture")

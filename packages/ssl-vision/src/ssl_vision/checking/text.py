@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from statistics import median
 
-from ssl_vision.checking.report import Item, Report
+from ssl_vision.checking.report import Item, Report, several
 
 _ITEMS_SHOWN = 10
 _FILES_SHOWN = 3
@@ -14,7 +14,7 @@ _CLASSES_SHOWN = 40
 
 def render(report: Report) -> str:
     """Findings, worst first, then the classes, sizes and kinds of the images, then how many problems there are."""
-    counts = ", ".join(f"{number} images in {split}" for split, number in report.images.items())
+    counts = ", ".join(f"{several(number, 'image')} in {split}" for split, number in report.images.items())
     lines = [f"{report.data}: {counts or 'no images'}"]
     headed = (("ERRORS", report.errors), ("WARNINGS", report.warnings), ("NOTES", report.notes))
     for heading, findings in headed:
@@ -23,8 +23,8 @@ def render(report: Report) -> str:
         for finding in findings:
             lines += [f"  {finding.title}", *(f"      {line}" for line in _item_lines(finding.items))]
     lines += ["", *_class_lines(report), "", *_kind_lines(report)]
-    numbers = [f"{len(found)} {name}{'' if len(found) == 1 else 's'}" for name, found in (
-        ("error", report.errors), ("warning", report.warnings), ("note", report.notes))]  # fmt: skip
+    levels = (("error", report.errors), ("warning", report.warnings), ("note", report.notes))
+    numbers = [several(len(found), level) for level, found in levels]
     lines += ["", ", ".join(numbers)]
     return "\n".join(lines)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from ssl_vision.data.image_set import ImageSet
+from ssl_vision.data.image_set import ArrayImages, ImageSet
 
 _NAMED = 3
 
@@ -27,8 +27,8 @@ def skip_bad(images: ImageSet, *, max_bad: float, log: Path) -> ImageSet:
 
     Args:
         images: any set.
-        max_bad: share of the images that may be bad, ``0 <= max_bad < 1``; 0 returns the set itself: any bad file is an
-            error.
+        max_bad: share of the images that may be bad, ``0 <= max_bad < 1``. With 0 any bad file is an error: the set
+            itself is returned, as is one that lies in memory already.
         log: a file in the run's folder, of JSON lines with index, path and reason; made when a first bad file is met.
 
     Raises:
@@ -36,7 +36,9 @@ def skip_bad(images: ImageSet, *, max_bad: float, log: Path) -> ImageSet:
     """
     if not 0 <= max_bad < 1:
         raise UserError(f"max_bad is a share of the images: expected 0 <= max_bad < 1, got {max_bad}")
-    return images if max_bad == 0 else _Skipping(images, allowed=math.floor(max_bad * len(images)), log=log)
+    if max_bad == 0 or isinstance(images, ArrayImages):
+        return images
+    return _Skipping(images, allowed=math.floor(max_bad * len(images)), log=log)
 
 
 def read_log(log: Path) -> dict[int, str]:
@@ -71,8 +73,11 @@ class _Skipping(ImageSet):
         raise UserError(f"{self.name}: none of the {len(self)} images can be read")
 
     def size(self, index: int) -> tuple[int, int]:
-        height, width = self.read(index).shape[1:]
-        return height, width
+        try:
+            return self._images.size(index)
+        except UserError:
+            height, width = self.read(index).shape[1:]
+            return height, width
 
     def path(self, index: int) -> str:
         return self._images.path(index)

@@ -1,0 +1,102 @@
+"""Whole sets in memory."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from PIL import Image
+
+from contrastive_core.errors import UserError
+from ssl_vision.data import fits_in_memory, in_memory, open_images
+from ssl_vision.data.parallel import map_images
+
+
+def test_in_memory_is_every_image_in_order(write, noise) -> None:
+    images = open_images(write({f"{i:03d}.png": noise(i) for i in range(150)}))  # more than one thread takes at once
+    everything = in_memory(images)
+    assert everything.dtype == torch.uint8
+    assert everything.shape == (150, 3, 10, 12)
+    assert (everything == torch.stack([images.read(i) for i in range(150)])).all()
+    assert fits_in_memory(images)
+
+
+def test_real_files_in_memory(write, cifar_files: dict[str, bytes]) -> None:
+    images = open_images(write(cifar_files))
+    everything = in_memory(images)
+    assert everything.shape == (40, 3, 32, 32)
+    assert all((everything[i] == images.read(i)).all() for i in range(40))
+    assert images.classes == sorted({name.split("/")[-2] for name in cifar_files})
+
+
+def test_a_set_in_memory_gives_its_own_tensor() -> None:
+    images = open_images("digits")
+    assert in_memory(images).data_ptr() == images.read(0).data_ptr()
+    assert fits_in_memory(images)
+
+
+def test_two_sizes_are_named(write, noise) -> None:
+    root = write({"a.png": noise(0), "b.png": noise(1), "c.png": noise(2, size=(12, 11))})
+    images = open_images(root)
+    assert not fits_in_memory(images)
+    with pytest.raises(UserError) as caught:
+        in_memory(images)
+    assert str(caught.value) == (
+        f"{root}/c.png is 12x11 px, {root}/a.png 12x10 px; images in memory must have one size. Read them from files "
+        "(--load files)"
+    )
+
+
+def test_rotated_images_count_as_they_are_seen(write, noise, tmp_path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    write({"a.png": noise(0)})
+    noise(1, size=(10, 12)).save(tmp_path / "b.jpg", exif=exif)  # stored upright, seen lying
+    images = open_images(tmp_path)
+    assert fits_in_memory(images)
+    assert in_memory(images).shape == (2, 3, 10, 12)
+
+
+def test_a_limit_says_how_much_is_needed(write, noise) -> None:
+    root = write({f"{i}.png": noise(i, size=(64, 64)) for i in range(4)})
+    images = open_images(root)
+    needed = 4 * 3 * 64 * 64
+    assert in_memory(images, limit=needed).numel() == needed
+    assert not fits_in_memory(images, limit=needed - 1)
+    with pytest.raises(UserError, match=r"4 images of 64x64 px take 4\.58e-05 GiB, the limit is .*--load files"):
+        in_memory(images, limit=needed - 1)
+
+
+def test_large_images_stay_in_their_files(write, noise) -> None:
+    assert not fits_in_memory(open_images(write({"a.png": noise(0, size=(129, 8))})))
+    assert fits_in_memory(open_images(write({"a.png": noise(0, size=(128, 8))})))
+
+
+def test_the_first_bad_file_is_named_and_the_rest_left(write, noise) -> None:
+    files = {f"{i:04d}.png": noise(i) for i in range(40)}
+    root = write({**files, "0007.png": b"", "0009.png": b""})
+    images = open_images(root)
+    assert fits_in_memory(images)  # the header of a bad file has no size that could differ
+    with pytest.raises(UserError, match=r"0007\.png: found an empty file"):
+        in_memory(images)
+
+
+def test_map_images_keeps_the_order_and_stops_at_the_first_error() -> None:
+    begun = set()
+    threads = set()
+
+    def square(index: int) -> int:
+        begun.add(index)
+        threads.add(threading.get_ident())
+        if index in (70, 75):
+            raise ValueError(index)
+        return index * index
+
+    results = map_images(square, 100_000)
+    assert [next(results) for _ in range(64)] == [i * i for i in range(64)]  # what one thread takes at once
+    with pytest.raises(ValueError, match="70"):
+        next(results)
+    assert len(begun) < 100_000 // 2
+    assert threading.get_ident() not in threads
+    assert list(map_images(square, 0)) == []

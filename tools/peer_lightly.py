@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import time
 from pathlib import Path
 
@@ -76,14 +77,14 @@ def main() -> None:
         model.parameters(), lr=0.06 * arguments.batch_size / 128, momentum=0.9, weight_decay=5e-4
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, arguments.epochs)
-    steps, seconds, losses = 0, 0.0, []
+    steps, seconds, losses, durations = 0, 0.0, [], []
     for epoch in range(arguments.epochs + 1):
         if epoch % 5 == 0 or epoch == arguments.epochs:
             tensors = {name: tensor.contiguous() for name, tensor in model.backbone.state_dict().items()}
             save_file(tensors, arguments.out / f"encoder-epoch-{epoch:03d}.safetensors")
         if epoch == arguments.epochs:
             break
-        start = time.perf_counter()
+        start = mark = time.perf_counter()
         for (first, second), _ in loader:
             if bf16:
                 first = first.to(memory_format=torch.channels_last)  # noqa: PLW2901
@@ -96,6 +97,8 @@ def main() -> None:
             optimizer.step()
             losses.append(loss.item())
             steps += 1
+            durations.append(time.perf_counter() - mark)
+            mark = time.perf_counter()
             if steps == arguments.steps:
                 break
         seconds += time.perf_counter() - start
@@ -105,6 +108,7 @@ def main() -> None:
             "steps": steps,
             "loss": sum(losses[-100:]) / len(losses[-100:]),
             "images_per_second": steps * arguments.batch_size / seconds,
+            "median_step_seconds": statistics.median(durations),
         }
         print(json.dumps(record), flush=True)
         with (arguments.out / "metrics.jsonl").open("a") as file:

@@ -1,101 +1,176 @@
-"""Install every package alone, as a user would, and look at what came with it.
+"""Install every package alone, as users do, and show that it works and brings no library of its siblings.
 
-    python -m tools.isolation [package ...]
+    python -m tools.isolation                     # every package under packages/
+    python -m tools.isolation contrastive-core    # one of them
 
-For each package a fresh environment gets the wheel of that package and of the core, and nothing else. The package must
-import, its command line must answer, its version must be that of its source and changelog, and no library of a sibling
-may be there.
+For each package: wheels of it and of the core, a fresh environment of their own (deleted afterwards), then
+  - the wheel's version is `__version__` and the changelog's top entry, and the wheel holds py.typed and the licence;
+  - every module imports, the command line answers --help and --version, and a first use works;
+  - pip finds no conflict, and none of the siblings' libraries.
+The core is checked without its extra first, then, in the same environment, with it.
 """
 
 from __future__ import annotations
 
-import re
+import argparse
+import json
 import subprocess
 import sys
 import tempfile
-import venv
-from dataclasses import dataclass, field
+import time
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from tools.release import PACKAGES, build, declared_version, top_entry
+from tools.results import ROOT
 
 
 @dataclass(frozen=True)
-class Expectation:
-    """What an environment with one package holds and does not."""
+class Install:
+    """What a user installs, and what they then have.
 
-    absent: tuple[str, ...]
-    commands: tuple[tuple[str, ...], ...]
-    imports: tuple[str, ...] = field(default=())
+    Args:
+        libraries: Third-party distributions this install is there for; every other install lacks them.
+        modules: Import packages of which every module must import.
+        skip: Import packages inside these that need an extra.
+        commands: Command lines that must end with status 0.
+        use: A program that must run.
+    """
+
+    libraries: frozenset[str]
+    modules: tuple[str, ...]
+    commands: tuple[str, ...]
+    use: str = ""
+    skip: tuple[str, ...] = ()
 
 
-EXPECTED = {
-    "contrastive-core": Expectation(
-        absent=("torchvision", "lightning-fabric", "safetensors", "jsonargparse", "monai", "nibabel", "pytorchvideo", "av"),
-        commands=(("python", "-m", "contrastive_core"),),
-        imports=("contrastive_core.losses", "contrastive_core.heads", "contrastive_core.optim"),
+LOSS = """
+import torch, contrastive_core
+z = torch.randn(8, 4, requires_grad=True)
+contrastive_core.nt_xent(z, z.flip(0)).backward()
+assert z.grad.isfinite().all()
+"""
+ENGINE = frozenset({"lightning-fabric", "safetensors", "jsonargparse", "rich"})
+CORE = "contrastive-core"
+# The one place that says what belongs to whom: an install has its own libraries and none that only others name.
+INSTALLS = {
+    CORE: Install(
+        frozenset(),
+        ("contrastive_core",),
+        ("python -m contrastive_core",),
+        use=LOSS,
+        skip=("contrastive_core.train",),
     ),
-    "ssl-vision": Expectation(
-        absent=("monai", "nibabel", "pytorchvideo", "av", "pyarrow", "tensorboard"),
-        commands=(("ssl-vision", "--help"), ("ssl-vision", "pretrain", "--help"), ("ssl-vision", "check", "digits")),
-        imports=("ssl_vision.commands.pretrain", "ssl_vision.commands.report"),
+    f"{CORE}[train]": Install(ENGINE, ("contrastive_core",), ("python -m contrastive_core",), use=LOSS),
+    "ssl-vision": Install(
+        ENGINE | {"torchvision", "scikit-learn", "matplotlib"},
+        ("contrastive_core", "ssl_vision"),
+        ("ssl-vision --help", "ssl-vision --version", "ssl-vision pretrain --help"),
+        use="import ssl_vision; ssl_vision.knn('pixels', 'digits')",
+    ),
+    "ssl-medseg": Install(
+        ENGINE | {"monai", "nibabel"}, ("contrastive_core", "ssl_medseg"), ("ssl-medseg --help", "ssl-medseg --version")
+    ),
+    "ssl-video": Install(
+        ENGINE | {"pytorchvideo", "torchvision", "av"},
+        ("contrastive_core", "ssl_video"),
+        ("ssl-video --help", "ssl-video --version"),
     ),
 }
+EXTRAS = frozenset({"opencv-python", "opencv-python-headless", "torchaudio", "tensorboard", "wandb", "pyarrow"})
+
+# Run by the fresh environment's Python: imports what it is told and says what is there.
+PROBE = """
+import importlib, importlib.metadata, json, pkgutil, sys
+skip = tuple(sys.argv[1].split())
+for package in sys.argv[2:]:
+    for module in pkgutil.walk_packages(importlib.import_module(package).__path__, package + "."):
+        if not (module.name.startswith(skip) if skip else False) and not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+names = [d.metadata["Name"].lower().replace("_", "-").replace(".", "-") for d in importlib.metadata.distributions()]
+print(json.dumps(sorted(names)))
+"""
 
 
-def check(package: str, wheels: Path) -> list[str]:
-    """Install one package from the wheels and list what is wrong."""
-    expected = EXPECTED[package]
-    problems = []
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        venv.create(place, with_pip=True)
-        binaries = place / "bin"
-        found = [next(wheels.glob(f"{name.replace('-', '_')}-*.whl")) for name in {"contrastive-core", package}]
-        _run([binaries / "python", "-m", "pip", "install", "--quiet", *found], place)
-        listed = subprocess.run(
-            [binaries / "python", "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True, check=True
-        )
-        installed = dict(line.split("==", 1) for line in listed.stdout.splitlines() if "==" in line)
-        names = {re.sub(r"[-_.]+", "-", name).lower() for name in installed}
-        problems += [f"{package} brings {name}, which belongs to a sibling" for name in expected.absent if name in names]
-        if installed.get(package) != (wanted := changelog_version(package)):
-            problems.append(f"{package} installs version {installed.get(package)}, its changelog says {wanted}")
-        for module in expected.imports:
-            _run([binaries / "python", "-c", f"import {module}"], place)
-        for command in expected.commands:
-            _run([binaries / command[0], *command[1:]], place)
+def main(argv: Sequence[str] | None = None) -> int:
+    there = sorted(path.parent.name for path in PACKAGES.glob("*/pyproject.toml"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("packages", nargs="*", help=f"any of {', '.join(there)}; all when left out")
+    chosen = parser.parse_args(argv).packages or there
+    if unknown := [name for name in chosen if name not in there]:
+        parser.error(f"unknown package {unknown[0]!r}; expected some of {', '.join(there)}")
+    problems: list[str] = []
+    for package in chosen:
+        started = time.monotonic()
+        found = check(package)
+        print(f"{package}: {'NOT isolated' if found else 'isolated'}, {time.monotonic() - started:.0f} s", flush=True)
+        problems += found
+    print("\n".join(problems), end="\n" if problems else "", file=sys.stderr)
+    return int(bool(problems))
+
+
+def absent(install: str) -> frozenset[str]:
+    """The libraries that must not come with an install: those of the others, and what only an extra may bring."""
+    every = frozenset().union(*(each.libraries for each in INSTALLS.values()))
+    return (every | EXTRAS) - INSTALLS[install].libraries
+
+
+def check(package: str) -> list[str]:
+    """Build, install and try one package; the problems found."""
+    with tempfile.TemporaryDirectory(prefix=f"{package}-") as folder:
+        wheels = [build(name, Path(folder, "dist"), "wheel")[0] for name in dict.fromkeys([CORE, package])]
+        problems = [f"{package}: {problem}" for problem in of_wheel(package, wheels[-1])]
+        subprocess.run([sys.executable, "-m", "venv", f"{folder}/env"], check=True)
+        for install in (name for name in INSTALLS if name.partition("[")[0] == package):
+            extra = install.removeprefix(package)
+            python = Path(folder, "env", "bin", "python")
+            wanted = [*map(str, wheels[:-1]), f"{wheels[-1]}{extra}"]
+            pip = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(ROOT / "constraints.txt")]
+            subprocess.run([*pip, *wanted], check=True, stdin=subprocess.DEVNULL)
+            problems += [f"{install}: {problem}" for problem in of_environment(python, install)]
     return problems
 
 
-def changelog_version(package: str) -> str:
-    """The newest version that a package's changelog names."""
-    text = (ROOT / "packages" / package / "CHANGELOG.md").read_text()
-    found = re.search(r"^## (\d+\.\d+\.\d+)", text, flags=re.MULTILINE)
-    return found[1] if found else "none"
+def of_wheel(package: str, wheel: Path) -> list[str]:
+    module = package.replace("-", "_")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        info = next(name for name in names if name.endswith(".dist-info/METADATA"))
+        version = next(line for line in archive.read(info).decode().splitlines() if line.startswith("Version: "))
+    versions = {
+        "wheel": version.removeprefix("Version: "),
+        "__version__": declared_version(package),
+        "changelog": top_entry(package)[0],
+    }
+    problems = [] if len(set(versions.values())) == 1 else [f"versions differ: {versions}"]
+    wanted = [f"{module}/py.typed", f"{Path(info).parent}/licenses/LICENSE"]
+    problems += [f"the wheel lacks {name}" for name in wanted if name not in names]
+    strangers = [name for name in names if not name.startswith((f"{module}/", f"{module}-"))]
+    return problems + [f"the wheel holds {name}, outside its own package" for name in strangers]
 
 
-def _run(command: list[str | Path], cwd: Path) -> None:
-    subprocess.run([str(part) for part in command], cwd=cwd, check=True, stdout=subprocess.DEVNULL)
+def of_environment(python: Path, install: str) -> list[str]:
+    wanted = INSTALLS[install]
+    with tempfile.TemporaryDirectory() as elsewhere:  # so that nothing is imported from the checkout
+        probe = attempt([str(python), "-I", "-c", PROBE, " ".join(wanted.skip), *wanted.modules], elsewhere)
+        words = [line.split() for line in (*wanted.commands, "python -m pip check")]
+        tries = [probe, *(attempt([str(python.with_name(word)), *rest], elsewhere) for word, *rest in words)]
+        tries.append(attempt([str(python), "-I", "-c", wanted.use], elsewhere))
+    problems = [problem for _, problem in tries if problem]
+    installed = set(json.loads(probe[0].splitlines()[-1])) if not probe[1] else set()
+    problems += [f"{library} is installed, which it has no use for" for library in sorted(installed & absent(install))]
+    problems += [f"{library} is missing" for library in sorted(wanted.libraries - installed) if installed]
+    return problems
 
 
-def main(argv: list[str]) -> int:
-    packages = argv or sorted(path.name for path in (ROOT / "packages").iterdir() if path.is_dir())
-    problems = []
-    with tempfile.TemporaryDirectory() as folder:
-        wheels = Path(folder)
-        sources = [str(ROOT / "packages" / name) for name in sorted({"contrastive-core", *packages})]
-        subprocess.run(
-            [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", wheels, *sources], check=True
-        )
-        for package in packages:
-            print(f"{package}: installing it alone ...", flush=True)
-            problems += check(package, wheels)
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    print(f"{len(packages)} packages installed alone, {len(problems)} problems")
-    return 1 if problems else 0
+def attempt(command: list[str], folder: str) -> tuple[str, str]:
+    """Standard output of a command, and what to report if it failed."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    name = " ".join([Path(command[0]).name, *command[1:]]).partition("\n")[0]
+    return done.stdout, f"`{name}` ended with status {done.returncode}:\n{done.stderr}" if done.returncode else ""
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

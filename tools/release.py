@@ -1,0 +1,98 @@
+"""Check that a tag, a package's version and its changelog agree, then build what is released: sdist and wheel.
+
+    python -m tools.release contrastive-core-v0.1.0 --out dist
+
+A release is a commit in which packages/PACKAGE says `__version__ = "X.Y.Z"`, the changelog's top entry is
+`## X.Y.Z - YYYY-MM-DD`, and the siblings' version ranges admit X.Y.Z; it is tagged PACKAGE-vX.Y.Z.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from tools.results import ROOT
+
+PACKAGES = ROOT / "packages"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tag", help="PACKAGE-vX.Y.Z")
+    parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder for sdist and wheel")
+    arguments = parser.parse_args(argv)
+    problems = disagreements(arguments.tag)
+    if problems:
+        print("\n".join(f"{arguments.tag}: {problem}" for problem in problems), file=sys.stderr)
+        return 1
+    build(arguments.tag.rpartition("-v")[0], arguments.out, "sdist", "wheel")
+    return 0
+
+
+def disagreements(tag: str) -> list[str]:
+    """Every reason why this tag cannot be released, empty if it can."""
+    package, _, version = tag.rpartition("-v")
+    known = sorted(path.parent.name for path in PACKAGES.glob("*/pyproject.toml"))
+    if package not in known or not re.fullmatch(r"\d+\.\d+\.\d+", version):
+        return [f"expected PACKAGE-vX.Y.Z with PACKAGE one of {', '.join(known)}"]
+    entry, date = top_entry(package)
+    problems = []
+    if declared_version(package) != version:
+        problems.append(f"__version__ is {declared_version(package)}; set it in {version_file(package)}")
+    if entry != version:
+        problems.append(f"the top entry of CHANGELOG.md is {entry}; write one for {version}")
+    elif not re.fullmatch(r"\d{4}-\d\d-\d\d", date):
+        problems.append(f"CHANGELOG.md says {version} - {date}; put the date there")
+    asked = [(sibling, requirement) for sibling in known for requirement in requirements(sibling)]
+    return problems + [
+        f"{sibling} asks for {requirement}, which leaves {version} out; widen its range"
+        for sibling, requirement in asked
+        if requirement.name == package and not requirement.specifier.contains(version)
+    ]
+
+
+def version_file(package: str) -> Path:
+    return Path("packages", package, "src", package.replace("-", "_"), "__init__.py")
+
+
+def declared_version(package: str) -> str:
+    """`__version__` of a package, read without importing it."""
+    found = re.search(r'^__version__ = "(.+)"$', (ROOT / version_file(package)).read_text(), re.MULTILINE)
+    if not found:
+        raise ValueError(f'{version_file(package)}: expected a line __version__ = "X.Y.Z"')
+    return found[1]
+
+
+def top_entry(package: str) -> tuple[str, str]:
+    """Version and date (or "unreleased") of the newest entry of a package's changelog."""
+    changelog = PACKAGES / package / "CHANGELOG.md"
+    found = re.search(r"^## (\S+) - (\S+)$", changelog.read_text(), re.MULTILINE)
+    if not found:
+        raise ValueError(f"packages/{package}/CHANGELOG.md: expected an entry '## X.Y.Z - YYYY-MM-DD'")
+    return found[1], found[2]
+
+
+def requirements(package: str) -> list[Requirement]:
+    """What a package asks for, extras included."""
+    project = tomllib.loads((PACKAGES / package / "pyproject.toml").read_text())["project"]
+    extras = project.get("optional-dependencies", {}).values()
+    return [Requirement(line) for lines in (project["dependencies"], *extras) for line in lines]
+
+
+def build(package: str, out: Path, *targets: str) -> list[Path]:
+    """Build distributions ("wheel", "sdist") of a package into a folder and list them."""
+    chosen = [word for target in targets for word in ("--target", target)]
+    command = [sys.executable, "-m", "hatchling", "build", *chosen, "--directory", str(out.resolve())]
+    subprocess.run(command, cwd=PACKAGES / package, check=True)
+    return sorted(out.glob(f"{package.replace('-', '_')}-{declared_version(package)}[.-]*"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -152,6 +152,14 @@ def test_refuses(images: Tensor, amount: float | Tensor, error: type[Exception],
             module.contrast(images, amount)
 
 
+def test_refuses_blurs_without_width() -> None:
+    for module in MODULES:
+        with pytest.raises(ValueError, match=r"sigma must be positive .* got 0"):
+            module.gaussian_blur(torch.rand(2, 3, 8, 8), torch.tensor([1.0, 0.0]), kernel_size=3)
+        with pytest.raises(ValueError, match="kernel_size must be at least 1"):
+            module.gaussian_blur(torch.rand(2, 3, 8, 8), 1.0, kernel_size=0)
+
+
 @pytest.mark.parametrize(
     "box", [[0, 0, 0, 4], [-1, 0, 4, 4], [5, 0, 4, 4], [0, 6, 4, 3]], ids=["empty", "above", "below", "right"]
 )

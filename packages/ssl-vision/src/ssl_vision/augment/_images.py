@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -46,19 +48,21 @@ def check_batch(images: Tensor | Sequence[Tensor], ids: Tensor | None = None) ->
             )
 
 
-def check_boxes(boxes: Tensor, images: Tensor) -> None:
-    """Refuse boxes that are not int64 [N, 4] or leave their image."""
+def check_boxes(boxes: Tensor, images: Tensor) -> NDArray[np.int64]:
+    """The boxes on the host; refuse what is not int64 [N, 4] or leaves its image."""
     n, _, h, w = images.shape
     if boxes.dtype != torch.int64 or boxes.shape != (n, 4):
         raise ValueError(f"boxes must be int64 [{n}, 4], got {boxes.dtype} {tuple(boxes.shape)}")
-    top, left, height, width = boxes.unbind(1)
-    inside = (top >= 0) & (left >= 0) & (height > 0) & (width > 0) & (top + height <= h) & (left + width <= w)
-    if not bool(inside.all()):
-        bad = int((~inside).nonzero()[0, 0])
+    cuts: NDArray[np.int64] = boxes.cpu().numpy()
+    top, left, height, width = cuts.T
+    bad = (cuts[:, :2] < 0).any(1) | (cuts[:, 2:] < 1).any(1) | (top + height > h) | (left + width > w)
+    if bad.any():
+        first = int(bad.argmax())
         raise ValueError(
-            f"box {bad} is empty or leaves its {h} x {w} image: "
-            f"(top, left, height, width) = {tuple(boxes[bad].tolist())}"
+            f"box {first} is empty or leaves its {h} x {w} image: "
+            f"(top, left, height, width) = {tuple(cuts[first].tolist())}"
         )
+    return cuts
 
 
 def per_image(name: str, value: float | Tensor, images: Tensor) -> Tensor:
@@ -89,13 +93,13 @@ def _to_unit(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.mul_(1 / 255) if dtype == torch.uint8 else x
 
 
-def sizes(images: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Heights and widths of the images, int64 [N] each, on the CPU."""
+def sizes(images: Tensor | Sequence[Tensor]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Heights and widths of the images, [N] each."""
     if isinstance(images, Tensor):
         n, _, h, w = images.shape
-        return torch.full((n,), h), torch.full((n,), w)
-    both = torch.tensor([image.shape[1:] for image in images], dtype=torch.int64).view(-1, 2)
-    return both[:, 0], both[:, 1]
+        return np.full(n, h), np.full(n, w)
+    height, width = np.array([image.shape[1:] for image in images], np.int64).reshape(-1, 2).T
+    return height, width
 
 
 def check_size(size: int) -> None:

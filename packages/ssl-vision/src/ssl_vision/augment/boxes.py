@@ -1,7 +1,6 @@
 """Where a random resized crop cuts: the distributions of the TensorFlow op and of torchvision, for a batch at once.
 
-Boxes are int64 tensors [N, 4] = (top, left, height, width) on the CPU. They are drawn there even when the images are on
-a GPU: it is a few numbers per image, and the same seed then cuts the same boxes on every device.
+Boxes are int64 arrays [N, 4] = (top, left, height, width).
 """
 
 from __future__ import annotations
@@ -19,19 +18,20 @@ AREA = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
 
 Array = NDArray[np.float64]
+Sizes = NDArray[np.int64]
 _Attempt = Callable[[Array, Array, Array], tuple[tuple[Array, Array, Array, Array], NDArray[np.bool_]]]
 
 
 def tensorflow_boxes(
-    height: Tensor,
-    width: Tensor,
+    height: Sizes,
+    width: Sizes,
     *,
     seed: int,
     ids: Tensor,
     area: tuple[float, float] = AREA,
     ratio: tuple[float, float] = RATIO,
     min_covered: float = 0.1,
-) -> Tensor:
+) -> Sizes:
     """Boxes of `tf.image.sample_distorted_bounding_box` with the whole image as its object.
 
     An attempt draws the aspect ratio (width / height) uniformly, then the height uniformly among the whole numbers
@@ -74,19 +74,20 @@ def tensorflow_boxes(
         # As in the op, the last possible place is never drawn: Uniform(n) is below n = H - h.
         return (np.floor(u[2] * (h - crop_h)), np.floor(u[3] * (w - crop_w)), crop_h, crop_w), good
 
-    whole = torch.stack((torch.zeros_like(height), torch.zeros_like(width), height, width), 1)
+    nowhere = np.zeros_like(height)
+    whole = np.stack((nowhere, nowhere, height, width), 1)
     return _first_good(attempt, height, width, seed=seed, ids=ids, rounds=20, per_round=5, otherwise=whole)
 
 
 def torchvision_boxes(
-    height: Tensor,
-    width: Tensor,
+    height: Sizes,
+    width: Sizes,
     *,
     seed: int,
     ids: Tensor,
     area: tuple[float, float] = AREA,
     ratio: tuple[float, float] = RATIO,
-) -> Tensor:
+) -> Sizes:
     """Boxes of `torchvision.transforms.v2.RandomResizedCrop`: area and log of the aspect ratio uniform, 10 attempts.
 
     When no attempt fits into the image, the largest central crop with an aspect ratio in range is taken. Arguments and
@@ -102,27 +103,26 @@ def torchvision_boxes(
         good = (crop_w > 0) & (crop_w <= w) & (crop_h > 0) & (crop_h <= h)
         return (np.floor(u[2] * (h - crop_h + 1)), np.floor(u[3] * (w - crop_w + 1)), crop_h, crop_w), good
 
-    h, w = height.numpy(), width.numpy()
-    crop_h = np.where(w < ratio[0] * h, np.rint(w / ratio[0]), h).astype(np.int64)
-    crop_w = np.where(w > ratio[1] * h, np.rint(h * ratio[1]), w).astype(np.int64)
-    central = torch.from_numpy(np.stack(((h - crop_h) // 2, (w - crop_w) // 2, crop_h, crop_w), 1))
+    crop_h = np.where(width < ratio[0] * height, np.rint(width / ratio[0]), height).astype(np.int64)
+    crop_w = np.where(width > ratio[1] * height, np.rint(height * ratio[1]), width).astype(np.int64)
+    central = np.stack(((height - crop_h) // 2, (width - crop_w) // 2, crop_h, crop_w), 1)
     return _first_good(attempt, height, width, seed=seed, ids=ids, rounds=2, per_round=5, otherwise=central)
 
 
 def _first_good(
     attempt: _Attempt,
-    height: Tensor,
-    width: Tensor,
+    height: Sizes,
+    width: Sizes,
     *,
     seed: int,
     ids: Tensor,
     rounds: int,
     per_round: int,
-    otherwise: Tensor,
-) -> Tensor:
+    otherwise: Sizes,
+) -> Sizes:
     """The first accepted of rounds x per_round attempts per image; the first round settles nearly all."""
-    boxes = otherwise.numpy().copy()
-    sizes = (height.numpy().astype(np.float64), width.numpy().astype(np.float64))
+    boxes = otherwise.copy()
+    sizes = (height.astype(np.float64), width.astype(np.float64))
     rows = np.arange(len(ids))
     for number in range(rounds):
         draws = uniform(derive(seed, "crop", number), ids[torch.from_numpy(rows)], 4 * per_round)
@@ -134,4 +134,4 @@ def _first_good(
         rows = rows[~found]
         if not len(rows):
             break
-    return torch.from_numpy(boxes)
+    return boxes

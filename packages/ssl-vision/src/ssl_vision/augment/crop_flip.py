@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from ssl_vision.augment._images import check_batch, check_choice, check_size, sizes
@@ -27,7 +26,6 @@ class CropFlip(nn.Module):
         self.size = size
         self.ops = ops
 
-    @torch.no_grad()
     def forward(self, images: Tensor | Sequence[Tensor], *, seed: int, ids: Tensor) -> Tensor:
         """Arguments and result are those of `SimCLRAugment.forward`."""
         check_batch(images, ids)

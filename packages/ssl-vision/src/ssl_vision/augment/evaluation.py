@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
+import numpy as np
 from torch import Tensor, nn
 
 from ssl_vision.augment._images import check_batch, check_choice, check_size, sizes
@@ -34,7 +34,6 @@ class EvalTransform(nn.Module):
         self.crop = crop
         self.ops = ops
 
-    @torch.no_grad()
     def forward(self, images: Tensor | Sequence[Tensor]) -> Tensor:
         """Transform a batch, or one image.
 
@@ -49,10 +48,10 @@ class EvalTransform(nn.Module):
             return self.forward(images[None])[0]
         check_batch(images)
         height, width = sizes(images)
-        side = (self.crop * torch.minimum(height, width)).round().clamp_min(1).long()
-        whole = torch.maximum(height, width) <= SMALL
-        crop_h, crop_w = torch.where(whole, height, side), torch.where(whole, width, side)
-        boxes = torch.stack(((height - crop_h + 1) // 2, (width - crop_w + 1) // 2, crop_h, crop_w), 1)
+        side = np.maximum(1, np.rint(self.crop * np.minimum(height, width))).astype(np.int64)
+        whole = np.maximum(height, width) <= SMALL
+        crop_h, crop_w = np.where(whole, height, side), np.where(whole, width, side)
+        boxes = np.stack(((height - crop_h + 1) // 2, (width - crop_w + 1) // 2, crop_h, crop_w), 1)
         return render(images, still(boxes), size=self.size, ops=OPERATIONS[self.ops])
 
     def extra_repr(self) -> str:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ssl_vision.augment.boxes import Sizes
 from ssl_vision.augment.taps import Padding, Taps
 
 ColourOp = Callable[[Tensor, Tensor], Tensor]
@@ -16,7 +17,7 @@ ColourOp = Callable[[Tensor, Tensor], Tensor]
 class MakeBoxes(Protocol):
     """Draws the boxes of random crops."""
 
-    def __call__(self, height: Tensor, width: Tensor, *, seed: int, ids: Tensor) -> Tensor: ...
+    def __call__(self, height: Sizes, width: Sizes, *, seed: int, ids: Tensor) -> Sizes: ...
 
 
 class MakeTaps(Protocol):

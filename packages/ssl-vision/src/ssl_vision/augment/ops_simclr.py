@@ -9,10 +9,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from ssl_vision.augment import planes
-from ssl_vision.augment._images import check_boxes, check_images, on_planes, per_image, transposed_planes
+from ssl_vision.augment._images import check_boxes, check_images, on_planes
 from ssl_vision.augment.boxes import tensorflow_boxes
 from ssl_vision.augment.operations import Operations
-from ssl_vision.augment.resample import Blur, crop_planes, upright
+from ssl_vision.augment.resample import blur_images, crop_planes, unit_taps, upright
 from ssl_vision.augment.taps import keys_taps
 
 OPERATIONS = Operations(
@@ -61,9 +61,7 @@ def gaussian_blur(images: Tensor, sigma: float | Tensor, *, kernel_size: int) ->
     H // 10.
     """
     check_images(images)
-    _, _, h, w = images.shape
-    blur = Blur(w, h, radius=kernel_size // 2, padding="zero", device=images.device)
-    return blur(transposed_planes(images), per_image("sigma", sigma, images)[:, 0])
+    return blur_images(images, sigma, kernel_size=kernel_size, padding="zero")
 
 
 def crop_resize(images: Tensor, boxes: Tensor, *, size: int, flip: Tensor | None = None) -> Tensor:
@@ -76,7 +74,7 @@ def crop_resize(images: Tensor, boxes: Tensor, *, size: int, flip: Tensor | None
         flip: images to mirror left to right, bool [N].
     """
     check_images(images)
-    check_boxes(boxes, images)
+    cuts = check_boxes(boxes, images)
     taps_y = keys_taps(boxes[:, 2], out=size)
     taps_x = keys_taps(boxes[:, 3], out=size, flip=flip)
-    return upright(crop_planes(images, boxes, taps_y, taps_x))
+    return upright(crop_planes(images, cuts, unit_taps(taps_y, images), taps_x))

@@ -12,10 +12,10 @@ from typing import Literal
 from torch import Tensor
 
 from ssl_vision.augment import planes
-from ssl_vision.augment._images import check_boxes, check_images, on_planes, per_image, transposed_planes
+from ssl_vision.augment._images import check_boxes, check_images, on_planes
 from ssl_vision.augment.boxes import torchvision_boxes
 from ssl_vision.augment.operations import Operations
-from ssl_vision.augment.resample import Blur, crop_planes, upright
+from ssl_vision.augment.resample import blur_images, crop_planes, unit_taps, upright
 from ssl_vision.augment.taps import antialias_taps
 
 OPERATIONS = Operations(
@@ -59,9 +59,7 @@ def gaussian_blur(images: Tensor, sigma: float | Tensor, *, kernel_size: int) ->
         ValueError: the image is not larger than kernel_size // 2, so that mirroring is impossible.
     """
     check_images(images)
-    _, _, h, w = images.shape
-    blur = Blur(w, h, radius=kernel_size // 2, padding="reflect", device=images.device)
-    return blur(transposed_planes(images), per_image("sigma", sigma, images)[:, 0])
+    return blur_images(images, sigma, kernel_size=kernel_size, padding="reflect")
 
 
 def crop_resize(
@@ -82,10 +80,10 @@ def crop_resize(
         interpolation: the filter.
     """
     check_images(images)
-    check_boxes(boxes, images)
+    cuts = check_boxes(boxes, images)
     if interpolation not in ("bilinear", "bicubic"):
         raise ValueError(f"interpolation must be 'bilinear' or 'bicubic', got {interpolation!r}")
     cubic = interpolation == "bicubic"
     taps_y = antialias_taps(boxes[:, 2], out=size, cubic=cubic)
     taps_x = antialias_taps(boxes[:, 3], out=size, flip=flip, cubic=cubic)
-    return upright(crop_planes(images, boxes, taps_y, taps_x))
+    return upright(crop_planes(images, cuts, unit_taps(taps_y, images), taps_x))

@@ -43,15 +43,12 @@ def hsv_saturation_(x: Tensor, factor: Tensor) -> Tensor:
     """Multiply the S of HSV by factor [n, 1] and clip it to [0, 1]: TensorFlow's saturation.
 
     With V the largest and d the range of a pixel's channels, S = d / V, and scaling S by k takes a channel c to
-    V + (c - V) k. The clip, k S <= 1, is k <= V / d.
+    V + (c - V) k. The clip, k S <= 1, is k <= V / d. Where the bicubic crop left V negative, TensorFlow takes S = 0;
+    here the channels stay negative too, and the clip makes both black.
     """
-    red, green, blue = x.unbind(0)
-    value = torch.maximum(red, green)
-    torch.maximum(value, blue, out=value).clamp_min_(0)  # where the bicubic crop left a pixel negative, S is 0
-    k = torch.minimum(red, green)
-    torch.minimum(k, blue, out=k)
-    torch.sub(value, k, out=k).clamp_min_(_TINY)
-    torch.div(value, k, out=k)
+    value = x.amax(0)
+    k = value - x.amin(0)
+    torch.div(value, k.clamp_min_(_TINY), out=k)
     torch.minimum(k, factor, out=k)
     return x.sub_(value).mul_(k).add_(value)
 
@@ -81,12 +78,9 @@ def hue_sixths_(x: Tensor, shifts: Tensor) -> Tensor:
     hue is then clip(| |y| - 3 | - 1, 0, 1) of the pixel's range above its lowest channel, for y within a turn either
     way.
     """
+    low = x.amin(0)
+    spread = x.sub_(low).amax(0)
     red, green, blue = x.unbind(0)
-    low = torch.minimum(red, green)
-    torch.minimum(low, blue, out=low)
-    x.sub_(low)
-    spread = torch.maximum(red, green)
-    torch.maximum(spread, blue, out=spread)
     hue = torch.sub(spread, red).add_(green).add_(blue)
     hue.div_(torch.clamp_min(spread, _TINY, out=red))
     torch.copysign(hue, green.sub_(blue), out=hue)

@@ -1,24 +1,27 @@
-"""Making the views that were drawn, block by block.
+"""Making the views that were drawn.
 
-A block is as many images as fit into the processor's cache while one operation after the other works on them; on a
-GPU it is the whole batch. Nothing that happens to an image depends on the others of its block.
+Large views are made one by one. Small ones are made in blocks of as many as fit into the processor's cache while one
+operation after the other works on them; on a GPU the block is the whole batch. Nothing that happens to an image depends
+on the others of its block.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ssl_vision.augment import planes as on
 from ssl_vision.augment.arrange import BLUR, GRAY, GRAY_BLUR, NOTHING, Stage, arrange, stage_keys
 from ssl_vision.augment.draws import Draws
-from ssl_vision.augment.operations import ColourOp, MakeTaps, Operations
-from ssl_vision.augment.resample import Blur, crop_planes
-from ssl_vision.augment.taps import Taps
+from ssl_vision.augment.operations import ColourOp, Operations
+from ssl_vision.augment.resample import Blur, crop_planes, unit_taps
+from ssl_vision.augment.taps import gaussian_kernel
 
 _BLOCK_VALUES = 1 << 20  # float32 values of a block on the CPU: 4 MiB
+HUE = 3  # the operation that leaves [0, 1] only by rounding, or where it was left before
 _LARGE_VIEW = 1 << 16  # values of a view that needs no company to keep the processor busy
 
 
@@ -44,72 +47,112 @@ def render(
     Returns:
         float32 [N, 3, size, size] in [0, 1].
     """
-    device = images[0].device if len(images) else draws.boxes.device
     n = len(images)
+    device = images[0].device if n else torch.device("cpu")
     out = torch.empty(n, 3, size, size, device=device)
-    colour = (on.shift_ if additive else on.scale_, ops.contrast, ops.saturation, on.hue_sixths_)
-    amounts = [amount.to(device) for amount in (*draws.amounts[:3, :, None], on.hue_shifts(draws.amounts[3, :, None]))]
-    keys = stage_keys(draws)
-    sigma = draws.sigma.to(device)
-    blur = Blur(size, size, radius=radius, padding=ops.padding, device=device) if bool(draws.blur.any()) else None
-    taps_y, taps_x = _crop_taps(ops.taps, draws, size, device)
-    on_cpu = device.type == "cpu"
-    most = max(1, _BLOCK_VALUES // (3 * size**2)) if on_cpu else max(1, n)
-    for start in range(0, n, most):
-        here = slice(start, min(start + most, n))
-        stages = arrange(keys[:, here], large=on_cpu and 3 * size**2 >= _LARGE_VIEW, device=device)
-        planes = _crop(images[here], draws.boxes[here], taps_y.pick(here), taps_x.pick(here), first=stages[0])
-        for number, stage in enumerate(stages[:4]):
-            planes = _colour(planes, stage, [a[..., here, :] for a in amounts], colour, placed=number == 0)
-        _finish(planes, stages[4], sigma[here], blur, out[here])
+    with torch.inference_mode():  # costs less per operation than no_grad; `out` stays an ordinary tensor
+        work = _Work(images, draws, size=size, ops=ops, additive=additive, radius=radius, device=device)
+        if device.type != "cpu":
+            work.block(slice(0, n), out)
+        elif 3 * size**2 >= _LARGE_VIEW:
+            for i in range(n):
+                work.single(i, out[i : i + 1])
+        else:
+            most = max(1, _BLOCK_VALUES // (3 * size**2))
+            for start in range(0, n, most):
+                work.block(slice(start, min(start + most, n)), out[start : start + most])
     return out
 
 
-def _crop_taps(make: MakeTaps, draws: Draws, size: int, device: torch.device) -> tuple[Taps, Taps]:
-    """The rows and the columns of every view, counted within its crop."""
-    n = len(draws.boxes)
-    length = draws.boxes[:, 2:].t().reshape(2 * n).to(device)  # heights, then widths
-    flip = torch.cat((torch.zeros_like(draws.flip), draws.flip)).to(device)
-    both = make(length, out=size, flip=flip)
-    return both.pick(slice(0, n)), both.pick(slice(n, None))
+class _Work:
+    """What is prepared once for a batch, and the two ways to make its views."""
 
+    def __init__(
+        self,
+        images: Tensor | Sequence[Tensor],
+        draws: Draws,
+        *,
+        size: int,
+        ops: Operations,
+        additive: bool,
+        radius: int,
+        device: torch.device,
+    ) -> None:
+        self.images, self.draws, self.device = images, draws, device
+        self.colour: tuple[ColourOp, ...] = (
+            on.shift_ if additive else on.scale_,
+            ops.contrast,
+            ops.saturation,
+            on.hue_sixths_,
+        )
+        amounts = torch.from_numpy(draws.amounts)[..., None]
+        self.amounts = [a.to(device) for a in (*amounts[:3], on.hue_shifts(amounts[3]))]  # [N, 1], hue [3, N, 1]
+        n = len(draws.boxes)
+        length = torch.from_numpy(draws.boxes[:, 2:].T.reshape(2 * n)).to(device)  # heights, then widths
+        flip = torch.from_numpy(np.concatenate((np.zeros_like(draws.flip), draws.flip))).to(device)
+        taps = ops.taps(length, out=size, flip=flip)
+        self.taps_y, self.taps_x = unit_taps(taps.pick(slice(0, n)), images), taps.pick(slice(n, None))
+        self.keys = stage_keys(draws)
+        self.blur: Blur | None = None
+        if draws.blur.any():
+            self.blur = Blur(size, size, radius=radius, padding=ops.padding, device=device)
+            self.kernel = gaussian_kernel(draws.sigma, radius=radius).to(device)
 
-def _crop(images: Tensor | Sequence[Tensor], boxes: Tensor, taps_y: Taps, taps_x: Taps, *, first: Stage) -> Tensor:
-    """Crops of the images of a block, in the order of its first stage."""
-    if first.move is None:
-        return crop_planes(images, boxes, taps_y, taps_x)
-    slot = first.slot
-    images = images.index_select(0, slot) if isinstance(images, Tensor) else [images[i] for i in slot.tolist()]
-    return crop_planes(images, boxes[slot.cpu()], taps_y.pick(slot), taps_x.pick(slot))
-
-
-def _colour(
-    planes: Tensor, stage: Stage, amounts: list[Tensor], colour: tuple[ColourOp, ...], *, placed: bool
-) -> Tensor:
-    """One colour operation, and the clip after it, on every image that is jittered."""
-    if stage.move is not None and not placed:
-        planes = planes.index_select(1, stage.move)
-    x = planes.view(3, planes.shape[1], -1)
-    for key, run in stage.runs:
-        if key != NOTHING:
-            amount = amounts[key]
-            amount = amount[..., run, :] if stage.home else amount.index_select(-2, stage.slot[run])
-            colour[key](x[:, run], amount).clamp_(0, 1)
-    return planes
-
-
-def _finish(planes: Tensor, stage: Stage, sigma: Tensor, blur: Blur | None, out: Tensor) -> None:
-    """Take the colour away, blur, turn upright, and put the images where they belong."""
-    if stage.move is not None:
-        planes = planes.index_select(1, stage.move)
-    result = out if stage.home else torch.empty_like(out)
-    for key, run in stage.runs:
-        if key in (GRAY, GRAY_BLUR):
-            on.grayscale_(planes[:, run].flatten(2))
-        planes[:, run].clamp_(0, 1)
-        if key in (BLUR, GRAY_BLUR) and blur is not None:
-            result[run] = blur(planes, sigma[run] if stage.home else sigma[stage.slot[run]], which=run).clamp_(0, 1)
+    def single(self, i: int, out: Tensor) -> None:
+        """Make view i."""
+        draws = self.draws
+        here = slice(i, i + 1)
+        planes = crop_planes(self.images[here], draws.boxes[here], self.taps_y.pick(here), self.taps_x.pick(here))
+        x = planes.view(3, 1, -1)
+        if draws.jitter[i]:
+            for number, op in enumerate(draws.order[i].tolist()):
+                self.colour[op](x, self.amounts[op].narrow(-2, i, 1))
+                if op != HUE or not number:
+                    x.clamp_(0, 1)
+        if draws.gray[i]:
+            on.grayscale_(x)
+        x.clamp_(0, 1)
+        if draws.blur[i] and self.blur is not None:
+            torch.clamp(self.blur(planes, self.kernel[here]), 0, 1, out=out)
         else:
-            result[run].copy_(planes[:, run].permute(1, 0, 3, 2))
-    if result is not out:
-        torch.index_select(result, 0, stage.slot.argsort(), out=out)
+            out.copy_(planes.permute(1, 0, 3, 2))
+
+    def block(self, here: slice, out: Tensor) -> None:
+        """Make views `here`."""
+        *colours, finish = arrange(self.keys[:, here], device=self.device)
+        amounts = [amount[..., here, :] for amount in self.amounts]
+        planes = self._crop(here, colours[0])
+        for number, stage in enumerate(colours):
+            if number and stage.move is not None:
+                planes = planes.index_select(1, stage.move)
+            x = planes.view(3, len(out), -1)
+            for op, run in stage.runs:
+                if op != NOTHING:
+                    part = self.colour[op](x[:, run], amounts[op].index_select(-2, stage.slot[run]))
+                    if op != HUE or not number:
+                        part.clamp_(0, 1)
+        if finish.move is not None:
+            planes = planes.index_select(1, finish.move)
+        result = out if finish.home else torch.empty_like(out)
+        for key, run in finish.runs:
+            if key in (GRAY, GRAY_BLUR):
+                on.grayscale_(planes[:, run].flatten(2))
+            planes[:, run].clamp_(0, 1)
+            if key in (BLUR, GRAY_BLUR) and self.blur is not None:
+                kernel = self.kernel[here].index_select(0, finish.slot[run])
+                torch.clamp(self.blur(planes, kernel, which=run), 0, 1, out=result[run])
+            else:
+                result[run].copy_(planes[:, run].permute(1, 0, 3, 2))
+        if result is not out:
+            torch.index_select(result, 0, finish.slot.argsort(), out=out)
+
+    def _crop(self, here: slice, first: Stage) -> Tensor:
+        """Crops of the images `here`, in the order of their first stage."""
+        images, boxes = self.images[here], self.draws.boxes[here]
+        taps_y, taps_x = self.taps_y.pick(here), self.taps_x.pick(here)
+        if first.move is not None:
+            slot = first.slot
+            order = slot.tolist()
+            images = images.index_select(0, slot) if isinstance(images, Tensor) else [images[i] for i in order]
+            boxes, taps_y, taps_x = boxes[order], taps_y.pick(slot), taps_x.pick(slot)
+        return crop_planes(images, boxes, taps_y, taps_x)

@@ -10,25 +10,42 @@ result is written.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ssl_vision.augment.taps import GaussianTaps, Padding, Taps
+from ssl_vision.augment._images import per_image, transposed_planes
+from ssl_vision.augment.taps import Padding, Taps, gaussian_kernel, gaussian_rows
 
 _SMALL_IMAGE = 1 << 14  # pixels
 
 
-def weighted_rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """Sums of weighted rows of `table` [R, D] (contiguous float32): index, weight [..., K] -> [..., D]."""
-    k = index.shape[-1]
-    bags = F.embedding_bag(index.reshape(-1, k), table, mode="sum", per_sample_weights=weight.reshape(-1, k))
-    return bags.view(*index.shape[:-1], table.shape[1])
+def weighted_rows(table: Tensor, row: Tensor, weight: Tensor) -> Tensor:
+    """Sums of weighted rows of `table` [R, D] (contiguous float32): row, weight [..., K] -> [..., D]."""
+    bags = F.embedding_bag(
+        row.reshape(-1),
+        table,
+        _starts(row.numel(), row.shape[-1], row.device),
+        mode="sum",
+        per_sample_weights=weight.reshape(-1),
+    )
+    return bags.view(*row.shape[:-1], table.shape[1])
 
 
-def crop_planes(images: Tensor | Sequence[Tensor], boxes: Tensor, taps_y: Taps, taps_x: Taps) -> Tensor:
-    """Resample crops of uint8 or float images to transposed planes [3, n, out_x, out_y] with values in [0, 1].
+@lru_cache(maxsize=16)
+def _starts(count: int, step: int, device: torch.device) -> Tensor:
+    """Where each sum of `step` rows begins."""
+    return torch.arange(0, count, step, device=device)
+
+
+def crop_planes(images: Tensor | Sequence[Tensor], boxes: NDArray[np.int64], taps_y: Taps, taps_x: Taps) -> Tensor:
+    """Resample crops of uint8 or float images to transposed planes [3, n, out_x, out_y].
+
+    Values keep their scale: `unit_taps` takes bytes to [0, 1].
 
     Args:
         images: [n, 3, H, W], or n images [3, H_i, W_i] of their own sizes.
@@ -37,25 +54,31 @@ def crop_planes(images: Tensor | Sequence[Tensor], boxes: Tensor, taps_y: Taps, 
         taps_x: columns of every view.
     """
     n, c = len(boxes), 3
-    if isinstance(images, Tensor) and (images.is_cuda or images.shape[2] * images.shape[3] <= _SMALL_IMAGE):
-        width = images.shape[3]
-        boxes = boxes.to(images.device)
-        columns = _resample_rows(images, taps_y.row + boxes[:, :1, None], taps_y.weight).flatten(0, 2)
-        first = torch.arange(c * n, device=columns.device).mul_(width).view(c, n) + boxes[:, 1]
+    device = taps_x.row.device
+    if isinstance(images, Tensor) and (device.type != "cpu" or images.shape[2] * images.shape[3] <= _SMALL_IMAGE):
+        corner = torch.from_numpy(boxes[:, :2]).to(device)
+        columns = _resample_rows(images, taps_y.row + corner[:, :1, None], taps_y.weight).flatten(0, 2)
+        first = torch.arange(c * n, device=device).mul_(images.shape[3]).view(c, n) + corner[:, 1]
     else:
         # Large images: cutting first saves more than working on all images at once.
         parts = []
         for i, (top, left, height, width) in enumerate(boxes.tolist()):
-            window = images[i][None, :, top : top + height, left : left + width]
-            parts.append(_resample_rows(window, *taps_y.pick(slice(i, i + 1))).flatten(0, 2))
+            window = images[i].narrow(1, top, height).narrow(2, left, width)[None]
+            taps = taps_y if n == 1 else taps_y.pick(slice(i, i + 1))
+            parts.append(_resample_rows(window, taps.row, taps.weight).flatten(0, 2))
         columns = torch.cat(parts) if n > 1 else parts[0]
-        widths = boxes[:, 3].to(columns.device)
-        first = torch.arange(c, device=columns.device)[:, None] * widths + c * (widths.cumsum(0) - widths)
-    index = taps_x.row + first[..., None, None]
-    return weighted_rows(columns, index, taps_x.weight.expand(c, -1, -1, -1))
+        widths = boxes[:, 3]
+        first = torch.from_numpy(np.arange(c)[:, None] * widths + c * (widths.cumsum() - widths)).to(device)
+    return weighted_rows(columns, taps_x.row + first[..., None, None], taps_x.weight.expand(c, -1, -1, -1))
 
 
-def _resample_rows(images: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+def unit_taps(taps: Taps, images: Tensor | Sequence[Tensor]) -> Taps:
+    """Taps that also take bytes 0..255 to [0, 1]."""
+    is_bytes = len(images) > 0 and images[0].dtype == torch.uint8
+    return Taps(taps.row, taps.weight * (1 / 255)) if is_bytes else taps
+
+
+def _resample_rows(images: Tensor, row: Tensor, weight: Tensor) -> Tensor:
     """[n, 3, H, W] to transposed planes [3, n, W, out]: the vertical half of a crop."""
     n, c, h, w = images.shape
     # A row of the table holds the three channels, filled up to 16 values, because `embedding_bag` compiles itself for
@@ -64,37 +87,50 @@ def _resample_rows(images: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     width = -(-w // 16) * 16
     width += 16 if width % 128 == 0 else 0
     table = torch.empty(n, h, c, width, device=images.device)
-    table[..., :w].copy_(images.permute(0, 2, 1, 3))
-    if width > w:
-        table[..., w:].zero_()
+    table.narrow(3, 0, w).copy_(images.permute(0, 2, 1, 3))  # what fills the rows up is never looked at
     if n > 1:
-        index = torch.arange(n, device=images.device).mul_(h)[:, None, None] + index
-    if images.dtype == torch.uint8:
-        weight = weight * (1 / 255)
-    rows = weighted_rows(table.view(n * h, c * width), index, weight)
-    return rows.view(n, -1, c, width)[..., :w].permute(2, 0, 3, 1).contiguous()
+        row = torch.arange(n, device=images.device).mul_(h)[:, None, None] + row
+    rows = weighted_rows(table.view(n * h, c * width), row, weight)
+    return rows.view(n, -1, c, width).narrow(3, 0, w).permute(2, 0, 3, 1).contiguous()
 
 
 class Blur:
-    """Gaussian blur of transposed planes of one size, with one sigma per image."""
+    """Gaussian blur of transposed planes of one size, with a kernel for each image."""
 
     def __init__(self, width: int, height: int, *, radius: int, padding: Padding, device: torch.device) -> None:
-        self.across = GaussianTaps(width, radius=radius, padding=padding, device=device)
-        self.down = (
-            self.across if height == width else GaussianTaps(height, radius=radius, padding=padding, device=device)
-        )
+        self.across = gaussian_rows(width, radius=radius, padding=padding, device=device)
+        self.down = self.across
+        if height != width:
+            self.down = gaussian_rows(height, radius=radius, padding=padding, device=device)
 
-    def __call__(self, planes: Tensor, sigma: Tensor, *, which: slice = slice(None)) -> Tensor:
-        """Blur the images `which` of planes [3, N, W, H], sigma [n], across then down, to images [n, 3, H, W]."""
+    def __call__(self, planes: Tensor, kernel: Tensor, *, which: slice = slice(None)) -> Tensor:
+        """Blur the images `which` of planes [3, N, W, H] with their kernels [n, 1, taps]: across, then down.
+
+        Returns:
+            Upright images [n, 3, H, W].
+        """
         c, total, w, h = planes.shape
-        n, device = len(sigma), planes.device
-        across = self.across(sigma)
-        down = across if self.down is self.across else self.down(sigma)
+        n, device = len(kernel), planes.device
+        row, inside = self.across
         first = torch.arange(c * total, device=device).mul_(w).view(c, total, 1, 1)[:, which]
-        x = weighted_rows(planes.view(-1, h), across.row + first, across.weight.expand(c, -1, -1, -1))
+        x = weighted_rows(planes.view(-1, h), row + first, (kernel * inside).expand(c, -1, -1, -1))
         x = x.transpose(2, 3).contiguous()
+        row, inside = self.down
         first = torch.arange(c * n, device=device).mul_(h).view(c, n, 1, 1).transpose(0, 1)
-        return weighted_rows(x.view(-1, w), down.row[:, None] + first, down.weight[:, None].expand(-1, c, -1, -1))
+        return weighted_rows(x.view(-1, w), row + first, (kernel * inside)[:, None].expand(-1, c, -1, -1))
+
+
+def blur_images(images: Tensor, sigma: float | Tensor, *, kernel_size: int, padding: Padding) -> Tensor:
+    """Blur images [N, 3, H, W] with one sigma, or one each, over kernel_size pixels, made odd."""
+    _, _, h, w = images.shape
+    widths = per_image("sigma", sigma, images)[:, 0].cpu().numpy()
+    if not (widths > 0).all():
+        raise ValueError(f"sigma must be positive (in pixels), got {widths.min()}")
+    if kernel_size < 1:
+        raise ValueError(f"kernel_size must be at least 1, got {kernel_size}")
+    radius = kernel_size // 2
+    blur = Blur(w, h, radius=radius, padding=padding, device=images.device)
+    return blur(transposed_planes(images), gaussian_kernel(widths, radius=radius).to(images.device))
 
 
 def upright(planes: Tensor) -> Tensor:

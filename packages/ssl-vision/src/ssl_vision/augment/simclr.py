@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from ssl_vision.augment import ops_simclr, ops_torchvision
@@ -83,7 +82,6 @@ class SimCLRAugment(nn.Module):
             one_sigma=sigma == "per_batch",
         )
 
-    @torch.no_grad()
     def forward(self, images: Tensor | Sequence[Tensor], *, seed: int, ids: Tensor) -> Tensor:
         """A view of each image.
 
@@ -105,7 +103,6 @@ class SimCLRAugment(nn.Module):
         boxes = OPERATIONS[self.ops].boxes(*sizes(images), seed=seed, ids=ids)
         return self.family.draw(boxes, seed=seed, ids=ids)
 
-    @torch.no_grad()
     def render(self, images: Tensor | Sequence[Tensor], draws: Draws) -> Tensor:
         """The views that `draws` describe."""
         return render(

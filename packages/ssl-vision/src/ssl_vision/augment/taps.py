@@ -9,7 +9,9 @@ from __future__ import annotations
 from functools import cache, reduce
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 Padding = Literal["zero", "reflect"]
@@ -101,30 +103,27 @@ def _keys_cubic(d: Tensor, a: float = -0.5) -> Tensor:
     return torch.where(d <= 1, inner, outer * (d < 2))
 
 
-class GaussianTaps:
-    """Taps exp(-k^2 / (2 sigma^2)), |k| <= radius, normalised to sum 1, along an axis of `length` rows.
+def gaussian_kernel(sigma: NDArray[np.float32], *, radius: int) -> Tensor:
+    """exp(-k^2 / (2 sigma^2)), |k| <= radius, normalised to sum 1: sigma [N] in pixels -> float32 [N, 1, taps]."""
+    offset = np.arange(-radius, radius + 1, dtype=np.float64)
+    kernel = np.exp(-(offset**2) / (2 * sigma[:, None].astype(np.float64) ** 2))
+    return torch.from_numpy((kernel / kernel.sum(1, keepdims=True)).astype(np.float32)[:, None])
+
+
+def gaussian_rows(length: int, *, radius: int, padding: Padding, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which rows the taps of a blur look at, int64 [length, taps], and 1 or 0 for those that count, float32.
 
     Rows outside of the image are zeros (`padding="zero"`) or the mirrored inside without the border row repeated
     (`padding="reflect"`).
     """
-
-    def __init__(self, length: int, *, radius: int, padding: Padding, device: torch.device) -> None:
-        self.offset = torch.arange(-radius, radius + 1, device=device)
-        row = torch.arange(length, device=device)[:, None] + self.offset
-        if padding == "reflect" and radius >= length:
-            raise ValueError(
-                f"a kernel of {2 * radius + 1} taps needs images of more than {radius} pixels a side to reflect, "
-                f"got {length}: take a smaller kernel"
-            )
-        if padding == "reflect":
-            self.index = (length - 1) - ((length - 1) - row.abs()).abs()
-            self.inside = torch.ones(length, 1, device=device)
-        else:
-            self.index = row.clamp(0, length - 1)
-            self.inside = (self.index == row).float()
-
-    def __call__(self, sigma: Tensor) -> Taps:
-        """The taps for images of these sigmas [n], in pixels."""
-        kernel = torch.exp(-(self.offset.double() ** 2) / (2 * sigma.double()[:, None] ** 2))
-        kernel = (kernel / kernel.sum(1, keepdim=True)).float()
-        return Taps(self.index.expand(len(sigma), -1, -1), kernel[:, None, :] * self.inside)
+    row = torch.arange(length, device=device)[:, None] + torch.arange(-radius, radius + 1, device=device)
+    if padding == "zero":
+        nearest = row.clamp(0, length - 1)
+        return nearest, (nearest == row).float()
+    if radius >= length:
+        raise ValueError(
+            f"a kernel of {2 * radius + 1} taps needs images of more than {radius} pixels a side to reflect, "
+            f"got {length}: take a smaller kernel"
+        )
+    mirrored = (length - 1) - ((length - 1) - row.abs()).abs()
+    return mirrored, torch.ones(length, 1, device=device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from contrastive_core.losses.rows import exact_dtype
+from contrastive_core.similarity.precision import exact_dtype
 
 
 def class_means(embedding: Tensor, label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

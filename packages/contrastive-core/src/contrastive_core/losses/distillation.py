@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from contrastive_core.losses.rows import check_rows, check_temperature, result_dtype
+from contrastive_core.losses.rows import check_floating, check_temperature, result_dtype
 
 
 def distillation(
@@ -42,8 +42,8 @@ def distillation(
     tensor(0.1269)
     """
     check_temperature("distillation", temperature)
-    check_rows("distillation", student_logits=student_logits, teacher_logits=teacher_logits)
-    if student_logits.shape != teacher_logits.shape or student_logits.numel() == 0:
+    check_floating("distillation", student_logits=student_logits, teacher_logits=teacher_logits)
+    if student_logits.shape != teacher_logits.shape or student_logits.ndim != 2 or student_logits.numel() == 0:
         raise ValueError(
             f"distillation: student_logits {list(student_logits.shape)}, teacher_logits {list(teacher_logits.shape)}, "
             "expected both [N, C] with at least one sample and class"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from contrastive_core.losses.rows import check_floating
+
 _NAME = "local_contrastive"
 
 
@@ -22,8 +24,7 @@ def check_choices(variant: str, reduction: str, anchors_per_class: int) -> None:
 
 def check_maps(embedding: Tensor, label: Tensor, anchors: Tensor | None, num_classes: int | None) -> int:
     """The number of classes C; raises unless embedding is [B, E, H, W] and label integers [B, H, W] in 0 .. C-1."""
-    if not embedding.is_floating_point():
-        raise TypeError(f"{_NAME}: embedding is {embedding.dtype}, expected a floating-point tensor")
+    check_floating(_NAME, embedding=embedding)
     _check_integers("label", label)
     if embedding.ndim != 4 or label.shape != embedding.shape[:1] + embedding.shape[2:] or label.numel() == 0:
         raise ValueError(

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from contrastive_core.losses.class_pixels import class_means, draw_anchors
 from contrastive_core.losses.local_checks import check_anchors, check_choices, check_maps, check_pairs
-from contrastive_core.losses.rows import check_temperature, exact_dtype, result_dtype, unit_rows
+from contrastive_core.losses.rows import check_temperature, result_dtype, unit_rows
+from contrastive_core.similarity.precision import exact_dtype
 
 Variant = Literal["inter", "intra"]
 Reduction = Literal["pair_mean", "official"]
@@ -90,6 +91,9 @@ def local_contrastive(
     classes = check_maps(embedding, label, anchors, num_classes)
     first, second = check_pairs(pairs, len(label)).to(label.device).unbind(1)
 
+    dtype = result_dtype(embedding)
+    # Anchors and prototypes meet here: the sum of their gradients is rounded once.
+    embedding = embedding.to(dtype)
     prototypes, present = class_means(embedding, label, classes)
     if anchors is None:
         anchors = draw_anchors(label, num_classes=classes, anchors_per_class=anchors_per_class, generator=generator)
@@ -104,7 +108,7 @@ def local_contrastive(
         loss = (sums * full**-later).mean()
     else:
         loss = (2 * sums / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)
-    return loss.to(result_dtype(embedding))
+    return loss.to(dtype)
 
 
 class _Terms:

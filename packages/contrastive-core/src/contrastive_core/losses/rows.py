@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from contrastive_core.similarity.precision import exact_dtype
+
 # Rounding of a similarity is multiplied by 1 / temperature. From here on float32 stays within 1e-6 of float64 (measured
 # for the value and for the gradient's norm, also with outliers and close views); below, the work is done in float64.
 FLOAT32_FROM = 0.1
@@ -26,12 +28,18 @@ def check_temperature(name: str, temperature: float) -> None:
         )
 
 
-def check_rows(name: str, **rows: Tensor) -> None:
-    """Raises TypeError unless every argument is floating point, ValueError unless all are [rows, D] with the same D."""
-    for argument, x in rows.items():
+def check_floating(name: str, **tensors: Tensor) -> None:
+    """Raises TypeError unless every argument is a floating-point tensor."""
+    for argument, x in tensors.items():
         if not isinstance(x, Tensor) or not x.is_floating_point():
             kind = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"{name}: {argument} is {kind}, expected a floating-point tensor")
+
+
+def check_rows(name: str, **rows: Tensor) -> None:
+    """Raises TypeError unless every argument is floating point, ValueError unless all are [rows, D] with the same D."""
+    check_floating(name, **rows)
+    for argument, x in rows.items():
         if x.ndim != 2:
             raise ValueError(f"{name}: {argument} has shape {list(x.shape)}, expected [N, D]; flatten other dimensions")
     widths, devices = {x.shape[1] for x in rows.values()}, {x.device for x in rows.values()}
@@ -81,14 +89,19 @@ class _UnitRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
         exact = x.to(exact_dtype(x))
-        top = exact.abs().amax(-1, keepdim=True)
-        # Below float32's normal range 1 / length would be infinite in it. NaN compares false and stays.
-        dead = top < torch.finfo(result_dtype(x)).tiny
-        exact = exact / top.masked_fill(dead, 1.0)
+        top: Tensor | float = 1.0
+        if exact.dtype == x.dtype:
+            # No wider type to square in: first divide by the largest entry.
+            top = x.abs().amax(-1, keepdim=True)
+            top = top.masked_fill(top == 0, 1.0)
+            exact = exact / top
         length = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
-        z = exact.div_(length.masked_fill(dead, torch.inf)).to(dtype)
-        # An infinite divisor makes the gradient of such a row 0.
-        ctx.save_for_backward(z, (length * top).masked_fill(dead, torch.inf))
+        # Shorter than float32's smallest normal number, its inverse would be infinite. NaN compares false and stays.
+        dead = length * top < torch.finfo(result_dtype(x)).tiny
+        # An infinite divisor makes row and gradient 0.
+        length = length.masked_fill(dead, torch.inf)
+        z = exact.div_(length).to(dtype)
+        ctx.save_for_backward(z, length * top)
         ctx.dtype = x.dtype
         return z
 
@@ -103,24 +116,18 @@ class _UnitRows(torch.autograd.Function):
 def unit_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     """x_i / |x_i| in `dtype`, for rows of any magnitude: [..., D] -> [..., D].
 
-    Rows are divided by their largest entry first, so that squares neither overflow nor vanish. A row of zeros has no
-    direction: it stays zero (similarity 0 with everything) and its gradient is zero.
+    A row of zeros has no direction: it stays zero (similarity 0 with everything) and its gradient is zero.
     """
     z: Tensor = _UnitRows.apply(x, dtype)
     return z
 
 
 def paired_similarity(a: Tensor, b: Tensor) -> Tensor:
-    """a_i . b_i for unit rows: [N, D], [N, D] -> [N].
+    """a_i . b_i for unit rows: [N, D], [N, D] -> [N] in float64.
 
     Written as (|a_i|^2 + |b_i|^2 - |a_i - b_i|^2) / 2 with the lengths, 1 or 0, as constants. The gradient with respect
     to a_i is then b_i - a_i instead of b_i: a_i is radial and drops out when the unit length is differentiated, but for
     close rows it is most of b_i, and its rounding would be most of the gradient's error.
     """
     a2, b2, distance = (x.square().sum(1, dtype=exact_dtype(a)) for x in (a.detach(), b.detach(), a - b))
-    return ((a2 + b2 - distance) / 2).to(a.dtype)
-
-
-def exact_dtype(x: Tensor) -> torch.dtype:
-    """float64 where the device has it."""
-    return torch.float32 if x.device.type == "mps" else torch.float64
+    return (a2 + b2 - distance) / 2

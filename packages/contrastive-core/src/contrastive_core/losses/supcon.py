@@ -16,6 +16,7 @@ from contrastive_core.losses.rows import (
     unit_rows,
     working_dtype,
 )
+from contrastive_core.similarity.precision import exact_dtype
 
 
 def supcon(z: Tensor, labels: Tensor, *, temperature: float = 0.1, gather: bool = False) -> Tensor:
@@ -78,12 +79,11 @@ def _supcon(name: str, z: Tensor, labels: Tensor, temperature: float, gather: bo
 def _mean_over_positives(rows: Tensor, everyone: Tensor, positives: Positives) -> Tensor:
     """Mean similarity [n] of each anchor with its positives: z_i . (sum of its class - z_i) / number of positives."""
     # Sums over large classes in float64: their rounding is not to show beside that of single similarities.
-    exact = torch.float64 if rows.device.type != "mps" else rows.dtype
+    exact = exact_dtype(rows)
     group = positives.group if positives.processes == 1 else split_own(positives.group)[0]
     sums = torch.zeros_like(everyone, dtype=exact).index_add(0, positives.group, everyone.to(exact))
     classmates = sums[group] - rows.to(exact)
-    mean = (rows.to(exact) * classmates).sum(1) / positives.classmates.clamp(min=1)
-    return mean.to(rows.dtype)
+    return (rows.to(exact) * classmates).sum(1) / positives.classmates.clamp(min=1)
 
 
 class SupConLoss(nn.Module):

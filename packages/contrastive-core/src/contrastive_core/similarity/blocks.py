@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.similarity import rectangular, symmetric
-from contrastive_core.similarity.precision import full_precision
+from contrastive_core.similarity.precision import exact_dtype, full_precision
 from contrastive_core.similarity.tiles import Candidates
 
 _NAME = "contrastive_core::"
@@ -144,7 +144,7 @@ def _contiguous_like(x: Tensor) -> Tensor:
 
 @_self_lse.register_fake
 def _(z: Tensor, *_: Any) -> Tensor:
-    return z.new_empty(z.shape[:1])
+    return z.new_empty(z.shape[:1], dtype=exact_dtype(z))
 
 
 @_self_lse_backward.register_fake
@@ -154,7 +154,7 @@ def _(grad: Tensor, lse: Tensor, z: Tensor, *_: Any) -> Tensor:
 
 @_row_lse.register_fake
 def _(q: Tensor, *_: Any) -> Tensor:
-    return q.new_empty(q.shape[:1])
+    return q.new_empty(q.shape[:1], dtype=exact_dtype(q))
 
 
 @_row_lse_backward.register_fake

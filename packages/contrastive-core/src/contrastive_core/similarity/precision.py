@@ -1,4 +1,4 @@
-"""Full float32 products inside a block, whatever the caller switched on around it."""
+"""Working precision: full float32 products whatever the caller switched on, and float64 where it is free."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 # The switches of matrix products on CUDA and on the CPU.
 _MATMULS: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+
+
+def exact_dtype(x: Tensor) -> torch.dtype:
+    """float64 where the device has it: for numbers per row, which cost nothing beside the matrix."""
+    return torch.float32 if x.device.type == "mps" else torch.float64
 
 
 @contextmanager

@@ -24,12 +24,11 @@ def self_lse(
 ) -> Tensor:
     """Row-wise log-sum-exp of the similarities of a set of vectors with each other, without the matrix.
 
-        out[i] = log sum_{j in C(i)} exp(scale * z_i . z_j),    C(i) = all rows but i, further narrowed by `skip` or
-        `classes`
+        out[i] = log sum_{j in C(i)} exp(scale * z_i . z_j),    C(i) all rows but i, and fewer by `skip` or `classes`
 
-    A row whose C(i) is empty gives -inf and gets no gradient from it. Memory O(N D), time of two matrix products N x N
-    x D for value and gradient together. Computed in float32 (float64 for float64 input), whatever autocast or the TF32
-    switch says; no second derivative.
+    A row whose C(i) is empty gives -inf and passes no gradient. Memory O(N D), time of two matrix products N x N x D
+    for value and gradient together. Similarities are computed in float32 (float64 for float64 input) whatever autocast
+    or the TF32 switch says, their sums in float64. There is no second derivative.
 
     Args:
         z: [N, D], any floating type and strides; it is not normalised here.
@@ -41,16 +40,15 @@ def self_lse(
             data, which on a GPU would wait for it; it must hold.
 
     Returns:
-        [N], float64 for float64 input, else float32.
+        [N] in float64 (on MPS float32): losses are differences of such numbers.
 
     Raises:
-        TypeError: z is not floating point. ValueError: wrong shapes, scale not a positive finite number, `classes`
-        without
-            `among` or the reverse.
+        TypeError: z is not floating point.
+        ValueError: wrong shapes, scale not a positive finite number, `classes` without `among` or the reverse.
 
     >>> z = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
     >>> self_lse(z, scale=2.0).exp().round(decimals=3)
-    tensor([8.3890, 2.0000, 8.3890])
+    tensor([8.3890, 2.0000, 8.3890], dtype=torch.float64)
     """
     _check("self_lse", scale, among, classes is not None, z=z)
     if classes is not None:
@@ -83,13 +81,13 @@ def row_lse(
         among: "same" keeps the keys of the query's class, "other" those of other classes.
 
     Returns:
-        [Nq], float64 if one of the inputs is, else float32; -inf where no key is left.
+        [Nq] in float64 (on MPS float32); -inf where no key is left.
 
     Raises:
         TypeError, ValueError: as :func:`self_lse`; widths or devices that differ.
 
     >>> row_lse(torch.eye(2), torch.eye(2), scale=1.0).exp().round(decimals=3)
-    tensor([3.7180, 3.7180])
+    tensor([3.7180, 3.7180], dtype=torch.float64)
     """
     _check("row_lse", scale, among, classes is not None, q=q, k=k)
     if q.shape[1] != k.shape[1]:

@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor
 
+from contrastive_core.similarity.precision import exact_dtype
 from contrastive_core.similarity.tiles import Candidates, tiles
 
 _LN2 = math.log(2)
@@ -22,7 +23,7 @@ _LN2 = math.log(2)
 def forward(q: Tensor, k: Tensor, candidates: Candidates, *, scale: float) -> Tensor:
     """Log-sum-exp [Nq] of each query over its candidates."""
     top = q.new_full((len(q),), -torch.inf)
-    total = q.new_zeros(len(q))
+    total = q.new_zeros(len(q), dtype=exact_dtype(q))
     for rows, _, s in tiles(_fold(q, scale), k.contiguous(), candidates, upper=False):
         highest = torch.maximum(top[rows], s.amax(1))
         # -inf: nothing counted so far, and -inf - -inf would be NaN.
@@ -41,8 +42,11 @@ def backward(
     dq = torch.zeros_like(folded) if needs[0] else q.new_empty(0)
     dk = torch.zeros_like(k) if needs[1] else k.new_empty(0)
     log2_total = torch.where(lse == -torch.inf, 0.0, lse / _LN2)
+    # What rounding takes from the exponent, the same for a whole row, goes into its factor.
+    shift = log2_total.to(q.dtype)
+    weight = (grad * torch.exp2(shift - log2_total)).to(q.dtype)
     for rows, columns, s in tiles(folded, k, candidates, upper=False):
-        p = s.sub_(log2_total[rows, None]).exp2_().mul_(grad[rows, None])
+        p = s.sub_(shift[rows, None]).exp2_().mul_(weight[rows, None])
         if needs[0]:
             dq[rows].addmm_(p, k[columns])
         if needs[1]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from contrastive_core.similarity.precision import exact_dtype
+
 
 def self_lse(
     z: Tensor, *, scale: float, skip: int | None, classes: Tensor | None, among: str, max_norm: float | None
@@ -49,4 +51,4 @@ def _lse(q: Tensor, k: Tensor, scale: float, left_out: Tensor) -> Tensor:
         logits = (scale * (q @ k.T)).masked_fill(left_out, -torch.inf)
     # A row without candidates: -inf, and no NaN on the way back.
     empty = left_out.all(1)
-    return logits.masked_fill(empty[:, None], 0).logsumexp(1).masked_fill(empty, -torch.inf)
+    return logits.masked_fill(empty[:, None], 0).logsumexp(1).masked_fill(empty, -torch.inf).to(exact_dtype(q))

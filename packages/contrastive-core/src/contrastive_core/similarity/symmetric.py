@@ -18,6 +18,7 @@ import math
 import torch
 from torch import Tensor
 
+from contrastive_core.similarity.precision import exact_dtype
 from contrastive_core.similarity.tiles import Candidates, tiles
 
 _LIMIT = {torch.float32: 40.0, torch.float64: 300.0}
@@ -34,7 +35,7 @@ def limit(dtype: torch.dtype) -> float:
 def forward(z: Tensor, candidates: Candidates, *, scale: float) -> Tensor:
     """Log-sum-exp [N] of each row over its candidates, which must be symmetric."""
     folded = z.contiguous() * _factor(scale)
-    total = z.new_zeros(len(z))
+    total = z.new_zeros(len(z), dtype=exact_dtype(z))
     for rows, columns, s in tiles(folded, folded, candidates, upper=True):
         e = s.exp2_()
         total[rows] += e.sum(1)
@@ -47,7 +48,7 @@ def backward(grad: Tensor, lse: Tensor, z: Tensor, candidates: Candidates, *, sc
     """Gradient [N, D] with respect to z."""
     folded = z.contiguous() * _factor(scale)
     # A row without candidates has lse -inf: no gradient.
-    weight = torch.where(lse == -torch.inf, 0.0, grad * torch.exp(-lse))
+    weight = torch.where(lse == -torch.inf, 0.0, grad * torch.exp(-lse)).to(z.dtype)
     out = torch.zeros_like(folded)
     buffer: Tensor | None = None
     for rows, columns, s in tiles(folded, folded, candidates, upper=True):

@@ -1,0 +1,75 @@
+"""Fixtures of the core's tests: small tiles, and the losses as their formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from contrastive_core.similarity import tiles
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles so small that little inputs have many, with ragged ends."""
+    monkeypatch.setattr(tiles, "_BLOCK", {"cpu": 7})
+    monkeypatch.setattr(tiles, "_BLOCK_WITHIN_CLASSES", 3)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows over their length; zero rows stay, without gradient."""
+    dead = (x == 0).all(1, keepdim=True)
+    return torch.where(dead, 0.0, x / torch.where(dead, 1.0, x).norm(dim=1, keepdim=True))
+
+
+def nt_xent(view_a: Tensor, view_b: Tensor, temperature: float) -> Tensor:
+    z = unit(torch.cat([view_a, view_b]))
+    logits = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
+    return F.cross_entropy(logits, torch.arange(len(z)).roll(len(view_a)))
+
+
+def _labelled(z: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits with the anchor itself left out, which are positives, which anchors have any."""
+    z = unit(z)
+    itself = torch.eye(len(z), dtype=torch.bool)
+    positive = (labels[:, None] == labels) & ~itself
+    return (z @ z.T / temperature).masked_fill(itself, -torch.inf), positive, positive.any(1)
+
+
+def suncet(z: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    logits, positive, live = _labelled(z, labels, temperature)
+    among_positives = logits.masked_fill(~positive, -torch.inf)
+    return (logits[live].logsumexp(1) - among_positives[live].logsumexp(1)).mean()
+
+
+def supcon(z: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    logits, positive, live = _labelled(z, labels, temperature)
+    mean = torch.where(positive, logits, 0.0).sum(1)[live] / positive.sum(1)[live]
+    return (logits[live].logsumexp(1) - mean).mean()
+
+
+def info_nce(query: Tensor, key: Tensor, temperature: float, bank: Tensor | None = None) -> Tensor:
+    candidates = unit(key) if bank is None else unit(torch.cat([key, bank]))
+    return F.cross_entropy(unit(query) @ candidates.T / temperature, torch.arange(len(query)))
+
+
+@pytest.fixture(scope="session")
+def formulas() -> SimpleNamespace:
+    """`nt_xent`, `suncet`, `supcon`, `info_nce` with the full matrix and boolean masks, as the papers write them."""
+    return SimpleNamespace(nt_xent=nt_xent, suncet=suncet, supcon=supcon, info_nce=info_nce)
+
+
+@pytest.fixture(scope="session")
+def differentiate() -> Callable[..., tuple[Tensor, ...]]:
+    """`differentiate(f, *inputs)`: the scalar f(*inputs) and its gradient with respect to each of the inputs."""
+
+    def run(f: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
+        leaves = [x.detach().clone(memory_format=torch.preserve_format).requires_grad_() for x in inputs]
+        value = f(*leaves)
+        return value.detach(), *torch.autograd.grad(value, leaves)
+
+    return run

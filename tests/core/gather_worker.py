@@ -1,0 +1,131 @@
+"""One process of the tests in test_distributed_losses.py; writes what it found to a file.
+
+    python gather_worker.py RANK WORLD FOLDER
+
+Every process holds a copy of a small model and computes a loss of its own rows with `gather=True`; the mean of the
+parameters' gradients over processes is taken, as DistributedDataParallel does.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from contrastive_core import nt_xent, suncet, supcon
+from contrastive_core.distributed import gather_labels, gather_rows, is_distributed, rank, world_size
+from contrastive_core.losses import count_skipped_anchors
+
+ROWS = 6  # of one process
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(7, 9), nn.Tanh(), nn.Linear(9, 5)).double()
+
+
+def inputs(world: int) -> Tensor:
+    """Of all processes: [world, ROWS, 7]."""
+    return torch.randn(world, ROWS, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def labels(world: int) -> dict[str, Tensor]:
+    """Of all processes, [world, ROWS]: from classes that are complete to anchors without positives on one process."""
+    n = world * ROWS
+    lonely = torch.arange(n) + 100
+    first_only = lonely.clone()
+    first_only[:ROWS] = torch.tensor([0, 0, 1, 1, 1, 2])
+    across = lonely.clone()
+    across[[1, ROWS + 1]] = 5
+    draws = torch.randint(0, 4, (n,), generator=torch.Generator().manual_seed(2))
+    named = {
+        "interleaved": torch.arange(n) % 3,
+        "random": draws,
+        "one class": torch.zeros(n, dtype=torch.int64),
+        "positives on the first process only": first_only,
+        "one positive pair across processes": across,
+        "no positives": lonely,
+    }
+    return {name: y.view(world, ROWS) for name, y in named.items()}
+
+
+Case = tuple[str, Callable[[Tensor, Tensor, bool], Tensor]]
+
+
+def cases() -> list[Case]:
+    """Name and loss of (embeddings, labels, gather); rows of both views alternate in nt_xent."""
+    return [
+        ("nt_xent", lambda z, y, gather: nt_xent(z[::2], z[1::2], temperature=0.3, gather=gather)),
+        ("nt_xent at low temperature", lambda z, y, gather: nt_xent(z[::2], z[1::2], temperature=0.002, gather=gather)),
+        ("suncet", lambda z, y, gather: suncet(z, y, temperature=0.3, gather=gather)),
+        ("supcon", lambda z, y, gather: supcon(z, y, temperature=0.3, gather=gather)),
+    ]
+
+
+def gradients(loss: Tensor, net: nn.Module) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, list(net.parameters())))
+
+
+def refused(call: Callable[[], Any]) -> str:
+    try:
+        call()
+    except ValueError as error:
+        return str(error)
+    return "accepted"
+
+
+def main() -> None:
+    number, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    torch.set_num_threads(1)
+    # Alone, gathering is the identity.
+    alone = inputs(world)[0]
+    assert gather_rows(alone) is alone
+    assert (is_distributed(), rank(), world_size()) == (False, 0, 1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=world, timeout=timedelta(seconds=120)
+    )
+    found: dict[str, Any] = {"identity": (is_distributed(), rank(), world_size())}
+    net, x = model(), inputs(world)[number]
+    for name, loss in cases():
+        for kind, y in labels(world).items():
+            if name.startswith("nt_xent") and kind != "random":
+                continue
+            value = loss(net(x), y[number], True)
+            grads = gradients(value, net)
+            for grad in grads:
+                dist.all_reduce(grad)
+            found[f"{name}, {kind}"] = (value.item(), [grad / world for grad in grads])
+    found["skipped"] = {k: int(count_skipped_anchors(y[number], gather=True)) for k, y in labels(world).items()}
+
+    if world == 2:
+        wrapped = nn.parallel.DistributedDataParallel(model())
+        nt_xent(*wrapped(x).chunk(2), temperature=0.3, gather=True).backward()
+        found["DDP"] = [p.grad for p in wrapped.parameters()]
+
+    few = x[: ROWS - 2 * number]
+    found["uneven"] = {
+        "gather_rows": refused(lambda: gather_rows(few)),
+        "gather_labels": refused(lambda: gather_labels(torch.arange(len(few)))),
+        "nt_xent": refused(lambda: nt_xent(few, few, gather=True)),
+        "suncet": refused(lambda: suncet(few, torch.arange(len(few)), gather=True)),
+        "supcon": refused(lambda: supcon(few, torch.arange(len(few)), gather=True)),
+        "widths": refused(lambda: gather_rows(x[:, : 3 + number])),
+        "types": refused(lambda: gather_rows(x.float() if number else x)),
+    }
+    # One row each is enough: there are others elsewhere. And the processes still understand each other.
+    found["one row each"] = nt_xent(x[:1], x[1:2], temperature=0.3, gather=True).item()
+    rows = gather_rows(x.requires_grad_())
+    rows.square().sum().backward()
+    found["gathered"], found["gathered's gradient"] = rows.detach(), x.grad
+    torch.save(found, folder / f"{number}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Losses that gather, on real processes: values and parameter gradients are those of one process with all rows."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+WORKER = Path(__file__).with_name("gather_worker.py")
+
+
+def load_worker() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gather_worker", WORKER)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+worker = load_worker()
+CASES = [
+    (name, kind) for name, _ in worker.cases() for kind in worker.labels(2) if kind == "random" or "nt_xent" not in name
+]
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each process found."""
+    world, folder = request.param, tmp_path_factory.mktemp("gather")
+    command = [sys.executable, str(WORKER)]
+    processes = [
+        subprocess.Popen([*command, str(number), str(world), str(folder)], stderr=subprocess.PIPE, text=True)
+        for number in range(world)
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * world, "\n".join(errors)
+    return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(world)]
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_union_of_the_batches(found: list[dict[str, Any]], name: str, kind: str) -> None:
+    world, net = len(found), worker.model()
+    loss = dict(worker.cases())[name](
+        net(worker.inputs(world).flatten(0, 1)), worker.labels(world)[kind].flatten(), False
+    )
+    expected = worker.gradients(loss, net)
+    values, grads = zip(*(own[f"{name}, {kind}"] for own in found), strict=True)
+    assert abs(sum(values) / world - loss.item()) <= 1e-12 * max(1.0, loss.item())
+    for own in grads:
+        for ours, union in zip(own, expected, strict=True):
+            torch.testing.assert_close(ours, union, rtol=1e-12, atol=1e-12 * max(1.0, union.abs().max().item()))
+    if kind == "no positives":
+        assert all(value == 0 for value in values)
+        assert all((grad == 0).all() for own in grads for grad in own)
+    else:
+        assert loss > 0 or kind == "one class"
+
+
+def test_the_cases_are_not_trivial(found: list[dict[str, Any]]) -> None:
+    """Gradients are not zero, and those without the other processes' rows would differ."""
+    world, net = len(found), worker.model()
+    _, grads = found[0]["suncet, random"]
+    assert max(grad.abs().max() for grad in grads) > 1e-3
+    suncet = dict(worker.cases())["suncet"]
+    alone = (
+        sum(suncet(net(worker.inputs(world)[i]), worker.labels(world)["random"][i], False) for i in range(world))
+        / world
+    )
+    assert (worker.gradients(alone, net)[0] - grads[0]).abs().max() > 1e-3
+
+
+def test_distributed_data_parallel_takes_that_mean(found: list[dict[str, Any]]) -> None:
+    if len(found) > 2:
+        pytest.skip("looked at with two processes")
+    net, half = worker.model(), worker.ROWS // 2
+    z = net(worker.inputs(2))
+    loss = worker.nt_xent(z[:, :half].flatten(0, 1), z[:, half:].flatten(0, 1), temperature=0.3)
+    expected = worker.gradients(loss, net)
+    for own in found:
+        for ours, union in zip(own["DDP"], expected, strict=True):
+            torch.testing.assert_close(ours, union, rtol=1e-12, atol=1e-12)
+
+
+def test_skipped_anchors_are_those_of_all_processes(found: list[dict[str, Any]]) -> None:
+    n = len(found) * worker.ROWS
+    for own in found:
+        assert own["skipped"]["interleaved"] == 0
+        assert own["skipped"]["no positives"] == n
+        assert own["skipped"]["one positive pair across processes"] == n - 2
+        assert own["skipped"]["positives on the first process only"] == n - worker.ROWS + 1
+
+
+def test_uneven_rows_are_refused_on_every_process(found: list[dict[str, Any]]) -> None:
+    counts = ", ".join(f"rank {i}: {worker.ROWS - 2 * i}" for i in range(len(found)))
+    doubled = ", ".join(f"rank {i}: {2 * (worker.ROWS - 2 * i)}" for i in range(len(found)))
+    for own in found:
+        for name in ("gather_rows", "gather_labels", "suncet", "supcon"):
+            assert f"different numbers of rows ({counts}), expected the same on each" in own["uneven"][name]
+            assert "drop the uneven last batch (drop_last=True" in own["uneven"][name]
+        assert f"different numbers of rows ({doubled})" in own["uneven"]["nt_xent"]
+        assert "rank 0: 3 x torch.float64, rank 1: 4 x torch.float64" in own["uneven"]["widths"]
+        assert "rank 0: 7 x torch.float64, rank 1: 7 x torch.float32" in own["uneven"]["types"]
+
+
+def test_gathering(found: list[dict[str, Any]]) -> None:
+    world = len(found)
+    for number, own in enumerate(found):
+        assert own["identity"] == (True, number, world)
+        assert own["one row each"] > 0
+        assert torch.equal(own["gathered"], worker.inputs(world).flatten(0, 1))
+        # Every process added its own d(sum of squares): the local part of the sum over processes.
+        torch.testing.assert_close(own["gathered's gradient"], 2 * world * worker.inputs(world)[number])

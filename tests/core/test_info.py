@@ -1,0 +1,38 @@
+"""info(), and `python -m contrastive_core` as a user runs it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import contrastive_core
+from contrastive_core.similarity import use_backend
+
+
+def test_info_is_what_runs() -> None:
+    found = contrastive_core.info()
+    assert found.version == contrastive_core.__version__
+    assert found.backend == "torch"
+    assert found.unavailable == {"compiled": "not part of this installation"}
+    assert found.torch == torch.__version__
+    assert found.devices[0] == "cpu"
+    assert found.threads == torch.get_num_threads()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.backend = "other"  # type: ignore[misc]
+    with use_backend("reference"):
+        assert contrastive_core.info().backend == "reference"
+
+
+def test_command_prints_it_and_the_environment_chooses() -> None:
+    command = [sys.executable, "-m", "contrastive_core"]
+    environment = {**os.environ, "CONTRASTIVE_CORE_BACKEND": "reference"}
+    lines = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert lines[0] == f"contrastive-core {contrastive_core.__version__}"
+    assert lines[1].split() == ["backend", "reference"]
+    assert lines[2].strip() == "compiled: not part of this installation"
+    assert lines[3].split() == ["torch", torch.__version__]

@@ -1,0 +1,332 @@
+"""The block path against the full matrix: values, gradients, every option, every kind of input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from contrastive_core.similarity import active_backend, row_lse, self_lse, symmetric, use_backend
+
+pytestmark = pytest.mark.usefixtures("small_tiles")
+many = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+sizes, widths, seeds = st.integers(1, 24), st.integers(1, 9), st.integers(0, 2**31)
+
+
+def randn(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def stride(x: Tensor, layout: str) -> Tensor:
+    """The same numbers, laid out in memory as a transpose, with gaps, or with zero stride (rows all alike)."""
+    if layout == "transposed":
+        return x.T.contiguous().T
+    if layout == "gaps":
+        return torch.stack([x, x], -1).flatten(1)[:, ::2]
+    if layout == "expanded":
+        return x[:1].expand(len(x), -1)
+    return x
+
+
+def both(f: Callable[..., Tensor], *inputs: Tensor, seed: int, **options: Any) -> list[tuple[Tensor, ...]]:
+    """Finite values, where they are finite, and gradients of a random combination: blocks, then full matrix."""
+    results = []
+    for name in ("torch", "reference"):
+        with use_backend(name):
+            leaves = [x.detach().requires_grad_() for x in inputs]
+            lse = f(*leaves, **options)
+            finite = lse.isfinite()
+            assert (finite | (lse == -math.inf)).all()
+            value = torch.where(finite, lse * randn(len(lse), seed=seed), 0.0).sum()
+            results.append((lse.detach(), *torch.autograd.grad(value, leaves)))
+    return results
+
+
+def assert_equal(results: list[tuple[Tensor, ...]], rtol: float = 1e-9) -> None:
+    for ours, theirs in zip(*results, strict=True):
+        size = theirs[theirs.isfinite()].abs().max().item() if theirs.isfinite().any() else 0.0
+        torch.testing.assert_close(ours, theirs, rtol=rtol, atol=rtol * (size + 1e-3))
+
+
+layouts = st.sampled_from(["contiguous", "transposed", "gaps", "expanded"])
+# 0.1 and 3 stay below the limit of the shiftless sums in float64 for these vectors, 2000 does not.
+scales = st.sampled_from([0.1, 3.0, 2000.0])
+
+
+@many
+@given(
+    n=sizes,
+    d=widths,
+    seed=seeds,
+    scale=scales,
+    layout=layouts,
+    option=st.sampled_from(["all", "skip", "same", "other"]),
+)
+def test_self(n: int, d: int, seed: int, scale: float, layout: str, option: str) -> None:
+    z = stride(randn(n, d, seed=seed), layout)
+    options: dict[str, Any] = {}
+    if option == "skip":
+        options["skip"] = seed % n + 1
+    elif option != "all":
+        labels = torch.randint(0, seed % n + 1, (n,), generator=torch.Generator().manual_seed(seed))
+        options = {"classes": labels.sort().values, "among": option}
+    assert_equal(both(self_lse, z, seed=seed, scale=scale, **options))
+
+
+@many
+@given(
+    nq=sizes,
+    nk=sizes,
+    d=widths,
+    seed=seeds,
+    scale=scales,
+    layout=layouts,
+    option=st.sampled_from(["all", "offset", "same", "other"]),
+)
+def test_rows(nq: int, nk: int, d: int, seed: int, scale: float, layout: str, option: str) -> None:
+    q, k = stride(randn(nq, d, seed=seed), layout), stride(randn(nk, d, seed=seed + 1), layout)
+    options: dict[str, Any] = {}
+    if option == "offset":
+        options["self_offset"] = seed % (nq + nk + 1) - nq
+    elif option != "all":
+        labels = torch.randint(0, seed % nk + 1, (nq + nk,), generator=torch.Generator().manual_seed(seed))
+        options = {"classes": (labels[:nq].sort().values, labels[nq:].sort().values), "among": option}
+    assert_equal(both(row_lse, q, k, seed=seed, scale=scale, **options))
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 2e-6), (torch.float16, 2e-6), (torch.bfloat16, 2e-6)])
+@pytest.mark.parametrize("scale", [2.0, 200.0])
+def test_types_below_double(dtype: torch.dtype, rtol: float, scale: float) -> None:
+    """float32 accuracy for half types too, of the value, and of the gradient up to its rounding to their type."""
+    x = torch.nn.functional.normalize(randn(40, 16, seed=3)).to(dtype)
+    # Rounding of the products is multiplied by the scale.
+    rtol *= max(1.0, scale / 10)
+    exact = both(self_lse, x.double(), seed=1, scale=scale)[1]
+    z = x.clone().requires_grad_()
+    lse = self_lse(z, scale=scale)
+    assert lse.dtype == torch.float64
+    (grad,) = torch.autograd.grad((lse * randn(40, seed=1)).sum(), z)
+    assert grad.dtype == dtype
+    torch.testing.assert_close(lse, exact[0], rtol=rtol, atol=rtol)
+    size = exact[1].abs().max().item()
+    step = {torch.float32: 0.0, torch.float16: 2**-11, torch.bfloat16: 2**-8}[dtype]
+    torch.testing.assert_close(grad.double(), exact[1], rtol=step, atol=4 * rtol * size)
+
+
+def test_both_ways_to_sum_agree_and_are_both_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    shiftless = symmetric.forward
+    monkeypatch.setattr(symmetric, "forward", lambda *a, **k: taken.append(1) or shiftless(*a, **k))
+    for dtype, limit in ((torch.float32, 40.0), (torch.float64, 300.0)):
+        z = torch.nn.functional.normalize(randn(30, 5, seed=0)).to(dtype)
+        length = z.norm(dim=1).max().item()
+        for factor, shift_needed in ((0.999, False), (1.001, True)):
+            taken.clear()
+            results = both(self_lse, z, seed=2, scale=factor * limit / length**2)
+            assert bool(taken) != shift_needed
+            assert_equal(results, rtol=1e-4 if dtype == torch.float32 else 1e-11)
+
+
+@pytest.mark.parametrize("scale", [30.0, 1000.0])
+def test_antipodal_outlier_and_duplicates_in_float32(scale: float) -> None:
+    """Rows whose similarities all underflow beside the largest one of the matrix."""
+    z = torch.nn.functional.normalize(randn(20, 8, seed=5)) * 0.01 + torch.eye(8, dtype=torch.float64)[0]
+    z[3], z[7], z[8] = -z[3], z[6], z[6]
+    z = torch.nn.functional.normalize(z).float()
+    ours, _ = both(self_lse, z, seed=4, scale=scale)
+    _, exact = both(self_lse, z.double(), seed=4, scale=scale)
+    torch.testing.assert_close(ours[0].double(), exact[0], rtol=1e-6, atol=1e-6 * scale)
+    assert (ours[1] - exact[1]).norm() <= 2e-7 * scale * exact[1].norm()
+
+
+def test_bound_given_by_the_caller_is_used() -> None:
+    z = torch.nn.functional.normalize(randn(9, 4, seed=1))
+    torch.testing.assert_close(self_lse(z, scale=9.0, max_norm=1.0), self_lse(z, scale=9.0))
+
+
+@pytest.mark.parametrize("needs", [(True, False), (False, True)])
+def test_only_the_gradient_that_is_needed(needs: tuple[bool, bool]) -> None:
+    q, k = randn(9, 4, seed=0), randn(11, 4, seed=1)
+    expected = both(row_lse, q, k, seed=2, scale=1.0)[1][1:]
+    q.requires_grad_(needs[0])
+    k.requires_grad_(needs[1])
+    row_lse(q, k, scale=1.0).mul(randn(9, seed=2)).sum().backward()
+    for x, needed, grad in zip((q, k), needs, expected, strict=True):
+        assert (x.grad is not None) == needed
+        if needed:
+            torch.testing.assert_close(x.grad, grad)
+
+
+def test_no_gradient_wanted() -> None:
+    assert not self_lse(randn(4, 3, seed=0), scale=1.0).requires_grad
+    with torch.no_grad():
+        assert not row_lse(randn(4, 3, seed=0).requires_grad_(), randn(4, 3, seed=1), scale=1.0).requires_grad
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e6])
+def test_nan_and_infinity_are_not_hidden(scale: float) -> None:
+    for bad in (math.nan, math.inf):
+        z = randn(10, 3, seed=0)
+        z[4, 1] = bad
+        assert self_lse(z, scale=scale)[4].isnan()
+        assert not row_lse(z, z, scale=scale)[4].isfinite()
+    z[4, 1] = math.nan
+    assert self_lse(z, scale=scale).isnan().all()
+    assert row_lse(z, z, scale=scale).isnan().all()
+
+
+def test_rows_without_candidates() -> None:
+    one = randn(1, 3, seed=0).requires_grad_()
+    lse = self_lse(one, scale=1.0)
+    assert lse.tolist() == [-math.inf]
+    (grad,) = torch.autograd.grad(lse.masked_fill(lse == -math.inf, 0.0).sum(), one)
+    assert grad.tolist() == [[0.0, 0.0, 0.0]]
+    for q, k, n in ((0, 5, 0), (5, 0, 5), (0, 0, 0)):
+        q_, k_ = randn(q, 3, seed=1).requires_grad_(), randn(k, 3, seed=2).requires_grad_()
+        lse = row_lse(q_, k_, scale=1.0)
+        assert lse.shape == (n,)
+        assert (lse == -math.inf).all()
+        lse.masked_fill(lse == -math.inf, 0.0).sum().backward()
+    assert self_lse(randn(0, 3, seed=0), scale=1.0).shape == (0,)
+
+
+def test_gradcheck() -> None:
+    z = torch.nn.functional.normalize(randn(9, 3, seed=0)).requires_grad_()
+    k = randn(8, 3, seed=1).requires_grad_()
+    labels = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2])
+    assert torch.autograd.gradcheck(lambda z: self_lse(z, scale=2.0), z)
+    assert torch.autograd.gradcheck(lambda z: self_lse(z, scale=400.0, skip=3), z, atol=1e-4)
+    assert torch.autograd.gradcheck(lambda z: self_lse(z, scale=2.0, classes=labels, among="same"), z)
+    assert torch.autograd.gradcheck(lambda z, k: row_lse(z, k, scale=2.0, self_offset=-1), (z, k))
+
+
+@pytest.mark.parametrize("second", [self_lse, lambda z, scale: row_lse(z, z.detach(), scale=scale)])
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_second_derivative_is_refused(second: Callable[..., Tensor], scale: float) -> None:
+    z = randn(5, 3, seed=0).requires_grad_()
+    (grad,) = torch.autograd.grad(second(z, scale=scale).sum(), z, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"differentiated once, not twice; .* full similarity matrix"):
+        grad.sum().backward()
+
+
+def test_same_bits_every_time() -> None:
+    z, k = randn(40, 8, seed=0, dtype=torch.float32), randn(33, 8, seed=1, dtype=torch.float32)
+    for f, inputs in ((self_lse, (z,)), (row_lse, (z, k))):
+        first, second = (both(f, *inputs, seed=2, scale=3.0)[0] for _ in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_does_not_reach_inside(dtype: torch.dtype) -> None:
+    z, k = (randn(20, 16, seed=s, dtype=torch.float32).requires_grad_() for s in (0, 1))
+    plain = [self_lse(z, scale=1.0), row_lse(z, k, scale=1.0)]
+    expected = torch.autograd.grad(plain[0].sum() + plain[1].sum(), (z, k))
+    with torch.autocast("cpu", dtype):
+        inside = [self_lse(z, scale=1.0), row_lse(z, k, scale=1.0)]
+        # Backwards inside the region too: that is where a plain product would be cast.
+        grads = torch.autograd.grad(inside[0].sum() + inside[1].sum(), (z, k))
+    for a, b in zip([*inside, *grads], [*plain, *expected], strict=True):
+        assert torch.equal(a, b)
+
+
+def switches() -> tuple[str, str]:
+    return torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+
+
+@pytest.mark.parametrize("way", ["older", "cuda only", "newer"])
+def test_reduced_precision_products_are_off_inside_and_back_after(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    seen = []
+    forward = symmetric.forward
+
+    def look(*args: Any, **options: Any) -> Tensor:
+        # cuBLAS refuses to work when the two switches contradict each other.
+        seen.append((switches(), torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32))
+        return forward(*args, **options)
+
+    monkeypatch.setattr(symmetric, "forward", look)
+    start = switches()
+    try:
+        if way == "older":
+            torch.set_float32_matmul_precision("medium")
+        elif way == "cuda only":
+            torch.backends.cuda.matmul.allow_tf32 = True
+        else:
+            torch.backends.cuda.matmul.fp32_precision = "tf32"
+        before = switches()
+        assert before[0] == "tf32"
+        self_lse(randn(4, 3, seed=0), scale=1.0)
+        assert seen == [(("ieee", "ieee"), "highest", False)]
+        assert switches() == before
+        if way == "older":
+            assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        for matmul in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
+            matmul.fp32_precision = "ieee"
+        torch.set_float32_matmul_precision("highest")
+        for matmul, precision in zip((torch.backends.cuda.matmul, torch.backends.mkldnn.matmul), start, strict=True):
+            matmul.fp32_precision = precision
+
+
+def test_operators_are_registered_as_torch_wants_them() -> None:
+    """Schema, fake tensors, autograd registration, tracing with dynamic shapes."""
+    z, k = randn(9, 4, seed=0).requires_grad_(), randn(6, 4, seed=1).requires_grad_()
+    labels, other = torch.tensor([0, 0, 1, 1, 1, 2, 2, 2, 2]), torch.tensor([0, 1, 1, 2, 2, 3])
+    ops = torch.ops.contrastive_core
+    for args in (
+        (z, 2.0, None, None, "all", None),
+        (z, 2.0, 3, None, "all", None),
+        (z, 2.0, None, labels, "same", 9.0),
+    ):
+        torch.library.opcheck(ops.self_lse.default, args)
+    for args in ((z, k, 2.0, None, None, None, "all"), (z, k.detach(), 2.0, -1, labels, other, "other")):
+        torch.library.opcheck(ops.row_lse.default, args)
+
+
+WRONG = {
+    "integers": (lambda: self_lse(torch.ones(3, 2, dtype=torch.int64), scale=1.0), TypeError, "z is torch.int64"),
+    "vector": (
+        lambda: self_lse(torch.ones(3), scale=1.0),
+        ValueError,
+        r"z has shape \[3\], expected \[rows, features\]",
+    ),
+    "scale 0": (lambda: self_lse(torch.ones(3, 2), scale=0.0), ValueError, "scale is 0.0, expected a positive"),
+    "scale nan": (lambda: self_lse(torch.ones(3, 2), scale=math.nan), ValueError, "scale is nan"),
+    "widths": (lambda: row_lse(torch.ones(3, 2), torch.ones(3, 4), scale=1.0), ValueError, "expected the same width"),
+    "among alone": (lambda: self_lse(torch.ones(3, 2), scale=1.0, among="same"), ValueError, "'same' without classes"),
+    "classes alone": (
+        lambda: self_lse(torch.ones(3, 2), scale=1.0, classes=torch.arange(3)),
+        ValueError,
+        "'all' with classes",
+    ),
+    "count": (
+        lambda: self_lse(torch.ones(3, 2), scale=1.0, classes=torch.arange(2), among="same"),
+        ValueError,
+        r"expected \[3\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_arguments_say_what_was_expected(case: str) -> None:
+    call, error, message = WRONG[case]
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_backends_by_name() -> None:
+    assert active_backend().name == "torch"
+    with use_backend("reference"):
+        assert active_backend().name == "reference"
+        with use_backend("auto"):
+            assert active_backend().name == "torch"
+    assert active_backend().name == "torch"
+    with pytest.raises(ValueError, match=r"'compiled', which did not load \(not part of this"), use_backend("compiled"):
+        pass
+    with pytest.raises(ValueError, match="'fast', expected auto or one of torch, reference"), use_backend("fast"):
+        pass

@@ -1,0 +1,83 @@
+"""No loss ever holds an N x N matrix, nor keeps one for the backward pass: memory is O(N D)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from contrastive_core import info_nce, nt_xent, suncet, supcon
+from contrastive_core.similarity import tiles, use_backend
+
+N, D = 2048, 16
+ROWS = N * D * 4  # bytes of all embeddings in float32
+MATRIX = N * N * 4
+LABELS = {"few classes": torch.arange(N) % 3, "many classes": torch.arange(N) % 500, "all alone": torch.arange(N)}
+LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "nt_xent": lambda z: nt_xent(z[: N // 2], z[N // 2 :]),
+    "nt_xent in float64": lambda z: nt_xent(z[: N // 2], z[N // 2 :], temperature=0.01),
+    "nt_xent with row maximum": lambda z: nt_xent(z[: N // 2], z[N // 2 :], temperature=0.001),
+    "info_nce": lambda z: info_nce(z[: N // 2], z[N // 2 :], z[: N // 2].detach()),
+    **{f"suncet, {name}": lambda z, y=y: suncet(z, y) for name, y in LABELS.items()},
+    **{f"supcon, {name}": lambda z, y=y: supcon(z, y) for name, y in LABELS.items()},
+}
+
+
+@pytest.fixture(autouse=True)
+def tiles_of_128(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "_BLOCK", {"cpu": 128})
+
+
+def embeddings() -> Tensor:
+    return torch.randn(N, D, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+
+def kept_for_backward(loss: Callable[[Tensor], Tensor]) -> int:
+    """Bytes of the distinct storages autograd keeps."""
+    kept = {}
+
+    def keep(x: Tensor) -> Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    z = embeddings()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        value = loss(z)
+    value.backward()
+    return sum(kept.values())
+
+
+def allocations(loss: Callable[[Tensor], Tensor], folder: Path) -> tuple[int, int]:
+    """Largest single allocation, and the most held at a time, forwards and backwards, by torch's own account."""
+    z = embeddings()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        loss(z).backward()
+    profiler.export_chrome_trace(str(folder / "trace.json"))
+    trace = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    events = [event["args"] for event in trace if event.get("name") == "[memory]"]
+    totals = [event["Total Allocated"] for event in events]
+    return max(event["Bytes"] for event in events), max(totals) - (totals[0] - events[0]["Bytes"])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_memory_is_linear(name: str, tmp_path: Path) -> None:
+    kept = kept_for_backward(LOSSES[name])
+    largest, peak = allocations(LOSSES[name], tmp_path)
+    # Several copies of the rows in float64, indices of labels; a tile of 128 x 128 is 64 or 128 KB.
+    assert kept <= 12 * ROWS
+    assert largest <= 2 * ROWS
+    assert peak <= 20 * ROWS
+    assert peak < MATRIX / 6
+
+
+def test_the_measure_sees_a_full_matrix(tmp_path: Path) -> None:
+    with use_backend("reference"):
+        assert kept_for_backward(LOSSES["nt_xent"]) > MATRIX
+        largest, peak = allocations(LOSSES["nt_xent"], tmp_path)
+    assert largest >= MATRIX
+    assert peak > 2 * MATRIX

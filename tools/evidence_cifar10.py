@@ -11,15 +11,15 @@ encoder trained by `tools/peer_lightly.py`. The test images are used here only.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import normalize
 
+from contrastive_core.train.model_file import save_model
 from ssl_vision.evaluation import accuracy, labelled_features
 from ssl_vision.model_folder import load_encoder
 from ssl_vision.models import resnet
@@ -45,14 +45,10 @@ class NormalisedResNet(nn.Module):
 
 def as_model_folder(weights: Path) -> Path:
     """Put the peer's weights into a model folder that our commands open."""
-    folder = weights.with_suffix("")
-    (folder / "model").mkdir(parents=True, exist_ok=True)
     tensors = {f"encoder.module.backbone.{name}": tensor for name, tensor in load_file(weights).items()}
-    save_file(tensors, folder / "model" / "model.safetensors")
     encoder = {"name": "tools.evidence_cifar10:NormalisedResNet", "width": 1.0, "stem": "cifar", "sk_ratio": 0.0}
     metadata = {"format": "ssl-vision encoder 1", "encoder": encoder, "image_size": 32, "epoch": 0}
-    (folder / "model" / "model.json").write_text(json.dumps(metadata))
-    return folder
+    return save_model(weights.with_suffix(""), tensors, metadata)
 
 
 def score(model: str, data: str, linear_epochs: int) -> tuple[float, float]:
@@ -113,7 +109,7 @@ def main() -> None:
             "table": {"columns": ["encoder", "linear top-1 %", "kNN top-1 %"], "rows": rows},
             "notes": [
                 "10,000 test images; linear: 90 epochs on features computed once, without augmentation; kNN: k = 200, "
-                "temperature 0.1. One seed.",
+                "temperature 0.1. One seed. An epoch shows 49,920 images in two views each, so 10 epochs are a million views.",
                 "lightly 1.6.0: its own transform, head, loss and optimiser recipe for CIFAR-10, with our encoder, "
                 "batch size and number of steps.",
             ],

@@ -43,7 +43,9 @@ def ours(precision: str, images: Path, out: Path, *, width: float, batch_size: i
     ]
     _run(command, threads)
     records = [json.loads(line) for line in (out / "timing.jsonl").read_text().splitlines()]
-    return statistics.median(1 / record["steps_per_second"] for record in records if "steps_per_second" in record)
+    return statistics.median(
+        1 / float(record["steps_per_second"]) for record in records if "steps_per_second" in record
+    )
 
 
 def _run(command: list[object], threads: int) -> None:

@@ -109,7 +109,7 @@ def main() -> None:
             "table": {"columns": ["encoder", "linear top-1 %", "kNN top-1 %"], "rows": rows},
             "notes": [
                 "10,000 test images; linear: 90 epochs on features computed once, without augmentation; kNN: k = 200, "
-                "temperature 0.1. One seed. An epoch shows 49,920 images in two views each, so 10 epochs are a million views.",
+                "temperature 0.1. One seed. An epoch shows 49,920 images in two views: 10 epochs are a million views.",
                 "lightly 1.6.0: its own transform, head, loss and optimiser recipe for CIFAR-10, with our encoder, "
                 "batch size and number of steps.",
             ],

@@ -20,7 +20,7 @@ def knn_scores(
     bank = F.normalize(bank.float(), dim=1)
     k = min(k, len(bank))
     scores = []
-    for block in torch.tensor_split(F.normalize(query.float(), dim=1), range(1024, len(query), 1024)):
+    for block in torch.tensor_split(F.normalize(query.float(), dim=1), list(range(1024, len(query), 1024))):
         similarity, neighbour = (block @ bank.T).topk(k, dim=1)
         # Only ratios matter to the vote, so the largest weight is 1 and a small temperature cannot overflow.
         weight = ((similarity - similarity[:, :1]) / temperature).exp()

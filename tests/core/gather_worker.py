@@ -107,6 +107,11 @@ def main() -> None:
         wrapped = nn.parallel.DistributedDataParallel(model())
         nt_xent(*wrapped(x).chunk(2), temperature=0.3, gather=True).backward()
         found["DDP"] = [p.grad for p in wrapped.parameters()]
+        compiled = torch.compile(lambda z, y: suncet(z, y, gather=True), fullgraph=True, backend="aot_eager")
+        found["compiled"], found["plain"] = (
+            gradients(f(net(x), labels(world)["random"][number]), net)
+            for f in (compiled, lambda z, y: suncet(z, y, gather=True))
+        )
 
     few = x[: ROWS - 2 * number]
     found["uneven"] = {

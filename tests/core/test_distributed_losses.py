@@ -88,6 +88,14 @@ def test_distributed_data_parallel_takes_that_mean(found: list[dict[str, Any]]) 
             torch.testing.assert_close(ours, union, rtol=1e-12, atol=1e-12)
 
 
+def test_gathering_compiles_without_a_graph_break(found: list[dict[str, Any]]) -> None:
+    if len(found) > 2:
+        pytest.skip("looked at with two processes")
+    for own in found:
+        for compiled, plain in zip(own["compiled"], own["plain"], strict=True):
+            torch.testing.assert_close(compiled, plain, rtol=1e-12, atol=1e-12)
+
+
 def test_skipped_anchors_are_those_of_all_processes(found: list[dict[str, Any]]) -> None:
     n = len(found) * worker.ROWS
     for own in found:

@@ -36,3 +36,9 @@ def test_command_prints_it_and_the_environment_chooses() -> None:
     assert lines[1].split() == ["backend", "reference"]
     assert lines[2].strip() == "compiled: not part of this installation"
     assert lines[3].split() == ["torch", torch.__version__]
+
+
+def test_importing_the_losses_does_not_load_the_compiler() -> None:
+    """torch._dynamo alone takes longer to import than everything here."""
+    code = "import sys, contrastive_core.losses; print('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

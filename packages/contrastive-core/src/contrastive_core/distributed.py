@@ -8,12 +8,12 @@ the mean loss over the union batch. (`torch.distributed.all_gather` alone passes
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 def is_distributed() -> bool:
@@ -31,14 +31,12 @@ def world_size() -> int:
     return dist.get_world_size() if is_distributed() else 1
 
 
-# torch.compile leaves collectives out of its graphs.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def gather_rows(x: Tensor) -> Tensor:
     """Rows of all processes in the order of their ranks: [n, ...] on each of W -> [W n, ...], with gradient.
 
     Backwards the gradient of the result is summed over processes, and each takes the part of its rows. Every process
-    must call this, with the same number of rows, and must run the backward pass if one does. Alone, x itself is
-    returned.
+    must call this, with the same number of rows, and all must run the backward pass if one does. Alone, x itself is
+    returned. No second derivative.
 
     Raises:
         ValueError: on every process, if they hold different numbers of rows, or rows of different size or type.
@@ -48,18 +46,13 @@ def gather_rows(x: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return x
-    _refuse_unequal(x)
-    gathered: Tensor = _GatherRows.apply(x)
+    gathered: Tensor = _gather(x)
     return gathered
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def gather_labels(y: Tensor) -> Tensor:
     """As :func:`gather_rows`, without gradient: [n] -> [W n]."""
-    if world_size() == 1:
-        return y
-    _refuse_unequal(y)
-    return _all_gather(y.detach())
+    return gather_rows(y.detach())
 
 
 def split_own(gathered: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,26 +61,44 @@ def split_own(gathered: Tensor) -> tuple[Tensor, Tensor]:
     return gathered[own * size : (own + 1) * size], torch.cat([gathered[: own * size], gathered[(own + 1) * size :]])
 
 
-class _GatherRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.rows = len(x)
-        return _all_gather(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        total = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        start = rank() * ctx.rows
-        return total[start : start + ctx.rows]
+# Operators rather than an autograd function: torch.compile does not look for collectives inside them.
 
 
-def _all_gather(x: Tensor) -> Tensor:
-    x = x.contiguous()
-    parts = [torch.empty_like(x) for _ in range(world_size())]
-    dist.all_gather(parts, x)
+@torch.library.custom_op("contrastive_core::gather", mutates_args=())
+def _gather(x: Tensor) -> Tensor:
+    _refuse_unequal(x)
+    parts = _one_per_process(x)
+    dist.all_gather(parts, x.contiguous())
     return torch.cat(parts)
+
+
+@torch.library.custom_op("contrastive_core::gather_backward", mutates_args=())
+def _gather_backward(grad: Tensor) -> Tensor:
+    total = grad.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total.chunk(world_size())[rank()].clone()
+
+
+@_gather.register_fake
+def _(x: Tensor) -> Tensor:
+    return x.new_empty(world_size() * x.shape[0], *x.shape[1:])
+
+
+@_gather_backward.register_fake
+def _(grad: Tensor) -> Tensor:
+    return grad.new_empty(grad.shape[0] // world_size(), *grad.shape[1:])
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> Tensor:
+    own: Tensor = _gather_backward(grad)
+    return own
+
+
+_gather.register_autograd(_differentiate)
+
+
+def _one_per_process(x: Tensor) -> list[Tensor]:
+    return [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
 
 
 _DTYPES = tuple(sorted({value for value in vars(torch).values() if isinstance(value, torch.dtype)}, key=str))
@@ -95,10 +106,8 @@ _DTYPES = tuple(sorted({value for value in vars(torch).values() if isinstance(va
 
 def _refuse_unequal(x: Tensor) -> None:
     """Compares shapes over processes first: a gather of unequal tensors would hang or read beyond them."""
-    mine = torch.tensor(
-        [len(x), x[:0].numel() if len(x) == 0 else x[0].numel(), _DTYPES.index(x.dtype)], device=x.device
-    )
-    parts = [torch.empty_like(mine) for _ in range(world_size())]
+    mine = torch.tensor([len(x), math.prod(x.shape[1:]), _DTYPES.index(x.dtype)], device=x.device)
+    parts = _one_per_process(mine)
     dist.all_gather(parts, mine)
     rows, sizes, dtypes = torch.stack(parts).T.tolist()
     if len(set(rows)) > 1:

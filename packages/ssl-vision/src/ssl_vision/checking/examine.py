@@ -33,7 +33,7 @@ def examine(data: str | os.PathLike[str], *, split: str | None = None) -> Report
     no images.
 
     Pictures are compared by the pixels they decode to; two files with the same bytes are the plain case of that. Time
-    is that of decoding everything once, on all cores; memory some 500 bytes per image.
+    is that of decoding everything once, on all cores; memory some 700 bytes per image.
 
     Args:
         data: as for `ssl_vision.data.open_images`.

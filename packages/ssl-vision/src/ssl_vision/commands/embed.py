@@ -1,0 +1,96 @@
+"""`ssl-vision embed`: features of a data set, as a file or as a map."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from contrastive_core.errors import UserError
+from contrastive_core.random import derive, permutation
+from ssl_vision.data import ImageSet, open_images
+from ssl_vision.feature_files import import_pyarrow, write_npz, write_parquet
+from ssl_vision.features import extract
+from ssl_vision.model_folder import load_encoder
+from ssl_vision.reporting.sheets import Subset
+
+_FILES = {".npz": write_npz, ".parquet": write_parquet}
+_PICTURES = (".png", ".svg")
+
+
+def embed(
+    model: str,
+    data: str,
+    out: Path,
+    *,
+    split: str = "train",
+    batch_size: int = 512,
+    device: str = "auto",
+    points: int = 2000,
+    seed: int = 0,
+) -> Path:
+    """Compute the features of images and write them to a file, or draw a map of them.
+
+    The ending of the file decides: ``.npz`` (arrays features, ids, paths, labels, classes; labels are -1 where there
+    are none), ``.parquet`` (a row per image), ``.png`` or ``.svg`` (a map by PCA and t-SNE, coloured by class).
+
+    Args:
+        model: a run folder, a model folder, or ``pixels`` for the images themselves as features.
+        data: an image folder, CSV manifest or named data set; labels are not needed.
+        out: the file to write.
+        split: which part of the data.
+        batch_size: images per forward pass.
+        device: auto, cpu, cuda or mps.
+        points: at most this many images, drawn at random, make a map.
+        seed: of that choice and of the map.
+
+    Returns:
+        The file.
+    """
+    out = Path(out)
+    ending = out.suffix.lower()
+    if ending not in _FILES and ending not in _PICTURES:
+        raise UserError(f"{out}: found the ending {ending!r}, expected one of {', '.join([*_FILES, *_PICTURES])}")
+    if ending == ".parquet":
+        import_pyarrow()
+    images = open_images(data, split=split)
+    loaded = load_encoder(model, device=device)
+    if ending in _FILES:
+        _FILES[ending](out, extract(loaded, images, batch_size=batch_size), images)
+        return out
+    chosen = permutation(derive(seed, "map"), len(images))[:points].sort().values
+    shown = Subset(images, chosen.tolist())
+    picture = _picture(
+        extract(loaded, shown, batch_size=batch_size),
+        shown,
+        ending,
+        model=model,
+        of=len(images),
+        split=split,
+        seed=seed,
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(picture)
+    return out
+
+
+def _picture(features: Tensor, images: ImageSet, ending: str, *, model: str, of: int, split: str, seed: int) -> bytes:
+    from ssl_vision.reporting.feature_map import layout, map_figure  # noqa: PLC0415 - files need no matplotlib
+    from ssl_vision.reporting.style import to_png, to_svg  # noqa: PLC0415
+
+    positions, how = layout(features.cpu().numpy().astype(np.float32), seed=seed)
+    which = f"{of:,} images" if len(images) == of else f"{len(images):,} of {of:,} images, chosen at random"
+    caption = (
+        f"{which} of {images.name}, split {split}; {how}. Neighbours are alike to the encoder; the size of a cluster "
+        "and the distance between two mean little."
+    )
+    figure = map_figure(
+        positions,
+        labels=images.labels().numpy() if images.is_labelled else None,
+        classes=images.classes,
+        title=f"Features of {model}",
+        caption=textwrap.fill(caption, 110),
+    )
+    return to_png(figure) if ending == ".png" else to_svg(figure)

@@ -1,0 +1,188 @@
+"""What a run has left in its folder: configuration, metrics, timing, models, scores."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from contrastive_core.errors import UserError
+from contrastive_core.train import config as run_config
+from contrastive_core.train import metrics
+from ssl_vision.data.skipping import read_log
+from ssl_vision.evaluation import Score
+from ssl_vision.model_folder import PIXELS
+from ssl_vision.options import AugmentOptions
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """The settings of `ssl-vision pretrain` that a report works with; `config` holds all of them."""
+
+    config: Mapping[str, Any]
+    data: str
+    split: str
+    encoder: str
+    epochs: int
+    batch_size: int
+    image_size: int
+    seed: int
+    augment: AugmentOptions
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run as it lies on disk, finished or not.
+
+    Attributes:
+        path: of the folder.
+        settings: of the run.
+        records: the lines of ``metrics.jsonl``.
+        sessions: where and how it was started, each time.
+        seconds: spent in training steps; None when nothing was logged.
+        bad_files: images that could not be read, and why.
+    """
+
+    path: Path
+    settings: RunSettings
+    records: list[dict[str, int | float]]
+    sessions: list[dict[str, Any]]
+    seconds: float | None
+    bad_files: Mapping[int, str]
+
+    @property
+    def has_model(self) -> bool:
+        """Whether training has ended and left its model."""
+        return (self.path / "model" / "model.json").is_file()
+
+    @property
+    def epoch(self) -> float:
+        """How far training has come, by its last record."""
+        return float(self.records[-1].get("epoch", 0)) if self.records else 0.0
+
+
+@dataclass(frozen=True)
+class RunScore:
+    """A score and whose it is.
+
+    Attributes:
+        epoch: of the model; None for raw pixels.
+        score: as evaluation wrote it.
+    """
+
+    epoch: int | None
+    score: Score
+
+    @property
+    def protocol(self) -> str:
+        """What distinguishes one way to evaluate from another: the protocol, its data and its settings."""
+        return json.dumps([self.score.protocol, self.score.data, self.score.settings], sort_keys=True, default=str)
+
+
+def data_name(spec: str) -> str:
+    """A data set as one calls it: the name of a named one, else the last part of its path."""
+    name, colon, _ = spec.partition(":")
+    return name if colon and len(name) > 1 else PurePath(spec).name or spec
+
+
+def open_run(path: Path) -> RunFolder:
+    """Read the folder of a run of `ssl-vision pretrain`.
+
+    Raises:
+        UserError: it is none, or its files are damaged.
+    """
+    if not (path / "config.yaml").is_file():
+        raise UserError(f"{path}: found no config.yaml there, expected the out folder of `ssl-vision pretrain`")
+    records = _lines(path / "metrics.jsonl", metrics.read)
+    timing = _lines(path / "timing.jsonl", _read_timing)
+    return RunFolder(
+        path=path,
+        settings=_settings(path / "config.yaml"),
+        records=records,
+        sessions=[line for line in timing if "session" in line],
+        seconds=_seconds(timing),
+        bad_files=read_log(path / "bad_files.jsonl"),
+    )
+
+
+def read_scores(run: RunFolder) -> list[RunScore]:
+    """Every score under ``RUN/evaluation`` and ``RUN/models/epoch-*/evaluation``: raw pixels first, then by epoch.
+
+    Raises:
+        UserError: a file there is no score.
+    """
+    found = []
+    for file in sorted(run.path.glob("evaluation/*.json")):
+        score = _read_score(file)
+        found.append(RunScore(None if score.model == PIXELS else run.settings.epochs, score))
+    for file in sorted(run.path.glob("models/epoch-*/evaluation/*.json")):
+        number = re.fullmatch(r"epoch-(\d+)", file.parents[1].name)
+        if number:
+            found.append(RunScore(int(number[1]), _read_score(file)))
+    return sorted(found, key=lambda s: (-1 if s.epoch is None else s.epoch, s.protocol))
+
+
+def write_score(score: Score, file: Path) -> None:
+    """Write a score where `read_scores` finds it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(asdict(score), indent=2) + "\n")
+
+
+def _read_score(file: Path) -> Score:
+    try:
+        return Score(**json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{file}: found no score ({error}), expected what `ssl-vision knn` and `ssl-vision linear` write; "
+            "remove the file or evaluate again"
+        ) from error
+
+
+def _settings(file: Path) -> RunSettings:
+    config = run_config.read(file)
+    try:
+        return RunSettings(
+            config=config,
+            data=str(config["data"]),
+            split=str(config["split"]),
+            encoder=str(config["encoder"]["name"]),
+            epochs=int(config["epochs"]),
+            batch_size=int(config["batch_size"]),
+            image_size=int(config["image_size"]),
+            seed=int(config["run"]["seed"]),
+            augment=AugmentOptions(**config["augment"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{file}: not the configuration of a run of `ssl-vision pretrain` ({type(error).__name__}: {error}); "
+            "expected the file as that command wrote it"
+        ) from error
+
+
+def _lines(file: Path, read: Any) -> list[dict[str, Any]]:
+    try:
+        lines: list[dict[str, Any]] = read(file)
+    except ValueError as error:
+        raise UserError(f"{file}: damaged ({error}); expected one JSON object per line") from error
+    return lines
+
+
+def _read_timing(file: Path) -> list[dict[str, Any]]:
+    if not file.exists():
+        return []
+    # A kill may have cut the last line short.
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"]
+
+
+def _seconds(timing: list[dict[str, Any]]) -> float | None:
+    """Time spent in steps over all sessions; what was lost by a kill and done again counts twice, as it was spent."""
+    total, current = 0.0, 0.0
+    for line in timing:
+        if "session" in line:
+            total, current = total + current, 0.0
+        else:
+            current = float(line["seconds"])
+    return total + current or None

@@ -1,0 +1,179 @@
+"""Sheets of images: the views that training draws, and the nearest neighbours that training has brought about."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from contrastive_core.random import derive, permutation
+from ssl_vision.data import ImageSet
+from ssl_vision.features import extract
+from ssl_vision.model_folder import LoadedModel
+from ssl_vision.options import build_augment
+from ssl_vision.reporting.run_folder import RunSettings
+from ssl_vision.views import view_seed
+
+_LOOKED_THROUGH = 5000
+
+
+class Subset(ImageSet):
+    """Some images of a set, in the order given."""
+
+    def __init__(self, images: ImageSet, indices: Sequence[int]) -> None:
+        labels = [label for i in indices if (label := images.label(i)) is not None]
+        super().__init__(images.name, labels=labels if len(labels) == len(indices) else None, classes=images.classes)
+        self.images, self.indices = images, list(indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> Tensor:
+        return self.images.read(self.indices[index])
+
+    def path(self, index: int) -> str:
+        return self.images.path(self.indices[index])
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image with what is known about it; pixels uint8 or [0, 1] float ``[3, H, W]``."""
+
+    pixels: Tensor
+    path: str
+    label: str | None
+
+
+@dataclass(frozen=True)
+class ViewRow:
+    """An image and, for every epoch of the sheet, its pair of views."""
+
+    original: Picture
+    pairs: list[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class NeighbourRow:
+    """A query and the images most similar to it, with their cosine similarities, most similar first."""
+
+    query: Picture
+    nearest: list[tuple[Picture, float]]
+
+
+@dataclass(frozen=True)
+class Sheets:
+    """Both sheets of a run; `epochs`, from 0, are those of the views, `bank` how many images neighbours were sought in.
+
+    Without a trained model there are no neighbours.
+    """
+
+    views: list[ViewRow]
+    epochs: list[int]
+    neighbours: list[NeighbourRow] | None
+    bank: int
+
+
+def make_sheets(
+    settings: RunSettings,
+    images: ImageSet,
+    model: LoadedModel | None,
+    *,
+    rows: int,
+    bank: int,
+    seed: int,
+    without: Collection[int] = (),
+) -> Sheets:
+    """Views of random images in the first two epochs and the last, and the neighbours of random images.
+
+    Args:
+        settings: of the run, which decide how views are drawn.
+        images: to choose from.
+        model: under which images are alike.
+        rows: images on either sheet.
+        bank: the most images to look for neighbours in.
+        seed: of the choices.
+        without: images to leave out, because they cannot be read.
+    """
+    epochs = sorted({0, 1, settings.epochs - 1} & set(range(settings.epochs)))
+    views = draw_views(images, settings, choose_images(images, rows, seed=seed, without=without), epochs)
+    if model is None:
+        return Sheets(views, epochs, None, 0)
+    among = choose_bank(images, bank, seed=seed, without=without)
+    neighbours = find_neighbours(model, among, choose_images(among, rows, seed=seed))
+    return Sheets(views, epochs, neighbours, len(among))
+
+
+def draw_views(images: ImageSet, settings: RunSettings, indices: Sequence[int], epochs: Sequence[int]) -> list[ViewRow]:
+    """The views of these images in these epochs, from 0: the same pixels that the run trains on."""
+    augment = build_augment(settings.augment, settings.image_size)
+    seed = derive(settings.seed, "views")  # as `pretrain` seeds its views
+    rows = []
+    for index in indices:
+        picture = images.read(index)
+        pairs = []
+        for epoch in epochs:
+            view_a, view_b = (
+                augment(picture[None], seed=view_seed(seed, epoch, view), ids=torch.tensor([index]))[0]
+                for view in (0, 1)
+            )
+            pairs.append((view_a, view_b))
+        rows.append(ViewRow(Picture(picture, images.path(index), _class_name(images, index)), pairs))
+    return rows
+
+
+def find_neighbours(
+    model: LoadedModel, images: ImageSet, queries: Sequence[int], *, count: int = 5, batch_size: int = 512
+) -> list[NeighbourRow]:
+    """For every query the `count` most similar other images of the set under the model."""
+    similarity, index = nearest(extract(model, images, batch_size=batch_size).cpu(), torch.tensor(queries), count)
+    return [
+        NeighbourRow(
+            _picture(images, query),
+            [(_picture(images, int(j)), float(s)) for j, s in zip(found, similar, strict=True)],
+        )
+        for query, found, similar in zip(queries, index, similarity, strict=True)
+    ]
+
+
+def nearest(features: Tensor, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Cosine similarity and index, each ``[Q, count]``, of the rows most similar to rows `queries`, these left out.
+
+    Of equally similar rows the first comes first; with fewer than ``count + 1`` rows, all others are returned.
+    """
+    unit = F.normalize(features.float(), dim=1)
+    similarity = unit[queries] @ unit.T
+    similarity[torch.arange(len(queries)), queries] = -torch.inf
+    ranked = similarity.sort(dim=1, descending=True, stable=True)
+    count = min(count, len(features) - 1)
+    return ranked.values[:, :count].clamp(-1, 1), ranked.indices[:, :count]
+
+
+def choose_images(images: ImageSet, count: int, *, seed: int, without: Collection[int] = ()) -> list[int]:
+    """Images to show: random ones, of as many different classes as there are, none of those `without`."""
+    order = permutation(derive(seed, "show"), len(images))[:_LOOKED_THROUGH].tolist()
+    rank = dict.fromkeys(range(-1, len(images.classes)), 0)
+    turns = []
+    for place, index in enumerate(i for i in order if i not in without):
+        label = images.label(index)
+        label = -1 if label is None else label
+        turns.append((rank[label], place, index))
+        rank[label] += 1
+    return [index for _, _, index in sorted(turns)[:count]]
+
+
+def choose_bank(images: ImageSet, count: int, *, seed: int, without: Collection[int] = ()) -> Subset:
+    """At most `count` random images of a set, in its order, none of those `without`."""
+    order = permutation(derive(seed, "bank"), len(images)).tolist()
+    return Subset(images, sorted([i for i in order if i not in without][:count]))
+
+
+def _class_name(images: ImageSet, index: int) -> str | None:
+    label = images.label(index)
+    return None if label is None else images.classes[label]
+
+
+def _picture(images: ImageSet, index: int) -> Picture:
+    return Picture(images.read(index), images.path(index), _class_name(images, index))

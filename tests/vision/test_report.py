@@ -1,0 +1,417 @@
+"""The report of a run: a page that stands alone, and shows what was trained on and what came of it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from contrastive_core.errors import UserError
+from contrastive_core.train import RunOptions
+from ssl_vision.augment import SimCLRAugment
+from ssl_vision.cli import main
+from ssl_vision.commands.knn import knn
+from ssl_vision.commands.pretrain import pretrain
+from ssl_vision.commands.report import report
+from ssl_vision.data import open_images
+from ssl_vision.features import extract
+from ssl_vision.model_folder import load_encoder
+from ssl_vision.models import EncoderOptions
+from ssl_vision.options import AugmentOptions
+from ssl_vision.reporting import environment, scores
+from ssl_vision.reporting.run_folder import open_run, read_scores
+from ssl_vision.reporting.sheets import choose_bank, choose_images, draw_views, find_neighbours, nearest
+from ssl_vision.reporting.thumbnails import to_image
+
+EPOCHS, BATCH = 3, 48
+_VOID = {"meta", "img", "br", "link", "input", "hr", "base"}
+
+
+class Page(HTMLParser):
+    """What a browser would see: elements, attributes, text, images by section; every tag closed by its own."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.words: list[str] = []
+        self.heading = ""
+        self.images: dict[str, list[Image.Image]] = {}
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag == "img":
+            source = dict(attrs)["src"] or ""
+            kind, _, data = source.removeprefix("data:image/").partition(";base64,")
+            picture = Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
+            picture.load()
+            assert picture.format == kind.upper()
+            assert dict(attrs)["alt"]
+            self.images.setdefault(self.heading, []).append(picture)
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "h2":
+            self.heading = data
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def read(path: Path) -> Page:
+    return Page(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """140 digits to train on and 40 to test on, as files."""
+    folder = tmp_path_factory.mktemp("data") / "few digits"
+    for split, count in (("train", 14), ("test", 4)):
+        images = open_images("digits", split=split)
+        for digit in range(10):
+            (folder / split / str(digit)).mkdir(parents=True)
+            for i in (images.labels() == digit).nonzero()[:count, 0].tolist():
+                to_image(images.read(i)).save(folder / split / str(digit) / f"{i}.png")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def recorded(data: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[tuple[int, int], list[Tensor]]]:
+    """A run, and every view that training has drawn: (epoch, image) -> view a, view b."""
+    run = tmp_path_factory.mktemp("report") / "run"
+    calls: list[tuple[list[int], Tensor]] = []
+    forward = SimCLRAugment.forward
+
+    def record(self: SimCLRAugment, images: Tensor, *, seed: int, ids: Tensor) -> Tensor:
+        views = forward(self, images, seed=seed, ids=ids)
+        calls.append((ids.tolist(), views.clone()))
+        return views
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SimCLRAugment, "forward", record)
+        pretrain(
+            data, run, epochs=EPOCHS, batch_size=BATCH, image_size=16, encoder=EncoderOptions(width=0.125),
+            augment=AugmentOptions(flip=False, blur=True), save_every=2,
+            run=RunOptions(device="cpu", threads=1, progress=False, seed=5, log_every=2),
+        )  # fmt: skip
+    views: dict[tuple[int, int], list[Tensor]] = {}
+    per_epoch = len(calls) // EPOCHS
+    for number, (ids, drawn) in enumerate(calls):
+        for image, view in zip(ids, drawn, strict=True):
+            views.setdefault((number // per_epoch, image), []).append(view)
+    knn(str(run), data, k=20)
+    for epoch in (0, 2):
+        knn(str(run / f"models/epoch-{epoch:04d}"), data, k=20)
+    knn("pixels", data, k=20, out=run / "evaluation" / "pixels-knn.json")
+    return run, views
+
+
+@pytest.fixture(scope="module")
+def page(recorded: tuple[Path, object]) -> Page:
+    return read(report(recorded[0], rows=4, bank=120, device="cpu"))
+
+
+@pytest.fixture
+def copy(recorded: tuple[Path, object], tmp_path: Path) -> Path:
+    """A copy of the run to damage."""
+    return shutil.copytree(recorded[0], tmp_path / "copy")
+
+
+def test_page_stands_alone(recorded: tuple[Path, object], page: Page) -> None:
+    file = recorded[0] / "report.html"
+    assert file.stat().st_size < 3_000_000
+    source = file.read_text(encoding="utf-8")
+    without_pictures = re.sub(r"data:image/\w+;base64,[\w+/=]+", "", source)
+    assert not re.search(r"https?:|//|@import|javascript|<script|<link|<iframe|<object", without_pictures)
+    for tag, name, value in page.attributes:
+        if name in ("src", "href", "xlink:href", "data", "action", "srcset", "poster"):
+            assert value.startswith("#" if tag != "img" else "data:image/"), (tag, name, value)
+    inner = re.findall(r"url\(([^)]*)\)", source)
+    identifiers = {value for _, name, value in page.attributes if name == "id"}
+    assert all(target.startswith("#") and target[1:] in identifiers for target in inner)
+    references = {value[1:] for _, name, value in page.attributes if name == "href"}
+    assert references <= identifiers
+    assert len(identifiers) == sum(name == "id" for _, name, _ in page.attributes)  # none twice
+
+
+def test_page_says_what_was_run(page: Page) -> None:
+    assert page.tags.count("h1") == 1
+    assert "SimCLR pre-training of resnet18 on few digits" in page.text
+    assert "140 images without their labels" in page.text
+    assert f"{EPOCHS} epochs in batches of {BATCH}, seed 5" in page.text
+    assert page.tags.count("svg") == 2
+    headings = ["Training", "Evaluation", "What training sees", "Nearest neighbours", "Settings", "Environment"]
+    positions = [page.text.index(f" {heading} ") for heading in headings]
+    assert positions == sorted(positions)
+    for setting in (
+        "batch_size 48",
+        "image_size 16",
+        "width 0.125",
+        "flip false",
+        "blur true",
+        "save_every 2",
+        "seed 5",
+    ):
+        assert f" {setting} " in page.text
+    assert f"torch {torch.__version__}" in page.text
+    changed = page.attributes.count(("tr", "class", "changed"))
+    # epochs, batch_size, image_size, save_every; width; blur, flip; seed, device, threads, log_every, progress.
+    assert changed == 12
+
+
+def test_accuracies_are_those_of_the_evaluation(recorded: tuple[Path, object], page: Page) -> None:
+    run = recorded[0]
+    written = {
+        "raw pixels": run / "evaluation" / "pixels-knn.json",
+        "untrained network": run / "models" / "epoch-0000" / "evaluation" / "knn.json",
+        "after 2 of 3 epochs": run / "models" / "epoch-0002" / "evaluation" / "knn.json",
+        "after 3 of 3 epochs": run / "evaluation" / "knn.json",
+    }
+    for name, file in written.items():
+        score = json.loads(file.read_text())
+        assert f"{name} {score['top1']:.1f} % (top-5 {score['top5']:.1f} %)" in page.text
+    assert "k 20, temperature 0.1" in page.text
+    curves, baselines = scores.accuracy_curves(scores.by_protocol(read_scores(open_run(run))))
+    top1 = [json.loads(written[name].read_text())["top1"] for name in list(written)]
+    assert curves == {"nearest neighbours": {0.0: top1[1], 2.0: top1[2], 3.0: top1[3]}}
+    assert baselines == {"nearest neighbours": top1[0]}
+    assert "of another model" not in page.text
+
+
+def test_views_are_those_of_training(
+    data: str, recorded: tuple[Path, dict[tuple[int, int], list[Tensor]]], page: Page
+) -> None:
+    run, trained_on = recorded
+    images = open_images(data)
+    settings = open_run(run).settings
+    # An epoch leaves out what does not fill a batch, so look at images that were in every epoch.
+    seen = [i for i in range(len(images)) if all((epoch, i) in trained_on for epoch in range(EPOCHS))][:40]
+    for row, index in zip(draw_views(images, settings, seen, list(range(EPOCHS))), seen, strict=True):
+        for epoch, pair in enumerate(row.pairs):
+            assert torch.equal(torch.stack(pair), torch.stack(trained_on[epoch, index]))
+        assert torch.equal(row.original.pixels, images.read(index))
+    # On the page stand the same pixels, in the order of the sheet.
+    chosen = choose_images(images, 4, seed=0)
+    rows = draw_views(images, settings, chosen, [0, 1, EPOCHS - 1])
+    expected = [
+        pixels
+        for row in rows
+        for pixels in [row.original.pixels, *((view * 255).round().byte() for pair in row.pairs for view in pair)]
+    ]
+    shown = page.images["What training sees"]
+    assert len(shown) == 4 * 7
+    for picture, pixels in zip(shown, expected, strict=True):
+        np.testing.assert_array_equal(np.asarray(picture), pixels.permute(1, 2, 0).numpy())
+
+
+def test_neighbours_are_the_most_similar_images(data: str, recorded: tuple[Path, object], page: Page) -> None:
+    run = recorded[0]
+    images = open_images(data)
+    bank = choose_bank(images, 120, seed=0)
+    model = load_encoder(str(run), device="cpu")
+    queries = choose_images(bank, 4, seed=0)
+    features = extract(model, bank).numpy().astype(np.float64)
+    for row, query in zip(find_neighbours(model, bank, queries), queries, strict=True):
+        cosine = features @ features[query] / (np.linalg.norm(features, axis=1) * np.linalg.norm(features[query]))
+        best = sorted((i for i in range(120) if i != query), key=lambda i: -cosine[i])[:5]
+        assert [picture.path for picture, _ in row.nearest] == [bank.path(i) for i in best]
+        np.testing.assert_allclose([s for _, s in row.nearest], cosine[best], atol=1e-6)
+        assert all(f"{s:.3f}" in page.text for _, s in row.nearest)
+        marks = ["✓" if bank.label(i) == bank.label(query) else "✗" for i in best]
+        labels = [bank.label(i) for i in best]
+        line = " ".join(f"{n} {mark} {s:.3f}" for n, mark, (_, s) in zip(labels, marks, row.nearest, strict=True))
+        assert f"{bank.label(query)} {line}" in page.text
+    assert len(page.images["Nearest neighbours"]) == 4 * 6
+
+
+def test_nearest_leaves_out_the_query_and_takes_the_first_of_equals() -> None:
+    rows = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [-1.0, 0.0]])
+    similarity, index = nearest(rows, torch.tensor([1, 2]), 9)
+    assert index.tolist() == [[0, 3, 2, 4], [0, 1, 3, 4]]
+    assert similarity.tolist() == [[1, 1, 0, -1], [0, 0, 0, 0]]
+
+
+def test_chosen_images_are_of_different_classes_and_never_bad() -> None:
+    images = open_images("digits")
+    chosen = choose_images(images, 10, seed=3)
+    assert sorted(images.label(i) or 0 for i in chosen) == list(range(10))
+    assert choose_images(images, 10, seed=3) == chosen != choose_images(images, 10, seed=4)
+    others = choose_images(images, 10, seed=3, without=set(chosen))
+    assert not set(others) & set(chosen)
+    bank = choose_bank(images, 1432, seed=0, without={7})
+    assert bank.indices == [i for i in range(1433) if i != 7]
+    assert bank.labels().tolist() == images.labels()[bank.indices].tolist()
+
+
+def test_command_line_writes_where_told(recorded: tuple[Path, object], tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    out = tmp_path / "deep" / "page.html"
+    arguments = ["report", str(recorded[0]), "--out", str(out), "--rows", "2", "--bank", "10", "--split", "test"]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    assert "among 10 images of few digits, split test" in read(out).text
+
+
+def test_large_pictures_stay_small_in_the_page(copy: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        pixels = rng.integers(0, 256, (500, 900, 3), dtype=np.uint8)
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.png")
+    file = report(copy, data=str(tmp_path / "photos"), split="all", device="cpu", out=tmp_path / "page.html")
+    assert file.stat().st_size < 3_000_000
+    photos = read(file).images["Nearest neighbours"]
+    assert {picture.size for picture in photos} == {(160, 89)}
+    assert "✓" not in read(file).text  # they have no classes
+
+
+def test_run_that_has_not_ended(copy: Path, tmp_path: Path) -> None:
+    shutil.rmtree(copy / "model")
+    shutil.rmtree(copy / "evaluation")
+    lines = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (copy / "metrics.jsonl").write_text("".join(lines[:3]) + lines[3][:10])  # killed while writing
+    text = read(report(copy, rows=2, device="cpu")).text
+    epoch = json.loads(lines[2])["epoch"]
+    assert f"Training has not ended: {epoch:.4g} epochs are done" in text
+    assert "There is no trained model yet." in text
+    assert "untrained network" in text
+
+
+def test_run_without_anything_yet(copy: Path) -> None:
+    for folder in ("model", "evaluation", "models", "checkpoints"):
+        shutil.rmtree(copy / folder)
+    for file in copy.glob("*.jsonl"):
+        file.unlink()
+    text = read(report(copy, rows=2, device="cpu")).text
+    assert "Nothing has been logged yet." in text
+    assert f"ssl-vision knn {copy} DATA" in text
+
+
+def test_data_that_moved_is_said_and_the_rest_is_shown(data: str, copy: Path, tmp_path: Path) -> None:
+    config = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(config.replace(f"data: {data}", f"data: {tmp_path}/gone"))
+    page = read(report(copy, device="cpu"))
+    assert f"{tmp_path}/gone" in page.text
+    assert "ssl-vision report --data DATA" in page.text
+    assert page.images == {}
+    assert "after 3 of 3 epochs" in page.text
+    with pytest.raises(UserError, match="gone"):
+        report(copy, data=str(tmp_path / "gone"), device="cpu")
+
+
+def test_names_from_outside_are_text(copy: Path, tmp_path: Path) -> None:
+    name = '<b>"cats" & co'
+    folder = tmp_path / "data" / "train" / name
+    folder.mkdir(parents=True)
+    for i in range(6):
+        Image.fromarray(np.full((8, 8, 3), 40 * i, dtype=np.uint8)).save(folder / f"{i}.png")
+    page = read(report(copy, data=str(tmp_path / "data"), rows=2, device="cpu"))
+    assert page.text.count(name) >= 12
+    assert "b" not in page.tags
+
+
+def test_bad_files_are_counted_and_not_shown(data: str, copy: Path) -> None:
+    chosen = choose_images(open_images(data), 2, seed=0)
+    record = {"index": chosen[0], "path": "x", "reason": "x/1.png: truncated"}
+    (copy / "bad_files.jsonl").write_text(json.dumps(record) + "\n")
+    page = read(report(copy, rows=1, bank=10, device="cpu"))
+    assert "1 images could not be read" in page.text
+    assert "x/1.png: truncated" in page.text
+    first = np.asarray(page.images["What training sees"][0])
+    np.testing.assert_array_equal(first, open_images(data).read(chosen[1]).permute(1, 2, 0).numpy())
+
+
+def test_scores_of_another_model_are_marked(copy: Path) -> None:
+    file = copy / "evaluation" / "knn.json"
+    score = json.loads(file.read_text())
+    file.write_text(json.dumps({**score, "encoder_hash": "0" * 64}))
+    assert "are of another model than the one in the folder" in read(report(copy, rows=1, device="cpu")).text
+
+
+def test_protocols_that_differ_stay_apart(data: str, copy: Path) -> None:
+    knn(str(copy), data, k=1, out=copy / "evaluation" / "one.json")
+    protocols = scores.by_protocol(read_scores(open_run(copy)))
+    assert [p.name for p in protocols] == ["nearest neighbours, few digits (1)", "nearest neighbours, few digits (2)"]
+    assert sorted(p.example.score.settings["k"] for p in protocols) == [1, 20]
+    curves, _ = scores.accuracy_curves(protocols)
+    assert len(curves) == 1  # a single point is no curve
+
+
+def test_time_is_summed_over_starts(copy: Path) -> None:
+    lines = [
+        {"session": 0},
+        {"step": 0, "seconds": 1.0},
+        {"step": 3, "seconds": 4.0},
+        {"session": 2},
+        {"step": 5, "seconds": 2.5},
+    ]
+    (copy / "timing.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 6, "sec')
+    run = open_run(copy)
+    assert run.seconds == 6.5
+    assert len(run.sessions) == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.yaml", "epochs: 3\n", "not the configuration of a run"),
+        ("metrics.jsonl", "{broken\n", "metrics.jsonl: damaged"),
+        ("evaluation/knn.json", '{"top1": 3}', "knn.json: found no score"),
+        ("evaluation/knn.json", "[]", "knn.json: found no score"),
+    ],
+)
+def test_damaged_files_are_named(copy: Path, file: str, content: str, message: str) -> None:
+    (copy / file).write_text(content)
+    with pytest.raises(UserError, match=message):
+        report(copy, device="cpu")
+
+
+def test_folder_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no config.yaml .* expected the out folder of `ssl-vision pretrain`"):
+        report(tmp_path)
+
+
+def test_commit_is_of_the_checkout_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    (tmp_path / "environment.py").write_text("a = 1\n")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    commit = git("rev-parse", "HEAD")
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "environment.py"))
+    assert environment.source_commit() == commit
+    (tmp_path / "environment.py").write_text("a = 2\n")
+    assert environment.source_commit() == f"{commit} with local changes"
+    # An installed copy, in an environment inside a repository that is not its own.
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "environment.py").write_text("a = 1\n")
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "site" / "environment.py"))
+    assert environment.source_commit() is None

@@ -1,0 +1,48 @@
+"""What the tests of the workspace look at: its files and packages."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tools.results import ROOT
+
+
+def listed(*patterns: str) -> list[Path]:
+    """Files that git holds, or would hold if they were added."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *patterns]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return sorted(path for name in set(done.stdout.split("\0")) if name and (path := ROOT / name).is_file())
+
+
+@pytest.fixture(scope="session")
+def text_files() -> dict[Path, str]:
+    """Every text file of the repository, by path relative to its root."""
+    texts = {}
+    for path in listed():
+        data = path.read_bytes()
+        if b"\0" not in data:
+            texts[path.relative_to(ROOT)] = data.decode()
+    return texts
+
+
+@pytest.fixture(scope="session")
+def shipped(text_files: dict[Path, str]) -> dict[Path, str]:
+    """The Python files of the packages."""
+    return {
+        path: text
+        for path, text in text_files.items()
+        if path.match("*.py") and path.parts[::2][:2] == ("packages", "src")
+    }
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`package` stands for every package, `page` for every Markdown file."""
+    if "package" in metafunc.fixturenames:
+        packages = [path.parent.name for path in listed("packages/*/pyproject.toml")]
+        metafunc.parametrize("package", packages)
+    if "page" in metafunc.fixturenames:
+        pages = [path.relative_to(ROOT).as_posix() for path in listed("*.md")]
+        metafunc.parametrize("page", pages)

@@ -1,0 +1,116 @@
+"""Numbers in the pages are those of results/*.json, and such a file says where its numbers came from."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools import results_table
+from tools.results import ROOT, provenance
+
+
+def example() -> dict[str, Any]:
+    return {
+        "name": "speed",
+        "commit": "0123456789abcdef0123456789abcdef01234567",
+        "date": "2026-01-31",
+        "hardware": {"cpu": "Some CPU", "cores": 2, "gpu": None},
+        "versions": {"python": "3.11.7", "torch": "2.14.1"},
+        "seeds": [0, 1],
+        "config": {"epochs": 2},
+        "table": {"columns": ["method", "accuracy %", "images/s"], "rows": [["a", 91.25, 100], ["b", 9.5, None]]},
+        "notes": ["Mean of two seeds."],
+        "free": {"anything": 1},
+    }
+
+
+TABLE = """| method | accuracy % | images/s |
+| --- | ---: | ---: |
+| a | 91.25 | 100 |
+| b | 9.50 | - |
+
+Mean of two seeds.
+
+[speed.json](../results/speed.json): commit 0123456789ab, 2026-01-31, Some CPU, 2 cores, torch 2.14.1, seeds 0, 1.
+"""
+
+
+def test_pages_show_what_the_files_say(capsys: pytest.CaptureFixture[str]) -> None:
+    assert results_table.main(["--check"]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_results_file(path: Path) -> None:
+    assert results_table.validate(path) == []
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "results" / "speed.json").write_text(json.dumps(example()))
+    (tmp_path / "docs" / "page.md").write_text("before\n<!-- results:speed -->\nold\n<!-- /results -->\nafter\n")
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    subprocess.run(["git", "add", "."], cwd=tmp_path, check=True)
+    monkeypatch.setattr(results_table, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_table_is_written_and_checked(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = repository / "docs" / "page.md"
+    old = page.read_text()
+    assert results_table.main(["--check"]) == 1
+    assert "docs/page.md: a table differs" in capsys.readouterr().err
+    assert page.read_text() == old
+    assert results_table.main([]) == 0
+    assert page.read_text() == f"before\n<!-- results:speed -->\n{TABLE}<!-- /results -->\nafter\n"
+    assert results_table.main(["--check"]) == 0
+
+
+def test_missing_file_is_named(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (repository / "results" / "speed.json").unlink()
+    assert results_table.main([]) == 1
+    assert "speed.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"name": "other"}, "name: expected 'speed', got 'other'"),
+        ({"commit": "HEAD"}, "commit: expected 12 or 40"),
+        ({"commit": "0123456789abc"}, "commit: expected 12 or 40"),
+        ({"date": "31.1.2026"}, "date: expected YYYY-MM-DD"),
+        ({"hardware": {"cpu": "x"}}, "hardware: expected a cpu and a positive number of cores"),
+        ({"hardware": {"cpu": "", "cores": 2}}, "hardware: expected a cpu"),
+        ({"seeds": 0}, "seeds: expected list, got int"),
+        ({"seeds": []}, "seeds: expected integers, at least one"),
+        ({"versions": {"python": "3.11"}}, "versions: expected python and torch"),
+        ({"config": None}, "config: expected dict, got NoneType"),
+        ({"notes": [1]}, "notes: expected sentences"),
+        ({"table": {"columns": ["a"], "rows": []}}, "table: expected columns and rows"),
+        ({"table": {"columns": ["a"], "rows": [[1, 2]]}}, "table: expected as many cells"),
+    ],
+)
+def test_bad_results_file(repository: Path, change: dict[str, Any], problem: str) -> None:
+    path = repository / "results" / "speed.json"
+    path.write_text(json.dumps({**example(), **change}))
+    assert any(found.startswith(f"speed.json: {problem}") for found in results_table.validate(path))
+
+
+def test_key_left_out(repository: Path) -> None:
+    path = repository / "results" / "speed.json"
+    for key in results_table.KINDS:
+        path.write_text(json.dumps({name: value for name, value in example().items() if name != key}))
+        assert len(results_table.validate(path)) == 1
+    path.write_text("{")
+    assert "not JSON" in results_table.validate(path)[0]
+
+
+def test_provenance_is_valid(repository: Path) -> None:
+    path = repository / "results" / "speed.json"
+    path.write_text(json.dumps({**example(), **provenance()}))
+    assert results_table.validate(path) == []

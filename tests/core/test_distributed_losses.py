@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,22 +32,34 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each process found."""
-    world, folder = request.param, tmp_path_factory.mktemp("gather")
-    command = [sys.executable, str(WORKER)]
-    processes = [
-        subprocess.Popen([*command, str(number), str(world), str(folder)], stderr=subprocess.PIPE, text=True)
-        for number in range(world)
-    ]
-    errors = [process.communicate(timeout=300)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0] * world, "\n".join(errors)
-    return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(world)]
+Found = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Found]:
+    """`run(2)`: what each of two processes found; they are started once."""
+
+    @functools.cache
+    def start(world: int) -> Found:
+        folder, command = tmp_path_factory.mktemp("gather"), [sys.executable, str(WORKER)]
+        processes = [
+            subprocess.Popen([*command, str(number), str(world), str(folder)], stderr=subprocess.PIPE, text=True)
+            for number in range(world)
+        ]
+        errors = [process.communicate(timeout=300)[1] for process in processes]
+        assert [process.returncode for process in processes] == [0] * world, "\n".join(errors)
+        return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(world)]
+
+    return start
+
+
+@pytest.fixture(params=[2, 3])
+def found(request: pytest.FixtureRequest, run: Callable[[int], Found]) -> Found:
+    return run(request.param)
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
-def test_union_of_the_batches(found: list[dict[str, Any]], name: str, kind: str) -> None:
+def test_union_of_the_batches(found: Found, name: str, kind: str) -> None:
     world, net = len(found), worker.model()
     loss = dict(worker.cases())[name](
         net(worker.inputs(world).flatten(0, 1)), worker.labels(world)[kind].flatten(), False
@@ -63,7 +77,7 @@ def test_union_of_the_batches(found: list[dict[str, Any]], name: str, kind: str)
         assert loss > 0 or kind == "one class"
 
 
-def test_the_cases_are_not_trivial(found: list[dict[str, Any]]) -> None:
+def test_the_cases_are_not_trivial(found: Found) -> None:
     """Gradients are not zero, and those without the other processes' rows would differ."""
     world, net = len(found), worker.model()
     _, grads = found[0]["suncet, random"]
@@ -76,27 +90,23 @@ def test_the_cases_are_not_trivial(found: list[dict[str, Any]]) -> None:
     assert (worker.gradients(alone, net)[0] - grads[0]).abs().max() > 1e-3
 
 
-def test_distributed_data_parallel_takes_that_mean(found: list[dict[str, Any]]) -> None:
-    if len(found) > 2:
-        pytest.skip("looked at with two processes")
+def test_distributed_data_parallel_takes_that_mean(run: Callable[[int], Found]) -> None:
     net, half = worker.model(), worker.ROWS // 2
     z = net(worker.inputs(2))
     loss = worker.nt_xent(z[:, :half].flatten(0, 1), z[:, half:].flatten(0, 1), temperature=0.3)
     expected = worker.gradients(loss, net)
-    for own in found:
+    for own in run(2):
         for ours, union in zip(own["DDP"], expected, strict=True):
             torch.testing.assert_close(ours, union, rtol=1e-12, atol=1e-12)
 
 
-def test_gathering_compiles_without_a_graph_break(found: list[dict[str, Any]]) -> None:
-    if len(found) > 2:
-        pytest.skip("looked at with two processes")
-    for own in found:
+def test_gathering_compiles_without_a_graph_break(run: Callable[[int], Found]) -> None:
+    for own in run(2):
         for compiled, plain in zip(own["compiled"], own["plain"], strict=True):
             torch.testing.assert_close(compiled, plain, rtol=1e-12, atol=1e-12)
 
 
-def test_skipped_anchors_are_those_of_all_processes(found: list[dict[str, Any]]) -> None:
+def test_skipped_anchors_are_those_of_all_processes(found: Found) -> None:
     n = len(found) * worker.ROWS
     for own in found:
         assert own["skipped"]["interleaved"] == 0
@@ -105,7 +115,7 @@ def test_skipped_anchors_are_those_of_all_processes(found: list[dict[str, Any]])
         assert own["skipped"]["positives on the first process only"] == n - worker.ROWS + 1
 
 
-def test_uneven_rows_are_refused_on_every_process(found: list[dict[str, Any]]) -> None:
+def test_uneven_rows_are_refused_on_every_process(found: Found) -> None:
     counts = ", ".join(f"rank {i}: {worker.ROWS - 2 * i}" for i in range(len(found)))
     doubled = ", ".join(f"rank {i}: {2 * (worker.ROWS - 2 * i)}" for i in range(len(found)))
     for own in found:
@@ -117,7 +127,7 @@ def test_uneven_rows_are_refused_on_every_process(found: list[dict[str, Any]]) -
         assert "rank 0: 7 x torch.float64, rank 1: 7 x torch.float32" in own["uneven"]["types"]
 
 
-def test_gathering(found: list[dict[str, Any]]) -> None:
+def test_gathering(found: Found) -> None:
     world = len(found)
     for number, own in enumerate(found):
         assert own["identity"] == (True, number, world)

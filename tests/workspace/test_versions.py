@@ -86,7 +86,8 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_release_builds_sdist_and_wheel(repository: Path) -> None:
     assert release.main(["core-v1.2.0", "--out", str(repository / "dist")]) == 0
     wheel, sdist = sorted(path.name for path in (repository / "dist").iterdir())
-    assert wheel.startswith("core-1.2.0-py") and wheel.endswith("-none-any.whl")
+    assert wheel.startswith("core-1.2.0-py")
+    assert wheel.endswith("-none-any.whl")
     assert sdist == "core-1.2.0.tar.gz"
     with tarfile.open(repository / "dist" / "core-1.2.0.tar.gz") as archive:
         assert "core-1.2.0/CHANGELOG.md" in archive.getnames()

@@ -123,6 +123,14 @@ def test_memory_layout_of_the_input_does_not_matter() -> None:
             assert torch.equal(module.crop_resize(y, boxes, size=8), module.crop_resize(x, boxes, size=8))
 
 
+def test_no_gradient_flows() -> None:
+    x = torch.rand(2, 3, 8, 8, requires_grad=True)
+    for module in MODULES:
+        assert not module.hue(x, 0.1).requires_grad
+        assert not module.gaussian_blur(x, 1.0, kernel_size=3).requires_grad
+        assert not module.crop_resize(x, torch.tensor([[0, 0, 8, 8]] * 2), size=4).requires_grad
+
+
 def test_large_images_are_cropped_as_small_ones() -> None:
     """Beyond a size every image is cut before it is resampled: the same bits."""
     big = torch.randint(0, 256, (3, 3, 160, 150), dtype=torch.uint8)

@@ -89,7 +89,7 @@ def transposed_planes(images: Tensor) -> Tensor:
 
 
 def _to_unit(x: Tensor, dtype: torch.dtype) -> Tensor:
-    x = x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    x = x.detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     return x.mul_(1 / 255) if dtype == torch.uint8 else x
 
 

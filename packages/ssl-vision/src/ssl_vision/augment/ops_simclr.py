@@ -2,6 +2,7 @@
 
 The functions take images [N, 3, H, W], uint8 or floating point in [0, 1], and a parameter that is a number or a tensor
 [N]. They return new float32 images and, like the official operations, clip nothing: SimCLR clips to [0, 1] after each.
+No gradients flow through them.
 """
 
 from __future__ import annotations
@@ -77,4 +78,4 @@ def crop_resize(images: Tensor, boxes: Tensor, *, size: int, flip: Tensor | None
     cuts = check_boxes(boxes, images)
     taps_y = keys_taps(boxes[:, 2], out=size)
     taps_x = keys_taps(boxes[:, 3], out=size, flip=flip)
-    return upright(crop_planes(images, cuts, unit_taps(taps_y, images), taps_x))
+    return upright(crop_planes(images.detach(), cuts, unit_taps(taps_y, images), taps_x))

@@ -32,7 +32,10 @@ def channel_contrast_(x: Tensor, factor: Tensor) -> Tensor:
 
 def grey_contrast_(x: Tensor, factor: Tensor) -> Tensor:
     """Away from the mean of the grey image by factor [n, 1]: torchvision's contrast."""
-    return _contrast_(x, _grey(x).mean(-1, keepdim=True), factor)
+    # The mean of the grey image is the grey of the means. A mean of one single row would be split over the threads, and
+    # its last bits would depend on their number.
+    red, green, blue = x.mean(-1, keepdim=True).unbind(0)
+    return _contrast_(x, red * GREY[0] + green * GREY[1] + blue * GREY[2], factor)
 
 
 def _contrast_(x: Tensor, mean: Tensor, factor: Tensor) -> Tensor:

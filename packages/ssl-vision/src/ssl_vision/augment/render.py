@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from ssl_vision.augment import planes as on
-from ssl_vision.augment.arrange import BLUR, GRAY, GRAY_BLUR, NOTHING, Stage, arrange, stage_keys
+from ssl_vision.augment.arrange import Stage, arrange
 from ssl_vision.augment.draws import Draws
 from ssl_vision.augment.operations import ColourOp, Operations
 from ssl_vision.augment.resample import Blur, crop_planes, unit_taps
 from ssl_vision.augment.taps import gaussian_kernel
 
+HUE = 3  # among the colour operations
 _BLOCK_VALUES = 1 << 20  # float32 values of a block on the CPU: 4 MiB
-HUE = 3  # the operation that leaves [0, 1] only by rounding, or where it was left before
 _LARGE_VIEW = 1 << 16  # values of a view that needs no company to keep the processor busy
 
 
@@ -92,7 +92,6 @@ class _Work:
         flip = torch.from_numpy(np.concatenate((np.zeros_like(draws.flip), draws.flip))).to(device)
         taps = ops.taps(length, out=size, flip=flip)
         self.taps_y, self.taps_x = unit_taps(taps.pick(slice(0, n)), images), taps.pick(slice(n, None))
-        self.keys = stage_keys(draws)
         self.blur: Blur | None = None
         if draws.blur.any():
             self.blur = Blur(size, size, radius=radius, padding=ops.padding, device=device)
@@ -106,9 +105,7 @@ class _Work:
         x = planes.view(3, 1, -1)
         if draws.jitter[i]:
             for number, op in enumerate(draws.order[i].tolist()):
-                self.colour[op](x, self.amounts[op].narrow(-2, i, 1))
-                if op != HUE or not number:
-                    x.clamp_(0, 1)
+                self._colour(op, x, self.amounts[op].narrow(-2, i, 1), first=number == 0)
         if draws.gray[i]:
             on.grayscale_(x)
         x.clamp_(0, 1)
@@ -119,40 +116,38 @@ class _Work:
 
     def block(self, here: slice, out: Tensor) -> None:
         """Make views `here`."""
-        *colours, finish = arrange(self.keys[:, here], device=self.device)
+        draws, device = self.draws, self.device
         amounts = [amount[..., here, :] for amount in self.amounts]
+        *colours, last = arrange(draws, here)
         planes = self._crop(here, colours[0])
         for number, stage in enumerate(colours):
             if number and stage.move is not None:
-                planes = planes.index_select(1, stage.move)
+                planes = planes.index_select(1, torch.from_numpy(stage.move).to(device))
             x = planes.view(3, len(out), -1)
+            slot = torch.from_numpy(stage.slot).to(device)
             for op, run in stage.runs:
-                if op != NOTHING:
-                    part = self.colour[op](x[:, run], amounts[op].index_select(-2, stage.slot[run]))
-                    if op != HUE or not number:
-                        part.clamp_(0, 1)
-        if finish.move is not None:
-            planes = planes.index_select(1, finish.move)
-        result = out if finish.home else torch.empty_like(out)
-        for key, run in finish.runs:
-            if key in (GRAY, GRAY_BLUR):
-                on.grayscale_(planes[:, run].flatten(2))
-            planes[:, run].clamp_(0, 1)
-            if key in (BLUR, GRAY_BLUR) and self.blur is not None:
-                kernel = self.kernel[here].index_select(0, finish.slot[run])
-                torch.clamp(self.blur(planes, kernel, which=run), 0, 1, out=result[run])
-            else:
-                result[run].copy_(planes[:, run].permute(1, 0, 3, 2))
-        if result is not out:
-            torch.index_select(result, 0, finish.slot.argsort(), out=out)
+                self._colour(op, x[:, run], amounts[op].index_select(-2, slot[run]), first=number == 0)
+        if last.move is not None:
+            planes = planes.index_select(1, torch.from_numpy(last.move).to(device))
+        gray, blurred = (torch.from_numpy(flags[here].nonzero()[0]).to(device) for flags in (draws.gray, draws.blur))
+        if len(gray):
+            planes.index_copy_(1, gray, on.grayscale_(planes.index_select(1, gray)))
+        planes.clamp_(0, 1)
+        out.copy_(planes.permute(1, 0, 3, 2))
+        if len(blurred) and self.blur is not None:
+            out.index_copy_(0, blurred, self.blur(planes, self.kernel[here][blurred], which=blurred).clamp_(0, 1))
+
+    def _colour(self, op: int, x: Tensor, amount: Tensor, *, first: bool) -> None:
+        """One operation and the clip after it. Turning the hue only leaves [0, 1] where the crop had left it."""
+        self.colour[op](x, amount)
+        if first or op != HUE:
+            x.clamp_(0, 1)
 
     def _crop(self, here: slice, first: Stage) -> Tensor:
         """Crops of the images `here`, in the order of their first stage."""
         images, boxes = self.images[here], self.draws.boxes[here]
         taps_y, taps_x = self.taps_y.pick(here), self.taps_x.pick(here)
-        if first.move is not None:
-            slot = first.slot
-            order = slot.tolist()
-            images = images.index_select(0, slot) if isinstance(images, Tensor) else [images[i] for i in order]
-            boxes, taps_y, taps_x = boxes[order], taps_y.pick(slot), taps_x.pick(slot)
-        return crop_planes(images, boxes, taps_y, taps_x)
+        if first.move is None:
+            return crop_planes(images, boxes, taps_y, taps_x)
+        slot = torch.from_numpy(first.slot).to(self.device)
+        return crop_planes(images, boxes[first.slot], taps_y.pick(slot), taps_x.pick(slot), which=first.slot)

@@ -42,28 +42,38 @@ def _starts(count: int, step: int, device: torch.device) -> Tensor:
     return torch.arange(0, count, step, device=device)
 
 
-def crop_planes(images: Tensor | Sequence[Tensor], boxes: NDArray[np.int64], taps_y: Taps, taps_x: Taps) -> Tensor:
+def crop_planes(
+    images: Tensor | Sequence[Tensor],
+    boxes: NDArray[np.int64],
+    taps_y: Taps,
+    taps_x: Taps,
+    *,
+    which: NDArray[np.int64] | None = None,
+) -> Tensor:
     """Resample crops of uint8 or float images to transposed planes [3, n, out_x, out_y].
 
     Values keep their scale: `unit_taps` takes bytes to [0, 1].
 
     Args:
-        images: [n, 3, H, W], or n images [3, H_i, W_i] of their own sizes.
+        images: [N, 3, H, W], or N images [3, H_i, W_i] of their own sizes.
         boxes: top, left, height and width of the crops, int64 [n, 4].
         taps_y: rows of every view, counted within its crop.
         taps_x: columns of every view.
+        which: the image of every view, int64 [n]; all in their order if left out.
     """
     n, c = len(boxes), 3
+    source = np.arange(n) if which is None else which
     device = taps_x.row.device
     if isinstance(images, Tensor) and (device.type != "cpu" or images.shape[2] * images.shape[3] <= _SMALL_IMAGE):
-        corner = torch.from_numpy(boxes[:, :2]).to(device)
+        _, _, height, width = images.shape
+        corner = torch.from_numpy(boxes[:, :2] + source[:, None] * [height, 0]).to(device)
         columns = _resample_rows(images, taps_y.row + corner[:, :1, None], taps_y.weight).flatten(0, 2)
-        first = torch.arange(c * n, device=device).mul_(images.shape[3]).view(c, n) + corner[:, 1]
+        first = torch.arange(c * n, device=device).mul_(width).view(c, n) + corner[:, 1]
     else:
         # Large images: cutting first saves more than working on all images at once.
         parts = []
         for i, (top, left, height, width) in enumerate(boxes.tolist()):
-            window = images[i].narrow(1, top, height).narrow(2, left, width)[None]
+            window = images[int(source[i])].narrow(1, top, height).narrow(2, left, width)[None]
             taps = taps_y if n == 1 else taps_y.pick(slice(i, i + 1))
             parts.append(_resample_rows(window, taps.row, taps.weight).flatten(0, 2))
         columns = torch.cat(parts) if n > 1 else parts[0]
@@ -79,7 +89,7 @@ def unit_taps(taps: Taps, images: Tensor | Sequence[Tensor]) -> Taps:
 
 
 def _resample_rows(images: Tensor, row: Tensor, weight: Tensor) -> Tensor:
-    """[n, 3, H, W] to transposed planes [3, n, W, out]: the vertical half of a crop."""
+    """The vertical half of a crop: [n, 3, H, W], rows counted over all images, to transposed planes [3, m, W, out]."""
     n, c, h, w = images.shape
     # A row of the table holds the three channels, filled up to 16 values, because `embedding_bag` compiles itself for
     # every length of rows. Rows a multiple of 128 values apart would fight for the same lines of the cache when
@@ -88,10 +98,8 @@ def _resample_rows(images: Tensor, row: Tensor, weight: Tensor) -> Tensor:
     width += 16 if width % 128 == 0 else 0
     table = torch.empty(n, h, c, width, device=images.device)
     table.narrow(3, 0, w).copy_(images.permute(0, 2, 1, 3))  # what fills the rows up is never looked at
-    if n > 1:
-        row = torch.arange(n, device=images.device).mul_(h)[:, None, None] + row
     rows = weighted_rows(table.view(n * h, c * width), row, weight)
-    return rows.view(n, -1, c, width).narrow(3, 0, w).permute(2, 0, 3, 1).contiguous()
+    return rows.view(*row.shape[:2], c, width).narrow(3, 0, w).permute(2, 0, 3, 1).contiguous()
 
 
 class Blur:
@@ -103,8 +111,13 @@ class Blur:
         if height != width:
             self.down = gaussian_rows(height, radius=radius, padding=padding, device=device)
 
-    def __call__(self, planes: Tensor, kernel: Tensor, *, which: slice = slice(None)) -> Tensor:
-        """Blur the images `which` of planes [3, N, W, H] with their kernels [n, 1, taps]: across, then down.
+    def __call__(self, planes: Tensor, kernel: Tensor, *, which: Tensor | None = None) -> Tensor:
+        """Blur images of planes [3, N, W, H] with their kernels [n, 1, taps]: across, then down.
+
+        Args:
+            planes: transposed planes.
+            kernel: one for each image to blur.
+            which: these images, int64 [n]; all if left out.
 
         Returns:
             Upright images [n, 3, H, W].
@@ -112,7 +125,8 @@ class Blur:
         c, total, w, h = planes.shape
         n, device = len(kernel), planes.device
         row, inside = self.across
-        first = torch.arange(c * total, device=device).mul_(w).view(c, total, 1, 1)[:, which]
+        first = torch.arange(c * total, device=device).mul_(w).view(c, total, 1, 1)
+        first = first if which is None else first.index_select(1, which)
         x = weighted_rows(planes.view(-1, h), row + first, (kernel * inside).expand(c, -1, -1, -1))
         x = x.transpose(2, 3).contiguous()
         row, inside = self.down

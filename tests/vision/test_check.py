@@ -98,6 +98,7 @@ def test_classes_that_lack_images(write, clean, noise) -> None:
     root = write(clean | {"train/owl/1.png": noise(500), "test/fox/1.png": noise(501)})
     (root / "train/bee").mkdir()
     (root / "train/bee/.DS_Store").touch()
+    (root / "train/cat/nothing yet").mkdir()
     report = examine(root)
     cases = found(report)
     assert cases["empty_class"] == [(["train/bee"], "")]

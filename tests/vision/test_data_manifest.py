@@ -34,7 +34,7 @@ def test_paths_labels_and_order_of_rows(manifest) -> None:
 
 
 def test_absolute_paths_a_byte_order_mark_other_columns_and_spaces(manifest, tmp_path: Path) -> None:
-    text = f'\ufeffID, Label ,Path\r\n1, cat,{tmp_path}/a.png\r\n\r\n2,"dog, small","sub/b c.png"\r\n'
+    text = f'\ufeffPath, Label ,ID\r\n{tmp_path}/a.png, cat,1\r\n\r\n"sub/b c.png","dog, small",2\r\n'
     images = open_images(manifest(text))
     assert images.classes == ["cat", "dog, small"]
     assert images.path(0) == f"{tmp_path}/a.png"

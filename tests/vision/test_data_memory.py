@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 import torch
@@ -82,21 +83,38 @@ def test_the_first_bad_file_is_named_and_the_rest_left(write, noise) -> None:
         in_memory(images)
 
 
-def test_map_images_keeps_the_order_and_stops_at_the_first_error() -> None:
-    begun = set()
-    threads = set()
+@pytest.fixture
+def square():
+    """A slow square that notes what it was asked for, and by which thread; 70 and 75 are too much for it."""
 
-    def square(index: int) -> int:
-        begun.add(index)
-        threads.add(threading.get_ident())
-        if index in (70, 75):
-            raise ValueError(index)
-        return index * index
+    class Square:
+        def __init__(self) -> None:
+            self.begun: set[int] = set()
+            self.threads: set[int] = set()
 
-    results = map_images(square, 100_000)
+        def __call__(self, index: int) -> int:
+            self.begun.add(index)
+            self.threads.add(threading.get_ident())
+            time.sleep(0.001)
+            if index in (70, 75):
+                raise ValueError(index)
+            return index * index
+
+    return Square()
+
+
+def test_map_images_keeps_the_order_and_stops_at_the_first_error(square) -> None:
+    results = map_images(square, 6400)
     assert [next(results) for _ in range(64)] == [i * i for i in range(64)]  # what one thread takes at once
     with pytest.raises(ValueError, match="70"):
         next(results)
-    assert len(begun) < 100_000 // 2
-    assert threading.get_ident() not in threads
+    assert len(square.begun) < 3200
+    assert threading.get_ident() not in square.threads
     assert list(map_images(square, 0)) == []
+
+
+def test_map_images_stops_when_no_more_is_wanted(square) -> None:
+    results = map_images(square, 6400)
+    next(results)
+    results.close()
+    assert len(square.begun) < 3200

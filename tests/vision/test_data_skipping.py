@@ -49,7 +49,8 @@ def test_what_is_read_does_not_depend_on_the_order_of_reading(images, log: Path)
     second = skip_bad(images, max_bad=0.15, log=log.with_name("other.jsonl"))
     backwards = torch.stack([second.read(i) for i in reversed(range(20))]).flip(0)
     assert (forwards == backwards).all()
-    assert (in_memory(skip_bad(images, max_bad=0.15, log=log)) == forwards).all()
+    assert (in_memory(skip_bad(images, max_bad=0.15, log=log)) == forwards).all()  # as after a restart
+    assert len(log.read_text().splitlines()) == len(BAD)
     assert (in_memory(pickle.loads(pickle.dumps(first))) == forwards).all()
 
 

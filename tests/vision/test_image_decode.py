@@ -254,6 +254,15 @@ def test_what_is_no_image_is_named(content: bytes, found: str, tmp_path: Path) -
     assert "expected an image; copy or export the file again" in message
 
 
+@pytest.mark.parametrize("kind", ["ICO", "TGA", "PCX"])
+def test_other_formats_are_not_tried(kind: str, tmp_path: Path, noise) -> None:
+    path = tmp_path / "cat.png"
+    path.write_bytes(encoded(noise(0, size=(16, 16)), kind))
+    for read in (read_image, read_size):
+        with pytest.raises(UserError, match="found no known image format, expected an image"):
+            read(path)
+
+
 def test_a_truncated_file_is_named_with_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "cat.jpg"
     path.write_bytes(encoded(Image.effect_noise((64, 64), 80).convert("RGB"), "JPEG")[:-200])

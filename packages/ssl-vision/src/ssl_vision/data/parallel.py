@@ -21,9 +21,6 @@ def map_images(function: Callable[[int], _T], count: int) -> Iterator[_T]:
     def chunk(start: int) -> list[_T]:
         return [function(index) for index in range(start, min(start + _CHUNK, count))]
 
-    pool = ThreadPoolExecutor(threads)
-    try:
-        for results in pool.map(chunk, range(0, count, _CHUNK)):
+    with ThreadPoolExecutor(threads) as pool:
+        for results in pool.map(chunk, range(0, count, _CHUNK)):  # left early, it cancels what has not begun
             yield from results
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

@@ -100,6 +100,9 @@ def train_in_float64(rank: int, world_size: int, folder: str) -> None:
         curve /= world_size
     if rank == 0:
         torch.save(curve, Path(folder) / f"{world_size}.pt")
+    if world_size > 1:
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from contrastive_core.errors import UserError
 from contrastive_core.random import derive
 from contrastive_core.train import Batches, ignore_stop_signals
 from ssl_vision.augment import SimCLRAugment
@@ -66,7 +67,7 @@ class LoadedViews:
     def __init__(self, images: ImageSet, batches: Batches, augment: SimCLRAugment, *, seed: int, workers: int) -> None:
         self.dataset = _Views(images, augment, seed)
         self.batches, self.workers = batches, workers
-        self._loader: Iterator[tuple[Tensor, Tensor]] = iter(())
+        self._loader: Iterator[tuple[Tensor, Tensor] | UserError] = iter(())
         self._next_step = -1
 
     def batch(self, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -86,7 +87,7 @@ class LoadedViews:
         self._next_step = step + 1
         view_a, view_b = (
             view.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-            for view in next(self._loader)
+            for view in _good(next(self._loader))
         )
         return view_a, view_b
 
@@ -112,12 +113,21 @@ class _Views(Dataset[tuple[Tensor, Tensor]]):
     def __init__(self, images: ImageSet, augment: SimCLRAugment, seed: int) -> None:
         self.images, self.augment, self.seed = images, augment, seed
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[Tensor, Tensor] | UserError:
         epoch = keys[0][0]
         ids = torch.tensor([image for _, image in keys])
-        pictures = [self.images.read(image) for _, image in keys]
+        try:
+            pictures = [self.images.read(image) for _, image in keys]
+        except UserError as error:
+            return error  # raised in the training process: out of a worker it would come wrapped in a traceback
         view_a, view_b = (self.augment(pictures, seed=view_seed(self.seed, epoch, view), ids=ids) for view in (0, 1))
         return view_a, view_b
+
+
+def _good(batch: tuple[Tensor, Tensor] | UserError) -> tuple[Tensor, Tensor]:
+    if isinstance(batch, UserError):
+        raise batch
+    return batch
 
 
 def _as_it_is(batch: Any) -> Any:

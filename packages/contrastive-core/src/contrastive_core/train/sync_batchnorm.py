@@ -48,8 +48,8 @@ class SyncBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, var: Tensor) -> None:
-        assert self.running_mean is not None  # noqa: S101 - for the type checker
-        assert self.running_var is not None  # noqa: S101
+        if self.running_mean is None or self.running_var is None:
+            return
         rate = self.momentum
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)

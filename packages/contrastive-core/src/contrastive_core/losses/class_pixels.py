@@ -54,7 +54,7 @@ def draw_anchors(
     first, count = start[:, :-1], start.diff(dim=1)
     device = label.device if generator is None else generator.device
     share = torch.rand(len(label), num_classes - 1, anchors_per_class, generator=generator, device=device)
-    # In the widest type there is: float32 cannot number the pixels of large images.
+    # In float64, so that a share just below 1 of many pixels does not round up to all of them.
     drawn = (share.to(label.device).to(exact_dtype(label)) * count).to(torch.int64)
     position = first + torch.minimum(drawn, (count - 1).clamp(min=0))
     chosen = pixel.gather(1, position.flatten(1).clamp(max=ordered.shape[1] - 1)).view_as(position)

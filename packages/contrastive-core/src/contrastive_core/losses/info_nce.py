@@ -43,8 +43,7 @@ def info_nce(query: Tensor, key: Tensor, bank: Tensor | None = None, *, temperat
 
     Raises:
         ValueError: shapes that differ; a single query without a bank, for there is nothing to contrast it with;
-        temperature
-            not positive and finite.
+            temperature not positive and finite.
         TypeError: inputs that are not floating point, temperature not a number.
 
     References: van den Oord et al. 2018, "Representation Learning with Contrastive Predictive Coding", equation 4; the

@@ -38,12 +38,12 @@ def local_contrastive(
     and s = cos / temperature:
 
         intra:  -log( exp s(z, m_k^1) / sum_c exp s(z, m_c^1) )
-        inter:  -log( exp s(z, m_k^1) / D ) - log( exp s(z, m_k^2) / D ),   D = sum_c exp s(z, m_c^1) + sum_c exp s(z,
-        m_c^2)
+        inter:  -log( exp s(z, m_k^1) / D ) - log( exp s(z, m_k^2) / D ),
+                D = sum_c exp s(z, m_c^1) + sum_c exp s(z, m_c^2)
 
     and the same with the images exchanged. Sums run over foreground classes; the background has neither anchors nor
     prototypes. Gradients flow through anchors and prototypes. In `inter` each of the two positives is a negative of the
-    other, so it does not fall below about 4 log 2.
+    other, so the loss does not fall below 2 log 2.
 
     The sum S over anchors, classes and images of a pair is divided by N = P F (intra) or 2 P F (inter), P anchors in
     each of F classes: the result is twice the mean term. Memory O(size of the embedding), float64 inside.
@@ -72,12 +72,11 @@ def local_contrastive(
 
     Raises:
         ValueError: shapes that do not belong together, labels outside 0 .. C-1, pairs outside the batch, anchors
-        outside the
-            image, unknown variant or reduction, temperature not positive and finite.
+            outside the image, unknown variant or reduction, temperature not positive and finite.
         TypeError: an embedding that is not floating point; labels, pairs or anchors that are not integers.
 
     Reference: Chaitanya et al. 2023, "Local contrastive loss with pseudo-label based self-training for semi-supervised
-    medical image segmentation", section 3 (terms of the released code).
+    medical image segmentation", in the terms of the released code.
 
     >>> import torch
     >>> from contrastive_core import local_contrastive

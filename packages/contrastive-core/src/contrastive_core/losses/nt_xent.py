@@ -23,8 +23,8 @@ from contrastive_core.losses.rows import (
 def nt_xent(view_a: Tensor, view_b: Tensor, *, temperature: float = 0.1, gather: bool = False) -> Tensor:
     """Normalised temperature-scaled cross-entropy: of all views in the batch, which is the other view of this sample?
 
-        loss = mean over the 2N views i of   -log( exp(s_i,pair(i)) / sum_{j != i} exp(s_ij) ),    s_ij = cos(z_i, z_j)
-        / temperature
+        loss = mean over the 2N views i of   -log( exp(s_i,pair(i)) / sum_{j != i} exp(s_ij) ),
+        s_ij = cos(z_i, z_j) / temperature
 
     The papers' scale; the TensorFlow code of SimCLR adds the two directions, which is exactly twice this.
 
@@ -45,8 +45,7 @@ def nt_xent(view_a: Tensor, view_b: Tensor, *, temperature: float = 0.1, gather:
 
     Raises:
         ValueError: shapes that differ, fewer than two samples, temperature not positive and finite; with `gather`,
-        numbers of
-            samples that differ between processes (raised on each).
+            numbers of samples that differ between processes (raised on each).
         TypeError: embeddings that are not floating point, temperature not a number.
 
     Reference: Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations", equation 1.

@@ -48,7 +48,7 @@ def suncet(z: Tensor, labels: Tensor, *, temperature: float = 0.1, gather: bool 
         TypeError: embeddings that are not floating point, labels that are not integers, temperature not a number.
 
     Reference: Assran et al. 2020, "Supervision Accelerates Pre-training in Contrastive Semi-Supervised Learning of
-    Visual Representations", section 3.
+    Visual Representations", and its released src/losses.py.
 
     >>> import torch
     >>> from contrastive_core import suncet

@@ -145,6 +145,14 @@ def test_antipodal_outlier_and_duplicates_in_float32(scale: float) -> None:
     assert (ours[1] - exact[1]).norm() <= 2e-7 * scale * exact[1].norm()
 
 
+def test_rounding_of_a_large_sum_does_not_show_in_the_gradient() -> None:
+    """exp(S - lse) at S = 700 in float32: what is lost of lse, 3e-5, is made good in the row's factor."""
+    k = torch.tensor([[0.6, -0.8, 0.0]]).repeat(3, 1)
+    q = k[:1].clone().requires_grad_()
+    row_lse(q, k, scale=700.0).sum().backward()
+    torch.testing.assert_close(q.grad, 700 * k[:1], rtol=5e-7, atol=0)
+
+
 def test_bound_given_by_the_caller_is_used() -> None:
     z = torch.nn.functional.normalize(randn(9, 4, seed=1))
     torch.testing.assert_close(self_lse(z, scale=9.0, max_norm=1.0), self_lse(z, scale=9.0))

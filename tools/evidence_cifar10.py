@@ -1,16 +1,17 @@
 """Score a pre-training run on CIFAR-10 beside its peer and its baselines, into results/cifar10.json.
 
     ssl-vision pretrain cifar10 --out runs/ours --config simclr-cifar10-cpu
-    python -m tools.peer_lightly --data cifar10/train --out runs/peer --epochs 20 --precision bf16
-    python -m tools.evidence_cifar10 --data cifar10 --run runs/ours --peer runs/peer --out results/cifar10.json
+    python -m tools.peer_simclr lightly --data cifar10/train --out runs/lightly --precision bf16
+    python -m tools.evidence_cifar10 --data cifar10 --run runs/ours --lightly runs/lightly --out results/cifar10.json
 
 Linear and nearest-neighbour accuracy of every saved epoch (epoch 0 is the untrained network), of raw pixels, and of the
-encoder trained by `tools/peer_lightly.py`. The test images are used here only.
+encoders trained by `tools/peer_simclr.py`. The test images are used here only.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from torchvision.transforms.v2.functional import normalize
 from contrastive_core.train.model_file import save_model
 from ssl_vision.evaluation import accuracy, labelled_features
 from ssl_vision.model_folder import load_encoder
-from ssl_vision.models import resnet
+from ssl_vision.models import EncoderOptions, resnet
 from ssl_vision.neighbours import knn_scores
 from ssl_vision.probe import Cached, fit_linear
 from tools.results import provenance, write_result
@@ -31,23 +32,36 @@ PEER_WIDTH = 0.25
 
 
 class NormalisedResNet(nn.Module):
-    """The peer's encoder behind the input normalisation of lightly's transform."""
+    """A peer's encoder behind the input normalisation of its transform."""
 
-    def __init__(self) -> None:
+    def __init__(self, mean: list[float], std: list[float]) -> None:
         super().__init__()
         self.backbone = resnet(18, width=PEER_WIDTH, stem="cifar")
+        self.mean, self.std = mean, std
 
     def forward(self, images: Tensor) -> Tensor:
-        mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-        features: Tensor = self.backbone(normalize(images, mean, std))
+        features: Tensor = self.backbone(normalize(images, self.mean, self.std))
         return features
 
 
-def as_model_folder(weights: Path) -> Path:
-    """Put the peer's weights into a model folder that our commands open."""
+def lightly_encoder() -> nn.Module:
+    """Behind the normalisation of lightly's transform: by ImageNet's moments."""
+    return NormalisedResNet([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+
+
+def solo_learn_encoder() -> nn.Module:
+    """Behind that of solo-learn's: by CIFAR-10's moments."""
+    return NormalisedResNet([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616])
+
+
+PEERS = {"lightly": "lightly_encoder", "solo-learn": "solo_learn_encoder"}
+
+
+def as_model_folder(weights: Path, encoder: str) -> Path:
+    """Put a peer's weights into a model folder that our commands open."""
     tensors = {f"encoder.module.backbone.{name}": tensor for name, tensor in load_file(weights).items()}
-    encoder = {"name": "tools.evidence_cifar10:NormalisedResNet", "width": 1.0, "stem": "cifar", "sk_ratio": 0.0}
-    metadata = {"format": "ssl-vision encoder 1", "encoder": encoder, "image_size": 32, "epoch": 0}
+    options = EncoderOptions(name=f"tools.evidence_cifar10:{encoder}", width=1.0, stem="cifar", sk_ratio=0.0)
+    metadata = {"format": "ssl-vision encoder 1", "encoder": asdict(options), "image_size": 32, "epoch": 0}
     return save_model(weights.with_suffix(""), tensors, metadata)
 
 
@@ -77,7 +91,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--peer", type=Path)
+    for peer in PEERS:
+        parser.add_argument(f"--{peer}", dest=peer, type=Path, help=f"the out folder of tools/peer_simclr.py {peer}")
     parser.add_argument("--linear-epochs", type=int, default=90)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
@@ -88,11 +103,12 @@ def main() -> None:
         epoch = int(folder.name.removeprefix("epoch-"))
         models[f"ssl-vision, {epoch} epochs" if epoch else "untrained network"] = str(folder)
     models[f"ssl-vision, {config['epochs']} epochs"] = str(arguments.run)
-    if arguments.peer:
-        for weights in sorted(arguments.peer.glob("encoder-epoch-*.safetensors")):
+    for peer, encoder in PEERS.items():
+        trained = getattr(arguments, peer)
+        for weights in sorted(trained.glob("encoder-epoch-*.safetensors") if trained else ()):
             epoch = int(weights.stem.removeprefix("encoder-epoch-"))
             if epoch:
-                models[f"lightly, {epoch} epochs"] = str(as_model_folder(weights))
+                models[f"{peer}, {epoch} epochs"] = str(as_model_folder(weights, encoder))
     rows: list[list[str | float]] = []
     for name, model in models.items():
         print(f"{name}: ", end="", flush=True)
@@ -110,8 +126,8 @@ def main() -> None:
             "notes": [
                 "10,000 test images; linear: 90 epochs on features computed once, without augmentation; kNN: k = 200, "
                 "temperature 0.1. One seed. An epoch shows 49,920 images in two views: 10 epochs are a million views.",
-                "lightly 1.6.0: its own transform, head, loss and optimiser recipe for CIFAR-10, with our encoder, "
-                "batch size and number of steps.",
+                "lightly 1.6.0, solo-learn 9187ea3: their own transform, head, loss and optimiser recipe for CIFAR-10, "
+                "with our encoder, batch size and number of steps.",
             ],
         },
     )

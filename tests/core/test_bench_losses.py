@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tools import results_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,7 +28,11 @@ def test_table_and_file(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "| times nt_xent | 64 | 2048 |" in done.stdout
     result = json.loads(out.read_text())
-    assert {"commit", "hardware", "versions", "config"} < set(result)
+    assert results_table.validate(out) == []
+    ours, full = result["table"]["rows"][:2]
+    assert ours[:3] == ["nt_xent", 8, 1]
+    assert re.fullmatch(r"[\d.e-]+ s \[\d+ MB\]", ours[3])
+    assert re.fullmatch(r"[\d.]+x \[[\d.]+x\]", full[3])
     cells = {(cell["method"], cell["rows"]): cell for cell in result["cells"]}
     assert len(cells) == 8
     for rows in (64, 2048):

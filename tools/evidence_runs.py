@@ -1,0 +1,81 @@
+"""Experiments made of commands: what has a result already is not run again, the rest runs side by side.
+
+A study is a list of jobs, each a command line of `ssl-vision` that anybody can give by hand. A job killed half-way goes
+on from its last checkpoint when the study is run again.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command.
+
+    Args:
+        name: unique; also that of its log.
+        words: what follows `ssl-vision`.
+        result: the file that exists when it is done.
+        after: names of jobs whose results it needs.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    result: Path
+    after: tuple[str, ...] = ()
+
+
+def run_all(jobs: Sequence[Job], *, logs: Path, workers: int) -> list[str]:
+    """Run what has no result yet, in order as far as the needs allow.
+
+    Returns:
+        Names of the jobs without a result: failed, or waiting for one that did.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    waiting = [job for job in jobs if not job.result.exists()]
+    done = {job.name for job in jobs if job.result.exists()}
+    failed: set[str] = set()
+    running: dict[Future[bool], Job] = {}
+    lock = threading.Lock()
+    with ThreadPoolExecutor(workers) as pool:
+        while True:
+            for job in [job for job in waiting if done.issuperset(job.after)][: workers - len(running)]:
+                waiting.remove(job)
+                running[pool.submit(_run, job, logs, lock)] = job
+            if not running:
+                return sorted(failed | {job.name for job in waiting})
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                job = running.pop(future)
+                (done if future.result() else failed).add(job.name)
+
+
+def _run(job: Job, logs: Path, lock: threading.Lock) -> bool:
+    command = [sys.executable, "-m", "ssl_vision", *job.words]
+    with lock:
+        print(f"{job.name}: ssl-vision {shlex.join(job.words)}", flush=True)
+    log = logs / f"{job.name}.log"
+    with log.open("w") as stream:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment, check=False)
+    good = done.returncode == 0 and job.result.exists()
+    if not good:
+        with lock:
+            print(f"{job.name}: FAILED with status {done.returncode}; see {log}", file=sys.stderr, flush=True)
+    return good
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """`61.3 ± 0.4`: mean and standard deviation over seeds."""
+    if len(values) < 2:
+        return f"{values[0]:.1f}"
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"

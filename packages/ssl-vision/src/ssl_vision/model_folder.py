@@ -1,22 +1,25 @@
-"""The `model/` folder of a run: an encoder that evaluation, prediction and export can open."""
+"""The `model/` folder of a run: an encoder or a classifier that evaluation, prediction and export can open."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
+from contrastive_core.heads import ProjectionHead
 from contrastive_core.train import Run, load_model
 from ssl_vision.methods import SimCLR
-from ssl_vision.models import EncoderOptions, build_encoder
+from ssl_vision.models import Classifier, EncoderOptions, build_encoder
 
 PIXELS = "pixels"
 """The name of the model that has nothing to learn: an image's pixels are its features."""
 
-_FORMAT = "ssl-vision encoder 1"
+ENCODER_FORMAT = "ssl-vision encoder 1"
+CLASSIFIER_FORMAT = "ssl-vision classifier 1"
 
 
 @dataclass(frozen=True)
@@ -28,16 +31,95 @@ class LoadedModel:
     device: torch.device
 
 
+@dataclass(frozen=True)
+class LoadedClassifier:
+    """A classifier on its device, in inference mode, with its classes in the order of the logits."""
+
+    model: Classifier
+    classes: list[str]
+    image_size: int
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A pre-trained model to go on from, on the CPU; `head` is None where the folder holds none."""
+
+    encoder: nn.Module
+    head: ProjectionHead | None
+    options: EncoderOptions
+    image_size: int
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a classifier is built from, beside its weights.
+
+    Attributes:
+        encoder: the network.
+        image_size: side of the images it was trained on, in pixels.
+        head: linear layers and outputs of the projection head that the neck is cut from; None without a neck.
+        from_layer: how many layers of that head the neck keeps.
+    """
+
+    encoder: EncoderOptions
+    image_size: int
+    head: tuple[int, int] | None = None
+    from_layer: int = 0
+
+    def build(self, classes: int) -> Classifier:
+        """The classifier, randomly initialised."""
+        encoder = build_encoder(self.encoder, image_size=self.image_size)
+        return Classifier(encoder, self._neck(encoder), classes)
+
+    def _neck(self, encoder: nn.Module) -> nn.Sequential:
+        if self.head is None:
+            return nn.Sequential()
+        layers, out_features = self.head
+        return ProjectionHead(_feature_dim(encoder), out_features, layers=layers).first_layers(self.from_layer)
+
+
 class _Pixels(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return images.flatten(1)
+
+
+def encoder_card(
+    encoder: EncoderOptions, *, image_size: int, head: ProjectionHead | None, epoch: int | None = None
+) -> dict[str, object]:
+    """What model.json says of an encoder, with `head` beside it among the tensors (``head.*``) or not."""
+    described = None if head is None else {"layers": len(head.layers), "out_features": head.out_features}
+    return {
+        "format": ENCODER_FORMAT,
+        "encoder": asdict(encoder),
+        "head": described,
+        "image_size": image_size,
+        "epoch": epoch,
+    }
 
 
 def save_encoder(
     run: Run, model: SimCLR, *, encoder: EncoderOptions, image_size: int, epoch: int, folder: str = "model"
 ) -> Path:
     """Write encoder and head to the run's folder."""
-    metadata = {"format": _FORMAT, "encoder": asdict(encoder), "image_size": image_size, "epoch": epoch}
+    metadata = encoder_card(encoder, image_size=image_size, head=model.head, epoch=epoch)
+    return run.save_model(dict(model.state_dict()), metadata, folder=folder)
+
+
+def save_classifier(
+    run: Run, model: Classifier, *, architecture: Architecture, classes: list[str], epoch: int, folder: str = "model"
+) -> Path:
+    """Write a classifier to the run's folder."""
+    head = architecture.head
+    metadata = {
+        "format": CLASSIFIER_FORMAT,
+        "encoder": asdict(architecture.encoder),
+        "head": None if head is None else {"layers": head[0], "out_features": head[1]},
+        "from_layer": architecture.from_layer,
+        "classes": classes,
+        "image_size": architecture.image_size,
+        "epoch": epoch,
+    }
     return run.save_model(dict(model.state_dict()), metadata, folder=folder)
 
 
@@ -54,7 +136,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def load_encoder(model: str, *, device: str = "auto", image_size: int = 32) -> LoadedModel:
-    """Open a run folder or a model folder; ``pixels`` needs none and takes `image_size`.
+    """Open a run folder or a model folder, of a classifier too; ``pixels`` needs none and takes `image_size`.
 
     Raises:
         UserError: no model there, a damaged one, or one of another kind.
@@ -62,20 +144,121 @@ def load_encoder(model: str, *, device: str = "auto", image_size: int = 32) -> L
     place = choose_device(device)
     if model == PIXELS:
         return LoadedModel(_Pixels(), image_size, place)
+    folder, tensors, card = _open(model, ENCODER_FORMAT, CLASSIFIER_FORMAT)
+    options, size = _described(folder, card)
+    encoder = build_encoder(options, image_size=size)
+    encoder.load_state_dict(_part(tensors, "encoder."))
+    return LoadedModel(_ready(encoder, place), size, place)
+
+
+def load_pretrained(model: str) -> Pretrained:
+    """Open the encoder of a run folder or a model folder, with its projection head, to train them further.
+
+    A classifier's folder gives its encoder without a head.
+
+    Raises:
+        UserError: no model there, a damaged one, or one of another kind.
+    """
+    folder, tensors, card = _open(model, ENCODER_FORMAT, CLASSIFIER_FORMAT)
+    options, size = _described(folder, card)
+    encoder = build_encoder(options, image_size=size)
+    encoder.load_state_dict(_part(tensors, "encoder."))
+    head = None
+    in_head = _part(tensors, "head.")
+    if in_head:
+        # Counted, not read from the card, which did not describe the head in the first runs.
+        layers = sum(name.endswith(".linear.weight") for name in in_head)
+        out_features = in_head[f"layers.{layers - 1}.linear.weight"].shape[0]
+        head = ProjectionHead(_feature_dim(encoder), out_features, layers=layers)
+        head.load_state_dict(in_head)
+    return Pretrained(encoder, head, options, size)
+
+
+def load_simclr(model: str) -> SimCLR:
+    """Open a pre-trained model, encoder and projection head, on the CPU.
+
+    Raises:
+        UserError: no model there, a damaged one, or one without a projection head.
+    """
+    found = load_pretrained(model)
+    if found.head is None:
+        raise UserError(f"{model}: found an encoder without a projection head; expected one of `ssl-vision pretrain`")
+    simclr = SimCLR(found.encoder, projection_dim=found.head.out_features, layers=len(found.head.layers))
+    simclr.head = found.head
+    return simclr
+
+
+def load_classifier(model: str, *, device: str = "auto") -> LoadedClassifier:
+    """Open the run folder or model folder of a fine-tuned or distilled classifier.
+
+    Raises:
+        UserError: no model there, a damaged one, or an encoder that has no classes.
+    """
+    place = choose_device(device)
+    folder, tensors, card = _open(model, CLASSIFIER_FORMAT)
+    architecture, classes = _architecture(folder, card)
+    classifier = architecture.build(len(classes))
+    classifier.load_state_dict(tensors)
+    return LoadedClassifier(_ready(classifier, place), classes, architecture.image_size, place)
+
+
+def load_architecture(model: str) -> Architecture:
+    """How the classifier in a folder is built, to build another one like it.
+
+    Raises:
+        UserError: as `load_classifier`.
+    """
+    folder, _, card = _open(model, CLASSIFIER_FORMAT)
+    return _architecture(folder, card)[0]
+
+
+def _open(model: str, *formats: str) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
+    """The folder that holds the model, its tensors and its card, if it is of one of the formats."""
     folder = Path(model)
     if (folder / "model").is_dir():
         folder = folder / "model"
-    tensors, metadata = load_model(folder)
-    if metadata.get("format") != _FORMAT:
-        raise UserError(
-            f"{folder}: found a model of format {metadata.get('format')!r}, expected {_FORMAT!r}; "
-            "point at the out folder of `ssl-vision pretrain`"
+    tensors, card = load_model(folder)
+    found = card.get("format")
+    if found not in formats:
+        expected = " or ".join(map(repr, formats))
+        todo = (
+            "fine-tune it first (`ssl-vision finetune`)"
+            if found == ENCODER_FORMAT
+            else "point at the out folder of `ssl-vision pretrain`, `finetune` or `distill`"
         )
-    size = int(str(metadata["image_size"]))
-    described = metadata["encoder"]
-    if not isinstance(described, dict):
-        raise UserError(f"{folder}: model.json does not describe an encoder; the file was changed by hand")
-    encoder = build_encoder(EncoderOptions(**described), image_size=size)
-    prefix = "encoder."
-    encoder.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-    return LoadedModel(encoder.eval().to(place).to(memory_format=torch.channels_last), size, place)
+        raise UserError(f"{folder}: found a model of format {found!r}, expected {expected}; {todo}")
+    return folder, tensors, card
+
+
+def _described(folder: Path, card: dict[str, Any]) -> tuple[EncoderOptions, int]:
+    try:
+        return EncoderOptions(**card["encoder"]), int(card["image_size"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder}: model.json does not describe an encoder and the size of its images ({error}); the file was "
+            "changed by hand, or a newer version wrote it"
+        ) from error
+
+
+def _architecture(folder: Path, card: dict[str, Any]) -> tuple[Architecture, list[str]]:
+    options, size = _described(folder, card)
+    try:
+        head = None if card["head"] is None else (int(card["head"]["layers"]), int(card["head"]["out_features"]))
+        return Architecture(options, size, head, int(card["from_layer"])), [str(name) for name in card["classes"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder}: model.json does not describe a classifier ({error}); the file was changed by hand, or a newer "
+            "version wrote it"
+        ) from error
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _feature_dim(encoder: nn.Module) -> int:
+    return int(encoder.feature_dim)  # type: ignore[arg-type]
+
+
+def _ready(module: nn.Module, device: torch.device) -> Any:
+    return module.eval().to(device).to(memory_format=torch.channels_last)

@@ -54,6 +54,10 @@ class ImageSet(ABC):
     def path(self, index: int) -> str:
         """Where an image comes from, for messages and tables; printable whatever bytes the file's name is made of."""
 
+    def key(self, index: int) -> str:
+        """An image's name within its set, wherever the set lies: what a label file calls it. Printable."""
+        return self.path(index)
+
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of an image, found without decoding it where that is possible.
 
@@ -124,6 +128,9 @@ class FileImages(ImageSet):
 
     def path(self, index: int) -> str:
         return printable(str(self.files[index]))
+
+    def key(self, index: int) -> str:
+        return printable(self.files.relative(index))
 
 
 class ArrayImages(ImageSet):

@@ -95,8 +95,12 @@ class PathList:
         return len(self._ends) - 1
 
     def __getitem__(self, index: int) -> Path:
+        return self._root / self.relative(index)
+
+    def relative(self, index: int) -> str:
+        """The path as it was given."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"there is no image {index} among {len(self)}")
         place = index % len(self)
         letters = self._letters[self._ends[place] : self._ends[place + 1]].tobytes()
-        return self._root / os.fsdecode(letters)
+        return os.fsdecode(letters)

@@ -82,6 +82,9 @@ class _Skipping(ImageSet):
     def path(self, index: int) -> str:
         return self._images.path(index)
 
+    def key(self, index: int) -> str:
+        return self._images.key(index)
+
     def _count(self, index: int, reason: str) -> None:
         """Note a bad file, unless it is one too many."""
         record = json.dumps({"index": index, "path": self.path(index), "reason": reason})

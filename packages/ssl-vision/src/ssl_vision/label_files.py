@@ -1,0 +1,191 @@
+"""Label files: which images of a data set may be seen with their labels.
+
+Training with few labels takes the labels of the images in such a file and of no other. `make-splits` writes them as
+JSON, with the class of every image and a hash over the list; a plain text file with a file name per line, as the
+official lists of ImageNet are, does as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from contrastive_core.errors import UserError
+from contrastive_core.train.files import write_atomic
+from ssl_vision.data import ImageSet
+
+FORMAT = "ssl-vision labels 1"
+_NAMED = 3
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """The content of a label file of ours.
+
+    Attributes:
+        data: name of the data set.
+        split: which part of it.
+        images: name of every listed image within the split, and its class.
+        settings: how they were chosen.
+    """
+
+    data: str
+    split: str
+    images: tuple[tuple[str, str], ...]
+    settings: dict[str, object]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the listed images and their classes."""
+        return _digest(self.images)
+
+    def to_bytes(self) -> bytes:
+        """The file, one image per line."""
+        head = {"format": FORMAT, "data": self.data, "split": self.split, **self.settings, "sha256": self.digest}
+        lines = [f" {json.dumps(key)}: {json.dumps(value)}," for key, value in head.items()]
+        images = ",\n".join(f"  {json.dumps(list(image))}" for image in self.images)
+        return "\n".join(["{", *lines, ' "images": [', images, " ]", "}", ""]).encode()
+
+
+def read_labelled(file: Path, images: ImageSet) -> Tensor:
+    """The images of a set that a label file lists: int64 indices, sorted.
+
+    Images are found by their path within the set, or by their file name where that is enough to tell them apart.
+    No label is read but those of the listed images, which are compared with those in the file.
+
+    Args:
+        file: written by `make-splits`, or a text file with a path or file name per line.
+        images: the split that the file is about, with labels.
+
+    Raises:
+        UserError: no such file; a changed one; an image that is not there, or twice; another class than the set says.
+    """
+    listed = read_label_file(file)
+    rows: Iterable[tuple[str, str | None]]
+    rows = listed.images if isinstance(listed, LabelFile) else [(name, None) for name in listed]
+    place = _Places(images)
+    found: dict[int, str] = {}
+    missing: list[str] = []
+    for name, label in rows:
+        index = place.of(name, file)
+        if index is None:
+            missing.append(name)
+            continue
+        if index in found:
+            as_well = f", as {name} too" if name != found[index] else ""
+            raise UserError(f"{file}: lists {found[index]} twice{as_well}")
+        found[index] = name
+        own = images.label(index)
+        if label is not None and own is not None and images.classes[own] != label:
+            raise UserError(
+                f"{file}: says that {name} is of class {label}, in {images.name} it is of {images.classes[own]}; "
+                "make the file again for these data"
+            )
+    if missing:
+        raise UserError(
+            f"{file}: lists {len(missing)} images that are not in {images.name} ({_some(missing)}); it was made for "
+            f"{_about(listed)}, whose images are called {images.key(0)} here. Give the data and split it was made for"
+        )
+    if not found:
+        raise UserError(f"{file}: lists no images, expected at least one")
+    return torch.tensor(sorted(found), dtype=torch.int64)
+
+
+def read_label_file(file: Path) -> LabelFile | list[str]:
+    """A label file of ours, or the names in a text file.
+
+    Raises:
+        UserError: no such file, not text, not a label file, or changed after it was written.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{file}: cannot be read ({error.strerror}); expected a label file, as `ssl-vision make-splits` writes"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: is not a text file in UTF-8 ({error}); expected a label file") from error
+    if not text.lstrip().startswith("{"):
+        return [name for line in text.splitlines() if (name := line.strip())]
+    try:
+        content = json.loads(text)
+        kind = content.pop("format", None)
+        if kind != FORMAT:
+            raise UserError(f"{file}: found format {kind!r}, expected {FORMAT!r}; write it again with `make-splits`")
+        pairs = tuple((str(name), str(label)) for name, label in content.pop("images"))
+        digest = content.pop("sha256")
+        result = LabelFile(str(content.pop("data")), str(content.pop("split")), pairs, content)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file}: is not a label file ({type(error).__name__}: {error}); write it again with `make-splits`"
+        ) from error
+    if digest != result.digest:
+        raise UserError(
+            f"{file}: was changed after it was written, its images do not have the hash it states; write it again with "
+            "`make-splits`, or give a text file with a path per line"
+        )
+    return result
+
+
+def write_label_file(file: Path, content: LabelFile) -> None:
+    """Write a label file; one that is there already must say the same.
+
+    Raises:
+        UserError: there is a file with other content.
+    """
+    data = content.to_bytes()
+    if file.exists():
+        if file.read_bytes() != data:
+            raise UserError(
+                f"{file}: is there already and says something else; runs may have used it. Choose another folder, or "
+                "remove it yourself"
+            )
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, data)
+
+
+class _Places:
+    """Where in a set the image of a name is."""
+
+    def __init__(self, images: ImageSet) -> None:
+        self._images = images
+        self._by_key: dict[str, int] = {}
+        self._by_name: dict[str, int | None] = {}
+        for index in range(len(images)):
+            key = images.key(index)
+            self._by_key[key] = index
+            name = key.rpartition("/")[2]
+            self._by_name[name] = None if name in self._by_name else index
+
+    def of(self, name: str, file: Path) -> int | None:
+        """The image's index, or None."""
+        name = name.removeprefix("./")
+        if name in self._by_key:
+            return self._by_key[name]
+        if name in self._by_name and self._by_name[name] is None:
+            raise UserError(
+                f"{file}: lists {name}, and several images of {self._images.name} are called so; give paths within it"
+            )
+        return self._by_name.get(name)
+
+
+def _digest(images: Sequence[tuple[str, str]]) -> str:
+    digest = hashlib.sha256()
+    for name, label in images:
+        digest.update(f"{json.dumps([name, label])}\n".encode())
+    return digest.hexdigest()
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+
+
+def _about(listed: LabelFile | list[str]) -> str:
+    return "other data" if isinstance(listed, list) else f"{listed.data}, split {listed.split!r}"

@@ -1,0 +1,45 @@
+"""The network of fine-tuning and distillation: an encoder, some layers of its projection head, a linear layer."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Classifier(nn.Module):
+    """``logits = fc(neck(encoder(images)))``.
+
+    The linear layer starts at zero, as in the released code: the first predictions are uniform, and the first step
+    moves that layer alone.
+
+    Args:
+        encoder: maps ``[N, 3, H, W]`` images in [0, 1] to ``[N, encoder.feature_dim]``.
+        neck: what stands between encoder and linear layer: the first layers of a projection head
+            (``ProjectionHead.first_layers``), or none (an empty ``nn.Sequential``).
+        classes: number of classes.
+
+    Reference: Chen et al. 2020, "Big Self-Supervised Models are Strong Semi-Supervised Learners", section 2.
+
+    >>> import torch
+    >>> from contrastive_core import ProjectionHead
+    >>> from ssl_vision.models import resnet
+    >>> encoder = resnet(18, width=0.125, stem="cifar")
+    >>> model = Classifier(encoder, ProjectionHead(encoder.feature_dim, layers=3).first_layers(1), 10)
+    >>> model(torch.rand(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
+    """
+
+    def __init__(self, encoder: nn.Module, neck: nn.Sequential, classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.neck = neck
+        widths = [part.out_features for part in neck.modules() if isinstance(part, nn.Linear)]
+        features = widths[-1] if widths else encoder.feature_dim
+        if not isinstance(features, int):
+            raise TypeError(f"encoder.feature_dim must be an int, the size of its features; got {features!r}")
+        self.fc = nn.Linear(features, classes)
+        nn.init.zeros_(self.fc.weight)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.neck(self.encoder(images)))
+        return logits

@@ -1,0 +1,123 @@
+"""Label files name images of a set, whatever machine it lies on, and say so when they do not fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from contrastive_core.errors import UserError
+from ssl_vision.data import open_images
+from ssl_vision.label_files import LabelFile, read_label_file, read_labelled, write_label_file
+
+Write = Callable[[dict[str, Image.Image | str]], Path]
+
+
+@pytest.fixture
+def photos(write: Write, noise: Callable[[int], Image.Image]) -> Path:
+    """Two classes, one file name in both of them."""
+    names = ["cat/1.png", "cat/2.png", "dog/2.png", "dog/3.png"]
+    return write({f"photos/train/{name}": noise(number) for number, name in enumerate(names)}) / "photos"
+
+
+def ours(*images: tuple[str, str]) -> LabelFile:
+    return LabelFile("photos", "train", images, {"seed": 0})
+
+
+def test_a_file_of_ours_gives_sorted_indices_wherever_the_data_lie(photos: Path, tmp_path: Path) -> None:
+    file = tmp_path / "labels" / "few.json"
+    write_label_file(file, ours(("dog/3.png", "dog"), ("cat/1.png", "cat")))
+    assert read_labelled(file, open_images(photos)).tolist() == [0, 3]
+    moved = tmp_path / "elsewhere"
+    shutil.move(photos, moved)
+    assert read_labelled(file, open_images(moved)).tolist() == [0, 3]
+    assert read_label_file(file) == ours(("dog/3.png", "dog"), ("cat/1.png", "cat"))
+    content = json.loads(file.read_text())
+    assert content["format"] == "ssl-vision labels 1"
+    assert content["images"] == [["dog/3.png", "dog"], ["cat/1.png", "cat"]]
+
+
+def test_a_text_list_may_give_file_names_alone(photos: Path, tmp_path: Path) -> None:
+    file = tmp_path / "list.txt"
+    file.write_text("3.png\n\ncat/2.png\n./cat/1.png\r\n")
+    assert read_labelled(file, open_images(photos)).tolist() == [0, 1, 3]
+
+
+def test_official_imagenet_names(write: Write, noise: Callable[[int], Image.Image], tmp_path: Path) -> None:
+    names = ["n01440764_10026.JPEG", "n01440764_9981.JPEG", "n01443537_16.JPEG"]
+    root = write({f"imagenet/train/{name[:9]}/{name}": noise(number) for number, name in enumerate(names)})
+    file = tmp_path / "1percent.txt"
+    file.write_text(f"{names[2]}\n{names[0]}\n")
+    images = open_images(f"imagenet:{root / 'imagenet'}")
+    assert read_labelled(file, images).tolist() == [0, 2]
+
+
+def test_images_in_memory_have_names_too(tmp_path: Path) -> None:
+    digits = open_images("digits")
+    file = tmp_path / "few.json"
+    write_label_file(file, ours(*((digits.key(i), digits.classes[digits.label(i)]) for i in (5, 700))))
+    assert read_labelled(file, digits).tolist() == [5, 700]
+    with pytest.raises(UserError, match="2 images that are not in digits/test"):
+        read_labelled(file, open_images("digits", split="test"))
+
+
+def test_a_manifest_is_named_by_its_own_paths(photos: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "images.csv"
+    manifest.write_text("path,label\nphotos/train/dog/3.png,b\nphotos/train/cat/1.png,a\n")
+    file = tmp_path / "list.txt"
+    file.write_text("photos/train/cat/1.png\n")
+    assert read_labelled(file, open_images(manifest)).tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("2.png\n", "lists 2.png, and several images of .* are called so"),
+        ("cat/1.png\n1.png\n", "lists cat/1.png twice, as 1.png too"),
+        ("4.png\ncat/1.png\n", r"lists 1 images that are not in .* \(4.png\); .* called cat/1.png here"),
+        ("\n", "lists no images"),
+        ("{", "not a label file"),
+        ('{"format": "other"}', "found format 'other', expected 'ssl-vision labels 1'"),
+        ('{"format": "ssl-vision labels 1", "images": [1]}', "not a label file"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused(photos: Path, tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "list"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_labelled(file, open_images(photos))
+
+
+def test_a_missing_or_binary_file_is_refused(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        read_labelled(tmp_path / "none.json", open_images(photos))
+    with pytest.raises(UserError, match="not a text file"):
+        read_labelled(photos / "train" / "cat" / "1.png", open_images(photos))
+
+
+def test_a_changed_file_is_refused(photos: Path, tmp_path: Path) -> None:
+    file = tmp_path / "few.json"
+    write_label_file(file, ours(("dog/3.png", "dog")))
+    file.write_text(file.read_text().replace("dog/3.png", "dog/2.png"))
+    with pytest.raises(UserError, match="changed after it was written"):
+        read_labelled(file, open_images(photos))
+
+
+def test_another_class_than_the_data_say_is_refused(photos: Path, tmp_path: Path) -> None:
+    file = tmp_path / "few.json"
+    write_label_file(file, ours(("dog/3.png", "cat")))
+    with pytest.raises(UserError, match=r"dog/3.png is of class cat, in .* it is of dog"):
+        read_labelled(file, open_images(photos))
+
+
+def test_a_file_is_not_overwritten(tmp_path: Path) -> None:
+    file = tmp_path / "few.json"
+    write_label_file(file, ours(("a.png", "cat")))
+    write_label_file(file, ours(("a.png", "cat")))
+    with pytest.raises(UserError, match="is there already"):
+        write_label_file(file, ours(("b.png", "cat")))
+    assert read_label_file(file) == ours(("a.png", "cat"))

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from ssl_vision.commands.embed import embed
     from ssl_vision.commands.knn import knn
     from ssl_vision.commands.linear import linear
+    from ssl_vision.commands.make_splits import make_splits
     from ssl_vision.commands.pretrain import pretrain
     from ssl_vision.commands.report import report
 
-__all__ = ["check", "demo", "embed", "knn", "linear", "pretrain", "report"]
+__all__ = ["check", "demo", "embed", "knn", "linear", "make_splits", "pretrain", "report"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,9 @@ from ssl_vision import __version__
 VERBS = {
     "check": Verb("ssl_vision.commands.check:check", "find every problem of an image data set in one pass"),
     "pretrain": Verb("ssl_vision.commands.pretrain:pretrain", "pre-train an encoder with SimCLR, without labels"),
+    "make-splits": Verb(
+        "ssl_vision.commands.make_splits:make_splits", "choose images whose labels may be seen, as label files"
+    ),
     "linear": Verb("ssl_vision.commands.linear:linear", "train and test a linear classifier on frozen features"),
     "knn": Verb("ssl_vision.commands.knn:knn", "classify test images by their nearest training images"),
     "embed": Verb("ssl_vision.commands.embed:embed", "write features to a file, or draw a map of them"),

@@ -133,22 +133,28 @@ def read_label_file(file: Path) -> LabelFile | list[str]:
     return result
 
 
+def check_label_file(file: Path, content: LabelFile) -> None:
+    """See that writing the file would destroy nothing.
+
+    Raises:
+        UserError: there is a file with other content.
+    """
+    if file.exists() and file.read_bytes() != content.to_bytes():
+        raise UserError(
+            f"{file}: is there already and says something else; runs may have used it. Choose another folder, or "
+            "remove it yourself"
+        )
+
+
 def write_label_file(file: Path, content: LabelFile) -> None:
     """Write a label file; one that is there already must say the same.
 
     Raises:
         UserError: there is a file with other content.
     """
-    data = content.to_bytes()
-    if file.exists():
-        if file.read_bytes() != data:
-            raise UserError(
-                f"{file}: is there already and says something else; runs may have used it. Choose another folder, or "
-                "remove it yourself"
-            )
-        return
+    check_label_file(file, content)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(file, data)
+    write_atomic(file, content.to_bytes())
 
 
 class _Places:

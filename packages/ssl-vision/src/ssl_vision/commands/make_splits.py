@@ -1,0 +1,150 @@
+"""`ssl-vision make-splits`: label fractions as files, so that every run with few labels sees the same ones."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from contrastive_core.errors import UserError
+from contrastive_core.random import derive
+from ssl_vision.data import ImageSet, open_images
+from ssl_vision.data.open import locate
+from ssl_vision.label_files import LabelFile, check_label_file, write_label_file
+from ssl_vision.splits import Balance, images_for, share_out, shuffled_by_class
+
+VALIDATION = "validation.json"
+
+
+@dataclass(frozen=True)
+class SplitsWritten:
+    """What `make-splits` wrote; `str` is what the command prints.
+
+    Attributes:
+        files: every file with its content, in the order they were made.
+    """
+
+    files: dict[Path, LabelFile]
+
+    def __str__(self) -> str:
+        width = max(len(str(file)) for file in self.files)
+        lines = [f"{'file':{width}}  images  per class"]
+        for file, content in self.files.items():
+            counts = Counter(label for _, label in content.images).values()
+            spread = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+            lines.append(f"{file!s:{width}}  {len(content.images):6,}  {spread}")
+        return "\n".join(lines)
+
+
+def make_splits(
+    data: str,
+    out: Path,
+    *,
+    split: str = "train",
+    fractions: tuple[float, ...] = (0.01, 0.1),
+    per_class: tuple[int, ...] = (),
+    draws: int = 3,
+    balance: Balance = "equal",
+    validation: float = 0.0,
+    seed: int = 0,
+) -> SplitsWritten:
+    """Choose images whose labels may be seen, and write label files that name them.
+
+    A file ``10percent-draw0.json`` (or ``25-per-class-draw0.json``) lists images with their classes and states a hash
+    over the list. Within a draw the smaller choice is part of the larger one; draws are independent. The choice is a
+    function of the seed and of the images alone. `finetune` and the other commands with few labels take such a file, or
+    a text file with a file name per line, as the official lists of ImageNet are.
+
+    Args:
+        data: an image folder, CSV manifest or named data set with labels.
+        out: the folder of the files. Files that are there already must have the same content.
+        split: which part of the data to choose from.
+        fractions: shares of the images, rounded down; every class has at least one image.
+        per_class: numbers of images per class.
+        draws: how many independent choices.
+        balance: ``equal``: as many of every class, to within one, as in the papers; ``proportional``: by the size of
+            the classes.
+        validation: share of the images to hold out for choosing settings, proportional by class, in validation.json;
+            the same for all draws, and no labelled image is among them. Fractions are then of the other images.
+        seed: of the choices.
+
+    Returns:
+        The files and what they list.
+    """
+    _check(fractions, per_class, draws=draws, validation=validation)
+    images = open_images(data, split=split)
+    files = _Files(data, split, images, out)
+    groups = shuffled_by_class(images.labels(), images.classes, seed=derive(seed, "validation"))
+    held_out: set[int] = set()
+    if validation:
+        sizes = {name: len(members) for name, members in groups.items()}
+        total = max(len(sizes), images_for(validation, len(images)))
+        counts = share_out(total, sizes, balance="proportional", at_least={}, seed=derive(seed, "validation"))
+        held_out = files.add(VALIDATION, groups, counts, {"fraction": validation, "seed": seed})
+    for draw in range(draws):
+        draw_seed = derive(seed, "draw", draw)
+        groups = shuffled_by_class(images.labels(), images.classes, seed=draw_seed)
+        groups = {name: [i for i in members if i not in held_out] for name, members in groups.items()}
+        sizes = {name: len(members) for name, members in groups.items()}
+        counts = {}
+        for fraction in sorted(fractions):
+            total = max(len(sizes), images_for(fraction, sum(sizes.values())))
+            counts = share_out(total, sizes, balance=balance, at_least=counts, seed=draw_seed)
+            settings: dict[str, object] = {"fraction": fraction, "balance": balance, "seed": seed, "draw": draw}
+            files.add(f"{100 * fraction:g}percent-draw{draw}.json", groups, counts, settings)
+        for count in sorted(per_class):
+            counts = dict.fromkeys(groups, count)
+            files.add(
+                f"{count}-per-class-draw{draw}.json", groups, counts, {"per_class": count, "seed": seed, "draw": draw}
+            )
+    return files.write()
+
+
+class _Files:
+    """Label files of one data set, written when all of them are known to fit."""
+
+    def __init__(self, data: str, split: str, images: ImageSet, out: Path) -> None:
+        name, root = locate(data)
+        # The name, not the path: a label file is to be the same wherever the data lie.
+        self._data = name or Path(os.path.abspath(root)).name  # noqa: PTH100 - resolve() would follow a link to it
+        self._split, self._images, self._out = split, images, out
+        self._contents: dict[Path, LabelFile] = {}
+
+    def add(
+        self, name: str, groups: dict[str, list[int]], counts: dict[str, int], settings: dict[str, object]
+    ) -> set[int]:
+        """The first images of every group, as many as `counts` says; their indices are returned."""
+        short = [f"{label} ({len(groups[label])})" for label, count in counts.items() if len(groups[label]) < count]
+        if short:
+            raise UserError(
+                f"{self._images.name}: found classes with fewer images than {name} is to list of each: "
+                f"{', '.join(short[:5])}{', ...' if len(short) > 5 else ''}; ask for fewer, or for fractions"
+            )
+        chosen = sorted(i for label, count in counts.items() for i in groups[label][:count])
+        listed = tuple((self._images.key(i), self._class(i)) for i in chosen)
+        self._contents[self._out / name] = LabelFile(self._data, self._split, listed, settings)
+        return set(chosen)
+
+    def write(self) -> SplitsWritten:
+        for file, content in self._contents.items():
+            check_label_file(file, content)
+        for file, content in self._contents.items():
+            write_label_file(file, content)
+        return SplitsWritten(self._contents)
+
+    def _class(self, index: int) -> str:
+        return self._images.classes[int(self._images.labels()[index])]
+
+
+def _check(fractions: tuple[float, ...], per_class: tuple[int, ...], *, draws: int, validation: float) -> None:
+    wrong = [f"{fraction:g}" for fraction in fractions if not 0 < fraction <= 1]
+    if wrong:
+        raise UserError(f"fractions are shares of the images, above 0 and up to 1; got {', '.join(wrong)}")
+    few = [str(count) for count in per_class if count < 1]
+    if few:
+        raise UserError(f"per_class are numbers of images, at least 1; got {', '.join(few)}")
+    if not 0 <= validation < 1:
+        raise UserError(f"validation is a share of the images, at least 0 and below 1; got {validation:g}")
+    if draws < 1 or not (fractions or per_class):
+        raise UserError("there is nothing to choose: expected draws >= 1 and some fractions or numbers per class")

@@ -1,11 +1,21 @@
-"""The folder of a run: whose it is, and with which configuration."""
+"""The folder of a run: whose it is, with which configuration, and how to go on with it."""
 
 from __future__ import annotations
 
+import os
+import shlex
 from pathlib import Path
 
 from contrastive_core.errors import UserError
 from contrastive_core.train import config, files
+
+
+def resume_command(command: str, out: Path, *, world_size: int) -> str:
+    """The command line that goes on with the run in `out`, which `command` has started on `world_size` processes."""
+    line = f"{command} --config {shlex.quote(str(out / 'config.yaml'))} --out {shlex.quote(str(out))} --resume"
+    if world_size == 1:
+        return line
+    return f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', world_size)} --no-python {line}"
 
 
 class RunFolder:

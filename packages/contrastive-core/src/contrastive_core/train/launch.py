@@ -1,4 +1,4 @@
-"""The Fabric a run computes with: one process, or the processes that torchrun has started."""
+"""The Fabric a run computes with, one process or those that torchrun has started, and models made ready for it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment  # type: ignore[attr-defined]
 from lightning_fabric.strategies import DDPStrategy  # type: ignore[attr-defined]
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from contrastive_core.errors import UserError
 from contrastive_core.train.options import RunOptions
+from contrastive_core.train.sync_batchnorm import convert_sync_batchnorm
 
 
 def make_fabric(options: RunOptions) -> Fabric:
@@ -57,6 +60,23 @@ def make_fabric(options: RunOptions) -> Fabric:
         )
     fabric.launch()
     return fabric
+
+
+def set_up(
+    fabric: Fabric, model: nn.Module, optimizer: Optimizer | None, *, compiled: bool
+) -> nn.Module | tuple[nn.Module, Optimizer]:
+    """Move to the device, make batch norms synchronous over processes, compile if asked, and wrap by Fabric."""
+    if fabric.world_size > 1:
+        if fabric.device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        else:
+            convert_sync_batchnorm(model)
+    if compiled:
+        model = torch.compile(model)  # type: ignore[assignment]
+    if optimizer is None:
+        return fabric.setup(model)  # type: ignore[no-any-return]
+    wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
+    return wrapped, wrapped_optimizer
 
 
 def _no_buffer_broadcast() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from contrastive_core.train.metrics import MetricsFile, TimingFile, Value
 from contrastive_core.train.options import RunOptions
 from contrastive_core.train.processes import Processes
 from contrastive_core.train.progress import Watch
+from contrastive_core.train.snapshots import Position
 from contrastive_core.train.trackers import Tracker, open_trackers
 
 
@@ -28,18 +29,19 @@ class Recorder:
         self._watch = Watch(shown=self._is_main and options.progress)
         self._trackers: list[Tracker] = []
         self._values: dict[str, Value] = {}
+        self._is_due = False
         self._begun = self._mark = 0.0
         self._marked_step = 0
 
-    def begin(self, step: int, *, covered: int, device: torch.device, config: Mapping[str, Any]) -> None:
-        """Start at `step`, which the first `covered` bytes of the metrics belong to."""
+    def begin(self, start: Position, *, device: torch.device, config: Mapping[str, Any]) -> None:
+        """Keep the metrics that belong to the steps before `start`, and open the trackers."""
         if not self._is_main:
             return
-        lost = self._metrics.cut(covered)
+        lost = self._metrics.cut(start.metrics_bytes)
         if lost:
-            self.say(f"warning: {self._folder / 'metrics.jsonl'} lacks the last {lost} bytes before step {step}")
+            self.say(f"warning: {self._folder / 'metrics.jsonl'} lacks the last {lost} bytes before step {start.step}")
         session = {
-            "session": step,
+            "session": start.step,
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "processes": self._processes.world_size,
@@ -47,7 +49,7 @@ class Recorder:
             "options": dataclasses.asdict(self._options),
         }
         self._timing.begin(session)
-        self._trackers = open_trackers(self._options, self._folder, config=config, start_step=step)
+        self._trackers = open_trackers(self._options, self._folder, config=config, start_step=start.step)
 
     def start(self, step: int, total: int) -> None:
         """The loop begins."""
@@ -55,8 +57,8 @@ class Recorder:
         self._marked_step = step
         self._watch.start(step, total)
 
-    def take(self, scalars: Mapping[str, float | Tensor]) -> None:
-        """Values of the current step.
+    def take(self, scalars: Mapping[str, float | Tensor], *, always: bool = False) -> None:
+        """Values of the current step; `always`: they are to be written even if it is no logged one.
 
         Raises:
             TypeError: One is not a number.
@@ -73,8 +75,17 @@ class Recorder:
             if not isinstance(number, (int, float)):
                 raise TypeError(f"{name} is a {type(number).__name__}; expected a number or a tensor with one element")
             self._values[name] = float(number) if isinstance(number, float) else int(number)
+        self._is_due |= always
 
-    def write(self, step: int) -> None:
+    def end_step(self, step: int, *, is_logged: bool = False, samples_per_step: int | None = None) -> None:
+        """Write what was taken in `step`, if it is a logged one or must be written always, and the speed if logged."""
+        if is_logged or self._is_due:
+            self._is_due = False
+            self._write(step)
+        if is_logged and self._is_main:
+            self._write_speed(step, samples_per_step)
+
+    def _write(self, step: int) -> None:
         """Write what was taken, as the record of `step`: the mean over processes."""
         everyone = self._processes.gather(self._values)
         self._values = {}
@@ -93,10 +104,8 @@ class Recorder:
         for tracker in self._trackers:
             tracker.write(step, record)
 
-    def tempo(self, step: int, samples_per_step: int | None) -> None:
+    def _write_speed(self, step: int, samples_per_step: int | None) -> None:
         """Write the speed since the last call."""
-        if not self._is_main:
-            return
         now = time.monotonic()
         speed = (step + 1 - self._marked_step) / max(now - self._mark, 1e-9)
         record = {"step": step, "seconds": round(now - self._begun, 3), "steps_per_second": round(speed, 4)}

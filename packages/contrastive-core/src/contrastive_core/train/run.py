@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import random
-import shlex
 import signal
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, overload
+from typing import overload
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -19,28 +15,16 @@ from torch.optim import Optimizer
 
 from contrastive_core.errors import UserError
 from contrastive_core.random import derive
-from contrastive_core.train import checkpoint, config, model_file, trackers
-from contrastive_core.train.folder import RunFolder
+from contrastive_core.train import config, model_file, trackers
+from contrastive_core.train.folder import RunFolder, resume_command
 from contrastive_core.train.interrupt import Interrupted, SignalWatch
-from contrastive_core.train.launch import make_fabric
+from contrastive_core.train.launch import make_fabric, set_up
 from contrastive_core.train.options import RunOptions
 from contrastive_core.train.processes import Processes
 from contrastive_core.train.recorder import Recorder
 from contrastive_core.train.sampler import Batches
-from contrastive_core.train.sync_batchnorm import convert_sync_batchnorm
-
-# The engine's own entry in a checkpoint, beside the tracked objects.
-_ENGINE = "_run"
-
-
-class Stateful(Protocol):
-    """What a checkpoint can hold."""
-
-    def state_dict(self) -> Any:
-        """Everything that changes during training."""
-
-    def load_state_dict(self, state_dict: Any, /) -> Any:
-        """Take it back."""
+from contrastive_core.train.seeding import seed_global_generators
+from contrastive_core.train.snapshots import Position, Snapshots, Stateful
 
 
 class Run:
@@ -87,14 +71,13 @@ class Run:
         self.command = command
         self._given, self._free = config, free
         self._folder = RunFolder(self.out)
-        self._tracked: dict[str, Stateful] = {}
+        self._snapshots = Snapshots(self.out / "checkpoints", keep=options.keep_checkpoints)
         self._signals = SignalWatch()
         self._recorder: Recorder | None = None
         self._start: int | None = None
         self._step: int | None = None
         self._total: int | None = None
         self._in_loop = False
-        self._record_due = False
 
     def __enter__(self) -> Run:
         trackers.check_installed(self.options)
@@ -113,7 +96,7 @@ class Run:
         self._recorder = Recorder(self.out, processes=self._processes, options=self.options)
         if self.options.threads:
             torch.set_num_threads(self.options.threads)
-        _seed_global_generators(self.seed("init"), self.device)
+        seed_global_generators(self.seed("init"), self.device)
         return self
 
     def __exit__(
@@ -141,11 +124,7 @@ class Run:
     @property
     def resume_command(self) -> str:
         """The command line that goes on with this run."""
-        file, out = shlex.quote(str(self.out / "config.yaml")), shlex.quote(str(self.out))
-        command = f"{self.command} --config {file} --out {out} --resume"
-        if self.world_size == 1:
-            return command
-        return f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', self.world_size)} --no-python {command}"
+        return resume_command(self.command, self.out, world_size=self.world_size)
 
     def seed(self, *keys: int | str) -> int:
         """A seed for one purpose, a function of options.seed and the keys."""
@@ -161,17 +140,7 @@ class Run:
     def setup(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]: ...
     def setup(self, model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module | tuple[nn.Module, Optimizer]:
         """Move to the device, make batch norms synchronous over processes, compile if asked, and wrap by Fabric."""
-        if self.world_size > 1:
-            if self.device.type == "cuda":
-                model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-            else:
-                convert_sync_batchnorm(model)
-        if self.options.compile:
-            model = torch.compile(model)  # type: ignore[assignment]
-        if optimizer is None:
-            return self.fabric.setup(model)  # type: ignore[no-any-return]
-        wrapped, wrapped_optimizer = self.fabric.setup(model, optimizer)
-        return wrapped, wrapped_optimizer
+        return set_up(self.fabric, model, optimizer, compiled=self.options.compile)
 
     def track(self, **objects: Stateful) -> None:
         """Name what a checkpoint holds: everything that changes during training (model, optimizer, schedule, ...).
@@ -182,18 +151,12 @@ class Run:
             TypeError: An object has no state_dict and load_state_dict.
             ValueError: A name is used twice.
         """
+        if self._start is not None:
+            raise RuntimeError(
+                f"{', '.join(objects)}: tracked after the checkpoint was read; track before restore, batches and steps"
+            )
         for name, thing in objects.items():
-            if not (hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")):
-                raise TypeError(
-                    f"{name} is a {type(thing).__name__}; expected an object with state_dict and load_state_dict"
-                )
-            if name in self._tracked or name == _ENGINE:
-                raise ValueError(f"the name {name!r} is taken; track every object once, under a name of its own")
-            if self._start is not None:
-                raise RuntimeError(
-                    f"{name} is tracked after the checkpoint was read; call track before restore, batches and steps"
-                )
-            self._tracked[name] = thing
+            self._snapshots.track(name, thing)
 
     def restore(self) -> int:
         """Read the newest good checkpoint if options.resume, and return the step to begin with; `steps` calls it too.
@@ -203,20 +166,13 @@ class Run:
         """
         if self._start is not None:
             return self._start
-        start, covered = 0, 0
-        path = self._processes.on_main(self._choose_checkpoint)
-        if path is not None:
-            state = checkpoint.load(path)
-            engine = state.pop(_ENGINE)
-            start, covered = int(engine["step"]), int(engine["metrics_bytes"])
-            self._load(path, state)
-            self.fabric.strategy.precision.load_state_dict(engine["precision"])
-            self.say(f"resumed from {path}")
-            if engine["world_size"] != self.world_size:
-                self.say(f"note: {engine['world_size']} process(es) wrote it, {self.world_size} go on")
-        self._start = start
-        self._open_recorder.begin(start, covered=covered, device=self.device, config=self._config.values)
-        return start
+        start = Position()
+        if self.options.resume:
+            start = self._snapshots.restore(self._processes, say=self.say)
+            self.fabric.strategy.precision.load_state_dict(start.precision)
+        self._start = start.step
+        self._open_recorder.begin(start, device=self.device, config=self._config.values)
+        return self._start
 
     def batches(self, n: int, *, batch_size: int, total_steps: int) -> Batches:
         """Indices into n samples for this process, beginning where the run goes on; see Batches. Track before."""
@@ -252,16 +208,13 @@ class Run:
         with self._signals:
             for step in range(start, total):
                 self._step = step
-                _seed_global_generators(self.seed("step", step, self.rank), self.device)
+                seed_global_generators(self.seed("step", step, self.rank), self.device)
                 yield step
-                if self.is_logged_step or self._record_due:
-                    self._write_record(step)
-                if self.is_logged_step:
-                    recorder.tempo(step, samples_per_step)
+                recorder.end_step(step, is_logged=self.is_logged_step, samples_per_step=samples_per_step)
                 self._between_steps(step + 1, total)
         self._step, self._in_loop = total, False
         recorder.pause()
-        _seed_global_generators(self.seed("step", total, self.rank), self.device)
+        seed_global_generators(self.seed("step", total, self.rank), self.device)
 
     def log(self, **scalars: float | Tensor) -> None:
         """Record values of the current step, if it is a logged one: every options.log_every steps and the last.
@@ -279,10 +232,9 @@ class Run:
         All processes must call it.
         """
         step = self._check_begun()
-        self._open_recorder.take(scalars)
-        self._record_due = True
+        self._open_recorder.take(scalars, always=True)
         if not self._in_loop:
-            self._write_record(step)
+            self._open_recorder.end_step(step)
 
     def save_model(
         self, tensors: Mapping[str, Tensor], metadata: Mapping[str, object], *, folder: str = "model"
@@ -302,10 +254,6 @@ class Run:
         if self._step is None:
             raise RuntimeError("values are recorded inside the loop over run.steps, or after it; no step has begun")
         return self._step
-
-    def _write_record(self, step: int) -> None:
-        self._record_due = False
-        self._open_recorder.write(step)
 
     def _between_steps(self, done: int, total: int) -> None:
         last = done == total
@@ -327,49 +275,21 @@ class Run:
             message += f"; everything is saved in {self.out}. Go on by\n  {self.resume_command}"
         raise Interrupted(message, signum=signum)
 
-    def _choose_checkpoint(self) -> Path | None:
-        if not self.options.resume:
-            return None
-        folder = self.out / "checkpoints"
-        path = checkpoint.newest_good(folder, say=self.say)
-        checkpoint.prune(folder, keep=self.options.keep_checkpoints)
-        return path
-
-    def _load(self, path: Path, state: Mapping[str, Any]) -> None:
-        if {*state} != {*self._tracked}:
-            raise UserError(
-                f"{path} holds {', '.join(sorted(state)) or 'nothing'}; this program tracks "
-                f"{', '.join(sorted(self._tracked)) or 'nothing'} (track comes before restore, batches and steps). "
-                "Resume with the version of the program that wrote it"
-            )
-        for name, thing in self._tracked.items():
-            try:
-                thing.load_state_dict(state[name])
-            except (RuntimeError, ValueError, KeyError) as error:
-                raise UserError(
-                    f"{path} does not fit: {name} refuses its state ({error}). Resume with the version of the program "
-                    "that wrote it"
-                ) from error
-
     def _save_checkpoint(self, done: int) -> None:
         if not self.is_main:
             return
-        engine = {
-            "step": done,
-            "metrics_bytes": self._open_recorder.sync(),
-            "world_size": self.world_size,
-            "precision": self.fabric.strategy.precision.state_dict(),
-        }
-        folder = self.out / "checkpoints"
+        position = Position(
+            step=done,
+            metrics_bytes=self._open_recorder.sync(),
+            world_size=self.world_size,
+            precision=self.fabric.strategy.precision.state_dict(),
+        )
         try:
-            checkpoint.save(
-                folder, done, {**{name: x.state_dict() for name, x in self._tracked.items()}, _ENGINE: engine}
-            )
-            checkpoint.prune(folder, keep=self.options.keep_checkpoints)
+            self._snapshots.save(position)
         except OSError as error:
             raise UserError(
-                f"cannot write the checkpoint of step {done} to {folder}: {error}. Put that right, then go on by\n"
-                f"  {self.resume_command}"
+                f"cannot write the checkpoint of step {done} to {self._snapshots.folder}: {error}. Put that right, "
+                f"then go on by\n  {self.resume_command}"
             ) from error
 
     def _close(self) -> None:
@@ -378,14 +298,3 @@ class Run:
             self._recorder.close()
         self._folder.close()
         torch.set_num_threads(self._threads)
-
-
-def _seed_global_generators(seed: int, device: torch.device) -> None:
-    # What torch.manual_seed does for the devices in use; it also formats a stack trace for each one that is not.
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
-    elif device.type == "mps":
-        torch.mps.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - the global generator is the one a loop may use unawares

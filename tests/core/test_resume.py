@@ -184,9 +184,8 @@ def test_two_processes(tmp_path: Path, start: Callable[..., Program], one_proces
     os.kill(int(pids["1"]), signal.SIGTERM)  # one of them is told, all stop
     assert first.wait() != 0
     said = re.findall(r"stopped by SIGTERM after step (\d+) of 24(.*)", first.said())
-    assert len(said) == 2, first.said()
-    assert {step for step, _ in said} == {said[0][0]}
-    assert sum("everything is saved" in rest for _, rest in said) == 1
+    assert len(said) == 1, first.said()  # once for both
+    assert "everything is saved" in said[0][1]
     assert [step for step, _ in checkpoint.listing(out / "checkpoints")] == [int(said[0][0])]
     assert not list(out.glob("checkpoints/.*"))
     assert "torchrun --nproc-per-node 2 --no-python" in first.said()

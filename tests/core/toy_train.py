@@ -89,7 +89,7 @@ def train(
     """
     config = dict(locals())
     with Run(out, config=config, command=f"{sys.executable} {__file__} train", options=run) as r:
-        print(f"process {r.rank} has pid {os.getpid()}", flush=True)
+        print(f"process {r.rank} has pid {os.getpid()}", file=sys.stderr, flush=True)
         model, optimizer = r.setup(
             network := Net(net), torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9, weight_decay=1e-4)
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -59,42 +60,109 @@ def md5(path: Path) -> str:
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
+class Published:
+    """CIFAR of a few images per file, in the layout and the kind of pickle that its authors publish."""
+
+    def __init__(self, name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.kind = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
+        self.folder, self.monkeypatch = root / self.kind.base_folder, monkeypatch
+        self.folder.mkdir()
+
+    def write(self, lists: dict[str, dict[str, object]], meta: dict[str, object]) -> None:
+        """Write files of "train_list" and "test_list", and change torchvision's checksums to theirs."""
+        for kind, files in lists.items():
+            sums = [[name, self.put(name, content)] for name, content in files.items()]
+            self.monkeypatch.setattr(self.kind, kind, sums)
+        published = {**self.kind.meta, "md5": self.put(self.kind.meta["filename"], meta)}
+        self.monkeypatch.setattr(self.kind, "meta", published)
+
+    def put(self, name: str, content: object) -> str:
+        # Protocol 2, as written by the Python of the time.
+        (self.folder / name).write_bytes(pickle.dumps(content, protocol=2))
+        return md5(self.folder / name)
+
+
+KINDS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
 @pytest.fixture
 def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.ndarray]:
-    """CIFAR-10 of three images per file, in the layout that torchvision downloads, with checksums to match."""
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
+    """CIFAR-10 of three images per file."""
     pixels = np.random.default_rng(0).integers(0, 256, (6, 3, 3072), dtype=np.uint8)
-    files = [name for name, _ in datasets.CIFAR10.train_list + datasets.CIFAR10.test_list]
-    for name, batch in zip(files, pixels, strict=True):
-        (folder / name).write_bytes(pickle.dumps({"data": batch, "labels": [9, 0, 5]}))
-    kinds = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": kinds}))
-    sums = [[name, md5(folder / name)] for name in files]
-    monkeypatch.setattr(datasets.CIFAR10, "train_list", sums[:5])
-    monkeypatch.setattr(datasets.CIFAR10, "test_list", sums[5:])
-    monkeypatch.setattr(datasets.CIFAR10, "meta", {**datasets.CIFAR10.meta, "md5": md5(folder / "batches.meta")})
+    names = [name for name, _ in datasets.CIFAR10.train_list + datasets.CIFAR10.test_list]
+    files = {
+        name: {"batch_label": name, "labels": [9, 0, 5], "data": batch, "filenames": ["a_s_000001.png"] * 3}
+        for name, batch in zip(names, pixels, strict=True)
+    }
+    test = {names[-1]: files.pop(names[-1])}
+    meta = {"num_cases_per_batch": 3, "label_names": KINDS, "num_vis": 3072}
+    Published("cifar10", tmp_path, monkeypatch).write({"train_list": files, "test_list": test}, meta)
     return tmp_path, pixels
 
 
-def test_cifar(small_cifar: tuple[Path, np.ndarray]) -> None:
+def test_cifar10(small_cifar: tuple[Path, np.ndarray]) -> None:
     root, pixels = small_cifar
     train, test = open_images(f"cifar10:{root}"), open_images(f"cifar10:{root}", split="test")
     assert (len(train), len(test)) == (15, 3)
-    assert test.labels().tolist() == [9, 0, 5]
-    assert (test.classes[9], test.classes[0]) == ("truck", "airplane")
+    assert train.labels().tolist() == [9, 0, 5] * 5
+    assert test.classes == KINDS
     # A row holds the red, green and blue planes, each line by line.
     assert (train.read(4).numpy() == pixels[1, 1].reshape(3, 32, 32)).all()
+    assert (test.read(2).numpy() == pixels[5, 2].reshape(3, 32, 32)).all()
     assert train.path(4) == "cifar10/train#4"
     assert list_splits(f"cifar10:{root}") == ["train", "test"]
 
 
-def test_a_changed_file_is_refused(small_cifar: tuple[Path, np.ndarray]) -> None:
+def test_cifar10_is_what_torchvision_reads(small_cifar: tuple[Path, np.ndarray]) -> None:
     root, _ = small_cifar
-    file = root / "cifar-10-batches-py" / "data_batch_3"
-    file.write_bytes(file.read_bytes() + b"x")
-    with pytest.raises(UserError, match="is not complete under"):
+    for split in ("train", "test"):
+        ours, theirs = open_images(f"cifar10:{root}", split=split), datasets.CIFAR10(root, train=split == "train")
+        assert (torch.stack([ours.read(i) for i in range(len(ours))]).permute(0, 2, 3, 1).numpy() == theirs.data).all()
+        assert (ours.labels().tolist(), ours.classes) == (theirs.targets, theirs.classes)
+
+
+def test_cifar100_has_fine_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.arange(2 * 3072, dtype=np.int64).astype(np.uint8).reshape(2, 3072)
+    batch = {"filenames": ["x", "y"], "fine_labels": [99, 3], "coarse_labels": [19, 1], "data": pixels}
+    names = [f"kind {number}" for number in range(100)]
+    meta = {"fine_label_names": names, "coarse_label_names": ["wrong"] * 20}
+    Published("cifar100", tmp_path, monkeypatch).write({"train_list": {"train": batch}, "test_list": {}}, meta)
+    train = open_images(f"cifar100:{tmp_path}")
+    assert (train.labels().tolist(), train.classes) == ([99, 3], names)
+    assert (train.read(1).numpy() == pixels[1].reshape(3, 32, 32)).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [(lambda file: file.write_bytes(file.read_bytes() + b"x"), "is not the published file"), (Path.unlink, "no file")],
+)
+def test_cifar_of_other_files_is_refused(
+    small_cifar: tuple[Path, np.ndarray], change: Callable[[Path], object], reason: str
+) -> None:
+    root, _ = small_cifar
+    change(root / "cifar-10-batches-py" / "data_batch_3")
+    with pytest.raises(UserError, match=rf"is not complete under .*{reason}"):
         open_images(f"cifar10:{root}")
+
+
+class Trap:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.touch, (self.place,)
+
+
+def test_nothing_in_a_pickle_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = {"fine_labels": [1], "data": np.zeros((1, 3072), dtype=np.uint8), "trap": Trap(tmp_path / "sprung")}
+    meta = {"fine_label_names": [str(number) for number in range(100)]}
+    Published("cifar100", tmp_path, monkeypatch).write({"train_list": {"train": batch}, "test_list": {}}, meta)
+    assert len(open_images(f"cifar100:{tmp_path}")) == 1
+    assert not (tmp_path / "sprung").exists()
+    pickle.loads((tmp_path / "cifar-100-python" / "train").read_bytes())
+    assert (tmp_path / "sprung").exists()  # it would have been
 
 
 def test_stl10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from contrastive_core import _voice
 from contrastive_core._flags import Flags, UsageError, nearest
 from contrastive_core.errors import UserError
 from contrastive_core.train.interrupt import Interrupted
@@ -37,7 +38,7 @@ class Verb:
     help: str
 
 
-def run(  # noqa: PLR0911 - one return per outcome
+def run(
     prog: str, verbs: Mapping[str, Verb], argv: Sequence[str] | None, *, version: str, configs: str | None = None
 ) -> int:
     """Run one command line and return its exit status.
@@ -49,7 +50,9 @@ def run(  # noqa: PLR0911 - one return per outcome
 
     The function's result is printed, unless it is None, or an int, which is the exit status. Otherwise the status is 0;
     1 after a UserError, of which only the message is shown; 2 after a wrong command line; 128 + signal if a run was
-    stopped.
+    stopped, and if nobody reads the output any more (`prog verb | head`).
+
+    Under torchrun standard output is that of process 0 alone, and an error that meets several processes is shown once.
 
     Args:
         prog: Name of the program.
@@ -59,9 +62,26 @@ def run(  # noqa: PLR0911 - one return per outcome
         configs: Package whose YAML files can be named without path and ending: `--config simclr-cifar10`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with _voice.first_only():
+            status = _answer(prog, verbs, words, version=version, configs=configs)
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _voice.drop_unread():
+            raise  # another pipe
+        return _voice.BROKEN_PIPE_STATUS
+    return status
+
+
+def _answer(  # noqa: PLR0911 - one return per outcome
+    prog: str, verbs: Mapping[str, Verb], words: list[str], *, version: str, configs: str | None
+) -> int:
     if not words or words[0] in ("-h", "--help"):
-        print(_overview(prog, verbs), file=sys.stdout if words else sys.stderr)
-        return 0 if words else 2
+        if words:
+            print(_overview(prog, verbs))
+            return 0
+        _voice.complain(_overview(prog, verbs))
+        return 2
     if words[0] == "--version":
         print(f"{prog} {version}")
         return 0
@@ -72,16 +92,17 @@ def run(  # noqa: PLR0911 - one return per outcome
         return _run_verb(f"{prog} {name}", verbs[name], words[1:], configs=configs)
     except UsageError as problem:
         command = f"{prog} {name}" if name in verbs else prog
-        print(f"{command}: {problem}\nSee `{command} --help`.", file=sys.stderr)
+        _voice.complain(f"{command}: {problem}\nSee `{command} --help`.")
         return 2
     except UserError as problem:
-        print(f"{prog} {name}: {problem}", file=sys.stderr)
+        _voice.complain(f"{prog} {name}: {problem}")
         return 1
     except Interrupted as stop:
-        print(f"{prog} {name}: {stop}", file=sys.stderr)
+        if _voice.is_first():  # all have stopped in the same step
+            print(f"{prog} {name}: {stop}", file=sys.stderr)
         return 128 + stop.signum
     except KeyboardInterrupt:
-        print(f"{prog} {name}: stopped", file=sys.stderr)
+        _voice.complain(f"{prog} {name}: stopped")
         return 130
 
 

@@ -36,15 +36,15 @@ class Processes:
         return values  # type: ignore[return-value]
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """Do something on process 0 only, and give every process the result or the UserError."""
+        """Do something on process 0 only, and give every process the result or the same UserError."""
         if self._group is None:
             return action()
-        outcome: list[tuple[T | None, str | None]] = [(None, "an error")]
+        outcome: list[tuple[T | None, str | None]] = [(None, "process 0 failed; this one stops with it")]
         if self.rank == 0:
             try:
                 outcome = [(action(), None)]
             except UserError as error:
-                outcome = [(None, str(error).partition("\n")[0])]
+                outcome = [(None, str(error))]
                 raise
             finally:  # the others are told of any failure, and do not wait for ever
                 dist.broadcast_object_list(outcome, group=self._group)
@@ -52,7 +52,7 @@ class Processes:
             dist.broadcast_object_list(outcome, group=self._group)
         result, problem = outcome[0]
         if problem is not None:
-            raise UserError(f"process {self.rank} stops with process 0: {problem}")
+            raise UserError(problem)
         return result  # type: ignore[return-value]
 
     def vote(self, value: int, *, final: bool = False) -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from contrastive_core.errors import UserError
+from ssl_vision.data.cifar import open_cifar
 from ssl_vision.data.folder import open_folder
 from ssl_vision.data.image_set import ArrayImages, ImageSet
 
@@ -69,19 +70,6 @@ def _digits(root: Path, split: str) -> ImageSet:
     return ArrayImages(f"digits/{split}", images, labels=target[chosen].tolist(), classes=[str(d) for d in range(10)])
 
 
-def _cifar(name: str) -> Callable[[Path, str], ImageSet]:
-    def opener(root: Path, split: str) -> ImageSet:
-        from torchvision import datasets  # noqa: PLC0415
-
-        # torchvision compares the files with the published checksums before it reads them.
-        kind: Any = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
-        found = kind(root, train=split == "train")
-        images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
-        return ArrayImages(f"{name}/{split}", images, labels=found.targets, classes=found.classes)
-
-    return opener
-
-
 def _stl10(root: Path, split: str) -> ImageSet:
     from torchvision import datasets  # noqa: PLC0415
 
@@ -107,13 +95,13 @@ def _imagenet(root: Path, split: str) -> ImageSet:
 NAMED: dict[str, NamedSet] = {
     "digits": NamedSet(_digits, ("train", "test", "all"), None),
     "cifar10": NamedSet(
-        _cifar("cifar10"),
+        partial(open_cifar, "cifar10"),
         ("train", "test"),
         "unpack cifar-10-python.tar.gz of https://www.cs.toronto.edu/~kriz/cifar.html there, or run once in Python: "
         "torchvision.datasets.CIFAR10({root!r}, download=True)",
     ),
     "cifar100": NamedSet(
-        _cifar("cifar100"),
+        partial(open_cifar, "cifar100"),
         ("train", "test"),
         "unpack cifar-100-python.tar.gz of https://www.cs.toronto.edu/~kriz/cifar.html there, or run once in Python: "
         "torchvision.datasets.CIFAR100({root!r}, download=True)",

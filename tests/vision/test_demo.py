@@ -2,34 +2,58 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-import torch
+import pytest
 from PIL import Image
 
-from ssl_vision.commands.demo import FEW, demo, few_labels
+from contrastive_core.errors import UserError
+from ssl_vision.commands.demo import LABELS, demo
 
 
 def test_demo_scores_every_kind_of_features_and_shows_the_run(tmp_path: Path) -> None:
-    result = demo(tmp_path / "run", epochs=1, device="cpu")
+    result = demo(tmp_path / "run", epochs=2, device="cpu")
     printed = str(result)
-    assert list(result.few) == ["raw pixels", "untrained", "trained"]
-    for name, (neighbour, linear) in result.everything.items():
-        assert name in printed
-        assert 10 < neighbour <= 100
-        assert 10 < linear <= 100
+    assert list(result.accuracies) == ["raw pixels", "untrained network", "network trained by SimCLR"]
+    for name, row in result.accuracies.items():
+        assert tuple(row) == LABELS
+        assert f"  {name} " in printed
+        for labels, accuracy in row.items():
+            for found in (accuracy.linear, accuracy.neighbour):
+                assert str(found) in printed
+                assert 10 < found.mean <= 100
+                assert (found.deviation is None) == (labels is None)
+    assert result.images == 364
+    assert "on 364 test images" in printed
+    pixels = result.accuracies["raw pixels"]
     # Pixels of digits need no training: their neighbours are nearly always of the same class.
-    assert result.everything["raw pixels"][0] > 95
-    assert result.few["raw pixels"][0] < result.everything["raw pixels"][0]
-    assert "<html" in result.report.read_text()
-    with Image.open(result.picture) as picture:
-        assert min(picture.size) > 500
+    assert pixels[None].neighbour.mean > 95
+    assert pixels[2].neighbour.mean < pixels[10].neighbour.mean < pixels[None].neighbour.mean
+    trained = result.accuracies["network trained by SimCLR"][2].best
+    ahead = trained - pixels[2].best
+    assert f"With 2 labels per class, learnt features are {abs(ahead):.1f} points" in printed or abs(ahead) < 1
+    _check_files(result.report.parent, result.report, result.picture)
+    # Asked again, it shows the same run.
+    assert str(demo(tmp_path / "run", epochs=2, device="cpu")) == printed
 
 
-def test_few_labels_are_as_many_of_every_class() -> None:
-    labels = torch.arange(10).repeat_interleave(30)
-    choices = few_labels(labels, seed=0)
-    for chosen in choices:
-        assert torch.equal(labels[chosen].bincount(), torch.full((10,), FEW))
-        assert len(chosen.unique()) == len(chosen)
-    assert not torch.equal(choices[0], choices[1])
+def _check_files(run: Path, page: Path, picture: Path) -> None:
+    text = page.read_text()
+    for words in (
+        "linear classifier, 5 labels per class",
+        "nearest neighbour, all labels",
+        "raw pixels",
+        "after 1 of 2",
+    ):
+        assert words in text
+    for folder in (run, run / "models" / "epoch-0000", run / "models" / "epoch-0001"):
+        score = json.loads((folder / "evaluation" / "linear-5.json").read_text())
+        assert f"{score['top1']:.1f} %" in text
+    with Image.open(picture) as image:
+        assert min(image.size) > 500
+
+
+def test_a_demo_of_no_epochs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="epochs >= 1, got 0"):
+        demo(tmp_path / "run", epochs=0)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
+from contrastive_core.train.files import write_atomic
 from ssl_vision.data import ImageSet, open_images
 from ssl_vision.features import extract
+from ssl_vision.metrics import confusion_matrix, per_class_accuracy, top_k_accuracy
 from ssl_vision.model_folder import LoadedModel, load_encoder
 
 
@@ -29,7 +32,21 @@ class LabelledFeatures:
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracies of one evaluation, in percent, with what is needed to repeat it."""
+    """Accuracies of one evaluation, in percent, with what is needed to repeat it.
+
+    Attributes:
+        protocol: the command.
+        top1: share of the images whose class has the largest score.
+        top5: share whose class is among the five largest; None of up to five classes.
+        images: how many were classified.
+        classes: how many there are.
+        model: what was evaluated.
+        encoder_hash: of its weights.
+        data: the images.
+        settings: what was chosen by whoever evaluated; scores of equal settings may be compared.
+        mean_per_class: mean over classes of the share of the class's images that is right.
+        found: what the evaluation itself has chosen.
+    """
 
     protocol: str
     top1: float
@@ -40,10 +57,17 @@ class Score:
     encoder_hash: str
     data: str
     settings: Mapping[str, object]
+    mean_per_class: float | None = None
+    found: Mapping[str, object] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        top5 = "" if self.top5 is None else f", top-5 {self.top5:.2f} %"
-        return f"{self.protocol}: top-1 {self.top1:.2f} %{top5} on {self.images} images of {self.classes} classes"
+        more = "".join(
+            f", {name} {value:.2f} %"
+            for name, value in (("top-5", self.top5), ("mean per class", self.mean_per_class))
+            if value is not None
+        )
+        text = f"{self.protocol}: top-1 {self.top1:.2f} %{more} on {self.images} images of {self.classes} classes"
+        return "; ".join([text, *(f"{name} {_readable(value)}" for name, value in self.found.items())])
 
 
 def module_hash(module: nn.Module) -> str:
@@ -99,28 +123,44 @@ def accuracy(
     model: str,
     data: str,
     settings: Mapping[str, object],
+    found: Mapping[str, object] = MappingProxyType({}),
 ) -> Score:
-    """Top-1 and, with more than five classes, top-5 accuracy of class scores ``[N, C]``."""
-    ranked = scores.topk(min(5, scores.shape[1]), dim=1).indices == truth.labels[:, None]
-    percent = 100 / len(scores)
+    """Accuracies of class scores ``[N, C]``."""
+    classes = scores.shape[1]
+    confusion = confusion_matrix(scores.argmax(dim=1), truth.labels, classes)
     return Score(
         protocol=protocol,
-        top1=ranked[:, 0].sum().item() * percent,
-        top5=ranked.any(dim=1).sum().item() * percent if scores.shape[1] > 5 else None,
+        top1=100 * top_k_accuracy(scores, truth.labels, 1),
+        top5=100 * top_k_accuracy(scores, truth.labels, 5) if classes > 5 else None,
         images=len(scores),
-        classes=scores.shape[1],
+        classes=classes,
         model=model,
         encoder_hash=truth.encoder_hash,
         data=data,
         settings=settings,
+        mean_per_class=100 * per_class_accuracy(confusion).nanmean().item(),
+        found=dict(found),
     )
+
+
+def evaluation_folder(model: str) -> Path | None:
+    """Where what is found out about a model is kept: ``evaluation`` in its folder, for that of a run in the run's."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return None
+    of_run = folder.name == "model" and (folder.parent / "config.yaml").is_file()
+    return (folder.parent if of_run else folder) / "evaluation"
 
 
 def record_score(score: Score, out: Path | None) -> None:
     """Write the score as JSON: to `out`, else beside the model, else nowhere."""
-    folder = Path(score.model)
-    if out is None and folder.is_dir():
-        out = folder / "evaluation" / f"{score.protocol}.json"
+    folder = evaluation_folder(score.model)
+    if out is None and folder is not None:
+        out = folder / f"{score.protocol}.json"
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(asdict(score), indent=2) + "\n")
+        write_atomic(out, (json.dumps(asdict(score), indent=2) + "\n").encode())
+
+
+def _readable(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -19,8 +18,8 @@ Record = Mapping[str, int | float]
 
 _PANELS = (("loss", "Loss"), ("contrastive_accuracy", "Contrastive accuracy"), ("lr", "Learning rate"))
 _MOST_POINTS = 600
-_LABEL_WIDTH = 36
-_LINE_POINTS = 12
+_TITLE_WIDTH = 34
+_DASHES = (0, (4, 3))
 
 
 def draw_training(panels: Sequence[Axes], records: Sequence[Record], *, batch_size: int) -> None:
@@ -35,8 +34,8 @@ def draw_training(panels: Sequence[Axes], records: Sequence[Record], *, batch_si
         axes.set_xlabel("epoch")
         x, y = _series(records, key)
         if key in chance and len(x):
-            axes.axhline(chance[key], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        _draw(axes, x, y)
+            axes.axhline(chance[key], color=MUTED, linewidth=1, linestyle=_DASHES)
+        _draw(axes, x, y, noisy=key in chance)
         if key == "contrastive_accuracy":
             axes.set_ylim(0, max(0.1, float(y.max()) * 1.1) if len(y) else 1)
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -52,47 +51,57 @@ def training_figure(records: Sequence[Record], *, batch_size: int) -> Figure:
 
 
 def draw_accuracies(
-    axes: Axes, curves: Mapping[str, Mapping[float, float]], baselines: Mapping[str, float] | None = None
+    panels: Sequence[Axes], curves: Mapping[str, Mapping[float, float]], baselines: Mapping[str, float] | None = None
 ) -> None:
-    """Top-1 accuracy in percent over epochs, one curve per evaluation; baselines are dashed lines of the same colour.
+    """Top-1 accuracy in percent over epochs, one evaluation per axes; dashed: that of raw pixels.
 
     Args:
-        axes: Where to draw.
+        panels: at least as many axes as curves; those left over become invisible.
         curves: evaluation -> epoch -> accuracy.
         baselines: evaluation -> accuracy of raw pixels.
     """
-    plain_axes(axes, "Top-1 accuracy")
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.set_major_formatter(PercentFormatter(100, decimals=0))
-    ends: list[tuple[float, str, str]] = []
-    for colour, (name, curve) in zip(itertools.cycle(SERIES), curves.items(), strict=False):
+    for axes in panels[len(curves) :]:
+        axes.set_visible(False)
+    for axes, (name, curve) in zip(panels, curves.items(), strict=False):
+        plain_axes(axes, textwrap.fill(f"Accuracy, {name}", _TITLE_WIDTH))
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_formatter(PercentFormatter(100, decimals=0))
         epochs = sorted(curve)
-        axes.plot(epochs, [curve[e] for e in epochs], color=colour, linewidth=1.8, marker="o", markersize=4)
-        ends.append((curve[epochs[-1]], f"{name} {curve[epochs[-1]]:.1f} %", colour))
-        if baselines and name in baselines:
-            axes.axhline(baselines[name], color=colour, linewidth=1.2, linestyle=(0, (4, 3)))
-            ends.append((baselines[name], f"{name}, raw pixels {baselines[name]:.1f} %", colour))
-    axes.margins(x=0.02)
-    ends = sorted((y, textwrap.fill(text, _LABEL_WIDTH), colour) for y, text, colour in ends)
-    low, high = axes.get_ylim()
-    line = (high - low) * _LINE_POINTS / (axes.bbox.height * 72 / axes.figure.dpi)
-    for (_, text, colour), y in zip(
-        ends, _apart([(y, line * (1 + text.count("\n"))) for y, text, _ in ends]), strict=True
-    ):
-        axes.annotate(
-            text, (1, y), xycoords=axes.get_yaxis_transform(), xytext=(8, 0), textcoords="offset points", va="center",
-            fontsize=8.5, color=colour, annotation_clip=False,
-        )  # fmt: skip
+        axes.plot(epochs, [curve[e] for e in epochs], color=SERIES[0], linewidth=1.8, marker="o", markersize=4)
+        pixels = None if baselines is None else baselines.get(name)
+        last = curve[epochs[-1]]
+        if pixels is not None:
+            axes.axhline(pixels, color=MUTED, linewidth=1, linestyle=_DASHES)
+            _beside(axes, pixels, f"raw pixels\n{pixels:.1f} %", colour=MUTED, above=pixels > last)
+        _beside(axes, last, f"{last:.1f} %", colour=SERIES[0], above=pixels is None or last >= pixels)
+        axes.margins(x=0.03, y=0.15)
 
 
 def accuracy_figure(
     curves: Mapping[str, Mapping[float, float]], baselines: Mapping[str, float] | None = None
 ) -> Figure:
     """`draw_accuracies` as a figure."""
-    figure = new_figure(9.6, 3.0)
-    draw_accuracies(figure.subplots(), curves, baselines)
+    rows, columns = accuracy_grid(len(curves))
+    figure = new_figure(9.6, 2.8 * rows)
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    draw_accuracies(list(grid.flat), curves, baselines)
     return figure
+
+
+def accuracy_grid(count: int) -> tuple[int, int]:
+    """Rows and columns of a figure with so many panels of accuracies."""
+    columns = 2 if count in (1, 2, 4) else 3
+    return math.ceil(count / columns), columns
+
+
+def _beside(axes: Axes, y: float, text: str, *, colour: str, above: bool) -> None:
+    """A line to the right of the axes, growing away from the other one there."""
+    axes.annotate(
+        text, (1, y), xycoords=axes.get_yaxis_transform(), xytext=(4, 0), textcoords="offset points",
+        va="bottom" if above else "top", fontsize=8.5, color=colour, annotation_clip=False, linespacing=1.1,
+    )  # fmt: skip
 
 
 def _series(records: Sequence[Record], key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -105,13 +114,13 @@ def _series(records: Sequence[Record], key: str) -> tuple[NDArray[np.float64], N
     return table[:, 0], table[:, 1]
 
 
-def _draw(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
-    """The values, and where there are many a running mean over them."""
+def _draw(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], *, noisy: bool) -> None:
+    """The values, and where they are many and noisy a running mean over them."""
     if not len(x):
         axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color=MUTED, fontsize=9)
         return
     window = len(x) // 25
-    if window < 2:
+    if window < 2 or not noisy:
         axes.plot(x, y, color=SERIES[0], linewidth=1.8, marker="o" if len(x) == 1 else None)
     else:
         axes.plot(x, y, color=SERIES[0], linewidth=0.8, alpha=0.35)
@@ -123,13 +132,3 @@ def _draw(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=bool(x[-1] >= 3)))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.title.set_color(INK)
-
-
-def _apart(labels: Sequence[tuple[float, float]]) -> list[float]:
-    """The ascending middles of labels (middle, height), moved up where two would overlap."""
-    moved: list[float] = []
-    top = -math.inf
-    for middle, height in labels:
-        moved.append(max(middle, top + height / 2))
-        top = moved[-1] + height / 2
-    return moved

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from ssl_vision.reporting.curves import draw_accuracies, draw_training
+from ssl_vision.reporting.curves import accuracy_grid, draw_accuracies, draw_training
 from ssl_vision.reporting.run_folder import RunFolder
 from ssl_vision.reporting.sections import title
 from ssl_vision.reporting.sheets import NeighbourRow, Picture, Sheets, ViewRow
@@ -33,13 +33,15 @@ def run_picture(
     """
     neighbours = sheets.neighbours or []
     rows = max(len(sheets.views), len(neighbours))
-    heights = [2.7] + ([3.0] if accuracies else []) + [0.6 + 0.95 * rows]
+    grid_size = accuracy_grid(len(accuracies))
+    heights = [2.7] + ([2.8 * grid_size[0]] if accuracies else []) + [0.6 + 0.95 * rows]
     figure = new_figure(13, sum(heights) + 0.5)
     figure.suptitle(title(run.settings), x=0.02, ha="left", fontsize=15, fontweight="bold", color=INK)
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     draw_training(list(parts[0].subplots(1, 3)), run.records, batch_size=run.settings.batch_size)
     if accuracies:
-        draw_accuracies(parts[1].subplots(), accuracies, baselines)
+        grid = parts[1].subplots(*grid_size, sharey=True, squeeze=False)
+        draw_accuracies(list(grid.flat), accuracies, baselines)
     left, right = parts[-1].subfigures(1, 2, wspace=0.04, width_ratios=[1 + 2 * len(sheets.epochs), 6])
     _views(left, sheets.views, sheets.epochs)
     _neighbours(right, neighbours)

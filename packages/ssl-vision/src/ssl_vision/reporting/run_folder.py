@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -123,12 +123,6 @@ def read_scores(run: RunFolder) -> list[RunScore]:
         if number:
             found.append(RunScore(int(number[1]), _read_score(file)))
     return sorted(found, key=lambda s: (-1 if s.epoch is None else s.epoch, s.protocol))
-
-
-def write_score(score: Score, file: Path) -> None:
-    """Write a score where `read_scores` finds it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(asdict(score), indent=2) + "\n")
 
 
 def _read_score(file: Path) -> Score:

@@ -116,5 +116,5 @@ def _cell(score: RunScore | None) -> str:
 
 def _conditions(protocol: Protocol) -> str:
     score = protocol.example.score
-    settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in score.settings.items())
-    return f"accuracy on {score.images:,} test images, {score.classes} classes; {score.data}; {settings}"
+    settings = [f"{name.replace('_', ' ')} {value}" for name, value in score.settings.items()]
+    return ", ".join([f"{score.images:,} test images of {score.classes} classes of {score.data}", *settings])

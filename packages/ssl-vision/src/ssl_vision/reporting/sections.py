@@ -33,7 +33,7 @@ def header(run: RunFolder, *, images: int | None, accuracies: Mapping[str, float
     )
     if not run.has_model:
         text += f" Training has not ended: {run.epoch:.4g} epochs are done."
-    numbers = {f"{name}, top-1": f"{value:.1f} %" for name, value in accuracies.items()}
+    numbers = {f"accuracy, {name}": f"{value:.1f} %" for name, value in accuracies.items()}
     if run.records:
         last = run.records[-1]
         if "loss" in last:

@@ -1,0 +1,90 @@
+"""Accuracy when only a few of the images have labels: mean and spread over random choices of these."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from contrastive_core.random import derive
+from ssl_vision.class_choice import choose_per_class
+from ssl_vision.evaluation import LabelledFeatures
+from ssl_vision.neighbours import knn_scores
+from ssl_vision.probe import Cached, fit_linear
+
+_STEPS = 300
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 accuracy in percent: mean over random choices, and their standard deviation (None of a single choice)."""
+
+    mean: float
+    deviation: float | None
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f}" if self.deviation is None else f"{self.mean:.1f} ± {self.deviation:.1f}"
+
+
+@dataclass(frozen=True)
+class FewLabelAccuracy:
+    """Of a linear classifier and of the nearest neighbour, learnt from the same labelled images."""
+
+    linear: Accuracy
+    neighbour: Accuracy
+
+    @property
+    def best(self) -> float:
+        """Of the better classifier, in percent."""
+        return max(self.linear.mean, self.neighbour.mean)
+
+
+def few_label_accuracy(
+    train: LabelledFeatures, test: LabelledFeatures, *, per_class: int | None, draws: int, seed: int
+) -> FewLabelAccuracy:
+    """Test accuracy from `per_class` labelled training images of every class.
+
+    Both classifiers have nothing to tune: the neighbour is the single most similar labelled image by cosine; the linear
+    classifier is that of `fit_linear` from 300 steps on batches of up to 256 at learning rate 0.1, the same for all
+    features.
+
+    Args:
+        train: features to choose labelled ones from.
+        test: features to classify.
+        per_class: how many; None takes all labels, once.
+        draws: number of random choices.
+        seed: of the choices.
+    """
+    linear, neighbour = [], []
+    for draw in range(1 if per_class is None else draws):
+        chosen = torch.arange(len(train.labels), device=train.labels.device)
+        if per_class is not None:
+            chosen = choose_per_class(train.labels, per_class, seed=derive(seed, "few labels", draw))
+        features, labels = train.features[chosen], train.labels[chosen]
+        votes = knn_scores(test.features, features, labels, num_classes=len(train.classes), k=1)
+        neighbour.append(_percent(votes, test.labels))
+        linear.append(_percent(_linear(features, labels, test.features, num_classes=len(train.classes)), test.labels))
+    return FewLabelAccuracy(_summary(linear), _summary(neighbour))
+
+
+def _linear(features: Tensor, labels: Tensor, queries: Tensor, *, num_classes: int) -> Tensor:
+    batch_size = min(_BATCH, len(labels))
+    epochs = max(1, _STEPS // (len(labels) // batch_size))
+    classifier = fit_linear(
+        Cached(features), labels, num_classes, features=features.shape[1], epochs=epochs, batch_size=batch_size,
+        lr=0.1 * 256 / batch_size, seed=0,
+    )  # fmt: skip
+    with torch.no_grad():
+        scores: Tensor = classifier(queries)
+    return scores
+
+
+def _percent(scores: Tensor, labels: Tensor) -> float:
+    return (scores.argmax(dim=1) == labels).double().mean().item() * 100
+
+
+def _summary(values: list[float]) -> Accuracy:
+    return Accuracy(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None)

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from ssl_vision.commands.make_splits import make_splits
     from ssl_vision.commands.pretrain import pretrain
     from ssl_vision.commands.report import report
+    from ssl_vision.commands.transfer import transfer
 
-__all__ = ["check", "demo", "embed", "knn", "linear", "make_splits", "pretrain", "report"]
+__all__ = ["check", "demo", "embed", "knn", "linear", "make_splits", "pretrain", "report", "transfer"]
 
 
 def __getattr__(name: str) -> Any:

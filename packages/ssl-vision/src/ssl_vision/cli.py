@@ -15,6 +15,9 @@ VERBS = {
     ),
     "linear": Verb("ssl_vision.commands.linear:linear", "train and test a linear classifier on frozen features"),
     "knn": Verb("ssl_vision.commands.knn:knn", "classify test images by their nearest training images"),
+    "transfer": Verb(
+        "ssl_vision.commands.transfer:transfer", "fit the best regularised linear classifier on another data set"
+    ),
     "embed": Verb("ssl_vision.commands.embed:embed", "write features to a file, or draw a map of them"),
     "report": Verb("ssl_vision.commands.report:report", "write a run's self-contained HTML report"),
     "demo": Verb(

@@ -1,0 +1,127 @@
+"""Transfer: the best regularised linear classifier on the features of another data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from contrastive_core.errors import UserError
+from contrastive_core.random import derive
+from ssl_vision.class_choice import hold_out
+from ssl_vision.data import list_splits
+from ssl_vision.evaluation import LabelledFeatures, Score, accuracy, labelled_features, record_score
+from ssl_vision.logistic import LogisticFit, fit_logistic
+from ssl_vision.metrics import confusion_matrix, per_class_accuracy, top_k_accuracy
+from ssl_vision.model_folder import load_encoder
+
+PENALTIES = tuple(np.logspace(5, -6, 45).tolist())
+Metric = Literal["top1", "mean_per_class"]
+
+
+def transfer(
+    model: str,
+    data: str,
+    *,
+    train_split: str = "train",
+    val_split: str | None = None,
+    test_split: str = "test",
+    val_share: float = 0.2,
+    metric: Metric = "top1",
+    batch_size: int = 512,
+    seed: int = 0,
+    device: str = "auto",
+    out: Path | None = None,
+) -> Score:
+    """Evaluate a model on a data set by l2-regularised logistic regression on its features.
+
+    SimCLR, Appendix B.8: no augmentation, L-BFGS, l2 chosen among 45 values between 1e-6 and 1e5, evenly spaced in
+    their logarithm, by accuracy on a validation split; of equally good ones the largest. The classifier is then fitted
+    once more on training and validation images together, and tested once. That l2 is a factor of half the sum of
+    squared weights, beside the cross-entropy summed over images, is our reading: the paper does not say.
+
+    Args:
+        model: a run folder, a model folder, or ``pixels`` for the images themselves as features.
+        data: an image folder, CSV manifest or named data set with labels.
+        train_split: the images the classifier learns from.
+        val_split: those that l2 is chosen on; by default the data's own split ``val``, unless that is what is tested
+            on, else `val_share` of the training images of every class, drawn at random.
+        test_split: the images it is tested on, once, at the end.
+        val_share: see `val_split`.
+        metric: what l2 is chosen by; the paper takes ``mean_per_class`` for Aircraft, Pets, Caltech-101 and Flowers.
+        batch_size: images per forward pass.
+        seed: of the draw of validation images.
+        device: auto, cpu, cuda or mps.
+        out: file for the scores as JSON; by default ``evaluation/transfer.json`` in the model's folder.
+
+    Returns:
+        The accuracies.
+    """
+    loaded = load_encoder(model, device=device)
+
+    def features(split: str, classes: list[str] | None = None) -> LabelledFeatures:
+        return labelled_features(
+            model, data, split=split, batch_size=batch_size, device=device, classes=classes, loaded=loaded
+        )
+
+    val_split = val_split or _own_validation(data, train_split, test_split)
+    if val_split in (train_split, test_split):
+        raise UserError(f"transfer chooses l2 on images of their own, got {val_split!r} as val_split and another split")
+    train = features(train_split)
+    test = features(test_split, train.classes)
+    if val_split is None:
+        stay, held = hold_out(train.labels, val_share, seed=derive(seed, "validation"))
+        x, y, val_x, val_y = train.features[stay], train.labels[stay], train.features[held], train.labels[held]
+    else:
+        val = features(val_split, train.classes)
+        x, y, val_x, val_y = train.features, train.labels, val.features, val.labels
+    number = len(train.classes)
+    best, value, stuck = _choose(fit_logistic(x, y, number, penalties=PENALTIES), val_x, val_y, metric=metric)
+    both_x, both_y = torch.cat([x, val_x]), torch.cat([y, val_y])
+    (final,) = fit_logistic(both_x, both_y, number, penalties=[best])
+    with torch.no_grad():
+        scores = final.classifier(test.features)
+    settings: dict[str, object] = {
+        "train_split": train_split, "val_split": val_split or f"{val_share:g} of {train_split}, seed {seed}",
+        "test_split": test_split, "l2 chosen by": metric,
+    }  # fmt: skip
+    found: dict[str, object] = {
+        "l2": best,
+        f"{metric.replace('_', ' ')} in validation": value,
+        "validation images": len(val_y),
+    }
+    if stuck or not final.converged:
+        found["fits that did not converge"] = stuck + (not final.converged)
+    score = accuracy("transfer", scores, test, model=model, data=data, settings=settings, found=found)
+    record_score(score, out)
+    return score
+
+
+def _own_validation(data: str, train_split: str, test_split: str) -> str | None:
+    """The split `val`, if there is one that is neither learnt from nor tested on."""
+    splits = list_splits(data)
+    tested = "val" if test_split == "test" and "test" not in splits else test_split
+    return "val" if "val" in splits and "val" not in (train_split, tested) else None
+
+
+@torch.no_grad()
+def _choose(
+    fits: Iterator[LogisticFit], features: Tensor, labels: Tensor, *, metric: Metric
+) -> tuple[float, float, int]:
+    """The penalty whose classifier is best on these images, how good that is, and how many fits did not converge."""
+    best, best_value, stuck = 0.0, -1.0, 0
+    for fit in fits:
+        scores = fit.classifier(features)
+        if metric == "top1":
+            value = top_k_accuracy(scores, labels, 1)
+        else:
+            confusion = confusion_matrix(scores.argmax(dim=1), labels, scores.shape[1])
+            value = per_class_accuracy(confusion).nanmean().item()
+        if value > best_value:
+            best, best_value = fit.l2, value
+        stuck += not fit.converged
+    return best, best_value, stuck

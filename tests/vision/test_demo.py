@@ -9,10 +9,12 @@ import pytest
 from PIL import Image
 
 from contrastive_core.errors import UserError
+from ssl_vision.commands import demo as module
 from ssl_vision.commands.demo import LABELS, demo
 
 
-def test_demo_scores_every_kind_of_features_and_shows_the_run(tmp_path: Path) -> None:
+def test_demo_scores_every_kind_of_features_and_shows_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DRAWS", 2)  # for time
     result = demo(tmp_path / "run", epochs=2, device="cpu")
     printed = str(result)
     assert list(result.accuracies) == ["raw pixels", "untrained network", "network trained by SimCLR"]
@@ -30,12 +32,20 @@ def test_demo_scores_every_kind_of_features_and_shows_the_run(tmp_path: Path) ->
     # Pixels of digits need no training: their neighbours are nearly always of the same class.
     assert pixels[None].neighbour.mean > 95
     assert pixels[2].neighbour.mean < pixels[10].neighbour.mean < pixels[None].neighbour.mean
+    assert "over 2 random choices" in printed
     trained = result.accuracies["network trained by SimCLR"][2].best
     ahead = trained - pixels[2].best
     assert f"With 2 labels per class, learnt features are {abs(ahead):.1f} points" in printed or abs(ahead) < 1
     _check_files(result.report.parent, result.report, result.picture)
-    # Asked again, it shows the same run.
-    assert str(demo(tmp_path / "run", epochs=2, device="cpu")) == printed
+
+
+@pytest.mark.slow
+def test_asked_again_it_shows_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DRAWS", 2)
+    printed = str(demo(tmp_path / "run", epochs=1, device="cpu"))
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    assert str(demo(tmp_path / "run", epochs=1, device="cpu")) == printed
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
 
 
 def _check_files(run: Path, page: Path, picture: Path) -> None:

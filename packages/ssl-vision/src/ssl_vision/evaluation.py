@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.train.files import write_atomic
-from ssl_vision.data import ImageSet, open_images
+from ssl_vision.data import ImageSet, Subset, open_images
 from ssl_vision.features import extract
+from ssl_vision.label_files import read_labelled
 from ssl_vision.metrics import confusion_matrix, per_class_accuracy, top_k_accuracy
 from ssl_vision.model_folder import LoadedModel, load_encoder
 
@@ -79,13 +80,21 @@ def module_hash(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def labelled_images(data: str, *, split: str, classes: list[str] | None = None) -> ImageSet:
+def labelled_images(data: str, *, split: str, classes: list[str] | None = None, labels: Path | None = None) -> ImageSet:
     """Open a split whose images all have labels, of the classes given.
+
+    Args:
+        data: an image folder, CSV manifest or named data set.
+        split: which part of it.
+        classes: the names expected, in their order.
+        labels: a label file: only the images in it are taken.
 
     Raises:
         UserError: images without labels, no images, or other classes than expected.
     """
     images = open_images(data, split=split)
+    if labels is not None:
+        images = Subset(images, read_labelled(Path(labels), images).tolist())
     images.labels()
     if classes is not None and images.classes != classes:
         only = sorted(set(images.classes) ^ set(classes))
@@ -105,14 +114,19 @@ def labelled_features(
     batch_size: int,
     device: str,
     classes: list[str] | None = None,
+    labels: Path | None = None,
     loaded: LoadedModel | None = None,
 ) -> LabelledFeatures:
-    """Features of a labelled split under the frozen model, batch norm in inference mode."""
-    images = labelled_images(data, split=split, classes=classes)
+    """Features of a labelled split under the frozen model, batch norm in inference mode; see `labelled_images`."""
+    images = labelled_images(data, split=split, classes=classes, labels=labels)
     loaded = loaded or load_encoder(model, device=device)
     features = extract(loaded, images, batch_size=batch_size)
-    labels = images.labels().to(features.device)
-    return LabelledFeatures(features, labels, images.classes, module_hash(loaded.encoder))
+    return LabelledFeatures(features, images.labels().to(features.device), images.classes, module_hash(loaded.encoder))
+
+
+def training_images(split: str, labels: Path | None) -> dict[str, object]:
+    """How a score says which images were learnt from."""
+    return {"train_split": split} if labels is None else {"train_split": split, "labels": Path(labels).name}
 
 
 def accuracy(

@@ -32,7 +32,7 @@ def write_npz(file: Path, features: Tensor, images: ImageSet) -> None:
                 classes=np.array(images.classes, dtype=np.str_),
             )
 
-    _replace(file, write)
+    replace_file(file, write)
 
 
 def write_parquet(file: Path, features: Tensor, images: ImageSet) -> None:
@@ -53,7 +53,7 @@ def write_parquet(file: Path, features: Tensor, images: ImageSet) -> None:
             "features": pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(rows.reshape(-1)), rows.shape[1]),
         }
     )
-    _replace(file, lambda path: parquet.write_table(table, path))
+    replace_file(file, lambda path: parquet.write_table(table, path))
 
 
 def import_pyarrow() -> tuple[Any, Any]:
@@ -68,7 +68,7 @@ def import_pyarrow() -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
-def _replace(file: Path, write: Callable[[Path], object]) -> None:
+def replace_file(file: Path, write: Callable[[Path], object]) -> None:
     """Write beside the file and rename, so that a stop in the middle leaves no half of one."""
     file.parent.mkdir(parents=True, exist_ok=True)
     new = file.with_name(f".{file.name}.tmp")

@@ -1,26 +1,67 @@
-"""Features of images under a frozen encoder."""
+"""What a frozen network makes of images: features of an encoder, logits of a classifier."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
 from ssl_vision.augment import EvalTransform
 from ssl_vision.data import ImageSet
+from ssl_vision.data.image_set import ArrayImages
+from ssl_vision.data.parallel import map_images
 from ssl_vision.model_folder import LoadedModel
+
+_AT_ONCE = 16  # whole images that a thread holds
 
 
 def evaluation_batches(images: ImageSet, *, size: int, batch_size: int) -> Iterator[Tensor]:
     """Batches ``[n, 3, size, size]`` in [0, 1], in the order of the set: central crop, or the whole of small images."""
     transform = EvalTransform(size)
     for start in range(0, len(images), batch_size):
-        yield transform([images.read(i) for i in range(start, min(start + batch_size, len(images)))])
+        yield decode(images, range(start, min(start + batch_size, len(images))), transform)
+
+
+def decode(
+    images: ImageSet, indices: range, transform: EvalTransform, *, problems: dict[int, str] | None = None
+) -> Tensor:
+    """Read and transform images ``[n, 3, size, size]`` by several threads, which hold a few whole images at a time.
+
+    Args:
+        images: to read from.
+        indices: of the images.
+        transform: what makes them one size.
+        problems: takes index and reason of an image that cannot be read, which is left out; None lets it be an error.
+    """
+
+    def part(number: int) -> Tensor:
+        found = []
+        for index in indices[number * _AT_ONCE : (number + 1) * _AT_ONCE]:
+            try:
+                found.append(images.read(index))
+            except UserError as error:
+                if problems is None:
+                    raise
+                problems[index] = str(error)
+        return transform(found) if found else torch.empty(0, 3, transform.size, transform.size)
+
+    if isinstance(images, ArrayImages):
+        pictures: Tensor = transform(images.images[indices.start : indices.stop])
+        return pictures
+    return torch.cat(list(map_images(part, math.ceil(len(indices) / _AT_ONCE), chunk=1)))
 
 
 @torch.no_grad()
+def outputs(network: nn.Module, batches: Iterator[Tensor], *, device: torch.device) -> Iterator[Tensor]:
+    """What the network makes of each batch, float32, with its batch norm in inference mode."""
+    network.eval()
+    for batch in batches:
+        yield network(batch.to(device, memory_format=torch.channels_last)).float()
+
+
 def extract(model: LoadedModel, images: ImageSet, *, batch_size: int = 512) -> Tensor:
     """Features ``[N, D]`` of all images, float32, batch norm in inference mode.
 
@@ -29,9 +70,5 @@ def extract(model: LoadedModel, images: ImageSet, *, batch_size: int = 512) -> T
     """
     if len(images) == 0:
         raise UserError("there are no images to compute features of")
-    encoder = model.encoder.eval()
-    features = []
-    for batch in evaluation_batches(images, size=model.image_size, batch_size=batch_size):
-        pictures = batch.to(model.device, memory_format=torch.channels_last)
-        features.append(encoder(pictures).float())
-    return torch.cat(features)
+    batches = evaluation_batches(images, size=model.image_size, batch_size=batch_size)
+    return torch.cat(list(outputs(model.encoder, batches, device=model.device)))

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from contrastive_core.errors import UserError
 from contrastive_core.random import derive, permutation
-from ssl_vision.data import ImageSet, open_images
+from ssl_vision.data import ImageSet, Subset, open_images
 from ssl_vision.feature_files import import_pyarrow, write_npz, write_parquet
 from ssl_vision.features import extract
 from ssl_vision.model_folder import load_encoder
-from ssl_vision.reporting.sheets import Subset
 
 _FILES = {".npz": write_npz, ".parquet": write_parquet}
 _PICTURES = (".png", ".svg")

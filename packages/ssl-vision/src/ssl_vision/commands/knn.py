@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from contrastive_core.errors import UserError
-from ssl_vision.evaluation import Score, accuracy, labelled_features, record_score
+from ssl_vision.evaluation import Score, accuracy, labelled_features, record_score, training_images
 from ssl_vision.neighbours import knn_scores
 
 
@@ -17,6 +17,7 @@ def knn(
     test_split: str = "test",
     k: int = 200,
     temperature: float = 0.1,
+    labels: Path | None = None,
     batch_size: int = 512,
     device: str = "auto",
     out: Path | None = None,
@@ -30,6 +31,7 @@ def knn(
         test_split: the images that are classified.
         k: how many neighbours vote.
         temperature: of the vote; smaller trusts the nearest more.
+        labels: a label file, such as ``ssl-vision make-splits`` writes: only the training images in it vote.
         batch_size: images per forward pass.
         device: auto, cpu, cuda or mps.
         out: file for the scores as JSON; by default ``evaluation/knn.json`` in the model's folder.
@@ -39,7 +41,7 @@ def knn(
     """
     if k < 1 or temperature <= 0:
         raise UserError(f"knn needs k >= 1 and temperature > 0, got k={k} and temperature={temperature}")
-    bank = labelled_features(model, data, split=train_split, batch_size=batch_size, device=device)
+    bank = labelled_features(model, data, split=train_split, batch_size=batch_size, device=device, labels=labels)
     query = labelled_features(model, data, split=test_split, batch_size=batch_size, device=device, classes=bank.classes)
     scores = knn_scores(
         query.features,
@@ -49,7 +51,9 @@ def knn(
         k=k,
         temperature=temperature,
     )
-    settings = {"k": k, "temperature": temperature, "train_split": train_split, "test_split": test_split}
+    settings = {
+        "k": k, "temperature": temperature, **training_images(train_split, labels), "test_split": test_split,
+    }  # fmt: skip
     score = accuracy("knn", scores, query, model=model, data=data, settings=settings)
     record_score(score, out)
     return score

@@ -9,7 +9,16 @@ import torch
 
 from contrastive_core.errors import UserError
 from contrastive_core.random import derive
-from ssl_vision.evaluation import Score, accuracy, labelled_features, labelled_images, module_hash, record_score
+from ssl_vision.evaluation import (
+    Score,
+    accuracy,
+    labelled_features,
+    labelled_images,
+    module_hash,
+    record_score,
+    training_images,
+)
+from ssl_vision.features import extract
 from ssl_vision.model_folder import load_encoder
 from ssl_vision.probe import Augmented, Cached, Source, fit_linear
 
@@ -24,6 +33,7 @@ def linear(
     batch_size: int = 512,
     lr: float = 0.1,
     augment: Literal["crop-flip", "none"] = "crop-flip",
+    labels: Path | None = None,
     seed: int = 0,
     device: str = "auto",
     out: Path | None = None,
@@ -44,6 +54,7 @@ def linear(
         lr: learning rate per 256 images.
         augment: ``crop-flip`` is the papers' and runs the encoder for every image of every epoch; ``none`` computes the
             features once, which on a CPU is some ``epochs`` times faster and costs a little accuracy.
+        labels: a label file, such as ``ssl-vision make-splits`` writes: only the training images in it are learnt from.
         seed: of the order of images and of the crops.
         device: auto, cpu, cuda or mps.
         out: file for the scores as JSON; by default ``evaluation/linear.json`` in the model's folder.
@@ -55,19 +66,17 @@ def linear(
         raise UserError(f"linear needs epochs >= 1 and lr > 0, got epochs={epochs} and lr={lr}")
     loaded = load_encoder(model, device=device)
     before = module_hash(loaded.encoder)
-    train = labelled_images(data, split=train_split)
+    train = labelled_images(data, split=train_split, labels=labels)
     test = labelled_features(
         model, data, split=test_split, batch_size=batch_size, device=device, classes=train.classes, loaded=loaded
     )
     source: Source
     if augment == "none":
-        bank = labelled_features(model, data, split=train_split, batch_size=batch_size, device=device, loaded=loaded)
-        source = Cached(bank.features)
+        source = Cached(extract(loaded, train, batch_size=batch_size))
     else:
         source = Augmented(loaded, train, seed=derive(seed, "linear"))
-    labels = train.labels().to(loaded.device)
     classifier = fit_linear(
-        source, labels, len(train.classes), features=test.features.shape[1],
+        source, train.labels().to(loaded.device), len(train.classes), features=test.features.shape[1],
         epochs=epochs, batch_size=min(batch_size, len(train)), lr=lr, seed=seed,
     )  # fmt: skip
     with torch.no_grad():
@@ -76,7 +85,7 @@ def linear(
         raise RuntimeError("the frozen encoder changed during linear evaluation; its scores mean nothing")
     settings = {
         "epochs": epochs, "batch_size": batch_size, "lr": lr, "augment": augment, "seed": seed,
-        "train_split": train_split, "test_split": test_split,
+        **training_images(train_split, labels), "test_split": test_split,
     }  # fmt: skip
     score = accuracy("linear", scores, test, model=model, data=data, settings=settings)
     record_score(score, out)

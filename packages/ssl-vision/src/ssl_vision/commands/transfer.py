@@ -14,7 +14,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.random import derive
 from ssl_vision.class_choice import hold_out
 from ssl_vision.data import list_splits
-from ssl_vision.evaluation import LabelledFeatures, Score, accuracy, labelled_features, record_score
+from ssl_vision.evaluation import LabelledFeatures, Score, accuracy, labelled_features, record_score, training_images
 from ssl_vision.logistic import LogisticFit, fit_logistic
 from ssl_vision.metrics import confusion_matrix, per_class_accuracy, top_k_accuracy
 from ssl_vision.model_folder import load_encoder
@@ -32,6 +32,7 @@ def transfer(
     test_split: str = "test",
     val_share: float = 0.2,
     metric: Metric = "top1",
+    labels: Path | None = None,
     batch_size: int = 512,
     seed: int = 0,
     device: str = "auto",
@@ -53,6 +54,8 @@ def transfer(
         test_split: the images it is tested on, once, at the end.
         val_share: see `val_split`.
         metric: what l2 is chosen by; the paper takes ``mean_per_class`` for Aircraft, Pets, Caltech-101 and Flowers.
+        labels: a label file, such as ``ssl-vision make-splits`` writes: of the training images only those in it are
+            learnt from, and drawn for validation.
         batch_size: images per forward pass.
         seed: of the draw of validation images.
         device: auto, cpu, cuda or mps.
@@ -63,21 +66,22 @@ def transfer(
     """
     loaded = load_encoder(model, device=device)
 
-    def features(split: str, classes: list[str] | None = None) -> LabelledFeatures:
+    def features(split: str, *, classes: list[str] | None = None, labels: Path | None = None) -> LabelledFeatures:
         return labelled_features(
-            model, data, split=split, batch_size=batch_size, device=device, classes=classes, loaded=loaded
-        )
+            model, data, split=split, batch_size=batch_size, device=device, classes=classes, labels=labels,
+            loaded=loaded,
+        )  # fmt: skip
 
     val_split = val_split or _own_validation(data, train_split, test_split)
     if val_split in (train_split, test_split):
         raise UserError(f"transfer chooses l2 on images of their own, got {val_split!r} as val_split and another split")
-    train = features(train_split)
-    test = features(test_split, train.classes)
+    train = features(train_split, labels=labels)
+    test = features(test_split, classes=train.classes)
     if val_split is None:
         stay, held = hold_out(train.labels, val_share, seed=derive(seed, "validation"))
         x, y, val_x, val_y = train.features[stay], train.labels[stay], train.features[held], train.labels[held]
     else:
-        val = features(val_split, train.classes)
+        val = features(val_split, classes=train.classes)
         x, y, val_x, val_y = train.features, train.labels, val.features, val.labels
     number = len(train.classes)
     best, value, stuck = _choose(fit_logistic(x, y, number, penalties=PENALTIES), val_x, val_y, metric=metric)
@@ -85,9 +89,10 @@ def transfer(
     (final,) = fit_logistic(both_x, both_y, number, penalties=[best])
     with torch.no_grad():
         scores = final.classifier(test.features)
+    drawn = f"{val_share:g} of {train_split}, seed {seed}"
     settings: dict[str, object] = {
-        "train_split": train_split, "val_split": val_split or f"{val_share:g} of {train_split}, seed {seed}",
-        "test_split": test_split, "l2 chosen by": metric,
+        **training_images(train_split, labels), "val_split": val_split or drawn, "test_split": test_split,
+        "l2 chosen by": metric,
     }  # fmt: skip
     found: dict[str, object] = {
         "l2": best,

@@ -18,7 +18,7 @@ Record = Mapping[str, int | float]
 
 _PANELS = (("loss", "Loss"), ("contrastive_accuracy", "Contrastive accuracy"), ("lr", "Learning rate"))
 _MOST_POINTS = 600
-_TITLE_WIDTH = 34
+_TITLE_WIDTH = 100  # letters of titles beside each other
 _DASHES = (0, (4, 3))
 
 
@@ -60,10 +60,11 @@ def draw_accuracies(
         curves: evaluation -> epoch -> accuracy.
         baselines: evaluation -> accuracy of raw pixels.
     """
+    width = _TITLE_WIDTH // accuracy_grid(len(curves))[1]
     for axes in panels[len(curves) :]:
         axes.set_visible(False)
     for axes, (name, curve) in zip(panels, curves.items(), strict=False):
-        plain_axes(axes, textwrap.fill(f"Accuracy, {name}", _TITLE_WIDTH))
+        plain_axes(axes, textwrap.fill(f"Accuracy, {name}", width))
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5))

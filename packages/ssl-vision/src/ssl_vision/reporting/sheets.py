@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contrastive_core.random import derive, permutation
-from ssl_vision.data import ImageSet
+from ssl_vision.data import ImageSet, Subset
 from ssl_vision.features import extract
 from ssl_vision.model_folder import LoadedModel
 from ssl_vision.options import build_augment
@@ -18,24 +18,6 @@ from ssl_vision.reporting.run_folder import RunSettings
 from ssl_vision.views import view_seed
 
 _LOOKED_THROUGH = 5000
-
-
-class Subset(ImageSet):
-    """Some images of a set, in the order given."""
-
-    def __init__(self, images: ImageSet, indices: Sequence[int]) -> None:
-        labels = [label for i in indices if (label := images.label(i)) is not None]
-        super().__init__(images.name, labels=labels if len(labels) == len(indices) else None, classes=images.classes)
-        self.images, self.indices = images, list(indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def read(self, index: int) -> Tensor:
-        return self.images.read(self.indices[index])
-
-    def path(self, index: int) -> str:
-        return self.images.path(self.indices[index])
 
 
 @dataclass(frozen=True)

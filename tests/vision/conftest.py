@@ -8,7 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from contrastive_core.train import Run, RunOptions
+from ssl_vision.data import in_memory, open_images
+from ssl_vision.model_folder import Architecture, save_classifier
+from ssl_vision.models import EncoderOptions
 
 
 @pytest.fixture
@@ -56,3 +62,24 @@ def cifar_files(shared_data: Path) -> dict[str, bytes]:
             if len(files) == 40:
                 break
     return files
+
+
+@pytest.fixture(scope="session")
+def digit_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a small classifier of digits that is right about nine times in ten."""
+    architecture = Architecture(EncoderOptions(width=0.125), image_size=8)
+    images = open_images("digits")
+    pictures, labels = in_memory(images).float() / 255, images.labels()
+    out = tmp_path_factory.mktemp("classifier") / "run"
+    with Run(out, config={}, command="test", options=RunOptions(device="cpu", threads=1, progress=False)) as run:
+        torch.manual_seed(0)
+        model = architecture.build(10)
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+        for step in range(40):
+            batch = torch.arange(step * 128, (step + 1) * 128) % len(pictures)
+            loss = torch.nn.functional.cross_entropy(model(pictures[batch]), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        save_classifier(run, model, architecture=architecture, classes=images.classes, epoch=3)
+    return out

@@ -11,14 +11,28 @@ if TYPE_CHECKING:
     from ssl_vision.commands.check import check
     from ssl_vision.commands.demo import demo
     from ssl_vision.commands.embed import embed
+    from ssl_vision.commands.evaluate import evaluate
     from ssl_vision.commands.knn import knn
     from ssl_vision.commands.linear import linear
     from ssl_vision.commands.make_splits import make_splits
+    from ssl_vision.commands.predict import predict
     from ssl_vision.commands.pretrain import pretrain
     from ssl_vision.commands.report import report
     from ssl_vision.commands.transfer import transfer
 
-__all__ = ["check", "demo", "embed", "knn", "linear", "make_splits", "pretrain", "report", "transfer"]
+__all__ = [
+    "check",
+    "demo",
+    "embed",
+    "evaluate",
+    "knn",
+    "linear",
+    "make_splits",
+    "predict",
+    "pretrain",
+    "report",
+    "transfer",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,6 +18,8 @@ VERBS = {
     "transfer": Verb(
         "ssl_vision.commands.transfer:transfer", "fit the best regularised linear classifier on another data set"
     ),
+    "evaluate": Verb("ssl_vision.commands.evaluate:evaluate", "test a classifier: accuracies, confusion, calibration"),
+    "predict": Verb("ssl_vision.commands.predict:predict", "classify a folder of images into a CSV file"),
     "embed": Verb("ssl_vision.commands.embed:embed", "write features to a file, or draw a map of them"),
     "report": Verb("ssl_vision.commands.report:report", "write a run's self-contained HTML report"),
     "demo": Verb(

@@ -1,0 +1,132 @@
+"""`ssl-vision evaluate`: how good a fine-tuned or distilled classifier is on labelled images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from contrastive_core.errors import UserError
+from contrastive_core.train.files import write_atomic
+from ssl_vision.classifier_score import ClassifierScore, score_classifier, to_json
+from ssl_vision.data import ImageSet
+from ssl_vision.evaluation import evaluation_folder, labelled_images, module_hash
+from ssl_vision.features import evaluation_batches, outputs
+from ssl_vision.model_folder import load_classifier
+from ssl_vision.prediction_files import Predictions, make_predictions, write_predictions
+from ssl_vision.reporting.confusion import confusion_figure
+from ssl_vision.reporting.reliability import reliability_figure
+from ssl_vision.reporting.run_folder import data_name
+from ssl_vision.reporting.style import to_png
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was found, and the files that hold it; `str` is what the command prints.
+
+    Attributes:
+        score: all numbers.
+        written: the JSON file, the predictions (npz), the pictures of confusion and calibration.
+    """
+
+    score: ClassifierScore
+    written: list[Path]
+
+    def __str__(self) -> str:
+        return "\n".join([str(self.score), "", *(f"written: {file}" for file in self.written)])
+
+
+def evaluate(
+    model: str,
+    data: str,
+    *,
+    split: str = "test",
+    name: str | None = None,
+    out: Path | None = None,
+    bins: int = 15,
+    batch_size: int = 512,
+    device: str = "auto",
+) -> Evaluation:
+    """Test a classifier on labelled images: accuracies, confusion, likelihood, calibration.
+
+    Classes are matched by name. The images are cropped as in every evaluation (central 7/8, or the whole of small
+    images) and batch norm is in inference mode. Calibration is the expected calibration error of the predicted class
+    over bins of equal width in confidence.
+
+    Four files are written: ``NAME.json`` with all numbers, ``NAME-predictions.npz`` with arrays probabilities float32
+    ``[N, C]``, labels ``[N]``, paths and classes, ``NAME-confusion.png`` and ``NAME-reliability.png``.
+
+    Args:
+        model: the out folder of ``ssl-vision finetune`` or ``ssl-vision distill``, or its model folder.
+        data: an image folder, CSV manifest or named data set with labels.
+        split: which part of the data.
+        name: of the files; by default the data's name and the split.
+        out: folder for them; by default ``evaluation`` in the model's folder.
+        bins: of the calibration.
+        batch_size: images per forward pass.
+        device: auto, cpu, cuda or mps.
+
+    Returns:
+        The numbers and the files.
+    """
+    if bins < 1 or batch_size < 1:
+        raise UserError(f"evaluate needs bins >= 1 and batch_size >= 1, got bins={bins} and batch_size={batch_size}")
+    images = labelled_images(data, split=split)
+    loaded = load_classifier(model, device=device)
+    labels = match_classes(images, loaded.classes)
+    batches = evaluation_batches(images, size=loaded.image_size, batch_size=batch_size)
+    logits = torch.cat([batch.cpu() for batch in outputs(loaded.model, batches, device=loaded.device)])
+    score = score_classifier(
+        logits,
+        labels,
+        classes=loaded.classes,
+        model=model,
+        model_hash=module_hash(loaded.model),
+        data=data,
+        split=split,
+        bins=bins,
+    )
+    folder = Path(out) if out is not None else evaluation_folder(model) or Path()
+    stem = name or f"{data_name(data).removesuffix('.csv')}-{split}"
+    predictions = make_predictions(
+        logits.softmax(dim=1).numpy(),
+        labels.numpy(),
+        paths=[images.path(i) for i in range(len(images))],
+        classes=loaded.classes,
+    )
+    return Evaluation(score, _write(folder, stem, score, predictions))
+
+
+def match_classes(images: ImageSet, classes: list[str]) -> Tensor:
+    """The labels of a set as numbers of a classifier's classes, which may be more than those of the set.
+
+    Raises:
+        UserError: no labels, or an image of a class that the classifier does not know.
+    """
+    labels = images.labels()
+    present = torch.unique(labels).tolist()
+    unknown = [images.classes[label] for label in present if images.classes[label] not in classes]
+    if unknown:
+        raise UserError(
+            f"{images.name}: found images of {len(unknown)} classes that the classifier does not know "
+            f"({_some(unknown)}); it was trained on {_some(classes)}. Give data whose class names are among these"
+        )
+    number = torch.tensor([classes.index(name) if name in classes else -1 for name in images.classes])
+    return number[labels]
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+def _write(folder: Path, stem: str, score: ClassifierScore, predictions: Predictions) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{stem}{end}" for end in (".json", "-predictions.npz", "-confusion.png", "-reliability.png")]
+    write_predictions(files[1], predictions)
+    write_atomic(files[2], to_png(confusion_figure(score.confusion, score.classes)))
+    write_atomic(files[3], to_png(reliability_figure(score.calibration)))
+    write_atomic(files[0], to_json(score).encode())  # last: where it stands, the others do
+    return files

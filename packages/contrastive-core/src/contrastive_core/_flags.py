@@ -65,7 +65,7 @@ class Flags:
         key = re.search(r'Parser key "([\w.]+)"', message)
         value = re.search(r"(?:Got|Given) value: (.*)", message)
         if key and value and key[1] in self.types:
-            return f"--{key[1]}: expected {_in_words(self.types[key[1]])}, got {value[1]}"
+            return f"--{key[1]}: expected {in_words(self.types[key[1]])}, got {value[1]}"
         return message.replace("the following arguments are required:", "missing:")
 
     def _flag(self, word: str, rest: list[str]) -> tuple[str, str]:
@@ -181,16 +181,17 @@ _WORDS = {
 }
 
 
-def _in_words(kind: Any) -> str:
+def in_words(kind: Any) -> str:
+    """What a value of this type is, for people: "a whole number", "one of sgd, lars"."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return f"one of {', '.join(map(str, inner))}"
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_in_words(part) for part in inner)
+        return " or ".join(in_words(part) for part in inner)
     if origin in (list, tuple) and (len(inner) == 1 or inner[-1] is Ellipsis):
-        return f"a list (each {_in_words(inner[0])})"
+        return f"a list (each {in_words(inner[0])})"
     if origin is tuple:
-        return f"a list of {len(inner)} ({', '.join(_in_words(part) for part in inner)})"
+        return f"a list of {len(inner)} ({', '.join(in_words(part) for part in inner)})"
     if origin is dict:
-        return f"a mapping (each {_in_words(inner[1])})"
+        return f"a mapping (each {in_words(inner[1])})"
     return _WORDS[kind] if kind in _WORDS else str(getattr(kind, "__name__", kind))

@@ -1,0 +1,102 @@
+"""Write the reference pages of docs/ from docstrings and signatures, or check that they are what the code says.
+
+`python -m tools.docs` writes every page and deletes generated ones that are no more; with --check it changes nothing,
+and its exit status is 1 if a page differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tools.docs.commands import render_command, render_overview
+from tools.docs.python import render_module
+from tools.results import ROOT
+
+MARK = "<!-- Written by `tools/run docs` from the docstrings; edit those. -->\n"
+
+# Page -> title and modules, by package.
+PYTHON: dict[str, dict[str, tuple[str, list[str]]]] = {
+    "contrastive-core": {
+        "losses": ("Losses", ["contrastive_core.losses"]),
+        "heads": ("Projection heads", ["contrastive_core.heads"]),
+        "optim": ("Optimiser and schedule", ["contrastive_core.optim"]),
+        "similarity": ("The similarity primitive", ["contrastive_core.similarity"]),
+        "distributed": ("Several processes", ["contrastive_core.distributed"]),
+        "train": ("The training engine", ["contrastive_core.train", "contrastive_core.errors"]),
+        "random": ("Randomness as a function", ["contrastive_core.random"]),
+        "cli": ("Command lines from functions", ["contrastive_core.cli"]),
+    },
+    "ssl-vision": {
+        "methods": ("Methods", ["ssl_vision.methods"]),
+        "models": ("Encoders and model folders", ["ssl_vision.models", "ssl_vision.model_folder"]),
+        "augment": (
+            "Augmentation",
+            ["ssl_vision.augment", "ssl_vision.augment.ops_simclr", "ssl_vision.augment.ops_torchvision"],
+        ),
+        "data": ("Data", ["ssl_vision.data", "ssl_vision.label_files", "ssl_vision.checking"]),
+        "evaluation": (
+            "Features and evaluation",
+            ["ssl_vision.features", "ssl_vision.neighbours", "ssl_vision.probe", "ssl_vision.evaluation"],
+        ),
+    },
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="report what differs instead of writing")
+    check = parser.parse_args(argv).check
+    wanted = pages()
+    folders = [ROOT / "docs" / package / "reference" for package in PYTHON]
+    present = {path for folder in folders for path in folder.rglob("*.md")}
+    problems = [f"{path.relative_to(ROOT)} is generated no more" for path in sorted(present - set(wanted))]
+    for path, text in wanted.items():
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            continue
+        problems.append(f"{path.relative_to(ROOT)} differs from the code")
+        if not check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    if not check:
+        for path in present - set(wanted):
+            path.unlink()
+        return 0
+    if problems:
+        print("\n".join([*problems, "run `tools/run docs` (python -m tools.docs)"]), file=sys.stderr)
+    return int(bool(problems))
+
+
+def pages() -> dict[Path, str]:
+    """Every generated page."""
+    found: dict[Path, str] = {}
+    for package, rooms in PYTHON.items():
+        folder = ROOT / "docs" / package / "reference"
+        listed = [f"- [{title}]({page}.md): {_in_code(modules)}" for page, (title, modules) in rooms.items()]
+        index = [f"# Reference of {package}"]
+        for page, (title, modules) in rooms.items():
+            found[folder / f"{page}.md"] = _page(f"# {title}", *map(render_module, modules))
+        cli = importlib.util.find_spec(f"{package.replace('-', '_')}.cli")
+        verbs = getattr(importlib.import_module(f"{package.replace('-', '_')}.cli"), "VERBS", {}) if cli else {}
+        for name, verb in verbs.items():
+            found[folder / "commands" / f"{name}.md"] = _page(render_command(package, name, verb))
+        if verbs:
+            index += ["## Commands", render_overview(package, verbs, folder="commands")]
+        found[folder / "README.md"] = _page(*index, "## Python", "\n".join(listed))
+    return found
+
+
+def _in_code(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _page(*parts: str) -> str:
+    return "\n\n".join([MARK, *parts]).replace("\n\n\n", "\n\n") + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

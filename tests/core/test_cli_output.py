@@ -26,12 +26,18 @@ def one_fails() -> None:
     if os.environ["RANK"] == "1":
         raise UserError("b.png cannot be read")
 
+def lonely(file: str) -> str:
+    with open(file, "a") as written:
+        written.write(os.environ["RANK"])
+    return "done alone"
+
 def other_pipe() -> None:
     read, write = os.pipe()
     os.close(read)
     os.write(write, b"x")
 
 verbs = {name: Verb(f"__main__:{name}", "a verb") for name in ("result", "all_fail", "one_fails", "other_pipe")}
+verbs["lonely"] = Verb("__main__:lonely", "a verb", alone=True)
 statuses = [run("toy", verbs, words.split(), version="1") for words in sys.argv[1:]]
 time.sleep(float(os.environ.get("LINGER", "0")))  # torchrun ends the others when the first leaves
 sys.exit(max(statuses))
@@ -45,9 +51,9 @@ def program(tmp_path: Path) -> list[str]:
     return [sys.executable, str(script)]
 
 
-def test_two_processes_speak_with_one_voice(program: list[str]) -> None:
+def test_two_processes_speak_with_one_voice(program: list[str], tmp_path: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
-    lines = ["result", "--help", "--version", "result --help", "result --print_config"]
+    lines = ["result", "--help", "--version", "result --help", "result --print_config", f"lonely {tmp_path}/ranks"]
     wrong = ["reslut", "result --lines many", "all_fail", "one_fails"]
     done = subprocess.run(
         [*launcher, *program, *lines, *wrong],
@@ -58,9 +64,10 @@ def test_two_processes_speak_with_one_voice(program: list[str]) -> None:
         check=False,
     )
     assert done.returncode != 0
-    for text in ("printed by the verb", "commands:", "toy 1", "usage: toy result", "lines: 3"):
+    for text in ("printed by the verb", "commands:", "toy 1", "usage: toy result", "lines: 3", "done alone"):
         assert done.stdout.count(text) == 1, done.stdout
     assert done.stdout.count("found 3 images") == 3
+    assert (tmp_path / "ranks").read_text() == "0"
     for text in ("unknown command 'reslut'", "--lines: expected", "photos is empty", "b.png cannot be read"):
         assert done.stderr.count(text) == 1, done.stderr
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from sklearn import metrics as reference
 
 from contrastive_core.errors import UserError
 from ssl_vision.classifier_score import ClassifierScore, read_classifier_score, score_classifier, to_json
-from ssl_vision.cli import main
+from ssl_vision.cli import VERBS, main
 from ssl_vision.commands.evaluate import Evaluation, evaluate
 from ssl_vision.data import in_memory, open_images
 from ssl_vision.model_folder import load_classifier
@@ -186,3 +188,19 @@ def test_json_of_a_thousand_classes_is_small(tmp_path: Path) -> None:
     found = read_classifier_score(tmp_path / "a.json")
     assert isinstance(found, ClassifierScore)
     assert found == score
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_once(digit_classifier: Path, tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    words = ["ssl_vision", "evaluate", str(digit_classifier), "digits", "--out", str(tmp_path)]
+    done = subprocess.run([*launcher, *words], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("top-1") == 1
+    assert read_classifier_score(tmp_path / "digits-test.json") is not None
+
+
+def test_commands_that_share_no_work_are_done_by_one_process() -> None:
+    alone = {name for name, verb in VERBS.items() if verb.alone}
+    assert alone >= {"evaluate", "predict", "linear", "knn", "transfer", "embed", "report", "check", "make-splits"}
+    assert not alone & {"pretrain", "finetune", "distill", "demo"}

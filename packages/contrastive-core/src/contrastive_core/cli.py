@@ -32,10 +32,13 @@ class Verb:
     Args:
         target: Where its function is: "package.module:function".
         help: One line for the list of verbs.
+        alone: Its work is not shared among processes: under torchrun process 0 does all of it, and the others, given
+            the same command line, have nothing to do.
     """
 
     target: str
     help: str
+    alone: bool = False
 
 
 def run(
@@ -137,6 +140,8 @@ def _run_verb(prog: str, verb: Verb, words: Sequence[str], *, configs: str | Non
         return int(exit_.code or 0)
     except jsonargparse.ArgumentError as error:
         raise UsageError(flags.explain(str(error))) from error
+    if verb.alone and not _voice.is_first():
+        return 0
     result = function(**{name: arguments[name] for name in inspect.signature(function).parameters})
     if isinstance(result, int):
         return result

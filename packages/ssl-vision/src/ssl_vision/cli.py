@@ -8,20 +8,28 @@ from contrastive_core.cli import Verb, run
 from ssl_vision import __version__
 
 VERBS = {
-    "check": Verb("ssl_vision.commands.check:check", "find every problem of an image data set in one pass"),
+    "check": Verb("ssl_vision.commands.check:check", "find every problem of an image data set in one pass", alone=True),
     "pretrain": Verb("ssl_vision.commands.pretrain:pretrain", "pre-train an encoder with SimCLR, without labels"),
     "make-splits": Verb(
-        "ssl_vision.commands.make_splits:make_splits", "choose images whose labels may be seen, as label files"
+        "ssl_vision.commands.make_splits:make_splits",
+        "choose images whose labels may be seen, as label files",
+        alone=True,
     ),
-    "linear": Verb("ssl_vision.commands.linear:linear", "train and test a linear classifier on frozen features"),
-    "knn": Verb("ssl_vision.commands.knn:knn", "classify test images by their nearest training images"),
+    "linear": Verb(
+        "ssl_vision.commands.linear:linear", "train and test a linear classifier on frozen features", alone=True
+    ),
+    "knn": Verb("ssl_vision.commands.knn:knn", "classify test images by their nearest training images", alone=True),
     "transfer": Verb(
-        "ssl_vision.commands.transfer:transfer", "fit the best regularised linear classifier on another data set"
+        "ssl_vision.commands.transfer:transfer",
+        "fit the best regularised linear classifier on another data set",
+        alone=True,
     ),
-    "evaluate": Verb("ssl_vision.commands.evaluate:evaluate", "test a classifier: accuracies, confusion, calibration"),
-    "predict": Verb("ssl_vision.commands.predict:predict", "classify a folder of images into a CSV file"),
-    "embed": Verb("ssl_vision.commands.embed:embed", "write features to a file, or draw a map of them"),
-    "report": Verb("ssl_vision.commands.report:report", "write a run's self-contained HTML report"),
+    "evaluate": Verb(
+        "ssl_vision.commands.evaluate:evaluate", "test a classifier: accuracies, confusion, calibration", alone=True
+    ),
+    "predict": Verb("ssl_vision.commands.predict:predict", "classify a folder of images into a CSV file", alone=True),
+    "embed": Verb("ssl_vision.commands.embed:embed", "write features to a file, or draw a map of them", alone=True),
+    "report": Verb("ssl_vision.commands.report:report", "write a run's self-contained HTML report", alone=True),
     "demo": Verb(
         "ssl_vision.commands.demo:demo", "the whole of it on scikit-learn's digits, in a few minutes on a CPU"
     ),

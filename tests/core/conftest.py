@@ -46,6 +46,13 @@ def suncet(z: Tensor, labels: Tensor, temperature: float) -> Tensor:
     return (logits[live].logsumexp(1) - among_positives[live].logsumexp(1)).mean()
 
 
+def smoothed_suncet(z: Tensor, labels: Tensor, temperature: float, label_smoothing: float) -> Tensor:
+    logits, _, _ = _labelled(z, labels, temperature)
+    one_hot = (labels[:, None] == labels.unique()).double()
+    target = (1 - label_smoothing) * one_hot + label_smoothing / one_hot.shape[1]
+    return -(target * (logits.softmax(1) @ target).log()).sum(1).mean()
+
+
 def supcon(z: Tensor, labels: Tensor, temperature: float) -> Tensor:
     logits, positive, live = _labelled(z, labels, temperature)
     mean = torch.where(positive, logits, 0.0).sum(1)[live] / positive.sum(1)[live]
@@ -59,8 +66,10 @@ def info_nce(query: Tensor, key: Tensor, temperature: float, bank: Tensor | None
 
 @pytest.fixture(scope="session")
 def formulas() -> SimpleNamespace:
-    """`nt_xent`, `suncet`, `supcon`, `info_nce` with the full matrix and boolean masks, as the papers write them."""
-    return SimpleNamespace(nt_xent=nt_xent, suncet=suncet, supcon=supcon, info_nce=info_nce)
+    """`nt_xent`, `suncet`, `smoothed_suncet`, `supcon`, `info_nce` as the papers write them, with the full matrix."""
+    return SimpleNamespace(
+        nt_xent=nt_xent, suncet=suncet, smoothed_suncet=smoothed_suncet, supcon=supcon, info_nce=info_nce
+    )
 
 
 @pytest.fixture(scope="session")

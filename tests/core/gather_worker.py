@@ -64,6 +64,10 @@ def cases() -> list[Case]:
         ("nt_xent", lambda z, y, gather: nt_xent(z[::2], z[1::2], temperature=0.3, gather=gather)),
         ("nt_xent at low temperature", lambda z, y, gather: nt_xent(z[::2], z[1::2], temperature=0.002, gather=gather)),
         ("suncet", lambda z, y, gather: suncet(z, y, temperature=0.3, gather=gather)),
+        (
+            "smoothed suncet",
+            lambda z, y, gather: suncet(z, y, temperature=0.3, label_smoothing=0.2, gather=gather),
+        ),
         ("supcon", lambda z, y, gather: supcon(z, y, temperature=0.3, gather=gather)),
     ]
 

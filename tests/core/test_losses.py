@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import contrastive_core
 from contrastive_core import InfoNCELoss, NTXentLoss, SuNCEtLoss, SupConLoss, info_nce, nt_xent, suncet, supcon
-from contrastive_core.losses import count_skipped_anchors
+from contrastive_core.losses import count_skipped_anchors, smoothed
 
 Formulas = SimpleNamespace
 Differentiate = Callable[..., tuple[Tensor, ...]]
@@ -104,6 +104,30 @@ def test_info_nce_with_a_bank(
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10 / t)
     frozen = differentiate(lambda q: info_nce(q, key, bank, temperature=t), query)
     torch.testing.assert_close(frozen, ours[:2], rtol=1e-12, atol=1e-12)
+
+
+@many
+@given(n=st.integers(2, 25), classes=st.integers(1, 30), seed=seeds, t=temperatures, share=st.floats(0.01, 0.9))
+def test_suncet_with_smoothed_labels(
+    n: int, classes: int, seed: int, t: float, share: float, formulas: Formulas, differentiate: Differentiate
+) -> None:
+    z, labels = randn(n, 5, seed=seed), some_labels(n, classes, seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(smoothed, "_BLOCK", 7)
+        ours = differentiate(lambda z: suncet(z, labels, temperature=t, label_smoothing=share), z)
+    formula = differentiate(lambda z: formulas.smoothed_suncet(z, labels, t, share), z)
+    for a, b in zip(ours, formula, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10 / t)
+    module = SuNCEtLoss(temperature=t, label_smoothing=share)
+    torch.testing.assert_close(module(z, labels), ours[0])
+    assert module.skipped_anchors == 0
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, math.nan])
+def test_a_wrong_share_of_smoothing_is_refused(share: float) -> None:
+    for call in (lambda: suncet(randn(4, 2), torch.zeros(4).long(), label_smoothing=share), SuNCEtLoss):
+        with pytest.raises(ValueError, match="label_smoothing is"):
+            call(**({"label_smoothing": share} if call is SuNCEtLoss else {}))
 
 
 def hard_batch(kind: str, n: int, d: int) -> Tensor:

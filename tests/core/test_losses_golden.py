@@ -80,6 +80,20 @@ def test_suncet(golden: Golden, differentiate: Differentiate, dtype: torch.dtype
         torch.testing.assert_close(ours[0].double(), tensor(recorded, f"{key}v1_release_loss_f64"), rtol=2e-6, atol=0)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 5e-8), (torch.float32, 1e-6)])
+def test_suncet_with_smoothed_labels(
+    golden: Golden, differentiate: Differentiate, dtype: torch.dtype, tolerance: float
+) -> None:
+    """Classes of one sample too, for which the loss is finite now. The official matrix of labels is float32."""
+    recorded = golden("vision")
+    for match in found(recorded, r"(suncet/C\d+_B\d+_D\d+)/tau([\d.]+)_smooth0.1/grad_f64"):
+        group, temperature = match.group(1), float(match.group(2))
+        z, labels = tensor(recorded, f"{group}/z", dtype), tensor(recorded, f"{group}/class_of_row", torch.int64)
+        ours = differentiate(lambda z, y=labels, t=temperature: suncet(z, y, temperature=t, label_smoothing=0.1), z)
+        key = match.group(0).removesuffix("grad_f64")
+        compare(ours, tensor(recorded, f"{key}loss_f64"), tensor(recorded, f"{key}grad_f64"), tolerance)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-6)])
 def test_distillation_of_the_notebook(
     golden: Golden, differentiate: Differentiate, dtype: torch.dtype, tolerance: float

@@ -15,9 +15,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from contrastive_core import LARS, lars_param_groups, nt_xent
+from contrastive_core import LARS, lars_param_groups, nt_xent, suncet
 from contrastive_core.errors import UserError
-from contrastive_core.train import Batches, RunOptions, convert_sync_batchnorm
+from contrastive_core.train import Batches, ClassBatches, RunOptions, convert_sync_batchnorm
 from ssl_vision.augment import SimCLRAugment
 from ssl_vision.commands.knn import knn
 from ssl_vision.commands.pretrain import pretrain
@@ -70,7 +70,7 @@ def test_features_of_real_images_get_better(tmp_path: Path, shared_data: Path) -
     assert after > before + 3
 
 
-def train_in_float64(rank: int, world_size: int, folder: str) -> None:
+def train_in_float64(rank: int, world_size: int, folder: str, method: str) -> None:
     """Twenty steps of the parts of `pretrain` on this process's share of every batch; the losses go to a file."""
     torch.set_num_threads(1)
     if world_size > 1:
@@ -80,16 +80,24 @@ def train_in_float64(rank: int, world_size: int, folder: str) -> None:
     if world_size > 1:
         model = nn.parallel.DistributedDataParallel(convert_sync_batchnorm(model))
     optimizer = LARS(lars_param_groups(model, 1e-4), 1.0)
-    images = in_memory(open_images("digits"))
+    digits, gather = open_images("digits"), world_size > 1
+    images, labels = in_memory(digits), digits.labels()
     augment = SimCLRAugment(8, strength=0.5, blur=False)
     batches = Batches(
         len(images), batch_size=32 // world_size, seed=1, rank=rank, world_size=world_size, total_steps=20
     )
+    labelled = ClassBatches(labels, classes_per_batch=4, samples_per_class=4, seed=1, rank=rank, world_size=world_size)
     losses = []
     for step in range(20):
         ids = batches.at(step)
-        views = (augment(images[ids], seed=2 * step + view, ids=ids).double() for view in (0, 1))
-        loss = nt_xent(*model(*views), temperature=0.5, gather=world_size > 1)
+        views = [augment(images[ids], seed=2 * step + view, ids=ids).double() for view in (0, 1)]
+        few = labelled.at(step).samples
+        if method == "suncet" and step < 12:
+            views.append(augment(images[few], seed=step, ids=few).double())
+        z = model(*views)
+        loss = nt_xent(z[0], z[1], temperature=0.5, gather=gather)
+        if len(z) > 2:
+            loss = loss + suncet(z[2], labels[few], temperature=0.2, gather=gather)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -105,13 +113,14 @@ def train_in_float64(rank: int, world_size: int, folder: str) -> None:
         dist.destroy_process_group()
 
 
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["simclr", "suncet"])
+def test_two_processes_train_as_one(tmp_path: Path, method: str) -> None:
     """Union batch, LARS, batch norm and negatives over processes: the same losses for 20 steps.
 
     In float64, for training from zero-initialised branches blows rounding up tenfold a step at the start.
     """
-    train_in_float64(0, 1, str(tmp_path))
-    mp.spawn(train_in_float64, (2, str(tmp_path)), nprocs=2)
+    train_in_float64(0, 1, str(tmp_path), method)
+    mp.spawn(train_in_float64, (2, str(tmp_path), method), nprocs=2)
     alone, together = (torch.load(tmp_path / f"{count}.pt", weights_only=True) for count in (1, 2))
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=0)
 
@@ -119,7 +128,8 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 def test_the_command_runs_on_two_processes(tmp_path: Path) -> None:
     arguments = [
         *("pretrain", "digits", "--epochs", "1", "--batch_size", "128", "--image_size", "8", "--log_every", "1"),
-        *("--encoder.width", "0.125", "--device", "cpu", "--threads", "1", "--no-progress", "--out"),
+        *("--encoder.width", "0.125", "--device", "cpu", "--threads", "1", "--no-progress"),
+        *("--classes_per_batch", "3", "--images_per_class", "4", "--suncet.epochs", "0.5", "--out"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     one = [sys.executable, "-m", "ssl_vision", *arguments, str(tmp_path / "one")]
@@ -133,10 +143,11 @@ def test_the_command_runs_on_two_processes(tmp_path: Path) -> None:
     alone, together = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert len(alone) == len(together) == 1433 // 128
     for ours, theirs in zip(together, alone, strict=True):
-        assert ours["lr"] == theirs["lr"]
+        assert (ours["lr"], ours["inputs"], "suncet" in ours) == (theirs["lr"], theirs["inputs"], "suncet" in theirs)
     # The first update runs at learning rate 0, so two steps see the same weights.
     for step in (0, 1):
-        assert together[step]["loss"] == pytest.approx(alone[step]["loss"], rel=1e-5)
+        for name in ("loss", "nt_xent", "suncet"):
+            assert together[step][name] == pytest.approx(alone[step][name], rel=1e-5)
         assert together[step]["contrastive_accuracy"] == pytest.approx(alone[step]["contrastive_accuracy"], abs=0.02)
 
 

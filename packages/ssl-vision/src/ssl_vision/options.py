@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -53,6 +54,73 @@ class HeadOptions:
 
     layers: int = 2
     out_features: int = 128
+
+
+@dataclass(frozen=True)
+class SuNCEtOptions:
+    """Labelled images beside the unlabelled ones: SuNCEt. Off until `classes_per_batch` is set.
+
+    Every step takes one view, of the same augmentation, of ``classes_per_batch * images_per_class`` labelled images,
+    over all processes. They go through the network in one pass with the pairs; the loss is NT-Xent + weight * SuNCEt.
+
+    The first release of SuNCEt, which is the paper's, and today's code in its repository differ in much. `code` chooses
+    between them in what no other field says: the fate of the labelled images once SuNCEt is off. The rest is said by
+    fields: length (`epochs`: 250 on ImageNet in the release, 100 today), the head (`head`), augmentation (`augment`),
+    number format (`run.precision`). Not copied are bugs: gradients on one side only (the release's SuNCEt over several
+    processes, today's NT-Xent), the release's warm-up taken off the cosine twice, today's batch norms that are decayed
+    because of their names.
+
+    Attributes:
+        classes_per_batch: different classes in a step; 0: no SuNCEt.
+        images_per_class: labelled images of each of these classes in a step, over all processes; at least 2.
+        labels: label file, as `make-splits` writes, or a list of file names; None: every image of the split is
+            labelled. Labels of images not listed are never looked at.
+        data: where the labelled images are, if not among the unlabelled ones: a folder, manifest or named set.
+        epochs: SuNCEt is on in the first this many epochs; None: in all.
+        weight: of SuNCEt beside NT-Xent; 1 in the paper.
+        temperature: of SuNCEt; None: that of NT-Xent.
+        label_smoothing: share of the label spread over all classes of the step; 0 in the paper.
+        code: ``release``: once SuNCEt is off, labelled images are no longer read. ``today``: they still go through the
+            network, where batch norm sees them.
+    """
+
+    classes_per_batch: int = 0
+    images_per_class: int = 16
+    labels: Path | None = None
+    data: str | None = None
+    epochs: float | None = None
+    weight: float = 1.0
+    temperature: float | None = None
+    label_smoothing: float = 0.0
+    code: Literal["release", "today"] = "release"
+
+    def __post_init__(self) -> None:
+        if self.classes_per_batch < 0 or self.classes_per_batch == 1 or self.images_per_class < 2:
+            raise UserError(
+                f"suncet.classes_per_batch is {self.classes_per_batch} and suncet.images_per_class "
+                f"{self.images_per_class}; expected at least 2 of both, or 0 classes for no SuNCEt: an image is told "
+                "apart from those of other classes by another one of its own"
+            )
+        for name, value, lowest in (
+            ("epochs", self.epochs, 0.0),
+            ("weight", self.weight, 0.0),
+            ("temperature", self.temperature, None),
+        ):
+            if value is not None and not (value > 0 or value == lowest):
+                raise UserError(f"suncet.{name} is {value}; expected {'more than' if lowest is None else 'at least'} 0")
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"suncet.label_smoothing is {self.label_smoothing}; expected at least 0 and less than 1")
+
+    @property
+    def batch_size(self) -> int:
+        """Labelled images per step, over all processes."""
+        return self.classes_per_batch * self.images_per_class
+
+    def steps(self, *, epochs: int, steps_per_epoch: int) -> int:
+        """In how many steps of a run, from its first, SuNCEt is on."""
+        if not self.classes_per_batch:
+            return 0
+        return round(steps_per_epoch * (epochs if self.epochs is None else min(self.epochs, epochs)))
 
 
 @dataclass(frozen=True)

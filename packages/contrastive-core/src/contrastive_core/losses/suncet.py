@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from contrastive_core.distributed import gather_rows, split_own, world_size
+from contrastive_core.distributed import gather_rows, rank, split_own, world_size
 from contrastive_core.losses.candidates import lse_by_class
 from contrastive_core.losses.nt_xent import softplus
 from contrastive_core.losses.positives import check_labels, find_positives
@@ -16,9 +17,13 @@ from contrastive_core.losses.rows import (
     unit_rows,
     working_dtype,
 )
+from contrastive_core.losses.smoothed import smoothed_losses
+from contrastive_core.similarity.precision import exact_dtype
 
 
-def suncet(z: Tensor, labels: Tensor, *, temperature: float = 0.1, gather: bool = False) -> Tensor:
+def suncet(
+    z: Tensor, labels: Tensor, *, temperature: float = 0.1, label_smoothing: float = 0.0, gather: bool = False
+) -> Tensor:
     """Neighbourhood-component loss with labels: is a random neighbour of this sample of its class?
 
         loss = mean over anchors i of   -log( sum_{j != i, y_j = y_i} exp(s_ij) / sum_{j != i} exp(s_ij) ),
@@ -28,10 +33,18 @@ def suncet(z: Tensor, labels: Tensor, *, temperature: float = 0.1, gather: bool 
     matrix products N x N x D. Computed in float32 or better whatever autocast says; below temperature 0.1 in float64.
     The loss keeps its relative precision when it is close to 0.
 
+    With `label_smoothing` e over the C classes that occur among the candidates, as in today's released code:
+
+        loss = mean over anchors i of   - sum_c t_ic log( sum_{j != i} p_ij t_jc ),
+        t_ic = (1 - e) [y_i = c] + e / C,     p_i = softmax of s_ij over j != i
+
+    computed in float64, in time of three matrix products N x N x D, memory O(N (D + C)).
+
     Args:
         z: embeddings [N, D] of labelled samples, l2-normalised here.
         labels: class numbers [N], integers in any order.
         temperature: positive; 0.1 in the paper.
+        label_smoothing: in [0, 1); 0 in the paper.
         gather: candidates are the samples of all processes, anchors those of this process; with the mean of parameter
             gradients over processes, the loss of the union batch.
 
@@ -40,11 +53,12 @@ def suncet(z: Tensor, labels: Tensor, *, temperature: float = 0.1, gather: bool 
 
     Edges: an anchor that is alone in its class has no positive (its loss would be infinite, as it is in the released
     code) and is left out of the mean; `count_skipped_anchors(labels)` counts them. All left out: exactly 0, with zero
-    gradient. A row of zeros has similarity 0 with everything and no gradient; NaN embeddings give NaN.
+    gradient. With label smoothing every anchor counts: its loss is finite without a positive. A row of zeros has
+    similarity 0 with everything and no gradient; NaN embeddings give NaN.
 
     Raises:
-        ValueError: wrong shapes, fewer than two samples, temperature not positive and finite; with `gather`, numbers of
-            samples that differ between processes (raised on each).
+        ValueError: wrong shapes, fewer than two samples, temperature not positive and finite, label_smoothing out of
+            [0, 1); with `gather`, numbers of samples that differ between processes (raised on each).
         TypeError: embeddings that are not floating point, labels that are not integers, temperature not a number.
 
     Reference: Assran et al. 2020, "Supervision Accelerates Pre-training in Contrastive Semi-Supervised Learning of
@@ -56,16 +70,26 @@ def suncet(z: Tensor, labels: Tensor, *, temperature: float = 0.1, gather: bool 
     >>> suncet(z, torch.tensor([0, 0, 1, 1]), temperature=1.0)
     tensor(0.5514)
     """
-    return _suncet("suncet", z, labels, temperature, gather)[0]
+    return _suncet("suncet", z, labels, temperature, label_smoothing=label_smoothing, gather=gather)[0]
 
 
-def _suncet(name: str, z: Tensor, labels: Tensor, temperature: float, gather: bool) -> tuple[Tensor, Tensor]:
+def _suncet(
+    name: str, z: Tensor, labels: Tensor, temperature: float, *, label_smoothing: float, gather: bool
+) -> tuple[Tensor, Tensor]:
     """The loss, and how many anchors were left out."""
     check_temperature(name, temperature)
+    _check_smoothing(name, label_smoothing)
     check_rows(name, z=z)
     check_labels(name, labels, z)
     positives = find_positives(labels.to(z.device), gather=gather)
     check_at_least_two(name, len(positives.everyone))
+    if label_smoothing:
+        rows = unit_rows(z, exact_dtype(z))
+        losses = smoothed_losses(
+            rows, gather_rows(rows) if gather else rows, positives.everyone, scale=1 / temperature,
+            first=rank() * len(rows) if gather else 0, label_smoothing=label_smoothing,
+        )  # fmt: skip
+        return losses.mean().to(result_dtype(z)), torch.zeros_like(positives.skipped)
     rows = unit_rows(z, working_dtype(z, temperature=temperature))
     others = other_labels = None
     if gather and world_size() > 1:
@@ -74,6 +98,11 @@ def _suncet(name: str, z: Tensor, labels: Tensor, temperature: float, gather: bo
     # Where there is no positive, same is -inf; the value put in its place is not used.
     losses = softplus(different - same.masked_fill(~positives.live, 0.0))
     return positives.mean(losses).to(result_dtype(z)), positives.skipped
+
+
+def _check_smoothing(name: str, label_smoothing: float) -> None:
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"{name}: label_smoothing is {label_smoothing}, expected a share in [0, 1)")
 
 
 class SuNCEtLoss(nn.Module):
@@ -85,14 +114,17 @@ class SuNCEtLoss(nn.Module):
 
     skipped_anchors: Tensor | None = None
 
-    def __init__(self, *, temperature: float = 0.1, gather: bool = False) -> None:
+    def __init__(self, *, temperature: float = 0.1, label_smoothing: float = 0.0, gather: bool = False) -> None:
         super().__init__()
         check_temperature("SuNCEtLoss", temperature)
-        self.temperature, self.gather = temperature, gather
+        _check_smoothing("SuNCEtLoss", label_smoothing)
+        self.temperature, self.label_smoothing, self.gather = temperature, label_smoothing, gather
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
-        loss, self.skipped_anchors = _suncet("SuNCEtLoss", z, labels, self.temperature, self.gather)
+        loss, self.skipped_anchors = _suncet(
+            "SuNCEtLoss", z, labels, self.temperature, label_smoothing=self.label_smoothing, gather=self.gather
+        )
         return loss
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, gather={self.gather}"
+        return f"temperature={self.temperature}, label_smoothing={self.label_smoothing}, gather={self.gather}"

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from contrastive_core.train.class_batches import ClassBatches
     from contrastive_core.train.interrupt import Interrupted
     from contrastive_core.train.loader import ignore_stop_signals, make_loader
     from contrastive_core.train.model_file import load_model
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _MODULE = {
     "Batches": "sampler",
+    "ClassBatches": "class_batches",
     "Interrupted": "interrupt",
     "Run": "run",
     "RunOptions": "options",
@@ -31,6 +33,7 @@ _MODULE = {
 
 __all__ = [
     "Batches",
+    "ClassBatches",
     "Interrupted",
     "Run",
     "RunOptions",

@@ -1,4 +1,4 @@
-"""SimCLR pre-training: `ssl-vision pretrain`. One readable loop; copy it and change it."""
+"""Pre-training with SimCLR, SuNCEt or both: `ssl-vision pretrain`. One readable loop; copy it and change it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,22 @@ from torch import Tensor, nn
 
 from contrastive_core.distributed import gather_rows, rank
 from contrastive_core.errors import UserError
-from contrastive_core.losses import nt_xent
+from contrastive_core.losses import SuNCEtLoss, nt_xent
 from contrastive_core.optim import WarmupCosine, scaled_lr
-from contrastive_core.train import Batches, Run, RunOptions
-from ssl_vision.data import open_images, skip_bad
+from contrastive_core.train import Run, RunOptions
+from ssl_vision.data import open_images
+from ssl_vision.feed import Feed, open_labelled
 from ssl_vision.methods import SimCLR
 from ssl_vision.model_folder import save_encoder
 from ssl_vision.models import EncoderOptions, build_encoder
-from ssl_vision.options import AugmentOptions, HeadOptions, OptimizerOptions, build_augment, build_optimizer
-from ssl_vision.views import open_views
+from ssl_vision.options import (
+    AugmentOptions,
+    HeadOptions,
+    OptimizerOptions,
+    SuNCEtOptions,
+    build_augment,
+    build_optimizer,
+)
 
 
 def pretrain(
@@ -34,34 +41,39 @@ def pretrain(
     head: HeadOptions = HeadOptions(),  # noqa: B008
     augment: AugmentOptions = AugmentOptions(),  # noqa: B008
     optimizer: OptimizerOptions = OptimizerOptions(),  # noqa: B008
+    suncet: SuNCEtOptions = SuNCEtOptions(),  # noqa: B008
     save_every: int = 0,
     load: Literal["auto", "memory", "files"] = "auto",
     max_bad: float = 0.01,
     run: RunOptions = RunOptions(),  # noqa: B008
 ) -> Path:
-    """Pre-train an encoder with SimCLR on images without labels.
+    """Pre-train an encoder on images without labels with SimCLR, on a few labelled ones beside them with SuNCEt.
 
     The defaults are the paper's recipe for CIFAR-10 with a ResNet-18; ``--config simclr-imagenet`` is that for
-    ImageNet. Labels are never read. A run is a function of its arguments and seed alone: stopped or killed anywhere and
-    continued with ``--resume`` it ends, on a CPU, in the same bytes.
+    ImageNet. No label is read without ``suncet``, and with it none but those it names. A run is a function of its
+    arguments and seed alone: stopped or killed anywhere and continued with ``--resume`` it ends, on a CPU, in the same
+    bytes.
 
     Args:
         data: an image folder (with or without classes), a CSV manifest, or a named data set such as ``cifar10:ROOT``.
         out: the run's folder: config, metrics, checkpoints, model.
         split: which part of the data to train on.
         epochs: passes over the images; what does not fill a last batch is left out of an epoch.
-        batch_size: images (pairs of views) per step, over all processes.
+        batch_size: images without labels (pairs of views) per step, over all processes. 0: SuNCEt alone; an epoch is
+            then a pass over the labelled images.
         image_size: side of the views in pixels.
         temperature: of NT-Xent.
         encoder: the network.
         head: the projection head.
         augment: the family of views.
-        optimizer: optimiser and schedule.
+        optimizer: optimiser and schedule. The batch that scales its learning rate is half the images of a step that go
+            through the network: batch_size without SuNCEt, so that steps of equal work have equal rates.
+        suncet: labelled images beside the unlabelled ones.
         save_every: also keep the model of every this many epochs, the untrained one included, under ``models/``.
         load: ``memory`` decodes all images once, ``files`` reads an image again for every view; ``auto`` takes memory
             for small images of one size. The result is the same.
-        max_bad: share of the images that may be unreadable; they are listed in ``bad_files.jsonl`` and the next image
-            stands in for each. One more ends the run.
+        max_bad: share of the unlabelled images that may be unreadable; they are listed in ``bad_files.jsonl`` and the
+            next image stands in for each. One more ends the run.
         run: seed, device, precision, checkpoints, logs.
 
     Returns:
@@ -70,34 +82,33 @@ def pretrain(
     config = dict(locals())
     if epochs < 1 or temperature <= 0:
         raise UserError(f"pretrain needs epochs >= 1 and temperature > 0, got {epochs} and {temperature}")
-    images = open_images(data, split=split)
-    with Run(out, config=config, command="ssl-vision pretrain", options=run, free=("load",)) as r:
-        if batch_size % r.world_size:
-            raise UserError(
-                f"batch_size {batch_size} cannot be shared evenly by {r.world_size} processes; choose a multiple"
-            )
-        steps_per_epoch = len(images) // batch_size
-        total_steps = epochs * steps_per_epoch
-        batches = Batches(
-            len(images),
-            batch_size=batch_size // r.world_size,
-            seed=r.seed("order"),
-            rank=r.rank,
-            world_size=r.world_size,
-            total_steps=total_steps,
+    if batch_size < 0 or (batch_size == 0 and (suncet.batch_size == 0 or suncet.epochs is not None)):
+        raise UserError(
+            f"batch_size is {batch_size}; expected at least 1, or 0 with suncet in all epochs for SuNCEt alone"
         )
-        readable = skip_bad(images, max_bad=max_bad, log=out / "bad_files.jsonl")
-        view_of = build_augment(augment, image_size)
-        views = open_views(readable, batches, view_of, seed=r.seed("views"), load=load, workers=run.workers)
+    unlabelled = open_images(data, split=split) if batch_size else None
+    labelled = open_labelled(suncet, data, split=split) if suncet.batch_size else None
+    with Run(out, config=config, command="ssl-vision pretrain", options=run, free=("load",)) as r:
+        feed = Feed(
+            r, unlabelled, labelled, suncet, epochs=epochs, batch_size=batch_size,
+            augment=build_augment(augment, image_size), load=load, max_bad=max_bad,
+        )  # fmt: skip
+        total_steps, steps_per_epoch = feed.total_steps, feed.steps_per_epoch
+        gather = r.world_size > 1
+        suncet_loss = SuNCEtLoss(
+            temperature=suncet.temperature or temperature, label_smoothing=suncet.label_smoothing, gather=gather
+        )
 
         torch.manual_seed(r.seed("weights"))
         network = SimCLR(
             build_encoder(encoder, image_size=image_size), projection_dim=head.out_features, layers=head.layers
         ).to(memory_format=torch.channels_last)
-        peak_lr = scaled_lr(optimizer.lr, batch_size, rule=optimizer.scaling)
+        r.say(feed.summary)
+        peak_lr = scaled_lr(optimizer.lr, feed.inputs(0) // 2, rule=optimizer.scaling)
         model, optim = r.setup(network, build_optimizer(network, optimizer, lr=peak_lr))
         warmup_steps = optimizer.warmup_steps(epochs=epochs, steps_per_epoch=steps_per_epoch)
         schedule = WarmupCosine(optim, peak_lr=peak_lr, warmup_steps=warmup_steps, total_steps=total_steps)
+        weight = {"nt_xent": 1.0, "suncet": suncet.weight}
         r.track(model=model, optimizer=optim, schedule=schedule)
 
         def save(epoch: int, folder: str) -> Path:
@@ -107,17 +118,22 @@ def pretrain(
             if save_every and step % (save_every * steps_per_epoch) == 0:
                 epoch = step // steps_per_epoch
                 save(epoch, f"models/epoch-{epoch:04d}")
-            view_a, view_b = views.batch(step, r.device)
-            z_a, z_b = model(view_a, view_b)
-            loss = nt_xent(z_a, z_b, temperature=temperature, gather=r.world_size > 1)
+            batch = feed.batch(step)
+            z = model(*batch.pair, *batch.labelled)
+            losses = {}
+            if batch.pair:
+                losses["nt_xent"] = nt_xent(z[0], z[1], temperature=temperature, gather=gather)
+            if step < feed.suncet_steps:
+                losses["suncet"] = suncet_loss(z[-1], batch.classes)
+            loss = torch.stack([weight[name] * value for name, value in losses.items()]).sum()
             optim.zero_grad()
             r.fabric.backward(loss)
             lr = optim.param_groups[0]["lr"]
             optim.step()
             schedule.step()
-            r.log(loss=loss, lr=lr, epoch=(step + 1) / steps_per_epoch)
-            if r.is_logged_step:
-                r.log(contrastive_accuracy=contrastive_accuracy(z_a, z_b))
+            r.log(loss=loss, **losses, lr=lr, epoch=(step + 1) / steps_per_epoch, inputs=feed.inputs_until(step + 1))
+            if batch.pair and r.is_logged_step:
+                r.log(contrastive_accuracy=contrastive_accuracy(z[0], z[1]))
         return save(epochs, "model")
 
 

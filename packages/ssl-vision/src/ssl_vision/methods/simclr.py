@@ -9,12 +9,13 @@ from contrastive_core.heads import ProjectionHead
 
 
 class SimCLR(nn.Module):
-    """Encoder ``f`` and projection head ``g`` of SimCLR (section 2.1).
+    """Encoder ``f`` and projection head ``g`` of SimCLR (section 2.1), and of SuNCEt, which needs no other network.
 
     ``forward(view_a, view_b)`` gives the projections ``z_a, z_b = g(f(view_a)), g(f(view_b))`` of shape
-    ``[N, projection_dim]``. Both views go through the network as one batch of 2N images, view a first, so that batch
-    norm sees them together as in the official code. Train with ``contrastive_core.nt_xent(z_a, z_b)``; use
-    ``model.encoder`` afterwards, its features are better than the head's (section 4.2).
+    ``[N, projection_dim]``. All that is given goes through the network as one batch, in that order, so that batch norm
+    sees it together as in the official codes: both views of SimCLR, and with ``forward(view_a, view_b, labelled)`` the
+    labelled images of SuNCEt. Train with ``contrastive_core.nt_xent(z_a, z_b)`` and ``contrastive_core.suncet(z, y)``;
+    use ``model.encoder`` afterwards, its features are better than the head's (section 4.2).
 
     Args:
         encoder: maps ``[N, 3, H, W]`` to ``[N, encoder.feature_dim]``.
@@ -30,7 +31,6 @@ class SimCLR(nn.Module):
         self.encoder = encoder
         self.head = ProjectionHead(feature_dim, projection_dim, layers=layers)
 
-    def forward(self, view_a: Tensor, view_b: Tensor) -> tuple[Tensor, Tensor]:
-        z: Tensor = self.head(self.encoder(torch.cat([view_a, view_b])))
-        z_a, z_b = z.chunk(2)
-        return z_a, z_b
+    def forward(self, *images: Tensor) -> tuple[Tensor, ...]:
+        z: Tensor = self.head(self.encoder(torch.cat(images)))
+        return torch.split(z, [len(batch) for batch in images])

@@ -6,8 +6,9 @@ without loading torch.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from contrastive_core.lazy import load_on_use
 
 __version__ = "0.1.0"
 
@@ -50,7 +51,7 @@ __all__ = [
     "supcon",
 ]
 
-_ROOM = {
+_ELSEWHERE = {
     "LARS": "optim",
     "WarmupCosine": "optim",
     "lars_param_groups": "optim",
@@ -58,14 +59,6 @@ _ROOM = {
     "info": "_info",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'contrastive_core' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"contrastive_core.{_ROOM.get(name, 'losses')}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = load_on_use(
+    __name__, {name: f"contrastive_core.{_ELSEWHERE.get(name, 'losses')}" for name in __all__}
+)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from contrastive_core.lazy import load_on_use
 
 __version__ = "0.1.0"
 
@@ -34,12 +35,4 @@ __all__ = [
     "transfer",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'ssl_vision' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"ssl_vision.commands.{name}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = load_on_use(__name__, {name: f"ssl_vision.commands.{name}" for name in __all__})

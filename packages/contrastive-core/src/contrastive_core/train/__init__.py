@@ -5,8 +5,9 @@ Names are loaded on first use: a command line reads `RunOptions` without loading
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from contrastive_core.lazy import load_on_use
 
 if TYPE_CHECKING:
     from contrastive_core.train.class_batches import ClassBatches
@@ -44,14 +45,6 @@ __all__ = [
     "make_loader",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE:
-        raise AttributeError(f"module 'contrastive_core.train' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"contrastive_core.train.{_MODULE[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = load_on_use(
+    __name__, {name: f"contrastive_core.train.{module}" for name, module in _MODULE.items()}
+)

@@ -1,0 +1,154 @@
+"""SimCLRv2's claims on CIFAR-10 with 1 % and 10 % of the labels. Into results/simclrv2.json and .png.
+
+    python -m tools.evidence_simclrv2 --data cifar10 --runs runs/few-labels --out results/simclrv2.json
+
+A wide and a narrow ResNet-18 (a quarter and an eighth of the usual channels), pre-trained alike with a head of three
+layers, are fine-tuned from the encoder and from the head's first layer; the wide ones from the first layer then teach,
+on all training images without labels, a student of their own kind and the narrow network. Beside them both networks
+trained on the labels alone. Settings were chosen on a validation part of the training images; test images are used
+once, for the numbers here. Commands that have run are not run again; pre-training is shared with
+`tools/evidence_suncet.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import shlex
+import statistics
+import sys
+from pathlib import Path
+
+from ssl_vision.reporting.style import SERIES, new_figure, plain_axes, to_png
+from tools.evidence_data import half_of
+from tools.evidence_jobs import ENCODERS, PER_CLASS, Place
+from tools.evidence_runs import Job, mean_and_spread, run_all
+from tools.results import provenance, write_result
+
+SEEDS = (0, 1, 2)
+WIDTHS = {"simclr": "wide", "small": "narrow"}
+DISTIL = ("--batch_size", "256", "--epochs", "4", "--precision", "bf16-mixed", "--threads", "1")
+ROWS = {
+    "supervised-{encoder}-{percent}": "labels alone",
+    "{encoder}-{percent}-layer0": "fine-tuned from the encoder",
+    "{encoder}-{percent}-layer1": "fine-tuned from the head's first layer",
+    "{encoder}-{percent}-distilled": "taught by the wide one",
+}
+
+
+def study(place: Place) -> list[Job]:
+    """Every command, in the order of need."""
+    jobs = [place.labels()]
+    jobs += [place.pretraining(encoder, seed) for seed, encoder in itertools.product(SEEDS, ENCODERS)]
+    for seed, percent, encoder, layer in itertools.product(SEEDS, PER_CLASS, ENCODERS, (0, 1)):
+        name, start = f"{encoder}-{percent}-layer{layer}-s{seed}", f"{encoder}-s{seed}"
+        jobs += place.finetuning(name, place.runs / start, percent, seed, after=start, layer=layer)
+    for seed, percent, encoder in itertools.product(SEEDS, PER_CLASS, ENCODERS):
+        jobs += distilled(place, encoder, percent, seed)
+    for seed, percent, encoder in itertools.product(SEEDS, PER_CLASS, ENCODERS):
+        jobs += place.supervised(encoder, percent, seed)
+    return jobs
+
+
+def distilled(place: Place, encoder: str, percent: int, seed: int) -> list[Job]:
+    """A student, pre-trained itself, taught by the wide network fine-tuned from the head's first layer."""
+    name, teacher, start = (
+        f"{encoder}-{percent}-distilled-s{seed}",
+        f"simclr-{percent}-layer1-s{seed}",
+        f"{encoder}-s{seed}",
+    )
+    temperature = {"simclr": "0.1", "small": "1.0"}[encoder]  # the paper's for a like and for a smaller student
+    words = (
+        *("distill", str(place.runs / teacher), str(place.data), str(place.runs / name), *DISTIL),
+        *("--temperature", temperature, "--student", str(place.runs / start), "--seed", str(seed)),
+    )
+    return [Job(name, words, place.model(name), (teacher, start)), place.test(name)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 as a folder train/<class>, test/<class>")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--workers", type=int, default=2, help="commands side by side, a thread each")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    place = Place(half_of(arguments.data, arguments.runs / "data"), arguments.runs)
+    jobs = study(place)
+    missing = run_all(jobs, logs=arguments.runs / "logs", workers=arguments.workers)
+    if missing:
+        print(f"no results, for {', '.join(missing)} did not end well", file=sys.stderr)
+        return 1
+    accuracies = {
+        key: [place.top1(f"{key}-s{seed}") for seed in SEEDS]
+        for encoder, percent, row in itertools.product(ENCODERS, PER_CLASS, ROWS)
+        for key in [row.format(encoder=encoder, percent=percent)]
+    }
+    rows = [
+        [WIDTHS[encoder], title]
+        + [mean_and_spread(accuracies[row.format(encoder=encoder, percent=percent)]) for percent in PER_CLASS]
+        for encoder, (row, title) in itertools.product(ENCODERS, ROWS.items())
+    ]
+    write_result(
+        arguments.out,
+        {
+            "name": arguments.out.stem,
+            **provenance(),
+            "seeds": list(SEEDS),
+            "config": {"commands": [f"ssl-vision {shlex.join(job.words)}" for job in jobs]},
+            "table": {"columns": ["network", "training", *(f"{p} % of labels" for p in PER_CLASS)], "rows": rows},
+            "notes": [
+                "Top-1 % on 10,000 test images: mean and standard deviation of three seeds, each with labelled images "
+                "of its own. 25,000 training images, 8 epochs of pre-training. Wide: a quarter of ResNet-18's channels, "
+                "narrow: an eighth.",
+                *claims(accuracies),
+            ],
+            "accuracies": accuracies,
+        },
+    )
+    draw(accuracies, arguments.out.with_suffix(".png"))
+    return 0
+
+
+def claims(accuracies: dict[str, list[float]]) -> list[str]:
+    """Each claim as the differences it is about, paired by seed: mean and standard deviation, in points."""
+    questions = {
+        "wide over narrow, from the encoder": ("simclr-{}-layer0", "small-{}-layer0"),
+        "wide over narrow, labels alone": ("supervised-simclr-{}", "supervised-small-{}"),
+        "head's first layer over the encoder, wide": ("simclr-{}-layer1", "simclr-{}-layer0"),
+        "head's first layer over the encoder, narrow": ("small-{}-layer1", "small-{}-layer0"),
+        "narrow, taught over fine-tuned": ("small-{}-distilled", "small-{}-layer1"),
+        "wide, taught by itself over fine-tuned": ("simclr-{}-distilled", "simclr-{}-layer1"),
+    }
+    sentences = []
+    for question, (better, worse) in questions.items():
+        gains = [
+            mean_and_spread(
+                [a - b for a, b in zip(accuracies[better.format(p)], accuracies[worse.format(p)], strict=True)]
+            )
+            for p in PER_CLASS
+        ]
+        found = ", ".join(f"{gain} at {percent} %" for gain, percent in zip(gains, PER_CLASS, strict=True))
+        sentences.append(f"Gain in points, {question}: {found}.")
+    return sentences
+
+
+def draw(accuracies: dict[str, list[float]], path: Path) -> None:
+    figure = new_figure(9.6, 3.6)
+    for axes, percent in zip(figure.subplots(1, len(PER_CLASS)), PER_CLASS, strict=True):
+        plain_axes(axes, f"{percent} % of the labels: top-1 on test images")
+        for number, (encoder, colour) in enumerate(zip(ENCODERS, SERIES, strict=False)):
+            values = [accuracies[row.format(encoder=encoder, percent=percent)] for row in ROWS]
+            axes.barh(
+                [place + 0.38 * number for place in range(len(ROWS))],
+                [statistics.mean(found) for found in values],
+                xerr=[statistics.stdev(found) for found in values],
+                height=0.34, color=colour, label=WIDTHS[encoder], error_kw={"linewidth": 1},
+            )  # fmt: skip
+        axes.set_yticks([place + 0.19 for place in range(len(ROWS))], list(ROWS.values()) if percent == 1 else [])
+        axes.invert_yaxis()
+    axes.legend(frameon=False, loc="lower right")
+    path.write_bytes(to_png(figure))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""SuNCEt's claim on CIFAR-10: with few labels, SimCLR's accuracy for less compute. Into results/suncet.json and .png.
+
+    python -m tools.evidence_suncet --data cifar10 --runs runs/few-labels --out results/suncet.json
+
+SimCLR and SimCLR with SuNCEt, matched in network inputs (512 and 506 a step, as many steps), learning rate and
+schedule; the encoder of a quarter, half, three quarters and all of the budget is fine-tuned with the 10 % of labels
+that SuNCEt saw. Beside them the same network trained on these labels alone. Settings were chosen on a validation part
+of the training images; test images are used once, for the numbers here. Commands that have run are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import shlex
+import statistics
+import sys
+from pathlib import Path
+
+from ssl_vision.reporting.style import MUTED, SERIES, new_figure, plain_axes, to_png
+from tools.evidence_data import half_of
+from tools.evidence_jobs import PRETRAIN, Place
+from tools.evidence_runs import Job, mean_and_spread, run_all
+from tools.results import provenance, write_result
+
+SEEDS = (0, 1, 2)
+SHARES = (25, 50, 75, 100)
+# Epochs of the 25,000 images that are a quarter of the budget: twice 97 steps of 512 views, once 195 of 256 + 250.
+EPOCHS_OF_A_QUARTER = {"simclr": 2, "suncet": 1}
+BUDGET = {"simclr": 8 * 97 * 2 * 256, "suncet": 4 * 195 * (2 * 128 + 250)}
+METHODS = {"simclr": "SimCLR", "suncet": "SimCLR + SuNCEt"}
+PERCENT = 10
+
+
+def study(place: Place) -> list[Job]:
+    """Every command, in the order of need."""
+    jobs = [place.labels(), *(place.pretraining("simclr", seed) for seed in SEEDS)]
+    for seed in SEEDS:
+        jobs.append(suncet(place, seed))
+        for method, share in itertools.product(METHODS, SHARES):
+            model, after = model_after(place, method, share, seed), f"{method}-s{seed}"
+            jobs += place.finetuning(f"{method}-{share}-s{seed}", model, PERCENT, seed, after=after)
+    return jobs + [job for seed in SEEDS for job in place.supervised("simclr", PERCENT, seed)]
+
+
+def suncet(place: Place, seed: int) -> Job:
+    """Pre-training with SuNCEt beside SimCLR's loss, in as many steps of as many inputs as SimCLR alone."""
+    name = f"suncet-s{seed}"
+    words = (
+        *("pretrain", str(place.data), str(place.runs / name), *PRETRAIN, "--epochs", "4", "--save_every", "1"),
+        *("--batch_size", "128", "--optimizer.warmup_epochs", "0.5", "--seed", str(seed)),
+        *("--suncet.labels", str(place.label_file(PERCENT, seed))),
+        *("--suncet.classes_per_batch", "10", "--suncet.images_per_class", "25", "--suncet.temperature", "0.1"),
+    )
+    return Job(name, words, place.model(name), ("labels",))
+
+
+def model_after(place: Place, method: str, share: int, seed: int) -> Path:
+    """Where pre-training left the model of that share of the budget."""
+    out = place.runs / f"{method}-s{seed}"
+    epoch = EPOCHS_OF_A_QUARTER[method] * share // 25
+    return out if share == SHARES[-1] else out / "models" / f"epoch-{epoch:04d}"
+
+
+def compute_to_reach(curve: dict[int, list[float]], accuracy: float) -> float | None:
+    """The share of the budget at which the mean curve reaches an accuracy, between points on a line; None: nowhere."""
+    means = [(share, statistics.mean(values)) for share, values in curve.items()]
+    if means[0][1] >= accuracy:
+        return float(means[0][0])
+    for (x, y), (next_x, next_y) in itertools.pairwise(means):
+        if next_y >= accuracy:
+            return x + (accuracy - y) / (next_y - y) * (next_x - x)
+    return None
+
+
+def draw(curves: dict[str, dict[int, list[float]]], baseline: list[float], path: Path) -> None:
+    figure = new_figure(6.4, 4.0)
+    axes = figure.subplots()
+    plain_axes(axes, f"CIFAR-10 (half of it), {PERCENT} % of the labels, fine-tuned: top-1 on test images")
+    for colour, (method, curve) in zip(SERIES, curves.items(), strict=False):
+        x = [share * BUDGET[method] / 100 / 1000 for share in curve]
+        means = [statistics.mean(values) for values in curve.values()]
+        axes.errorbar(
+            x, means, [statistics.stdev(values) for values in curve.values()], color=colour, marker="o", capsize=3,
+            label=METHODS[method],
+        )  # fmt: skip
+    axes.axhline(statistics.mean(baseline), color=MUTED, linestyle="--", linewidth=1, label="labels alone")
+    axes.set_xlabel("network inputs in pre-training, thousands")
+    axes.legend(frameon=False)
+    path.write_bytes(to_png(figure))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 as a folder train/<class>, test/<class>")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--workers", type=int, default=2, help="commands side by side, a thread each")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    place = Place(half_of(arguments.data, arguments.runs / "data"), arguments.runs)
+    jobs = study(place)
+    missing = run_all(jobs, logs=arguments.runs / "logs", workers=arguments.workers)
+    if missing:
+        print(f"no results, for {', '.join(missing)} did not end well", file=sys.stderr)
+        return 1
+    curves = {
+        method: {share: [place.top1(f"{method}-{share}-s{seed}") for seed in SEEDS] for share in SHARES}
+        for method in METHODS
+    }
+    baseline = [place.top1(f"supervised-simclr-{PERCENT}-s{seed}") for seed in SEEDS]
+    rows: list[list[object]] = [
+        [METHODS[method], BUDGET[method] // 1000, *(mean_and_spread(values) for values in curve.values())]
+        for method, curve in curves.items()
+    ]
+    rows.append(["labels alone", None, None, None, None, mean_and_spread(baseline)])
+    goal = statistics.mean(curves["simclr"][100])
+    reached = compute_to_reach(curves["suncet"], goal)
+    verdict = (
+        f"SuNCEt reaches SimCLR's final accuracy at {reached:.0f} % of the budget (between points on a line)."
+        if reached is not None
+        else "SuNCEt does not reach SimCLR's final accuracy within the budget."
+    )
+    write_result(
+        arguments.out,
+        {
+            "name": arguments.out.stem,
+            **provenance(),
+            "seeds": list(SEEDS),
+            "config": {"commands": [f"ssl-vision {shlex.join(job.words)}" for job in jobs]},
+            "table": {"columns": ["pre-training", "thousand inputs", *(f"after {s} %" for s in SHARES)], "rows": rows},
+            "notes": [
+                f"Top-1 % on 10,000 test images after fine-tuning with {PERCENT} % of the labels (2,500 images): mean "
+                "and standard deviation of three seeds, each with labelled images of its own. Quarter-width ResNet-18, "
+                "25,000 training images.",
+                verdict,
+            ],
+            "accuracies": curves,
+        },
+    )
+    draw(curves, baseline, arguments.out.with_suffix(".png"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

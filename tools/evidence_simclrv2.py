@@ -98,8 +98,8 @@ def main() -> int:
             "table": {"columns": ["network", "training", *(f"{p} % of labels" for p in PER_CLASS)], "rows": rows},
             "notes": [
                 "Top-1 % on 10,000 test images: mean and standard deviation of three seeds, each with labelled images "
-                "of its own. 25,000 training images, 8 epochs of pre-training. Wide: a quarter of ResNet-18's channels, "
-                "narrow: an eighth.",
+                "of its own. 25,000 training images, 8 epochs of pre-training. Wide: a quarter of ResNet-18's "
+                "channels; narrow: an eighth.",
                 *claims(accuracies),
             ],
             "accuracies": accuracies,

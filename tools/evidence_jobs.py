@@ -11,9 +11,9 @@ from tools.evidence_runs import Job
 ENCODERS = {"simclr": 0.25, "small": 0.125}  # channel multiplier of ResNet-18
 PER_CLASS = {1: 25, 10: 250}  # percent of 25,000 images -> labelled images of each of ten classes
 PRETRAIN = ("--config", "simclr-cifar10-cpu", "--head.layers", "3", "--threads", "1")
-TRAIN = ("--batch_size", "128", "--precision", "bf16-mixed", "--threads", "1")
-EPOCHS = {1: "60", 10: "15"}  # of fine-tuning: 15,000 and 37,500 images
-EPOCHS_FROM_SCRATCH = {1: "200", 10: "60"}
+TRAIN = ("--batch_size", "64", "--precision", "bf16-mixed", "--threads", "1")
+EPOCHS = {1: "60", 10: "20"}  # of fine-tuning: 15,000 and 50,000 images
+EPOCHS_FROM_SCRATCH = {1: "150", 10: "45"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class Place:
         """Fine-tune a model on the labels of a seed, and test it."""
         words = (
             *("finetune", str(model), str(self.data), str(self.runs / name), *TRAIN, "--epochs", EPOCHS[percent]),
-            *("--from_layer", str(layer), "--labels", str(self.label_file(percent, seed)), "--seed", str(seed)),
+            *("--optimizer.lr", "0.1", "--from_layer", str(layer)),
+            *("--labels", str(self.label_file(percent, seed)), "--seed", str(seed)),
         )
         return [Job(name, words, self.model(name), ("labels", after)), self.test(name)]
 
@@ -62,7 +63,7 @@ class Place:
 
     def test(self, name: str) -> Job:
         """Score a classifier on the test images."""
-        words = ("evaluate", str(self.runs / name), str(self.data))
+        words = ("evaluate", str(self.runs / name), str(self.data), "--name", "test")
         return Job(f"{name}-test", words, self._scores(name), (name,))
 
     def model(self, name: str) -> Path:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ssl_vision.commands.demo import demo
     from ssl_vision.commands.embed import embed
     from ssl_vision.commands.evaluate import evaluate
+    from ssl_vision.commands.import_checkpoint import import_checkpoint
     from ssl_vision.commands.knn import knn
     from ssl_vision.commands.linear import linear
     from ssl_vision.commands.make_splits import make_splits
@@ -26,6 +27,7 @@ __all__ = [
     "demo",
     "embed",
     "evaluate",
+    "import_checkpoint",
     "knn",
     "linear",
     "make_splits",

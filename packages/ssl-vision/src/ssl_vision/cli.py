@@ -30,6 +30,11 @@ VERBS = {
     "predict": Verb("ssl_vision.commands.predict:predict", "classify a folder of images into a CSV file", alone=True),
     "embed": Verb("ssl_vision.commands.embed:embed", "write features to a file, or draw a map of them", alone=True),
     "report": Verb("ssl_vision.commands.report:report", "write a run's self-contained HTML report", alone=True),
+    "import-checkpoint": Verb(
+        "ssl_vision.commands.import_checkpoint:import_checkpoint",
+        "make a model folder of another program's checkpoint: official SimCLR (TensorFlow), torchvision, timm, lightly",
+        alone=True,
+    ),
     "demo": Verb(
         "ssl_vision.commands.demo:demo", "the whole of it on scikit-learn's digits, in a few minutes on a CPU"
     ),

@@ -98,6 +98,20 @@ def encoder_card(
     }
 
 
+def classifier_card(architecture: Architecture, classes: list[str], *, epoch: int | None = None) -> dict[str, object]:
+    """What model.json says of a classifier."""
+    head = architecture.head
+    return {
+        "format": CLASSIFIER_FORMAT,
+        "encoder": asdict(architecture.encoder),
+        "head": None if head is None else {"layers": head[0], "out_features": head[1]},
+        "from_layer": architecture.from_layer,
+        "classes": classes,
+        "image_size": architecture.image_size,
+        "epoch": epoch,
+    }
+
+
 def save_encoder(
     run: Run, model: SimCLR, *, encoder: EncoderOptions, image_size: int, epoch: int, folder: str = "model"
 ) -> Path:
@@ -110,17 +124,7 @@ def save_classifier(
     run: Run, model: Classifier, *, architecture: Architecture, classes: list[str], epoch: int, folder: str = "model"
 ) -> Path:
     """Write a classifier to the run's folder."""
-    head = architecture.head
-    metadata = {
-        "format": CLASSIFIER_FORMAT,
-        "encoder": asdict(architecture.encoder),
-        "head": None if head is None else {"layers": head[0], "out_features": head[1]},
-        "from_layer": architecture.from_layer,
-        "classes": classes,
-        "image_size": architecture.image_size,
-        "epoch": epoch,
-    }
-    return run.save_model(dict(model.state_dict()), metadata, folder=folder)
+    return run.save_model(dict(model.state_dict()), classifier_card(architecture, classes, epoch=epoch), folder=folder)
 
 
 def choose_device(name: str) -> torch.device:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
-from ssl_vision.models.resnet import LAYOUTS, Stem, resnet
+from ssl_vision.models.normalize import Normalization, Normalized
+from ssl_vision.models.resnet import LAYOUTS, Stem, Variant, resnet
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,21 @@ class EncoderOptions:
             classifier removed) or ``package.module:function``, a function without arguments that returns a module
             mapping ``[N, 3, H, W]`` images in [0, 1] to ``[N, D]`` features.
         width: channel multiplier of the official encoders.
-        stem: ``imagenet`` or ``cifar`` (3x3, no pooling: images up to 32 px).
+        stem: ``imagenet``, ``cifar`` (3x3, no pooling: images up to 32 px), ``cifar-pad2`` (solo-learn's) or
+            ``cifar-no-relu`` (lightly's).
         sk_ratio: 0.0625 gives SimCLRv2's selective kernels and ResNet-D.
+        variant: ``simclr``, or ``torchvision`` for the official encoders' shape in torchvision (no projection in group
+            1 of ResNet-18 and -34, its padding of the pool, its initialisation).
+        normalize: what the encoder subtracts from and divides images in [0, 1] by: ``none``, or the statistics of
+            ``imagenet``, ``cifar10``, ``cifar100``.
     """
 
     name: str = "resnet18"
     width: float = 1.0
     stem: Stem = "cifar"
     sk_ratio: float = 0.0
+    variant: Variant = "simclr"
+    normalize: Normalization = "none"
 
 
 class _Features(nn.Module):
@@ -55,11 +63,16 @@ class _Features(nn.Module):
 
 
 def build_encoder(options: EncoderOptions, *, image_size: int = 32) -> nn.Module:
-    """Build the encoder; it maps ``[N, 3, H, W]`` to ``[N, encoder.feature_dim]``.
+    """Build the encoder; it maps ``[N, 3, H, W]`` images in [0, 1] to ``[N, encoder.feature_dim]``.
 
     Raises:
         UserError: no encoder of that name, or it does not return one vector per image.
     """
+    net = _build(options, image_size)
+    return net if options.normalize == "none" else Normalized(net, options.normalize)
+
+
+def _build(options: EncoderOptions, image_size: int) -> nn.Module:
     name = options.name
     if name.startswith("torchvision:"):
         return _Features(_torchvision(name.removeprefix("torchvision:")), name, image_size)
@@ -69,7 +82,9 @@ def build_encoder(options: EncoderOptions, *, image_size: int = 32) -> nn.Module
     if not depth.isdigit() or int(depth) not in LAYOUTS:
         known = ", ".join(f"resnet{depth}" for depth in LAYOUTS)
         raise UserError(f"no encoder named {name!r}; use {known}, torchvision:NAME or package.module:function")
-    return resnet(int(depth), width=options.width, stem=options.stem, sk_ratio=options.sk_ratio)
+    return resnet(
+        int(depth), width=options.width, stem=options.stem, sk_ratio=options.sk_ratio, variant=options.variant
+    )
 
 
 def _torchvision(name: str) -> nn.Module:

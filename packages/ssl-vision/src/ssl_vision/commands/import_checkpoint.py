@@ -1,0 +1,144 @@
+"""`ssl-vision import-checkpoint`: networks trained by other programs, as model folders."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from contrastive_core.errors import UserError
+from contrastive_core.train.model_file import save_model
+from ssl_vision.checkpoints.imported import Imported
+from ssl_vision.checkpoints.simclr_tensorflow import read_simclr
+from ssl_vision.checkpoints.tensor_bundle import is_bundle
+from ssl_vision.checkpoints.torch_resnets import read_resnet
+from ssl_vision.model_folder import Architecture, classifier_card, encoder_card
+from ssl_vision.models.normalize import Normalization
+from ssl_vision.models.resnet import Stem
+
+
+def import_checkpoint(
+    source: Path,
+    out: Path,
+    *,
+    prefix: str = "",
+    stem: Stem | Literal["auto"] = "auto",
+    normalize: Normalization | Literal["auto"] = "auto",
+    image_size: int = 0,
+    classifier_layer: int | None = None,
+    classes: Path | None = None,
+) -> str:
+    """Make a model folder of a checkpoint that another program wrote, for knn, linear, finetune and the rest.
+
+    Read are the official SimCLR and SimCLRv2 checkpoints (TensorFlow 1 and 2, SavedModels too, without TensorFlow), and
+    ResNets of torchvision, timm, lightly, solo-learn, VISSL, MoCo and suncet from .safetensors files or from what
+    torch.save wrote. Depth, width, stem and head are found in the names and shapes. Nothing in a file is run. Whatever
+    is not taken, and whatever had to be assumed, is said and written to import.json.
+
+    Args:
+        source: the checkpoint: a file; for TensorFlow its name without ending, or its folder.
+        out: the folder to write; new or empty.
+        prefix: of the network's names, where the checkpoint holds several: ``ema_model/`` for the moving average of a
+            TensorFlow 1 checkpoint, ``encoder_k`` for MoCo's second encoder.
+        stem: of a network with a 3x3 stem, whose weights do not show how it pads.
+        normalize: how images were normalised in training; the encoder will do it itself.
+        image_size: side of the images in pixels; 0: 224, or 32 with a small stem.
+        classifier_layer: make a classifier that reads this layer of the projection head: 0, the features (linear
+            evaluation, and fine-tuned on all labels), or 1 (SimCLRv2 fine-tuned on 1 % or 10 %). Needed only where the
+            checkpoint holds a head as well, because it does not say which.
+        classes: file with the classifier's class names, one a line; without it they are numbers.
+
+    Returns:
+        What was read, what was assumed and what was left out.
+    """
+    source, out = Path(source), Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there and not an empty folder; choose another --out")
+    if is_bundle(source):
+        if stem != "auto" or normalize != "auto":
+            raise UserError(f"{source}: --stem and --normalize are for PyTorch's checkpoints; this one is TensorFlow's")
+        imported = read_simclr(source, prefix=prefix)
+    else:
+        imported = read_resnet(source, prefix=prefix, stem=stem, normalize=normalize)
+    if image_size:
+        imported = replace(imported, image_size=image_size)
+    layer = classifier_layer
+    if layer is None and imported.classifier is not None and not imported.head:
+        layer = 0
+    if layer is None and classes is not None:
+        raise UserError(
+            f"--classes {classes}: no classifier is made; "
+            + ("say --classifier_layer" if imported.classifier is not None else f"{source} has none")
+        )
+    written = _write_encoder(imported, out) if layer is None else _write_classifier(imported, out, layer, classes)
+    if layer is None and imported.classifier is not None:
+        imported.left_out = sorted([*imported.left_out, *(imported.classifier_names or ())])
+        imported.notes.append(
+            f"its classifier of {len(imported.classifier[0])} classes was left: it does not say which layer of the "
+            "head it reads; --classifier_layer 0 or 1 makes a classifier of it"
+        )
+    summary = _summary(source, out, imported, written)
+    card = {
+        "source": str(source),
+        "encoder": vars(imported.options),
+        "assumed": imported.notes,
+        "left_out": imported.left_out,
+    }
+    (out / "import.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    return summary
+
+
+def _write_encoder(imported: Imported, out: Path) -> str:
+    head = imported.build_head()
+    state = {f"encoder.{name}": tensor for name, tensor in imported.build_encoder().state_dict().items()}
+    state |= {f"head.{name}": tensor for name, tensor in imported.head.items()}
+    save_model(out / "model", state, encoder_card(imported.options, image_size=imported.image_size, head=head))
+    if head is None:
+        return "an encoder"
+    return f"an encoder and its projection head ({len(head.layers)} layers, {head.out_features} outputs)"
+
+
+def _write_classifier(imported: Imported, out: Path, layer: int, file: Path | None) -> str:
+    model, head = imported.build_classifier(layer), imported.build_head()
+    names = _class_names(file, model.fc.out_features)
+    shape = None if head is None else (len(head.layers), head.out_features)
+    architecture = Architecture(imported.options, imported.image_size, shape, layer)
+    save_model(out / "model", dict(model.state_dict()), classifier_card(architecture, names))
+    return f"a classifier of {len(names)} classes on {f'layer {layer} of its head' if layer else 'its features'}"
+
+
+def _class_names(file: Path | None, count: int) -> list[str]:
+    if file is None:
+        return [str(number) for number in range(count)]
+    try:
+        names = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"--classes {file} cannot be read ({error}); expected a text file, one class name a line"
+        ) from error
+    if len(names) != count or len(set(names)) != count:
+        raise UserError(f"--classes {file} has {len(set(names))} different names; the classifier has {count} classes")
+    return names
+
+
+def _summary(source: Path, out: Path, imported: Imported, written: str) -> str:
+    options = imported.options
+    parts = [f"{options.name}, width {options.width:g}, {options.stem} stem"]
+    parts += [f"selective kernels {options.sk_ratio:g}"] if options.sk_ratio else []
+    parts += [f"{options.variant}'s variant", f"normalisation {options.normalize}", f"{imported.image_size} px"]
+    lines = [f"{source}: {written}; {', '.join(parts)}"]
+    lines += [f"assumed: {note}" for note in imported.notes]
+    if imported.left_out:
+        kinds = Counter(_kind(name) for name in imported.left_out)
+        listed = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common(6))
+        lines.append(f"left out {len(imported.left_out)} tensors: {listed}; all in {out / 'import.json'}")
+    return "\n".join([*lines, f"written to {out}"])
+
+
+def _kind(name: str) -> str:
+    """A short name for tensors that belong together: optimiser slots, or the first part of the name."""
+    if name.endswith("/Momentum") or ".OPTIMIZER_SLOT" in name:
+        return "optimiser"
+    return name.partition("/")[0].partition(".")[0]

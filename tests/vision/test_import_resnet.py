@@ -1,0 +1,229 @@
+"""ResNets of PyTorch programs give, imported, the features that they give where they come from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from contrastive_core.errors import UserError
+from ssl_vision import import_checkpoint
+from ssl_vision.model_folder import load_classifier, load_encoder, load_pretrained
+from ssl_vision.models.normalize import STATISTICS
+
+IMAGES = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+SMALL = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+State = dict[str, Tensor]
+
+
+def narrow(depth: int = 18, *, classes: int = 4, small: bool = False, padding: int = 1) -> nn.Module:
+    """A torchvision ResNet at an eighth of its width, every weight and statistic moved off its initial value."""
+    block, repeats = {
+        18: (torchvision.models.resnet.BasicBlock, [2, 2, 2, 2]),
+        50: (torchvision.models.resnet.Bottleneck, [3, 4, 6, 3]),
+    }[depth]
+
+    class Narrow(torchvision.models.ResNet):
+        def _make_layer(self, kind: Any, planes: int, *args: Any, **more: Any) -> nn.Sequential:
+            if planes == 64 and self.conv1.out_channels == 64:  # the stem is made before
+                self.inplanes = 8
+                self.conv1 = nn.Conv2d(3, 8, 7, 2, 3, bias=False)
+                self.bn1 = nn.BatchNorm2d(8)
+            return super()._make_layer(kind, planes // 8, *args, **more)
+
+    torch.manual_seed(depth)
+    net = Narrow(block, repeats)
+    net.fc = nn.Linear(64 * block.expansion, classes)
+    if small:
+        net.conv1, net.maxpool = nn.Conv2d(3, 8, 3, 1, padding, bias=False), nn.Identity()
+    for tensor in net.state_dict().values():
+        if tensor.is_floating_point() and tensor.ndim < 2:
+            tensor.copy_(torch.rand(tensor.shape) + 0.5)
+    return net.eval()
+
+
+def features(net: nn.Module, images: Tensor, statistics: str = "imagenet") -> Tensor:
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in STATISTICS[statistics])
+    classifier, net.fc = net.fc, nn.Identity()
+    with torch.no_grad():
+        out: Tensor = net((images - mean) / std)
+    net.fc = classifier
+    return out
+
+
+def prefixed(state: State, prefix: str) -> State:
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+def bare(net: nn.Module) -> State:
+    return {name: tensor for name, tensor in net.state_dict().items() if not name.startswith("fc.")}
+
+
+def sequential(net: nn.Module) -> State:
+    return nn.Sequential(*list(net.children())[:-1]).state_dict()
+
+
+LAYOUTS: dict[str, Callable[[nn.Module], object]] = {
+    "ddp": lambda net: prefixed(bare(net), "module."),
+    "moco": lambda net: {
+        "state_dict": prefixed(net.state_dict(), "module.encoder_q.")
+        | prefixed(narrow(18).state_dict(), "module.encoder_k.")
+        | {"module.queue": torch.zeros(3, 3)},
+        "arch": "resnet50",
+    },
+    "lightly": lambda net: {"state_dict": prefixed(sequential(net), "backbone."), "optimizer_states": [{"state": {}}]},
+    "vissl": lambda net: {
+        "classy_state_dict": {"base_model": {"model": {"trunk": prefixed(bare(net), "_feature_blocks."), "heads": {}}}}
+    },
+    "paws": lambda net: {
+        "encoder": prefixed(bare(net), "module.") | {f"module.fc.fc{i}.weight": torch.zeros(3, 3) for i in (1, 2, 3)},
+        "opt": {"state": {0: {"momentum_buffer": torch.zeros(3)}}},
+    },
+    "no-counters": lambda net: {n: t for n, t in bare(net).items() if "num_batches" not in n},
+    "half": lambda net: {n: t.half() if t.is_floating_point() else t for n, t in bare(net).items()},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_features_are_the_source_s(tmp_path: Path, layout: str) -> None:
+    net = narrow(50 if layout == "moco" else 18)
+    if layout == "half":
+        net.half().float()
+    torch.save(LAYOUTS[layout](net), tmp_path / "source.pth")
+    said = import_checkpoint(tmp_path / "source.pth", tmp_path / "out")
+    loaded = load_encoder(str(tmp_path / "out"), device="cpu")
+    assert loaded.image_size == 224
+    expected = features(net, IMAGES)
+    torch.testing.assert_close(loaded.encoder(IMAGES), expected, rtol=1e-4, atol=1e-4)
+    assert "width 0.125, imagenet stem" in said
+    assert load_pretrained(str(tmp_path / "out")).head is None
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_a_classifier_comes_with_its_layer(tmp_path: Path, ending: str) -> None:
+    net = narrow()
+    source = tmp_path / f"net.{ending}"
+    if ending == "pth":
+        torch.save(net.state_dict(), source)
+    else:
+        safetensors.torch.save_file(net.state_dict(), source)
+    import_checkpoint(source, tmp_path / "out", normalize="none")
+    loaded = load_classifier(str(tmp_path / "out"), device="cpu")
+    torch.testing.assert_close(loaded.model(IMAGES), net(IMAGES), rtol=1e-4, atol=1e-4)
+    assert len(loaded.classes) == 4
+
+
+def test_release_of_suncet_did_not_normalise(tmp_path: Path) -> None:
+    net = narrow()
+    state = prefixed(bare(net), "module.") | {f"module.fc.fc{i}.weight": torch.zeros(3, 3) for i in (1, 2)}
+    torch.save({"encoder": state, "epoch": 4}, tmp_path / "suncet.pth.tar")
+    import_checkpoint(tmp_path / "suncet.pth.tar", tmp_path / "out")
+    got = load_encoder(str(tmp_path / "out"), device="cpu").encoder(IMAGES)
+    torch.testing.assert_close(got, features(net, IMAGES, "none"), rtol=1e-4, atol=1e-4)
+    card = json.loads((tmp_path / "out" / "import.json").read_text())
+    assert card["left_out"] == ["encoder.module.fc.fc1.weight", "encoder.module.fc.fc2.weight"]
+
+
+@pytest.mark.parametrize(("program", "stem"), [("solo", "cifar-pad2"), ("lightly", "cifar-no-relu"), ("own", "cifar")])
+def test_small_stems_are_as_in_the_program_they_come_from(tmp_path: Path, program: str, stem: str) -> None:
+    net = narrow(small=True, padding=2 if program == "solo" else 1)
+    state = prefixed(bare(net), "backbone.")
+    if program == "solo":
+        state["projector.0.weight"] = torch.zeros(3, 3)
+        state |= {"classifier.weight": torch.rand(4, 64), "classifier.bias": torch.rand(4)}
+    if program == "lightly":
+        # Its own network has ReLU and pool as functions, which a Sequential of its children leaves out.
+        net.relu, first = nn.Identity(), [net.conv1, net.bn1, net.layer1, net.layer2, net.layer3, net.layer4]
+        state = prefixed(nn.Sequential(*first).state_dict(), "backbone.")
+        state = {name.replace(".downsample.", ".shortcut."): tensor for name, tensor in state.items()}
+    torch.save({"state_dict": state}, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match="say --normalize none"):
+        import_checkpoint(tmp_path / "a.ckpt", tmp_path / "out")
+    import_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", normalize="cifar10")
+    loaded = load_encoder(str(tmp_path / "out"), device="cpu")
+    assert json.loads((tmp_path / "out" / "import.json").read_text())["encoder"]["stem"] == stem
+    torch.testing.assert_close(loaded.encoder(SMALL), features(net, SMALL, "cifar10"), rtol=1e-4, atol=1e-4)
+    if program == "solo":
+        logits = load_classifier(str(tmp_path / "out"), device="cpu").model(SMALL)
+        expected = features(net, SMALL, "cifar10") @ state["classifier.weight"].T + state["classifier.bias"]
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_one_of_several_networks_is_chosen_by_prefix(tmp_path: Path) -> None:
+    first, second = narrow(), narrow(50)
+    torch.save({"a": bare(first), "b": bare(second)}, tmp_path / "two.pt")
+    with pytest.raises(UserError, match=r"several networks, under 'a\.', 'b\.'"):
+        import_checkpoint(tmp_path / "two.pt", tmp_path / "out")
+    with pytest.raises(UserError, match="no network under --prefix 'c'"):
+        import_checkpoint(tmp_path / "two.pt", tmp_path / "out", prefix="c")
+    import_checkpoint(tmp_path / "two.pt", tmp_path / "out", prefix="b")
+    got = load_encoder(str(tmp_path / "out"), device="cpu").encoder(IMAGES)
+    torch.testing.assert_close(got, features(second, IMAGES), rtol=1e-4, atol=1e-4)
+
+
+class Stranger:
+    """What `torch.save` pickles together with the weights of many programs."""
+
+
+def test_files_that_would_run_code_are_refused(tmp_path: Path) -> None:
+    torch.save({"state_dict": bare(narrow()), "config": Stranger()}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"(?s)Stranger.*would run code.*torch\.save\(model\.state_dict\(\)"):
+        import_checkpoint(tmp_path / "a.pt", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is not a file"),
+        (b"", "was not read"),
+        (b"\x00" * 50, "was not read"),
+        ({"epoch": 3}, "holds a dict without tensors"),
+        ({"weight": torch.zeros(2)}, "found no ResNet"),
+        (prefixed(torchvision.models.resnet18().state_dict(), "net.") | {"net.conv1.weight": torch.zeros(64, 1, 7, 7)},
+         r"conv1\.weight is \[64, 1, 7, 7\], expected \[64, 3, 7, 7\]"),
+    ],
+)  # fmt: skip
+def test_other_files_are_refused(tmp_path: Path, content: object, message: str) -> None:
+    if isinstance(content, bytes):
+        (tmp_path / "a.pt").write_bytes(content)
+    elif content is not None:
+        torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=message):
+        import_checkpoint(tmp_path / "a.pt", tmp_path / "out")
+
+
+def test_damaged_safetensors_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"\xff" * 30)
+    with pytest.raises(UserError, match="damaged or no safetensors"):
+        import_checkpoint(tmp_path / "a.safetensors", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("layer2.0.bn1.weight"), r"layer2\.0\.bn1\.weight is missing"),
+        (lambda s: s.update({"layer1.0.se.weight": torch.zeros(1)}), r"layer1\.0\.se\.weight has no place"),
+        (lambda s: [s.pop(n) for n in list(s) if n.startswith("layer4.1.")], "2-2-2-1 basic blocks"),
+    ],
+)
+def test_other_networks_say_how_they_differ(tmp_path: Path, change: Callable[[State], object], message: str) -> None:
+    state = bare(narrow())
+    change(state)
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=message):
+        import_checkpoint(tmp_path / "a.pt", tmp_path / "out")
+
+
+@pytest.mark.parametrize(("small", "stem", "message"), [(True, "imagenet", "3x3, not 7x7"), (False, "cifar", "is 7x7")])
+def test_a_stem_that_cannot_be_is_refused(tmp_path: Path, small: bool, stem: Any, message: str) -> None:
+    torch.save(bare(narrow(small=small)), tmp_path / "a.pt")
+    with pytest.raises(UserError, match=message):
+        import_checkpoint(tmp_path / "a.pt", tmp_path / "out", stem=stem)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -281,3 +283,17 @@ def test_command_line(write, clean, capsys: pytest.CaptureFixture[str], tmp_path
 def test_nothing_to_check_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="found no images"):
         examine(tmp_path)
+
+
+def test_a_reader_who_leaves_is_no_error(tmp_path: Path) -> None:
+    """As `ssl-vision check digits --json --out FILE | head -1` ends, if head is done before anything is written."""
+    file = tmp_path / "check.json"
+    words = [sys.executable, "-m", "ssl_vision", "check", "digits", "--json", "--out", str(file)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(60) == 141
+    assert json.loads(file.read_text())["images"] == {"train": 1433, "test": 364}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from contrastive_core.train.files import write_atomic
 from ssl_vision.checking import examine
 
 
@@ -28,8 +29,8 @@ def check(data: str, *, split: str | None = None, out: Path | None = None, json:
         UserError: there is no such data set or split.
     """
     report = examine(data, split=split)
-    print(report.to_json() if json else report.text())  # noqa: T201 - what the command is for
-    if out is not None:
+    if out is not None:  # first: who reads what is printed may leave in the middle
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(f"{report.to_json()}\n", encoding="utf-8")
+        write_atomic(out, f"{report.to_json()}\n".encode())
+    print(report.to_json() if json else report.text())  # noqa: T201 - what the command is for
     return 1 if report.errors else 0

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+
+from tests.vision.killed_runs import kill_after, outcome, run_killed
 
 COMMAND = [
     *(sys.executable, "-m", "ssl_vision", "pretrain", "digits"),
@@ -27,28 +24,6 @@ def command(out: Path, *more: str) -> list[str]:
     return [*COMMAND, "--out", str(out), *more]
 
 
-def outcome(run: Path) -> dict[str, str]:
-    """Hash of everything a run promises to repeat: metrics, models and the last checkpoint's tensors and state."""
-    last = max((run / "checkpoints").glob("step-*"))
-    files = [run / "metrics.jsonl", run / "metrics.csv", *run.glob("model/*"), *run.glob("models/*/*"), *last.glob("*")]
-    return {str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-
-
-def kill_after(process: subprocess.Popen[bytes], run: Path, steps: int, how: signal.Signals) -> bool:
-    """Send the signal when the metrics show that many steps; False if the run ended before."""
-    metrics = run / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while process.poll() is None:
-        assert time.monotonic() < deadline, "the run made no progress"
-        lines = metrics.read_text().count("\n") if metrics.is_file() else 0
-        if lines * 3 > steps:
-            process.send_signal(how)
-            process.wait()
-            return True
-        time.sleep(0.002)
-    return False
-
-
 @pytest.fixture(scope="module")
 def untouched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("untouched") / "run"
@@ -59,23 +34,7 @@ def untouched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_runs_end_in_the_same_bytes(untouched: Path, tmp_path: Path, seed: int) -> None:
     run = tmp_path / "run"
-    rng = random.Random(seed)
-    kills = 0
-    for attempt in range(4):
-        resume = ["--resume", "true"] if attempt else []
-        # Another number of workers each time, images from memory or from files: neither may matter.
-        loading = ["--load", "files", "--workers", str(attempt % 3)] if attempt else []
-        with (tmp_path / "log").open("ab") as log:
-            process = subprocess.Popen(command(run, *resume, *loading), stdout=log, stderr=log, start_new_session=True)
-            try:
-                kills += kill_after(process, run, rng.randrange(attempt * 15, attempt * 15 + 15), signal.SIGKILL)
-            finally:
-                # Loader workers outlive a killed parent for a moment.
-                if process.poll() is None or attempt:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.killpg(process.pid, signal.SIGKILL)
-    assert kills >= 3
-    subprocess.run(command(run, "--resume", "true"), check=True, capture_output=True)
+    run_killed(command, run, seed=seed)
     assert outcome(run) == outcome(untouched)
 
 

@@ -11,8 +11,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from ssl_vision.commands.check import check
     from ssl_vision.commands.demo import demo
+    from ssl_vision.commands.distill import distill
     from ssl_vision.commands.embed import embed
     from ssl_vision.commands.evaluate import evaluate
+    from ssl_vision.commands.finetune import finetune
     from ssl_vision.commands.import_checkpoint import import_checkpoint
     from ssl_vision.commands.knn import knn
     from ssl_vision.commands.linear import linear
@@ -25,8 +27,10 @@ if TYPE_CHECKING:
 __all__ = [
     "check",
     "demo",
+    "distill",
     "embed",
     "evaluate",
+    "finetune",
     "import_checkpoint",
     "knn",
     "linear",

@@ -15,6 +15,8 @@ VERBS = {
         "choose images whose labels may be seen, as label files",
         alone=True,
     ),
+    "finetune": Verb("ssl_vision.commands.finetune:finetune", "train a classifier from a pre-trained encoder"),
+    "distill": Verb("ssl_vision.commands.distill:distill", "train a student on what a classifier says of images"),
     "linear": Verb(
         "ssl_vision.commands.linear:linear", "train and test a linear classifier on frozen features", alone=True
     ),

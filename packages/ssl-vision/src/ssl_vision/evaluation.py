@@ -12,11 +12,11 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from contrastive_core.errors import UserError
 from contrastive_core.train.files import write_atomic
 from ssl_vision.data import ImageSet, Subset, open_images
 from ssl_vision.features import extract
 from ssl_vision.label_files import read_labelled
+from ssl_vision.labelled import check_classes
 from ssl_vision.metrics import confusion_matrix, per_class_accuracy, top_k_accuracy
 from ssl_vision.model_folder import LoadedModel, load_encoder
 
@@ -96,13 +96,8 @@ def labelled_images(data: str, *, split: str, classes: list[str] | None = None, 
     if labels is not None:
         images = Subset(images, read_labelled(Path(labels), images).tolist())
     images.labels()
-    if classes is not None and images.classes != classes:
-        only = sorted(set(images.classes) ^ set(classes))
-        raise UserError(
-            f"{data}, split {split!r}: its classes differ from those trained on"
-            + (f" ({', '.join(only[:5])} on one side only)" if only else " in their order")
-            + "; both splits need the same class names"
-        )
+    if classes is not None:
+        check_classes(images, classes, of="trained on")
     return images
 
 

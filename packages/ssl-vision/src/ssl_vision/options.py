@@ -143,7 +143,7 @@ class OptimizerOptions:
     momentum: float = 0.9
     weight_decay: float = 1e-6
 
-    def warmup_steps(self, *, epochs: int, steps_per_epoch: int) -> int:
+    def warmup_steps(self, *, epochs: int, steps_per_epoch: float) -> int:
         """Steps of warm-up in a run of that length.
 
         Raises:
@@ -158,10 +158,26 @@ class OptimizerOptions:
         return round(warmup * steps_per_epoch)
 
 
-def build_optimizer(model: nn.Module, options: OptimizerOptions, *, lr: float) -> torch.optim.Optimizer:
-    """LARS or SGD with batch norm and biases left out of weight decay (and of LARS's adaptation)."""
+def build_optimizer(
+    model: nn.Module, options: OptimizerOptions, *, lr: float, unadapted: tuple[str, ...] = ()
+) -> torch.optim.Optimizer:
+    """LARS or SGD with batch norm and biases left out of weight decay (and of LARS's adaptation).
+
+    Args:
+        model: its parameters are optimised.
+        options: which optimiser, and its settings.
+        lr: the learning rate at its peak.
+        unadapted: submodules whose weights LARS decays but does not adapt, as the released code treats its linear
+            layer: at weights near zero, adaptation would hardly move it.
+    """
     groups = lars_param_groups(model, options.weight_decay)
     if options.name == "lars":
+        plain = {id(p) for name in unadapted for p in model.get_submodule(name).parameters()}
+        weights = groups[0]["params"]
+        groups[0]["params"] = [p for p in weights if id(p) not in plain]
+        left = [p for p in weights if id(p) in plain]
+        if left:
+            groups.append({"params": left, "weight_decay": options.weight_decay, "adapt": False})
         return LARS(groups, lr, momentum=options.momentum)
-    plain = [{"params": group["params"], "weight_decay": group["weight_decay"]} for group in groups]
-    return torch.optim.SGD(plain, lr=lr, momentum=options.momentum, nesterov=True)
+    plain_groups = [{"params": group["params"], "weight_decay": group["weight_decay"]} for group in groups]
+    return torch.optim.SGD(plain_groups, lr=lr, momentum=options.momentum, nesterov=True)

@@ -1,0 +1,200 @@
+"""Distillation: `ssl-vision distill`. One readable loop; copy it and change it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from contrastive_core.errors import UserError
+from contrastive_core.losses import distillation
+from contrastive_core.train import Run, RunOptions
+from ssl_vision.budget import Budget, plan_budget
+from ssl_vision.crops import Crops
+from ssl_vision.data import ImageSet, open_images, skip_bad
+from ssl_vision.labelled import Validation, check_classes, training_set, validation_set, without
+from ssl_vision.model_folder import load_architecture, load_classifier, save_classifier
+from ssl_vision.models import EncoderOptions
+from ssl_vision.optimization import set_up
+from ssl_vision.options import OptimizerOptions
+from ssl_vision.starting_point import NONE, open_start
+
+TEACHER = "teacher"
+"""The name of the student that is built as the teacher is: self-distillation."""
+
+
+def distill(
+    teacher: str,
+    data: str,
+    out: Path,
+    *,
+    split: str = "train",
+    student: str = NONE,
+    encoder: EncoderOptions | None = None,
+    from_layer: int = 0,
+    temperature: float = 1.0,
+    scale_by_temperature: bool = False,
+    labels: Path | None = None,
+    alpha: float = 1.0,
+    labelled_batch_size: int = 256,
+    validation: str | None = None,
+    validate_every: int = 5,
+    epochs: int = 400,
+    batch_size: int = 256,
+    image_size: int | None = None,
+    optimizer: OptimizerOptions = OptimizerOptions(lr=0.1, scaling="sqrt", weight_decay=1e-4),  # noqa: B008 - frozen
+    load: Literal["auto", "memory", "files"] = "auto",
+    max_bad: float = 0.01,
+    run: RunOptions = RunOptions(),  # noqa: B008
+) -> Path:
+    """Train a student to give images the class probabilities that a fine-tuned teacher gives them, without labels.
+
+    The loss is the cross-entropy of the student's probabilities under the teacher's, both at one temperature; teacher
+    and student see the same crop of an image. The teacher is frozen, its batch norm in inference mode. No label is read
+    unless `alpha` is below 1: then the loss is (1 - alpha) times the cross-entropy with the labels of labelled images,
+    which go through the student in the same pass, plus alpha times the above (SimCLRv2, equations 2 and 3).
+
+    ``--config distill-simclrv2`` and ``self-distill-simclrv2`` are the paper's. The model is that of the last step. A
+    run resumes exactly, as one of `pretrain`.
+
+    Args:
+        teacher: run folder or model folder of a classifier (`finetune`).
+        data: an image folder, with or without classes, a CSV manifest or a named data set.
+        out: the run's folder: config, metrics, checkpoints, model.
+        split: which part of the data to train on, all of it.
+        student: ``none``: random weights, with `encoder`; ``teacher``: random weights, the teacher's encoder without
+            its head; or a pre-trained run folder or model folder.
+        encoder: the network of a student that is ``none``.
+        from_layer: how many layers of a pre-trained student's projection head to keep.
+        temperature: of both. SimCLRv2: 0.1 for self-distillation, 1 for a smaller student.
+        scale_by_temperature: multiply by temperature squared, as the notebook released with SimCLRv2; its paper does
+            not.
+        labels: with alpha below 1, the label file, or None for all images of the split.
+        alpha: share of the distillation in the loss; 1: no labels.
+        labelled_batch_size: labelled images per step, over all processes, with alpha below 1.
+        validation: images to score on while training, held out of it, as for `finetune`.
+        validate_every: epochs between two scores.
+        epochs: the run shows this many times the images.
+        batch_size: images per step, over all processes.
+        image_size: side of the crops in pixels; None takes the teacher's.
+        optimizer: optimiser and schedule.
+        load: as for `finetune`.
+        max_bad: share of the images that may be unreadable, as for `pretrain`; labelled ones may not.
+        run: seed, device, precision, checkpoints, logs.
+
+    Returns:
+        The folder of the trained student.
+    """
+    config = dict(locals())
+    _check(alpha=alpha, temperature=temperature, labels=labels, validate_every=validate_every)
+    images = open_images(data, split=split)
+    found = load_classifier(teacher, device="cpu")
+    if student == TEACHER:
+        encoder = _encoder_of(teacher, encoder)
+    size = image_size or found.image_size
+    start = open_start(NONE if student == TEACHER else student, encoder=encoder, from_layer=from_layer, image_size=size)
+    config |= {"encoder": start.architecture.encoder, "image_size": size}
+    scored, held_out = (None, None) if validation is None else validation_set(validation, data, images)
+    labelled = None if alpha == 1 else training_set(images, labels, held_out=held_out)
+    for some in (scored, labelled):
+        if some is not None:
+            check_classes(some, found.classes, of=f"of {teacher}")
+    unlabelled = without(images, held_out)
+    with Run(out, config=config, command="ssl-vision distill", options=run, free=("load",)) as r:
+        budget = plan_budget(len(unlabelled), epochs=epochs, batch_size=batch_size, world_size=r.world_size)
+        r.say(str(budget))
+        torch.manual_seed(r.seed("weights"))
+        network = start.build(len(found.classes)).to(memory_format=torch.channels_last)
+        model, optim, schedule = set_up(
+            r, network, optimizer,
+            batch_size=budget.batch_size, epochs=epochs, total_steps=budget.total_steps, unadapted=("fc",),
+        )  # fmt: skip
+        readable = skip_bad(unlabelled, max_bad=max_bad, log=out / "bad_files.jsonl")
+        crops = Crops(readable, budget.batches(r), size=size, seed=r.seed("crops"), load=load, workers=run.workers)
+        few = None if labelled is None else _Labelled(r, labelled, budget, labelled_batch_size, size=size, load=load)
+        validating = None if scored is None else Validation(r, scored, size=size)
+        frozen = found.model.to(r.device).requires_grad_(False)
+
+        for step in r.steps(budget.total_steps, samples_per_step=budget.batch_size):
+            pictures = crops.batch(step, r.device)
+            with torch.no_grad(), r.fabric.autocast():
+                wanted = frozen(pictures)
+            inputs = pictures
+            if few is not None:
+                more, target = few.batch(step, r.device)
+                inputs = torch.cat([pictures, more])  # one pass, so that batch norm sees all of them
+            logits = model(inputs)
+            own, on_labelled = logits[: len(pictures)], logits[len(pictures) :]
+            loss = distillation(own, wanted, temperature=temperature, scale_by_temperature=scale_by_temperature)
+            if few is not None:
+                cross_entropy = F.cross_entropy(on_labelled, target)
+                r.log(distillation=loss, cross_entropy=cross_entropy)
+                loss = alpha * loss + (1 - alpha) * cross_entropy
+            optim.zero_grad()
+            r.fabric.backward(loss)
+            lr = optim.param_groups[0]["lr"]
+            optim.step()
+            schedule.step()
+            r.log(loss=loss, lr=lr, epoch=budget.epoch(step + 1))
+            if r.is_logged_step:
+                r.log(agreement=(own.argmax(dim=1) == wanted.argmax(dim=1)).float().mean())
+            if validating is not None and budget.ends_epoch(step, every=validate_every):
+                r.record(validation_accuracy=validating.accuracy(model), epoch=budget.epoch(step + 1))
+        return save_classifier(r, network, architecture=start.architecture, classes=found.classes, epoch=epochs)
+
+
+class _Labelled:
+    """The labelled images of every step, with their labels: as many steps as the unlabelled ones take."""
+
+    def __init__(
+        self,
+        run: Run,
+        images: ImageSet,
+        budget: Budget,
+        batch_size: int,
+        *,
+        size: int,
+        load: Literal["auto", "memory", "files"],
+    ) -> None:
+        own = plan_budget(len(images), epochs=1, batch_size=batch_size, world_size=run.world_size)
+        own = Budget(own.images, own.batch_size, budget.total_steps, own.reduced)
+        run.say(f"labelled: {own}")
+        self._batches, self._labels = own.batches(run, "labelled order"), images.labels()
+        self._crops = Crops(
+            images,
+            self._batches,
+            size=size,
+            seed=run.seed("labelled crops"),
+            load=load,
+            workers=run.options.workers,
+        )
+
+    def batch(self, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Images and labels of this step."""
+        return self._crops.batch(step, device), self._labels[self._batches.at(step)].to(device)
+
+
+def _encoder_of(teacher: str, asked: EncoderOptions | None) -> EncoderOptions:
+    own = load_architecture(teacher).encoder
+    if asked is not None and asked != own:
+        raise UserError(
+            f"the student is built as the teacher, {own}, but the encoder {asked} was asked for; leave it out, or give "
+            f"--student {NONE}"
+        )
+    return own
+
+
+def _check(*, alpha: float, temperature: float, labels: Path | None, validate_every: int) -> None:
+    if not 0 <= alpha <= 1:
+        raise UserError(f"alpha is the share of the distillation in the loss, from 0 to 1; got {alpha}")
+    if alpha == 1 and labels is not None:
+        raise UserError(
+            f"labels are {labels}, but at alpha 1 none is used; lower --alpha to train on them too, or leave them out"
+        )
+    if temperature <= 0 or validate_every < 1:
+        raise UserError(
+            f"distill needs temperature > 0 and validate_every >= 1; got {temperature} and {validate_every}"
+        )

@@ -1,0 +1,125 @@
+"""Fine-tuning with few labels: `ssl-vision finetune`. One readable loop; copy it and change it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch.nn import functional as F
+
+from contrastive_core.errors import UserError
+from contrastive_core.train import Run, RunOptions
+from ssl_vision.budget import plan_budget
+from ssl_vision.crops import Crops
+from ssl_vision.data import open_images
+from ssl_vision.labelled import Validation, training_set, unseen_classes, validation_set
+from ssl_vision.model_folder import save_classifier
+from ssl_vision.models import EncoderOptions
+from ssl_vision.optimization import set_up
+from ssl_vision.options import OptimizerOptions
+from ssl_vision.starting_point import open_start
+
+SIMCLR = OptimizerOptions(name="sgd", lr=0.05, scaling="linear", warmup_epochs=0.0, momentum=0.9, weight_decay=0.0)
+"""The optimiser of SimCLR's fine-tuning, Appendix B.5."""
+
+
+def finetune(
+    model: str,
+    data: str,
+    out: Path,
+    *,
+    labels: Path | None = None,
+    split: str = "train",
+    validation: str | None = None,
+    validate_every: int = 5,
+    from_layer: int = 0,
+    epochs: int = 60,
+    batch_size: int = 256,
+    image_size: int | None = None,
+    label_smoothing: float = 0.0,
+    encoder: EncoderOptions | None = None,
+    optimizer: OptimizerOptions = SIMCLR,
+    load: Literal["auto", "memory", "files"] = "auto",
+    run: RunOptions = RunOptions(),  # noqa: B008
+) -> Path:
+    """Train a classifier on labelled images, from a pre-trained model or from scratch.
+
+    A linear layer, zero at the start, is put on the encoder or on the first layers of its projection head, and all of
+    it is trained on random crops and flips with softmax cross-entropy; batch norm is in training mode, over all
+    processes. The defaults are SimCLR's (Appendix B.5): Nesterov momentum 0.9, learning rate ``0.05 * batch / 256``,
+    cosine, no warm-up, no weight decay. ``--config finetune-simclrv2`` is SimCLRv2's, from the head's first layer;
+    ``--config supervised`` trains from scratch with the same labels. The model is that of the last step.
+
+    Labels of images that are not listed, and test images, decide nothing and are never read. A run resumes exactly, as
+    one of `pretrain`.
+
+    Args:
+        model: a pre-trained run folder or model folder, or ``none``: from scratch, with `encoder`.
+        data: an image folder, CSV manifest or named data set with labels.
+        out: the run's folder: config, metrics, checkpoints, model.
+        labels: label file, as `make-splits` writes, or a list of file names; None: every image of the split that is not
+            held out for validation.
+        split: which part of the data to train on.
+        validation: images to score on while training: a label file with images of `split` that `labels` does not
+            list, or the name of another split. It chooses nothing. Never the test split.
+        validate_every: epochs between two scores.
+        from_layer: 0: the linear layer is put on the encoder's features; k: after the first k layers of the projection
+            head. SimCLRv2: 1 with few labels.
+        epochs: the run shows this many times the labelled images.
+        batch_size: images per step, over all processes; if there are fewer, all of them.
+        image_size: side of the crops in pixels; None takes the model's, or 32.
+        label_smoothing: share of the label spread evenly over all classes.
+        encoder: the network, if `model` is ``none``.
+        optimizer: optimiser and schedule. LARS treats the linear layer as plain momentum SGD, as the released code.
+        load: ``memory`` decodes all images once, ``files`` reads an image again whenever it is shown; ``auto`` takes
+            memory for small images of one size. The result is the same.
+        run: seed, device, precision, checkpoints, logs.
+
+    Returns:
+        The folder of the trained model.
+    """
+    config = dict(locals())
+    if not 0 <= label_smoothing < 1 or validate_every < 1:
+        raise UserError(
+            f"finetune needs 0 <= label_smoothing < 1 and validate_every >= 1; got {label_smoothing} and "
+            f"{validate_every}"
+        )
+    images = open_images(data, split=split)
+    scored, held_out = (None, None) if validation is None else validation_set(validation, data, images)
+    training = training_set(images, labels, held_out=held_out)
+    targets = training.labels()
+    start = open_start(model, encoder=encoder, from_layer=from_layer, image_size=image_size)
+    size = start.architecture.image_size
+    config |= {"encoder": start.architecture.encoder, "image_size": size}
+    with Run(out, config=config, command="ssl-vision finetune", options=run, free=("load",)) as r:
+        budget = plan_budget(len(training), epochs=epochs, batch_size=batch_size, world_size=r.world_size)
+        r.say(str(budget))
+        if missing := unseen_classes(training):
+            r.say(f"note: there is no labelled image of {len(missing)} classes ({', '.join(missing[:5])})")
+        batches = budget.batches(r)
+        torch.manual_seed(r.seed("weights"))
+        network = start.build(len(images.classes)).to(memory_format=torch.channels_last)
+        crops = Crops(training, batches, size=size, seed=r.seed("crops"), load=load, workers=run.workers)
+        wrapped, optim, schedule = set_up(
+            r, network, optimizer,
+            batch_size=budget.batch_size, epochs=epochs, total_steps=budget.total_steps, unadapted=("fc",),
+        )  # fmt: skip
+        validating = None if scored is None else Validation(r, scored, size=size)
+
+        for step in r.steps(budget.total_steps, samples_per_step=budget.batch_size):
+            pictures = crops.batch(step, r.device)
+            target = targets[batches.at(step)].to(r.device)
+            logits = wrapped(pictures)
+            loss = F.cross_entropy(logits, target, label_smoothing=label_smoothing)
+            optim.zero_grad()
+            r.fabric.backward(loss)
+            lr = optim.param_groups[0]["lr"]
+            optim.step()
+            schedule.step()
+            r.log(loss=loss, lr=lr, epoch=budget.epoch(step + 1))
+            if r.is_logged_step:
+                r.log(accuracy=(logits.argmax(dim=1) == target).float().mean())
+            if validating is not None and budget.ends_epoch(step, every=validate_every):
+                r.record(validation_accuracy=validating.accuracy(wrapped), epoch=budget.epoch(step + 1))
+        return save_classifier(r, network, architecture=start.architecture, classes=images.classes, epoch=epochs)

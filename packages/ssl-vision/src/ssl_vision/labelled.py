@@ -1,0 +1,115 @@
+"""The images that training may see with their labels, and those that it is scored on while it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from contrastive_core.errors import UserError
+from contrastive_core.train import Run
+from ssl_vision.data import ImageSet, Subset, open_images
+from ssl_vision.features import evaluation_batches, outputs
+from ssl_vision.label_files import read_labelled
+
+
+def training_set(images: ImageSet, labels: Path | None, *, held_out: Tensor | None = None) -> ImageSet:
+    """The labelled images of a set: those of a label file, or all but the ones held out.
+
+    Raises:
+        UserError: images without labels, a label file that does not fit, or one that lists images held out.
+    """
+    images.labels()
+    if labels is None:
+        return without(images, held_out)
+    chosen = read_labelled(labels, images)
+    shared = chosen[:0] if held_out is None else chosen[torch.isin(chosen, held_out)]
+    if len(shared):
+        raise UserError(
+            f"{labels}: lists {len(shared)} of the images held out for validation ({images.key(int(shared[0]))}); "
+            "the two must not overlap. `ssl-vision make-splits --validation` writes files that do not"
+        )
+    return Subset(images, chosen.tolist())
+
+
+def validation_set(validation: str, data: str, images: ImageSet) -> tuple[ImageSet, Tensor | None]:
+    """The images to score on, and their indices among the images of training, if they are some of those.
+
+    Args:
+        validation: a label file that names images of the training split, or the name of another split.
+        data: where the images are.
+        images: the training split.
+
+    Raises:
+        UserError: the test split, which is for `evaluate` alone; a split of other classes; a file that does not fit.
+    """
+    file = Path(validation)
+    if file.suffix or file.is_file():
+        held_out = read_labelled(file, images)
+        return Subset(images, held_out.tolist()), held_out
+    if validation == "test":
+        raise UserError(
+            "validation is 'test', but training never opens test images, or their scores would say too much; use "
+            "`ssl-vision evaluate` afterwards, and for validation another split or a label file"
+        )
+    found = open_images(data, split=validation)
+    found.labels()
+    check_classes(found, images.classes, of="trained on")
+    shared = {images.path(i) for i in range(len(images))}.intersection(found.path(i) for i in range(len(found)))
+    if shared:
+        raise UserError(
+            f"{data}: {len(shared)} images of split {validation!r} are trained on as well ({min(shared)}); the two "
+            "must not overlap. Name another split, or hold images out with `ssl-vision make-splits --validation`"
+        )
+    return found, None
+
+
+def without(images: ImageSet, held_out: Tensor | None) -> ImageSet:
+    """The images but for those held out."""
+    if held_out is None:
+        return images
+    everything = torch.arange(len(images))
+    return Subset(images, everything[~torch.isin(everything, held_out)].tolist())
+
+
+def check_classes(images: ImageSet, expected: list[str], *, of: str) -> None:
+    """See that the labels of two sets, or of a set and a model, mean the same.
+
+    Raises:
+        UserError: other class names, or another order.
+    """
+    if images.classes != expected:
+        only = sorted(set(images.classes) ^ set(expected))
+        raise UserError(
+            f"{images.name}: its classes differ from those {of}"
+            + (f" ({', '.join(only[:5])} on one side only)" if only else " in their order")
+            + "; both need the same class names"
+        )
+
+
+def unseen_classes(images: ImageSet) -> list[str]:
+    """The classes that none of the images is of, and that nothing can be learned about from them."""
+    seen = set(images.labels().tolist())
+    return [name for label, name in enumerate(images.classes) if label not in seen]
+
+
+class Validation:
+    """Accuracy on held-out images while training goes on; the processes share the work."""
+
+    def __init__(self, run: Run, images: ImageSet, *, size: int, batch_size: int = 256) -> None:
+        self._run, self._total = run, len(images)
+        self._images = Subset(images, range(run.rank, len(images), run.world_size))
+        self._labels = images.labels()[run.rank :: run.world_size].to(run.device)
+        self._size, self._batch_size = size, batch_size
+
+    @torch.no_grad()
+    def accuracy(self, model: nn.Module) -> Tensor:
+        """Share of the images whose most likely class is theirs, batch norm in inference mode; in [0, 1]."""
+        batches = evaluation_batches(self._images, size=self._size, batch_size=self._batch_size)
+        right, start = torch.zeros((), device=self._run.device), 0
+        for logits in outputs(model, batches, device=self._run.device):
+            right += (logits.argmax(dim=1) == self._labels[start : start + len(logits)]).sum()
+            start += len(logits)
+        model.train()
+        return torch.as_tensor(self._run.fabric.all_reduce(right, reduce_op="sum")) / self._total

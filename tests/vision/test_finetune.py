@@ -1,0 +1,351 @@
+"""Fine-tuning: the papers' numbers, everything trained, labels that are not listed never used, several processes."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import importlib.resources
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import yaml
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from contrastive_core.errors import UserError
+from contrastive_core.optim import scaled_lr
+from contrastive_core.train import Batches, RunOptions, convert_sync_batchnorm
+from ssl_vision.budget import plan_budget
+from ssl_vision.cli import main
+from ssl_vision.commands.finetune import finetune
+from ssl_vision.commands.make_splits import make_splits
+from ssl_vision.commands.pretrain import pretrain
+from ssl_vision.crops import Crops
+from ssl_vision.data import open_images
+from ssl_vision.features import evaluation_batches
+from ssl_vision.label_files import read_labelled
+from ssl_vision.model_folder import load_classifier, load_pretrained
+from ssl_vision.models import EncoderOptions
+from ssl_vision.options import HeadOptions, OptimizerOptions, build_optimizer
+from ssl_vision.starting_point import open_start
+from tests.vision.killed_runs import outcome, run_killed
+
+TINY = EncoderOptions(width=0.125)
+QUIET = RunOptions(threads=1, log_every=1, device="cpu", progress=False)
+FAST = OptimizerOptions(name="sgd", lr=0.2, warmup_epochs=0.0, weight_decay=0.0)
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("pre") / "run"
+    pretrain(
+        "digits", run, epochs=2, batch_size=128, image_size=8, temperature=0.2, encoder=TINY,
+        head=HeadOptions(layers=3, out_features=32), optimizer=OptimizerOptions(lr=1.0, warmup_epochs=0), run=QUIET,
+    )  # fmt: skip
+    return run
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("labels")
+    make_splits("digits", folder, fractions=(0.1,), draws=1, validation=0.1)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("recipe", "batch", "peak", "settings"),
+    [
+        ("finetune-simclr", 4096, 0.8, ("sgd", 0, 0)),
+        ("finetune-simclrv2", 1024, 0.16, ("lars", 0, 1)),
+        ("finetune-suncet", 4096, 0.8, ("sgd", 0, 0)),
+        ("supervised", 256, 0.1, ("sgd", 1e-4, 0)),
+    ],
+)
+def test_recipes_are_the_papers(recipe: str, batch: int, peak: float, settings: tuple[str, float, int]) -> None:
+    content = yaml.safe_load((importlib.resources.files("ssl_vision.configs") / f"{recipe}.yaml").read_text())
+    options = OptimizerOptions(**content["optimizer"])
+    assert content["batch_size"] == batch
+    assert scaled_lr(options.lr, batch, rule=options.scaling) == pytest.approx(peak)
+    assert (options.name, options.weight_decay, content["from_layer"]) == settings
+    assert (options.momentum, options.warmup_epochs) == (0.9, 0)
+    assert main(["finetune", "runs/a", "photos", "runs/b", "--config", recipe, "--print_config"]) == 0
+
+
+def test_lars_adapts_all_weights_but_those_of_the_linear_layer() -> None:
+    """Against the rule of the released code, written out: trust ratio at weight decay 0 too, linear layer without."""
+    start = open_start("none", encoder=TINY, from_layer=0, image_size=8)
+    model = start.build(10)
+    optimizer = build_optimizer(model, OptimizerOptions(name="lars", weight_decay=0.0), lr=0.16, unadapted=("fc",))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.grad = torch.rand(parameter.shape, generator=generator)
+    nn.init.ones_(model.fc.weight)
+    before = {name: parameter.detach().double() for name, parameter in model.named_parameters()}
+    optimizer.step()
+    adapted = 0
+    for name, parameter in model.named_parameters():
+        gradient = parameter.grad.double()
+        step = 0.16 * gradient
+        if parameter.ndim == 4:
+            step *= 0.001 * before[name].norm() / gradient.norm()
+            adapted += 1
+        torch.testing.assert_close(parameter.detach().double(), before[name] - step, rtol=1e-6, atol=1e-7)
+    assert adapted == 21  # convolutions
+    decayed = build_optimizer(model, OptimizerOptions(name="lars", weight_decay=0.5), lr=0.1, unadapted=("fc",))
+    by_parameter = {id(p): group for group in decayed.param_groups for p in group["params"]}
+    assert len(by_parameter) == len(list(model.parameters()))
+    assert by_parameter[id(model.fc.weight)]["weight_decay"] == 0.5
+    assert by_parameter[id(model.fc.bias)]["weight_decay"] == 0.0
+
+
+def test_everything_is_trained_from_the_pretrained_weights(pretrained: Path, labels: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    file = labels / "10percent-draw0.json"
+    assert finetune(
+        str(pretrained), "digits", run, labels=file, validation=str(labels / "validation.json"), validate_every=2,
+        from_layer=1, epochs=4, batch_size=32, optimizer=FAST, run=QUIET,
+    ) == run / "model"  # fmt: skip
+    records = metrics(run)
+    assert len(records) == 4 * 129 // 32
+    for step, record in enumerate(records):
+        assert record["lr"] == pytest.approx(0.2 * 32 / 256 * 0.5 * (1 + math.cos(math.pi * step / len(records))))
+    assert records[0]["loss"] == pytest.approx(math.log(10))
+    assert records[-1]["epoch"] == pytest.approx(4, abs=0.25)
+    scored = [record for record in records if "validation_accuracy" in record]
+    assert len(scored) == 2
+    before = open_start(str(pretrained), encoder=None, from_layer=1, image_size=None).build(10)
+    found = load_pretrained(str(pretrained))
+    assert found.head is not None
+    torch.testing.assert_close(before.encoder.state_dict(), found.encoder.state_dict())
+    torch.testing.assert_close(before.neck.state_dict(), found.head.first_layers(1).state_dict())
+    after = load_classifier(str(run), device="cpu")
+    assert after.classes == [str(digit) for digit in range(10)]
+    changed = dict(after.model.named_parameters())
+    assert [name for name, parameter in before.named_parameters() if torch.equal(parameter, changed[name])] == []
+    images = open_images("digits")
+    held_out = read_labelled(labels / "validation.json", images)
+    with torch.no_grad():
+        logits = torch.cat([after.model(batch) for batch in evaluation_batches(images, size=8, batch_size=512)])
+    right = (logits.argmax(1) == images.labels())[held_out].double().mean()
+    assert scored[-1]["validation_accuracy"] == pytest.approx(right.item())
+
+
+def test_training_from_scratch_learns(tmp_path: Path, labels: Path) -> None:
+    finetune(
+        "none", "digits", tmp_path / "run", validation=str(labels / "validation.json"), validate_every=6, epochs=6,
+        batch_size=64, image_size=8, encoder=TINY, optimizer=OptimizerOptions(name="sgd", lr=0.4, warmup_epochs=0),
+        run=QUIET,
+    )  # fmt: skip
+    records = metrics(tmp_path / "run")
+    assert records[-1]["validation_accuracy"] > 0.5
+    # The images held out are not trained on.
+    assert len(records) == 6 * (1433 - 143) // 64
+
+
+def write_manifest(folder: Path, *, others: str | None = None) -> Path:
+    """Forty digits as files; the first twenty are labelled, the others too, or all alike if `others` says so."""
+    images = open_images("digits")
+    rows = []
+    for index in range(40):
+        Image.fromarray(images.read(index).permute(1, 2, 0).numpy()).save(folder / f"{index:02}.png")
+        label = str(images.label(index))
+        rows.append([f"{index:02}.png", label if index < 20 or others is None else others])
+    manifest = folder / "digits.csv"
+    with manifest.open("w", newline="") as file:
+        csv.writer(file).writerows([["path", "label"], *rows])
+    return manifest
+
+
+def test_labels_of_other_images_change_nothing(tmp_path: Path) -> None:
+    results = []
+    for name, others in (("a", None), ("b", "7")):
+        folder = tmp_path / name
+        folder.mkdir()
+        listed = folder / "labelled.txt"
+        listed.write_text("".join(f"{index:02}.png\n" for index in range(20)))
+        finetune(
+            "none", str(write_manifest(folder, others=others)), folder / "run", labels=listed, epochs=2, batch_size=10,
+            image_size=8, encoder=TINY, run=QUIET,
+        )  # fmt: skip
+        results.append([(folder / "run" / name).read_bytes() for name in ("model/model.safetensors", "metrics.jsonl")])
+    assert results[0] == results[1]
+
+
+COMMAND = [
+    *(sys.executable, "-m", "ssl_vision", "finetune"),
+    *("--epochs", "4", "--batch_size", "64", "--image_size", "8", "--device", "cpu", "--threads", "1", "--seed", "3"),
+    *("--log_every", "3", "--checkpoint_every", "5", "--validate_every", "1", "--encoder.width", "0.125"),
+]
+
+
+def test_a_run_that_breaks_off_goes_on_in_the_same_bytes(
+    tmp_path: Path, labels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(out: Path, *, resume: bool = False) -> Path:
+        options = dataclasses.replace(QUIET, checkpoint_every=4, log_every=3, resume=resume)
+        return finetune(
+            "none", "digits", out, labels=labels / "10percent-draw0.json", validation=str(labels / "validation.json"),
+            validate_every=1, epochs=3, batch_size=32, image_size=8, encoder=TINY, run=options,
+        )  # fmt: skip
+
+    start(tmp_path / "untouched")
+    whole = Crops.batch
+    for broken in (3, 7, 10):
+        monkeypatch.setattr(Crops, "batch", lambda *args, at=broken: whole(*args) if args[1] != at else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            start(tmp_path / "run", resume=broken > 3)
+    monkeypatch.setattr(Crops, "batch", whole)
+    start(tmp_path / "run", resume=True)
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "untouched")
+
+
+@pytest.mark.slow
+def test_killed_runs_end_in_the_same_bytes(tmp_path: Path, labels: Path) -> None:
+    def command(out: Path, *more: str) -> list[str]:
+        validation = ["--validation", str(labels / "validation.json")]
+        return [*COMMAND, "none", "digits", str(out), *validation, *more]
+
+    subprocess.run(command(tmp_path / "untouched"), check=True, capture_output=True)
+    run_killed(command, tmp_path / "run", seed=0)
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "untouched")
+
+
+def train_in_float64(rank: int, world_size: int, folder: str) -> None:
+    """Twenty steps of the parts of `finetune` on this process's share of every batch; the losses go to a file."""
+    torch.set_num_threads(1)
+    if world_size > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
+    torch.manual_seed(0)
+    network = open_start("none", encoder=TINY, from_layer=0, image_size=8).build(10).double()
+    model: nn.Module = network
+    if world_size > 1:
+        model = nn.parallel.DistributedDataParallel(convert_sync_batchnorm(model))
+    optimizer = build_optimizer(network, OptimizerOptions(weight_decay=1e-4), lr=0.1, unadapted=("fc",))
+    images = open_images("digits")
+    labels = images.labels()
+    batches = Batches(
+        len(images), batch_size=32 // world_size, seed=1, rank=rank, world_size=world_size, total_steps=20
+    )
+    crops = Crops(images, batches, size=8, seed=2, load="auto", workers=0)
+    losses = []
+    for step in range(20):
+        logits = model(crops.batch(step, torch.device("cpu")).double())
+        loss = F.cross_entropy(logits, labels[batches.at(step)])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    curve = torch.stack(losses)
+    if world_size > 1:
+        dist.all_reduce(curve)
+        curve /= world_size
+    if rank == 0:
+        torch.save(curve, Path(folder) / f"{world_size}.pt")
+    if world_size > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    train_in_float64(0, 1, str(tmp_path))
+    mp.spawn(train_in_float64, (2, str(tmp_path)), nprocs=2)
+    alone, together = (torch.load(tmp_path / f"{count}.pt", weights_only=True) for count in (1, 2))
+    assert alone.std() > 0.01
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=0)
+
+
+def test_the_command_runs_on_two_processes(tmp_path: Path, labels: Path) -> None:
+    arguments = [
+        *("finetune", "none", "digits", "--labels", str(labels / "10percent-draw0.json"), "--epochs", "2"),
+        *(
+            "--validation",
+            str(labels / "validation.json"),
+            "--batch_size",
+            "500",
+            "--image_size",
+            "8",
+            "--log_every",
+            "1",
+        ),
+        *("--encoder.width", "0.125", "--device", "cpu", "--threads", "1", "--no-progress", "--out"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    one = [sys.executable, "-m", "ssl_vision", *arguments, str(tmp_path / "one")]
+    two = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        *("-m", "ssl_vision", *arguments, str(tmp_path / "two")),
+    ]
+    for command in (one, two):
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr
+    alone, together = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    # 129 labelled images make one batch, or two of 64.
+    assert [record["lr"] for record in together] == pytest.approx([0.05 * 128 / 256, 0.05 * 64 / 256])
+    assert len(alone) == len(together) == 2
+    assert together[1]["loss"] == pytest.approx(alone[1]["loss"], abs=0.05)
+    # Both have scored all of the 143 images.
+    for records in (alone, together):
+        right = records[-1]["validation_accuracy"] * 143
+        assert right == pytest.approx(round(right), abs=1e-4)
+
+
+def test_few_images_are_shown_as_often_as_many() -> None:
+    for images in (500, 5000, 50_000):
+        for batch in (128, 256, 1024):
+            budget = plan_budget(images, epochs=60, batch_size=batch, world_size=1)
+            assert 0 <= 60 * images - budget.total_steps * budget.batch_size < budget.batch_size
+            assert budget.batch_size == min(batch, images)
+            ends = [step for step in range(budget.total_steps) if budget.ends_epoch(step, every=10)]
+            assert len(ends) == 6
+            assert ends[-1] == budget.total_steps - 1
+    assert plan_budget(501, epochs=1, batch_size=1024, world_size=2).batch_size == 500
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"epochs": 0}, "epochs is 0"),
+        ({"label_smoothing": 1.0}, "0 <= label_smoothing < 1"),
+        ({"from_layer": 1}, "without a pre-trained model there is no head"),
+        ({"image_size": 0}, "image_size is 0"),
+        ({"batch_size": 1}, "at least two images"),
+        ({"model": "no-such-run"}, "not a folder"),
+        ({"validation": "test"}, "never opens test images"),
+        ({"validation": "train"}, "1433 images of split 'train' are trained on as well"),
+        ({"validation": "held_out.json"}, "cannot be read"),
+        ({"labels": Path("no-such-file")}, "no-such-file: cannot be read"),
+    ],
+)
+def test_bad_arguments_are_refused(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    settings: dict[str, Any] = {"model": "none", "data": "digits", "encoder": TINY, **arguments}
+    with pytest.raises(UserError, match=message):
+        finetune(out=tmp_path / "run", run=QUIET, **settings)
+
+
+def test_what_does_not_fit_the_model_is_refused(pretrained: Path, labels: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="projection head of 3 layers"):
+        finetune(str(pretrained), "digits", tmp_path / "run", from_layer=4, run=QUIET)
+    with pytest.raises(UserError, match="leave the encoder out"):
+        finetune(str(pretrained), "digits", tmp_path / "run", encoder=EncoderOptions(), run=QUIET)
+    overlapping = tmp_path / "some.txt"
+    overlapping.write_text("digits/train#3\n" + open_images("digits").key(int(read_labelled(
+        labels / "10percent-draw0.json", open_images("digits"))[0])))  # fmt: skip
+    with pytest.raises(UserError, match="of the images held out for validation"):
+        finetune(
+            "none", "digits", tmp_path / "run", labels=labels / "10percent-draw0.json", validation=str(overlapping),
+            run=QUIET,
+        )  # fmt: skip

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -33,59 +29,9 @@ from ssl_vision.reporting import environment, scores
 from ssl_vision.reporting.run_folder import open_run, read_scores
 from ssl_vision.reporting.sheets import choose_bank, choose_images, draw_views, find_neighbours, nearest
 from ssl_vision.reporting.thumbnails import to_image
+from tests.vision.pages import Page, assert_stands_alone, read
 
 EPOCHS, BATCH = 3, 48
-_VOID = {"meta", "img", "br", "link", "input", "hr", "base"}
-
-
-class Page(HTMLParser):
-    """What a browser would see: elements, attributes, text, images by section; every tag closed by its own."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.words: list[str] = []
-        self.heading = ""
-        self.images: dict[str, list[Image.Image]] = {}
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag == "img":
-            source = dict(attrs)["src"] or ""
-            kind, _, data = source.removeprefix("data:image/").partition(";base64,")
-            picture = Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
-            picture.load()
-            assert picture.format == kind.upper()
-            assert dict(attrs)["alt"]
-            self.images.setdefault(self.heading, []).append(picture)
-        if tag not in _VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "h2":
-            self.heading = data
-        if self.open and self.open[-1] != "style":
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-
-def read(path: Path) -> Page:
-    return Page(path.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -146,18 +92,7 @@ def copy(recorded: tuple[Path, object], tmp_path: Path) -> Path:
 def test_page_stands_alone(recorded: tuple[Path, object], page: Page) -> None:
     file = recorded[0] / "report.html"
     assert file.stat().st_size < 3_000_000
-    source = file.read_text(encoding="utf-8")
-    without_pictures = re.sub(r"data:image/\w+;base64,[\w+/=]+", "", source)
-    assert not re.search(r"https?:|//|@import|javascript|<script|<link|<iframe|<object", without_pictures)
-    for tag, name, value in page.attributes:
-        if name in ("src", "href", "xlink:href", "data", "action", "srcset", "poster"):
-            assert value.startswith("#" if tag != "img" else "data:image/"), (tag, name, value)
-    inner = re.findall(r"url\(([^)]*)\)", source)
-    identifiers = {value for _, name, value in page.attributes if name == "id"}
-    assert all(target.startswith("#") and target[1:] in identifiers for target in inner)
-    references = {value[1:] for _, name, value in page.attributes if name == "href"}
-    assert references <= identifiers
-    assert len(identifiers) == sum(name == "id" for _, name, _ in page.attributes)  # none twice
+    assert_stands_alone(page, file.read_text(encoding="utf-8"))
 
 
 def test_page_says_what_was_run(page: Page) -> None:

@@ -41,7 +41,16 @@ PYTHON: dict[str, dict[str, tuple[str, list[str]]]] = {
         "data": ("Data", ["ssl_vision.data", "ssl_vision.label_files", "ssl_vision.checking"]),
         "evaluation": (
             "Features and evaluation",
-            ["ssl_vision.features", "ssl_vision.neighbours", "ssl_vision.probe", "ssl_vision.evaluation"],
+            [
+                "ssl_vision.features",
+                "ssl_vision.neighbours",
+                "ssl_vision.probe",
+                "ssl_vision.logistic",
+                "ssl_vision.evaluation",
+                "ssl_vision.metrics",
+                "ssl_vision.classifier_score",
+                "ssl_vision.prediction_files",
+            ],
         ),
     },
 }

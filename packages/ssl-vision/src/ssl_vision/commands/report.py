@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from contrastive_core.errors import UserError
 from contrastive_core.train.files import write_atomic
 from ssl_vision.data import ImageSet, open_images
 from ssl_vision.evaluation import module_hash
-from ssl_vision.model_folder import load_encoder
-from ssl_vision.reporting import html, scores, sections
-from ssl_vision.reporting.run_folder import open_run, read_scores
+from ssl_vision.model_folder import load_classifier, load_encoder
+from ssl_vision.reporting import classifier_sections, html, scores, sections
+from ssl_vision.reporting.agreement import agreement
+from ssl_vision.reporting.comparison import collect, comparison
+from ssl_vision.reporting.evaluations import read_evaluations
+from ssl_vision.reporting.label_counts import count_labels
+from ssl_vision.reporting.run_folder import RunFolder, open_run, read_scores
 from ssl_vision.reporting.sheets import make_sheets
 
 
@@ -20,22 +25,29 @@ def report(
     data: str | None = None,
     split: str | None = None,
     out: Path | None = None,
+    compare: tuple[Path, ...] | None = None,
     rows: int = 6,
     bank: int = 2000,
     seed: int = 0,
     device: str = "auto",
 ) -> Path:
-    """Write a run's report: curves, accuracies, views, nearest neighbours, settings and environment in one HTML file.
+    """Write a run's report: one HTML file that holds everything it shows and asks nothing of the network.
 
-    The file holds everything it shows and asks nothing of the network. A run that has not ended, was never evaluated,
-    or whose data lie elsewhere by now still gets its report, which says what is missing.
+    Of pre-training: curves, accuracies, views, nearest neighbours. Of a classifier: curves, and of what ``ssl-vision
+    evaluate`` has found confusion, classes, calibration, the most confident mistakes, accuracy by number of labels
+    beside other runs, and for a distilled one its agreement with the teacher. Of both: settings and environment. A run
+    that has not ended, was never evaluated, or whose data lie elsewhere by now still gets its report, which says what
+    is missing.
 
     Args:
-        run: the out folder of ``ssl-vision pretrain``.
-        data: images for the sheets; by default those the run was trained on.
-        split: which part of them; by default the one trained on.
+        run: the out folder of ``ssl-vision pretrain``, ``finetune`` or ``distill``.
+        data: images for the sheets of pre-training, by default those trained on; or where the images of a classifier's
+            evaluation lie by now.
+        split: which part of them, for the sheets of pre-training; by default the one trained on.
         out: the HTML file; by default ``report.html`` in the run's folder.
-        rows: images on either sheet.
+        compare: runs, or folders of runs, to compare a classifier with; by default the runs in the same folder as this
+            one. Those count that were evaluated on the same images.
+        rows: images on either sheet; of mistakes three times as many are shown.
         bank: how many images, drawn at random, the nearest neighbours are looked for in.
         seed: of the choice of images.
         device: auto, cpu, cuda or mps.
@@ -46,35 +58,72 @@ def report(
     if rows < 1 or bank < 2:
         raise UserError(f"report needs rows >= 1 and bank >= 2, got rows={rows} and bank={bank}")
     found = open_run(Path(run))
-    protocols = scores.by_protocol(read_scores(found))
-    spec, part = data or found.settings.data, split or found.settings.split
-    images = _open(spec, part, required=data is not None or split is not None)
-    model = load_encoder(str(run), device=device) if found.has_model else None
-    if isinstance(images, str):
-        shown = [sections.missing("What training sees", images)]
+    if found.settings.kind == "pretrain":
+        page = _of_pretraining(found, data=data, split=split, rows=rows, bank=bank, seed=seed, device=device)
     else:
-        bad = found.bad_files if (spec, part) == (found.settings.data, found.settings.split) else {}
-        sheets = make_sheets(found.settings, images, model, rows=rows, bank=bank, seed=seed, without=bad)
-        shown = [sections.views(sheets), sections.neighbours(sheets, data=spec, split=part)]
-    page = html.document(
-        sections.title(found.settings),
-        [
-            sections.header(
-                found,
-                images=len(images) if isinstance(images, ImageSet) and data is None else None,
-                accuracies=scores.final_accuracies(found, protocols),
-            ),
-            sections.training(found),
-            scores.evaluation(found, protocols, encoder_hash=module_hash(model.encoder) if model else None),
-            *shown,
-            sections.settings(found),
-            sections.surroundings(found),
-        ],
-    )
+        page = _of_classifier(found, data=data, compare=compare, rows=rows, device=device)
     target = Path(out) if out is not None else Path(run) / "report.html"
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(target, page.encode())
     return target
+
+
+def _of_classifier(run: RunFolder, *, data: str | None, compare: Sequence[Path] | None, rows: int, device: str) -> str:
+    evaluations = read_evaluations(run.path)
+    model = load_classifier(str(run.path), device=device) if run.has_model else None
+    labelled = count_labels(run.settings)
+    parts = [
+        classifier_sections.header(run, evaluations, labelled=labelled),
+        classifier_sections.training(run),
+        classifier_sections.evaluation(
+            run,
+            evaluations,
+            model_hash=module_hash(model.model) if model else None,
+            data=data,
+            pictures=3 * rows,
+        ),
+    ]
+    if run.settings.kind == "distill":
+        parts.append(agreement(run, evaluations))
+    if evaluations:
+        parts += comparison(run, evaluations[0], collect(run, evaluations[0], compare))
+    features = scores.by_protocol(read_scores(run))
+    if features:
+        encoder = module_hash(model.model.encoder) if model else None
+        parts.append(scores.evaluation(run, features, encoder_hash=encoder, title="Features"))
+    parts += [sections.settings(run), sections.surroundings(run)]
+    return html.document(classifier_sections.title(run.settings), parts)
+
+
+def _of_pretraining(
+    run: RunFolder, *, data: str | None, split: str | None, rows: int, bank: int, seed: int, device: str
+) -> str:
+    protocols = scores.by_protocol(read_scores(run))
+    spec, part = data or run.settings.data, split or run.settings.split
+    images = _open(spec, part, required=data is not None or split is not None)
+    model = load_encoder(str(run.path), device=device) if run.has_model else None
+    if isinstance(images, str):
+        shown = [sections.missing("What training sees", images)]
+    else:
+        bad = run.bad_files if (spec, part) == (run.settings.data, run.settings.split) else {}
+        sheets = make_sheets(run.settings, images, model, rows=rows, bank=bank, seed=seed, without=bad)
+        shown = [sections.views(sheets), sections.neighbours(sheets, data=spec, split=part)]
+    header = sections.header(
+        run,
+        images=len(images) if isinstance(images, ImageSet) and data is None else None,
+        accuracies=scores.final_accuracies(run, protocols),
+    )
+    return html.document(
+        sections.title(run.settings),
+        [
+            header,
+            sections.training(run),
+            scores.evaluation(run, protocols, encoder_hash=module_hash(model.encoder) if model else None),
+            *shown,
+            sections.settings(run),
+            sections.surroundings(run),
+        ],
+    )
 
 
 def _open(data: str, split: str, *, required: bool) -> ImageSet | str:

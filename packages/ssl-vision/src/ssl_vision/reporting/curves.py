@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,41 +14,91 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from ssl_vision.reporting.style import INK, MUTED, SERIES, new_figure, plain_axes
+from ssl_vision.reporting.style import MUTED, SERIES, new_figure, plain_axes
 
 Record = Mapping[str, int | float]
 
-_PANELS = (("loss", "Loss"), ("contrastive_accuracy", "Contrastive accuracy"), ("lr", "Learning rate"))
 _MOST_POINTS = 600
+_FEW = 25  # points that are marked one by one
 _TITLE_WIDTH = 100  # letters of titles beside each other
 _DASHES = (0, (4, 3))
 
 
-def draw_training(panels: Sequence[Axes], records: Sequence[Record], *, batch_size: int) -> None:
-    """Loss, contrastive accuracy and learning rate over epochs, one per axes.
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes over epochs.
 
-    A dashed line marks what a network that tells nothing apart would reach: loss ``ln(2N - 1)`` and accuracy ``1/N``
-    for batches of N images.
+    Attributes:
+        title: above it.
+        lines: logged names -> what they are called where there are several; those that were not logged are left out.
+        share: whether values are shares of 1, shown in percent.
+        chance: what a network that tells nothing apart would reach, as a dashed line.
+        from_zero: whether the axis begins at 0.
+        noisy: whether a running mean helps.
+        either: whether a line that is there alone gives the panel its name.
     """
-    chance = {"loss": math.log(2 * batch_size - 1), "contrastive_accuracy": 1 / batch_size}
-    for axes, (key, title) in zip(panels, _PANELS, strict=True):
-        plain_axes(axes, title)
-        axes.set_xlabel("epoch")
-        x, y = _series(records, key)
-        if key in chance and len(x):
-            axes.axhline(chance[key], color=MUTED, linewidth=1, linestyle=_DASHES)
-        _draw(axes, x, y, noisy=key in chance)
-        if key == "contrastive_accuracy":
-            axes.set_ylim(0, max(0.1, float(y.max()) * 1.1) if len(y) else 1)
-            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        elif key == "lr":
-            axes.set_ylim(bottom=0)
+
+    title: str
+    lines: Mapping[str, str]
+    share: bool = False
+    chance: float | None = None
+    from_zero: bool = False
+    noisy: bool = True
+    either: bool = False
 
 
-def training_figure(records: Sequence[Record], *, batch_size: int) -> Figure:
-    """`draw_training` as a figure of three panels."""
+RATE = Panel("Learning rate", {"lr": ""}, from_zero=True, noisy=False)
+
+
+def pretraining_panels(batch_size: int) -> tuple[Panel, ...]:
+    """Loss, contrastive accuracy and learning rate of pre-training.
+
+    By chance: loss ``ln(2N - 1)`` and accuracy ``1/N`` for batches of N images; a batch size of 0 is SuNCEt alone.
+    """
+    loss = Panel("Loss", {"nt_xent": "NT-Xent", "suncet": "SuNCEt"})
+    if not batch_size:
+        return loss, RATE
+    return (
+        dataclasses.replace(loss, chance=math.log(2 * batch_size - 1)),
+        Panel("Contrastive accuracy", {"contrastive_accuracy": ""}, share=True, chance=1 / batch_size, from_zero=True),
+        RATE,
+    )
+
+
+def draw_training(axes: Sequence[Axes], records: Sequence[Record], panels: Sequence[Panel]) -> None:
+    """What was logged over epochs, a panel per axes; a loss that is not logged by its parts is drawn as a whole."""
+    for place, panel in zip(axes, panels, strict=True):
+        found = {name: _series(records, key) for key, name in panel.lines.items()}
+        found = {name: series for name, series in found.items() if len(series[0])}
+        plain_axes(place, next(iter(found)).capitalize() if panel.either and len(found) == 1 else panel.title)
+        place.set_xlabel("epoch")
+        if not found and panel.title == "Loss" and len((loss := _series(records, "loss"))[0]):
+            found = {"": loss}
+        if not found:
+            place.text(0.5, 0.5, "not recorded", transform=place.transAxes, ha="center", color=MUTED, fontsize=9)
+            continue
+        if panel.chance is not None:
+            place.axhline(panel.chance, color=MUTED, linewidth=1, linestyle=_DASHES)
+        for number, (x, y) in enumerate(found.values()):
+            _draw(place, x, y, colour=SERIES[number], noisy=panel.noisy)
+        if len(found) > 1:
+            _name_lines(place, list(found))
+        last = max(float(x[-1]) for x, _ in found.values())
+        place.set_xlim(min(0.0, *(float(x[0]) for x, _ in found.values())), last or 1)
+        place.xaxis.set_major_locator(MaxNLocator(5, integer=last >= 3))
+        place.yaxis.set_major_locator(MaxNLocator(5))
+        highest = max(float(y.max()) for _, y in found.values())
+        if panel.share:
+            place.set_ylim(0, max(0.1, highest * 1.1) if highest < 0.85 else 1.02)
+            place.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        elif panel.from_zero:
+            place.set_ylim(bottom=0)
+
+
+def training_figure(records: Sequence[Record], panels: Sequence[Panel]) -> Figure:
+    """`draw_training` as a figure, its panels beside each other."""
     figure = new_figure(9.6, 2.7)
-    draw_training(list(figure.subplots(1, 3)), records, batch_size=batch_size)
+    draw_training(list(figure.subplots(1, len(panels))), records, panels)
     return figure
 
 
@@ -115,21 +167,23 @@ def _series(records: Sequence[Record], key: str) -> tuple[NDArray[np.float64], N
     return table[:, 0], table[:, 1]
 
 
-def _draw(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], *, noisy: bool) -> None:
+def _draw(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], *, colour: str, noisy: bool) -> None:
     """The values, and where they are many and noisy a running mean over them."""
-    if not len(x):
-        axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color=MUTED, fontsize=9)
-        return
     window = len(x) // 25
     if window < 2 or not noisy:
-        axes.plot(x, y, color=SERIES[0], linewidth=1.8, marker="o" if len(x) == 1 else None)
+        axes.plot(x, y, color=colour, linewidth=1.8, marker="o" if len(x) <= _FEW else None, markersize=4)
     else:
-        axes.plot(x, y, color=SERIES[0], linewidth=0.8, alpha=0.35)
+        axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.35)
         kernel = np.ones(window)
         # At both ends the mean is over the values there are.
         mean = np.convolve(y, kernel, "same") / np.convolve(np.ones_like(y), kernel, "same")
-        axes.plot(x, mean, color=SERIES[0], linewidth=1.8)
-    axes.set_xlim(min(0.0, float(x[0])), float(x[-1]) or 1)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=bool(x[-1] >= 3)))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.title.set_color(INK)
+        axes.plot(x, mean, color=colour, linewidth=1.8)
+
+
+def _name_lines(axes: Axes, names: Sequence[str]) -> None:
+    """Names in the colours of the lines, above the axes on the right."""
+    for number, name in enumerate(reversed(names)):
+        axes.annotate(
+            name, (1, 1), xycoords="axes fraction", xytext=(0, 2 + 10 * number), textcoords="offset points", ha="right",
+            va="bottom", fontsize=8.5, color=SERIES[len(names) - 1 - number], annotation_clip=False,
+        )  # fmt: skip

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from ssl_vision.reporting.curves import accuracy_grid, draw_accuracies, draw_training
+from ssl_vision.reporting.curves import accuracy_grid, draw_accuracies, draw_training, pretraining_panels
 from ssl_vision.reporting.run_folder import RunFolder
 from ssl_vision.reporting.sections import title
 from ssl_vision.reporting.sheets import NeighbourRow, Picture, Sheets, ViewRow
@@ -38,7 +38,8 @@ def run_picture(
     figure = new_figure(13, sum(heights) + 0.5)
     figure.suptitle(title(run.settings), x=0.02, ha="left", fontsize=15, fontweight="bold", color=INK)
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    draw_training(list(parts[0].subplots(1, 3)), run.records, batch_size=run.settings.batch_size)
+    panels = pretraining_panels(run.settings.batch_size)
+    draw_training(list(parts[0].subplots(1, len(panels))), run.records, panels)
     if accuracies:
         grid = parts[1].subplots(*grid_size, sharey=True, squeeze=False)
         draw_accuracies(list(grid.flat), accuracies, baselines)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Literal
 
 from contrastive_core.errors import UserError
 from contrastive_core.train import config as run_config
@@ -17,11 +17,14 @@ from ssl_vision.evaluation import Score
 from ssl_vision.model_folder import PIXELS
 from ssl_vision.options import AugmentOptions
 
+Kind = Literal["pretrain", "finetune", "distill"]
+
 
 @dataclass(frozen=True)
 class RunSettings:
-    """The settings of `ssl-vision pretrain` that a report works with; `config` holds all of them."""
+    """The settings of a run that a report works with; `config` holds all of them, `kind` is the command."""
 
+    kind: Kind
     config: Mapping[str, Any]
     data: str
     split: str
@@ -30,7 +33,17 @@ class RunSettings:
     batch_size: int
     image_size: int
     seed: int
-    augment: AugmentOptions
+
+    @property
+    def augment(self) -> AugmentOptions:
+        """The family of views, of a run of `pretrain`."""
+        return AugmentOptions(**self.config["augment"])
+
+    @property
+    def labels(self) -> str | None:
+        """The label file; None where no list says which labels may be seen."""
+        named = self.config.get("labels")
+        return None if named is None else str(named)
 
 
 @dataclass(frozen=True)
@@ -89,13 +102,16 @@ def data_name(spec: str) -> str:
 
 
 def open_run(path: Path) -> RunFolder:
-    """Read the folder of a run of `ssl-vision pretrain`.
+    """Read the folder of a run of `ssl-vision pretrain`, `finetune` or `distill`.
 
     Raises:
         UserError: it is none, or its files are damaged.
     """
     if not (path / "config.yaml").is_file():
-        raise UserError(f"{path}: found no config.yaml there, expected the out folder of `ssl-vision pretrain`")
+        raise UserError(
+            f"{path}: found no config.yaml there, expected the out folder of `ssl-vision pretrain`, `finetune` or "
+            "`distill`"
+        )
     records = _lines(path / "metrics.jsonl", metrics.read)
     timing = _lines(path / "timing.jsonl", _read_timing)
     return RunFolder(
@@ -109,7 +125,9 @@ def open_run(path: Path) -> RunFolder:
 
 
 def read_scores(run: RunFolder) -> list[RunScore]:
-    """Every score under ``RUN/evaluation`` and ``RUN/models/epoch-*/evaluation``: raw pixels first, then by epoch.
+    """Every score of features under ``RUN/evaluation`` and ``RUN/models/epoch-*/evaluation``.
+
+    Raw pixels come first, then models by epoch. What `evaluate` says of a classifier is left to `read_evaluations`.
 
     Raises:
         UserError: a file there is no score.
@@ -117,17 +135,20 @@ def read_scores(run: RunFolder) -> list[RunScore]:
     found = []
     for file in sorted(run.path.glob("evaluation/*.json")):
         score = _read_score(file)
-        found.append(RunScore(None if score.model == PIXELS else run.settings.epochs, score))
+        if score is not None:
+            found.append(RunScore(None if score.model == PIXELS else run.settings.epochs, score))
     for file in sorted(run.path.glob("models/epoch-*/evaluation/*.json")):
         number = re.fullmatch(r"epoch-(\d+)", file.parents[1].name)
-        if number:
-            found.append(RunScore(int(number[1]), _read_score(file)))
+        score = _read_score(file)
+        if number and score is not None:
+            found.append(RunScore(int(number[1]), score))
     return sorted(found, key=lambda s: (-1 if s.epoch is None else s.epoch, s.protocol))
 
 
-def _read_score(file: Path) -> Score:
+def _read_score(file: Path) -> Score | None:
     try:
-        return Score(**json.loads(file.read_text(encoding="utf-8")))
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return None if "format" in content else Score(**content)
     except (ValueError, TypeError) as error:
         raise UserError(
             f"{file}: found no score ({error}), expected what `ssl-vision knn` and `ssl-vision linear` write; "
@@ -139,6 +160,7 @@ def _settings(file: Path) -> RunSettings:
     config = run_config.read(file)
     try:
         return RunSettings(
+            kind=_kind(config),
             config=config,
             data=str(config["data"]),
             split=str(config["split"]),
@@ -147,13 +169,23 @@ def _settings(file: Path) -> RunSettings:
             batch_size=int(config["batch_size"]),
             image_size=int(config["image_size"]),
             seed=int(config["run"]["seed"]),
-            augment=AugmentOptions(**config["augment"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{file}: not the configuration of a run of `ssl-vision pretrain` ({type(error).__name__}: {error}); "
-            "expected the file as that command wrote it"
+            f"{file}: not the configuration of a run of ssl-vision ({type(error).__name__}: {error}); expected the "
+            "file as `ssl-vision pretrain`, `finetune` or `distill` wrote it"
         ) from error
+
+
+def _kind(config: Mapping[str, Any]) -> Kind:
+    """The command whose configuration this is, by the setting that only it has."""
+    settings: dict[str, Kind] = {"teacher": "distill", "from_layer": "finetune", "augment": "pretrain"}
+    kind = next((kind for setting, kind in settings.items() if setting in config), None)
+    if kind is None:
+        raise KeyError("augment")
+    if kind == "pretrain":
+        AugmentOptions(**config["augment"])
+    return kind
 
 
 def _lines(file: Path, read: Any) -> list[dict[str, Any]]:

@@ -70,11 +70,13 @@ def accuracy_curves(protocols: Sequence[Protocol]) -> tuple[dict[str, dict[float
     return curves, {p.name: p.pixels.score.top1 for p in several if p.pixels is not None}
 
 
-def evaluation(run: RunFolder, protocols: Sequence[Protocol], *, encoder_hash: str | None) -> str:
+def evaluation(
+    run: RunFolder, protocols: Sequence[Protocol], *, encoder_hash: str | None, title: str = "Evaluation"
+) -> str:
     """The section; `encoder_hash` is of the model that is in the folder now."""
     if not protocols:
         return html.section(
-            "Evaluation",
+            title,
             html.paragraph(
                 f"This run has not been evaluated. `ssl-vision knn {run.path} DATA` and `ssl-vision linear {run.path} "
                 "DATA` do it on labelled data; a report written after them shows the accuracies."
@@ -91,7 +93,7 @@ def evaluation(run: RunFolder, protocols: Sequence[Protocol], *, encoder_hash: s
     if encoder_hash and any(s.score.encoder_hash != encoder_hash for s in final):
         notes.append("Some scores of the last row are of another model than the one in the folder now. Evaluate again.")
     parts += [html.paragraph(note, kind="note") for note in notes]
-    return html.section("Evaluation", *parts)
+    return html.section(title, *parts)
 
 
 def _table(run: RunFolder, protocols: Sequence[Protocol]) -> str:

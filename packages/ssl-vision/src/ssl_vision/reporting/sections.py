@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib
 import inspect
 import shlex
 from collections.abc import Iterator, Mapping
@@ -10,9 +11,8 @@ from dataclasses import asdict, is_dataclass
 from html import escape
 from typing import Any
 
-from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.reporting import environment, html
-from ssl_vision.reporting.curves import training_figure
+from ssl_vision.reporting.curves import pretraining_panels, training_figure
 from ssl_vision.reporting.run_folder import RunFolder, RunSettings, data_name
 from ssl_vision.reporting.sheets import Picture, Sheets
 from ssl_vision.reporting.style import to_inline_svg
@@ -20,7 +20,13 @@ from ssl_vision.reporting.style import to_inline_svg
 
 def title(settings: RunSettings) -> str:
     """What was run, in a few words."""
-    return f"SimCLR pre-training of {settings.encoder} on {data_name(settings.data)}"
+    return f"{method(settings)} pre-training of {settings.encoder} on {data_name(settings.data)}"
+
+
+def method(settings: RunSettings) -> str:
+    """The method of pre-training: SimCLR, SuNCEt or both."""
+    suncet = (settings.config.get("suncet") or {}).get("classes_per_batch", 0)
+    return " + ".join([*(["SimCLR"] if settings.batch_size else []), *(["SuNCEt"] if suncet else [])])
 
 
 def header(run: RunFolder, *, images: int | None, accuracies: Mapping[str, float]) -> str:
@@ -31,41 +37,58 @@ def header(run: RunFolder, *, images: int | None, accuracies: Mapping[str, float
         f"which two random views of {s.image_size} × {s.image_size} pixels come from the same image. {s.epochs:,} "
         f"epochs in batches of {s.batch_size:,}, seed {s.seed}."
     )
+    if "SuNCEt" in method(s):
+        text = (
+            f"A network that learns from images {'without labels, and ' if s.batch_size else ''}with labels: random "
+            f"views of {s.image_size} × {s.image_size} pixels of {'one image or ' if s.batch_size else ''}one class "
+            f"shall have like features. {s.epochs:,} epochs, seed {s.seed}."
+        )
+    numbers = {f"accuracy, {name}": f"{value:.1f} %" for name, value in accuracies.items()}
+    if run.records and "contrastive_accuracy" in run.records[-1]:
+        numbers["contrastive accuracy"] = f"{100 * run.records[-1]['contrastive_accuracy']:.1f} %"
+    return opening(run, title(s), text, numbers)
+
+
+def opening(run: RunFolder, title: str, text: str, numbers: Mapping[str, str]) -> str:
+    """A title, a text that also says whether the run has ended, and numbers, to which those of any run are added."""
     if not run.has_model:
         text += f" Training has not ended: {run.epoch:.4g} epochs are done."
-    numbers = {f"accuracy, {name}": f"{value:.1f} %" for name, value in accuracies.items()}
+    numbers = dict(numbers)
     if run.records:
         last = run.records[-1]
         if "loss" in last:
             numbers["loss at the end"] = f"{last['loss']:.3f}"
-        if "contrastive_accuracy" in last:
-            numbers["contrastive accuracy"] = f"{100 * last['contrastive_accuracy']:.1f} %"
         if run.seconds:
             numbers["training time"] = _duration(run.seconds)
-            numbers["images per second"] = f"{(last['step'] + 1) * s.batch_size / run.seconds:,.0f}"
-    return (
-        f"<header>\n<h1>{escape(title(s))}</h1>\n{html.paragraph(text, kind='lead')}\n{html.facts(numbers)}\n</header>"
-    )
+            if run.settings.batch_size:
+                rate = (last["step"] + 1) * run.settings.batch_size / run.seconds
+                numbers["images per second"] = f"{rate:,.0f}"
+    return f"<header>\n<h1>{escape(title)}</h1>\n{html.paragraph(text, kind='lead')}\n{html.facts(numbers)}\n</header>"
 
 
 def training(run: RunFolder) -> str:
     """Curves of what was logged."""
     if not run.records:
-        return html.section("Training", html.paragraph("Nothing has been logged yet."))
-    figure = training_figure(run.records, batch_size=run.settings.batch_size)
+        return nothing_logged()
+    figure = training_figure(run.records, pretraining_panels(run.settings.batch_size))
     return html.section(
         "Training",
         html.figure(
             to_inline_svg(figure, name="training", label="Loss, contrastive accuracy and learning rate by epoch")
         ),
         html.paragraph(
-            "Loss is NT-Xent. Contrastive accuracy is the share of first views whose most similar second view, among "
-            "those of their batch, is their own. Dashed: a network that cannot tell images apart. Where a line is "
-            "faint, it is what was logged, and the strong one its running mean.",
+            "Loss is that of each method by itself. Contrastive accuracy is the share of first views whose most "
+            "similar second view, among those of their batch, is their own. Dashed: SimCLR by a network that cannot "
+            "tell images apart. Where a line is faint, it is what was logged, and the strong one its running mean.",
             kind="note",
         ),
         *_bad_files(run.bad_files),
     )
+
+
+def nothing_logged() -> str:
+    """The section of curves of a run that has only just begun."""
+    return html.section("Training", html.paragraph("Nothing has been logged yet."))
 
 
 def views(sheets: Sheets) -> str:
@@ -124,7 +147,8 @@ def missing(name: str, reason: str) -> str:
 
 def settings(run: RunFolder) -> str:
     """The resolved configuration, those that differ from the defaults in bold, and the command that repeats the run."""
-    config, defaults = dict(_leaves(run.settings.config)), dict(_leaves(_defaults()))
+    kind = run.settings.kind
+    config, defaults = dict(_leaves(run.settings.config)), dict(_leaves(_defaults(kind)))
     groups: dict[str, dict[str, str]] = {}
     for key, value in config.items():
         group, _, name = key.rpartition(".")
@@ -133,10 +157,8 @@ def settings(run: RunFolder) -> str:
     for group, values in groups.items():
         prefix = f"{group}." if group else ""
         changed = [n for n in values if prefix + n in defaults and config[prefix + n] != defaults[prefix + n]]
-        tables += (
-            f"<section><h3>{escape(group or 'pretrain')}</h3>{html.settings_table(values, changed=changed)}</section>"
-        )
-    again = f"ssl-vision pretrain --config {shlex.quote(str(run.path / 'config.yaml'))} --out runs/again"
+        tables += f"<section><h3>{escape(group or kind)}</h3>{html.settings_table(values, changed=changed)}</section>"
+    again = f"ssl-vision {kind} --config {shlex.quote(str(run.path / 'config.yaml'))} --out runs/again"
     return html.section(
         "Settings",
         html.paragraph("Bold: not the default.", kind="note"),
@@ -201,8 +223,9 @@ def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", item
 
 
-def _defaults() -> dict[str, Any]:
-    parameters = inspect.signature(pretrain).parameters
+def _defaults(kind: str) -> dict[str, Any]:
+    command = getattr(importlib.import_module(f"ssl_vision.commands.{kind}"), kind)
+    parameters = inspect.signature(command).parameters
     values = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
     return {n: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for n, v in values.items()}
 

@@ -1,0 +1,185 @@
+"""Accuracy by number of labels, over several runs."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
+
+from contrastive_core.errors import UserError
+from ssl_vision.reporting import html
+from ssl_vision.reporting.evaluations import Evaluated, read_evaluations
+from ssl_vision.reporting.label_counts import count_labels
+from ssl_vision.reporting.run_folder import RunFolder, RunSettings, open_run
+from ssl_vision.reporting.style import INK, SERIES, new_figure, plain_axes, to_inline_svg
+
+_APART = 1.3  # ratio of numbers that can be written beside each other
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run among others.
+
+    Attributes:
+        run: its folder.
+        group: how it was trained, the labels and the seed aside.
+        labels: how many it has seen.
+        top1: its accuracy in percent.
+    """
+
+    run: Path
+    group: str
+    labels: int
+    top1: float
+
+
+def find_runs(run: Path, compare: Sequence[Path] | None) -> list[Path]:
+    """The runs to compare: those given, and the runs in folders given; by default the runs beside this one.
+
+    Raises:
+        UserError: one that was given is no run, and holds none.
+    """
+    found: list[Path] = []
+    for place in [run.resolve().parent] if compare is None else compare:
+        inside = [place] if _is_run(place) else sorted(folder.parent for folder in place.glob("*/config.yaml"))
+        if not inside and compare is not None:
+            raise UserError(
+                f"{place}: found no run and no folder of runs, expected out folders of `ssl-vision finetune`"
+            )
+        found += inside
+    return list(dict.fromkeys(folder.resolve() for folder in found))
+
+
+def collect(run: RunFolder, evaluated: Evaluated, compare: Sequence[Path] | None) -> list[Point]:
+    """The run and all others that were evaluated on the same images, and whose number of labels is known.
+
+    A folder beside this one that turns out not to be a run of a classifier is passed over; one that was given is not.
+
+    Raises:
+        UserError: a run that was given cannot be read.
+    """
+    points = []
+    for folder in dict.fromkeys([run.path.resolve(), *find_runs(run.path, compare)]):
+        try:
+            other = open_run(folder)
+            same = next((e for e in read_evaluations(folder) if e.images == evaluated.images), None)
+        except UserError:
+            if compare is not None:
+                raise
+            continue
+        if other.settings.kind == "pretrain" or same is None:
+            continue
+        labels = count_labels(other.settings)
+        if labels is not None:
+            points.append(Point(folder, group_of(other.settings), labels, same.score.top1))
+    return sorted(points, key=lambda p: (p.group, p.labels, p.run.name))
+
+
+def group_of(settings: RunSettings) -> str:
+    """How a classifier was trained, the labels and the seed aside."""
+    config = settings.config
+    encoder = config["encoder"]
+    width = "" if encoder.get("width", 1.0) == 1 else f" {encoder['width']:g}x"
+    name = f"{settings.encoder}{width}{' + SK' if encoder.get('sk_ratio') else ''}"
+    if settings.kind == "distill":
+        return f"{name}, distilled" + ("" if config.get("alpha", 1.0) == 1 else " with labels")
+    if config.get("model") == "none":
+        return f"{name}, from scratch"
+    kept = int(config.get("from_layer", 0))
+    return f"{name}, fine-tuned from {_start(str(config.get('model')))}" + (f", head layer {kept}" if kept else "")
+
+
+def comparison(run: RunFolder, evaluated: Evaluated, points: Sequence[Point]) -> list[str]:
+    """The section; nothing, where there is no other run."""
+    if len(points) < 2:
+        return []
+    figure = to_inline_svg(comparison_figure(points, run.path.resolve()), name="labels", label="Accuracy by labels")
+    rows = [[p.run.name, p.group, f"{p.labels:,}", f"{p.top1:.1f} %"] for p in points]
+    return [
+        html.section(
+            "Accuracy by number of labels",
+            html.figure(figure),
+            html.paragraph(
+                f"Top-1 accuracy of {len(points)} runs on {evaluated.name}: each is a point, lines go through means, "
+                "a ring is around this run. The labels of a distilled network are its teacher's.",
+                kind="note",
+            ),
+            html.figure(html.table(["run", "trained", "labels", "top-1"], rows, kind="runs")),
+        )
+    ]
+
+
+def comparison_figure(points: Sequence[Point], this: Path) -> Figure:
+    """Accuracy over labels, a colour for each way of training."""
+    groups = list(dict.fromkeys(p.group for p in points))
+    figure = new_figure(9.6, max(3.4, 0.3 * len(groups) + 1.2))
+    axes = figure.subplots()
+    plain_axes(axes, "Top-1 accuracy")
+    ends = {}
+    for number, group in enumerate(groups):
+        colour = SERIES[number % len(SERIES)]
+        ends[group] = _draw_group(axes, [p for p in points if p.group == group], this, colour=colour)
+    axes.set_xscale("log")
+    axes.set_xticks(_apart(sorted({p.labels for p in points})))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("labelled images")
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_formatter(PercentFormatter(100, decimals=0))
+    axes.margins(x=0.06, y=0.12)
+    _name_groups(axes, ends)
+    return figure
+
+
+def _apart(counts: Sequence[int]) -> list[int]:
+    """The ascending counts, without those whose names would fall on the one before."""
+    kept: list[int] = []
+    for count in counts:
+        if not kept or count >= _APART * kept[-1]:
+            kept.append(count)
+    return kept
+
+
+def _draw_group(axes: Axes, points: Sequence[Point], this: Path, *, colour: str) -> tuple[str, float]:
+    """Colour and last mean of a group that was drawn."""
+    counts = sorted({p.labels for p in points})
+    means = {count: statistics.mean(p.top1 for p in points if p.labels == count) for count in counts}
+    axes.plot(list(means), list(means.values()), color=colour, linewidth=1.8)
+    axes.plot([p.labels for p in points], [p.top1 for p in points], "o", color=colour, markersize=4.5, alpha=0.8)
+    own = [p for p in points if p.run == this]
+    axes.plot(
+        [p.labels for p in own], [p.top1 for p in own], "o", markersize=10, markerfacecolor="none", markeredgecolor=INK,
+        markeredgewidth=1.4,
+    )  # fmt: skip
+    return colour, means[max(means)]
+
+
+def _name_groups(axes: Axes, ends: Mapping[str, tuple[str, float]]) -> None:
+    """Names beside the axes, in the order of the lines' ends."""
+    ordered = sorted(ends.items(), key=lambda end: -end[1][1])
+    for place, (group, (colour, _)) in enumerate(ordered):
+        axes.annotate(
+            group, (1, 1), xycoords="axes fraction", xytext=(10, -14 * place), textcoords="offset points", va="top",
+            fontsize=8.5, color=colour, annotation_clip=False,
+        )  # fmt: skip
+
+
+def _start(model: str) -> str:
+    """The run that a network was pre-trained in, without the number of its seed."""
+    parts = Path(model).parts
+    epoch = ""
+    if len(parts) > 2 and parts[-2] == "models":
+        epoch, parts = f", {parts[-1].replace('-', ' ')}", parts[:-2]
+    if len(parts) > 1 and parts[-1] == "model":
+        parts = parts[:-1]
+    return re.sub(r"[-_.]?seed[-_]?\d+$", "", parts[-1]) + epoch
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file()

@@ -1,0 +1,304 @@
+"""The report of fine-tuned and distilled classifiers: the numbers on the page are those of the predictions."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from contrastive_core.errors import UserError
+from contrastive_core.train import RunOptions
+from ssl_vision.classifier_score import score_classifier
+from ssl_vision.commands.distill import distill
+from ssl_vision.commands.evaluate import evaluate
+from ssl_vision.commands.finetune import finetune
+from ssl_vision.commands.knn import knn
+from ssl_vision.commands.make_splits import make_splits
+from ssl_vision.commands.report import report
+from ssl_vision.data import open_images
+from ssl_vision.metrics import Calibration
+from ssl_vision.models import EncoderOptions
+from ssl_vision.options import OptimizerOptions
+from ssl_vision.prediction_files import Predictions, make_predictions, read_predictions, write_predictions
+from ssl_vision.reporting.agreement import compare_predictions
+from ssl_vision.reporting.comparison import collect, comparison_figure, group_of
+from ssl_vision.reporting.confusion import confusion_figure
+from ssl_vision.reporting.evaluations import read_evaluations
+from ssl_vision.reporting.label_counts import count_labels
+from ssl_vision.reporting.mistakes import most_confident
+from ssl_vision.reporting.run_folder import open_run
+from ssl_vision.reporting.style import to_inline_svg
+from tests.vision.pages import Page, assert_stands_alone, read
+
+FAST = OptimizerOptions(name="sgd", lr=0.8, warmup_epochs=0.0, weight_decay=0.0)
+RUN = RunOptions(device="cpu", threads=1, progress=False, log_every=2)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher from 20 labels a class, one from all, and the first one's student; evaluated on the test digits."""
+    folder = tmp_path_factory.mktemp("classifiers")
+    make_splits("digits", folder / "labels", fractions=(), per_class=(20,), draws=1)
+    encoder = EncoderOptions(width=0.125)
+    for name, labels, epochs in (("few", folder / "labels" / "20-per-class-draw0.json", 12), ("all", None, 2)):
+        finetune(
+            "none", "digits", folder / "runs" / name, labels=labels, encoder=encoder, image_size=8, epochs=epochs,
+            batch_size=50, optimizer=FAST, run=RUN,
+        )  # fmt: skip
+    distill(
+        str(folder / "runs" / "few"), "digits", folder / "runs" / "student", encoder=encoder, epochs=2, batch_size=100,
+        optimizer=FAST, run=RUN,
+    )  # fmt: skip
+    for name in ("few", "all", "student"):
+        evaluate(str(folder / "runs" / name), "digits", device="cpu")
+    return folder / "runs"
+
+
+@pytest.fixture(scope="module")
+def page(runs: Path) -> Page:
+    return read(report(runs / "few", device="cpu"))
+
+
+@pytest.fixture
+def copy(runs: Path, tmp_path: Path) -> Path:
+    """A copy of the fine-tuned run, alone in its folder, to damage."""
+    return shutil.copytree(runs / "few", tmp_path / "alone" / "few")
+
+
+def predictions(run: Path) -> Predictions:
+    return read_predictions(run / "evaluation" / "digits-test-predictions.npz")
+
+
+def test_page_stands_alone(runs: Path, page: Page) -> None:
+    source = (runs / "few" / "report.html").read_text(encoding="utf-8")
+    assert len(source) < 1_000_000
+    assert_stands_alone(page, source)
+    assert page.tags.count("h1") == 1
+    assert page.tags.count("svg") == 4
+
+
+def test_page_says_what_was_trained(page: Page) -> None:
+    assert "Training of resnet18 on digits from scratch" in page.text
+    assert "trained from scratch on 200 images with the labels in 20-per-class-draw0.json. 12 epochs" in page.text
+    headings = ["Training", "Evaluation", "Accuracy by number of labels", "Settings", "Environment"]
+    positions = [page.text.index(f" {heading} ") for heading in headings]
+    assert positions == sorted(positions)
+    assert "ssl-vision finetune --config" in page.text
+    assert " label_smoothing 0 " in page.text
+
+
+def test_numbers_are_those_of_the_predictions(runs: Path, page: Page) -> None:
+    found = predictions(runs / "few")
+    right = found.predicted == found.labels
+    assert f"accuracy, digits, split test {100 * right.mean():.1f} %" in page.text
+    shares = [100 * right[found.labels == c].mean() for c in range(10)]
+    assert f"364 {100 * right.mean():.1f} %" in page.text
+    assert f"{np.mean(shares):.1f} %" in page.text
+    nll = -np.log(found.probabilities[np.arange(364), found.labels]).mean()
+    assert f" {nll:.3f} {100 * found.confidences.mean():.1f} %" in page.text
+    worst = int(np.argmin(shares))
+    table = page.text[page.text.index("Classes, the weakest first") :]
+    taken = np.bincount(found.predicted[(found.labels == worst) & ~right], minlength=10)
+    assert f"most often taken for {worst} " in table
+    assert f"{worst} {np.sum(found.labels == worst)} {shares[worst]:.1f} % " in table
+    assert f"({taken.max()})" in table
+
+
+def test_confusion_writes_its_counts(runs: Path, page: Page) -> None:
+    found = predictions(runs / "few")
+    counts = np.zeros((10, 10), dtype=int)
+    np.add.at(counts, (found.labels, found.predicted), 1)
+    svg = to_inline_svg(confusion_figure(counts.tolist(), [str(c) for c in range(10)]), name="x", label="y")
+    written = sorted(int(n) for n in re.findall(r">(\d+)</text>", svg))
+    assert written == sorted([*counts[counts > 0].tolist(), *range(10), *range(10)])
+
+
+def test_mistakes_are_the_surest_wrong_images(runs: Path, page: Page) -> None:
+    found = predictions(runs / "few")
+    wrong = [i for i in range(364) if found.predicted[i] != found.labels[i]]
+    ranked = sorted(wrong, key=lambda i: -found.confidences[i])[:18]
+    chosen = most_confident(found, 18)
+    assert [m.index for m in chosen] == ranked
+    assert f"Of {len(wrong)} wrong images" in page.text
+    images = open_images("digits", split="test")
+    shown = page.images["Evaluation"]
+    assert len(shown) == len(ranked)
+    for picture, mistake in zip(shown, chosen, strict=True):
+        np.testing.assert_array_equal(np.asarray(picture), images.read(mistake.index).permute(1, 2, 0).numpy())
+        true, taken = images.classes[int(images.labels()[mistake.index])], str(found.predicted[mistake.index])
+        assert (mistake.true, mistake.predicted) == (true, taken)
+        assert f"{true} {100 * mistake.given:.1f} % {taken} {100 * mistake.confidence:.1f} %" in page.text
+
+
+def test_runs_beside_it_are_compared_by_labels(runs: Path, page: Page) -> None:
+    run = open_run(runs / "few")
+    points = collect(run, read_evaluations(runs / "few")[0], None)
+    assert {(p.run.name, p.labels) for p in points} == {("few", 200), ("all", 1433), ("student", 200)}
+    for p in points:
+        content = json.loads((runs / p.run.name / "evaluation" / "digits-test.json").read_text())
+        assert p.top1 == content["top1"]
+        assert f"{p.run.name} {p.group} {p.labels:,} {p.top1:.1f} %" in page.text
+    assert {p.group for p in points} == {"resnet18 0.125x, from scratch", "resnet18 0.125x, distilled"}
+    axes = comparison_figure(points, runs / "few").axes[0]
+    scratch = next(line for line in axes.lines if len(line.get_xdata()) == 2)
+    top1 = {p.run.name: p.top1 for p in points}
+    assert list(scratch.get_xdata()) == [200, 1433]
+    assert list(scratch.get_ydata()) == [top1["few"], top1["all"]]
+
+
+def test_runs_given_are_compared_and_no_others(runs: Path, copy: Path) -> None:
+    run, evaluated = open_run(copy), read_evaluations(copy)[0]
+    assert [p.run.name for p in collect(run, evaluated, None)] == ["few"]
+    assert {p.run.name for p in collect(run, evaluated, [runs / "all"])} == {"few", "all"}
+    assert {p.run.name for p in collect(run, evaluated, [runs])} == {"few", "all", "student"}
+    assert "Accuracy by number of labels" not in read(report(copy, device="cpu")).text
+    with pytest.raises(UserError, match="found no run and no folder of runs"):
+        report(copy, compare=(copy / "evaluation",), device="cpu")
+
+
+def test_teacher_and_student_agree_as_their_predictions_do(runs: Path) -> None:
+    page = read(report(runs / "student", device="cpu"))
+    assert_stands_alone(page, (runs / "student" / "report.html").read_text(encoding="utf-8"))
+    assert "Distillation into resnet18 on digits" in page.text
+    assert "Agreement with the teacher" in page.text
+    student, teacher = predictions(runs / "student"), predictions(runs / "few")
+    s, t, y = student.predicted, teacher.predicted, student.labels
+    assert f"the same answer {100 * np.mean(s == t):.1f} %" in page.text
+    assert f"teacher's accuracy {100 * np.mean(t == y):.1f} %" in page.text
+    assert f"student's accuracy {100 * np.mean(s == y):.1f} %" in page.text
+    for words, which in (
+        ("both right", (s == y) & (t == y)),
+        ("only the teacher right", (s != y) & (t == y)),
+        ("only the student right", (s == y) & (t != y)),
+        ("both wrong, the same class", (s != y) & (s == t)),
+        ("both wrong, different classes", (s != y) & (t != y) & (s != t)),
+    ):
+        assert f"{words} {which.sum()} {100 * which.mean():.1f} %" in page.text
+    assert f"Of the teacher's {np.sum(t != y)} mistakes the student repeats {np.sum((s == t) & (s != y))}" in page.text
+
+
+def test_teacher_that_was_not_evaluated_is_said(runs: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(runs, tmp_path / "runs")
+    config = (folder / "student" / "config.yaml").read_text()
+    (folder / "student" / "config.yaml").write_text(config.replace(str(runs), str(folder)))
+    shutil.rmtree(folder / "few" / "evaluation")
+    text = read(report(folder / "student", device="cpu")).text
+    assert f"ssl-vision evaluate {folder / 'few'} digits --split test" in text
+
+
+def test_labels_of_a_student_are_its_teacher_s(runs: Path, tmp_path: Path) -> None:
+    assert count_labels(open_run(runs / "few").settings) == 200
+    assert count_labels(open_run(runs / "all").settings) == 1433
+    assert count_labels(open_run(runs / "student").settings) == 200
+    gone = shutil.copytree(runs / "student", tmp_path / "student")
+    config = (gone / "config.yaml").read_text()
+    (gone / "config.yaml").write_text(config.replace(str(runs / "few"), str(tmp_path / "nothing")))
+    assert count_labels(open_run(gone).settings) is None
+
+
+def test_groups_name_what_differs(runs: Path) -> None:
+    settings = open_run(runs / "few").settings
+
+    def group(**changed: object) -> str:
+        config = {**settings.config, **changed}
+        return group_of(type(settings)(**{**vars(settings), "config": config}))
+
+    assert group(model="runs/simclr-seed3") == group(model="runs/simclr-seed4/model")
+    assert group(model="runs/a", from_layer=1).endswith("fine-tuned from a, head layer 1")
+    assert group(model="runs/a/models/epoch-0100").endswith("fine-tuned from a, epoch 0100")
+    assert group(model="runs/a") != group(model="runs/b")
+
+
+def test_classifier_that_was_not_evaluated(copy: Path) -> None:
+    shutil.rmtree(copy / "evaluation")
+    text = read(report(copy, device="cpu")).text
+    assert f"ssl-vision evaluate {copy} DATA" in text
+    assert "Most confident mistakes" not in text
+
+
+def test_run_that_has_not_ended(copy: Path) -> None:
+    shutil.rmtree(copy / "model")
+    shutil.rmtree(copy / "evaluation")
+    assert "Training has not ended" in read(report(copy, device="cpu")).text
+
+
+def test_evaluation_of_another_model_is_marked(copy: Path) -> None:
+    file = copy / "evaluation" / "digits-test.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "model_hash": "0" * 64}))
+    assert (
+        "Of another model than the one in the folder now: digits, split test." in read(report(copy, device="cpu")).text
+    )
+
+
+def test_predictions_or_images_that_are_gone_are_said(copy: Path) -> None:
+    file = copy / "evaluation" / "digits-test-predictions.npz"
+    found = read_predictions(file)
+    others = make_predictions(
+        found.probabilities, found.labels, paths=[f"{i}.png" for i in range(364)], classes=found.classes.tolist()
+    )
+    write_predictions(file, others)
+    assert "its images are not those that were evaluated" in read(report(copy, device="cpu")).text
+    file.unlink()
+    assert "The predictions were taken away" in read(report(copy, device="cpu")).text
+
+
+def test_scores_of_features_have_a_section_of_their_own(copy: Path) -> None:
+    knn(str(copy), "digits", k=5, device="cpu")
+    page = read(report(copy, device="cpu"))
+    assert " Features " in page.text
+    assert "nearest neighbours" in page.text
+
+
+def test_names_from_outside_are_text(copy: Path) -> None:
+    file = copy / "evaluation" / "digits-test.json"
+    content = json.loads(file.read_text())
+    for c in content["per_class"]:
+        c["name"] = f'<b>"{c["name"]}" & co'
+    file.write_text(json.dumps(content))
+    page = read(report(copy, device="cpu"))
+    assert '<b>"7" & co' in page.text
+    assert "b" not in page.tags
+
+
+def test_perfect_classifier_has_no_mistakes(copy: Path) -> None:
+    file = copy / "evaluation" / "digits-test-predictions.npz"
+    found = read_predictions(file)
+    write_predictions(
+        file, Predictions(np.eye(10, dtype=np.float32)[found.labels], found.labels, found.paths, found.classes)
+    )
+    assert "every image is right" in read(report(copy, device="cpu")).text
+
+
+def test_many_classes_are_a_picture_that_stays_small() -> None:
+    import torch
+
+    labels = torch.arange(300).repeat(4)
+    logits = torch.nn.functional.one_hot(labels, 300) * 5.0 + torch.randn(1200, 300)
+    score = score_classifier(
+        logits, labels, classes=[f"class {i}" for i in range(300)], model="m", model_hash="h", data="d", split="s",
+        bins=15,
+    )  # fmt: skip
+    svg = to_inline_svg(confusion_figure(score.confusion, score.classes), name="x", label="y")
+    assert len(svg) < 400_000
+    assert "class 7" not in svg
+    assert isinstance(score.calibration, Calibration)
+
+
+def test_agreement_counts_every_image_once() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 500)
+    student, teacher = (
+        make_predictions(
+            rng.dirichlet(np.ones(4), 500).astype(np.float32), labels, paths=["x"] * 500, classes=list("abcd")
+        )
+        for _ in range(2)
+    )
+    found = compare_predictions(student, teacher)
+    parts = (found.both_right, found.student_only, found.teacher_only, found.same_mistake, found.other_mistake)
+    assert sum(parts) == found.images == 500
+    assert found.same == found.both_right + found.same_mistake

@@ -7,9 +7,6 @@ import dataclasses
 import importlib.resources
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +33,12 @@ from ssl_vision.models import EncoderOptions
 from ssl_vision.options import HeadOptions, OptimizerOptions
 from ssl_vision.starting_point import open_start
 from tests.vision.killed_runs import outcome
+from tests.vision.two_processes import metrics, run_alone_and_together
 
 TINY, WIDER = EncoderOptions(width=0.125), EncoderOptions(width=0.25)
 CPU = torch.device("cpu")
 QUIET = RunOptions(threads=1, log_every=1, device="cpu", progress=False)
 SGD = OptimizerOptions(name="sgd", lr=0.2, warmup_epochs=0.0, weight_decay=0.0)
-
-
-def metrics(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -195,23 +189,14 @@ def test_a_student_may_be_pretrained(teacher: Path, tmp_path: Path) -> None:
     assert (card["from_layer"], card["encoder"]["width"]) == (2, 0.25)
 
 
+@pytest.mark.slow
 def test_two_processes_see_what_one_sees(teacher: Path, labels: Path, tmp_path: Path) -> None:
     arguments = [
         *("distill", str(teacher), "digits", "--encoder.width", "0.125", "--epochs", "1", "--batch_size", "256"),
         *("--alpha", "0.5", "--labels", str(labels / "20percent-draw0.json"), "--labelled_batch_size", "64"),
         *("--optimizer.warmup_epochs", "0.2", "--log_every", "1", "--device", "cpu", "--threads", "1", "--no-progress"),
-        "--out",
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    one = [sys.executable, "-m", "ssl_vision", *arguments, str(tmp_path / "one")]
-    two = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-        *("-m", "ssl_vision", *arguments, str(tmp_path / "two")),
-    ]
-    for command in (one, two):
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        assert done.returncode == 0, done.stderr
-    alone, together = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    alone, together = run_alone_and_together(arguments, tmp_path)
     assert len(alone) == len(together) == 5
     # The first update runs at learning rate 0; the third loss has seen the first gradient, of all images together.
     for step, tolerance in ((0, 1e-6), (1, 1e-6), (2, 1e-4)):

@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import importlib.resources
-import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,16 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import yaml
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contrastive_core.errors import UserError
 from contrastive_core.optim import scaled_lr
-from contrastive_core.train import Batches, RunOptions, convert_sync_batchnorm
+from contrastive_core.train import Batches, RunOptions
 from ssl_vision.budget import plan_budget
 from ssl_vision.cli import main
 from ssl_vision.commands.finetune import finetune
@@ -39,14 +35,11 @@ from ssl_vision.models import EncoderOptions
 from ssl_vision.options import HeadOptions, OptimizerOptions, build_optimizer
 from ssl_vision.starting_point import open_start
 from tests.vision.killed_runs import outcome, run_killed
+from tests.vision.two_processes import losses_alone_and_together, metrics, over_processes, run_alone_and_together
 
 TINY = EncoderOptions(width=0.125)
 QUIET = RunOptions(threads=1, log_every=1, device="cpu", progress=False)
 FAST = OptimizerOptions(name="sgd", lr=0.2, warmup_epochs=0.0, weight_decay=0.0)
-
-
-def metrics(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -224,16 +217,11 @@ def test_killed_runs_end_in_the_same_bytes(tmp_path: Path, labels: Path) -> None
     assert outcome(tmp_path / "run") == outcome(tmp_path / "untouched")
 
 
-def train_in_float64(rank: int, world_size: int, folder: str) -> None:
-    """Twenty steps of the parts of `finetune` on this process's share of every batch; the losses go to a file."""
-    torch.set_num_threads(1)
-    if world_size > 1:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
+def train_in_float64(rank: int, world_size: int) -> list[Tensor]:
+    """The losses of twenty steps of the parts of `finetune` on this process's share of every batch."""
     torch.manual_seed(0)
     network = open_start("none", encoder=TINY, from_layer=0, image_size=8).build(10).double()
-    model: nn.Module = network
-    if world_size > 1:
-        model = nn.parallel.DistributedDataParallel(convert_sync_batchnorm(model))
+    model = over_processes(network)
     optimizer = build_optimizer(network, OptimizerOptions(weight_decay=1e-4), lr=0.1, unadapted=("fc",))
     images = open_images("digits")
     labels = images.labels()
@@ -249,50 +237,23 @@ def train_in_float64(rank: int, world_size: int, folder: str) -> None:
         loss.backward()
         optimizer.step()
         losses.append(loss.detach())
-    curve = torch.stack(losses)
-    if world_size > 1:
-        dist.all_reduce(curve)
-        curve /= world_size
-    if rank == 0:
-        torch.save(curve, Path(folder) / f"{world_size}.pt")
-    if world_size > 1:
-        dist.barrier()
-        dist.destroy_process_group()
+    return losses
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    train_in_float64(0, 1, str(tmp_path))
-    mp.spawn(train_in_float64, (2, str(tmp_path)), nprocs=2)
-    alone, together = (torch.load(tmp_path / f"{count}.pt", weights_only=True) for count in (1, 2))
+    alone, together = losses_alone_and_together(train_in_float64, tmp_path)
     assert alone.std() > 0.01
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=0)
 
 
+@pytest.mark.slow
 def test_the_command_runs_on_two_processes(tmp_path: Path, labels: Path) -> None:
     arguments = [
         *("finetune", "none", "digits", "--labels", str(labels / "10percent-draw0.json"), "--epochs", "2"),
-        *(
-            "--validation",
-            str(labels / "validation.json"),
-            "--batch_size",
-            "500",
-            "--image_size",
-            "8",
-            "--log_every",
-            "1",
-        ),
-        *("--encoder.width", "0.125", "--device", "cpu", "--threads", "1", "--no-progress", "--out"),
+        *("--validation", str(labels / "validation.json"), "--batch_size", "500", "--image_size", "8"),
+        *("--log_every", "1", "--encoder.width", "0.125", "--device", "cpu", "--threads", "1", "--no-progress"),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    one = [sys.executable, "-m", "ssl_vision", *arguments, str(tmp_path / "one")]
-    two = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-        *("-m", "ssl_vision", *arguments, str(tmp_path / "two")),
-    ]
-    for command in (one, two):
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        assert done.returncode == 0, done.stderr
-    alone, together = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    alone, together = run_alone_and_together(arguments, tmp_path)
     # 129 labelled images make one batch, or two of 64.
     assert [record["lr"] for record in together] == pytest.approx([0.05 * 128 / 256, 0.05 * 64 / 256])
     assert len(alone) == len(together) == 2

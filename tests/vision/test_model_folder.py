@@ -112,6 +112,16 @@ def test_the_linear_layer_starts_at_zero() -> None:
     assert Classifier(model.encoder, ProjectionHead(64, 24, layers=2).first_layers(2), 4).fc.in_features == 24
 
 
+def test_logits_are_not_rounded_to_bfloat16() -> None:
+    model = Classifier(build_encoder(TINY), nn.Sequential(), 4).eval()
+    nn.init.normal_(model.fc.weight, std=10)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        logits, features = model(IMAGES), model.encoder(IMAGES)
+    assert features.dtype == torch.bfloat16
+    torch.testing.assert_close(logits, model.fc(features.float()))
+    assert not torch.equal(logits, logits.bfloat16().float())
+
+
 def test_other_models_are_refused(
     pretrained: tuple[Path, SimCLR], finetuned: tuple[Path, Classifier, Architecture]
 ) -> None:

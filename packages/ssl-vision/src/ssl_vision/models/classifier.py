@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -11,6 +12,8 @@ class Classifier(nn.Module):
     The linear layer starts at zero, as in the released code: the first predictions are uniform, and the first step
     moves that layer alone.
 
+    The linear layer computes in the precision of its weights, whatever autocast says.
+
     Args:
         encoder: maps ``[N, 3, H, W]`` images in [0, 1] to ``[N, encoder.feature_dim]``.
         neck: what stands between encoder and linear layer: the first layers of a projection head
@@ -19,7 +22,6 @@ class Classifier(nn.Module):
 
     Reference: Chen et al. 2020, "Big Self-Supervised Models are Strong Semi-Supervised Learners", section 2.
 
-    >>> import torch
     >>> from contrastive_core import ProjectionHead
     >>> from ssl_vision.models import resnet
     >>> encoder = resnet(18, width=0.125, stem="cifar")
@@ -41,5 +43,9 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.fc(self.neck(self.encoder(images)))
+        features: Tensor = self.neck(self.encoder(images))
+        # In full precision under autocast too: a temperature of 0.1 would turn the rounding of bfloat16 logits, 0.03 at
+        # logits of 10, into a third of a probability.
+        with torch.autocast(features.device.type, enabled=False):
+            logits: Tensor = self.fc(features.to(self.fc.weight.dtype))
         return logits

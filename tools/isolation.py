@@ -79,7 +79,19 @@ INSTALLS = {
         ("ssl-video --help", "ssl-video --version"),
     ),
 }
-EXTRAS = frozenset({"opencv-python", "opencv-python-headless", "torchaudio", "tensorboard", "wandb", "pyarrow"})
+EXTRAS = frozenset(
+    {
+        "onnx",
+        "onnxruntime",
+        "onnxscript",
+        "opencv-python",
+        "opencv-python-headless",
+        "pyarrow",
+        "tensorboard",
+        "torchaudio",
+        "wandb",
+    }
+)
 
 # Run by the fresh environment's Python: imports what it is told and says what is there.
 PROBE = """

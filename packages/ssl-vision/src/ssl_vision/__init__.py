@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ssl_vision.commands.distill import distill
     from ssl_vision.commands.embed import embed
     from ssl_vision.commands.evaluate import evaluate
+    from ssl_vision.commands.export import export
     from ssl_vision.commands.finetune import finetune
     from ssl_vision.commands.import_checkpoint import import_checkpoint
     from ssl_vision.commands.knn import knn
@@ -30,6 +31,7 @@ __all__ = [
     "distill",
     "embed",
     "evaluate",
+    "export",
     "finetune",
     "import_checkpoint",
     "knn",

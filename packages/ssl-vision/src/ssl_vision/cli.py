@@ -37,6 +37,9 @@ VERBS = {
         "make a model folder of another program's checkpoint: official SimCLR (TensorFlow), torchvision, timm, lightly",
         alone=True,
     ),
+    "export": Verb(
+        "ssl_vision.commands.export:export", "write a model for other programs: ONNX, torch.export, timm", alone=True
+    ),
     "demo": Verb(
         "ssl_vision.commands.demo:demo", "the whole of it on scikit-learn's digits, in a few minutes on a CPU"
     ),

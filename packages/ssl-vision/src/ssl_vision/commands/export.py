@@ -1,0 +1,65 @@
+"""`ssl-vision export`: a model as a file that other programs open."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from contrastive_core.errors import UserError
+from contrastive_core.train import files
+from ssl_vision.exporting.exportable import Exportable, open_exportable
+from ssl_vision.exporting.programs import write_exported_program, write_onnx
+from ssl_vision.exporting.torchvision_names import write_torchvision
+
+_ENDINGS = (".onnx", ".pt2", ".safetensors")
+
+
+def export(model: str, out: Path, *, image_size: int = 0, approximate: bool = False) -> str:
+    """Write a model as a file that other programs open, once it has been shown to give what the model gives.
+
+    The ending of the file decides: ``.onnx`` for onnxruntime and others (any batch size; needs the extra ``export``),
+    ``.pt2`` for `torch.export.load`, ``.safetensors`` for `load_state_dict` of the ResNet of the same depth in
+    torchvision or timm, where they have the same network. A classifier gives logits, an encoder features. Before it is
+    put in place the file is loaded and its results on images of noise are compared with the model's: to 1e-4.
+
+    Images go in as RGB in [0, 1]; normalisation is part of the model, but in a .safetensors file the caller's. A JSON
+    file beside it, whose content is also in the file's own metadata, says this, with size, classes and differences.
+
+    Args:
+        model: a run folder or a model folder.
+        out: the file to write, in place of an older one.
+        image_size: side of the images in pixels that .onnx and .pt2 take; 0: those the model was trained on.
+        approximate: write .safetensors of an official ResNet-50, -101 or -152 although torchvision's pads its max pool
+            otherwise and gives somewhat different features; the JSON file says how different.
+
+    Returns:
+        What was written and how it was checked.
+    """
+    out = Path(out)
+    if out.suffix not in _ENDINGS:
+        raise UserError(f"{out}: found the ending {out.suffix!r}, expected one of {', '.join(_ENDINGS)}")
+    opened = open_exportable(model)
+    if image_size:
+        opened = Exportable(**{**vars(opened), "image_size": image_size})
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # In a folder of its own, because large ONNX models come as two files that name each other.
+    new = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    try:
+        file = new / out.name
+        if out.suffix == ".onnx":
+            card = write_onnx(opened, file)
+        elif out.suffix == ".pt2":
+            card = write_exported_program(opened, file)
+        else:
+            card = write_torchvision(opened, file, approximate=approximate)
+        (new / f"{out.name}.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        for part in sorted(new.iterdir()):
+            files.sync(part)
+            part.replace(out.with_name(part.name))
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    checked = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in card["checked"].items())
+    return f"written to {out} and {out.name}.json: {opened.output} of images of {opened.image_size} px; {checked}"

@@ -26,9 +26,11 @@ def unit(x: Tensor) -> Tensor:
     return torch.where(dead, 0.0, x / torch.where(dead, 1.0, x).norm(dim=1, keepdim=True))
 
 
-def nt_xent(view_a: Tensor, view_b: Tensor, temperature: float) -> Tensor:
+def nt_xent(view_a: Tensor, view_b: Tensor, temperature: float, bank: Tensor | None = None) -> Tensor:
     z = unit(torch.cat([view_a, view_b]))
     logits = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
+    if bank is not None:
+        logits = torch.cat([logits, z @ unit(bank).T / temperature], 1)
     return F.cross_entropy(logits, torch.arange(len(z)).roll(len(view_a)))
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from contrastive_core import nt_xent, suncet, supcon
+from contrastive_core import MemoryBank, nt_xent, suncet, supcon
 from contrastive_core.distributed import gather_labels, gather_rows, is_distributed, rank, world_size
 from contrastive_core.losses import count_skipped_anchors
 
@@ -55,6 +55,11 @@ def labels(world: int) -> dict[str, Tensor]:
     return {name: y.view(world, ROWS) for name, y in named.items()}
 
 
+def bank() -> Tensor:
+    """Of every process, [11, 5]."""
+    return torch.randn(11, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
 Case = tuple[str, Callable[[Tensor, Tensor, bool], Tensor]]
 
 
@@ -63,6 +68,10 @@ def cases() -> list[Case]:
     return [
         ("nt_xent", lambda z, y, gather: nt_xent(z[::2], z[1::2], temperature=0.3, gather=gather)),
         ("nt_xent at low temperature", lambda z, y, gather: nt_xent(z[::2], z[1::2], temperature=0.002, gather=gather)),
+        (
+            "nt_xent with a bank",
+            lambda z, y, gather: nt_xent(z[::2], z[1::2], bank(), temperature=0.3, gather=gather),
+        ),
         ("suncet", lambda z, y, gather: suncet(z, y, temperature=0.3, gather=gather)),
         (
             "smoothed suncet",
@@ -131,6 +140,9 @@ def main() -> None:
     found["one row each"] = nt_xent(x[:1], x[1:2], temperature=0.3, gather=True).item()
     rows = gather_rows(x.requires_grad_())
     rows.square().sum().backward()
+    remembered = MemoryBank(world * ROWS - 1, 7, dtype=torch.float64)
+    remembered.add(x, gather=True)
+    found["remembered"] = remembered.rows
     found["gathered"], found["gathered's gradient"] = rows.detach(), x.grad
     torch.save(found, folder / f"{number}.pt")
     dist.destroy_process_group()

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from contrastive_core import MemoryBank
+
 WORKER = Path(__file__).with_name("gather_worker.py")
 
 
@@ -133,5 +135,8 @@ def test_gathering(found: Found) -> None:
         assert own["identity"] == (True, number, world)
         assert own["one row each"] > 0
         assert torch.equal(own["gathered"], worker.inputs(world).flatten(0, 1))
+        alone = MemoryBank(world * worker.ROWS - 1, 7, dtype=torch.float64)
+        alone.add(worker.inputs(world).flatten(0, 1))
+        assert torch.equal(own["remembered"], alone.rows)
         # Every process added its own d(sum of squares): the local part of the sum over processes.
         torch.testing.assert_close(own["gathered's gradient"], 2 * world * worker.inputs(world)[number])

@@ -90,19 +90,22 @@ def test_against_the_formula(
 
 
 @many
-@given(n=st.integers(1, 9), m=st.integers(0, 12), seed=seeds, t=temperatures)
+@given(
+    n=st.integers(1, 9), m=st.integers(0, 12), seed=seeds, t=temperatures, name=st.sampled_from(["nt_xent", "info_nce"])
+)
 @pytest.mark.usefixtures("small_tiles")
-def test_info_nce_with_a_bank(
-    n: int, m: int, seed: int, t: float, formulas: Formulas, differentiate: Differentiate
+def test_with_a_bank(
+    n: int, m: int, seed: int, t: float, name: str, formulas: Formulas, differentiate: Differentiate
 ) -> None:
     query, key, bank = randn(n, 5, seed=seed), randn(n, 5, seed=seed + 1), randn(m, 5, seed=seed + 2)
     if n == 1 and m == 0:
         return
-    ours = differentiate(lambda *x: info_nce(*x, temperature=t), query, key, bank)
-    formula = differentiate(lambda q, k, b: formulas.info_nce(q, k, t, b), query, key, bank)
+    loss, exact = getattr(contrastive_core, name), getattr(formulas, name)
+    ours = differentiate(lambda *x: loss(*x, temperature=t), query, key, bank)
+    formula = differentiate(lambda q, k, b: exact(q, k, t, b), query, key, bank)
     for a, b in zip(ours, formula, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10 / t)
-    frozen = differentiate(lambda q: info_nce(q, key, bank, temperature=t), query)
+    frozen = differentiate(lambda q: loss(q, key, bank, temperature=t), query)
     torch.testing.assert_close(frozen, ours[:2], rtol=1e-12, atol=1e-12)
 
 
@@ -325,6 +328,7 @@ def test_modules_hold_keywords() -> None:
         (NTXentLoss(temperature=0.3), (a, b), nt_xent(a, b, temperature=0.3)),
         (SuNCEtLoss(temperature=0.3), (a, labels), suncet(a, labels, temperature=0.3)),
         (SupConLoss(temperature=0.3, gather=True), (a, labels), supcon(a, labels, temperature=0.3)),
+        (NTXentLoss(temperature=0.3), (a, b, a), nt_xent(a, b, a, temperature=0.3)),
         (InfoNCELoss(temperature=0.3), (a, b, a), info_nce(a, b, a, temperature=0.3)),
     ]
     for module, inputs, expected in pairs:

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import nn
+from torch import Tensor, nn
 
 from contrastive_core import LARS, lars_param_groups, nt_xent, suncet
 from contrastive_core.errors import UserError
@@ -22,7 +22,7 @@ from ssl_vision.augment import SimCLRAugment
 from ssl_vision.commands.knn import knn
 from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.data import in_memory, open_images
-from ssl_vision.methods import SimCLR
+from ssl_vision.methods import MomentumMemory, SimCLR
 from ssl_vision.model_folder import load_encoder
 from ssl_vision.models import EncoderOptions, resnet
 from ssl_vision.options import OptimizerOptions
@@ -70,59 +70,72 @@ def test_features_of_real_images_get_better(tmp_path: Path, shared_data: Path) -
     assert after > before + 3
 
 
-def train_in_float64(rank: int, world_size: int, folder: str, method: str) -> None:
-    """Twenty steps of the parts of `pretrain` on this process's share of every batch; the losses go to a file."""
+METHODS = ("simclr", "suncet", "memory")
+
+
+def train_in_float64(rank: int, world_size: int, folder: str) -> None:
+    """Every method on this process's share of every batch; the losses go to a file."""
     torch.set_num_threads(1)
     if world_size > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
-    torch.manual_seed(0)
-    model: nn.Module = SimCLR(resnet(18, width=0.125, stem="cifar"), projection_dim=16).double()
-    if world_size > 1:
-        model = nn.parallel.DistributedDataParallel(convert_sync_batchnorm(model))
-    optimizer = LARS(lars_param_groups(model, 1e-4), 1.0)
-    digits, gather = open_images("digits"), world_size > 1
-    images, labels = in_memory(digits), digits.labels()
-    augment = SimCLRAugment(8, strength=0.5, blur=False)
-    batches = Batches(
-        len(images), batch_size=32 // world_size, seed=1, rank=rank, world_size=world_size, total_steps=20
-    )
-    labelled = ClassBatches(labels, classes_per_batch=4, samples_per_class=4, seed=1, rank=rank, world_size=world_size)
-    losses = []
-    for step in range(20):
-        ids = batches.at(step)
-        views = [augment(images[ids], seed=2 * step + view, ids=ids).double() for view in (0, 1)]
-        few = labelled.at(step).samples
-        if method == "suncet" and step < 12:
-            views.append(augment(images[few], seed=step, ids=few).double())
-        z = model(*views)
-        loss = nt_xent(z[0], z[1], temperature=0.5, gather=gather)
-        if len(z) > 2:
-            loss = loss + suncet(z[2], labels[few], temperature=0.2, gather=gather)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
-    curve = torch.stack(losses)
-    if world_size > 1:
-        dist.all_reduce(curve)
-        curve /= world_size
+    curves = {method: losses_of_twenty_steps(method, rank, world_size) for method in METHODS}
     if rank == 0:
-        torch.save(curve, Path(folder) / f"{world_size}.pt")
+        torch.save(curves, Path(folder) / f"{world_size}.pt")
     if world_size > 1:
         dist.barrier()
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("method", ["simclr", "suncet"])
-def test_two_processes_train_as_one(tmp_path: Path, method: str) -> None:
-    """Union batch, LARS, batch norm and negatives over processes: the same losses for 20 steps.
+def losses_of_twenty_steps(method: str, rank: int, world_size: int) -> Tensor:
+    """The mean over processes, of the parts of `pretrain`."""
+    torch.manual_seed(0)
+    network = SimCLR(resnet(18, width=0.125, stem="cifar"), projection_dim=16).double()
+    model: nn.Module = network
+    if world_size > 1:
+        model = nn.parallel.DistributedDataParallel(convert_sync_batchnorm(network))
+    optimizer = LARS(lars_param_groups(model, 1e-4), 1.0)
+    memory = MomentumMemory(network, size=100, decay=0.9)
+    digits, gather = open_images("digits"), world_size > 1
+    images, labels = in_memory(digits), digits.labels()
+    augment = SimCLRAugment(8, strength=0.5, blur=False)
+    place = {"seed": 1, "rank": rank, "world_size": world_size}
+    batches = Batches(len(images), batch_size=32 // world_size, total_steps=20, **place)
+    labelled = ClassBatches(labels, classes_per_batch=4, samples_per_class=4, **place)
+    losses = []
+    for step in range(20):
+        ids, few = batches.at(step), labelled.at(step).samples
+        views = [augment(images[ids], seed=2 * step + view, ids=ids).double() for view in (0, 1)]
+        if method == "suncet" and step < 12:
+            views.append(augment(images[few], seed=step, ids=few).double())
+        z = model(*views)
+        bank = memory.negatives if method == "memory" else None
+        loss = nt_xent(z[0], z[1], bank, temperature=0.5, gather=gather)
+        if len(z) > 2:
+            loss = loss + suncet(z[2], labels[few], temperature=0.2, gather=gather)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if method == "memory":
+            memory.update(network, views[1], gather=gather)
+        losses.append(loss.detach())
+    curve = torch.stack(losses)
+    if world_size > 1:
+        dist.all_reduce(curve)
+        curve /= world_size
+    return curve
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """Union batch, LARS, batch norm, negatives, labelled images and memory over processes: the same losses.
 
     In float64, for training from zero-initialised branches blows rounding up tenfold a step at the start.
     """
-    train_in_float64(0, 1, str(tmp_path), method)
-    mp.spawn(train_in_float64, (2, str(tmp_path), method), nprocs=2)
+    train_in_float64(0, 1, str(tmp_path))
+    mp.spawn(train_in_float64, (2, str(tmp_path)), nprocs=2)
     alone, together = (torch.load(tmp_path / f"{count}.pt", weights_only=True) for count in (1, 2))
-    torch.testing.assert_close(together, alone, rtol=1e-5, atol=0)
+    for method in METHODS:
+        torch.testing.assert_close(together[method], alone[method], rtol=1e-5, atol=0, msg=method)
+    assert len({curve[-1].item() for curve in alone.values()}) == len(METHODS)
 
 
 def test_the_command_runs_on_two_processes(tmp_path: Path) -> None:

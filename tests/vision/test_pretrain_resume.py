@@ -17,11 +17,18 @@ COMMAND = [
     *("--optimizer.warmup_epochs", "1", "--save_every", "3", "--log_every", "3", "--checkpoint_every", "5"),
     *("--device", "cpu", "--threads", "1", "--seed", "3"),
 ]
-STEPS = 6 * (1433 // 128)
+EVERYTHING = [
+    *("--classes_per_batch", "4", "--images_per_class", "5", "--suncet.epochs", "4.5"),
+    *("--memory.size", "500", "--memory.decay", "0.9"),
+]
 
 
 def command(out: Path, *more: str) -> list[str]:
     return [*COMMAND, "--out", str(out), *more]
+
+
+def with_everything(out: Path, *more: str) -> list[str]:
+    return command(out, *EVERYTHING, *more)
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +43,14 @@ def test_killed_runs_end_in_the_same_bytes(untouched: Path, tmp_path: Path, seed
     run = tmp_path / "run"
     run_killed(command, run, seed=seed)
     assert outcome(run) == outcome(untouched)
+
+
+@pytest.mark.slow
+def test_killed_runs_with_labels_and_memory_end_in_the_same_bytes(tmp_path: Path) -> None:
+    """Labelled images until the middle of the run; moving average and bank of the memory in the checkpoint."""
+    subprocess.run(with_everything(tmp_path / "untouched"), check=True, capture_output=True)
+    run_killed(with_everything, tmp_path / "run", seed=2)
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "untouched")
 
 
 def test_terminated_run_says_how_to_go_on(untouched: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         suncet,
         supcon,
     )
+    from contrastive_core.memory_bank import MemoryBank
     from contrastive_core.optim import LARS, WarmupCosine, lars_param_groups
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "DistillationLoss",
     "InfoNCELoss",
     "LocalContrastiveLoss",
+    "MemoryBank",
     "NTXentLoss",
     "ProjectionHead",
     "SuNCEtLoss",
@@ -53,6 +55,7 @@ __all__ = [
 
 _ELSEWHERE = {
     "LARS": "optim",
+    "MemoryBank": "memory_bank",
     "WarmupCosine": "optim",
     "lars_param_groups": "optim",
     "ProjectionHead": "heads",

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from contrastive_core.errors import UserError
 from contrastive_core.train import Batches, ClassBatches, Run
-from ssl_vision.data import ImageSet, Subset, open_images, skip_bad
-from ssl_vision.label_files import read_labelled
+from ssl_vision.data import ImageSet, open_images, skip_bad
+from ssl_vision.labelled import training_set
 from ssl_vision.options import SuNCEtOptions
 from ssl_vision.views import Augment, Labelled, Pairs, open_views
 
@@ -32,10 +32,7 @@ def open_labelled(options: SuNCEtOptions, data: str, *, split: str) -> ImageSet:
     Raises:
         UserError: no such data, no labels, or a label file that does not fit.
     """
-    images = open_images(options.data or data, split=split)
-    if not images.is_labelled:
-        images.labels()  # an error that says why not
-    return images if options.labels is None else Subset(images, read_labelled(options.labels, images).tolist())
+    return training_set(open_images(options.data or data, split=split), options.labels)
 
 
 class Feed:

@@ -124,6 +124,30 @@ class SuNCEtOptions:
 
 
 @dataclass(frozen=True)
+class MemoryOptions:
+    """SimCLRv2's memory: projections of a momentum network as further negatives. Off until `size` is set.
+
+    Our reading of a few lines of the paper (section 2), which the released code leaves out: a moving average of the
+    network projects the second views of every step, and the last `size` such projections are negatives of NT-Xent
+    beside the views of the batch. Its batch norm uses the batch it sees. One more forward pass of one view.
+
+    Attributes:
+        size: projections kept, fewer than there are images (or an image meets its own); 65536 in the paper; 0: none.
+        decay: of the moving average, after every step; 0.999 in the paper.
+    """
+
+    size: int = 0
+    decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        if self.size < 0 or not 0 <= self.decay < 1:
+            raise UserError(
+                f"memory.size is {self.size} and memory.decay {self.decay}; expected at least 0 projections, and a "
+                "decay of at least 0 and less than 1"
+            )
+
+
+@dataclass(frozen=True)
 class OptimizerOptions:
     """The optimiser and its schedule: warm-up from 0, then half a cosine to 0.
 

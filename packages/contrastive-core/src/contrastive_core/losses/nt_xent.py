@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contrastive_core.distributed import gather_rows, split_own, world_size
-from contrastive_core.losses.candidates import lse_among_all
+from contrastive_core.losses.candidates import log_add, lse_among_all
 from contrastive_core.losses.rows import (
     check_at_least_two,
     check_rows,
@@ -18,9 +18,12 @@ from contrastive_core.losses.rows import (
     unit_rows,
     working_dtype,
 )
+from contrastive_core.similarity import row_lse
 
 
-def nt_xent(view_a: Tensor, view_b: Tensor, *, temperature: float = 0.1, gather: bool = False) -> Tensor:
+def nt_xent(
+    view_a: Tensor, view_b: Tensor, bank: Tensor | None = None, *, temperature: float = 0.1, gather: bool = False
+) -> Tensor:
     """Normalised temperature-scaled cross-entropy: of all views in the batch, which is the other view of this sample?
 
         loss = mean over the 2N views i of   -log( exp(s_i,pair(i)) / sum_{j != i} exp(s_ij) ),
@@ -28,12 +31,18 @@ def nt_xent(view_a: Tensor, view_b: Tensor, *, temperature: float = 0.1, gather:
 
     The papers' scale; the TensorFlow code of SimCLR adds the two directions, which is exactly twice this.
 
-    Memory O(N D), time of two matrix products 2N x 2N x D. Computed in float32 or better whatever autocast says; below
-    temperature 0.1 in float64. The loss keeps its relative precision when it is close to 0.
+    With a memory bank (SimCLRv2) its rows b_m are negatives of every view beside those of the batch:
+
+        loss = mean over the 2N views i of   -log( exp(s_i,pair(i)) / (sum_{j != i} exp(s_ij) + sum_m exp(s_im)) )
+
+    Memory O((N + M) D), time of two matrix products 2N x 2N x D, and of up to four 2N x M x D for a bank. Computed in
+    float32 or better whatever autocast says; below temperature 0.1 in float64. The loss keeps its relative precision
+    when it is close to 0.
 
     Args:
         view_a: embeddings [N, D] of the first views; they are l2-normalised here, so any magnitude will do.
         view_b: embeddings [N, D] of the second views; row i belongs to the same sample.
+        bank: [M, D], further negatives; l2-normalised here. None or M = 0: no bank. Over processes, the same on each.
         temperature: positive; 0.1 (the papers on ImageNet), 0.5 (on CIFAR-10).
         gather: candidates are the views of all processes, anchors those of this process. With the mean of parameter
             gradients that data-parallel training takes, this is the loss of the union batch.
@@ -44,11 +53,13 @@ def nt_xent(view_a: Tensor, view_b: Tensor, *, temperature: float = 0.1, gather:
     Edges: a row of zeros has similarity 0 with everything and no gradient; NaN or infinite embeddings give NaN.
 
     Raises:
-        ValueError: shapes that differ, fewer than two samples, temperature not positive and finite; with `gather`,
-            numbers of samples that differ between processes (raised on each).
+        ValueError: shapes that differ, fewer than two samples without a bank, temperature not positive and finite; with
+            `gather`, numbers of samples that differ between processes (raised on each).
         TypeError: embeddings that are not floating point, temperature not a number.
 
-    Reference: Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations", equation 1.
+    References: Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations", equation 1;
+    the bank: Chen et al. 2020, "Big Self-Supervised Models are Strong Semi-Supervised Learners", whose code does not
+    have it (see `MemoryBank`).
 
     >>> import torch
     >>> from contrastive_core import nt_xent
@@ -57,17 +68,21 @@ def nt_xent(view_a: Tensor, view_b: Tensor, *, temperature: float = 0.1, gather:
     tensor(1.1654)
     """
     check_temperature("nt_xent", temperature)
-    check_rows("nt_xent", view_a=view_a, view_b=view_b)
+    inputs = {"view_a": view_a, "view_b": view_b} | ({} if bank is None else {"bank": bank})
+    check_rows("nt_xent", **inputs)
     check_same_count("nt_xent", view_a=view_a, view_b=view_b)
     n, scale = len(view_a), 1 / temperature
-    dtype = working_dtype(view_a, view_b, temperature=temperature)
+    dtype = working_dtype(*inputs.values(), temperature=temperature)
     z = torch.cat([unit_rows(view_a, dtype), unit_rows(view_b, dtype)])
     others = split_own(gather_rows(z))[1] if gather and world_size() > 1 else None
-    check_at_least_two("nt_xent", n if others is None else n + len(others) // 2)
+    if bank is None or len(bank) == 0 or n == 0:
+        check_at_least_two("nt_xent", n if others is None else n + len(others) // 2)
     pair = scale * paired_similarity(z[:n], z[n:]).repeat(2)
     rest = lse_among_all(z, others, scale=scale, skip=n)
+    if bank is not None:
+        rest = log_add(rest, row_lse(z, unit_rows(bank, dtype), scale=scale))
     # -log(exp(pair) / (exp(pair) + exp(rest))), without the difference of two almost equal numbers.
-    return softplus(rest - pair).mean().to(result_dtype(view_a, view_b))
+    return softplus(rest - pair).mean().to(result_dtype(*inputs.values()))
 
 
 def softplus(x: Tensor) -> Tensor:
@@ -83,8 +98,8 @@ class NTXentLoss(nn.Module):
         check_temperature("NTXentLoss", temperature)
         self.temperature, self.gather = temperature, gather
 
-    def forward(self, view_a: Tensor, view_b: Tensor) -> Tensor:
-        return nt_xent(view_a, view_b, temperature=self.temperature, gather=self.gather)
+    def forward(self, view_a: Tensor, view_b: Tensor, bank: Tensor | None = None) -> Tensor:
+        return nt_xent(view_a, view_b, bank, temperature=self.temperature, gather=self.gather)
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, gather={self.gather}"

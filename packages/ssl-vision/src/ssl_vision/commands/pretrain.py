@@ -15,12 +15,13 @@ from contrastive_core.optim import WarmupCosine, scaled_lr
 from contrastive_core.train import Run, RunOptions
 from ssl_vision.data import open_images
 from ssl_vision.feed import Feed, open_labelled
-from ssl_vision.methods import SimCLR
+from ssl_vision.methods import MomentumMemory, SimCLR
 from ssl_vision.model_folder import save_encoder
 from ssl_vision.models import EncoderOptions, build_encoder
 from ssl_vision.options import (
     AugmentOptions,
     HeadOptions,
+    MemoryOptions,
     OptimizerOptions,
     SuNCEtOptions,
     build_augment,
@@ -42,6 +43,7 @@ def pretrain(
     augment: AugmentOptions = AugmentOptions(),  # noqa: B008
     optimizer: OptimizerOptions = OptimizerOptions(),  # noqa: B008
     suncet: SuNCEtOptions = SuNCEtOptions(),  # noqa: B008
+    memory: MemoryOptions = MemoryOptions(),  # noqa: B008
     save_every: int = 0,
     load: Literal["auto", "memory", "files"] = "auto",
     max_bad: float = 0.01,
@@ -69,6 +71,7 @@ def pretrain(
         optimizer: optimiser and schedule. The batch that scales its learning rate is half the images of a step that go
             through the network: batch_size without SuNCEt, so that steps of equal work have equal rates.
         suncet: labelled images beside the unlabelled ones.
+        memory: SimCLRv2's memory of negatives.
         save_every: also keep the model of every this many epochs, the untrained one included, under ``models/``.
         load: ``memory`` decodes all images once, ``files`` reads an image again for every view; ``auto`` takes memory
             for small images of one size. The result is the same.
@@ -80,12 +83,7 @@ def pretrain(
         The folder of the trained model.
     """
     config = dict(locals())
-    if epochs < 1 or temperature <= 0:
-        raise UserError(f"pretrain needs epochs >= 1 and temperature > 0, got {epochs} and {temperature}")
-    if batch_size < 0 or (batch_size == 0 and (suncet.batch_size == 0 or suncet.epochs is not None)):
-        raise UserError(
-            f"batch_size is {batch_size}; expected at least 1, or 0 with suncet in all epochs for SuNCEt alone"
-        )
+    _check(epochs=epochs, temperature=temperature, batch_size=batch_size, suncet=suncet, memory=memory)
     unlabelled = open_images(data, split=split) if batch_size else None
     labelled = open_labelled(suncet, data, split=split) if suncet.batch_size else None
     with Run(out, config=config, command="ssl-vision pretrain", options=run, free=("load",)) as r:
@@ -110,6 +108,9 @@ def pretrain(
         schedule = WarmupCosine(optim, peak_lr=peak_lr, warmup_steps=warmup_steps, total_steps=total_steps)
         weight = {"nt_xent": 1.0, "suncet": suncet.weight}
         r.track(model=model, optimizer=optim, schedule=schedule)
+        past = MomentumMemory(network, size=memory.size, decay=memory.decay) if memory.size else None
+        if past:
+            r.track(memory=past)
 
         def save(epoch: int, folder: str) -> Path:
             return save_encoder(r, network, encoder=encoder, image_size=image_size, epoch=epoch, folder=folder)
@@ -122,7 +123,8 @@ def pretrain(
             z = model(*batch.pair, *batch.labelled)
             losses = {}
             if batch.pair:
-                losses["nt_xent"] = nt_xent(z[0], z[1], temperature=temperature, gather=gather)
+                bank = past.negatives if past else None
+                losses["nt_xent"] = nt_xent(z[0], z[1], bank, temperature=temperature, gather=gather)
             if step < feed.suncet_steps:
                 losses["suncet"] = suncet_loss(z[-1], batch.classes)
             loss = torch.stack([weight[name] * value for name, value in losses.items()]).sum()
@@ -131,10 +133,24 @@ def pretrain(
             lr = optim.param_groups[0]["lr"]
             optim.step()
             schedule.step()
+            if past:
+                with r.fabric.autocast():
+                    past.update(network, batch.pair[1], gather=gather)
             r.log(loss=loss, **losses, lr=lr, epoch=(step + 1) / steps_per_epoch, inputs=feed.inputs_until(step + 1))
             if batch.pair and r.is_logged_step:
                 r.log(contrastive_accuracy=contrastive_accuracy(z[0], z[1]))
         return save(epochs, "model")
+
+
+def _check(*, epochs: int, temperature: float, batch_size: int, suncet: SuNCEtOptions, memory: MemoryOptions) -> None:
+    if epochs < 1 or temperature <= 0:
+        raise UserError(f"pretrain needs epochs >= 1 and temperature > 0, got {epochs} and {temperature}")
+    if batch_size < 0 or (batch_size == 0 and (suncet.batch_size == 0 or suncet.epochs is not None)):
+        raise UserError(
+            f"batch_size is {batch_size}; expected at least 1, or 0 with suncet in all epochs for SuNCEt alone"
+        )
+    if memory.size and not batch_size:
+        raise UserError(f"memory.size is {memory.size} in SuNCEt alone, which has no use for it; expected 0")
 
 
 @torch.no_grad()

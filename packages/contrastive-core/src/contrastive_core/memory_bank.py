@@ -1,0 +1,98 @@
+"""A memory bank: embeddings of past batches, kept as further negatives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from contrastive_core.distributed import gather_rows
+from contrastive_core.losses.rows import check_rows, unit_rows
+
+
+class MemoryBank:
+    """The last `size` embeddings that were added, of unit length, without gradient.
+
+    Give its `rows` to `nt_xent` or `info_nce` as `bank`, and `add` the batch's keys after the loss: a sample's own key
+    must not be among its negatives. Keys are best those of a network that changes slowly (a moving average of the
+    trained one, `torch.optim.swa_utils.AveragedModel`), so that old rows still compare with new ones.
+
+    It starts empty and fills up; a new row takes the place of the oldest. Over several processes `add(keys,
+    gather=True)` takes the keys of all in the order of their ranks, so that every process holds the bank that one
+    process with the union of the batches would. `state_dict` and `load_state_dict`: a restored bank goes on in the same
+    bits.
+
+    Args:
+        size: how many embeddings are kept, 65536 in MoCo.
+        features: their width D.
+        device: where they lie.
+        dtype: what they are kept in, float32 whatever autocast says: 4 size D bytes.
+
+    Raises:
+        ValueError: a size below 1.
+
+    Reference: He et al. 2020, "Momentum Contrast for Unsupervised Visual Representation Learning", section 3.
+
+    >>> import torch
+    >>> bank = MemoryBank(3, 2)
+    >>> bank.add(torch.tensor([[3.0, 4.0], [0.0, 2.0]]))
+    >>> bank.rows
+    tensor([[0.6000, 0.8000],
+            [0.0000, 1.0000]])
+    """
+
+    def __init__(
+        self,
+        size: int,
+        features: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if size < 1 or features < 1:
+            raise ValueError(f"MemoryBank: got size {size} and features {features}, expected at least 1 of both")
+        self._rows = torch.zeros(size, features, device=device, dtype=dtype)
+        self._added = 0
+
+    def __len__(self) -> int:
+        return min(self._added, len(self._rows))
+
+    @property
+    def rows(self) -> Tensor:
+        """The embeddings [M, D], M at most `size`, in no particular order; the next `add` changes them in place."""
+        return self._rows[: len(self)]
+
+    @torch.no_grad()
+    def add(self, keys: Tensor, *, gather: bool = False) -> None:
+        """Take up embeddings [N, D], l2-normalised here; of more than `size` the last.
+
+        Raises:
+            ValueError: another width; with `gather`, numbers of keys that differ between processes (raised on each).
+            TypeError: keys that are not floating point.
+        """
+        check_rows("MemoryBank.add", keys=keys, bank=self._rows)
+        keys = unit_rows(keys, self._rows.dtype)
+        keys = gather_rows(keys) if gather else keys
+        size = len(self._rows)
+        first = self._added + max(0, len(keys) - size)
+        self._added += len(keys)
+        place = torch.arange(first, self._added, device=keys.device) % size
+        self._rows[place] = keys[-size:]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows and how many were ever added."""
+        return {"rows": self._rows, "added": self._added}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state.
+
+        Raises:
+            ValueError: of a bank of another size.
+        """
+        if state["rows"].shape != self._rows.shape:
+            raise ValueError(
+                f"MemoryBank: got the state of a bank {list(state['rows'].shape)}, expected {list(self._rows.shape)}"
+            )
+        self._rows.copy_(state["rows"])
+        self._added = int(state["added"])

@@ -22,7 +22,7 @@ MARK = "<!-- Written by `tools/run docs` from the docstrings; edit those. -->\n"
 # Page -> title and modules, by package.
 PYTHON: dict[str, dict[str, tuple[str, list[str]]]] = {
     "contrastive-core": {
-        "losses": ("Losses", ["contrastive_core.losses"]),
+        "losses": ("Losses", ["contrastive_core.losses", "contrastive_core.memory_bank"]),
         "heads": ("Projection heads", ["contrastive_core.heads"]),
         "optim": ("Optimiser and schedule", ["contrastive_core.optim"]),
         "similarity": ("The similarity primitive", ["contrastive_core.similarity"]),

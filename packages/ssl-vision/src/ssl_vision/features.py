@@ -19,7 +19,13 @@ _AT_ONCE = 16  # whole images that a thread holds
 
 
 def evaluation_batches(images: ImageSet, *, size: int, batch_size: int) -> Iterator[Tensor]:
-    """Batches ``[n, 3, size, size]`` in [0, 1], in the order of the set: central crop, or the whole of small images."""
+    """Batches ``[n, 3, size, size]`` in [0, 1], in the order of the set: central crop, or the whole of small images.
+
+    Raises:
+        UserError: batches of no images, or an image that cannot be read.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; expected at least 1")
     transform = EvalTransform(size)
     for start in range(0, len(images), batch_size):
         yield decode(images, range(start, min(start + batch_size, len(images))), transform)

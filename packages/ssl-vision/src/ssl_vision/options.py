@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -34,13 +35,23 @@ class AugmentOptions:
     jitter: float = 0.8
     ops: Literal["simclr", "torchvision"] = "simclr"
 
+    def __post_init__(self) -> None:
+        build_augment(self, 32)  # which knows the ranges
+
 
 def build_augment(options: AugmentOptions, size: int) -> SimCLRAugment:
-    """The augmentation that makes one view of `size` pixels."""
-    return SimCLRAugment(
-        size, strength=options.strength, blur=options.blur, ops=options.ops, flip=options.flip, gray=options.gray,
-        jitter=options.jitter,
-    )  # fmt: skip
+    """The augmentation that makes one view of `size` pixels.
+
+    Raises:
+        UserError: a setting out of its range.
+    """
+    try:
+        return SimCLRAugment(
+            size, strength=options.strength, blur=options.blur, ops=options.ops, flip=options.flip, gray=options.gray,
+            jitter=options.jitter,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UserError(f"augmentation: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,12 @@ class HeadOptions:
 
     layers: int = 2
     out_features: int = 128
+
+    def __post_init__(self) -> None:
+        if self.layers < 1 or self.out_features < 1:
+            raise UserError(
+                f"head.layers is {self.layers} and head.out_features is {self.out_features}; expected both at least 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -166,6 +183,16 @@ class OptimizerOptions:
     warmup_epochs: float | None = None
     momentum: float = 0.9
     weight_decay: float = 1e-6
+
+    def __post_init__(self) -> None:
+        nesterov = self.name == "sgd"
+        for name, holds, expected in (
+            ("lr", 0 < self.lr < math.inf, "a finite number above 0"),
+            ("momentum", 0 <= self.momentum < 1 and (self.momentum > 0 or not nesterov), "in [0, 1), for sgd above 0"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "a finite number, at least 0"),
+        ):
+            if not holds:
+                raise UserError(f"optimizer.{name} is {getattr(self, name)}; expected {expected}")
 
     def warmup_steps(self, *, epochs: int, steps_per_epoch: float) -> int:
         """Steps of warm-up in a run of that length.

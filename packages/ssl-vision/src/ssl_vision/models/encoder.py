@@ -66,7 +66,7 @@ def build_encoder(options: EncoderOptions, *, image_size: int = 32) -> nn.Module
     """Build the encoder; it maps ``[N, 3, H, W]`` images in [0, 1] to ``[N, encoder.feature_dim]``.
 
     Raises:
-        UserError: no encoder of that name, or it does not return one vector per image.
+        UserError: no encoder of that name, a setting out of its range, or no vector per image.
     """
     net = _build(options, image_size)
     return net if options.normalize == "none" else Normalized(net, options.normalize)
@@ -82,9 +82,12 @@ def _build(options: EncoderOptions, image_size: int) -> nn.Module:
     if not depth.isdigit() or int(depth) not in LAYOUTS:
         known = ", ".join(f"resnet{depth}" for depth in LAYOUTS)
         raise UserError(f"no encoder named {name!r}; use {known}, torchvision:NAME or package.module:function")
-    return resnet(
-        int(depth), width=options.width, stem=options.stem, sk_ratio=options.sk_ratio, variant=options.variant
-    )
+    try:
+        return resnet(
+            int(depth), width=options.width, stem=options.stem, sk_ratio=options.sk_ratio, variant=options.variant
+        )
+    except ValueError as error:
+        raise UserError(f"encoder: {error}") from error
 
 
 def _torchvision(name: str) -> nn.Module:

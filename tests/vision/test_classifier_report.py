@@ -160,6 +160,17 @@ def test_runs_given_are_compared_and_no_others(runs: Path, copy: Path) -> None:
         report(copy, compare=(copy / "evaluation",), device="cpu")
 
 
+def test_runs_of_as_many_labels_are_a_table(runs: Path, copy: Path) -> None:
+    page = read(report(copy, compare=(runs / "student",), device="cpu"))
+    found = {name: predictions(runs / name) for name in ("few", "student")}
+    top1 = {name: 100 * np.mean(p.predicted == p.labels) for name, p in found.items()}
+    best, other = sorted(top1, key=lambda name: -top1[name])
+    assert " Other runs on the same images Top-1 accuracy of 2 runs on digits, split test. " in page.text
+    table = page.text[page.text.index("run trained labels top-1") :]
+    assert table.index(f"200 {top1[best]:.1f} %") < table.index(f"200 {top1[other]:.1f} %")
+    assert page.tags.count("svg") == 3
+
+
 def test_teacher_and_student_agree_as_their_predictions_do(runs: Path) -> None:
     page = read(report(runs / "student", device="cpu"))
     assert_stands_alone(page, (runs / "student" / "report.html").read_text(encoding="utf-8"))
@@ -208,8 +219,9 @@ def test_groups_name_what_differs(runs: Path) -> None:
         return group_of(type(settings)(**{**vars(settings), "config": config}))
 
     assert group(model="runs/simclr-seed3") == group(model="runs/simclr-seed4/model")
+    assert group(model="runs/simclr-s3") == group(model="runs/simclr-seed3")
     assert group(model="runs/a", from_layer=1).endswith("fine-tuned from a, head layer 1")
-    assert group(model="runs/a/models/epoch-0100").endswith("fine-tuned from a, epoch 0100")
+    assert group(model="runs/a/models/epoch-0100").endswith("fine-tuned from a, epoch 100")
     assert group(model="runs/a") != group(model="runs/b")
 
 

@@ -24,8 +24,9 @@ from ssl_vision.data import open_images
 from ssl_vision.features import extract
 from ssl_vision.model_folder import load_encoder
 from ssl_vision.models import EncoderOptions
-from ssl_vision.options import AugmentOptions
+from ssl_vision.options import AugmentOptions, SuNCEtOptions
 from ssl_vision.reporting import environment, scores
+from ssl_vision.reporting.curves import pretraining_panels, training_figure
 from ssl_vision.reporting.run_folder import open_run, read_scores
 from ssl_vision.reporting.sheets import choose_bank, choose_images, draw_views, find_neighbours, nearest
 from ssl_vision.reporting.thumbnails import to_image
@@ -295,6 +296,25 @@ def test_protocols_that_differ_stay_apart(data: str, copy: Path) -> None:
     assert sorted(p.example.score.settings["k"] for p in protocols) == [1, 20]
     curves, _ = scores.accuracy_curves(protocols)
     assert len(curves) == 1  # a single point is no curve
+
+
+@pytest.mark.parametrize("batch_size", [48, 0], ids=["beside SimCLR", "alone"])
+def test_suncet_has_a_curve_of_its_own(batch_size: int, data: str, tmp_path: Path) -> None:
+    pretrain(
+        data, tmp_path / "run", epochs=2, batch_size=batch_size, image_size=8, encoder=EncoderOptions(width=0.0625),
+        suncet=SuNCEtOptions(classes_per_batch=10, images_per_class=3),
+        run=RunOptions(device="cpu", threads=1, progress=False, log_every=1),
+    )  # fmt: skip
+    page = read(report(tmp_path / "run", rows=1, bank=20, device="cpu"))
+    method = "SimCLR + SuNCEt" if batch_size else "SuNCEt"
+    assert f"{method} pre-training of resnet18 on few digits" in page.text
+    assert ("the very pixels the network gets" in page.text) == (batch_size > 0)
+    records = open_run(tmp_path / "run").records
+    panels = training_figure(records, pretraining_panels(batch_size)).axes
+    assert len(panels) == (3 if batch_size else 2)
+    curves = [list(line.get_ydata()) for line in panels[0].lines if len(line.get_xdata()) == len(records)]
+    names = ["nt_xent", "suncet"] if batch_size else ["suncet"]
+    assert curves == [[record[name] for record in records] for name in names]
 
 
 def test_time_is_summed_over_starts(copy: Path) -> None:

@@ -107,7 +107,10 @@ def _of_pretraining(
     else:
         bad = run.bad_files if (spec, part) == (run.settings.data, run.settings.split) else {}
         sheets = make_sheets(run.settings, images, model, rows=rows, bank=bank, seed=seed, without=bad)
-        shown = [sections.views(sheets), sections.neighbours(sheets, data=spec, split=part)]
+        shown = [
+            sections.views(sheets, pairs=run.settings.batch_size > 0),
+            sections.neighbours(sheets, data=spec, split=part),
+        ]
     header = sections.header(
         run,
         images=len(images) if isinstance(images, ImageSet) and data is None else None,

@@ -96,20 +96,23 @@ def group_of(settings: RunSettings) -> str:
 
 
 def comparison(run: RunFolder, evaluated: Evaluated, points: Sequence[Point]) -> list[str]:
-    """The section; nothing, where there is no other run."""
+    """The section; nothing, where there is no other run. With one number of labels a figure would show nothing more."""
     if len(points) < 2:
         return []
-    figure = to_inline_svg(comparison_figure(points, run.path.resolve()), name="labels", label="Accuracy by labels")
-    rows = [[p.run.name, p.group, f"{p.labels:,}", f"{p.top1:.1f} %"] for p in points]
+    several = len({p.labels for p in points}) > 1
+    parts = []
+    note = "The labels of a distilled network are its teacher's."
+    if several:
+        figure = comparison_figure(points, run.path.resolve())
+        parts.append(html.figure(to_inline_svg(figure, name="labels", label="Accuracy by number of labels")))
+        note = f"Each run is a point, lines go through means, a ring is around this run. {note}"
+    ordered = points if several else sorted(points, key=lambda p: -p.top1)
+    rows = [[p.run.name, p.group, f"{p.labels:,}", f"{p.top1:.1f} %"] for p in ordered]
     return [
         html.section(
-            "Accuracy by number of labels",
-            html.figure(figure),
-            html.paragraph(
-                f"Top-1 accuracy of {len(points)} runs on {evaluated.name}: each is a point, lines go through means, "
-                "a ring is around this run. The labels of a distilled network are its teacher's.",
-                kind="note",
-            ),
+            "Accuracy by number of labels" if several else "Other runs on the same images",
+            *parts,
+            html.paragraph(f"Top-1 accuracy of {len(points)} runs on {evaluated.name}. {note}", kind="note"),
             html.figure(html.table(["run", "trained", "labels", "top-1"], rows, kind="runs")),
         )
     ]
@@ -175,10 +178,10 @@ def _start(model: str) -> str:
     parts = Path(model).parts
     epoch = ""
     if len(parts) > 2 and parts[-2] == "models":
-        epoch, parts = f", {parts[-1].replace('-', ' ')}", parts[:-2]
+        epoch, parts = f", epoch {parts[-1].removeprefix('epoch-').lstrip('0') or '0'}", parts[:-2]
     if len(parts) > 1 and parts[-1] == "model":
         parts = parts[:-1]
-    return re.sub(r"[-_.]?seed[-_]?\d+$", "", parts[-1]) + epoch
+    return re.sub(r"[-_.](seed|s)[-_]?\d+$", "", parts[-1]) + epoch
 
 
 def _is_run(folder: Path) -> bool:

@@ -91,8 +91,8 @@ def nothing_logged() -> str:
     return html.section("Training", html.paragraph("Nothing has been logged yet."))
 
 
-def views(sheets: Sheets) -> str:
-    """Images beside the pairs of views that training draws from them."""
+def views(sheets: Sheets, *, pairs: bool = True) -> str:
+    """Images beside the pairs of views that training draws from them; without pairs (SuNCEt alone), beside like views."""
     head = '<th scope="col" class="first">image</th>' + "".join(
         f'<th scope="colgroup" colspan="2" class="pair">epoch {epoch + 1}</th>' for epoch in sheets.epochs
     )
@@ -109,6 +109,9 @@ def views(sheets: Sheets) -> str:
         html.paragraph(
             "Each image and the two views that training draws from it in the epochs named: the very pixels the network "
             "gets. The two views of a pair should still show the same thing."
+            if pairs
+            else "Images and views drawn from them as training draws its own, which are of labelled images and others "
+            "in every step. A view should still show what its image shows."
         ),
         html.figure(f'<table class="sheet"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'),
     )

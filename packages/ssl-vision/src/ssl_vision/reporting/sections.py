@@ -92,7 +92,7 @@ def nothing_logged() -> str:
 
 
 def views(sheets: Sheets, *, pairs: bool = True) -> str:
-    """Images beside the pairs of views that training draws from them; without pairs (SuNCEt alone), beside like views."""
+    """Images beside the pairs of views that training draws from them, or without pairs (SuNCEt alone) beside others."""
     head = '<th scope="col" class="first">image</th>' + "".join(
         f'<th scope="colgroup" colspan="2" class="pair">epoch {epoch + 1}</th>' for epoch in sheets.epochs
     )

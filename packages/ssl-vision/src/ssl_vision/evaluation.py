@@ -135,12 +135,12 @@ def accuracy(
     found: Mapping[str, object] = MappingProxyType({}),
 ) -> Score:
     """Accuracies of class scores ``[N, C]``."""
-    classes = scores.shape[1]
-    confusion = confusion_matrix(scores.argmax(dim=1), truth.labels, classes)
+    scores, labels, classes = scores.cpu(), truth.labels.cpu(), scores.shape[1]
+    confusion = confusion_matrix(scores.argmax(dim=1), labels, classes)
     return Score(
         protocol=protocol,
-        top1=100 * top_k_accuracy(scores, truth.labels, 1),
-        top5=100 * top_k_accuracy(scores, truth.labels, 5) if classes > 5 else None,
+        top1=100 * top_k_accuracy(scores, labels, 1),
+        top5=100 * top_k_accuracy(scores, labels, 5) if classes > 5 else None,
         images=len(scores),
         classes=classes,
         model=model,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
+from contrastive_core.train.progress import track
 from ssl_vision.augment import EvalTransform
 from ssl_vision.data import ImageSet
 from ssl_vision.data.image_set import ArrayImages
@@ -27,7 +28,8 @@ def evaluation_batches(images: ImageSet, *, size: int, batch_size: int) -> Itera
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; expected at least 1")
     transform = EvalTransform(size)
-    for start in range(0, len(images), batch_size):
+    starts = range(0, len(images), batch_size)
+    for start in track(starts, total=len(starts), what=f"{images.name}, batches"):
         yield decode(images, range(start, min(start + batch_size, len(images))), transform)
 
 

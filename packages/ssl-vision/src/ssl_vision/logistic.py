@@ -70,14 +70,14 @@ def fit_logistic(
     flat: NDArray[np.float64] = np.zeros(num_classes * (dim + 1))
 
     def objective(parameters: NDArray[np.float64], l2: float) -> tuple[float, NDArray[np.float64]]:
-        matrix = torch.from_numpy(parameters).to(x.device, dtype).view(num_classes, dim + 1)
+        matrix = torch.from_numpy(parameters).to(dtype).to(x.device).view(num_classes, dim + 1)
         weight, bias = matrix[:, :dim], matrix[:, dim]
         logits = torch.addmm(bias, x, weight.T)
         loss = F.cross_entropy(logits, labels) + weight.square().sum() * (l2 / (2 * count))
         error = logits.softmax(dim=1)
         error[torch.arange(count, device=x.device), labels] -= 1
         gradient = torch.cat([error.T @ x + l2 * weight, error.sum(dim=0)[:, None]], dim=1) / count
-        return loss.item(), gradient.double().cpu().numpy().ravel()
+        return loss.item(), gradient.cpu().double().numpy().ravel()
 
     options = {"maxcor": _MEMORY, "maxiter": max_iterations, "gtol": tolerance, "ftol": 0.0}
     for l2 in penalties:
@@ -89,7 +89,7 @@ def fit_logistic(
 
 def _classifier(parameters: NDArray[np.float64], mean: Tensor, num_classes: int) -> nn.Linear:
     """The classifier of features as they are, from that of centred ones."""
-    matrix = torch.from_numpy(parameters).to(mean.device, mean.dtype).view(num_classes, -1)
+    matrix = torch.from_numpy(parameters).to(mean.dtype).to(mean.device).view(num_classes, -1)
     classifier = nn.Linear(len(mean), num_classes, device=mean.device)
     with torch.no_grad():
         classifier.weight.copy_(matrix[:, :-1])

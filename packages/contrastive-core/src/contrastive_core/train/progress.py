@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
 
 from rich.console import Console
+from rich.errors import LiveError
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,6 +20,31 @@ from rich.progress import (
 )
 
 _SECONDS_BETWEEN_LINES = 5.0
+_T = TypeVar("_T")
+
+
+def track(items: Iterable[_T], *, total: int, what: str) -> Iterator[_T]:
+    """The items; while they are worked through, a terminal shows how far that is, on standard error, and then no more.
+
+    Args:
+        items: To work through.
+        total: How many they are.
+        what: Before the bar.
+    """
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    columns = (TextColumn("{task.description}", markup=False), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    try:
+        bar.start()
+    except LiveError:  # within somebody's own bar
+        yield from items
+        return
+    try:
+        yield from bar.track(items, total=total, description=what)
+    finally:
+        bar.stop()
 
 
 class Watch:

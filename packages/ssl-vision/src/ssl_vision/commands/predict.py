@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
+from contrastive_core.train.progress import track
 from ssl_vision.augment import EvalTransform
 from ssl_vision.data import ImageSet, open_images
 from ssl_vision.data.image_set import FileImages
@@ -83,7 +84,8 @@ def predict(
             # All text in quotes: of the rarer characters of file names, plain quoting forgets some.
             writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
             writer.writerow(_head(loaded.classes, top=top, probabilities=probabilities))
-            for start in range(0, len(images), batch_size):
+            starts = range(0, len(images), batch_size)
+            for start in track(starts, total=len(starts), what=f"{images.name}, batches"):
                 indices = range(start, min(start + batch_size, len(images)))
                 problems: dict[int, str] = {}
                 found = _probabilities(loaded, images, indices, problems)

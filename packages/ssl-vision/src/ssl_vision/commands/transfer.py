@@ -119,8 +119,9 @@ def _choose(
 ) -> tuple[float, float, int]:
     """The penalty whose classifier is best on these images, how good that is, and how many fits did not converge."""
     best, best_value, stuck = 0.0, -1.0, 0
+    labels = labels.cpu()
     for fit in fits:
-        scores = fit.classifier(features)
+        scores = fit.classifier(features).cpu()
         if metric == "top1":
             value = top_k_accuracy(scores, labels, 1)
         else:

@@ -186,7 +186,7 @@ def test_a_student_may_be_pretrained(teacher: Path, tmp_path: Path) -> None:
     student = teacher.parent / "pre"
     distill(str(teacher), "digits", tmp_path / "run", student=str(student), from_layer=2, epochs=1, run=QUIET)
     card = json.loads((tmp_path / "run" / "model" / "model.json").read_text())["metadata"]
-    assert (card["from_layer"], card["encoder"]["width"]) == (2, 0.25)
+    assert (card["from_layer"], card["encoder"]["width"], card["labelled"]) == (2, 0.25, None)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import importlib.resources
+import json
 import math
 import subprocess
 import sys
@@ -118,6 +119,8 @@ def test_everything_is_trained_from_the_pretrained_weights(pretrained: Path, lab
         assert record["lr"] == pytest.approx(0.2 * 32 / 256 * 0.5 * (1 + math.cos(math.pi * step / len(records))))
     assert records[0]["loss"] == pytest.approx(math.log(10))
     assert records[-1]["epoch"] == pytest.approx(4, abs=0.25)
+    card = json.loads((run / "model" / "model.json").read_text())["metadata"]
+    assert card["labelled"] == {"images": 129, "sha256": json.loads(file.read_text())["sha256"]}
     scored = [record for record in records if "validation_accuracy" in record]
     assert len(scored) == 2
     before = open_start(str(pretrained), encoder=None, from_layer=1, image_size=None).build(10)
@@ -174,7 +177,8 @@ def test_labels_of_other_images_change_nothing(tmp_path: Path) -> None:
             "none", str(write_manifest(folder, others=others)), folder / "run", labels=listed, epochs=2, batch_size=10,
             image_size=8, encoder=TINY, run=QUIET,
         )  # fmt: skip
-        results.append([(folder / "run" / name).read_bytes() for name in ("model/model.safetensors", "metrics.jsonl")])
+        files = ("model/model.safetensors", "model/model.json", "metrics.jsonl")
+        results.append([(folder / "run" / name).read_bytes() for name in files])
     assert results[0] == results[1]
 
 

@@ -157,6 +157,12 @@ def write_label_file(file: Path, content: LabelFile) -> None:
     write_atomic(file, content.to_bytes())
 
 
+def labels_digest(images: ImageSet) -> str:
+    """SHA-256 over the images of a set and their classes: that of the label file they were chosen by."""
+    labels = images.labels().tolist()
+    return _digest((images.key(index), images.classes[label]) for index, label in enumerate(labels))
+
+
 class _Places:
     """Where in a set the image of a name is."""
 
@@ -182,7 +188,7 @@ class _Places:
         return self._by_name.get(name)
 
 
-def _digest(images: Sequence[tuple[str, str]]) -> str:
+def _digest(images: Iterable[tuple[str, str]]) -> str:
     digest = hashlib.sha256()
     for name, label in images:
         digest.update(f"{json.dumps([name, label])}\n".encode())

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from contrastive_core.errors import UserError
 from contrastive_core.heads import ProjectionHead
 from contrastive_core.train import Run, load_model
+from ssl_vision.data import ImageSet
+from ssl_vision.label_files import labels_digest
 from ssl_vision.methods import SimCLR
 from ssl_vision.models import Classifier, EncoderOptions, build_encoder
 
@@ -121,10 +123,19 @@ def save_encoder(
 
 
 def save_classifier(
-    run: Run, model: Classifier, *, architecture: Architecture, classes: list[str], epoch: int, folder: str = "model"
+    run: Run,
+    model: Classifier,
+    *,
+    architecture: Architecture,
+    classes: list[str],
+    epoch: int,
+    labelled: ImageSet | None = None,
+    folder: str = "model",
 ) -> Path:
-    """Write a classifier to the run's folder."""
-    return run.save_model(dict(model.state_dict()), classifier_card(architecture, classes, epoch=epoch), folder=folder)
+    """Write a classifier to the run's folder; its card says which `labelled` images it has learned from, if any."""
+    learned_from = None if labelled is None else {"images": len(labelled), "sha256": labels_digest(labelled)}
+    card = {**classifier_card(architecture, classes, epoch=epoch), "labelled": learned_from}
+    return run.save_model(dict(model.state_dict()), card, folder=folder)
 
 
 def choose_device(name: str) -> torch.device:

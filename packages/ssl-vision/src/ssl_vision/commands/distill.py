@@ -143,7 +143,9 @@ def distill(
                 r.log(agreement=(own.argmax(dim=1) == wanted.argmax(dim=1)).float().mean())
             if validating is not None and budget.ends_epoch(step, every=validate_every):
                 r.record(validation_accuracy=validating.accuracy(model), epoch=budget.epoch(step + 1))
-        return save_classifier(r, network, architecture=start.architecture, classes=found.classes, epoch=epochs)
+        return save_classifier(
+            r, network, architecture=start.architecture, classes=found.classes, epoch=epochs, labelled=labelled
+        )
 
 
 class _Labelled:

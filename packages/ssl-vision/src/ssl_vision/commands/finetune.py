@@ -122,4 +122,6 @@ def finetune(
                 r.log(accuracy=(logits.argmax(dim=1) == target).float().mean())
             if validating is not None and budget.ends_epoch(step, every=validate_every):
                 r.record(validation_accuracy=validating.accuracy(wrapped), epoch=budget.epoch(step + 1))
-        return save_classifier(r, network, architecture=start.architecture, classes=images.classes, epoch=epochs)
+        return save_classifier(
+            r, network, architecture=start.architecture, classes=images.classes, epoch=epochs, labelled=training
+        )

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from ssl_vision import import_checkpoint, knn
+from contrastive_core.train import RunOptions
+from ssl_vision import export, finetune, import_checkpoint, knn
 from ssl_vision.checkpoints.object_graph import Node, ObjectGraph
 from ssl_vision.checkpoints.simclr_names import by_name, by_objects
 from ssl_vision.checkpoints.simclr_tensorflow import read_simclr
@@ -98,6 +99,24 @@ def test_imported_folders_are_evaluated(official: Path, tmp_path: Path, capsys: 
     assert "resnet18, width 0.03125, cifar stem" in capsys.readouterr().out
     assert load_encoder(str(tmp_path / "out"), device="cpu").image_size == 16
     assert knn(str(tmp_path / "out"), "digits", k=5, device="cpu").images == 364
+
+
+def test_imported_models_are_fine_tuned_from_their_head_and_exported(official: Path, tmp_path: Path) -> None:
+    import_checkpoint(official, tmp_path / "imported", image_size=16)
+    before = load_simclr(str(tmp_path / "imported"))
+    finetune(
+        str(tmp_path / "imported"), "digits", tmp_path / "tuned", from_layer=1, epochs=1, batch_size=512,
+        run=RunOptions(device="cpu", progress=False),
+    )  # fmt: skip
+    tuned = load_classifier(str(tmp_path / "tuned"), device="cpu").model
+    kept = tuned.neck[0].get_submodule("linear").weight
+    start = before.head.layers[0].get_submodule("linear").weight
+    assert not torch.equal(kept, start)
+    torch.testing.assert_close(kept, start, rtol=0, atol=0.1)
+    export(str(tmp_path / "tuned"), tmp_path / "tuned.pt2")
+    program = torch.export.load(tmp_path / "tuned.pt2").module()
+    images = pictures(16)
+    torch.testing.assert_close(program(images), tuned(images), rtol=1e-4, atol=1e-4)
 
 
 def test_class_names_come_from_a_file(official: Path, tmp_path: Path) -> None:

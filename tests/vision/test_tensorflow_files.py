@@ -62,6 +62,15 @@ def test_every_type_comes_back(kinds: Path) -> None:
     assert [bundle.tensor(f"base_model/conv2d_{i}/kernel").item() for i in range(40)] == list(range(40))
 
 
+def test_a_checkpoint_may_lie_in_several_files(kinds: Path) -> None:
+    bundle = TensorBundle(kinds / "sharded" / "two.data-00001-of-00002")
+    assert bundle.tensor("a").tolist() == [1, 2]
+    assert bundle.tensor("b").tolist() == [[3], [4]]
+    (kinds / "sharded" / "two.data-00001-of-00002").unlink()
+    with pytest.raises(UserError, match="data-00001-of-00002 is missing"):
+        TensorBundle(kinds / "sharded").tensor("b")
+
+
 @pytest.mark.parametrize(("name", "what"), [("parts/split", "partitioned"), ("name", "type 7")])
 def test_tensors_that_are_no_weights_are_refused(kinds: Path, name: str, what: str) -> None:
     with pytest.raises(UserError, match=what):

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from torch import Tensor, nn
+from torch import Tensor
 
 from contrastive_core import LARS, lars_param_groups, nt_xent, suncet
 from contrastive_core.errors import UserError
-from contrastive_core.train import Batches, ClassBatches, RunOptions, convert_sync_batchnorm
+from contrastive_core.train import Batches, ClassBatches, RunOptions
 from ssl_vision.augment import SimCLRAugment
 from ssl_vision.commands.knn import knn
 from ssl_vision.commands.pretrain import pretrain
@@ -25,13 +20,10 @@ from ssl_vision.data import in_memory, open_images
 from ssl_vision.methods import MomentumMemory, SimCLR
 from ssl_vision.model_folder import load_encoder
 from ssl_vision.models import EncoderOptions, resnet
-from ssl_vision.options import OptimizerOptions
+from ssl_vision.options import MemoryOptions, OptimizerOptions
+from tests.vision.two_processes import losses_alone_and_together, metrics, over_processes, run_alone_and_together
 
 TINY = EncoderOptions(width=0.125)
-
-
-def metrics(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_training_learns_and_leaves_a_model(tmp_path: Path) -> None:
@@ -73,26 +65,15 @@ def test_features_of_real_images_get_better(tmp_path: Path, shared_data: Path) -
 METHODS = ("simclr", "suncet", "memory")
 
 
-def train_in_float64(rank: int, world_size: int, folder: str) -> None:
-    """Every method on this process's share of every batch; the losses go to a file."""
-    torch.set_num_threads(1)
-    if world_size > 1:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
-    curves = {method: losses_of_twenty_steps(method, rank, world_size) for method in METHODS}
-    if rank == 0:
-        torch.save(curves, Path(folder) / f"{world_size}.pt")
-    if world_size > 1:
-        dist.barrier()
-        dist.destroy_process_group()
+def train_in_float64(rank: int, world_size: int) -> list[Tensor]:
+    """Twenty steps with every method, of the parts of `pretrain`, on this process's share of every batch."""
+    return [loss for method in METHODS for loss in twenty_steps(method, rank, world_size)]
 
 
-def losses_of_twenty_steps(method: str, rank: int, world_size: int) -> Tensor:
-    """The mean over processes, of the parts of `pretrain`."""
+def twenty_steps(method: str, rank: int, world_size: int) -> Iterator[Tensor]:
     torch.manual_seed(0)
     network = SimCLR(resnet(18, width=0.125, stem="cifar"), projection_dim=16).double()
-    model: nn.Module = network
-    if world_size > 1:
-        model = nn.parallel.DistributedDataParallel(convert_sync_batchnorm(network))
+    model = over_processes(network)
     optimizer = LARS(lars_param_groups(model, 1e-4), 1.0)
     memory = MomentumMemory(network, size=100, decay=0.9)
     digits, gather = open_images("digits"), world_size > 1
@@ -101,7 +82,6 @@ def losses_of_twenty_steps(method: str, rank: int, world_size: int) -> Tensor:
     place = {"seed": 1, "rank": rank, "world_size": world_size}
     batches = Batches(len(images), batch_size=32 // world_size, total_steps=20, **place)
     labelled = ClassBatches(labels, classes_per_batch=4, samples_per_class=4, **place)
-    losses = []
     for step in range(20):
         ids, few = batches.at(step), labelled.at(step).samples
         views = [augment(images[ids], seed=2 * step + view, ids=ids).double() for view in (0, 1)]
@@ -117,12 +97,7 @@ def losses_of_twenty_steps(method: str, rank: int, world_size: int) -> Tensor:
         optimizer.step()
         if method == "memory":
             memory.update(network, views[1], gather=gather)
-        losses.append(loss.detach())
-    curve = torch.stack(losses)
-    if world_size > 1:
-        dist.all_reduce(curve)
-        curve /= world_size
-    return curve
+        yield loss.detach()
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
@@ -130,30 +105,18 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 
     In float64, for training from zero-initialised branches blows rounding up tenfold a step at the start.
     """
-    train_in_float64(0, 1, str(tmp_path))
-    mp.spawn(train_in_float64, (2, str(tmp_path)), nprocs=2)
-    alone, together = (torch.load(tmp_path / f"{count}.pt", weights_only=True) for count in (1, 2))
-    for method in METHODS:
-        torch.testing.assert_close(together[method], alone[method], rtol=1e-5, atol=0, msg=method)
-    assert len({curve[-1].item() for curve in alone.values()}) == len(METHODS)
+    alone, together = losses_alone_and_together(train_in_float64, tmp_path)
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=0)
+    assert len(alone[19::20].unique()) == len(METHODS)
 
 
 def test_the_command_runs_on_two_processes(tmp_path: Path) -> None:
     arguments = [
         *("pretrain", "digits", "--epochs", "1", "--batch_size", "128", "--image_size", "8", "--log_every", "1"),
-        *("--encoder.width", "0.125", "--device", "cpu", "--threads", "1", "--no-progress"),
-        *("--classes_per_batch", "3", "--images_per_class", "4", "--suncet.epochs", "0.5", "--out"),
+        *("--encoder.width", "0.125", "--device", "cpu", "--threads", "1", "--no-progress", "--memory.size", "200"),
+        *("--classes_per_batch", "3", "--images_per_class", "4", "--suncet.epochs", "0.5"),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    one = [sys.executable, "-m", "ssl_vision", *arguments, str(tmp_path / "one")]
-    two = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-        *("-m", "ssl_vision", *arguments, str(tmp_path / "two")),
-    ]
-    for command in (one, two):
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        assert done.returncode == 0, done.stderr
-    alone, together = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    alone, together = run_alone_and_together(arguments, tmp_path)
     assert len(alone) == len(together) == 1433 // 128
     for ours, theirs in zip(together, alone, strict=True):
         assert (ours["lr"], ours["inputs"], "suncet" in ours) == (theirs["lr"], theirs["inputs"], "suncet" in theirs)
@@ -170,6 +133,7 @@ def test_the_command_runs_on_two_processes(tmp_path: Path) -> None:
         ({"epochs": 0}, "epochs >= 1"),
         ({"temperature": 0.0}, "temperature > 0"),
         ({"batch_size": 5000}, "1433"),
+        ({"memory": MemoryOptions(size=5), "batch_size": 0}, "batch_size is 0"),
         ({"data": "no-such-folder"}, "no such folder"),
         ({"split": "valid"}, "split 'valid'"),
         ({"optimizer": OptimizerOptions(warmup_epochs=10)}, "warmup_epochs is 10 in a run of 1 epochs"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -17,14 +16,11 @@ from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.data import ImageSet, open_images
 from ssl_vision.feed import Feed, open_labelled
 from ssl_vision.models import EncoderOptions
-from ssl_vision.options import AugmentOptions, OptimizerOptions, SuNCEtOptions
+from ssl_vision.options import AugmentOptions, MemoryOptions, OptimizerOptions, SuNCEtOptions
+from tests.vision.two_processes import metrics
 
 TINY = EncoderOptions(width=0.125)
 ONE_THREAD = RunOptions(threads=1, log_every=1, device="cpu", progress=False)
-
-
-def metrics(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 class Watched(ImageSet):
@@ -189,3 +185,7 @@ def test_wrong_options_are_refused(tmp_path: Path) -> None:
                 "digits", tmp_path / "run", epochs=2, batch_size=batch_size, suncet=SuNCEtOptions(**settings),  # type: ignore[arg-type]
                 run=ONE_THREAD,
             )  # fmt: skip
+    with pytest.raises(UserError, match="is 5 in SuNCEt alone"):
+        pretrain("digits", tmp_path / "run", batch_size=0, suncet=SuNCEtOptions(10), memory=MemoryOptions(5))
+    with pytest.raises(UserError, match="of at least 0 and less than 1"):
+        MemoryOptions(5, decay=1.0)

@@ -9,7 +9,7 @@ from ssl_vision import __version__
 
 VERBS = {
     "check": Verb("ssl_vision.commands.check:check", "find every problem of an image data set in one pass", alone=True),
-    "pretrain": Verb("ssl_vision.commands.pretrain:pretrain", "pre-train an encoder with SimCLR, without labels"),
+    "pretrain": Verb("ssl_vision.commands.pretrain:pretrain", "pre-train an encoder with SimCLR, SuNCEt or both"),
     "make-splits": Verb(
         "ssl_vision.commands.make_splits:make_splits",
         "choose images whose labels may be seen, as label files",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from contrastive_core.errors import UserError
@@ -117,11 +118,41 @@ def test_features_have_the_stated_size(depth: int, features: int) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"depth": 20}, "18, 34"), ({"width": 0}, "width"), ({"stem": "tiny"}, "stem"), ({"sk_ratio": -1}, "sk_ratio")],
+    [
+        ({"depth": 20}, "18, 34"),
+        ({"width": 0}, "width"),
+        ({"stem": "tiny"}, "stem"),
+        ({"sk_ratio": -1}, "sk_ratio"),
+        ({"variant": "mine"}, "variant"),
+        ({"variant": "torchvision", "sk_ratio": 0.1}, "without selective"),
+    ],
 )
 def test_bad_arguments_say_what_is_expected(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         resnet(**arguments)
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_variant_of_torchvision_is_its_network(depth: int) -> None:
+    theirs = torchvision.models.get_model(f"resnet{depth}")
+    theirs.fc = nn.Identity()
+    ours = resnet(depth, variant="torchvision")
+    spreads = [net.layer4[0].conv2.weight.std().item() for net in (ours, theirs)]
+    assert spreads[0] == pytest.approx(spreads[1], rel=0.02)
+    assert all(block.last_bn.weight.min() == 1 for block in ours.layer1)
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.rand(2, 3, 40, 40)
+    torch.testing.assert_close(ours.eval()(images), theirs.eval()(images))
+
+
+def test_normalisation_is_inside_the_encoder_and_not_in_its_state() -> None:
+    options = EncoderOptions(width=0.125, normalize="cifar10")
+    encoder, plain = build_encoder(options).eval(), build_encoder(EncoderOptions(width=0.125)).eval()
+    plain.load_state_dict({name.removeprefix("net."): tensor for name, tensor in encoder.state_dict().items()})
+    images = torch.rand(2, 3, 8, 8)
+    red, green, blue = ((images[:, i] - mean) / std for i, (mean, std) in enumerate(
+        [(0.4914, 0.2470), (0.4822, 0.2435), (0.4465, 0.2616)]))  # fmt: skip
+    torch.testing.assert_close(encoder(images), plain(torch.stack([red, green, blue], dim=1)))
 
 
 def test_torchvision_encoder_loses_its_classifier() -> None:

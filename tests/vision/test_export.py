@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from contrastive_core.errors import UserError
 from contrastive_core.train.model_file import save_model
 from ssl_vision import export, import_checkpoint
+from ssl_vision.cli import main
 from ssl_vision.exporting import programs, torchvision_names
 from ssl_vision.exporting.exportable import Exportable, open_exportable
 from ssl_vision.model_folder import Architecture, classifier_card, encoder_card, load_encoder
@@ -99,7 +100,7 @@ def test_every_kind_of_encoder_is_exported(tmp_path: Path, options: EncoderOptio
 
 def test_exported_program_gives_the_model_s_features(tmp_path: Path) -> None:
     folder = encoder_folder(tmp_path / "model", SMALL)
-    export(str(folder), tmp_path / "net.pt2", image_size=24)
+    assert main(["export", str(folder), str(tmp_path / "net.pt2"), "--image_size", "24"]) == 0
     inside = {"ssl_vision.json": ""}
     program = torch.export.load(tmp_path / "net.pt2", extra_files=inside).module()
     images = torch.rand(5, 3, 24, 24)

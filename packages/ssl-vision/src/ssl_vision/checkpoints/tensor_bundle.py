@@ -177,7 +177,11 @@ def _in_folder(folder: Path) -> Path:
         return next(iter(found.values()))
     raise UserError(
         f"{folder} holds {len(found) or 'no'} TensorFlow checkpoints (*.index)"
-        + (f", {', '.join(sorted(found)[:4])}; name one of them" if found else "; point at one")
+        + (
+            f", {', '.join(sorted(found)[:4])}; name one of them"
+            if found
+            else "; name a checkpoint, or the file of a PyTorch one"
+        )
     )
 
 

@@ -26,7 +26,7 @@ def test_neighbour_accuracy_is_scikit_learn_s_over_the_same_choices() -> None:
     found = few_label_accuracy(train, test, per_class=4, draws=5, seed=3).neighbour
     expected = []
     for draw in range(5):
-        chosen = choose_per_class(train.labels, 4, seed=derive(3, "few labels", draw))
+        chosen = choose_per_class(train.labels, train.classes, 4, seed=derive(3, "few labels", draw))
         model = KNeighborsClassifier(1, metric="cosine").fit(train.features[chosen], train.labels[chosen])
         expected.append(100 * model.score(test.features, test.labels))
     assert found.mean == pytest.approx(np.mean(expected))

@@ -25,7 +25,7 @@ from ssl_vision.neighbours import knn_scores
 def labels(tmp_path: Path) -> tuple[Path, Tensor]:
     """A list of three digits of every class, and their indices."""
     images = open_images("digits")
-    chosen = choose_per_class(images.labels(), 3, seed=0).sort().values
+    chosen = choose_per_class(images.labels(), images.classes, 3, seed=0).sort().values
     file = tmp_path / "labels.txt"
     file.write_text("".join(f"{images.key(int(i))}\n" for i in chosen))
     return file, chosen
@@ -60,7 +60,9 @@ def test_transfer_draws_validation_images_from_the_list(labels: tuple[Path, Tens
 def test_a_single_label_a_class_leaves_nothing_to_validate_on(tmp_path: Path) -> None:
     images = open_images("digits")
     file = tmp_path / "one.txt"
-    file.write_text("".join(f"{images.key(int(i))}\n" for i in choose_per_class(images.labels(), 1, seed=0)))
+    file.write_text(
+        "".join(f"{images.key(int(i))}\n" for i in choose_per_class(images.labels(), images.classes, 1, seed=0))
+    )
     with pytest.raises(UserError, match="single labelled image"):
         transfer("pixels", "digits", labels=file, device="cpu")
 

@@ -73,7 +73,7 @@ def test_protocol_is_that_of_scikit_learn(own: bool, model: str, tmp_path: Path)
     if own:
         val = arrays(model, data, "val")
     else:
-        stay, held = hold_out(torch.from_numpy(train[1]), 0.25, seed=derive(3, "validation"))
+        stay, held = hold_out(torch.from_numpy(train[1]), list("0123"), 0.25, seed=derive(3, "validation"))
         train, val = (train[0][stay], train[1][stay]), (train[0][held], train[1][held])
     l2, classifier = reference(train, val)
     assert score.found["l2"] == l2

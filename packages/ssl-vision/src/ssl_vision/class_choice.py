@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from contrastive_core.random import derive, permutation
+from ssl_vision.splits import shuffled_by_class
 
 
-def choose_per_class(labels: Tensor, count: int, *, seed: int) -> Tensor:
+def choose_per_class(labels: Tensor, classes: Sequence[str], count: int, *, seed: int) -> Tensor:
     """Indices of `count` random images of every class; a larger choice of the same seed holds the smaller one.
 
     Raises:
         UserError: a class has fewer.
     """
-    members = _shuffled(labels, seed=seed)
-    for label, indices in members.items():
+    members = shuffled_by_class(labels, classes, seed=seed)
+    for name, indices in members.items():
         if len(indices) < count:
-            raise UserError(f"class number {label} has {len(indices)} images, expected at least {count}")
-    return torch.cat([indices[:count] for indices in members.values()])
+            raise UserError(f"class {name} has {len(indices)} images, expected at least {count}")
+    chosen = [index for indices in members.values() for index in indices[:count]]
+    return torch.tensor(chosen, dtype=torch.int64, device=labels.device)
 
 
-def hold_out(labels: Tensor, share: float, *, seed: int) -> tuple[Tensor, Tensor]:
+def hold_out(labels: Tensor, classes: Sequence[str], share: float, *, seed: int) -> tuple[Tensor, Tensor]:
     """Indices, ascending, of the images that stay and of those held out: a share of every class, drawn at random.
 
     Of each class at least one image is held out and at least one stays.
@@ -33,17 +36,11 @@ def hold_out(labels: Tensor, share: float, *, seed: int) -> tuple[Tensor, Tensor
     if not 0 < share < 1:
         raise UserError(f"the share held out must lie between 0 and 1, got {share}")
     held = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
-    for label, indices in _shuffled(labels, seed=seed).items():
+    for name, indices in shuffled_by_class(labels, classes, seed=seed).items():
         if len(indices) < 2:
             raise UserError(
-                f"class number {label} has a single labelled image, expected at least 2: one to learn from and one to "
-                "validate on"
+                f"class {name} has a single labelled image, expected at least 2: one to learn from and one to validate "
+                "on"
             )
         held[indices[: min(max(1, round(share * len(indices))), len(indices) - 1)]] = True
     return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
-
-
-def _shuffled(labels: Tensor, *, seed: int) -> dict[int, Tensor]:
-    """Class -> indices of its images in random order."""
-    order = permutation(derive(seed, "labelled"), len(labels)).to(labels.device)
-    return {int(label): order[labels[order] == label] for label in torch.unique(labels)}

@@ -16,7 +16,7 @@ from ssl_vision.data.image_set import ArrayImages
 from ssl_vision.data.parallel import map_images
 from ssl_vision.model_folder import LoadedModel
 
-_AT_ONCE = 16  # whole images that a thread holds
+_AT_ONCE = 4  # whole images that a thread holds
 
 
 def evaluation_batches(images: ImageSet, *, size: int, batch_size: int) -> Iterator[Tensor]:

@@ -62,7 +62,7 @@ def few_label_accuracy(
     for draw in range(1 if per_class is None else draws):
         chosen = torch.arange(len(train.labels), device=train.labels.device)
         if per_class is not None:
-            chosen = choose_per_class(train.labels, per_class, seed=derive(seed, "few labels", draw))
+            chosen = choose_per_class(train.labels, train.classes, per_class, seed=derive(seed, "few labels", draw))
         features, labels = train.features[chosen], train.labels[chosen]
         votes = knn_scores(test.features, features, labels, num_classes=len(train.classes), k=1)
         neighbour.append(_percent(votes, test.labels))

@@ -78,7 +78,7 @@ def transfer(
     train = features(train_split, labels=labels)
     test = features(test_split, classes=train.classes)
     if val_split is None:
-        stay, held = hold_out(train.labels, val_share, seed=derive(seed, "validation"))
+        stay, held = hold_out(train.labels, train.classes, val_share, seed=derive(seed, "validation"))
         x, y, val_x, val_y = train.features[stay], train.labels[stay], train.features[held], train.labels[held]
     else:
         val = features(val_split, classes=train.classes)

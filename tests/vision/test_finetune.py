@@ -280,6 +280,14 @@ def test_few_images_are_shown_as_often_as_many() -> None:
     assert plan_budget(501, epochs=1, batch_size=1024, world_size=2).batch_size == 500
 
 
+def test_a_run_of_one_step_is_not_all_warm_up(labels: Path, tmp_path: Path) -> None:
+    finetune(
+        "none", "digits", tmp_path / "run", labels=labels / "10percent-draw0.json", epochs=1, image_size=8,
+        encoder=TINY, optimizer=OptimizerOptions(name="sgd", lr=0.1, warmup_epochs=0.9), run=QUIET,
+    )  # fmt: skip
+    assert [record["lr"] for record in metrics(tmp_path / "run")] == pytest.approx([0.1 * 129 / 256])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from contrastive_core.distributed import gather_rows, rank
 from contrastive_core.errors import UserError
 from contrastive_core.losses import SuNCEtLoss, nt_xent
-from contrastive_core.optim import WarmupCosine, scaled_lr
 from contrastive_core.train import Run, RunOptions
 from ssl_vision.data import open_images
 from ssl_vision.feed import Feed, open_labelled
 from ssl_vision.methods import MomentumMemory, SimCLR
 from ssl_vision.model_folder import save_encoder
 from ssl_vision.models import EncoderOptions, build_encoder
+from ssl_vision.optimization import set_up
 from ssl_vision.options import (
     AugmentOptions,
     HeadOptions,
@@ -25,7 +25,6 @@ from ssl_vision.options import (
     OptimizerOptions,
     SuNCEtOptions,
     build_augment,
-    build_optimizer,
 )
 
 
@@ -102,12 +101,10 @@ def pretrain(
             build_encoder(encoder, image_size=image_size), projection_dim=head.out_features, layers=head.layers
         ).to(memory_format=torch.channels_last)
         r.say(feed.summary)
-        peak_lr = scaled_lr(optimizer.lr, feed.inputs(0) // 2, rule=optimizer.scaling)
-        model, optim = r.setup(network, build_optimizer(network, optimizer, lr=peak_lr))
-        warmup_steps = optimizer.warmup_steps(epochs=epochs, steps_per_epoch=steps_per_epoch)
-        schedule = WarmupCosine(optim, peak_lr=peak_lr, warmup_steps=warmup_steps, total_steps=total_steps)
+        model, optim, schedule = set_up(
+            r, network, optimizer, batch_size=feed.inputs(0) // 2, epochs=epochs, total_steps=total_steps
+        )
         weight = {"nt_xent": 1.0, "suncet": suncet.weight}
-        r.track(model=model, optimizer=optim, schedule=schedule)
         past = MomentumMemory(network, size=memory.size, decay=memory.decay) if memory.size else None
         if past:
             r.track(memory=past)

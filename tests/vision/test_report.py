@@ -24,7 +24,7 @@ from ssl_vision.data import open_images
 from ssl_vision.features import extract
 from ssl_vision.model_folder import load_encoder
 from ssl_vision.models import EncoderOptions
-from ssl_vision.options import AugmentOptions, SuNCEtOptions
+from ssl_vision.options import AugmentOptions, MemoryOptions, SuNCEtOptions
 from ssl_vision.reporting import environment, scores
 from ssl_vision.reporting.curves import pretraining_panels, training_figure
 from ssl_vision.reporting.run_folder import open_run, read_scores
@@ -315,6 +315,18 @@ def test_suncet_has_a_curve_of_its_own(batch_size: int, data: str, tmp_path: Pat
     curves = [list(line.get_ydata()) for line in panels[0].lines if len(line.get_xdata()) == len(records)]
     names = ["nt_xent", "suncet"] if batch_size else ["suncet"]
     assert curves == [[record[name] for record in records] for name in names]
+
+
+def test_a_memory_is_said_and_counts_by_chance(data: str, tmp_path: Path) -> None:
+    pretrain(
+        data, tmp_path / "run", epochs=1, batch_size=16, image_size=8, encoder=EncoderOptions(width=0.0625),
+        memory=MemoryOptions(size=32), run=RunOptions(device="cpu", threads=1, progress=False, log_every=1),
+    )  # fmt: skip
+    settings = open_run(tmp_path / "run").settings
+    loss, accuracy, _ = pretraining_panels(settings.batch_size, memory=settings.memory)
+    assert loss.chance == pytest.approx(np.log(15 + 16 + 32))
+    assert accuracy.chance == 1 / 16
+    assert "SimCLR with a memory pre-training" in read(report(tmp_path / "run", rows=1, bank=9, device="cpu")).text
 
 
 def test_time_is_summed_over_starts(copy: Path) -> None:

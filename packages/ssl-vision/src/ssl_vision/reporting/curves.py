@@ -50,16 +50,17 @@ class Panel:
 RATE = Panel("Learning rate", {"lr": ""}, from_zero=True, noisy=False)
 
 
-def pretraining_panels(batch_size: int) -> tuple[Panel, ...]:
+def pretraining_panels(batch_size: int, *, memory: int = 0) -> tuple[Panel, ...]:
     """Loss, contrastive accuracy and learning rate of pre-training.
 
-    By chance: loss ``ln(2N - 1)`` and accuracy ``1/N`` for batches of N images; a batch size of 0 is SuNCEt alone.
+    By chance: loss ``ln(2N - 1 + M)`` and accuracy ``1/N`` for batches of N images and a memory of M; a batch size of 0
+    is SuNCEt alone.
     """
     loss = Panel("Loss", {"nt_xent": "NT-Xent", "suncet": "SuNCEt"})
     if not batch_size:
         return loss, RATE
     return (
-        dataclasses.replace(loss, chance=math.log(2 * batch_size - 1)),
+        dataclasses.replace(loss, chance=math.log(2 * batch_size - 1 + memory)),
         Panel("Contrastive accuracy", {"contrastive_accuracy": ""}, share=True, chance=1 / batch_size, from_zero=True),
         RATE,
     )

@@ -38,7 +38,7 @@ def run_picture(
     figure = new_figure(13, sum(heights) + 0.5)
     figure.suptitle(title(run.settings), x=0.02, ha="left", fontsize=15, fontweight="bold", color=INK)
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    panels = pretraining_panels(run.settings.batch_size)
+    panels = pretraining_panels(run.settings.batch_size, memory=run.settings.memory)
     draw_training(list(parts[0].subplots(1, len(panels))), run.records, panels)
     if accuracies:
         grid = parts[1].subplots(*grid_size, sharey=True, squeeze=False)

@@ -40,6 +40,11 @@ class RunSettings:
         return AugmentOptions(**self.config["augment"])
 
     @property
+    def memory(self) -> int:
+        """Projections that SimCLRv2's memory keeps, of a run of `pretrain`; 0: there is none."""
+        return int((self.config.get("memory") or {}).get("size", 0))
+
+    @property
     def labels(self) -> str | None:
         """The label file; None where no list says which labels may be seen."""
         named = self.config.get("labels")

@@ -26,7 +26,8 @@ def title(settings: RunSettings) -> str:
 def method(settings: RunSettings) -> str:
     """The method of pre-training: SimCLR, SuNCEt or both."""
     suncet = (settings.config.get("suncet") or {}).get("classes_per_batch", 0)
-    return " + ".join([*(["SimCLR"] if settings.batch_size else []), *(["SuNCEt"] if suncet else [])])
+    simclr = "SimCLR with a memory" if settings.memory else "SimCLR"
+    return " + ".join([*([simclr] if settings.batch_size else []), *(["SuNCEt"] if suncet else [])])
 
 
 def header(run: RunFolder, *, images: int | None, accuracies: Mapping[str, float]) -> str:
@@ -70,7 +71,8 @@ def training(run: RunFolder) -> str:
     """Curves of what was logged."""
     if not run.records:
         return nothing_logged()
-    figure = training_figure(run.records, pretraining_panels(run.settings.batch_size))
+    panels = pretraining_panels(run.settings.batch_size, memory=run.settings.memory)
+    figure = training_figure(run.records, panels)
     return html.section(
         "Training",
         html.figure(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +208,23 @@ def test_a_file_that_gives_something_else_is_not_put_in_place(tmp_path: Path, mo
         export(str(folder), tmp_path / "net.safetensors")
     assert (tmp_path / "net.safetensors").read_text() == "older"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "net.safetensors"]
+
+
+class Moody(nn.Module):
+    """Does one thing with bright images and another with dark ones, which an exported program cannot."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean(dim=(2, 3)) if images.sum() > 0 else images.amax(dim=(2, 3))
+
+
+def test_networks_that_cannot_be_exported_are_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("moody_nets")
+    module.moody = Moody  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "moody_nets", module)
+    folder = encoder_folder(tmp_path / "model", EncoderOptions(name="moody_nets:moody"))
+    with pytest.raises(UserError, match=r"torch\.export cannot follow moody_nets:moody"):
+        export(str(folder), tmp_path / "net.pt2")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
 def test_missing_packages_name_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

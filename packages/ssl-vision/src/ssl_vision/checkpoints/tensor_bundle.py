@@ -201,6 +201,9 @@ def _entry(message: bytes) -> Entry:
     for field, value in fields(content(said.get(2, b""))):
         if field == 2:
             shape.append(number(dict(fields(content(value))).get(1, 0)))
+    # TensorFlow allows 254 dimensions; a tensor of weights has four, and torch must be able to count the elements.
+    if len(shape) > 8 or math.prod(max(size, 1) for size in shape) >= 1 << 48:
+        raise DamagedError("a tensor of a shape that none has")
     return Entry(
         dtype=number(said.get(1, 0)),
         shape=tuple(shape),

@@ -69,8 +69,11 @@ def content(value: int | bytes) -> bytes:
 
 
 def text(value: int | bytes) -> str:
-    """The value of a field that must be UTF-8 text."""
+    """The value of a field that must be UTF-8 text, fit for a message on a terminal."""
     try:
-        return content(value).decode()
+        name = content(value).decode()
     except UnicodeDecodeError as error:
         raise DamagedError("a name that is not UTF-8") from error
+    if not name.isprintable():
+        raise DamagedError("a name with control characters")
+    return name

@@ -28,12 +28,10 @@ def write_onnx(model: Exportable, file: Path) -> dict[str, Any]:
     """
     runtime = _onnx_runtime()
     program = torch.onnx.export(
-        model.module,
-        (model.images(2),),
+        _program(model),
         dynamo=True,
         input_names=["images"],
         output_names=[model.output],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
         verbose=False,
     )
     if program is None:
@@ -63,9 +61,7 @@ def write_exported_program(model: Exportable, file: Path) -> dict[str, Any]:
     Raises:
         UserError: the file gives something else.
     """
-    program = torch.export.export(
-        model.module, (model.images(2),), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False
-    )
+    program = _program(model)
     card = model.card(file, normalisation="inside the model")
     torch.export.save(program, file, extra_files={"ssl_vision.json": json.dumps(card)})
     written = torch.export.load(file).module()
@@ -74,6 +70,16 @@ def write_exported_program(model: Exportable, file: Path) -> dict[str, Any]:
         "largest_difference": model.compare(written, f"{file.name} in torch.export"),
     }
     return card
+
+
+def _program(model: Exportable) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch")
+    try:
+        return torch.export.export(model.module, (model.images(2),), dynamic_shapes=({0: batch},), strict=False)
+    except Exception as error:  # what a module of the user's does may fail in any way
+        raise UserError(
+            f"{model.source}: torch.export cannot follow {model.options.name} for any batch size: {error}"
+        ) from error
 
 
 def _onnx_runtime() -> Any:

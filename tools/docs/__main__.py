@@ -93,10 +93,22 @@ def pages() -> dict[Path, str]:
         verbs = getattr(importlib.import_module(f"{package.replace('-', '_')}.cli"), "VERBS", {}) if cli else {}
         for name, verb in verbs.items():
             found[folder / "commands" / f"{name}.md"] = _page(render_command(package, name, verb))
+        recipes = sorted((ROOT / "packages" / package / "src" / package.replace("-", "_") / "configs").glob("*.yaml"))
+        if recipes:
+            found[folder / "recipes.md"] = _page("# Recipes for `--config`", *map(_recipe, recipes))
+            index.append("[Recipes](recipes.md) for `--config`: " + _in_code([path.stem for path in recipes]) + ".")
         if verbs:
             index += ["## Commands", render_overview(package, verbs, folder="commands")]
         found[folder / "README.md"] = _page(*index, "## Python", "\n".join(listed))
     return found
+
+
+def _recipe(path: Path) -> str:
+    """What a recipe says of itself, and its values."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    about = [line.removeprefix("#").strip() for line in lines if line.startswith("#")]
+    values = "\n".join(line for line in lines if not line.startswith("#"))
+    return f"## `{path.stem}`\n\n" + "\n".join(about) + f"\n\n```yaml\n{values}\n```"
 
 
 def _in_code(names: Sequence[str]) -> str:

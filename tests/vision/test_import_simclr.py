@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.train import RunOptions
 from ssl_vision import export, finetune, import_checkpoint, knn
 from ssl_vision.checkpoints.object_graph import Node, ObjectGraph
 from ssl_vision.checkpoints.simclr_names import by_name, by_objects
-from ssl_vision.checkpoints.simclr_tensorflow import read_simclr
+from ssl_vision.checkpoints.simclr_tensorflow import _architecture, _in_order, read_simclr
 from ssl_vision.cli import main
 from ssl_vision.model_folder import load_classifier, load_encoder, load_simclr
+from ssl_vision.models import EncoderOptions, resnet
 
 FILES = Path(__file__).parent / "tensorflow_files"
 
@@ -181,6 +183,34 @@ def test_a_tree_that_leads_back_to_itself_ends() -> None:
     graph = ObjectGraph.__new__(ObjectGraph)
     graph.nodes = [Node({"resnet_model": 1}), Node({"layers": 1, "0": 1, "conv2d": 0})]
     assert by_objects(graph, "x").kernels == []
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50, 101, 152, 200])
+@pytest.mark.parametrize(
+    ("stem", "sk_ratio", "width"),
+    [("imagenet", 0.0, 1), ("cifar", 0.0, 2), ("imagenet", 0.0625, 3), ("cifar", 0.0625, 1), ("imagenet", 0.125, 2)],
+)
+def test_every_architecture_shows_in_its_shapes(depth: int, stem: Any, sk_ratio: float, width: int) -> None:
+    with torch.device("meta"):
+        net = resnet(depth, width=width, stem=stem, sk_ratio=sk_ratio)
+    kernels = [
+        (*layer.kernel_size, layer.in_channels, layer.out_channels)
+        for _, layer in _in_order(net)
+        if isinstance(layer, nn.Conv2d)
+    ]
+    # Basic blocks have no selective kernels, and with the small stem nothing tells ResNet-D.
+    shown = sk_ratio if depth >= 50 else 0.0 if stem == "cifar" or not sk_ratio else 0.0625
+    expected = EncoderOptions(name=f"resnet{depth}", width=width, stem=stem, sk_ratio=shown)
+    assert _architecture(kernels, Path("x")) == expected
+
+
+def test_basic_blocks_with_resnet_d_of_tensorflow_1_are_refused(
+    official: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = EncoderOptions(name="resnet18", width=1 / 32, stem="imagenet", sk_ratio=0.0625)
+    monkeypatch.setattr("ssl_vision.checkpoints.simclr_tensorflow._architecture", lambda *_: found)
+    with pytest.raises(UserError, match="pool the main branch too"):
+        read_simclr(official)
 
 
 def test_another_network_is_refused(official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

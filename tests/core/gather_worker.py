@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from contrastive_core import MemoryBank, nt_xent, suncet, supcon
+from contrastive_core import MemoryBank, nt_xent, paws, suncet, supcon
 from contrastive_core.distributed import gather_labels, gather_rows, is_distributed, rank, world_size
 from contrastive_core.losses import count_skipped_anchors
 
@@ -77,6 +77,7 @@ def cases() -> list[Case]:
             "smoothed suncet",
             lambda z, y, gather: suncet(z, y, temperature=0.3, label_smoothing=0.2, gather=gather),
         ),
+        ("paws", lambda z, y, gather: sum(paws(z[::2], z[1::2], z, y, temperature=0.3, gather=gather))),
         ("supcon", lambda z, y, gather: supcon(z, y, temperature=0.3, gather=gather)),
     ]
 

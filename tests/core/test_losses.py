@@ -15,7 +15,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import contrastive_core
-from contrastive_core import InfoNCELoss, NTXentLoss, SuNCEtLoss, SupConLoss, info_nce, nt_xent, suncet, supcon
+from contrastive_core import (
+    InfoNCELoss,
+    NTXentLoss,
+    PAWSLoss,
+    SuNCEtLoss,
+    SupConLoss,
+    info_nce,
+    nt_xent,
+    paws,
+    suncet,
+    supcon,
+)
 from contrastive_core.losses import count_skipped_anchors, smoothed
 
 Formulas = SimpleNamespace
@@ -329,6 +340,7 @@ def test_modules_hold_keywords() -> None:
         (SuNCEtLoss(temperature=0.3), (a, labels), suncet(a, labels, temperature=0.3)),
         (SupConLoss(temperature=0.3, gather=True), (a, labels), supcon(a, labels, temperature=0.3)),
         (NTXentLoss(temperature=0.3), (a, b, a), nt_xent(a, b, a, temperature=0.3)),
+        (PAWSLoss(temperature=0.3), (a, b, a, labels), sum(paws(a, b, a, labels, temperature=0.3), torch.tensor(0.0))),
         (InfoNCELoss(temperature=0.3), (a, b, a), info_nce(a, b, a, temperature=0.3)),
     ]
     for module, inputs, expected in pairs:
@@ -354,7 +366,23 @@ def test_temperatures_that_are_no_numbers_are_refused(module: Callable[..., nn.M
 
 
 ones = torch.ones
-WRONG: dict[str, tuple[Callable[[], Tensor], type[Exception], str]] = {
+WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
+    "one support": (
+        lambda: paws(ones(2, 3), ones(2, 3), ones(1, 3), torch.tensor([0])),
+        ValueError,
+        r"paws: got 1 sample\(s\)",
+    ),
+    "sharpening": (
+        lambda: paws(ones(2, 3), ones(2, 3), ones(2, 3), torch.tensor([0, 1]), sharpening=0.0),
+        ValueError,
+        "sharpening is 0.0, expected more than 0",
+    ),
+    "smoothing": (lambda: PAWSLoss(label_smoothing=1.0), ValueError, "PAWSLoss: label_smoothing is 1.0"),
+    "supports' width": (
+        lambda: paws(ones(2, 3), ones(2, 3), ones(2, 4), torch.tensor([0, 1])),
+        ValueError,
+        "supports .* same width",
+    ),
     "one pair": (lambda: nt_xent(ones(1, 3), ones(1, 3)), ValueError, r"got 1 sample\(s\), expected at least 2"),
     "no pair": (lambda: nt_xent(ones(0, 3), ones(0, 3)), ValueError, r"got 0 sample\(s\)"),
     "one query": (lambda: info_nce(ones(1, 3), ones(1, 3)), ValueError, r"got 1 sample\(s\)"),

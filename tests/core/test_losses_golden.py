@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from contrastive_core import distillation, nt_xent, suncet
+from contrastive_core import PAWSLoss, distillation, nt_xent, paws, suncet
 
 Recorded = np.lib.npyio.NpzFile
 Golden = Callable[[str], Recorded]
@@ -92,6 +92,23 @@ def test_suncet_with_smoothed_labels(
         ours = differentiate(lambda z, y=labels, t=temperature: suncet(z, y, temperature=t, label_smoothing=0.1), z)
         key = match.group(0).removesuffix("grad_f64")
         compare(ours, tensor(recorded, f"{key}loss_f64"), tensor(recorded, f"{key}grad_f64"), tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 5e-8), (torch.float32, 2e-6)])
+def test_paws(golden: Golden, differentiate: Differentiate, dtype: torch.dtype, tolerance: float) -> None:
+    """Both parts, and the gradient of their sum."""
+    recorded = golden("vision")
+    views, supports = (tensor(recorded, f"paws/{name}", dtype) for name in ("anchor_views", "supports"))
+    labels = tensor(recorded, "paws/labels_matrix").argmax(1)
+    n = len(views) // 2
+    parts = paws(views[:n], views[n:], supports, labels)
+    for ours, name in zip(parts, ("loss", "me_max"), strict=True):
+        torch.testing.assert_close(ours.double(), tensor(recorded, f"paws/{name}"), rtol=tolerance, atol=0)
+    value, *grads = differentiate(lambda z, s: PAWSLoss()(z[:n], z[n:], s, labels), views, supports)
+    assert value == sum(parts)
+    for ours, name in zip(grads, ("anchor", "support"), strict=True):
+        theirs = tensor(recorded, f"paws/grad_{name}")
+        torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=tolerance * theirs.abs().max().item())
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-6)])

@@ -1,0 +1,147 @@
+"""PAWS: two views of an unlabelled image shall be classified alike by the labelled images nearest to them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from contrastive_core.distributed import gather_labels, gather_rows
+from contrastive_core.losses.positives import check_labels
+from contrastive_core.losses.rows import (
+    check_at_least_two,
+    check_rows,
+    check_same_count,
+    check_temperature,
+    result_dtype,
+    unit_rows,
+)
+from contrastive_core.similarity.precision import exact_dtype, full_precision
+
+_NEGLIGIBLE = 1e-4  # smaller probabilities of a target count as none, as in the released code
+
+
+def paws(
+    view_a: Tensor,
+    view_b: Tensor,
+    supports: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float = 0.1,
+    sharpening: float = 0.25,
+    label_smoothing: float = 0.1,
+    gather: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """How differently the labelled images classify two views, and how unevenly the classes are predicted; add both.
+
+        p(z) = sum_j softmax_j(cos(z, support_j) / temperature) t_j,    t_j the smoothed label of support j
+        rho(p)_c = p_c^(1 / sharpening), normalised to sum 1
+        consistency = mean over the 2N views of   - sum_c rho(p(other view))_c log p(view)_c,  no gradient through rho
+        me_max = sum_c q_c log q_c,    q = mean over the 2N views of rho(p(view))
+
+    There are no negatives: `me_max`, minus the entropy of the mean prediction, keeps all views from one class. Beside
+    `suncet` this is the other use of the same soft nearest neighbours. Computed in float64; memory O(N M) for M
+    supports.
+
+    Args:
+        view_a: embeddings [N, D] of the first views, l2-normalised here.
+        view_b: embeddings [N, D] of the second views.
+        supports: embeddings [M, D] of labelled samples, l2-normalised here.
+        labels: their class numbers [M], integers; the classes that occur are those predicted.
+        temperature: of the neighbours; 0.1 in the paper.
+        sharpening: temperature of the targets; 0.25 in the paper.
+        label_smoothing: in [0, 1); 0.1 in the paper.
+        gather: supports and mean prediction are those of all processes. With the mean of parameter gradients over
+            processes that is the loss of the union batch.
+
+    Returns:
+        consistency and me_max, scalars, float64 if an input is, else float32.
+
+    Edges: without smoothing a class whose supports are all far away has probability 0 in floating point, and if the
+    other view is sure of it the loss is infinite.
+
+    Raises:
+        ValueError: shapes that differ, fewer than two supports, temperature or sharpening not positive,
+            label_smoothing out of [0, 1); with `gather`, numbers of rows that differ between processes.
+        TypeError: embeddings that are not floating point, labels that are not integers.
+
+    Reference: Assran et al. 2021, "Semi-Supervised Learning of Visual Features by Non-Parametrically Predicting View
+    Assignments with Support Samples", equations 1 to 4, two views without small crops.
+
+    >>> import torch
+    >>> views, supports = torch.eye(4)[:2], torch.eye(4)[:2]
+    >>> [round(loss.item(), 3) for loss in paws(views, views, supports, torch.tensor([0, 1]))]
+    [0.051, -0.693]
+    """
+    _check_settings("paws", temperature, sharpening, label_smoothing)
+    check_rows("paws", view_a=view_a, view_b=view_b, supports=supports)
+    check_same_count("paws", view_a=view_a, view_b=view_b)
+    check_labels("paws", labels, supports)
+    exact = exact_dtype(view_a)
+    views = torch.cat([unit_rows(view_a, exact), unit_rows(view_b, exact)])
+    candidates = unit_rows(supports, exact)
+    if gather:
+        candidates, labels = gather_rows(candidates), gather_labels(labels)
+    check_at_least_two("paws", len(candidates))
+    found, number = torch.unique(labels.to(candidates.device), return_inverse=True)
+    spread = label_smoothing / len(found)
+    smoothed = spread + (1 - label_smoothing) * F.one_hot(number, len(found)).to(exact)
+    with full_precision(views.device):
+        predicted = (views @ candidates.T / temperature).softmax(1) @ smoothed
+    sharp = _sharpen(predicted, sharpening)
+    target = sharp.detach().roll(len(view_a), 0)
+    target = target.masked_fill(target < _NEGLIGIBLE, 0.0)
+    consistency = -torch.xlogy(target, predicted).sum(1).mean()
+    mean = sharp.mean(0, keepdim=True)
+    mean = (gather_rows(mean) if gather else mean).mean(0)
+    dtype = result_dtype(view_a, view_b, supports)
+    return consistency.to(dtype), torch.xlogy(mean, mean).sum().to(dtype)
+
+
+def _check_settings(name: str, temperature: float, sharpening: float, label_smoothing: float) -> None:
+    check_temperature(name, temperature)
+    if not sharpening > 0:
+        raise ValueError(f"{name}: sharpening is {sharpening}, expected more than 0; 1 leaves the targets as they are")
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"{name}: label_smoothing is {label_smoothing}, expected a share in [0, 1)")
+
+
+def _sharpen(p: Tensor, temperature: float) -> Tensor:
+    powered = p ** (1 / temperature)
+    return powered / powered.sum(1, keepdim=True)
+
+
+class PAWSLoss(nn.Module):
+    """:func:`paws` with its keywords held and its parts added: ``PAWSLoss()(view_a, view_b, supports, labels)``."""
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.1,
+        sharpening: float = 0.25,
+        label_smoothing: float = 0.1,
+        gather: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_settings("PAWSLoss", temperature, sharpening, label_smoothing)
+        self.temperature, self.sharpening = temperature, sharpening
+        self.label_smoothing, self.gather = label_smoothing, gather
+
+    def forward(self, view_a: Tensor, view_b: Tensor, supports: Tensor, labels: Tensor) -> Tensor:
+        consistency, me_max = paws(
+            view_a,
+            view_b,
+            supports,
+            labels,
+            temperature=self.temperature,
+            sharpening=self.sharpening,
+            label_smoothing=self.label_smoothing,
+            gather=self.gather,
+        )
+        return consistency + me_max
+
+    def extra_repr(self) -> str:
+        return (
+            f"temperature={self.temperature}, sharpening={self.sharpening}, label_smoothing={self.label_smoothing}, "
+            f"gather={self.gather}"
+        )

@@ -72,7 +72,8 @@ def test_recipes_are_the_papers(recipe: str, temperature: float, student: str) -
     options = OptimizerOptions(**content["optimizer"])
     assert (content["temperature"], content["student"], content["epochs"]) == (temperature, student, 400)
     assert content["alpha"] == 1
-    assert not content["scale_by_temperature"]
+    # The released notebook's factor where the gradient would else grow with 1 / temperature and diverge.
+    assert content["scale_by_temperature"] == (temperature < 1)
     # As pre-training, section 3.5: 6.4 at 4096, warm-up over 5 % of the epochs, weight decay 1e-4.
     assert scaled_lr(options.lr, content["batch_size"], rule=options.scaling) == pytest.approx(6.4)
     assert (options.name, options.weight_decay, options.warmup_epochs) == ("lars", 1e-4, 0.05 * 400)

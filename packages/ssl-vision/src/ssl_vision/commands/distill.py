@@ -71,7 +71,7 @@ def distill(
         from_layer: how many layers of a pre-trained student's projection head to keep.
         temperature: of both. SimCLRv2: 0.1 for self-distillation, 1 for a smaller student.
         scale_by_temperature: multiply by temperature squared, as the notebook released with SimCLRv2; its paper does
-            not.
+            not. Wanted with LARS at a temperature of 0.1, where the linear layer, which is not adapted, else diverges.
         labels: with alpha below 1, the label file, or None for all images of the split.
         alpha: share of the distillation in the loss; 1: no labels.
         labelled_batch_size: labelled images per step, over all processes, with alpha below 1.

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.evidence_runs import Job
+from tools.evidence_data import half_of
+from tools.evidence_runs import Job, run_all
+from tools.results import provenance, write_result
+
+SEEDS = (0, 1, 2)
 
 ENCODERS = {"simclr": 0.25, "small": 0.125}  # channel multiplier of ResNet-18
 PER_CLASS = {1: 25, 10: 250}  # percent of 25,000 images -> labelled images of each of ten classes
@@ -76,3 +83,51 @@ class Place:
 
     def _scores(self, name: str) -> Path:
         return self.runs / name / "evaluation" / "test.json"
+
+
+def parse(description: str | None) -> argparse.Namespace:
+    """The arguments of an experiment."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 as a folder train/<class>, test/<class>")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--workers", type=int, default=2, help="commands side by side, a thread each")
+    parser.add_argument("--out", type=Path, required=True)
+    return parser.parse_args()
+
+
+def perform(study: Callable[[Place], list[Job]], arguments: argparse.Namespace) -> tuple[Place, list[Job]]:
+    """Run what has not run yet.
+
+    Raises:
+        SystemExit: a command did not end well; it is named.
+    """
+    place = Place(half_of(arguments.data, arguments.runs / "data"), arguments.runs)
+    jobs = study(place)
+    missing = run_all(jobs, logs=arguments.runs / "logs", workers=arguments.workers)
+    if missing:
+        raise SystemExit(f"no results, for {', '.join(missing)} did not end well")
+    return place, jobs
+
+
+def write(
+    out: Path,
+    jobs: Sequence[Job],
+    *,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    notes: Sequence[str],
+    accuracies: Mapping[str, object],
+) -> None:
+    """Write the results file of an experiment."""
+    write_result(
+        out,
+        {
+            "name": out.stem,
+            **provenance(),
+            "seeds": list(SEEDS),
+            "config": {"commands": [f"ssl-vision {shlex.join(job.words)}" for job in jobs]},
+            "table": {"columns": list(columns), "rows": list(rows)},
+            "notes": list(notes),
+            "accuracies": accuracies,
+        },
+    )

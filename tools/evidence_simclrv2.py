@@ -12,20 +12,14 @@ once, for the numbers here. Commands that have run are not run again; pre-traini
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import shlex
 import statistics
-import sys
 from pathlib import Path
 
 from ssl_vision.reporting.style import SERIES, new_figure, plain_axes, to_png
-from tools.evidence_data import half_of
-from tools.evidence_jobs import ENCODERS, PER_CLASS, Place
-from tools.evidence_runs import Job, mean_and_spread, run_all
-from tools.results import provenance, write_result
+from tools.evidence_jobs import ENCODERS, PER_CLASS, SEEDS, Place, parse, perform, write
+from tools.evidence_runs import Job, mean_and_spread
 
-SEEDS = (0, 1, 2)
 WIDTHS = {"simclr": "wide", "small": "narrow"}
 DISTIL = ("--batch_size", "256", "--epochs", "4", "--precision", "bf16-mixed", "--threads", "1")
 ROWS = {
@@ -67,19 +61,9 @@ def distilled(place: Place, encoder: str, percent: int, seed: int) -> list[Job]:
     return [Job(name, words, place.model(name), (teacher, start)), place.test(name)]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 as a folder train/<class>, test/<class>")
-    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
-    parser.add_argument("--workers", type=int, default=2, help="commands side by side, a thread each")
-    parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
-    place = Place(half_of(arguments.data, arguments.runs / "data"), arguments.runs)
-    jobs = study(place)
-    missing = run_all(jobs, logs=arguments.runs / "logs", workers=arguments.workers)
-    if missing:
-        print(f"no results, for {', '.join(missing)} did not end well", file=sys.stderr)
-        return 1
+def main() -> None:
+    arguments = parse(__doc__)
+    place, jobs = perform(study, arguments)
     accuracies = {
         key: [place.top1(f"{key}-s{seed}") for seed in SEEDS]
         for encoder, percent, row in itertools.product(ENCODERS, PER_CLASS, ROWS)
@@ -90,25 +74,15 @@ def main() -> int:
         + [mean_and_spread(accuracies[row.format(encoder=encoder, percent=percent)]) for percent in PER_CLASS]
         for encoder, (row, title) in itertools.product(ENCODERS, ROWS.items())
     ]
-    write_result(
-        arguments.out,
-        {
-            "name": arguments.out.stem,
-            **provenance(),
-            "seeds": list(SEEDS),
-            "config": {"commands": [f"ssl-vision {shlex.join(job.words)}" for job in jobs]},
-            "table": {"columns": ["network", "training", *(f"{p} % of labels" for p in PER_CLASS)], "rows": rows},
-            "notes": [
-                "Top-1 % on 10,000 test images: mean and standard deviation of three seeds, each with labelled images "
-                "of its own. 25,000 training images, 8 epochs of pre-training. Wide: a quarter of ResNet-18's "
-                "channels; narrow: an eighth.",
-                *claims(accuracies),
-            ],
-            "accuracies": accuracies,
-        },
+    about = (
+        "Top-1 % on 10,000 test images: mean and standard deviation of three seeds, each with labelled images of its "
+        "own. 25,000 training images, 8 epochs of pre-training. Wide: a quarter of ResNet-18's channels; narrow: an "
+        "eighth."
     )
+    columns = ["network", "training", *(f"{percent} % of labels" for percent in PER_CLASS)]
+    notes = [about, *claims(accuracies)]
+    write(arguments.out, jobs, columns=columns, rows=rows, notes=notes, accuracies=accuracies)
     draw(accuracies, arguments.out.with_suffix(".png"))
-    return 0
 
 
 def claims(accuracies: dict[str, list[float]]) -> list[str]:
@@ -153,4 +127,4 @@ def draw(accuracies: dict[str, list[float]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

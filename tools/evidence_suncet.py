@@ -10,20 +10,14 @@ of the training images; test images are used once, for the numbers here. Command
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import shlex
 import statistics
-import sys
 from pathlib import Path
 
 from ssl_vision.reporting.style import MUTED, SERIES, new_figure, plain_axes, to_png
-from tools.evidence_data import half_of
-from tools.evidence_jobs import PRETRAIN, Place
-from tools.evidence_runs import Job, mean_and_spread, run_all
-from tools.results import provenance, write_result
+from tools.evidence_jobs import PRETRAIN, SEEDS, Place, parse, perform, write
+from tools.evidence_runs import Job, mean_and_spread
 
-SEEDS = (0, 1, 2)
 SHARES = (25, 50, 75, 100)
 # Epochs of the 25,000 images that are a quarter of the budget: twice 97 steps of 512 views, once 195 of 256 + 250.
 EPOCHS_OF_A_QUARTER = {"simclr": 2, "suncet": 1}
@@ -90,19 +84,9 @@ def draw(curves: dict[str, dict[int, list[float]]], baseline: list[float], path:
     path.write_bytes(to_png(figure))
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 as a folder train/<class>, test/<class>")
-    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
-    parser.add_argument("--workers", type=int, default=2, help="commands side by side, a thread each")
-    parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
-    place = Place(half_of(arguments.data, arguments.runs / "data"), arguments.runs)
-    jobs = study(place)
-    missing = run_all(jobs, logs=arguments.runs / "logs", workers=arguments.workers)
-    if missing:
-        print(f"no results, for {', '.join(missing)} did not end well", file=sys.stderr)
-        return 1
+def main() -> None:
+    arguments = parse(__doc__)
+    place, jobs = perform(study, arguments)
     curves = {
         method: {share: [place.top1(f"{method}-{share}-s{seed}") for seed in SEEDS] for share in SHARES}
         for method in METHODS
@@ -113,33 +97,21 @@ def main() -> int:
         for method, curve in curves.items()
     ]
     rows.append(["labels alone", None, None, None, None, mean_and_spread(baseline)])
-    goal = statistics.mean(curves["simclr"][100])
-    reached = compute_to_reach(curves["suncet"], goal)
+    reached = compute_to_reach(curves["suncet"], statistics.mean(curves["simclr"][100]))
     verdict = (
         f"SuNCEt reaches SimCLR's final accuracy at {reached:.0f} % of the budget (between points on a line)."
         if reached is not None
         else "SuNCEt does not reach SimCLR's final accuracy within the budget."
     )
-    write_result(
-        arguments.out,
-        {
-            "name": arguments.out.stem,
-            **provenance(),
-            "seeds": list(SEEDS),
-            "config": {"commands": [f"ssl-vision {shlex.join(job.words)}" for job in jobs]},
-            "table": {"columns": ["pre-training", "thousand inputs", *(f"after {s} %" for s in SHARES)], "rows": rows},
-            "notes": [
-                f"Top-1 % on 10,000 test images after fine-tuning with {PERCENT} % of the labels (2,500 images): mean "
-                "and standard deviation of three seeds, each with labelled images of its own. Quarter-width ResNet-18, "
-                "25,000 training images.",
-                verdict,
-            ],
-            "accuracies": curves,
-        },
+    about = (
+        f"Top-1 % on 10,000 test images after fine-tuning with {PERCENT} % of the labels (2,500 images): mean and "
+        "standard deviation of three seeds, each with labelled images of its own. Quarter-width ResNet-18, 25,000 "
+        "training images."
     )
+    columns = ["pre-training", "thousand inputs", *(f"after {share} %" for share in SHARES)]
+    write(arguments.out, jobs, columns=columns, rows=rows, notes=[about, verdict], accuracies=curves)
     draw(curves, baseline, arguments.out.with_suffix(".png"))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -103,21 +103,25 @@ def test_a_student_learns_what_its_teacher_says(teacher: Path, labels: Path, tmp
 
 @pytest.mark.parametrize("scale_by_temperature", [False, True])
 def test_the_loop_is_what_it_says(teacher: Path, tmp_path: Path, scale_by_temperature: bool) -> None:
-    """Five steps of mixed distillation beside a loop of torch alone, on the same images."""
+    """Five steps of mixed distillation beside a loop of torch alone, on the same images.
+
+    The steps are small: at a large rate rounding, another with every number of threads, grows tenfold in each.
+    """
     tau, alpha = 0.5, 0.75
     listed = tmp_path / "labelled.txt"
     images = open_images("digits")
     listed.write_text("".join(f"{images.key(i)}\n" for i in range(0, 60, 3)))
     distill(
         str(teacher), "digits", tmp_path / "run", student="teacher", temperature=tau, alpha=alpha, labels=listed,
-        scale_by_temperature=scale_by_temperature, labelled_batch_size=20, epochs=1, batch_size=280, optimizer=SGD,
+        scale_by_temperature=scale_by_temperature, labelled_batch_size=20, epochs=1, batch_size=280,
+        optimizer=dataclasses.replace(SGD, lr=0.02),
         run=dataclasses.replace(QUIET, seed=4),
     )  # fmt: skip
     master = load_classifier(str(teacher), device="cpu").model
     torch.manual_seed(derive(4, "weights"))
     student = open_start("none", encoder=WIDER, from_layer=0, image_size=8).build(10)
     student.to(memory_format=torch.channels_last)
-    peak = 0.2 * 280 / 256
+    peak = 0.02 * 280 / 256
     optimizer = torch.optim.SGD(student.parameters(), lr=peak, momentum=0.9, nesterov=True)
     batches = Batches(1433, batch_size=280, seed=derive(4, "order"), total_steps=5)
     order = Batches(20, batch_size=20, seed=derive(4, "labelled order"), total_steps=5)
@@ -134,7 +138,7 @@ def test_the_loop_is_what_it_says(teacher: Path, tmp_path: Path, scale_by_temper
         hard = F.cross_entropy(logits[280:], few.labels()[order.at(step)])
         loss = alpha * soft + (1 - alpha) * hard
         assert record["loss"] == pytest.approx(loss.item(), rel=2e-4)
-        assert record["cross_entropy"] == pytest.approx(hard.item(), rel=1e-3)
+        assert record["cross_entropy"] == pytest.approx(hard.item(), rel=2e-4)
         for group in optimizer.param_groups:
             group["lr"] = peak * 0.5 * (1 + math.cos(math.pi * step / 5))
         optimizer.zero_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import tarfile
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,7 @@ def pictures(size: int) -> Tensor:
 @pytest.fixture
 def official(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     name = getattr(request, "param", "tf1_r18_cifar")
-    with tarfile.open(FILES / f"{name}.tar.xz") as archive:
-        archive.extractall(tmp_path, filter="data")
+    shutil.unpack_archive(FILES / f"{name}.tar.xz", tmp_path)
     return tmp_path / name
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -22,8 +21,7 @@ FILES = Path(__file__).parent / "tensorflow_files"
 
 @pytest.fixture
 def kinds(tmp_path: Path) -> Path:
-    with tarfile.open(FILES / "kinds.tar.xz") as archive:
-        archive.extractall(tmp_path, filter="data")
+    shutil.unpack_archive(FILES / "kinds.tar.xz", tmp_path)
     return tmp_path
 
 

@@ -122,7 +122,8 @@ def draw(accuracies: dict[str, list[float]], path: Path) -> None:
             )  # fmt: skip
         axes.set_yticks([place + 0.19 for place in range(len(ROWS))], list(ROWS.values()) if percent == 1 else [])
         axes.invert_yaxis()
-    axes.legend(frameon=False, loc="lower right")
+        axes.grid(visible=False)
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=2)
     path.write_bytes(to_png(figure))
 
 

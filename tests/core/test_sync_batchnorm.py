@@ -78,6 +78,7 @@ def process(rank: int, world_size: int, folder: str) -> None:
             saved[name] = steps(synced, xs[rank], weights[rank])
         saved["errors"] = {"texts": errors(rank)}
         torch.save(saved, f"{folder}/{size}-{rank}.pt")
+        distributed.barrier()  # nobody leaves while another still talks to it
         distributed.destroy_process_group()
 
 

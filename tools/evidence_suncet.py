@@ -4,8 +4,9 @@
 
 SimCLR and SimCLR with SuNCEt, matched in network inputs (512 and 506 a step, as many steps), learning rate and
 schedule; the encoder of a quarter, half, three quarters and all of the budget is fine-tuned with the 10 % of labels
-that SuNCEt saw. Beside them the same network trained on these labels alone. Settings were chosen on a validation part
-of the training images; test images are used once, for the numbers here. Commands that have run are not run again.
+that SuNCEt saw. Beside them the same network trained on these labels alone. Fine-tuning was set on a validation part of
+the training images with SimCLR's encoder of seed 0; nothing of SuNCEt was searched. Test images give the numbers here
+and choose nothing. Commands that have run are not run again.
 """
 
 from __future__ import annotations

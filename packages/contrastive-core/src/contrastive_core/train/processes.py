@@ -74,6 +74,17 @@ class Processes:
             self._count()
             dist.barrier(group=self._group)
 
+    def close(self) -> None:
+        """End the group once all that was sent has arrived, and with it its threads.
+
+        A thread that still holds a message's tensor when Python ends aborts the process: freeing it needs the
+        interpreter.
+        """
+        if self._group is not None:
+            self._count()
+            group, self._group = self._group, None
+            dist.destroy_process_group(group)
+
     def _count(self) -> int:
         if self._vote is None:
             return 0

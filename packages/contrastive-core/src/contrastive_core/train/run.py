@@ -99,10 +99,10 @@ class Run:
         seed_global_generators(self.seed("init"), self.device)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._close()
+        if error is None:
+            self._processes.close()
         if error is None and self._in_loop:
             raise RuntimeError(
                 f"the loop over run.steps was left in step {self._step} of {self._total}, so that step was neither "

@@ -81,12 +81,15 @@ INSTALLS = {
 }
 EXTRAS = frozenset(
     {
+        "highdicom",
         "onnx",
         "onnxruntime",
         "onnxscript",
         "opencv-python",
         "opencv-python-headless",
         "pyarrow",
+        "pydicom",
+        "simpleitk",
         "tensorboard",
         "torchaudio",
         "wandb",

@@ -1,0 +1,15 @@
+"""The command line `ssl-medseg`. Importing it loads nothing heavy: a verb's code is imported when the verb is run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from contrastive_core.cli import Verb, run
+from ssl_medseg import __version__
+
+VERBS: dict[str, Verb] = {}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `ssl-medseg VERB ...`; the exit status is returned."""
+    return run("ssl-medseg", VERBS, argv, version=__version__, configs="ssl_medseg.configs")

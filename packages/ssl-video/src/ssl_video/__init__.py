@@ -1,0 +1,16 @@
+"""Action recognition with few labels. Every command is a function here; names are loaded on first use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from contrastive_core.lazy import load_on_use
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    pass
+
+__all__: list[str] = []
+
+__getattr__, __dir__ = load_on_use(__name__, {name: f"ssl_video.commands.{name}" for name in __all__})

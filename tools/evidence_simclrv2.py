@@ -17,7 +17,7 @@ import itertools
 import statistics
 from pathlib import Path
 
-from ssl_vision.reporting.style import SERIES, new_figure, plain_axes, to_png
+from contrastive_core.report.style import SERIES, new_figure, plain_axes, to_png
 from tools.evidence_jobs import ENCODERS, PER_CLASS, SEEDS, Place, parse, perform, write
 from tools.evidence_runs import Job, mean_and_spread
 

@@ -61,9 +61,15 @@ INSTALLS = {
         ("contrastive_core",),
         ("python -m contrastive_core",),
         use=LOSS,
-        skip=("contrastive_core.train",),
+        skip=("contrastive_core.train", "contrastive_core.report"),
     ),
-    f"{CORE}[train]": Install(ENGINE, ("contrastive_core",), ("python -m contrastive_core",), use=LOSS),
+    f"{CORE}[train]": Install(
+        ENGINE,
+        ("contrastive_core",),
+        ("python -m contrastive_core",),
+        use=LOSS,
+        skip=("contrastive_core.report",),  # needs matplotlib, which the domain packages bring
+    ),
     "ssl-vision": Install(
         ENGINE | {"torchvision", "scikit-learn", "matplotlib"},
         ("contrastive_core", "ssl_vision"),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from contrastive_core.errors import UserError
+from contrastive_core.report.style import to_inline_svg
 from contrastive_core.train import RunOptions
 from ssl_vision.classifier_score import score_classifier
 from ssl_vision.commands.distill import distill
@@ -31,7 +32,6 @@ from ssl_vision.reporting.evaluations import read_evaluations
 from ssl_vision.reporting.label_counts import count_labels
 from ssl_vision.reporting.mistakes import most_confident
 from ssl_vision.reporting.run_folder import open_run
-from ssl_vision.reporting.style import to_inline_svg
 from tests.vision.pages import Page, assert_stands_alone, read
 
 FAST = OptimizerOptions(name="sgd", lr=0.8, warmup_epochs=0.0, weight_decay=0.0)

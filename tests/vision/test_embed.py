@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from contrastive_core.errors import UserError
+from contrastive_core.report.style import to_svg
 from contrastive_core.train import RunOptions
 from ssl_vision.cli import main
 from ssl_vision.commands.embed import embed
@@ -23,7 +24,6 @@ from ssl_vision.features import extract
 from ssl_vision.model_folder import load_encoder
 from ssl_vision.models import EncoderOptions
 from ssl_vision.reporting.feature_map import layout, map_figure
-from ssl_vision.reporting.style import to_svg
 
 Write = Callable[[Mapping[str, Image.Image | bytes | str]], Path]
 Noise = Callable[..., Image.Image]

@@ -14,13 +14,13 @@ from PIL import Image
 from sklearn import metrics as reference
 
 from contrastive_core.errors import UserError
+from contrastive_core.report.thumbnails import to_image
 from ssl_vision.classifier_score import ClassifierScore, read_classifier_score, score_classifier, to_json
 from ssl_vision.cli import VERBS, main
 from ssl_vision.commands.evaluate import Evaluation, evaluate
 from ssl_vision.data import in_memory, open_images
 from ssl_vision.model_folder import load_classifier
 from ssl_vision.prediction_files import read_predictions
-from ssl_vision.reporting.thumbnails import to_image
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 from contrastive_core.errors import UserError
+from contrastive_core.report.thumbnails import to_image
 from ssl_vision.cli import main
 from ssl_vision.commands import predict as module
 from ssl_vision.commands.predict import predict
 from ssl_vision.data import in_memory, open_images
 from ssl_vision.model_folder import load_classifier
-from ssl_vision.reporting.thumbnails import to_image
 
 
 def read(file: Path) -> list[dict[str, str]]:

@@ -14,6 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from contrastive_core.errors import UserError
+from contrastive_core.report import environment
+from contrastive_core.report.curves import training_figure
+from contrastive_core.report.thumbnails import to_image
 from contrastive_core.train import RunOptions
 from ssl_vision.augment import SimCLRAugment
 from ssl_vision.cli import main
@@ -25,11 +28,10 @@ from ssl_vision.features import extract
 from ssl_vision.model_folder import load_encoder
 from ssl_vision.models import EncoderOptions
 from ssl_vision.options import AugmentOptions, MemoryOptions, SuNCEtOptions
-from ssl_vision.reporting import environment, scores
-from ssl_vision.reporting.curves import pretraining_panels, training_figure
+from ssl_vision.reporting import scores
+from ssl_vision.reporting.curves import pretraining_panels
 from ssl_vision.reporting.run_folder import open_run, read_scores
 from ssl_vision.reporting.sheets import choose_bank, choose_images, draw_views, find_neighbours, nearest
-from ssl_vision.reporting.thumbnails import to_image
 from tests.vision.pages import Page, assert_stands_alone, read
 
 EPOCHS, BATCH = 3, 48

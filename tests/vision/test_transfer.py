@@ -13,6 +13,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from contrastive_core.errors import UserError
 from contrastive_core.random import derive
+from contrastive_core.report.thumbnails import to_image
 from contrastive_core.train import RunOptions
 from ssl_vision.class_choice import hold_out
 from ssl_vision.commands.pretrain import pretrain
@@ -20,7 +21,6 @@ from ssl_vision.commands.transfer import PENALTIES, transfer
 from ssl_vision.data import open_images
 from ssl_vision.evaluation import labelled_features
 from ssl_vision.models import EncoderOptions
-from ssl_vision.reporting.thumbnails import to_image
 
 
 def write_digits(folder: Path, counts: dict[str, int], *, classes: int = 4) -> Path:

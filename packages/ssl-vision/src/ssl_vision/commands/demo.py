@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from contrastive_core.errors import UserError
+from contrastive_core.report.style import to_png
 from contrastive_core.train import RunOptions
 from contrastive_core.train.files import write_atomic
 from ssl_vision.commands.pretrain import pretrain
@@ -22,7 +23,6 @@ from ssl_vision.reporting import scores
 from ssl_vision.reporting.picture import run_picture
 from ssl_vision.reporting.run_folder import open_run, read_scores
 from ssl_vision.reporting.sheets import make_sheets
-from ssl_vision.reporting.style import to_png
 
 DATA = "digits"
 LABELS: tuple[int | None, ...] = (2, 5, 10, None)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
+from contrastive_core.report.style import to_png
 from contrastive_core.train.files import write_atomic
 from ssl_vision.classifier_score import ClassifierScore, score_classifier, to_json
 from ssl_vision.data import ImageSet
@@ -19,7 +20,6 @@ from ssl_vision.prediction_files import Predictions, make_predictions, write_pre
 from ssl_vision.reporting.confusion import confusion_figure
 from ssl_vision.reporting.reliability import reliability_figure
 from ssl_vision.reporting.run_folder import data_name
-from ssl_vision.reporting.style import to_png
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from contrastive_core.report import html
 from ssl_vision.prediction_files import Predictions
-from ssl_vision.reporting import html
 from ssl_vision.reporting.evaluations import Evaluated, read_evaluations
 from ssl_vision.reporting.label_counts import run_of
 from ssl_vision.reporting.run_folder import RunFolder

@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 from contrastive_core.errors import UserError
-from ssl_vision.reporting import html
+from contrastive_core.report import html
+from contrastive_core.report.style import INK, SERIES, new_figure, plain_axes, to_inline_svg
 from ssl_vision.reporting.evaluations import Evaluated, read_evaluations
 from ssl_vision.reporting.label_counts import count_labels
 from ssl_vision.reporting.run_folder import RunFolder, RunSettings, open_run
-from ssl_vision.reporting.style import INK, SERIES, new_figure, plain_axes, to_inline_svg
 
 _APART = 1.3  # ratio of numbers that can be written beside each other
 

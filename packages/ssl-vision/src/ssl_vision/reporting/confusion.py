@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from ssl_vision.reporting.style import INK, MUTED, PAPER, RULE, SERIES, new_figure
+from contrastive_core.report.style import INK, MUTED, PAPER, RULE, SERIES, new_figure
 
 _NUMBERED = 20  # classes up to which the counts are written into the cells
 _NAMED = 60  # up to which classes are named

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
-from ssl_vision.reporting.style import INK, MUTED, PAPER, SERIES, new_figure
+from contrastive_core.report.style import INK, MUTED, PAPER, SERIES, new_figure
 
 _MARKERS = ("o", "^", "s")
 _NAMED = len(SERIES) * 2

@@ -9,9 +9,9 @@ from html import escape
 import numpy as np
 
 from contrastive_core.errors import UserError
+from contrastive_core.report import html
 from ssl_vision.data import ImageSet, open_images
 from ssl_vision.prediction_files import Predictions
-from ssl_vision.reporting import html
 from ssl_vision.reporting.evaluations import Evaluated
 from ssl_vision.reporting.sheets import Picture
 

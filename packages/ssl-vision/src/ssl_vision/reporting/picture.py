@@ -8,12 +8,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from ssl_vision.reporting.curves import accuracy_grid, draw_accuracies, draw_training, pretraining_panels
+from contrastive_core.report.curves import draw_training
+from contrastive_core.report.style import INK, MUTED, new_figure
+from contrastive_core.report.thumbnails import to_image
+from ssl_vision.reporting.curves import accuracy_grid, draw_accuracies, pretraining_panels
 from ssl_vision.reporting.run_folder import RunFolder
 from ssl_vision.reporting.sections import title
 from ssl_vision.reporting.sheets import NeighbourRow, Picture, Sheets, ViewRow
-from ssl_vision.reporting.style import INK, MUTED, new_figure
-from ssl_vision.reporting.thumbnails import to_image
 
 
 def run_picture(

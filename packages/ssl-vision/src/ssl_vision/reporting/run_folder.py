@@ -10,8 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import config as run_config
-from contrastive_core.train import metrics
+from contrastive_core.report.run_record import read_record
 from ssl_vision.data.skipping import read_log
 from ssl_vision.evaluation import Score
 from ssl_vision.model_folder import PIXELS
@@ -112,19 +111,13 @@ def open_run(path: Path) -> RunFolder:
     Raises:
         UserError: it is none, or its files are damaged.
     """
-    if not (path / "config.yaml").is_file():
-        raise UserError(
-            f"{path}: found no config.yaml there, expected the out folder of `ssl-vision pretrain`, `finetune` or "
-            "`distill`"
-        )
-    records = _lines(path / "metrics.jsonl", metrics.read)
-    timing = _lines(path / "timing.jsonl", _read_timing)
+    record = read_record(path, made_by="`ssl-vision pretrain`, `finetune` or `distill`")
     return RunFolder(
         path=path,
-        settings=_settings(path / "config.yaml"),
-        records=records,
-        sessions=[line for line in timing if "session" in line],
-        seconds=_seconds(timing),
+        settings=_settings(path / "config.yaml", record.config),
+        records=record.records,
+        sessions=record.sessions,
+        seconds=record.seconds,
         bad_files=read_log(path / "bad_files.jsonl"),
     )
 
@@ -161,8 +154,7 @@ def _read_score(file: Path) -> Score | None:
         ) from error
 
 
-def _settings(file: Path) -> RunSettings:
-    config = run_config.read(file)
+def _settings(file: Path, config: Mapping[str, Any]) -> RunSettings:
     try:
         return RunSettings(
             kind=_kind(config),
@@ -191,29 +183,3 @@ def _kind(config: Mapping[str, Any]) -> Kind:
     if kind == "pretrain":
         AugmentOptions(**config["augment"])
     return kind
-
-
-def _lines(file: Path, read: Any) -> list[dict[str, Any]]:
-    try:
-        lines: list[dict[str, Any]] = read(file)
-    except ValueError as error:
-        raise UserError(f"{file}: damaged ({error}); expected one JSON object per line") from error
-    return lines
-
-
-def _read_timing(file: Path) -> list[dict[str, Any]]:
-    if not file.exists():
-        return []
-    # A kill may have cut the last line short.
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"]
-
-
-def _seconds(timing: list[dict[str, Any]]) -> float | None:
-    """Time spent in steps over all sessions; what was lost by a kill and done again counts twice, as it was spent."""
-    total, current = 0.0, 0.0
-    for line in timing:
-        if "session" in line:
-            total, current = total + current, 0.0
-        else:
-            current = float(line["seconds"])
-    return total + current or None

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from contrastive_core.report import html
+from contrastive_core.report.style import to_inline_svg
 from ssl_vision.evaluation import Score
-from ssl_vision.reporting import html
 from ssl_vision.reporting.curves import accuracy_figure
 from ssl_vision.reporting.run_folder import RunFolder, RunScore, data_name
-from ssl_vision.reporting.style import to_inline_svg
 
 _NAMES = {"knn": "nearest neighbours", "linear": "linear classifier"}
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import datetime
 import importlib
-import inspect
 import shlex
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, is_dataclass
+from collections.abc import Mapping
 from html import escape
-from typing import Any
 
-from ssl_vision.reporting import environment, html
-from ssl_vision.reporting.curves import pretraining_panels, training_figure
+from contrastive_core.report import closing, html
+from contrastive_core.report.curves import training_figure
+from contrastive_core.report.style import to_inline_svg
+from ssl_vision.reporting.curves import pretraining_panels
 from ssl_vision.reporting.run_folder import RunFolder, RunSettings, data_name
 from ssl_vision.reporting.sheets import Picture, Sheets
-from ssl_vision.reporting.style import to_inline_svg
 
 
 def title(settings: RunSettings) -> str:
@@ -60,7 +57,7 @@ def opening(run: RunFolder, title: str, text: str, numbers: Mapping[str, str]) -
         if "loss" in last:
             numbers["loss at the end"] = f"{last['loss']:.3f}"
         if run.seconds:
-            numbers["training time"] = _duration(run.seconds)
+            numbers["training time"] = closing.duration(run.seconds)
             if run.settings.batch_size:
                 rate = (last["step"] + 1) * run.settings.batch_size / run.seconds
                 numbers["images per second"] = f"{rate:,.0f}"
@@ -153,47 +150,14 @@ def missing(name: str, reason: str) -> str:
 def settings(run: RunFolder) -> str:
     """The resolved configuration, those that differ from the defaults in bold, and the command that repeats the run."""
     kind = run.settings.kind
-    config, defaults = dict(_leaves(run.settings.config)), dict(_leaves(_defaults(kind)))
-    groups: dict[str, dict[str, str]] = {}
-    for key, value in config.items():
-        group, _, name = key.rpartition(".")
-        groups.setdefault(group, {})[name] = _readable(value)
-    tables = ""
-    for group, values in groups.items():
-        prefix = f"{group}." if group else ""
-        changed = [n for n in values if prefix + n in defaults and config[prefix + n] != defaults[prefix + n]]
-        tables += f"<section><h3>{escape(group or kind)}</h3>{html.settings_table(values, changed=changed)}</section>"
+    command = getattr(importlib.import_module(f"ssl_vision.commands.{kind}"), kind)
     again = f"ssl-vision {kind} --config {shlex.quote(str(run.path / 'config.yaml'))} --out runs/again"
-    return html.section(
-        "Settings",
-        html.paragraph("Bold: not the default.", kind="note"),
-        f'<div class="columns">{tables}</div>',
-        html.paragraph("To repeat the run:"),
-        html.command(again),
-    )
+    return closing.settings(run.settings.config, command, name=kind, again=again)
 
 
 def surroundings(run: RunFolder) -> str:
     """On what the run was trained, and by what the report was written."""
-    trained: dict[str, str] = {}
-    for session in run.sessions[-1:]:
-        trained = {
-            "device": str(session.get("device")),
-            "processes": str(session.get("processes")),
-            "threads": str(session.get("threads")),
-            "torch": str(session.get("torch")),
-            "precision": str(run.settings.config.get("run", {}).get("precision")),
-            "seed": str(run.settings.seed),
-            "starts": str(len(run.sessions)),
-        }
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    commit = environment.source_commit()
-    written = {"date": today, **environment.hardware(), **environment.versions()}
-    if commit:
-        written["commit"] = commit
-    parts = [f"<section><h3>The run</h3>{html.settings_table(trained)}</section>"] if trained else []
-    parts.append(f"<section><h3>This report</h3>{html.settings_table(written)}</section>")
-    return html.section("Environment", f'<div class="columns">{"".join(parts)}</div>')
+    return closing.surroundings(run.settings.config, run.sessions, packages=("ssl-vision", "torchvision"))
 
 
 def _bad_files(found: Mapping[int, str]) -> list[str]:
@@ -218,30 +182,3 @@ def _captioned(picture: Picture, *, like: str | None = None, more: str = "") -> 
     if more:
         lines.append(escape(more))
     return label + "<br>".join(lines)
-
-
-def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            yield from _leaves(item, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", item
-
-
-def _defaults(kind: str) -> dict[str, Any]:
-    command = getattr(importlib.import_module(f"ssl_vision.commands.{kind}"), kind)
-    parameters = inspect.signature(command).parameters
-    values = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
-    return {n: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for n, v in values.items()}
-
-
-def _readable(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.3g} s"

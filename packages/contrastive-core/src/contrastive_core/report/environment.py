@@ -7,17 +7,18 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-_PACKAGES = ("ssl-vision", "contrastive-core", "torch", "torchvision", "lightning-fabric", "numpy")
+_PACKAGES = ("contrastive-core", "torch", "lightning-fabric", "numpy")
 
 
-def versions() -> dict[str, str]:
-    """Python and the packages that decide what a run computes."""
+def versions(packages: Sequence[str] = ()) -> dict[str, str]:
+    """Python and the packages that decide what a run computes: those named, then the engine's own."""
     found = {"Python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in (*packages, *_PACKAGES):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from html import escape
 from importlib import resources
 
 from torch import Tensor
 
-from ssl_vision.reporting.thumbnails import data_uri
+from contrastive_core.report.thumbnails import data_uri
 
 _SMALL_SIDE = 48
 
@@ -76,6 +77,19 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]], *, kind: str) -> s
             f'<tr><th scope="row">{escape(name)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
         )
     return f'<table class="{kind}"><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def picture(png: bytes, *, label: str) -> str:
+    """A PNG inside the page, as wide as the page allows."""
+    return (
+        f'<img class="picture" src="data:image/png;base64,{b64encode(png).decode()}" alt="{escape(label, quote=True)}">'
+    )
+
+
+def warnings(texts: Iterable[str]) -> str:
+    """What a reader must know before trusting the numbers; empty where there is nothing."""
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    return f'<ul class="warnings">{items}</ul>' if items else ""
 
 
 def image(pixels: Tensor, *, label: str) -> str:

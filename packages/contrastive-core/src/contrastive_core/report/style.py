@@ -19,6 +19,8 @@ SERIES = (
     "#2a6fb0", "#c8571b", "#2f8a57", "#8a5bb5", "#b8394e", "#7c6a4f", "#d06fa5", "#5b6570", "#9a9a1f", "#1f9aa8",
 )  # fmt: skip
 
+DASHES = (0, (4, 3))  # of lines that nothing was measured on
+
 #: Colours of a figure that a page may set anew, for dark screens: colour -> CSS variable.
 VARIABLES: Mapping[str, str] = MappingProxyType(
     {INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper"}
@@ -58,7 +60,7 @@ def to_png(figure: Figure, *, dpi: int = 150) -> bytes:
 def to_svg(figure: Figure) -> bytes:
     """The figure as an SVG file whose text is text; the same bytes for the same figure."""
     file = io.BytesIO()
-    with rc_context({"font.family": _FILE_FONT, "svg.fonttype": "none", "svg.hashsalt": "ssl-vision"}):
+    with rc_context({"font.family": _FILE_FONT, "svg.fonttype": "none", "svg.hashsalt": "report"}):
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return file.getvalue()
 

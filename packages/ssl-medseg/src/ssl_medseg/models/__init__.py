@@ -1,0 +1,8 @@
+"""Networks that segment slices: the paper's U-Net or one of MONAI's as trunk, and two heads on its features."""
+
+from ssl_medseg.models.heads import ContrastHead, SegmentationHead
+from ssl_medseg.models.network import SegmentationNetwork, build_network
+from ssl_medseg.models.options import NetworkOptions
+from ssl_medseg.models.unet import UNet
+
+__all__ = ["ContrastHead", "NetworkOptions", "SegmentationHead", "SegmentationNetwork", "UNet", "build_network"]

@@ -1,0 +1,65 @@
+"""A network of trunk and segmentation head, whatever the trunk is."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from contrastive_core.errors import UserError
+from ssl_medseg.models.heads import SegmentationHead
+from ssl_medseg.models.monai_trunk import MonaiTrunk
+from ssl_medseg.models.options import NetworkOptions
+from ssl_medseg.models.unet import UNet
+
+
+class SegmentationNetwork(nn.Module):
+    """Slices [N, 1, H, W] -> logits [N, C, H, W] of any size H x W.
+
+    Sizes that the trunk cannot halve often enough are padded with zeros below and to the right, and the features are
+    cut back.
+
+    Args:
+        trunk: gives the decoder's feature map; has the attributes `feature_channels` and `stride`.
+        classes: C, the background included.
+
+    Attributes:
+        feature_channels: channels of the decoder's feature map, which both heads read.
+    """
+
+    def __init__(self, trunk: UNet | MonaiTrunk, classes: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = SegmentationHead(trunk.feature_channels, classes)
+        self.feature_channels = trunk.feature_channels
+
+    def features(self, x: Tensor) -> Tensor:
+        """The decoder's feature map [N, feature_channels, H, W]."""
+        height, width = x.shape[-2:]
+        below, right = -height % self.trunk.stride, -width % self.trunk.stride
+        features: Tensor = self.trunk(F.pad(x, (0, right, 0, below)) if below or right else x)
+        return features[..., :height, :width] if below or right else features
+
+    def segment(self, features: Tensor) -> Tensor:
+        """Logits [N, C, H, W] of a feature map."""
+        logits: Tensor = self.head(features)
+        return logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.segment(self.features(x))
+
+
+def build_network(options: NetworkOptions, classes: int) -> SegmentationNetwork:
+    """The network, randomly initialised from torch's global generator.
+
+    Args:
+        options: which trunk, and how wide.
+        classes: the background included.
+
+    Raises:
+        UserError: fewer than two classes, no MONAI network of that name, or one that gives no feature map.
+    """
+    if classes < 2:
+        raise UserError(f"found {classes} class(es); expected the background and at least one structure")
+    if options.name == "unet":
+        return SegmentationNetwork(UNet(width=options.width), classes)
+    return SegmentationNetwork(MonaiTrunk(options), classes)

@@ -28,6 +28,7 @@ PYTHON: dict[str, dict[str, tuple[str, list[str]]]] = {
         "similarity": ("The similarity primitive", ["contrastive_core.similarity"]),
         "distributed": ("Several processes", ["contrastive_core.distributed"]),
         "train": ("The training engine", ["contrastive_core.train", "contrastive_core.errors"]),
+        "pseudo_label": ("Pseudo-labels", ["contrastive_core.pseudo_label"]),
         "random": ("Randomness as a function", ["contrastive_core.random"]),
         "cli": ("Command lines from functions", ["contrastive_core.cli"]),
     },

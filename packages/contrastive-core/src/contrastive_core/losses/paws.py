@@ -16,6 +16,7 @@ from contrastive_core.losses.rows import (
     result_dtype,
     unit_rows,
 )
+from contrastive_core.losses.sharpening import sharpen
 from contrastive_core.similarity.precision import exact_dtype, full_precision
 
 _NEGLIGIBLE = 1e-4  # smaller probabilities of a target count as none, as in the released code
@@ -88,7 +89,7 @@ def paws(
     smoothed = spread + (1 - label_smoothing) * F.one_hot(number, len(found)).to(exact)
     with full_precision(views.device):
         predicted = (views @ candidates.T / temperature).softmax(1) @ smoothed
-    sharp = _sharpen(predicted, sharpening)
+    sharp = sharpen(predicted, temperature=sharpening)
     target = sharp.detach().roll(len(view_a), 0)
     target = target.masked_fill(target < _NEGLIGIBLE, 0.0)
     consistency = -torch.xlogy(target, predicted).sum(1).mean()
@@ -104,11 +105,6 @@ def _check_settings(name: str, temperature: float, sharpening: float, label_smoo
         raise ValueError(f"{name}: sharpening is {sharpening}, expected more than 0; 1 leaves the targets as they are")
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"{name}: label_smoothing is {label_smoothing}, expected a share in [0, 1)")
-
-
-def _sharpen(p: Tensor, temperature: float) -> Tensor:
-    powered = p ** (1 / temperature)
-    return powered / powered.sum(1, keepdim=True)
 
 
 class PAWSLoss(nn.Module):

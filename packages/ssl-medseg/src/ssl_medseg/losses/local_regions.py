@@ -107,7 +107,7 @@ def local_regions(
         row, column = corners.flatten(0, -2).to(features.device).unbind(1)
         found = windows[:, :, row, column].permute(0, 2, 3, 4, 1).flatten(2)  # [N, P, size * size * F]
         found = found if project is None else project(found)
-        return unit_rows(found, exact_dtype(features)).unflatten(1, corners.shape[:-1])
+        return unit_rows(found, exact_dtype(features)).reshape(len(features), *corners.shape[:-1], -1)
 
     own, around = vectors(regions.corners), vectors(regions.neighbours)
     total = own.new_zeros(())

@@ -22,6 +22,7 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any], bool]] 
     "not affine": ((6,), (2, 3, 4), {"affine": False}, False),
     "running average": ((6,), (4, 4, 4), {"momentum": None}, False),
     "no running statistics": ((3, 2, 2), (2, 2, 2), {"track_running_stats": False}, False),
+    "frozen statistics": ((3, 2, 2), (2, 2, 2), {}, False),
     "one row each": ((3,), (1, 1, 1), {}, False),
     "far from zero": ((3, 4), (3, 3, 3), {}, False),
 }
@@ -36,6 +37,8 @@ def inputs(name: str, world_size: int) -> tuple[nn.Module, list[list[Tensor]], l
     if norm.weight is not None:
         nn.init.normal_(norm.weight, generator=generator)
         nn.init.normal_(norm.bias, generator=generator)
+    if name == "frozen statistics":  # there, and not to be changed
+        norm.track_running_stats = False
     if without_bias:
         norm.register_parameter("bias", None)
     shift = 1e4 if name == "far from zero" else 0.5

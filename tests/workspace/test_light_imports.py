@@ -47,3 +47,7 @@ def test_importing_ssl_vision_loads_nothing() -> None:
 
 def test_a_stranger_is_seen() -> None:
     assert "numpy" in strangers("import numpy")
+
+
+def test_importing_ssl_video_loads_nothing() -> None:
+    assert strangers("import ssl_video", "ssl_video", "contrastive_core") == set()

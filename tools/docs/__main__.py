@@ -54,6 +54,21 @@ PYTHON: dict[str, dict[str, tuple[str, list[str]]]] = {
             ],
         ),
     },
+    "ssl-video": {
+        "method": (
+            "The method",
+            [
+                "ssl_video.method",
+                "ssl_video.targets",
+                "ssl_video.losses",
+                "ssl_video.adaptation",
+                "ssl_video.diagnostics",
+            ],
+        ),
+        "views": ("Views", ["ssl_video.views"]),
+        "augment": ("Augmentation", ["ssl_video.augment"]),
+        "models": ("Networks and batch norm", ["ssl_video.models", "ssl_video.view_norm", "ssl_video.recalibration"]),
+    },
 }
 
 

@@ -1,4 +1,4 @@
-"""Action recognition with few labels. Every command is a function here; names are loaded on first use."""
+"""Action recognition with few labels. Names are loaded on first use."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from contrastive_core.lazy import load_on_use
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    pass
+    from ssl_video.augment import ClipAugment
+    from ssl_video.method import MultiviewPseudoLabel
+    from ssl_video.recalibration import recalibrate_bn
 
-__all__: list[str] = []
+_ELSEWHERE = {"ClipAugment": "augment", "MultiviewPseudoLabel": "method", "recalibrate_bn": "recalibration"}
 
-__getattr__, __dir__ = load_on_use(__name__, {name: f"ssl_video.commands.{name}" for name in __all__})
+__all__ = ["ClipAugment", "MultiviewPseudoLabel", "recalibrate_bn"]
+
+__getattr__, __dir__ = load_on_use(__name__, {name: f"ssl_video.{_ELSEWHERE[name]}" for name in __all__})

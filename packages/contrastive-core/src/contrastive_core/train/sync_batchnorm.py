@@ -42,7 +42,7 @@ class SyncBatchNorm(_BatchNorm):
             return super().forward(input)
         self._check_input_dim(input)
         output, mean, var, count = _UnionNorm.apply(input, self.weight, self.bias, self.eps)
-        if self.training and self.running_mean is not None and self.running_var is not None:
+        if self.training and self.track_running_stats:
             self._remember(mean, var * (count / (count - 1)))
         return output  # type: ignore[no-any-return]
 

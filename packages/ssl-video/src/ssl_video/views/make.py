@@ -1,0 +1,85 @@
+"""All views of a batch of clips at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from torch import Tensor
+
+from ssl_video.views.audio import log_mel
+from ssl_video.views.motion import FlowMethod, optical_flow, temporal_gradient
+from ssl_video.views.pictures import rgb
+
+VIEWS = ("rgb", "flow", "tg", "audio")
+"""Names of the views: frames, optical flow, temporal gradient, log-mel spectrogram."""
+
+NEUTRAL: Mapping[str, tuple[float, float, float]] = MappingProxyType(
+    {"rgb": (114.75,) * 3, "flow": (127.5, 127.5, 0.0), "tg": (127.5,) * 3, "audio": (0.0,) * 3}
+)
+"""What a picture of each view shows where there is nothing: the mean grey, rest, no change, silence."""
+
+
+@dataclass(frozen=True)
+class Clips:
+    """A batch of N clips as it comes from a file.
+
+    Attributes:
+        frames: uint8 ``[N, T, 3, H, W]``.
+        following: the frame after each of them in the video, the same shape; None where no view needs them.
+        audio: float32 ``[N, S]``, mono at 16 kHz; None where no view needs it.
+        has_audio: bool ``[N]``: which clips have sound at all; None: all.
+    """
+
+    frames: Tensor
+    following: Tensor | None = None
+    audio: Tensor | None = None
+    has_audio: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+
+def make_views(
+    clips: Clips, views: Sequence[str] = ("rgb", "tg"), *, flow: str | FlowMethod = "dis", tg_gain: float = 1.0
+) -> dict[str, Tensor]:
+    """Pictures of the named views, float32 ``[N, T, 3, H, W]`` each.
+
+    The picture of a clip without sound is silence; which clips those are is `Clips.has_audio`.
+
+    Args:
+        clips: cropped and resized already.
+        views: some of ``rgb``, ``flow``, ``tg``, ``audio``.
+        flow: the method, see `displacement`.
+        tg_gain: see `temporal_gradient`.
+
+    Raises:
+        ValueError: an unknown view, or audio of clips that were read without.
+        UserError: what a view needs is not installed.
+    """
+    made = {}
+    for view in check_views(views):
+        if view == "rgb":
+            made[view] = rgb(clips.frames)
+        elif view == "tg":
+            made[view] = temporal_gradient(clips.frames, clips.following, gain=tg_gain)
+        elif view == "flow":
+            made[view] = optical_flow(clips.frames, clips.following, method=flow)
+        else:
+            if clips.audio is None:
+                raise ValueError("make_views got clips without audio for the view 'audio'; read them with audio")
+            size = clips.frames.shape[-2], clips.frames.shape[-1]
+            made[view] = log_mel(clips.audio, frames=clips.frames.shape[1], size=size)
+    return made
+
+
+def check_views(views: Sequence[str]) -> tuple[str, ...]:
+    """The views, if there are such.
+
+    Raises:
+        ValueError: none, an unknown one, or one twice.
+    """
+    if not views or not set(views) <= set(VIEWS) or len(set(views)) < len(views):
+        raise ValueError(f"views are {', '.join(views) or 'none'}; expected some of {', '.join(VIEWS)}, each once")
+    return tuple(views)

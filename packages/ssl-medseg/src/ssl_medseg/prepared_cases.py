@@ -1,0 +1,108 @@
+"""Cases of a data set, preprocessed once and kept on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from contrastive_core.errors import UserError
+from contrastive_core.train.progress import track
+from ssl_medseg.data.cases import Case, DataSet
+from ssl_medseg.prepared_cache import kept
+from ssl_medseg.preprocessing import Geometry, Preprocessing, prepare, prepare_label
+from ssl_medseg.volumes import Grid, grid_difference, read_label, read_volume
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """A case as the network sees it.
+
+    Attributes:
+        name: of the case.
+        patient: whom it shows.
+        slices: float32 ``[S, 1, H, W]``.
+        label: uint8 ``[S, H, W]``, classes; None if it has none or was not asked for.
+        geometry: where the slices lie in the volume.
+        lost: per class, the share of its labelled voxels that lie outside the slices; empty without a label.
+        notes: what was found odd, in plain words.
+    """
+
+    name: str
+    patient: str
+    slices: Tensor
+    label: Tensor | None
+    geometry: Geometry
+    lost: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def prepare_cases(
+    dataset: DataSet, names: Sequence[str], p: Preprocessing, *, labels: bool, cache: Path | None = None
+) -> list[PreparedCase]:
+    """Read and preprocess some cases.
+
+    Args:
+        dataset: the data set.
+        names: of the cases, which come back in this order.
+        p: the settings.
+        labels: read the labels too, all of which must be there; without it no label file is opened.
+        cache: a folder that keeps what was computed, under the hash of the image's content and the settings. It holds
+            arrays and JSON, is safe to delete, and may be shared by runs.
+
+    Raises:
+        UserError: an image or label that cannot be used, a label that is not there or lies on another grid than its
+            image.
+    """
+    cases = dataset.select(names)
+    lacking = [case.name for case in cases if labels and case.label is None]
+    if lacking:
+        raise UserError(
+            f"{dataset.name}: {len(lacking)} cases have no label that was asked for: {', '.join(lacking[:8])}"
+        )
+    return [_one(dataset, case, p, labels=labels, cache=cache) for case in track(cases, total=len(cases), what="cases")]
+
+
+def share_lost(cases: Sequence[PreparedCase], names: Sequence[str]) -> list[str]:
+    """In words, which structures lose labelled voxels to cropping, the case with the largest share first."""
+    found = [
+        (share, f"{case.name}: {share:.1%} of {names[number]} lies outside the slices")
+        for case in cases
+        for number, share in enumerate(case.lost)
+        if number and share > 0
+    ]
+    return [words for _, words in sorted(found, key=lambda entry: (-entry[0], entry[1]))]
+
+
+def _one(dataset: DataSet, case: Case, p: Preprocessing, *, labels: bool, cache: Path | None) -> PreparedCase:
+    settings = [p.to_json(), case.image.channel, case.image.frame]
+    slices, facts = kept(cache, [case.image.path], ["image", *settings], lambda: _image(case, p))
+    geometry = Geometry.from_json(facts["geometry"])
+    notes = tuple(facts["notes"])
+    if not labels or case.label is None:
+        return PreparedCase(case.name, case.patient, slices, None, geometry, notes=notes)
+    path = case.label
+    key = ["label", *settings, dataset.labels.to_json(), facts["geometry"]]
+    label, found = kept(cache, [path], key, lambda: _label(dataset, path, geometry, p))
+    return PreparedCase(case.name, case.patient, slices, label, geometry, tuple(found["lost"]), notes)
+
+
+def _image(case: Case, p: Preprocessing) -> tuple[Tensor, dict[str, Any]]:
+    prepared = prepare(read_volume(case.image), p)
+    return prepared.slices, {"geometry": prepared.geometry.to_json(), "notes": list(prepared.notes)}
+
+
+def _label(dataset: DataSet, path: Path, geometry: Geometry, p: Preprocessing) -> tuple[Tensor, dict[str, Any]]:
+    classes, affine = read_label(path, dataset.labels)
+    x, y, z = classes.shape
+    difference = grid_difference(Grid((x, y, z), affine), geometry.grid)
+    if difference:
+        raise UserError(
+            f"{path}: the label does not lie on the grid of its image ({difference}); expected the same. "
+            "`ssl-medseg check` lists all such cases; draw or export the label on the image"
+        )
+    slices, lost = prepare_label(classes, affine, p)
+    return slices, {"lost": [float(share) for share in lost] + [0.0] * (len(dataset.labels) - len(lost))}

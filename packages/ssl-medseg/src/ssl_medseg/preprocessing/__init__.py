@@ -1,0 +1,23 @@
+"""From a volume to slices of one size and spacing, and from the network's answer back to the volume's own grid."""
+
+from __future__ import annotations
+
+from ssl_medseg.preprocessing.choose import PreprocessingOptions, choose_preprocessing
+from ssl_medseg.preprocessing.geometry import Geometry, plan
+from ssl_medseg.preprocessing.prepare import Prepared, prepare, prepare_label
+from ssl_medseg.preprocessing.restore import place, restore, restore_slices
+from ssl_medseg.preprocessing.settings import Preprocessing
+
+__all__ = [
+    "Geometry",
+    "Prepared",
+    "Preprocessing",
+    "PreprocessingOptions",
+    "choose_preprocessing",
+    "place",
+    "plan",
+    "prepare",
+    "prepare_label",
+    "restore",
+    "restore_slices",
+]

@@ -12,15 +12,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 from contrastive_core.errors import UserError
+from contrastive_core.findings import LEVELS, Finding, most_first
 from ssl_vision.checking import rules
 from ssl_vision.checking.facts import Facts, look_at
 from ssl_vision.checking.places import misplaced
-from ssl_vision.checking.report import Finding, Report, most_first
+from ssl_vision.checking.report import Report
 from ssl_vision.data import ImageSet, list_splits, open_images
 from ssl_vision.data.open import locate
 from ssl_vision.data.parallel import map_images
-
-_LEVELS = ("error", "warning", "note")
 
 
 def examine(data: str | os.PathLike[str], *, split: str | None = None) -> Report:
@@ -70,7 +69,7 @@ def examine(data: str | os.PathLike[str], *, split: str | None = None) -> Report
         sizes=most_first(Counter(fact.size for fact in good)),
         modes=most_first(Counter(fact.mode for fact in good)),
         formats=most_first(Counter(fact.format for fact in good if fact.format)),
-        findings=sorted(findings, key=lambda finding: _LEVELS.index(finding.level)),
+        findings=sorted(findings, key=lambda finding: LEVELS.index(finding.level)),
     )
 
 

@@ -3,37 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
 
-_K = TypeVar("_K", bound=Hashable)
-
-
-@dataclass(frozen=True)
-class Item:
-    """One case of a finding: the files it is about, and what there is to say of them."""
-
-    files: Sequence[str]
-    detail: str = ""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something about the data set, with every case of it.
-
-    Attributes:
-        level: ``error``: training or its evaluation would stop or be wrong; ``warning``: is probably not meant;
-            ``note``: is dealt with, and good to know.
-        kind: one word for programs.
-        title: what it is and what to do.
-        items: the cases.
-    """
-
-    level: Literal["error", "warning", "note"]
-    kind: str
-    title: str
-    items: Sequence[Item] = ()
+from contrastive_core.findings import Finding, findings_to_json, of_level
 
 
 @dataclass(frozen=True)
@@ -61,17 +34,17 @@ class Report:
     @property
     def errors(self) -> list[Finding]:
         """What must be mended."""
-        return [finding for finding in self.findings if finding.level == "error"]
+        return of_level(self.findings, "error")
 
     @property
     def warnings(self) -> list[Finding]:
         """What is probably not meant."""
-        return [finding for finding in self.findings if finding.level == "warning"]
+        return of_level(self.findings, "warning")
 
     @property
     def notes(self) -> list[Finding]:
         """What is good to know."""
-        return [finding for finding in self.findings if finding.level == "note"]
+        return of_level(self.findings, "note")
 
     def to_json(self) -> str:
         """Everything, no list shortened."""
@@ -83,15 +56,7 @@ class Report:
             "modes": dict(self.modes),
             "formats": dict(self.formats),
         }
-        for key, findings in (("errors", self.errors), ("warnings", self.warnings), ("notes", self.notes)):
-            content[key] = [
-                {
-                    "kind": finding.kind,
-                    "title": finding.title,
-                    "items": [{"files": list(item.files), "detail": item.detail} for item in finding.items],
-                }
-                for finding in findings
-            ]
+        content |= findings_to_json(self.findings)
         return json.dumps(content, indent=2)
 
     def text(self) -> str:
@@ -101,13 +66,3 @@ class Report:
         return render(self)
 
     __str__ = text
-
-
-def several(number: int, noun: str, plural: str = "") -> str:
-    """``1 file``, ``2 files``."""
-    return f"{number} {noun if number == 1 else plural or noun + 's'}"
-
-
-def most_first(counts: Mapping[_K, int]) -> dict[_K, int]:
-    """Ordered by falling count, then by key as text."""
-    return dict(sorted(counts.items(), key=lambda pair: (-pair[1], str(pair[0]))))

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import median_low
 from typing import TypeVar
 
+from contrastive_core.findings import Finding, Item, most_first, several
 from ssl_vision.checking.facts import Facts
-from ssl_vision.checking.report import Finding, Item, most_first, several
 
 _TINY = 8
 _LONG = 5

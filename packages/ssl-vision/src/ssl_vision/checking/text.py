@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from statistics import median
 
-from ssl_vision.checking.report import Item, Report, several
+from contrastive_core.findings import counted_levels, finding_lines, several
+from ssl_vision.checking.report import Report
 
-_ITEMS_SHOWN = 10
-_FILES_SHOWN = 3
 _CLASSES_SHOWN = 40
 
 
@@ -16,26 +15,10 @@ def render(report: Report) -> str:
     """Findings, worst first, then the classes, sizes and kinds of the images, then how many problems there are."""
     counts = ", ".join(f"{several(number, 'image')} in {split}" for split, number in report.images.items())
     lines = [f"{report.data}: {counts or 'no images'}"]
-    headed = (("ERRORS", report.errors), ("WARNINGS", report.warnings), ("NOTES", report.notes))
-    for heading, findings in headed:
-        if findings:
-            lines += ["", heading]
-        for finding in findings:
-            lines += [f"  {finding.title}", *(f"      {line}" for line in _item_lines(finding.items))]
+    lines += finding_lines(report.findings)
     lines += ["", *_class_lines(report), "", *_kind_lines(report)]
-    levels = (("error", report.errors), ("warning", report.warnings), ("note", report.notes))
-    numbers = [several(len(found), level) for level, found in levels]
-    lines += ["", ", ".join(numbers)]
+    lines += ["", counted_levels(report.findings)]
     return "\n".join(lines)
-
-
-def _item_lines(items: Sequence[Item]) -> Iterator[str]:
-    for item in items[:_ITEMS_SHOWN]:
-        files = ", ".join(item.files[:_FILES_SHOWN])
-        more = f" and {len(item.files) - _FILES_SHOWN} more" if len(item.files) > _FILES_SHOWN else ""
-        yield f"{files}{more}: {item.detail}" if files and item.detail else files + more + item.detail
-    if len(items) > _ITEMS_SHOWN:
-        yield f"... and {len(items) - _ITEMS_SHOWN} more; the JSON has all of them (--out FILE)"
 
 
 def _class_lines(report: Report) -> Iterator[str]:

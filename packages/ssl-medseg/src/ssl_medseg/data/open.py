@@ -1,0 +1,97 @@
+"""Opening a data set: list what lies there, settle whose labels may be missing, refuse what contradicts itself."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from contrastive_core.errors import UserError
+from contrastive_core.findings import finding_lines, of_level
+from ssl_medseg.data.cases import DataSet
+from ssl_medseg.data.label_map import LabelMap
+from ssl_medseg.data.label_map_files import read_label_map
+from ssl_medseg.data.layouts.entries import Listing
+from ssl_medseg.data.layouts.recognise import list_files
+from ssl_medseg.data.options import DataOptions, Layout
+from ssl_medseg.data.settle import Settled, settle
+
+
+def open_dataset(
+    source: str | os.PathLike[str],
+    *,
+    layout: Layout = "auto",
+    channel: int | None = None,
+    frame: int | None = None,
+    suffix: str | None = None,
+    label_map: Path | None = None,
+    patient_pattern: str | None = None,
+    patients: Path | None = None,
+    unlabelled: Path | None = None,
+    allow_unlabelled: bool = False,
+) -> DataSet:
+    """Open a data set; no image and no label is read.
+
+    A case without a label is refused unless the data set or the caller says that it has none: the Decathlon lists
+    ``unlabeled`` and ``test``, nnU-Net's ``imagesTs``, a folder ``unlabelled``, ``unlabelled`` or ``test`` in a CSV
+    file's column split, `unlabelled` or `allow_unlabelled`. So no typo in a file name makes a labelled case unlabelled.
+
+    Args:
+        source: the data set's folder, its dataset.json, or a CSV file.
+        layout: as are the others below: see `DataOptions`.
+        channel: which channel.
+        frame: which time point.
+        suffix: which kind of image of a BIDS data set.
+        label_map: file with the meaning of the label values.
+        patient_pattern: regular expression for patients.
+        patients: table of patients.
+        unlabelled: list of cases without a label.
+        allow_unlabelled: any case may be without a label.
+
+    Raises:
+        UserError: there is no such data set, or something is wrong with it: all of it, in one message.
+    """
+    options = DataOptions(
+        layout=layout,
+        channel=channel,
+        frame=frame,
+        suffix=suffix,
+        label_map=label_map,
+        patient_pattern=patient_pattern,
+        patients=patients,
+        unlabelled=unlabelled,
+        allow_unlabelled=allow_unlabelled,
+    )
+    return open_with(source, options)
+
+
+def open_with(source: str | os.PathLike[str], options: DataOptions) -> DataSet:
+    """`open_dataset` with its options in one object, as the commands have them."""
+    listing, settled = look(source, options)
+    errors = of_level(settled.findings, "error")
+    if errors:
+        lines = "\n".join(finding_lines(errors))
+        raise UserError(f"{listing.name}: cannot be used as it is (`ssl-medseg check` shows more).{lines}")
+    labels = meaning(listing, options)
+    if labels is None:
+        if any(case.label is not None for case in settled.cases):
+            raise UserError(
+                f"{listing.name}: does not say what the values of its labels mean; give --label_map FILE. "
+                "`ssl-medseg check --propose_map FILE` writes one from the values that it finds, for you to name"
+            )
+        labels = LabelMap(("background",), (0,))
+    return DataSet(listing.name, listing.root, tuple(settled.cases), labels, listing.layout)
+
+
+def look(source: str | os.PathLike[str], options: DataOptions) -> tuple[Listing, Settled]:
+    """What lies there, and the cases and findings that follow.
+
+    Raises:
+        UserError: there is no such data set.
+    """
+    listing = list_files(Path(source), options)
+    return listing, settle(listing, options)
+
+
+def meaning(listing: Listing, options: DataOptions) -> LabelMap | None:
+    """What the label values mean: as the caller says, else as the data set does, None if nobody does."""
+    return listing.labels if options.label_map is None else read_label_map(options.label_map)

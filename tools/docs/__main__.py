@@ -31,6 +31,10 @@ PYTHON: dict[str, dict[str, tuple[str, list[str]]]] = {
         "pseudo_label": ("Pseudo-labels", ["contrastive_core.pseudo_label"]),
         "random": ("Randomness as a function", ["contrastive_core.random"]),
         "cli": ("Command lines from functions", ["contrastive_core.cli"]),
+        "findings": ("What a check finds", ["contrastive_core.findings"]),
+    },
+    "ssl-medseg": {
+        "data": ("Data sets, label maps and splits", ["ssl_medseg.data"]),
     },
     "ssl-vision": {
         "methods": ("Methods", ["ssl_vision.methods"]),

@@ -27,7 +27,10 @@ PYTHON: dict[str, dict[str, tuple[str, list[str]]]] = {
         "optim": ("Optimiser and schedule", ["contrastive_core.optim"]),
         "similarity": ("The similarity primitive", ["contrastive_core.similarity"]),
         "distributed": ("Several processes", ["contrastive_core.distributed"]),
-        "train": ("The training engine", ["contrastive_core.train", "contrastive_core.errors"]),
+        "train": (
+            "The training engine",
+            ["contrastive_core.train", "contrastive_core.train.device", "contrastive_core.errors"],
+        ),
         "pseudo_label": ("Pseudo-labels", ["contrastive_core.pseudo_label"]),
         "random": ("Randomness as a function", ["contrastive_core.random"]),
         "cli": ("Command lines from functions", ["contrastive_core.cli"]),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from contrastive_core.errors import UserError
 from contrastive_core.heads import ProjectionHead
 from contrastive_core.train import Run, load_model
+from contrastive_core.train.device import choose_device
 from ssl_vision.data import ImageSet
 from ssl_vision.label_files import labels_digest
 from ssl_vision.methods import SimCLR
@@ -136,18 +137,6 @@ def save_classifier(
     learned_from = None if labelled is None else {"images": len(labelled), "sha256": labels_digest(labelled)}
     card = {**classifier_card(architecture, classes, epoch=epoch), "labelled": learned_from}
     return run.save_model(dict(model.state_dict()), card, folder=folder)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` takes CUDA, then Apple's MPS, then the CPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} cannot be used here: {error}. Use auto, cpu, cuda or mps") from error
-    return device
 
 
 def load_encoder(model: str, *, device: str = "auto", image_size: int = 32) -> LoadedModel:

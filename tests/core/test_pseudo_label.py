@@ -42,6 +42,20 @@ def test_a_view_of_weight_zero_does_not_count() -> None:
     assert torch.equal(fuse(logits, weights=[0, 1, 0]), logits[1])
 
 
+def test_what_a_sample_lacks_does_not_count() -> None:
+    p = predictions(3, 4, 5, 2).softmax(2)
+    present = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 0, 0]]).bool()
+    fused = fuse(p, weights=[1, 2, 3], present=present)
+    torch.testing.assert_close(fused[0], fuse(p, weights=[1, 2, 3])[0])
+    torch.testing.assert_close(fused[1], (p[0, 1] + 3 * p[2, 1]) / 4)
+    torch.testing.assert_close(fused[2], p[1, 2])
+    assert not fused[3].any()
+    torch.testing.assert_close(fuse(p, present=present)[1], (p[0, 1] + p[2, 1]) / 2)
+    torch.testing.assert_close(fuse(p.log(), kind="logits", present=present)[2], p[1, 2])
+    with pytest.raises(ValueError, match=r"present has shape \[3, 3\], expected \[3, 4\]"):
+        fuse(p, present=present[:, :3])
+
+
 def test_agreement_is_the_share_of_the_most_named_class() -> None:
     logits = predictions(5, 6, 3, 4)
     named = logits.argmax(2).numpy()

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from contrastive_core.pseudo_label import fuse
 from ssl_video.adaptation import DistributionAlignment, ViewWeights
 from ssl_video.losses import pseudo_label_loss, supervised_loss
-from ssl_video.targets import Targets, fuse, make_targets, other_views
+from ssl_video.targets import Targets, make_targets, other_views
 
 # Two views of three clips, three classes.
 P = torch.tensor(

@@ -34,6 +34,7 @@ def fuse(
     *,
     weights: Tensor | Sequence[float] | None = None,
     kind: Literal["probabilities", "logits"] = "probabilities",
+    present: Tensor | None = None,
 ) -> Tensor:
     """One prediction from several of the same samples: q = sum_v w_v p^v, with w >= 0 divided by its sum.
 
@@ -43,13 +44,15 @@ def fuse(
         weights: V numbers, not negative, not all zero; None: all equal.
         kind: What `predictions` are. Of logits the weighted mean is taken, and its softmax over the classes: a view
             that is sure counts more than it does among probabilities.
+        present: bool [V, N], which predictions of a sample count: a view that a sample lacks does not, and the weights
+            of the others are divided by their sum. None: all.
 
     Returns:
-        Probabilities [N, C, ...].
+        Probabilities [N, C, ...]; of a sample that has none, all 0, or equal ones if of logits.
 
     Raises:
         ValueError: no prediction, shapes that differ, weights that are not one number for each prediction, negative,
-            or all zero; an unknown kind.
+            or all zero; `present` of another shape; an unknown kind.
         TypeError: predictions that are not floating point.
 
     Reference: Xiong et al. 2021, "Multiview pseudo-labeling for semi-supervised learning from video".
@@ -60,16 +63,21 @@ def fuse(
     if kind not in ("probabilities", "logits"):
         raise ValueError(f"fuse: kind is {kind!r}, expected 'probabilities' or 'logits'")
     stacked = _stacked("fuse", predictions)
-    if weights is None:
+    if weights is None and present is None:
         mean = stacked.mean(0)
     else:
+        if weights is None:
+            weights = [1.0] * len(stacked)
         given = torch.as_tensor(weights, dtype=stacked.dtype, device=stacked.device)
         if given.shape != stacked.shape[:1] or not bool((given >= 0).all()) or not bool(given.sum() > 0):
             raise ValueError(
                 f"fuse: weights are {given.tolist()}, expected {len(stacked)} numbers of at least 0, not all 0: one "
                 "for each prediction"
             )
-        mean = torch.tensordot(given / given.sum(), stacked, dims=1)
+        if present is None:
+            mean = torch.tensordot(given / given.sum(), stacked, dims=1)
+        else:
+            mean = (_shares(given, present, stacked) * stacked).sum(0)
     return mean.softmax(1) if kind == "logits" else mean
 
 
@@ -158,6 +166,15 @@ def class_thresholds(labels: PseudoLabels, *, share: float, num_classes: int, le
             kept = max(1, round(share * len(own)))
             thresholds[number] = own.kthvalue(len(own) - kept + 1).values.clamp(min=least)
     return thresholds
+
+
+def _shares(weights: Tensor, present: Tensor, stacked: Tensor) -> Tensor:
+    """Weights of each sample's predictions [V, N, 1, ...], of sum 1 over those that are there."""
+    if present.shape != stacked.shape[:2]:
+        raise ValueError(f"fuse: present has shape {list(present.shape)}, expected {list(stacked.shape[:2])}, [V, N]")
+    counted = weights[:, None] * present.to(weights)
+    shares = counted / counted.sum(0).clamp(min=torch.finfo(counted.dtype).tiny)
+    return shares.view(*shares.shape, *[1] * (stacked.ndim - 2))
 
 
 def _stacked(name: str, predictions: Tensor | Sequence[Tensor]) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from contrastive_core.pseudo_label import hard_labels, sharpen
 from ssl_video.targets import Targets
 
 
@@ -64,14 +65,14 @@ def pseudo_label_loss(
         present: bool ``[M, N]``, which views a clip has; None: all.
     """
     m, n, k = logits.shape
-    confidence, labels = targets.probabilities.max(dim=-1)
+    flat, learned = _precise(logits).reshape(m * n, k), targets.probabilities.reshape(m * n, k)
+    labels, confidence, sure = (part.view(m, n) for part in hard_labels(learned, threshold=threshold))
     there = _there(present, confidence)
-    mask = (confidence >= threshold) & targets.usable & (there > 0)
-    flat = _precise(logits).reshape(m * n, k)
+    mask = sure & targets.usable & (there > 0)
     if soft:
-        sharp = targets.probabilities.pow(1 / temperature)
-        sharp = sharp / sharp.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(sharp.dtype).tiny)
-        losses = F.cross_entropy(flat, sharp.reshape(m * n, k).to(flat.dtype), reduction="none")
+        # What does not count may be no distribution at all.
+        sharp = sharpen(learned.where(mask.view(-1, 1), 1 / k), temperature=temperature)
+        losses = F.cross_entropy(flat, sharp.to(flat.dtype), reduction="none")
     else:
         losses = F.cross_entropy(flat, labels.reshape(m * n), reduction="none")
     loss = _mean_over_views(losses.view(m, n) * mask, there).mean()

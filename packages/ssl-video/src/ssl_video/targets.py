@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from contrastive_core.pseudo_label import fuse
 from contrastive_core.random import derive, uniform
 
 TargetKind = Literal["self", "random", "cross", "aggregated"]
@@ -21,26 +22,6 @@ class Targets(NamedTuple):
     """What each view is to learn: float ``[M, N, K]``, no gradient."""
     usable: Tensor
     """Whether there is such a thing: bool ``[M, N]``; not where the view whose prediction it is, is missing."""
-
-
-def fuse(probabilities: Tensor, *, weights: Tensor | None = None, present: Tensor | None = None) -> Tensor:
-    """The weighted mean over views: ``q_j = sum_v w_v p_vj / sum_v w_v``, over the views that clip j has.
-
-    Args:
-        probabilities: of M views, float ``[M, N, K]``. (Logits too: their mean.)
-        weights: ``[M]``, at least 0; None: equal ones, the exact mean.
-        present: bool ``[M, N]``, which views a clip has; None: all.
-
-    Returns:
-        ``[N, K]``; zeros for a clip that has no view.
-    """
-    m, n, _ = probabilities.shape
-    shares = probabilities.new_ones(m, n) if weights is None else weights.to(probabilities)[:, None].expand(m, n)
-    if present is not None:
-        shares = shares * present
-    total = shares.sum(dim=0)
-    shares = shares / total.clamp(min=torch.finfo(shares.dtype).tiny)
-    return (shares[..., None] * probabilities).sum(dim=0)
 
 
 def make_targets(
@@ -77,10 +58,8 @@ def make_targets(
     if kind == "self":
         return Targets(probabilities, there)
     if kind == "aggregated":
-        if fuse_by == "logits":
-            fused = fuse(logits, weights=weights, present=present).softmax(dim=-1)
-        else:
-            fused = fuse(probabilities, weights=weights, present=present)
+        given = logits if fuse_by == "logits" else probabilities
+        fused = fuse(given, weights=weights, kind=fuse_by, present=present)
         any_view = there.any(dim=0)
         return Targets(fused.expand_as(probabilities), any_view.expand_as(there))
     if kind in ("random", "cross"):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from contrastive_core import info_nce, nt_xent, suncet, supcon
 from contrastive_core.similarity import tiles, use_backend
+from tests.core.memory import allocations
 
 N, D = 2048, 16
 ROWS = N * D * 4  # bytes of all embeddings in float32
@@ -52,22 +51,16 @@ def kept_for_backward(loss: Callable[[Tensor], Tensor]) -> int:
     return sum(kept.values())
 
 
-def allocations(loss: Callable[[Tensor], Tensor], folder: Path) -> tuple[int, int]:
-    """Largest single allocation, and the most held at a time, forwards and backwards, by torch's own account."""
+def pass_through(loss: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+    """Forwards and backwards."""
     z = embeddings()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        loss(z).backward()
-    profiler.export_chrome_trace(str(folder / "trace.json"))
-    trace = json.loads((folder / "trace.json").read_text())["traceEvents"]
-    events = [event["args"] for event in trace if event.get("name") == "[memory]"]
-    totals = [event["Total Allocated"] for event in events]
-    return max(event["Bytes"] for event in events), max(totals) - (totals[0] - events[0]["Bytes"])
+    return lambda: loss(z).backward()
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_memory_is_linear(name: str, tmp_path: Path) -> None:
     kept = kept_for_backward(LOSSES[name])
-    largest, peak = allocations(LOSSES[name], tmp_path)
+    largest, peak = allocations(pass_through(LOSSES[name]), tmp_path)
     # Several copies of the rows in float64, indices of labels; a tile of 128 x 128 is 64 or 128 KB.
     assert kept <= 12 * ROWS
     assert largest <= 2 * ROWS
@@ -78,6 +71,6 @@ def test_memory_is_linear(name: str, tmp_path: Path) -> None:
 def test_the_measure_sees_a_full_matrix(tmp_path: Path) -> None:
     with use_backend("reference"):
         assert kept_for_backward(LOSSES["nt_xent"]) > MATRIX
-        largest, peak = allocations(LOSSES["nt_xent"], tmp_path)
+        largest, peak = allocations(pass_through(LOSSES["nt_xent"]), tmp_path)
     assert largest >= MATRIX
     assert peak > 2 * MATRIX

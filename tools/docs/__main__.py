@@ -25,6 +25,7 @@ PYTHON: dict[str, dict[str, tuple[str, list[str]]]] = {
         "losses": ("Losses", ["contrastive_core.losses", "contrastive_core.memory_bank"]),
         "heads": ("Projection heads", ["contrastive_core.heads"]),
         "optim": ("Optimiser and schedule", ["contrastive_core.optim"]),
+        "grad_cache": ("Batches larger than memory", ["contrastive_core.grad_cache"]),
         "similarity": ("The similarity primitive", ["contrastive_core.similarity"]),
         "distributed": ("Several processes", ["contrastive_core.distributed"]),
         "train": (

@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from contrastive_core._info import info
+    from contrastive_core.grad_cache import encode_in_chunks
     from contrastive_core.heads import ProjectionHead
     from contrastive_core.losses import (
         DistillationLoss,
@@ -47,6 +48,7 @@ __all__ = [
     "SupConLoss",
     "WarmupCosine",
     "distillation",
+    "encode_in_chunks",
     "info",
     "info_nce",
     "lars_param_groups",
@@ -63,6 +65,7 @@ _ELSEWHERE = {
     "WarmupCosine": "optim",
     "lars_param_groups": "optim",
     "ProjectionHead": "heads",
+    "encode_in_chunks": "grad_cache",
     "info": "_info",
 }
 

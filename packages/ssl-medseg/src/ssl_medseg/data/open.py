@@ -69,8 +69,8 @@ def open_with(source: str | os.PathLike[str], options: DataOptions) -> DataSet:
     listing, settled = look(source, options)
     errors = of_level(settled.findings, "error")
     if errors:
-        lines = "\n".join(finding_lines(errors))
-        raise UserError(f"{listing.name}: cannot be used as it is (`ssl-medseg check` shows more).{lines}")
+        _, _, *lines = finding_lines(errors)  # the heading is for several levels
+        raise UserError("\n".join([f"{listing.name}: cannot be used as it is", *lines]))
     labels = meaning(listing, options)
     if labels is None:
         if any(case.label is not None for case in settled.cases):

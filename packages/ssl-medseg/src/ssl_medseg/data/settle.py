@@ -41,7 +41,7 @@ def settle(listing: Listing, options: DataOptions) -> Settled:
     cases: list[Case] = []
     for entry in listing.entries:
         said = None if overridden else entry.patient
-        label = entry.label if entry.label is not None and entry.label.is_file() else None
+        label = entry.label if entry.label is not None and entry.label.exists() else None
         if entry.image.path.exists():
             cases.append(Case(entry.name, said or patient(entry.name), entry.image, label, entry.listed))
     return Settled(cases, list(_findings(listing, options)))
@@ -69,7 +69,7 @@ def _missing_files(listing: Listing) -> Iterator[Finding]:
 
 def _without_label(listing: Listing, options: DataOptions) -> Iterator[Finding]:
     named = _read_names(options.unlabelled) if options.unlabelled is not None else set()
-    bare = {entry.name for entry in listing.entries if entry.label is None or not entry.label.is_file()}
+    bare = {entry.name for entry in listing.entries if entry.label is None or not entry.label.exists()}
     stray = sorted(named - {entry.name for entry in listing.entries})
     if stray:
         yield Finding("error", "unknown_case", "the list --unlabelled names cases that are not there", [Item(stray)])

@@ -39,6 +39,8 @@ PYTHON: dict[str, dict[str, tuple[str, list[str]]]] = {
     },
     "ssl-medseg": {
         "data": ("Data sets, label maps and splits", ["ssl_medseg.data"]),
+        "scoring": ("Scores of masks", ["ssl_medseg.scoring", "ssl_medseg.scoring.measure"]),
+        "phantom": ("The phantom", ["ssl_medseg.phantom"]),
     },
     "ssl-vision": {
         "methods": ("Methods", ["ssl_vision.methods"]),

@@ -9,8 +9,8 @@ from contrastive_core.lazy import load_on_use
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    pass
+    from ssl_medseg.commands.evaluate import evaluate
 
-__all__: list[str] = []
+__all__ = ["evaluate"]
 
 __getattr__, __dir__ = load_on_use(__name__, {name: f"ssl_medseg.commands.{name}" for name in __all__})

@@ -7,7 +7,11 @@ from collections.abc import Sequence
 from contrastive_core.cli import Verb, run
 from ssl_medseg import __version__
 
-VERBS: dict[str, Verb] = {}
+VERBS: dict[str, Verb] = {
+    "evaluate": Verb(
+        "ssl_medseg.commands.evaluate:evaluate", "compare masks with the truth, by case and structure", alone=True
+    ),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -92,7 +92,7 @@ def choose_preprocessing(
     axis = None if options.slice_axis == "auto" else int(options.slice_axis)
     reasons = [_slice_words(list(grids.values()), axis)]
     views = [_View.of(grid, axis) for grid in grids.values()]
-    known = not all(_is_unknown(grid) for grid in grids.values())
+    known = any(grid.spacing_known for grid in grids.values())
     unit = "mm" if known else "of the longer side"
     needed, why = _needed(dataset, dataset.select(labelled), views, known=known, axis=axis)
     reasons.append(why)
@@ -172,11 +172,6 @@ def _usual(grids: Iterable[Grid], axis: int | None, orientation: str) -> dict[st
         spacings.append((grid.spacing[down], grid.spacing[right]))
     first, second = np.median(spacings, axis=0)
     return {"usual_axis": axes.most_common(1)[0][0], "usual_spacing": (round(float(first), 4), round(float(second), 4))}
-
-
-def _is_unknown(grid: Grid) -> bool:
-    """Spacing 1 x 1 x 1 without a rotation is what programs write that do not know it."""
-    return bool(np.allclose(np.abs(grid.affine[:3, :3]), np.eye(3), atol=1e-6))
 
 
 def _needed(

@@ -32,6 +32,11 @@ class Grid:
         return x, y, z
 
     @property
+    def spacing_known(self) -> bool:
+        """Whether the affine says anything: 1 x 1 x 1 mm without a rotation is what programs write that do not know."""
+        return not np.allclose(np.abs(self.affine[:3, :3]), np.eye(3), atol=1e-6)
+
+    @property
     def corners(self) -> NDArray[np.float64]:
         """Float64 ``[8, 3]``, mm of the centres of the eight outermost voxels."""
         indices = np.array([[*corner, 1.0] for corner in itertools.product(*((0, n - 1) for n in self.shape))])

@@ -1,0 +1,1 @@
+"""What people look at: masks on their images, curves, and the page that holds them."""

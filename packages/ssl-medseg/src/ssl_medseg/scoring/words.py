@@ -1,0 +1,114 @@
+"""An evaluation in words: the table a command prints, and what a reader must know before trusting it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ssl_medseg.scoring.records import Evaluation
+from ssl_medseg.scoring.summary import Statistic, Summary
+
+_FEW = 10
+_TITLES = {
+    "dice": "Dice",
+    "hd95": "HD95",
+    "assd": "ASSD",
+    "surface_dice": "surface Dice",
+    "error_ml": "volume error, mL",
+    "error_percent": "volume error, %",
+}
+
+
+def title(measure: str, evaluation: Evaluation) -> str:
+    """The name of a measure with its unit."""
+    if measure in ("hd95", "assd"):
+        return f"{_TITLES[measure]}, {evaluation.unit}"
+    if measure == "surface_dice":
+        return f"{_TITLES[measure]} at {evaluation.tolerance:g} {evaluation.unit}"
+    return _TITLES[measure]
+
+
+def number(measure: str, value: float | None) -> str:
+    """A value with as many digits as mean something."""
+    if value is None:
+        return "–"
+    if measure in ("dice", "surface_dice"):
+        return f"{value:.3f}"
+    return f"{value:+.1f}" if measure.startswith("error") else f"{value:.1f}"
+
+
+def mean_and_sd(measure: str, found: Statistic) -> str:
+    """``0.872 ± 0.031``; the mean alone for a single value."""
+    if found.sd is None:
+        return number(measure, found.mean)
+    return f"{number(measure, found.mean)} ± {number(measure, found.sd).lstrip('+')}"
+
+
+def median_and_quartiles(measure: str, found: Statistic) -> str:
+    """``0.880 (0.851 to 0.893)``."""
+    if found.n == 0:
+        return "–"
+    low, high = number(measure, found.q1), number(measure, found.q3)
+    return f"{number(measure, found.median)} ({low} to {high})"
+
+
+def table(evaluation: Evaluation, summary: Summary) -> list[str]:
+    """Lines of text: one per structure and measure, with the number of cases behind it."""
+    lines = [
+        f"{evaluation.name}: {summary.cases} cases of {summary.patients} patients",
+        "",
+        f"{'structure':20}{'measure':28}{'mean ± sd':>18}{'median (quartiles)':>30}{'n':>5}",
+    ]
+    for structure in summary.structures:
+        for i, (measure, found) in enumerate(structure.measures.items()):
+            if measure == "error_ml" and not found.n:
+                continue
+            lines.append(
+                f"{structure.structure if i == 0 else '':20}{title(measure, evaluation):28}"
+                f"{mean_and_sd(measure, found):>18}{median_and_quartiles(measure, found):>30}{found.n:>5}"
+            )
+    mean = summary.mean_dice
+    lines += ["", f"mean Dice in the paper's convention: {mean_and_sd('dice', mean)} ({mean.n} cases)"]
+    return lines
+
+
+def warnings(evaluation: Evaluation, summary: Summary) -> Iterator[str]:
+    """What a reader must know, in plain words."""
+    if evaluation.missing:
+        yield (
+            f"{len(evaluation.missing)} cases have a truth and no predicted mask, and are in no number here: "
+            f"{_some(evaluation.missing)}."
+        )
+    if summary.left_out:
+        yield (
+            f"{summary.left_out} cases are left out of the summary: training has seen their truth, so their scores say "
+            "nothing about new patients."
+        )
+    elif evaluation.cases and not any(case.unseen for case in evaluation.cases):
+        yield "Training has seen the truth of all these cases: the numbers say nothing about new patients."
+    elif any(case.part == "" for case in evaluation.cases):
+        yield "No split was given, so it is not known whether training has seen some of these cases."
+    if any(case.part == "unlabelled" for case in evaluation.cases):
+        yield "Training has seen the images of the unlabelled cases, though not their truth."
+    if evaluation.unit == "voxel":
+        yield (
+            "The files do not say how large a voxel is (at least one affine is the identity), so distances are in "
+            "voxels, and there are no volumes in mL."
+        )
+    for structure in summary.structures:
+        for count, what in (
+            (structure.truth_only, "missed altogether (Dice 0, no distance)"),
+            (structure.prediction_only, "found where there is none (Dice 0, no distance)"),
+        ):
+            if count:
+                yield f"{structure.structure}: {what} in {count} of {summary.cases} cases; distances do not count them."
+    if summary.patients < summary.cases:
+        yield (
+            f"{summary.cases} cases are of {summary.patients} patients: cases of one patient are alike, so spreads and "
+            "limits of agreement are narrower than those of new patients."
+        )
+    if 0 < summary.patients < _FEW:
+        yield f"{summary.patients} patients are few: another sample may give rather different numbers."
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

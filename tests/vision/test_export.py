@@ -16,10 +16,11 @@ import torchvision
 from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
+from contrastive_core.train import programs
 from contrastive_core.train.model_file import save_model
 from ssl_vision import export, import_checkpoint
 from ssl_vision.cli import main
-from ssl_vision.exporting import programs, torchvision_names
+from ssl_vision.exporting import torchvision_names
 from ssl_vision.exporting.exportable import Exportable, open_exportable
 from ssl_vision.model_folder import Architecture, classifier_card, encoder_card, load_encoder
 from ssl_vision.models import EncoderOptions, build_encoder

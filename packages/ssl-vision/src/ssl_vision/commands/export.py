@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
+from typing import Any
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import files
+from contrastive_core.train.programs import put_in_place, write_exported_program, write_onnx
 from ssl_vision.exporting.exportable import Exportable, open_exportable
-from ssl_vision.exporting.programs import write_exported_program, write_onnx
 from ssl_vision.exporting.torchvision_names import write_torchvision
 
 _ENDINGS = (".onnx", ".pt2", ".safetensors")
@@ -42,24 +40,13 @@ def export(model: str, out: Path, *, image_size: int = 0, approximate: bool = Fa
     opened = open_exportable(model)
     if image_size:
         opened = Exportable(**{**vars(opened), "image_size": image_size})
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # In a folder of its own, because large ONNX models come as two files that name each other.
-    new = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
-    try:
-        file = new / out.name
-        if out.suffix == ".onnx":
-            card = write_onnx(opened, file)
-        elif out.suffix == ".pt2":
-            card = write_exported_program(opened, file)
-        else:
-            card = write_torchvision(opened, file, approximate=approximate)
-        (new / f"{out.name}.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-        for part in sorted(new.iterdir()):
-            files.sync(part)
-            part.replace(out.with_name(part.name))
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+
+    def write(file: Path) -> dict[str, Any]:
+        if out.suffix == ".safetensors":
+            return write_torchvision(opened, file, approximate=approximate)
+        write_program = write_onnx if out.suffix == ".onnx" else write_exported_program
+        return write_program(opened.program, file, opened.card(file, normalisation="inside the model"))
+
+    card = put_in_place(out, write)
     checked = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in card["checked"].items())
     return f"written to {out} and {out.name}.json: {opened.output} of images of {opened.image_size} px; {checked}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.train import load_model
+from contrastive_core.train.programs import Program
 from ssl_vision.model_folder import (
     CLASSIFIER_FORMAT,
     PIXELS,
@@ -20,8 +20,6 @@ from ssl_vision.model_folder import (
     load_pretrained,
 )
 from ssl_vision.models import EncoderOptions
-
-_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -77,25 +75,12 @@ class Exportable:
             "model": self.source,
         }
 
-    @torch.no_grad()
-    def compare(self, theirs: Callable[[Tensor], Tensor], what: str) -> float:
-        """The largest difference between what a written file gives and what the model gives, on several batch sizes.
-
-        Raises:
-            UserError: it is above 1e-4 of the largest value, or of 1 where all values are smaller.
-        """
-        largest = 0.0
-        for count in (1, 3):
-            expected = self.module(self.images(count))
-            got = theirs(self.images(count))
-            difference = (got - expected).abs().max().item() if got.shape == expected.shape else float("nan")
-            if not difference <= _TOLERANCE * max(1.0, expected.abs().max().item()):
-                raise UserError(
-                    f"{what} gives other {self.output} than {self.source}, by {difference:.2g}; expected at "
-                    f"most {_TOLERANCE:g}; nothing was written. Please report it with the versions of torch and onnx"
-                )
-            largest = max(largest, difference)
-        return largest
+    @property
+    def program(self) -> Program:
+        """For the files that hold its computation."""
+        return Program(
+            self.module, self.source, self.options.name, "images", self.output, self.images, package="ssl_vision"
+        )
 
 
 def open_exportable(model: str) -> Exportable:

@@ -66,7 +66,7 @@ def write_torchvision(model: Exportable, file: Path, *, approximate: bool = Fals
     if differs:
         checked |= {"differs": differs, "relative_difference": _relative(model, run)}
     else:
-        checked["largest_difference"] = model.compare(run, f"torchvision's {name}")
+        checked["largest_difference"] = model.program.compare(run, f"torchvision's {name}")
     return card | {"checked": checked}
 
 

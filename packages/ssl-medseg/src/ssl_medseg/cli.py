@@ -8,6 +8,11 @@ from contrastive_core.cli import Verb, run
 from ssl_medseg import __version__
 
 VERBS: dict[str, Verb] = {
+    "make-splits": Verb(
+        "ssl_medseg.commands.make_splits:make_splits",
+        "choose labelled, unlabelled, validation and test patients, as split files",
+        alone=True,
+    ),
     "evaluate": Verb(
         "ssl_medseg.commands.evaluate:evaluate", "compare masks with the truth, by case and structure", alone=True
     ),

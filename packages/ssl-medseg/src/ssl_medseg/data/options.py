@@ -13,7 +13,7 @@ Layout = Literal["auto", "decathlon", "nnunet", "bids", "folders", "csv"]
 class DataOptions:
     """How to open a data set.
 
-    Attributes:
+    Args:
         layout: how its files lie; auto: seen from what is there.
         channel: of images with several (T2, ADC, ...), which one; counted from 0.
         frame: of images with several time points, which one; counted from 0.

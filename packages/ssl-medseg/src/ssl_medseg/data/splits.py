@@ -15,6 +15,7 @@ from typing import Any
 from contrastive_core.errors import UserError
 from contrastive_core.train.files import write_atomic
 from ssl_medseg.data.cases import DataSet
+from ssl_medseg.data.fingerprints import Fingerprint
 from ssl_medseg.data.label_map_files import read_json
 
 FORMAT = "ssl-medseg split 1"
@@ -74,14 +75,20 @@ class Split:
                     )
 
 
-def write_split(path: Path, split: Split, dataset: DataSet) -> None:
+def write_split(path: Path, split: Split, dataset: DataSet, *, files: Mapping[str, Fingerprint] | None = None) -> None:
     """Write a split of a data set as JSON; a file that is there already must say the same.
+
+    Args:
+        path: of the file.
+        split: what it says.
+        dataset: what the split is of.
+        files: hashes of the cases' files, for `ssl-medseg check` to compare; training does not read them.
 
     Raises:
         UserError: the split does not fit the data set, or the file says something else.
     """
     split.check(dataset)
-    content = split_bytes(split, dataset)
+    content = _bytes(split, dataset, files or {})
     if path.exists() and path.read_bytes() != content:
         raise UserError(
             f"{path}: is there already and says something else; runs may have used it. Choose another place, or remove "
@@ -91,16 +98,16 @@ def write_split(path: Path, split: Split, dataset: DataSet) -> None:
     write_atomic(path, content)
 
 
-def split_bytes(split: Split, dataset: DataSet) -> bytes:
-    """The file of a split, one case per line."""
-    patients = {case.name: case.patient for case in dataset.cases}
-    listed = {part: [[name, patients[name]] for name in names] for part, names in split.parts.items()}
-    head = {"format": FORMAT, "data": dataset.name, "settings": dict(split.settings), "sha256": _digest(listed)}
-    lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
-    for part, pairs in listed.items():
-        rows = ",\n".join(f"  {json.dumps(pair)}" for pair in pairs)
-        lines.append(f' "{part}": [\n{rows}\n ]' if pairs else f' "{part}": []')
-    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+def read_fingerprints(path: Path) -> dict[str, Fingerprint]:
+    """The hashes of files that a split states, by case; of cases it states none for there are none.
+
+    Raises:
+        UserError: no such file, or no split.
+    """
+    files = read_json(path).get("files", {})
+    if not isinstance(files, dict) or not all(isinstance(hashes, dict) for hashes in files.values()):
+        raise UserError(f"{path}: 'files' holds no hashes by case; make the split again")
+    return files
 
 
 def read_split(path: str | Path, dataset: DataSet) -> Split:
@@ -143,6 +150,21 @@ def read_split(path: str | Path, dataset: DataSet) -> Split:
             f"{dataset.name}, opened with these options; give those the split was made with"
         )
     return split
+
+
+def _bytes(split: Split, dataset: DataSet, files: Mapping[str, Fingerprint]) -> bytes:
+    """The file, one case per line."""
+    listed = {part: [[c.name, c.patient] for c in dataset.select(names)] for part, names in split.parts.items()}
+    head = {"format": FORMAT, "data": dataset.name, "settings": dict(split.settings), "sha256": _digest(listed)}
+    lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
+    for part, pairs in listed.items():
+        rows = ",\n".join(f"  {json.dumps(pair)}" for pair in pairs)
+        lines.append(f' "{part}": [\n{rows}\n ]' if pairs else f' "{part}": []')
+    names = [name for pairs in listed.values() for name, _ in pairs if name in files]
+    hashes = [f"  {json.dumps(name)}: {json.dumps(files[name])}" for name in names]
+    if hashes:
+        lines.append(' "files": {\n' + ",\n".join(hashes) + "\n }")
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
 def _digest(listed: Mapping[str, list[list[str]]]) -> str:

@@ -1,0 +1,182 @@
+"""`ssl-medseg make-splits`: which patients are labelled, unlabelled, for validation and for test, as files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from contrastive_core.errors import UserError
+from ssl_medseg.data import Case, DataOptions, DataSet, Split, open_with, write_split
+from ssl_medseg.data.choose_patients import Combination, Draws, Pool, absent, combine, draw
+from ssl_medseg.data.fingerprints import Fingerprint, fingerprint
+from ssl_medseg.data.tables import read_table
+from ssl_medseg.preprocessing.geometry import slice_axis
+from ssl_medseg.volumes import read_grid
+
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class SplitsWritten:
+    """What `make-splits` wrote; `str` is what the command prints.
+
+    Attributes:
+        files: every file with its split.
+        counts: file -> part -> patients, volumes and slices.
+        remarks: what was left out, and why.
+    """
+
+    files: Mapping[Path, Split]
+    counts: Mapping[Path, Mapping[str, tuple[int, int, int]]]
+    remarks: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        parts = list(next(iter(self.counts.values()), {}))
+        rows = [["patients / volumes / slices", *parts]]
+        rows += [
+            [file.name, *(" / ".join(map(str, counts[part])) for part in parts)] for file, counts in self.counts.items()
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(f"{cell:{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([*lines, *(f"({remark})" for remark in self.remarks)])
+
+
+def make_splits(
+    data: str,
+    out: Path,
+    *,
+    reading: DataOptions = DataOptions(),  # noqa: B008 - frozen
+    labelled: tuple[int, ...] | None = None,
+    draws: int = 5,
+    validation: int = 2,
+    test: int = 0,
+    table: Path | None = None,
+    table_test: tuple[str, ...] = ("test",),
+    only: str | None = None,
+    combinations: dict[str, Combination] | None = None,
+    test_patients: tuple[str, ...] = (),
+    unlabelled_patients: tuple[str, ...] = (),
+    missing: Literal["error", "leave_out"] = "error",
+    hashes: bool = True,
+    seed: int = 0,
+) -> SplitsWritten:
+    """Choose patients whose labels may be seen, and write split files that name them.
+
+    A file such as ``2-labelled-draw1.json`` says of every case whether it is labelled, for validation, for test or
+    unlabelled, and states a hash over that. All volumes of a patient are in one part. Draws are a function of the seed
+    and of the patients' names. Cases that the data set itself lists as test are for test.
+
+    No label is read, but for its hash; that of an unlabelled case is not opened for that either.
+
+    Args:
+        data: the data set: its folder, its dataset.json or a CSV file.
+        out: the folder of the files. Files that are there already must have the same content.
+        reading: how to open the data set.
+        labelled: numbers of labelled patients; by default those of 1, 2 and 8 that the data allow.
+        draws: how many choices of each number.
+        validation: patients for validation, the same for all draws.
+        test: patients to draw for test.
+        table: a CSV file with the columns split and case or patient, which says whom to keep for test.
+        table_test: the words of its column split that mean so.
+        only: take only cases in whose names this regular expression is found; the others are in no part.
+        combinations: named patients instead of draws: ``NAME: {labelled: [...], validation: [...]}``.
+        test_patients: patients for test, by name.
+        unlabelled_patients: the patients that unlabelled ones are taken from, by name; all if none are named.
+        missing: what to do when a named patient is not in the data set: stop, or leave them out and say so.
+            Combinations that lack a labelled or validation patient are then left out as a whole.
+        hashes: state hashes of the image files, and of the label files that are not unlabelled ones'.
+        seed: of the choices.
+
+    Returns:
+        The files and how many patients, volumes and slices they list.
+
+    Raises:
+        UserError: the data set cannot be opened, patients are missing or too few, or a file says something else.
+    """
+    dataset = open_with(data, reading)
+    pool = Pool.of(dataset, _kept(dataset, only))
+    held_out = [*test_patients, *_in_table(table, table_test, pool), *_listed_as_test(pool)]
+    named = [p for c in (combinations or {}).values() for p in (*c.labelled, *c.validation)]
+    gone = absent(pool, [*held_out, *unlabelled_patients, *named])
+    if gone and missing == "error":
+        raise UserError(
+            f"{dataset.name}: has no cases of {_some(gone)}; its patients are {_some(list(pool.cases))}. Correct the "
+            "names, or give --missing leave_out to do without them"
+        )
+    remarks = [f"without {_some(gone)}, who are not in {dataset.name}"] if gone else []
+    held_out = list(dict.fromkeys(patient for patient in held_out if patient not in gone))
+    there = {k: c for k, c in (combinations or {}).items() if not {*c.labelled, *c.validation} & set(gone)}
+    unlabelled = tuple(patient for patient in unlabelled_patients if patient not in gone)
+    if combinations:
+        dropped = [name for name in combinations if name not in there]
+        remarks += [f"without the combinations {_some(dropped)}, which need them"] if dropped else []
+        splits = combine(pool, there, test=held_out, unlabelled=unlabelled)
+    else:
+        how = Draws(labelled, draws, validation, test, tuple(held_out), unlabelled, seed)
+        splits = draw(pool, how)
+    if not splits:
+        raise UserError(f"{dataset.name}: every combination names somebody who is missing, of {_some(gone)}")
+    if not any(split.test for split in splits.values()):
+        remarks.append("no case is for test: nothing is left to evaluate on that training has not seen")
+    return _write(dataset, {out / f"{name}.json": split for name, split in splits.items()}, remarks, hashes=hashes)
+
+
+def _kept(dataset: DataSet, only: str | None) -> list[Case]:
+    try:
+        cases = [case for case in dataset.cases if only is None or re.search(only, case.name)]
+    except re.error as error:
+        raise UserError(f"only {only!r} is no regular expression: {error}") from error
+    if not cases:
+        raise UserError(f"{dataset.name}: {only!r} is found in none of its cases, such as {dataset.names[0]}")
+    return cases
+
+
+def _in_table(table: Path | None, words: Iterable[str], pool: Pool) -> list[str]:
+    if table is None:
+        return []
+    rows = read_table(table, needed=("split",))
+    column = next((name for name in ("patient", "case") if rows and name in rows[0]), None)
+    if column is None:
+        raise UserError(f"{table}: expected a column patient or case beside split")
+    chosen = {row[column] for row in rows if row["split"] in tuple(words)}
+    if not chosen:
+        found = ", ".join(sorted({row["split"] for row in rows}))
+        raise UserError(f"{table}: no row has the split {', '.join(words)}; found {found}. Say with --table_test")
+    if column == "patient":
+        return sorted(chosen)
+    patient_of = {case.name: patient for patient, cases in pool.cases.items() for case in cases}
+    return sorted({patient_of.get(name, name) for name in chosen})
+
+
+def _listed_as_test(pool: Pool) -> list[str]:
+    return [patient for patient, cases in pool.cases.items() if any(case.listed == "test" for case in cases)]
+
+
+def _write(dataset: DataSet, splits: Mapping[Path, Split], remarks: list[str], *, hashes: bool) -> SplitsWritten:
+    slices: dict[str, int] = {}
+    prints: dict[tuple[str, bool], Fingerprint] = {}
+    counts: dict[Path, dict[str, tuple[int, int, int]]] = {}
+    for file, split in splits.items():
+        files = {}
+        counts[file] = {}
+        for part, names in split.parts.items():
+            cases = dataset.select(names)
+            for case in cases:
+                if case.name not in slices:
+                    grid = read_grid(case.image)
+                    slices[case.name] = grid.shape[slice_axis(grid)]
+                key = (case.name, part != "unlabelled")
+                if hashes and key not in prints:
+                    prints[key] = fingerprint(case, label=part != "unlabelled")
+                files[case.name] = prints.get(key, {})
+            patients = len({case.patient for case in cases})
+            counts[file][part] = (patients, len(cases), sum(slices[name] for name in names))
+        write_split(file, split, dataset, files=files if hashes else None)
+    return SplitsWritten(splits, counts, tuple(remarks))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+# The library of contrastive-core that the tests build (fixture `native`), not one that the user has built.
+os.environ["CONTRASTIVE_CORE_CACHE"] = str(Path(tempfile.gettempdir(), f"contrastive-core-tests-{os.getpid()}"))
 SHARED = Path(os.environ.get("SSL_SHARED", ROOT.parent / "shared"))
 
 

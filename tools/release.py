@@ -9,6 +9,7 @@ A release is a commit in which packages/PACKAGE says `__version__ = "X.Y.Z"`, th
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -87,10 +88,15 @@ def requirements(package: str) -> list[Requirement]:
 
 
 def build(package: str, out: Path, *targets: str) -> list[Path]:
-    """Build distributions ("wheel", "sdist") of a package into a folder and list them."""
+    """Build distributions ("wheel", "sdist") of a package into a folder and list them.
+
+    Wheels are pure, whatever is installed here: one with a compiled library serves this kind of machine alone, and its
+    users build that library with one command.
+    """
     chosen = [word for target in targets for word in ("--target", target)]
     command = [sys.executable, "-m", "hatchling", "build", *chosen, "--directory", str(out.resolve())]
-    subprocess.run(command, cwd=PACKAGES / package, check=True)
+    environment = {**os.environ, "CONTRASTIVE_CORE_EXT": "0"}
+    subprocess.run(command, cwd=PACKAGES / package, env=environment, check=True)
     return sorted(out.glob(f"{package.replace('-', '_')}-{declared_version(package)}[.-]*"))
 
 

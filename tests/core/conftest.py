@@ -1,8 +1,9 @@
-"""Fixtures of the core's tests: small tiles, and the losses as their formulas."""
+"""Fixtures of the core's tests: the backends, small tiles, and the losses as their formulas."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from contrastive_core.similarity import tiles
+from contrastive_core.native import library
+from contrastive_core.native.build import BuildError, build_cpu
+from contrastive_core.similarity import backend as backends
+from contrastive_core.similarity import tiles, use_backend
+
+
+@pytest.fixture(scope="session")
+def native() -> Iterator[None]:
+    """The compiled library, built once for all tests, or a skip that says why there is none."""
+    folder = library.cache_folder()
+    if backends.unavailable():
+        try:
+            build_cpu(folder)
+        except BuildError as error:
+            pytest.skip(f"no compiled library: {error}")
+        library.load.cache_clear()
+        backends._native.cache_clear()
+    if reason := backends.unavailable().get("native"):
+        pytest.skip(f"no compiled library: {reason}")
+    yield
+    shutil.rmtree(folder.parent, ignore_errors=True)
+
+
+@pytest.fixture(params=["torch", "native"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each backend that users may meet, in use."""
+    if request.param == "native":
+        request.getfixturevalue("native")
+    with use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def little_blocks(native: None) -> Iterator[None]:
+    """Blocks of the compiled library so small that little inputs have many."""
+    library.set_up(largest_block=48)
+    yield
+    library.set_up()
 
 
 @pytest.fixture

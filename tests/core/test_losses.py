@@ -1,4 +1,4 @@
-"""nt_xent, suncet, supcon and info_nce against their formulas with the full matrix, and at their edges."""
+"""nt_xent, suncet, supcon and info_nce against their formulas with the full matrix, and at their edges, by backend."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from contrastive_core import (
 )
 from contrastive_core.losses import count_skipped_anchors, smoothed
 
+pytestmark = pytest.mark.usefixtures("backend")
 Formulas = SimpleNamespace
 Differentiate = Callable[..., tuple[Tensor, ...]]
 

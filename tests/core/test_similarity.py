@@ -1,4 +1,4 @@
-"""The block path against the full matrix: values, gradients, every option, every kind of input."""
+"""Every backend against the full matrix: values, gradients, every option, every kind of input."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from contrastive_core.similarity import active_backend, row_lse, self_lse, symmetric, use_backend
+from contrastive_core.similarity.backend import unavailable
 
-pytestmark = pytest.mark.usefixtures("small_tiles")
+pytestmark = pytest.mark.usefixtures("small_tiles", "backend")
 many = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 sizes, widths, seeds = st.integers(1, 24), st.integers(1, 9), st.integers(0, 2**31)
 
@@ -35,9 +36,9 @@ def stride(x: Tensor, layout: str) -> Tensor:
 
 
 def both(f: Callable[..., Tensor], *inputs: Tensor, seed: int, **options: Any) -> list[tuple[Tensor, ...]]:
-    """Finite values, where they are finite, and gradients of a random combination: blocks, then full matrix."""
+    """Finite values, where they are finite, and gradients of a random combination: the backend, then full matrix."""
     results = []
-    for name in ("torch", "reference"):
+    for name in (active_backend().name, "reference"):
         with use_backend(name):
             leaves = [x.detach().requires_grad_() for x in inputs]
             lse = f(*leaves, **options)
@@ -123,6 +124,11 @@ def test_both_ways_to_sum_agree_and_are_both_taken(monkeypatch: pytest.MonkeyPat
     taken = []
     shiftless = symmetric.forward
     monkeypatch.setattr(symmetric, "forward", lambda *a, **k: taken.append(1) or shiftless(*a, **k))
+    with use_backend("torch"):
+        check_both_ways(taken)
+
+
+def check_both_ways(taken: list[int]) -> None:
     for dtype, limit in ((torch.float32, 40.0), (torch.float64, 300.0)):
         z = torch.nn.functional.normalize(randn(30, 5, seed=0)).to(dtype)
         length = z.norm(dim=1).max().item()
@@ -268,7 +274,8 @@ def test_reduced_precision_products_are_off_inside_and_back_after(monkeypatch: p
             torch.backends.cuda.matmul.fp32_precision = "tf32"
         before = switches()
         assert before[0] == "tf32"
-        self_lse(randn(4, 3, seed=0), scale=1.0)
+        with use_backend("torch"):
+            self_lse(randn(4, 3, seed=0), scale=1.0)
         assert seen == [(("ieee", "ieee"), "highest", False)]
         assert switches() == before
         if way == "older":
@@ -281,11 +288,11 @@ def test_reduced_precision_products_are_off_inside_and_back_after(monkeypatch: p
             matmul.fp32_precision = precision
 
 
-def test_operators_are_registered_as_torch_wants_them() -> None:
+def test_operators_are_registered_as_torch_wants_them(backend: str) -> None:
     """Schema, fake tensors, autograd registration, tracing with dynamic shapes."""
     z, k = randn(9, 4, seed=0).requires_grad_(), randn(6, 4, seed=1).requires_grad_()
     labels, other = torch.tensor([0, 0, 1, 1, 1, 2, 2, 2, 2]), torch.tensor([0, 1, 1, 2, 2, 3])
-    ops = torch.ops.contrastive_core
+    ops = getattr(torch.ops, {"torch": "contrastive_core", "native": "contrastive_core_native"}[backend])
     for args in (
         (z, 2.0, None, None, "all", None),
         (z, 2.0, 3, None, "all", None),
@@ -327,14 +334,12 @@ def test_wrong_arguments_say_what_was_expected(case: str) -> None:
         call()
 
 
-def test_backends_by_name() -> None:
-    assert active_backend().name == "torch"
+def test_backends_by_name(backend: str) -> None:
+    assert active_backend().name == backend
     with use_backend("reference"):
         assert active_backend().name == "reference"
         with use_backend("auto"):
-            assert active_backend().name == "torch"
-    assert active_backend().name == "torch"
-    with pytest.raises(ValueError, match=r"'compiled', which did not load \(not part of this"), use_backend("compiled"):
-        pass
-    with pytest.raises(ValueError, match="'fast', expected auto or one of torch, reference"), use_backend("fast"):
+            assert active_backend().name == ("torch" if unavailable() else "native")
+    assert active_backend().name == backend
+    with pytest.raises(ValueError, match="'fast', expected auto or one of native, torch, ref"), use_backend("fast"):
         pass

@@ -57,14 +57,18 @@ def pass_through(loss: Callable[[Tensor], Tensor]) -> Callable[[], None]:
     return lambda: loss(z).backward()
 
 
+# What a backend takes whatever N is; of the compiled one a thread's weights of a tile in float64.
+FIXED = {"torch": 0, "native": 192 * 400 * 8}
+
+
 @pytest.mark.parametrize("name", LOSSES)
-def test_memory_is_linear(name: str, tmp_path: Path) -> None:
+def test_memory_is_linear(name: str, tmp_path: Path, backend: str) -> None:
     kept = kept_for_backward(LOSSES[name])
     largest, peak = allocations(pass_through(LOSSES[name]), tmp_path)
     # Several copies of the rows in float64, indices of labels; a tile of 128 x 128 is 64 or 128 KB.
     assert kept <= 12 * ROWS
-    assert largest <= 2 * ROWS
-    assert peak <= 20 * ROWS
+    assert largest <= max(2 * ROWS, FIXED[backend])
+    assert peak <= 20 * ROWS + FIXED[backend]
     assert peak < MATRIX / 6
 
 

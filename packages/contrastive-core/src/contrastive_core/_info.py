@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 import contrastive_core
-from contrastive_core.similarity.backend import UNAVAILABLE, active_backend
+from contrastive_core.native.library import load
+from contrastive_core.similarity.backend import active_backend, unavailable
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,10 @@ class Info:
     """Of contrastive-core."""
     backend: str
     """Implementation of the similarity primitive in use."""
+    library: str
+    """The compiled library that loaded: its instruction set and file; empty if none did."""
     unavailable: dict[str, str]
-    """Implementations that did not load, and why."""
+    """Implementations that did not load, why, and what to do."""
     torch: str
     """Version of PyTorch."""
     devices: tuple[str, ...]
@@ -31,6 +34,7 @@ class Info:
         lines = [
             f"contrastive-core {self.version}",
             f"backend   {self.backend}",
+            *([f"library   {self.library}"] if self.library else []),
             *(f"          {name}: {reason}" for name, reason in self.unavailable.items()),
             f"torch     {self.torch}",
             f"devices   {', '.join(self.devices)}",
@@ -42,13 +46,16 @@ class Info:
 def info() -> Info:
     """Which backend is in use and why another is not, PyTorch, devices, threads.
 
-    >>> info().unavailable["compiled"]
-    'not part of this installation'
+    >>> info().backend in ("native", "torch")
+    True
     """
+    missing = unavailable()
+    library = None if missing else load()
     return Info(
         version=contrastive_core.__version__,
         backend=active_backend().name,
-        unavailable=dict(UNAVAILABLE),
+        library=f"{library.instructions}, {library.path}" if library else "",
+        unavailable=missing,
         torch=torch.__version__,
         devices=_devices(),
         threads=torch.get_num_threads(),

@@ -1,11 +1,12 @@
 """Which implementation of the primitive is used.
 
-`torch` is the block path in PyTorch, `reference` the full matrix (for tests). A compiled backend enters here: one more
-:class:`Backend` in `_BACKENDS`, ahead of `torch` in `_PREFERENCE`, or the reason why it did not load in `UNAVAILABLE`.
+`native` is the compiled library, where there is one; `torch` is the block path in PyTorch; `reference` is the full
+matrix (for tests).
 """
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,13 +15,14 @@ from typing import Protocol
 
 from torch import Tensor
 
-from contrastive_core.similarity import blocks, reference
+from contrastive_core.native.library import NotLoadedError
+from contrastive_core.similarity import blocks, native, reference
 
 VARIABLE = "CONTRASTIVE_CORE_BACKEND"
 
 
 class SelfLse(Protocol):
-    """The square form: :func:`contrastive_core.similarity.self_lse`, arguments checked, z in float32 or float64."""
+    """The square form: :func:`contrastive_core.similarity.self_lse`, arguments checked, z of any floating type."""
 
     def __call__(
         self, z: Tensor, *, scale: float, skip: int | None, classes: Tensor | None, among: str, max_norm: float | None
@@ -55,19 +57,36 @@ _BACKENDS: Mapping[str, Backend] = {
     "torch": Backend("torch", blocks.self_lse, blocks.row_lse),
     "reference": Backend("reference", reference.self_lse, reference.row_lse),
 }
-_PREFERENCE = ("torch",)
-UNAVAILABLE: Mapping[str, str] = {"compiled": "not part of this installation"}
-"""For every backend that did not load: why."""
+_NAMES = ("native", *_BACKENDS)
+
+
+@functools.cache
+def _native() -> Backend | str:
+    """The compiled backend, or why it is not there."""
+    try:
+        native.load_operators()
+    except NotLoadedError as error:
+        return str(error)
+    return Backend("native", native.self_lse, native.row_lse)
+
+
+def unavailable() -> dict[str, str]:
+    """For every backend that does not load: why, and what to do."""
+    found = _native()
+    return {"native": found} if isinstance(found, str) else {}
 
 
 def _choose(name: str, *, asked_by: str) -> Backend:
-    if name == "auto":
-        return _BACKENDS[_PREFERENCE[0]]
-    if name in UNAVAILABLE:
-        raise ValueError(f"{asked_by} is {name!r}, which did not load ({UNAVAILABLE[name]}); use auto")
-    if name not in _BACKENDS:
-        raise ValueError(f"{asked_by} is {name!r}, expected auto or one of {', '.join([*_BACKENDS, *UNAVAILABLE])}")
-    return _BACKENDS[name]
+    if name in _BACKENDS:
+        return _BACKENDS[name]
+    if name not in ("auto", "native"):
+        raise ValueError(f"{asked_by} is {name!r}, expected auto or one of {', '.join(_NAMES)}")
+    found = _native()
+    if isinstance(found, Backend):
+        return found
+    if name == "native":
+        raise ValueError(f"{asked_by} is 'native', which did not load ({found}); or use auto")
+    return _BACKENDS["torch"]
 
 
 # Chosen once: reading the environment in every call would break graphs under torch.compile.
@@ -77,7 +96,7 @@ _active = _choose(os.environ.get(VARIABLE, "auto"), asked_by=f"the environment v
 def active_backend() -> Backend:
     """The backend in use: as the environment variable CONTRASTIVE_CORE_BACKEND said when this package was first used.
 
-    auto (the default) takes the fastest that loads; torch and reference name one.
+    auto (the default) takes the fastest that loads; native, torch and reference name one.
     """
     return _active
 

@@ -8,13 +8,12 @@ and the result are kept: O(N D).
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
-
 import torch
 from torch import Tensor
 
 from contrastive_core.similarity import rectangular, symmetric
-from contrastive_core.similarity.precision import exact_dtype, full_precision
+from contrastive_core.similarity.differentiation import register
+from contrastive_core.similarity.precision import full, full_precision
 from contrastive_core.similarity.tiles import Candidates
 
 _NAME = "contrastive_core::"
@@ -26,7 +25,7 @@ def self_lse(
     z: Tensor, *, scale: float, skip: int | None, classes: Tensor | None, among: str, max_norm: float | None
 ) -> Tensor:
     """See :func:`contrastive_core.similarity.self_lse`."""
-    out: Tensor = _self_lse(z, scale, skip, classes, among, max_norm)
+    out: Tensor = _self_lse(full(z), scale, skip, classes, among, max_norm)
     return out
 
 
@@ -41,7 +40,7 @@ def row_lse(
 ) -> Tensor:
     """See :func:`contrastive_core.similarity.row_lse`."""
     q_classes, k_classes = classes or (None, None)
-    out: Tensor = _row_lse(q, k, scale, self_offset, q_classes, k_classes, among)
+    out: Tensor = _row_lse(full(q), full(k), scale, self_offset, q_classes, k_classes, among)
     return out
 
 
@@ -135,68 +134,4 @@ def _candidates_of_rows(
     return Candidates(() if self_offset is None else (self_offset,), classes, same=among == "same")
 
 
-# What follows tells autograd and torch.compile about the operators.
-
-
-def _contiguous_like(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-@_self_lse.register_fake
-def _(z: Tensor, *_: Any) -> Tensor:
-    return z.new_empty(z.shape[:1], dtype=exact_dtype(z))
-
-
-@_self_lse_backward.register_fake
-def _(grad: Tensor, lse: Tensor, z: Tensor, *_: Any) -> Tensor:
-    return _contiguous_like(z)
-
-
-@_row_lse.register_fake
-def _(q: Tensor, *_: Any) -> Tensor:
-    return q.new_empty(q.shape[:1], dtype=exact_dtype(q))
-
-
-@_row_lse_backward.register_fake
-def _(grad: Tensor, lse: Tensor, q: Tensor, k: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    needs_q, needs_k = others[-2:]
-    return _contiguous_like(q) if needs_q else q.new_empty(0), _contiguous_like(k) if needs_k else k.new_empty(0)
-
-
-def _save_self(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    z, ctx.scale, ctx.skip, classes, ctx.among, ctx.max_norm = inputs
-    ctx.save_for_backward(output, z, classes)
-
-
-def _differentiate_self(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    lse, z, classes = ctx.saved_tensors
-    dz = _self_lse_backward(grad, lse, z, ctx.scale, ctx.skip, classes, ctx.among, ctx.max_norm)
-    return dz, None, None, None, None, None
-
-
-def _save_rows(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    q, k, ctx.scale, ctx.self_offset, q_classes, k_classes, ctx.among = inputs
-    ctx.save_for_backward(output, q, k, q_classes, k_classes)
-
-
-def _differentiate_rows(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    lse, q, k, q_classes, k_classes = ctx.saved_tensors
-    needs_q, needs_k = ctx.needs_input_grad[:2]
-    dq, dk = _row_lse_backward(
-        grad, lse, q, k, ctx.scale, ctx.self_offset, q_classes, k_classes, ctx.among, needs_q, needs_k
-    )
-    return dq if needs_q else None, dk if needs_k else None, None, None, None, None, None
-
-
-def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> NoReturn:
-    raise RuntimeError(
-        "contrastive_core: losses can be differentiated once, not twice; where a second derivative is needed, write "
-        "the loss with the full similarity matrix"
-    )
-
-
-_self_lse.register_autograd(_differentiate_self, setup_context=_save_self)
-_row_lse.register_autograd(_differentiate_rows, setup_context=_save_rows)
-# Without these, a second derivative would leave out the gradient's dependence on the inputs.
-_self_lse_backward.register_autograd(_refuse_second_derivative)
-_row_lse_backward.register_autograd(_refuse_second_derivative)
+register("contrastive_core")

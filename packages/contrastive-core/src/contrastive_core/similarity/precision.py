@@ -18,6 +18,11 @@ def exact_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
+def full(x: Tensor) -> Tensor:
+    """float16 and bfloat16 as float32; float32 and float64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """No autocast, and no TF32 or bfloat16 in products of float32 (`torch.set_float32_matmul_precision("high")`).

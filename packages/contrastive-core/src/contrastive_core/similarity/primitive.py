@@ -53,7 +53,7 @@ def self_lse(
     _check("self_lse", scale, among, classes is not None, z=z)
     if classes is not None:
         _check_classes("self_lse", z, classes)
-    return active_backend().self_lse(_full(z), scale=scale, skip=skip, classes=classes, among=among, max_norm=max_norm)
+    return active_backend().self_lse(z, scale=scale, skip=skip, classes=classes, among=among, max_norm=max_norm)
 
 
 def row_lse(
@@ -97,18 +97,10 @@ def row_lse(
     if classes is not None:
         _check_classes("row_lse", q, classes[0])
         _check_classes("row_lse", k, classes[1])
-    dtype = torch.promote_types(_full_dtype(q), _full_dtype(k))
+    dtype = torch.promote_types(q.dtype, k.dtype)
     return active_backend().row_lse(
         q.to(dtype), k.to(dtype), scale=scale, self_offset=self_offset, classes=classes, among=among
     )
-
-
-def _full_dtype(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-def _full(x: Tensor) -> Tensor:
-    return x.to(_full_dtype(x))
 
 
 def _check(name: str, scale: float, among: str, with_classes: bool, **rows: Tensor) -> None:

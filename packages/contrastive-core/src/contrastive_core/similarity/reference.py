@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from contrastive_core.similarity.precision import exact_dtype
+from contrastive_core.similarity.precision import exact_dtype, full
 
 
 def self_lse(
@@ -13,6 +13,7 @@ def self_lse(
 ) -> Tensor:
     """See :func:`contrastive_core.similarity.self_lse`."""
     del max_norm  # a hint for implementations that have to choose a shift beforehand
+    z = full(z)
     row, column = _indices(z, z)
     left_out = row == column
     if skip is not None:
@@ -30,6 +31,7 @@ def row_lse(
     among: str,
 ) -> Tensor:
     """See :func:`contrastive_core.similarity.row_lse`."""
+    q, k = full(q), full(k)
     row, column = _indices(q, k)
     left_out = (column - row == self_offset) if self_offset is not None else torch.zeros_like(row == column)
     return _lse(q, k, scale, left_out | _wrong_class(classes, among))

@@ -1,0 +1,62 @@
+"""Compile the library while the wheel is built, where torch and a compiler are there; otherwise the wheel is pure.
+
+`CONTRASTIVE_CORE_EXT` says what is wanted: auto (the default) takes what there is, 0 nothing, cpu fails without it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+VARIABLE = "CONTRASTIVE_CORE_EXT"
+PACKAGE = Path("src", "contrastive_core", "native")
+
+
+class NativeLibrary(BuildHookInterface):  # type: ignore[type-arg] # pip's hatchling is not typed
+    """The hook, found by its base class."""
+
+    PLUGIN_NAME = "custom"
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        wanted = os.environ.get(VARIABLE, "auto")
+        if wanted not in ("auto", "0", "cpu"):
+            raise ValueError(f"{VARIABLE} is {wanted!r}, expected auto, 0 or cpu")
+        beside = Path(self.root, PACKAGE, "_lib")
+        shutil.rmtree(beside, ignore_errors=True)  # of an earlier build: it would be loaded
+        if wanted == "0":
+            return
+        build = _module(Path(self.root, PACKAGE, "build.py"))
+        # An editable install loads from the sources, a wheel takes the file along.
+        hashed = build.source_hash()  # edited sources must not meet a library of the old ones
+        folder = beside / hashed if version == "editable" else Path(tempfile.mkdtemp(prefix="contrastive-core-"))
+        try:
+            library = build.build_cpu(folder)
+        except build.BuildError as error:
+            if wanted != "auto":
+                raise
+            self.app.display_warning(f"contrastive-core is built without its compiled library: {error}")
+            return
+        build_data["pure_python"] = False
+        # One file for all Pythons and torches: it has no Python in it.
+        build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+        if version != "editable":
+            build_data["force_include"][str(library)] = f"contrastive_core/native/_lib/{hashed}/{library.name}"
+
+
+def _module(path: Path) -> ModuleType:
+    """A file of the package as a module; the package itself cannot be imported here."""
+    spec = importlib.util.spec_from_file_location("contrastive_core_build", path)
+    if spec is None or spec.loader is None:
+        raise FileNotFoundError(path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

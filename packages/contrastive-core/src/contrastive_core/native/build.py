@@ -1,0 +1,123 @@
+"""Compile `csrc/` into a library for the installed torch: one for the CPU.
+
+Used by the build hook of the package, by `python -m contrastive_core build` and by the tests. The library speaks
+torch's stable ABI alone, so that it serves every torch from 2.10 on and every Python. This file imports nothing but
+Python's standard library: the build hook runs it where the package is not installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+SOURCES = Path(__file__).parent / "csrc"
+CPU_LIBRARY = "cpu.so"
+OLDEST_TORCH = (2, 10)
+
+# -ffast-math would undo the exactness that exp2 relies on. The oldest torch's ABI, whatever torch is installed.
+_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020a000000000000ULL")
+_CPU_FILES: dict[str, tuple[str, ...]] = {
+    "cpu.cpp": (),
+    "avx512.cpp": ("-mavx512f", "-mavx2", "-mfma"),
+    "avx2.cpp": ("-mavx2", "-mfma"),
+}
+
+
+class BuildError(Exception):
+    """Why the library cannot be built here; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Torch:
+    """The installed torch, as far as a compiler needs it."""
+
+    folder: Path
+    version: str
+
+
+def find_torch() -> Torch:
+    """Where torch is, without importing it.
+
+    Raises:
+        BuildError: it is not installed, or too old.
+    """
+    found = importlib.util.find_spec("torch")
+    if found is None or not found.submodule_search_locations:
+        raise BuildError("torch is not installed here; pip install --no-build-isolation uses the torch that you have")
+    folder, version = Path(found.submodule_search_locations[0]), importlib.metadata.version("torch")
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers is None or tuple(map(int, numbers.groups())) < OLDEST_TORCH:
+        raise BuildError(f"torch {version} is older than {'.'.join(map(str, OLDEST_TORCH))}; upgrade torch")
+    return Torch(folder, version)
+
+
+def build_cpu(folder: Path) -> Path:
+    """Compile and link the library of the CPU into a folder, and return its path. Some seconds.
+
+    Raises:
+        BuildError: this is not Linux on x86-64, torch or a compiler is missing, or the compiler failed.
+    """
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        raise BuildError(
+            f"there is code for Linux on x86_64, not for {platform.system()} on {platform.machine()}; "
+            "the PyTorch path is used"
+        )
+    torch, compiler = find_torch(), _compiler()
+    include = ("-isystem", str(torch.folder / "include"))
+    with tempfile.TemporaryDirectory(prefix="contrastive-core-") as scratch:
+        objects = [Path(scratch, name).with_suffix(".o") for name in _CPU_FILES]
+        commands = [
+            [compiler, *_FLAGS, *include, *flags, "-c", str(SOURCES / name), "-o", str(made)]
+            for (name, flags), made in zip(_CPU_FILES.items(), objects, strict=True)
+        ]
+        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+            list(pool.map(_run, commands))
+        library = Path(scratch, CPU_LIBRARY)
+        link = ["-shared", "-s", *map(str, objects), f"-L{torch.folder / 'lib'}", "-ltorch_cpu", "-ltorch"]
+        _run([compiler, *link, "-o", str(library)])
+        return _put(library, folder)
+
+
+def source_hash() -> str:
+    """Of the sources and of this file: a library in the user's cache belongs to one state of them."""
+    digest = hashlib.sha256()
+    for path in sorted([*SOURCES.iterdir(), Path(__file__)]):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _compiler() -> str:
+    asked = os.environ.get("CXX")
+    for name in [asked] if asked else ["c++", "g++", "clang++"]:
+        if path := shutil.which(name):
+            return path
+    looked = f"CXX={asked}" if asked else "c++, g++ and clang++"
+    raise BuildError(f"no C++ compiler found (looked for {looked}); install one, for example the package g++")
+
+
+def _run(command: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - compiler and linker
+    if done.returncode != 0:
+        errors = [line for line in done.stderr.splitlines() if "error" in line.lower()] or done.stderr.splitlines()
+        raise BuildError(f"`{' '.join(command)}` ended with status {done.returncode}:\n" + "\n".join(errors[:20]))
+
+
+def _put(library: Path, folder: Path) -> Path:
+    """Move a finished library to its place in one step: another process may be loading the old one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / library.name
+    beside = folder / f".{library.name}.{os.getpid()}"
+    shutil.copyfile(library, beside)
+    beside.replace(target)
+    return target

@@ -1,0 +1,217 @@
+// The operators on the CPU: from tensors to arrays, and which way the similarities are summed.
+#include <cmath>
+#include <cstring>
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "classes.h"
+#include "rectangle.h"
+#include "square.h"
+
+namespace contrastive {
+namespace {
+
+const InstructionSet* chosen = nullptr;
+
+template <class T>
+const Kernels<T>& kernels();
+template <>
+const Kernels<float>& kernels() {
+  return chosen->single;
+}
+template <>
+const Kernels<double>& kernels() {
+  return chosen->twice;
+}
+
+// Half types are computed in float; the gradient goes back to the input's type.
+Tensor widened(const Tensor& x) {
+  const ScalarType type = x.scalar_type();
+  const bool half = type == ScalarType::Half || type == ScalarType::BFloat16;
+  STD_TORCH_CHECK(chosen, "contrastive_core: this processor has neither AVX-512 nor AVX2");
+  STD_TORCH_CHECK(x.dim() == 2, "contrastive_core: expected vectors [rows, features]");
+  STD_TORCH_CHECK(
+      half || type == ScalarType::Float || type == ScalarType::Double,
+      "contrastive_core: expected float32, float64, float16 or bfloat16");
+  return torch::stable::contiguous(half ? torch::stable::to(x, ScalarType::Float) : x);
+}
+
+Tensor narrowed(const Tensor& gradient, const Tensor& input) {
+  const ScalarType type = input.scalar_type();
+  return gradient.scalar_type() == type ? gradient : torch::stable::to(gradient, type);
+}
+
+template <class F>
+void with_type(const Tensor& x, const F& f) {
+  if (x.scalar_type() == ScalarType::Double)
+    f(double());
+  else
+    f(float());
+}
+
+// Whether exp(S), sums of it, their inverses and products with gradients are normal numbers for every |S| there is.
+template <class T>
+bool is_bounded(const T* z, int64_t count, int64_t depth, double scale, std::optional<double> max_norm) {
+  constexpr double limit = sizeof(T) == 4 ? 40.0 : 300.0;
+  if (max_norm) return scale * *max_norm * *max_norm <= limit;
+  for (int64_t i = 0; i < count; ++i) {
+    double square = 0;
+    for (int64_t k = 0; k < depth; ++k) square += static_cast<double>(z[i * depth + k]) * z[i * depth + k];
+    if (!(scale * square <= limit)) return false;  // NaN too: the other path carries it through
+  }
+  return true;
+}
+
+// Diagonals that a vector leaves out beside itself; in the upper triangle one of them.
+std::vector<int64_t> left_out(std::optional<int64_t> skip, bool upper) {
+  if (upper) return skip && *skip != 0 ? std::vector<int64_t>{std::abs(*skip)} : std::vector<int64_t>{};
+  return skip ? std::vector<int64_t>{0, *skip, -*skip} : std::vector<int64_t>{0};
+}
+
+Tensor self_lse(
+    const Tensor& vectors, double scale, std::optional<int64_t> skip, std::optional<Tensor> classes, std::string among,
+    std::optional<double> max_norm) {
+  const Tensor z = widened(vectors);
+  const int64_t count = z.size(0), depth = z.size(1);
+  Tensor out = numbers({count}, ScalarType::Double);
+  with_type(z, [&](auto zero) {
+    using T = decltype(zero);
+    const T* at = z.const_data_ptr<T>();
+    double* lse = out.mutable_data_ptr<double>();
+    const bool bounded = is_bounded(at, count, depth, scale, max_norm);
+    const CandidateSet candidates(count, count, left_out(skip, bounded), classes, classes, among == "same");
+    if (bounded)
+      Square<T>(kernels<T>(), at, count, depth, scale, candidates.get()).forward(lse);
+    else
+      Rectangle<T>(kernels<T>(), at, count, at, count, depth, scale, candidates.get()).forward(lse);
+  });
+  return out;
+}
+
+// exp(S - lse) and its factor, scale * gradient, per row.
+template <class T>
+struct Weights {
+  Weights(const Tensor& grad, const Tensor& lse, double scale, bool with_shift)
+      : count(lse.size(0)), shift(count + kPadding), weight(count + kPadding) {
+    const Tensor g = torch::stable::contiguous(grad), l = torch::stable::contiguous(lse);
+    const double *gradient = g.const_data_ptr<double>(), *exact = l.const_data_ptr<double>();
+    for (int64_t i = 0; i < count; ++i) {
+      // A row without candidates has lse -inf: no gradient.
+      const double log2_sum = exact[i] == -HUGE_VAL ? 0.0 : exact[i] * M_LOG2E;
+      *shift.at(i) = static_cast<T>(with_shift ? log2_sum : 0.0);
+      // What rounding takes from the exponent, the same for a whole row, goes into its factor.
+      const double rest = std::exp2(*shift.at(i) - log2_sum);
+      *weight.at(i) = static_cast<T>(exact[i] == -HUGE_VAL ? 0.0 : scale * gradient[i] * rest);
+    }
+    std::fill_n(shift.at(count), kPadding, T(0));
+    std::fill_n(weight.at(count), kPadding, T(0));
+  }
+
+  int64_t count;
+  Scratch<T> shift, weight;
+};
+
+Tensor self_lse_backward(
+    const Tensor& grad, const Tensor& lse, const Tensor& vectors, double scale, std::optional<int64_t> skip,
+    std::optional<Tensor> classes, std::string among, std::optional<double> max_norm) {
+  const Tensor z = widened(vectors);
+  const int64_t count = z.size(0), depth = z.size(1);
+  const Tensor dz = numbers({count, depth}, z.scalar_type());
+  with_type(z, [&](auto zero) {
+    using T = decltype(zero);
+    const T* at = z.const_data_ptr<T>();
+    T* out = dz.mutable_data_ptr<T>();
+    const bool bounded = is_bounded(at, count, depth, scale, max_norm);
+    const CandidateSet candidates(count, count, left_out(skip, bounded), classes, classes, among == "same");
+    const Weights<T> rows(grad, lse, scale, !bounded);
+    if (bounded) {
+      Square<T>(kernels<T>(), at, count, depth, scale, candidates.get()).backward(rows.weight.at(), out);
+      return;
+    }
+    const Rectangle<T> all(kernels<T>(), at, count, at, count, depth, scale, candidates.get());
+    const Scratch<T> as_key(count * depth);
+    all.backward(rows.shift.at(), rows.weight.at(), out, as_key.at());
+    for (int64_t i = 0; i < count * depth; ++i) out[i] += *as_key.at(i);
+  });
+  return narrowed(dz, vectors);
+}
+
+std::vector<int64_t> left_out(std::optional<int64_t> self_offset) {
+  return self_offset ? std::vector<int64_t>{*self_offset} : std::vector<int64_t>{};
+}
+
+Tensor row_lse(
+    const Tensor& queries, const Tensor& keys, double scale, std::optional<int64_t> self_offset,
+    std::optional<Tensor> q_classes, std::optional<Tensor> k_classes, std::string among) {
+  const Tensor q = widened(queries), k = widened(keys);
+  const int64_t rows = q.size(0), columns = k.size(0), depth = q.size(1);
+  STD_TORCH_CHECK(k.size(1) == depth && k.scalar_type() == q.scalar_type(), "contrastive_core: q and k do not match");
+  Tensor out = numbers({rows}, ScalarType::Double);
+  const CandidateSet candidates(rows, columns, left_out(self_offset), q_classes, k_classes, among == "same");
+  with_type(q, [&](auto zero) {
+    using T = decltype(zero);
+    Rectangle<T>(
+        kernels<T>(), q.const_data_ptr<T>(), rows, k.const_data_ptr<T>(), columns, depth, scale, candidates.get())
+        .forward(out.mutable_data_ptr<double>());
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor> row_lse_backward(
+    const Tensor& grad, const Tensor& lse, const Tensor& queries, const Tensor& keys, double scale,
+    std::optional<int64_t> self_offset, std::optional<Tensor> q_classes, std::optional<Tensor> k_classes, std::string among,
+    bool needs_q, bool needs_k) {
+  const Tensor q = widened(queries), k = widened(keys);
+  const int64_t rows = q.size(0), columns = k.size(0), depth = q.size(1);
+  const auto like = [&](const Tensor& x, bool needed) {
+    return numbers(needed ? std::vector<int64_t>{x.size(0), depth} : std::vector<int64_t>{0}, x.scalar_type());
+  };
+  const Tensor dq = like(q, needs_q), dk = like(k, needs_k);
+  const CandidateSet candidates(rows, columns, left_out(self_offset), q_classes, k_classes, among == "same");
+  with_type(q, [&](auto zero) {
+    using T = decltype(zero);
+    const Weights<T> each(grad, lse, scale, true);
+    Rectangle<T>(
+        kernels<T>(), q.const_data_ptr<T>(), rows, k.const_data_ptr<T>(), columns, depth, scale, candidates.get())
+        .backward(
+            each.shift.at(), each.weight.at(), needs_q ? dq.mutable_data_ptr<T>() : nullptr,
+            needs_k ? dk.mutable_data_ptr<T>() : nullptr);
+  });
+  return {narrowed(dq, queries), narrowed(dk, keys)};
+}
+
+}  // namespace
+}  // namespace contrastive
+
+// Chooses an instruction set by name, the best one there is for "best", and returns its name; "" if the processor lacks it.
+extern "C" __attribute__((visibility("default"))) const char* contrastive_core_use(const char* wanted) {
+  using contrastive::chosen;
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f");
+  for (const auto* set : {avx512 ? &contrastive::kAvx512 : nullptr, avx2 ? &contrastive::kAvx2 : nullptr})
+    if (set && (std::strcmp(wanted, "best") == 0 || std::strcmp(wanted, set->name) == 0)) return (chosen = set)->name;
+  return "";
+}
+
+extern "C" __attribute__((visibility("default"))) void contrastive_core_largest_block(int64_t rows) {
+  contrastive::largest_block = rows;
+}
+
+#define SELF "Tensor z, float scale, SymInt? skip, Tensor? classes, str among, float? max_norm"
+#define ROWS "Tensor q, Tensor k, float scale, SymInt? self_offset, Tensor? q_classes, Tensor? k_classes, str among"
+
+STABLE_TORCH_LIBRARY(contrastive_core_native, library) {
+  library.def("self_lse(" SELF ") -> Tensor");
+  library.def("self_lse_backward(Tensor grad, Tensor lse, " SELF ") -> Tensor");
+  library.def("row_lse(" ROWS ") -> Tensor");
+  library.def("row_lse_backward(Tensor grad, Tensor lse, " ROWS ", bool needs_q, bool needs_k) -> (Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(contrastive_core_native, CPU, library) {
+  library.impl("self_lse", TORCH_BOX(&contrastive::self_lse));
+  library.impl("self_lse_backward", TORCH_BOX(&contrastive::self_lse_backward));
+  library.impl("row_lse", TORCH_BOX(&contrastive::row_lse));
+  library.impl("row_lse_backward", TORCH_BOX(&contrastive::row_lse_backward));
+}

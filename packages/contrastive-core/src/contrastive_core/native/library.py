@@ -1,0 +1,79 @@
+"""Find the compiled library and load it: the installed one, else the one the user built.
+
+Loading registers the operators `contrastive_core_native::...` with torch, once in a process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from contrastive_core.native.build import CPU_LIBRARY, source_hash
+
+INSTALLED = Path(__file__).parent / "_lib"
+
+
+class NotLoadedError(Exception):
+    """Why there is no compiled library in this process; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Library:
+    """The library in use."""
+
+    path: Path
+    instructions: str
+    """The instruction set whose kernels run: AVX-512 or AVX2."""
+
+
+def cache_folder() -> Path:
+    """Where `python -m contrastive_core build` puts the library made from the sources of this installation.
+
+    `CONTRASTIVE_CORE_CACHE` names another folder than the user's cache.
+    """
+    cache = os.environ.get("CONTRASTIVE_CORE_CACHE")
+    if not cache:
+        cache = str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "contrastive-core"))
+    return Path(cache, source_hash())
+
+
+@functools.cache
+def load() -> Library:
+    """Load the library, once.
+
+    Raises:
+        NotLoadedError: there is none, torch cannot load it, or the processor lacks its instructions.
+    """
+    candidates = [folder / CPU_LIBRARY for folder in (INSTALLED / source_hash(), cache_folder())]
+    path = next((path for path in candidates if path.is_file()), None)
+    if path is None:
+        raise NotLoadedError("not built; `python -m contrastive_core build` does it, in seconds, with a C++ compiler")
+    try:
+        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
+        use = ctypes.CDLL(str(path)).contrastive_core_use
+    except (OSError, AttributeError) as error:
+        advice = "`python -m contrastive_core build` makes it anew"
+        raise NotLoadedError(f"{path} does not load: {error}; {advice}") from error
+    use.restype = ctypes.c_char_p
+    instructions = use(b"best").decode()
+    if not instructions:
+        raise NotLoadedError("this processor has neither AVX-512 nor AVX2; the PyTorch path is right for it")
+    return Library(path, instructions)
+
+
+def set_up(*, instructions: str = "best", largest_block: int = 384) -> None:
+    """For tests: the kernels of another instruction set ("AVX-512", "AVX2"), and smaller blocks (multiples of 48).
+
+    Raises:
+        NotLoadedError: there is no library, or this processor lacks the instructions.
+    """
+    library = ctypes.CDLL(str(load().path))
+    library.contrastive_core_use.restype = ctypes.c_char_p
+    if not library.contrastive_core_use(instructions.encode()):
+        raise NotLoadedError(f"this processor lacks {instructions}")
+    library.contrastive_core_largest_block(ctypes.c_int64(largest_block))

@@ -80,9 +80,17 @@ INSTALLS = {
         ENGINE | {"monai", "nibabel"}, ("contrastive_core", "ssl_medseg"), ("ssl-medseg --help", "ssl-medseg --version")
     ),
     "ssl-video": Install(
-        ENGINE | {"pytorchvideo", "torchvision", "av"},
+        ENGINE | {"pytorchvideo", "torchvision", "av", "matplotlib"},
         ("contrastive_core", "ssl_video"),
-        ("ssl-video --help", "ssl-video --version"),
+        ("ssl-video --help", "ssl-video --version", "ssl-video make-splits --help"),
+        use="""
+import torch, ssl_video
+from ssl_video.models import NetworkOptions, build_network
+network = build_network(NetworkOptions("small_slow", width=4), 3)
+method = ssl_video.MultiviewPseudoLabel(network, classes=3, threshold=0.8)
+clips = {view: torch.rand(2, 2, 3, 16, 16) * 255 for view in method.views}
+method(clips, torch.tensor([0, 1]), clips, clips).loss.backward()
+""",
     ),
 }
 EXTRAS = frozenset(

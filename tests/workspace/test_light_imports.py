@@ -49,5 +49,6 @@ def test_a_stranger_is_seen() -> None:
     assert "numpy" in strangers("import numpy")
 
 
-def test_importing_ssl_video_loads_nothing() -> None:
-    assert strangers("import ssl_video", "ssl_video", "contrastive_core") == set()
+def test_ssl_video_answers_without_torch() -> None:
+    program = "import ssl_video; from ssl_video.cli import main; main(['--help'])"
+    assert strangers(program, "ssl_video", "contrastive_core") == set()

@@ -76,6 +76,10 @@ PYTHON: dict[str, dict[str, tuple[str, list[str]]]] = {
             ],
         ),
         "views": ("Views", ["ssl_video.views"]),
+        "data": (
+            "Data and splits",
+            ["ssl_video.data", "ssl_video.splits", "ssl_video.official_lists", "ssl_video.checking"],
+        ),
         "augment": ("Augmentation", ["ssl_video.augment"]),
         "models": ("Networks and batch norm", ["ssl_video.models", "ssl_video.view_norm", "ssl_video.recalibration"]),
     },

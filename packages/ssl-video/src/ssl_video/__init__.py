@@ -1,4 +1,4 @@
-"""Action recognition with few labels. Names are loaded on first use."""
+"""Action recognition with few labels. Every command is a function here; names are loaded on first use."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ssl_video.augment import ClipAugment
+    from ssl_video.commands.check import check
+    from ssl_video.commands.make_splits import make_splits
     from ssl_video.method import MultiviewPseudoLabel
     from ssl_video.recalibration import recalibrate_bn
 
 _ELSEWHERE = {"ClipAugment": "augment", "MultiviewPseudoLabel": "method", "recalibrate_bn": "recalibration"}
 
-__all__ = ["ClipAugment", "MultiviewPseudoLabel", "recalibrate_bn"]
+__all__ = ["ClipAugment", "MultiviewPseudoLabel", "check", "make_splits", "recalibrate_bn"]
 
-__getattr__, __dir__ = load_on_use(__name__, {name: f"ssl_video.{_ELSEWHERE[name]}" for name in __all__})
+__getattr__, __dir__ = load_on_use(
+    __name__, {name: f"ssl_video.{_ELSEWHERE.get(name, f'commands.{name}')}" for name in __all__}
+)

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from contrastive_core.cli import Verb, run
 from ssl_video import __version__
 
-VERBS: dict[str, Verb] = {}
+VERBS = {
+    "check": Verb("ssl_video.commands.check:check", "find every problem of a set of videos in one pass", alone=True),
+    "make-splits": Verb(
+        "ssl_video.commands.make_splits:make_splits",
+        "choose what is learned from, with few labels, and what is kept for testing",
+        alone=True,
+    ),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

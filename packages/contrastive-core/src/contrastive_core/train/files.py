@@ -36,6 +36,17 @@ def write_atomic(path: Path, content: bytes) -> None:
     sync(path.parent)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file that several processes add to; it is made if it is not there. Their lines do not mix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # One write to a file opened for appending.
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(file, f"{line}\n".encode())
+    finally:
+        os.close(file)
+
+
 def replace_folder(new: Path, target: Path) -> None:
     """Put the folder `new`, whose files are complete, in the place of `target`.
 

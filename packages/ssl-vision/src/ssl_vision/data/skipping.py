@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import sys
 from pathlib import Path
 
 from torch import Tensor
 
 from contrastive_core.errors import UserError
+from contrastive_core.train.files import append_line
 from ssl_vision.data.image_set import ArrayImages, ImageSet
 
 _NAMED = 3
@@ -89,13 +89,7 @@ class _Skipping(ImageSet):
         """Note a bad file, unless it is one too many."""
         record = json.dumps({"index": index, "path": self.path(index), "reason": reason})
         if index not in read_log(self._log):
-            self._log.parent.mkdir(parents=True, exist_ok=True)
-            # One write to a file opened for appending: lines of several processes do not mix.
-            file = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            try:
-                os.write(file, f"{record}\n".encode())
-            finally:
-                os.close(file)
+            append_line(self._log, record)
             print(f"skipped: {reason}", file=sys.stderr, flush=True)  # noqa: T201
         bad = read_log(self._log)
         if len(bad) > self._allowed:  # those of an earlier start that are mended by now do not count

@@ -1,0 +1,118 @@
+"""`ssl-video check`: all problems of a set of videos in one pass, and a manifest of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json as json_
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from contrastive_core.findings import counted_levels, finding_lines, findings_to_json, most_first, of_level
+from contrastive_core.train.files import write_atomic
+from ssl_video.checking import Facts, examine
+from ssl_video.data import open_videos
+
+_COLUMNS = (
+    "path",
+    "class",
+    "group",
+    "frames",
+    "seconds",
+    "fps",
+    "width",
+    "height",
+    "codec",
+    "variable",
+    "audio",
+    "problem",
+)
+
+
+def check(
+    data: str, *, split: str | None = None, out: Path | None = None, decode: bool = True, json: bool = False
+) -> int:
+    """Open every video of a data set, count its frames, and print what is wrong.
+
+    Errors: files that cannot be opened or lose frames when decoded, the same file in two classes. Warnings: the same
+    file twice, classes of a single video, videos without a class among others. Notes: variable frame rates, silent or
+    very short videos.
+
+    Args:
+        data: a folder of class folders, a CSV file, or a list; see `ssl_video.data.open_videos`.
+        split: only this part of it.
+        out: also write a manifest: a CSV file with a line for each video, which serves as `data` too; broken videos
+            stand in it with their problem.
+        decode: decode every frame, which finds damage in the middle; ``--no-decode`` opens the files only.
+        json: print JSON instead of text.
+
+    Returns:
+        1 if there are errors, else 0: the exit status.
+
+    Raises:
+        UserError: there is no such data set or split.
+    """
+    videos = open_videos(data, split=split)
+    facts, findings = examine(videos, decode=decode)
+    if out is not None:  # first: who reads what is printed may leave in the middle
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(out, _manifest(facts, out.parent).encode())
+    good = [fact.index for fact in facts if fact.index is not None]
+    sizes = most_first(Counter(f"{index.width}x{index.height}" for index in good))
+    codecs = most_first(Counter(index.codec for index in good))
+    if json:
+        content = {
+            "data": data,
+            "videos": len(videos),
+            "classes": dict(Counter(video.label for video in videos.videos if video.label is not None)),
+            "frames": sum(map(len, good)),
+            "seconds": round(sum(index.duration for index in good), 3),
+            "sizes": sizes,
+            "codecs": codecs,
+            **findings_to_json(findings),
+        }
+        print(json_.dumps(content, indent=2))  # noqa: T201 - what the command is for
+    else:
+        hours = sum(index.duration for index in good) / 3600
+        lines = [
+            f"{data}: {len(videos)} videos of {len(videos.classes)} classes, {sum(map(len, good)):,} frames, "
+            f"{hours:.2f} hours",
+            *finding_lines(findings),
+            "",
+            f"sizes   {', '.join(f'{size} {count}' for size, count in list(sizes.items())[:5])}",
+            f"codecs  {', '.join(f'{codec} {count}' for codec, count in codecs.items())}",
+            f"sound   {sum(index.has_audio for index in good)} of {len(good)}",
+            "",
+            counted_levels(findings),
+        ]
+        print("\n".join(lines))  # noqa: T201
+    return 1 if of_level(findings, "error") else 0
+
+
+def _manifest(facts: Sequence[Facts], folder: Path) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for fact in facts:
+        video, index = fact.video, fact.index
+        row: dict[str, object] = {
+            "path": Path(os.path.relpath(video.path.absolute(), folder.absolute())).as_posix(),
+            "class": video.label or "",
+            "group": video.group or "",
+            "problem": fact.problem or "",
+        }
+        if index is not None:
+            row |= {
+                "frames": len(index),
+                "seconds": f"{index.duration:.3f}",
+                "fps": f"{len(index) / index.duration:.3f}",
+                "width": index.width,
+                "height": index.height,
+                "codec": index.codec,
+                "variable": int(index.is_variable),
+                "audio": int(index.has_audio),
+            }
+        writer.writerow(row)
+    return text.getvalue()

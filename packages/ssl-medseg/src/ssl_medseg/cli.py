@@ -13,6 +13,7 @@ VERBS: dict[str, Verb] = {
         "choose labelled, unlabelled, validation and test patients, as split files",
         alone=True,
     ),
+    "train": Verb("ssl_medseg.commands.train:train", "train a segmenter on the labelled volumes alone: the baseline"),
     "evaluate": Verb(
         "ssl_medseg.commands.evaluate:evaluate", "compare masks with the truth, by case and structure", alone=True
     ),

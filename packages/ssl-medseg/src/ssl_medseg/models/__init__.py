@@ -3,6 +3,14 @@
 from ssl_medseg.models.heads import ContrastHead, SegmentationHead
 from ssl_medseg.models.network import SegmentationNetwork, build_network
 from ssl_medseg.models.options import NetworkOptions
-from ssl_medseg.models.unet import UNet
+from ssl_medseg.models.unet import UNet, settle_statistics
 
-__all__ = ["ContrastHead", "NetworkOptions", "SegmentationHead", "SegmentationNetwork", "UNet", "build_network"]
+__all__ = [
+    "ContrastHead",
+    "NetworkOptions",
+    "SegmentationHead",
+    "SegmentationNetwork",
+    "UNet",
+    "build_network",
+    "settle_statistics",
+]

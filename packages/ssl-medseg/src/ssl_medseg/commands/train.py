@@ -1,0 +1,138 @@
+"""The supervised baseline: `ssl-medseg train`. One readable loop; copy it and change it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from contrastive_core.errors import UserError
+from contrastive_core.train import Run, RunOptions
+from ssl_medseg.augment import AugmentOptions
+from ssl_medseg.batches import SegmentationBatches
+from ssl_medseg.data import DataOptions
+from ssl_medseg.keeping import BestWeights, moving_average
+from ssl_medseg.losses.segmentation import SegmentationLoss, segmentation_loss
+from ssl_medseg.model_folder import save_segmenter
+from ssl_medseg.models import NetworkOptions, build_network, settle_statistics
+from ssl_medseg.optimization import adam
+from ssl_medseg.pace import Pace
+from ssl_medseg.preprocessing import PreprocessingOptions
+from ssl_medseg.slices import slices_with
+from ssl_medseg.training_data import open_training_data
+
+
+def train(
+    data: str,
+    split: Path,
+    out: Path,
+    *,
+    steps: int = 5000,
+    batch_size: int = 20,
+    lr: float = 1e-3,
+    loss: SegmentationLoss = "dice",
+    least_classes: int = 1,
+    validate_every: int = 50,
+    keep: Literal["auto", "best", "last"] = "auto",
+    ema: float = 0.0,
+    network: NetworkOptions = NetworkOptions(),  # noqa: B008 - frozen
+    augment: AugmentOptions = AugmentOptions(),  # noqa: B008
+    preprocessing: PreprocessingOptions = PreprocessingOptions(),  # noqa: B008
+    opening: DataOptions = DataOptions(),  # noqa: B008
+    cache: Path | None = None,
+    run: RunOptions = RunOptions(),  # noqa: B008
+) -> Path:
+    """Train a segmenter on the labelled volumes of a split alone: the baseline, and the start of self-training.
+
+    The defaults are those of the released code: 20 slices per step with affine and elastic augmentation, Dice with the
+    background, Adam at 1e-3, 5,000 steps, the best of a validation every 50 steps. Every slice has draws of its own.
+    Files of test cases and labels of unlabelled cases are never opened; deleting them changes no byte of the result.
+
+    Args:
+        data: the data set: a folder in one of the layouts that `check` names, or a CSV file.
+        split: the split's file, as `make-splits` writes it.
+        out: the run's folder: config, metrics, checkpoints, model.
+        steps: of training.
+        batch_size: slices per step, over all processes.
+        lr: learning rate of Adam, constant.
+        loss: ``dice``, ``dice-foreground`` (without the background's), or weighted ``cross-entropy``.
+        least_classes: slices that show fewer classes than this, the background included, are not drawn.
+        validate_every: steps between two scores on the validation cases, 3-D Dice on their own grids.
+        keep: the weights with the ``best`` mean foreground Dice on validation, or the ``last``; auto: the best if the
+            split has validation cases.
+        ema: decay of an exponential moving average of the weights, which then is what is scored and kept; 0: none.
+        network: the network.
+        augment: of the labelled slices.
+        preprocessing: what of it is given; the rest is derived from the data, and the reasons are said.
+        opening: how to open the data set.
+        cache: a folder that keeps prepared volumes, which runs may share.
+        run: seed, device, precision, checkpoints, logs.
+
+    Returns:
+        The folder of the trained segmenter.
+    """
+    config = dict(locals())
+    if steps < 1 or validate_every < 1 or not 0 < lr < float("inf") or not 0 <= ema < 1:
+        raise UserError(
+            f"train needs steps and validate_every of at least 1, lr above 0 and 0 <= ema < 1; got {steps}, "
+            f"{validate_every}, {lr} and {ema}"
+        )
+    seen = open_training_data(data, split, opening=opening, preprocessing=preprocessing, unlabelled=False, cache=cache)
+    if keep == "best" and not seen.validation:
+        raise UserError(f"{split}: names no validation case, so there is no best step; use --keep last")
+    classes, slices = len(seen.labels), seen.slices()
+    with Run(out, config=config, command="ssl-medseg train", options=run, free=("cache",)) as r:
+        for note in seen.notes:
+            r.say(note)
+        batches = SegmentationBatches(
+            r, slices, classes=classes, pool=slices_with(slices, classes=classes, least=least_classes),
+            batch_size=batch_size, augment=augment,
+        )  # fmt: skip
+        torch.manual_seed(r.seed("weights"))
+        segmenter = build_network(network, classes).to(memory_format=torch.channels_last)
+        settle_statistics(segmenter, steps=steps)
+        criterion = segmentation_loss(loss, classes=classes)
+        model, optimizer = r.setup(segmenter, adam(segmenter.parameters(), lr=lr))
+        best = BestWeights()
+        r.track(model=model, optimizer=optimizer, best=best)
+        average = None
+        if ema:
+            average = moving_average(segmenter, ema)
+            r.track(average=average)
+        kept = segmenter if average is None else average.module
+        validation = seen.validate_with(r)
+        apart = 0.0
+        if validation is not None:
+            begun = time.monotonic()
+            validation.scores(kept)  # what does not work shall fail now, and its time is known
+            apart = (time.monotonic() - begun) * (steps // validate_every)
+        height, width = slices.images.shape[2:]
+        pace = Pace(r, steps, each=f"{batch_size} slices of {height} x {width} pixels", apart=apart)
+
+        for step in r.steps(steps, samples_per_step=batch_size):
+            batch = batches.at(step)
+            value = criterion(model(batch.images), batch.shares)
+            optimizer.zero_grad()
+            r.fabric.backward(value)
+            optimizer.step()
+            if average is not None:
+                average.update_parameters(segmenter)
+            r.log(loss=value)
+            pace.after(step)
+            if validation is not None and ((step + 1) % validate_every == 0 or step + 1 == steps):
+                scores = validation.scores(kept)
+                r.record(**scores.record())
+                best.offer(scores.mean, step=step + 1, network=kept)
+
+        if validation is not None and keep != "last":
+            best.give(kept)
+            chosen = f"the best of validation, Dice {best.score:.3f} after step {best.step}"
+        else:
+            chosen = f"the last, after step {steps}"
+        r.say(f"weights kept: {chosen}")
+        return save_segmenter(
+            r, kept, options=network, labels=seen.labels, preprocessing=seen.preprocessing,
+            details={"method": "train", "labelled": list(slices.names), "weights": chosen, "steps": steps},
+        )  # fmt: skip

@@ -39,6 +39,29 @@ PYTHON: dict[str, dict[str, tuple[str, list[str]]]] = {
     },
     "ssl-medseg": {
         "data": ("Data sets, label maps and splits", ["ssl_medseg.data"]),
+        "networks": (
+            "Networks, losses and model folders",
+            [
+                "ssl_medseg.models",
+                "ssl_medseg.losses.dice",
+                "ssl_medseg.losses.segmentation",
+                "ssl_medseg.model_folder",
+            ],
+        ),
+        "training": (
+            "Pieces of a training loop",
+            [
+                "ssl_medseg.training_data",
+                "ssl_medseg.slices",
+                "ssl_medseg.augment",
+                "ssl_medseg.batches",
+                "ssl_medseg.validation",
+                "ssl_medseg.inference",
+                "ssl_medseg.keeping",
+                "ssl_medseg.optimization",
+                "ssl_medseg.pace",
+            ],
+        ),
         "scoring": ("Scores of masks", ["ssl_medseg.scoring", "ssl_medseg.scoring.measure"]),
         "phantom": ("The phantom", ["ssl_medseg.phantom"]),
     },

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from contrastive_core.classification import Calibration
 from contrastive_core.errors import UserError
+from contrastive_core.report.confusion import confusion_figure
 from contrastive_core.report.style import to_inline_svg
 from contrastive_core.train import RunOptions
 from ssl_vision.classifier_score import score_classifier
@@ -21,13 +23,11 @@ from ssl_vision.commands.knn import knn
 from ssl_vision.commands.make_splits import make_splits
 from ssl_vision.commands.report import report
 from ssl_vision.data import open_images
-from ssl_vision.metrics import Calibration
 from ssl_vision.models import EncoderOptions
 from ssl_vision.options import OptimizerOptions
 from ssl_vision.prediction_files import Predictions, make_predictions, read_predictions, write_predictions
 from ssl_vision.reporting.agreement import compare_predictions
 from ssl_vision.reporting.comparison import collect, comparison_figure, group_of
-from ssl_vision.reporting.confusion import confusion_figure
 from ssl_vision.reporting.evaluations import read_evaluations
 from ssl_vision.reporting.label_counts import count_labels
 from ssl_vision.reporting.mistakes import most_confident

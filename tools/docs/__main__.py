@@ -33,6 +33,7 @@ PYTHON: dict[str, dict[str, tuple[str, list[str]]]] = {
             ["contrastive_core.train", "contrastive_core.train.device", "contrastive_core.errors"],
         ),
         "pseudo_label": ("Pseudo-labels", ["contrastive_core.pseudo_label"]),
+        "classification": ("How good class probabilities are", ["contrastive_core.classification"]),
         "random": ("Randomness as a function", ["contrastive_core.random"]),
         "cli": ("Command lines from functions", ["contrastive_core.cli"]),
         "findings": ("What a check finds", ["contrastive_core.findings"]),
@@ -81,7 +82,6 @@ PYTHON: dict[str, dict[str, tuple[str, list[str]]]] = {
                 "ssl_vision.probe",
                 "ssl_vision.logistic",
                 "ssl_vision.evaluation",
-                "ssl_vision.metrics",
                 "ssl_vision.classifier_score",
                 "ssl_vision.prediction_files",
             ],
@@ -104,6 +104,10 @@ PYTHON: dict[str, dict[str, tuple[str, list[str]]]] = {
             ["ssl_video.data", "ssl_video.splits", "ssl_video.official_lists", "ssl_video.checking"],
         ),
         "augment": ("Augmentation", ["ssl_video.augment"]),
+        "testing": (
+            "Models and testing",
+            ["ssl_video.model_folder", "ssl_video.testing", "ssl_video.recognition_score", "ssl_video.tested_network"],
+        ),
         "models": ("Networks and batch norm", ["ssl_video.models", "ssl_video.view_norm", "ssl_video.recalibration"]),
     },
 }

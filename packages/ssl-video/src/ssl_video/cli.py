@@ -14,6 +14,12 @@ VERBS = {
         "choose what is learned from, with few labels, and what is kept for testing",
         alone=True,
     ),
+    "train": Verb("ssl_video.commands.train:train", "train with few labels: MvPL, FixMatch or supervised"),
+    "evaluate": Verb(
+        "ssl_video.commands.evaluate:evaluate",
+        "test a network on kept videos: each view and all together, per class, confusion",
+        alone=True,
+    ),
 }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,27 +12,23 @@ from torch import Tensor
 from ssl_video.losses import PseudoLabelLoss
 
 
-@dataclass(frozen=True)
-class Diagnostics:
-    """Of the pseudo-labels of one step; all are tensors, so that nothing waits for an accelerator.
-
-    Attributes:
-        coverage: share of the clips' views whose pseudo-label counts.
-        confidence: mean of the targets' largest probability.
-        agreement: share of the pairs of views, of the same clip, that predict the same class; 1 of one view.
-        histogram: how many of the counting pseudo-labels are of each class, ``[K]``.
-        accuracy: share of the counting pseudo-labels that are right, where the truth was given; NaN of none.
-        accuracy_all: the same over all, confident or not.
-        accuracy_by_view: by view, share of the clips whose weak view alone is classified right.
-    """
+class Diagnostics(NamedTuple):
+    """Of the pseudo-labels of one step; all are tensors, so that nothing waits for an accelerator."""
 
     coverage: Tensor
+    """Share of the clips' views whose pseudo-label counts."""
     confidence: Tensor
+    """Mean of the targets' largest probability."""
     agreement: Tensor
+    """Share of the pairs of views, of the same clip, that predict the same class; 1 of one view."""
     histogram: Tensor
+    """How many of the counting pseudo-labels are of each class, ``[K]``."""
     accuracy: Tensor | None = None
+    """Share of the counting pseudo-labels that are right, where the truth was given; NaN of none."""
     accuracy_all: Tensor | None = None
-    accuracy_by_view: dict[str, Tensor] = field(default_factory=dict)
+    """The same over all, confident or not."""
+    accuracy_by_view: Mapping[str, Tensor] = MappingProxyType({})
+    """By view, share of the clips whose weak view alone is classified right."""
 
     def scalars(self) -> dict[str, Tensor]:
         """The numbers by name, as a log takes them."""
@@ -75,8 +72,7 @@ def diagnose(
         return result
     right = (found.labels == truth).to(logits.dtype)
     alone = (predicted == truth).to(logits.dtype)
-    return replace(
-        result,
+    return result._replace(
         accuracy=(right * counted).sum() / counted.sum(),
         accuracy_all=(right * there).sum() / weight,
         accuracy_by_view={

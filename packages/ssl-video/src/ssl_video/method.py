@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,21 +22,17 @@ Pictures = Mapping[str, Tensor]
 """By view: float ``[N, T, 3, H, W]``, 0 to 255, what `views.make_views` gives."""
 
 
-@dataclass(frozen=True)
-class Losses:
-    """What one step gives.
-
-    Attributes:
-        loss: to go backward from: ``supervised + unlabelled_weight * unlabelled``.
-        supervised: on labelled clips, without gradient.
-        unlabelled: on pseudo-labels, without gradient; 0 while there are labels only.
-        diagnostics: of the pseudo-labels; None while there are labels only.
-    """
+class Losses(NamedTuple):
+    """What one step gives."""
 
     loss: Tensor
+    """To go backward from: ``supervised + unlabelled_weight * unlabelled``."""
     supervised: Tensor
+    """On labelled clips, without gradient."""
     unlabelled: Tensor
+    """On pseudo-labels, without gradient; 0 while there are labels only."""
     diagnostics: Diagnostics | None
+    """Of the pseudo-labels; None while there are labels only."""
 
 
 class MultiviewPseudoLabel(nn.Module):

@@ -11,8 +11,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.nn import functional as F
 
-from contrastive_core.errors import UserError
-from ssl_vision.metrics import (
+from contrastive_core.classification import (
     Calibration,
     ReliabilityBin,
     calibrate,
@@ -20,6 +19,7 @@ from ssl_vision.metrics import (
     per_class_accuracy,
     top_k_accuracy,
 )
+from contrastive_core.errors import UserError
 
 FORMAT = "ssl-vision evaluation 1"
 _NAMED = 3
@@ -49,7 +49,7 @@ class ClassifierScore:
         top5: share whose class is among the five largest; None of up to five classes.
         mean_per_class: mean of `per_class` over the classes that have images.
         nll: mean negative log-likelihood of the true class, in nats.
-        calibration: of the predicted class; see `ssl_vision.metrics.calibrate`.
+        calibration: of the predicted class; see `contrastive_core.classification.calibrate`.
         per_class: in the classifier's order.
         confusion: counts, a row for each true class, a column for each predicted one.
     """

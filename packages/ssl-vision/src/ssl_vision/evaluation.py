@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from contrastive_core.classification import confusion_matrix, per_class_accuracy, top_k_accuracy
 from contrastive_core.train.files import write_atomic
+from contrastive_core.train.model_file import module_hash
 from ssl_vision.data import ImageSet, Subset, open_images
 from ssl_vision.features import extract
 from ssl_vision.label_files import read_labelled
 from ssl_vision.labelled import check_classes
-from ssl_vision.metrics import confusion_matrix, per_class_accuracy, top_k_accuracy
 from ssl_vision.model_folder import LoadedModel, load_encoder
 
 
@@ -69,15 +68,6 @@ class Score:
         )
         text = f"{self.protocol}: top-1 {self.top1:.2f} %{more} on {self.images} images of {self.classes} classes"
         return "; ".join([text, *(f"{name} {_readable(value)}" for name, value in self.found.items())])
-
-
-def module_hash(module: nn.Module) -> str:
-    """SHA-256 over names and bytes of all parameters and buffers: equal if and only if nothing changed."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def labelled_images(data: str, *, split: str, classes: list[str] | None = None, labels: Path | None = None) -> ImageSet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -10,7 +11,8 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.train import files
@@ -88,3 +90,12 @@ def load_model(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             "Restore it from a copy, or write the model again"
         )
     return safetensors.torch.load_file(weights_path), metadata
+
+
+def module_hash(module: nn.Module) -> str:
+    """SHA-256 over names and bytes of all parameters and buffers: equal if and only if nothing changed."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

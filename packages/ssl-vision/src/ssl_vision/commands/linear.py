@@ -9,12 +9,12 @@ import torch
 
 from contrastive_core.errors import UserError
 from contrastive_core.random import derive
+from contrastive_core.train.model_file import module_hash
 from ssl_vision.evaluation import (
     Score,
     accuracy,
     labelled_features,
     labelled_images,
-    module_hash,
     record_score,
     training_images,
 )

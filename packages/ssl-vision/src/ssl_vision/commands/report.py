@@ -8,8 +8,8 @@ from pathlib import Path
 from contrastive_core.errors import UserError
 from contrastive_core.report import html
 from contrastive_core.train.files import write_atomic
+from contrastive_core.train.model_file import module_hash
 from ssl_vision.data import ImageSet, open_images
-from ssl_vision.evaluation import module_hash
 from ssl_vision.model_folder import load_classifier, load_encoder
 from ssl_vision.reporting import classifier_sections, scores, sections
 from ssl_vision.reporting.agreement import agreement

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from contrastive_core.classification import confusion_matrix, per_class_accuracy, top_k_accuracy
 from contrastive_core.errors import UserError
 from contrastive_core.random import derive
 from ssl_vision.class_choice import hold_out
 from ssl_vision.data import list_splits
 from ssl_vision.evaluation import LabelledFeatures, Score, accuracy, labelled_features, record_score, training_images
 from ssl_vision.logistic import LogisticFit, fit_logistic
-from ssl_vision.metrics import confusion_matrix, per_class_accuracy, top_k_accuracy
 from ssl_vision.model_folder import load_encoder
 
 PENALTIES = tuple(np.logspace(5, -6, 45).tolist())

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from contrastive_core.report import html
+from contrastive_core.report.confusion import confusion_figure
 from contrastive_core.report.curves import RATE, Panel, training_figure
 from contrastive_core.report.style import to_inline_svg
 from ssl_vision.classifier_score import ClassifierScore
-from ssl_vision.reporting.confusion import confusion_figure
 from ssl_vision.reporting.evaluations import Evaluated
 from ssl_vision.reporting.mistakes import mistakes
 from ssl_vision.reporting.reliability import reliability_figure

@@ -1,0 +1,125 @@
+"""`ssl-video evaluate`: how good a trained network is on videos it has not seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from contrastive_core.errors import UserError
+from contrastive_core.report.confusion import confusion_figure
+from contrastive_core.report.style import to_png
+from contrastive_core.train.files import write_atomic
+from contrastive_core.train.model_file import module_hash
+from contrastive_core.train.progress import track
+from ssl_video.data import open_videos
+from ssl_video.model_folder import load_recognizer
+from ssl_video.recognition_score import Evaluation, confusion_of, score_view
+from ssl_video.splits import read_split, select_labelled
+from ssl_video.testing import FUSED, classify, fused
+
+
+def evaluate(
+    model: str,
+    data: str,
+    *,
+    split: Path,
+    part: Literal["test", "validation"] = "test",
+    views: tuple[str, ...] | None = None,
+    clips: int = 10,
+    crops: int = 3,
+    to_the_end: bool = False,
+    max_bad: float = 0.0,
+    out: Path | None = None,
+    device: str = "auto",
+) -> Evaluation:
+    """Test a network on the videos that a split has kept: 10 clips x 3 crops, mean of probabilities.
+
+    The number that counts is that of the first view, frames, at the cost of an ordinary network; each other view alone
+    and the mean of all are reported beside it. Three files are written: ``PART.json`` with all numbers,
+    ``PART-predictions.npz`` with probabilities float32 ``[N, M, K]``, labels, keys, views and classes, and
+    ``PART-confusion.png``.
+
+    Args:
+        model: the out folder of ``ssl-video train``, or its model folder.
+        data: the videos, as for `train`.
+        split: the split file that it was trained by.
+        part: which part of it.
+        views: which views to report; None: all that the network has learned.
+        clips: of each video, spread evenly in time.
+        crops: of each clip, along its long side.
+        to_the_end: spread the clips to the very end of the video.
+        max_bad: share of the videos that may be unreadable; they are listed, and count nowhere.
+        out: folder for the files; by default ``evaluation`` in the model's folder.
+        device: auto, cpu, cuda or mps.
+
+    Returns:
+        The numbers.
+    """
+    if clips < 1 or crops < 1 or not 0 <= max_bad < 1:
+        raise UserError(f"evaluate needs clips >= 1, crops >= 1 and 0 <= max_bad < 1; got {clips}, {crops}, {max_bad}")
+    chosen = read_split(split)
+    listed = chosen.test if part == "test" else chosen.validation
+    if not listed:
+        raise UserError(f"{split}: keeps no videos for {part}; make a split that does, or name the other part")
+    videos = select_labelled(open_videos(data), listed, chosen.classes, file=split)
+    recognizer = load_recognizer(model, device=device)
+    recipe = recognizer.recipe
+    if recipe.classes != chosen.classes:
+        raise UserError(f"{split}: its classes are not those that {model} was trained on")
+    shared = recognizer.learned_from(key for key, _ in listed)
+    if shared:
+        raise UserError(
+            f"{split}: {len(shared)} of its {part} videos were trained on ({min(shared)}); give the split that {model} "
+            "was trained by"
+        )
+    wanted = recipe.views if views is None else views
+    if not wanted or not set(wanted) <= set(recipe.views):
+        raise UserError(f"views are {', '.join(wanted) or 'none'}; the network has learned {', '.join(recipe.views)}")
+    found, kept, skipped = [], [], {}
+    for place, video in enumerate(track(videos.videos, total=len(videos), what="testing")):
+        try:
+            found.append(classify(recognizer, video, views=wanted, clips=clips, crops=crops, to_the_end=to_the_end))
+            kept.append(place)
+        except UserError as error:
+            skipped[video.key] = str(error)
+            if len(skipped) > max_bad * len(videos):
+                raise UserError(
+                    f"{error}\n{len(skipped)} of {len(videos)} videos cannot be read; see --max_bad"
+                ) from error
+    probabilities, labels = torch.stack(found), videos.labels()[kept]
+    scores = {view: score_view(probabilities[:, place], labels) for place, view in enumerate(wanted)}
+    if len(wanted) > 1:
+        scores[FUSED] = score_view(fused(probabilities), labels)
+    confusion, per_class = confusion_of(probabilities[:, 0].nan_to_num(0), labels)
+    result = Evaluation(
+        model=model,
+        model_hash=module_hash(recognizer.network),
+        data=data,
+        part=part,
+        split=chosen.digest,
+        headline=wanted[0],
+        clips=clips,
+        crops=crops,
+        views=scores,
+        classes=list(recipe.classes),
+        per_class=per_class,
+        confusion=confusion,
+        skipped=skipped,
+    )
+    folder = out if out is not None else Path(model) / "evaluation"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{part}-predictions.npz").open("wb") as stream:
+        np.savez(
+            stream,
+            probabilities=probabilities.numpy(),
+            labels=labels.numpy(),
+            keys=np.array([videos[place].key for place in kept], dtype=np.str_),
+            views=np.array(wanted, dtype=np.str_),
+            classes=np.array(recipe.classes, dtype=np.str_),
+        )
+    write_atomic(folder / f"{part}-confusion.png", to_png(confusion_figure(confusion, recipe.classes)))
+    write_atomic(folder / f"{part}.json", result.to_json().encode())  # last: where it stands, the others do
+    return result

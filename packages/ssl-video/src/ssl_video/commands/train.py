@@ -1,0 +1,235 @@
+"""Training with few labels: `ssl-video train`. One readable loop; copy it and change it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from contrastive_core.classification import top_k_accuracy
+from contrastive_core.errors import UserError
+from contrastive_core.optim import WarmupCosine
+from contrastive_core.train import Run, RunOptions
+from ssl_video.augment import ClipAugment, StrongOptions, WeakOptions
+from ssl_video.data import ClipDataset, ClipSpec, VideoSet, open_videos
+from ssl_video.feed import Feed
+from ssl_video.method import MultiviewPseudoLabel
+from ssl_video.model_folder import Recipe, Recognizer, save_recognizer
+from ssl_video.models import NetworkOptions
+from ssl_video.models.build import build_network
+from ssl_video.options import OptimizerOptions, PseudoOptions, build_optimizer
+from ssl_video.splits import read_split, select, select_labelled
+from ssl_video.tested_network import make_tested
+from ssl_video.testing import classify
+
+
+def train(
+    data: str,
+    out: Path,
+    *,
+    split: Path,
+    method: Literal["mvpl", "fixmatch", "supervised"] = "mvpl",
+    views: tuple[str, ...] = ("rgb", "flow", "tg"),
+    steps: int = 10_000,
+    batch_size: int = 8,
+    mu: int = 4,
+    size: int = 112,
+    clip: ClipSpec = ClipSpec(),  # noqa: B008
+    network: NetworkOptions = NetworkOptions(),  # noqa: B008
+    pseudo: PseudoOptions = PseudoOptions(),  # noqa: B008
+    bn: Literal["joint", "split"] = "joint",
+    recalibrate: int = 200,
+    weak: WeakOptions = WeakOptions(),  # noqa: B008
+    strong: StrongOptions = StrongOptions(),  # noqa: B008
+    shared_geometry: bool = True,
+    flow: str = "dis",
+    tg_gain: float = 1.0,
+    ema_decay: float = 0.0,
+    exclude_labelled: bool = False,
+    diagnose: bool = False,
+    validate_every: int = 0,
+    max_bad: float = 0.0,
+    optimizer: OptimizerOptions = OptimizerOptions(),  # noqa: B008
+    run: RunOptions = RunOptions(),  # noqa: B008
+) -> Path:
+    """Train a network to recognise actions from a few labelled videos and many without labels.
+
+    ``mvpl``: pseudo-labels that all views agree on train every view. ``fixmatch``: the same with frames alone.
+    ``supervised``: labels alone, on all `views` (``--views [rgb]`` for the ordinary baseline). The network kept is that
+    of the last step, or its moving average, with batch norm recalibrated for every view; it is tested on frames.
+
+    Labels of videos that the split does not list as labelled, and test videos, are never looked at. A run resumes
+    exactly.
+
+    Args:
+        data: a folder of class folders, a CSV file, or a list; see `ssl_video.data.open_videos`.
+        out: the run's folder: config, metrics, checkpoints, model.
+        split: file of `make-splits`.
+        method: see above.
+        views: some of rgb, flow, tg, audio; the first is the one tested on. ``fixmatch`` takes the first alone.
+        steps: of the run.
+        batch_size: labelled clips per step, over all processes; if there are fewer, all of them.
+        mu: unlabelled clips for each of them.
+        size: side of the crops in pixels.
+        clip: which frames make a clip.
+        network: which network.
+        pseudo: how pseudo-labels are made.
+        bn: ``joint`` or ``split``, see `MultiviewPseudoLabel`.
+        recalibrate: clips that batch norm is recalibrated on, for each view; 0: not at all.
+        weak: resizing, crop and flip.
+        strong: what the clips that learn pseudo-labels undergo beyond that.
+        shared_geometry: crop all views of a clip alike.
+        flow: method of the view flow: dis, dis_fast, dis_ultrafast, farneback, tvl1 or raft:FILE.
+        tg_gain: contrast of the view tg.
+        ema_decay: of a moving average of the network, which is then the one kept; 0: none.
+        exclude_labelled: leave the labelled videos out of the unlabelled ones.
+        diagnose: look at the labels of all videos to record how many pseudo-labels are right; it decides nothing.
+        validate_every: steps between two scores on the split's validation part (one clip, one crop); 0: none.
+        max_bad: share of the videos that may be unreadable.
+        optimizer: optimiser and schedule.
+        run: seed, device, precision, checkpoints, logs.
+
+    Returns:
+        The folder of the trained model.
+    """
+    config = dict(locals())
+    if method == "fixmatch":
+        views = views[:1]
+    found = _open(data, split, exclude_labelled=exclude_labelled, diagnose=diagnose)
+    labelled, learned, validated, truth = found.labelled, found.learned, found.validated, found.truth
+    _check(steps=steps, mu=mu, size=size, recalibrate=recalibrate, validate_every=validate_every, validated=validated)
+    recipe = Recipe(network, labelled.classes, clip, size, views, flow, tg_gain)
+    config |= {"views": views}
+    with Run(out, config=config, command="ssl-video train", options=run) as r:
+        try:
+            augment = ClipAugment(
+                size, views=views, weak=weak, strong=strong, shared_geometry=shared_geometry, flow=flow, tg_gain=tg_gain
+            )
+            torch.manual_seed(r.seed("weights"))
+            net = build_network(network, len(labelled.classes))
+            mvpl = _method(net, pseudo, recipe, steps=steps, bn=bn, ema_decay=ema_decay, seed=r.seed("targets"))
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+        def clips(of: VideoSet, log: str, *, by_class: bool) -> ClipDataset:
+            moves, sounds = bool({"flow", "tg"} & set(views)), "audio" in views
+            return ClipDataset(
+                of, clip, following=moves, audio=sounds, max_bad=max_bad, log=r.out / log, by_class=by_class
+            )
+
+        known = clips(labelled, "bad_labelled.jsonl", by_class=True)
+        unknown = clips(learned, "bad_files.jsonl", by_class=False)
+        feed = Feed(
+            r, known, None if method == "supervised" else unknown, augment,
+            batch_size=batch_size, mu=mu, total_steps=steps, first_unlabelled=mvpl.warmup_steps,
+        )  # fmt: skip
+        peak = optimizer.peak(feed.clips)
+        wrapped, optim = r.setup(mvpl, build_optimizer(mvpl.network, optimizer, lr=peak))
+        warmup = min(round(optimizer.warmup * steps), steps - 1)
+        schedule = WarmupCosine(optim, peak_lr=peak, start_lr=peak / 10, warmup_steps=warmup, total_steps=steps)
+        r.track(model=mvpl, optimizer=optim, schedule=schedule)
+        r.say(f"{len(labelled)} labelled of {len(learned)} videos, {feed.clips} clips a step, {steps} steps")
+
+        def tested(count: int) -> Recognizer:
+            size_, seed = max(feed.batch_size, 16), r.seed("recalibrate")
+            kept = make_tested(
+                mvpl.tested, recipe, unknown, weak=weak, count=count, batch_size=size_, seed=seed, device=r.device
+            )
+            return Recognizer(kept, recipe, r.device, {})
+
+        for step in r.steps(steps, samples_per_step=feed.clips):
+            batch = feed.batch(step)
+            losses = wrapped(
+                batch.labelled, batch.labels, batch.weak or None, batch.strong or None,
+                step=step, present=batch.present, labelled_present=batch.labelled_present,
+                truth=truth[batch.unlabelled.cpu()].to(r.device) if truth is not None and batch.weak else None,
+            )  # fmt: skip
+            optim.zero_grad()
+            r.fabric.backward(losses.loss)
+            if optimizer.clip_gradients:
+                r.fabric.clip_gradients(wrapped, optim, max_norm=optimizer.clip_gradients)
+            lr = optim.param_groups[0]["lr"]
+            optim.step()
+            schedule.step()
+            mvpl.update()
+            r.log(loss=losses.loss, supervised=losses.supervised, unlabelled=losses.unlabelled, lr=lr)
+            if losses.diagnostics is not None:
+                r.log(**losses.diagnostics.scalars())
+            if validate_every and validated is not None and ((step + 1) % validate_every == 0 or step == steps - 1):
+                r.record(validation_accuracy=_accuracy(tested(min(recalibrate, 64)), validated))
+        seen = {video.key for of in (labelled, learned) for video in of.videos}
+        about = {"method": method, "steps": steps, "split": found.digest, "labelled": len(labelled), "bn": bn}
+        return save_recognizer(r, tested(recalibrate).network, recipe, learned_from=seen, about=about)
+
+
+class _Videos(NamedTuple):
+    labelled: VideoSet
+    learned: VideoSet
+    validated: VideoSet | None
+    truth: Tensor | None
+    digest: str
+
+
+def _open(data: str, split: Path, *, exclude_labelled: bool, diagnose: bool) -> _Videos:
+    chosen, videos = read_split(split), open_videos(data)
+    labelled = select_labelled(videos, chosen.labelled, chosen.classes, file=split)
+    validated = select_labelled(videos, chosen.validation, chosen.classes, file=split) if chosen.validation else None
+    learned = videos.subset(select(videos, chosen.train, file=split))
+    if exclude_labelled:
+        few = {video.key for video in labelled.videos}
+        learned = learned.subset(i for i, video in enumerate(learned.videos) if video.key not in few)
+    truth = VideoSet(data, learned.videos, classes=chosen.classes).labels() if diagnose else None
+    return _Videos(labelled, learned, validated, truth, chosen.digest)
+
+
+def _method(
+    network: nn.Module,
+    pseudo: PseudoOptions,
+    recipe: Recipe,
+    *,
+    steps: int,
+    bn: Literal["joint", "split"],
+    ema_decay: float,
+    seed: int,
+) -> MultiviewPseudoLabel:
+    return MultiviewPseudoLabel(
+        network,
+        classes=len(recipe.classes),
+        views=recipe.views,
+        target=pseudo.target,
+        fuse_by=pseudo.fuse_by,
+        fusion=pseudo.view_weights or pseudo.fusion,
+        threshold=pseudo.threshold,
+        soft=pseudo.soft,
+        temperature=pseudo.temperature,
+        unlabelled_weight=pseudo.weight,
+        warmup_steps=round(pseudo.warmup * steps),
+        bn=bn,
+        align=pseudo.align,
+        ema_decay=ema_decay,
+        seed=seed,
+    )
+
+
+def _accuracy(recognizer: Recognizer, videos: VideoSet) -> float:
+    first = recognizer.recipe.views[:1]
+    found = torch.cat([classify(recognizer, video, views=first, clips=1, crops=1) for video in videos.videos])
+    return top_k_accuracy(found, videos.labels(), 1)
+
+
+def _check(
+    *, steps: int, mu: int, size: int, recalibrate: int, validate_every: int, validated: VideoSet | None
+) -> None:
+    for name, value, least in (
+        ("steps", steps, 1),
+        ("mu", mu, 1),
+        ("size", size, 1),
+        ("recalibrate", recalibrate, 0),
+        ("validate_every", validate_every, 0),
+    ):
+        if value < least:
+            raise UserError(f"{name} is {value}; expected at least {least}")
+    if validate_every and validated is None:
+        raise UserError("validate_every was given, but the split keeps no videos to validate on; make one that does")

@@ -12,14 +12,26 @@ if TYPE_CHECKING:
     from ssl_video.augment import ClipAugment
     from ssl_video.commands.check import check
     from ssl_video.commands.evaluate import evaluate
+    from ssl_video.commands.export import export
     from ssl_video.commands.make_splits import make_splits
+    from ssl_video.commands.predict import predict
     from ssl_video.commands.train import train
     from ssl_video.method import MultiviewPseudoLabel
     from ssl_video.recalibration import recalibrate_bn
 
 _ELSEWHERE = {"ClipAugment": "augment", "MultiviewPseudoLabel": "method", "recalibrate_bn": "recalibration"}
 
-__all__ = ["ClipAugment", "MultiviewPseudoLabel", "check", "evaluate", "make_splits", "recalibrate_bn", "train"]
+__all__ = [
+    "ClipAugment",
+    "MultiviewPseudoLabel",
+    "check",
+    "evaluate",
+    "export",
+    "make_splits",
+    "predict",
+    "recalibrate_bn",
+    "train",
+]
 
 __getattr__, __dir__ = load_on_use(
     __name__, {name: f"ssl_video.{_ELSEWHERE.get(name, f'commands.{name}')}" for name in __all__}

@@ -20,6 +20,14 @@ VERBS = {
         "test a network on kept videos: each view and all together, per class, confusion",
         alone=True,
     ),
+    "predict": Verb(
+        "ssl_video.commands.predict:predict", "classify a folder of videos into a CSV file and a sheet", alone=True
+    ),
+    "export": Verb(
+        "ssl_video.commands.export:export",
+        "write a network for other programs: ONNX, torch.export, weights",
+        alone=True,
+    ),
 }
 
 

@@ -1,0 +1,114 @@
+"""`ssl-video export`: a trained network as a file that other programs open."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from contrastive_core.errors import UserError
+from contrastive_core.train.programs import Program, put_in_place, write_exported_program, write_onnx
+from ssl_video.model_folder import Recognizer, load_recognizer
+from ssl_video.models import build_network
+from ssl_video.view_norm import join_batchnorm
+from ssl_video.views.pictures import MEAN, STD
+
+_ENDINGS = (".onnx", ".pt2", ".safetensors")
+
+
+def export(model: str, out: Path, *, view: str | None = None, size: int = 0) -> str:
+    """Write a network as a file that other programs open, once it has been shown to give what the model gives.
+
+    The ending of the file decides: ``.onnx`` for onnxruntime and others (any batch size; needs the extra ``export``),
+    ``.pt2`` for `torch.export.load`, ``.safetensors`` for `load_state_dict` of the same network of PyTorchVideo or
+    torchvision. It is the network of one view, with that view's batch norm, and costs what an ordinary one costs.
+
+    Clips go in as ``[N, 3, T, S, S]`` in [0, 1], logits come out; normalisation is part of .onnx and .pt2, and the
+    caller's for .safetensors. A JSON file beside the file says this, with classes, frames and differences.
+
+    Args:
+        model: the out folder of ``ssl-video train``, or its model folder.
+        out: the file to write, in place of an older one.
+        view: which view's network; None: the one tested on, frames.
+        size: side of the pictures in pixels that .onnx and .pt2 take; 0: that of the crops it was trained on.
+
+    Returns:
+        What was written and how it was checked.
+    """
+    out = Path(out)
+    if out.suffix not in _ENDINGS:
+        raise UserError(f"{out}: found the ending {out.suffix!r}, expected one of {', '.join(_ENDINGS)}")
+    opened = load_recognizer(model, device="cpu")
+    recipe = opened.recipe
+    chosen = recipe.views[0] if view is None else view
+    if chosen not in recipe.views:
+        raise UserError(f"view is {chosen!r}; the network has learned {', '.join(recipe.views)}")
+    side = size or recipe.size
+    network = join_batchnorm(opened.network, chosen).requires_grad_(False).eval()
+
+    def example(count: int) -> Tensor:
+        generator = torch.Generator().manual_seed(count)
+        return torch.rand(count, 3, recipe.clip.frames, side, side, generator=generator)
+
+    def write(file: Path) -> dict[str, Any]:
+        card = _card(opened, model, file, view=chosen, side=side)
+        if out.suffix == ".safetensors":
+            return _weights(network, opened, file, card, example(2))
+        program = Program(
+            _Normalised(network).eval(), model, recipe.network.name, "clips", "logits", example, package="ssl_video"
+        )
+        return (write_onnx if out.suffix == ".onnx" else write_exported_program)(program, file, card)
+
+    card = put_in_place(out, write)
+    checked = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in card["checked"].items())
+    return f"written to {out} and {out.name}.json: logits of {recipe.clip.frames} frames of {side} px; {checked}"
+
+
+class _Normalised(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, clips: Tensor) -> Tensor:
+        logits: Tensor = self.network((clips - MEAN) / STD)
+        return logits
+
+
+def _card(opened: Recognizer, model: str, file: Path, *, view: str, side: int) -> dict[str, Any]:
+    recipe = opened.recipe
+    weights = file.suffix == ".safetensors"
+    return {
+        "format": "ssl-video export 1",
+        "file": file.name,
+        "input": {
+            "name": "clips",
+            "shape": ["batch", 3, recipe.clip.frames, side, side],
+            "dtype": "float32",
+            "range": [0.0, 1.0],
+            "view": view,
+            "normalisation": {"mean": MEAN, "std": STD, "by": "the caller" if weights else "the model"},
+            "clip": asdict(recipe.clip),
+        },
+        "output": {"name": "logits", "shape": ["batch", len(recipe.classes)]},
+        "classes": list(recipe.classes),
+        "network": asdict(recipe.network),
+        "model": model,
+    }
+
+
+def _weights(network: nn.Module, opened: Recognizer, file: Path, card: dict[str, Any], clips: Tensor) -> dict[str, Any]:
+    """The plain network's state dictionary, loaded again into a new one and compared."""
+    recipe = opened.recipe
+    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    safetensors.torch.save_file(state, file, metadata={"format": "pt", "ssl_video": json.dumps(card)})
+    again = build_network(recipe.network, len(recipe.classes))
+    again.load_state_dict(safetensors.torch.load_file(file))
+    difference = (again.eval()(clips) - network(clips)).abs().max().item()
+    if not difference <= 1e-5:
+        raise UserError(f"{file.name} gives other logits than the model, by {difference:.2g}; nothing was written")
+    return {**card, "checked": {"with": recipe.network.name, "largest_difference": difference}}

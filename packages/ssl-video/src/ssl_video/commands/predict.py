@@ -1,0 +1,103 @@
+"""`ssl-video predict`: classes of videos nobody has labelled, as a table and as a sheet of pictures."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from contrastive_core.errors import UserError
+from contrastive_core.train.progress import track
+from ssl_video.contact_sheet import Thumbnail, contact_sheet
+from ssl_video.data import open_videos
+from ssl_video.model_folder import load_recognizer
+from ssl_video.testing import classify, fused
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """The table, how many videos are in it, how many of these could not be read, and the sheet, if there is one."""
+
+    out: Path
+    videos: int
+    unreadable: int
+    sheet: Path | None
+
+    def __str__(self) -> str:
+        text = f"{self.out}: {self.videos:,} videos"
+        if self.unreadable:
+            text += f", of which {self.unreadable:,} could not be read (column error says why)"
+        return text if self.sheet is None else f"{text}\n{self.sheet}: some of them"
+
+
+def predict(
+    model: str,
+    data: str,
+    out: Path,
+    *,
+    views: tuple[str, ...] | None = None,
+    top: int = 1,
+    clips: int = 10,
+    crops: int = 3,
+    sheet: int = 24,
+    device: str = "auto",
+) -> PredictResult:
+    """Classify videos and write a CSV file with a row for each: path, class, probability, error.
+
+    Of a folder all videos are taken, however deep they lie; labels are not looked at. A video that cannot be read has
+    its row, with the reason under ``error``. Beside the table, a PNG file of the same name shows the middle frames of
+    some videos with what they were taken for. Both are complete or not there.
+
+    Args:
+        model: the out folder of ``ssl-video train``, or its model folder.
+        data: a folder, a CSV file, or a list; see `ssl_video.data.open_videos`.
+        out: the CSV file.
+        views: which views, of those the network has learned; several are averaged. None: frames alone.
+        top: how many classes of largest probability to list.
+        clips: of each video, spread evenly in time.
+        crops: of each clip, along its long side.
+        sheet: how many videos, spread over all, to show; 0: no picture.
+        device: auto, cpu, cuda or mps.
+
+    Returns:
+        The files and what is in them.
+    """
+    recognizer = load_recognizer(model, device=device)
+    classes, learned = recognizer.recipe.classes, recognizer.recipe.views
+    wanted = learned[:1] if views is None else views
+    if not wanted or not set(wanted) <= set(learned):
+        raise UserError(f"views are {', '.join(wanted) or 'none'}; the network has learned {', '.join(learned)}")
+    if not 1 <= top <= len(classes) or clips < 1 or crops < 1 or sheet < 0:
+        raise UserError(
+            f"predict can list 1 to {len(classes)} classes of this model, and needs clips and crops of at least 1; got "
+            f"top={top}, clips={clips}, crops={crops}, sheet={sheet}"
+        )
+    videos = open_videos(data)
+    shown = {round(i * (len(videos) - 1) / max(1, sheet - 1)) for i in range(min(sheet, len(videos)))}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    new = out.with_name(f".{out.name}.tmp")
+    thumbnails: list[Thumbnail] = []
+    unreadable = 0
+    with new.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+        ranks = ["", *(f"_{rank}" for rank in range(2, top + 1))]
+        writer.writerow(["path", *(f"{name}{rank}" for rank in ranks for name in ("class", "probability")), "error"])
+        for place, video in enumerate(track(videos.videos, total=len(videos), what=videos.name)):
+            try:
+                found = classify(recognizer, video, views=wanted, clips=clips, crops=crops)
+            except UserError as error:
+                unreadable += 1
+                writer.writerow([video.key, *[""] * (2 * top), str(error)])
+                continue
+            probabilities, order = fused(found[None])[0].topk(top)
+            ranked = list(zip(order.tolist(), probabilities.tolist(), strict=True))
+            writer.writerow([video.key, *(cell for c, p in ranked for cell in (classes[c], float(f"{p:.6g}"))), ""])
+            if place in shown:
+                label, share = classes[ranked[0][0]], ranked[0][1]
+                thumbnails.append(Thumbnail(video.path, f"{label} {100 * share:.0f} %", Path(video.key).name))
+    new.replace(out)
+    picture = None
+    if thumbnails:
+        picture = out.with_suffix(".png")
+        contact_sheet(thumbnails, picture)
+    return PredictResult(out, len(videos), unreadable, picture)

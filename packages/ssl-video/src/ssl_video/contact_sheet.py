@@ -1,0 +1,44 @@
+"""Some videos as one picture: their middle frames, each with a line of text."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from contrastive_core.report.style import new_figure, to_png
+from contrastive_core.train.files import write_atomic
+from ssl_video.data.reader import index_video, read_frames
+
+_COLUMNS, _SIDE, _WIDTH = 6, 1.6, 24
+
+
+class Thumbnail(NamedTuple):
+    """One video of a sheet."""
+
+    path: Path
+    title: str
+    name: str
+
+
+def contact_sheet(thumbnails: Sequence[Thumbnail], out: Path) -> None:
+    """Write a PNG file of the middle frames of videos, six in a row, titles above and names below.
+
+    Raises:
+        UserError: a video cannot be read.
+    """
+    columns = min(_COLUMNS, len(thumbnails))
+    rows = math.ceil(len(thumbnails) / columns)
+    figure = new_figure(columns * _SIDE, rows * _SIDE * 1.15)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, thumbnail in zip(grid.flat, thumbnails, strict=False):
+        middle = len(index_video(thumbnail.path)) // 2
+        axes.imshow(read_frames(thumbnail.path, [middle])[middle])
+        axes.set_title(textwrap.shorten(thumbnail.title, _WIDTH, placeholder="…"), fontsize=7)
+        name = textwrap.shorten(thumbnail.name, _WIDTH, placeholder="…")
+        axes.text(0.5, -0.02, name, transform=axes.transAxes, fontsize=5, ha="center", va="top")
+    write_atomic(out, to_png(figure))

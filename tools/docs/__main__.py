@@ -101,7 +101,13 @@ PYTHON: dict[str, dict[str, tuple[str, list[str]]]] = {
         "views": ("Views", ["ssl_video.views"]),
         "data": (
             "Data and splits",
-            ["ssl_video.data", "ssl_video.splits", "ssl_video.official_lists", "ssl_video.checking"],
+            [
+                "ssl_video.data",
+                "ssl_video.data.pytorchvideo",
+                "ssl_video.splits",
+                "ssl_video.official_lists",
+                "ssl_video.checking",
+            ],
         ),
         "augment": ("Augmentation", ["ssl_video.augment"]),
         "testing": (

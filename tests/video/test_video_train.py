@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib.resources import files
@@ -21,6 +22,7 @@ from ssl_video.augment import ClipAugment, StrongOptions
 from ssl_video.cli import main
 from ssl_video.commands.evaluate import evaluate
 from ssl_video.commands.make_splits import make_splits
+from ssl_video.commands.report import report
 from ssl_video.commands.train import train
 from ssl_video.data import ClipSpec, index_video, read_clip
 from ssl_video.data.sampling import clip_starts
@@ -170,6 +172,32 @@ def test_test_scores_are_means_over_clips_and_crops(videos: Path, trained: Path,
             x = (crop["rgb"].transpose(1, 2) / 255 - 0.45) / 0.225
             expected.append(net(x).softmax(1)[0])
     assert np.allclose(probabilities[3, 0], torch.stack(expected).mean(0).detach().numpy(), atol=1e-5)
+
+
+def test_a_report_shows_what_there_is(videos: Path, trained: Path, tmp_path: Path) -> None:
+    page = report(trained, out=tmp_path / "before.html").read_text()
+    assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
+    assert page.count("<svg") >= 3
+    assert "Views alone, on unlabelled clips" in page
+    evaluate(str(trained), str(videos / "clips.csv"), split=videos / "1each-draw0.json", clips=1, crops=1, device="cpu")
+    page = report(trained).read_text()
+    assert (trained / "report.html").is_file()
+    assert "Evaluation: test" in page
+    assert 'src="data:image/png;base64' in page
+    moved = tmp_path / "moved"
+    shutil.copytree(trained, moved)
+    config = yaml.safe_load((moved / "config.yaml").read_text())
+    (moved / "config.yaml").write_text(yaml.safe_dump({**config, "data": str(tmp_path / "gone")}))
+    shutil.rmtree(moved / "model")
+    page = report(moved).read_text()
+    assert "Training has not ended: 6 of 6 steps are done." in page
+    shutil.copytree(trained / "model", moved / "model")
+    assert "The videos could not be opened" in report(moved).read_text()
+    assert "could not be opened" not in report(moved, data=str(videos / "clips.csv")).read_text()
+    with pytest.raises(UserError, match="no such file or folder"):
+        report(moved, data=str(tmp_path / "gone"))
+    with pytest.raises(UserError, match=r"found no config\.yaml"):
+        report(tmp_path)
 
 
 def test_a_video_without_a_view_is_fused_without_it() -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ssl_video.commands.export import export
     from ssl_video.commands.make_splits import make_splits
     from ssl_video.commands.predict import predict
+    from ssl_video.commands.report import report
     from ssl_video.commands.train import train
     from ssl_video.method import MultiviewPseudoLabel
     from ssl_video.recalibration import recalibrate_bn

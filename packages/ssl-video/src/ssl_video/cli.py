@@ -20,6 +20,7 @@ VERBS = {
         "test a network on kept videos: each view and all together, per class, confusion",
         alone=True,
     ),
+    "report": Verb("ssl_video.commands.report:report", "write a run's self-contained HTML report", alone=True),
     "predict": Verb(
         "ssl_video.commands.predict:predict", "classify a folder of videos into a CSV file and a sheet", alone=True
     ),

@@ -51,7 +51,7 @@ def draw_training(axes: Sequence[Axes], records: Sequence[Record], panels: Seque
         found = {name: _series(records, key) for key, name in panel.lines.items()}
         found = {name: series for name, series in found.items() if len(series[0])}
         plain_axes(place, next(iter(found)).capitalize() if panel.either and len(found) == 1 else panel.title)
-        place.set_xlabel("epoch")
+        place.set_xlabel("epoch" if any("epoch" in record for record in records) else "step")
         if not found and panel.title == "Loss" and len((loss := _series(records, "loss"))[0]):
             found = {"": loss}
         if not found:
@@ -78,7 +78,7 @@ def draw_training(axes: Sequence[Axes], records: Sequence[Record], panels: Seque
 def training_figure(records: Sequence[Record], panels: Sequence[Panel]) -> Figure:
     """`draw_training` as a figure, its panels beside each other."""
     figure = new_figure(9.6, 2.7)
-    draw_training(list(figure.subplots(1, len(panels))), records, panels)
+    draw_training(list(figure.subplots(1, len(panels), squeeze=False)[0]), records, panels)
     return figure
 
 

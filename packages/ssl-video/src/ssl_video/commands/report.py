@@ -1,0 +1,89 @@
+"""`ssl-video report`: one HTML file that shows a run to somebody who did not run it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from contrastive_core.errors import UserError
+from contrastive_core.report import closing, html
+from contrastive_core.report.run_record import read_record
+from contrastive_core.train.files import write_atomic
+from contrastive_core.train.model_file import module_hash
+from ssl_video.commands.train import train
+from ssl_video.data import open_videos
+from ssl_video.model_folder import load_recognizer
+from ssl_video.reporting import sections
+from ssl_video.reporting.view_sheet import view_sheet
+from ssl_video.splits import read_split, select
+
+
+def report(
+    run: Path,
+    *,
+    data: str | None = None,
+    split: Path | None = None,
+    out: Path | None = None,
+    clips: int = 4,
+    seed: int = 0,
+) -> Path:
+    """Write a run's report: one HTML file that holds everything it shows and asks nothing of the network.
+
+    Curves of the losses, of how many pseudo-labels count and are right, and of how far the views agree; what
+    ``ssl-video evaluate`` has found, each view alone and all together, confusion and classes; some clips in all their
+    views, weakly and strongly augmented; settings and environment. A run that has not ended, was never evaluated, or
+    whose data lie elsewhere by now still gets its report, which says what is missing.
+
+    Args:
+        run: the out folder of ``ssl-video train``.
+        data: where the videos lie by now; None: where they were.
+        split: where the split file lies by now.
+        out: the HTML file; by default ``report.html`` in the run's folder.
+        clips: how many are shown in all views.
+        seed: which.
+
+    Returns:
+        The HTML file.
+    """
+    if clips < 1:
+        raise UserError(f"report needs clips >= 1, got {clips}")
+    record = read_record(Path(run), made_by="`ssl-video train`")
+    config = record.config
+    if "views" not in config or "network" not in config:
+        raise UserError(f"{run}: is not the folder of a run of `ssl-video train`")
+    recognizer = load_recognizer(run, device="cpu") if (run / "model/model.json").is_file() else None
+    found, notes = sections.read_evaluations(
+        run, model_hash=None if recognizer is None else module_hash(recognizer.network)
+    )
+    parts = [
+        sections.header(record, card=None if recognizer is None else recognizer.card, evaluations=found),
+        html.warnings(notes),
+        sections.training(record),
+        *(sections.evaluation(entry) for entry in found),
+    ]
+    if not found:
+        parts.append(
+            sections.missing("Evaluation", "Not evaluated yet: `ssl-video evaluate` tests on the kept videos.")
+        )
+    if recognizer is None:
+        parts.append(sections.missing("What the network sees", "Shown once training has ended."))
+    else:
+        try:
+            videos = open_videos(data or str(config["data"]))
+            file = split or Path(str(config["split"]))
+            learned = videos.subset(select(videos, read_split(file).train, file=file))
+            sheet = view_sheet(learned, recognizer.recipe, config, clips=clips, seed=seed)
+            text = "Above weakly augmented, which pseudo-labels are made of; below strongly, which learns them."
+            picture = html.figure(html.picture(sheet, label="Clips in all views"))
+            parts.append(html.section("What the network sees", html.paragraph(text), picture))
+        except UserError as error:
+            if data is not None or split is not None:
+                raise
+            parts.append(sections.missing("What the network sees", f"The videos could not be opened: {error}"))
+    parts += [
+        closing.settings(config, train, name="training", again=sections.again(config)),
+        closing.surroundings(config, record.sessions, packages=["ssl-video", "torchvision", "av"]),
+    ]
+    target = run / "report.html" if out is None else out
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(target, html.document(sections.title(config), parts).encode())
+    return target

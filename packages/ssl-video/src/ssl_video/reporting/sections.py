@@ -1,0 +1,160 @@
+"""The sections of a run's report, each as HTML."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from contrastive_core.errors import UserError
+from contrastive_core.report import closing, html
+from contrastive_core.report.confusion import confusion_figure
+from contrastive_core.report.curves import RATE, Panel, training_figure
+from contrastive_core.report.run_record import RunRecord
+from contrastive_core.report.style import to_inline_svg
+from ssl_video.recognition_score import FORMAT
+
+_METHODS = {"mvpl": "Multiview pseudo-labelling", "fixmatch": "FixMatch", "supervised": "Labels alone"}
+_VIEW_NAMES = {
+    "rgb": "frames",
+    "flow": "optical flow",
+    "tg": "temporal gradient",
+    "audio": "sound",
+    "fused": "together",
+}
+
+
+def title(config: Mapping[str, Any]) -> str:
+    """What was run, in a few words."""
+    method = _METHODS.get(str(config.get("method")), "Training")
+    return f"{method}: {config['network']['name']} on {Path(str(config['data'])).name}"
+
+
+def header(record: RunRecord, *, card: Mapping[str, Any] | None, evaluations: Sequence[Mapping[str, Any]]) -> str:
+    """The title, what was done, and the numbers a reader wants first."""
+    config = record.config
+    views = ", ".join(_VIEW_NAMES.get(view, view) for view in config["views"])
+    known = "few labelled videos" if card is None else f"{card['labelled']} labelled videos"
+    if config["method"] != "supervised":
+        known += f", and from {'others' if card is None else len(card['learned_from'])} without looking at labels"
+    text = (
+        f"A network that learns to recognise actions from {known}. It sees {views}; clips of "
+        f"{config['clip']['frames']} frames, {config['size']} × {config['size']} pixels; seed {config['run']['seed']}."
+    )
+    numbers: dict[str, str] = {}
+    for found in evaluations:
+        head = found["views"][found["headline"]]
+        name = _VIEW_NAMES.get(found["headline"], found["headline"])
+        numbers[f"top-1, {found['part']}, {name}"] = f"{head['top1']:.1f} %"
+        if "fused" in found["views"]:
+            numbers[f"top-1, {found['part']}, all views"] = f"{found['views']['fused']['top1']:.1f} %"
+    if record.records:
+        last = record.records[-1]
+        numbers["loss at the end"] = f"{last['loss']:.3f}" if "loss" in last else "?"
+        if "coverage" in last:
+            numbers["pseudo-labels that count"] = f"{100 * last['coverage']:.0f} %"
+    if record.seconds:
+        numbers["training time"] = closing.duration(record.seconds)
+    if card is None:
+        done = int(record.records[-1]["step"]) + 1 if record.records else 0
+        text += f" Training has not ended: {done} of {config['steps']} steps are done."
+    return f"<header>\n<h1>{escape(title(config))}</h1>\n{html.paragraph(text)}\n{html.facts(numbers)}\n</header>"
+
+
+def training(record: RunRecord) -> str:
+    """Curves of the loss and the learning rate, and of the pseudo-labels where there are some."""
+    views = {f"pseudo_accuracy_{view}": _VIEW_NAMES.get(view, view) for view in record.config["views"]}
+    rows = [
+        [
+            Panel("Loss", {"supervised": "labels", "unlabelled": "pseudo-labels"}, from_zero=True),
+            Panel("Validation accuracy", {"validation_accuracy": ""}, share=True, noisy=False),
+            RATE,
+        ]
+    ]
+    text = html.paragraph("Over steps.", kind="note")
+    if record.config["method"] != "supervised":
+        rows.append(
+            [
+                Panel("Pseudo-labels", {"coverage": "that count", "confidence": "mean confidence"}, share=True),
+                Panel("Views that agree", {"agreement": ""}, share=True),
+                Panel("Right", {"pseudo_accuracy": "of those that count", "pseudo_accuracy_all": "of all"}, share=True),
+            ]
+        )
+        text = html.paragraph(
+            "Over steps. `coverage`: share of the pseudo-labels that are confident enough to count; views that agree: "
+            "share of the pairs of views that see the same class in a clip. Whether pseudo-labels are right is known "
+            "where training was told to look (`--diagnose`)."
+        )
+        if any(name in line for line in record.records for name in views):
+            rows.append([Panel("Views alone, on unlabelled clips", views, share=True)])
+    figures = [
+        html.figure(to_inline_svg(training_figure(record.records, row), name=f"training{i}", label=row[0].title))
+        for i, row in enumerate(rows)
+    ]
+    return html.section("Training", text, *figures)
+
+
+def evaluation(found: Mapping[str, Any]) -> str:
+    """What `evaluate` has found on one part of the split."""
+    names = list(found["views"])
+    has_top5 = found["views"][names[0]]["top5"] is not None
+    rows = [
+        [
+            _VIEW_NAMES.get(name, name) + (" (the one that counts)" if name == found["headline"] else ""),
+            f"{score['top1']:.2f} %",
+            *([f"{score['top5']:.2f} %"] if has_top5 else []),
+            f"{score['mean_per_class']:.2f} %",
+            str(score["videos"]),
+        ]
+        for name, score in found["views"].items()
+    ]
+    head = ["view", "top-1", *(["top-5"] if has_top5 else []), "mean per class", "videos"]
+    figure = confusion_figure(found["confusion"], found["classes"])
+    classes = [
+        [name, "no videos" if share is None else f"{share:.1f} %"]
+        for name, share in zip(found["classes"], found["per_class"], strict=True)
+    ]
+    skipped = [f"{key}: {reason}" for key, reason in found["skipped"].items()]
+    return html.section(
+        f"Evaluation: {found['part']}",
+        html.paragraph(f"{found['clips']} clips × {found['crops']} crops of every video, mean of probabilities."),
+        html.warnings([f"{len(skipped)} videos could not be read: {'; '.join(skipped[:3])}"] if skipped else []),
+        html.table(head, rows, kind="scores"),
+        html.figure(to_inline_svg(figure, name=f"confusion-{found['part']}", label="Confusion")),
+        html.table(["class", "right"], classes, kind="scores"),
+    )
+
+
+def missing(title: str, text: str) -> str:
+    """A section that says what is not there."""
+    return html.section(title, html.paragraph(text, kind="note"))
+
+
+def again(config: Mapping[str, Any]) -> str:
+    """The command line that repeats a run."""
+    data, split = (shlex.quote(str(config[name])) for name in ("data", "split"))
+    return f"ssl-video train {data} NEW --split {split} --config config.yaml"
+
+
+def read_evaluations(folder: Path, *, model_hash: str | None) -> tuple[list[dict[str, Any]], list[str]]:
+    """What `evaluate` has written into a run's folder, and what to say of results that are not this model's.
+
+    Raises:
+        UserError: a damaged file.
+    """
+    found: list[dict[str, Any]] = []
+    notes: list[str] = []
+    for file in sorted((folder / "evaluation").glob("*.json")):
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{file}: is not JSON ({error}); remove it, or evaluate again") from error
+        if isinstance(content, dict) and content.get("format") == FORMAT:
+            if model_hash is not None and content["model_hash"] != model_hash:
+                notes.append(f"{file.name} is of other weights than the model now in the folder, and left out")
+            else:
+                found.append(content)
+    return sorted(found, key=lambda entry: entry["part"]), notes

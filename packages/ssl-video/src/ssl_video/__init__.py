@@ -31,6 +31,7 @@ __all__ = [
     "make_splits",
     "predict",
     "recalibrate_bn",
+    "report",
     "train",
 ]
 

@@ -215,7 +215,12 @@ def _decoded(container: Any, stream: Any) -> Iterator[Any]:
 
 
 def _picture(frame: Any) -> Picture:
-    picture: Picture = frame.to_ndarray(format="rgb24")
+    try:
+        # One thread: PyAV's own choice is one for each core, and takes twenty times as long for a small frame.
+        converted = frame.reformat(format="rgb24", threads=1)
+    except TypeError:  # before PyAV 16 there is no choice
+        converted = frame.reformat(format="rgb24")
+    picture: Picture = converted.to_ndarray()
     turned = round(getattr(frame, "rotation", 0) / 90) % 4  # phones store what they film lying on its side
     return np.rot90(picture, turned) if turned else picture
 

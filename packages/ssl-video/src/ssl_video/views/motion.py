@@ -107,7 +107,8 @@ def flow_picture(flow: Tensor, *, bound: float | None = None, third: Third = "ma
         raise ValueError(f"flow_picture got bound={bound}; expected a positive number of pixels")
     both = (flow.clamp(-b, b) + b) * (255 / (2 * b))
     if third == "magnitude":
-        last = torch.linalg.vector_norm(flow, dim=-3, keepdim=True).clamp(max=b) * (255 / b)
+        speed = flow.square().sum(dim=-3, keepdim=True).sqrt_()  # vector_norm takes ten times as long here
+        last = speed.clamp_(max=b) * (255 / b)
     else:
         last = torch.full_like(both[..., :1, :, :], 0.0 if third == "zero" else 127.5)
     return torch.cat([both, last], dim=-3)

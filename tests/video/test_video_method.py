@@ -229,3 +229,30 @@ def test_the_slow_pathway_is_the_specified_one() -> None:
     assert kernels[0] == (1, 7, 7)
     assert kernels.count((3, 1, 1)) == 6 + 3  # first convolution of each block of the last two stages
     assert all(part.stride[0] == 1 for part in net.modules() if isinstance(part, nn.Conv3d))
+
+
+def test_fabric_trains_it_as_it_is() -> None:
+    from lightning_fabric import Fabric
+
+    labelled, weak, strong = (pictures(n, "rgb", "tg", seed=n) for n in (2, 3, 4))
+    strong = {view: batch[:3] for view, batch in strong.items()}
+    y = torch.tensor([0, 1])
+    results = []
+    for with_fabric in (False, True):
+        net = small()
+        method = MultiviewPseudoLabel(net, classes=4, threshold=0.5, ema_decay=0.9)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        called, backward = method, torch.Tensor.backward
+        if with_fabric:
+            fabric = Fabric(accelerator="cpu", devices=1)
+            called, optimizer = fabric.setup(method, optimizer)
+            backward = fabric.backward
+        for _ in range(2):
+            losses = called(labelled, y, weak, strong)
+            optimizer.zero_grad()
+            backward(losses.loss)
+            optimizer.step()
+            method.update()
+        results.append((losses.loss.detach(), losses.diagnostics.scalars()["coverage"], method.tested.fc.weight))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)

@@ -20,7 +20,7 @@ def ball(number: int = 0, shape: Sequence[int] = SHAPE) -> tuple[np.ndarray, np.
     radius = np.sqrt((grid**2).sum(axis=0))
     label = (radius < 0.8).astype(np.uint8) + (radius < 0.5)
     noise = np.random.default_rng(number).normal(0, 20, shape)
-    return (100 + 150 * label + noise).astype(np.int16), label
+    return (100 + 150 * label.astype(np.int16) + noise).astype(np.int16), label
 
 
 def save(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE) -> Path:

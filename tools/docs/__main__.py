@@ -39,7 +39,7 @@ PYTHON: dict[str, dict[str, tuple[str, list[str]]]] = {
         "findings": ("What a check finds", ["contrastive_core.findings"]),
     },
     "ssl-medseg": {
-        "data": ("Data sets, label maps and splits", ["ssl_medseg.data"]),
+        "data": ("Data sets, label maps and splits", ["ssl_medseg.data", "ssl_medseg.checking"]),
         "networks": (
             "Networks, losses and model folders",
             [

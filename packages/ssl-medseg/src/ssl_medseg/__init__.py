@@ -9,10 +9,11 @@ from contrastive_core.lazy import load_on_use
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from ssl_medseg.commands.check import check
     from ssl_medseg.commands.evaluate import evaluate
     from ssl_medseg.commands.make_splits import make_splits
     from ssl_medseg.commands.train import train
 
-__all__ = ["evaluate", "make_splits", "train"]
+__all__ = ["check", "evaluate", "make_splits", "train"]
 
 __getattr__, __dir__ = load_on_use(__name__, {name: f"ssl_medseg.commands.{name}" for name in __all__})

@@ -8,6 +8,9 @@ from contrastive_core.cli import Verb, run
 from ssl_medseg import __version__
 
 VERBS: dict[str, Verb] = {
+    "check": Verb(
+        "ssl_medseg.commands.check:check", "find every problem of a data set of volumes in one pass", alone=True
+    ),
     "make-splits": Verb(
         "ssl_medseg.commands.make_splits:make_splits",
         "choose labelled, unlabelled, validation and test patients, as split files",

@@ -135,8 +135,9 @@ def _like(path: Path) -> str:
     """What the folder has instead."""
     if not path.parent.is_dir():
         return "nor is its folder"
-    match = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], n=1, cutoff=0.7)
-    return f"there is {match[0]}" if match else ""
+    others = {stem(other): other.name for other in path.parent.iterdir()}
+    match = difflib.get_close_matches(stem(path), others, n=1, cutoff=0.7)
+    return f"there is {others[match[0]]}" if match else ""
 
 
 def _relative(path: Path, listing: Listing) -> str:

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from ssl_medseg.volumes.mask import write_mask
-from ssl_medseg.volumes.read import read_grid, read_label, read_volume
+from ssl_medseg.volumes.read import read_grid, read_label, read_label_values, read_volume
 from ssl_medseg.volumes.volume import Grid, Volume, grid_difference
 
-__all__ = ["Grid", "Volume", "grid_difference", "read_grid", "read_label", "read_volume", "write_mask"]
+__all__ = [
+    "Grid",
+    "Volume",
+    "grid_difference",
+    "read_grid",
+    "read_label",
+    "read_label_values",
+    "read_volume",
+    "write_mask",
+]

@@ -71,11 +71,16 @@ def read_label(path: Path, labels: LabelMap) -> tuple[NDArray[np.uint8], NDArray
     Raises:
         UserError: it cannot be read, holds several volumes, or values that are not in the map.
     """
-    array, affine = _label_array(Path(path))
+    array, affine = read_label_values(Path(path))
     return labels.to_classes(array, name=path), affine
 
 
-def _label_array(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
+def read_label_values(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Read a label file as it is: the values ``[X, Y, Z]`` of the file's type, and the affine.
+
+    Raises:
+        UserError: it cannot be read, or holds several volumes.
+    """
     if path.name.lower().endswith(ITK_ENDINGS):
         return read_itk(path)
     if path.is_dir():

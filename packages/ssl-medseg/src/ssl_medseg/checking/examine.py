@@ -1,0 +1,94 @@
+"""The one pass: list the cases, look at every image and label once, draw the conclusions."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from contrastive_core.findings import LEVELS, Finding
+from ssl_medseg.checking import rules_images, rules_labels, rules_names, rules_split
+from ssl_medseg.checking.image_facts import look_at_image
+from ssl_medseg.checking.label_facts import look_at_label
+from ssl_medseg.checking.looked import Looked
+from ssl_medseg.checking.report import Report
+from ssl_medseg.data import Case, DataOptions, DataSet, LabelMap
+from ssl_medseg.data.open import look, meaning
+
+
+def examine(
+    data: str | os.PathLike[str],
+    *,
+    reading: DataOptions | None = None,
+    split: Path | None = None,
+    show_headers: bool = False,
+    show_paths: bool = False,
+) -> Report:
+    """Look at every volume and label of a data set once, and at how they lie.
+
+    Memory is that of one volume and its label at a time; time that of reading everything once.
+
+    Args:
+        data: as for `ssl_medseg.data.open_dataset`.
+        reading: how to open it.
+        split: a split file that must fit the data set.
+        show_headers: list texts in headers, which may identify patients.
+        show_paths: let the JSON say where files lie.
+
+    Raises:
+        UserError: there is no such data set, or the options cannot be used.
+    """
+    reading = reading or DataOptions()
+    listing, settled = look(data, reading)
+    labels = meaning(listing, reading)
+    looked = list(_look_at_all(settled.cases, labels))
+    findings = [
+        *settled.findings,
+        *rules_images.unusable(looked),
+        *rules_labels.unusable(looked, labels),
+        *rules_labels.no_map(looked, labels),
+        *rules_labels.contents(looked, labels),
+        *rules_images.duplicates(looked),
+        *rules_labels.duplicates(looked),
+        *rules_images.geometry(looked),
+        *rules_images.sizes(looked),
+        *rules_names.identifying(looked, show=show_headers),
+    ]
+    if split is not None and labels is not None and not any(found.kind == "same_name" for found in settled.findings):
+        dataset = DataSet(listing.name, listing.root, tuple(settled.cases), labels, listing.layout)
+        findings += rules_split.fits(split, dataset, looked)
+    elif split is not None:
+        title = f"{split.name}: not looked at, as long as cases share names or labels have no meaning"
+        findings.append(Finding("warning", "split_unseen", title))
+    return Report(
+        name=listing.name,
+        layout=listing.layout,
+        rule=_rule(reading),
+        labels=labels,
+        looked=looked,
+        findings=sorted(findings, key=lambda finding: LEVELS.index(finding.level)),
+        show_paths=show_paths,
+    )
+
+
+def _look_at_all(cases: Sequence[Case], labels: LabelMap | None) -> Iterator[Looked]:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("looking at volumes", total=len(cases))
+        for case in cases:
+            image = look_at_image(case.image)
+            label = None if case.label is None else look_at_label(case.label, image.grid, labels)
+            yield Looked(case, image, label)
+            progress.advance(task)
+
+
+def _rule(reading: DataOptions) -> str:
+    if reading.patients is not None:
+        return f"as {reading.patients.name} says"
+    if reading.patient_pattern is not None:
+        return f"what {reading.patient_pattern!r} finds in the names of cases"
+    return "told from the names of cases (--patient_pattern or --patients say otherwise)"

@@ -1,0 +1,94 @@
+"""All problems of a data set of volumes in one pass: `ssl-medseg check`."""
+
+from __future__ import annotations
+
+import json as json_format
+from collections.abc import Sequence
+from pathlib import Path
+
+from contrastive_core.errors import UserError
+from contrastive_core.train.files import write_atomic
+from ssl_medseg.checking import Report, examine
+from ssl_medseg.data import DataOptions
+
+
+def check(
+    data: str,
+    *,
+    reading: DataOptions = DataOptions(),  # noqa: B008 - frozen
+    split: Path | None = None,
+    out: Path | None = None,
+    pictures: Path | None = None,
+    picture_all: bool = False,
+    most_pictures: int = 40,
+    json: bool = False,
+    propose_map: Path | None = None,
+    show_headers: bool = False,
+    show_paths: bool = False,
+) -> int:
+    """Look at every image and label of a data set and print what is wrong with it. Nothing is changed.
+
+    Errors, which training stops at or is wrong by: files that are missing, unreadable or cut off; labels that belong to
+    no image; cases without a label that nobody said have none; a label on another grid than its image; voxels that are
+    no numbers; images with nothing in them; label values that are not in the map, or fractions; a structure that no
+    label has; several volumes in a file and no choice; the same image under two patients; a split that does not fit,
+    leaks, lacks a structure, or was made of other files.
+
+    Warnings, which are probably not meant: sform and qform that contradict each other; an affine that says nothing;
+    images stored in another direction, sliced along another axis, or of another spacing or size than most; duplicates;
+    labels without any structure or with unusual amounts of one. Notes: what is rounded, absent, cut off at the edge of
+    the image, or could say who a patient is.
+
+    Cases are called by their names. Where files lie, and what their headers say beside geometry, is left out unless
+    asked for. One volume is in memory at a time. `ssl_medseg.checking.examine` gives the same as an object.
+
+    Args:
+        data: the data set: its folder, its dataset.json or a CSV file.
+        reading: how to open the data set.
+        split: also check this split file against it.
+        out: also write everything found to this file, as JSON.
+        pictures: draw the cases that something was found about into this folder, as PNG.
+        picture_all: draw the other cases as well.
+        most_pictures: draw so many at most.
+        json: print JSON instead of text.
+        propose_map: write a label map of the values found to this file, for you to put names in and give as
+            --label_map.
+        show_headers: list text in headers, which may say who a patient is.
+        show_paths: say in JSON where files lie.
+
+    Returns:
+        1 if there are errors, else 0: the exit status.
+
+    Raises:
+        UserError: there is no such data set, or the file of the label map exists.
+    """
+    report = examine(data, reading=reading, split=split, show_headers=show_headers, show_paths=show_paths)
+    if out is not None:  # first: who reads what is printed may leave in the middle
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(out, f"{report.to_json()}\n".encode())
+    written = _draw(report, pictures, every=picture_all, most=most_pictures)
+    proposed = None if propose_map is None else _propose(report, propose_map)
+    print(report.to_json() if json else report.text())  # noqa: T201 - what the command is for
+    if written and not json:
+        print(f"{len(written)} pictures in {pictures}")  # noqa: T201
+    if proposed is not None and not json:
+        print(f"{propose_map}: put names in for {proposed}, then give it as --label_map")  # noqa: T201
+    return 1 if report.errors else 0
+
+
+def _draw(report: Report, folder: Path | None, *, every: bool, most: int) -> Sequence[Path]:
+    if folder is None:
+        return ()
+    from ssl_medseg.checking.pictures import draw_pictures  # noqa: PLC0415 - matplotlib
+
+    return draw_pictures(report, folder, every=every, most=most)
+
+
+def _propose(report: Report, file: Path) -> str:
+    if file.exists():
+        raise UserError(f"{file}: is there already; choose another name for the proposed label map")
+    values = sorted({value for one in report.looked if one.label is not None for value in one.label.values} | {0})
+    names = {str(value): "background" if value == 0 else f"structure {value}" for value in values}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, f"{json_format.dumps(names, indent=1)}\n".encode())
+    return ", ".join(names[str(value)] for value in values if value) or "no structure at all"

@@ -195,10 +195,10 @@ def test_csv(tmp_path: Path) -> None:
         "scans/x1.nii.gz",
         "scans/x2.nii.gz",
         "scans/x3.nii.gz",
-        "masks/y1.nii.gz",
+        "masks/mask1.nii.gz",
         cases_csv=(
             "Case,Patient,Image,Label,Split,Frame\n"
-            "one,A,scans/x1.nii.gz,masks/y1.nii.gz,labelled,3\n"
+            "one,A,scans/x1.nii.gz,masks/mask1.nii.gz,labelled,3\n"
             "two,A,scans/x2.nii.gz,,unlabelled,\n"
             ",B,scans/x3.nii.gz,,test,\n"
         ),
@@ -214,8 +214,8 @@ def test_csv(tmp_path: Path) -> None:
     (tmp_path / "cases.csv").write_text(text.replace("unlabelled", "unlabled"))
     with pytest.raises(UserError, match=r"1 case without a label.*\n      two"):
         open_dataset(tmp_path / "cases.csv")
-    (tmp_path / "cases.csv").write_text(text.replace("y1", "y9"))
-    with pytest.raises(UserError, match=r"masks/y9\.nii\.gz: there is y1\.nii\.gz"):
+    (tmp_path / "cases.csv").write_text(text.replace("mask1", "mask9"))
+    with pytest.raises(UserError, match=r"masks/mask9\.nii\.gz: there is mask1\.nii\.gz"):
         open_dataset(tmp_path / "cases.csv")
     (tmp_path / "cases.csv").write_text(text.replace(",3\n", ",last\n"))
     with pytest.raises(UserError, match="found frame 'last', expected a whole number"):

@@ -1,6 +1,4 @@
-"""One process of the tests in test_distributed_losses.py; writes what it found to a file.
-
-    python gather_worker.py RANK WORLD FOLDER
+"""One process of the tests in test_distributed_losses.py.
 
 Every process holds a copy of a small model and computes a loss of its own rows with `gather=True`; the mean of the
 parameters' gradients over processes is taken, as DistributedDataParallel does.
@@ -8,20 +6,17 @@ parameters' gradients over processes is taken, as DistributedDataParallel does.
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from contrastive_core import MemoryBank, nt_xent, paws, suncet, supcon
-from contrastive_core.distributed import gather_labels, gather_rows, is_distributed, rank, world_size
+from contrastive_core import MemoryBank, info_nce, nt_xent, paws, suncet, supcon
+from contrastive_core.distributed import Gather, gather_labels, gather_rows, is_distributed, rank, world_size
 from contrastive_core.losses import count_skipped_anchors
+from tests.core.gloo import Found, be_a_worker
 
 ROWS = 6  # of one process
 
@@ -61,7 +56,7 @@ def bank() -> Tensor:
     return torch.randn(11, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
 
-Case = tuple[str, Callable[[Tensor, Tensor, bool], Tensor]]
+Case = tuple[str, Callable[[Tensor, Tensor, Gather], Tensor]]
 
 
 def cases() -> list[Case]:
@@ -79,8 +74,21 @@ def cases() -> list[Case]:
             lambda z, y, gather: suncet(z, y, temperature=0.3, label_smoothing=0.2, gather=gather),
         ),
         ("paws", lambda z, y, gather: sum(paws(z[::2], z[1::2], z, y, temperature=0.3, gather=gather))),
+        ("info_nce", lambda z, y, gather: info_nce(z[::2], z[1::2], temperature=0.3, gather=gather)),
+        (
+            "info_nce with a bank and detached keys",
+            lambda z, y, gather: info_nce(z[::2], z[1::2].detach(), bank(), temperature=0.3, gather=gather),
+        ),
+        (
+            "info_nce with detached queries",
+            lambda z, y, gather: info_nce(z[::2].detach(), z[1::2], temperature=0.3, gather=gather),
+        ),
         ("supcon", lambda z, y, gather: supcon(z, y, temperature=0.3, gather=gather)),
     ]
+
+
+def has_labels(name: str) -> bool:
+    return "nt_xent" not in name and "info_nce" not in name
 
 
 def gradients(loss: Tensor, net: nn.Module) -> list[Tensor]:
@@ -95,21 +103,12 @@ def refused(call: Callable[[], Any]) -> str:
     return "accepted"
 
 
-def main() -> None:
-    number, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    torch.set_num_threads(1)
-    # Alone, gathering is the identity.
-    alone = inputs(world)[0]
-    assert gather_rows(alone) is alone
-    assert (is_distributed(), rank(), world_size()) == (False, 0, 1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=world, timeout=timedelta(seconds=120)
-    )
-    found: dict[str, Any] = {"identity": (is_distributed(), rank(), world_size())}
+def find(number: int, world: int) -> Found:
+    found: Found = {"identity": (is_distributed(), rank(), world_size())}
     net, x = model(), inputs(world)[number]
     for name, loss in cases():
         for kind, y in labels(world).items():
-            if name.startswith("nt_xent") and kind != "random":
+            if not has_labels(name) and kind != "random":
                 continue
             value = loss(net(x), y[number], True)
             grads = gradients(value, net)
@@ -146,12 +145,8 @@ def main() -> None:
     remembered.add(x, gather=True)
     found["remembered"] = remembered.rows
     found["gathered"], found["gathered's gradient"] = rows.detach(), x.grad
-    torch.save(found, folder / f"{number}.pt")
-    dist.barrier()  # nobody leaves while another still talks to it
-    dist.destroy_process_group()
-    # Gloo's threads may still be ending, which now and then aborts a process that leaves in the ordinary way.
-    os._exit(0)
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    be_a_worker(find)

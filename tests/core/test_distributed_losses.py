@@ -3,56 +3,31 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 
 from contrastive_core import MemoryBank
+from contrastive_core.distributed import gather_rows, is_distributed, rank, world_size
+from tests.core import gather_worker as worker
+from tests.core import gloo
 
-WORKER = Path(__file__).with_name("gather_worker.py")
-
-
-def load_worker() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gather_worker", WORKER)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-worker = load_worker()
 CASES = [
-    (name, kind) for name, _ in worker.cases() for kind in worker.labels(2) if kind == "random" or "nt_xent" not in name
+    (name, kind)
+    for name, _ in worker.cases()
+    for kind in worker.labels(2)
+    if kind == "random" or worker.has_labels(name)
 ]
-
-
-Found = list[dict[str, Any]]
+Found = list[gloo.Found]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Found]:
     """`run(2)`: what each of two processes found; they are started once."""
-
-    @functools.cache
-    def start(world: int) -> Found:
-        folder, command = tmp_path_factory.mktemp("gather"), [sys.executable, str(WORKER)]
-        processes = [
-            subprocess.Popen([*command, str(number), str(world), str(folder)], stderr=subprocess.PIPE, text=True)
-            for number in range(world)
-        ]
-        errors = [process.communicate(timeout=300)[1] for process in processes]
-        assert [process.returncode for process in processes] == [0] * world, "\n".join(errors)
-        return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(world)]
-
-    return start
+    return functools.cache(
+        lambda world: gloo.found_by("tests.core.gather_worker", world, tmp_path_factory.mktemp("gather"))
+    )
 
 
 @pytest.fixture(params=[2, 3])
@@ -127,6 +102,12 @@ def test_uneven_rows_are_refused_on_every_process(found: Found) -> None:
         assert f"different numbers of rows ({doubled})" in own["uneven"]["nt_xent"]
         assert "rank 0: 3 x torch.float64, rank 1: 4 x torch.float64" in own["uneven"]["widths"]
         assert "rank 0: 7 x torch.float64, rank 1: 7 x torch.float32" in own["uneven"]["types"]
+
+
+def test_alone_gathering_is_the_identity() -> None:
+    alone = worker.inputs(2)[0]
+    assert gather_rows(alone) is alone
+    assert (is_distributed(), rank(), world_size()) == (False, 0, 1)
 
 
 def test_gathering(found: Found) -> None:

@@ -9,11 +9,17 @@ the mean loss over the union batch. (`torch.distributed.all_gather` alone passes
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Gather = bool | Literal["all", "ring"]
+"""How the rows of other processes reach this one: not; whichever way suits their size; or as said."""
+
+RING_FROM = 2**26
+"""Bytes of all processes' rows from which `gather=True` lets them pass by in a ring instead of gathering them."""
 
 
 def is_distributed() -> bool:
@@ -55,6 +61,24 @@ def gather_labels(y: Tensor) -> Tensor:
     return gather_rows(y.detach())
 
 
+def how_to_gather(name: str, gather: Gather, rows: Tensor) -> Literal["alone", "all", "ring"]:
+    """Whether rows of other processes count, and how they come: gathered by all, or passing by in a ring.
+
+    Both give the same values and gradients. The ring holds the rows of three processes instead of those of all; its
+    products are smaller, so it begins where memory matters: `RING_FROM`.
+
+    Raises:
+        ValueError: gather is none of False, True, "all" and "ring".
+    """
+    if gather not in (False, True, "all", "ring"):
+        raise ValueError(f'{name}: gather is {gather!r}, expected False, True, "all" or "ring"')
+    if not gather or world_size() == 1:
+        return "alone"
+    if gather is True:
+        return "ring" if world_size() * rows.numel() * rows.element_size() >= RING_FROM else "all"
+    return gather
+
+
 def split_own(gathered: Tensor) -> tuple[Tensor, Tensor]:
     """Parts a tensor from :func:`gather_rows` into this process's rows and those of the others, in order."""
     own, size = rank(), len(gathered) // world_size()
@@ -66,7 +90,7 @@ def split_own(gathered: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("contrastive_core::gather", mutates_args=())
 def _gather(x: Tensor) -> Tensor:
-    _refuse_unequal(x)
+    refuse_unequal(x)
     parts = _one_per_process(x)
     dist.all_gather(parts, x.contiguous())
     return torch.cat(parts)
@@ -104,8 +128,12 @@ def _one_per_process(x: Tensor) -> list[Tensor]:
 _DTYPES = tuple(sorted({value for value in vars(torch).values() if isinstance(value, torch.dtype)}, key=str))
 
 
-def _refuse_unequal(x: Tensor) -> None:
-    """Compares shapes over processes first: a gather of unequal tensors would hang or read beyond them."""
+def refuse_unequal(x: Tensor) -> None:
+    """Compares shapes over processes first: a gather of unequal tensors would hang or read beyond them.
+
+    Raises:
+        ValueError: on every process, if they hold different numbers of rows, or rows of different size or type.
+    """
     mine = torch.tensor([len(x), math.prod(x.shape[1:]), _DTYPES.index(x.dtype)], device=x.device)
     parts = _one_per_process(mine)
     dist.all_gather(parts, mine)

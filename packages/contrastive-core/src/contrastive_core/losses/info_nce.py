@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from contrastive_core.losses.candidates import log_add
+from contrastive_core.distributed import Gather, how_to_gather, world_size
+from contrastive_core.losses.candidates import log_add, lse_of_others
 from contrastive_core.losses.nt_xent import softplus
 from contrastive_core.losses.rows import (
     check_at_least_two,
@@ -19,7 +20,9 @@ from contrastive_core.losses.rows import (
 from contrastive_core.similarity import row_lse
 
 
-def info_nce(query: Tensor, key: Tensor, bank: Tensor | None = None, *, temperature: float = 0.1) -> Tensor:
+def info_nce(
+    query: Tensor, key: Tensor, bank: Tensor | None = None, *, temperature: float = 0.1, gather: Gather = False
+) -> Tensor:
     """Of all keys, and the rows of a memory bank, which is the key of this query?
 
         loss = mean over queries i of   -log( exp(s(q_i, k_i)) / (sum_j exp(s(q_i, k_j)) + sum_m exp(s(q_i, b_m))) ),
@@ -35,6 +38,8 @@ def info_nce(query: Tensor, key: Tensor, bank: Tensor | None = None, *, temperat
         key: [N, D], row i is the positive of query i, the other rows are negatives; l2-normalised here.
         bank: [M, D], negatives for every query; l2-normalised here. None or M = 0: no bank.
         temperature: positive; 0.07 to 0.2 are usual.
+        gather: the keys of all processes are negatives of this process's queries. With the mean of parameter gradients
+            over processes, the loss of the union batch. "all" and "ring" say how they come (`how_to_gather`).
 
     Returns:
         Scalar, float64 if an input is, else float32.
@@ -43,7 +48,8 @@ def info_nce(query: Tensor, key: Tensor, bank: Tensor | None = None, *, temperat
 
     Raises:
         ValueError: shapes that differ; a single query without a bank, for there is nothing to contrast it with;
-            temperature not positive and finite.
+            temperature not positive and finite; with `gather`, numbers of queries that differ between processes (raised
+            on each).
         TypeError: inputs that are not floating point, temperature not a number.
 
     References: van den Oord et al. 2018, "Representation Learning with Contrastive Predictive Coding", equation 4; the
@@ -58,11 +64,14 @@ def info_nce(query: Tensor, key: Tensor, bank: Tensor | None = None, *, temperat
     inputs = {"query": query, "key": key} | ({} if bank is None else {"bank": bank})
     check_rows("info_nce", **inputs)
     check_same_count("info_nce", query=query, key=key)
-    if bank is None or len(bank) == 0 or len(query) == 0:
-        check_at_least_two("info_nce", len(query))
     scale, dtype = 1 / temperature, working_dtype(*inputs.values(), temperature=temperature)
     q, k = unit_rows(query, dtype), unit_rows(key, dtype)
+    way = how_to_gather("info_nce", gather, k)
     rest = row_lse(q, k, scale=scale, self_offset=0)
+    if way != "alone":
+        rest = log_add(rest, lse_of_others(q, k, scale=scale, way=way))
+    if bank is None or len(bank) == 0 or len(query) == 0:
+        check_at_least_two("info_nce", len(query) if way == "alone" else len(query) * world_size())
     if bank is not None:
         # Apart from the keys: the bank's gradient is then computed only if it is wanted.
         rest = log_add(rest, row_lse(q, unit_rows(bank, dtype), scale=scale))
@@ -72,13 +81,13 @@ def info_nce(query: Tensor, key: Tensor, bank: Tensor | None = None, *, temperat
 class InfoNCELoss(nn.Module):
     """:func:`info_nce` with its keywords held: ``InfoNCELoss(temperature=0.2)(query, key, bank)``."""
 
-    def __init__(self, *, temperature: float = 0.1) -> None:
+    def __init__(self, *, temperature: float = 0.1, gather: Gather = False) -> None:
         super().__init__()
         check_temperature("InfoNCELoss", temperature)
-        self.temperature = temperature
+        self.temperature, self.gather = temperature, gather
 
     def forward(self, query: Tensor, key: Tensor, bank: Tensor | None = None) -> Tensor:
-        return info_nce(query, key, bank, temperature=self.temperature)
+        return info_nce(query, key, bank, temperature=self.temperature, gather=self.gather)
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature}"
+        return f"temperature={self.temperature}, gather={self.gather}"

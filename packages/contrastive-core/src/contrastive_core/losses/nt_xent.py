@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contrastive_core.distributed import gather_rows, split_own, world_size
+from contrastive_core.distributed import Gather, how_to_gather, world_size
 from contrastive_core.losses.candidates import log_add, lse_among_all
 from contrastive_core.losses.rows import (
     check_at_least_two,
@@ -22,7 +22,7 @@ from contrastive_core.similarity import row_lse
 
 
 def nt_xent(
-    view_a: Tensor, view_b: Tensor, bank: Tensor | None = None, *, temperature: float = 0.1, gather: bool = False
+    view_a: Tensor, view_b: Tensor, bank: Tensor | None = None, *, temperature: float = 0.1, gather: Gather = False
 ) -> Tensor:
     """Normalised temperature-scaled cross-entropy: of all views in the batch, which is the other view of this sample?
 
@@ -45,7 +45,8 @@ def nt_xent(
         bank: [M, D], further negatives; l2-normalised here. None or M = 0: no bank. Over processes, the same on each.
         temperature: positive; 0.1 (the papers on ImageNet), 0.5 (on CIFAR-10).
         gather: candidates are the views of all processes, anchors those of this process. With the mean of parameter
-            gradients that data-parallel training takes, this is the loss of the union batch.
+            gradients that data-parallel training takes, this is the loss of the union batch. "all"
+            and "ring" say how they come (`how_to_gather`).
 
     Returns:
         Scalar, float64 if an input is, else float32.
@@ -74,11 +75,12 @@ def nt_xent(
     n, scale = len(view_a), 1 / temperature
     dtype = working_dtype(*inputs.values(), temperature=temperature)
     z = torch.cat([unit_rows(view_a, dtype), unit_rows(view_b, dtype)])
-    others = split_own(gather_rows(z))[1] if gather and world_size() > 1 else None
+    way = how_to_gather("nt_xent", gather, z)
+    # First the processes compare their numbers of rows: an error of a single one would leave the others waiting.
+    rest = lse_among_all(z, scale=scale, way=way, skip=n)
     if bank is None or len(bank) == 0 or n == 0:
-        check_at_least_two("nt_xent", n if others is None else n + len(others) // 2)
+        check_at_least_two("nt_xent", n if way == "alone" else n * world_size())
     pair = scale * paired_similarity(z[:n], z[n:]).repeat(2)
-    rest = lse_among_all(z, others, scale=scale, skip=n)
     if bank is not None:
         rest = log_add(rest, row_lse(z, unit_rows(bank, dtype), scale=scale))
     # -log(exp(pair) / (exp(pair) + exp(rest))), without the difference of two almost equal numbers.
@@ -93,7 +95,7 @@ def softplus(x: Tensor) -> Tensor:
 class NTXentLoss(nn.Module):
     """:func:`nt_xent` with its keywords held: ``NTXentLoss(temperature=0.5)(view_a, view_b)``."""
 
-    def __init__(self, *, temperature: float = 0.1, gather: bool = False) -> None:
+    def __init__(self, *, temperature: float = 0.1, gather: Gather = False) -> None:
         super().__init__()
         check_temperature("NTXentLoss", temperature)
         self.temperature, self.gather = temperature, gather

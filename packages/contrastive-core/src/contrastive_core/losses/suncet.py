@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from contrastive_core.distributed import gather_rows, rank, split_own, world_size
+from contrastive_core.distributed import Gather, gather_rows, how_to_gather, rank
 from contrastive_core.losses.candidates import lse_by_class
 from contrastive_core.losses.nt_xent import softplus
 from contrastive_core.losses.positives import check_labels, find_positives
@@ -22,7 +22,7 @@ from contrastive_core.similarity.precision import exact_dtype
 
 
 def suncet(
-    z: Tensor, labels: Tensor, *, temperature: float = 0.1, label_smoothing: float = 0.0, gather: bool = False
+    z: Tensor, labels: Tensor, *, temperature: float = 0.1, label_smoothing: float = 0.0, gather: Gather = False
 ) -> Tensor:
     """Neighbourhood-component loss with labels: is a random neighbour of this sample of its class?
 
@@ -46,7 +46,8 @@ def suncet(
         temperature: positive; 0.1 in the paper.
         label_smoothing: in [0, 1); 0 in the paper.
         gather: candidates are the samples of all processes, anchors those of this process; with the mean of parameter
-            gradients over processes, the loss of the union batch.
+            gradients over processes, the loss of the union batch. "all"
+            and "ring" say how they come (`how_to_gather`).
 
     Returns:
         Scalar, float64 if z is, else float32.
@@ -74,27 +75,27 @@ def suncet(
 
 
 def _suncet(
-    name: str, z: Tensor, labels: Tensor, temperature: float, *, label_smoothing: float, gather: bool
+    name: str, z: Tensor, labels: Tensor, temperature: float, *, label_smoothing: float, gather: Gather
 ) -> tuple[Tensor, Tensor]:
     """The loss, and how many anchors were left out."""
     check_temperature(name, temperature)
     _check_smoothing(name, label_smoothing)
     check_rows(name, z=z)
     check_labels(name, labels, z)
-    positives = find_positives(labels.to(z.device), gather=gather)
+    rows = unit_rows(z, exact_dtype(z) if label_smoothing else working_dtype(z, temperature=temperature))
+    way = how_to_gather(name, gather, rows)
+    if label_smoothing and gather == "ring":
+        raise ValueError(f'{name}: with label_smoothing all rows are gathered; expected gather=True or "all"')
+    positives = find_positives(labels.to(z.device), gather=way != "alone")
     check_at_least_two(name, len(positives.everyone))
     if label_smoothing:
-        rows = unit_rows(z, exact_dtype(z))
+        gathered = way != "alone"
         losses = smoothed_losses(
-            rows, gather_rows(rows) if gather else rows, positives.everyone, scale=1 / temperature,
-            first=rank() * len(rows) if gather else 0, label_smoothing=label_smoothing,
+            rows, gather_rows(rows) if gathered else rows, positives.everyone, scale=1 / temperature,
+            first=rank() * len(rows) if gathered else 0, label_smoothing=label_smoothing,
         )  # fmt: skip
         return losses.mean().to(result_dtype(z)), torch.zeros_like(positives.skipped)
-    rows = unit_rows(z, working_dtype(z, temperature=temperature))
-    others = other_labels = None
-    if gather and world_size() > 1:
-        others, other_labels = split_own(gather_rows(rows))[1], split_own(positives.everyone)[1]
-    same, different = lse_by_class(rows, positives.own, others, other_labels, scale=1 / temperature)
+    same, different = lse_by_class(rows, positives.own, scale=1 / temperature, way=way)
     # Where there is no positive, same is -inf; the value put in its place is not used.
     losses = softplus(different - same.masked_fill(~positives.live, 0.0))
     return positives.mean(losses).to(result_dtype(z)), positives.skipped
@@ -114,7 +115,7 @@ class SuNCEtLoss(nn.Module):
 
     skipped_anchors: Tensor | None = None
 
-    def __init__(self, *, temperature: float = 0.1, label_smoothing: float = 0.0, gather: bool = False) -> None:
+    def __init__(self, *, temperature: float = 0.1, label_smoothing: float = 0.0, gather: Gather = False) -> None:
         super().__init__()
         check_temperature("SuNCEtLoss", temperature)
         _check_smoothing("SuNCEtLoss", label_smoothing)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from contrastive_core.distributed import gather_rows, split_own, world_size
-from contrastive_core.losses.candidates import lse_among_all
+from contrastive_core.distributed import Gather, gather_rows, how_to_gather, split_own
+from contrastive_core.losses.candidates import Way, lse_among_all
+from contrastive_core.losses.class_sums import class_sums
 from contrastive_core.losses.positives import Positives, check_labels, find_positives
 from contrastive_core.losses.rows import (
     check_at_least_two,
@@ -19,7 +20,7 @@ from contrastive_core.losses.rows import (
 from contrastive_core.similarity.precision import exact_dtype
 
 
-def supcon(z: Tensor, labels: Tensor, *, temperature: float = 0.1, gather: bool = False) -> Tensor:
+def supcon(z: Tensor, labels: Tensor, *, temperature: float = 0.1, gather: Gather = False) -> Tensor:
     """Supervised contrastive loss ("out" form): every sample of the class is to be recognised among all.
 
         loss = mean over anchors i of   mean over positives p of i of   -log( exp(s_ip) / sum_{j != i} exp(s_ij) ),
@@ -35,7 +36,8 @@ def supcon(z: Tensor, labels: Tensor, *, temperature: float = 0.1, gather: bool 
         labels: class numbers [N], integers in any order.
         temperature: positive; 0.07 to 0.1 in the paper.
         gather: candidates are the samples of all processes, anchors those of this process; with the mean of parameter
-            gradients over processes, the loss of the union batch.
+            gradients over processes, the loss of the union batch. "all"
+            and "ring" say how they come (`how_to_gather`).
 
     Returns:
         Scalar, float64 if z is, else float32. At least the mean of log(number of positives).
@@ -61,29 +63,32 @@ def supcon(z: Tensor, labels: Tensor, *, temperature: float = 0.1, gather: bool 
     return _supcon("supcon", z, labels, temperature, gather)[0]
 
 
-def _supcon(name: str, z: Tensor, labels: Tensor, temperature: float, gather: bool) -> tuple[Tensor, Tensor]:
+def _supcon(name: str, z: Tensor, labels: Tensor, temperature: float, gather: Gather) -> tuple[Tensor, Tensor]:
     """The loss, and how many anchors were left out."""
     check_temperature(name, temperature)
     check_rows(name, z=z)
     check_labels(name, labels, z)
-    positives = find_positives(labels.to(z.device), gather=gather)
-    check_at_least_two(name, len(positives.everyone))
     rows = unit_rows(z, working_dtype(z, temperature=temperature))
-    everyone = gather_rows(rows) if gather else rows
-    others = split_own(everyone)[1] if gather and world_size() > 1 else None
-    towards_positives = _mean_over_positives(rows, everyone, positives) / temperature
-    losses = lse_among_all(rows, others, scale=1 / temperature) - towards_positives
+    way = how_to_gather(name, gather, rows)
+    positives = find_positives(labels.to(z.device), gather=way != "alone")
+    check_at_least_two(name, len(positives.everyone))
+    everyone = gather_rows(rows) if way == "all" else None
+    towards_positives = _mean_over_positives(rows, everyone, positives, way) / temperature
+    losses = lse_among_all(rows, scale=1 / temperature, way=way, everyone=everyone) - towards_positives
     return positives.mean(losses).to(result_dtype(z)), positives.skipped
 
 
-def _mean_over_positives(rows: Tensor, everyone: Tensor, positives: Positives) -> Tensor:
+def _mean_over_positives(rows: Tensor, everyone: Tensor | None, positives: Positives, way: Way) -> Tensor:
     """Mean similarity [n] of each anchor with its positives: z_i . (sum of its class - z_i) / number of positives."""
     # Sums over large classes in float64: their rounding is not to show beside that of single similarities.
-    exact = exact_dtype(rows)
-    group = positives.group if positives.processes == 1 else split_own(positives.group)[0]
-    sums = torch.zeros_like(everyone, dtype=exact).index_add(0, positives.group, everyone.to(exact))
-    classmates = sums[group] - rows.to(exact)
-    return (rows.to(exact) * classmates).sum(1) / positives.classmates.clamp(min=1)
+    exact = rows.to(exact_dtype(rows))
+    if way == "ring":
+        sums = class_sums(exact, positives.own)
+    else:
+        candidates = exact if everyone is None else everyone.to(exact.dtype)
+        group = positives.group if everyone is None else split_own(positives.group)[0]
+        sums = torch.zeros_like(candidates).index_add(0, positives.group, candidates)[group]
+    return (exact * (sums - exact)).sum(1) / positives.classmates.clamp(min=1)
 
 
 class SupConLoss(nn.Module):
@@ -95,7 +100,7 @@ class SupConLoss(nn.Module):
 
     skipped_anchors: Tensor | None = None
 
-    def __init__(self, *, temperature: float = 0.1, gather: bool = False) -> None:
+    def __init__(self, *, temperature: float = 0.1, gather: Gather = False) -> None:
         super().__init__()
         check_temperature("SupConLoss", temperature)
         self.temperature, self.gather = temperature, gather

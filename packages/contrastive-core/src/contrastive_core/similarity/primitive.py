@@ -103,6 +103,40 @@ def row_lse(
     )
 
 
+def row_lse_gradient(
+    grad: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    *,
+    scale: float,
+    classes: tuple[Tensor, Tensor] | None = None,
+    among: Among = "all",
+    needs: tuple[bool, bool] = (True, True),
+) -> tuple[Tensor, Tensor]:
+    """What keys contribute to the gradient of a log-sum-exp over more keys than these.
+
+        dq_i = scale * grad_i sum_j exp(S_ij - lse_i) k_j,     dk_j = scale * sum_i grad_i exp(S_ij - lse_i) q_i
+
+    Args:
+        grad: [Nq], of the log-sum-exp over all keys.
+        lse: [Nq], that log-sum-exp; at least that over `k`.
+        q: [Nq, D] in float32 or float64.
+        k: [Nk, D] of the same type, some of the keys.
+        scale: as in :func:`row_lse`.
+        classes: as there.
+        among: as there.
+        needs: which of both is wanted; the other is an empty tensor.
+    """
+    q_classes, k_classes = classes or (None, None)
+    compiled = active_backend().name == "native" and q.device.type == "cpu"
+    operators = torch.ops.contrastive_core_native if compiled else torch.ops.contrastive_core
+    parts: tuple[Tensor, Tensor] = operators.row_lse_backward(
+        grad, lse, q, k, scale, None, q_classes, k_classes, among, *needs
+    )
+    return parts
+
+
 def _check(name: str, scale: float, among: str, with_classes: bool, **rows: Tensor) -> None:
     for argument, x in rows.items():
         if not x.is_floating_point():

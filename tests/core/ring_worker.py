@@ -1,0 +1,126 @@
+"""One process of the tests in test_ring.py: every loss with the rows of others passing by, and with them gathered."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from contrastive_core import distributed, info_nce, nt_xent, ring, suncet, supcon
+from contrastive_core.similarity import tiles
+from contrastive_core.similarity.ring_lse import ring_lse
+from tests.core import gather_worker
+from tests.core.gather_worker import gradients, has_labels, inputs, labels, model, refused
+from tests.core.gloo import Found, be_a_worker
+from tests.core.memory import allocations
+
+SKIPPED = ("smoothed suncet", "paws")  # they gather
+BIG = (4096, 32)
+
+
+def find(rank: int, world: int) -> Found:
+    found: Found = {}
+    net, x = model(), inputs(world)[rank]
+    tiles._BLOCK, tiles._BLOCK_WITHIN_CLASSES = {"cpu": 4}, 3  # several, with ragged ends
+    for name, loss in gather_worker.cases():
+        for kind, y in labels(world).items():
+            if name in SKIPPED or (not has_labels(name) and kind != "random"):
+                continue
+            found[f"{name}, {kind}"] = {
+                way: (value := loss(net(x), y[rank], way), gradients(value, net)) for way in ("all", "ring")
+            }
+    found["float32"] = float32(rank, world)
+    if world == 2:
+        found["compiled"] = compiled(x, labels(world)["random"][rank])
+    found["choice"] = choice(x)
+    found["uneven"] = uneven(x, rank)
+    found["memory"] = {way: memory(way) for way in ("all", "ring")}
+    found["no rows"] = nt_xent_of_none()
+    return detached(found)
+
+
+def detached(found: Found) -> Found:
+    return torch.utils._pytree.tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, found)
+
+
+def float32(rank: int, world: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """As a training step has it: float32 rows, and the same in float64 gathered."""
+    rows = torch.randn(world, 40, 16, generator=torch.Generator().manual_seed(7))[rank]
+    result = {}
+    for way, dtype in (("ring", torch.float32), ("all", torch.float64)):
+        z = rows.to(dtype).requires_grad_()
+        value = nt_xent(z[:20], z[20:], temperature=0.1, gather=way)
+        result[way] = (value, *torch.autograd.grad(value, z))
+    return result
+
+
+def compiled(x: Tensor, y: Tensor) -> list[list[Tensor]]:
+    """Gradients of a step as one graph, and plain."""
+
+    def step(z: Tensor) -> Tensor:
+        return supcon(z, y, gather="ring") + suncet(z, y, gather="ring")
+
+    results = []
+    for f in (torch.compile(step, fullgraph=True, backend="aot_eager"), step):
+        z = x.clone().requires_grad_()
+        results.append([*torch.autograd.grad(f(z), z)])
+    return results
+
+
+def choice(x: Tensor) -> dict[str, int]:
+    """How many hops a forward pass makes with `gather=True`, by the size from which the ring is taken."""
+    hops: list[int] = []
+    Hop = ring.Hop
+
+    class Counted(Hop):
+        def __init__(self, *args: object, **keywords: object) -> None:
+            hops.append(1)
+            super().__init__(*args, **keywords)  # type: ignore[arg-type]
+
+    ring.Hop, default = Counted, distributed.RING_FROM
+    counts = {}
+    bytes_of_all = torch.distributed.get_world_size() * x.numel() * 8
+    for name, size in (("default", default), ("above", bytes_of_all + 1), ("at", bytes_of_all)):
+        distributed.RING_FROM = size
+        hops.clear()
+        nt_xent(x[::2], x[1::2], gather=True)
+        counts[name] = len(hops)
+    ring.Hop, distributed.RING_FROM = Hop, default
+    return counts
+
+
+def uneven(x: Tensor, rank: int) -> dict[str, str]:
+    few = x[: len(x) - 2 * rank]
+    y = torch.arange(len(few))
+    calls: dict[str, Callable[[], Tensor]] = {
+        "nt_xent": lambda: nt_xent(few, few, gather="ring"),
+        "info_nce": lambda: info_nce(few, few, gather="ring"),
+        "suncet": lambda: suncet(few, y, gather="ring"),
+        "supcon": lambda: supcon(few, y, gather="ring"),
+        "widths": lambda: ring_lse(x[:, : 3 + rank], x[:, : 3 + rank], scale=1.0),
+        "types": lambda: nt_xent(*(x.float() if rank else x).chunk(2), gather="ring"),
+        "one takes the other way": lambda: nt_xent(few, few, gather="all" if rank else "ring"),
+    }
+    return {name: refused(call) for name, call in calls.items()}
+
+
+def nt_xent_of_none() -> str:
+    return refused(lambda: nt_xent(torch.ones(0, 3), torch.ones(0, 3), gather="ring"))
+
+
+def memory(way: str) -> int:
+    """Bytes of the largest tensor made in either pass."""
+    tiles._BLOCK = {"cpu": 64}
+    n, d = BIG
+    z = torch.randn(n, d).requires_grad_()
+    loss = nt_xent(z[: n // 2], z[n // 2 :], gather=way)  # what is loaded on first use is loaded
+    loss.backward()
+    with tempfile.TemporaryDirectory() as folder:
+        return allocations(lambda: nt_xent(z[: n // 2], z[n // 2 :], gather=way).backward(), Path(folder))[0]
+
+
+if __name__ == "__main__":
+    be_a_worker(find)

@@ -32,7 +32,7 @@ from ssl_vision.reporting.evaluations import read_evaluations
 from ssl_vision.reporting.label_counts import count_labels
 from ssl_vision.reporting.mistakes import most_confident
 from ssl_vision.reporting.run_folder import open_run
-from tests.vision.pages import Page, assert_stands_alone, read
+from tests.pages import Page, assert_stands_alone, read
 
 FAST = OptimizerOptions(name="sgd", lr=0.8, warmup_epochs=0.0, weight_decay=0.0)
 RUN = RunOptions(device="cpu", threads=1, progress=False, log_every=2)

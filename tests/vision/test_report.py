@@ -32,7 +32,7 @@ from ssl_vision.reporting import scores
 from ssl_vision.reporting.curves import pretraining_panels
 from ssl_vision.reporting.run_folder import open_run, read_scores
 from ssl_vision.reporting.sheets import choose_bank, choose_images, draw_views, find_neighbours, nearest
-from tests.vision.pages import Page, assert_stands_alone, read
+from tests.pages import Page, assert_stands_alone, read
 
 EPOCHS, BATCH = 3, 48
 

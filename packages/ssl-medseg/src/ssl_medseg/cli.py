@@ -20,6 +20,7 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb(
         "ssl_medseg.commands.evaluate:evaluate", "compare masks with the truth, by case and structure", alone=True
     ),
+    "report": Verb("ssl_medseg.commands.report:report", "write a run's self-contained HTML report", alone=True),
 }
 
 

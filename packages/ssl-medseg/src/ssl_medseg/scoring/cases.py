@@ -1,8 +1,9 @@
-"""Which predicted mask belongs to which case, and both read on the same grid."""
+"""Cases and their masks: which are evaluated, which file belongs to which, and both read on the same grid."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 from contrastive_core.errors import UserError
 from ssl_medseg.data.cases import Case, DataSet
 from ssl_medseg.data.files import is_image, stem
+from ssl_medseg.data.splits import Split
+from ssl_medseg.scoring.measure import measure
+from ssl_medseg.scoring.records import CaseScores, Evaluation
 from ssl_medseg.volumes import Grid, grid_difference, read_label
 
 
@@ -62,6 +66,81 @@ def read_pair(mask: Path, case: Case, dataset: DataSet) -> tuple[NDArray[np.uint
     return predicted, truth, grids[0]
 
 
+def choose_cases(dataset: DataSet, split: Split | None, part: str) -> tuple[Case, ...]:
+    """The cases with a truth that are to be evaluated.
+
+    Raises:
+        UserError: there are none.
+    """
+    names = dataset.names if split is None or part == "all" else split.parts[part]
+    cases = tuple(case for case in dataset.select(names) if case.label is not None)
+    if not cases:
+        which = "the data set" if split is None else f"part {part} of the split"
+        raise UserError(f"{dataset.name}: no case of {which} has a label; expected a truth to evaluate with")
+    return cases
+
+
+def score_cases(
+    dataset: DataSet,
+    cases: Sequence[Case],
+    masks: Mapping[str, Path],
+    *,
+    split: Split | None,
+    name: str,
+    part: str,
+    tolerance: float,
+    folder: Path,
+) -> Evaluation:
+    """Scores of all cases that have a mask.
+
+    Args:
+        dataset: with the truth.
+        cases: to be evaluated.
+        masks: case -> file; a case without one is listed as missing.
+        split: that training used, if known.
+        name: of the evaluation.
+        part: of the split, or "all".
+        tolerance: of the surface Dice.
+        folder: that paths of masks are noted relative to.
+    """
+    of_split = {name: which for which, names in split.parts.items() for name in names} if split else {}
+    pairs = [(case, read_pair(masks[case.name], case, dataset)) for case in cases if case.name in masks]
+    known = all(grid.spacing_known for _, (_, _, grid) in pairs)
+    scored = tuple(
+        CaseScores(
+            case=case.name,
+            patient=case.patient,
+            spacing=grid.spacing if grid.spacing_known else None,
+            part=of_split.get(case.name, ""),
+            structures=measure(
+                predicted,
+                truth,
+                structures=dataset.labels.structures,
+                spacing=grid.spacing if known else (1.0, 1.0, 1.0),
+                tolerance=tolerance,
+                volumes=known,
+            ),
+            mask=_relative(masks[case.name], folder),
+        )
+        for case, (predicted, truth, grid) in pairs
+    )
+    return Evaluation(
+        name=name,
+        data=dataset.name,
+        part=part,
+        unit="mm" if known else "voxel",
+        tolerance=tolerance,
+        structures=tuple(dataset.labels.structures),
+        cases=scored,
+        missing=tuple(case.name for case in cases if case.name not in masks),
+    )
+
+
 def _shape(array: NDArray[np.uint8]) -> tuple[int, int, int]:
     x, y, z = array.shape
     return x, y, z
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """From one to the other, without naming what lies above both."""
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()

@@ -93,7 +93,6 @@ class Evaluation:
         structures: their names, without the background.
         cases: their scores.
         missing: cases with a truth and without a prediction.
-        model: hash of the network that predicted, where it did so in this evaluation.
     """
 
     name: str
@@ -104,7 +103,6 @@ class Evaluation:
     structures: tuple[str, ...]
     cases: tuple[CaseScores, ...]
     missing: tuple[str, ...] = ()
-    model: str | None = None
 
     @property
     def judged(self) -> tuple[CaseScores, ...]:

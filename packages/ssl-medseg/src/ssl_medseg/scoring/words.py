@@ -8,6 +8,7 @@ from ssl_medseg.scoring.records import Evaluation
 from ssl_medseg.scoring.summary import Statistic, Summary
 
 _FEW = 10
+_APART = 0.1
 _TITLES = {
     "dice": "Dice",
     "hd95": "HD95",
@@ -16,6 +17,11 @@ _TITLES = {
     "error_ml": "volume error, mL",
     "error_percent": "volume error, %",
 }
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 case``, ``2 cases``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def title(measure: str, evaluation: Evaluation) -> str:
@@ -54,7 +60,7 @@ def median_and_quartiles(measure: str, found: Statistic) -> str:
 def table(evaluation: Evaluation, summary: Summary) -> list[str]:
     """Lines of text: one per structure and measure, with the number of cases behind it."""
     lines = [
-        f"{evaluation.name}: {summary.cases} cases of {summary.patients} patients",
+        f"{evaluation.name}: {plural(summary.cases, 'case')} of {plural(summary.patients, 'patient')}",
         "",
         f"{'structure':20}{'measure':28}{'mean ± sd':>18}{'median (quartiles)':>30}{'n':>5}",
     ]
@@ -75,13 +81,13 @@ def warnings(evaluation: Evaluation, summary: Summary) -> Iterator[str]:
     """What a reader must know, in plain words."""
     if evaluation.missing:
         yield (
-            f"{len(evaluation.missing)} cases have a truth and no predicted mask, and are in no number here: "
-            f"{_some(evaluation.missing)}."
+            f"Without a predicted mask, and in no number here: {plural(len(evaluation.missing), 'case')} with a truth "
+            f"({_some(evaluation.missing)})."
         )
     if summary.left_out:
         yield (
-            f"{summary.left_out} cases are left out of the summary: training has seen their truth, so their scores say "
-            "nothing about new patients."
+            f"Left out of the summary: {plural(summary.left_out, 'case')} whose truth training has seen, so that their "
+            "scores say nothing about new patients."
         )
     elif evaluation.cases and not any(case.unseen for case in evaluation.cases):
         yield "Training has seen the truth of all these cases: the numbers say nothing about new patients."
@@ -94,6 +100,18 @@ def warnings(evaluation: Evaluation, summary: Summary) -> Iterator[str]:
             "The files do not say how large a voxel is (at least one affine is the identity), so distances are in "
             "voxels, and there are no volumes in mL."
         )
+    yield from _unfound(evaluation, summary)
+    if summary.patients < summary.cases:
+        yield (
+            f"{plural(summary.cases, 'case')} of {plural(summary.patients, 'patient')}: cases of a patient are alike, "
+            "so spreads and limits of agreement are narrower than those of new patients."
+        )
+    if 0 < summary.patients < _FEW:
+        yield f"{plural(summary.patients, 'patient')} only: another sample may give rather different numbers."
+
+
+def _unfound(evaluation: Evaluation, summary: Summary) -> Iterator[str]:
+    """Structures that the averages say least about."""
     for structure in summary.structures:
         for count, what in (
             (structure.truth_only, "missed altogether (Dice 0, no distance)"),
@@ -101,13 +119,10 @@ def warnings(evaluation: Evaluation, summary: Summary) -> Iterator[str]:
         ):
             if count:
                 yield f"{structure.structure}: {what} in {count} of {summary.cases} cases; distances do not count them."
-    if summary.patients < summary.cases:
-        yield (
-            f"{summary.cases} cases are of {summary.patients} patients: cases of one patient are alike, so spreads and "
-            "limits of agreement are narrower than those of new patients."
-        )
-    if 0 < summary.patients < _FEW:
-        yield f"{summary.patients} patients are few: another sample may give rather different numbers."
+    for name in evaluation.structures:
+        apart = sum(score.found == "both" and (score.dice or 0) < _APART for score in evaluation.of(name))
+        if apart:
+            yield f"{name}: drawn in another place (Dice below {_APART:g}) in {apart} of {summary.cases} cases."
 
 
 def _some(names: tuple[str, ...]) -> str:

@@ -1,0 +1,47 @@
+"""`ssl-medseg report`: one HTML file that shows a run to somebody who did not run it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from contrastive_core.report import html
+from contrastive_core.train.files import write_atomic
+from ssl_medseg.reporting import sections
+from ssl_medseg.reporting.evaluation_section import evaluation_section
+from ssl_medseg.reporting.rounds import rounds_section
+from ssl_medseg.reporting.run_folder import open_run
+
+
+def report(run: Path, *, out: Path | None = None) -> Path:
+    """Write a run's report: one HTML file that holds everything it shows and asks nothing of the network.
+
+    What was learnt from what; curves; the pseudo-labels over the rounds; of every evaluation in the run's folder
+    ``evaluation`` the tables by structure and case, Bland-Altman plots, and the best, median and worst case with the
+    masks on the image; settings and environment. It says in plain words what a reader must beware of. Names of
+    cases stand in it; paths of images do not. A run that has not ended or was not evaluated still gets its report.
+
+    Args:
+        run: the out folder of ``ssl-medseg train``, ``selftrain`` or ``run``.
+        out: the HTML file; by default ``report.html`` in the run's folder.
+
+    Returns:
+        The HTML file.
+    """
+    found = open_run(Path(run))
+    several = sum(bool(stage.rounds) for stage in found.stages) > 1
+    page = html.document(
+        sections.title(found),
+        [
+            sections.header(found),
+            *(evaluation_section(each, folder, place=i) for i, (each, folder) in enumerate(found.evaluations)),
+            sections.learnt_from(found),
+            sections.training(found),
+            *(rounds_section(stage.rounds, name=stage.name if several else "") for stage in found.stages),
+            sections.settings(found),
+            sections.surroundings(found),
+        ],
+    )
+    target = Path(out) if out is not None else Path(run) / "report.html"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(target, page.encode())
+    return target

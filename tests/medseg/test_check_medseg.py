@@ -197,11 +197,11 @@ def test_a_split_is_checked(tmp_path: Path) -> None:
     label = np.asarray(nib.load(path).dataobj)
     save(path, np.where(label == 2, 1, label).astype(np.uint8))
     (data / "labelsTr" / f"{hidden}.nii.gz").unlink()
-    report = examine(data, split=file, reading=DataOptions(allow_unlabelled=True))
+    report = examine(data, split=file, opening=DataOptions(allow_unlabelled=True))
     assert [(item.files, item.detail) for item in one(report, "changed").items] == [([labelled], "label")]
     assert one(report, "never_in_labelled").title.startswith("core: in no label of the split's labelled cases")
     file.write_text(file.read_text().replace(f'["{hidden}", "{hidden}"]', ""))
-    assert one(examine(data, split=file, reading=DataOptions(allow_unlabelled=True)), "split").level == "error"
+    assert one(examine(data, split=file, opening=DataOptions(allow_unlabelled=True)), "split").level == "error"
 
 
 def test_names_with_dates_are_noted(tmp_path: Path) -> None:

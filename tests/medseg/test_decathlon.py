@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from contrastive_core.errors import UserError
-from ssl_medseg.data import Case, ImageFile, LabelMap, open_dataset
+from ssl_medseg.data import Case, DataOptions, ImageFile, LabelMap, Split, open_dataset, open_split, write_split
 from tests.medseg.small_sets import decathlon, save_case
 
 
@@ -73,6 +73,21 @@ def test_unlabelled_cases_need_consent(tmp_path: Path) -> None:
         open_dataset(tmp_path, unlabelled=names)
     assert "cases that are not there\n      p4" in str(caught.value)
     assert "cases that have a label: whether it is used is for a split to say\n      p1" in str(caught.value)
+
+
+def test_a_split_says_which_labels_may_be_missing(tmp_path: Path) -> None:
+    decathlon(tmp_path / "data", ["p1", "p2", "p3", "p4"])
+    split = Split(("p1",), ("p2",), ("p3",), ("p4",))
+    write_split(tmp_path / "split.json", split, open_dataset(tmp_path / "data"))
+    for name in ("p3", "p4"):
+        (tmp_path / "data" / "labelsTr" / f"{name}.nii.gz").unlink()
+    with pytest.raises(UserError, match="2 label files listed and not there"):
+        open_dataset(tmp_path / "data")
+    data, read = open_split(tmp_path / "data", tmp_path / "split.json", DataOptions())
+    assert (data.labelled, read) == (("p1", "p2"), split)
+    (tmp_path / "data" / "labelsTr" / "p2.nii.gz").unlink()
+    with pytest.raises(UserError, match="p2 is in validation, and Small has no label for it"):
+        open_split(tmp_path / "data", tmp_path / "split.json", DataOptions())
 
 
 def test_everything_wrong_comes_in_one_message(tmp_path: Path) -> None:

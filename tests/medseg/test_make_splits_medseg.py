@@ -281,4 +281,4 @@ def test_the_options_of_reading_are_flags(tmp_path: Path) -> None:
     read_split(tmp_path / "s" / "1-labelled-draw1.json", open_dataset(root, patient_pattern="^[a-z]"))
     with pytest.raises(UserError, match="says other patients"):
         read_split(tmp_path / "s" / "1-labelled-draw1.json", open_dataset(root))
-    assert make_splits(str(root), tmp_path / "t", reading=DataOptions(patient_pattern="^[a-z]"), draws=1)
+    assert make_splits(str(root), tmp_path / "t", opening=DataOptions(patient_pattern="^[a-z]"), draws=1)

@@ -52,3 +52,8 @@ def test_a_stranger_is_seen() -> None:
 def test_ssl_video_answers_without_torch() -> None:
     program = "import ssl_video; from ssl_video.cli import main; main(['--help'])"
     assert strangers(program, "ssl_video", "contrastive_core") == set()
+
+
+def test_ssl_medseg_answers_without_torch() -> None:
+    program = "import ssl_medseg; from ssl_medseg.cli import main; main(['--help'])"
+    assert strangers(program, "ssl_medseg", "contrastive_core") == set()

@@ -46,6 +46,31 @@ def of_level(findings: Sequence[Finding], level: Level) -> list[Finding]:
     return [finding for finding in findings if finding.level == level]
 
 
+class Findings:
+    """What a report of a check has in common with others: its findings by level.
+
+    Attributes:
+        findings: everything found, worst first.
+    """
+
+    findings: Sequence[Finding]
+
+    @property
+    def errors(self) -> list[Finding]:
+        """What must be mended."""
+        return of_level(self.findings, "error")
+
+    @property
+    def warnings(self) -> list[Finding]:
+        """What is probably not meant."""
+        return of_level(self.findings, "warning")
+
+    @property
+    def notes(self) -> list[Finding]:
+        """What is good to know."""
+        return of_level(self.findings, "note")
+
+
 def findings_to_json(findings: Sequence[Finding]) -> dict[str, object]:
     """For JSON: ``errors``, ``warnings`` and ``notes``, no list shortened."""
     return {

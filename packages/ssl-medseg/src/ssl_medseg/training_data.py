@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
 from contrastive_core.train import Run
-from ssl_medseg.data import DataOptions, DataSet, LabelMap, Split, open_with, read_split
+from ssl_medseg.data import DataOptions, DataSet, LabelMap, Split, open_split
 from ssl_medseg.prepared_cases import PreparedCase, prepare_cases, share_lost
 from ssl_medseg.preprocessing import Preprocessing, PreprocessingOptions, choose_preprocessing
 from ssl_medseg.slices import SliceSet, stack_slices
@@ -85,10 +85,9 @@ def open_training_data(
         cache: folder that keeps prepared volumes.
 
     Raises:
-        UserError: as `open_with`, `read_split`, `choose_preprocessing` and `prepare_cases`.
+        UserError: as `open_split`, `choose_preprocessing` and `prepare_cases`.
     """
-    dataset = open_with(data, opening)
-    parts = read_split(split, dataset)
+    dataset, parts = open_split(data, split, opening)
     if not parts.labelled:
         raise UserError(f"{split}: names no labelled case; expected at least one to learn from")
     seen = [*parts.labelled, *parts.unlabelled]

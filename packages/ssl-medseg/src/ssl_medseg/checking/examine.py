@@ -23,7 +23,7 @@ from ssl_medseg.data.open import look, meaning
 def examine(
     data: str | os.PathLike[str],
     *,
-    reading: DataOptions | None = None,
+    opening: DataOptions | None = None,
     split: Path | None = None,
     show_headers: bool = False,
     show_paths: bool = False,
@@ -34,7 +34,7 @@ def examine(
 
     Args:
         data: as for `ssl_medseg.data.open_dataset`.
-        reading: how to open it.
+        opening: how to open it.
         split: a split file that must fit the data set.
         show_headers: list texts in headers, which may identify patients.
         show_paths: let the JSON say where files lie.
@@ -42,9 +42,9 @@ def examine(
     Raises:
         UserError: there is no such data set, or the options cannot be used.
     """
-    reading = reading or DataOptions()
-    listing, settled = look(data, reading)
-    labels = meaning(listing, reading)
+    opening = opening or DataOptions()
+    listing, settled = look(data, opening)
+    labels = meaning(listing, opening)
     looked = list(_look_at_all(settled.cases, labels))
     findings = [
         *settled.findings,
@@ -67,7 +67,7 @@ def examine(
     return Report(
         name=listing.name,
         layout=listing.layout,
-        rule=_rule(reading),
+        rule=_rule(opening),
         labels=labels,
         looked=looked,
         findings=sorted(findings, key=lambda finding: LEVELS.index(finding.level)),
@@ -86,9 +86,9 @@ def _look_at_all(cases: Sequence[Case], labels: LabelMap | None) -> Iterator[Loo
             progress.advance(task)
 
 
-def _rule(reading: DataOptions) -> str:
-    if reading.patients is not None:
-        return f"as {reading.patients.name} says"
-    if reading.patient_pattern is not None:
-        return f"what {reading.patient_pattern!r} finds in the names of cases"
+def _rule(opening: DataOptions) -> str:
+    if opening.patients is not None:
+        return f"as {opening.patients.name} says"
+    if opening.patient_pattern is not None:
+        return f"what {opening.patient_pattern!r} finds in the names of cases"
     return "told from the names of cases (--patient_pattern or --patients say otherwise)"

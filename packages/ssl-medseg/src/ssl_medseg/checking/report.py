@@ -11,11 +11,11 @@ from typing import Any
 
 from contrastive_core.findings import (
     Finding,
+    Findings,
     counted_levels,
     finding_lines,
     findings_to_json,
     most_first,
-    of_level,
     several,
 )
 from ssl_medseg.checking.looked import Looked
@@ -23,7 +23,7 @@ from ssl_medseg.data.label_map import LabelMap
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Findings):
     """A data set after `examine`; printed, it is the text.
 
     Attributes:
@@ -43,21 +43,6 @@ class Report:
     looked: Sequence[Looked]
     findings: Sequence[Finding]
     show_paths: bool = False
-
-    @property
-    def errors(self) -> list[Finding]:
-        """What must be mended."""
-        return of_level(self.findings, "error")
-
-    @property
-    def warnings(self) -> list[Finding]:
-        """What is probably not meant."""
-        return of_level(self.findings, "warning")
-
-    @property
-    def notes(self) -> list[Finding]:
-        """What is good to know."""
-        return of_level(self.findings, "note")
 
     def text(self) -> str:
         """For a terminal: findings, worst first, long lists shortened; then the numbers."""

@@ -15,7 +15,7 @@ from ssl_medseg.data import DataOptions
 def check(
     data: str,
     *,
-    reading: DataOptions = DataOptions(),  # noqa: B008 - frozen
+    opening: DataOptions = DataOptions(),  # noqa: B008 - frozen
     split: Path | None = None,
     out: Path | None = None,
     pictures: Path | None = None,
@@ -44,7 +44,7 @@ def check(
 
     Args:
         data: the data set: its folder, its dataset.json or a CSV file.
-        reading: how to open the data set.
+        opening: how to open the data set.
         split: also check this split file against it.
         out: also write everything found to this file, as JSON.
         pictures: draw the cases that something was found about into this folder, as PNG.
@@ -62,7 +62,7 @@ def check(
     Raises:
         UserError: there is no such data set, or the file of the label map exists.
     """
-    report = examine(data, reading=reading, split=split, show_headers=show_headers, show_paths=show_paths)
+    report = examine(data, opening=opening, split=split, show_headers=show_headers, show_paths=show_paths)
     if out is not None:  # first: who reads what is printed may leave in the middle
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(out, f"{report.to_json()}\n".encode())

@@ -48,7 +48,7 @@ def make_splits(
     data: str,
     out: Path,
     *,
-    reading: DataOptions = DataOptions(),  # noqa: B008 - frozen
+    opening: DataOptions = DataOptions(),  # noqa: B008 - frozen
     labelled: tuple[int, ...] | None = None,
     draws: int = 5,
     validation: int = 2,
@@ -74,7 +74,7 @@ def make_splits(
     Args:
         data: the data set: its folder, its dataset.json or a CSV file.
         out: the folder of the files. Files that are there already must have the same content.
-        reading: how to open the data set.
+        opening: how to open the data set.
         labelled: numbers of labelled patients; by default those of 1, 2 and 8 that the data allow.
         draws: how many choices of each number.
         validation: patients for validation, the same for all draws.
@@ -96,7 +96,7 @@ def make_splits(
     Raises:
         UserError: the data set cannot be opened, patients are missing or too few, or a file says something else.
     """
-    dataset = open_with(data, reading)
+    dataset = open_with(data, opening)
     pool = Pool.of(dataset, _kept(dataset, only))
     held_out = [*test_patients, *_in_table(table, table_test, pool), *_listed_as_test(pool)]
     named = [p for c in (combinations or {}).values() for p in (*c.labelled, *c.validation)]

@@ -2,7 +2,7 @@
 
 from ssl_medseg.data.cases import Case, DataSet, ImageFile
 from ssl_medseg.data.label_map import LabelMap
-from ssl_medseg.data.open import open_dataset, open_with
+from ssl_medseg.data.open import open_dataset, open_split, open_with
 from ssl_medseg.data.options import DataOptions
 from ssl_medseg.data.splits import Split, read_split, write_split
 
@@ -14,6 +14,7 @@ __all__ = [
     "LabelMap",
     "Split",
     "open_dataset",
+    "open_split",
     "open_with",
     "read_split",
     "write_split",

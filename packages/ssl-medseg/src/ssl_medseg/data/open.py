@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from contrastive_core.errors import UserError
@@ -14,6 +15,7 @@ from ssl_medseg.data.layouts.entries import Listing
 from ssl_medseg.data.layouts.recognise import list_files
 from ssl_medseg.data.options import DataOptions, Layout
 from ssl_medseg.data.settle import Settled, settle
+from ssl_medseg.data.splits import Split, read_split
 
 
 def open_dataset(
@@ -80,6 +82,19 @@ def open_with(source: str | os.PathLike[str], options: DataOptions) -> DataSet:
             )
         labels = LabelMap(("background",), (0,))
     return DataSet(listing.name, listing.root, tuple(settled.cases), labels, listing.layout)
+
+
+def open_split(source: str | os.PathLike[str], split: str | Path, options: DataOptions) -> tuple[DataSet, Split]:
+    """A data set with a split of it.
+
+    The split says which cases are unlabelled and for test, so that labels may be missing there; those of labelled and
+    validation cases may not.
+
+    Raises:
+        UserError: as `open_with` and `read_split`.
+    """
+    dataset = open_with(source, replace(options, allow_unlabelled=True))
+    return dataset, read_split(split, dataset)
 
 
 def look(source: str | os.PathLike[str], options: DataOptions) -> tuple[Listing, Settled]:

@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from contrastive_core.findings import Finding, findings_to_json, of_level
+from contrastive_core.findings import Finding, Findings, findings_to_json
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Findings):
     """A data set after `examine`; printed, it is the text.
 
     Attributes:
@@ -30,21 +30,6 @@ class Report:
     modes: Mapping[str, int]
     formats: Mapping[str, int]
     findings: Sequence[Finding]
-
-    @property
-    def errors(self) -> list[Finding]:
-        """What must be mended."""
-        return of_level(self.findings, "error")
-
-    @property
-    def warnings(self) -> list[Finding]:
-        """What is probably not meant."""
-        return of_level(self.findings, "warning")
-
-    @property
-    def notes(self) -> list[Finding]:
-        """What is good to know."""
-        return of_level(self.findings, "note")
 
     def to_json(self) -> str:
         """Everything, no list shortened."""

@@ -95,7 +95,10 @@ def test_every_problem_is_found_at_its_case(report: Report) -> None:
         ("not_finite", "nan: 17 of 7,200 voxels"),
         ("grid", "grid_shape: 38 x 36 x 5 voxels against 40 x 36 x 5"),
         ("grid", "grid_shift: voxels up to 15 mm apart: shifted by -15, 0, 0 mm"),
-        ("grid", "grid_mirror: voxels up to 58.5 mm apart: its affine is mirrored along axis 0"),
+        (
+            "grid",
+            "grid_mirror: voxels up to 58.5 mm apart: stored the other way along axis 0, unless its affine is wrong",
+        ),
         ("fraction", "fraction: 5 voxels"),
         ("unknown_value", "unknown: 7 in "),
         ("missing_label", "labelsTr/gone.nii.gz: there is gonne.nii.gz"),

@@ -121,7 +121,7 @@ def _difference(label: Grid, image: Grid) -> str:
         return f"{words}: shifted by {', '.join(f'{mm:.3g}' for mm in shift)} mm"
     for axis in range(3):
         if np.allclose(_mirrored(label, axis).affine, image.affine, atol=_TOLERANCE):
-            return f"{words}: its affine is mirrored along axis {axis}"
+            return f"{words}: stored the other way along axis {axis}, unless its affine is wrong"
     same_sides = np.allclose(np.abs(label.affine[:3, :3]), np.abs(image.affine[:3, :3]), atol=_TOLERANCE)
     return f"{words}: its axes run the other way" if same_sides else f"{words}: its directions or spacing differ"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 # NIfTI first; the others are read where their reader is installed.
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 DICOM_ENDINGS = (".dcm", ".ima")
+_LOOKED_AT = 20  # files without an ending, in search of a DICOM one
 
 
 def stem(path: Path) -> str:
@@ -32,7 +33,7 @@ def is_series(path: Path) -> bool:
     if path.name.startswith(".") or not path.is_dir():
         return False
     files = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
-    return any(file.suffix.lower() in DICOM_ENDINGS for file in files) or any(map(_has_dicom_mark, files[:1]))
+    return any(file.suffix.lower() in DICOM_ENDINGS for file in files) or any(map(_has_dicom_mark, files[:_LOOKED_AT]))
 
 
 def images_in(folder: Path, *, series: bool = True) -> Iterator[Path]:

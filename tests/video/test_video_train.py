@@ -20,6 +20,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.train import RunOptions
 from ssl_video.augment import ClipAugment, StrongOptions
 from ssl_video.cli import main
+from ssl_video.commands.demo import demo
 from ssl_video.commands.evaluate import evaluate
 from ssl_video.commands.make_splits import make_splits
 from ssl_video.commands.report import report
@@ -291,6 +292,19 @@ def test_the_command_takes_the_recipes(name: str, capsys: pytest.CaptureFixture[
             assert resolved[key].items() >= value.items()
         else:
             assert resolved[key] == value
+
+
+@pytest.mark.slow
+def test_what_no_view_knows_alone_they_know_together(tmp_path: Path) -> None:
+    """Two classes differ in colour, two in direction: frames or motion alone are right in three of four clips."""
+    result = demo(tmp_path, device="cpu")
+    found = result.score.views
+    assert max(found["rgb"].top1, found["tg"].top1) < 85
+    assert min(found["rgb"].top1, found["tg"].top1) > 60
+    assert found["fused"].top1 > 90
+    assert "both together" in str(result)
+    again = demo(tmp_path, device="cpu")
+    assert again.score == result.score
 
 
 @pytest.mark.slow

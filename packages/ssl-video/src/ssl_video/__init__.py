@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from ssl_video.augment import ClipAugment
     from ssl_video.commands.check import check
+    from ssl_video.commands.demo import demo
     from ssl_video.commands.evaluate import evaluate
     from ssl_video.commands.export import export
     from ssl_video.commands.make_splits import make_splits
@@ -26,6 +27,7 @@ __all__ = [
     "ClipAugment",
     "MultiviewPseudoLabel",
     "check",
+    "demo",
     "evaluate",
     "export",
     "make_splits",

@@ -29,6 +29,7 @@ VERBS = {
         "write a network for other programs: ONNX, torch.export, weights",
         alone=True,
     ),
+    "demo": Verb("ssl_video.commands.demo:demo", "the whole of it on generated clips, in a few minutes on a CPU"),
 }
 
 

@@ -1,0 +1,103 @@
+"""`ssl-video demo`: the whole of it on generated clips whose class needs both appearance and motion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from contrastive_core.errors import UserError
+from contrastive_core.train import RunOptions
+from ssl_video.augment import StrongOptions
+from ssl_video.commands.evaluate import evaluate
+from ssl_video.commands.make_splits import make_splits
+from ssl_video.commands.report import report
+from ssl_video.commands.train import train
+from ssl_video.data import ClipSpec
+from ssl_video.generated import CLASSES, make_videos
+from ssl_video.models import NetworkOptions
+from ssl_video.options import OptimizerOptions, PseudoOptions
+from ssl_video.recognition_score import Evaluation
+from ssl_video.testing import FUSED
+
+PER_CLASS, LABELS = 40, 12
+_SPLIT = f"{LABELS}each-draw0.json"
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What came of it; `str` is what the command prints.
+
+    Attributes:
+        score: of the network on the videos kept for testing.
+        report: the HTML file.
+    """
+
+    score: Evaluation
+    report: Path
+
+    def __str__(self) -> str:
+        views = self.score.views
+        return "\n".join(
+            [
+                f"Top-1 accuracy in percent on {views['rgb'].videos} generated videos that training never saw, with",
+                f"{LABELS} labelled videos of each of the {len(CLASSES)} classes. Two classes differ in colour alone,",
+                "two in the direction of motion alone: one view without the other can reach 75.",
+                "",
+                f"frames             {views['rgb'].top1:6.1f}",
+                f"temporal gradient  {views['tg'].top1:6.1f}",
+                f"both together      {views[FUSED].top1:6.1f}",
+                "",
+                f"report: {self.report}",
+            ]
+        )
+
+
+def demo(
+    out: Path = Path("runs/video-demo"),
+    *,
+    steps: int = 200,
+    seed: int = 0,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+) -> DemoResult:
+    """Generate videos, split them, train with few labels, test and report; a minute or two on a CPU.
+
+    Nothing is downloaded, and OpenCV is not needed: the views are frames and temporal gradient. Given again with the
+    same arguments, it goes on with the run in the folder, or shows it again.
+
+    Args:
+        out: folder for videos, split and run: new or empty, or of this demo.
+        steps: of training.
+        seed: of everything.
+        device: auto, cpu, cuda or mps.
+
+    Returns:
+        The accuracies of frames, temporal gradient and both, and where the report is.
+    """
+    if steps < 1:
+        raise UserError(f"demo needs steps >= 1, got {steps}")
+    videos = str(make_videos(out / "videos", per_class=PER_CLASS, seed=seed))
+    split, run = out / _SPLIT, out / "run"
+    make_splits(videos, out, fractions=(), per_class=(LABELS,), draws=1, by="clip", validation=0.0, test=0.4, seed=seed)
+    train(
+        videos,
+        run,
+        split=split,
+        views=("rgb", "tg"),
+        steps=steps,
+        batch_size=8,
+        mu=3,
+        size=28,
+        clip=ClipSpec(frames=4, stride=4),
+        network=NetworkOptions("small_slow", width=8, dropout=0.0),
+        pseudo=PseudoOptions(threshold=0.6, warmup=0.15),
+        bn="split",
+        recalibrate=96,
+        # Colours are what two classes differ in, so they are left alone.
+        strong=StrongOptions(ops=1, magnitude=5, cutout=0.3, rgb_ops="geometric", motion_ops="geometric"),
+        optimizer=OptimizerOptions(lr=0.125),
+        diagnose=True,
+        run=RunOptions(seed=seed, device=device, resume=True),
+    )
+    score = evaluate(str(run), videos, split=split, clips=1, crops=1, device=device)
+    return DemoResult(score, report(run))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from contrastive_core.distributed import gather_rows, rank
 from contrastive_core.errors import UserError
+from contrastive_core.grad_cache import BatchNorm, batch_norms
 from contrastive_core.losses import SuNCEtLoss, nt_xent
 from contrastive_core.train import Run, RunOptions
 from ssl_vision.data import open_images
@@ -44,6 +45,8 @@ def pretrain(
     suncet: SuNCEtOptions = SuNCEtOptions(),  # noqa: B008
     memory: MemoryOptions = MemoryOptions(),  # noqa: B008
     save_every: int = 0,
+    grad_cache: int = 0,
+    grad_cache_norm: BatchNorm = "refuse",
     load: Literal["auto", "memory", "files"] = "auto",
     max_bad: float = 0.01,
     run: RunOptions = RunOptions(),  # noqa: B008
@@ -72,6 +75,11 @@ def pretrain(
         suncet: labelled images beside the unlabelled ones.
         memory: SimCLRv2's memory of negatives.
         save_every: also keep the model of every this many epochs, the untrained one included, under ``models/``.
+        grad_cache: views that each process lets through the encoder at a time, so that its memory is that of so many;
+            every step takes up to a third longer. 0: all at once. The gradient is the same where the encoder has no
+            batch norm.
+        grad_cache_norm: ``refuse`` encoders with batch norm, or let it take its statistics from each ``chunk``, which
+            is another method: rows are put into chunks at random.
         load: ``memory`` decodes all images once, ``files`` reads an image again for every view; ``auto`` takes memory
             for small images of one size. The result is the same.
         max_bad: share of the unlabelled images that may be unreadable; they are listed in ``bad_files.jsonl`` and the
@@ -100,6 +108,7 @@ def pretrain(
         network = SimCLR(
             build_encoder(encoder, image_size=image_size), projection_dim=head.out_features, layers=head.layers
         ).to(memory_format=torch.channels_last)
+        chunks = _chunks(network, grad_cache, grad_cache_norm, compiled=run.compile)
         r.say(feed.summary)
         model, optim, schedule = set_up(
             r, network, optimizer, batch_size=feed.inputs(0) // 2, epochs=epochs, total_steps=total_steps
@@ -117,7 +126,7 @@ def pretrain(
                 epoch = step // steps_per_epoch
                 save(epoch, f"models/epoch-{epoch:04d}")
             batch = feed.batch(step)
-            z = model(*batch.pair, *batch.labelled)
+            z = model(*batch.pair, *batch.labelled, **chunks)
             losses = {}
             if batch.pair:
                 bank = past.negatives if past else None
@@ -132,7 +141,7 @@ def pretrain(
             schedule.step()
             if past:
                 with r.fabric.autocast():
-                    past.update(network, batch.pair[1], gather=gather)
+                    past.update(network, batch.pair[1], gather=gather, **chunks)
             r.log(loss=loss, **losses, lr=lr, epoch=(step + 1) / steps_per_epoch, inputs=feed.inputs_until(step + 1))
             if batch.pair and r.is_logged_step:
                 r.log(contrastive_accuracy=contrastive_accuracy(z[0], z[1]))
@@ -150,11 +159,31 @@ def _check(*, epochs: int, temperature: float, batch_size: int, suncet: SuNCEtOp
         raise UserError(f"memory.size is {memory.size} in SuNCEt alone, which has no use for it; expected 0")
 
 
+def _chunks(network: SimCLR, grad_cache: int, batch_norm: BatchNorm, *, compiled: bool) -> dict[str, Any]:
+    """What `SimCLR` is told about chunks, before anything is trained in vain."""
+    if not grad_cache:
+        return {}
+    if grad_cache < 1:
+        raise UserError(f"grad_cache is {grad_cache}; expected at least 1 view at a time, or 0 for all")
+    norms = batch_norms(network.encoder)
+    if norms and batch_norm == "refuse":
+        raise UserError(
+            f"grad_cache is {grad_cache}, and the encoder has batch norm ({norms[0]} and {len(norms) - 1} more), whose "
+            "statistics would be those of a chunk. Use an encoder without it (torchvision:vit_b_16, "
+            "torchvision:convnext_tiny), or allow it by --grad_cache_norm chunk"
+        )
+    if compiled:
+        raise UserError("grad_cache cannot be compiled with the network around it; leave out --compile or --grad_cache")
+    return {"chunk_size": grad_cache, "batch_norm": batch_norm}
+
+
 @torch.no_grad()
 def contrastive_accuracy(z_a: Tensor, z_b: Tensor) -> Tensor:
     """Share of first views whose most similar second view, of those of all processes, is their own."""
     z_a, z_b = (nn.functional.normalize(z.float(), dim=1) for z in (z_a, z_b))
-    nearest = (z_a @ gather_rows(z_b).T).argmax(dim=1)
+    others = gather_rows(z_b).T
+    # In parts, for all similarities of a large batch at once would not fit.
+    nearest = torch.cat([(rows @ others).argmax(dim=1) for rows in torch.split(z_a, 1024)])
     own = torch.arange(len(z_a), device=z_a.device) + rank() * len(z_a)
     accuracy: Tensor = (nearest == own).float().mean()
     return accuracy

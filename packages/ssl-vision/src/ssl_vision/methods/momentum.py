@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from contrastive_core.grad_cache import BatchNorm
 from contrastive_core.memory_bank import MemoryBank
 from ssl_vision.methods.simclr import SimCLR
 
@@ -49,16 +50,26 @@ class MomentumMemory:
         return self._bank.rows
 
     @torch.no_grad()
-    def update(self, network: SimCLR, images: Tensor, *, gather: bool = False) -> None:
+    def update(
+        self,
+        network: SimCLR,
+        images: Tensor,
+        *,
+        gather: bool = False,
+        chunk_size: int | None = None,
+        batch_norm: BatchNorm = "refuse",
+    ) -> None:
         """Follow the network one step, and remember how the moving average projects these images.
 
         Args:
             network: as it is after the optimiser's step.
             images: ``[N, 3, H, W]``.
             gather: remember those of all processes.
+            chunk_size: images the moving average's encoder sees at a time, as in `SimCLR`; None: all.
+            batch_norm: of such chunks.
         """
         self._average.update_parameters(network)
-        (keys,) = self._average(images)
+        (keys,) = self._average(images, chunk_size=chunk_size, batch_norm=batch_norm)
         self._bank.add(keys, gather=gather)
 
     def state_dict(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from contrastive_core.grad_cache import BatchNorm, encode_in_chunks
 from contrastive_core.heads import ProjectionHead
 
 
@@ -16,6 +17,10 @@ class SimCLR(nn.Module):
     sees it together as in the official codes: both views of SimCLR, and with ``forward(view_a, view_b, labelled)`` the
     labelled images of SuNCEt. Train with ``contrastive_core.nt_xent(z_a, z_b)`` and ``contrastive_core.suncet(z, y)``;
     use ``model.encoder`` afterwards, its features are better than the head's (section 4.2).
+
+    With ``chunk_size`` the encoder sees that many images at a time, twice: the same gradient in the memory of a chunk
+    (`contrastive_core.encode_in_chunks`, which says what becomes of batch norm). The head, which is small, still sees
+    all of them, and its batch norm is that of the whole batch.
 
     Args:
         encoder: maps ``[N, 3, H, W]`` to ``[N, encoder.feature_dim]``.
@@ -31,6 +36,12 @@ class SimCLR(nn.Module):
         self.encoder = encoder
         self.head = ProjectionHead(feature_dim, projection_dim, layers=layers)
 
-    def forward(self, *images: Tensor) -> tuple[Tensor, ...]:
-        z: Tensor = self.head(self.encoder(torch.cat(images)))
-        return torch.split(z, [len(batch) for batch in images])
+    def forward(
+        self, *images: Tensor, chunk_size: int | None = None, batch_norm: BatchNorm = "refuse"
+    ) -> tuple[Tensor, ...]:
+        together = torch.cat(images)
+        if chunk_size is None:
+            features = self.encoder(together)
+        else:
+            features = encode_in_chunks(self.encoder, together, chunk_size=chunk_size, batch_norm=batch_norm)
+        return torch.split(self.head(features), [len(batch) for batch in images])

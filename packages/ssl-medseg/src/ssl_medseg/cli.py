@@ -21,6 +21,7 @@ VERBS: dict[str, Verb] = {
         "ssl_medseg.commands.evaluate:evaluate", "compare masks with the truth, by case and structure", alone=True
     ),
     "report": Verb("ssl_medseg.commands.report:report", "write a run's self-contained HTML report", alone=True),
+    "predict": Verb("ssl_medseg.commands.predict:predict", "write masks of images that overlay on them", alone=True),
 }
 
 

@@ -1,0 +1,205 @@
+"""`ssl-medseg predict`: masks of images nobody has labelled, each on the grid of its image."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contrastive_core.errors import UserError
+from contrastive_core.train.files import write_atomic
+from contrastive_core.train.progress import track
+from ssl_medseg.data.files import DICOM_ENDINGS, ENDINGS, stem
+from ssl_medseg.data.label_map import LabelMap
+from ssl_medseg.model_folder import Segmenter, load_segmenter
+from ssl_medseg.prediction.images import Wanted, find_images
+from ssl_medseg.prediction.segment import Segmented, segment
+from ssl_medseg.volumes import Volume, read_volume, write_mask
+from ssl_medseg.volumes.dicom_seg import write_dicom_seg
+from ssl_medseg.volumes.mask import write_on_grid
+
+_TROUBLE = (UserError, OSError, ValueError, RuntimeError, ArithmeticError, MemoryError)
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class PredictedCase:
+    """What became of one image.
+
+    Attributes:
+        image: its name below the folder of images.
+        mask: the file, relative to the output folder; empty if there is none.
+        millilitres: volume of each structure.
+        seconds: reading, segmenting and writing.
+        notes: what was found odd about the image, in plain words.
+        error: why there is no mask.
+    """
+
+    image: str
+    mask: str = ""
+    millilitres: dict[str, float] | None = None
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """Where the masks are, and what became of every image."""
+
+    out: Path
+    cases: tuple[PredictedCase, ...]
+
+    def __str__(self) -> str:
+        seconds = [case.seconds for case in self.cases]
+        text = f"{self.out}: {len(self.cases):,} masks, {np.mean(seconds):.2f} s per volume"
+        noted = [f"\n  {case.image}: {note}" for case in self.cases for note in case.notes]
+        return text + "".join(noted[:_SHOWN]) + (f"\n  and {len(noted) - _SHOWN} more" if len(noted) > _SHOWN else "")
+
+
+def predict(
+    model: str,
+    data: Path,
+    out: Path,
+    *,
+    channel: int | None = None,
+    frame: int | None = None,
+    split: Path | None = None,
+    part: Literal["labelled", "validation", "test", "unlabelled"] = "test",
+    mask_format: Literal["auto", "nifti", "dicom-seg"] = "auto",
+    probabilities: bool = False,
+    keep_largest: bool = False,
+    batch_size: int = 16,
+    device: str = "auto",
+) -> PredictResult:
+    """Segment an image, or all images of a folder, and write masks that overlay on them in every viewer.
+
+    A mask has the shape, affine, sform and qform with their codes, units and voxel sizes of its image, and the values
+    of the labels the model was trained with. Of a DICOM series it is a DICOM segmentation (extra ``dicom``). An image
+    need not look like those of training: it is resampled to their pixels in the plane, turned to their direction where
+    its header says how, and sliced along its largest spacing.
+
+    Of a folder every image is tried. Masks lie in the output folder as the images do in theirs, and predictions.json
+    beside them says what became of each, with volumes in mL. An image that fails is named at the end.
+
+    Args:
+        model: a run folder, its model folder, or the folder of an exported bundle.
+        data: an image, the folder of a DICOM series, a folder of images of any depth, or a data set.
+        out: the folder of the masks; for a single image also the name of a file that ends in .nii.gz, .nii, .nrrd,
+            .mha or .dcm.
+        channel: of images with several channels, which, counted from 0.
+        frame: of images with several time points, which, counted from 0.
+        split: of a data set, the file of `ssl-medseg make-splits`; only one part of it is segmented.
+        part: which part.
+        mask_format: auto writes DICOM segmentations of DICOM series and NIfTI of all else.
+        probabilities: also write the probability of every class, as NAME_probabilities.nii.gz with the classes along
+            the fourth axis.
+        keep_largest: of each structure keep the largest connected part alone.
+        batch_size: slices per forward pass; memory grows with it.
+        device: auto, cpu, cuda or mps.
+
+    Returns:
+        The files and what is in them.
+
+    Raises:
+        UserError: no images, no model, or images that could not be segmented: after all others have been.
+    """
+    if batch_size < 1:
+        raise UserError(f"predict needs batch_size >= 1, got {batch_size}")
+    found = find_images(data, channel=channel, frame=frame, split=split, part=part)
+    folder, targets = _targets(found, out, mask_format)
+    segmenter = load_segmenter(model, device=device)
+    folder.mkdir(parents=True, exist_ok=True)
+    done = []
+    for wanted, target in track(zip(found, targets, strict=True), total=len(found), what="volumes"):
+        started = time.perf_counter()
+        try:
+            volume = read_volume(wanted.image)
+            segmented = segment(
+                volume,
+                segmenter.network,
+                segmenter.preprocessing,
+                batch_size=batch_size,
+                probabilities=probabilities,
+                keep_largest=keep_largest,
+            )
+            _write(segmented, volume, target, segmenter.labels)
+            case = PredictedCase(
+                wanted.name,
+                mask=target.relative_to(folder).as_posix(),
+                millilitres=_millilitres(segmented.classes, volume, segmenter.labels.structures),
+                seconds=time.perf_counter() - started,
+                notes=segmented.notes,
+            )
+        except _TROUBLE as error:
+            case = PredictedCase(wanted.name, error=str(error) or type(error).__name__)
+        done.append(case)
+    result = PredictResult(folder, tuple(done))
+    if folder == Path(out):
+        _write_summary(result, segmenter)
+    failed = [case for case in done if case.error]
+    if failed:
+        raise UserError(_failures(failed, result))
+    return result
+
+
+def _targets(found: list[Wanted], out: Path, mask_format: str) -> tuple[Path, list[Path]]:
+    """The folder of all masks, and the file of each."""
+    out = Path(out).expanduser()
+    if out.name.lower().endswith((*ENDINGS, *DICOM_ENDINGS)):
+        if len(found) > 1:
+            raise UserError(f"{out}: is the name of one file, but there are {len(found)} images; name a folder")
+        targets = [out]
+        folder = out.parent
+    else:
+        dicom = [wanted.is_dicom if mask_format == "auto" else mask_format == "dicom-seg" for wanted in found]
+        targets = [out / f"{w.name}{'.dcm' if d else '.nii.gz'}" for w, d in zip(found, dicom, strict=True)]
+        folder = out
+    for wanted, target in zip(found, targets, strict=True):
+        source = Path(wanted.image.path)
+        if target.suffix.lower() in DICOM_ENDINGS and not wanted.is_dicom:
+            raise UserError(f"{source}: is no DICOM series, so no DICOM segmentation can refer to it; write .nii.gz")
+        if target.resolve() in (source.resolve(), *source.resolve().glob("*")):
+            raise UserError(f"{target}: is an image itself and would be overwritten by its mask; name another folder")
+    return folder, targets
+
+
+def _write(segmented: Segmented, volume: Volume, target: Path, labels: LabelMap) -> None:
+    if target.suffix.lower() in DICOM_ENDINGS:
+        write_dicom_seg(segmented.classes, volume, target, labels)
+    else:
+        write_mask(segmented.classes, volume, target, labels)
+    if segmented.probabilities is not None:
+        name = f"{stem(target).removesuffix('.dcm')}_probabilities.nii.gz"
+        write_on_grid(segmented.probabilities.transpose(1, 2, 3, 0), volume, target.with_name(name))
+
+
+def _millilitres(classes: NDArray[np.uint8], volume: Volume, names: tuple[str, ...]) -> dict[str, float]:
+    voxel = abs(np.linalg.det(volume.affine[:3, :3])) / 1000
+    counts = np.bincount(classes.ravel(), minlength=len(names) + 1)[1:]
+    return {name: round(float(count * voxel), 4) for name, count in zip(names, counts, strict=True)}
+
+
+def _write_summary(result: PredictResult, segmenter: Segmenter) -> None:
+    card = {
+        "format": "ssl-medseg predictions 1",
+        "labels": segmenter.labels.to_json(),
+        "cases": [asdict(case) for case in result.cases],
+    }
+    write_atomic(result.out / "predictions.json", (json.dumps(card, indent=1) + "\n").encode())
+
+
+def _failures(failed: list[PredictedCase], result: PredictResult) -> str:
+    if len(result.cases) == 1:
+        return failed[0].error
+    lines = [f"\n  {case.image}: {case.error}" for case in failed[:_SHOWN]]
+    more = f"\n  and {len(failed) - _SHOWN} more: see predictions.json" if len(failed) > _SHOWN else ""
+    return (
+        f"{len(failed)} of {len(result.cases)} images could not be segmented; the masks of the others are in "
+        f"{result.out}{''.join(lines)}{more}"
+    )

@@ -1,0 +1,1 @@
+"""Masks of images nobody has labelled: which images, the network over their slices, and files."""

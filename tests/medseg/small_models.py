@@ -1,0 +1,39 @@
+"""Segmenters small enough for tests: random ones, and one that segments by brightness so that its mask is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ssl_medseg.data.label_map import LabelMap
+from ssl_medseg.model_folder import save_segmenter
+from ssl_medseg.models import NetworkOptions, build_network
+from ssl_medseg.preprocessing import Preprocessing
+
+LABELS = LabelMap(("background", "outer", "middle", "inner"), (0, 500, 600, 205))
+
+
+def random_segmenter(folder: Path, p: Preprocessing, *, labels: LabelMap = LABELS, width: int = 2) -> Path:
+    """A model folder of an untrained U-Net, with batch statistics that are not those of the beginning."""
+    torch.manual_seed(3)
+    options = NetworkOptions(width=width)
+    network = build_network(options, len(labels))
+    with torch.no_grad():
+        for _ in range(3):
+            network(torch.rand(2, 1, 64, 64))
+        network.head.classify.weight *= 3
+    return save_segmenter(folder, network, options=options, labels=labels, preprocessing=p)
+
+
+class Thresholds(nn.Module):
+    """Logits that say into which of four ranges a pixel's brightness falls."""
+
+    def __init__(self, *edges: float) -> None:
+        super().__init__()
+        self.edges = nn.Parameter(torch.tensor(edges))
+
+    def forward(self, x: Tensor) -> Tensor:
+        classes = (x > self.edges[:, None, None]).sum(dim=1)
+        return 20 * nn.functional.one_hot(classes, 4).permute(0, 3, 1, 2).float()

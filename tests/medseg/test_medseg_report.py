@@ -9,11 +9,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
 from contrastive_core.errors import UserError
 from contrastive_core.train import RunOptions
 from ssl_medseg.cli import main
 from ssl_medseg.commands.evaluate import evaluate
+from ssl_medseg.commands.predict import predict
 from ssl_medseg.commands.report import report
 from ssl_medseg.commands.train import train
 from ssl_medseg.data import Split, open_dataset, write_split
@@ -122,6 +124,30 @@ def test_a_run_that_has_only_begun(run: Path) -> None:
     page = read(report(run, out=run / "deep" / "page.html"))
     assert "Training has not ended" in page.text
     assert "Not evaluated yet" in page.text
+
+
+def test_a_model_is_evaluated_on_the_test_patients_of_its_run(finished: Path, tmp_path: Path) -> None:
+    """As predict and evaluate do one after the other; without the split the model still knows whom it has seen."""
+    data = finished / "secret-place" / "data"
+    done = evaluate(finished / "run", str(data), out=tmp_path / "out", name="mine", pictures=False)
+    assert [(case.case, case.part) for case in done.evaluation.cases] == [("patient004_frame01", "test")]
+    predict(str(finished / "run"), data, tmp_path / "masks", split=finished / "split.json", pictures=True)
+    again = evaluate(tmp_path / "masks", str(data), split=finished / "split.json", name="mine", pictures=False)
+    assert again.evaluation.cases[0].structures == done.evaluation.cases[0].structures
+    assert (tmp_path / "out" / done.evaluation.cases[0].mask).read_bytes()[:2] == b"\x1f\x8b"
+    with Image.open(tmp_path / "masks" / "patient004_frame01.png") as picture:
+        assert min(picture.size) > 200
+    alone = tmp_path / "alone"
+    shutil.copytree(finished / "run" / "model", alone / "model")
+    unsure = evaluate(alone, str(data), out=tmp_path / "all", pictures=False)
+    assert [case.part for case in unsure.evaluation.cases] == ["labelled", "", "", ""]
+    assert "whose truth training has seen" in str(unsure)
+    (data / "dataset.json").write_text((data / "dataset.json").read_text().replace('"RV"', '"right"'))
+    try:
+        with pytest.raises(UserError, match="expected the same names and values"):
+            evaluate(alone, str(data), out=tmp_path / "all", pictures=False)
+    finally:
+        (data / "dataset.json").write_text((data / "dataset.json").read_text().replace('"right"', '"RV"'))
 
 
 def test_what_is_no_run_is_refused(run: Path, tmp_path: Path) -> None:

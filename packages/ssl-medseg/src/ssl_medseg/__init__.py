@@ -12,13 +12,10 @@ if TYPE_CHECKING:
     from ssl_medseg.commands.check import check
     from ssl_medseg.commands.evaluate import evaluate
     from ssl_medseg.commands.make_splits import make_splits
+    from ssl_medseg.commands.predict import predict
     from ssl_medseg.commands.report import report
     from ssl_medseg.commands.train import train
 
-__all__ = ["check", "evaluate", "make_splits", "report", "train"]
-    from ssl_medseg.commands.predict import predict
-    from ssl_medseg.commands.train import train
-
-__all__ = ["evaluate", "make_splits", "predict", "train"]
+__all__ = ["check", "evaluate", "make_splits", "predict", "report", "train"]
 
 __getattr__, __dir__ = load_on_use(__name__, {name: f"ssl_medseg.commands.{name}" for name in __all__})

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from contrastive_core.errors import UserError
 from contrastive_core.report.style import to_png
+from contrastive_core.train import config
 from contrastive_core.train.files import write_atomic
 from ssl_medseg.data.cases import DataSet
 from ssl_medseg.data.open import open_with
 from ssl_medseg.data.options import DataOptions
-from ssl_medseg.data.splits import read_split
+from ssl_medseg.data.splits import Split, read_split
 from ssl_medseg.reporting.case_sheets import case_sheets
 from ssl_medseg.scoring.cases import choose_cases, find_masks, score_cases
 from ssl_medseg.scoring.figure import bland_altman_figure
+from ssl_medseg.scoring.predicted import is_model, predict_cases
 from ssl_medseg.scoring.records import Evaluation, write_evaluation
 from ssl_medseg.scoring.summary import Summary, summarise, summary_csv
 from ssl_medseg.scoring.words import table, warnings
 
-_READING = DataOptions()
+_OPENING = DataOptions()
 
 Part = Literal["test", "validation", "labelled", "unlabelled", "all"]
 
@@ -35,11 +38,13 @@ class Evaluated:
         evaluation: every score.
         summary: over the cases.
         written: JSON, CSV files and pictures.
+        failed: cases a model could not segment, and why.
     """
 
     evaluation: Evaluation
     summary: Summary
     written: list[Path]
+    failed: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return "\n".join(
@@ -47,6 +52,7 @@ class Evaluated:
                 *table(self.evaluation, self.summary),
                 "",
                 *(f"note: {text}" for text in warnings(self.evaluation, self.summary)),
+                *(f"failed: {case}: {why}" for case, why in self.failed.items()),
                 "",
                 *(f"written: {file}" for file in self.written),
             ]
@@ -63,7 +69,9 @@ def evaluate(
     name: str | None = None,
     out: Path | None = None,
     pictures: bool = True,
-    reading: DataOptions = _READING,
+    opening: DataOptions = _OPENING,
+    batch_size: int = 16,
+    device: str = "auto",
 ) -> Evaluated:
     """Compare masks with the truth: Dice, HD95, ASSD, surface Dice, volumes, by case and structure.
 
@@ -76,36 +84,55 @@ def evaluate(
     and the worst case with the masks on the image.
 
     Args:
-        predicted: folder with a mask per case, named like the case, as `ssl-medseg predict` writes them.
+        predicted: folder with a mask per case, named like the case, as `ssl-medseg predict` writes them; or a run or
+            model folder, whose segmenter then predicts the cases first.
         data: the data set with the truth.
-        split: the split training used, so that cases whose truth it has seen are kept out of the summary.
+        split: the split training used, so that cases whose truth it has seen are kept out of the summary; of a run by
+            default its own.
         part: which cases of the split; all: every case with a label. Without a split all are evaluated.
         tolerance: of the surface Dice in mm: surfaces nearer than this count as the same. In voxels where the voxel
             size is unknown.
         name: of the files; by default of data set and part.
-        out: folder for them; by default ``evaluation`` in the folder of masks. `report` looks in the
-            folder ``evaluation`` of a run.
+        out: folder for them; by default ``evaluation`` in the folder of masks or the run, where `report` finds it.
         pictures: draw the sheets and the plot of volumes.
-        reading: how to open the data set.
+        opening: how to open the data set.
+        batch_size: slices per forward pass, of a model.
+        device: auto, cpu, cuda or mps, of a model.
 
     Returns:
         The scores, their summary and the files.
     """
-    if tolerance <= 0:
-        raise UserError(f"evaluate needs a tolerance above 0, got {tolerance:g}")
-    folder, opened = Path(predicted), open_with(data, reading)
+    if tolerance <= 0 or batch_size < 1:
+        raise UserError(f"evaluate needs a tolerance above 0 and batch_size >= 1, got {tolerance:g} and {batch_size}")
+    folder, opened = Path(predicted), open_with(data, opening)
+    model = is_model(folder)
+    split = split or (own_split(folder) if model else None)
     chosen = read_split(split, opened) if split is not None else None
     shown = part if chosen is not None else "all"
     cases = choose_cases(opened, chosen, shown)
     stem = name or re.sub(r"[^\w.-]+", "-", f"{opened.name}-{shown}")
     target = Path(out) if out is not None else folder / "evaluation"
-    masks = find_masks(folder, cases)
+    failed: dict[str, str] = {}
+    if model:
+        done = predict_cases(folder, opened, cases, target / f"{stem}-masks", batch_size=batch_size, device=device)
+        masks, failed = done.masks, done.failed
+        if chosen is None:  # the model itself knows at least whose labels it has seen
+            chosen = Split(labelled=tuple(case.name for case in cases if case.name in done.labelled))
+    else:
+        masks = find_masks(folder, cases)
     evaluation = score_cases(
         opened, cases, masks, split=chosen, name=stem, part=shown, tolerance=tolerance, folder=target
     )
     summary = summarise(evaluation)
     written = _write(evaluation, summary, target, opened, pictures=pictures)
-    return Evaluated(evaluation, summary, written)
+    return Evaluated(evaluation, summary, written, failed)
+
+
+def own_split(run: Path) -> Path | None:
+    """The split a run was trained with, if its file is still there."""
+    file = run / "config.yaml"
+    named = config.read(file).get("split") if file.is_file() else None
+    return Path(str(named)) if named and Path(str(named)).is_file() else None
 
 
 def _write(evaluation: Evaluation, summary: Summary, folder: Path, dataset: DataSet, *, pictures: bool) -> list[Path]:

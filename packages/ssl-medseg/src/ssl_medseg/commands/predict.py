@@ -74,6 +74,7 @@ def predict(
     mask_format: Literal["auto", "nifti", "dicom-seg"] = "auto",
     probabilities: bool = False,
     keep_largest: bool = False,
+    pictures: bool = False,
     batch_size: int = 16,
     device: str = "auto",
 ) -> PredictResult:
@@ -100,6 +101,7 @@ def predict(
         probabilities: also write the probability of every class, as NAME_probabilities.nii.gz with the classes along
             the fourth axis.
         keep_largest: of each structure keep the largest connected part alone.
+        pictures: draw slices of every image with its mask, right way round and labelled, as NAME.png beside the mask.
         batch_size: slices per forward pass; memory grows with it.
         device: auto, cpu, cuda or mps.
 
@@ -129,6 +131,8 @@ def predict(
                 keep_largest=keep_largest,
             )
             _write(segmented, volume, target, segmenter.labels)
+            if pictures:
+                _draw(segmented, volume, target, wanted.name, segmenter.labels)
             case = PredictedCase(
                 wanted.name,
                 mask=target.relative_to(folder).as_posix(),
@@ -177,6 +181,15 @@ def _write(segmented: Segmented, volume: Volume, target: Path, labels: LabelMap)
     if segmented.probabilities is not None:
         name = f"{stem(target).removesuffix('.dcm')}_probabilities.nii.gz"
         write_on_grid(segmented.probabilities.transpose(1, 2, 3, 0), volume, target.with_name(name))
+
+
+def _draw(segmented: Segmented, volume: Volume, target: Path, name: str, labels: LabelMap) -> None:
+    # Here, not above: masks need no matplotlib.
+    from contrastive_core.report.style import to_png  # noqa: PLC0415
+    from ssl_medseg.reporting.mask_sheet import mask_sheet  # noqa: PLC0415
+
+    figure = mask_sheet(volume, segmented.classes, name=name, structures=labels.structures)
+    write_atomic(target.with_name(f"{stem(target).removesuffix('.dcm')}.png"), to_png(figure, dpi=110))
 
 
 def _millilitres(classes: NDArray[np.uint8], volume: Volume, names: tuple[str, ...]) -> dict[str, float]:

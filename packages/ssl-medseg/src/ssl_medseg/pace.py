@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from contrastive_core.train import Run
 
@@ -38,6 +39,13 @@ class Pace:
                 f"{self._steps - step - 1:,} steps" + (" and validation" if self._apart else "")
             )
         self._done += 1
+
+
+def seconds_of(action: Callable[[], object]) -> float:
+    """How long it takes."""
+    begun = time.monotonic()
+    action()
+    return time.monotonic() - begun
 
 
 def in_words(seconds: float) -> str:

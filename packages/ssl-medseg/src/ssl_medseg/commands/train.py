@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +17,7 @@ from ssl_medseg.losses.segmentation import SegmentationLoss, segmentation_loss
 from ssl_medseg.model_folder import save_segmenter
 from ssl_medseg.models import NetworkOptions, build_network, settle_statistics
 from ssl_medseg.optimization import adam
-from ssl_medseg.pace import Pace
+from ssl_medseg.pace import Pace, seconds_of
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.slices import slices_with
 from ssl_medseg.training_data import open_training_data
@@ -103,11 +102,8 @@ def train(
             r.track(average=average)
         kept = segmenter if average is None else average.module
         validation = seen.validate_with(r)
-        apart = 0.0
-        if validation is not None:
-            begun = time.monotonic()
-            validation.scores(kept)  # what does not work shall fail now, and its time is known
-            apart = (time.monotonic() - begun) * (steps // validate_every)
+        # What does not work in a validation shall fail before the first step, and its time is known then.
+        apart = 0.0 if validation is None else seconds_of(lambda: validation.scores(kept)) * (steps // validate_every)
         height, width = slices.images.shape[2:]
         pace = Pace(r, steps, each=f"{batch_size} slices of {height} x {width} pixels", apart=apart)
 
@@ -126,11 +122,11 @@ def train(
                 r.record(**scores.record())
                 best.offer(scores.mean, step=step + 1, network=kept)
 
+        chosen = f"the last, after step {steps}"
         if validation is not None and keep != "last":
             best.give(kept)
             chosen = f"the best of validation, Dice {best.score:.3f} after step {best.step}"
-        else:
-            chosen = f"the last, after step {steps}"
+        chosen += f", averaged with decay {ema:g}" if ema else ""
         r.say(f"weights kept: {chosen}")
         return save_segmenter(
             r, kept, options=network, labels=seen.labels, preprocessing=seen.preprocessing,

@@ -282,6 +282,17 @@ def test_wrong_settings_are_one_clear_error(
         train(out=tmp_path / "a", **settings(videos, **changes))
 
 
+def test_a_low_threshold_is_said_once_where_it_matters(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    low = PseudoOptions(threshold=0.3)
+    train(out=tmp_path / "a", **settings(videos, steps=1, pseudo=low))
+    assert capfd.readouterr().err.count("note: threshold 0.3 is below twice chance") == 1
+    train(out=tmp_path / "b", **settings(videos, steps=1, pseudo=low, method="supervised"))
+    assert "below twice chance" not in capfd.readouterr().err
+    assert not [warning for warning in recwarn if "chance" in str(warning.message)]
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_command_takes_the_recipes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     given = yaml.safe_load((files("ssl_video.configs") / f"{name}.yaml").read_text())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -109,7 +111,10 @@ def train(
             )
             torch.manual_seed(r.seed("weights"))
             net = build_network(network, len(labelled.classes))
-            mvpl = _method(net, pseudo, recipe, steps=steps, bn=bn, ema_decay=ema_decay, seed=r.seed("targets"))
+            say = _quietly if method == "supervised" else r.say
+            mvpl = _method(
+                net, pseudo, recipe, steps=steps, bn=bn, ema_decay=ema_decay, seed=r.seed("targets"), say=say
+            )
         except ValueError as error:
             raise UserError(str(error)) from error
 
@@ -193,24 +198,34 @@ def _method(
     bn: Literal["joint", "split"],
     ema_decay: float,
     seed: int,
+    say: Callable[[str], None],
 ) -> MultiviewPseudoLabel:
-    return MultiviewPseudoLabel(
-        network,
-        classes=len(recipe.classes),
-        views=recipe.views,
-        target=pseudo.target,
-        fuse_by=pseudo.fuse_by,
-        fusion=pseudo.view_weights or pseudo.fusion,
-        threshold=pseudo.threshold,
-        soft=pseudo.soft,
-        temperature=pseudo.temperature,
-        unlabelled_weight=pseudo.weight,
-        warmup_steps=round(pseudo.warmup * steps),
-        bn=bn,
-        align=pseudo.align,
-        ema_decay=ema_decay,
-        seed=seed,
-    )
+    with warnings.catch_warnings(record=True) as noted:
+        warnings.simplefilter("always")
+        made = MultiviewPseudoLabel(
+            network,
+            classes=len(recipe.classes),
+            views=recipe.views,
+            target=pseudo.target,
+            fuse_by=pseudo.fuse_by,
+            fusion=pseudo.view_weights or pseudo.fusion,
+            threshold=pseudo.threshold,
+            soft=pseudo.soft,
+            temperature=pseudo.temperature,
+            unlabelled_weight=pseudo.weight,
+            warmup_steps=round(pseudo.warmup * steps),
+            bn=bn,
+            align=pseudo.align,
+            ema_decay=ema_decay,
+            seed=seed,
+        )
+    for note in noted:
+        say(f"note: {note.message}")
+    return made
+
+
+def _quietly(_: str) -> None:
+    """Labels alone have no threshold to be told about."""
 
 
 def _accuracy(recognizer: Recognizer, videos: VideoSet) -> float:

@@ -1,0 +1,114 @@
+"""Settings of self-training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from contrastive_core.errors import UserError
+from contrastive_core.losses.local_contrastive import Reduction, Variant
+from ssl_medseg.crf import CrfName
+
+Method = Literal["contrast", "pseudo", "both", "mean-teacher"]
+"""Which loss the unlabelled slices take part in."""
+
+
+@dataclass(frozen=True)
+class PseudoLabelOptions:
+    """How predictions on unlabelled cases become labels.
+
+    Args:
+        crf: Clean every slice with a fully connected CRF: mild, or as the released code sets it. Where a class would
+            lose more than half its area in a slice, the slice stays as the network predicted it.
+        threshold: Pixels less probable than this are not used.
+        class_share: Of the pixels of each class only this most confident share is used; 1 uses all.
+        views: Predictions per slice: 1 as it is; 3 also mirrored left-right and up-down, averaged.
+        agreement: Pixels on whose class a smaller share of the views agrees are not used.
+        case_dice: Cases whose views agree less than this, as mean Dice over structures, are not used; 0.9 in the
+            released code's quality control, which is off there as here.
+        guard: What happens if a class all but vanishes from the pseudo-labels or floods them, measured against the
+            labelled cases.
+        least_area: A class has vanished below this share of its area in the labelled cases.
+        most_area: A class floods above this multiple of its area in the labelled cases.
+    """
+
+    crf: CrfName = "off"
+    threshold: float = 0.0
+    class_share: float = 1.0
+    views: Literal[1, 3] = 1
+    agreement: float = 0.0
+    case_dice: float = 0.0
+    guard: Literal["stop", "warn", "off"] = "stop"
+    least_area: float = 0.2
+    most_area: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name in ("threshold", "agreement", "case_dice", "least_area"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"pseudo.{name} is {getattr(self, name)}; expected a share from 0 to 1")
+        if not 0 < self.class_share <= 1 or self.most_area <= 1:
+            raise UserError(
+                f"pseudo.class_share is {self.class_share} and pseudo.most_area {self.most_area}; expected a share "
+                "above 0 up to 1, and a multiple above 1"
+            )
+        if self.views == 1 and (self.agreement or self.case_dice):
+            raise UserError("pseudo.agreement and pseudo.case_dice compare views, and there is one; set pseudo.views 3")
+
+
+@dataclass(frozen=True)
+class ContrastOptions:
+    """The local contrastive loss on labelled and unlabelled slices.
+
+    Args:
+        weight: of the loss; 0 leaves it out. The paper's code has 0.1, under a reduction that shrinks the gradient
+            about tenfold; with `pair_mean` 0.03 to 0.1 is our choice.
+        variant: Pixels against the class means of both slices of a pair (inter) or of their own (intra).
+        reduction: Mean over pairs, or the released code's, in which the last pair decides.
+        temperature: of the similarities.
+        anchors: Pixels drawn per class and slice.
+        pairs: Pairs per step over all processes, a multiple of 10.
+        embedding: Width of the embeddings.
+        background: Treat the background as one more class with anchors and means; not in the paper.
+    """
+
+    weight: float = 0.1
+    variant: Variant = "inter"
+    reduction: Reduction = "pair_mean"
+    temperature: float = 0.1
+    anchors: int = 3
+    pairs: int = 10
+    embedding: int = 16
+    background: bool = False
+
+    def __post_init__(self) -> None:
+        if self.weight < 0 or self.temperature <= 0 or min(self.anchors, self.embedding) < 1:
+            raise UserError(
+                f"contrast has weight {self.weight}, temperature {self.temperature}, anchors {self.anchors}, embedding "
+                f"{self.embedding}; expected a weight of at least 0, a temperature above 0, whole numbers above 0"
+            )
+        if self.pairs < 10 or self.pairs % 10:
+            raise UserError(f"contrast.pairs is {self.pairs}; expected a multiple of 10, the paper's pattern of pairs")
+
+
+@dataclass(frozen=True)
+class TeacherOptions:
+    """Averages of the weights.
+
+    Args:
+        decay: Of an exponential moving average of the weights, which then makes the pseudo-labels, is scored and kept;
+            0: none. A mean teacher needs one.
+        consistency: Weight of the mean teacher's loss: squared distance of the class probabilities of student and
+            teacher on the same unlabelled slice under two intensity changes.
+        ramp: That weight grows to its value over this share of the steps.
+    """
+
+    decay: float = 0.0
+    consistency: float = 1.0
+    ramp: float = 0.4
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1 or self.consistency < 0 or not 0 <= self.ramp <= 1:
+            raise UserError(
+                f"teacher has decay {self.decay}, consistency {self.consistency} and ramp {self.ramp}; expected a "
+                "decay from 0 to below 1, a weight of at least 0, and a share"
+            )

@@ -1,0 +1,204 @@
+"""What is written down of every round, and the guard that stops a loop which destroys its own labels."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from contrastive_core.errors import UserError
+from contrastive_core.train.files import write_atomic
+from ssl_medseg.selftraining.options import PseudoLabelOptions
+from ssl_medseg.selftraining.pseudo_labels import UNUSED, PseudoCase, dice_of
+
+FORMAT = "ssl-medseg round 1"
+
+
+@dataclass
+class Round:
+    """The pseudo-labels of one round in numbers.
+
+    Attributes:
+        round: counted from 1.
+        step: of the run, in which they were made.
+        made_by: whose predictions they are, in words.
+        cases: unlabelled cases.
+        used: cases of which at least a pixel is used.
+        slices: of these cases.
+        coverage: share of their pixels that is used.
+        covered: structure -> share of the pixels predicted as it that is used; None if none was.
+        area: structure -> share of all pixels predicted as it.
+        labelled_area: structure -> share of all pixels of the labelled cases.
+        missing: structure -> cases in which it was not predicted at all.
+        change: share of pixels whose prediction differs from the last round's; None in the first.
+        dice_to_last: structure -> Dice with the last round's prediction over all pixels.
+        view_dice: mean agreement of the views, if there were several.
+        crf: the setting, and how many slices it was refused for, because it would have erased a class.
+        validation: mean Dice over the structures on the validation cases: of the network that made the pseudo-labels,
+            and at the end of the round.
+        warnings: what looks wrong, in words.
+        withheld: Dice of the pseudo-labels with the truth, where `score_withheld` was asked for.
+    """
+
+    round: int
+    step: int
+    made_by: str
+    cases: int
+    used: int
+    slices: int
+    coverage: float
+    covered: dict[str, float | None]
+    area: dict[str, float]
+    labelled_area: dict[str, float]
+    missing: dict[str, int]
+    change: float | None = None
+    dice_to_last: dict[str, float | None] | None = None
+    view_dice: float | None = None
+    crf: dict[str, Any] = field(default_factory=dict)
+    validation: dict[str, float | None] = field(default_factory=lambda: {"before": None, "after": None})
+    warnings: list[str] = field(default_factory=list)
+    withheld: dict[str, Any] | None = None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """For the run's metrics."""
+        values = {"round": self.round, "pseudo_coverage": self.coverage}
+        values |= {f"pseudo_area_{name}": share for name, share in self.area.items()}
+        return values | ({} if self.change is None else {"pseudo_change": self.change})
+
+    def __str__(self) -> str:
+        """One line for the person watching."""
+        areas = ", ".join(f"{name} {share:.2%}" for name, share in self.area.items())
+        changed = "" if self.change is None else f", {self.change:.2%} of the pixels changed"
+        refused = self.crf.get("refused_slices", 0)
+        return (
+            f"round {self.round}: pseudo-labels of {self.used} of {self.cases} volumes by {self.made_by}; "
+            f"{self.coverage:.1%} of the pixels used, areas {areas}{changed}"
+            + (f"; the CRF was refused on {refused} slices" if refused else "")
+        )
+
+
+def describe(
+    number: int,
+    made: Sequence[PseudoCase],
+    last: Sequence[PseudoCase] | None,
+    *,
+    step: int,
+    made_by: str,
+    structures: Sequence[str],
+    labelled: Sequence[Tensor],
+    options: PseudoLabelOptions,
+) -> Round:
+    """The numbers of a round.
+
+    Args:
+        number: of the round, from 1.
+        made: its pseudo-labels.
+        last: those of the round before, the same cases in the same order; None in the first.
+        step: of the run.
+        made_by: whose predictions they are.
+        structures: names, without the background.
+        labelled: true labels [S, H, W] of the labelled cases.
+        options: how they were made.
+    """
+    predicted, used = (torch.cat([getattr(case, key).flatten() for case in made]) for key in ("predicted", "label"))
+    truth = torch.cat([label.flatten() for label in labelled])
+    area, labelled_area, covered = {}, {}, {}
+    for number_, name in enumerate(structures, start=1):
+        mine = predicted == number_
+        area[name], labelled_area[name] = float(mine.float().mean()), float((truth == number_).float().mean())
+        covered[name] = float((used[mine] != UNUSED).float().mean()) if bool(mine.any()) else None
+    found = Round(
+        round=number, step=step, made_by=made_by, cases=len(made), used=sum(case.used for case in made),
+        slices=sum(len(case.label) for case in made), coverage=float((used != UNUSED).float().mean()), covered=covered,
+        area=area, labelled_area=labelled_area,
+        missing={
+            name: sum(not bool((case.predicted == c).any()) for case in made)
+            for c, name in enumerate(structures, start=1)
+        },
+        crf={"setting": options.crf, "refused_slices": sum(case.rejected for case in made)},
+    )  # fmt: skip
+    agreements = [case.view_dice for case in made if case.view_dice is not None]
+    if agreements:
+        found.view_dice = sum(agreements) / len(agreements)
+    if last is not None:
+        before = torch.cat([case.predicted.flatten() for case in last])
+        found.change = float((before != predicted).float().mean())
+        scores = dice_of(before, predicted, len(structures) + 1)[1:].tolist()
+        found.dice_to_last = {
+            name: None if math.isnan(score) else score for name, score in zip(structures, scores, strict=True)
+        }
+    found.warnings = _warnings(found, options)
+    return found
+
+
+def _warnings(found: Round, options: PseudoLabelOptions) -> list[str]:
+    if options.guard == "off":
+        return []
+    words = []
+    for name, share in found.area.items():
+        expected = found.labelled_area[name]
+        if share < options.least_area * expected:
+            words.append(
+                f"{name} is {share:.2%} of the pixels of the pseudo-labels, {expected:.2%} in the labelled cases: it "
+                "vanishes"
+            )
+        elif share > options.most_area * expected:
+            words.append(
+                f"{name} is {share:.2%} of the pixels of the pseudo-labels, {expected:.2%} in the labelled cases: it "
+                "floods them"
+            )
+    return words
+
+
+def check_round(found: Round, options: PseudoLabelOptions, *, model: Path | None) -> None:
+    """Stop a run whose pseudo-labels have collapsed, if the options say so.
+
+    Args:
+        found: the round.
+        options: with the guard.
+        model: the last model that was written before, which the message names.
+
+    Raises:
+        UserError: a class vanishes or floods, and the guard is to stop.
+    """
+    if options.guard != "stop" or not found.warnings:
+        return
+    where = "" if model is None else f" The model of the round before is in {model}."
+    raise UserError(
+        f"the pseudo-labels of round {found.round} have collapsed: {'; '.join(found.warnings)}. Training on them would "
+        f"make it worse.{where} Train the first network longer or on more labels, shorten the rounds, or if the "
+        "unlabelled cases do look like that, go on with --pseudo.guard warn"
+    )
+
+
+def write_round(folder: Path, found: Round) -> Path:
+    """Write ``rounds/round-01.json`` in the run's folder."""
+    path = folder / "rounds" / f"round-{found.round:02d}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, (json.dumps({"format": FORMAT, **asdict(found)}, indent=1) + "\n").encode())
+    return path
+
+
+def read_rounds(folder: Path) -> list[Round]:
+    """The rounds of a run, in order; empty if it has none.
+
+    Raises:
+        UserError: a file that is no round.
+    """
+    found = []
+    for path in sorted((folder / "rounds").glob("round-*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content.pop("format") != FORMAT:
+                raise UserError(f"{path}: found another format, expected {FORMAT!r}; it was written by another version")
+            found.append(Round(**content))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: is damaged ({type(error).__name__}: {error}); expected a round's JSON") from error
+    return found

@@ -1,0 +1,135 @@
+"""What joint training trains, and which of its weights are scored and kept."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from contrastive_core.train import Run
+from ssl_medseg.keeping import BestWeights, moving_average
+from ssl_medseg.model_folder import Segmenter
+from ssl_medseg.models import ContrastHead, SegmentationNetwork, build_network, settle_statistics
+from ssl_medseg.optimization import adam
+from ssl_medseg.validation import Validation
+
+
+class JointNetwork(nn.Module):
+    """A segmentation network and, beside its segmentation head, the head of the contrastive loss.
+
+    Args:
+        network: trunk and segmentation head.
+        embedding: width of the embeddings; 0: no second head.
+        whole_batch: the segmentation head's batch norm sees all images of the step, as in the released code; otherwise
+            the segmented ones alone.
+    """
+
+    def __init__(self, network: SegmentationNetwork, *, embedding: int, whole_batch: bool = True) -> None:
+        super().__init__()
+        self.network = network
+        self.contrast = ContrastHead(network.feature_channels, embedding) if embedding else None
+        self.whole_batch = whole_batch
+
+    def forward(self, images: Tensor, segmented: int) -> tuple[Tensor, Tensor | None]:
+        """Logits [segmented, C, H, W] of the first images, embeddings [N - segmented, E, H, W] of the others."""
+        features = self.network.features(images)
+        logits = self.network.segment(features if self.whole_batch else features[:segmented])[:segmented]
+        if self.contrast is None or segmented == len(images):
+            return logits, None
+        return logits, self.contrast(features[segmented:])
+
+
+class Student:
+    """The network of a run of self-training with its optimiser and, if asked for, the average of its weights.
+
+    Args:
+        run: the run, which tracks all of it.
+        found: the segmenter it begins with.
+        start: with its trunk and a new head, or with all of it.
+        embedding: width of the contrastive head; 0: none.
+        whole_batch: see :class:`JointNetwork`.
+        lr: learning rate.
+        decay: of the average; 0: none.
+        steps: of the run.
+
+    Attributes:
+        model: the wrapped network, for training.
+        optimizer: Adam.
+        kept: the network that is scored and kept: the average, or the trained one.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        found: Segmenter,
+        *,
+        start: Literal["trunk", "whole"],
+        embedding: int,
+        whole_batch: bool,
+        lr: float,
+        decay: float,
+        steps: int,
+    ) -> None:
+        torch.manual_seed(run.seed("weights"))
+        self._segmenter = build_network(found.options, len(found.labels))
+        if start == "whole":
+            self._segmenter.load_state_dict(found.network.state_dict())
+        else:
+            self._segmenter.trunk.load_state_dict(found.network.trunk.state_dict())
+        joint = JointNetwork(self._segmenter, embedding=embedding, whole_batch=whole_batch)
+        settle_statistics(joint, steps=steps)
+        joint.to(memory_format=torch.channels_last)
+        self.model, self.optimizer = run.setup(joint, adam(joint.parameters(), lr=lr))
+        run.track(model=joint, optimizer=self.optimizer)
+        self._average = moving_average(self._segmenter, decay) if decay else None
+        self.kept: nn.Module = self._segmenter
+        if self._average is not None:
+            self.kept = self._average.module
+            run.track(average=self._average)
+
+    def update(self, run: Run, loss: Tensor) -> None:
+        """One step of the optimiser, and of the average."""
+        self.optimizer.zero_grad()
+        run.fabric.backward(loss)
+        self.optimizer.step()
+        if self._average is not None:
+            self._average.update_parameters(self._segmenter)
+
+
+class Scoring:
+    """Scores on the validation cases, and the best weights of the run and of its current round.
+
+    Args:
+        run: the run, which tracks them.
+        validation: None: nothing is scored.
+        every: steps between two scores.
+    """
+
+    def __init__(self, run: Run, validation: Validation | None, *, every: int) -> None:
+        self._run, self._validation, self._every = run, validation, every
+        self.best, self.best_of_round = BestWeights(), BestWeights()
+        run.track(best=self.best, best_of_round=self.best_of_round)
+
+    def after(self, step: int, network: nn.Module, *, ends_round: bool) -> None:
+        """Score after a step, if it is time to."""
+        if self._validation is None or not ((step + 1) % self._every == 0 or ends_round):
+            return
+        scores = self._validation.scores(network)
+        self._run.record(**scores.record())
+        for keeper in (self.best, self.best_of_round):
+            keeper.offer(scores.mean, step=step + 1, network=network)
+
+    def choose(self, network: nn.Module, *, keep: str, steps: int) -> str:
+        """Put the weights to keep into the network; which they are, in words."""
+        if self._validation is None or keep == "last":
+            return f"the last, after step {steps}"
+        self.best.give(network)
+        return f"the best of validation, Dice {self.best.score:.3f} after step {self.best.step}"
+
+    def words(self, step: int) -> str:
+        """Which weights are the best of the round that ends before `step`."""
+        best = self.best_of_round
+        return (
+            f"weights after step {step}" if best.score is None else f"best weights of the round, after step {best.step}"
+        )

@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
 from contrastive_core.errors import UserError
 from contrastive_core.train import checkpoint
 from contrastive_core.train.processes import Processes
@@ -111,6 +115,8 @@ class Snapshots:
                     f"{path} does not fit: {name} refuses its state ({error}). Resume with the version of the program "
                     "that wrote it"
                 ) from error
+            if isinstance(thing, Optimizer):
+                _lay_out_as_parameters(thing)
         return position
 
     def _check_names(self, path: Path, state: Mapping[str, Any]) -> None:
@@ -120,3 +126,15 @@ class Snapshots:
                 f"{', '.join(sorted(self._tracked)) or 'nothing'} (track comes before restore, batches and steps). "
                 "Resume with the version of the program that wrote it"
             )
+
+
+def _lay_out_as_parameters(optimizer: Optimizer) -> None:
+    """Give an optimiser's tensors the memory layout of their parameters, as it made them itself.
+
+    They come contiguous from the checkpoint. torch's fused optimisers on the CPU walk parameter and state side by side
+    in memory, so that beside parameters in channels_last every number would meet another one's average, silently.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

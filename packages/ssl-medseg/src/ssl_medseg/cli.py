@@ -17,6 +17,9 @@ VERBS: dict[str, Verb] = {
         alone=True,
     ),
     "train": Verb("ssl_medseg.commands.train:train", "train a segmenter on the labelled volumes alone: the baseline"),
+    "selftrain": Verb(
+        "ssl_medseg.commands.selftrain:selftrain", "go on with the unlabelled volumes: pseudo-labels and joint training"
+    ),
     "evaluate": Verb(
         "ssl_medseg.commands.evaluate:evaluate", "compare masks with the truth, by case and structure", alone=True
     ),

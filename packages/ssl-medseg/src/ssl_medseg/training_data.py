@@ -69,7 +69,7 @@ def open_training_data(
     split: Path,
     *,
     opening: DataOptions,
-    preprocessing: PreprocessingOptions,
+    preprocessing: PreprocessingOptions | Preprocessing,
     unlabelled: bool,
     cache: Path | None,
 ) -> TrainingData:
@@ -80,7 +80,7 @@ def open_training_data(
         split: the split's file.
         opening: how to open the data set.
         preprocessing: what of it is given; the rest is derived from the images of labelled and unlabelled cases and the
-            labels of the labelled ones.
+            labels of the labelled ones. Or all of it, that of a model.
         unlabelled: prepare the unlabelled cases too.
         cache: folder that keeps prepared volumes.
 
@@ -91,7 +91,10 @@ def open_training_data(
     if not parts.labelled:
         raise UserError(f"{split}: names no labelled case; expected at least one to learn from")
     seen = [*parts.labelled, *parts.unlabelled]
-    chosen, reasons = choose_preprocessing(dataset, seen, labelled=parts.labelled, options=preprocessing)
+    if isinstance(preprocessing, Preprocessing):
+        chosen, reasons = preprocessing, ["preprocessing as the model was trained with"]
+    else:
+        chosen, reasons = choose_preprocessing(dataset, seen, labelled=parts.labelled, options=preprocessing)
     notes = [f"{dataset.name}: {_counts(parts)}", *reasons]
     labelled = prepare_cases(dataset, parts.labelled, chosen, labels=True, cache=cache)
     rest = prepare_cases(dataset, parts.unlabelled if unlabelled else (), chosen, labels=False, cache=cache)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 _SMALLEST = 1e-10
 
 
-def dice_loss(logits: Tensor, target: Tensor, *, background: bool = True) -> Tensor:
+def dice_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None, *, background: bool = True) -> Tensor:
     """One minus the mean soft Dice over images and classes.
 
         d[b, c] = 2 sum(p y) / (sum p + sum y + 1e-10),    loss = 1 - mean over b and c of d
@@ -21,6 +21,7 @@ def dice_loss(logits: Tensor, target: Tensor, *, background: bool = True) -> Ten
     Args:
         logits: [B, C, H, W].
         target: classes, integers [B, H, W], or class shares [B, C, H, W] (a deformed one-hot map is a mixture).
+        weight: of the pixels in all three sums, [B, H, W]; 0 where the target is not known. None: all 1.
         background: whether class 0 takes part in the mean (the released code's default).
 
     Returns:
@@ -38,12 +39,16 @@ def dice_loss(logits: Tensor, target: Tensor, *, background: bool = True) -> Ten
     logits = _precise(logits)
     share = shares(target, like=logits)
     probability = logits.softmax(1)
+    if weight is not None:
+        probability, share = (x * weight.to(x)[:, None] for x in (probability, share))
     overlap = (probability * share).sum((2, 3))
     dice = 2 * overlap / (probability.sum((2, 3)) + share.sum((2, 3)) + _SMALLEST)
     return 1 - dice[:, 0 if background else 1 :].mean()
 
 
-def cross_entropy(logits: Tensor, target: Tensor, *, weights: Tensor | None = None) -> Tensor:
+def cross_entropy(
+    logits: Tensor, target: Tensor, weight: Tensor | None = None, *, weights: Tensor | None = None
+) -> Tensor:
     """Mean over pixels of the cross-entropy, each pixel weighted by its class.
 
         loss = mean over pixels of  (sum_c w_c y_c) (- sum_c y_c log p_c)
@@ -53,6 +58,7 @@ def cross_entropy(logits: Tensor, target: Tensor, *, weights: Tensor | None = No
     Args:
         logits: [B, C, H, W].
         target: classes, integers [B, H, W], or class shares [B, C, H, W].
+        weight: of the pixels, [B, H, W]; 0 where the target is not known, and the mean is still over all. None: all 1.
         weights: [C]; None: all 1. The released code's are those of :func:`class_weights`.
 
     Returns:
@@ -68,7 +74,7 @@ def cross_entropy(logits: Tensor, target: Tensor, *, weights: Tensor | None = No
         if weights.shape != logits.shape[1:2]:
             raise ValueError(f"found weights {tuple(weights.shape)} for {logits.shape[1]} classes; expected one each")
         loss = loss * torch.einsum("bchw,c->bhw", share, weights.to(logits))
-    return loss.mean()
+    return (loss if weight is None else loss * weight.to(loss)).mean()
 
 
 def class_weights(classes: int) -> Tensor:

@@ -220,5 +220,7 @@ def test_two_processes_train_as_one(place: Place, tmp_path: Path) -> None:
     assert len(one) == len(both)
     for alone, together in zip(one, both, strict=True):
         assert alone.keys() == together.keys()
+        # Adam's first steps follow the signs of gradients: rounding grows from step to step.
+        tolerance = 1e-4 if alone["step"] == 0 else 2e-2
         for key in {"loss", "pseudo", "segmentation", "validation_dice", "pseudo_area_RV"} & alone.keys():
-            assert alone[key] == pytest.approx(together[key], rel=2e-3)
+            assert alone[key] == pytest.approx(together[key], rel=tolerance)

@@ -1,1 +1,0 @@
-"""Pre-training without labels, the parent method: its networks, its batches, its views."""

@@ -1,0 +1,18 @@
+"""The training benchmark runs every contestant and says the ratio."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tools.bench_medseg_train import main
+
+
+def test_it_measures_with_and_without_loading(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--size", "32", "--width", "2", "--batch-size", "2", "--rounds", "2", "--threads", "1"])
+    said = capsys.readouterr().out
+    assert len(re.findall(r"[\d.]+ slices/s", said)) == 4
+    ratios = [float(ratio) for ratio in re.findall(r"without ([\d.]+)", said)]
+    assert len(ratios) == 2
+    assert all(0 < ratio < 3 for ratio in ratios)

@@ -1,0 +1,106 @@
+"""Training speed of `ssl-medseg train`: slices per second of the step alone, and with its batches drawn and augmented.
+
+    python -m tools.bench_medseg_train --size 64 --width 16 --batch-size 20 --threads 1
+
+Generated slices, so nothing is needed. Rounds alternate between the contestants, and the median over rounds is printed:
+a fixed batch, batches as the command draws them, and both in bfloat16. The ratio says what share of the speed is left
+with loading; it holds on a busy machine, the slices per second do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from contrastive_core.train import Run, RunOptions
+from ssl_medseg.augment import AugmentOptions
+from ssl_medseg.batches import SegmentationBatch, SegmentationBatches
+from ssl_medseg.losses.dice import dice_loss
+from ssl_medseg.models import NetworkOptions, build_network
+from ssl_medseg.optimization import adam
+from ssl_medseg.slices import SliceSet
+
+CLASSES = 4
+PRECISIONS: tuple[Literal["32-true", "bf16-mixed"], ...] = ("32-true", "bf16-mixed")
+
+
+def random_slices(count: int, size: int) -> SliceSet:
+    """Noise with labels: the speed does not depend on what is seen."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(count, 1, size, size, generator=generator)
+    labels = torch.randint(0, CLASSES, (count, size, size), generator=generator, dtype=torch.uint8)
+    return SliceSet(images, labels, torch.zeros(count, dtype=torch.int64), torch.arange(count), ("noise",))
+
+
+def contestant(run: Run, slices: SliceSet, *, width: int, batch_size: int, loading: bool) -> Callable[[int], None]:
+    """One step of training, on a batch that stays or on those of the command."""
+    batches = SegmentationBatches(
+        run, slices, classes=CLASSES, pool=torch.arange(len(slices)), batch_size=batch_size, augment=AugmentOptions()
+    )
+    network = build_network(NetworkOptions(width=width), CLASSES).to(memory_format=torch.channels_last)
+    model, optimizer = run.setup(network, adam(network.parameters(), lr=1e-3))
+    fixed: SegmentationBatch = batches.at(0)
+
+    def step(number: int) -> None:
+        batch = batches.at(number) if loading else fixed
+        loss = dice_loss(model(batch.images), batch.shares)
+        optimizer.zero_grad()
+        run.fabric.backward(loss)
+        optimizer.step()
+        loss.item()  # an accelerator has done its work now
+
+    return step
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, float]:
+    """Contestant -> slices per second."""
+    slices = random_slices(4 * arguments.batch_size, arguments.size)
+    steps: dict[str, Callable[[int], None]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for precision, loading in itertools.product(PRECISIONS, (False, True)):
+            name = f"{precision}, {'drawn and augmented' if loading else 'one fixed batch'}"
+            options = RunOptions(
+                device=arguments.device, precision=precision, threads=arguments.threads, progress=False
+            )
+            with Run(Path(folder) / name, config={}, command="bench", options=options) as run:
+                steps[name] = contestant(
+                    run, slices, width=arguments.width, batch_size=arguments.batch_size, loading=loading
+                )
+        torch.set_num_threads(arguments.threads or torch.get_num_threads())
+        seconds: dict[str, list[float]] = {name: [] for name in steps}
+        for number in range(arguments.rounds + 1):
+            for name, step in steps.items():
+                begun = time.perf_counter()
+                step(number)
+                if number:  # the first of each prepares kernels
+                    seconds[name].append(time.perf_counter() - begun)
+    return {name: arguments.batch_size / statistics.median(found) for name, found in seconds.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--device", default="cpu", choices=["auto", "cpu", "cuda", "mps"])
+    arguments = parser.parse_args(argv)
+    speeds = measure(arguments)
+    for name, speed in speeds.items():
+        print(f"{name:34} {speed:9.1f} slices/s")
+    for precision in PRECISIONS:
+        fixed, loaded = (speeds[f"{precision}, {kind}"] for kind in ("one fixed batch", "drawn and augmented"))
+        print(f"{precision}: with loading / without {loaded / fixed:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -49,7 +49,7 @@ def main() -> None:
         columns = ["views", "at a time", "peak memory, MB", "step, s", "times whole"]
         notes = [
             f"Value and gradient of NT-Xent in float32 with a vision transformer ({LAYERS} layers, width {WIDTH}, "
-            f"{SIZE} px, patches of {PATCH}); CPU seconds at one thread, median of {arguments.repeats} steps; memory "
+            f"{SIZE} px, patches of {PATCH}); CPU seconds at one thread, median of {arguments.repeats} step(s); memory "
             "is the peak of the process beyond what model and images take.",
         ]
         config = {name: getattr(arguments, name) for name in ("batches", "chunks", "repeats")}

@@ -1,6 +1,6 @@
 """Experiments made of commands: what has a result already is not run again, the rest runs side by side.
 
-A study is a list of jobs, each a command line of `ssl-vision` that anybody can give by hand. A job killed half-way goes
+A study is a list of jobs, each a command line of a package that anybody can give by hand. A job killed half-way goes
 on from its last checkpoint when the study is run again.
 """
 
@@ -24,15 +24,22 @@ class Job:
 
     Args:
         name: unique; also that of its log.
-        words: what follows `ssl-vision`.
+        words: what follows the program's name.
         result: the file that exists when it is done.
         after: names of jobs whose results it needs.
+        program: whose command it is.
     """
 
     name: str
     words: tuple[str, ...]
     result: Path
     after: tuple[str, ...] = ()
+    program: str = "ssl-vision"
+
+    @property
+    def line(self) -> str:
+        """The command line."""
+        return f"{self.program} {shlex.join(self.words)}"
 
 
 def run_all(jobs: Sequence[Job], *, logs: Path, workers: int) -> list[str]:
@@ -60,9 +67,9 @@ def run_all(jobs: Sequence[Job], *, logs: Path, workers: int) -> list[str]:
 
 
 def _run(job: Job, logs: Path, lock: threading.Lock) -> bool:
-    command = [sys.executable, "-m", "ssl_vision", *job.words]
+    command = [sys.executable, "-m", job.program.replace("-", "_"), *job.words]
     with lock:
-        print(f"{job.name}: ssl-vision {shlex.join(job.words)}", flush=True)
+        print(f"{job.name}: {job.line}", flush=True)
     log = logs / f"{job.name}.log"
     with log.open("w") as stream:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -74,8 +81,8 @@ def _run(job: Job, logs: Path, lock: threading.Lock) -> bool:
     return good
 
 
-def mean_and_spread(values: Sequence[float]) -> str:
-    """`61.3 ± 0.4`: mean and standard deviation over seeds."""
+def mean_and_spread(values: Sequence[float], *, decimals: int = 1) -> str:
+    """`61.3 ± 0.4`: mean and standard deviation over seeds or draws."""
     if len(values) < 2:
-        return f"{values[0]:.1f}"
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+        return f"{values[0]:.{decimals}f}"
+    return f"{statistics.mean(values):.{decimals}f} ± {statistics.stdev(values):.{decimals}f}"

@@ -17,6 +17,9 @@ VERBS: dict[str, Verb] = {
         alone=True,
     ),
     "train": Verb("ssl_medseg.commands.train:train", "train a segmenter on the labelled volumes alone: the baseline"),
+    "run": Verb(
+        "ssl_medseg.commands.run:run", "a few labelled volumes and many others: baseline, rounds, final segmenter"
+    ),
     "selftrain": Verb(
         "ssl_medseg.commands.selftrain:selftrain", "go on with the unlabelled volumes: pseudo-labels and joint training"
     ),

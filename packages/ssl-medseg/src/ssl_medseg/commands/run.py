@@ -1,0 +1,170 @@
+"""All of it in one command: `ssl-medseg run`. These volumes are labelled, those are not; out comes a segmenter."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from contrastive_core.errors import UserError
+from contrastive_core.train import RunOptions, config, files
+from ssl_medseg.augment import AugmentOptions
+from ssl_medseg.commands.selftrain import MOVED, selftrain
+from ssl_medseg.commands.train import train
+from ssl_medseg.data import DataOptions, open_with, read_split, write_split
+from ssl_medseg.data.own_split import split_by_labels
+from ssl_medseg.losses.segmentation import SegmentationLoss
+from ssl_medseg.models import NetworkOptions
+from ssl_medseg.preprocessing import PreprocessingOptions
+from ssl_medseg.selftraining.options import ContrastOptions, Method, PseudoLabelOptions, TeacherOptions
+
+
+def run(
+    data: str,
+    out: Path,
+    *,
+    split: Path | None = None,
+    labelled: tuple[str, ...] = (),
+    validation: tuple[str, ...] = (),
+    method: Method = "pseudo",
+    baseline_steps: int = 5000,
+    rounds: int = 3,
+    steps: int = 5000,
+    batch_size: int = 20,
+    unlabelled_batch: int = 20,
+    lr: float = 1e-3,
+    loss: SegmentationLoss = "dice",
+    validate_every: int = 50,
+    network: NetworkOptions = NetworkOptions(),  # noqa: B008 - frozen
+    contrast: ContrastOptions = ContrastOptions(),  # noqa: B008
+    pseudo: PseudoLabelOptions = PseudoLabelOptions(),  # noqa: B008
+    teacher: TeacherOptions = TeacherOptions(),  # noqa: B008
+    augment: AugmentOptions = AugmentOptions(),  # noqa: B008
+    unlabelled_augment: AugmentOptions = MOVED,
+    preprocessing: PreprocessingOptions = PreprocessingOptions(),  # noqa: B008
+    opening: DataOptions = DataOptions(),  # noqa: B008
+    cache: Path | None = None,
+    run: RunOptions = RunOptions(),  # noqa: B008
+) -> Path:
+    """From a data set in which a few volumes are labelled to a segmenter trained on all of them.
+
+    What `train` and `selftrain` do, one after the other: the preprocessing is derived from the data and the reasons are
+    said, the baseline is trained on the labelled volumes (``OUT/baseline``), it labels the others, and rounds of joint
+    training follow (``OUT/selftrain``). The segmenter is in ``OUT/model``, where `predict` and `evaluate` find it;
+    `report OUT` shows all of it. With ``--resume`` a run that was stopped goes on in the stage it was in.
+
+    Without a split, patients whose volumes all have labels are the labelled ones, or those named; of four or more a
+    quarter is kept for validation. The split is written to ``OUT/split.json``. Labels of unlabelled volumes are never
+    opened.
+
+    Args:
+        data: the data set: a folder in one of the layouts that `check` names, or a CSV file.
+        out: folder of the whole run.
+        split: a split's file, as `make-splits` writes it.
+        labelled: without a split: the patients whose labels may be seen.
+        validation: without a split: the patients to validate on.
+        method: how unlabelled volumes take part, as in `selftrain`.
+        baseline_steps: of training on the labelled volumes alone.
+        rounds: pseudo-labels are made this many times.
+        steps: of each round.
+        batch_size: labelled slices per step.
+        unlabelled_batch: unlabelled slices per step.
+        lr: learning rate of Adam.
+        loss: the segmentation loss, as in `train`.
+        validate_every: steps between two scores on the validation cases.
+        network: the network.
+        contrast: the local contrastive loss.
+        pseudo: how pseudo-labels are made, cleaned and guarded.
+        teacher: an average of the weights.
+        augment: of the labelled slices.
+        unlabelled_augment: of the unlabelled slices.
+        preprocessing: what of it is given; the rest is derived from the data.
+        opening: how to open the data set.
+        cache: a folder that keeps prepared volumes; ``OUT/cache`` by default.
+        run: seed, device, precision, checkpoints, logs, of both stages.
+
+    Returns:
+        The folder of the trained segmenter.
+    """
+    resolved = config.resolve(dict(locals()), run, free=("cache",))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "run works in one process; on several, give `ssl-medseg train` and then `selftrain` to torchrun"
+        )
+    if split is not None and (labelled or validation):
+        raise UserError(
+            f"got the split {split} and names of patients; expected one of them, for the split names them all"
+        )
+    out = Path(out)
+    _begin(out, resolved, resume=run.resume)
+    chosen = _split(data, out, split, opening, labelled=labelled, validation=validation, quiet=not run.progress)
+    resolved.values["split"] = str(chosen)
+    resolved.write(out / "config.yaml")
+    cache = cache or out / "cache"
+    each = replace(run, resume=True)  # an interrupted stage goes on; one that has not begun, begins
+    baseline, student = out / "baseline", out / "selftrain"
+    if not _is_done(baseline):
+        train(
+            data, chosen, baseline, steps=baseline_steps, batch_size=batch_size, lr=lr, loss=loss,
+            validate_every=validate_every, network=network, augment=augment, preprocessing=preprocessing,
+            opening=opening, cache=cache, run=each,
+        )  # fmt: skip
+    if not _is_done(student):
+        selftrain(
+            str(baseline), data, chosen, student, method=method, rounds=rounds, steps=steps, batch_size=batch_size,
+            unlabelled_batch=unlabelled_batch, lr=lr, loss=loss, validate_every=validate_every, contrast=contrast,
+            pseudo=pseudo, teacher=teacher, augment=augment, unlabelled_augment=unlabelled_augment, opening=opening,
+            cache=cache, run=each,
+        )  # fmt: skip
+    new = out / ".model.tmp"
+    shutil.rmtree(new, ignore_errors=True)
+    shutil.copytree(student / "model", new)
+    files.replace_folder(new, out / "model")
+    return out / "model"
+
+
+def _begin(out: Path, resolved: config.Config, *, resume: bool) -> None:
+    """Refuse a folder that holds something else, or another run."""
+    settings = out / "config.yaml"
+    if not resume:
+        if out.is_dir() and any(out.iterdir()):
+            raise UserError(f"{out} is not empty; go on with the run in it by --resume, or choose another --out")
+    elif settings.is_file():
+        before = config.read(settings)
+        if resolved.values.get("split") is None:
+            before["split"] = None
+        if changed := resolved.differences(before):
+            raise UserError(
+                f"{out} holds a run with other settings:\n  "
+                + "\n  ".join(changed)
+                + "\nGive the same, or another --out"
+            )
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _split(
+    data: str,
+    out: Path,
+    split: Path | None,
+    opening: DataOptions,
+    *,
+    labelled: tuple[str, ...],
+    validation: tuple[str, ...],
+    quiet: bool,
+) -> Path:
+    """The split's file: the one given, or one made from who has labels."""
+    dataset = open_with(data, opening)
+    if split is not None:
+        read_split(split, dataset)
+        return split
+    made, reasons = split_by_labels(dataset, labelled=labelled, validation=validation)
+    if not quiet:
+        print("\n".join(reasons), file=sys.stderr)  # noqa: T201 - before there is a run that could say it
+    write_split(out / "split.json", made, dataset)
+    return out / "split.json"
+
+
+def _is_done(stage: Path) -> bool:
+    return (stage / "model" / "model.json").is_file()

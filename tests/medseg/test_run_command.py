@@ -1,0 +1,100 @@
+"""The whole in one command: splits by labels, stages, resumption."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contrastive_core.errors import UserError
+from contrastive_core.train import RunOptions
+from ssl_medseg.commands import run as module
+from ssl_medseg.commands.run import run
+from ssl_medseg.data import open_dataset, read_split
+from ssl_medseg.data.own_split import split_by_labels
+from ssl_medseg.model_folder import load_segmenter
+from ssl_medseg.models import NetworkOptions
+from ssl_medseg.phantom import write_phantom
+from ssl_medseg.preprocessing import PreprocessingOptions
+from ssl_medseg.selftraining.options import PseudoLabelOptions
+from ssl_medseg.selftraining.rounds import read_rounds
+
+RUN = RunOptions(device="cpu", threads=1, checkpoint_every=2, progress=False)
+SHORT: dict[str, Any] = {
+    "baseline_steps": 4, "rounds": 2, "steps": 2, "batch_size": 4, "unlabelled_batch": 4, "validate_every": 2,
+    "network": NetworkOptions(width=2), "preprocessing": PreprocessingOptions(size=32),
+    "pseudo": PseudoLabelOptions(guard="off"), "run": RUN,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six patients, of whom two have labels."""
+    folder = tmp_path_factory.mktemp("phantom") / "data"
+    write_phantom(folder, patients=6, frames=1, labelled=2, size=64)
+    return folder
+
+
+def test_from_a_folder_to_a_segmenter(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    folder = run(str(data), out, **SHORT)
+    assert folder == out / "model"
+    dataset = open_dataset(data)
+    split = read_split(out / "split.json", dataset)
+    patients = list(dataset.patients)
+    assert {dataset.case(name).patient for name in split.labelled} == set(patients[:2])
+    assert {dataset.case(name).patient for name in split.unlabelled} == set(patients[2:])
+    assert len(read_rounds(out / "selftrain")) == 2
+    assert load_segmenter(folder, device="cpu").details["method"] == "selftrain pseudo"
+    assert (out / "model" / "model.safetensors").read_bytes() == (
+        out / "selftrain" / "model" / "model.safetensors"
+    ).read_bytes()
+    with pytest.raises(UserError, match="is not empty; go on with the run in it by --resume"):
+        run(str(data), out, **SHORT)
+    with pytest.raises(UserError, match=r"(?s)other settings:.*rounds: 2 -> 3"):
+        run(str(data), out, **{**SHORT, "rounds": 3, "run": RunOptions(**{**vars(RUN), "resume": True})})
+
+
+def test_a_stopped_run_goes_on_where_it_was(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(str(data), tmp_path / "whole", **SHORT)
+
+    def stop(*words: Any, **named: Any) -> Path:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "selftrain", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(str(data), tmp_path / "part", **SHORT)
+    monkeypatch.setattr(module, "train", stop)  # it is done, and must not begin again
+    run(str(data), tmp_path / "part", **{**SHORT, "run": RunOptions(**{**vars(RUN), "resume": True})})
+    models = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "part")]
+    assert models[0] == models[1]
+
+
+def test_splits_by_labels(data: Path, tmp_path: Path) -> None:
+    write_phantom(tmp_path / "all", patients=6, frames=2, size=64)
+    everyone = open_dataset(tmp_path / "all")
+    patients = list(everyone.patients)
+    with pytest.raises(UserError, match=r"every patient has labels, .* name the labelled ones with --labelled"):
+        split_by_labels(everyone)
+    split, reasons = split_by_labels(everyone, labelled=patients[1:2], validation=patients[3:4])
+    assert (split.labelled, split.validation) == (everyone.patients[patients[1]], everyone.patients[patients[3]])
+    assert len(split.unlabelled) == 8
+    assert reasons[0] == f"labelled: {patients[1]}"
+    write_phantom(tmp_path / "most", patients=6, frames=1, labelled=5, size=64)
+    most = open_dataset(tmp_path / "most")
+    split, reasons = split_by_labels(most)
+    assert [len(part) for part in (split.labelled, split.validation, split.test, split.unlabelled)] == [4, 1, 0, 1]
+    assert "which choose the best step" in reasons[1]
+    assert "the last step is kept" in split_by_labels(open_dataset(data))[1][1]
+    with pytest.raises(UserError, match=r"no patient 'nobody' outside its test part; it has"):
+        split_by_labels(most, labelled=["nobody"])
+
+
+def test_contradictions_are_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"got the split x\.json and names of patients"):
+        run(str(data), tmp_path / "run", split=Path("x.json"), labelled=("a",))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="run works in one process"):
+        run(str(data), tmp_path / "run")

@@ -7,6 +7,7 @@ Every cell runs in a process of its own (`tools/bench/loss_cell.py`), so that it
 over all cells, and medians over rounds are reported, so that a busy minute of the machine does not fall on one method.
 Peers that are not installed and cells that do not fit into the memory limit are left out, saying so.
 
+`nt_xent` uses the compiled library where it is built (`python -m contrastive_core build`), `nt_xent_torch` does not.
 Times are CPU seconds at one thread (they hold on a machine that is also busy), wall seconds at more, device seconds on
 CUDA. Printed are Markdown tables: seconds and extra megabytes, then both as multiples of nt_xent.
 """
@@ -25,6 +26,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from contrastive_core import info
 from tools.bench.loss_cell import METHODS
 from tools.results import ROOT, provenance, write_result
 
@@ -115,6 +117,7 @@ def as_result(merged: Mapping[Key, Result], arguments: argparse.Namespace) -> di
     """The results file: every cell, and a table of times and memory as multiples of nt_xent's."""
     names = ("threads", "dim", "rows", "method")
     config = {name: value for name, value in vars(arguments).items() if name != "out"}
+    config["library"] = info().library or "none: nt_xent is nt_xent_torch"
     sizes = sorted(arguments.sizes)
     rows: list[list[object]] = []
     for threads, dim, method in itertools.product(arguments.threads, arguments.dims, arguments.methods):
@@ -129,8 +132,9 @@ def as_result(merged: Mapping[Key, Result], arguments: argparse.Namespace) -> di
         "table": {"columns": ["method", "D", "threads", *(f"N = {size}" for size in sizes)], "rows": rows},
         "notes": [
             "Value and gradient in float32 of N embeddings (N / 2 pairs) of D numbers: time as multiples of nt_xent's, "
-            "in brackets extra memory likewise; of nt_xent itself seconds and megabytes. gemm2 and gemm3 are two and "
-            "three N x N x D products and nothing else: the least for a symmetric loss, and for one that stores N x N.",
+            "in brackets extra memory likewise; of nt_xent itself seconds and megabytes. nt_xent_torch does without the "
+            f"compiled library ({config['library'].partition(',')[0]}). gemm2 and gemm3 are two and three N x N x D "
+            "products by torch and nothing else: the work of a symmetric loss, and of one that stores N x N.",
             f"Medians over {arguments.rounds} rounds; CPU seconds at one thread, wall seconds at more. A dash: more "
             f"than {arguments.limit_gb:g} GB or {arguments.timeout:g} s would be needed.",
         ],

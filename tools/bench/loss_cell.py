@@ -36,6 +36,19 @@ def nt_xent() -> Loss:
     return lambda a, b: loss(a, b, temperature=TEMPERATURE)
 
 
+def nt_xent_torch() -> Loss:
+    """The same without the compiled library."""
+    from contrastive_core.similarity import use_backend
+
+    ours = nt_xent()
+
+    def loss(a: Tensor, b: Tensor) -> Tensor:
+        with use_backend("torch"):
+            return ours(a, b)
+
+    return loss
+
+
 def full_matrix() -> Loss:
     """What a paper's pseudo-code gives: all similarities, the diagonal blanked, cross-entropy."""
 
@@ -86,6 +99,7 @@ def gemms(count: int) -> Callable[[], Loss]:
 
 METHODS: dict[str, Callable[[], Loss]] = {
     "nt_xent": nt_xent,
+    "nt_xent_torch": nt_xent_torch,
     "gemm2": gemms(2),
     "gemm3": gemms(3),
     "full_matrix": full_matrix,

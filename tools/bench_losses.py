@@ -132,7 +132,7 @@ def as_result(merged: Mapping[Key, Result], arguments: argparse.Namespace) -> di
         "table": {"columns": ["method", "D", "threads", *(f"N = {size}" for size in sizes)], "rows": rows},
         "notes": [
             "Value and gradient in float32 of N embeddings (N / 2 pairs) of D numbers: time as multiples of nt_xent's, "
-            "in brackets extra memory likewise; of nt_xent itself seconds and megabytes. nt_xent_torch does without the "
+            "in brackets extra memory likewise; of nt_xent itself seconds and megabytes. nt_xent_torch lacks the "
             f"compiled library ({config['library'].partition(',')[0]}). gemm2 and gemm3 are two and three N x N x D "
             "products by torch and nothing else: the work of a symmetric loss, and of one that stores N x N.",
             f"Medians over {arguments.rounds} rounds; CPU seconds at one thread, wall seconds at more. A dash: more "

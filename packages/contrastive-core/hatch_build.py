@@ -1,6 +1,7 @@
-"""Compile the library while the wheel is built, where torch and a compiler are there; otherwise the wheel is pure.
+"""Compile the libraries while the wheel is built, where torch and a compiler are there; otherwise the wheel is pure.
 
-`CONTRASTIVE_CORE_EXT` says what is wanted: auto (the default) takes what there is, 0 nothing, cpu fails without it.
+`CONTRASTIVE_CORE_EXT` says what is wanted: auto (the default) takes the library of the CPU if it can be built, 0 takes
+none, cpu fails without it, cuda fails without it or the one of CUDA devices.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class NativeLibrary(BuildHookInterface):  # type: ignore[type-arg] # pip's hatch
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         wanted = os.environ.get(VARIABLE, "auto")
-        if wanted not in ("auto", "0", "cpu"):
-            raise ValueError(f"{VARIABLE} is {wanted!r}, expected auto, 0 or cpu")
+        if wanted not in ("auto", "0", "cpu", "cuda"):
+            raise ValueError(f"{VARIABLE} is {wanted!r}, expected auto, 0, cpu or cuda")
         beside = Path(self.root, PACKAGE, "_lib")
         shutil.rmtree(beside, ignore_errors=True)  # of an earlier build: it would be loaded
         if wanted == "0":
@@ -39,7 +40,9 @@ class NativeLibrary(BuildHookInterface):  # type: ignore[type-arg] # pip's hatch
         hashed = build.source_hash()  # edited sources must not meet a library of the old ones
         folder = beside / hashed if version == "editable" else Path(tempfile.mkdtemp(prefix="contrastive-core-"))
         try:
-            library = build.build_cpu(folder)
+            libraries = [build.build_cpu(folder)]
+            if wanted == "cuda":
+                libraries.append(build.build_cuda(folder))
         except build.BuildError as error:
             if wanted != "auto":
                 raise
@@ -49,7 +52,8 @@ class NativeLibrary(BuildHookInterface):  # type: ignore[type-arg] # pip's hatch
         # One file for all Pythons and torches: it has no Python in it.
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
         if version != "editable":
-            build_data["force_include"][str(library)] = f"contrastive_core/native/_lib/{hashed}/{library.name}"
+            for library in libraries:
+                build_data["force_include"][str(library)] = f"contrastive_core/native/_lib/{hashed}/{library.name}"
 
 
 def _module(path: Path) -> ModuleType:

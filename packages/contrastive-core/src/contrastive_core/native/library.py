@@ -1,4 +1,4 @@
-"""Find the compiled library and load it: the installed one, else the one the user built.
+"""Find the compiled libraries and load them: the installed ones, else those the user built.
 
 Loading registers the operators `contrastive_core_native::...` with torch, once in a process.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from contrastive_core.native.build import CPU_LIBRARY, source_hash
+from contrastive_core.native.build import CPU_LIBRARY, CUDA_LIBRARY, source_hash
 
 INSTALLED = Path(__file__).parent / "_lib"
 
@@ -49,8 +49,7 @@ def load() -> Library:
     Raises:
         NotLoadedError: there is none, torch cannot load it, or the processor lacks its instructions.
     """
-    candidates = [folder / CPU_LIBRARY for folder in (INSTALLED / source_hash(), cache_folder())]
-    path = next((path for path in candidates if path.is_file()), None)
+    path = _find(CPU_LIBRARY)
     if path is None:
         raise NotLoadedError("not built; `python -m contrastive_core build` does it, in seconds, with a C++ compiler")
     try:
@@ -64,6 +63,29 @@ def load() -> Library:
     if not instructions:
         raise NotLoadedError("this processor has neither AVX-512 nor AVX2; the PyTorch path is right for it")
     return Library(path, instructions)
+
+
+@functools.cache
+def load_cuda() -> Path:
+    """Load the library of CUDA devices, once, after that of the CPU, which defines the operators.
+
+    Raises:
+        NotLoadedError: there is none, or torch cannot load it.
+    """
+    load()
+    path = _find(CUDA_LIBRARY)
+    if path is None:
+        raise NotLoadedError("not built; `python -m contrastive_core build --cuda` does it, with nvcc")
+    try:
+        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
+    except OSError as error:
+        raise NotLoadedError(f"{path} does not load: {error}") from error
+    return path
+
+
+def _find(name: str) -> Path | None:
+    places = [folder / name for folder in (INSTALLED / source_hash(), cache_folder())]
+    return next((path for path in places if path.is_file()), None)
 
 
 def set_up(*, instructions: str = "best", largest_block: int = 384) -> None:

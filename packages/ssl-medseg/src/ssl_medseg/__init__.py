@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from ssl_medseg.commands.evaluate import evaluate
     from ssl_medseg.commands.make_splits import make_splits
     from ssl_medseg.commands.predict import predict
+    from ssl_medseg.commands.pretrain import pretrain
     from ssl_medseg.commands.report import report
     from ssl_medseg.commands.run import run
     from ssl_medseg.commands.selftrain import selftrain
     from ssl_medseg.commands.train import train
 
-__all__ = ["check", "evaluate", "make_splits", "predict", "report", "run", "selftrain", "train"]
+__all__ = ["check", "evaluate", "make_splits", "predict", "pretrain", "report", "run", "selftrain", "train"]
 
 __getattr__, __dir__ = load_on_use(__name__, {name: f"ssl_medseg.commands.{name}" for name in __all__})

@@ -20,6 +20,9 @@ VERBS: dict[str, Verb] = {
     "run": Verb(
         "ssl_medseg.commands.run:run", "a few labelled volumes and many others: baseline, rounds, final segmenter"
     ),
+    "pretrain": Verb(
+        "ssl_medseg.commands.pretrain:pretrain", "train encoder and decoder without labels, for `train --start`"
+    ),
     "selftrain": Verb(
         "ssl_medseg.commands.selftrain:selftrain", "go on with the unlabelled volumes: pseudo-labels and joint training"
     ),

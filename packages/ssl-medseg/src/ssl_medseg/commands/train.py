@@ -19,11 +19,12 @@ from ssl_medseg.models import NetworkOptions, build_network, settle_statistics
 from ssl_medseg.optimization import adam
 from ssl_medseg.pace import Pace, seconds_of
 from ssl_medseg.preprocessing import PreprocessingOptions
+from ssl_medseg.pretraining.trunk_folder import load_trunk
 from ssl_medseg.slices import slices_with
 from ssl_medseg.training_data import open_training_data
 
 
-def train(
+def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
     data: str,
     split: Path,
     out: Path,
@@ -36,6 +37,7 @@ def train(
     validate_every: int = 50,
     keep: Literal["auto", "best", "last"] = "auto",
     ema: float = 0.0,
+    start: str | None = None,
     network: NetworkOptions = NetworkOptions(),  # noqa: B008 - frozen
     augment: AugmentOptions = AugmentOptions(),  # noqa: B008
     preprocessing: PreprocessingOptions = PreprocessingOptions(),  # noqa: B008
@@ -62,6 +64,8 @@ def train(
         keep: the weights with the ``best`` mean foreground Dice on validation, or the ``last``; auto: the best if the
             split has validation cases.
         ema: decay of an exponential moving average of the weights, which then is what is scored and kept; 0: none.
+        start: folder of `pretrain`, or of another segmenter: its trunk is what training begins with, its network and
+            preprocessing are taken over. None: random weights.
         network: the network.
         augment: of the labelled slices.
         preprocessing: what of it is given; the rest is derived from the data, and the reasons are said.
@@ -78,7 +82,10 @@ def train(
             f"train needs steps and validate_every of at least 1, lr above 0 and 0 <= ema < 1; got {steps}, "
             f"{validate_every}, {lr} and {ema}"
         )
-    seen = open_training_data(data, split, opening=opening, preprocessing=preprocessing, unlabelled=False, cache=cache)
+    begun = None if start is None else load_trunk(start)
+    network = network if begun is None else begun.options
+    wanted = preprocessing if begun is None else begun.preprocessing
+    seen = open_training_data(data, split, opening=opening, preprocessing=wanted, unlabelled=False, cache=cache)
     if keep == "best" and not seen.validation:
         raise UserError(f"{split}: names no validation case, so there is no best step; use --keep last")
     classes, slices = len(seen.labels), seen.slices()
@@ -91,6 +98,8 @@ def train(
         )  # fmt: skip
         torch.manual_seed(r.seed("weights"))
         segmenter = build_network(network, classes).to(memory_format=torch.channels_last)
+        if begun is not None:
+            segmenter.trunk.load_state_dict(begun.weights)
         settle_statistics(segmenter, steps=steps)
         criterion = segmentation_loss(loss, classes=classes)
         model, optimizer = r.setup(segmenter, adam(segmenter.parameters(), lr=lr))

@@ -1,0 +1,138 @@
+"""Pre-training without labels, the parent method: `ssl-medseg pretrain`. One readable loop; copy it and change it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from contrastive_core.errors import UserError
+from contrastive_core.train import Run, RunOptions
+from ssl_medseg.data import DataOptions
+from ssl_medseg.models import NetworkOptions, UNet, settle_statistics
+from ssl_medseg.optimization import adam
+from ssl_medseg.pace import Pace
+from ssl_medseg.preprocessing import PreprocessingOptions
+from ssl_medseg.pretraining.networks import GlobalNetwork, LocalNetwork
+from ssl_medseg.pretraining.stages import GlobalKind, GlobalStage, LocalKind, LocalStage, Stage
+from ssl_medseg.pretraining.trunk_folder import save_trunk
+from ssl_medseg.slices import stack_slices
+from ssl_medseg.training_data import open_training_data
+
+
+def pretrain(
+    data: str,
+    split: Path,
+    out: Path,
+    *,
+    global_loss: GlobalKind = "GD",
+    local_loss: LocalKind = "LR",
+    global_steps: int = 10_000,
+    local_steps: int = 10_000,
+    partitions: int = 4,
+    global_volumes: int = 6,
+    local_volumes: int = 3,
+    crop: float = 100 / 192,
+    blocks: int = 3,
+    temperature: float = 0.1,
+    lr: float = 1e-3,
+    network: NetworkOptions = NetworkOptions(),  # noqa: B008 - frozen
+    preprocessing: PreprocessingOptions = PreprocessingOptions(),  # noqa: B008
+    opening: DataOptions = DataOptions(),  # noqa: B008
+    cache: Path | None = None,
+    run: RunOptions = RunOptions(),  # noqa: B008
+) -> Path:
+    """Pre-train the U-Net's trunk on labelled and unlabelled volumes without using a label; `train --start` goes on.
+
+    The parent method: volumes are cut into equally many parts along the slice axis. First the encoder learns to tell
+    slices of different parts apart (``GD``: slices of the same part of different volumes are alike; ``GD-``: they are
+    no negatives; ``GR``: SimCLR, which knows no parts). Then the encoder is held, and the first decoder blocks learn
+    that a region is alike under two changes of intensity and unlike its neighbours (``LR``; ``LD``: alike also in
+    slices of the same part of another volume). The defaults are those of the released code. The last weights are kept.
+    A run resumes exactly, as one of `train`.
+
+    Args:
+        data: the data set, as in `train`.
+        split: the split's file; its labelled and unlabelled cases are taken.
+        out: the run's folder.
+        global_loss: of the encoder.
+        local_loss: of the decoder.
+        global_steps: of the first stage; 0 leaves it out.
+        local_steps: of the second; 0 leaves it out.
+        partitions: parts of a volume; volumes with fewer slices are left out.
+        global_volumes: volumes per step and process in the first stage, a slice of each of their parts.
+        local_volumes: the same in the second.
+        crop: side of the random box that a view of the first stage shows, over the side of the slice.
+        blocks: decoder blocks of the second stage, 1 to 5.
+        temperature: of both losses.
+        lr: learning rate of Adam.
+        network: the network; the paper's U-Net, for others have no decoder blocks to name.
+        preprocessing: what of it is given; the rest is derived from the data.
+        opening: how to open the data set.
+        cache: a folder that keeps prepared volumes, which runs may share.
+        run: seed, device, precision, checkpoints, logs.
+
+    Returns:
+        The folder of the pre-trained trunk.
+    """
+    config = dict(locals())
+    if min(global_steps, local_steps) < 0 or global_steps + local_steps == 0 or partitions < 1 or not 0 < crop <= 1:
+        raise UserError(
+            f"pretrain needs steps of at least 0 and some, partitions of at least 1 and 0 < crop <= 1; got "
+            f"{global_steps} and {local_steps}, {partitions} and {crop}"
+        )
+    if network.name != "unet":
+        raise UserError(f"network.name is {network.name}; pretrain knows the encoder and decoder blocks of unet alone")
+    seen = open_training_data(data, split, opening=opening, preprocessing=preprocessing, unlabelled=True, cache=cache)
+    slices = stack_slices([*seen.labelled, *seen.unlabelled])
+    height, width = slices.images.shape[2:]
+    with Run(out, config=config, command="ssl-medseg pretrain", options=run, free=("cache",)) as r:
+        for note in seen.notes:
+            r.say(note)
+        torch.manual_seed(r.seed("weights"))
+        trunk = UNet(width=network.width)
+        encoder = GlobalNetwork(trunk, (height, width))
+        decoder = LocalNetwork(trunk, blocks=blocks)
+        for each in (encoder, decoder):
+            settle_statistics(each, steps=max(1, min(filter(None, (global_steps, local_steps)))))
+            each.to(memory_format=torch.channels_last)
+        # Over several processes a stage waits for the gradients of what it trains, and of nothing else.
+        models, optimizers = {}, {}
+        for name, each in (("global", encoder), ("local", decoder)):
+            each.requires_grad_(False)
+            for parameter in each.trained:
+                parameter.requires_grad_(True)
+            models[name], optimizers[name] = r.setup(each, adam(each.trained, lr=lr))
+        for each in (encoder, decoder):
+            for parameter in each.trained:
+                parameter.requires_grad_(True)
+        # Not the two networks: they share the trunk.
+        r.track(trunk=trunk, global_head=encoder.head, local_head=decoder.head)
+        r.track(global_optimizer=optimizers["global"], local_optimizer=optimizers["local"])
+        stages: dict[str, Stage] = {
+            "global": GlobalStage(
+                r, slices, kind=global_loss, partitions=partitions, volumes=global_volumes, crop=crop,
+                temperature=temperature,
+            ),
+            "local": LocalStage(
+                r, slices, kind=local_loss, partitions=partitions, volumes=local_volumes, temperature=temperature
+            ),
+        }  # fmt: skip
+        left_out = stages["global"].batches.left_out
+        if left_out:
+            r.say(f"note: {left_out} volumes have fewer than {partitions} slices and are left out")
+        total = global_steps + local_steps
+        pace = Pace(r, total, each="slices of several volumes")
+        for step in r.steps(total):
+            name = "global" if step < global_steps else "local"
+            loss = stages[name].loss(models[name], step)
+            optimizers[name].zero_grad()
+            r.fabric.backward(loss)
+            optimizers[name].step()
+            r.log(**{f"{name}_loss": loss})
+            pace.after(step)
+        return save_trunk(
+            r, trunk, options=network, preprocessing=seen.preprocessing,
+            details={"method": "pretrain", "losses": [global_loss, local_loss], "blocks": blocks, "steps": total,
+                     "cases": list(slices.names)},
+        )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Pre-training without labels, the parent method: its networks, its batches, its views."""

@@ -63,6 +63,17 @@ PYTHON: dict[str, dict[str, tuple[str, list[str]]]] = {
                 "ssl_medseg.pace",
             ],
         ),
+        "pretraining": (
+            "Pre-training without labels",
+            [
+                "ssl_medseg.pretraining.networks",
+                "ssl_medseg.pretraining.batches",
+                "ssl_medseg.pretraining.stages",
+                "ssl_medseg.pretraining.trunk_folder",
+                "ssl_medseg.losses.global_contrastive",
+                "ssl_medseg.losses.local_regions",
+            ],
+        ),
         "selftraining": (
             "Pseudo-labels and joint training",
             [
@@ -76,8 +87,6 @@ PYTHON: dict[str, dict[str, tuple[str, list[str]]]] = {
                 "ssl_medseg.selftraining.pool",
                 "ssl_medseg.selftraining.withheld",
                 "ssl_medseg.crf",
-                "ssl_medseg.losses.global_contrastive",
-                "ssl_medseg.losses.local_regions",
             ],
         ),
         "scoring": ("Scores of masks", ["ssl_medseg.scoring", "ssl_medseg.scoring.measure"]),

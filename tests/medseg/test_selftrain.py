@@ -224,3 +224,15 @@ def test_two_processes_train_as_one(place: Place, tmp_path: Path) -> None:
         tolerance = 1e-4 if alone["step"] == 0 else 2e-2
         for key in {"loss", "pseudo", "segmentation", "validation_dice", "pseudo_area_RV"} & alone.keys():
             assert alone[key] == pytest.approx(together[key], rel=tolerance)
+
+
+def test_the_first_score_is_that_of_the_segmenter_and_no_gain_is_said(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place.selftrain(tmp_path / "run", method="pseudo", rounds=1, steps=1, lr=1e-9)
+    [found] = read_rounds(tmp_path / "run")
+    recorded = [m["validation_dice"] for m in metrics(place.start) if "validation_dice" in m]
+    assert found.validation["before"] == pytest.approx(max(recorded))
+    assert ("warning: the segmenter this began with" in capsys.readouterr().err) == (
+        (found.validation["after"] or 0) < max(recorded)
+    )

@@ -162,7 +162,8 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
             if step % steps == 0 and not teaches:
                 by = f"the segmenter {Path(model).name}" if step == 0 else f"this run, {scoring.words(step)}"
                 source = found.network.to(r.device) if step == 0 else student.kept
-                r.record(**pool.refresh(source, scoring.best_of_round, step=step, made_by=by))
+                score = scoring.score(source) if step == 0 else scoring.best_of_round.score
+                r.record(**pool.refresh(source, scoring.best_of_round, step=step, made_by=by, score=score))
                 scoring.best_of_round.reset()
                 terms = {}
             terms = terms or terms_of_round()

@@ -63,7 +63,9 @@ class Pool:
         """Slices with at least one pixel that is used: int64."""
         return torch.nonzero((self.slices.truth <= len(self._structures)).flatten(1).any(1)).flatten()
 
-    def refresh(self, network: nn.Module, best: BestWeights, *, step: int, made_by: str) -> dict[str, float]:
+    def refresh(
+        self, network: nn.Module, best: BestWeights, *, step: int, made_by: str, score: float | None
+    ) -> dict[str, float]:
         """Begin a round: predict with the best weights there are, or with the network as it is, and write it down.
 
         Returns:
@@ -80,7 +82,7 @@ class Pool:
             self.round, made, self._made, step=step, made_by=made_by, structures=self._structures,
             labelled=self._labelled, options=self._options,
         )  # fmt: skip
-        found.validation["before"] = best.score
+        found.validation["before"] = score
         self._made = made
         if self._run.is_main:
             write_pseudo_labels(pseudo_file(self._run.out, self.round), made)

@@ -69,7 +69,7 @@ class Round:
     def metrics(self) -> dict[str, float]:
         """For the run's metrics."""
         values = {"round": self.round, "pseudo_coverage": self.coverage}
-        values |= {f"pseudo_area_{name}": share for name, share in self.area.items()}
+        values |= {f"pseudo_area_{name.replace(' ', '_')}": share for name, share in self.area.items()}
         return values | ({} if self.change is None else {"pseudo_change": self.change})
 
     def __str__(self) -> str:

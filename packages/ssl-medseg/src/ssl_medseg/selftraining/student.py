@@ -12,6 +12,7 @@ from ssl_medseg.keeping import BestWeights, moving_average
 from ssl_medseg.model_folder import Segmenter
 from ssl_medseg.models import ContrastHead, SegmentationNetwork, build_network, settle_statistics
 from ssl_medseg.optimization import adam
+from ssl_medseg.selftraining.rounds import read_rounds
 from ssl_medseg.validation import Validation
 
 
@@ -111,6 +112,10 @@ class Scoring:
         self.best, self.best_of_round = BestWeights(), BestWeights()
         run.track(best=self.best, best_of_round=self.best_of_round)
 
+    def score(self, network: nn.Module) -> float | None:
+        """Mean Dice on validation; None without."""
+        return None if self._validation is None else self._validation.scores(network).mean
+
     def after(self, step: int, network: nn.Module, *, ends_round: bool) -> None:
         """Score after a step, if it is time to."""
         if self._validation is None or not ((step + 1) % self._every == 0 or ends_round):
@@ -122,6 +127,12 @@ class Scoring:
 
     def choose(self, network: nn.Module, *, keep: str, steps: int) -> str:
         """Put the weights to keep into the network; which they are, in words."""
+        before = next((found.validation["before"] for found in read_rounds(self._run.out)), None)
+        if before is not None and self.best.score is not None and self.best.score < before:
+            self._run.say(
+                f"warning: the segmenter this began with has a validation Dice of {before:.3f}, the best since then "
+                f"{self.best.score:.3f}: the unlabelled volumes did not help, or the run was too short"
+            )
         if self._validation is None or keep == "last":
             return f"the last, after step {steps}"
         self.best.give(network)

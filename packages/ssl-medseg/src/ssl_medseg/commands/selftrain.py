@@ -17,7 +17,7 @@ from ssl_medseg.model_folder import Segmenter, load_segmenter, save_segmenter
 from ssl_medseg.pace import Pace
 from ssl_medseg.prepared_cases import prepare_cases
 from ssl_medseg.selftraining.contrast_term import ContrastTerm
-from ssl_medseg.selftraining.options import ContrastOptions, Method, PseudoLabelOptions, TeacherOptions
+from ssl_medseg.selftraining.options import ContrastOptions, Method, Norm, PseudoLabelOptions, TeacherOptions
 from ssl_medseg.selftraining.pool import Pool
 from ssl_medseg.selftraining.student import Scoring, Student
 from ssl_medseg.selftraining.terms import ConsistencyTerm, PseudoTerm, Term
@@ -45,7 +45,7 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
     loss: SegmentationLoss = "dice",
     least_classes: int = 1,
     start: Literal["trunk", "whole"] = "trunk",
-    whole_batch: bool = True,
+    norm: Norm = "joint",
     validate_every: int = 50,
     keep: Literal["auto", "best", "last"] = "auto",
     contrast: ContrastOptions = ContrastOptions(),  # noqa: B008 - frozen
@@ -89,7 +89,9 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
         loss: the segmentation loss, as in `train`.
         least_classes: labelled slices that show fewer classes than this, the background included, are not drawn.
         start: with the segmenter's ``trunk`` and a new head, as the released code, or with the ``whole`` network.
-        whole_batch: the segmentation head's batch norm sees the contrastive images too, as in the released code.
+        norm: batch norm sees contrastive and segmented images as one batch (``joint``, the released code), in the trunk
+            alone (``trunk``), or ``apart``: the contrastive images pass on their own and stay out of the running
+            averages.
         validate_every: steps between two scores on the validation cases.
         keep: the weights with the ``best`` mean foreground Dice on validation, or the ``last``; auto: the best if the
             split has validation cases. The best of a round also makes the pseudo-labels of the next; training itself
@@ -128,7 +130,7 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
         )  # fmt: skip
         criterion = segmentation_loss(loss, classes=classes)
         student = Student(
-            r, found, start=start, embedding=contrast.embedding if contrasts else 0, whole_batch=whole_batch, lr=lr,
+            r, found, start=start, embedding=contrast.embedding if contrasts else 0, norm=norm, lr=lr,
             decay=teacher.decay or (0.99 if teaches else 0.0), steps=total,
         )  # fmt: skip
         scoring, pool = Scoring(r, seen.validate_with(r), every=validate_every), Pool(r, seen, pseudo)

@@ -9,6 +9,9 @@ from contrastive_core.errors import UserError
 from contrastive_core.losses.local_contrastive import Reduction, Variant
 from ssl_medseg.crf import CrfName
 
+Norm = Literal["joint", "trunk", "apart"]
+"""With which images the contrastive ones share batch statistics."""
+
 Method = Literal["contrast", "pseudo", "both", "mean-teacher"]
 """Which loss the unlabelled slices take part in."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -12,6 +14,7 @@ from ssl_medseg.keeping import BestWeights, moving_average
 from ssl_medseg.model_folder import Segmenter
 from ssl_medseg.models import ContrastHead, SegmentationNetwork, build_network, settle_statistics
 from ssl_medseg.optimization import adam
+from ssl_medseg.selftraining.options import Norm
 from ssl_medseg.selftraining.rounds import read_rounds
 from ssl_medseg.validation import Validation
 
@@ -22,23 +25,42 @@ class JointNetwork(nn.Module):
     Args:
         network: trunk and segmentation head.
         embedding: width of the embeddings; 0: no second head.
-        whole_batch: the segmentation head's batch norm sees all images of the step, as in the released code; otherwise
-            the segmented ones alone.
+        norm: ``joint``: batch norm sees all images of the step, as in the released code; ``trunk``: but for the
+            segmentation head's, which sees the segmented ones alone; ``apart``: the others pass on their own, and
+            their statistics do not enter the running averages that inference uses.
     """
 
-    def __init__(self, network: SegmentationNetwork, *, embedding: int, whole_batch: bool = True) -> None:
+    def __init__(self, network: SegmentationNetwork, *, embedding: int, norm: Norm = "joint") -> None:
         super().__init__()
         self.network = network
         self.contrast = ContrastHead(network.feature_channels, embedding) if embedding else None
-        self.whole_batch = whole_batch
+        self.norm = norm
 
     def forward(self, images: Tensor, segmented: int) -> tuple[Tensor, Tensor | None]:
         """Logits [segmented, C, H, W] of the first images, embeddings [N - segmented, E, H, W] of the others."""
-        features = self.network.features(images)
-        logits = self.network.segment(features if self.whole_batch else features[:segmented])[:segmented]
         if self.contrast is None or segmented == len(images):
-            return logits, None
+            return self.network(images)[:segmented], None
+        if self.norm == "apart":
+            logits = self.network(images[:segmented])
+            with _unremembered(self.network):
+                return logits, self.contrast(self.network.features(images[segmented:]))
+        features = self.network.features(images)
+        logits = self.network.segment(features if self.norm == "joint" else features[:segmented])[:segmented]
         return logits, self.contrast(features[segmented:])
+
+
+@contextlib.contextmanager
+def _unremembered(network: nn.Module) -> Iterator[None]:
+    """Inside, batch norm uses the statistics of its batch and leaves the running averages as they are."""
+    norms = [part for part in network.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    momenta = [part.momentum for part in norms]
+    for part in norms:
+        part.momentum = 0.0
+    try:
+        yield
+    finally:
+        for part, momentum in zip(norms, momenta, strict=True):
+            part.momentum = momentum
 
 
 class Student:
@@ -49,7 +71,7 @@ class Student:
         found: the segmenter it begins with.
         start: with its trunk and a new head, or with all of it.
         embedding: width of the contrastive head; 0: none.
-        whole_batch: see :class:`JointNetwork`.
+        norm: see :class:`JointNetwork`.
         lr: learning rate.
         decay: of the average; 0: none.
         steps: of the run.
@@ -67,7 +89,7 @@ class Student:
         *,
         start: Literal["trunk", "whole"],
         embedding: int,
-        whole_batch: bool,
+        norm: Norm,
         lr: float,
         decay: float,
         steps: int,
@@ -78,7 +100,7 @@ class Student:
             self._segmenter.load_state_dict(found.network.state_dict())
         else:
             self._segmenter.trunk.load_state_dict(found.network.trunk.state_dict())
-        joint = JointNetwork(self._segmenter, embedding=embedding, whole_batch=whole_batch)
+        joint = JointNetwork(self._segmenter, embedding=embedding, norm=norm)
         settle_statistics(joint, steps=steps)
         joint.to(memory_format=torch.channels_last)
         self.model, self.optimizer = run.setup(joint, adam(joint.parameters(), lr=lr))

@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ssl_medseg.commands.check import check
+    from ssl_medseg.commands.demo import demo
     from ssl_medseg.commands.evaluate import evaluate
     from ssl_medseg.commands.make_splits import make_splits
     from ssl_medseg.commands.predict import predict
@@ -19,6 +20,6 @@ if TYPE_CHECKING:
     from ssl_medseg.commands.selftrain import selftrain
     from ssl_medseg.commands.train import train
 
-__all__ = ["check", "evaluate", "make_splits", "predict", "pretrain", "report", "run", "selftrain", "train"]
+__all__ = ["check", "demo", "evaluate", "make_splits", "predict", "pretrain", "report", "run", "selftrain", "train"]
 
 __getattr__, __dir__ = load_on_use(__name__, {name: f"ssl_medseg.commands.{name}" for name in __all__})

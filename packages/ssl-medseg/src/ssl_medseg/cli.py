@@ -16,21 +16,22 @@ VERBS: dict[str, Verb] = {
         "choose labelled, unlabelled, validation and test patients, as split files",
         alone=True,
     ),
-    "train": Verb("ssl_medseg.commands.train:train", "train a segmenter on the labelled volumes alone: the baseline"),
     "run": Verb(
         "ssl_medseg.commands.run:run", "a few labelled volumes and many others: baseline, rounds, final segmenter"
     ),
+    "train": Verb("ssl_medseg.commands.train:train", "train a segmenter on the labelled volumes alone: the baseline"),
     "pretrain": Verb(
         "ssl_medseg.commands.pretrain:pretrain", "train encoder and decoder without labels, for `train --start`"
     ),
     "selftrain": Verb(
         "ssl_medseg.commands.selftrain:selftrain", "go on with the unlabelled volumes: pseudo-labels and joint training"
     ),
+    "predict": Verb("ssl_medseg.commands.predict:predict", "write masks of images that overlay on them", alone=True),
     "evaluate": Verb(
         "ssl_medseg.commands.evaluate:evaluate", "compare masks with the truth, by case and structure", alone=True
     ),
     "report": Verb("ssl_medseg.commands.report:report", "write a run's self-contained HTML report", alone=True),
-    "predict": Verb("ssl_medseg.commands.predict:predict", "write masks of images that overlay on them", alone=True),
+    "demo": Verb("ssl_medseg.commands.demo:demo", "the whole of it on generated hearts, in a few minutes on a CPU"),
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from contrastive_core.report import html
 from contrastive_core.train.files import write_atomic
 from ssl_medseg.reporting import sections
-from ssl_medseg.reporting.evaluation_section import evaluation_section
+from ssl_medseg.reporting.evaluation_section import evaluation_section, stages_table
 from ssl_medseg.reporting.rounds import rounds_section
 from ssl_medseg.reporting.run_folder import open_run
 
@@ -33,6 +33,7 @@ def report(run: Path, *, out: Path | None = None) -> Path:
         sections.title(found),
         [
             sections.header(found),
+            stages_table(found.stage_evaluations),
             *(evaluation_section(each, folder, place=i) for i, (each, folder) in enumerate(found.evaluations)),
             sections.learnt_from(found),
             sections.training(found),

@@ -233,4 +233,4 @@ def _orientation(grids: Sequence[Grid], options: PreprocessingOptions, *, known:
         what = "the affines say nothing about sides" if not known else f"{letters['']} volumes are oblique by over 30°"
         return "", f"images are taken in the direction they are stored in: {what}"
     most, count = letters.most_common(1)[0]
-    return most, f"images stored in another direction than {most} ({count} of {len(grids)} are) are turned to it"
+    return most, f"{count} of {len(grids)} volumes are stored in the direction {most}; any that is not is turned to it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ssl_medseg.scoring.records import Evaluation, StructureScore
 from ssl_medseg.scoring.summary import StructureSummary, Summary, case_dice, summarise
 from ssl_medseg.scoring.words import mean_and_sd, median_and_quartiles, number, plural, title, warnings
 
+NBSP = "\u00a0"
 _REM_PER_INCH = 5.4
 _MEANINGS = (
     ("Dice", "how much of prediction and truth overlap: 1 is the same mask, 0 no common voxel."),
@@ -55,6 +57,28 @@ def evaluation_section(evaluation: Evaluation, folder: Path, *, place: int = 1) 
     return html.section(f"Evaluation: {evaluation.name}", *parts)
 
 
+def stages_table(stages: Mapping[str, Evaluation]) -> str:
+    """Mean Dice of what each stage of a run has made of the same cases; empty unless there are two stages to compare.
+
+    Args:
+        stages: name of the stage -> its evaluation, in the order of training.
+    """
+    sets = [{case.case for case in evaluation.judged} for evaluation in stages.values()]
+    if len(stages) < 2 or any(cases != sets[0] for cases in sets[1:]):
+        return ""
+    rows = []
+    for name, evaluation in stages.items():
+        summary = summarise(evaluation)
+        each = [mean_and_sd("dice", structure.measures["dice"]) for structure in summary.structures]
+        rows.append([name, *map(_unbroken, [mean_and_sd("dice", summary.mean_dice), *each])])
+    head = ["Dice after", "mean", *next(iter(stages.values())).structures]
+    return html.section(
+        "What every stage has added",
+        html.paragraph(f"The same {plural(len(sets[0]), 'case')}, segmented by the model of each stage of training."),
+        html.figure(html.table(head, rows, kind="numbers")),
+    )
+
+
 def _structures(evaluation: Evaluation, summary: Summary) -> str:
     """Two tables: means, and medians; a cell of fewer cases than there are says so."""
     shown = [m for m in summary.structures[0].measures if m != "error_ml" or evaluation.unit == "mm"]
@@ -67,10 +91,16 @@ def _structures(evaluation: Evaluation, summary: Summary) -> str:
             for measure in shown:
                 found = structure.measures[measure]
                 of = "" if found.n in (0, summary.cases) else f", n = {found.n}"
-                cells.append(write(measure, found) + of)
+                cells.append(_unbroken(write(measure, found)) + of)
             rows.append([structure.structure, *cells])
         tables.append(html.figure(html.table([name, *head[1:]], rows, kind="numbers tight")))
     return "\n".join(tables)
+
+
+def _unbroken(text: str) -> str:
+    """A cell that may break before its brackets only."""
+    first, bracket, rest = text.partition(" (")
+    return f"{first} ({rest.replace(' ', NBSP)}" if bracket else text.replace(" ", NBSP)
 
 
 def _paper(summary: Summary) -> str:

@@ -23,7 +23,7 @@ def rounds_section(rounds: Sequence[Round], *, name: str = "") -> str:
     head = ["round", "cases used", "pixels used", "changed"]
     head += [f"Dice to last, {s}" for s in structures] if len(rounds) > 1 else []
     withheld = any(r.get("withheld") for r in rounds)
-    head += ["validation before", "after"] + (["Dice with withheld truth"] if withheld else [])
+    head += ["validation Dice before", "after"] + (["Dice with withheld truth"] if withheld else [])
     rows = []
     for r in rounds:
         row = [str(r["round"]), f"{r['used']} of {r['cases']}", _percent(r["coverage"]), _percent(r.get("change"))]
@@ -49,7 +49,7 @@ def rounds_section(rounds: Sequence[Round], *, name: str = "") -> str:
         html.paragraph(text),
         html.warnings(warned),
         html.figure(figure),
-        html.figure(html.table(head, rows, kind="numbers")),
+        html.figure(html.table(head, rows, kind="numbers tight")),
     )
 
 
@@ -86,6 +86,7 @@ def rounds_figure(rounds: Sequence[Round]) -> Figure:
                 ha="right", va="bottom", fontsize=8, color=SERIES[i], annotation_clip=False,
             )  # fmt: skip
             drawn += 1
+    dice.set_ylim(0, 1)
     for axes in (area, change, dice):
         axes.set_xlabel("round")
         axes.set_xlim(min(numbers) - 0.3, max(numbers) + 0.3)

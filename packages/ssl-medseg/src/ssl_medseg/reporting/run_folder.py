@@ -72,6 +72,14 @@ class Reported:
         return self.stages[-1]
 
     @property
+    def stage_evaluations(self) -> dict[str, Evaluation]:
+        """Stage -> the newest evaluation of its model, the run's own standing for the last stage's."""
+        found = {stage.name: _evaluations(stage.path) for stage in self.stages if stage.path != self.path}
+        if self.evaluations and found:
+            found[self.last.name] = self.evaluations
+        return {name: evaluations[0][0] for name, evaluations in found.items() if evaluations}
+
+    @property
     def structures(self) -> tuple[str, ...]:
         """Names of the structures, as far as they are known."""
         for stage in reversed(self.stages):
@@ -88,11 +96,7 @@ def open_run(path: Path) -> Reported:
     """
     stages = _stages(path)
     split, data = _split(stages)
-    files = sorted(
-        (file for folder in _evaluation_folders(path) for file in folder.glob("*.json")),
-        key=lambda file: (-file.stat().st_mtime_ns, file.name),
-    )
-    return Reported(path, stages, split, data, tuple((read_evaluation(file), file.parent) for file in files))
+    return Reported(path, stages, split, data, _evaluations(path))
 
 
 def _stages(path: Path) -> tuple[Stage, ...]:
@@ -110,8 +114,11 @@ def _stage(folder: Path, name: str) -> Stage:
     return Stage(name, folder, record, card if "labels" in card else {}, rounds)
 
 
-def _evaluation_folders(path: Path) -> list[Path]:
-    return [folder for folder in (path / "evaluation", path / "masks" / "evaluation") if folder.is_dir()]
+def _evaluations(path: Path) -> tuple[tuple[Evaluation, Path], ...]:
+    """Those of a run or a stage, newest first."""
+    files = [file for folder in (path / "evaluation", path / "masks" / "evaluation") for file in folder.glob("*.json")]
+    files.sort(key=lambda file: (-file.stat().st_mtime_ns, file.name))
+    return tuple((read_evaluation(file), file.parent) for file in files)
 
 
 def _split(stages: tuple[Stage, ...]) -> tuple[dict[str, list[tuple[str, str]]], str]:

@@ -23,6 +23,12 @@ _METHODS = {
     "both": "self-training on pseudo-labels together with the local contrastive loss",
     "mean-teacher": "a mean teacher: predictions agree with those of the averaged network",
 }
+_LOSSES = {
+    "segmentation": "labelled slices",
+    "pseudo": "pseudo-labels",
+    "contrast": "contrastive",
+    "consistency": "agreement with the teacher",
+}
 _PARTS = {
     "labelled": "trained on, with their labels",
     "unlabelled": "trained on as images; whatever labels they have were not opened",
@@ -159,17 +165,13 @@ def _uses_unlabelled(run: Reported) -> bool:
 def panels(stage: Stage, structures: tuple[str, ...]) -> tuple[Panel, ...]:
     """Losses by their parts where there are several, and Dice on validation by structure."""
     logged = {key for record in stage.record.records for key in record}
-    losses = {key: _loss_name(key) for key in sorted(logged) if key == "loss" or key.endswith("_loss")}
-    found = [Panel("Loss", losses or {"loss": ""}, from_zero=False)]
+    losses = {key: name for key, name in _LOSSES.items() if key in logged}
+    found = [Panel("Loss", losses or {"loss": ""})]
     dice = {f"validation_dice_{name.replace(' ', '_')}": name for name in structures}
     lines = {key: name for key, name in dice.items() if key in logged}
     if "validation_dice" in logged:
         found.append(Panel("Dice on validation", {"validation_dice": "mean", **lines}, from_zero=True, noisy=False))
     return tuple(found)
-
-
-def _loss_name(key: str) -> str:
-    return "all" if key == "loss" else key.removesuffix("_loss").replace("_", " ")
 
 
 def settings(run: Reported) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -22,8 +23,10 @@ from ssl_medseg.data import Split, open_dataset, write_split
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import PreprocessingOptions
+from ssl_medseg.reporting.evaluation_section import stages_table
 from ssl_medseg.reporting.rounds import rounds_figure
 from ssl_medseg.reporting.run_folder import open_run
+from ssl_medseg.scoring import read_evaluation
 from tests.pages import assert_stands_alone, read
 
 ROUND = {
@@ -115,6 +118,21 @@ def test_rounds_are_shown_with_their_warnings(run: Path) -> None:
     drawn = [line.get_ydata() for line in figure.axes[0].lines]
     assert [float(y) for y in drawn[0]] == [0.03, 0.001]
     assert float(drawn[1][0]) == 0.035
+
+
+def test_stages_are_compared_on_the_same_cases_and_a_loss_is_said(run: Path) -> None:
+    found = read_evaluation(run / "evaluation" / "Phantom-test.json")
+    worse = replace(
+        found,
+        cases=tuple(
+            replace(case, structures=tuple(replace(s, dice=(s.dice or 0) / 2) for s in case.structures))
+            for case in found.cases
+        ),
+    )
+    gained, lost = (stages_table(pair) for pair in ({"a": worse, "b": found}, {"a": found, "b": worse}))
+    assert "scores lower than" not in gained
+    assert "The last stage, b, scores lower than a" in lost
+    assert stages_table({"a": found}) == stages_table({"a": found, "b": replace(found, cases=())}) == ""
 
 
 def test_a_run_that_has_only_begun(run: Path) -> None:

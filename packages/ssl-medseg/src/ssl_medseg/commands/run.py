@@ -7,6 +7,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from contrastive_core.errors import UserError
 from contrastive_core.train import RunOptions, config, files
@@ -18,7 +19,7 @@ from ssl_medseg.data.own_split import split_by_labels
 from ssl_medseg.losses.segmentation import SegmentationLoss
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.preprocessing import PreprocessingOptions
-from ssl_medseg.selftraining.options import ContrastOptions, Method, PseudoLabelOptions, TeacherOptions
+from ssl_medseg.selftraining.options import ContrastOptions, Method, Norm, PseudoLabelOptions, TeacherOptions
 
 
 def run(
@@ -36,6 +37,8 @@ def run(
     unlabelled_batch: int = 20,
     lr: float = 1e-3,
     loss: SegmentationLoss = "dice",
+    start: Literal["trunk", "whole"] = "trunk",
+    norm: Norm = "joint",
     validate_every: int = 50,
     network: NetworkOptions = NetworkOptions(),  # noqa: B008 - frozen
     contrast: ContrastOptions = ContrastOptions(),  # noqa: B008
@@ -73,6 +76,9 @@ def run(
         unlabelled_batch: unlabelled slices per step.
         lr: learning rate of Adam.
         loss: the segmentation loss, as in `train`.
+        start: self-training begins with the baseline's ``trunk`` and a new head, as the released code, or with the
+            ``whole`` of it; the better choice where rounds are short.
+        norm: of contrastive images, as in `selftrain`.
         validate_every: steps between two scores on the validation cases.
         network: the network.
         contrast: the local contrastive loss.
@@ -114,9 +120,9 @@ def run(
     if not _is_done(student):
         selftrain(
             str(baseline), data, chosen, student, method=method, rounds=rounds, steps=steps, batch_size=batch_size,
-            unlabelled_batch=unlabelled_batch, lr=lr, loss=loss, validate_every=validate_every, contrast=contrast,
-            pseudo=pseudo, teacher=teacher, augment=augment, unlabelled_augment=unlabelled_augment, opening=opening,
-            cache=cache, run=each,
+            unlabelled_batch=unlabelled_batch, lr=lr, loss=loss, start=start, norm=norm,
+            validate_every=validate_every, contrast=contrast, pseudo=pseudo, teacher=teacher, augment=augment,
+            unlabelled_augment=unlabelled_augment, opening=opening, cache=cache, run=each,
         )  # fmt: skip
     new = out / ".model.tmp"
     shutil.rmtree(new, ignore_errors=True)

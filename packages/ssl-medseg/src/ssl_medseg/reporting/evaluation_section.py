@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from ssl_medseg.scoring.words import mean_and_sd, median_and_quartiles, number, 
 
 NBSP = "\u00a0"
 _REM_PER_INCH = 5.4
+_SAME = 0.01  # of mean Dice
 _MEANINGS = (
     ("Dice", "how much of prediction and truth overlap: 1 is the same mask, 0 no common voxel."),
     (
@@ -66,17 +67,30 @@ def stages_table(stages: Mapping[str, Evaluation]) -> str:
     sets = [{case.case for case in evaluation.judged} for evaluation in stages.values()]
     if len(stages) < 2 or any(cases != sets[0] for cases in sets[1:]):
         return ""
-    rows = []
+    rows, means = [], {}
     for name, evaluation in stages.items():
         summary = summarise(evaluation)
+        means[name] = summary.mean_dice.mean or 0.0
         each = [mean_and_sd("dice", structure.measures["dice"]) for structure in summary.structures]
         rows.append([name, *map(_unbroken, [mean_and_sd("dice", summary.mean_dice), *each])])
     head = ["Dice after", "mean", *next(iter(stages.values())).structures]
     return html.section(
         "What every stage has added",
         html.paragraph(f"The same {plural(len(sets[0]), 'case')}, segmented by the model of each stage of training."),
+        html.warnings(_worse(means)),
         html.figure(html.table(head, rows, kind="numbers")),
     )
+
+
+def _worse(means: Mapping[str, float]) -> Iterator[str]:
+    """Says so if training on has made the masks worse."""
+    last, best = list(means)[-1], max(means, key=lambda name: means[name])
+    if means[best] - means[last] > _SAME:
+        yield (
+            f"The last stage, {last}, scores lower than {best} ({number('dice', means[last])} against "
+            f"{number('dice', means[best])}). Longer rounds, --start whole or more labelled patients may help; until "
+            f"then the model in the folder {best} is the better one."
+        )
 
 
 def _structures(evaluation: Evaluation, summary: Summary) -> str:

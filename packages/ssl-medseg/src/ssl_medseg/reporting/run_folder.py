@@ -124,7 +124,8 @@ def _evaluations(path: Path) -> tuple[tuple[Evaluation, Path], ...]:
 def _split(stages: tuple[Stage, ...]) -> tuple[dict[str, list[tuple[str, str]]], str]:
     for stage in reversed(stages):
         named = stage.record.config.get("split")
-        places = [Path(str(named))] if named else []
+        # A relative path was meant from where the run was started: here, or somewhere above its folder.
+        places = [Path(str(named)), *(above / str(named) for above in stage.path.resolve().parents)] if named else []
         for file in [*places, stage.path / "split.json", stage.path.parent / "split.json"]:
             content = _json(file)
             if all(part in content for part in PARTS):

@@ -52,6 +52,13 @@ z = torch.randn(8, 4, requires_grad=True)
 contrastive_core.nt_xent(z, z.flip(0)).backward()
 assert z.grad.isfinite().all()
 """
+MASKS = """
+from pathlib import Path
+import ssl_medseg
+from ssl_medseg.phantom import write_phantom
+write_phantom(Path("hearts"), patients=2, size=32)
+assert ssl_medseg.evaluate(Path("hearts/labelsTr"), "hearts").summary.mean_dice.mean == 1
+"""
 ENGINE = frozenset({"lightning-fabric", "safetensors", "jsonargparse", "rich"})
 CORE = "contrastive-core"
 # The one place that says what belongs to whom: an install has its own libraries and none that only others name.
@@ -77,7 +84,10 @@ INSTALLS = {
         use="import ssl_vision; ssl_vision.knn('pixels', 'digits')",
     ),
     "ssl-medseg": Install(
-        ENGINE | {"monai", "nibabel"}, ("contrastive_core", "ssl_medseg"), ("ssl-medseg --help", "ssl-medseg --version")
+        ENGINE | {"monai", "nibabel", "matplotlib"},
+        ("contrastive_core", "ssl_medseg"),
+        ("ssl-medseg --help", "ssl-medseg --version", "ssl-medseg run --help"),
+        use=MASKS,
     ),
     "ssl-video": Install(
         ENGINE | {"pytorchvideo", "torchvision", "av", "matplotlib"},

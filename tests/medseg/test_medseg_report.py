@@ -17,6 +17,7 @@ from contrastive_core.train import RunOptions
 from ssl_medseg.cli import main
 from ssl_medseg.commands.evaluate import evaluate
 from ssl_medseg.commands.predict import predict
+from ssl_medseg.commands.pretrain import pretrain
 from ssl_medseg.commands.report import report
 from ssl_medseg.commands.train import train
 from ssl_medseg.data import Split, open_dataset, write_split
@@ -166,6 +167,18 @@ def test_a_model_is_evaluated_on_the_test_patients_of_its_run(finished: Path, tm
             evaluate(alone, str(data), out=tmp_path / "all", pictures=False)
     finally:
         (data / "dataset.json").write_text((data / "dataset.json").read_text().replace('"right"', '"RV"'))
+
+
+def test_pre_training_is_no_segmenter(finished: Path, tmp_path: Path) -> None:
+    pretrain(
+        str(finished / "secret-place" / "data"), finished / "split.json", tmp_path / "pre", global_steps=1,
+        local_steps=1, global_volumes=2, local_volumes=2, network=NetworkOptions(width=4),
+        preprocessing=PreprocessingOptions(size=64), run=RunOptions(progress=False, log_every=1),
+    )  # fmt: skip
+    page = read(report(tmp_path / "pre"))
+    for words in ("Pre-training without labels in Phantom", "No segmenter yet", "global", "local"):
+        assert words in page.text
+    assert "Training has not ended" not in page.text
 
 
 def test_what_is_no_run_is_refused(run: Path, tmp_path: Path) -> None:

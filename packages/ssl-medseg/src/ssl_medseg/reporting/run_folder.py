@@ -40,7 +40,14 @@ class Stage:
         stated = self.card.get("details", {}).get("method")
         if stated:
             return str(stated)
-        return next((m for key, m in (("rounds", "selftrain"), ("keep", "train")) if key in self.record.config), "run")
+        return next(
+            (
+                m
+                for key, m in (("rounds", "selftrain"), ("keep", "train"), ("partitions", "pretrain"))
+                if key in self.record.config
+            ),
+            "run",
+        )
 
     @property
     def is_done(self) -> bool:
@@ -83,7 +90,7 @@ class Reported:
     def structures(self) -> tuple[str, ...]:
         """Names of the structures, as far as they are known."""
         for stage in reversed(self.stages):
-            if stage.card:
+            if "labels" in stage.card:
                 return tuple(stage.card["labels"]["names"][1:])
         return self.evaluations[0][0].structures if self.evaluations else ()
 
@@ -111,7 +118,7 @@ def _stage(folder: Path, name: str) -> Stage:
     record = read_record(folder, made_by=_MADE_BY)
     card = _json(folder / "model" / "model.json").get("metadata", {})
     rounds = tuple(_json(file) for file in sorted((folder / "rounds").glob("round-*.json")))
-    return Stage(name, folder, record, card if "labels" in card else {}, rounds)
+    return Stage(name, folder, record, card, rounds)
 
 
 def _evaluations(path: Path) -> tuple[tuple[Evaluation, Path], ...]:

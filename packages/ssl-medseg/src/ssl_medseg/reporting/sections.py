@@ -28,6 +28,8 @@ _LOSSES = {
     "pseudo": "pseudo-labels",
     "contrast": "contrastive",
     "consistency": "agreement with the teacher",
+    "global_loss": "global",
+    "local_loss": "local",
 }
 _PARTS = {
     "labelled": "trained on, with their labels",
@@ -44,8 +46,10 @@ def in_words(method: str) -> str:
 
 def title(run: Reported) -> str:
     """What was learnt, in a few words."""
-    structures = ", ".join(run.structures) or "structures"
-    return f"Segmentation of {structures}" + (f" in {run.data}" if run.data else "")
+    task = f"Segmentation of {', '.join(run.structures) or 'structures'}"
+    if run.last.method.startswith("pretrain"):
+        task = "Pre-training without labels"
+    return task + (f" in {run.data}" if run.data else "")
 
 
 def header(run: Reported) -> str:
@@ -88,7 +92,9 @@ def _cautions(run: Reported) -> Iterator[str]:
             "No validation volumes: nothing says which step was best, so training had a fixed length and its last "
             "weights were kept."
         )
-    if not run.evaluations:
+    if run.last.method.startswith("pretrain"):
+        yield "No segmenter yet: `train --start` goes on from this pre-training with the labelled volumes."
+    elif not run.evaluations:
         yield "Not evaluated yet: nothing is known of how good the masks of new patients are."
     if run.split and len({patient for _, patient in run.split["labelled"]}) == 1:
         yield "One labelled patient: everything was learnt from one anatomy and one hand that drew it."
@@ -105,10 +111,11 @@ def learnt_from(run: Reported) -> str:
         parts.append(html.figure(html.table(["part", "patients", "volumes", "use"], rows, kind="parts")))
         parts.append(html.paragraph("All volumes of a patient are in one part.", kind="note"))
     stated = run.last.card
-    if stated:
+    if "labels" in stated:
         names, values = stated["labels"]["names"][1:], stated["labels"]["values"][1:]
         listed = ", ".join(f"{name} ({value})" for name, value in zip(names, values, strict=True))
         parts.append(html.paragraph(f"Structures and their values in mask files: {listed}."))
+    if "preprocessing" in stated:
         parts.append(html.paragraph(_preprocessing(stated["preprocessing"])))
         labelled = stated.get("details", {}).get("labelled", [])
         if labelled:

@@ -40,6 +40,16 @@ PYTHON: dict[str, dict[str, tuple[str, list[str]]]] = {
     },
     "ssl-medseg": {
         "data": ("Data sets, label maps and splits", ["ssl_medseg.data", "ssl_medseg.checking"]),
+        "geometry": (
+            "Volumes, slices and the way back",
+            [
+                "ssl_medseg.volumes",
+                "ssl_medseg.volumes.dicom_seg",
+                "ssl_medseg.preprocessing",
+                "ssl_medseg.prepared_cases",
+                "ssl_medseg.prediction.segment",
+            ],
+        ),
         "networks": (
             "Networks, losses and model folders",
             [

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ssl_medseg.commands.check import check
     from ssl_medseg.commands.demo import demo
     from ssl_medseg.commands.evaluate import evaluate
+    from ssl_medseg.commands.export import export
     from ssl_medseg.commands.make_splits import make_splits
     from ssl_medseg.commands.predict import predict
     from ssl_medseg.commands.pretrain import pretrain
@@ -20,6 +21,18 @@ if TYPE_CHECKING:
     from ssl_medseg.commands.selftrain import selftrain
     from ssl_medseg.commands.train import train
 
-__all__ = ["check", "demo", "evaluate", "make_splits", "predict", "pretrain", "report", "run", "selftrain", "train"]
+__all__ = [
+    "check",
+    "demo",
+    "evaluate",
+    "export",
+    "make_splits",
+    "predict",
+    "pretrain",
+    "report",
+    "run",
+    "selftrain",
+    "train",
+]
 
 __getattr__, __dir__ = load_on_use(__name__, {name: f"ssl_medseg.commands.{name}" for name in __all__})

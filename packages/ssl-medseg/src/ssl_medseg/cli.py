@@ -32,6 +32,11 @@ VERBS: dict[str, Verb] = {
     ),
     "report": Verb("ssl_medseg.commands.report:report", "write a run's self-contained HTML report", alone=True),
     "demo": Verb("ssl_medseg.commands.demo:demo", "the whole of it on generated hearts, in a few minutes on a CPU"),
+    "export": Verb(
+        "ssl_medseg.commands.export:export",
+        "write a model for other programs: MONAI bundle, ONNX, torch.export",
+        alone=True,
+    ),
 }
 
 

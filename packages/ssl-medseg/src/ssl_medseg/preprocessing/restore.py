@@ -16,8 +16,8 @@ from ssl_medseg.preprocessing.interpolate import to_voxels
 def restore(probabilities: Tensor, geometry: Geometry) -> NDArray[np.float32]:
     """Probabilities of all slices of a volume on the volume's own grid.
 
-    Linear interpolation between pixels, as MONAI's ``Invertd`` does it; where a volume reaches beyond its slices it is
-    background.
+    Linear interpolation between pixels, as MONAI's ``Invertd`` does it; where a volume reaches beyond its slices by
+    a pixel or more it is background.
 
     Args:
         probabilities: ``[S, C, H, W]``, of which class 0 is the background.
@@ -43,7 +43,10 @@ def restore_slices(probabilities: Tensor, geometry: Geometry) -> Tensor:
         ``[N, C, rows, columns]``, rows and columns being voxels of the volume.
     """
     native = to_voxels(probabilities, geometry)
-    native[:, 0] += 1 - to_voxels(torch.ones_like(probabilities[:1, 0]), geometry)
+    # Between the outermost pixel and the next, which is not there, a voxel has part of the weight: it is made whole.
+    shown = to_voxels(torch.ones_like(probabilities[:1, 0]), geometry)
+    native /= shown.clamp_min(torch.finfo(shown.dtype).tiny)
+    native[:, 0] += shown == 0
     return native
 
 

@@ -46,7 +46,12 @@ def test_defaults_follow_the_data_and_say_why(tmp_path: Path) -> None:
     assert p.size == (96, 96)
     assert (p.usual_axis, p.usual_spacing) == (2, (1.2, 1.2))
     words = "\n".join(reasons)
-    for part in ("axis 0 in 1 of 3 volumes, axis 2 in 2 of 3", "8 to 10 mm", "median of 3 volumes", "RAS (2 of 3 are)"):
+    for part in (
+        "axis 0 in 1 of 3 volumes, axis 2 in 2 of 3",
+        "8 to 10 mm",
+        "median of 3 volumes",
+        "2 of 3 volumes are stored in the direction RAS",
+    ):
         assert part in words
     assert len(reasons) == 5
 

@@ -78,8 +78,12 @@ def test_slices_are_restored_a_batch_at_a_time() -> None:
             return super().forward(x)
 
     image, _ = phantom((64, 64, 9))
-    segment(_volume(image, affine((1, 1, 5))), Watched(0.3, 0.5, 0.7), P, batch_size=4)
+    volume, small = _volume(image, affine((1, 1, 5))), Preprocessing(size=(64, 64))
+    segment(volume, Watched(0.3, 0.5, 0.7), small, batch_size=4)
     assert sizes == [4, 4, 1]
+    sizes.clear()
+    segment(volume, Watched(0.3, 0.5, 0.7), Preprocessing(size=(192, 160)), batch_size=4)
+    assert sizes == [1] * 9  # what the caches of a CPU hold
 
 
 def test_every_image_of_a_folder_is_tried(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import Run, load_model
 from contrastive_core.train.device import choose_device
-from contrastive_core.train.model_file import save_model
+from contrastive_core.train.model_file import load_model, save_model
 from ssl_medseg.data.label_map import LabelMap
 from ssl_medseg.models import NetworkOptions, SegmentationNetwork, build_network
 from ssl_medseg.preprocessing import Preprocessing
+
+if TYPE_CHECKING:  # the engine takes a second to import, which opening a model need not wait for
+    from contrastive_core.train import Run
 
 FORMAT = "ssl-medseg segmenter 1"
 
@@ -74,9 +76,9 @@ def save_segmenter(
         "details": dict(details or {}),
     }
     tensors = dict(network.state_dict())
-    if isinstance(target, Run):
-        return target.save_model(tensors, card, folder=folder)
-    return save_model(target, tensors, card)
+    if isinstance(target, Path):
+        return save_model(target, tensors, card)
+    return target.save_model(tensors, card, folder=folder)
 
 
 def load_segmenter(model: str | Path, *, device: str = "auto") -> Segmenter:

@@ -102,7 +102,7 @@ def predict(
             the fourth axis.
         keep_largest: of each structure keep the largest connected part alone.
         pictures: draw slices of every image with its mask, right way round and labelled, as NAME.png beside the mask.
-        batch_size: slices per forward pass; memory grows with it.
+        batch_size: slices per forward pass at most; memory grows with it. A CPU takes as many as its caches hold.
         device: auto, cpu, cuda or mps.
 
     Returns:

@@ -1,0 +1,157 @@
+"""Seconds per volume of `ssl-medseg predict` beside a plain script of MONAI with the same network, from file to mask.
+
+    python -m tools.bench_medseg_predict --shape 320 320 20 --width 16 --threads 1
+    python -m tools.bench_medseg_predict --images ../shared/data/prostate/imagesTr
+
+The script is the chain of MONAI's own tutorials: LoadImaged, ScaleIntensityRangePercentilesd, Spacingd,
+ResizeWithPadOrCropd, SliceInferer, softmax, Invertd, argmax, SaveImaged. It runs with 1, 4 and 16 slices at
+once. Rounds alternate between the contestants, the first is not counted, and medians are printed, with the share of
+equal voxels. Importing is measured by itself: it is paid once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+from torch import nn
+
+from ssl_medseg.data.cases import ImageFile
+from ssl_medseg.data.label_map import LabelMap
+from ssl_medseg.models import NetworkOptions, build_network
+from ssl_medseg.prediction.segment import segment
+from ssl_medseg.preprocessing import Preprocessing
+from ssl_medseg.volumes import read_volume, write_mask
+
+LABELS = LabelMap(("background", "one", "two"), (0, 1, 2))
+SPACING = (0.625, 0.625, 3.6)
+SLICES_AT_ONCE = (1, 4, 16)
+IMPORTS = {
+    "predict": "import ssl_medseg.commands.predict",
+    "MONAI script": "import monai.transforms, monai.inferers",
+}
+Contestant = Callable[[Path, Path], None]
+
+
+def generated(folder: Path, shape: tuple[int, int, int]) -> list[Path]:
+    """Two volumes of noise: speed does not depend on what is seen."""
+    paths = [folder / f"{number}.nii.gz" for number in range(2)]
+    for number, path in enumerate(paths):
+        array = np.random.default_rng(number).integers(0, 500, shape).astype(np.int16)
+        nibabel.save(nibabel.Nifti1Image(array, np.diag([-SPACING[0], -SPACING[1], SPACING[2], 1.0])), path)
+    return paths
+
+
+def ours(network: nn.Module, p: Preprocessing) -> Contestant:
+    """What the command does with one image."""
+
+    def run(image: Path, mask: Path) -> None:
+        volume = read_volume(ImageFile(image))
+        write_mask(segment(volume, network, p).classes, volume, mask, LABELS)
+
+    return run
+
+
+def monai_script(network: nn.Module, p: Preprocessing, batch_size: int) -> Contestant:
+    """The same with MONAI's transforms and inferer."""
+    from monai.inferers.inferer import SliceInferer
+
+    t: Any = importlib.import_module("monai.transforms")  # its names are not exported for type checkers
+
+    spacing = p.spacing or (1.0, 1.0)
+    before = t.Compose(
+        [
+            t.LoadImaged("image", ensure_channel_first=True),
+            t.ScaleIntensityRangePercentilesd("image", 1, 99, 0, 1, clip=False),
+            t.Spacingd("image", (*spacing, -1)),
+            t.ResizeWithPadOrCropd("image", (*p.size, -1)),
+        ]
+    )
+    after = t.Compose(
+        [
+            t.Activationsd("pred", softmax=True),
+            t.Invertd("pred", before, orig_keys="image", nearest_interp=False),
+            t.AsDiscreted("pred", argmax=True),
+        ]
+    )
+    inferer = SliceInferer(roi_size=p.size, sw_batch_size=batch_size, spatial_dim=2)
+
+    @torch.no_grad()
+    def run(image: Path, mask: Path) -> None:
+        case = before({"image": str(image)})
+        case["pred"] = inferer(case["image"][None], network)[0]
+        save = t.SaveImage(
+            mask.parent, "", separate_folder=False, resample=False, output_dtype=np.uint8, print_log=False
+        )
+        save(after(case)["pred"], filename=str(mask.parent / mask.name.removesuffix(".nii.gz")))
+
+    return run
+
+
+def seconds_to_import(code: str) -> float:
+    begun = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    return time.perf_counter() - begun
+
+
+def measure(arguments: argparse.Namespace) -> tuple[dict[str, float], float]:
+    """Contestant -> median seconds per volume, and the share of equal voxels."""
+    torch.set_num_threads(arguments.threads or torch.get_num_threads())
+    torch.manual_seed(0)
+    p = Preprocessing(size=(arguments.size, arguments.size), spacing=(SPACING[0], SPACING[1]))
+    network = build_network(NetworkOptions(width=arguments.width), len(LABELS)).eval()
+    network = network.to(memory_format=torch.channels_last)
+    contestants = {"predict": ours(network, p)}
+    contestants |= {f"MONAI, {size:2} at once": monai_script(network, p, size) for size in SLICES_AT_ONCE}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        images = generated(folder, tuple(arguments.shape))
+        if arguments.images is not None:
+            images = sorted(arguments.images.glob("*.nii.gz"))
+        seconds: dict[str, list[float]] = {name: [] for name in contestants}
+        equal = []
+        for number in range(arguments.rounds + 1):
+            image = images[number % len(images)]
+            masks = {name: folder / f"{place}-{image.name}" for place, name in enumerate(contestants)}
+            for name, run in contestants.items():
+                begun = time.perf_counter()
+                run(image, masks[name])
+                if number:
+                    seconds[name].append(time.perf_counter() - begun)
+            first, *others = (np.asarray(nibabel.load(mask).dataobj) for mask in masks.values())
+            equal += [float((first == other).mean()) for other in others]
+    return {name: statistics.median(found) for name, found in seconds.items()}, min(equal)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", type=int, nargs=3, default=(320, 320, 20), help="of generated volumes")
+    parser.add_argument("--images", type=Path, help="folder of NIfTI files instead")
+    parser.add_argument("--size", type=int, default=192)
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=10)
+    arguments = parser.parse_args(argv)
+    warnings.filterwarnings("ignore")
+    found, equal = measure(arguments)
+    for name, seconds in found.items():
+        print(f"{name:18} {seconds:7.3f} s per volume, {seconds / found['predict']:5.2f} of predict's")
+    for name, code in IMPORTS.items():
+        print(f"{name:18} {seconds_to_import(code):7.3f} s to import")
+    print(f"equal voxels {equal:.4f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -57,8 +57,8 @@ def pass_through(loss: Callable[[Tensor], Tensor]) -> Callable[[], None]:
     return lambda: loss(z).backward()
 
 
-# What a backend takes whatever N is; of the compiled one a thread's weights of a tile in float64.
-FIXED = {"torch": 0, "native": 192 * 400 * 8}
+# What a backend takes whatever N is; of the compiled one every thread's weights of a tile in float64.
+FIXED = {"torch": 0, "native": torch.get_num_threads() * 192 * 400 * 8}
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -69,7 +69,7 @@ def test_memory_is_linear(name: str, tmp_path: Path, backend: str) -> None:
     assert kept <= 12 * ROWS
     assert largest <= max(2 * ROWS, FIXED[backend])
     assert peak <= 20 * ROWS + FIXED[backend]
-    assert peak < MATRIX / 6
+    assert peak - FIXED[backend] < MATRIX / 6
 
 
 def test_the_measure_sees_a_full_matrix(tmp_path: Path) -> None:

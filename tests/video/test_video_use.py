@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from torch import Tensor
 from contrastive_core.errors import UserError
 from contrastive_core.train import Run, RunOptions
 from ssl_video.commands.export import export
-from ssl_video.commands.predict import predict
+from ssl_video.commands.predict import predict, spread
+from ssl_video.contact_sheet import beginning, end
 from ssl_video.data import ClipSpec, Video
 from ssl_video.generated import CLASSES, draw_video, make_videos
 from ssl_video.model_folder import Recipe, load_recognizer, save_recognizer
@@ -77,6 +79,19 @@ def test_predictions_are_those_of_the_network(model: Path, videos: Path, tmp_pat
         predict(str(model), str(videos), out, top=5)
     with pytest.raises(UserError, match="has learned rgb, tg"):
         predict(str(model), str(videos), out, views=("flow",))
+
+
+@pytest.mark.parametrize(
+    ("videos", "most", "shown"), [(13, 24, range(13)), (5, 3, (0, 2, 4)), (4, 1, (0,)), (3, 0, ())]
+)
+def test_the_sheet_shows_as_many_videos_as_it_may(videos: int, most: int, shown: Iterable[int]) -> None:
+    assert spread(videos, most) == set(shown)
+
+
+def test_a_sheet_shortens_names_where_they_are_alike() -> None:
+    assert end("v_JugglingBalls_train_001.avi") == "…lingBalls_train_001.avi"
+    assert beginning("BandMarching 49 %") == "BandMarching 49 %"
+    assert len(end("x" * 80)) == len(beginning("x" * 80)) == 24
 
 
 def expected(model: Path, clips: Tensor, view: str) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -38,7 +37,16 @@ def contact_sheet(thumbnails: Sequence[Thumbnail], out: Path) -> None:
     for axes, thumbnail in zip(grid.flat, thumbnails, strict=False):
         middle = len(index_video(thumbnail.path)) // 2
         axes.imshow(read_frames(thumbnail.path, [middle])[middle])
-        axes.set_title(textwrap.shorten(thumbnail.title, _WIDTH, placeholder="…"), fontsize=7)
-        name = textwrap.shorten(thumbnail.name, _WIDTH, placeholder="…")
-        axes.text(0.5, -0.02, name, transform=axes.transAxes, fontsize=5, ha="center", va="top")
+        axes.set_title(beginning(thumbnail.title), fontsize=7)
+        axes.text(0.5, -0.02, end(thumbnail.name), transform=axes.transAxes, fontsize=5, ha="center", va="top")
     write_atomic(out, to_png(figure))
+
+
+def beginning(text: str) -> str:
+    """As much of a title as there is room for."""
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"
+
+
+def end(text: str) -> str:
+    """As much of a name as there is room for; what tells the files of a folder apart stands at its end."""
+    return text if len(text) <= _WIDTH else f"…{text[1 - _WIDTH :]}"

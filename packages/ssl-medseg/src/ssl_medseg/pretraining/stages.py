@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Literal, NamedTuple
 
 import torch
@@ -28,12 +29,8 @@ class Views(NamedTuple):
     ids: Tensor
 
 
-class Stage:
+class Stage(ABC):
     """Slices of every step: so many of each part of so many volumes, a function of seed and step."""
-
-    def loss(self, network: nn.Module, step: int) -> Tensor:
-        """The loss of this process in `step`."""
-        raise NotImplementedError
 
     def __init__(self, run: Run, slices: SliceSet, *, partitions: int, volumes: int, name: str) -> None:
         self._seed, self._images = run.seed(name), slices.images.to(run.device)
@@ -42,6 +39,10 @@ class Stage:
             seed=run.seed(name, "volumes"), rank=run.rank, world_size=run.world_size,
         )  # fmt: skip
         self._first = run.rank * partitions * volumes
+
+    @abstractmethod
+    def loss(self, network: nn.Module, step: int) -> Tensor:
+        """The loss of this process in `step`."""
 
     def _at(self, step: int) -> Views:
         batch = self.batches.at(step)

@@ -73,7 +73,7 @@ def predict(
             f"top={top}, clips={clips}, crops={crops}, sheet={sheet}"
         )
     videos = open_videos(data)
-    shown = {round(i * (len(videos) - 1) / max(1, sheet - 1)) for i in range(min(sheet, len(videos)))}
+    shown = spread(len(videos), sheet)
     out.parent.mkdir(parents=True, exist_ok=True)
     new = out.with_name(f".{out.name}.tmp")
     thumbnails: list[Thumbnail] = []
@@ -101,3 +101,9 @@ def predict(
         picture = out.with_suffix(".png")
         contact_sheet(thumbnails, picture)
     return PredictResult(out, len(videos), unreadable, picture)
+
+
+def spread(videos: int, most: int) -> set[int]:
+    """Which of so many videos to show: all, or `most` of them from the first to the last."""
+    count = min(videos, most)
+    return {round(i * (videos - 1) / max(1, count - 1)) for i in range(count)}

@@ -49,15 +49,24 @@ def build_network(options: NetworkOptions, classes: int) -> nn.Module:
 
     The last layer starts at N(0, 0.01), and the last batch norm of every residual branch at 0, as in SlowFast.
     """
-    if options.name == "small_slow":
-        return SmallSlow(classes, width=options.width or 16, dropout=options.dropout)
-    if options.name == "r3d_18":
-        from torchvision.models.video import r3d_18  # noqa: PLC0415 - heavy
+    if options.name == "slow_r50":
+        return _slow_r50(options, classes)
+    makers = {"small_slow": _small_slow, "r3d_18": _r3d_18}
+    network = makers.get(options.name, _x3d)(options, classes)
+    # A training step of these takes a sixth to a third less time on a CPU so; Slow R50's takes no less.
+    return network.to(memory_format=torch.channels_last_3d)
 
-        network: nn.Module = r3d_18(weights=None)
-        network.fc = nn.Sequential(nn.Dropout(options.dropout), _last(network.fc.in_features, classes))  # type: ignore[union-attr, arg-type]
-        return network
-    return _slow_r50(options, classes) if options.name == "slow_r50" else _x3d(options, classes)
+
+def _small_slow(options: NetworkOptions, classes: int) -> nn.Module:
+    return SmallSlow(classes, width=options.width or 16, dropout=options.dropout)
+
+
+def _r3d_18(options: NetworkOptions, classes: int) -> nn.Module:
+    from torchvision.models.video import r3d_18  # noqa: PLC0415 - heavy
+
+    network: nn.Module = r3d_18(weights=None)
+    network.fc = nn.Sequential(nn.Dropout(options.dropout), _last(network.fc.in_features, classes))  # type: ignore[union-attr, arg-type]
+    return network
 
 
 def _slow_r50(options: NetworkOptions, classes: int) -> nn.Module:

@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +42,16 @@ class Job:
         return f"{self.program} {shlex.join(self.words)}"
 
 
-def run_all(jobs: Sequence[Job], *, logs: Path, workers: int) -> list[str]:
+def run_all(
+    jobs: Sequence[Job], *, logs: Path, workers: int, call: Callable[[Job, Path], int] | None = None
+) -> list[str]:
     """Run what has no result yet, in order as far as the needs allow.
+
+    Args:
+        jobs: all of them.
+        logs: folder of their logs.
+        workers: jobs at a time.
+        call: how one is run, its output going to the log, and which status it ends with; None: as a program.
 
     Returns:
         Names of the jobs without a result: failed, or waiting for one that did.
@@ -58,7 +66,7 @@ def run_all(jobs: Sequence[Job], *, logs: Path, workers: int) -> list[str]:
         while True:
             for job in [job for job in waiting if done.issuperset(job.after)][: workers - len(running)]:
                 waiting.remove(job)
-                running[pool.submit(_run, job, logs, lock)] = job
+                running[pool.submit(_run, job, logs, lock, call or start)] = job
             if not running:
                 return sorted(failed | {job.name for job in waiting})
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -66,18 +74,23 @@ def run_all(jobs: Sequence[Job], *, logs: Path, workers: int) -> list[str]:
                 (done if future.result() else failed).add(job.name)
 
 
-def _run(job: Job, logs: Path, lock: threading.Lock) -> bool:
+def start(job: Job, log: Path) -> int:
+    """The job as a program of its own, with one thread."""
     command = [sys.executable, "-m", job.program.replace("-", "_"), *job.words]
+    with log.open("w") as stream:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment, check=False).returncode
+
+
+def _run(job: Job, logs: Path, lock: threading.Lock, call: Callable[[Job, Path], int]) -> bool:
     with lock:
         print(f"{job.name}: {job.line}", flush=True)
     log = logs / f"{job.name}.log"
-    with log.open("w") as stream:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment, check=False)
-    good = done.returncode == 0 and job.result.exists()
+    status = call(job, log)
+    good = status == 0 and job.result.exists()
     if not good:
         with lock:
-            print(f"{job.name}: FAILED with status {done.returncode}; see {log}", file=sys.stderr, flush=True)
+            print(f"{job.name}: FAILED with status {status}; see {log}", file=sys.stderr, flush=True)
     return good
 
 

@@ -25,7 +25,7 @@ from tools.evidence_forked import forking
 from tools.evidence_runs import Job, mean_and_spread, run_all
 from tools.results import provenance, write_result
 
-STEPS, MU, WARMUP = 500, 2, 0.4
+STEPS, MU, WARMUP, THRESHOLD = 500, 2, 0.4, 0.4
 CLIPS = 8
 PEAK = 0.3
 CLIP = ("--clip.frames", "4", "--clip.stride", "16", "--size", "40", "--flow", "dis_fast")
@@ -73,7 +73,7 @@ ABLATIONS: dict[str, Method] = {
     "self": mvpl("target: self", "--pseudo.target", "self"),
     "cross": mvpl("target: cross", "--pseudo.target", "cross"),
     "random": mvpl("target: random", "--pseudo.target", "random"),
-    "low": mvpl("threshold 0.3", "--pseudo.threshold", "0.3"),
+    "middle": mvpl("threshold 0.6", "--pseudo.threshold", "0.6"),
     "high": mvpl("threshold 0.8", "--pseudo.threshold", "0.8"),
     "joint": mvpl("joint batch norm, recalibrated", "--bn", "joint"),
     "joint-raw": mvpl("joint batch norm, not recalibrated", "--bn", "joint", "--recalibrate", "0"),
@@ -136,6 +136,8 @@ class Study:
         )
         if not chosen.supervised:
             train += ("--diagnose",)
+            if "--pseudo.threshold" not in train:
+                train += ("--pseudo.threshold", str(THRESHOLD))
         test = (
             *("evaluate", str(out), str(self.data), "--split", split, "--clips", "2", "--crops", "1"),
             *("--to_the_end", "--device", "cpu"),

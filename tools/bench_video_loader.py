@@ -34,7 +34,7 @@ Contestant = Callable[[int], object]
 """From a number to the clip of one video."""
 
 
-def generated(folder: Path) -> dict[str, VideoSet]:
+def generated(folder: Path, seconds: int) -> dict[str, VideoSet]:
     """A moving texture of 240 x 320 pixels, as h264 with key frames often and seldom."""
     texture = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
     sets = {}
@@ -43,7 +43,7 @@ def generated(folder: Path) -> dict[str, VideoSet]:
         with av.open(str(path), "w") as container:
             stream: Any = container.add_stream("libx264", rate=30, options={"g": str(apart)})
             stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
-            for number in range(300):
+            for number in range(30 * seconds):
                 picture = np.ascontiguousarray(np.roll(texture, 2 * number, axis=1))
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             container.mux(stream.encode(None))
@@ -137,6 +137,7 @@ def measure(videos: VideoSet, scratch: Path, *, clips: int, rounds: int) -> dict
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=Path, nargs="*", default=[], help="folders of videos")
+    parser.add_argument("--seconds", type=int, default=10, help="of the generated files")
     parser.add_argument("--count", type=int, default=20, help="clips per round")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path)
@@ -144,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     rows: list[list[object]] = []
     with tempfile.TemporaryDirectory() as scratch:
-        sets = generated(Path(scratch))
+        sets = generated(Path(scratch), arguments.seconds)
         for folder in arguments.videos:
             sets[folder.parent.name if folder.name == "train" else folder.name] = open_videos(folder)
         left_out = {}

@@ -81,7 +81,7 @@ ABLATIONS: dict[str, Method] = {
 }
 METHODS = {**MAIN, **ABLATIONS}
 PERCENTS = (5, 10, 20)
-FEWER_AND_MORE = ("rgb", "all", "fixmatch", "mvpl")
+FEWER_AND_MORE = ("rgb", "all", "mvpl", "fixmatch")
 ABOUT = (
     "Top-1 % on the 208 videos of the test part, 2 clips of each: mean and standard deviation over the draws, and of "
     "the differences from the baseline, paired by draw. 3-D ResNet of 10 layers and width 8, clips of 4 frames at 40 "
@@ -107,10 +107,13 @@ class Study:
 
     def jobs(self) -> list[Job]:
         """Every command; what says most comes first."""
-        cells = [(10, method, draw) for draw in range(self.draws) for method in MAIN if method != "all-long"]
-        cells += [(10, "all-long", draw) for draw in range(self.draws)]
-        cells += [(10, method, draw) for draw in range(self.draws) for method in ABLATIONS]
-        cells += [(percent, m, draw) for draw in range(self.draws) for percent in (5, 20) for m in FEWER_AND_MORE]
+        stages = (
+            (10, FEWER_AND_MORE), (10, ("mvpl-tg", "mvpl-flow")), (10, ("all-long",)), (10, tuple(ABLATIONS)),
+            (5, FEWER_AND_MORE), (20, FEWER_AND_MORE),
+        )  # fmt: skip
+        cells = [
+            (percent, method, draw) for percent, methods in stages for draw in range(self.draws) for method in methods
+        ]
         return [self.splits(), *(job for cell in cells for job in self.cell(*cell))]
 
     def splits(self) -> Job:

@@ -1,0 +1,40 @@
+"""The study of ucf101_10: commands that the command line takes, what is counted as compute, differences by draw."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ssl_video.cli import main
+from tools.evidence_ucf101 import METHODS, Study, equal_compute, paired, signed
+
+
+def test_the_commands_are_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = {job.name: job for job in Study(Path("data"), Path("runs"), draws=1).jobs()}
+    for method, chosen in METHODS.items():
+        assert main([*jobs[f"10percent-{method}-draw0"].words, "--print_config"]) == 0
+        settings = yaml.safe_load(capsys.readouterr().out)
+        clips = settings["batch_size"] * (1 if chosen.supervised else 1 + settings["mu"])
+        assert settings["optimizer"]["lr"] * clips / 40 == pytest.approx(0.3, rel=1e-3), method
+        assert (settings["method"] == "supervised") == chosen.supervised
+
+
+def test_equal_compute_by_hand() -> None:
+    """Of a labelled clip and view: 3 passes. With pseudo-labels 3 for it, 2 x 3 for strong ones and 2 for weak ones."""
+    assert equal_compute() == pytest.approx((200 * 3 + 300 * (3 + 6 + 2)) / (500 * 3))
+
+
+def test_scores_are_paired_by_draw(tmp_path: Path) -> None:
+    study = Study(Path("data"), tmp_path, draws=3)
+    for method, draw, top1 in (("all", 0, 40.0), ("all", 2, 50.0), ("mvpl", 1, 90.0), ("mvpl", 2, 53.0)):
+        path = study.out(10, method, draw) / "evaluation" / "test.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"views": {"rgb": {"top1": top1}}}))
+    scores = study.scores(10, METHODS)
+    assert paired(scores, "mvpl", "all", "rgb") == [3.0]
+    assert paired(scores, "mvpl", "all", "fused") == []
+    assert signed([3.0]) == "+3.0"
+    assert signed([-1.0, -3.0]) == "-2.0 ± 1.4"

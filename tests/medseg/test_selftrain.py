@@ -226,13 +226,30 @@ def test_two_processes_train_as_one(place: Place, tmp_path: Path) -> None:
             assert alone[key] == pytest.approx(together[key], rel=tolerance)
 
 
-def test_the_first_score_is_that_of_the_segmenter_and_no_gain_is_said(
-    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("method", ["pseudo", "mean-teacher"])
+def test_the_segmenter_it_began_with_stays_if_no_step_is_better(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
 ) -> None:
-    place.selftrain(tmp_path / "run", method="pseudo", rounds=1, steps=1, lr=1e-9)
-    [found] = read_rounds(tmp_path / "run")
-    recorded = [m["validation_dice"] for m in metrics(place.start) if "validation_dice" in m]
-    assert found.validation["before"] == pytest.approx(max(recorded))
-    assert ("warning: the segmenter this began with" in capsys.readouterr().err) == (
-        (found.validation["after"] or 0) < max(recorded)
-    )
+    model = place.selftrain(tmp_path / "run", method=method, rounds=1, steps=1, lr=1e-9)
+    before = max(m["validation_dice"] for m in metrics(place.start) if "validation_dice" in m)
+    [after] = [m["validation_dice"] for m in metrics(tmp_path / "run") if "validation_dice" in m]
+    assert after < before  # a new head, not trained
+    assert "warning: the segmenter this began with" in capsys.readouterr().err
+    if method == "pseudo":
+        [found] = read_rounds(tmp_path / "run")
+        assert found.validation["before"] == pytest.approx(before)
+    begun, kept = (load_segmenter(path, device="cpu").network.state_dict() for path in (place.start, model))
+    assert all(torch.equal(kept[name], tensor) for name, tensor in begun.items())
+    assert "those it began with" in json.loads((model / "model.json").read_text())["metadata"]["details"]["weights"]
+    last = place.selftrain(tmp_path / "last", method=method, rounds=1, steps=1, lr=1e-9, keep="last")
+    changed = load_segmenter(last, device="cpu").network.state_dict()
+    assert any(not torch.equal(changed[name], tensor) for name, tensor in begun.items())
+
+
+def test_better_weights_than_those_it_began_with_are_kept(place: Place, tmp_path: Path) -> None:
+    model = place.selftrain(tmp_path / "run", method="pseudo", rounds=2, steps=20, start="whole")
+    scores = [m["validation_dice"] for m in metrics(tmp_path / "run") if "validation_dice" in m]
+    [first, _] = read_rounds(tmp_path / "run")
+    words = json.loads((model / "model.json").read_text())["metadata"]["details"]["weights"]
+    assert max(scores) >= (first.validation["before"] or 0)
+    assert words.startswith(f"the best of validation, Dice {max(scores):.3f}")

@@ -94,8 +94,8 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
             averages.
         validate_every: steps between two scores on the validation cases.
         keep: the weights with the ``best`` mean foreground Dice on validation, or the ``last``; auto: the best if the
-            split has validation cases. The best of a round also makes the pseudo-labels of the next; training itself
-            goes on from the last weights.
+            split has validation cases. If no step scores as high as the segmenter given, that one is kept. The best
+            of a round also makes the pseudo-labels of the next; training itself goes on from the last weights.
         contrast: the local contrastive loss.
         pseudo: how pseudo-labels are made, cleaned and guarded.
         teacher: an average of the weights.
@@ -161,10 +161,12 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
 
         terms: dict[str, Term] = {}
         for step in r.steps(total, samples_per_step=batch_size):
+            if step == 0:
+                scoring.begin(found.network.to(r.device))
             if step % steps == 0 and not teaches:
                 by = f"the segmenter {Path(model).name}" if step == 0 else f"this run, {scoring.words(step)}"
                 source = found.network.to(r.device) if step == 0 else student.kept
-                score = scoring.score(source) if step == 0 else scoring.best_of_round.score
+                score = scoring.begun.score if step == 0 else scoring.best_of_round.score
                 r.record(**pool.refresh(source, scoring.best_of_round, step=step, made_by=by, score=score))
                 scoring.best_of_round.reset()
                 terms = {}

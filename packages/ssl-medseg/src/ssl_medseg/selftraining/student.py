@@ -15,7 +15,6 @@ from ssl_medseg.model_folder import Segmenter
 from ssl_medseg.models import ContrastHead, SegmentationNetwork, build_network, settle_statistics
 from ssl_medseg.optimization import adam
 from ssl_medseg.selftraining.options import Norm
-from ssl_medseg.selftraining.rounds import read_rounds
 from ssl_medseg.validation import Validation
 
 
@@ -121,7 +120,7 @@ class Student:
 
 
 class Scoring:
-    """Scores on the validation cases, and the best weights of the run and of its current round.
+    """Scores on the validation cases, the best weights of the run and of its current round, and those it began with.
 
     Args:
         run: the run, which tracks them.
@@ -131,12 +130,13 @@ class Scoring:
 
     def __init__(self, run: Run, validation: Validation | None, *, every: int) -> None:
         self._run, self._validation, self._every = run, validation, every
-        self.best, self.best_of_round = BestWeights(), BestWeights()
-        run.track(best=self.best, best_of_round=self.best_of_round)
+        self.begun, self.best, self.best_of_round = BestWeights(), BestWeights(), BestWeights()
+        run.track(begun=self.begun, best=self.best, best_of_round=self.best_of_round)
 
-    def score(self, network: nn.Module) -> float | None:
-        """Mean Dice on validation; None without."""
-        return None if self._validation is None else self._validation.scores(network).mean
+    def begin(self, network: nn.Module) -> None:
+        """Score the segmenter the run begins with, which is kept if no step is as good."""
+        if self._validation is not None:
+            self.begun.offer(self._validation.scores(network).mean, step=0, network=network)
 
     def after(self, step: int, network: nn.Module, *, ends_round: bool) -> None:
         """Score after a step, if it is time to."""
@@ -149,14 +149,18 @@ class Scoring:
 
     def choose(self, network: nn.Module, *, keep: str, steps: int) -> str:
         """Put the weights to keep into the network; which they are, in words."""
-        before = next((found.validation["before"] for found in read_rounds(self._run.out)), None)
-        if before is not None and self.best.score is not None and self.best.score < before:
+        begun, best = self.begun, self.best
+        worse = begun.score is not None and best.score is not None and best.score < begun.score
+        if worse:
             self._run.say(
-                f"warning: the segmenter this began with has a validation Dice of {before:.3f}, the best since then "
-                f"{self.best.score:.3f}: the unlabelled volumes did not help, or the run was too short"
+                f"warning: the segmenter this began with has a validation Dice of {begun.score:.3f}, the best since "
+                f"then {best.score:.3f}: the unlabelled volumes did not help, or the run was too short"
             )
         if self._validation is None or keep == "last":
             return f"the last, after step {steps}"
+        if worse:
+            begun.give(network)
+            return f"those it began with, validation Dice {begun.score:.3f}; the best since then had {best.score:.3f}"
         self.best.give(network)
         return f"the best of validation, Dice {self.best.score:.3f} after step {self.best.step}"
 

@@ -80,7 +80,7 @@ def nt_xent(
     rest = lse_among_all(z, scale=scale, way=way, skip=n)
     if bank is None or len(bank) == 0 or n == 0:
         check_at_least_two("nt_xent", n if way == "alone" else n * world_size())
-    pair = scale * paired_similarity(z[:n], z[n:]).repeat(2)
+    pair = scale * paired_similarity(*z.view(2, n, -1).unbind()).repeat(2)
     if bank is not None:
         rest = log_add(rest, row_lse(z, unit_rows(bank, dtype), scale=scale))
     # -log(exp(pair) / (exp(pair) + exp(rest))), without the difference of two almost equal numbers.

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from contrastive_core.native.library import NotLoadedError
-from contrastive_core.similarity import blocks, native, reference
+from contrastive_core.similarity import blocks, directions, native, native_directions, reference
 
 VARIABLE = "CONTRASTIVE_CORE_BACKEND"
 
@@ -46,11 +47,13 @@ class RowLse(Protocol):
 
 @dataclass(frozen=True)
 class Backend:
-    """Two differentiable functions and the name they go by."""
+    """Differentiable functions and the name they go by (`losses.rows` describes the last two)."""
 
     name: str
     self_lse: SelfLse
     row_lse: RowLse
+    unit_rows: Callable[[Tensor, torch.dtype], Tensor] = directions.unit_rows
+    paired_similarity: Callable[[Tensor, Tensor], Tensor] = directions.paired_similarity
 
 
 _BACKENDS: Mapping[str, Backend] = {
@@ -67,7 +70,9 @@ def _native() -> Backend | str:
         native.load_operators()
     except NotLoadedError as error:
         return str(error)
-    return Backend("native", native.self_lse, native.row_lse)
+    return Backend(
+        "native", native.self_lse, native.row_lse, native_directions.unit_rows, native_directions.paired_similarity
+    )
 
 
 def unavailable() -> dict[str, str]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from contrastive_core.native.library import NotLoadedError, load, load_cuda
 from contrastive_core.similarity import blocks
 from contrastive_core.similarity.differentiation import register
+from contrastive_core.similarity.native_directions import register_fakes
 from contrastive_core.similarity.precision import full
 
 CUDA_VARIABLE = "CONTRASTIVE_CORE_CUDA"
@@ -33,6 +34,7 @@ def load_operators() -> None:
     """
     load()
     register("contrastive_core_native")
+    register_fakes()
 
 
 def _takes(x: Tensor) -> bool:

@@ -91,5 +91,5 @@ struct Double {
 #include "tile.h"
 
 namespace contrastive {
-const InstructionSet kAvx2 = {"AVX2", kernels<Single>(), kernels<Double>()};
+const InstructionSet kAvx2 = instruction_set<Single, Double>("AVX2");
 }

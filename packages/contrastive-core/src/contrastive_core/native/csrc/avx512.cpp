@@ -64,5 +64,5 @@ struct Double {
 #include "tile.h"
 
 namespace contrastive {
-const InstructionSet kAvx512 = {"AVX-512", kernels<Single>(), kernels<Double>()};
+const InstructionSet kAvx512 = instruction_set<Single, Double>("AVX-512");
 }

@@ -29,37 +29,51 @@ inline int64_t pieces(int64_t n, int64_t size) { return (n + size - 1) / size; }
 // [panel][depth][vectors of the panel], times `factor`, zeros after the last vector.
 template <class T>
 void pack(const T* from, int64_t vectors, int64_t depth, T factor, int64_t panel, int64_t threads, T* to) {
+  constexpr int64_t kLine = 64 / sizeof(T);  // of a vector as many numbers at a time as a line of the cache holds
   torch::stable::parallel_for(0, threads, 1, [&](int64_t slot, int64_t) {
     for (int64_t p = slot; p * panel < vectors; p += threads) {
       const int64_t count = std::min(panel, vectors - p * panel);
       const T* in = from + p * panel * depth;
       T* out = to + p * panel * depth;
-      for (int64_t k = 0; k < depth; ++k, out += panel) {
-        for (int64_t i = 0; i < count; ++i) out[i] = in[i * depth + k] * factor;
-        for (int64_t i = count; i < panel; ++i) out[i] = 0;
+      for (int64_t first = 0; first < depth; first += kLine) {
+        const int64_t last = std::min(depth, first + kLine);
+        for (int64_t i = 0; i < count; ++i)
+          for (int64_t k = first; k < last; ++k) out[k * panel + i] = in[i * depth + k] * factor;
+        for (int64_t k = first; k < last; ++k) std::fill_n(out + k * panel + count, panel - count, T(0));
       }
     }
   });
 }
 
-// A block of vectors as the right side of add_product: [panel of features][vector][features of the panel].
+// Vectors as the right side of add_product: [block][panel of features][vector of the block][features of the panel].
 template <class T>
-void pack_features(const T* from, int64_t vectors, int64_t depth, int64_t panel, T* to) {
-  for (int64_t f = 0; f < depth; f += panel) {
-    const int64_t count = std::min(panel, depth - f);
-    for (int64_t i = 0; i < vectors; ++i, to += panel) {
-      const T* in = from + i * depth + f;
-      for (int64_t c = 0; c < count; ++c) to[c] = in[c];
-      for (int64_t c = count; c < panel; ++c) to[c] = 0;
-    }
+class Features {
+ public:
+  Features(const T* from, int64_t vectors, int64_t depth, int64_t block, int64_t panel, int64_t threads)
+      : step_(block * pieces(depth, panel) * panel), packed_(pieces(vectors, block) * step_) {
+    torch::stable::parallel_for(0, threads, 1, [&](int64_t slot, int64_t) {
+      for (int64_t b = slot; b * block < vectors; b += threads) {
+        T* to = packed_.at(b * step_);
+        for (int64_t f = 0; f < depth; f += panel) {
+          const int64_t count = std::min(panel, depth - f);
+          const T* in = from + b * block * depth + f;
+          for (int64_t i = std::min(block, vectors - b * block); i > 0; --i, in += depth, to += panel)
+            std::fill_n(std::copy_n(in, count, to), panel - count, T(0));
+        }
+      }
+    });
   }
-}
+  const T* of(int64_t block) const { return packed_.at(block * step_); }
+
+ private:
+  int64_t step_;
+  Scratch<T> packed_;
+};
 
 // What one thread works with.
 struct Desk {
   static constexpr int64_t strip = 8 * kStride;
   static int64_t matrix(int64_t rows) { return rows * kStride; }
-  static int64_t vectors(int64_t block, int64_t depth) { return block * (depth + kPadding); }
 };
 
 }  // namespace contrastive

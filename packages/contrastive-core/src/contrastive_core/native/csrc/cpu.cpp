@@ -8,11 +8,10 @@
 #include "classes.h"
 #include "rectangle.h"
 #include "square.h"
+#include "vector_operators.h"
 
 namespace contrastive {
 namespace {
-
-const InstructionSet* chosen = nullptr;
 
 template <class T>
 const Kernels<T>& kernels();
@@ -23,23 +22,6 @@ const Kernels<float>& kernels() {
 template <>
 const Kernels<double>& kernels() {
   return chosen->twice;
-}
-
-// Half types are computed in float; the gradient goes back to the input's type.
-Tensor widened(const Tensor& x) {
-  const ScalarType type = x.scalar_type();
-  const bool half = type == ScalarType::Half || type == ScalarType::BFloat16;
-  STD_TORCH_CHECK(chosen, "contrastive_core: this processor has neither AVX-512 nor AVX2");
-  STD_TORCH_CHECK(x.dim() == 2, "contrastive_core: expected vectors [rows, features]");
-  STD_TORCH_CHECK(
-      half || type == ScalarType::Float || type == ScalarType::Double,
-      "contrastive_core: expected float32, float64, float16 or bfloat16");
-  return torch::stable::contiguous(half ? torch::stable::to(x, ScalarType::Float) : x);
-}
-
-Tensor narrowed(const Tensor& gradient, const Tensor& input) {
-  const ScalarType type = input.scalar_type();
-  return gradient.scalar_type() == type ? gradient : torch::stable::to(gradient, type);
 }
 
 template <class F>
@@ -207,6 +189,10 @@ STABLE_TORCH_LIBRARY(contrastive_core_native, library) {
   library.def("self_lse_backward(Tensor grad, Tensor lse, " SELF ") -> Tensor");
   library.def("row_lse(" ROWS ") -> Tensor");
   library.def("row_lse_backward(Tensor grad, Tensor lse, " ROWS ", bool needs_q, bool needs_k) -> (Tensor, Tensor)");
+  library.def("unit_rows(Tensor x, bool in_double) -> (Tensor, Tensor)");
+  library.def("unit_rows_backward(Tensor grad, Tensor z, Tensor length, bool from_double) -> Tensor");
+  library.def("pair_similarity(Tensor a, Tensor b) -> Tensor");
+  library.def("pair_similarity_backward(Tensor grad, Tensor a, Tensor b) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(contrastive_core_native, CPU, library) {
@@ -214,4 +200,8 @@ STABLE_TORCH_LIBRARY_IMPL(contrastive_core_native, CPU, library) {
   library.impl("self_lse_backward", TORCH_BOX(&contrastive::self_lse_backward));
   library.impl("row_lse", TORCH_BOX(&contrastive::row_lse));
   library.impl("row_lse_backward", TORCH_BOX(&contrastive::row_lse_backward));
+  library.impl("unit_rows", TORCH_BOX(&contrastive::unit_rows));
+  library.impl("unit_rows_backward", TORCH_BOX(&contrastive::unit_rows_backward));
+  library.impl("pair_similarity", TORCH_BOX(&contrastive::pair_similarity));
+  library.impl("pair_similarity_backward", TORCH_BOX(&contrastive::pair_similarity_backward));
 }

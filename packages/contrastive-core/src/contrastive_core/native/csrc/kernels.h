@@ -61,10 +61,28 @@ struct Kernels {
   void (*add_product)(const Matrix<T>&, bool transposed, const T* vectors, int64_t depth, T* out);
 };
 
+// Of single vectors [count, depth]: see vectors.h. X is the type of the input, Z that of the directions.
+template <class X, class Z>
+struct Directions {
+  void (*unit)(const X* x, int64_t count, int64_t depth, Z* z, double* length);
+  void (*gradient)(const Z* gradient, const Z* z, const double* length, int64_t count, int64_t depth, X* out);
+};
+
+template <class T>
+struct Pairs {
+  void (*similarity)(const T* a, const T* b, int64_t count, int64_t depth, double* out);
+  void (*gradient)(const double* gradient, const T* a, const T* b, int64_t count, int64_t depth, T* da, T* db);
+};
+
 struct InstructionSet {
   const char* name;
   Kernels<float> single;
   Kernels<double> twice;
+  Directions<float, float> directions;
+  Directions<float, double> exact_directions;
+  Directions<double, double> directions_of_doubles;
+  Pairs<float> pairs;
+  Pairs<double> pairs_of_doubles;
 };
 
 extern const InstructionSet kAvx512, kAvx2;

@@ -53,9 +53,21 @@ void add_product(
 }
 
 template <class L>
-contrastive::Kernels<typename L::T> kernels() {
+constexpr contrastive::Kernels<typename L::T> kernels() {
   return {Strips<L>::panel, L::gradient_vectors * L::width, square_forward<L>, rectangle_forward<L>,
           square_weights<L>, rectangle_weights<L>, add_product<L>};
+}
+
+template <class Single, class Double>
+constexpr contrastive::InstructionSet instruction_set(const char* name) {
+  return {name,
+          kernels<Single>(),
+          kernels<Double>(),
+          {unit_vectors<float, float>, unit_gradient<float, float>},
+          {unit_vectors<float, double>, unit_gradient<float, double>},
+          {unit_vectors<double, double>, unit_gradient<double, double>},
+          {pairs<float>, pairs_gradient<float>},
+          {pairs<double>, pairs_gradient<double>}};
 }
 
 }  // namespace

@@ -54,32 +54,27 @@ class Rectangle {
   void backward(const T* shift, const T* weight, T* dq, T* dk) const {
     if (dq) std::fill_n(dq, rows_ * depth_, T(0));
     if (dk) std::fill_n(dk, columns_ * depth_, T(0));
-    const int64_t panels = Desk::vectors(std::max(row_block_, column_block_), depth_);
-    const int64_t matrix = Desk::matrix(row_block_);
-    const Scratch<T> matrices(threads_ * matrix), vectors(threads_ * panels);
+    const int64_t matrix = Desk::matrix(row_block_), panel = kernels_.gradient_panel;
+    const Scratch<T> matrices(threads_ * matrix);
+    const Features<T> keys(k_, dq ? columns_ : 0, depth_, column_block_, panel, threads_);
+    const Features<T> queries(q_, dk ? rows_ : 0, depth_, row_block_, panel, threads_);
     std::vector<char> any(threads_);
-    const auto add = [&](int64_t slot, const Turn& turn, bool transposed, T* out) {
+    const auto add = [&](int64_t slot, const Turn& turn, bool transposed, const T* vectors, T* out) {
       const Matrix<T> weights = {matrices.at(slot * matrix), static_cast<int>(row_size(turn.row)),
                                 static_cast<int>(column_size(turn.column)), false};
-      kernels_.add_product(weights, transposed, vectors.at(slot * panels), depth_, out);
+      if (any[slot]) kernels_.add_product(weights, transposed, vectors, depth_, out);
     };
     rounds(
         [&](int64_t slot, const Turn& turn) {
           const int64_t row = turn.row * row_block_;
           any[slot] = kernels_.rectangle_weights(
               tile(slot, turn), shift + row, weight + row, matrices.at(slot * matrix));
-          if (any[slot] && dq)
-            pack_features(k_ + turn.column * column_block_ * depth_, column_size(turn.column), depth_,
-                          kernels_.gradient_panel, vectors.at(slot * panels));
         },
         [&](int64_t slot, const Turn& turn) {
-          if (any[slot] && dq) add(slot, turn, false, dq + turn.row * row_block_ * depth_);
-          if (any[slot] && dk)
-            pack_features(q_ + turn.row * row_block_ * depth_, row_size(turn.row), depth_, kernels_.gradient_panel,
-                          vectors.at(slot * panels));
+          if (dq) add(slot, turn, false, keys.of(turn.column), dq + turn.row * row_block_ * depth_);
         },
         [&](int64_t slot, const Turn& turn) {
-          if (any[slot] && dk) add(slot, turn, true, dk + turn.column * column_block_ * depth_);
+          if (dk) add(slot, turn, true, queries.of(turn.row), dk + turn.column * column_block_ * depth_);
         });
   }
 

@@ -43,34 +43,27 @@ class Square {
   // out [count, depth] = sum_j exp(S_ij) (weight_i + weight_j) z_j; `weight` is padded.
   void backward(const T* weight, T* out) const {
     std::fill_n(out, count_ * depth_, T(0));
-    const int64_t panels = Desk::vectors(block_, depth_), matrix = Desk::matrix(block_);
-    const Scratch<T> matrices(threads_ * matrix), vectors(threads_ * panels);
+    const int64_t matrix = Desk::matrix(block_);
+    const Scratch<T> matrices(threads_ * matrix);
+    const Features<T> vectors(z_, count_, depth_, block_, kernels_.gradient_panel, threads_);
     std::vector<char> any(threads_);
-    const auto add = [&](int64_t slot, int64_t to, const Turn& turn, bool transposed) {
+    const auto add = [&](int64_t slot, int64_t from, int64_t to, const Turn& turn, bool transposed) {
       if (!any[slot]) return;
       const Matrix<T> weights = {matrices.at(slot * matrix), static_cast<int>(size(turn.row)),
                                 static_cast<int>(size(turn.column)), turn.row == turn.column};
-      kernels_.add_product(weights, transposed, vectors.at(slot * panels), depth_, out + to * block_ * depth_);
-    };
-    const auto load = [&](int64_t slot, int64_t block) {
-      if (any[slot])
-        pack_features(z_ + block * block_ * depth_, size(block), depth_, kernels_.gradient_panel, vectors.at(slot * panels));
+      kernels_.add_product(weights, transposed, vectors.of(from), depth_, out + to * block_ * depth_);
     };
     rounds(
         [&](int64_t slot, const Turn& turn) {
           any[slot] = kernels_.square_weights(
               tile(slot, turn), weight + turn.row * block_, weight + turn.column * block_,
               matrices.at(slot * matrix));
-          load(slot, turn.column);
         },
         [&](int64_t slot, const Turn& turn) {
-          add(slot, turn.row, turn, false);
-          if (turn.row == turn.column)
-            add(slot, turn.column, turn, true);
-          else
-            load(slot, turn.row);
+          add(slot, turn.column, turn.row, turn, false);
+          if (turn.row == turn.column) add(slot, turn.row, turn.column, turn, true);
         },
-        [&](int64_t slot, const Turn& turn) { add(slot, turn.column, turn, true); });
+        [&](int64_t slot, const Turn& turn) { add(slot, turn.row, turn.column, turn, true); });
   }
 
  private:

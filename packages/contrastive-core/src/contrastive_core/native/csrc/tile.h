@@ -4,6 +4,7 @@
 // `Lanes::rows` x `panel` similarities never leaves the registers before it has become a sum, or a weight of the gradient.
 #pragma once
 #include "candidates.h"
+#include "vectors.h"
 
 namespace {
 

@@ -1,8 +1,10 @@
-"""Score a pre-training run on CIFAR-10 beside its peer and its baselines, into results/cifar10.json.
+"""Score a pre-training run on CIFAR-10 beside its peers and its baselines, into results/cifar10.json or peers.json.
 
     ssl-vision pretrain cifar10 --out runs/ours --config simclr-cifar10-cpu
     python -m tools.peer_simclr lightly --data cifar10/train --out runs/lightly --precision bf16
-    python -m tools.evidence_cifar10 --data cifar10 --run runs/ours --lightly runs/lightly --out results/cifar10.json
+    python -m tools.peer_simclr solo-learn --source solo-learn --data cifar10/train --out runs/solo --precision bf16
+    python -m tools.evidence_cifar10 --data cifar10 --run runs/ours --lightly runs/lightly --solo-learn runs/solo \
+        --out results/peers.json
 
 Linear and nearest-neighbour accuracy of every saved epoch (epoch 0 is the untrained network), of raw pixels, and of the
 encoders trained by `tools/peer_simclr.py`. The test images are used here only.
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import normalize
 
 from contrastive_core.train.model_file import save_model
+from ssl_vision.data import open_images
 from ssl_vision.evaluation import accuracy, labelled_features
 from ssl_vision.model_folder import load_encoder
 from ssl_vision.models import EncoderOptions, resnet
@@ -109,6 +112,8 @@ def main() -> None:
             epoch = int(weights.stem.removeprefix("encoder-epoch-"))
             if epoch:
                 models[f"{peer}, {epoch} epochs"] = str(as_model_folder(weights, encoder))
+    seen = len(open_images(arguments.data, split="train"))
+    images = seen - seen % config["batch_size"]
     rows: list[list[str | float]] = []
     for name, model in models.items():
         print(f"{name}: ", end="", flush=True)
@@ -118,16 +123,17 @@ def main() -> None:
     write_result(
         arguments.out,
         {
-            "name": "cifar10",
+            "name": arguments.out.stem,
             **provenance(),
             "seeds": [config["run"]["seed"]],
             "config": config,
             "table": {"columns": ["encoder", "linear top-1 %", "kNN top-1 %"], "rows": rows},
             "notes": [
                 "10,000 test images; linear: 90 epochs on features computed once, without augmentation; kNN: k = 200, "
-                "temperature 0.1. One seed. An epoch shows 49,920 images in two views: 10 epochs are a million views.",
-                "lightly 1.6.0, solo-learn 9187ea3: their own transform, head, loss and optimiser recipe for CIFAR-10, "
-                "with our encoder, batch size and number of steps.",
+                "temperature 0.1. One seed.",
+                f"An epoch shows {images:,} images in two views each. Each peer (lightly 1.6.0, solo-learn 9187ea3): "
+                "its own transform, head, loss and optimiser recipe for CIFAR-10, with our encoder, batch size and "
+                "number of steps. So this compares recipes; in so short a run a temperature or a rate may decide.",
             ],
         },
     )

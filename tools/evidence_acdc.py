@@ -1,10 +1,10 @@
-"""Semi-supervised segmentation of ACDC with 1 and 2 labelled patients. Into results/acdc.json.
+"""Semi-supervised segmentation of ACDC with 1, 2 and 8 labelled patients. Into results/acdc.json.
 
     python -m tools.evidence_acdc --data data/acdc --runs runs/acdc --out results/acdc.json
 
-Five draws of labelled patients; for each the supervised baseline, and from the same first segmenter, in as many further
-steps, the paper's joint training (segmentation loss on labels, local contrastive loss on pseudo-labels), plain
-self-training (Dice on the pseudo-labels) and both together. Methods of a draw share everything but the loss, so their
+Five draws of labelled patients; for each the supervised baseline, and from the same first segmenter plain self-training
+(Dice on the pseudo-labels), the paper's joint training (segmentation loss on labels, local contrastive loss on
+pseudo-labels), both together, and the lines beside them. Methods of a draw share everything but the loss, so their
 differences are paired. Scores are of the ten patients that `split.csv` keeps for validation, here the test part, which
 choose nothing; two other patients choose the step. Commands that have run are not run again; a cell whose draws are not
 all there says how many it has.
@@ -18,23 +18,59 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tools.evidence_runs import Job, mean_and_spread, run_all
 from tools.results import provenance, write_result
 
-FIRST, ROUNDS, STEPS = 600, 3, 150
+FIRST, ROUNDS, STEPS = 300, 3, 100
 MORE = ROUNDS * STEPS
 NETWORK = ("--network.width", "8", "--size", "64")
 CPU = ("--device", "cpu", "--threads", "1", "--log_every", "25")
+APART = ("--norm", "apart")
+COUNTS = (2, 1, 8)
 
-METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "supervised": ("labels alone", ()),
-    "pseudo": ("plain self-training", ("--method", "pseudo")),
-    "contrast": ("contrastive joint training", ("--method", "contrast")),
-    "both": ("both, weight 0.1", ("--method", "both")),
-    "both-light": ("both, weight 0.01", ("--method", "both", "--contrast.weight", "0.01")),
+
+@dataclass(frozen=True)
+class Method:
+    """A line of the table.
+
+    Attributes:
+        name: in words.
+        words: what its command adds.
+        each: slices that a step sees.
+        steps: of training, or of all rounds together, after the first segmenter.
+        kind: which command it is: training goes on on labels alone, `selftrain`, or the parent's pre-training.
+    """
+
+    name: str
+    words: tuple[str, ...] = ()
+    each: int = 20
+    steps: int = MORE
+    kind: Literal["train", "selftrain", "parent"] = "selftrain"
+
+    @property
+    def slices(self) -> int:
+        """Slices seen in all, those of the first segmenter included."""
+        return 20 * FIRST + self.each * self.steps
+
+
+METHODS = {
+    "supervised": Method("labels alone", kind="train"),
+    "pseudo": Method("plain self-training", ("--method", "pseudo"), 40),
+    "both": Method("both, weight 0.03", ("--method", "both", "--contrast.weight", "0.03", *APART), 60),
+    "contrast": Method("contrastive joint training (inter)", ("--method", "contrast", *APART), 40),
+    "supervised-long": Method("labels alone, as many slices as both", kind="train", steps=3 * MORE),
+    "pseudo-long": Method("plain self-training, as many slices as both", ("--method", "pseudo"), 40, 3 * MORE // 2),
+    "teacher": Method("mean teacher", ("--method", "mean-teacher"), 40),
+    "intra": Method("contrastive, intra", ("--method", "contrast", "--contrast.variant", "intra", *APART), 40),
+    "official": Method(
+        "contrastive, the released reduction", ("--method", "contrast", "--contrast.reduction", "official", *APART), 40
+    ),
+    "parent": Method("parent pre-training, then labels", kind="parent", each=48),
 }
-"""Method -> its name in the table, and what its command adds."""
+MAIN = ("supervised", "pseudo", "both", "contrast")
+"""Run first, draw by draw."""
 
 Scores = dict[str, dict[int, float]]
 """Method -> draw -> mean Dice."""
@@ -50,46 +86,75 @@ class Study:
     methods: tuple[str, ...]
 
     def jobs(self) -> list[Job]:
-        """Every command, draw by draw, so that what is there at any time is complete draws."""
-        cells = [(count, draw) for draw in range(1, self.draws + 1) for count in (2, 1)]
-        return [self.splits(), *(job for cell in cells for job in self.cell(*cell))]
+        """Every command: the main methods draw by draw, all labels, then the rest."""
+        cells = [(count, draw) for draw in range(1, self.draws + 1) for count in COUNTS[:2]]
+        cells += [(8, draw) for draw in range(1, 4)]
+        main = [method for method in self.methods if method in MAIN]
+        rest = [method for method in self.methods if method not in MAIN]
+        return [
+            self.splits(),
+            *(job for cell in cells for job in self.cell(*cell, main)),
+            *(job for draw in (1, 2, 3) for job in self.upper(draw)),
+            *(job for cell in cells for job in self.cell(*cell, rest)[1:]),
+        ]
 
     def splits(self) -> Job:
         """Labelled, validation, test and unlabelled patients of every draw."""
         out, table = self.runs / "splits", self.data / "split.csv"
-        words = ("make-splits", str(self.data), str(out), "--labelled", "[1,2]", "--draws", "5", "--validation", "2")
+        words = ("make-splits", str(self.data), str(out), "--labelled", "[1,2,8]", "--draws", "5", "--validation", "2")
         return self._job("splits", (*words, "--table", str(table), "--table_test", "[val]"), out / "all-labelled.json")
 
-    def cell(self, count: int, draw: int) -> list[Job]:
-        """Training and test of every method with some labelled patients."""
-        jobs = [self.train("first", count, draw, FIRST)]
-        for method in self.methods:
-            jobs.append(
-                self.train(method, count, draw, FIRST + MORE)
-                if method == "supervised"
-                else self.go_on(method, count, draw)
+    def cell(self, count: int, draw: int, methods: Sequence[str]) -> list[Job]:
+        """The first segmenter, then training and test of methods, with some labelled patients."""
+        jobs = [self.train("first", count, draw, FIRST, *NETWORK)]
+        for method in methods:
+            jobs += {"train": self.more, "selftrain": self.go_on, "parent": self.parent}[METHODS[method].kind](
+                method, count, draw
             )
             jobs.append(self.test(method, count, draw))
         return jobs
 
-    def train(self, name: str, count: int, draw: int, steps: int) -> Job:
+    def upper(self, seed: int) -> list[Job]:
+        """All labels but those of validation and test, as many steps as labels alone."""
+        out, split = self.runs / f"all-seed{seed}", self.runs / "splits" / "all-labelled.json"
+        words = ("train", str(self.data), str(split), str(out), "--steps", str(FIRST + MORE), *NETWORK)
+        job = self._job(out.name, (*words, *self._shared(seed)), out / "model" / "model.json", "splits")
+        return [job, self._tested(out)]
+
+    def train(self, name: str, count: int, draw: int, steps: int, *words: str) -> Job:
         """On the labels alone."""
         out = self.out(name, count, draw)
-        words = ("train", str(self.data), str(self.split(count, draw)), str(out), "--steps", str(steps), *NETWORK)
-        return self._job(out.name, (*words, *self._shared(draw)), out / "model" / "model.json", "splits")
+        command = ("train", str(self.data), str(self.split(count, draw)), str(out), "--steps", str(steps), *words)
+        return self._job(out.name, (*command, *self._shared(draw)), out / "model" / "model.json", "splits")
 
-    def go_on(self, method: str, count: int, draw: int) -> Job:
+    def more(self, method: str, count: int, draw: int) -> list[Job]:
+        """On the labels alone for longer."""
+        return [self.train(method, count, draw, FIRST + METHODS[method].steps, *NETWORK)]
+
+    def parent(self, method: str, count: int, draw: int) -> list[Job]:
+        """Both stages of pre-training on all training volumes, then the labels."""
+        out = self.out("trunk", count, draw)
+        stages = ("--global_steps", str(MORE // 2), "--local_steps", str(MORE // 2))
+        command = ("pretrain", str(self.data), str(self.split(count, draw)), str(out), *stages, *NETWORK)
+        trunk = self._job(out.name, (*command, *self._shared(draw)), out / "model" / "model.json", "splits")
+        return [trunk, self.train(method, count, draw, FIRST, "--start", str(out))]
+
+    def go_on(self, method: str, count: int, draw: int) -> list[Job]:
         """From the first segmenter, with the unlabelled patients."""
-        out, first = self.out(method, count, draw), self.out("first", count, draw)
+        out, first, found = self.out(method, count, draw), self.out("first", count, draw), METHODS[method]
+        rounds = 1 if method == "teacher" else ROUNDS
         words = (
-            *("selftrain", str(first), str(self.data), str(self.split(count, draw)), str(out), *METHODS[method][1]),
-            *("--rounds", str(ROUNDS), "--steps", str(STEPS), "--pseudo.guard", "warn", "--score_withheld"),
+            *("selftrain", str(first), str(self.data), str(self.split(count, draw)), str(out), *found.words),
+            *("--rounds", str(rounds), "--steps", str(found.steps // rounds), "--start", "whole"),
+            *("--pseudo.guard", "warn", "--score_withheld"),
         )
-        return self._job(out.name, (*words, *self._shared(draw)), out / "model" / "model.json", first.name)
+        return [self._job(out.name, (*words, *self._shared(draw)), out / "model" / "model.json", first.name)]
 
     def test(self, method: str, count: int, draw: int) -> Job:
         """Score the test patients."""
-        out = self.out(method, count, draw)
+        return self._tested(self.out(method, count, draw))
+
+    def _tested(self, out: Path) -> Job:
         words = ("evaluate", str(out), str(self.data), "--name", "test", "--pictures", "false", "--device", "cpu")
         return self._job(f"{out.name}-test", words, out / "evaluation" / "test.json", out.name)
 
@@ -106,10 +171,14 @@ class Study:
         found: Scores = {}
         for method in self.methods:
             for draw in range(1, self.draws + 1):
-                path = self.out(method, count, draw) / "evaluation" / "test.json"
-                if path.exists():
-                    mean = json.loads(path.read_text())["summary"]["mean_dice"]["mean"]
-                    found.setdefault(method, {})[draw] = float(mean)
+                _read(self.out(method, count, draw), found.setdefault(method, {}), draw)
+        return {method: values for method, values in found.items() if values}
+
+    def upper_scores(self) -> dict[int, float]:
+        """With all labels."""
+        found: dict[int, float] = {}
+        for seed in (1, 2, 3):
+            _read(self.runs / f"all-seed{seed}", found, seed)
         return found
 
     def pseudo_dice(self, method: str, count: int) -> list[list[float]]:
@@ -129,6 +198,12 @@ class Study:
         return Job(name, tuple(words), result, after, program="ssl-medseg")
 
 
+def _read(run: Path, into: dict[int, float], number: int) -> None:
+    path = run / "evaluation" / "test.json"
+    if path.exists():
+        into[number] = float(json.loads(path.read_text())["summary"]["mean_dice"]["mean"])
+
+
 def paired(scores: Scores, method: str, baseline: str) -> list[float]:
     """Differences in the draws that both have."""
     mine, theirs = scores.get(method, {}), scores.get(baseline, {})
@@ -138,21 +213,23 @@ def paired(scores: Scores, method: str, baseline: str) -> list[float]:
 def rows(study: Study) -> list[list[object]]:
     """The table: a line per number of labelled patients and method."""
     lines: list[list[object]] = []
-    for count in (1, 2):
+    for count in sorted(COUNTS):
         scores = study.scores(count)
-        for method in study.methods:
-            values = list(scores.get(method, {}).values())
-            if not values:
-                continue
+        for method, found in scores.items():
+            values = list(found.values())
             differences = paired(scores, method, "pseudo") if method != "pseudo" else []
             pseudo = [entry[-1] for entry in study.pseudo_dice(method, count)]
             lines.append(
                 [
-                    count, METHODS[method][0], len(values), mean_and_spread(values, decimals=3),
-                    _signed(differences) if differences else None,
+                    count, METHODS[method].name, len(values), METHODS[method].slices // 1000,
+                    mean_and_spread(values, decimals=3), _signed(differences) if differences else None,
                     mean_and_spread(pseudo, decimals=3) if pseudo else None,
                 ]
             )  # fmt: skip
+    upper = list(study.upper_scores().values())
+    if upper:
+        seen = 20 * (FIRST + MORE) // 1000
+        lines.append(["all", "labels alone", len(upper), seen, mean_and_spread(upper, decimals=3), None, None])
     return lines
 
 
@@ -179,11 +256,11 @@ def main() -> None:
             raise SystemExit(f"not all results are there, for {', '.join(missing)} did not end well")
     notes = [
         "Mean foreground Dice of the 20 volumes of 10 test patients on their own grids: mean and standard deviation "
-        "over the draws of labelled patients that have run. Slices of 64 x 64 pixels, U-Net of width 8; "
-        f"{FIRST} steps on the labels, then {ROUNDS} rounds of {STEPS} (labels alone: {FIRST + MORE} steps), one run "
-        "per cell.",
-        "A step of labels alone sees 20 slices, of plain self-training and of contrastive joint training 40, of both "
-        "60: steps are matched, compute is not.",
+        "over the draws of labelled patients that have run (of all labels: over seeds), one run per cell. Slices of "
+        f"64 x 64 pixels, U-Net of width 8, the package's defaults; {FIRST} steps on the labels, then {ROUNDS} rounds "
+        f"of {STEPS} (labels alone: {FIRST + MORE} steps). Two other patients choose the step.",
+        "Steps are matched, compute is not, but for the lines that say so: the column counts the slices that went "
+        "through the network, those of the first segmenter included.",
     ]
     write_result(
         arguments.out,
@@ -194,14 +271,15 @@ def main() -> None:
             "config": {"commands": [job.line for job in jobs if job.result.exists()]},
             "table": {
                 "columns": [
-                    "labelled patients", "method", "draws", "Dice", "against plain self-training", "last pseudo-labels",
+                    "labelled patients", "method", "draws", "thousand slices seen", "Dice",
+                    "against plain self-training", "last pseudo-labels",
                 ],
                 "rows": rows(study),
             },
             "notes": notes,
-            "test_dice": {str(count): study.scores(count) for count in (1, 2)},
+            "test_dice": {str(count): study.scores(count) for count in COUNTS} | {"all": study.upper_scores()},
             "pseudo_dice": {
-                str(count): {method: study.pseudo_dice(method, count) for method in study.methods} for count in (1, 2)
+                str(count): {method: study.pseudo_dice(method, count) for method in study.methods} for count in COUNTS
             },
         },
     )  # fmt: skip

@@ -18,14 +18,14 @@ class AugmentOptions:
             and in proportion for other sizes; 5 in the paper; 0: none.
         elastic_share: share of the slices that are bent. The released code bends all after a random place of the batch
             of 20, which is 0.525 of them on average.
-        intensity: brightness and contrast as for the contrastive loss. Off in the released code, which builds it and
-            does not reach it.
+        intensity: brightness and contrast as for the contrastive loss. The released code builds it and does not reach
+            it; few labelled patients do not show how differently bright others are.
     """
 
     affine: bool = True
     elastic: float = 5.0
     elastic_share: float = 0.525
-    intensity: bool = False
+    intensity: bool = True
 
     def __post_init__(self) -> None:
         if self.elastic < 0 or not 0 <= self.elastic_share <= 1:

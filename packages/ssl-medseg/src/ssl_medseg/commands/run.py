@@ -12,12 +12,13 @@ from typing import Literal
 from contrastive_core.errors import UserError
 from contrastive_core.train import RunOptions, config, files
 from ssl_medseg.augment import AugmentOptions
-from ssl_medseg.commands.selftrain import MOVED, selftrain
+from ssl_medseg.commands.selftrain import selftrain
 from ssl_medseg.commands.train import train
 from ssl_medseg.data import DataOptions, open_with, read_split, write_split
 from ssl_medseg.data.own_split import split_by_labels
 from ssl_medseg.losses.segmentation import SegmentationLoss
 from ssl_medseg.models import NetworkOptions
+from ssl_medseg.optimization import Schedule
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.selftraining.options import ContrastOptions, Method, Norm, PseudoLabelOptions, TeacherOptions
 
@@ -35,17 +36,18 @@ def run(
     steps: int = 5000,
     batch_size: int = 20,
     unlabelled_batch: int = 20,
-    lr: float = 1e-3,
+    lr: float = 1e-2,
+    schedule: Schedule = "cosine",
     loss: SegmentationLoss = "dice",
     start: Literal["trunk", "whole"] = "trunk",
-    norm: Norm = "joint",
+    norm: Norm = "apart",
     validate_every: int = 50,
     network: NetworkOptions = NetworkOptions(),  # noqa: B008 - frozen
     contrast: ContrastOptions = ContrastOptions(),  # noqa: B008
     pseudo: PseudoLabelOptions = PseudoLabelOptions(),  # noqa: B008
     teacher: TeacherOptions = TeacherOptions(),  # noqa: B008
     augment: AugmentOptions = AugmentOptions(),  # noqa: B008
-    unlabelled_augment: AugmentOptions = MOVED,
+    unlabelled_augment: AugmentOptions = AugmentOptions(),  # noqa: B008
     preprocessing: PreprocessingOptions = PreprocessingOptions(),  # noqa: B008
     opening: DataOptions = DataOptions(),  # noqa: B008
     cache: Path | None = None,
@@ -74,7 +76,8 @@ def run(
         steps: of each round.
         batch_size: labelled slices per step.
         unlabelled_batch: unlabelled slices per step.
-        lr: learning rate of Adam.
+        lr: learning rate of Adam, the largest of the schedule.
+        schedule: of the learning rate, as in `train` and `selftrain`.
         loss: the segmentation loss, as in `train`.
         start: self-training begins with the baseline's ``trunk`` and a new head, as the released code, or with the
             ``whole`` of it; the better choice where rounds are short.
@@ -113,14 +116,14 @@ def run(
     baseline, student = out / "baseline", out / "selftrain"
     if not _is_done(baseline):
         train(
-            data, chosen, baseline, steps=baseline_steps, batch_size=batch_size, lr=lr, loss=loss,
+            data, chosen, baseline, steps=baseline_steps, batch_size=batch_size, lr=lr, schedule=schedule, loss=loss,
             validate_every=validate_every, network=network, augment=augment, preprocessing=preprocessing,
             opening=opening, cache=cache, run=each,
         )  # fmt: skip
     if not _is_done(student):
         selftrain(
             str(baseline), data, chosen, student, method=method, rounds=rounds, steps=steps, batch_size=batch_size,
-            unlabelled_batch=unlabelled_batch, lr=lr, loss=loss, start=start, norm=norm,
+            unlabelled_batch=unlabelled_batch, lr=lr, schedule=schedule, loss=loss, start=start, norm=norm,
             validate_every=validate_every, contrast=contrast, pseudo=pseudo, teacher=teacher, augment=augment,
             unlabelled_augment=unlabelled_augment, opening=opening, cache=cache, run=each,
         )  # fmt: skip

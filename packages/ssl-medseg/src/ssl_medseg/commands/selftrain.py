@@ -14,6 +14,7 @@ from ssl_medseg.batches import SegmentationBatches
 from ssl_medseg.data import DataOptions, open_with
 from ssl_medseg.losses.segmentation import SegmentationLoss, segmentation_loss
 from ssl_medseg.model_folder import Segmenter, load_segmenter, save_segmenter
+from ssl_medseg.optimization import Schedule
 from ssl_medseg.pace import Pace
 from ssl_medseg.prepared_cases import prepare_cases
 from ssl_medseg.selftraining.contrast_term import ContrastTerm
@@ -24,9 +25,6 @@ from ssl_medseg.selftraining.terms import ConsistencyTerm, PseudoTerm, Term
 from ssl_medseg.selftraining.withheld import score_withheld_labels
 from ssl_medseg.slices import slices_with
 from ssl_medseg.training_data import TrainingData, open_training_data
-
-MOVED = AugmentOptions(intensity=True)
-"""How unlabelled slices are augmented under their pseudo-labels: as labelled ones, with brightness and contrast."""
 
 
 def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
@@ -41,18 +39,19 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
     batch_size: int = 20,
     unlabelled_batch: int = 20,
     pseudo_weight: float = 1.0,
-    lr: float = 1e-3,
+    lr: float = 1e-2,
+    schedule: Schedule = "cosine",
     loss: SegmentationLoss = "dice",
     least_classes: int = 1,
     start: Literal["trunk", "whole"] = "trunk",
-    norm: Norm = "joint",
+    norm: Norm = "apart",
     validate_every: int = 50,
     keep: Literal["auto", "best", "last"] = "auto",
     contrast: ContrastOptions = ContrastOptions(),  # noqa: B008 - frozen
     pseudo: PseudoLabelOptions = PseudoLabelOptions(),  # noqa: B008
     teacher: TeacherOptions = TeacherOptions(),  # noqa: B008
     augment: AugmentOptions = AugmentOptions(),  # noqa: B008
-    unlabelled_augment: AugmentOptions = MOVED,
+    unlabelled_augment: AugmentOptions = AugmentOptions(),  # noqa: B008
     opening: DataOptions = DataOptions(),  # noqa: B008
     cache: Path | None = None,
     score_withheld: bool = False,
@@ -64,7 +63,7 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
     labelled slices what the method says of unlabelled ones: ``contrast`` is the paper's, the local contrastive loss on
     pairs of labelled and unlabelled slices; ``pseudo`` is plain self-training, the segmentation loss on pseudo-labels;
     ``both`` adds the two; ``mean-teacher`` has no pseudo-labels and no rounds, but asks that predictions agree with
-    those of the averaged network. All images of a step go through the network in one batch. Labelled volumes keep
+    those of the averaged network. Labelled volumes keep
     their true labels, and are not in the pool.
 
     Files of test cases and labels of unlabelled cases are never opened in training; deleting them changes no byte of
@@ -85,13 +84,15 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
         batch_size: labelled slices per step, over all processes.
         unlabelled_batch: unlabelled slices per step for ``pseudo``, ``both`` and ``mean-teacher``.
         pseudo_weight: of the segmentation loss on pseudo-labels.
-        lr: learning rate of Adam, constant.
+        lr: learning rate of Adam, the largest of the schedule.
+        schedule: ``cosine``: in every round up over the first steps, then down to 0; or ``constant``, at 1e-3 the
+            released code's.
         loss: the segmentation loss, as in `train`.
         least_classes: labelled slices that show fewer classes than this, the background included, are not drawn.
         start: with the segmenter's ``trunk`` and a new head, as the released code, or with the ``whole`` network.
-        norm: batch norm sees contrastive and segmented images as one batch (``joint``, the released code), in the trunk
-            alone (``trunk``), or ``apart``: the contrastive images pass on their own and stay out of the running
-            averages.
+        norm: the contrastive images pass on their own and stay out of batch norm's running averages (``apart``), or are
+            one batch with the segmented ones (``joint``, the released code; brightened and darkened as they are, they
+            cost much in short runs), or in the trunk alone (``trunk``).
         validate_every: steps between two scores on the validation cases.
         keep: the weights with the ``best`` mean foreground Dice on validation, or the ``last``; auto: the best if the
             split has validation cases. If no step scores as high as the segmenter given, that one is kept. The best
@@ -131,7 +132,7 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
         criterion = segmentation_loss(loss, classes=classes)
         student = Student(
             r, found, start=start, embedding=contrast.embedding if contrasts else 0, norm=norm, lr=lr,
-            decay=teacher.decay or (0.99 if teaches else 0.0), steps=total,
+            schedule=schedule, cycle=steps, decay=teacher.decay or (0.99 if teaches else 0.0), steps=total,
         )  # fmt: skip
         scoring, pool = Scoring(r, seen.validate_with(r), every=validate_every), Pool(r, seen, pseudo)
         r.track(pool=pool)

@@ -16,7 +16,7 @@ from ssl_medseg.keeping import BestWeights, moving_average
 from ssl_medseg.losses.segmentation import SegmentationLoss, segmentation_loss
 from ssl_medseg.model_folder import save_segmenter
 from ssl_medseg.models import NetworkOptions, build_network, settle_statistics
-from ssl_medseg.optimization import adam
+from ssl_medseg.optimization import Schedule, adam, scheduler
 from ssl_medseg.pace import Pace, seconds_of
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.pretraining.trunk_folder import load_trunk
@@ -31,7 +31,8 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
     *,
     steps: int = 5000,
     batch_size: int = 20,
-    lr: float = 1e-3,
+    lr: float = 1e-2,
+    schedule: Schedule = "cosine",
     loss: SegmentationLoss = "dice",
     least_classes: int = 1,
     validate_every: int = 50,
@@ -47,8 +48,10 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
 ) -> Path:
     """Train a segmenter on the labelled volumes of a split alone: the baseline, and the start of self-training.
 
-    The defaults are those of the released code: 20 slices per step with affine and elastic augmentation, Dice with the
-    background, Adam at 1e-3, 5,000 steps, the best of a validation every 50 steps. Every slice has draws of its own.
+    The defaults are those of the released code, 20 slices per step with affine and elastic augmentation, Dice with the
+    background, Adam, 5,000 steps, the best of a validation every 50 steps, but for two of our choice that short runs
+    gain much from: a learning rate of 1e-2 that a cosine brings down to 0, where it has 1e-3 throughout, and brightness
+    and contrast of labelled slices. Every slice has draws of its own.
     Files of test cases and labels of unlabelled cases are never opened; deleting them changes no byte of the result.
 
     Args:
@@ -57,7 +60,8 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
         out: the run's folder: config, metrics, checkpoints, model.
         steps: of training.
         batch_size: slices per step, over all processes.
-        lr: learning rate of Adam, constant.
+        lr: learning rate of Adam, the largest of the schedule.
+        schedule: ``cosine``: up over the first steps, then down to 0; or ``constant``, at 1e-3 the released code's.
         loss: ``dice``, ``dice-foreground`` (without the background's), or weighted ``cross-entropy``.
         least_classes: slices that show fewer classes than this, the background included, are not drawn.
         validate_every: steps between two scores on the validation cases, 3-D Dice on their own grids.
@@ -103,8 +107,8 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
         settle_statistics(segmenter, steps=steps)
         criterion = segmentation_loss(loss, classes=classes)
         model, optimizer = r.setup(segmenter, adam(segmenter.parameters(), lr=lr))
-        best = BestWeights()
-        r.track(model=model, optimizer=optimizer, best=best)
+        rates, best = scheduler(optimizer, schedule, cycle=steps), BestWeights()
+        r.track(model=model, optimizer=optimizer, rates=rates, best=best)
         average = None
         if ema:
             average = moving_average(segmenter, ema)
@@ -122,6 +126,7 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
             optimizer.zero_grad()
             r.fabric.backward(value)
             optimizer.step()
+            rates.step()
             if average is not None:
                 average.update_parameters(segmenter)
             r.log(loss=value)

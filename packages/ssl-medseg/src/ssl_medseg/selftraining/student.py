@@ -13,7 +13,7 @@ from contrastive_core.train import Run
 from ssl_medseg.keeping import BestWeights, moving_average
 from ssl_medseg.model_folder import Segmenter
 from ssl_medseg.models import ContrastHead, SegmentationNetwork, build_network, settle_statistics
-from ssl_medseg.optimization import adam
+from ssl_medseg.optimization import Schedule, adam, scheduler
 from ssl_medseg.selftraining.options import Norm
 from ssl_medseg.validation import Validation
 
@@ -71,7 +71,9 @@ class Student:
         start: with its trunk and a new head, or with all of it.
         embedding: width of the contrastive head; 0: none.
         norm: see :class:`JointNetwork`.
-        lr: learning rate.
+        lr: learning rate, the largest of the schedule.
+        schedule: of the learning rate.
+        cycle: steps of one cycle of it.
         decay: of the average; 0: none.
         steps: of the run.
 
@@ -90,6 +92,8 @@ class Student:
         embedding: int,
         norm: Norm,
         lr: float,
+        schedule: Schedule,
+        cycle: int,
         decay: float,
         steps: int,
     ) -> None:
@@ -103,7 +107,8 @@ class Student:
         settle_statistics(joint, steps=steps)
         joint.to(memory_format=torch.channels_last)
         self.model, self.optimizer = run.setup(joint, adam(joint.parameters(), lr=lr))
-        run.track(model=joint, optimizer=self.optimizer)
+        self._rates = scheduler(self.optimizer, schedule, cycle=cycle)
+        run.track(model=joint, optimizer=self.optimizer, rates=self._rates)
         self._average = moving_average(self._segmenter, decay) if decay else None
         self.kept: nn.Module = self._segmenter
         if self._average is not None:
@@ -115,6 +120,7 @@ class Student:
         self.optimizer.zero_grad()
         run.fabric.backward(loss)
         self.optimizer.step()
+        self._rates.step()
         if self._average is not None:
             self._average.update_parameters(self._segmenter)
 

@@ -1,6 +1,6 @@
 """Training speed of `ssl-medseg train`: slices per second of the step alone, and with its batches drawn and augmented.
 
-    python -m tools.bench_medseg_train --size 64 --width 16 --batch-size 20 --threads 1
+    python -m tools.bench_medseg_train --size 64 --width 16 --batch-size 20 --threads 1 --out results/medseg_train.json
 
 Generated slices, so nothing is needed. Rounds alternate between the contestants, and the median over rounds is printed:
 a fixed batch, batches as the command draws them, and both in bfloat16. The ratio says what share of the speed is left
@@ -27,6 +27,7 @@ from ssl_medseg.losses.dice import dice_loss
 from ssl_medseg.models import NetworkOptions, build_network
 from ssl_medseg.optimization import adam
 from ssl_medseg.slices import SliceSet
+from tools.results import provenance, write_result
 
 CLASSES = 4
 PRECISIONS: tuple[Literal["32-true", "bf16-mixed"], ...] = ("32-true", "bf16-mixed")
@@ -93,13 +94,39 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--device", default="cpu", choices=["auto", "cpu", "cuda", "mps"])
+    parser.add_argument("--out", type=Path, help="results file")
     arguments = parser.parse_args(argv)
     speeds = measure(arguments)
     for name, speed in speeds.items():
         print(f"{name:34} {speed:9.1f} slices/s")
+    rows: list[list[object]] = []
     for precision in PRECISIONS:
         fixed, loaded = (speeds[f"{precision}, {kind}"] for kind in ("one fixed batch", "drawn and augmented"))
         print(f"{precision}: with loading / without {loaded / fixed:.3f}")
+        rows.append([precision, round(fixed, 1), round(loaded, 1), round(loaded / fixed, 3)])
+    if arguments.out is not None:
+        size = arguments.size
+        write_result(
+            arguments.out,
+            {
+                "name": arguments.out.stem,
+                **provenance(),
+                "seeds": [0],
+                "config": {
+                    name: getattr(arguments, name)
+                    for name in ("size", "width", "batch_size", "threads", "rounds", "device")
+                },
+                "table": {
+                    "columns": ["precision", "slices/s, one fixed batch", "slices/s, drawn and augmented", "ratio"],
+                    "rows": rows,
+                },
+                "notes": [
+                    f"A step of train, {arguments.batch_size} slices of {size} x {size} pixels, U-Net of width "
+                    f"{arguments.width}, {arguments.threads or 'all'} thread(s), {arguments.device}; median of "
+                    f"{arguments.rounds} alternating rounds."
+                ],
+            },
+        )
 
 
 if __name__ == "__main__":

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from tools import bench_medseg_predict
+from tools.results_table import validate
 
 
 def test_it_measures_both_and_their_masks_agree(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(bench_medseg_predict, "seconds_to_import", lambda code: 1.0)
+    out = tmp_path / "speed.json"
     bench_medseg_predict.main(
-        ["--shape", "50", "40", "3", "--size", "32", "--width", "2", "--rounds", "1", "--threads", "1"]
+        [
+            "--shape",
+            "50",
+            "40",
+            "3",
+            "--size",
+            "32",
+            "--width",
+            "2",
+            "--rounds",
+            "1",
+            "--threads",
+            "1",
+            "--out",
+            str(out),
+        ]
     )
-    said = capsys.readouterr().out
+    said = capsys.readouterr().out.removesuffix(f"wrote {out}\n")
+    assert validate(out) == []
     assert len(re.findall(r"[\d.]+ s per volume", said)) == 4
     assert float(said.split()[-1]) > 0.99

@@ -1,0 +1,54 @@
+"""The studies of ACDC and prostate: which commands, how many slices, and what counts as measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ssl_medseg.cli import main
+from tools import evidence_acdc, evidence_prostate
+
+
+def test_every_command_of_the_studies_is_one_that_the_program_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    studies = (
+        evidence_acdc.Study(Path("data"), Path("runs"), 1, tuple(evidence_acdc.METHODS)),
+        evidence_prostate.Study(Path("data"), Path("runs"), 1),
+    )
+    jobs = {job.name: job for study in studies for job in study.jobs() if "-8-" not in job.name}
+    assert {"both-1-draw1-test", "trunk-2-draw1", "all-seed3", "kept-draw1-test"} <= jobs.keys()
+    for job in jobs.values():
+        assert main([*job.words, "--print_config"]) == 0, f"{job.line}\n{capsys.readouterr().err}"
+
+
+def write_scores(path: Path, **structures: dict[str, float | None]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entries = [
+        {"structure": name, "measures": {m: {"mean": v, "n_missing": int(v is None)} for m, v in measures.items()}}
+        for name, measures in structures.items()
+    ]
+    dice = [measures["dice"] for measures in structures.values()]
+    mean = sum(value for value in dice if value is not None) / len(dice)
+    path.write_text(json.dumps({"summary": {"structures": entries, "mean_dice": {"mean": mean}}}))
+
+
+def test_differences_are_of_the_draws_that_both_methods_have(tmp_path: Path) -> None:
+    study = evidence_acdc.Study(Path("data"), tmp_path, 5, ("supervised", "pseudo"))
+    for method, draw, dice in [("supervised", 1, 0.5), ("supervised", 2, 0.9), ("pseudo", 1, 0.625)]:
+        write_scores(study.out(method, 2, draw) / "evaluation" / "test.json", LV={"dice": dice})
+    lines = {line[1]: line for line in evidence_acdc.rows(study)}
+    assert lines["labels alone"][2:6] == [2, 12, "0.700 ± 0.283", "-0.125"]
+    assert lines["plain self-training"][2:6] == [1, 18, "0.625", None]
+
+
+def test_both_controls_see_as_many_slices_as_both() -> None:
+    slices = {name: method.slices for name, method in evidence_acdc.METHODS.items()}
+    assert slices["supervised-long"] == slices["pseudo-long"] == slices["both"]
+
+
+def test_a_measure_that_a_test_volume_lacks_is_not_averaged(tmp_path: Path) -> None:
+    path = tmp_path / "test.json"
+    write_scores(path, one={"dice": 0.5, "hd95": 4.0, "assd": 1.0}, two={"dice": 0.7, "hd95": None, "assd": 2.0})
+    found = evidence_prostate.measured(path)
+    assert found == {"dice": pytest.approx(0.6), "hd95": None, "assd": pytest.approx(1.5)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from contrastive_core.errors import UserError
 from ssl_medseg.checking.headers import header_texts
 from ssl_medseg.data.cases import ImageFile
+from ssl_medseg.data.files import without_path
 from ssl_medseg.preprocessing.geometry import axis_letters, slice_axis
 from ssl_medseg.volumes import Grid, read_volume
 from ssl_medseg.volumes.nifti import one_volume, open_nifti
@@ -94,11 +94,6 @@ def digest_of(array: NDArray[Any]) -> str:
     digest = hashlib.blake2b(str(array.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
-
-
-def without_path(error: Exception, path: Path) -> str:
-    """The message of an error about a file, without saying where the file lies."""
-    return str(error).replace(f"{path}: ", "").replace(str(path), path.name).replace(f"{path.parent}/", "")
 
 
 def _holds_several(image: ImageFile) -> bool:

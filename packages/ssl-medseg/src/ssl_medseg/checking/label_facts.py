@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
-from ssl_medseg.checking.image_facts import digest_of, without_path
+from ssl_medseg.checking.image_facts import digest_of
+from ssl_medseg.data.files import without_path
 from ssl_medseg.data.label_map import ROUNDING, LabelMap
 from ssl_medseg.preprocessing.geometry import slice_axis
 from ssl_medseg.volumes import Grid, grid_difference, read_label_values

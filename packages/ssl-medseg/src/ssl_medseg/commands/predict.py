@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from contrastive_core.errors import UserError
 from contrastive_core.train.files import write_atomic
 from contrastive_core.train.progress import track
-from ssl_medseg.data.files import DICOM_ENDINGS, ENDINGS, stem
+from ssl_medseg.data.files import DICOM_ENDINGS, ENDINGS, stem, without_path
 from ssl_medseg.data.label_map import LabelMap
 from ssl_medseg.model_folder import Segmenter, load_segmenter
 from ssl_medseg.prediction.images import Wanted, find_images
@@ -141,7 +141,8 @@ def predict(
                 notes=segmented.notes,
             )
         except _TROUBLE as error:
-            case = PredictedCase(wanted.name, error=str(error) or type(error).__name__)
+            why = without_path(error, Path(wanted.image.path)).replace(f"{folder}/", "") or type(error).__name__
+            case = PredictedCase(wanted.name, error=why)
         done.append(case)
     result = PredictResult(folder, tuple(done))
     if folder == Path(out):
@@ -209,7 +210,7 @@ def _write_summary(result: PredictResult, segmenter: Segmenter) -> None:
 
 def _failures(failed: list[PredictedCase], result: PredictResult) -> str:
     if len(result.cases) == 1:
-        return failed[0].error
+        return f"{failed[0].image}: {failed[0].error}"
     lines = [f"\n  {case.image}: {case.error}" for case in failed[:_SHOWN]]
     more = f"\n  and {len(failed) - _SHOWN} more: see predictions.json" if len(failed) > _SHOWN else ""
     return (

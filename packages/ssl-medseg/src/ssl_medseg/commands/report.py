@@ -12,17 +12,19 @@ from ssl_medseg.reporting.rounds import rounds_section
 from ssl_medseg.reporting.run_folder import open_run
 
 
-def report(run: Path, *, out: Path | None = None) -> Path:
+def report(run: Path, *, out: Path | None = None, show_paths: bool = False) -> Path:
     """Write a run's report: one HTML file that holds everything it shows and asks nothing of the network.
 
     What was learnt from what; curves; the pseudo-labels over the rounds; of every evaluation in the run's folder
     ``evaluation`` the tables by structure and case, Bland-Altman plots, and the best, median and worst case with the
     masks on the image; settings and environment. It says in plain words what a reader must beware of. Names of
-    cases stand in it; paths of images do not. A run that has not ended or was not evaluated still gets its report.
+    cases and of the data set stand in it; where files lie does not, unless asked for. A run that has not ended or was
+    not evaluated still gets its report.
 
     Args:
         run: the out folder of ``ssl-medseg train``, ``selftrain`` or ``run``.
         out: the HTML file; by default ``report.html`` in the run's folder.
+        show_paths: let the settings say where data and run lie, as the run's config.yaml does.
 
     Returns:
         The HTML file.
@@ -38,7 +40,7 @@ def report(run: Path, *, out: Path | None = None) -> Path:
             sections.learnt_from(found),
             sections.training(found),
             *(rounds_section(stage.rounds, name=stage.name if several else "") for stage in found.stages),
-            sections.settings(found),
+            sections.settings(found, show_paths=show_paths),
             sections.surroundings(found),
         ],
     )

@@ -44,6 +44,11 @@ def images_in(folder: Path, *, series: bool = True) -> Iterator[Path]:
                 yield path
 
 
+def without_path(error: Exception, path: Path) -> str:
+    """The message of an error about a file, without saying where the file lies."""
+    return str(error).replace(f"{path}: ", "").replace(str(path), path.name).replace(f"{path.parent}/", "")
+
+
 def _has_dicom_mark(file: Path) -> bool:
     with file.open("rb") as opened:
         return opened.read(132)[128:] == b"DICM"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 import shlex
 from collections.abc import Iterator, Mapping
 from html import escape
+from pathlib import PurePath
 from typing import Any
 
 from contrastive_core.report import closing, html
@@ -181,13 +183,24 @@ def panels(stage: Stage, structures: tuple[str, ...]) -> tuple[Panel, ...]:
     return tuple(found)
 
 
-def settings(run: Reported) -> str:
-    """Settings of the last stage, and the command that repeats it."""
+def settings(run: Reported, *, show_paths: bool = False) -> str:
+    """Settings of the last stage, and the command that repeats it; where files lie only for those who ask for it."""
     stage = run.last
     verb = stage.method.split()[0]
     command = getattr(importlib.import_module(f"ssl_medseg.commands.{verb}"), verb)
-    again = f"ssl-medseg {verb} --config {shlex.quote(str(stage.path / 'config.yaml'))} --out runs/again"
-    return closing.settings(stage.record.config, command, name=stage.name or verb, again=again)
+    place = stage.path if show_paths else PurePath("RUN", stage.name)
+    again = f"ssl-medseg {verb} --config {shlex.quote(str(place / 'config.yaml'))} --out runs/again"
+    config = stage.record.config if show_paths else _without_folders(stage.record.config)
+    return closing.settings(config, command, name=stage.name or verb, again=again)
+
+
+def _without_folders(value: Any) -> Any:
+    """Settings with the last part of every path alone: folders above may be called after patients."""
+    if isinstance(value, Mapping):
+        return {key: _without_folders(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_folders(item) for item in value]
+    return PurePath(value).name if isinstance(value, str) and os.sep in value else value
 
 
 def surroundings(run: Reported) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from contrastive_core.errors import UserError
 from contrastive_core.train.progress import track
 from ssl_medseg.data.cases import Case, DataSet
+from ssl_medseg.data.files import without_path
 from ssl_medseg.model_folder import load_segmenter
 from ssl_medseg.prediction.segment import segment
 from ssl_medseg.volumes import read_volume, write_mask
@@ -67,5 +68,5 @@ def predict_cases(
             write_mask(found.classes, volume, path, dataset.labels)
             masks[case.name] = path
         except UserError as error:
-            failed[case.name] = str(error)
+            failed[case.name] = without_path(error, case.image.path)
     return Predicted(masks, failed, tuple(segmenter.details.get("labelled", ())))

@@ -1,96 +1,119 @@
 """Time and memory of `contrastive_core.nt_xent` beside its peers and the matrix products nobody can avoid.
 
-    python -m tools.bench_losses --sizes 1024 4096 --dims 128 --threads 1 2 --out results/bench_losses.json
+    python -m tools.bench_losses --out results/bench_losses.json    # about ten minutes on a quiet machine
 
 A size is the number N of embeddings compared (N / 2 samples, two views each); a call is value and gradient in float32.
-Every cell runs in a process of its own (`tools/bench/loss_cell.py`), so that its peak memory is its own. A round goes
-over all cells, and medians over rounds are reported, so that a busy minute of the machine does not fall on one method.
+Every cell runs in a process of its own (`tools/bench/loss_cell.py`), forked from one that has imported everything, so
+that its peak memory is its own. A round goes over all cells, and medians over rounds are reported, so that a busy
+minute of the machine does not fall on one method; a call that takes longer than `--long` is made in one round only.
 Peers that are not installed and cells that do not fit into the memory limit are left out, saying so.
 
 `nt_xent` uses the compiled library where it is built (`python -m contrastive_core build`), `nt_xent_torch` does not.
 Times are CPU seconds at one thread (they hold on a machine that is also busy), wall seconds at more, device seconds on
-CUDA. Printed are Markdown tables: seconds and extra megabytes, then both as multiples of nt_xent.
+CUDA. The table has a row for every size: seconds and megabytes of nt_xent, and of the others multiples of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
-import os
+import multiprocessing
 import statistics
-import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from contrastive_core import info
-from tools.bench.loss_cell import METHODS
-from tools.results import ROOT, provenance, write_result
+from tools.bench.loss_cell import METHODS, measure
+from tools.results import provenance, write_result
+from tools.results_table import render
 
 OURS = "nt_xent"
+DEFAULT = (OURS, "nt_xent_torch", "gemm2", "full_matrix", "lightly")
 Result = dict[str, Any]
 Key = tuple[int, int, int, str]  # threads, dim, rows, method
 
 
 def main() -> int:
     arguments = parse()
-    keys = [*itertools.product(arguments.threads, arguments.dims, sorted(arguments.sizes), arguments.methods)]
+    start = time.monotonic()
+    keys = [*itertools.product(arguments.threads, arguments.dims, arguments.sizes, arguments.methods)]
     measured: dict[Key, list[Result]] = {key: [] for key in keys}
     for number, (threads, dim, rows, method) in itertools.product(range(arguments.rounds), keys):
+        key = (threads, dim, rows, method)
         smaller = [measured[threads, dim, size, method] for size in arguments.sizes if size <= rows]
         if any("skipped" in result for results in smaller for result in results):
             continue
+        if any(result["wall_s"] > arguments.long for result in measured[key]):
+            continue
         result = run_cell(arguments, method=method, rows=rows, dim=dim, threads=threads)
-        measured[threads, dim, rows, method].append(result)
+        measured[key].append(result)
         note = result.get("skipped") or f"{result['wall_s']:.4f} s wall, {result['extra_mb']:.0f} MB"
-        print(f"round {number + 1}: N={rows} D={dim} threads={threads} {method}: {note}", file=sys.stderr, flush=True)
+        spent = time.monotonic() - start
+        print(f"{spent:4.0f} s, round {number + 1}: N={rows} D={dim} threads={threads} {method}: {note}",
+              file=sys.stderr, flush=True)  # fmt: skip
     merged = {key: merge(results) for key, results in measured.items()}
     check_agreement(merged)
-    for threads, dim in itertools.product(arguments.threads, arguments.dims):
-        print_tables(merged, threads, dim, arguments)
+    result = as_result(merged, arguments)
+    print(render(result, f"{arguments.out or 'bench_losses.json'}"))
     if arguments.out:
-        write_result(arguments.out, as_result(merged, arguments))
-    return int(any("failed" in f"{result.get('skipped')}" for result in merged.values()))
+        write_result(arguments.out, result)
+    return int(any("failed" in f"{found.get('skipped')}" for found in merged.values()))
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 4096, 16384, 32768], help="embeddings N, even")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 4096, 16384], help="embeddings N, even")
     parser.add_argument("--dims", type=int, nargs="+", default=[64, 128, 256, 512])
-    parser.add_argument("--threads", type=int, nargs="+", default=[1])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--methods", nargs="+", default=list(DEFAULT), choices=list(METHODS))
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rounds", type=int, default=3, help="passes over all cells")
     parser.add_argument("--repeats", type=int, default=5, help="timed calls per cell and round")
-    parser.add_argument("--seconds", type=float, default=20.0, help="no further repeat after this long in a cell")
+    parser.add_argument("--seconds", type=float, default=1.0, help="no further repeat after this long in a cell")
+    parser.add_argument("--long", type=float, default=4.0, help="seconds of a call from which one round is enough")
     parser.add_argument("--timeout", type=float, default=900.0, help="give a cell up after this many seconds")
     parser.add_argument("--limit-gb", type=float, default=8.0, help="extra memory a cell may take")
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     arguments = parser.parse_args()
+    arguments.sizes.sort()
     if any(size < 2 or size % 2 for size in arguments.sizes):
         parser.error(f"--sizes: got {arguments.sizes}, expected even numbers of embeddings (two views per sample)")
     return arguments
 
 
-def run_cell(arguments: argparse.Namespace, *, method: str, rows: int, dim: int, threads: int) -> Result:
-    """The cell's result from a fresh process, or {"skipped": why}."""
-    spec = {"method": method, "rows": rows, "dim": dim, "threads": threads, "device": arguments.device}
-    spec |= {"repeats": arguments.repeats, "seconds": arguments.seconds, "limit_mb": arguments.limit_gb * 1024}
-    command = [sys.executable, "-m", "tools.bench.loss_cell", json.dumps(spec)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+def run_cell(arguments: argparse.Namespace, **cell: Any) -> Result:
+    """The cell's result from a process of its own, or {"skipped": why}."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["tools.bench.loss_cell", "tools.bench.peers"])
+    results, end = processes.Pipe(duplex=False)
+    options = {"device": arguments.device, "repeats": arguments.repeats, "seconds": arguments.seconds}
+    options |= {"long": arguments.long, "limit_mb": arguments.limit_gb * 1024}
+    process = processes.Process(target=work, args=(end, {**cell, **options}))
+    process.start()
+    end.close()
     try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=arguments.timeout, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return {"skipped": f"takes more than {arguments.timeout:.0f} s"}
-    if done.returncode != 0:
-        return {"skipped": f"failed ({done.returncode}): {(done.stderr.strip().splitlines() or ['no message'])[-1]}"}
-    result: Result = json.loads(done.stdout.splitlines()[-1])
+        if not results.poll(arguments.timeout):
+            process.kill()
+            return {"skipped": f"takes more than {arguments.timeout:.0f} s"}
+        result: Result = results.recv()
+    except EOFError:
+        process.join()
+        result = {"skipped": f"failed ({process.exitcode})"}
+    process.join()
     return result
+
+
+def work(end: Connection, cell: Mapping[str, Any]) -> None:
+    try:
+        end.send(measure(**cell))
+    except Exception as error:
+        end.send({"skipped": f"failed: {type(error).__name__}: {error}"})
+        raise
 
 
 def merge(results: list[Result]) -> Result:
@@ -114,29 +137,34 @@ def check_agreement(merged: Mapping[Key, Result]) -> None:
 
 
 def as_result(merged: Mapping[Key, Result], arguments: argparse.Namespace) -> dict[str, object]:
-    """The results file: every cell, and a table of times and memory as multiples of nt_xent's."""
+    """The results file: every cell, and a table with a row for every size."""
     names = ("threads", "dim", "rows", "method")
     config = {name: value for name, value in vars(arguments).items() if name != "out"}
     config["library"] = info().library or "none: nt_xent is nt_xent_torch"
-    sizes = sorted(arguments.sizes)
+    instructions, _, path = config["library"].partition(", ")
+    config["library"] = f"{instructions}, {Path(path).name}" if path else instructions
     rows: list[list[object]] = []
-    for threads, dim, method in itertools.product(arguments.threads, arguments.dims, arguments.methods):
-        pairs = [(merged[threads, dim, size, method], merged[threads, dim, size, OURS]) for size in sizes]
-        clock = clock_of(threads, arguments)
-        rows.append([method, dim, threads, *(multiple(theirs, ours, clock) for theirs, ours in pairs)])
+    for threads, dim, size in itertools.product(arguments.threads, arguments.dims, arguments.sizes):
+        ours = merged.get((threads, dim, size, OURS), {"skipped": "not asked for"})
+        cells = [merged[threads, dim, size, method] for method in arguments.methods]
+        rows.append([size, dim, threads, *(multiple(cell, ours, clock_of(threads, arguments)) for cell in cells)])
+    missing = {f"{cell['skipped']}" for cell in merged.values() if "not installed" in cell.get("skipped", "")}
     return {
-        "name": arguments.out.stem,
+        "name": arguments.out.stem if arguments.out else "bench_losses",
         **provenance(),
         "seeds": [0],
         "config": config,
-        "table": {"columns": ["method", "D", "threads", *(f"N = {size}" for size in sizes)], "rows": rows},
+        "table": {"columns": ["N", "D", "threads", *arguments.methods], "rows": rows},
         "notes": [
-            "Value and gradient in float32 of N embeddings (N / 2 pairs) of D numbers: time as multiples of nt_xent's, "
-            "in brackets extra memory likewise; of nt_xent itself seconds and megabytes. nt_xent_torch lacks the "
-            f"compiled library ({config['library'].partition(',')[0]}). gemm2 and gemm3 are two and three N x N x D "
-            "products by torch and nothing else: the work of a symmetric loss, and of one that stores N x N.",
-            f"Medians over {arguments.rounds} rounds; CPU seconds at one thread, wall seconds at more. A dash: more "
-            f"than {arguments.limit_gb:g} GB or {arguments.timeout:g} s would be needed.",
+            "Value and gradient in float32 of N embeddings (N / 2 pairs) of D numbers. Of nt_xent seconds and extra "
+            "megabytes; of the others time as multiples of nt_xent's, in brackets extra memory likewise. nt_xent_torch "
+            f"lacks the compiled library ({instructions}). gemm2 and gemm3 are two and three N x N x D products by "
+            "torch and nothing else: the work of a symmetric loss, and of one that stores N x N.",
+            f"Medians over {arguments.rounds} rounds, of calls over {arguments.long:g} s over one; "
+            + ("CPU seconds at one thread, wall seconds at more. " if arguments.device == "cpu" else "Device seconds. ")
+            + f"A dash: more than {arguments.limit_gb:g} GB or {arguments.timeout:g} s would be needed"
+            + "".join(f", or {reason}" for reason in sorted(missing))
+            + ".",
         ],
         "cells": [{**dict(zip(names, key, strict=True)), **result} for key, result in merged.items()],
     }
@@ -154,38 +182,6 @@ def multiple(theirs: Result, ours: Result, clock: str) -> str:
 
 def clock_of(threads: int, arguments: argparse.Namespace) -> str:
     return "cpu_s" if threads == 1 and arguments.device == "cpu" else "wall_s"
-
-
-def print_tables(merged: Mapping[Key, Result], threads: int, dim: int, arguments: argparse.Namespace) -> None:
-    clock = clock_of(threads, arguments)
-
-    def absolute(result: Result, _: Result) -> str:
-        return f"{result[clock]:.3g} [{result['extra_mb']:.0f}]"
-
-    def ratio(result: Result, ours: Result) -> str:
-        if "skipped" in ours:
-            return "-"
-        return f"{result[clock] / ours[clock]:.2f} [{result['extra_mb'] / max(ours['extra_mb'], 0.1):.1f}]"
-
-    print(f"\nD = {dim}, {arguments.device}, {threads} thread(s): {clock.removesuffix('_s')} seconds [extra MB]\n")
-    here = {(method, rows): result for (t, d, rows, method), result in merged.items() if (t, d) == (threads, dim)}
-    print_table("N", here, absolute)
-    if OURS in arguments.methods:
-        print_table(f"times {OURS}", here, ratio)
-
-
-def print_table(title: str, cells: Mapping[tuple[str, int], Result], entry: Callable[[Result, Result], str]) -> None:
-    methods, sizes = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
-    print(f"| {title} | {' | '.join(map(str, sizes))} |")
-    print("|---" * (len(sizes) + 1) + "|")
-    for method in methods:
-        row = []
-        for size in sizes:
-            result = cells[method, size]
-            shown = result.get("skipped") or entry(result, cells.get((OURS, size), {}))
-            row.append(shown if result.get("agrees", True) else f"{shown} (another value!)")
-        print(f"| {method} | {' | '.join(row)} |")
-    print()
 
 
 if __name__ == "__main__":

@@ -23,16 +23,30 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_table_and_file(tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
-    sizes = ("--sizes", "64", "2048", "--dims", "8", "--rounds", "1", "--seconds", "0.1", "--limit-gb", "1")
+    sizes = (
+        "--sizes",
+        "2048",
+        "64",
+        "--dims",
+        "8",
+        "--threads",
+        "1",
+        "--rounds",
+        "1",
+        "--seconds",
+        "0.1",
+        "--limit-gb",
+        "1",
+    )
     done = run(*sizes, "--methods", "nt_xent", "full_matrix", "gemm2", "pml_nt_xent", "--out", str(out))
     assert done.returncode == 0, done.stderr
-    assert "| times nt_xent | 64 | 2048 |" in done.stdout
+    assert "| N | D | threads | nt_xent | full_matrix | gemm2 | pml_nt_xent |" in done.stdout
     result = json.loads(out.read_text())
     assert results_table.validate(out) == []
-    ours, full = result["table"]["rows"][:2]
-    assert ours[:3] == ["nt_xent", 8, 1]
-    assert re.fullmatch(r"[\d.e-]+ s \[\d+ MB\]", ours[3])
-    assert re.fullmatch(r"[\d.]+x \[[\d.]+x\]", full[3])
+    small, large = result["table"]["rows"]
+    assert (small[:3], large[:3]) == ([64, 8, 1], [2048, 8, 1])
+    assert re.fullmatch(r"[\d.e-]+ s \[\d+ MB\]", small[3])
+    assert re.fullmatch(r"[\d.]+x \[[\d.]+x\]", small[4])
     cells = {(cell["method"], cell["rows"]): cell for cell in result["cells"]}
     assert len(cells) == 8
     for rows in (64, 2048):

@@ -1,19 +1,15 @@
 """One cell of `tools/bench_losses.py`: one loss at one size, timed and weighed in a process of its own.
 
-    python -m tools.bench.loss_cell '{"method": "nt_xent", "rows": 4096, "dim": 128, "threads": 1, ...}'
-
-prints one line of JSON. Every method does the same work: normalise, value, gradient with respect to both views; the
+Every method does the same work: normalise, value, gradient with respect to both views; the
 bare matrix products are what a method cannot do without. Extra memory is the highest resident size during the first
 call less the size before it, on CUDA the allocator's peak less what was allocated.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -126,9 +122,21 @@ def call(loss: Loss, a: Tensor, b: Tensor) -> Tensor:
 
 
 def measure(
-    method: str, rows: int, dim: int, *, threads: int, device: str, repeats: int, seconds: float, limit_mb: float
+    method: str,
+    rows: int,
+    dim: int,
+    *,
+    threads: int,
+    device: str,
+    repeats: int,
+    seconds: float,
+    long: float,
+    limit_mb: float,
 ) -> dict[str, object]:
-    """Times, extra memory and result of one method; {"skipped": why} when it is not installed or does not fit."""
+    """Times, extra memory and result of one method; {"skipped": why} when it is not installed or does not fit.
+
+    The first call at a size is for its memory; if it takes longer than `long` seconds, for the time too.
+    """
     torch.set_num_threads(threads)
     try:
         loss = METHODS[method]()
@@ -140,9 +148,11 @@ def measure(
     memory = _CudaMemory() if device == "cuda" else _HostMemory()
     memory.limit(limit_mb)
     try:
-        value = call(loss, a, b)
+        values: list[Tensor] = []
+        wall, cpu = _times(lambda: values.append(call(loss, a, b)), device, 1, 0.0)
         extra_mb = memory.peak_extra_mb()
-        wall, cpu = _times(lambda: call(loss, a, b), device, repeats, seconds)
+        if wall[0] <= long:
+            wall, cpu = _times(lambda: call(loss, a, b), device, repeats, seconds)
     except (RuntimeError, MemoryError) as error:
         if re.search(r"can't allocate memory|not enough memory|out of memory", f"{error}") or isinstance(
             error, MemoryError
@@ -158,7 +168,7 @@ def measure(
     if cpu:
         result |= {"cpu_s": statistics.median(cpu), "cpu_min_s": min(cpu)}
     if a.grad is not None and b.grad is not None:
-        result |= {"loss": value.item(), "gradient_norm": torch.cat([a.grad, b.grad]).norm().item()}
+        result |= {"loss": values[0].item(), "gradient_norm": torch.cat([a.grad, b.grad]).norm().item()}
     return result
 
 
@@ -225,7 +235,3 @@ class _CudaMemory:
 
     def peak_extra_mb(self) -> float:
         return (torch.cuda.max_memory_allocated() - self.before) / 2**20
-
-
-if __name__ == "__main__":
-    print(json.dumps(measure(**json.loads(sys.argv[1]))))

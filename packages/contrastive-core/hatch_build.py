@@ -1,7 +1,8 @@
 """Compile the libraries while the wheel is built, where torch and a compiler are there; otherwise the wheel is pure.
 
 `CONTRASTIVE_CORE_EXT` says what is wanted: auto (the default) takes the library of the CPU if it can be built, 0 takes
-none, cpu fails without it, cuda fails without it or the one of CUDA devices.
+none, cpu fails without it, cuda fails without it or the one of CUDA devices, which auto leaves out: it takes half a
+minute to compile, and is off until it is turned on at run time.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-// Runs the kernel bodies of rectangle.cuh on the CPU: the threads of a block are fibers that change places only at
-// barriers, in an order that is chosen; a barrier or a guard can be left out, named by its line.
+// Runs the kernel bodies of rectangle.cuh and square.cuh on the CPU: the threads of a block are fibers that change places
+// only at barriers, in an order that is chosen; a barrier or a guard can be left out, named by its line (of square.cuh
+// 1000 + its line).
 //
-//   gpu_on_host ORDER LINE TYPE QUERIES KEYS DEPTH SCALE OMIT SAME    SAME -1: no classes
+//   gpu_on_host ORDER LINE TYPE QUERIES KEYS DEPTH SCALE OMIT SAME    SAME -1: no classes; KEYS 0: the square form
 //
 // with numbers on standard input, results on standard output; status 4 if threads stopped at different barriers.
 #include <sys/mman.h>
@@ -44,10 +45,15 @@ static bool guard(bool condition, int line) { return condition || line == left_o
 #define __global__
 #define __shared__ static
 #define __launch_bounds__(...)
-#define __syncthreads() synchronise(__LINE__)
-#define GUARD(condition) guard((condition), __LINE__)
+#define __host__
+#define __syncthreads() synchronise(FIRST_LINE + __LINE__)
+#define GUARD(condition) guard((condition), FIRST_LINE + __LINE__)
 
+#define FIRST_LINE 0
 #include "rectangle.cuh"
+#undef FIRST_LINE
+#define FIRST_LINE 1000
+#include "square.cuh"
 
 static std::function<void()> body;
 
@@ -147,7 +153,34 @@ static int run(const std::string& order, char** argument) {
   return diverged ? 4 : 0;
 }
 
+template <class T>
+static int run_square(const std::string& order, char** argument) {
+  using namespace contrastive;
+  const int64_t rows = std::atoll(argument[0]), depth = std::atoll(argument[2]), same = std::atoll(argument[5]);
+  Fenced<T> z(rows * depth), dz(rows * depth);
+  Fenced<int64_t> classes(rows);
+  Fenced<double> gradient(rows), lse(rows);
+  read(z), read(gradient);
+  if (same >= 0) read(classes);
+  Problem<T> p = {z.at(), z.at(), rows, rows, depth, std::atof(argument[3]), 1, {0}, nullptr, nullptr, same == 1};
+  if (std::string(argument[4]) != "none") {
+    p.omitted = 3;
+    p.omit[1] = std::atoll(argument[4]);
+    p.omit[2] = -p.omit[1];
+  }
+  if (same >= 0) p.q_class = p.k_class = classes.at();
+  const int64_t rounds = tiles_of(rows);
+  for (int64_t r = 0; r < rounds; ++r) launch(rows, order, [&] { square_sums<T, Simt<T>>(p, r, lse.at()); });
+  launch(rows, order, [&] { square_logs(rows, lse.at()); });
+  for (int64_t r = 0; r < rounds; ++r)
+    launch(rows, order, [&] { square_gradient<T, Simt<T>>(p, r, gradient.at(), lse.at(), dz.at()); });
+  print(lse), print(dz);
+  return diverged ? 4 : 0;
+}
+
 int main(int, char** argument) {
   left_out = std::atoi(argument[2]);
-  return std::string(argument[3]) == "float" ? run<float>(argument[1], argument + 4) : run<double>(argument[1], argument + 4);
+  const bool single = std::string(argument[3]) == "float", square = std::atoll(argument[5]) == 0;
+  const auto form = square ? (single ? run_square<float> : run_square<double>) : (single ? run<float> : run<double>);
+  return form(argument[1], argument + 4);
 }

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import contrastive_core
-from contrastive_core.similarity import use_backend
+from contrastive_core.similarity import native, use_backend
 
 
 def test_info_is_what_runs() -> None:
@@ -24,10 +24,23 @@ def test_info_is_what_runs() -> None:
     assert found.torch == torch.__version__
     assert found.devices[0] == "cpu"
     assert found.threads == torch.get_num_threads()
+    assert found.cuda == "no device" or found.cuda.startswith(("PyTorch path", "experimental kernels"))
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.backend = "other"  # type: ignore[misc]
     with use_backend("reference"):
         assert contrastive_core.info().backend == "reference"
+
+
+def test_it_says_what_computes_on_a_cuda_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.delenv("CONTRASTIVE_CORE_CUDA", raising=False)
+    native.cuda_is_used.cache_clear()
+    assert "kernels are off (`python -m contrastive_core build --cuda` makes them" in contrastive_core.info().cuda
+    monkeypatch.setenv("CONTRASTIVE_CORE_CUDA", "symmetric")
+    monkeypatch.setattr(native, "cuda_is_used", lambda: False)
+    assert "asked for, but not used" in contrastive_core.info().cuda
+    monkeypatch.setattr(native, "cuda_is_used", lambda: True)
+    assert contrastive_core.info().cuda == "experimental kernels (CONTRASTIVE_CORE_CUDA=symmetric)"
 
 
 def test_command_prints_it_and_the_environment_chooses() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import shutil
 import subprocess
@@ -22,11 +23,12 @@ from contrastive_core.similarity import native as compiled
 
 STATIC_SHARED = 48 * 1024
 SPEAK = """
-import sys, torch
+import ctypes, sys, torch
 for path in sys.argv[1:]:
     torch.ops.load_library(path)
 for name in ("self_lse", "self_lse_backward", "row_lse", "row_lse_backward"):
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"contrastive_core_native::{name}", "CUDA"), name
+ctypes.CDLL(sys.argv[-1]).contrastive_core_symmetric(True)
 """
 
 
@@ -51,14 +53,15 @@ def test_kernels_fit(cuda_library: Path) -> None:
         [cuobjdump, "--dump-resource-usage", str(cuda_library)], capture_output=True, text=True, check=True
     ).stdout
     assert set(re.findall(r"arch = sm_(\d+)", said)) == {"80", "90", "100", "120"}
-    usage = re.findall(r"Function (\S*rows_(?:lse|gradient)\S*):\s+(REG:.+)", said)
-    # 4 types; one forward and two backward kernels; 4 architectures.
-    assert len(usage) == 4 * 3 * 4
+    usage = re.findall(r"Function (\S*(?:rows|square)_(?:lse|sums|logs|gradient)\S*):\s+(REG:.+)", said)
+    # 4 types; of the rectangular form one forward and two backward kernels, of the square one each, and one without a
+    # type; 4 architectures.
+    assert len(usage) == (4 * (3 + 2) + 1) * 4
     for name, resources in usage:
         found = {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", resources)}
         assert found["STACK"] == found["LOCAL"] == 0, (name, resources)
         assert found["SHARED"] <= STATIC_SHARED + 1024, (name, resources)  # 1 KB is the system's, from sm_90 on
-        assert found["REG"] <= (255 if "rows_gradientId" in name or "rows_lseId" in name else 128), (name, resources)
+        assert found["REG"] <= (255 if re.search("(gradient|lse|sums)Id", name) else 128), (name, resources)
 
 
 @pytest.mark.slow
@@ -92,7 +95,7 @@ def test_without_nvcc_or_with_another(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def asked_for(native: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """CONTRASTIVE_CORE_CUDA=1, and a library of CUDA that stands in for the real one: the kernels of the CPU."""
     monkeypatch.setenv("CONTRASTIVE_CORE_CUDA", "1")
-    monkeypatch.setattr(compiled, "load_cuda", load)
+    monkeypatch.setattr(compiled, "load_cuda", lambda **_: load())
     check = compiled._disagreement
     monkeypatch.setattr(compiled, "_disagreement", lambda device: check("cpu"))
     compiled.cuda_is_used.cache_clear()
@@ -132,6 +135,8 @@ def test_unless_asked_cuda_tensors_take_the_pytorch_path(monkeypatch: pytest.Mon
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_device(cuda_library: Path, native: None) -> None:
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_on_a_device(cuda_library: Path, native: None, symmetric: bool) -> None:
     torch.ops.load_library(cuda_library)
+    ctypes.CDLL(str(cuda_library)).contrastive_core_symmetric(ctypes.c_bool(symmetric))
     assert compiled._disagreement("cuda") == ""

@@ -9,6 +9,7 @@ import torch
 import contrastive_core
 from contrastive_core.native.library import load
 from contrastive_core.similarity.backend import active_backend, unavailable
+from contrastive_core.similarity.native import cuda_state
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Info:
     """Version of PyTorch."""
     devices: tuple[str, ...]
     """"cpu", and the accelerators PyTorch finds."""
+    cuda: str
+    """What computes losses on CUDA devices: the PyTorch path or experimental kernels, and how to change it."""
     threads: int
     """CPU threads PyTorch uses within an operation."""
 
@@ -38,6 +41,7 @@ class Info:
             *(f"          {name}: {reason}" for name, reason in self.unavailable.items()),
             f"torch     {self.torch}",
             f"devices   {', '.join(self.devices)}",
+            f"cuda      {self.cuda}",
             f"threads   {self.threads}",
         ]
         return "\n".join(lines)
@@ -58,6 +62,7 @@ def info() -> Info:
         unavailable=missing,
         torch=torch.__version__,
         devices=_devices(),
+        cuda=cuda_state(),
         threads=torch.get_num_threads(),
     )
 

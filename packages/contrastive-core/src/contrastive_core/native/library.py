@@ -66,8 +66,11 @@ def load() -> Library:
 
 
 @functools.cache
-def load_cuda() -> Path:
+def load_cuda(*, symmetric: bool = False) -> Path:
     """Load the library of CUDA devices, once, after that of the CPU, which defines the operators.
+
+    Args:
+        symmetric: compute the similarity of two rows once for both, where that is safe.
 
     Raises:
         NotLoadedError: there is none, or torch cannot load it.
@@ -78,7 +81,8 @@ def load_cuda() -> Path:
         raise NotLoadedError("not built; `python -m contrastive_core build --cuda` does it, with nvcc")
     try:
         torch.ops.load_library(path)  # type: ignore[no-untyped-call]
-    except OSError as error:
+        ctypes.CDLL(str(path)).contrastive_core_symmetric(ctypes.c_bool(symmetric))
+    except (OSError, AttributeError) as error:
         raise NotLoadedError(f"{path} does not load: {error}") from error
     return path
 

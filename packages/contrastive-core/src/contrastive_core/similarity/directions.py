@@ -32,7 +32,10 @@ class _UnitRows(torch.autograd.Function):
         dead = length * top < torch.finfo(torch.promote_types(x.dtype, torch.float32)).tiny
         # An infinite divisor makes row and gradient 0.
         length = length.masked_fill(dead, torch.inf)
-        z = exact.div_(length).to(dtype)
+        # Not in place, and no conversion to the type it has: of a tensor that an operation returns as it came,
+        # torch.compile of torch 2.11 forgets the gradient.
+        z: Tensor = exact / length
+        z = z if z.dtype == dtype else z.to(dtype)
         ctx.save_for_backward(z, length * top)
         ctx.dtype = x.dtype
         return z

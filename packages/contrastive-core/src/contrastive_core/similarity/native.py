@@ -1,7 +1,7 @@
 """The compiled operators: what autograd and torch.compile have to know about them, and the two functions of a backend.
 
 Tensors on other devices go to the PyTorch path, except where the experimental kernels of CUDA are asked for
-(`CONTRASTIVE_CORE_CUDA=1`) and agree with it.
+(`CONTRASTIVE_CORE_CUDA=1`, or `symmetric` for those that compute every similarity once) and agree with it.
 """
 
 from __future__ import annotations
@@ -44,12 +44,13 @@ def _takes(x: Tensor) -> bool:
 @functools.cache
 def cuda_is_used() -> bool:
     """Whether the experimental kernels of CUDA compute: asked for, loaded, and found to agree with the PyTorch path."""
-    if os.environ.get(CUDA_VARIABLE, "0") != "1":
+    wanted = os.environ.get(CUDA_VARIABLE, "0")
+    if wanted not in ("1", "symmetric"):
         return False
     try:
-        load_cuda()
+        load_cuda(symmetric=wanted == "symmetric")
     except NotLoadedError as error:
-        warnings.warn(f"contrastive_core: {CUDA_VARIABLE}=1, but the library of CUDA is {error}", stacklevel=3)
+        warnings.warn(f"contrastive_core: {CUDA_VARIABLE}={wanted}, but the library of CUDA is {error}", stacklevel=3)
         return False
     if worst := _disagreement("cuda"):
         warnings.warn(
@@ -59,6 +60,18 @@ def cuda_is_used() -> bool:
         )
         return False
     return True
+
+
+def cuda_state() -> str:
+    """What computes on CUDA devices here, and how to change it."""
+    if not torch.cuda.is_available():
+        return "no device"
+    if cuda_is_used():
+        return f"experimental kernels ({CUDA_VARIABLE}={os.environ[CUDA_VARIABLE]})"
+    wanted = os.environ.get(CUDA_VARIABLE, "0")
+    reason = "asked for, but not used: see the warning" if wanted in ("1", "symmetric") else "off"
+    how = f"`python -m contrastive_core build --cuda` makes them, {CUDA_VARIABLE}=1 or =symmetric turns them on"
+    return f"PyTorch path; experimental kernels are {reason} ({how})"
 
 
 def _disagreement(device: str) -> str:

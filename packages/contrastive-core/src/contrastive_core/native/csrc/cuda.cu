@@ -16,6 +16,7 @@
 
 #include "mma.cuh"
 #include "rectangle.cuh"
+#include "square.cuh"
 
 namespace contrastive {
 namespace {
@@ -131,19 +132,65 @@ std::vector<int64_t> of_rows(std::optional<int64_t> offset) {
   return offset ? std::vector<int64_t>{*offset} : std::vector<int64_t>{};
 }
 
+// Whether the square form is wanted, and exp(S) safe without a maximum; as on the CPU. Without a bound known to the caller
+// it would take a look at the data, for which the host would have to wait.
+bool symmetric = false;
+
+bool is_square(const Tensor& z, double scale, std::optional<double> max_norm) {
+  const double limit = z.scalar_type() == ScalarType::Double ? 300.0 : 40.0;
+  return symmetric && max_norm && scale * *max_norm * *max_norm <= limit;
+}
+
+Tensor square_forward(const Arguments& arguments) {
+  const int64_t rows = arguments.problem.queries, tiles = tiles_of(rows);
+  Tensor lse = torch::stable::new_zeros(arguments.q, {rows}, ScalarType::Double);
+  if (rows == 0) return lse;
+  double* at = lse.mutable_data_ptr<double>();
+  with_type(arguments.q, [&](auto way) {
+    using T = typename decltype(way)::Type;
+    for (int64_t round = 0; round < tiles; ++round) {
+      square_sums<T, typename decltype(way)::Products>
+          <<<blocks(rows), kThreads, 0, arguments.stream>>>(arguments.of<T>(), round, at);
+      STD_CUDA_KERNEL_LAUNCH_CHECK();
+    }
+  });
+  square_logs<<<blocks(rows), kThreads, 0, arguments.stream>>>(rows, at);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return lse;
+}
+
+void add_square_gradient(const Arguments& arguments, const Tensor& grad, const Tensor& lse, Tensor& out) {
+  const int64_t rows = arguments.problem.queries, tiles = tiles_of(rows);
+  const Tensor g = torch::stable::contiguous(grad), l = torch::stable::contiguous(lse);
+  with_type(arguments.q, [&](auto way) {
+    using T = typename decltype(way)::Type;
+    using W = typename Wide<T>::type;
+    for (int64_t round = 0; round < tiles; ++round) {
+      square_gradient<T, typename decltype(way)::Products><<<blocks(rows), kThreads, 0, arguments.stream>>>(
+          arguments.of<T>(), round, g.const_data_ptr<double>(), l.const_data_ptr<double>(), out.mutable_data_ptr<W>());
+      STD_CUDA_KERNEL_LAUNCH_CHECK();
+    }
+  });
+}
+
 Tensor self_lse(
     const Tensor& z, double scale, std::optional<int64_t> skip, std::optional<Tensor> classes, std::string among,
-    std::optional<double>) {
-  return forward(Arguments(z, z, scale, of_self(skip), classes, classes, among));
+    std::optional<double> max_norm) {
+  const Arguments arguments(z, z, scale, of_self(skip), classes, classes, among);
+  return is_square(z, scale, max_norm) ? square_forward(arguments) : forward(arguments);
 }
 
 Tensor self_lse_backward(
     const Tensor& grad, const Tensor& lse, const Tensor& z, double scale, std::optional<int64_t> skip,
-    std::optional<Tensor> classes, std::string among, std::optional<double>) {
+    std::optional<Tensor> classes, std::string among, std::optional<double> max_norm) {
   const Arguments arguments(z, z, scale, of_self(skip), classes, classes, among);
   Tensor dz = zeros(z, true);
-  add_gradient<true>(arguments, grad, lse, dz);
-  add_gradient<false>(arguments, grad, lse, dz);
+  if (is_square(z, scale, max_norm)) {
+    add_square_gradient(arguments, grad, lse, dz);
+  } else {
+    add_gradient<true>(arguments, grad, lse, dz);
+    add_gradient<false>(arguments, grad, lse, dz);
+  }
   return narrowed(dz, z);
 }
 
@@ -166,6 +213,10 @@ std::tuple<Tensor, Tensor> row_lse_backward(
 
 }  // namespace
 }  // namespace contrastive
+
+extern "C" __attribute__((visibility("default"))) void contrastive_core_symmetric(bool wanted) {
+  contrastive::symmetric = wanted;
+}
 
 STABLE_TORCH_LIBRARY_IMPL(contrastive_core_native, CUDA, library) {
   library.impl("self_lse", TORCH_BOX(&contrastive::self_lse));

@@ -144,6 +144,40 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) rows_lse(Problem<T> p, d
   }
 }
 
+// Adds to rows [row, row + kTile) of out [owns, depth] the weights of a tile, or transposed those of its other side, times
+// rows [column, ...) of `other`. Begins with a barrier, ends without one.
+template <bool kTransposed, class T, class W>
+__device__ void add_weighted(
+    const W (*weights)[kTile], const T* other, int64_t others, int64_t column, int64_t depth, int64_t owns, int64_t row,
+    W (*part)[kTile], W* out) {
+  const int x = static_cast<int>(threadIdx.x) % kSide, y = static_cast<int>(threadIdx.x) / kSide;
+  for (int64_t feature = 0; feature < depth; feature += kTile) {
+    W sum[kOwn][kOwn];
+    UNROLL for (int r = 0; r < kOwn; ++r)
+      UNROLL for (int c = 0; c < kOwn; ++c) sum[r][c] = 0;
+    for (int from = 0; from < kTile; from += kDepth) {
+      __syncthreads();  // weights are there; nobody needs the last part any more
+      for (int n = static_cast<int>(threadIdx.x); n < kDepth * kTile; n += kThreads) {
+        const int r = n / kTile, c = n % kTile;
+        const bool inside = GUARD(column + from + r < others) && GUARD(feature + c < depth);
+        part[r][c] = inside ? static_cast<W>(other[(column + from + r) * depth + feature + c]) : W(0);
+      }
+      __syncthreads();  // the part is there
+      for (int f = 0; f < kDepth; ++f)
+        UNROLL for (int r = 0; r < kOwn; ++r)
+          UNROLL for (int c = 0; c < kOwn; ++c) {
+            const W weight = kTransposed ? weights[from + f][y + r * kSide] : weights[y + r * kSide][from + f];
+            sum[r][c] += weight * part[f][x + c * kSide];
+          }
+    }
+    UNROLL for (int r = 0; r < kOwn; ++r)
+      UNROLL for (int c = 0; c < kOwn; ++c) {
+        const int64_t i = row + y + r * kSide, f = feature + x + c * kSide;
+        if (GUARD(i < owns) && GUARD(f < depth)) out[i * depth + f] += sum[r][c];
+      }
+  }
+}
+
 // The gradient of the queries (kOfQueries) or of the keys, added to out: with P_ij = exp(S_ij - lse_i),
 //   dq_i = scale g_i sum_j P_ij k_j,    dk_j = scale sum_i g_i P_ij q_i.
 template <class T, class Product, bool kOfQueries>
@@ -173,29 +207,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) rows_gradient(
         }
         weights[y + r * kSide][x + c * kSide] = weight;
       }
-    for (int64_t feature = 0; feature < p.depth; feature += kTile) {
-      W sum[kOwn][kOwn];
-      UNROLL for (int r = 0; r < kOwn; ++r)
-        UNROLL for (int c = 0; c < kOwn; ++c) sum[r][c] = 0;
-      W(*part)[kTile] = reinterpret_cast<W(*)[kTile]>(&shared);
-      for (int from = 0; from < kTile; from += kDepth) {
-        __syncthreads();  // weights are there; nobody needs the last part any more
-        for (int n = static_cast<int>(threadIdx.x); n < kDepth * kTile; n += kThreads) {
-          const int r = n / kTile, c = n % kTile;
-          const bool inside = GUARD(column + from + r < others) && GUARD(feature + c < p.depth);
-          part[r][c] = inside ? static_cast<W>(other[(column + from + r) * p.depth + feature + c]) : W(0);
-        }
-        __syncthreads();  // the part is there
-        for (int f = 0; f < kDepth; ++f)
-          UNROLL for (int r = 0; r < kOwn; ++r)
-            UNROLL for (int c = 0; c < kOwn; ++c) sum[r][c] += weights[y + r * kSide][from + f] * part[f][x + c * kSide];
-      }
-      UNROLL for (int r = 0; r < kOwn; ++r)
-        UNROLL for (int c = 0; c < kOwn; ++c) {
-          const int64_t i = row + y + r * kSide, f = feature + x + c * kSide;
-          if (GUARD(i < owns) && GUARD(f < p.depth)) out[i * p.depth + f] += sum[r][c];
-        }
-    }
+    W(*part)[kTile] = reinterpret_cast<W(*)[kTile]>(&shared);
+    add_weighted<false>(weights, other, others, column, p.depth, owns, row, part, out);
     __syncthreads();  // nobody needs weights or part any more
   }
 }

@@ -1,0 +1,106 @@
+"""What a command line prints and returns, its help and its overview."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import types
+from typing import Any
+
+import pytest
+
+from contrastive_core.cli import run
+from contrastive_core.errors import UserError
+from contrastive_core.train import Interrupted
+from tests.core.cli.toy_program import VERBS, fit
+
+
+def test_results(module: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    def check(data: str = "x") -> Any:
+        return {"none": None, "three": 3, "text": "found 3 images"}[data]
+
+    module.check = check  # type: ignore[attr-defined]
+    for data, status, out in (("none", 0, ""), ("three", 3, ""), ("text", 0, "found 3 images\n")):
+        assert run("toy", VERBS, ["check", "--data", data], version="1") == status
+        assert capsys.readouterr().out == out
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (UserError("x.png is empty; expected an image. Remove it"), 1, "x.png is empty; expected an image. Remove it"),
+        (Interrupted("stopped after step 3", signum=15), 143, "stopped after step 3"),
+        (Interrupted("stopped after step 3", signum=2), 130, "stopped after step 3"),
+        (KeyboardInterrupt(), 130, "stopped"),
+    ],
+)
+def test_endings(
+    module: types.ModuleType, capsys: pytest.CaptureFixture[str], error: BaseException, status: int, said: str
+) -> None:
+    def check() -> None:
+        raise error
+
+    module.check = check  # type: ignore[attr-defined]
+    assert run("toy", VERBS, ["check"], version="1") == status
+    assert capsys.readouterr().err == f"toy check: {said}\n"
+
+
+def test_a_bug_keeps_its_traceback(module: types.ModuleType) -> None:
+    def check() -> None:
+        raise ZeroDivisionError
+
+    module.check = check  # type: ignore[attr-defined]
+    with pytest.raises(ZeroDivisionError):
+        run("toy", VERBS, ["check"], version="1")
+
+
+def test_overview(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, status in ((["--help"], 0), (["-h"], 0), ([], 2)):
+        assert run("toy", VERBS, words, version="1") == status
+        text = "".join(capsys.readouterr())
+        assert "  fit    fit a network\n  check  look at the data\n" in text
+    assert run("toy", VERBS, ["--version"], version="1.2.3") == 0
+    assert capsys.readouterr().out == "toy 1.2.3\n"
+    assert run("toy", VERBS, ["chekc"], version="1") == 2
+    said = capsys.readouterr().err
+    assert said == "toy: unknown command 'chekc'; expected one of fit, check; did you mean check?\nSee `toy --help`.\n"
+
+
+def test_help_of_a_verb(module: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    module.fit = fit  # type: ignore[attr-defined]
+    assert run("toy", VERBS, ["fit", "--help"], version="1") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for piece in (
+        "usage: toy fit DATA OUT [options]",
+        "Fit a network. It takes a while.",
+        "What to learn from. (required, type: str)",
+        "How long. (type: int, default: 10)",
+        "The optimiser: ",
+        "--optimizer.name {sgd,lars} Which one.",
+        "Its largest value.",
+        "Every random draw of the run is a function of this number.",
+        "--resume, --no-resume",
+    ):
+        assert piece in text
+
+
+LIGHT = """
+import sys
+from contrastive_core.cli import Verb, run
+verbs = {"fit": Verb("toy_verbs:fit", "fit a network")}
+for words in (["--help"], ["--version"], ["fti"], []):
+    run("toy", verbs, words, version="1")
+from contrastive_core.train import RunOptions
+RunOptions()
+heavy = {"torch", "numpy", "jsonargparse", "lightning_fabric", "yaml", "rich", "safetensors", "docstring_parser"}
+print("heavy:", sorted(heavy & {*sys.modules}))
+"""
+
+
+def test_help_imports_nothing_heavy() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+    found = subprocess.run(
+        [sys.executable, "-c", LIGHT], capture_output=True, text=True, check=True, env=environment
+    ).stdout.splitlines()
+    assert found[-1] == "heavy: []"

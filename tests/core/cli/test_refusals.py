@@ -1,0 +1,82 @@
+"""Wrong command lines: what is said about them."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from contrastive_core.cli import run
+from tests.core.cli.toy_program import VERBS, fit
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "missing: data, out"),
+        (["d"], "missing: out"),
+        (["d", "o", "x"], "unexpected argument 'x'; expected 2 without a flag (data, out)"),
+        (["--data", "d", "o", "x"], "unexpected argument 'x'; expected 1 without a flag (out)"),
+        (["--data", "d", "--out", "o", "x"], "unexpected argument 'x'; expected flags only"),
+        (["d", "o", "--stesp", "3"], "unknown flag --stesp; did you mean --steps?"),
+        (["d", "o", "--stesp=3"], "unknown flag --stesp; did you mean --steps?"),
+        (["d", "o", "--optimizer.nmae", "x"], "unknown flag --optimizer.nmae; did you mean --optimizer.name?"),
+        (["d", "o", "--resmue"], "unknown flag --resmue; did you mean --resume?"),
+        (["d", "o", "--cnofig", "x"], "unknown flag --cnofig; did you mean --config?"),
+        (["d", "o", "--no-steps"], "unknown flag --no-steps; did you mean --steps?"),
+        (["d", "o", "--qqqqqqqq"], "unknown flag --qqqqqqqq"),
+        (["d", "o", "-s", "3"], "unknown flag -s"),
+        (["d", "o", "--name", "x"], "--name is ambiguous; expected one of --optimizer.name, --net.name"),
+        (["d", "o", "--steps"], "--steps expects a value"),
+        (["d", "o", "--steps", "--lr", "3"], "--steps expects a value"),
+        (["d", "o", "--steps", "many"], "--steps: expected a whole number, got many"),
+        (["d", "o", "--lr", "fast"], "--lr: expected a number, got fast"),
+        (["d", "o", "--optimizer.name", "adam"], "--optimizer.name: expected one of sgd, lars, got adam"),
+        (["d", "o", "--shuffle=maybe"], "--shuffle: expected true or false, got maybe"),
+        (["d", "o", "--warmup", "x"], "--optimizer.rate.warmup: expected a whole number or null, got x"),
+        (["d", "o", "--splits", "3"], "--splits: expected a list (each text) or null, got 3"),
+        (["d", "o", "--widths", "[a]"], "--net.widths: expected a list (each a whole number), got a"),
+        (
+            ["d", "o", "--betas", "[1, 2, 3]"],
+            "--optimizer.betas: expected a list of 2 (a number, a number), got [1, 2, 3]",
+        ),
+        (["d", "o", "--table", "3"], "--table: expected a mapping (each a whole number) or null, got 3"),
+    ],
+)
+def test_wrong_words(refused: Callable[..., str], words: list[str], said: str) -> None:
+    assert refused(*words) == said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("stesp: 3", "unknown key 'stesp'; did you mean steps?"),
+        ("optimizer: {nmae: sgd}", "unknown key 'optimizer.nmae'; did you mean optimizer.name?"),
+        ("optimizer:\n  rate:\n    pek: 3", "unknown key 'optimizer.rate.pek'; did you mean optimizer.rate.peak?"),
+        ("resume: true", "unknown key 'resume'; did you mean run.resume?"),
+        ("[1, 2]", "holds a list; expected lines `argument: value`"),
+        ("a: [", "cannot be read"),
+        ("steps: many", "steps: expected a whole number, got many"),
+        ("optimizer: {name: adam}", "optimizer.name: expected one of sgd, lars, got adam"),
+    ],
+)
+def test_wrong_files(refused: Callable[..., str], tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    found = refused("d", "o", "--config", str(tmp_path / "c.yaml"))
+    assert said in found
+    assert "\n\n" not in found
+
+
+def test_missing_file(refused: Callable[..., str]) -> None:
+    assert refused("d", "o", "--config", "nowhere") == "--config nowhere: no such file; expected a YAML file"
+    assert refused("d", "o", "--config") == "--config expects a value"
+
+
+def test_a_dataclass_that_refuses_its_values(module: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    module.fit = fit  # type: ignore[attr-defined]
+    assert run("toy", VERBS, ["fit", "d", "o", "--peak", "-1"], version="1") == 1
+    assert capsys.readouterr().err == "toy fit: optimizer.rate.peak is -1.0; expected at least 0\n"
+    assert run("toy", VERBS, ["fit", "d", "o", "--log_every", "0"], version="1") == 1
+    assert "log_every is 0; expected a whole number of at least 1" in capsys.readouterr().err

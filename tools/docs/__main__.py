@@ -140,6 +140,7 @@ PYTHON: dict[str, dict[str, tuple[str, list[str]]]] = {
             [
                 "ssl_video.data",
                 "ssl_video.data.pytorchvideo",
+                "ssl_video.flow_cache",
                 "ssl_video.splits",
                 "ssl_video.official_lists",
                 "ssl_video.checking",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ssl_video.commands.demo import demo
     from ssl_video.commands.evaluate import evaluate
     from ssl_video.commands.export import export
+    from ssl_video.commands.flow import flow
     from ssl_video.commands.make_splits import make_splits
     from ssl_video.commands.predict import predict
     from ssl_video.commands.report import report
@@ -30,6 +31,7 @@ __all__ = [
     "demo",
     "evaluate",
     "export",
+    "flow",
     "make_splits",
     "predict",
     "recalibrate_bn",

@@ -14,6 +14,9 @@ VERBS = {
         "choose what is learned from, with few labels, and what is kept for testing",
         alone=True,
     ),
+    "flow": Verb(
+        "ssl_video.commands.flow:flow", "compute the optical flow of all videos once, to train on", alone=True
+    ),
     "train": Verb("ssl_video.commands.train:train", "train with few labels: MvPL, FixMatch or supervised"),
     "evaluate": Verb(
         "ssl_video.commands.evaluate:evaluate",

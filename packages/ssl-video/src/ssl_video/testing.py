@@ -9,11 +9,11 @@ from torch import Tensor
 
 from contrastive_core.pseudo_label import fuse
 from ssl_video.augment import spread_crops
-from ssl_video.data.reader import index_video, read_clip
+from ssl_video.data.reader import StoredFlow, index_video, read_clip
 from ssl_video.data.sampling import clip_starts
 from ssl_video.data.video_set import Video
 from ssl_video.model_folder import Recognizer
-from ssl_video.views.make import make_views
+from ssl_video.views.make import make_views, needs_following
 
 FUSED = "fused"
 
@@ -26,6 +26,7 @@ def classify(
     clips: int = 10,
     crops: int = 3,
     to_the_end: bool = False,
+    flow: StoredFlow | None = None,
 ) -> Tensor:
     """Mean probabilities of a video over clips and crops, by view: float32 ``[M, K]``; NaN for a view it lacks.
 
@@ -36,14 +37,19 @@ def classify(
         clips: spread evenly in time.
         crops: along the long side.
         to_the_end: see `clip_starts`.
+        flow: see `read_clip`; None: computed where a view needs it.
 
     Raises:
         UserError: the file cannot be read.
     """
     recipe = recognizer.recipe
-    needs_following, needs_audio = bool({"flow", "tg"} & set(views)), "audio" in views
+    stored = flow if "flow" in views else None
+    following, needs_audio = needs_following(views, stored), "audio" in views
     starts = clip_starts(index_video(video.path).duration, recipe.clip, clips, to_the_end=to_the_end)
-    read = [read_clip(video.path, start, recipe.clip, following=needs_following, audio=needs_audio) for start in starts]
+    read = [
+        read_clip(video.path, start, recipe.clip, following=following, audio=needs_audio, flow=stored)
+        for start in starts
+    ]
     seen = spread_crops(read, size=recipe.size, crops=crops)
     silent = needs_audio and not any(bool(clip.has_audio.all()) for clip in read if clip.has_audio is not None)
     found = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torchvision.transforms.v2 import functional as V
 from contrastive_core.random import derive, uniform
 from ssl_video.augment.options import WeakOptions
 from ssl_video.views.make import Clips
+from ssl_video.views.motion import mirror_flow, resize_flow
 
 
 def weak_crop(
@@ -36,11 +38,10 @@ def weak_crop(
     done = []
     for clip, (scale, down, across, mirror) in zip(_each(clips), draws, strict=True):
         short = round(size * (options.smallest + scale * (options.largest - options.smallest)))
-        frames = _resized(_both(clip), max(short, size))
-        height, width = frames.shape[-2:]
-        top, left = int(down * (height - size + 1)), int(across * (width - size + 1))
-        frames = frames[..., top : top + size, left : left + size]
-        done.append(frames.flip(-1) if mirror < options.flip else frames)
+        cut = _resized(clip, max(short, size))
+        height, width = cut.frames.shape[-2:]
+        cut = _window(cut, int(down * (height - size + 1)), int(across * (width - size + 1)), size)
+        done.append(_mirrored(cut) if mirror < options.flip else cut)
     return _rebuilt(clips, done)
 
 
@@ -54,15 +55,36 @@ def spread_crops(clips: Clips | Sequence[Clips], *, size: int, crops: int = 3) -
 
     One crop is the middle; three are left (or top), middle and right (or bottom).
     """
-    done: list[list[Tensor]] = [[] for _ in range(crops)]
+    done: list[list[_Cut]] = [[] for _ in range(crops)]
     for clip in _each(clips):
-        frames = _resized(_both(clip), size)
-        height, width = frames.shape[-2:]
+        cut = _resized(clip, size)
+        height, width = cut.frames.shape[-2:]
         for number, into in enumerate(done):
             place = 0.5 if crops == 1 else number / (crops - 1)
-            top, left = round(place * (height - size)), round(place * (width - size))
-            into.append(frames[..., top : top + size, left : left + size])
-    return [_rebuilt(clips, frames) for frames in done]
+            into.append(_window(cut, round(place * (height - size)), round(place * (width - size)), size))
+    return [_rebuilt(clips, cuts) for cuts in done]
+
+
+def resize_short(frames: Tensor, short: int) -> Tensor:
+    """Frames ``[..., 3, H, W]`` resized to a short side of `short`."""
+    size = short_size(frames.shape[-2], frames.shape[-1], short)
+    if frames.shape[-2:] == size:
+        return frames
+    resized: Tensor = V.resize(frames, list(size), antialias=True)
+    return resized
+
+
+def short_size(height: int, width: int, short: int) -> tuple[int, int]:
+    """Height and width of frames that are resized to a short side of `short`."""
+    scale = short / min(height, width)
+    return max(short, round(height * scale)), max(short, round(width * scale))
+
+
+class _Cut(NamedTuple):
+    """Of one clip: frames and what follows them, one behind the other, ``[T or 2 T, 3, H, W]``; stored flow."""
+
+    frames: Tensor
+    flow: Tensor | None
 
 
 def _each(clips: Clips | Sequence[Clips]) -> Iterator[Clips]:
@@ -76,31 +98,39 @@ def _each(clips: Clips | Sequence[Clips]) -> Iterator[Clips]:
             None if clips.following is None else clips.following[part],
             None if clips.audio is None else clips.audio[part],
             None if clips.has_audio is None else clips.has_audio[part],
+            None if clips.flow is None else clips.flow[part],
         )
 
 
-def _both(clip: Clips) -> Tensor:
-    """Frames and what follows them, one behind the other: ``[T or 2 T, 3, H, W]``."""
-    return clip.frames[0] if clip.following is None else torch.cat([clip.frames[0], clip.following[0]])
+def _resized(clip: Clips, short: int) -> _Cut:
+    frames = clip.frames[0] if clip.following is None else torch.cat([clip.frames[0], clip.following[0]])
+    frames = resize_short(frames, short)
+    return _Cut(frames, None if clip.flow is None else resize_flow(clip.flow[0], (frames.shape[-2], frames.shape[-1])))
 
 
-def _resized(frames: Tensor, short: int) -> Tensor:
-    height, width = frames.shape[-2:]
-    if min(height, width) == short:
-        return frames
-    scale = short / min(height, width)
-    size = [max(short, round(side * scale)) for side in (height, width)]
-    resized: Tensor = V.resize(frames, size, antialias=True)
-    return resized
+def _window(cut: _Cut, top: int, left: int, size: int) -> _Cut:
+    part = (..., slice(top, top + size), slice(left, left + size))
+    return _Cut(cut.frames[part], None if cut.flow is None else cut.flow[part])
 
 
-def _rebuilt(clips: Clips | Sequence[Clips], frames: Sequence[Tensor]) -> Clips:
+def _mirrored(cut: _Cut) -> _Cut:
+    return _Cut(cut.frames.flip(-1), None if cut.flow is None else mirror_flow(cut.flow))
+
+
+def _rebuilt(clips: Clips | Sequence[Clips], cuts: Sequence[_Cut]) -> Clips:
     """The cropped frames as a batch, with the sound of the clips they are of."""
     each = list(_each(clips))
-    stacked = torch.stack(list(frames))
+    stacked = torch.stack([cut.frames for cut in cuts])
+    flow = [cut.flow for cut in cuts if cut.flow is not None]
     following = None
     if each[0].following is not None:
         stacked, following = stacked.chunk(2, dim=1)
     audio = [clip.audio for clip in each if clip.audio is not None]
     known = [clip.has_audio for clip in each if clip.has_audio is not None]
-    return Clips(stacked, following, torch.cat(audio) if audio else None, torch.cat(known) if known else None)
+    return Clips(
+        stacked,
+        following,
+        torch.cat(audio) if audio else None,
+        torch.cat(known) if known else None,
+        torch.stack(flow) if flow else None,
+    )

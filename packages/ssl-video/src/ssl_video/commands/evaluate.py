@@ -15,6 +15,7 @@ from contrastive_core.train.files import write_atomic
 from contrastive_core.train.model_file import module_hash
 from contrastive_core.train.progress import track
 from ssl_video.data import open_videos
+from ssl_video.flow_cache import open_flow
 from ssl_video.model_folder import load_recognizer
 from ssl_video.recognition_score import Evaluation, confusion_of, score_view
 from ssl_video.splits import read_split, select_labelled
@@ -31,6 +32,7 @@ def evaluate(
     clips: int = 10,
     crops: int = 3,
     to_the_end: bool = False,
+    flow_cache: Path | None = None,
     max_bad: float = 0.0,
     out: Path | None = None,
     device: str = "auto",
@@ -51,6 +53,7 @@ def evaluate(
         clips: of each video, spread evenly in time.
         crops: of each clip, along its long side.
         to_the_end: spread the clips to the very end of the video.
+        flow_cache: folder of ``ssl-video flow``, to read the view flow from; None: flow is computed for every clip.
         max_bad: share of the videos that may be unreadable; they are listed, and count nowhere.
         out: folder for the files; by default ``evaluation`` in the model's folder.
         device: auto, cpu, cuda or mps.
@@ -78,10 +81,14 @@ def evaluate(
     wanted = recipe.views if views is None else views
     if not wanted or not set(wanted) <= set(recipe.views):
         raise UserError(f"views are {', '.join(wanted) or 'none'}; the network has learned {', '.join(recipe.views)}")
+    stored = open_flow(flow_cache, method=recipe.flow, views=wanted, of=(videos,), max_bad=max_bad)
     found, kept, skipped = [], [], {}
     for place, video in enumerate(track(videos.videos, total=len(videos), what="testing")):
         try:
-            found.append(classify(recognizer, video, views=wanted, clips=clips, crops=crops, to_the_end=to_the_end))
+            by_view = classify(
+                recognizer, video, views=wanted, clips=clips, crops=crops, to_the_end=to_the_end, flow=stored
+            )
+            found.append(by_view)
             kept.append(place)
         except UserError as error:
             skipped[video.key] = str(error)

@@ -17,6 +17,7 @@ from contrastive_core.train import Run, RunOptions
 from ssl_video.augment import ClipAugment, StrongOptions, WeakOptions
 from ssl_video.data import ClipDataset, ClipSpec, VideoSet, open_videos
 from ssl_video.feed import Feed
+from ssl_video.flow_cache import open_flow
 from ssl_video.method import MultiviewPseudoLabel
 from ssl_video.model_folder import Recipe, Recognizer, save_recognizer
 from ssl_video.models import NetworkOptions
@@ -25,6 +26,7 @@ from ssl_video.options import OptimizerOptions, PseudoOptions, build_optimizer
 from ssl_video.splits import read_split, select, select_labelled
 from ssl_video.tested_network import make_tested
 from ssl_video.testing import classify
+from ssl_video.views.make import needs_following
 
 
 def train(
@@ -47,6 +49,7 @@ def train(
     strong: StrongOptions = StrongOptions(),  # noqa: B008
     shared_geometry: bool = True,
     flow: str = "dis",
+    flow_cache: Path | None = None,
     tg_gain: float = 1.0,
     ema_decay: float = 0.0,
     exclude_labelled: bool = False,
@@ -84,6 +87,7 @@ def train(
         strong: what the clips that learn pseudo-labels undergo beyond that.
         shared_geometry: crop all views of a clip alike.
         flow: method of the view flow: dis, dis_fast, dis_ultrafast, farneback, tvl1 or raft:FILE.
+        flow_cache: folder of ``ssl-video flow``, to read the view flow from; None: flow is computed for every clip.
         tg_gain: contrast of the view tg.
         ema_decay: of a moving average of the network, which is then the one kept; 0: none.
         exclude_labelled: leave the labelled videos out of the unlabelled ones.
@@ -102,6 +106,7 @@ def train(
     found = _open(data, split, exclude_labelled=exclude_labelled, diagnose=diagnose)
     labelled, learned, validated, truth = found.labelled, found.learned, found.validated, found.truth
     _check(steps=steps, mu=mu, size=size, recalibrate=recalibrate, validate_every=validate_every, validated=validated)
+    stored = open_flow(flow_cache, method=flow, views=views, of=(labelled, learned), max_bad=max_bad)
     recipe = Recipe(network, labelled.classes, clip, size, views, flow, tg_gain)
     config |= {"views": views}
     with Run(out, config=config, command="ssl-video train", options=run) as r:
@@ -119,10 +124,10 @@ def train(
             raise UserError(str(error)) from error
 
         def clips(of: VideoSet, log: str, *, by_class: bool) -> ClipDataset:
-            moves, sounds = bool({"flow", "tg"} & set(views)), "audio" in views
             return ClipDataset(
-                of, clip, following=moves, audio=sounds, max_bad=max_bad, log=r.out / log, by_class=by_class
-            )
+                of, clip, following=needs_following(views, stored), audio="audio" in views, flow=stored,
+                max_bad=max_bad, log=r.out / log, by_class=by_class,
+            )  # fmt: skip
 
         known = clips(labelled, "bad_labelled.jsonl", by_class=True)
         unknown = clips(learned, "bad_files.jsonl", by_class=False)

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from contrastive_core.errors import UserError
 from contrastive_core.train.files import append_line
-from ssl_video.data.reader import index_video, read_clip
+from ssl_video.data.reader import StoredFlow, index_video, read_clip
 from ssl_video.data.sampling import ClipSpec, clip_start
 from ssl_video.data.video_set import VideoSet
 from ssl_video.views.make import Clips
@@ -40,6 +40,7 @@ class ClipDataset(Dataset[Sample]):
         spec: of a clip.
         following: see `read_clip`.
         audio: see `read_clip`.
+        flow: see `read_clip`.
         max_bad: share of the files that may be unreadable, ``0 <= max_bad < 1``.
         log: JSON lines with index, path and reason; None: nowhere.
         by_class: a bad file is stood in for by one of its own class.
@@ -55,13 +56,14 @@ class ClipDataset(Dataset[Sample]):
         *,
         following: bool = False,
         audio: bool = False,
+        flow: StoredFlow | None = None,
         max_bad: float = 0.0,
         log: Path | None = None,
         by_class: bool = False,
     ) -> None:
         if not 0 <= max_bad < 1:
             raise UserError(f"max_bad is {max_bad}; expected a share of the videos, at least 0 and less than 1")
-        self.videos, self.spec, self.following, self.audio = videos, spec, following, audio
+        self.videos, self.spec, self.following, self.audio, self.flow = videos, spec, following, audio, flow
         self._allowed, self._log, self._by_class = math.floor(max_bad * len(videos)), log, by_class
         self._bad: set[int] = set()
 
@@ -83,7 +85,8 @@ class ClipDataset(Dataset[Sample]):
             try:
                 path = self.videos[place].path
                 start = clip_start(index_video(path).duration, self.spec, seed=seed, id=index)
-                return Sample(read_clip(path, start, self.spec, following=self.following, audio=self.audio), place)
+                clip = read_clip(path, start, self.spec, following=self.following, audio=self.audio, flow=self.flow)
+                return Sample(clip, place)
             except UserError as error:
                 self._note(place, str(error))
         raise UserError(f"{self.videos.name}: none of the videos that could stand in for {index} can be read")

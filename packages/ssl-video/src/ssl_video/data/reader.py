@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import av
 import numpy as np
@@ -21,6 +21,13 @@ from ssl_video.views.make import Clips
 
 _TOLERANCE = 1e-3  # seconds: Matroska rounds the times of frames to milliseconds
 Picture = NDArray[np.uint8]
+
+
+class StoredFlow(Protocol):
+    """Where displacements lie that were computed before, see `ssl_video.flow_cache`."""
+
+    def read(self, path: str | Path, frames: list[int]) -> torch.Tensor:
+        """From these frames of a video to the one after each, float32 ``[T, 2, h, w]``."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,15 @@ def index_video(path: str | Path) -> VideoIndex:
     return _index(str(path), changed)
 
 
-def read_clip(path: str | Path, start: float, spec: ClipSpec, *, following: bool = False, audio: bool = False) -> Clips:
+def read_clip(
+    path: str | Path,
+    start: float,
+    spec: ClipSpec,
+    *,
+    following: bool = False,
+    audio: bool = False,
+    flow: StoredFlow | None = None,
+) -> Clips:
     """The clip of a video that begins at a time: a batch of one.
 
     A frame is the one on the screen at its moment, by the file's own times, so that variable frame rates need no other
@@ -86,6 +101,8 @@ def read_clip(path: str | Path, start: float, spec: ClipSpec, *, following: bool
         following: read for each frame the one after it too. A clip then ends one frame earlier, for the last frame of a
             video has none after it.
         audio: read the sound of the clip's duration too, silence where there is none; `has_audio` says so.
+        flow: read the displacements to the frame after each of these from there, without the frame itself; the clip
+            ends one frame earlier too.
 
     Raises:
         UserError: the file cannot be read, or breaks off before a frame that is needed.
@@ -93,8 +110,9 @@ def read_clip(path: str | Path, start: float, spec: ClipSpec, *, following: bool
     index = index_video(path)
     wanted = index.frames_at(spec.times(start))
     after: list[int] = []
-    if following:
+    if following or flow is not None:
         wanted = [min(frame, max(0, len(index) - 2)) for frame in wanted]
+    if following:
         after = [min(frame + 1, len(index) - 1) for frame in wanted]
     pictures = read_frames(path, sorted({*wanted, *after}))
     samples, has_audio = None, None
@@ -102,7 +120,13 @@ def read_clip(path: str | Path, start: float, spec: ClipSpec, *, following: bool
         found = read_audio(path, start, spec.duration) if index.has_audio else None
         has_audio = torch.tensor([found is not None])
         samples = torch.zeros(1, round(spec.duration * 16000)) if found is None else torch.from_numpy(found)[None]
-    return Clips(_stacked(pictures, wanted), _stacked(pictures, after) if following else None, samples, has_audio)
+    return Clips(
+        _stacked(pictures, wanted),
+        _stacked(pictures, after) if following else None,
+        samples,
+        has_audio,
+        None if flow is None else flow.read(path, wanted)[None],
+    )
 
 
 def read_frames(path: str | Path, frames: list[int]) -> dict[int, Picture]:
@@ -123,11 +147,35 @@ def read_frames(path: str | Path, frames: list[int]) -> dict[int, Picture]:
         found = _by_count(path, set(frames))
     missing = [frame for frame in frames if frame not in found]
     if missing:
-        raise UserError(
-            f"{path}: frame {missing[0]} of {len(index)} cannot be decoded; the file is damaged or breaks off. "
-            "`ssl-video check` finds all such files"
-        )
+        raise _lost(path, missing[0], index)
     return found
+
+
+def every_frame(path: str | Path) -> Iterator[Picture]:
+    """All frames of a video in their order, uint8 ``[H, W, 3]`` each, decoded one after the other.
+
+    Raises:
+        UserError: the file cannot be read, or a frame is missing.
+    """
+    index = index_video(path)
+    count = 0
+    with _open(path) as (container, stream):
+        for frame in _decoded(container, stream):
+            if count == len(index):
+                return
+            if len(index.ticks) and frame.pts != index.ticks[count]:
+                continue  # not in the index, or after one that is lost
+            yield _picture(frame)
+            count += 1
+    if count < len(index):
+        raise _lost(path, count, index)
+
+
+def _lost(path: str | Path, frame: int, index: VideoIndex) -> UserError:
+    return UserError(
+        f"{path}: frame {frame} of {len(index)} cannot be decoded; the file is damaged or breaks off. "
+        "`ssl-video check` finds all such files"
+    )
 
 
 @functools.lru_cache(maxsize=20_000)

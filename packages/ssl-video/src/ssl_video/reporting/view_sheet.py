@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from contrastive_core.report.style import new_figure, to_png
 from ssl_video.augment import ClipAugment, StrongOptions, WeakOptions
 from ssl_video.data import ClipDataset, VideoSet
+from ssl_video.flow_cache import open_flow
 from ssl_video.model_folder import Recipe
 
 _SHOWN = 3  # frames of a clip
@@ -26,7 +28,9 @@ def view_sheet(videos: VideoSet, recipe: Recipe, config: Mapping[str, Any], *, c
         seed: which.
     """
     views = recipe.views
-    data = ClipDataset(videos, recipe.clip, following=True, audio="audio" in views)
+    folder = config.get("flow_cache")
+    stored = open_flow(None if folder is None else Path(str(folder)), method=recipe.flow, views=views)
+    data = ClipDataset(videos, recipe.clip, following=True, audio="audio" in views, flow=stored)
     places = torch.linspace(0, len(videos) - 1, min(clips, len(videos))).round().long()
     augment = ClipAugment(
         recipe.size,

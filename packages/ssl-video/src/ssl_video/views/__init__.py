@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from ssl_video.views.audio import log_mel
     from ssl_video.views.make import NEUTRAL, VIEWS, Clips, make_views
     from ssl_video.views.methods import flow_method
-    from ssl_video.views.motion import displacement, flow_picture, mirror_flow, optical_flow, temporal_gradient
+    from ssl_video.views.motion import (
+        displacement,
+        flow_picture,
+        mirror_flow,
+        optical_flow,
+        resize_flow,
+        temporal_gradient,
+    )
     from ssl_video.views.pictures import normalize, rgb
 
 _MODULE = {
@@ -29,6 +36,7 @@ _MODULE = {
     "mirror_flow": "motion",
     "normalize": "pictures",
     "optical_flow": "motion",
+    "resize_flow": "motion",
     "rgb": "pictures",
     "temporal_gradient": "motion",
 }
@@ -45,6 +53,7 @@ __all__ = [
     "mirror_flow",
     "normalize",
     "optical_flow",
+    "resize_flow",
     "rgb",
     "temporal_gradient",
 ]

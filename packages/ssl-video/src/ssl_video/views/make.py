@@ -9,7 +9,7 @@ from types import MappingProxyType
 from torch import Tensor
 
 from ssl_video.views.audio import log_mel
-from ssl_video.views.motion import FlowMethod, optical_flow, temporal_gradient
+from ssl_video.views.motion import FlowMethod, flow_picture, optical_flow, temporal_gradient
 from ssl_video.views.pictures import rgb
 
 VIEWS = ("rgb", "flow", "tg", "audio")
@@ -30,12 +30,15 @@ class Clips:
         following: the frame after each of them in the video, the same shape; None where no view needs them.
         audio: float32 ``[N, S]``, mono at 16 kHz; None where no view needs it.
         has_audio: bool ``[N]``: which clips have sound at all; None: all.
+        flow: displacements to the frame after each, float32 ``[N, T, 2, h, w]`` in pixels of that size, which need not
+            be that of the frames; None: to be computed where a view needs them.
     """
 
     frames: Tensor
     following: Tensor | None = None
     audio: Tensor | None = None
     has_audio: Tensor | None = None
+    flow: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -51,7 +54,7 @@ def make_views(
     Args:
         clips: cropped and resized already.
         views: some of ``rgb``, ``flow``, ``tg``, ``audio``.
-        flow: the method, see `displacement`.
+        flow: the method, see `displacement`, for clips that bring no flow along.
         tg_gain: see `temporal_gradient`.
 
     Raises:
@@ -64,6 +67,8 @@ def make_views(
             made[view] = rgb(clips.frames)
         elif view == "tg":
             made[view] = temporal_gradient(clips.frames, clips.following, gain=tg_gain)
+        elif view == "flow" and clips.flow is not None:
+            made[view] = flow_picture(clips.flow)
         elif view == "flow":
             made[view] = optical_flow(clips.frames, clips.following, method=flow)
         else:
@@ -72,6 +77,11 @@ def make_views(
             size = clips.frames.shape[-2], clips.frames.shape[-1]
             made[view] = log_mel(clips.audio, frames=clips.frames.shape[1], size=size)
     return made
+
+
+def needs_following(views: Sequence[str], flow: object | None = None) -> bool:
+    """Whether these views need the frame after each; flow that is stored does not."""
+    return "tg" in views or ("flow" in views and flow is None)
 
 
 def check_views(views: Sequence[str]) -> tuple[str, ...]:

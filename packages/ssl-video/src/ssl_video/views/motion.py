@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ssl_video.views.pictures import checked_pair
 
@@ -118,3 +119,12 @@ def mirror_flow(flow: Tensor) -> Tensor:
     """Displacements ``[..., 2, H, W]`` of the clip seen in a mirror: columns reversed, and u of opposite sign."""
     mirrored = flow.flip(-1)
     return torch.cat([-mirrored[..., :1, :, :], mirrored[..., 1:, :, :]], dim=-3)
+
+
+def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
+    """Displacements ``[N, 2, H, W]`` of clips resized to (height, width): in the pixels of the new size."""
+    height, width = flow.shape[-2:]
+    if (height, width) == size:
+        return flow
+    resized = F.interpolate(flow, size=size, mode="bilinear", antialias=True)
+    return resized * resized.new_tensor([size[1] / width, size[0] / height]).view(2, 1, 1)

@@ -24,7 +24,7 @@ from contrastive_core import (
     suncet,
     supcon,
 )
-from contrastive_core.losses import smoothed
+from contrastive_core.losses import class_shares
 from tests.core.loss_cases import (
     NAMES,
     Differentiate,
@@ -91,7 +91,7 @@ def test_suncet_with_smoothed_labels(
 ) -> None:
     z, labels = randn(n, 5, seed=seed), some_labels(n, classes, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(smoothed, "_BLOCK", 7)
+        patch.setattr(class_shares, "_BLOCK", 7)
         ours = differentiate(lambda z: suncet(z, labels, temperature=t, label_smoothing=share), z)
     formula = differentiate(lambda z: formulas.smoothed_suncet(z, labels, t, share), z)
     for a, b in zip(ours, formula, strict=True):
@@ -99,6 +99,24 @@ def test_suncet_with_smoothed_labels(
     module = SuNCEtLoss(temperature=t, label_smoothing=share)
     torch.testing.assert_close(module(z, labels), ours[0])
     assert module.skipped_anchors == 0
+
+
+@pytest.mark.parametrize("block", [7, 512])
+def test_paws_in_blocks(block: int, monkeypatch: pytest.MonkeyPatch, differentiate: Differentiate) -> None:
+    views, supports, labels = randn(24, 5), randn(9, 5, seed=1), torch.arange(9) % 3
+    soft = 0.1 / 3 + 0.9 * torch.nn.functional.one_hot(labels, 3).double()
+
+    def formula(views: Tensor, supports: Tensor) -> Tensor:
+        unit_views, unit_supports = (x / x.norm(dim=1, keepdim=True) for x in (views, supports))
+        predicted = (unit_views @ unit_supports.T / 0.3).softmax(1) @ soft
+        sharp = predicted**4 / (predicted**4).sum(1, keepdim=True)
+        consistency = -(sharp.detach().roll(12, 0) * predicted.log()).sum(1).mean()
+        return consistency + (sharp.mean(0) * sharp.mean(0).log()).sum()
+
+    monkeypatch.setattr(class_shares, "_BLOCK", block)
+    ours = differentiate(lambda v, s: sum(paws(v[:12], v[12:], s, labels, temperature=0.3)), views, supports)
+    for a, b in zip(ours, differentiate(formula, views, supports), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, math.nan])

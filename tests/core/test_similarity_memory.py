@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from contrastive_core import info_nce, nt_xent, suncet, supcon
+from contrastive_core import info_nce, nt_xent, paws, suncet, supcon
+from contrastive_core.losses import class_shares
 from contrastive_core.similarity import tiles, use_backend
 from tests.core.memory import allocations
 
@@ -27,9 +28,16 @@ LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+WITH_CLASS_SHARES: dict[str, Callable[[Tensor], Tensor]] = {
+    "paws": lambda z: sum(paws(z[: N // 2], z[N // 2 :], z.detach(), LABELS["few classes"])),
+    "suncet with label smoothing": lambda z: suncet(z, LABELS["few classes"], label_smoothing=0.1),
+}
+
+
 @pytest.fixture(autouse=True)
 def tiles_of_128(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "_BLOCK", {"cpu": 128})
+    monkeypatch.setattr(class_shares, "_BLOCK", 64)
 
 
 def embeddings() -> Tensor:
@@ -70,6 +78,15 @@ def test_memory_is_linear(name: str, tmp_path: Path, backend: str) -> None:
     assert largest <= max(2 * ROWS, FIXED[backend])
     assert peak <= 20 * ROWS + FIXED[backend]
     assert peak - FIXED[backend] < MATRIX / 6
+
+
+@pytest.mark.parametrize("name", WITH_CLASS_SHARES)
+def test_a_block_of_anchors_by_candidates_at_a_time(name: str, tmp_path: Path) -> None:
+    loss, block = WITH_CLASS_SHARES[name], 64 * N * 8
+    assert kept_for_backward(loss) <= 12 * ROWS
+    largest, peak = allocations(pass_through(loss), tmp_path)
+    assert largest <= block
+    assert peak <= 20 * ROWS + 5 * block < 2 * N * N * 8 / 2
 
 
 def test_the_measure_sees_a_full_matrix(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contrastive_core.distributed import gather_labels, gather_rows
+from contrastive_core.losses.class_shares import class_shares
 from contrastive_core.losses.positives import check_labels
 from contrastive_core.losses.rows import (
     check_at_least_two,
@@ -17,7 +18,7 @@ from contrastive_core.losses.rows import (
     unit_rows,
 )
 from contrastive_core.losses.sharpening import sharpen
-from contrastive_core.similarity.precision import exact_dtype, full_precision
+from contrastive_core.similarity.precision import exact_dtype
 
 _NEGLIGIBLE = 1e-4  # smaller probabilities of a target count as none, as in the released code
 
@@ -41,8 +42,8 @@ def paws(
         me_max = sum_c q_c log q_c,    q = mean over the 2N views of rho(p(view))
 
     There are no negatives: `me_max`, minus the entropy of the mean prediction, keeps all views from one class. Beside
-    `suncet` this is the other use of the same soft nearest neighbours. Computed in float64; memory O(N M) for M
-    supports.
+    `suncet` this is the other use of the same soft nearest neighbours. Computed in float64; for M supports
+    and C classes memory O((N + M) (D + C)) and a block of 512 views by M.
 
     Args:
         view_a: embeddings [N, D] of the first views, l2-normalised here.
@@ -87,8 +88,7 @@ def paws(
     found, number = torch.unique(labels.to(candidates.device), return_inverse=True)
     spread = label_smoothing / len(found)
     smoothed = spread + (1 - label_smoothing) * F.one_hot(number, len(found)).to(exact)
-    with full_precision(views.device):
-        predicted = (views @ candidates.T / temperature).softmax(1) @ smoothed
+    predicted = class_shares(views, candidates, smoothed, scale=1 / temperature)
     sharp = sharpen(predicted, temperature=sharpening)
     target = sharp.detach().roll(len(view_a), 0)
     target = target.masked_fill(target < _NEGLIGIBLE, 0.0)

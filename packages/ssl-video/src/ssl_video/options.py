@@ -26,7 +26,8 @@ class PseudoOptions:
         fuse_by: the mean of ``probabilities`` or of ``logits``.
         fusion: ``exact``: the mean; ``adaptive``: views of small supervised loss count more.
         view_weights: weights of the views in the fusion instead, one for each.
-        threshold: confidence of a pseudo-label that counts. 0.3 for hundreds of classes; for ten, 0.6 to 0.8.
+        threshold: confidence of a pseudo-label that counts. 0.3 for hundreds of classes; for ten, 0.4 where several
+            views are fused, whose mean is less sure than one, and 0.6 to 0.8 for one.
         soft: learn the whole distribution.
         temperature: of soft targets.
         weight: of the loss on pseudo-labels.

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from ssl_video.cli import main
-from tools.evidence_ucf101 import METHODS, Study, equal_compute, paired, signed
+from tools.evidence_ucf101 import paired, signed
+from tools.evidence_ucf101_runs import METHODS, Study, equal_compute
 
 
 def test_the_commands_are_taken(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 from contrastive_core.findings import LEVELS, Finding
-from ssl_medseg.checking import rules_images, rules_labels, rules_names, rules_split
+from ssl_medseg.checking import rules_crop, rules_images, rules_labels, rules_names, rules_split
 from ssl_medseg.checking.image_facts import look_at_image
 from ssl_medseg.checking.label_facts import look_at_label
 from ssl_medseg.checking.looked import Looked
 from ssl_medseg.checking.report import Report
 from ssl_medseg.data import Case, DataOptions, DataSet, LabelMap
 from ssl_medseg.data.open import look, meaning
+from ssl_medseg.preprocessing import PreprocessingOptions
 
 
 def examine(
@@ -25,17 +26,20 @@ def examine(
     *,
     opening: DataOptions | None = None,
     split: Path | None = None,
+    preprocessing: PreprocessingOptions | None = None,
     show_headers: bool = False,
     show_paths: bool = False,
 ) -> Report:
     """Look at every volume and label of a data set once, and at how they lie.
 
-    Memory is that of one volume and its label at a time; time that of reading everything once.
+    Memory is that of one volume and its label at a time; time that of reading images once and labels three times: what
+    slices show is known when all have been seen.
 
     Args:
         data: as for `ssl_medseg.data.open_dataset`.
         opening: how to open it.
         split: a split file that must fit the data set.
+        preprocessing: what of it is given; slices as training would make them show how much of the labels.
         show_headers: list texts in headers, which may identify patients.
         show_paths: let the JSON say where files lie.
 
@@ -58,9 +62,12 @@ def examine(
         *rules_images.sizes(looked),
         *rules_names.identifying(looked, show=show_headers),
     ]
-    if split is not None and labels is not None and not any(found.kind == "same_name" for found in settled.findings):
+    crop = rules_crop.Crop()
+    if labels is not None and not any(found.kind == "same_name" for found in settled.findings):
         dataset = DataSet(listing.name, listing.root, tuple(settled.cases), labels, listing.layout)
-        findings += rules_split.fits(split, dataset, looked)
+        crop = rules_crop.crop_of(dataset, looked, preprocessing or PreprocessingOptions(), split=split)
+        findings += rules_crop.cut_off(crop)
+        findings += [] if split is None else rules_split.fits(split, dataset, looked)
     elif split is not None:
         title = f"{split.name}: not looked at, as long as cases share names or labels have no meaning"
         findings.append(Finding("warning", "split_unseen", title))
@@ -71,6 +78,7 @@ def examine(
         labels=labels,
         looked=looked,
         findings=sorted(findings, key=lambda finding: LEVELS.index(finding.level)),
+        crop=crop,
         show_paths=show_paths,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
@@ -19,6 +19,7 @@ from contrastive_core.findings import (
     several,
 )
 from ssl_medseg.checking.looked import Looked
+from ssl_medseg.checking.rules_crop import Crop
 from ssl_medseg.data.label_map import LabelMap
 
 
@@ -33,6 +34,7 @@ class Report(Findings):
         labels: what the values mean, None if nobody says so.
         looked: every case that is there, with what is known of it.
         findings: everything found, worst first.
+        crop: the slices that training would make, and what they cut off.
         show_paths: whether JSON says where files lie.
     """
 
@@ -42,6 +44,7 @@ class Report(Findings):
     labels: LabelMap | None
     looked: Sequence[Looked]
     findings: Sequence[Finding]
+    crop: Crop = field(default_factory=Crop)
     show_paths: bool = False
 
     def text(self) -> str:
@@ -59,7 +62,9 @@ class Report(Findings):
             "patient_rule": self.rule,
             "labels": None if self.labels is None else self.labels.to_json(),
             **findings_to_json(self.findings),
-            "cases": [_case(one, self.labels, show_path=self.show_paths) for one in self.looked],
+            "preprocessing": None if self.crop.settings is None else self.crop.settings.to_json(),
+            "reasons": list(self.crop.reasons),
+            "cases": [_case(one, self) for one in self.looked],
         }
         return json.dumps(content, indent=1)
 
@@ -92,6 +97,8 @@ def _numbers(report: Report) -> Iterator[str]:
         yield f"spacing    pixels of {_span(pixels)} mm, slices every {_span(steps)} mm"
         found = most_first(Counter(one.image.orientation or "oblique" for one in good if one.image.spacing_known))
         yield f"stored     {', '.join(f'{letters} {count}' for letters, count in found.items())}"
+    if report.crop.settings is not None:
+        yield f"training   in slices of {report.crop}, if nothing else is asked for"
     yield from _structures(report)
 
 
@@ -125,10 +132,10 @@ def _range(shapes: Sequence[tuple[int, ...]]) -> str:
     return first if first == last else f"{first} to {last}"
 
 
-def _case(one: Looked, labels: LabelMap | None, *, show_path: bool) -> dict[str, Any]:
-    image, label, grid = one.image, one.label, one.image.grid
+def _case(one: Looked, report: Report) -> dict[str, Any]:
+    image, label, grid, labels = one.image, one.label, one.image.grid, report.labels
     found: dict[str, Any] = {"case": one.case.name, "patient": one.case.patient, "listed": one.case.listed}
-    if show_path:
+    if report.show_paths:
         found |= {"image_path": str(one.case.image.path), "label_path": one.case.label and str(one.case.label)}
     found["image"] = {"problem": image.problem}
     if grid is not None:
@@ -153,4 +160,6 @@ def _case(one: Looked, labels: LabelMap | None, *, show_path: bool) -> dict[str,
         if labels is not None and label.voxels:
             found["label"]["voxels"] = dict(zip(labels.structures, label.voxels, strict=True))
             found["label"]["slices"] = dict(zip(labels.structures, label.slices, strict=True))
+        if one.case.name in report.crop.lost:
+            found["label"]["share_outside_slices"] = dict(report.crop.lost[one.case.name])
     return found

@@ -10,6 +10,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.train.files import write_atomic
 from ssl_medseg.checking import Report, examine
 from ssl_medseg.data import DataOptions
+from ssl_medseg.preprocessing import PreprocessingOptions
 
 
 def check(
@@ -17,6 +18,7 @@ def check(
     *,
     opening: DataOptions = DataOptions(),  # noqa: B008 - frozen
     split: Path | None = None,
+    preprocessing: PreprocessingOptions = PreprocessingOptions(),  # noqa: B008
     out: Path | None = None,
     pictures: Path | None = None,
     picture_all: bool = False,
@@ -36,8 +38,8 @@ def check(
 
     Warnings, which are probably not meant: sform and qform that contradict each other; an affine that says nothing;
     images stored in another direction, sliced along another axis, or of another spacing or size than most; duplicates;
-    labels without any structure or with unusual amounts of one. Notes: what is rounded, absent, cut off at the edge of
-    the image, or could say who a patient is.
+    labels without any structure or with unusual amounts of one, or not whole in the slices that training would make.
+    Notes: what is rounded, absent, cut off at the edge of the image, or could say who a patient is.
 
     Cases are called by their names. Where files lie, and what their headers say beside geometry, is left out unless
     asked for. One volume is in memory at a time. `ssl_medseg.checking.examine` gives the same as an object.
@@ -46,6 +48,7 @@ def check(
         data: the data set: its folder, its dataset.json or a CSV file.
         opening: how to open the data set.
         split: also check this split file against it.
+        preprocessing: what of it you mean to give to training, whose slices are to show the labels whole.
         out: also write everything found to this file, as JSON.
         pictures: draw the cases that something was found about into this folder, as PNG.
         picture_all: draw the other cases as well.
@@ -62,7 +65,14 @@ def check(
     Raises:
         UserError: there is no such data set, or the file of the label map exists.
     """
-    report = examine(data, opening=opening, split=split, show_headers=show_headers, show_paths=show_paths)
+    report = examine(
+        data,
+        opening=opening,
+        split=split,
+        preprocessing=preprocessing,
+        show_headers=show_headers,
+        show_paths=show_paths,
+    )
     if out is not None:  # first: who reads what is printed may leave in the middle
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(out, f"{report.to_json()}\n".encode())

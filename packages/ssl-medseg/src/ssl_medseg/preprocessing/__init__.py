@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ssl_medseg.preprocessing.choose import PreprocessingOptions, choose_preprocessing
 from ssl_medseg.preprocessing.geometry import Geometry, plan
-from ssl_medseg.preprocessing.prepare import Prepared, prepare, prepare_label
+from ssl_medseg.preprocessing.prepare import Prepared, prepare, prepare_label, share_outside
 from ssl_medseg.preprocessing.restore import place, restore, restore_slices
 from ssl_medseg.preprocessing.settings import Preprocessing
 
@@ -20,4 +20,5 @@ __all__ = [
     "prepare_label",
     "restore",
     "restore_slices",
+    "share_outside",
 ]

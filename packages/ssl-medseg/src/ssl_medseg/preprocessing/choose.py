@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -69,6 +69,7 @@ def choose_preprocessing(
     *,
     labelled: Sequence[str] = (),
     options: PreprocessingOptions | None = None,
+    grids: Mapping[str, Grid] | None = None,
 ) -> tuple[Preprocessing, list[str]]:
     """Derive the settings that were not given from the grids of some cases and the labels of a few.
 
@@ -77,6 +78,7 @@ def choose_preprocessing(
         names: cases whose images are looked at: those of training.
         labelled: cases whose labels may be opened; the structures' extent decides how much of the image is needed.
         options: what is given.
+        grids: by case, where the caller has read them already.
 
     Returns:
         The settings, and one sentence per decision.
@@ -88,7 +90,7 @@ def choose_preprocessing(
     cases = dataset.select(names)
     if not cases:
         raise UserError(f"{dataset.name}: no cases to derive the preprocessing from")
-    grids = {case.name: read_grid(case.image) for case in cases}
+    grids = {case.name: (grids or {}).get(case.name) or read_grid(case.image) for case in cases}
     axis = None if options.slice_axis == "auto" else int(options.slice_axis)
     reasons = [_slice_words(list(grids.values()), axis)]
     views = [_View.of(grid, axis) for grid in grids.values()]

@@ -64,12 +64,22 @@ def prepare_label(
     x, y, z = classes.shape
     geometry, _ = plan(Grid((x, y, z), affine), p)
     slices = np.ascontiguousarray(geometry.to_slices(classes))
+    return to_nearest_pixels(torch.from_numpy(slices), geometry), share_outside(slices, geometry)
+
+
+def share_outside(slices: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.float64]:
+    """Per class, 0 to the largest of the label, the share of its voxels that no pixel of the slices shows.
+
+    Args:
+        slices: classes ``[S, rows, columns]``, by `Geometry.to_slices`.
+        geometry: where the slices lie.
+    """
     rows, columns = (is_inside(geometry, axis) for axis in (0, 1))
     total = np.bincount(slices.ravel())
     kept = np.bincount(slices[:, rows][:, :, columns].ravel(), minlength=len(total))
     lost = 1 - kept / np.maximum(total, 1)
     lost[total == 0] = 0
-    return to_nearest_pixels(torch.from_numpy(slices), geometry), lost
+    return np.asarray(lost)
 
 
 def _finite(volume: Volume, p: Preprocessing) -> tuple[NDArray[np.float32], tuple[str, ...]]:

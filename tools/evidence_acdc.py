@@ -40,14 +40,15 @@ class Method:
         words: what its command adds.
         each: slices that a step sees.
         steps: of training, or of all rounds together, after the first segmenter.
-        kind: which command it is: training goes on on labels alone, `selftrain`, or the parent's pre-training.
+        kind: its command: none, for it is the first segmenter itself; a longer training on labels alone; `selftrain`;
+            or the parent's pre-training before the labels.
     """
 
     name: str
     words: tuple[str, ...] = ()
     each: int = 20
     steps: int = MORE
-    kind: Literal["train", "selftrain", "parent"] = "selftrain"
+    kind: Literal["first", "train", "selftrain", "parent"] = "selftrain"
 
     @property
     def slices(self) -> int:
@@ -56,6 +57,7 @@ class Method:
 
 
 METHODS = {
+    "first": Method("labels alone, where all others begin", steps=0, kind="first"),
     "supervised": Method("labels alone", kind="train"),
     "pseudo": Method("plain self-training", ("--method", "pseudo"), 40),
     "both": Method("both, weight 0.03", ("--method", "both", "--contrast.weight", "0.03", *APART), 60),
@@ -69,7 +71,7 @@ METHODS = {
     ),
     "parent": Method("parent pre-training, then labels", kind="parent", each=48),
 }
-MAIN = ("supervised", "pseudo", "both", "contrast")
+MAIN = ("first", "supervised", "pseudo", "both", "contrast")
 """Run first, draw by draw."""
 
 Scores = dict[str, dict[int, float]]
@@ -108,9 +110,8 @@ class Study:
         """The first segmenter, then training and test of methods, with some labelled patients."""
         jobs = [self.train("first", count, draw, FIRST, *NETWORK)]
         for method in methods:
-            jobs += {"train": self.more, "selftrain": self.go_on, "parent": self.parent}[METHODS[method].kind](
-                method, count, draw
-            )
+            if (kind := METHODS[method].kind) != "first":
+                jobs += {"train": self.more, "selftrain": self.go_on, "parent": self.parent}[kind](method, count, draw)
             jobs.append(self.test(method, count, draw))
         return jobs
 
@@ -258,7 +259,7 @@ def main() -> None:
         "Mean foreground Dice of the 20 volumes of 10 test patients on their own grids: mean and standard deviation "
         "over the draws of labelled patients that have run (of all labels: over seeds), one run per cell. Slices of "
         f"64 x 64 pixels, U-Net of width 8, the package's defaults; {FIRST} steps on the labels, then {ROUNDS} rounds "
-        f"of {STEPS} (labels alone: {FIRST + MORE} steps). Two other patients choose the step.",
+        f"of {STEPS} (labels alone: {FIRST + MORE} steps in one). Two other patients choose the step.",
         "Steps are matched, compute is not, but for the lines that say so: the column counts the slices that went "
         "through the network, those of the first segmenter included.",
     ]

@@ -44,6 +44,7 @@ def test_differences_are_of_the_draws_that_both_methods_have(tmp_path: Path) -> 
 
 def test_both_controls_see_as_many_slices_as_both() -> None:
     slices = {name: method.slices for name, method in evidence_acdc.METHODS.items()}
+    assert slices["first"] == 20 * evidence_acdc.FIRST
     assert slices["supervised-long"] == slices["pseudo-long"] == slices["both"]
 
 

@@ -11,17 +11,17 @@ from contrastive_core.losses.rows import (
     check_at_least_two,
     check_rows,
     check_same_count,
-    check_temperature,
     paired_similarity,
     result_dtype,
     unit_rows,
     working_dtype,
 )
+from contrastive_core.losses.temperature import Temperature, check_learned_temperature, shown
 from contrastive_core.similarity import row_lse
 
 
 def info_nce(
-    query: Tensor, key: Tensor, bank: Tensor | None = None, *, temperature: float = 0.1, gather: Gather = False
+    query: Tensor, key: Tensor, bank: Tensor | None = None, *, temperature: float | Tensor = 0.1, gather: Gather = False
 ) -> Tensor:
     """Of all keys, and the rows of a memory bank, which is the key of this query?
 
@@ -37,7 +37,8 @@ def info_nce(
         query: [N, D], l2-normalised here.
         key: [N, D], row i is the positive of query i, the other rows are negatives; l2-normalised here.
         bank: [M, D], negatives for every query; l2-normalised here. None or M = 0: no bank.
-        temperature: positive; 0.07 to 0.2 are usual.
+        temperature: positive; 0.07 to 0.2 are usual;
+            a number, or a tensor of one to learn it (the host reads it in every call).
         gather: the keys of all processes are negatives of this process's queries. With the mean of parameter gradients
             over processes, the loss of the union batch. "all" and "ring" say how they come (`how_to_gather`).
 
@@ -60,34 +61,35 @@ def info_nce(
     >>> info_nce(torch.eye(4), torch.eye(4), temperature=1.0)
     tensor(0.7437)
     """
-    check_temperature("info_nce", temperature)
+    t = Temperature("info_nce", temperature)
     inputs = {"query": query, "key": key} | ({} if bank is None else {"bank": bank})
     check_rows("info_nce", **inputs)
     check_same_count("info_nce", query=query, key=key)
-    scale, dtype = 1 / temperature, working_dtype(*inputs.values(), temperature=temperature)
+    dtype = working_dtype(*inputs.values(), temperature=t.value)
     q, k = unit_rows(query, dtype), unit_rows(key, dtype)
+    warm_q, warm_k = t.warm(q), t.warm(k)
     way = how_to_gather("info_nce", gather, k)
-    rest = row_lse(q, k, scale=scale, self_offset=0)
+    rest = row_lse(warm_q, warm_k, scale=t.scale, self_offset=0)
     if way != "alone":
-        rest = log_add(rest, lse_of_others(q, k, scale=scale, way=way))
+        rest = log_add(rest, lse_of_others(warm_q, warm_k, scale=t.scale, way=way))
     if bank is None or len(bank) == 0 or len(query) == 0:
         check_at_least_two("info_nce", len(query) if way == "alone" else len(query) * world_size())
     if bank is not None:
         # Apart from the keys: the bank's gradient is then computed only if it is wanted.
-        rest = log_add(rest, row_lse(q, unit_rows(bank, dtype), scale=scale))
-    return softplus(rest - scale * paired_similarity(q, k)).mean().to(result_dtype(*inputs.values()))
+        rest = log_add(rest, row_lse(warm_q, t.warm(unit_rows(bank, dtype)), scale=t.scale))
+    return softplus(rest - t.divide(paired_similarity(q, k))).mean().to(result_dtype(*inputs.values()))
 
 
 class InfoNCELoss(nn.Module):
     """:func:`info_nce` with its keywords held: ``InfoNCELoss(temperature=0.2)(query, key, bank)``."""
 
-    def __init__(self, *, temperature: float = 0.1, gather: Gather = False) -> None:
+    def __init__(self, *, temperature: float | Tensor = 0.1, gather: Gather = False) -> None:
         super().__init__()
-        check_temperature("InfoNCELoss", temperature)
+        check_learned_temperature("InfoNCELoss", temperature)
         self.temperature, self.gather = temperature, gather
 
     def forward(self, query: Tensor, key: Tensor, bank: Tensor | None = None) -> Tensor:
         return info_nce(query, key, bank, temperature=self.temperature, gather=self.gather)
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, gather={self.gather}"
+        return f"temperature={shown(self.temperature)}, gather={self.gather}"

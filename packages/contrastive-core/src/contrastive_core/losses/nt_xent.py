@@ -12,17 +12,22 @@ from contrastive_core.losses.rows import (
     check_at_least_two,
     check_rows,
     check_same_count,
-    check_temperature,
     paired_similarity,
     result_dtype,
     unit_rows,
     working_dtype,
 )
+from contrastive_core.losses.temperature import Temperature, check_learned_temperature, shown
 from contrastive_core.similarity import row_lse
 
 
 def nt_xent(
-    view_a: Tensor, view_b: Tensor, bank: Tensor | None = None, *, temperature: float = 0.1, gather: Gather = False
+    view_a: Tensor,
+    view_b: Tensor,
+    bank: Tensor | None = None,
+    *,
+    temperature: float | Tensor = 0.1,
+    gather: Gather = False,
 ) -> Tensor:
     """Normalised temperature-scaled cross-entropy: of all views in the batch, which is the other view of this sample?
 
@@ -43,7 +48,8 @@ def nt_xent(
         view_a: embeddings [N, D] of the first views; they are l2-normalised here, so any magnitude will do.
         view_b: embeddings [N, D] of the second views; row i belongs to the same sample.
         bank: [M, D], further negatives; l2-normalised here. None or M = 0: no bank. Over processes, the same on each.
-        temperature: positive; 0.1 (the papers on ImageNet), 0.5 (on CIFAR-10).
+        temperature: positive; 0.1 (the papers on ImageNet), 0.5 (on CIFAR-10);
+            a number, or a tensor of one to learn it (the host reads it in every call).
         gather: candidates are the views of all processes, anchors those of this process. With the mean of parameter
             gradients that data-parallel training takes, this is the loss of the union batch. "all"
             and "ring" say how they come (`how_to_gather`).
@@ -68,21 +74,21 @@ def nt_xent(
     >>> nt_xent(a, b, temperature=1.0)
     tensor(1.1654)
     """
-    check_temperature("nt_xent", temperature)
+    t = Temperature("nt_xent", temperature)
     inputs = {"view_a": view_a, "view_b": view_b} | ({} if bank is None else {"bank": bank})
     check_rows("nt_xent", **inputs)
     check_same_count("nt_xent", view_a=view_a, view_b=view_b)
-    n, scale = len(view_a), 1 / temperature
-    dtype = working_dtype(*inputs.values(), temperature=temperature)
+    n, dtype = len(view_a), working_dtype(*inputs.values(), temperature=t.value)
     z = torch.cat([unit_rows(view_a, dtype), unit_rows(view_b, dtype)])
     way = how_to_gather("nt_xent", gather, z)
     # First the processes compare their numbers of rows: an error of a single one would leave the others waiting.
-    rest = lse_among_all(z, scale=scale, way=way, skip=n)
+    warm = t.warm(z)
+    rest = lse_among_all(warm, scale=t.scale, way=way, skip=n)
     if bank is None or len(bank) == 0 or n == 0:
         check_at_least_two("nt_xent", n if way == "alone" else n * world_size())
-    pair = scale * paired_similarity(*z.view(2, n, -1).unbind()).repeat(2)
+    pair = t.divide(paired_similarity(*z.view(2, n, -1).unbind())).repeat(2)
     if bank is not None:
-        rest = log_add(rest, row_lse(z, unit_rows(bank, dtype), scale=scale))
+        rest = log_add(rest, row_lse(warm, t.warm(unit_rows(bank, dtype)), scale=t.scale))
     # -log(exp(pair) / (exp(pair) + exp(rest))), without the difference of two almost equal numbers.
     return softplus(rest - pair).mean().to(result_dtype(*inputs.values()))
 
@@ -95,13 +101,13 @@ def softplus(x: Tensor) -> Tensor:
 class NTXentLoss(nn.Module):
     """:func:`nt_xent` with its keywords held: ``NTXentLoss(temperature=0.5)(view_a, view_b)``."""
 
-    def __init__(self, *, temperature: float = 0.1, gather: Gather = False) -> None:
+    def __init__(self, *, temperature: float | Tensor = 0.1, gather: Gather = False) -> None:
         super().__init__()
-        check_temperature("NTXentLoss", temperature)
+        check_learned_temperature("NTXentLoss", temperature)
         self.temperature, self.gather = temperature, gather
 
     def forward(self, view_a: Tensor, view_b: Tensor, bank: Tensor | None = None) -> Tensor:
         return nt_xent(view_a, view_b, bank, temperature=self.temperature, gather=self.gather)
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, gather={self.gather}"
+        return f"temperature={shown(self.temperature)}, gather={self.gather}"

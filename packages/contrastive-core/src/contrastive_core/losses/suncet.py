@@ -12,17 +12,22 @@ from contrastive_core.losses.positives import check_labels, find_positives
 from contrastive_core.losses.rows import (
     check_at_least_two,
     check_rows,
-    check_temperature,
     result_dtype,
     unit_rows,
     working_dtype,
 )
 from contrastive_core.losses.smoothed import smoothed_losses
+from contrastive_core.losses.temperature import Temperature, check_learned_temperature, shown
 from contrastive_core.similarity.precision import exact_dtype
 
 
 def suncet(
-    z: Tensor, labels: Tensor, *, temperature: float = 0.1, label_smoothing: float = 0.0, gather: Gather = False
+    z: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float | Tensor = 0.1,
+    label_smoothing: float = 0.0,
+    gather: Gather = False,
 ) -> Tensor:
     """Neighbourhood-component loss with labels: is a random neighbour of this sample of its class?
 
@@ -43,7 +48,8 @@ def suncet(
     Args:
         z: embeddings [N, D] of labelled samples, l2-normalised here.
         labels: class numbers [N], integers in any order.
-        temperature: positive; 0.1 in the paper.
+        temperature: positive; 0.1 in the paper;
+            a number, or a tensor of one to learn it (the host reads it in every call).
         label_smoothing: in [0, 1); 0 in the paper.
         gather: candidates are the samples of all processes, anchors those of this process; with the mean of parameter
             gradients over processes, the loss of the union batch. "all"
@@ -75,14 +81,14 @@ def suncet(
 
 
 def _suncet(
-    name: str, z: Tensor, labels: Tensor, temperature: float, *, label_smoothing: float, gather: Gather
+    name: str, z: Tensor, labels: Tensor, temperature: float | Tensor, *, label_smoothing: float, gather: Gather
 ) -> tuple[Tensor, Tensor]:
     """The loss, and how many anchors were left out."""
-    check_temperature(name, temperature)
+    t = Temperature(name, temperature)
     _check_smoothing(name, label_smoothing)
     check_rows(name, z=z)
     check_labels(name, labels, z)
-    rows = unit_rows(z, exact_dtype(z) if label_smoothing else working_dtype(z, temperature=temperature))
+    rows = unit_rows(z, exact_dtype(z) if label_smoothing else working_dtype(z, temperature=t.value))
     way = how_to_gather(name, gather, rows)
     if label_smoothing and gather == "ring":
         raise ValueError(f'{name}: with label_smoothing all rows are gathered; expected gather=True or "all"')
@@ -91,11 +97,11 @@ def _suncet(
     if label_smoothing:
         gathered = way != "alone"
         losses = smoothed_losses(
-            rows, gather_rows(rows) if gathered else rows, positives.everyone, scale=1 / temperature,
+            t.warm(rows), t.warm(gather_rows(rows) if gathered else rows), positives.everyone, scale=t.scale,
             first=rank() * len(rows) if gathered else 0, label_smoothing=label_smoothing,
         )  # fmt: skip
         return losses.mean().to(result_dtype(z)), torch.zeros_like(positives.skipped)
-    same, different = lse_by_class(rows, positives.own, scale=1 / temperature, way=way)
+    same, different = lse_by_class(t.warm(rows), positives.own, scale=t.scale, way=way)
     # Where there is no positive, same is -inf; the value put in its place is not used.
     losses = softplus(different - same.masked_fill(~positives.live, 0.0))
     return positives.mean(losses).to(result_dtype(z)), positives.skipped
@@ -115,9 +121,11 @@ class SuNCEtLoss(nn.Module):
 
     skipped_anchors: Tensor | None = None
 
-    def __init__(self, *, temperature: float = 0.1, label_smoothing: float = 0.0, gather: Gather = False) -> None:
+    def __init__(
+        self, *, temperature: float | Tensor = 0.1, label_smoothing: float = 0.0, gather: Gather = False
+    ) -> None:
         super().__init__()
-        check_temperature("SuNCEtLoss", temperature)
+        check_learned_temperature("SuNCEtLoss", temperature)
         _check_smoothing("SuNCEtLoss", label_smoothing)
         self.temperature, self.label_smoothing, self.gather = temperature, label_smoothing, gather
 
@@ -128,4 +136,4 @@ class SuNCEtLoss(nn.Module):
         return loss
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, label_smoothing={self.label_smoothing}, gather={self.gather}"
+        return f"temperature={shown(self.temperature)}, label_smoothing={self.label_smoothing}, gather={self.gather}"

@@ -12,15 +12,15 @@ from contrastive_core.losses.positives import Positives, check_labels, find_posi
 from contrastive_core.losses.rows import (
     check_at_least_two,
     check_rows,
-    check_temperature,
     result_dtype,
     unit_rows,
     working_dtype,
 )
+from contrastive_core.losses.temperature import Temperature, check_learned_temperature, shown
 from contrastive_core.similarity.precision import exact_dtype
 
 
-def supcon(z: Tensor, labels: Tensor, *, temperature: float = 0.1, gather: Gather = False) -> Tensor:
+def supcon(z: Tensor, labels: Tensor, *, temperature: float | Tensor = 0.1, gather: Gather = False) -> Tensor:
     """Supervised contrastive loss ("out" form): every sample of the class is to be recognised among all.
 
         loss = mean over anchors i of   mean over positives p of i of   -log( exp(s_ip) / sum_{j != i} exp(s_ij) ),
@@ -34,7 +34,8 @@ def supcon(z: Tensor, labels: Tensor, *, temperature: float = 0.1, gather: Gathe
     Args:
         z: embeddings [N, D], l2-normalised here.
         labels: class numbers [N], integers in any order.
-        temperature: positive; 0.07 to 0.1 in the paper.
+        temperature: positive; 0.07 to 0.1 in the paper;
+            a number, or a tensor of one to learn it (the host reads it in every call).
         gather: candidates are the samples of all processes, anchors those of this process; with the mean of parameter
             gradients over processes, the loss of the union batch. "all"
             and "ring" say how they come (`how_to_gather`).
@@ -63,18 +64,19 @@ def supcon(z: Tensor, labels: Tensor, *, temperature: float = 0.1, gather: Gathe
     return _supcon("supcon", z, labels, temperature, gather)[0]
 
 
-def _supcon(name: str, z: Tensor, labels: Tensor, temperature: float, gather: Gather) -> tuple[Tensor, Tensor]:
+def _supcon(name: str, z: Tensor, labels: Tensor, temperature: float | Tensor, gather: Gather) -> tuple[Tensor, Tensor]:
     """The loss, and how many anchors were left out."""
-    check_temperature(name, temperature)
+    t = Temperature(name, temperature)
     check_rows(name, z=z)
     check_labels(name, labels, z)
-    rows = unit_rows(z, working_dtype(z, temperature=temperature))
+    rows = unit_rows(z, working_dtype(z, temperature=t.value))
     way = how_to_gather(name, gather, rows)
     positives = find_positives(labels.to(z.device), gather=way != "alone")
     check_at_least_two(name, len(positives.everyone))
     everyone = gather_rows(rows) if way == "all" else None
-    towards_positives = _mean_over_positives(rows, everyone, positives, way) / temperature
-    losses = lse_among_all(rows, scale=1 / temperature, way=way, everyone=everyone) - towards_positives
+    towards_positives = t.divide(_mean_over_positives(rows, everyone, positives, way))
+    candidates = None if everyone is None else t.warm(everyone)
+    losses = lse_among_all(t.warm(rows), scale=t.scale, way=way, everyone=candidates) - towards_positives
     return positives.mean(losses).to(result_dtype(z)), positives.skipped
 
 
@@ -100,9 +102,9 @@ class SupConLoss(nn.Module):
 
     skipped_anchors: Tensor | None = None
 
-    def __init__(self, *, temperature: float = 0.1, gather: Gather = False) -> None:
+    def __init__(self, *, temperature: float | Tensor = 0.1, gather: Gather = False) -> None:
         super().__init__()
-        check_temperature("SupConLoss", temperature)
+        check_learned_temperature("SupConLoss", temperature)
         self.temperature, self.gather = temperature, gather
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
@@ -110,4 +112,4 @@ class SupConLoss(nn.Module):
         return loss
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, gather={self.gather}"
+        return f"temperature={shown(self.temperature)}, gather={self.gather}"

@@ -11,6 +11,7 @@ from contrastive_core.pseudo_label import fuse
 from ssl_video.augment import spread_crops
 from ssl_video.data.reader import StoredFlow, index_video, read_clip
 from ssl_video.data.sampling import clip_starts
+from ssl_video.data.torchcodec_reader import ReaderName
 from ssl_video.data.video_set import Video
 from ssl_video.model_folder import Recognizer
 from ssl_video.views.make import make_views, needs_following
@@ -27,6 +28,7 @@ def classify(
     crops: int = 3,
     to_the_end: bool = False,
     flow: StoredFlow | None = None,
+    reader: ReaderName = "pyav",
 ) -> Tensor:
     """Mean probabilities of a video over clips and crops, by view: float32 ``[M, K]``; NaN for a view it lacks.
 
@@ -38,6 +40,7 @@ def classify(
         crops: along the long side.
         to_the_end: see `clip_starts`.
         flow: see `read_clip`; None: computed where a view needs it.
+        reader: see `read_clip`.
 
     Raises:
         UserError: the file cannot be read.
@@ -47,7 +50,7 @@ def classify(
     following, needs_audio = needs_following(views, stored), "audio" in views
     starts = clip_starts(index_video(video.path).duration, recipe.clip, clips, to_the_end=to_the_end)
     read = [
-        read_clip(video.path, start, recipe.clip, following=following, audio=needs_audio, flow=stored)
+        read_clip(video.path, start, recipe.clip, following=following, audio=needs_audio, flow=stored, reader=reader)
         for start in starts
     ]
     seen = spread_crops(read, size=recipe.size, crops=crops)

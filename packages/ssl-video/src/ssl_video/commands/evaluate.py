@@ -15,6 +15,7 @@ from contrastive_core.train.files import write_atomic
 from contrastive_core.train.model_file import module_hash
 from contrastive_core.train.progress import track
 from ssl_video.data import open_videos
+from ssl_video.data.torchcodec_reader import ReaderName, check_reader
 from ssl_video.flow_cache import open_flow
 from ssl_video.model_folder import load_recognizer
 from ssl_video.recognition_score import Evaluation, confusion_of, score_view
@@ -34,6 +35,7 @@ def evaluate(
     to_the_end: bool = False,
     flow_cache: Path | None = None,
     max_bad: float = 0.0,
+    reader: ReaderName = "pyav",
     out: Path | None = None,
     device: str = "auto",
 ) -> Evaluation:
@@ -55,6 +57,7 @@ def evaluate(
         to_the_end: spread the clips to the very end of the video.
         flow_cache: folder of ``ssl-video flow``, to read the view flow from; None: flow is computed for every clip.
         max_bad: share of the videos that may be unreadable; they are listed, and count nowhere.
+        reader: of frames: pyav, or torchcodec (an extra), which gives the same and may be faster.
         out: folder for the files; by default ``evaluation`` in the model's folder.
         device: auto, cpu, cuda or mps.
 
@@ -82,11 +85,19 @@ def evaluate(
     if not wanted or not set(wanted) <= set(recipe.views):
         raise UserError(f"views are {', '.join(wanted) or 'none'}; the network has learned {', '.join(recipe.views)}")
     stored = open_flow(flow_cache, method=recipe.flow, views=wanted, of=(videos,), max_bad=max_bad)
+    check_reader(reader)
     found, kept, skipped = [], [], {}
     for place, video in enumerate(track(videos.videos, total=len(videos), what="testing")):
         try:
             by_view = classify(
-                recognizer, video, views=wanted, clips=clips, crops=crops, to_the_end=to_the_end, flow=stored
+                recognizer,
+                video,
+                views=wanted,
+                clips=clips,
+                crops=crops,
+                to_the_end=to_the_end,
+                flow=stored,
+                reader=reader,
             )
             found.append(by_view)
             kept.append(place)

@@ -16,6 +16,7 @@ from contrastive_core.optim import WarmupCosine
 from contrastive_core.train import Run, RunOptions
 from ssl_video.augment import ClipAugment, StrongOptions, WeakOptions
 from ssl_video.data import ClipDataset, ClipSpec, VideoSet, open_videos
+from ssl_video.data.torchcodec_reader import ReaderName
 from ssl_video.feed import Feed
 from ssl_video.flow_cache import open_flow
 from ssl_video.method import MultiviewPseudoLabel
@@ -56,6 +57,7 @@ def train(
     diagnose: bool = False,
     validate_every: int = 0,
     max_bad: float = 0.0,
+    reader: ReaderName = "pyav",
     optimizer: OptimizerOptions = OptimizerOptions(),  # noqa: B008
     run: RunOptions = RunOptions(),  # noqa: B008
 ) -> Path:
@@ -94,6 +96,7 @@ def train(
         diagnose: look at the labels of all videos to record how many pseudo-labels are right; it decides nothing.
         validate_every: steps between two scores on the split's validation part (one clip, one crop); 0: none.
         max_bad: share of the videos that may be unreadable.
+        reader: of frames: pyav, or torchcodec (an extra), which gives the same and may be faster.
         optimizer: optimiser and schedule.
         run: seed, device, precision, checkpoints, logs.
 
@@ -126,7 +129,7 @@ def train(
         def clips(of: VideoSet, log: str, *, by_class: bool) -> ClipDataset:
             return ClipDataset(
                 of, clip, following=needs_following(views, stored), audio="audio" in views, flow=stored,
-                max_bad=max_bad, log=r.out / log, by_class=by_class,
+                reader=reader, max_bad=max_bad, log=r.out / log, by_class=by_class,
             )  # fmt: skip
 
         known = clips(labelled, "bad_labelled.jsonl", by_class=True)

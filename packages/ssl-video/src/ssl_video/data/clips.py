@@ -15,6 +15,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.train.files import append_line
 from ssl_video.data.reader import StoredFlow, index_video, read_clip
 from ssl_video.data.sampling import ClipSpec, clip_start
+from ssl_video.data.torchcodec_reader import ReaderName, check_reader
 from ssl_video.data.video_set import VideoSet
 from ssl_video.views.make import Clips
 
@@ -41,12 +42,13 @@ class ClipDataset(Dataset[Sample]):
         following: see `read_clip`.
         audio: see `read_clip`.
         flow: see `read_clip`.
+        reader: see `read_clip`.
         max_bad: share of the files that may be unreadable, ``0 <= max_bad < 1``.
         log: JSON lines with index, path and reason; None: nowhere.
         by_class: a bad file is stood in for by one of its own class.
 
     Raises:
-        UserError: `max_bad` is no such share.
+        UserError: `max_bad` is no such share, or there is no such reader here.
     """
 
     def __init__(
@@ -57,13 +59,16 @@ class ClipDataset(Dataset[Sample]):
         following: bool = False,
         audio: bool = False,
         flow: StoredFlow | None = None,
+        reader: ReaderName = "pyav",
         max_bad: float = 0.0,
         log: Path | None = None,
         by_class: bool = False,
     ) -> None:
         if not 0 <= max_bad < 1:
             raise UserError(f"max_bad is {max_bad}; expected a share of the videos, at least 0 and less than 1")
+        check_reader(reader)
         self.videos, self.spec, self.following, self.audio, self.flow = videos, spec, following, audio, flow
+        self.reader: ReaderName = reader
         self._allowed, self._log, self._by_class = math.floor(max_bad * len(videos)), log, by_class
         self._bad: set[int] = set()
 
@@ -85,7 +90,15 @@ class ClipDataset(Dataset[Sample]):
             try:
                 path = self.videos[place].path
                 start = clip_start(index_video(path).duration, self.spec, seed=seed, id=index)
-                clip = read_clip(path, start, self.spec, following=self.following, audio=self.audio, flow=self.flow)
+                clip = read_clip(
+                    path,
+                    start,
+                    self.spec,
+                    following=self.following,
+                    audio=self.audio,
+                    flow=self.flow,
+                    reader=self.reader,
+                )
                 return Sample(clip, place)
             except UserError as error:
                 self._note(place, str(error))

@@ -15,8 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
+from ssl_video.data import torchcodec_reader
 from ssl_video.data.sampling import ClipSpec
 from ssl_video.data.sound import read_audio
+from ssl_video.data.torchcodec_reader import ReaderName
 from ssl_video.views.make import Clips
 
 _TOLERANCE = 1e-3  # seconds: Matroska rounds the times of frames to milliseconds
@@ -42,6 +44,8 @@ class VideoIndex:
         height: in pixels, as stored.
         codec: name of the codec.
         has_audio: whether there is a sound track.
+        stream: number of the video stream in the file.
+        bits: of a colour value, as stored.
     """
 
     times: NDArray[np.float64]
@@ -51,6 +55,8 @@ class VideoIndex:
     height: int
     codec: str
     has_audio: bool
+    stream: int = 0
+    bits: int = 8
 
     def __len__(self) -> int:
         return len(self.times)
@@ -88,6 +94,7 @@ def read_clip(
     following: bool = False,
     audio: bool = False,
     flow: StoredFlow | None = None,
+    reader: ReaderName = "pyav",
 ) -> Clips:
     """The clip of a video that begins at a time: a batch of one.
 
@@ -103,9 +110,11 @@ def read_clip(
         audio: read the sound of the clip's duration too, silence where there is none; `has_audio` says so.
         flow: read the displacements to the frame after each of these from there, without the frame itself; the clip
             ends one frame earlier too.
+        reader: ``pyav``, or ``torchcodec``, whose frames are the same; what it would give in other colours (more than 8
+            bits) or does not understand is left to PyAV.
 
     Raises:
-        UserError: the file cannot be read, or breaks off before a frame that is needed.
+        UserError: the file cannot be read, or breaks off before a frame that is needed; torchcodec cannot be loaded.
     """
     index = index_video(path)
     wanted = index.frames_at(spec.times(start))
@@ -114,7 +123,12 @@ def read_clip(
         wanted = [min(frame, max(0, len(index) - 2)) for frame in wanted]
     if following:
         after = [min(frame + 1, len(index) - 1) for frame in wanted]
-    pictures = read_frames(path, sorted({*wanted, *after}))
+    needed = sorted({*wanted, *after})
+    pictures = None
+    if reader == "torchcodec" and index.bits == 8:
+        pictures = torchcodec_reader.decode(path, needed, stream=index.stream, total=len(index))
+    if pictures is None:
+        pictures = read_frames(path, needed)
     samples, has_audio = None, None
     if audio:
         found = read_audio(path, start, spec.duration) if index.has_audio else None
@@ -207,6 +221,8 @@ def _index(path: str, changed: int) -> VideoIndex:
             height=stream.codec_context.height,
             codec=stream.codec_context.name,
             has_audio=bool(container.streams.audio),
+            stream=stream.index,
+            bits=max((part.bits for part in stream.codec_context.format.components), default=8),
         )
 
 

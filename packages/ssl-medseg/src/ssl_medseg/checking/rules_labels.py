@@ -32,7 +32,8 @@ def unusable(looked: Sequence[Looked], labels: LabelMap | None) -> Iterator[Find
         looked,
         "error",
         "grid",
-        "not on the grid of the image: the mask would lie beside the organ. Draw or export them on the image",
+        "not on the grid of the image: the mask would lie beside the organ. Draw or export them on the image, or see "
+        "--repair",
         lambda one: say(of(one).difference),
         noun="label",
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json as json_format
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from contrastive_core.errors import UserError
 from contrastive_core.train.files import write_atomic
-from ssl_medseg.checking import Report, examine
+from ssl_medseg.checking import Fix, Report, examine
 from ssl_medseg.data import DataOptions
 from ssl_medseg.preprocessing import PreprocessingOptions
 
@@ -25,10 +26,12 @@ def check(
     most_pictures: int = 40,
     json: bool = False,
     propose_map: Path | None = None,
+    repair: tuple[Fix, ...] = (),
+    repaired: Path | None = None,
     show_headers: bool = False,
     show_paths: bool = False,
 ) -> int:
-    """Look at every image and label of a data set and print what is wrong with it. Nothing is changed.
+    """Look at every image and label of a data set and print what is wrong with it. The data set is never changed.
 
     Errors, which training stops at or is wrong by: files that are missing, unreadable or cut off; labels that belong to
     no image; cases without a label that nobody said have none; a label on another grid than its image; voxels that are
@@ -56,15 +59,21 @@ def check(
         json: print JSON instead of text.
         propose_map: write a label map of the values found to this file, for you to put names in and give as
             --label_map.
+        repair: what to repair in a copy of the data set, of ``grid``: resample labels onto the grid of their image, by
+            nearest neighbour; ``fractions``: round label values; ``sform`` or ``qform``: where the two contradict each
+            other, the one to place an image by. Needs --repaired.
+        repaired: a new folder for that copy, whose repairs.json says what was done to every file and what was not.
         show_headers: list text in headers, which may say who a patient is.
         show_paths: say in JSON where files lie.
 
     Returns:
-        1 if there are errors, else 0: the exit status.
+        1 if there are errors in the data as they are, else 0: the exit status.
 
     Raises:
-        UserError: there is no such data set, or the file of the label map exists.
+        UserError: there is no such data set, the file of the label map exists, or no copy can be repaired there.
     """
+    if bool(repair) != (repaired is not None):
+        raise UserError("expected --repair, what to repair, and --repaired, a folder for the copy, together")
     report = examine(
         data,
         opening=opening,
@@ -83,6 +92,10 @@ def check(
         print(f"{len(written)} pictures in {pictures}")  # noqa: T201
     if proposed is not None and not json:
         print(f"{propose_map}: put names in for {proposed}, then give it as --label_map")  # noqa: T201
+    if repaired is not None:
+        from ssl_medseg.checking.repair import repair as repair_copy  # noqa: PLC0415 - scipy
+
+        print(repair_copy(data, repaired, repair, opening=opening), file=sys.stderr if json else sys.stdout)
     return 1 if report.errors else 0
 
 

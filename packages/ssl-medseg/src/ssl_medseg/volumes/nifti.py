@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nibabel
 import numpy as np
@@ -14,6 +16,7 @@ from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
+from contrastive_core.train.files import write_atomic
 from ssl_medseg.volumes.volume import Grid, checked_affine
 
 _DAMAGED = (ImageFileError, WrapStructError, OSError, EOFError, ValueError, zlib.error)
@@ -95,15 +98,50 @@ def nifti_warnings(opened: Any, grid: Grid) -> tuple[str, ...]:
     """What is odd about a NIfTI header's geometry."""
     if not isinstance(opened, nibabel.Nifti1Pair):
         return ()
-    sform, qform = opened.get_sform(coded=True)[0], _qform(opened)
-    if sform is None and qform is None:
+    if opened.get_sform(coded=True)[0] is None and _qform(opened) is None:
         return ("sform and qform both have code 0: sides and orientation of the patient are unknown",)
+    apart = _forms_apart(opened, grid)
+    return (f"sform and qform contradict each other, by up to {apart:.3g} mm; the sform is used",) if apart else ()
+
+
+def take_form(path: Path, form: Literal["sform", "qform"]) -> str:
+    """Where sform and qform of a NIfTI file contradict each other, set the other one to this; no other byte changes.
+
+    Returns:
+        What was done, in words; empty if there was nothing to do.
+
+    Raises:
+        UserError: the file cannot be read, or its qform cannot hold the sform (a shear); then it stays as it is.
+    """
+    opened = open_nifti(path)
+    if not isinstance(opened, nibabel.Nifti1Pair) or not (apart := _forms_apart(opened, nifti_grid(opened, path))):
+        return ""
+    stored = path.read_bytes()
+    is_packed = stored[:2] == b"\x1f\x8b"
+    content = gzip.decompress(stored) if is_packed else stored
+    # From the bytes: nibabel clears the scaling of voxels in the header of an image it has loaded.
+    header = type(opened.header).from_fileobj(io.BytesIO(content))
+    if form == "sform":
+        header.set_qform(*header.get_sform(coded=True))
+    else:
+        header.set_sform(*header.get_qform(coded=True))
+    block = header.binaryblock
+    content = block + content[len(block) :]
+    write_atomic(path, gzip.compress(content, mtime=0) if is_packed else content)
+    again = open_nifti(path)
+    if left := _forms_apart(again, nifti_grid(again, path)):
+        write_atomic(path, stored)
+        raise UserError(f"{path}: its qform cannot hold its sform, {left:.3g} mm would remain; expected no shear")
+    return f"placed by its {form} alone: the other one was up to {apart:.3g} mm off"
+
+
+def _forms_apart(opened: Any, grid: Grid) -> float:
+    """By how many mm sform and qform put a voxel to different places; 0 where that is rounding, or one has no code."""
+    sform, qform = opened.get_sform(coded=True)[0], _qform(opened)
     if sform is None or qform is None:
-        return ()
-    apart = np.linalg.norm(Grid(grid.shape, qform).corners - Grid(grid.shape, sform).corners, axis=1).max()
-    if apart <= _DISAGREE * min(grid.spacing):
-        return ()
-    return (f"sform and qform contradict each other, by up to {apart:.3g} mm; the sform is used",)
+        return 0.0
+    apart = float(np.linalg.norm(Grid(grid.shape, qform).corners - Grid(grid.shape, sform).corners, axis=1).max())
+    return apart if apart > _DISAGREE * min(grid.spacing) else 0.0
 
 
 def _qform(opened: Any) -> Any:

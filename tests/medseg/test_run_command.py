@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from contrastive_core.errors import UserError
 from contrastive_core.train import RunOptions
+from contrastive_core.train.metrics import read
 from ssl_medseg.commands import run as module
 from ssl_medseg.commands.run import run
 from ssl_medseg.data import open_dataset, read_split
@@ -92,9 +97,41 @@ def test_splits_by_labels(data: Path, tmp_path: Path) -> None:
         split_by_labels(most, labelled=["nobody"])
 
 
-def test_contradictions_are_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contradictions_are_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"got the split x\.json and names of patients"):
         run(str(data), tmp_path / "run", split=Path("x.json"), labelled=("a",))
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="run works in one process"):
-        run(str(data), tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_run(data: Path, tmp_path: Path) -> None:
+    arguments = [
+        "run", str(data), "--baseline_steps", "6", "--rounds", "2", "--steps", "4", "--batch_size", "4",
+        "--unlabelled_batch", "4", "--validate_every", "2", "--network.width", "2", "--size", "32", "--guard", "off",
+        "--progress", "false", "--checkpoint_every", "2", "--log_every", "1", "--device", "cpu", "--threads", "1",
+    ]  # fmt: skip
+    alone, together = tmp_path / "one", tmp_path / "two"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for out, start in ((alone, [sys.executable]), (together, torchrun)):
+        command = [*start, "-m", "ssl_medseg", *arguments, "--out", str(out)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert (together / "split.json").read_bytes() == (alone / "split.json").read_bytes()
+    sessions = (together / "selftrain" / "timing.jsonl").read_text()
+    assert '"processes": 2' in sessions
+    losses = [[r["loss"] for r in read(out / "baseline" / "metrics.jsonl")] for out in (alone, together)]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+    assert len(read_rounds(together / "selftrain")) == 2
+    model = (together / "model" / "model.safetensors").read_bytes()
+    assert model == (together / "selftrain" / "model" / "model.safetensors").read_bytes()
+    # What is done is not done again, by either process; a later stage that was lost is made anew.
+    shutil.rmtree(together / "selftrain")
+    shutil.rmtree(together / "model")
+    before = (together / "baseline" / "metrics.jsonl").stat().st_mtime_ns
+    command = [*torchrun, "-m", "ssl_medseg", *arguments, "--out", str(together)]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode != 0
+    assert "go on with the run in it by --resume" in refused.stderr
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (together / "model" / "model.safetensors").read_bytes() == model
+    assert (together / "baseline" / "metrics.jsonl").stat().st_mtime_ns == before

@@ -26,8 +26,8 @@ def sync(path: Path) -> None:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Give `path` this content in one step that survives a power failure."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """Give `path` this content in one step that survives a power failure; of several processes the last one wins."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:
         file.write(content)
         file.flush()

@@ -11,6 +11,8 @@ from typing import Literal
 
 from contrastive_core.errors import UserError
 from contrastive_core.train import RunOptions, config, files
+from contrastive_core.train.launch import make_fabric
+from contrastive_core.train.processes import Processes
 from ssl_medseg.augment import AugmentOptions
 from ssl_medseg.commands.selftrain import selftrain
 from ssl_medseg.commands.train import train
@@ -58,7 +60,8 @@ def run(
     What `train` and `selftrain` do, one after the other: the preprocessing is derived from the data and the reasons are
     said, the baseline is trained on the labelled volumes (``OUT/baseline``), it labels the others, and rounds of joint
     training follow (``OUT/selftrain``). The segmenter is in ``OUT/model``, where `predict` and `evaluate` find it;
-    `report OUT` shows all of it. With ``--resume`` a run that was stopped goes on in the stage it was in.
+    `report OUT` shows all of it. With ``--resume`` a run that was stopped goes on in the stage it was in. Started by
+    torchrun, every stage is shared among the processes.
 
     Without a split, patients whose volumes all have labels are the labelled ones, or those named; of four or more a
     quarter is kept for validation. The split is written to ``OUT/split.json``. Labels of unlabelled volumes are never
@@ -98,43 +101,64 @@ def run(
         The folder of the trained segmenter.
     """
     resolved = config.resolve(dict(locals()), run, free=("cache",))
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            "run works in one process; on several, give `ssl-medseg train` and then `selftrain` to torchrun"
-        )
     if split is not None and (labelled or validation):
         raise UserError(
             f"got the split {split} and names of patients; expected one of them, for the split names them all"
         )
     out = Path(out)
-    _begin(out, resolved, resume=run.resume)
-    chosen = _split(data, out, split, opening, labelled=labelled, validation=validation, quiet=not run.progress)
-    resolved.values["split"] = str(chosen)
-    resolved.write(out / "config.yaml")
+    processes = _processes(run)
+    chosen = processes.on_main(
+        lambda: _begin(data, out, split, opening, resolved, labelled=labelled, validation=validation, run=run)
+    )
     cache = cache or out / "cache"
     each = replace(run, resume=True)  # an interrupted stage goes on; one that has not begun, begins
     baseline, student = out / "baseline", out / "selftrain"
-    if not _is_done(baseline):
+    if not processes.on_main(lambda: _is_done(baseline)):
         train(
             data, chosen, baseline, steps=baseline_steps, batch_size=batch_size, lr=lr, schedule=schedule, loss=loss,
             validate_every=validate_every, network=network, augment=augment, preprocessing=preprocessing,
             opening=opening, cache=cache, run=each,
         )  # fmt: skip
-    if not _is_done(student):
+    if not processes.on_main(lambda: _is_done(student)):
         selftrain(
             str(baseline), data, chosen, student, method=method, rounds=rounds, steps=steps, batch_size=batch_size,
             unlabelled_batch=unlabelled_batch, lr=lr, schedule=schedule, loss=loss, start=start, norm=norm,
             validate_every=validate_every, contrast=contrast, pseudo=pseudo, teacher=teacher, augment=augment,
             unlabelled_augment=unlabelled_augment, opening=opening, cache=cache, run=each,
         )  # fmt: skip
-    new = out / ".model.tmp"
-    shutil.rmtree(new, ignore_errors=True)
-    shutil.copytree(student / "model", new)
-    files.replace_folder(new, out / "model")
+    processes.on_main(lambda: _take_model(student, out))
+    processes.close()
     return out / "model"
 
 
-def _begin(out: Path, resolved: config.Config, *, resume: bool) -> None:
+def _processes(run: RunOptions) -> Processes:
+    """This process, or those that torchrun has started: the first makes the folder, the others wait for it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Processes(rank=0, world_size=1)
+    fabric = make_fabric(run)
+    return Processes(rank=fabric.global_rank, world_size=fabric.world_size)
+
+
+def _begin(
+    data: str,
+    out: Path,
+    split: Path | None,
+    opening: DataOptions,
+    resolved: config.Config,
+    *,
+    labelled: tuple[str, ...],
+    validation: tuple[str, ...],
+    run: RunOptions,
+) -> Path:
+    """Make the folder with the split and the settings in it; the split's file."""
+    _check_folder(out, resolved, resume=run.resume)
+    chosen = _split(data, out, split, opening, labelled=labelled, validation=validation, quiet=not run.progress)
+    resolved.values["split"] = str(chosen)
+    resolved.write(out / "config.yaml")
+    return chosen
+
+
+def _check_folder(out: Path, resolved: config.Config, *, resume: bool) -> None:
     """Refuse a folder that holds something else, or another run."""
     settings = out / "config.yaml"
     if not resume:
@@ -177,3 +201,10 @@ def _split(
 
 def _is_done(stage: Path) -> bool:
     return (stage / "model" / "model.json").is_file()
+
+
+def _take_model(stage: Path, out: Path) -> None:
+    new = out / ".model.tmp"
+    shutil.rmtree(new, ignore_errors=True)
+    shutil.copytree(stage / "model", new)
+    files.replace_folder(new, out / "model")

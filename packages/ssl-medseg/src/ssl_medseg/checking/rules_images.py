@@ -17,7 +17,7 @@ _FAR = 2.0  # times larger or smaller than the median
 
 def unusable(looked: Sequence[Looked]) -> Iterator[Finding]:
     """Images that training would stop at."""
-    several_volumes = "holding several volumes: choose one with --frame or --channel"
+    several_volumes = "holding several volumes: choose one with --frame, --frames or --channel"
     yield from about(
         looked,
         "error",

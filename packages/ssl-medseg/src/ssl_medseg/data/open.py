@@ -9,6 +9,7 @@ from pathlib import Path
 from contrastive_core.errors import UserError
 from contrastive_core.findings import finding_lines, of_level
 from ssl_medseg.data.cases import DataSet
+from ssl_medseg.data.frames import with_frames
 from ssl_medseg.data.label_map import LabelMap
 from ssl_medseg.data.label_map_files import read_label_map
 from ssl_medseg.data.layouts.entries import Listing
@@ -24,6 +25,7 @@ def open_dataset(
     layout: Layout = "auto",
     channel: int | None = None,
     frame: int | None = None,
+    frames: Path | None = None,
     suffix: str | None = None,
     label_map: Path | None = None,
     patient_pattern: str | None = None,
@@ -42,6 +44,7 @@ def open_dataset(
         layout: as are the others below: see `DataOptions`.
         channel: which channel.
         frame: which time point.
+        frames: table of the time point of each case.
         suffix: which kind of image of a BIDS data set.
         label_map: file with the meaning of the label values.
         patient_pattern: regular expression for patients.
@@ -56,6 +59,7 @@ def open_dataset(
         layout=layout,
         channel=channel,
         frame=frame,
+        frames=frames,
         suffix=suffix,
         label_map=label_map,
         patient_pattern=patient_pattern,
@@ -104,6 +108,8 @@ def look(source: str | os.PathLike[str], options: DataOptions) -> tuple[Listing,
         UserError: there is no such data set.
     """
     listing = list_files(Path(source), options)
+    if options.frames is not None:
+        listing = with_frames(listing, options.frames)
     return listing, settle(listing, options)
 
 

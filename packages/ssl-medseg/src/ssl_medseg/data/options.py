@@ -17,6 +17,8 @@ class DataOptions:
         layout: how its files lie; auto: seen from what is there.
         channel: of images with several (T2, ADC, ...), which one; counted from 0.
         frame: of images with several time points, which one; counted from 0.
+        frames: a CSV file with the columns case and frame, for cases of which another one is meant than --frame, such
+            as end-diastole of each heart.
         suffix: of a BIDS data set with images of several kinds, which: ``T2w``.
         label_map: a file that says what the values of the labels mean, where the data set does not.
         patient_pattern: a regular expression searched in the names of cases; what its group matches is the patient.
@@ -28,6 +30,7 @@ class DataOptions:
     layout: Layout = "auto"
     channel: int | None = None
     frame: int | None = None
+    frames: Path | None = None
     suffix: str | None = None
     label_map: Path | None = None
     patient_pattern: str | None = None

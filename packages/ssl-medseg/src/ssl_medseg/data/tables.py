@@ -41,3 +41,14 @@ def read_table(file: Path, *, needed: Sequence[str]) -> list[dict[str, str]]:
             f"{', ...' if len(wrong) > 5 else ''}); put quotes around values that hold the separator"
         )
     return [dict(zip(columns, map(str.strip, row), strict=True)) for _, row in cells]
+
+
+def whole_number(row: dict[str, str], column: str, file: Path) -> int:
+    """A cell that counts from 0.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    if not row[column].isdecimal():
+        raise UserError(f"{file}: found {column} {row[column]!r}, expected a whole number, counted from 0")
+    return int(row[column])

@@ -10,7 +10,7 @@ from ssl_medseg.data.files import stem
 from ssl_medseg.data.layouts.entries import Entry, Listing
 from ssl_medseg.data.layouts.folders import UNLABELLED, own_label_map
 from ssl_medseg.data.options import DataOptions
-from ssl_medseg.data.tables import read_table
+from ssl_medseg.data.tables import read_table, whole_number
 
 
 def list_table(file: Path, options: DataOptions) -> Listing:
@@ -35,16 +35,10 @@ def _entry(row: dict[str, str], file: Path, options: DataOptions) -> Entry:
     name = row.get("case") or stem(path)
     image = ImageFile(
         path,
-        channel=_number(row, "channel", file) if row.get("channel") else options.channel,
-        frame=_number(row, "frame", file) if row.get("frame") else options.frame,
+        channel=whole_number(row, "channel", file) if row.get("channel") else options.channel,
+        frame=whole_number(row, "frame", file) if row.get("frame") else options.frame,
     )
     part = row.get("split", "").lower()
     listed = "unlabelled" if part in UNLABELLED else part
     label = file.parent / row["label"] if row.get("label") else None
     return Entry(name, image, label, listed, listed in ("unlabelled", "test"), row.get("patient") or None)
-
-
-def _number(row: dict[str, str], column: str, file: Path) -> int:
-    if not row[column].isdecimal():
-        raise UserError(f"{file}: found {column} {row[column]!r}, expected a whole number, counted from 0")
-    return int(row[column])

@@ -13,6 +13,7 @@ import pytest
 MACHINE_PATHS = re.compile(r"(?<![\w.~>)}/-])/(?:" + "|".join(["wo" + "rk", "ro" + "ot", "ho" + "me"]) + r")/\w")
 REGISTRIES = re.compile("|".join(["py" + r"pi\.org", "pythonho" + r"sted\.org", "download.py" + r"torch\.org"]))
 FORBIDDEN_MODULES = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "pytorchvideo.transforms")
+PRIVATE = re.compile(r"torchvision(\.\w+)*\._")
 
 
 def unsafe(text: str) -> Iterator[str]:
@@ -31,7 +32,7 @@ def unsafe(text: str) -> Iterator[str]:
             names = [alias.name for alias in node.names]
             if isinstance(node, ast.ImportFrom):
                 names = [node.module or "", *(f"{node.module}.{name}" for name in names)]
-            yield from (f"{line}: imports {name}" for name in names if name in FORBIDDEN_MODULES)
+            yield from (f"{line}: imports {name}" for name in names if name in FORBIDDEN_MODULES or PRIVATE.match(name))
         elif isinstance(node, ast.Call):
             yield from (f"{line}: {problem}" for problem in unsafe_call(node))
 
@@ -64,6 +65,8 @@ def test_shipped_code_is_safe(shipped: dict[Path, str]) -> None:
         "from pickle import loads",
         "from pytorchvideo import transforms",
         "from pytorchvideo.transforms import Normalize",
+        "import torchvision.transforms._functional_tensor",
+        "from torchvision.transforms import _functional_tensor",
         "torch.load(p)",
         "torch.load(p, weights_only=False)",
         "eval(x)",
@@ -83,6 +86,7 @@ def test_unsafe_code_is_found(text: str) -> None:
         "try: f()\nexcept OSError: pass",
         "np.load(p)",
         "import torch",
+        "from torchvision.transforms.v2 import functional",
     ],
 )
 def test_safe_code_is_let_through(text: str) -> None:

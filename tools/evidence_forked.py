@@ -56,7 +56,7 @@ def _command(job: Job, log: Path) -> None:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
         program = importlib.import_module(f"{job.program.replace('-', '_')}.cli")
-        status = program.main(list(job.words))
+        status = program.main(list(job.resuming))
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)  # at an ordinary end it would wait for threads that stayed behind in the parent

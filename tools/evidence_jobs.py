@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +124,7 @@ def write(
             "name": out.stem,
             **provenance(),
             "seeds": list(SEEDS),
-            "config": {"commands": [f"ssl-vision {shlex.join(job.words)}" for job in jobs]},
+            "config": {"commands": [job.line for job in jobs]},
             "table": {"columns": list(columns), "rows": list(rows)},
             "notes": list(notes),
             "accuracies": accuracies,

@@ -1,7 +1,7 @@
 """Experiments made of commands: what has a result already is not run again, the rest runs side by side.
 
-A study is a list of jobs, each a command line of a package that anybody can give by hand. A job killed half-way goes
-on from its last checkpoint when the study is run again.
+A study is a list of jobs, each a command line of a package that anybody can give by hand. A training killed half-way
+goes on from its last checkpoint when the study is run again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+
+_TRAINING = frozenset({"pretrain", "finetune", "distill", "train", "selftrain", "run"})
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ class Job:
     def line(self) -> str:
         """The command line."""
         return f"{self.program} {shlex.join(self.words)}"
+
+    @property
+    def resuming(self) -> tuple[str, ...]:
+        """Its words, such that a training that was killed goes on."""
+        return (*self.words, "--resume") if self.words[0] in _TRAINING else self.words
 
 
 def run_all(
@@ -76,7 +83,7 @@ def run_all(
 
 def start(job: Job, log: Path) -> int:
     """The job as a program of its own, with one thread."""
-    command = [sys.executable, "-m", job.program.replace("-", "_"), *job.words]
+    command = [sys.executable, "-m", job.program.replace("-", "_"), *job.resuming]
     with log.open("w") as stream:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         return subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment, check=False).returncode

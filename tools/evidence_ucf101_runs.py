@@ -111,7 +111,7 @@ class Study:
         train = (
             *("train", str(self.data), str(out), "--split", split, "--config", recipe, *CLIP, "--seed", str(draw)),
             *("--batch_size", str(CLIPS), "--mu", str(MU), "--steps", str(round(STEPS * chosen.longer))),
-            *("--optimizer.lr", f"{rate:.4g}", "--resume", *CPU, *chosen.words),
+            *("--optimizer.lr", f"{rate:.4g}", *CPU, *chosen.words),
         )
         if not chosen.supervised:
             train += ("--diagnose",)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from pathlib import Path
 
-from contrastive_core.train.files import write_atomic
+import pytest
+
+from contrastive_core.train.files import open_atomic, write_atomic
 
 
 def _write(file: Path, letter: bytes) -> None:
@@ -24,3 +27,25 @@ def test_processes_that_write_the_same_file_do_not_disturb_each_other(tmp_path: 
     assert [writer.exitcode for writer in writers] == [0, 0, 0]
     assert file.read_bytes() in (b"a" * 5000, b"b" * 5000, b"c" * 5000)
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_what_fails_half_way_leaves_the_old_content_and_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+    with pytest.raises(OSError, match="disk"), open_atomic(path) as file:  # noqa: PT012 - what stands before the error
+        file.write(b"new" * 100_000)
+        assert len(list(tmp_path.iterdir())) == 2
+        raise OSError("the disk is full")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_equal_process_numbers_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # as in two containers that share a folder
+    path = tmp_path / "file"
+    with open_atomic(path) as first:
+        with open_atomic(path) as second:
+            first.write(b"first")
+            second.write(b"second")
+        assert path.read_bytes() == b"second"
+    assert path.read_bytes() == b"first"

@@ -124,6 +124,18 @@ def test_broken_files_say_what_is_wrong(write_video: Write, numbered: Make, tmp_
     assert shown(read_clip(stream, 0.0, ClipSpec(frames=2, stride=3)).frames) == [0, 3]
 
 
+def test_a_broadcast_that_is_joined_late(write_video: Write, numbered: Make, tmp_path: Path) -> None:
+    """Before its first key frame no decoder knows its size or colours."""
+    packets = write_video("a.ts", numbered(60, height=64, width=64), gop=60).read_bytes()
+    late = tmp_path / "late.ts"
+    late.write_bytes(packets[len(packets) // 188 // 2 * 188 :])
+    index = index_video(late)
+    assert (index.width, index.bits) == (0, 8)
+    assert 0 < len(index) < 60
+    with pytest.raises(UserError, match=rf"late\.ts: frame 0 of {len(index)} cannot be decoded"):
+        read_frames(late, [0])
+
+
 def test_a_file_of_sound_is_no_video(shared_data: Path) -> None:
     with pytest.raises(UserError, match="found no video stream"):
         index_video(shared_data / "video_samples/sine_mono_s16.wav")

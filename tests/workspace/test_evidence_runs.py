@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -34,6 +37,28 @@ def test_what_needs_a_failed_job_is_named(tmp_path: Path, capfd: pytest.CaptureF
     assert not waiting.result.exists()
     assert "wrong: FAILED" in capfd.readouterr().err
     assert "nowhere" in (tmp_path / "logs" / "wrong.log").read_text()
+
+
+def test_a_training_that_was_killed_goes_on(tmp_path: Path) -> None:
+    """Started again, and with the command that the results name."""
+    words = ("pretrain", "digits", str(tmp_path / "run"), "--epochs", "2", "--encoder.width", "0.05", "--device", "cpu")
+    job = Job(
+        "run", (*words, "--batch_size", "256", "--checkpoint_every", "1"), tmp_path / "run" / "model" / "model.json"
+    )
+
+    def killed(job: Job, log: Path) -> int:
+        with subprocess.Popen(
+            [sys.executable, "-m", "ssl_vision", *job.resuming], stderr=subprocess.DEVNULL
+        ) as process:
+            while not list((tmp_path / "run").glob("checkpoints/step-*")) and process.poll() is None:
+                time.sleep(0.01)
+            process.kill()
+        return process.wait()
+
+    assert run_all([job], logs=tmp_path / "logs", workers=1, call=killed) == ["run"]
+    assert run_all([job], logs=tmp_path / "logs", workers=1) == []
+    assert "resumed from" in (tmp_path / "logs" / "run.log").read_text()
+    assert "--resume" not in job.line
 
 
 def test_mean_and_spread_over_seeds() -> None:

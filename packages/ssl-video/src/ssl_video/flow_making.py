@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from contrastive_core.errors import UserError
 from contrastive_core.train import ignore_stop_signals
+from contrastive_core.train.files import open_atomic
 from ssl_video.augment.crops import resize_short, short_size
 from ssl_video.data.reader import every_frame, index_video
 from ssl_video.data.video_set import Video
@@ -89,24 +89,14 @@ def store(cache: FlowCache, work: Work, *, method: str, device: torch.device) ->
     path = work.video.path
     count = max(1, len(index_video(path)) - 1)
     work.file.parent.mkdir(exist_ok=True)
-    temporary = work.file.with_name(
-        f".{work.file.name}.{os.getpid()}.tmp"
-    )  # a worker of a killed run may still write its own
-    try:
-        with temporary.open("wb") as file:
-            for number, flow in enumerate(_flows(path, cache.settings, method, device)):
-                stored = cache.settings.encode(flow)
-                if not number:
-                    shape = (count, *stored.shape[1:])
-                    descr = np.lib.format.dtype_to_descr(stored.dtype)
-                    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
-                file.write(stored.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-    except UserError:
-        temporary.unlink()
-        raise
-    temporary.replace(work.file)
+    with open_atomic(work.file) as file:
+        for number, flow in enumerate(_flows(path, cache.settings, method, device)):
+            stored = cache.settings.encode(flow)
+            if not number:
+                shape = (count, *stored.shape[1:])
+                descr = np.lib.format.dtype_to_descr(stored.dtype)
+                np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+            file.write(stored.tobytes())
 
 
 def store_all(

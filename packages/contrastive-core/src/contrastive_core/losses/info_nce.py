@@ -67,16 +67,16 @@ def info_nce(
     check_same_count("info_nce", query=query, key=key)
     dtype = working_dtype(*inputs.values(), temperature=t.value)
     q, k = unit_rows(query, dtype), unit_rows(key, dtype)
-    warm_q, warm_k = t.warm(q), t.warm(k)
+    linked_q, linked_k = t.link(q), t.link(k)
     way = how_to_gather("info_nce", gather, k)
-    rest = row_lse(warm_q, warm_k, scale=t.scale, self_offset=0)
+    rest = row_lse(linked_q, linked_k, scale=t.scale, self_offset=0)
     if way != "alone":
-        rest = log_add(rest, lse_of_others(warm_q, warm_k, scale=t.scale, way=way))
+        rest = log_add(rest, lse_of_others(linked_q, linked_k, scale=t.scale, way=way))
     if bank is None or len(bank) == 0 or len(query) == 0:
         check_at_least_two("info_nce", len(query) if way == "alone" else len(query) * world_size())
     if bank is not None:
         # Apart from the keys: the bank's gradient is then computed only if it is wanted.
-        rest = log_add(rest, row_lse(warm_q, t.warm(unit_rows(bank, dtype)), scale=t.scale))
+        rest = log_add(rest, row_lse(linked_q, t.link(unit_rows(bank, dtype)), scale=t.scale))
     return softplus(rest - t.divide(paired_similarity(q, k))).mean().to(result_dtype(*inputs.values()))
 
 

@@ -82,13 +82,13 @@ def nt_xent(
     z = torch.cat([unit_rows(view_a, dtype), unit_rows(view_b, dtype)])
     way = how_to_gather("nt_xent", gather, z)
     # First the processes compare their numbers of rows: an error of a single one would leave the others waiting.
-    warm = t.warm(z)
-    rest = lse_among_all(warm, scale=t.scale, way=way, skip=n)
+    linked = t.link(z)
+    rest = lse_among_all(linked, scale=t.scale, way=way, skip=n)
     if bank is None or len(bank) == 0 or n == 0:
         check_at_least_two("nt_xent", n if way == "alone" else n * world_size())
     pair = t.divide(paired_similarity(*z.view(2, n, -1).unbind())).repeat(2)
     if bank is not None:
-        rest = log_add(rest, row_lse(warm, t.warm(unit_rows(bank, dtype)), scale=t.scale))
+        rest = log_add(rest, row_lse(linked, t.link(unit_rows(bank, dtype)), scale=t.scale))
     # -log(exp(pair) / (exp(pair) + exp(rest))), without the difference of two almost equal numbers.
     return softplus(rest - pair).mean().to(result_dtype(*inputs.values()))
 

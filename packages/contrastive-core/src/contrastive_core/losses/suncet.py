@@ -97,11 +97,11 @@ def _suncet(
     if label_smoothing:
         gathered = way != "alone"
         losses = smoothed_losses(
-            t.warm(rows), t.warm(gather_rows(rows) if gathered else rows), positives.everyone, scale=t.scale,
+            t.link(rows), t.link(gather_rows(rows) if gathered else rows), positives.everyone, scale=t.scale,
             first=rank() * len(rows) if gathered else 0, label_smoothing=label_smoothing,
         )  # fmt: skip
         return losses.mean().to(result_dtype(z)), torch.zeros_like(positives.skipped)
-    same, different = lse_by_class(t.warm(rows), positives.own, scale=t.scale, way=way)
+    same, different = lse_by_class(t.link(rows), positives.own, scale=t.scale, way=way)
     # Where there is no positive, same is -inf; the value put in its place is not used.
     losses = softplus(different - same.masked_fill(~positives.live, 0.0))
     return positives.mean(losses).to(result_dtype(z)), positives.skipped

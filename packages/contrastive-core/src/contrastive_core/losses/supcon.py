@@ -75,8 +75,8 @@ def _supcon(name: str, z: Tensor, labels: Tensor, temperature: float | Tensor, g
     check_at_least_two(name, len(positives.everyone))
     everyone = gather_rows(rows) if way == "all" else None
     towards_positives = t.divide(_mean_over_positives(rows, everyone, positives, way))
-    candidates = None if everyone is None else t.warm(everyone)
-    losses = lse_among_all(t.warm(rows), scale=t.scale, way=way, everyone=candidates) - towards_positives
+    candidates = None if everyone is None else t.link(everyone)
+    losses = lse_among_all(t.link(rows), scale=t.scale, way=way, everyone=candidates) - towards_positives
     return positives.mean(losses).to(result_dtype(z)), positives.skipped
 
 

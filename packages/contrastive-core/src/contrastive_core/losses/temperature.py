@@ -32,7 +32,7 @@ class Temperature:
         """One over the temperature, as a number."""
         return 1 / self.value
 
-    def warm(self, rows: Tensor) -> Tensor:
+    def link(self, rows: Tensor) -> Tensor:
         """The rows, such that their products with one another pass a gradient to the temperature."""
         if not isinstance(self.given, Tensor) or not self.given.requires_grad:
             return rows

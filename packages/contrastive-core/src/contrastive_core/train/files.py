@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 try:
     import fcntl
@@ -25,15 +29,30 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Give `path` this content in one step that survives a power failure; of several processes the last one wins."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+@contextmanager
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
+    """Open `path` for writing, such that what is written takes its place in one step that survives a power failure.
+
+    Where the block raises, nothing of it stays; of several writers the last one wins.
+    """
+    # The process' number would not tell writers apart that share a folder from two machines or containers.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     sync(path.parent)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Give `path` this content, see :func:`open_atomic`."""
+    with open_atomic(path) as file:
+        file.write(content)
 
 
 def append_line(path: Path, line: str) -> None:

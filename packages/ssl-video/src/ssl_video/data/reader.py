@@ -213,6 +213,7 @@ def _index(path: str, changed: int) -> VideoIndex:
             known = known[:0]
             times = np.arange(len(ticks)) / (rate or 30)
             shown = 1 / (rate or 30)
+        stored = stream.codec_context.format  # None where no frame could tell: all that precedes a key frame is lost
         return VideoIndex(
             times=times,
             ticks=known,
@@ -222,7 +223,7 @@ def _index(path: str, changed: int) -> VideoIndex:
             codec=stream.codec_context.name,
             has_audio=bool(container.streams.audio),
             stream=stream.index,
-            bits=max((part.bits for part in stream.codec_context.format.components), default=8),
+            bits=max((part.bits for part in stored.components), default=8) if stored else 8,
         )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from ssl_video.options import REFERENCE_CLIPS
 from tools.evidence_runs import Job
 
-STEPS, MU, WARMUP, THRESHOLD = 500, 2, 0.4, 0.4
+STEPS, MU, WARMUP, THRESHOLD = 1000, 2, 0.4, 0.4
 CLIPS = 8
 PEAK = 0.3
 CLIP = ("--clip.frames", "4", "--clip.stride", "16", "--size", "40", "--flow", "dis_fast")
@@ -61,6 +61,7 @@ ABLATIONS: dict[str, Method] = {
     "random": mvpl("target: random", "--pseudo.target", "random"),
     "middle": mvpl("threshold 0.6", "--pseudo.threshold", "0.6"),
     "high": mvpl("threshold 0.8", "--pseudo.threshold", "0.8"),
+    "fixmatch-high": Method("FixMatch, threshold 0.8", ("--method", "fixmatch", "--pseudo.threshold", "0.8")),
     "joint": mvpl("joint batch norm, recalibrated", "--bn", "joint"),
     "joint-raw": mvpl("joint batch norm, not recalibrated", "--bn", "joint", "--recalibrate", "0"),
     "split-raw": mvpl("batch norm per view, not recalibrated", "--recalibrate", "0"),
@@ -85,7 +86,7 @@ class Study:
         """Every command; what says most comes first."""
         stages = (
             (10, FEWER_AND_MORE), (10, ("mvpl-tg", "mvpl-flow")), (10, ("all-long",)), (10, tuple(ABLATIONS)),
-            (5, FEWER_AND_MORE), (20, FEWER_AND_MORE),
+            (5, FEWER_AND_MORE), (20, FEWER_AND_MORE), (5, ("all-long",)), (20, ("all-long",)),
         )  # fmt: skip
         cells = [
             (percent, method, draw) for percent, methods in stages for draw in range(self.draws) for method in methods

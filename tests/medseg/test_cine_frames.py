@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
 from contrastive_core.errors import UserError
 from ssl_medseg.checking import examine
 from ssl_medseg.cli import main
+from ssl_medseg.commands.predict import predict
 from ssl_medseg.data import DataOptions, open_dataset
+from ssl_medseg.prediction.images import find_images
 from ssl_medseg.prepared_cases import prepare_cases
 from ssl_medseg.preprocessing import Preprocessing
+from tests.medseg.small_models import random_segmenter
 from tests.medseg.small_sets import ball, decathlon, save
 
 
@@ -48,6 +52,26 @@ def test_the_command_takes_the_table(cine: Path, tmp_path: Path, capsys: pytest.
     table.write_text("case,frame\na,3\nb,2\nc,4\n")
     assert main(["check", str(cine), "--frames", str(table)]) == 1
     assert "c: has no frame 4; it has 4, counted from 0" in capsys.readouterr().out
+
+
+def test_images_to_segment_have_their_own_frames_too(cine: Path, tmp_path: Path) -> None:
+    table = tmp_path / "frames.csv"
+    table.write_text("case,frame\na,3\nc,1\n")
+    opening, images = DataOptions(frame=0, frames=table), cine / "imagesTr"
+    expected = [("a", 3), ("b", 0), ("c", 1)]
+    for data in (cine, images):
+        found = find_images(data, opening=opening)
+        assert [(wanted.name, wanted.image.frame) for wanted in found] == expected
+    model = str(random_segmenter(tmp_path / "model", Preprocessing(size=(32, 32))))
+    predict(model, images, tmp_path / "table", opening=opening, device="cpu")
+    for name, frame in expected:
+        mask = tmp_path / f"{name}.nii.gz"
+        predict(model, images / f"{name}.nii.gz", mask, opening=DataOptions(frame=frame), device="cpu")
+        masks = [nibabel.load(file).get_fdata() for file in (mask, tmp_path / "table" / mask.name)]
+        np.testing.assert_array_equal(*masks)
+    table.write_text("case,frame\nd,3\n")
+    with pytest.raises(UserError, match=r"names the case 'd', which .*imagesTr does not have"):
+        find_images(images, opening=opening)
 
 
 @pytest.mark.parametrize(

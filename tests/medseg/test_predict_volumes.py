@@ -13,14 +13,14 @@ import torch
 from contrastive_core.errors import UserError
 from ssl_medseg.cli import main
 from ssl_medseg.commands.predict import predict
-from ssl_medseg.data import open_dataset
+from ssl_medseg.data import DataOptions, open_dataset, open_with
 from ssl_medseg.data.cases import ImageFile
 from ssl_medseg.data.splits import Split, write_split
 from ssl_medseg.prediction.segment import largest_parts, segment
 from ssl_medseg.preprocessing import Preprocessing
 from ssl_medseg.volumes import read_label, read_volume
 from tests.medseg.small_models import LABELS, Thresholds, random_segmenter
-from tests.medseg.small_sets import decathlon
+from tests.medseg.small_sets import decathlon, save_case
 from tests.medseg.volumes_on_disk import affine, dice, phantom, write_nifti
 
 P = Preprocessing(size=(128, 128), spacing=(1.1, 1.1), orientation="LPS", percentiles=(0, 100))
@@ -198,6 +198,21 @@ def test_cases_of_a_split_are_segmented_by_name(tmp_path: Path, model: Path) -> 
     assert sorted(p.name for p in (tmp_path / "all").glob("*.nii.gz")) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
     with pytest.raises(UserError, match="part test"):
         predict(str(model), root, tmp_path / "none", split=tmp_path / "split.json", device="cpu")
+
+
+def test_a_data_set_that_says_less_is_opened_as_for_training(tmp_path: Path, model: Path) -> None:
+    data, meaning, split = tmp_path / "data", tmp_path / "labels.json", tmp_path / "split.json"
+    for name in ("a", "b"):
+        save_case(data, name)
+    (data / "imagesTr").rename(data / "images")
+    (data / "labelsTr").rename(data / "labels")
+    meaning.write_text(json.dumps({"labels": {"0": "background", "1": "ball"}}))
+    opening = DataOptions(label_map=meaning)
+    write_split(split, Split(("a",), ("b",)), open_with(data, opening))
+    assert main(["predict", str(model), str(data), str(tmp_path / "none"), "--split", str(split)]) == 1
+    words = ("--split", str(split), "--part", "validation", "--label_map", str(meaning), "--device", "cpu")
+    assert main(["predict", str(model), str(data), str(tmp_path / "out"), *words]) == 0
+    assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == ["b.nii.gz"]
 
 
 def _volume(image: np.ndarray, matrix: np.ndarray):

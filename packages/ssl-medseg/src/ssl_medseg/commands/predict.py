@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from contrastive_core.errors import UserError
 from contrastive_core.train.files import write_atomic
 from contrastive_core.train.progress import track
+from ssl_medseg.data import DataOptions
 from ssl_medseg.data.files import DICOM_ENDINGS, ENDINGS, stem, without_path
 from ssl_medseg.data.label_map import LabelMap
 from ssl_medseg.model_folder import Segmenter, load_segmenter
@@ -67,8 +68,6 @@ def predict(
     data: Path,
     out: Path,
     *,
-    channel: int | None = None,
-    frame: int | None = None,
     split: Path | None = None,
     part: Literal["labelled", "validation", "test", "unlabelled"] = "test",
     mask_format: Literal["auto", "nifti", "dicom-seg"] = "auto",
@@ -77,6 +76,7 @@ def predict(
     pictures: bool = False,
     batch_size: int = 16,
     device: str = "auto",
+    opening: DataOptions = DataOptions(),  # noqa: B008 - frozen
 ) -> PredictResult:
     """Segment an image, or all images of a folder, and write masks that overlay on them in every viewer.
 
@@ -93,8 +93,6 @@ def predict(
         data: an image, the folder of a DICOM series, a folder of images of any depth, or a data set.
         out: the folder of the masks; for a single image also the name of a file that ends in .nii.gz, .nii, .nrrd,
             .mha or .dcm.
-        channel: of images with several channels, which, counted from 0.
-        frame: of images with several time points, which, counted from 0.
         split: of a data set, the file of `ssl-medseg make-splits`; only one part of it is segmented.
         part: which part.
         mask_format: auto writes DICOM segmentations of DICOM series and NIfTI of all else.
@@ -104,6 +102,8 @@ def predict(
         pictures: draw slices of every image with its mask, right way round and labelled, as NAME.png beside the mask.
         batch_size: slices per forward pass at most; memory grows with it. A CPU takes as many as its caches hold.
         device: auto, cpu, cuda or mps.
+        opening: which channel and frame of images that have several, and how to open a data set; of single images a
+            case in the table of frames is a file's name below the folder, without its ending.
 
     Returns:
         The files and what is in them.
@@ -113,7 +113,7 @@ def predict(
     """
     if batch_size < 1:
         raise UserError(f"predict needs batch_size >= 1, got {batch_size}")
-    found = find_images(data, channel=channel, frame=frame, split=split, part=part)
+    found = find_images(data, opening=opening, split=split, part=part)
     folder, targets = _targets(found, out, mask_format)
     segmenter = load_segmenter(model, device=device)
     folder.mkdir(parents=True, exist_ok=True)

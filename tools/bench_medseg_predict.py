@@ -5,8 +5,10 @@
 
 The script is the chain of MONAI's own tutorials: LoadImaged, ScaleIntensityRangePercentilesd, Spacingd,
 ResizeWithPadOrCropd, SliceInferer, softmax, Invertd, argmax, SaveImaged. It runs with 1, 4 and 16 slices at
-once. Rounds alternate between the contestants, the first is not counted, and medians are printed, with the share of
-equal voxels. Importing is measured by itself: it is paid once.
+once. `--nnunet` adds nnU-Net's predictor (which has to be installed) around the same network, with its own reading,
+normalisation, cubic resampling, tiles and writing; give a `--size` that covers a slice, for it does not crop. Rounds
+alternate between the contestants, the first is not counted, and medians are printed, with the share of equal voxels.
+Importing is measured by itself: it is paid once.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,7 @@ from ssl_medseg.models import NetworkOptions, build_network
 from ssl_medseg.prediction.segment import segment
 from ssl_medseg.preprocessing import Preprocessing
 from ssl_medseg.volumes import read_volume, write_mask
+from tools import bench_nnunet
 from tools.results import provenance, write_result
 
 LABELS = LabelMap(("background", "one", "two"), (0, 1, 2))
@@ -101,6 +105,12 @@ def monai_script(network: nn.Module, p: Preprocessing, batch_size: int) -> Conte
     return run
 
 
+def nnunet(network: nn.Module, p: Preprocessing) -> Contestant:
+    """nnU-Net's predictor around the same network."""
+    found = bench_nnunet.predictor(network, LABELS, size=p.size[0], spacing=p.spacing or (1.0, 1.0))
+    return partial(bench_nnunet.predict, found)
+
+
 def seconds_to_import(code: str) -> float:
     begun = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
@@ -116,6 +126,9 @@ def measure(arguments: argparse.Namespace) -> tuple[dict[str, float], float]:
     network = network.to(memory_format=torch.channels_last)
     contestants = {"predict": ours(network, p)}
     contestants |= {f"MONAI, {size:2} at once": monai_script(network, p, size) for size in SLICES_AT_ONCE}
+    count = len(contestants)  # whose masks are the same; nnU-Net normalises by other rules
+    if arguments.nnunet:
+        contestants["nnU-Net"] = nnunet(network, p)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         images = generated(folder, tuple(arguments.shape))
@@ -131,7 +144,7 @@ def measure(arguments: argparse.Namespace) -> tuple[dict[str, float], float]:
                 run(image, masks[name])
                 if number:
                     seconds[name].append(time.perf_counter() - begun)
-            first, *others = (np.asarray(nibabel.load(mask).dataobj) for mask in masks.values())
+            first, *others = (np.asarray(nibabel.load(mask).dataobj) for mask in list(masks.values())[:count])
             equal += [float((first == other).mean()) for other in others]
     return {name: statistics.median(found) for name, found in seconds.items()}, min(equal)
 
@@ -144,6 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--nnunet", action="store_true", help="nnU-Net's predictor too")
     parser.add_argument("--out", type=Path, help="results file")
     arguments = parser.parse_args(argv)
     warnings.filterwarnings("ignore")
@@ -154,6 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, seconds in imports.items():
         print(f"{name:18} {seconds:7.3f} s to import")
     print(f"equal voxels {equal:.4f}")
+    nnunet_words = "nnU-Net's predictor takes slice after slice, mirrors none, and resamples by cubic splines. "
     if arguments.out is not None:
         volumes = "generated volumes" if arguments.images is None else f"volumes of {arguments.images.parent.name}"
         config = {name: getattr(arguments, name) for name in ("shape", "size", "width", "threads", "rounds")}
@@ -176,7 +191,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                     f"Median seconds from file to mask on {volumes}, the same U-Net of width {arguments.width} and "
                     f"slices of {arguments.size} x {arguments.size} pixels, {arguments.threads or 'all'} thread(s); "
                     "the MONAI script is SliceInferer with the transforms of its tutorials. "
-                    f"{equal:.2%} of the voxels are equal. Imports, paid once, take "
+                    f"{nnunet_words if arguments.nnunet else ''}{equal:.2%} of the voxels are equal"
+                    f"{', but for those of nnU-Net' if arguments.nnunet else ''}. Imports, paid once, take "
                     + " and ".join(f"{seconds:.1f} s ({name})" for name, seconds in imports.items())
                     + "."
                 ],

@@ -31,9 +31,9 @@ class Wanted:
 def find_images(
     data: Path,
     *,
-    opening: DataOptions = DataOptions(),
+    opening: DataOptions = DataOptions(),  # noqa: B008 - frozen
     split: Path | None = None,
-    part: str = "test",  # noqa: B008
+    part: str = "test",
 ) -> list[Wanted]:
     """The images of a file, a DICOM series, a folder of any depth, or a data set.
 

@@ -23,6 +23,7 @@ from ssl_video.cli import main
 from ssl_video.commands.evaluate import evaluate
 from ssl_video.commands.flow import flow
 from ssl_video.commands.make_splits import make_splits
+from ssl_video.commands.predict import predict
 from ssl_video.commands.report import report
 from ssl_video.commands.train import train
 from ssl_video.data import ClipDataset, ClipSpec, open_videos, read_clip
@@ -300,6 +301,11 @@ def test_training_and_testing_read_it(folder: Path, tmp_path: Path, monkeypatch:
     )
     assert found.views["flow"].videos == len(json.loads(split.read_text())["test"])
     assert "What the network sees" in report(tmp_path / "stored").read_text()
+    model, table = str(tmp_path / "stored"), tmp_path / "classes.csv"
+    named = {"views": ("flow",), "clips": 1, "crops": 1, "sheet": 0, "flow_cache": tmp_path / "flow", "device": "cpu"}
+    assert predict(model, str(folder), table, **named).unreadable == 0
     (folder / "a/1.mkv").write_bytes((folder / "b/0.mkv").read_bytes()[:-7])
+    assert predict(model, str(folder), table, **named).unreadable == 1
+    assert "its flow is not in" in table.read_text()
     with pytest.raises(UserError, match="have no flow there"):
         train(str(folder), tmp_path / "stale", flow_cache=tmp_path / "flow", **same)

@@ -11,6 +11,7 @@ from contrastive_core.train.progress import track
 from ssl_video.contact_sheet import Thumbnail, contact_sheet
 from ssl_video.data import open_videos
 from ssl_video.data.torchcodec_reader import ReaderName, check_reader
+from ssl_video.flow_cache import open_flow
 from ssl_video.model_folder import load_recognizer
 from ssl_video.testing import classify, fused
 
@@ -41,6 +42,7 @@ def predict(
     clips: int = 10,
     crops: int = 3,
     sheet: int = 24,
+    flow_cache: Path | None = None,
     reader: ReaderName = "pyav",
     device: str = "auto",
 ) -> PredictResult:
@@ -59,6 +61,8 @@ def predict(
         clips: of each video, spread evenly in time.
         crops: of each clip, along its long side.
         sheet: how many videos, spread over all, to show; 0: no picture.
+        flow_cache: folder of ``ssl-video flow``, to read the view flow from; a video without its flow there counts as
+            one that cannot be read. None: flow is computed for every clip.
         reader: of frames: pyav, or torchcodec (an extra), which gives the same and may be faster.
         device: auto, cpu, cuda or mps.
 
@@ -76,6 +80,7 @@ def predict(
             f"top={top}, clips={clips}, crops={crops}, sheet={sheet}"
         )
     check_reader(reader)
+    stored = open_flow(flow_cache, method=recognizer.recipe.flow, views=wanted)
     videos = open_videos(data)
     shown = spread(len(videos), sheet)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +93,7 @@ def predict(
         writer.writerow(["path", *(f"{name}{rank}" for rank in ranks for name in ("class", "probability")), "error"])
         for place, video in enumerate(track(videos.videos, total=len(videos), what=videos.name)):
             try:
-                found = classify(recognizer, video, views=wanted, clips=clips, crops=crops, reader=reader)
+                found = classify(recognizer, video, views=wanted, clips=clips, crops=crops, flow=stored, reader=reader)
             except UserError as error:
                 unreadable += 1
                 writer.writerow([video.key, *[""] * (2 * top), str(error)])

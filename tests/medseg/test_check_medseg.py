@@ -99,7 +99,8 @@ def test_every_problem_is_found_at_its_case(report: Report) -> None:
             "grid",
             "grid_mirror: voxels up to 58.5 mm apart: stored the other way along axis 0, unless its affine is wrong",
         ),
-        ("fraction", "fraction: 5 voxels"),
+        ("fraction", "fraction: 5 voxels, such as 0.5"),
+        ("constant", "constant: both are 7"),
         ("unknown_value", "unknown: 7 in "),
         ("missing_label", "labelsTr/gone.nii.gz: there is gonne.nii.gz"),
         ("geometry", "sform: sform and qform contradict each other, by up to"),
@@ -174,6 +175,10 @@ def test_a_good_data_set_has_nothing_to_say_of(tmp_path: Path, capsys: pytest.Ca
     assert "0 errors, 0 warnings, 0 notes" in printed
     assert "spacing    pixels of 1.5 mm, slices every 8 mm" in printed
     assert "stored     LPS 3" in printed
+    every = {value: (ball(0, SHAPE)[1] == value).any(axis=(0, 1)) for value in (1, 2)}
+    full, shown = 3 * (every[1] & every[2]).sum(), 3 * (every[1] | every[2]).sum()
+    assert 0 < full < shown
+    assert f"{full} of {shown} slices with labels show every structure ({full / shown:.0%})" in printed
 
 
 def test_a_label_map_is_proposed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

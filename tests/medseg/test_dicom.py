@@ -16,6 +16,8 @@ from ssl_medseg.volumes.dicom_seg import write_dicom_seg
 from tests.medseg.volumes_on_disk import affine, phantom
 
 highdicom = pytest.importorskip("highdicom")
+from pydicom.uid import BasicTextSRStorage  # noqa: E402
+
 from tests.medseg.dicom_series import write_series  # noqa: E402 - needs pydicom
 
 LABELS = LabelMap(("background", "LV", "RV", "MYO"), (0, 500, 600, 205))
@@ -114,6 +116,34 @@ def test_missing_doubled_and_foreign_slices_are_said(tmp_path: Path) -> None:
     (tmp_path / "none" / "readme").write_text("nothing here")
     with pytest.raises(UserError, match="no DICOM images"):
         read_volume(ImageFile(tmp_path / "none"))
+
+
+def test_files_that_are_cut_off_are_said(tmp_path: Path) -> None:
+    """The last slice of a stack leaves no gap, so that a file without its image must not be passed over."""
+    folder = write_series(tmp_path / "series", phantom(SHAPE)[0].round(), GEOMETRIES["axial"])
+    last = max(_datasets(folder), key=lambda dataset: float(dataset.ImagePositionPatient[2])).filename
+    file = Path(last)
+    whole = file.read_bytes()
+    place = whole.index(b"\x28\x00\x10\x00")  # the tag of Rows
+    for size, words in (
+        (0, "is empty or damaged, expected a DICOM file"),
+        (place, "ends before its image, so the file is cut off"),
+        (len(whole) - 500, "do not make one volume"),
+    ):
+        file.write_bytes(whole[:size])
+        with pytest.raises(UserError, match=words):
+            read_volume(ImageFile(folder))
+    file.write_bytes(whole)
+    (folder / "text.dcm").write_text("no image")
+    with pytest.raises(UserError, match=r"text\.dcm: is empty or damaged"):
+        read_volume(ImageFile(folder))
+    (folder / "text.dcm").unlink()
+    report = _datasets(folder)[0]
+    for tag in ("Rows", "Columns", "PixelData"):
+        delattr(report, tag)
+    report.file_meta.MediaStorageSOPClassUID = report.SOPClassUID = BasicTextSRStorage
+    report.save_as(folder / "report.dcm", enforce_file_format=True)
+    assert read_volume(ImageFile(folder)).array.shape == SHAPE
 
 
 def _datasets(folder: Path) -> list:

@@ -135,6 +135,14 @@ def test_stages_are_compared_on_the_same_cases_and_a_loss_is_said(run: Path) -> 
     assert stages_table({"a": found}) == stages_table({"a": found, "b": replace(found, cases=())}) == ""
 
 
+def test_a_run_without_validation_says_that_its_length_was_fixed(run: Path, finished: Path) -> None:
+    own, settings = run.parent / "split.json", run / "config.yaml"
+    settings.write_text(settings.read_text().replace(str(finished / "split.json"), str(own)))
+    own.write_text(json.dumps(json.loads(own.read_text()) | {"validation": []}))
+    words = "No validation volumes: nothing says which step was best, so training had a fixed length and its last"
+    assert words in read(report(run)).text
+
+
 def test_a_run_that_has_only_begun(run: Path) -> None:
     shutil.rmtree(run / "model")
     shutil.rmtree(run / "evaluation")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -95,6 +96,18 @@ def test_splits_by_labels(data: Path, tmp_path: Path) -> None:
     assert "the last step is kept" in split_by_labels(open_dataset(data))[1][1]
     with pytest.raises(UserError, match=r"no patient 'nobody' outside its test part; it has"):
         split_by_labels(most, labelled=["nobody"])
+
+
+def test_an_unlabelled_volume_that_cannot_be_used_stops_it_before_training(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    dataset = open_dataset(tmp_path / "data")
+    [last] = [case for case in dataset.cases if case.patient == list(dataset.patients)[-1]]
+    assert last.label is None
+    opened = nibabel.load(last.image.path)
+    nibabel.save(nibabel.Nifti1Image(np.full(opened.shape, 7.0), opened.affine), last.image.path)
+    with pytest.raises(UserError, match=rf"{last.name}.*both 7, so there is nothing to scale by"):
+        run(str(tmp_path / "data"), tmp_path / "run", **SHORT)
+    assert not (tmp_path / "run" / "baseline").exists()
 
 
 def test_contradictions_are_refused(data: Path, tmp_path: Path) -> None:

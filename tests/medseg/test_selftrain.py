@@ -20,6 +20,7 @@ from ssl_medseg.model_folder import load_segmenter
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.pace import Pace
 from ssl_medseg.phantom import write_phantom
+from ssl_medseg.prepared_cases import prepare_cases
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.selftraining.options import ContrastOptions, PseudoLabelOptions, TeacherOptions
 from ssl_medseg.selftraining.pseudo_labels import UNUSED, read_pseudo_labels
@@ -118,8 +119,6 @@ def test_every_method_trains_and_says_what_it_did(place: Place, tmp_path: Path, 
 
 def test_round_one_is_the_prediction_of_the_first_segmenter(place: Place, tmp_path: Path) -> None:
     place.selftrain(tmp_path / "run", method="pseudo", pseudo=PseudoLabelOptions(guard="off", threshold=0.5))
-    from ssl_medseg.prepared_cases import prepare_cases
-
     start = load_segmenter(place.start, device="cpu")
     dataset = open_dataset(place.data, patient_pattern="(patient[0-9]+)")
     cases = prepare_cases(dataset, sorted(place.unlabelled), start.preprocessing, labels=False)
@@ -129,6 +128,24 @@ def test_round_one_is_the_prediction_of_the_first_segmenter(place: Place, tmp_pa
             sure, classes = start.network(case.slices).softmax(1).max(1)
         assert torch.equal(pseudo.predicted.long(), classes)
         assert torch.equal(pseudo.label == UNUSED, sure < 0.5)
+
+
+def test_it_says_how_many_slices_the_contrastive_loss_can_use(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place.selftrain(tmp_path / "run", method="contrast", rounds=1, steps=1)
+    dataset = open_dataset(place.data, patient_pattern="(patient[0-9]+)")
+    preprocessing = load_segmenter(place.start, device="cpu").preprocessing
+    [labelled] = prepare_cases(dataset, dataset.names[:1], preprocessing, labels=True)
+    assert labelled.label is not None
+    made = read_pseudo_labels(tmp_path / "run" / "pseudo" / "round-01.safetensors")
+    words = []
+    for stack in (labelled.label, torch.cat([case.predicted for case in made])):
+        shown = [{int(value) for value in image.unique()} for image in stack]
+        usable = [s for s in shown if len(s) == 4] or [s for s in shown if s != {0}]
+        words.append(f"{len(usable)} of {len(shown)}")
+    said = capsys.readouterr().err
+    assert f"contrastive pairs are of {words[0]} labelled and {words[1]} unlabelled slices" in said
 
 
 def test_labels_of_unlabelled_and_test_cases_change_nothing(place: Place, tmp_path: Path) -> None:

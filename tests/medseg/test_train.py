@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 
@@ -79,6 +81,25 @@ def test_labels_it_may_not_see_are_never_opened(data: Path, split: Path, untouch
     train(str(copy), split, tmp_path / "run", steps=12, run=QUIET, **SMALL)
     assert len([*names[0], *names[1]]) == 2
     assert outcome(tmp_path / "run") == outcome(untouched)
+
+
+@pytest.mark.parametrize(("change", "words"), [("shape", "voxels against"), ("place", "voxels up to 20 mm apart")])
+def test_a_validation_label_on_another_grid_is_refused(
+    data: Path, split: Path, tmp_path: Path, change: str, words: str
+) -> None:
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    [[name, _]] = json.loads(split.read_text())["validation"]
+    (label,) = (copy / "labelsTr").glob(f"{name}.*")
+    opened = nibabel.load(label)
+    array, matrix = np.asarray(opened.dataobj), opened.affine.copy()
+    if change == "shape":
+        array = array[:-2]
+    else:
+        matrix[0, 3] += 20
+    nibabel.save(nibabel.Nifti1Image(array, matrix), label)
+    with pytest.raises(UserError, match=rf"{name}\.nii\.gz: the label does not lie on the grid of its image .*{words}"):
+        train(str(copy), split, tmp_path / "run", steps=2, run=QUIET, **SMALL)
 
 
 @pytest.mark.slow

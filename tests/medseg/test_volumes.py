@@ -79,6 +79,16 @@ def test_codes_decide_which_affine_holds_and_are_kept(tmp_path: Path, sform: int
     np.testing.assert_allclose(nibabel.load(tmp_path / "mask.nii.gz").affine, volume.affine, atol=1e-5)
 
 
+def test_a_sform_without_a_code_is_not_looked_at(tmp_path: Path) -> None:
+    opened = nibabel.Nifti1Image(phantom((12, 13, 4))[0], OBLIQUE)
+    opened.set_qform(OBLIQUE, code=1)
+    opened.set_sform(affine((3, 3, 3), letters="RAS"), code=0)
+    nibabel.save(opened, tmp_path / "image.nii.gz")
+    volume = read_volume(ImageFile(tmp_path / "image.nii.gz"))
+    np.testing.assert_allclose(volume.affine, OBLIQUE, atol=1e-4)
+    assert volume.warnings == ()
+
+
 def test_contradicting_affines_are_said_and_the_sform_holds(tmp_path: Path) -> None:
     path = write_nifti(tmp_path / "image.nii.gz", phantom((12, 13, 4))[0], OBLIQUE)
     opened = nibabel.load(path)

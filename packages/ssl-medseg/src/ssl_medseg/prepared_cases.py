@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from contrastive_core.errors import UserError
@@ -66,6 +68,30 @@ def prepare_cases(
     return [_one(dataset, case, p, labels=labels, cache=cache) for case in track(cases, total=len(cases), what="cases")]
 
 
+def read_truth(dataset: DataSet, case: Case, grid: Grid) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """The label of a case as classes ``[X, Y, Z]``, and its affine, if it lies on the grid of its image.
+
+    Args:
+        dataset: says what its values mean.
+        case: which has a label.
+        grid: of its image.
+
+    Raises:
+        UserError: no label, one that cannot be used, or one on another grid.
+    """
+    if case.label is None:
+        raise UserError(f"{dataset.name}: {case.name} has no label, and it was asked for")
+    classes, affine = read_label(case.label, dataset.labels)
+    x, y, z = classes.shape
+    difference = grid_difference(Grid((x, y, z), affine), grid)
+    if difference:
+        raise UserError(
+            f"{case.label}: the label does not lie on the grid of its image ({difference}); expected the same. "
+            "`ssl-medseg check` lists all such cases; draw or export the label on the image"
+        )
+    return classes, affine
+
+
 def share_lost(cases: Sequence[PreparedCase], names: Sequence[str]) -> list[str]:
     """In words, which structures lose labelled voxels to cropping, the case with the largest share first."""
     found = [
@@ -84,9 +110,8 @@ def _one(dataset: DataSet, case: Case, p: Preprocessing, *, labels: bool, cache:
     notes = tuple(facts["notes"])
     if not labels or case.label is None:
         return PreparedCase(case.name, case.patient, slices, None, geometry, notes=notes)
-    path = case.label
     key = ["label", *settings, dataset.labels.to_json(), facts["geometry"]]
-    label, found = kept(cache, [path], key, lambda: _label(dataset, path, geometry, p))
+    label, found = kept(cache, [case.label], key, lambda: _label(dataset, case, geometry, p))
     return PreparedCase(case.name, case.patient, slices, label, geometry, tuple(found["lost"]), notes)
 
 
@@ -95,14 +120,7 @@ def _image(case: Case, p: Preprocessing) -> tuple[Tensor, dict[str, Any]]:
     return prepared.slices, {"geometry": prepared.geometry.to_json(), "notes": list(prepared.notes)}
 
 
-def _label(dataset: DataSet, path: Path, geometry: Geometry, p: Preprocessing) -> tuple[Tensor, dict[str, Any]]:
-    classes, affine = read_label(path, dataset.labels)
-    x, y, z = classes.shape
-    difference = grid_difference(Grid((x, y, z), affine), geometry.grid)
-    if difference:
-        raise UserError(
-            f"{path}: the label does not lie on the grid of its image ({difference}); expected the same. "
-            "`ssl-medseg check` lists all such cases; draw or export the label on the image"
-        )
+def _label(dataset: DataSet, case: Case, geometry: Geometry, p: Preprocessing) -> tuple[Tensor, dict[str, Any]]:
+    classes, affine = read_truth(dataset, case, geometry.grid)
     slices, lost = prepare_label(classes, affine, p)
     return slices, {"lost": [float(share) for share in lost] + [0.0] * (len(dataset.labels) - len(lost))}

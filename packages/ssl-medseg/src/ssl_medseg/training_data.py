@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,12 +10,11 @@ from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
 from contrastive_core.train import Run
-from ssl_medseg.data import DataOptions, DataSet, LabelMap, Split, open_split
-from ssl_medseg.prepared_cases import PreparedCase, prepare_cases, share_lost
+from ssl_medseg.data import DataOptions, LabelMap, Split, open_split
+from ssl_medseg.prepared_cases import PreparedCase, prepare_cases, read_truth, share_lost
 from ssl_medseg.preprocessing import Preprocessing, PreprocessingOptions, choose_preprocessing
 from ssl_medseg.slices import SliceSet, stack_slices
 from ssl_medseg.validation import Validation
-from ssl_medseg.volumes import read_label
 
 
 @dataclass(frozen=True)
@@ -101,11 +99,8 @@ def open_training_data(
     validation = prepare_cases(dataset, parts.validation, chosen, labels=False, cache=cache)
     notes += share_lost(labelled, dataset.labels.names)
     notes += [f"{case.name}: {note}" for case in [*labelled, *rest, *validation] for note in case.notes]
-    return TrainingData(dataset.labels, chosen, labelled, rest, validation, _truths(dataset, parts.validation), notes)
-
-
-def _truths(dataset: DataSet, names: Sequence[str]) -> list[NDArray[np.uint8]]:
-    return [read_label(case.label, dataset.labels)[0] for case in dataset.select(names) if case.label is not None]
+    truths = [read_truth(dataset, dataset.case(case.name), case.geometry.grid)[0] for case in validation]
+    return TrainingData(dataset.labels, chosen, labelled, rest, validation, truths, notes)
 
 
 def _counts(split: Split) -> str:

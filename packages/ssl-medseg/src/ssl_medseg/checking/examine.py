@@ -50,9 +50,10 @@ def examine(
     listing, settled = look(data, opening)
     labels = meaning(listing, opening)
     looked = list(_look_at_all(settled.cases, labels))
+    preprocessing = preprocessing or PreprocessingOptions()
     findings = [
         *settled.findings,
-        *rules_images.unusable(looked),
+        *rules_images.unusable(looked, fill_nan=preprocessing.fill_nan),
         *rules_labels.unusable(looked, labels),
         *rules_labels.no_map(looked, labels),
         *rules_labels.contents(looked, labels),
@@ -65,7 +66,7 @@ def examine(
     crop = rules_crop.Crop()
     if labels is not None and not any(found.kind == "same_name" for found in settled.findings):
         dataset = DataSet(listing.name, listing.root, tuple(settled.cases), labels, listing.layout)
-        crop = rules_crop.crop_of(dataset, looked, preprocessing or PreprocessingOptions(), split=split)
+        crop = rules_crop.crop_of(dataset, looked, preprocessing, split=split)
         findings += rules_crop.cut_off(crop)
         findings += [] if split is None else rules_split.fits(split, dataset, looked)
     elif split is not None:

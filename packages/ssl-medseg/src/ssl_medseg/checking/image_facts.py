@@ -63,7 +63,7 @@ class ImageFacts:
     @property
     def is_constant(self) -> bool:
         """There is nothing to scale intensities by."""
-        return self.problem is None and not self.high > self.low
+        return bool(self.digest) and not self.high > self.low
 
 
 def look_at_image(image: ImageFile) -> ImageFacts:

@@ -18,6 +18,8 @@ from ssl_medseg.preprocessing.geometry import slice_axis
 from ssl_medseg.volumes import Grid, grid_difference, read_label_values
 
 _TOLERANCE = 1e-3  # mm
+_LARGEST = 2**31 - 1  # that a label map can hold
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class LabelFacts:
         problem: why it cannot be read.
         difference: how its grid differs from its image's; empty if it does not, or the image cannot be read.
         values: whole number -> voxels.
-        fractions: voxels whose value is no whole number to within 1e-3, or no finite number.
+        fractions: voxels whose value is no whole number to within 1e-3, or none that a label can have.
+        examples: of such values, the first few; those that are no finite numbers before the others.
         rounded: voxels whose value is a whole number only after rounding.
         voxels: of every structure in the map.
         slices: with each structure.
@@ -43,6 +46,7 @@ class LabelFacts:
     difference: str = ""
     values: Mapping[int, int] = field(default_factory=dict)
     fractions: int = 0
+    examples: tuple[float, ...] = ()
     rounded: int = 0
     voxels: tuple[int, ...] = ()
     slices: tuple[int, ...] = ()
@@ -71,14 +75,15 @@ def look_at_label(path: Path, image: Grid | None, labels: LabelMap | None) -> La
         return LabelFacts(without_path(error, path))
     x, y, z = array.shape
     grid = Grid((x, y, z), affine)
-    whole, fractions, rounded = _whole(array)
+    whole, odd, rounded = _whole(array)
     values, counts = np.unique(whole, return_counts=True)
     structures = [] if labels is None else list(zip(labels.structures, labels.values[1:], strict=True))
     found = _by_structure(whole, slice_axis(grid), structures)
     return LabelFacts(
         difference="" if image is None else _difference(grid, image),
         values=dict(zip(values.tolist(), counts.tolist(), strict=True)),
-        fractions=fractions,
+        fractions=odd.size,
+        examples=_examples(odd),
         rounded=rounded,
         millilitres=float(np.prod(grid.spacing)) / 1000 if grid.spacing_known else 0.0,
         digest=digest_of(whole) if len(values) > 1 else "",
@@ -86,14 +91,21 @@ def look_at_label(path: Path, image: Grid | None, labels: LabelMap | None) -> La
     )
 
 
-def _whole(array: NDArray[Any]) -> tuple[NDArray[Any], int, int]:
+def _whole(array: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], int]:
+    """Whole numbers, those values that are none, and how many had to be rounded."""
     if not np.issubdtype(array.dtype, np.floating):
-        return array, 0, 0
+        return array, array[:0].ravel(), 0
     nearest = np.round(np.nan_to_num(array, nan=0, posinf=0, neginf=0))
     off = np.abs(array - nearest)
-    fraction = ~(off <= ROUNDING)  # NaN among them
+    fraction = ~(off <= ROUNDING) | (np.abs(nearest) > _LARGEST)  # NaN among them
     whole = np.where(fraction, 0, nearest).astype(np.int64)
-    return whole, int(np.count_nonzero(fraction)), int(np.count_nonzero((off > 0) & ~fraction))
+    return whole, array[fraction], int(np.count_nonzero((off > 0) & ~fraction))
+
+
+def _examples(odd: NDArray[Any]) -> tuple[float, ...]:
+    different = np.unique(odd)
+    finite = np.isfinite(different)
+    return tuple(float(value) for value in (*different[~finite], *different[finite]))[:_SHOWN]
 
 
 def _by_structure(whole: NDArray[Any], axis: int, structures: list[tuple[str, int]]) -> dict[str, Any]:

@@ -15,8 +15,13 @@ _LEAST_SIDE = 32
 _FAR = 2.0  # times larger or smaller than the median
 
 
-def unusable(looked: Sequence[Looked]) -> Iterator[Finding]:
-    """Images that training would stop at."""
+def unusable(looked: Sequence[Looked], *, fill_nan: bool = False) -> Iterator[Finding]:
+    """Images that training would stop at.
+
+    Args:
+        looked: all cases.
+        fill_nan: training is to fill voxels that are no numbers; where all are none it cannot.
+    """
     several_volumes = "holding several volumes: choose one with --frame, --frames or --channel"
     yield from about(
         looked,
@@ -39,15 +44,24 @@ def unusable(looked: Sequence[Looked]) -> Iterator[Finding]:
         "error",
         "not_finite",
         "with voxels that are no finite numbers: repair them, or let training fill them (--fill_nan)",
-        lambda one: _bad_voxels(one) if one.image.bad else None,
+        lambda one: _bad_voxels(one) if one.image.bad and not (fill_nan and one.image.digest) else None,
+        noun="image",
+    )
+    yield from about(
+        looked,
+        "note",
+        "filled",
+        "with voxels that are no finite numbers: filled with the smallest value of the image when read, as you say",
+        lambda one: _bad_voxels(one) if one.image.bad and fill_nan and one.image.digest else None,
         noun="image",
     )
     yield from about(
         looked,
         "error",
         "constant",
-        "with nothing to be seen: 98 % of the voxels have one value",
-        lambda one: f"{one.image.low:g}" if one.image.is_constant else None,
+        "without contrast: percentiles 1 and 99 of the intensities are the same, so that there is nothing to scale by. "
+        "Export them again, or leave the cases out",
+        lambda one: f"both are {one.image.low:g}" if one.image.is_constant else None,
         noun="image",
     )
 
@@ -134,7 +148,10 @@ def duplicates(looked: Sequence[Looked]) -> Iterator[Finding]:
             )
             (leaked if len(patients) > 1 else twice).append(item)
     if leaked:
-        title = f"{several(len(leaked), 'image')} of more than one patient: what is tested may be trained on"
+        title = (
+            f"{several(len(leaked), 'image')} found under more than one patient, voxel by voxel: what is tested may be "
+            "trained on. Remove the copies, or say by --patients that it is one patient"
+        )
         yield Finding("error", "same_voxels", title, leaked)
     if twice:
         title = f"{several(len(twice), 'image')} twice among the cases of a patient"

@@ -41,8 +41,9 @@ def unusable(looked: Sequence[Looked], labels: LabelMap | None) -> Iterator[Find
         looked,
         "error",
         "fraction",
-        "with values that are no whole numbers: was it interpolated? Export it again with nearest neighbours",
-        lambda one: f"{of(one).fractions:,} voxels" if of(one).fractions else None,
+        "with values that are no whole numbers: was it interpolated? Export it again with nearest neighbours, or see "
+        "--repair",
+        lambda one: _fractions(of(one)),
         noun="label",
     )
     if labels is not None:
@@ -135,6 +136,11 @@ def _odd_volumes(read: Sequence[Looked], structure: int, name: str) -> Iterator[
     if items:
         title = f"{several(len(items), 'label')} with over {_FAR:g} times more, or less, of {name} than usual here"
         yield Finding("warning", "odd_volume", title, items)
+
+
+def _fractions(label: LabelFacts) -> str | None:
+    examples = ", ".join(f"{value:.4g}" for value in label.examples)
+    return f"{several(label.fractions, 'voxel')}, such as {examples}" if label.fractions else None
 
 
 def _amount(number: float) -> str:

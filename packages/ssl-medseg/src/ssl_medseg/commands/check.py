@@ -42,7 +42,7 @@ def check(
     Warnings, which are probably not meant: sform and qform that contradict each other; an affine that says nothing;
     images stored in another direction, sliced along another axis, or of another spacing or size than most; duplicates;
     labels without any structure or with unusual amounts of one, or not whole in the slices that training would make.
-    Notes: what is rounded, absent, cut off at the edge of the image, or could say who a patient is.
+    Notes: what is rounded or filled, absent, cut off at the edge of the image, or could say who a patient is.
 
     Cases are called by their names. Where files lie, and what their headers say beside geometry, is left out unless
     asked for. One volume is in memory at a time. `ssl_medseg.checking.examine` gives the same as an object.

@@ -23,6 +23,7 @@ from ssl_medseg.models import NetworkOptions
 from ssl_medseg.optimization import Schedule
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.selftraining.options import ContrastOptions, Method, Norm, PseudoLabelOptions, TeacherOptions
+from ssl_medseg.training_data import open_training_data
 
 
 def run(
@@ -60,7 +61,8 @@ def run(
     What `train` and `selftrain` do, one after the other: the preprocessing is derived from the data and the reasons are
     said, the baseline is trained on the labelled volumes (``OUT/baseline``), it labels the others, and rounds of joint
     training follow (``OUT/selftrain``). The segmenter is in ``OUT/model``, where `predict` and `evaluate` find it;
-    `report OUT` shows all of it. With ``--resume`` a run that was stopped goes on in the stage it was in. Started by
+    `report OUT` shows all of it. Every volume is prepared before the baseline begins, so that one that cannot be used
+    stops the run at its start. With ``--resume`` a run that was stopped goes on in the stage it was in. Started by
     torchrun, every stage is shared among the processes.
 
     Without a split, patients whose volumes all have labels are the labelled ones, or those named; of four or more a
@@ -114,6 +116,10 @@ def run(
     each = replace(run, resume=True)  # an interrupted stage goes on; one that has not begun, begins
     baseline, student = out / "baseline", out / "selftrain"
     if not processes.on_main(lambda: _is_done(baseline)):
+        # An unlabelled volume that cannot be used shall stop the run now, and not when the baseline is trained.
+        open_training_data(
+            data, chosen, opening=opening, preprocessing=preprocessing, unlabelled=True, cache=cache
+        ).slices()
         train(
             data, chosen, baseline, steps=baseline_steps, batch_size=batch_size, lr=lr, schedule=schedule, loss=loss,
             validate_every=validate_every, network=network, augment=augment, preprocessing=preprocessing,

@@ -158,6 +158,7 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
                 )
             if contrasts:
                 terms["contrast"] = ContrastTerm(r, slices, pool.slices, classes=classes, options=contrast)
+                r.say(str(terms["contrast"]))
             return terms
 
         terms: dict[str, Term] = {}

@@ -66,7 +66,10 @@ class Split:
         for part, names in self.parts.items():
             for case in dataset.select(names):
                 if part in ("labelled", "validation") and case.label is None:
-                    raise UserError(f"split: {case.name} is in {part}, and {dataset.name} has no label for it")
+                    raise UserError(
+                        f"split: {case.name} is in {part}, and {dataset.name} has no label for it; add the label, or "
+                        "make the split again"
+                    )
                 other = part_of.setdefault(case.patient, part)
                 if other != part:
                     raise UserError(

@@ -61,7 +61,7 @@ def read_pair(mask: Path, case: Case, dataset: DataSet) -> tuple[NDArray[np.uint
     if difference:
         raise UserError(
             f"{mask}: is on another grid than the truth of {case.name} ({difference}); expected a mask on the grid of "
-            "the image, as `ssl-medseg predict` writes it"
+            "the image, as `ssl-medseg predict` writes it. If it is one, the label is not: see `ssl-medseg check`"
         )
     return predicted, truth, grids[0]
 

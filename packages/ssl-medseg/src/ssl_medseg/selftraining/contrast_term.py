@@ -35,13 +35,16 @@ class ContrastTerm:
         self._images = torch.cat([labelled.images, unlabelled.images]).to(run.device)
         self._labels = torch.cat([labelled.truth, unlabelled.truth]).to(run.device)
         self._pools = usable(labelled.presence(classes)), usable(unlabelled.presence(classes)) + len(labelled)
-
+        self._slices = len(labelled), len(unlabelled)
         self._drawn = torch.empty(0)
 
-    @property
-    def usable(self) -> tuple[int, int]:
-        """How many labelled and unlabelled slices can be drawn."""
-        return len(self._pools[0]), len(self._pools[1])
+    def __str__(self) -> str:
+        """Which slices can be drawn, for the person watching."""
+        known, other = (f"{len(pool)} of {count}" for pool, count in zip(self._pools, self._slices, strict=True))
+        return (
+            f"contrastive pairs are of {known} labelled and {other} unlabelled slices: those that show every class, or "
+            "any structure where none shows all"
+        )
 
     def images(self, step: int) -> Tensor:
         """Both sides of the pairs of this process, first sides first."""

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
+from ssl_medseg.data.files import DICOM_ENDINGS
 from ssl_medseg.volumes.extras import import_extra
 from ssl_medseg.volumes.volume import checked_affine
 
@@ -57,7 +58,7 @@ def series_datasets(path: Path, *, pixels: bool = True) -> list[Any]:
     """The images of a series as pydicom's data sets, in the order of their file names.
 
     Raises:
-        UserError: none there, or of several series.
+        UserError: none there, a damaged one, or of several series.
     """
     pydicom = import_extra("pydicom", extra="dicom", needed_for=f"{path}: reading DICOM")
     if not path.exists():
@@ -68,12 +69,18 @@ def series_datasets(path: Path, *, pixels: bool = True) -> list[Any]:
             continue
         try:
             dataset = pydicom.dcmread(file, stop_before_pixels=not pixels)
-        except pydicom.errors.InvalidDicomError:
+        except pydicom.errors.InvalidDicomError as error:
+            if file.suffix.lower() in DICOM_ENDINGS or not file.stat().st_size:
+                raise UserError(
+                    f"{file}: is empty or damaged, expected a DICOM file; copy it again, or remove it"
+                ) from error
             continue
         except (OSError, EOFError, ValueError) as error:
             raise UserError(f"{file}: cannot be read as DICOM ({error}); copy it again") from error
         if "Rows" in dataset:  # not a DICOMDIR, a report or the like
             found.append(dataset)
+        elif _lacks_its_image(dataset):
+            raise UserError(f"{file}: ends before its image, so the file is cut off; copy it again")
     if not found:
         raise UserError(f"{path}: holds no DICOM images; expected the folder of one series")
     series = Counter(str(dataset.get("SeriesInstanceUID", "")) for dataset in found)
@@ -83,6 +90,12 @@ def series_datasets(path: Path, *, pixels: bool = True) -> list[Any]:
             "one. Give every series a folder of its own"
         )
     return found
+
+
+def _lacks_its_image(dataset: Any) -> bool:
+    """Whether something without an image should have one: by its class, as reports and DICOMDIRs should not."""
+    kind = dataset.file_meta.get("MediaStorageSOPClassUID") or dataset.get("SOPClassUID")
+    return kind is None or "Image Storage" in kind.name
 
 
 def _check_positions(datasets: list[Any], path: Path) -> None:

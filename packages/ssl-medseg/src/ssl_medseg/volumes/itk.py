@@ -29,8 +29,10 @@ def read_itk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
-        raise UserError(
-            f"{path}: cannot be read as an image; the file is damaged or of another kind ({error})"
+        beside = ", or the file of its voxels is not beside it" if path.suffix.lower() in (".mhd", ".nhdr") else ""
+        raise UserError(  # what ITK says names its own source files and runs over many lines
+            f"{path}: cannot be read as an image; the file is damaged, cut off or of another kind{beside}. Copy or "
+            "convert it again"
         ) from error
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise UserError(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import zlib
 from pathlib import Path
 from typing import Any, Literal
 
 import nibabel
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
@@ -19,7 +21,9 @@ from contrastive_core.errors import UserError
 from contrastive_core.train.files import write_atomic
 from ssl_medseg.volumes.volume import Grid, checked_affine
 
-_DAMAGED = (ImageFileError, WrapStructError, OSError, EOFError, ValueError, zlib.error)
+_DAMAGED = (
+    ImageFileError, WrapStructError, HeaderDataError, OSError, EOFError, ValueError, OverflowError, zlib.error,
+)  # fmt: skip
 _DISAGREE = 0.01
 """Share of a voxel's side by which sform and qform may differ: rounding of quaternions stays far below it."""
 
@@ -47,9 +51,11 @@ def one_volume(opened: Any, path: Path, *, channel: int | None, frame: int | Non
     The fourth axis is time or channels, the fifth channels. A two-dimensional image is one slice.
 
     Raises:
-        UserError: several volumes and no choice, a choice that is not there, or not one number per voxel.
+        UserError: several volumes and no choice, a choice that is not there, no voxels, or not one number for each.
     """
     shape, wanted = opened.shape, {"frame": frame, "channel": channel}
+    if 0 in shape:
+        raise UserError(f"{path}: has the shape {_by(shape)}, so no voxel at all; expected a volume. Export it again")
     chosen = {name: number for name, number in wanted.items() if number is not None}
     if opened.get_data_dtype().fields is not None or np.issubdtype(opened.get_data_dtype(), np.complexfloating):
         raise UserError(
@@ -80,12 +86,34 @@ def one_volume(opened: Any, path: Path, *, channel: int | None, frame: int | Non
 def nifti_array(opened: Any, path: Path, index: tuple[int | slice, ...], dtype: Any = None) -> NDArray[Any]:
     """The voxels of one 3-D volume; `dtype` None keeps whole numbers whole."""
     try:
-        array = np.asarray(opened.dataobj[index], dtype=dtype)
+        array = np.asarray(_voxels(opened, path)[index], dtype=dtype)
     except _DAMAGED as error:
         raise UserError(
             f"{path}: its voxels cannot be read ({_said(error)}); the file is damaged or cut off. Copy it again"
         ) from error
     return array.reshape(array.shape + (1,) * (3 - array.ndim))
+
+
+def _voxels(opened: Any, path: Path) -> Any:
+    """What voxels are read from when they are asked for.
+
+    A compressed file of one volume is unpacked as a whole, which compares it with the checksum at its end.
+    """
+    lazy, name = opened.dataobj, path.name.lower()
+    if name.endswith(".nii"):
+        _see_all(lazy, path.stat().st_size)
+    elif name.endswith(".nii.gz") and math.prod(opened.shape[3:]) == 1:
+        content = gzip.decompress(path.read_bytes())
+        _see_all(lazy, len(content))
+        return ArrayProxy(io.BytesIO(content), (lazy.shape, lazy.dtype, lazy.offset, lazy.slope, lazy.inter))
+    return lazy
+
+
+def _see_all(lazy: Any, size: int) -> None:
+    """Refuse a file that is too short before there is memory taken for what a damaged header says."""
+    needed = int(lazy.offset) + math.prod(map(int, lazy.shape)) * lazy.dtype.itemsize
+    if size < needed:
+        raise EOFError(f"{size:,} bytes of the {needed:,} that its header says")
 
 
 def nifti_grid(opened: Any, path: Path) -> Grid:

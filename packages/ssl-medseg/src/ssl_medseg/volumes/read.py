@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +80,18 @@ def read_label_values(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """Read a label file as it is: the values ``[X, Y, Z]`` of the file's type, and the affine.
 
     Raises:
-        UserError: it cannot be read, or holds several volumes.
+        UserError: it cannot be read, or holds several volumes, of which none can be chosen.
     """
     if path.name.lower().endswith(ITK_ENDINGS):
         return read_itk(path)
     if path.is_dir():
         raise UserError(f"{path}: is a folder; expected the file of a label, as NIfTI, NRRD or MetaImage")
     opened = open_nifti(path)
+    if math.prod(opened.shape[3:]) > 1:
+        raise UserError(
+            f"{path}: has the shape {' x '.join(map(str, opened.shape))}, several volumes; expected a label of one. "
+            "Save the one that belongs to its image"
+        )
     index = one_volume(opened, path, channel=None, frame=None)
     return nifti_array(opened, path, index), nifti_grid(opened, path).affine
 

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from ssl_medseg.cli import main
+from ssl_medseg.data import open_dataset
+from ssl_medseg.data.splits import Split, write_split
+from ssl_medseg.preprocessing import Preprocessing
+from tests.medseg.small_models import random_segmenter
+from tests.medseg.small_sets import decathlon
 from tools import evidence_acdc, evidence_prostate
+from tools.label_ceiling import ceiling
 
 
 def test_every_command_of_the_studies_is_one_that_the_program_takes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,6 +46,28 @@ def test_differences_are_of_the_draws_that_both_methods_have(tmp_path: Path) -> 
     lines = {line[1]: line for line in evidence_acdc.rows(study)}
     assert lines["labels alone"][2:6] == [2, 12, "0.700 ± 0.283", "-0.125"]
     assert lines["plain self-training"][2:6] == [1, 18, "0.625", None]
+
+
+def test_claims_have_standard_errors_and_counts() -> None:
+    scores = {"both": {1: 0.60, 2: 0.70, 3: 0.50}, "pseudo": {1: 0.56, 2: 0.62, 3: 0.54, 4: 0.1}}
+    # Differences 0.04, 0.08, -0.04: mean 0.0267, standard deviation 0.0611, over the root of 3 0.0353.
+    assert evidence_acdc.claims(scores, 2) == (
+        "Mean differences and their standard errors, 2 labelled: both, weight 0.03 against plain self-training "
+        "+0.027 ± 0.035 (2 of 3 draws better)."
+    )
+
+
+def test_the_ceiling_is_one_at_full_resolution_and_lower_below(tmp_path: Path) -> None:
+    data = decathlon(tmp_path / "data", ["a", "b"], unlabelled=["c"])
+    dataset, split = open_dataset(data), tmp_path / "split.json"
+    write_split(split, Split(("a",), test=("b",), unlabelled=("c",)), dataset)
+    full, half = (Preprocessing(size=(64, 64), spacing=spacing) for spacing in ((1.5, 1.5), (4.0, 4.0)))
+    models = [
+        random_segmenter(tmp_path / name, p, labels=dataset.labels) for name, p in (("full", full), ("half", half))
+    ]
+    found = [ceiling(model, data, split) for model in models]
+    assert found[0] == 1
+    assert 0.5 < found[1] < 0.97
 
 
 def test_both_controls_see_as_many_slices_as_both() -> None:

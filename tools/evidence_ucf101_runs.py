@@ -61,6 +61,10 @@ ABLATIONS: dict[str, Method] = {
     "random": mvpl("target: random", "--pseudo.target", "random"),
     "middle": mvpl("threshold 0.6", "--pseudo.threshold", "0.6"),
     "high": mvpl("threshold 0.8", "--pseudo.threshold", "0.8"),
+    "strong": mvpl(
+        "augmentation at full strength",
+        *("--strong.ops", "2", "--strong.magnitude", "10", "--strong.cutout", "0.571", "--strong.motion_ops", "full"),
+    ),
     "fixmatch-high": Method("FixMatch, threshold 0.8", ("--method", "fixmatch", "--pseudo.threshold", "0.8")),
     "joint": mvpl("joint batch norm, recalibrated", "--bn", "joint"),
     "joint-raw": mvpl("joint batch norm, not recalibrated", "--bn", "joint", "--recalibrate", "0"),

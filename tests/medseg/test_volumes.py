@@ -182,5 +182,8 @@ def test_grids_are_compared_in_millimetres(image: Path) -> None:
     moved = OBLIQUE.copy()
     moved[0, 3] += 0.5
     assert grid_difference(grid, type(grid)(grid.shape, moved)) == "voxels up to 0.5 mm apart"
+    for shift, words in ((0.0005, ""), (0.002, "voxels up to 0.002 mm apart")):
+        moved[0, 3] = grid.affine[0, 3] + shift
+        assert grid_difference(grid, type(grid)(grid.shape, moved)) == words
     assert grid_difference(grid, type(grid)((21, 34, 8), OBLIQUE)) == "21 x 34 x 7 voxels against 21 x 34 x 8"
     assert grid_difference(grid, type(grid)(grid.shape, OBLIQUE)) == ""

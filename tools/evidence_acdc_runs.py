@@ -56,6 +56,11 @@ METHODS = {
     "official": Method(
         "contrastive, the released reduction", ("--method", "contrast", "--contrast.reduction", "official", *APART), 40
     ),
+    "joint": Method(
+        "both, weight 0.03, batch statistics shared as released",
+        ("--method", "both", "--contrast.weight", "0.03", "--norm", "joint"),
+        60,
+    ),
     "parent": Method("parent pre-training, then labels", kind="parent", each=48),
 }
 MAIN = ("first", "supervised", "pseudo", "both", "contrast")

@@ -21,7 +21,7 @@ import torch
 from contrastive_core.report.style import SERIES, new_figure, plain_axes, to_png
 from tools.evidence_forked import forking
 from tools.evidence_runs import Job, mean_and_spread, run_all
-from tools.evidence_ucf101_runs import ABLATIONS, CLIPS, DRAWS, FEW, MAIN, METHODS, MU, PERCENTS, STEPS, Scores, Study
+from tools.evidence_ucf101_runs import ABLATIONS, CLIPS, DRAWS, FEW, MAIN, METHODS, MU, STEPS, SURER, Scores, Study
 from tools.results import provenance, write_result
 
 ABOUT = (
@@ -109,6 +109,7 @@ def verdict(scores: Scores, percent: int) -> str:
         ("all", "rgb", "rgb"), ("fixmatch", "rgb", "rgb"), ("mvpl", "rgb", "rgb"), ("mvpl", "fixmatch", "rgb"),
         ("mvpl-tg", "all", "rgb"), ("mvpl-flow", "all", "rgb"), ("mvpl", "all", "rgb"), ("mvpl", "all", "fused"),
         ("mvpl", "all-long", "rgb"), ("mvpl", "all-long", "fused"),
+        ("middle", "all", "rgb"), ("middle", "all", "fused"), ("high", "all", "rgb"), ("high", "all", "fused"),
     ):  # fmt: skip
         values = paired(scores, method, baseline, view)
         if len(values) > 1:
@@ -122,12 +123,12 @@ def verdict(scores: Scores, percent: int) -> str:
 
 def write(study: Study, jobs: Sequence[Job], out: Path, commit: str | None) -> None:
     """Both files and the plot, of what is there."""
-    main_scores = {percent: study.scores(percent, MAIN) for percent in PERCENTS}
+    shown = {5: {**MAIN, **{method: ABLATIONS[method] for method in SURER}}, 10: MAIN, 20: MAIN}
+    main_scores = {percent: study.scores(percent, methods) for percent, methods in shown.items()}
     rows = [
         [percent, *row(study, scores, method, percent, "all")]
         for percent, scores in main_scores.items()
-        for method in MAIN
-        if method in scores
+        for method in scores
     ]
     verdicts = [verdict(scores, percent) for percent, scores in main_scores.items()]
     shared = {

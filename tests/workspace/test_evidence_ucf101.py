@@ -39,3 +39,16 @@ def test_scores_are_paired_by_draw(tmp_path: Path) -> None:
     assert paired(scores, "mvpl", "all", "fused") == []
     assert signed([3.0]) == "+3.0"
     assert signed([-1.0, -3.0]) == "-2.0 ± 1.4"
+
+
+def test_steps_without_pseudo_labels_have_no_accuracy(tmp_path: Path) -> None:
+    study = Study(Path("data"), tmp_path, draws=(0,))
+    path = study.out(10, "high", 0) / "metrics.jsonl"
+    path.parent.mkdir(parents=True)
+    lines = [
+        {"step": 100, "coverage": 1.0, "pseudo_accuracy": 0.1},  # before the last quarter
+        {"step": 800, "coverage": 0.0, "pseudo_accuracy": "NaN"},
+        {"step": 900, "coverage": 0.5, "pseudo_accuracy": 0.75},
+    ]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert study.pseudo_labels(10, "high", 0) == {"coverage": 0.25, "pseudo_accuracy": 0.75}

@@ -86,7 +86,7 @@ def draw(study: Study, path: Path) -> None:
     scores = study.scores(10, MAIN)
     figure = new_figure(7.2, 3.6)
     axes = figure.subplots()
-    plain_axes(axes, "Ten classes of UCF-101, 10 % of the labels: top-1 %, test part")
+    plain_axes(axes, "10 % of the labels: top-1 % on the test part")
     for colour, view, name in zip(SERIES, ("rgb", "fused"), ("frames", "all views"), strict=False):
         label: str | None = name
         for place, method in enumerate(scores):

@@ -24,7 +24,8 @@ from torchvision.transforms.v2.functional import normalize
 
 from contrastive_core.train.model_file import save_model
 from ssl_vision.data import open_images
-from ssl_vision.evaluation import accuracy, labelled_features
+from ssl_vision.evaluation import accuracy
+from ssl_vision.features import labelled_features
 from ssl_vision.model_folder import load_encoder
 from ssl_vision.models import EncoderOptions, resnet
 from ssl_vision.neighbours import knn_scores
@@ -85,7 +86,8 @@ def score(model: str, data: str, linear_epochs: int) -> tuple[float, float]:
     with torch.no_grad():
         logits = classifier(test.features)
     by_linear, by_knn = (
-        accuracy("", scores, test, model=model, data=data, settings={}).top1 for scores in (logits, votes)
+        accuracy("", scores, test.labels, model=model, encoder_hash="", data=data, settings={}).top1
+        for scores in (logits, votes)
     )
     return by_linear, by_knn
 

@@ -28,9 +28,9 @@ from ssl_vision.features import extract
 from ssl_vision.model_folder import load_encoder
 from ssl_vision.models import EncoderOptions
 from ssl_vision.options import AugmentOptions, MemoryOptions, SuNCEtOptions
-from ssl_vision.reporting import scores
 from ssl_vision.reporting.curves import pretraining_panels
 from ssl_vision.reporting.run_folder import open_run, read_scores
+from ssl_vision.reporting.scores import accuracy_curves, by_protocol
 from ssl_vision.reporting.sheets import choose_bank, choose_images, draw_views, find_neighbours, nearest
 from tests.pages import Page, assert_stands_alone, read
 
@@ -135,7 +135,7 @@ def test_accuracies_are_those_of_the_evaluation(recorded: tuple[Path, object], p
         score = json.loads(file.read_text())
         assert f"{name} {score['top1']:.1f} % (top-5 {score['top5']:.1f} %)" in page.text
     assert "k 20, temperature 0.1" in page.text
-    curves, baselines = scores.accuracy_curves(scores.by_protocol(read_scores(open_run(run))))
+    curves, baselines = accuracy_curves(by_protocol(read_scores(open_run(run))))
     top1 = [json.loads(written[name].read_text())["top1"] for name in list(written)]
     assert curves == {"nearest neighbours": {0.0: top1[1], 2.0: top1[2], 3.0: top1[3]}}
     assert baselines == {"nearest neighbours": top1[0]}
@@ -293,10 +293,10 @@ def test_scores_of_another_model_are_marked(copy: Path) -> None:
 
 def test_protocols_that_differ_stay_apart(data: str, copy: Path) -> None:
     knn(str(copy), data, k=1, out=copy / "evaluation" / "one.json")
-    protocols = scores.by_protocol(read_scores(open_run(copy)))
+    protocols = by_protocol(read_scores(open_run(copy)))
     assert [p.name for p in protocols] == ["nearest neighbours, few digits (1)", "nearest neighbours, few digits (2)"]
     assert sorted(p.example.score.settings["k"] for p in protocols) == [1, 20]
-    curves, _ = scores.accuracy_curves(protocols)
+    curves, _ = accuracy_curves(protocols)
     assert len(curves) == 1  # a single point is no curve
 
 

@@ -19,7 +19,7 @@ from ssl_vision.class_choice import hold_out
 from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.commands.transfer import PENALTIES, transfer
 from ssl_vision.data import open_images
-from ssl_vision.evaluation import labelled_features
+from ssl_vision.features import labelled_features
 from ssl_vision.models import EncoderOptions
 
 

@@ -1,4 +1,4 @@
-"""What every evaluation shares: features with labels, accuracies, and where they are written."""
+"""Accuracies of features, and where they are written."""
 
 from __future__ import annotations
 
@@ -12,22 +12,6 @@ from torch import Tensor
 
 from contrastive_core.classification import confusion_matrix, per_class_accuracy, top_k_accuracy
 from contrastive_core.train.files import write_atomic
-from contrastive_core.train.model_file import module_hash
-from ssl_vision.data import ImageSet, Subset, open_images
-from ssl_vision.features import extract
-from ssl_vision.label_files import read_labelled
-from ssl_vision.labelled import check_classes
-from ssl_vision.model_folder import LoadedModel, load_encoder
-
-
-@dataclass(frozen=True)
-class LabelledFeatures:
-    """Features ``[N, D]`` of a labelled split, with the hash of the encoder that made them."""
-
-    features: Tensor
-    labels: Tensor
-    classes: list[str]
-    encoder_hash: str
 
 
 @dataclass(frozen=True)
@@ -70,45 +54,6 @@ class Score:
         return "; ".join([text, *(f"{name} {_readable(value)}" for name, value in self.found.items())])
 
 
-def labelled_images(data: str, *, split: str, classes: list[str] | None = None, labels: Path | None = None) -> ImageSet:
-    """Open a split whose images all have labels, of the classes given.
-
-    Args:
-        data: an image folder, CSV manifest or named data set.
-        split: which part of it.
-        classes: the names expected, in their order.
-        labels: a label file: only the images in it are taken.
-
-    Raises:
-        UserError: images without labels, no images, or other classes than expected.
-    """
-    images = open_images(data, split=split)
-    if labels is not None:
-        images = Subset(images, read_labelled(Path(labels), images).tolist())
-    images.labels()
-    if classes is not None:
-        check_classes(images, classes, of="trained on")
-    return images
-
-
-def labelled_features(
-    model: str,
-    data: str,
-    *,
-    split: str,
-    batch_size: int,
-    device: str,
-    classes: list[str] | None = None,
-    labels: Path | None = None,
-    loaded: LoadedModel | None = None,
-) -> LabelledFeatures:
-    """Features of a labelled split under the frozen model, batch norm in inference mode; see `labelled_images`."""
-    images = labelled_images(data, split=split, classes=classes, labels=labels)
-    loaded = loaded or load_encoder(model, device=device)
-    features = extract(loaded, images, batch_size=batch_size)
-    return LabelledFeatures(features, images.labels().to(features.device), images.classes, module_hash(loaded.encoder))
-
-
 def training_images(split: str, labels: Path | None) -> dict[str, object]:
     """How a score says which images were learnt from."""
     return {"train_split": split} if labels is None else {"train_split": split, "labels": Path(labels).name}
@@ -117,15 +62,16 @@ def training_images(split: str, labels: Path | None) -> dict[str, object]:
 def accuracy(
     protocol: str,
     scores: Tensor,
-    truth: LabelledFeatures,
+    labels: Tensor,
     *,
     model: str,
+    encoder_hash: str,
     data: str,
     settings: Mapping[str, object],
     found: Mapping[str, object] = MappingProxyType({}),
 ) -> Score:
-    """Accuracies of class scores ``[N, C]``."""
-    scores, labels, classes = scores.cpu(), truth.labels.cpu(), scores.shape[1]
+    """Accuracies of class scores ``[N, C]`` of images with labels ``[N]``."""
+    scores, labels, classes = scores.cpu(), labels.cpu(), scores.shape[1]
     confusion = confusion_matrix(scores.argmax(dim=1), labels, classes)
     return Score(
         protocol=protocol,
@@ -134,7 +80,7 @@ def accuracy(
         images=len(scores),
         classes=classes,
         model=model,
-        encoder_hash=truth.encoder_hash,
+        encoder_hash=encoder_hash,
         data=data,
         settings=settings,
         mean_per_class=100 * per_class_accuracy(confusion).nanmean().item(),

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
+from contrastive_core.train.model_file import module_hash
 from contrastive_core.train.progress import track
 from ssl_vision.augment import EvalTransform
-from ssl_vision.data import ImageSet
+from ssl_vision.data import ImageSet, Subset, open_images
 from ssl_vision.data.image_set import ArrayImages
 from ssl_vision.data.parallel import map_images
-from ssl_vision.model_folder import LoadedModel
+from ssl_vision.label_files import read_labelled
+from ssl_vision.labelled import check_classes
+from ssl_vision.model_folder import LoadedModel, load_encoder
 
 _AT_ONCE = 4  # whole images that a thread holds
+
+
+@dataclass(frozen=True)
+class LabelledFeatures:
+    """Features ``[N, D]`` of a labelled split, with the hash of the encoder that made them."""
+
+    features: Tensor
+    labels: Tensor
+    classes: list[str]
+    encoder_hash: str
 
 
 def evaluation_batches(images: ImageSet, *, size: int, batch_size: int) -> Iterator[Tensor]:
@@ -80,3 +95,42 @@ def extract(model: LoadedModel, images: ImageSet, *, batch_size: int = 512) -> T
         raise UserError("there are no images to compute features of")
     batches = evaluation_batches(images, size=model.image_size, batch_size=batch_size)
     return torch.cat(list(outputs(model.encoder, batches, device=model.device)))
+
+
+def labelled_images(data: str, *, split: str, classes: list[str] | None = None, labels: Path | None = None) -> ImageSet:
+    """Open a split whose images all have labels, of the classes given.
+
+    Args:
+        data: an image folder, CSV manifest or named data set.
+        split: which part of it.
+        classes: the names expected, in their order.
+        labels: a label file: only the images in it are taken.
+
+    Raises:
+        UserError: images without labels, no images, or other classes than expected.
+    """
+    images = open_images(data, split=split)
+    if labels is not None:
+        images = Subset(images, read_labelled(Path(labels), images).tolist())
+    images.labels()
+    if classes is not None:
+        check_classes(images, classes, of="trained on")
+    return images
+
+
+def labelled_features(
+    model: str,
+    data: str,
+    *,
+    split: str,
+    batch_size: int,
+    device: str,
+    classes: list[str] | None = None,
+    labels: Path | None = None,
+    loaded: LoadedModel | None = None,
+) -> LabelledFeatures:
+    """Features of a labelled split under the frozen model, batch norm in inference mode; see `labelled_images`."""
+    images = labelled_images(data, split=split, classes=classes, labels=labels)
+    loaded = loaded or load_encoder(model, device=device)
+    features = extract(loaded, images, batch_size=batch_size)
+    return LabelledFeatures(features, images.labels().to(features.device), images.classes, module_hash(loaded.encoder))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from contrastive_core.random import derive
 from ssl_vision.class_choice import choose_per_class
-from ssl_vision.evaluation import LabelledFeatures
+from ssl_vision.features import LabelledFeatures
 from ssl_vision.neighbours import knn_scores
 from ssl_vision.probe import Cached, fit_linear
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import Run
 from ssl_vision.data import ImageSet, Subset, open_images
-from ssl_vision.features import evaluation_batches, outputs
 from ssl_vision.label_files import read_labelled
 
 
@@ -92,24 +90,3 @@ def unseen_classes(images: ImageSet) -> list[str]:
     """The classes that none of the images is of, and that nothing can be learned about from them."""
     seen = set(images.labels().tolist())
     return [name for label, name in enumerate(images.classes) if label not in seen]
-
-
-class Validation:
-    """Accuracy on held-out images while training goes on; the processes share the work."""
-
-    def __init__(self, run: Run, images: ImageSet, *, size: int, batch_size: int = 256) -> None:
-        self._run, self._total = run, len(images)
-        self._images = Subset(images, range(run.rank, len(images), run.world_size))
-        self._labels = images.labels()[run.rank :: run.world_size].to(run.device)
-        self._size, self._batch_size = size, batch_size
-
-    @torch.no_grad()
-    def accuracy(self, model: nn.Module) -> Tensor:
-        """Share of the images whose most likely class is theirs, batch norm in inference mode; in [0, 1]."""
-        batches = evaluation_batches(self._images, size=self._size, batch_size=self._batch_size)
-        right, start = torch.zeros((), device=self._run.device), 0
-        for logits in outputs(model, batches, device=self._run.device):
-            right += (logits.argmax(dim=1) == self._labels[start : start + len(logits)]).sum()
-            start += len(logits)
-        model.train()
-        return torch.as_tensor(self._run.fabric.all_reduce(right, reduce_op="sum")) / self._total

@@ -9,50 +9,50 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ssl_vision.augment import planes
 from ssl_vision.augment._images import check_boxes, check_images, on_planes
 from ssl_vision.augment.boxes import tensorflow_boxes
 from ssl_vision.augment.operations import Operations
+from ssl_vision.augment.planes import channel_contrast_, grayscale_, hsv_saturation_, hue_, scale_, shift_
 from ssl_vision.augment.resample import blur_images, crop_planes, unit_taps, upright
 from ssl_vision.augment.taps import keys_taps
 
 OPERATIONS = Operations(
     boxes=tensorflow_boxes,
     taps=keys_taps,
-    contrast=planes.channel_contrast_,
-    saturation=planes.hsv_saturation_,
+    contrast=channel_contrast_,
+    saturation=hsv_saturation_,
     padding="zero",
 )
 
 
 def brightness(images: Tensor, factor: float | Tensor) -> Tensor:
     """Multiply by `factor` (the code since SimCLRv2)."""
-    return on_planes(planes.scale_, images, factor=factor)
+    return on_planes(scale_, images, factor=factor)
 
 
 def add_brightness(images: Tensor, delta: float | Tensor) -> Tensor:
     """Add `delta` (the first paper and its code)."""
-    return on_planes(planes.shift_, images, delta=delta)
+    return on_planes(shift_, images, delta=delta)
 
 
 def contrast(images: Tensor, factor: float | Tensor) -> Tensor:
     """`(x - mean) * factor + mean`, the mean over the pixels of each channel of each image."""
-    return on_planes(planes.channel_contrast_, images, factor=factor)
+    return on_planes(channel_contrast_, images, factor=factor)
 
 
 def saturation(images: Tensor, factor: float | Tensor) -> Tensor:
     """Multiply the S of HSV by `factor` and clip it to [0, 1]; H and V stay."""
-    return on_planes(planes.hsv_saturation_, images, factor=factor)
+    return on_planes(hsv_saturation_, images, factor=factor)
 
 
 def hue(images: Tensor, delta: float | Tensor) -> Tensor:
     """Add `delta` turns to the H of HSV; S and V stay."""
-    return on_planes(planes.hue_, images, delta=delta)
+    return on_planes(hue_, images, delta=delta)
 
 
 def grayscale(images: Tensor) -> Tensor:
     """0.2989 R + 0.587 G + 0.114 B in all three channels."""
-    return on_planes(planes.grayscale_, images)
+    return on_planes(grayscale_, images)
 
 
 def gaussian_blur(images: Tensor, sigma: float | Tensor, *, kernel_size: int) -> Tensor:

@@ -12,45 +12,45 @@ from typing import Literal
 
 from torch import Tensor
 
-from ssl_vision.augment import planes
 from ssl_vision.augment._images import check_boxes, check_images, on_planes
 from ssl_vision.augment.boxes import torchvision_boxes
 from ssl_vision.augment.operations import Operations
+from ssl_vision.augment.planes import grayscale_, grey_contrast_, grey_saturation_, hue_, scale_
 from ssl_vision.augment.resample import blur_images, crop_planes, unit_taps, upright
 from ssl_vision.augment.taps import antialias_taps
 
 OPERATIONS = Operations(
     boxes=torchvision_boxes,
     taps=antialias_taps,
-    contrast=planes.grey_contrast_,
-    saturation=planes.grey_saturation_,
+    contrast=grey_contrast_,
+    saturation=grey_saturation_,
     padding="reflect",
 )
 
 
 def brightness(images: Tensor, factor: float | Tensor) -> Tensor:
     """Multiply by `factor`."""
-    return on_planes(planes.scale_, images, factor=factor).clamp_(0, 1)
+    return on_planes(scale_, images, factor=factor).clamp_(0, 1)
 
 
 def contrast(images: Tensor, factor: float | Tensor) -> Tensor:
     """`(x - mean) * factor + mean`, the mean over the pixels of the grey image: one number per image."""
-    return on_planes(planes.grey_contrast_, images, factor=factor).clamp_(0, 1)
+    return on_planes(grey_contrast_, images, factor=factor).clamp_(0, 1)
 
 
 def saturation(images: Tensor, factor: float | Tensor) -> Tensor:
     """`(x - grey) * factor + grey` with the grey image."""
-    return on_planes(planes.grey_saturation_, images, factor=factor).clamp_(0, 1)
+    return on_planes(grey_saturation_, images, factor=factor).clamp_(0, 1)
 
 
 def hue(images: Tensor, delta: float | Tensor) -> Tensor:
     """Add `delta` turns to the H of HSV; S and V stay."""
-    return on_planes(planes.hue_, images, delta=delta).clamp_(0, 1)
+    return on_planes(hue_, images, delta=delta).clamp_(0, 1)
 
 
 def grayscale(images: Tensor) -> Tensor:
     """0.2989 R + 0.587 G + 0.114 B in all three channels."""
-    return on_planes(planes.grayscale_, images)
+    return on_planes(grayscale_, images)
 
 
 def gaussian_blur(images: Tensor, sigma: float | Tensor, *, kernel_size: int) -> Tensor:

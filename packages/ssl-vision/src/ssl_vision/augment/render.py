@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_vision.augment import planes as on
 from ssl_vision.augment.arrange import Stage, arrange
 from ssl_vision.augment.draws import Draws
 from ssl_vision.augment.operations import ColourOp, Operations
+from ssl_vision.augment.planes import grayscale_, hue_shifts, hue_sixths_, scale_, shift_
 from ssl_vision.augment.resample import Blur, crop_planes, unit_taps
 from ssl_vision.augment.taps import gaussian_kernel
 
@@ -80,13 +80,13 @@ class _Work:
     ) -> None:
         self.images, self.draws, self.device = images, draws, device
         self.colour: tuple[ColourOp, ...] = (
-            on.shift_ if additive else on.scale_,
+            shift_ if additive else scale_,
             ops.contrast,
             ops.saturation,
-            on.hue_sixths_,
+            hue_sixths_,
         )
         amounts = torch.from_numpy(draws.amounts)[..., None]
-        self.amounts = [a.to(device) for a in (*amounts[:3], on.hue_shifts(amounts[3]))]  # [N, 1], hue [3, N, 1]
+        self.amounts = [a.to(device) for a in (*amounts[:3], hue_shifts(amounts[3]))]  # [N, 1], hue [3, N, 1]
         n = len(draws.boxes)
         length = torch.from_numpy(draws.boxes[:, 2:].T.reshape(2 * n)).to(device)  # heights, then widths
         flip = torch.from_numpy(np.concatenate((np.zeros_like(draws.flip), draws.flip))).to(device)
@@ -107,7 +107,7 @@ class _Work:
             for number, op in enumerate(draws.order[i].tolist()):
                 self._colour(op, x, self.amounts[op].narrow(-2, i, 1), first=number == 0)
         if draws.gray[i]:
-            on.grayscale_(x)
+            grayscale_(x)
         x.clamp_(0, 1)
         if draws.blur[i] and self.blur is not None:
             torch.clamp(self.blur(planes, self.kernel[here]), 0, 1, out=out)
@@ -131,7 +131,7 @@ class _Work:
             planes = planes.index_select(1, torch.from_numpy(last.move).to(device))
         gray, blurred = (torch.from_numpy(flags[here].nonzero()[0]).to(device) for flags in (draws.gray, draws.blur))
         if len(gray):
-            planes.index_copy_(1, gray, on.grayscale_(planes.index_select(1, gray)))
+            planes.index_copy_(1, gray, grayscale_(planes.index_select(1, gray)))
         planes.clamp_(0, 1)
         out.copy_(planes.permute(1, 0, 3, 2))
         if len(blurred) and self.blur is not None:

@@ -108,7 +108,7 @@ def _encoder(bundle: TensorBundle, found: Variables, options: EncoderOptions) ->
         else:
             norm = next(norms)
             _compare(bundle, norm.gamma, bundle.shape(norm.gamma), layer.weight.shape, name)
-            state |= {f"{name}.{key}": tensor for key, tensor in _norm(bundle, norm).items()}
+            state |= {f"{name}.{key}": tensor for key, tensor in _norm_state(bundle, norm).items()}
     return state
 
 
@@ -137,11 +137,11 @@ def _head(bundle: TensorBundle, found: Variables) -> dict[str, Tensor]:
                 "(hidden layers as wide as the features, a beta in every batch norm but the last)"
             )
         state[f"layers.{index}.linear.weight"] = bundle.tensor(kernel).float().T.contiguous()
-        state |= {f"layers.{index}.norm.{key}": tensor for key, tensor in _norm(bundle, norm).items()}
+        state |= {f"layers.{index}.norm.{key}": tensor for key, tensor in _norm_state(bundle, norm).items()}
     return state
 
 
-def _norm(bundle: TensorBundle, norm: Norm) -> dict[str, Tensor]:
+def _norm_state(bundle: TensorBundle, norm: Norm) -> dict[str, Tensor]:
     state = {"weight": norm.gamma, "running_mean": norm.mean, "running_var": norm.variance}
     if norm.beta is not None:
         state["bias"] = norm.beta

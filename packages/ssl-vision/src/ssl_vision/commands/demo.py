@@ -14,14 +14,15 @@ from contrastive_core.train.files import write_atomic
 from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.commands.report import report
 from ssl_vision.data import open_images
-from ssl_vision.evaluation import LabelledFeatures, Score, labelled_features, record_score
+from ssl_vision.evaluation import Score, record_score
+from ssl_vision.features import LabelledFeatures, labelled_features
 from ssl_vision.few_labels import FewLabelAccuracy, few_label_accuracy
 from ssl_vision.model_folder import PIXELS, load_encoder
 from ssl_vision.models import EncoderOptions
 from ssl_vision.options import AugmentOptions, OptimizerOptions
-from ssl_vision.reporting import scores
 from ssl_vision.reporting.picture import run_picture
 from ssl_vision.reporting.run_folder import open_run, read_scores
+from ssl_vision.reporting.scores import accuracy_curves, by_protocol
 from ssl_vision.reporting.sheets import make_sheets
 
 DATA = "digits"
@@ -171,5 +172,5 @@ def _picture(out: Path, *, device: str) -> bytes:
     sheets = make_sheets(
         run.settings, open_images(DATA), load_encoder(str(out), device=device), rows=6, bank=2000, seed=0
     )
-    curves, baselines = scores.accuracy_curves(scores.by_protocol(read_scores(run)))
+    curves, baselines = accuracy_curves(by_protocol(read_scores(run)))
     return to_png(run_picture(run, sheets=sheets, accuracies=curves, baselines=baselines))

@@ -15,12 +15,13 @@ from contrastive_core.train import Run, RunOptions
 from ssl_vision.budget import Budget, plan_budget
 from ssl_vision.crops import Crops
 from ssl_vision.data import ImageSet, open_images, skip_bad
-from ssl_vision.labelled import Validation, check_classes, training_set, validation_set, without
+from ssl_vision.labelled import check_classes, training_set, validation_set, without
 from ssl_vision.model_folder import load_architecture, load_classifier, save_classifier
 from ssl_vision.models import EncoderOptions
 from ssl_vision.optimization import set_up
 from ssl_vision.options import OptimizerOptions
 from ssl_vision.starting_point import NONE, open_start
+from ssl_vision.validation import Validation
 
 TEACHER = "teacher"
 """The name of the student that is built as the teacher is: self-distillation."""

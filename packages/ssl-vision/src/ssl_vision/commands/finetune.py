@@ -13,12 +13,13 @@ from contrastive_core.train import Run, RunOptions
 from ssl_vision.budget import plan_budget
 from ssl_vision.crops import Crops
 from ssl_vision.data import open_images
-from ssl_vision.labelled import Validation, training_set, unseen_classes, validation_set
+from ssl_vision.labelled import training_set, unseen_classes, validation_set
 from ssl_vision.model_folder import save_classifier
 from ssl_vision.models import EncoderOptions
 from ssl_vision.optimization import set_up
 from ssl_vision.options import OptimizerOptions
 from ssl_vision.starting_point import open_start
+from ssl_vision.validation import Validation
 
 SIMCLR = OptimizerOptions(name="sgd", lr=0.05, scaling="linear", warmup_epochs=0.0, momentum=0.9, weight_decay=0.0)
 """The optimiser of SimCLR's fine-tuning, Appendix B.5."""

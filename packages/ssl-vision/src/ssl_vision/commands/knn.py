@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from contrastive_core.errors import UserError
-from ssl_vision.evaluation import Score, accuracy, labelled_features, record_score, training_images
+from ssl_vision.evaluation import Score, accuracy, record_score, training_images
+from ssl_vision.features import labelled_features
 from ssl_vision.neighbours import knn_scores
 
 
@@ -54,6 +55,8 @@ def knn(
     settings = {
         "k": k, "temperature": temperature, **training_images(train_split, labels), "test_split": test_split,
     }  # fmt: skip
-    score = accuracy("knn", scores, query, model=model, data=data, settings=settings)
+    score = accuracy(
+        "knn", scores, query.labels, model=model, encoder_hash=query.encoder_hash, data=data, settings=settings
+    )
     record_score(score, out)
     return score

@@ -10,15 +10,8 @@ import torch
 from contrastive_core.errors import UserError
 from contrastive_core.random import derive
 from contrastive_core.train.model_file import module_hash
-from ssl_vision.evaluation import (
-    Score,
-    accuracy,
-    labelled_features,
-    labelled_images,
-    record_score,
-    training_images,
-)
-from ssl_vision.features import extract
+from ssl_vision.evaluation import Score, accuracy, record_score, training_images
+from ssl_vision.features import extract, labelled_features, labelled_images
 from ssl_vision.model_folder import load_encoder
 from ssl_vision.probe import Augmented, Cached, Source, fit_linear
 
@@ -87,6 +80,8 @@ def linear(
         "epochs": epochs, "batch_size": batch_size, "lr": lr, "augment": augment, "seed": seed,
         **training_images(train_split, labels), "test_split": test_split,
     }  # fmt: skip
-    score = accuracy("linear", scores, test, model=model, data=data, settings=settings)
+    score = accuracy(
+        "linear", scores, test.labels, model=model, encoder_hash=test.encoder_hash, data=data, settings=settings
+    )
     record_score(score, out)
     return score

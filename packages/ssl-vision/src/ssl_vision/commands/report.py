@@ -11,12 +11,13 @@ from contrastive_core.train.files import write_atomic
 from contrastive_core.train.model_file import module_hash
 from ssl_vision.data import ImageSet, open_images
 from ssl_vision.model_folder import load_classifier, load_encoder
-from ssl_vision.reporting import classifier_sections, scores, sections
+from ssl_vision.reporting import classifier_sections, sections
 from ssl_vision.reporting.agreement import agreement
 from ssl_vision.reporting.comparison import collect, comparison
 from ssl_vision.reporting.evaluations import read_evaluations
 from ssl_vision.reporting.label_counts import count_labels
 from ssl_vision.reporting.run_folder import RunFolder, open_run, read_scores
+from ssl_vision.reporting.scores import by_protocol, final_accuracies, scores_section
 from ssl_vision.reporting.sheets import make_sheets
 
 
@@ -88,10 +89,10 @@ def _of_classifier(run: RunFolder, *, data: str | None, compare: Sequence[Path] 
         parts.append(agreement(run, evaluations))
     if evaluations:
         parts += comparison(run, evaluations[0], collect(run, evaluations[0], compare))
-    features = scores.by_protocol(read_scores(run))
+    features = by_protocol(read_scores(run))
     if features:
         encoder = module_hash(model.model.encoder) if model else None
-        parts.append(scores.evaluation(run, features, encoder_hash=encoder, title="Features"))
+        parts.append(scores_section(run, features, encoder_hash=encoder, title="Features"))
     parts += [sections.settings(run), sections.surroundings(run)]
     return html.document(classifier_sections.title(run.settings), parts)
 
@@ -99,7 +100,7 @@ def _of_classifier(run: RunFolder, *, data: str | None, compare: Sequence[Path] 
 def _of_pretraining(
     run: RunFolder, *, data: str | None, split: str | None, rows: int, bank: int, seed: int, device: str
 ) -> str:
-    protocols = scores.by_protocol(read_scores(run))
+    protocols = by_protocol(read_scores(run))
     spec, part = data or run.settings.data, split or run.settings.split
     images = _open(spec, part, required=data is not None or split is not None)
     model = load_encoder(str(run.path), device=device) if run.has_model else None
@@ -115,14 +116,14 @@ def _of_pretraining(
     header = sections.header(
         run,
         images=len(images) if isinstance(images, ImageSet) and data is None else None,
-        accuracies=scores.final_accuracies(run, protocols),
+        accuracies=final_accuracies(run, protocols),
     )
     return html.document(
         sections.title(run.settings),
         [
             header,
             sections.training(run),
-            scores.evaluation(run, protocols, encoder_hash=module_hash(model.encoder) if model else None),
+            scores_section(run, protocols, encoder_hash=module_hash(model.encoder) if model else None),
             *shown,
             sections.settings(run),
             sections.surroundings(run),

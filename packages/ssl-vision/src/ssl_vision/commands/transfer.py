@@ -15,7 +15,8 @@ from contrastive_core.errors import UserError
 from contrastive_core.random import derive
 from ssl_vision.class_choice import hold_out
 from ssl_vision.data import list_splits
-from ssl_vision.evaluation import LabelledFeatures, Score, accuracy, labelled_features, record_score, training_images
+from ssl_vision.evaluation import Score, accuracy, record_score, training_images
+from ssl_vision.features import LabelledFeatures, labelled_features
 from ssl_vision.logistic import LogisticFit, fit_logistic
 from ssl_vision.model_folder import load_encoder
 
@@ -101,7 +102,16 @@ def transfer(
     }
     if stuck or not final.converged:
         found["fits that did not converge"] = stuck + (not final.converged)
-    score = accuracy("transfer", scores, test, model=model, data=data, settings=settings, found=found)
+    score = accuracy(
+        "transfer",
+        scores,
+        test.labels,
+        model=model,
+        encoder_hash=test.encoder_hash,
+        data=data,
+        settings=settings,
+        found=found,
+    )
     record_score(score, out)
     return score
 

@@ -70,7 +70,7 @@ def accuracy_curves(protocols: Sequence[Protocol]) -> tuple[dict[str, dict[float
     return curves, {p.name: p.pixels.score.top1 for p in several if p.pixels is not None}
 
 
-def evaluation(
+def scores_section(
     run: RunFolder, protocols: Sequence[Protocol], *, encoder_hash: str | None, title: str = "Evaluation"
 ) -> str:
     """The section; `encoder_hash` is of the model that is in the folder now."""

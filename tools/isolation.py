@@ -166,7 +166,8 @@ def check(package: str) -> list[str]:
             extra = install.removeprefix(package)
             python = Path(folder, "env", "bin", "python")
             wanted = [*map(str, wheels[:-1]), f"{wheels[-1]}{extra}"]
-            pip = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(ROOT / "constraints.txt")]
+            pins = ROOT / "tools" / "constraints.txt"
+            pip = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(pins)]
             subprocess.run([*pip, *wanted], check=True, stdin=subprocess.DEVNULL)
             problems += [f"{install}: {problem}" for problem in of_environment(python, install)]
     return problems

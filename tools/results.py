@@ -1,17 +1,42 @@
-"""Where a measured number came from, and the file that keeps both: results/*.json."""
+"""Write the tables of the READMEs and docs from docs/results/*.json, or check that they are what the files say.
+
+    python -m tools.results            # rewrite every table
+    python -m tools.results --check    # change nothing; exit status 1 if a table or a file is wrong
+
+A table stands between `<!-- results:NAME -->` and `<!-- /results -->` and is made from docs/results/NAME.json:
+
+    name      NAME
+    commit    git hash of the code that ran, 12 or 40 hexadecimal digits
+    date      YYYY-MM-DD
+    hardware  {"cpu": model, "cores": count, ...}
+    versions  {"python": ..., "torch": ..., ...}
+    seeds     [integers]
+    config    {everything needed to run it again}
+    table     {"columns": [names], "rows": [[name, numbers ...], ...]}
+    notes     [sentences shown below the table]
+
+Other keys are free. `provenance` gives the commit, date, hardware and versions.
+"""
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = "docs/results"
+"""Folder of the results files."""
 PACKAGES = ("torch", "torchvision", "numpy", "lightning-fabric", "lightly", "pytorch-metric-learning")
 
 
@@ -26,7 +51,7 @@ def provenance() -> dict[str, object]:
 
 
 def write_result(path: Path, result: Mapping[str, object]) -> None:
-    """Write one results file; tables in the READMEs are made from it by `tools/results_table.py`."""
+    """Write one results file; the tables of the pages are made from it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2, default=str) + "\n")
     print(f"wrote {path}")
@@ -60,3 +85,134 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+MARKED = re.compile(r"(<!-- results:([\w-]+) -->\n)(.*?)(<!-- /results -->)", re.DOTALL)
+KINDS: dict[str, type] = {
+    "name": str,
+    "commit": str,
+    "date": str,
+    "hardware": dict,
+    "versions": dict,
+    "seeds": list,
+    "config": dict,
+    "table": dict,
+    "notes": list,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="report what differs instead of writing")
+    arguments = parser.parse_args(argv)
+    problems = [problem for path in sorted((ROOT / RESULTS).glob("*.json")) for problem in validate(path)]
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        try:
+            wanted = filled(text, page)
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            problems.append(f"{page.relative_to(ROOT)}: {type(error).__name__}: {error}")
+            continue
+        if wanted != text and arguments.check:
+            problems.append(f"{page.relative_to(ROOT)}: a table differs from its file; run `tools/run results-table`")
+        elif wanted != text:
+            page.write_text(wanted, encoding="utf-8")
+            print(f"wrote {page.relative_to(ROOT)}")
+    print("\n".join(problems), end="\n" if problems else "", file=sys.stderr)
+    return int(bool(problems))
+
+
+def pages() -> list[Path]:
+    """The Markdown files of the repository, as git lists them."""
+    listed = subprocess.run(["git", "ls-files", "-z", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [path for name in listed.stdout.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+def filled(text: str, page: Path) -> str:
+    """The page with every marked table made anew."""
+
+    def fill(marked: re.Match[str]) -> str:
+        path = ROOT / RESULTS / f"{marked[2]}.json"
+        return f"{marked[1]}{render(json.loads(path.read_text(encoding='utf-8')), link(path, page))}{marked[4]}"
+
+    return MARKED.sub(fill, text)
+
+
+def link(path: Path, page: Path) -> str:
+    return Path(os.path.relpath(path, page.parent)).as_posix()
+
+
+def render(result: Mapping[str, Any], source: str) -> str:
+    """The table in Markdown, numbers right-aligned with equally many decimals, then where it came from.
+
+    Args:
+        result: Contents of a results file.
+        source: How the page refers to the file.
+    """
+    columns, rows = result["table"]["columns"], result["table"]["rows"]
+    cells = list(zip(*(aligned(column) for column in zip(*rows, strict=True)), strict=True))
+    numeric = [all(isinstance(value, int | float | None) for value in column) for column in zip(*rows, strict=True)]
+    lines = [columns, ["---:" if number else "---" for number in numeric], *cells]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    hardware, seeds = result["hardware"], ", ".join(map(str, result["seeds"]))
+    device = ", ".join([f"{hardware['cpu']}, {hardware['cores']} cores", *filter(None, [hardware.get("gpu")])])
+    origin = (
+        f"[{Path(source).name}]({source}): commit {result['commit'][:12]}, {result['date']}, {device}, "
+        f"torch {result['versions'].get('torch', '-')}, seed{'s' * (len(result['seeds']) > 1)} {seeds}."
+    )
+    return "\n\n".join([table, *result["notes"], origin]) + "\n"
+
+
+def aligned(column: Sequence[object]) -> list[str]:
+    """A column's cells as text; None is a dash."""
+    exponents = [Decimal(repr(value)).as_tuple().exponent for value in column if isinstance(value, float)]
+    decimals = -min((exponent for exponent in exponents if isinstance(exponent, int)), default=0)
+    return [
+        f"{value:.{decimals}f}" if isinstance(value, float) else "-" if value is None else str(value)
+        for value in column
+    ]
+
+
+def validate(path: Path) -> list[str]:
+    """What keeps a results file from being one: problems that name the file, empty if there are none."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        return [f"{path.name}: not JSON: {error}"]
+    if not isinstance(result, dict):
+        return [f"{path.name}: expected an object, got {type(result).__name__}"]
+    problems = [
+        f"{key}: expected {kind.__name__}, got {type(result[key]).__name__ if key in result else 'nothing'}"
+        for key, kind in KINDS.items()
+        if not isinstance(result.get(key), kind)
+    ]
+    return [f"{path.name}: {problem}" for problem in problems or contents(result, path.stem)]
+
+
+def contents(result: Mapping[str, Any], stem: str) -> list[str]:
+    hardware, table = result["hardware"], result["table"]
+    columns, rows = table.get("columns"), table.get("rows")
+    rectangular = isinstance(columns, list) and isinstance(rows, list) and rows and columns
+    checks = {
+        f"name: expected {stem!r}, got {result['name']!r}": result["name"] == stem,
+        f"commit: expected 12 or 40 hexadecimal digits, got {result['commit']!r}": re.fullmatch(
+            r"[0-9a-f]{12}|[0-9a-f]{40}", result["commit"]
+        ),
+        f"date: expected YYYY-MM-DD, got {result['date']!r}": re.fullmatch(r"\d{4}-\d\d-\d\d", result["date"]),
+        "hardware: expected a cpu and a positive number of cores": isinstance(hardware.get("cpu"), str)
+        and hardware["cpu"]
+        and isinstance(hardware.get("cores"), int)
+        and hardware["cores"] > 0,
+        f"seeds: expected integers, at least one, got {result['seeds']}": result["seeds"]
+        and all(isinstance(seed, int) for seed in result["seeds"]),
+        "versions: expected python and torch among them": {"python", "torch"} <= set(result["versions"]),
+        "notes: expected sentences": all(isinstance(note, str) for note in result["notes"]),
+        "table: expected columns and rows, none of them empty": rectangular,
+        "table: expected as many cells in every row as there are columns": rectangular
+        and all(isinstance(row, list) and len(row) == len(columns) for row in rows),
+    }
+    return [problem for problem, right in checks.items() if not right]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

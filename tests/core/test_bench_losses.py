@@ -1,4 +1,4 @@
-"""`tools/bench_losses.py` measures, compares values and leaves out what it cannot run."""
+"""`tools/bench/losses.py` measures, compares values and leaves out what it cannot run."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tools import results_table
+from tools import results
 
 ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tools.bench_losses", *arguments]
+    command = [sys.executable, "-m", "tools.bench.losses", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
@@ -42,7 +42,7 @@ def test_table_and_file(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "| N | D | threads | nt_xent | full_matrix | gemm2 | pml_nt_xent |" in done.stdout
     result = json.loads(out.read_text())
-    assert results_table.validate(out) == []
+    assert results.validate(out) == []
     small, large = result["table"]["rows"]
     assert (small[:3], large[:3]) == ([64, 8, 1], [2048, 8, 1])
     assert re.fullmatch(r"[\d.e-]+ s \[\d+ MB\]", small[3])

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from tools import bench_medseg_predict
-from tools.results_table import validate
+from tools.bench import medseg_predict
+from tools.results import validate
 
 
 def test_it_measures_both_and_their_masks_agree(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(bench_medseg_predict, "seconds_to_import", lambda code: 1.0)
+    monkeypatch.setattr(medseg_predict, "seconds_to_import", lambda code: 1.0)
     out = tmp_path / "speed.json"
-    bench_medseg_predict.main(
+    medseg_predict.main(
         [
             "--shape",
             "50",

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.bench_medseg_train import main
-from tools.results_table import validate
+from tools.bench.medseg_train import main
+from tools.results import validate
 
 
 def test_it_measures_with_and_without_loading(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -13,14 +13,14 @@ from ssl_medseg.data.splits import Split, write_split
 from ssl_medseg.preprocessing import Preprocessing
 from tests.medseg.small_models import random_segmenter
 from tests.medseg.small_sets import decathlon
-from tools import evidence_acdc, evidence_prostate
-from tools.label_ceiling import ceiling
+from tools.studies import acdc, prostate
+from tools.studies.acdc import ceiling
 
 
 def test_every_command_of_the_studies_is_one_that_the_program_takes(capsys: pytest.CaptureFixture[str]) -> None:
     studies = (
-        evidence_acdc.Study(Path("data"), Path("runs"), 1, tuple(evidence_acdc.METHODS)),
-        evidence_prostate.Study(Path("data"), Path("runs"), 1),
+        acdc.Study(Path("data"), Path("runs"), 1, tuple(acdc.METHODS)),
+        prostate.Study(Path("data"), Path("runs"), 1),
     )
     jobs = {job.name: job for study in studies for job in study.jobs() if "-8-" not in job.name}
     assert {"both-1-draw1-test", "trunk-2-draw1", "all-seed3", "kept-draw1-test"} <= jobs.keys()
@@ -40,10 +40,10 @@ def write_scores(path: Path, **structures: dict[str, float | None]) -> None:
 
 
 def test_differences_are_of_the_draws_that_both_methods_have(tmp_path: Path) -> None:
-    study = evidence_acdc.Study(Path("data"), tmp_path, 5, ("supervised", "pseudo"))
+    study = acdc.Study(Path("data"), tmp_path, 5, ("supervised", "pseudo"))
     for method, draw, dice in [("supervised", 1, 0.5), ("supervised", 2, 0.9), ("pseudo", 1, 0.625)]:
         write_scores(study.out(method, 2, draw) / "evaluation" / "test.json", LV={"dice": dice})
-    lines = {line[1]: line for line in evidence_acdc.rows(study)}
+    lines = {line[1]: line for line in acdc.rows(study)}
     assert lines["labels alone"][2:6] == [2, 12, "0.700 ± 0.283", "-0.125"]
     assert lines["plain self-training"][2:6] == [1, 18, "0.625", None]
 
@@ -51,7 +51,7 @@ def test_differences_are_of_the_draws_that_both_methods_have(tmp_path: Path) -> 
 def test_claims_have_standard_errors_and_counts() -> None:
     scores = {"both": {1: 0.60, 2: 0.70, 3: 0.50}, "pseudo": {1: 0.56, 2: 0.62, 3: 0.54, 4: 0.1}}
     # Differences 0.04, 0.08, -0.04: mean 0.0267, standard deviation 0.0611, over the root of 3 0.0353.
-    assert evidence_acdc.claims(scores, 2) == (
+    assert acdc.claims(scores, 2) == (
         "Mean differences and their standard errors, 2 labelled: both, weight 0.03 against plain self-training "
         "+0.027 ± 0.035 (2 of 3 draws better)."
     )
@@ -71,13 +71,13 @@ def test_the_ceiling_is_one_at_full_resolution_and_lower_below(tmp_path: Path) -
 
 
 def test_both_controls_see_as_many_slices_as_both() -> None:
-    slices = {name: method.slices for name, method in evidence_acdc.METHODS.items()}
-    assert slices["first"] == 20 * evidence_acdc.FIRST
+    slices = {name: method.slices for name, method in acdc.METHODS.items()}
+    assert slices["first"] == 20 * acdc.FIRST
     assert slices["supervised-long"] == slices["pseudo-long"] == slices["both"]
 
 
 def test_a_measure_that_a_test_volume_lacks_is_not_averaged(tmp_path: Path) -> None:
     path = tmp_path / "test.json"
     write_scores(path, one={"dice": 0.5, "hd95": 4.0, "assd": 1.0}, two={"dice": 0.7, "hd95": None, "assd": 2.0})
-    found = evidence_prostate.measured(path)
+    found = prostate.measured(path)
     assert found == {"dice": pytest.approx(0.6), "hd95": None, "assd": pytest.approx(1.5)}

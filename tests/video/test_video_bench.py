@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ssl_video.generated import make_videos
-from tools import bench_video_loader, bench_video_train
-from tools.results_table import validate
+from tools.bench import video_loader, video_train
+from tools.results import validate
 
 
 def rows_of(path: Path) -> list[list[object]]:
@@ -22,7 +22,7 @@ def rows_of(path: Path) -> list[list[object]]:
 def test_every_reader_is_measured(tmp_path: Path) -> None:
     videos, out = make_videos(tmp_path / "videos", per_class=1), tmp_path / "speed.json"
     words = ["--videos", str(videos), "--seconds", "3", "--count", "2", "--rounds", "1", "--out", str(out)]
-    bench_video_loader.main(words)
+    video_loader.main(words)
     rows = rows_of(out)
     assert [row[0] for row in rows[::4]] == ["240x320, key frames 12 apart", "240x320, key frames 250 apart", "videos"]
     for of_one in (rows[:4], rows[4:8], rows[8:]):
@@ -39,7 +39,7 @@ def test_every_reader_is_measured(tmp_path: Path) -> None:
 def test_training_is_measured_with_and_without_loading(tmp_path: Path) -> None:
     videos, out = make_videos(tmp_path / "videos", per_class=2), tmp_path / "train.json"
     sizes = ["--frames", "2", "--size", "24", "--width", "2", "--batch-size", "2", "--mu", "1", "--threads", "1"]
-    bench_video_train.main(["--videos", str(videos), *sizes, "--rounds", "2", "--out", str(out)])
+    video_train.main(["--videos", str(videos), *sizes, "--rounds", "2", "--out", str(out)])
     rows = rows_of(out)
     assert [row[0] for row in rows] == ["frames", "frames, flow, gradient"]
     for _, fixed, loaded, ratio in rows:

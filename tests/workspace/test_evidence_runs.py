@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tools.evidence_runs import Job, mean_and_spread, run_all
-from tools.evidence_simclrv2 import ROWS, claims
-from tools.evidence_suncet import compute_to_reach
+from tools.studies.common import Job, mean_and_spread, run_all
+from tools.studies.simclrv2 import ROWS, claims
+from tools.studies.suncet import compute_to_reach
 
 
 def check_digits(name: str, out: Path, after: tuple[str, ...] = ()) -> Job:

@@ -9,8 +9,7 @@ import pytest
 import yaml
 
 from ssl_video.cli import main
-from tools.evidence_ucf101 import paired, signed
-from tools.evidence_ucf101_runs import METHODS, Study, equal_compute
+from tools.studies.ucf101 import METHODS, Study, equal_compute, paired, signed
 
 
 def test_the_commands_are_taken(capsys: pytest.CaptureFixture[str]) -> None:

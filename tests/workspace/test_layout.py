@@ -14,7 +14,6 @@ from tools.results import ROOT
 
 ROOT_PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 TESTS = {"contrastive-core": "core", "ssl-vision": "vision", "ssl-medseg": "medseg", "ssl-video": "video"}
-LONGEST = 300  # past that, look for two ideas
 
 
 def project(package: str) -> dict[str, object]:
@@ -114,10 +113,3 @@ def test_test_files_have_names_of_their_own(text_files: dict[Path, str]) -> None
         path.name for path in text_files if path.match("tests/**/test_*.py") or path.match("tests/test_*.py")
     )
     assert [name for name, count in names.items() if count > 1] == []
-
-
-def test_a_file_holds_one_idea(text_files: dict[Path, str]) -> None:
-    code = {path: text.count("\n") for path, text in text_files.items() if path.parts[0] in ("packages", "tools")}
-    assert [
-        f"{path}: {n} lines" for path, n in code.items() if n > LONGEST and path.suffix in (".py", ".cpp", ".cu")
-    ] == []

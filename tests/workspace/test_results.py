@@ -1,4 +1,4 @@
-"""Numbers in the pages are those of results/*.json, and such a file says where its numbers came from."""
+"""Numbers in the pages are those of docs/results/*.json, and such a file says where its numbers came from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tools import results_table
+from tools import results
 from tools.results import ROOT, provenance
 
 
@@ -35,45 +35,46 @@ TABLE = """| method | accuracy % | images/s |
 
 Mean of two seeds.
 
-[speed.json](../results/speed.json): commit 0123456789ab, 2026-01-31, Some CPU, 2 cores, torch 2.14.1, seeds 0, 1.
+[speed.json](results/speed.json): commit 0123456789ab, 2026-01-31, Some CPU, 2 cores, torch 2.14.1, seeds 0, 1.
 """
 
 
 def test_pages_show_what_the_files_say(capsys: pytest.CaptureFixture[str]) -> None:
-    assert results_table.main(["--check"]) == 0, capsys.readouterr().err
+    assert results.main(["--check"]) == 0, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / results.RESULTS).glob("*.json")), ids=lambda path: path.stem)
 def test_results_file(path: Path) -> None:
-    assert results_table.validate(path) == []
+    assert results.validate(path) == []
 
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "results").mkdir()
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "results" / "speed.json").write_text(json.dumps(example()))
+    (tmp_path / "docs" / "results").mkdir(parents=True)
+    (tmp_path / "docs" / "results" / "speed.json").write_text(json.dumps(example()))
     (tmp_path / "docs" / "page.md").write_text("before\n<!-- results:speed -->\nold\n<!-- /results -->\nafter\n")
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     subprocess.run(["git", "add", "."], cwd=tmp_path, check=True)
-    monkeypatch.setattr(results_table, "ROOT", tmp_path)
+    author = ("-c", "user.name=Name", "-c", "user.email=name@example.org")
+    subprocess.run(["git", *author, "commit", "-qm", "First"], cwd=tmp_path, check=True)
+    monkeypatch.setattr(results, "ROOT", tmp_path)
     return tmp_path
 
 
 def test_table_is_written_and_checked(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = repository / "docs" / "page.md"
     old = page.read_text()
-    assert results_table.main(["--check"]) == 1
+    assert results.main(["--check"]) == 1
     assert "docs/page.md: a table differs" in capsys.readouterr().err
     assert page.read_text() == old
-    assert results_table.main([]) == 0
+    assert results.main([]) == 0
     assert page.read_text() == f"before\n<!-- results:speed -->\n{TABLE}<!-- /results -->\nafter\n"
-    assert results_table.main(["--check"]) == 0
+    assert results.main(["--check"]) == 0
 
 
 def test_missing_file_is_named(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (repository / "results" / "speed.json").unlink()
-    assert results_table.main([]) == 1
+    (repository / "docs" / "results" / "speed.json").unlink()
+    assert results.main([]) == 1
     assert "speed.json" in capsys.readouterr().err
 
 
@@ -96,21 +97,21 @@ def test_missing_file_is_named(repository: Path, capsys: pytest.CaptureFixture[s
     ],
 )
 def test_bad_results_file(repository: Path, change: dict[str, Any], problem: str) -> None:
-    path = repository / "results" / "speed.json"
+    path = repository / "docs" / "results" / "speed.json"
     path.write_text(json.dumps({**example(), **change}))
-    assert any(found.startswith(f"speed.json: {problem}") for found in results_table.validate(path))
+    assert any(found.startswith(f"speed.json: {problem}") for found in results.validate(path))
 
 
 def test_key_left_out(repository: Path) -> None:
-    path = repository / "results" / "speed.json"
-    for key in results_table.KINDS:
+    path = repository / "docs" / "results" / "speed.json"
+    for key in results.KINDS:
         path.write_text(json.dumps({name: value for name, value in example().items() if name != key}))
-        assert len(results_table.validate(path)) == 1
+        assert len(results.validate(path)) == 1
     path.write_text("{")
-    assert "not JSON" in results_table.validate(path)[0]
+    assert "not JSON" in results.validate(path)[0]
 
 
 def test_provenance_is_valid(repository: Path) -> None:
-    path = repository / "results" / "speed.json"
+    path = repository / "docs" / "results" / "speed.json"
     path.write_text(json.dumps({**example(), **provenance()}))
-    assert results_table.validate(path) == []
+    assert results.validate(path) == []

@@ -34,14 +34,15 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = module_from_spec(spec_from_loader("tools_run", loader))
     loader.exec_module(module)
     (tmp_path / "pyproject.toml").write_text(PYPROJECT)
-    (tmp_path / "constraints.txt").write_text("pytest==9.0\n")
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "constraints.txt").write_text("pytest==9.0\n")
     (tmp_path / "packages" / "one").mkdir(parents=True)
     (tmp_path / "packages" / "one" / "pyproject.toml").write_text('[project]\nname = "one"\n[tool.x]\ny = 1\n')
     for name, path in {
         "ROOT": tmp_path,
         "HOME": tmp_path / ".hatch",
         "STAMP": tmp_path / ".hatch" / "stamp",
-        "CONSTRAINTS": tmp_path / "constraints.txt",
+        "CONSTRAINTS": tmp_path / "tools" / "constraints.txt",
     }.items():
         monkeypatch.setattr(module, name, path)
     return module
@@ -57,7 +58,7 @@ def edit(path: Path, old: str, new: str) -> None:
     ("file", "old", "new"),
     [
         ("pyproject.toml", '"pytest"]', '"pytest", "ruff"]'),
-        ("constraints.txt", "9.0", "9.1"),
+        ("tools/constraints.txt", "9.0", "9.1"),
         ("packages/one/pyproject.toml", 'name = "one"', 'name = "one"\ndependencies = ["torch"]'),
     ],
 )

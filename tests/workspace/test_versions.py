@@ -18,7 +18,7 @@ from tools.results import ROOT
 
 
 def pins() -> dict[str, str]:
-    lines = (ROOT / "constraints.txt").read_text().split()
+    lines = (ROOT / "tools" / "constraints.txt").read_text().split()
     return {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
 
 

@@ -1,4 +1,4 @@
-"""One cell of `tools/bench_losses.py`: one loss at one size, timed and weighed in a process of its own.
+"""One cell of `tools/bench/losses.py`: one loss at one size, timed and weighed in a process of its own.
 
 Every method does the same work: normalise, value, gradient with respect to both views; the
 bare matrix products are what a method cannot do without. Extra memory is the highest resident size during the first

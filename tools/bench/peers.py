@@ -1,4 +1,4 @@
-"""Imports the peers of `tools/bench_losses.py` that are installed, once for all cells."""
+"""Imports the peers of `tools/bench/losses.py` that are installed, once for all cells."""
 
 import contextlib
 import importlib

@@ -1,6 +1,6 @@
 """Training speed of `ssl-video train`: clips per second of the step alone, and with its clips read and augmented.
 
-    python -m tools.bench_video_train --videos data/ucf101_10/train --threads 1 --out results/video_train_speed.json
+    python -m tools.bench.video_train --videos data/ucf101_10/train --out docs/results/video_train_speed.json
 
 For frames alone (FixMatch) and for frames, flow and temporal gradient (MvPL): a fixed batch, then batches as the
 command reads and augments them, in the training process. Rounds alternate between the contestants, the first is not

@@ -1,6 +1,6 @@
-"""SimCLRv2's claims on CIFAR-10 with 1 % and 10 % of the labels. Into results/simclrv2.json and .png.
+"""SimCLRv2's claims on CIFAR-10 with 1 % and 10 % of the labels. Into docs/results/simclrv2.json and .png.
 
-    python -m tools.evidence_simclrv2 --data cifar10 --runs runs/few-labels --out results/simclrv2.json
+    python -m tools.studies.simclrv2 --data cifar10 --runs runs/few-labels --out docs/results/simclrv2.json
 
 A wide and a narrow ResNet-18 (a quarter and an eighth of the usual channels), pre-trained alike with a head of three
 layers, are fine-tuned from the encoder and from the head's first layer; the wide ones from the first layer then teach,
@@ -8,7 +8,7 @@ on all training images without labels, a student of their own kind and the narro
 trained on the labels alone. Fine-tuning was set on a validation part of the training images with SimCLR's encoder of
 seed 0. Teaching was not searched, but for two things: self-distillation got its factor after a first run that ended at
 chance on the test images, and 16 epochs were tried beside 4 when students with 10 % of the labels stayed behind.
-Commands that have run are not run again; pre-training is shared with `tools/evidence_suncet.py`.
+Commands that have run are not run again; pre-training is shared with `tools/studies/suncet.py`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ import statistics
 from pathlib import Path
 
 from contrastive_core.report.style import SERIES, new_figure, plain_axes, to_png
-from tools.evidence_jobs import ENCODERS, PER_CLASS, SEEDS, Place, parse, perform, write
-from tools.evidence_runs import Job, mean_and_spread
+from tools.studies.common import ENCODERS, PER_CLASS, SEEDS, Job, Place, mean_and_spread, parse, perform, write
 
 WIDTHS = {"simclr": "wide", "small": "narrow"}
 SHORT, LONG = 4, 16

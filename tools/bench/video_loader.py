@@ -1,6 +1,6 @@
-"""Clips per second of ssl-video's data set beside PyTorchVideo's and bare PyAV. Into results/video_speed.json.
+"""Clips per second of ssl-video's data set beside PyTorchVideo's and bare PyAV. Into docs/results/video_speed.json.
 
-    python -m tools.bench_video_loader --videos data/video_samples data/ucf101_10/train --out results/video_speed.json
+    python -m tools.bench.video_loader --videos data/ucf101_10/train --out docs/results/video_speed.json
 
 A clip is 8 frames, 8 apart at 30 a second, at a random moment. Bare PyAV opens a file, seeks, decodes the window and
 converts those 8 frames, with no more care than that. PyTorchVideo's `labeled_video_dataset` converts the whole window,

@@ -1,6 +1,6 @@
 """Time and memory of `contrastive_core.encode_in_chunks` beside the whole batch at once.
 
-    python -m tools.bench_grad_cache --batches 512 1024 --chunks 64 256 --out results/grad_cache.json
+    python -m tools.bench.grad_cache --batches 512 1024 --chunks 64 256 --out docs/results/grad_cache.json
 
 A step is value and gradient of NT-Xent on a small vision transformer (no batch norm), in float32. Every cell runs in a
 process of its own, so that its peak memory is its own. Times are CPU seconds at one thread, which hold on a machine
@@ -69,7 +69,7 @@ def main() -> None:
 
 def cell(batch: int, chunk: int, repeats: int) -> dict[str, float]:
     """One cell from a fresh process."""
-    command = [sys.executable, "-m", "tools.bench_grad_cache", "--cell", str(batch), str(chunk)]
+    command = [sys.executable, "-m", "tools.bench.grad_cache", "--cell", str(batch), str(chunk)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, "--repeats", str(repeats)], cwd=ROOT, env=environment, capture_output=True, text=True, check=True

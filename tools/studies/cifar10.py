@@ -1,13 +1,13 @@
-"""Score a pre-training run on CIFAR-10 beside its peers and its baselines, into results/cifar10.json or peers.json.
+"""Score a pre-training run on CIFAR-10 beside its peers and baselines.
 
     ssl-vision pretrain cifar10 --out runs/ours --config simclr-cifar10-cpu
-    python -m tools.peer_simclr lightly --data cifar10/train --out runs/lightly --precision bf16
-    python -m tools.peer_simclr solo-learn --source solo-learn --data cifar10/train --out runs/solo --precision bf16
-    python -m tools.evidence_cifar10 --data cifar10 --run runs/ours --lightly runs/lightly --solo-learn runs/solo \
-        --out results/peers.json
+    python -m tools.studies.peers lightly --data cifar10/train --out runs/lightly --precision bf16
+    python -m tools.studies.peers solo-learn --source solo-learn --data cifar10/train --out runs/solo --precision bf16
+    python -m tools.studies.cifar10 --data cifar10 --run runs/ours --lightly runs/lightly --solo-learn runs/solo \
+        --out docs/results/peers.json
 
 Linear and nearest-neighbour accuracy of every saved epoch (epoch 0 is the untrained network), of raw pixels, and of the
-encoders trained by `tools/peer_simclr.py`. The test images are used here only.
+encoders trained by `tools/studies/peers.py`. The test images are used here only.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ PEERS = {"lightly": "lightly_encoder", "solo-learn": "solo_learn_encoder"}
 def as_model_folder(weights: Path, encoder: str) -> Path:
     """Put a peer's weights into a model folder that our commands open."""
     tensors = {f"encoder.module.backbone.{name}": tensor for name, tensor in load_file(weights).items()}
-    options = EncoderOptions(name=f"tools.evidence_cifar10:{encoder}", width=1.0, stem="cifar", sk_ratio=0.0)
+    options = EncoderOptions(name=f"tools.studies.cifar10:{encoder}", width=1.0, stem="cifar", sk_ratio=0.0)
     metadata = {"format": "ssl-vision encoder 1", "encoder": asdict(options), "image_size": 32, "epoch": 0}
     return save_model(weights.with_suffix(""), tensors, metadata)
 
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--run", type=Path, required=True)
     for peer in PEERS:
-        parser.add_argument(f"--{peer}", dest=peer, type=Path, help=f"the out folder of tools/peer_simclr.py {peer}")
+        parser.add_argument(f"--{peer}", dest=peer, type=Path, help=f"the out folder of tools/studies/peers.py {peer}")
     parser.add_argument("--linear-epochs", type=int, default=90)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()

@@ -1,6 +1,6 @@
 """Training speed of `ssl-medseg train`: slices per second of the step alone, and with its batches drawn and augmented.
 
-    python -m tools.bench_medseg_train --size 64 --width 16 --batch-size 20 --threads 1 --out results/medseg_train.json
+    python -m tools.bench.medseg_train --size 64 --width 16 --batch-size 20 --out docs/results/medseg_train.json
 
 Generated slices, so nothing is needed. Rounds alternate between the contestants, and the median over rounds is printed:
 a fixed batch, batches as the command draws them, and both in bfloat16. The ratio says what share of the speed is left

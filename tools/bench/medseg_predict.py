@@ -1,7 +1,8 @@
-"""Seconds per volume of `ssl-medseg predict` beside a plain script of MONAI with the same network, from file to mask.
+r"""Seconds per volume of `ssl-medseg predict` beside a plain script of MONAI with the same network, from file to mask.
 
-    python -m tools.bench_medseg_predict --shape 320 320 20 --width 16 --threads 1
-    python -m tools.bench_medseg_predict --images data/prostate/imagesTr --threads 1 --out results/medseg_predict.json
+    python -m tools.bench.medseg_predict --shape 320 320 20 --width 16 --threads 1
+    python -m tools.bench.medseg_predict --images data/prostate/imagesTr --threads 1 \
+        --out docs/results/medseg_predict.json
 
 The script is the chain of MONAI's own tutorials: LoadImaged, ScaleIntensityRangePercentilesd, Spacingd,
 ResizeWithPadOrCropd, SliceInferer, softmax, Invertd, argmax, SaveImaged. It runs with 1, 4 and 16 slices at
@@ -37,7 +38,7 @@ from ssl_medseg.models import NetworkOptions, build_network
 from ssl_medseg.prediction.segment import segment
 from ssl_medseg.preprocessing import Preprocessing
 from ssl_medseg.volumes import read_volume, write_mask
-from tools import bench_nnunet
+from tools.bench import nnunet as nnunet_predictor
 from tools.results import provenance, write_result
 
 LABELS = LabelMap(("background", "one", "two"), (0, 1, 2))
@@ -107,8 +108,8 @@ def monai_script(network: nn.Module, p: Preprocessing, batch_size: int) -> Conte
 
 def nnunet(network: nn.Module, p: Preprocessing) -> Contestant:
     """nnU-Net's predictor around the same network."""
-    found = bench_nnunet.predictor(network, LABELS, size=p.size[0], spacing=p.spacing or (1.0, 1.0))
-    return partial(bench_nnunet.predict, found)
+    found = nnunet_predictor.predictor(network, LABELS, size=p.size[0], spacing=p.spacing or (1.0, 1.0))
+    return partial(nnunet_predictor.predict, found)
 
 
 def seconds_to_import(code: str) -> float:

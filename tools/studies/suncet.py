@@ -1,6 +1,6 @@
-"""SuNCEt's claim on CIFAR-10: with few labels, SimCLR's accuracy for less compute. Into results/suncet.json and .png.
+"""SuNCEt's claim on CIFAR-10: with few labels, SimCLR's accuracy for less compute.
 
-    python -m tools.evidence_suncet --data cifar10 --runs runs/few-labels --out results/suncet.json
+    python -m tools.studies.suncet --data cifar10 --runs runs/few-labels --out docs/results/suncet.json
 
 SimCLR and SimCLR with SuNCEt, matched in network inputs (512 and 506 a step, as many steps), learning rate and
 schedule; the encoder of a quarter, half, three quarters and all of the budget is fine-tuned with the 10 % of labels
@@ -16,8 +16,7 @@ import statistics
 from pathlib import Path
 
 from contrastive_core.report.style import MUTED, SERIES, new_figure, plain_axes, to_png
-from tools.evidence_jobs import PRETRAIN, SEEDS, Place, parse, perform, write
-from tools.evidence_runs import Job, mean_and_spread
+from tools.studies.common import PRETRAIN, SEEDS, Job, Place, mean_and_spread, parse, perform, write
 
 SHARES = (25, 50, 75, 100)
 # Epochs of the 25,000 images that are a quarter of the budget: twice 97 steps of 512 views, once 195 of 256 + 250.

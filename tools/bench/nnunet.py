@@ -1,4 +1,4 @@
-"""nnU-Net's predictor as a contestant of `tools/bench_medseg_predict.py`, with our network in the place of its own."""
+"""nnU-Net's predictor as a contestant of `tools/bench/medseg_predict.py`, with our network in the place of its own."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Time and memory of `contrastive_core.nt_xent` beside its peers and the matrix products nobody can avoid.
 
-    python -m tools.bench_losses --out results/bench_losses.json    # about ten minutes on a quiet machine
+    python -m tools.bench.losses --out docs/results/bench_losses.json    # about ten minutes on a quiet machine
 
 A size is the number N of embeddings compared (N / 2 samples, two views each); a call is value and gradient in float32.
 Every cell runs in a process of its own (`tools/bench/loss_cell.py`), forked from one that has imported everything, so
@@ -29,8 +29,7 @@ from typing import Any
 
 from contrastive_core import info
 from tools.bench.loss_cell import METHODS, measure
-from tools.results import provenance, write_result
-from tools.results_table import render
+from tools.results import provenance, render, write_result
 
 OURS = "nt_xent"
 DEFAULT = (OURS, "nt_xent_torch", "gemm2", "full_matrix", "lightly")

@@ -1,6 +1,6 @@
 """Training speed of `ssl-vision pretrain` beside lightly's and solo-learn's on the same encoder, images and batch.
 
-    python -m tools.bench_pretrain --data cifar10/train --threads 2 --out results/pretrain_speed.json
+    python -m tools.bench.pretrain --data cifar10/train --threads 2 --out docs/results/pretrain_speed.json
 
 Run it with a Python that has lightly; `--source` names a checkout of solo-learn, which is left out otherwise. Each
 round runs every contestant once, as a process of its own; the median over rounds of the median step counts, loading and
@@ -28,7 +28,8 @@ CONTESTANTS = ("lightly fp32", "lightly bf16", "solo-learn fp32", "ssl-vision fp
 def peer(library: str, precision: str, images: Path, out: Path, arguments: argparse.Namespace) -> float:
     """Seconds per step of a library's recipe in the usual loop."""
     command = [
-        *(sys.executable, "-m", "tools.peer_simclr", library, "--data", images / "train", "--out", out, "--epochs", 1),
+        *(sys.executable, "-m", "tools.studies.peers", library),
+        *("--data", images / "train", "--out", out, "--epochs", 1),
         *("--width", arguments.width, "--batch-size", arguments.batch_size, "--threads", arguments.threads),
         *("--precision", precision, *(("--source", arguments.source) if library == "solo-learn" else ())),
     ]

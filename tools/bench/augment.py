@@ -1,6 +1,6 @@
 """Two augmented views per image and second, on one core: `SimCLRAugment` beside lightly's PIL pipeline, in one run.
 
-    python -m tools.bench_augment --images CIFAR10/train --out results/bench_augment.json
+    python -m tools.bench.augment --images CIFAR10/train --out docs/results/bench_augment.json
 
 Images are decoded beforehand, as PIL images for lightly and as one uint8 tensor for ours; for views of 224 pixels they
 are first enlarged to 256. Methods take turns, round by round, and the time is that of the processor, so that a machine

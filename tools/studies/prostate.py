@@ -1,6 +1,6 @@
-"""Prostate MRI with 2 labelled patients, scored on the images' own grids in mm. Into results/prostate.json.
+"""Prostate MRI with 2 labelled patients, scored on the images' own grids in mm. Into docs/results/prostate.json.
 
-    python -m tools.evidence_prostate --data data/prostate --runs runs/prostate --out results/prostate.json
+    python -m tools.studies.prostate --data data/prostate --runs runs/prostate --out docs/results/prostate.json
 
 For every draw of labelled patients `ssl-medseg run`: a first segmenter on the labels, then rounds of plain
 self-training; and as a control labels alone for as many steps. One patient, the same in all draws, chooses the step and
@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.evidence_runs import Job, mean_and_spread, run_all
 from tools.results import provenance, write_result
+from tools.studies.common import Job, mean_and_spread, run_all
 
 FIRST, ROUNDS, STEPS = 300, 3, 100
 MORE = ROUNDS * STEPS

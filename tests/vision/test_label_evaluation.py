@@ -16,9 +16,9 @@ from ssl_vision.commands.knn import knn
 from ssl_vision.commands.linear import linear
 from ssl_vision.commands.transfer import transfer
 from ssl_vision.data import Subset, open_images
-from ssl_vision.evaluation import Score
 from ssl_vision.features import decode, evaluation_batches, labelled_features
 from ssl_vision.neighbours import knn_scores
+from ssl_vision.scores import Score
 
 
 @pytest.fixture

@@ -117,7 +117,7 @@ PYTHON: dict[str, dict[str, tuple[str, list[str]]]] = {
                 "ssl_vision.neighbours",
                 "ssl_vision.probe",
                 "ssl_vision.logistic",
-                "ssl_vision.evaluation",
+                "ssl_vision.scores",
                 "ssl_vision.classifier_score",
                 "ssl_vision.prediction_files",
             ],

@@ -14,7 +14,6 @@ from contrastive_core.train.files import write_atomic
 from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.commands.report import report
 from ssl_vision.data import open_images
-from ssl_vision.evaluation import Score, record_score
 from ssl_vision.features import LabelledFeatures, labelled_features
 from ssl_vision.few_labels import FewLabelAccuracy, few_label_accuracy
 from ssl_vision.model_folder import PIXELS, load_encoder
@@ -24,6 +23,7 @@ from ssl_vision.reporting.picture import run_picture
 from ssl_vision.reporting.run_folder import open_run, read_scores
 from ssl_vision.reporting.scores import accuracy_curves, by_protocol
 from ssl_vision.reporting.sheets import make_sheets
+from ssl_vision.scores import Score, record_score
 
 DATA = "digits"
 LABELS: tuple[int | None, ...] = (2, 5, 10, None)

@@ -15,12 +15,12 @@ from contrastive_core.train.files import write_atomic
 from contrastive_core.train.model_file import module_hash
 from ssl_vision.classifier_score import ClassifierScore, score_classifier, to_json
 from ssl_vision.data import ImageSet
-from ssl_vision.evaluation import evaluation_folder
 from ssl_vision.features import evaluation_batches, labelled_images, outputs
 from ssl_vision.model_folder import load_classifier
 from ssl_vision.prediction_files import Predictions, make_predictions, write_predictions
 from ssl_vision.reporting.reliability import reliability_figure
 from ssl_vision.reporting.run_folder import data_name
+from ssl_vision.scores import evaluation_folder
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from contrastive_core.errors import UserError
-from ssl_vision.evaluation import Score, accuracy, record_score, training_images
 from ssl_vision.features import labelled_features
 from ssl_vision.neighbours import knn_scores
+from ssl_vision.scores import Score, accuracy, record_score, training_images
 
 
 def knn(

@@ -10,10 +10,10 @@ import torch
 from contrastive_core.errors import UserError
 from contrastive_core.random import derive
 from contrastive_core.train.model_file import module_hash
-from ssl_vision.evaluation import Score, accuracy, record_score, training_images
 from ssl_vision.features import extract, labelled_features, labelled_images
 from ssl_vision.model_folder import load_encoder
 from ssl_vision.probe import Augmented, Cached, Source, fit_linear
+from ssl_vision.scores import Score, accuracy, record_score, training_images
 
 
 def linear(

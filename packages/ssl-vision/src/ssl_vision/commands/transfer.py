@@ -15,10 +15,10 @@ from contrastive_core.errors import UserError
 from contrastive_core.random import derive
 from ssl_vision.class_choice import hold_out
 from ssl_vision.data import list_splits
-from ssl_vision.evaluation import Score, accuracy, record_score, training_images
 from ssl_vision.features import LabelledFeatures, labelled_features
 from ssl_vision.logistic import LogisticFit, fit_logistic
 from ssl_vision.model_folder import load_encoder
+from ssl_vision.scores import Score, accuracy, record_score, training_images
 
 PENALTIES = tuple(np.logspace(5, -6, 45).tolist())
 Metric = Literal["top1", "mean_per_class"]

@@ -12,9 +12,9 @@ from typing import Any, Literal
 from contrastive_core.errors import UserError
 from contrastive_core.report.run_record import read_record
 from ssl_vision.data.skipping import read_log
-from ssl_vision.evaluation import Score
 from ssl_vision.model_folder import PIXELS
 from ssl_vision.options import AugmentOptions
+from ssl_vision.scores import Score
 
 Kind = Literal["pretrain", "finetune", "distill"]
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from contrastive_core.report import html
 from contrastive_core.report.style import to_inline_svg
-from ssl_vision.evaluation import Score
 from ssl_vision.reporting.curves import accuracy_figure
 from ssl_vision.reporting.run_folder import RunFolder, RunScore, data_name
+from ssl_vision.scores import Score
 
 _NAMES = {"knn": "nearest neighbours", "linear": "linear classifier"}
 

@@ -182,8 +182,10 @@ def test_what_is_left_out_is_said(write, clean) -> None:
         "no_image": [(["train/cat/notes.txt"], "")],
         "hidden": [(["train/.cache", "train/cat/._0.png"], "")],
         "beside_splits": [(["README.md", "extra"], "")],
+        "layout": [],
     }
-    assert [item.kind for item in report.warnings] == ["unread_kind"]
+    assert [item.kind for item in report.warnings] == ["layout", "unread_kind"]
+    assert report.warnings[0].title == "1 images beside the folders of splits left out: in extra (1)"
 
 
 def test_images_beside_the_class_folders(write, clean, noise) -> None:
@@ -197,6 +199,17 @@ def test_images_without_classes(write, noise) -> None:
     assert report.images == {"train": 3}
     assert found(report) == {"duplicate": [(["b.png", "c.png"], "identical files")]}
     assert "no classes: enough to learn from without labels, not to evaluate" in report.text()
+
+
+@pytest.mark.parametrize("names", [("Training", "Testing"), ("archive/train", "archive/val"), ("TRAIN", "Test")])
+def test_folders_of_splits_in_any_spelling(write, noise, names: tuple[str, str]) -> None:
+    root = write({f"{name}/{c}/1.png": noise(10 * i + k) for i, name in enumerate(names) for k, c in enumerate("ab")})
+    assert list(examine(root).images) == ["train", "test" if names[1].lower().startswith("test") else "val"]
+    assert next(finding.kind for finding in examine(root).warnings) == "layout"
+
+
+def test_a_single_class_is_a_warning(write, noise) -> None:
+    assert [finding.kind for finding in examine(write({"cat/1.png": noise(1)})).warnings] == ["one_class"]
 
 
 def test_manifests(write, noise) -> None:
@@ -213,10 +226,9 @@ def test_manifests(write, noise) -> None:
 
 
 def test_unlabelled_images_to_learn_from_are_no_leak(write, noise) -> None:
-    rows = "a.png,x,train\na.png,,unlabelled\nb.png,x,test\n"
-    report = examine(
-        write({"a.png": noise(0), "b.png": noise(1), "images.csv": f"path,label,split\n{rows}"}) / "images.csv"
-    )
+    rows = "a.png,x,train\nc.png,y,train\na.png,,unlabelled\nb.png,x,test\nd.png,y,test\n"
+    files = {f"{name}.png": noise(number) for number, name in enumerate("abcd")}
+    report = examine(write(files | {"images.csv": f"path,label,split\n{rows}"}) / "images.csv")
     assert [item.kind for item in report.findings] == ["duplicate"]
 
 
@@ -233,7 +245,7 @@ def test_real_files(write, cifar_files: dict[str, bytes]) -> None:
     assert sum(report.images.values()) == 40
     assert report.sizes == {(32, 32): 40}
     assert report.formats == {"JPEG": 40}
-    assert not report.warnings
+    assert [finding.kind for finding in report.warnings] == ["one_class"]
 
 
 def test_long_lists_are_shortened_in_the_text_only(write, noise) -> None:

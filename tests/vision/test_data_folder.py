@@ -49,6 +49,89 @@ def test_val_stands_for_test_but_not_for_train(write, dot) -> None:
         open_images(root)
 
 
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        (("Training", "Testing"), ["train", "test"]),
+        (("TRAIN", "VAL"), ["train", "val"]),
+        (("train", "validation"), ["train", "val"]),
+        (("training_set", "test_set"), ["train", "test"]),
+        (("TrainData", "TestData"), ["train", "test"]),
+        (("seg_train", "seg_test"), ["train", "test"]),
+        (("archive/train", "archive/test"), ["train", "test"]),
+        (("a/b/Train", "a/b/Valid"), ["train", "val"]),
+        (("seg_train/seg_train", "seg_test/seg_test"), ["train", "test"]),
+    ],
+)
+def test_folders_of_splits_in_any_spelling(write, dot, folders: tuple[str, str], splits: list[str]) -> None:
+    root = write({f"{folder}/{name}/1.png": dot for folder in folders for name in ("cat", "dog")})
+    assert list_splits(root) == splits
+    for split, folder in zip(splits, folders, strict=True):
+        images = open_images(root, split=split)
+        assert names(images, root) == [f"{folder}/cat/1.png", f"{folder}/dog/1.png"]
+        assert (images.classes, images.split) == (["cat", "dog"], split)
+    assert images.notes or folders == ("train", "test")
+
+
+def test_what_was_inferred_is_said_once(write, dot, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write({"Training/a/1.png": dot, "Testing/a/1.png": dot, "extra/1.png": dot, "2.png": dot, "3.HEIC": b""})
+    for split in ("train", "test"):
+        open_images(root, split=split)
+    assert capsys.readouterr().err.splitlines() == [
+        f"warning: {root}: folders read as splits: Training as train, Testing as test",
+        f"warning: {root}: 2 images beside the folders of splits left out: in extra (1), no folder (1)",
+    ]
+
+
+def test_an_extra_level_of_folders_is_entered(write, dot) -> None:
+    root = write({"photos/archive/cat/1.png": dot, "photos/archive/dog/1.png": dot, "readme.txt": ""})
+    images = open_images(root)
+    assert (images.classes, images.key(0)) == (["cat", "dog"], "cat/1.png")
+    assert images.notes == (f"{root}: the images lie in photos/archive, which is opened in place of {root.name}",)
+
+
+def test_a_single_class_is_no_extra_level(write, dot) -> None:
+    assert open_images(write({"cat/may/1.png": dot})).classes == ["cat"]
+
+
+def test_a_class_called_train(write, dot) -> None:
+    root = write({f"{name}/1.png": dot for name in ("car", "plane", "train")})
+    images = open_images(root)
+    assert images.classes == ["car", "plane", "train"]
+    assert "train is taken for a class" in images.notes[0]
+    classes = write({f"x/{split}/{name}/1.png": dot for split in ("train", "test") for name in ("car", "train")})
+    assert open_images(classes / "x", split="test").classes == ["car", "train"]
+
+
+def test_what_may_be_a_split_or_a_class_is_refused(write, dot) -> None:
+    with pytest.raises(UserError, match=r"the folders train and masks, .* train may be a split or a class"):
+        open_images(write({"train/1.png": dot, "masks/1.png": dot}))
+
+
+def test_two_folders_of_one_split_are_refused(write, dot) -> None:
+    root = write({f"{folder}/cat/1.png": dot for folder in ("train", "training", "test")})
+    with pytest.raises(UserError, match="found the folders train and training, all of split train"):
+        open_images(root)
+
+
+def test_splits_inside_classes_are_refused(write, dot) -> None:
+    root = write({f"{name}/{split}/1.png": dot for name in ("cat", "dog") for split in ("train", "test")})
+    with pytest.raises(UserError, match=r"folders of splits inside folders of classes \(cat/test\)"):
+        open_images(root)
+
+
+def test_classes_are_compared_in_composed_form(write, dot) -> None:
+    root = write({"train/caf\u00e9/1.png": dot, "train/dog/1.png": dot, "test/cafe\u0301/1.png": dot})
+    assert open_images(root, split="test").classes == open_images(root).classes == ["caf\u00e9", "dog"]
+
+
+def test_images_of_kinds_that_are_not_read_are_counted(write, dot) -> None:
+    root = write({"cat/1.png": dot, "dog/1.png": dot, "dog/IMG_2.HEIC": b"", "cat/3.cr2": b"", "cat/note.txt": ""})
+    assert open_images(root).notes == (
+        f"{root}: 2 images of a kind that is not read (.cr2, .heic) left out; convert to JPEG or PNG",
+    )
+
+
 def test_classes_alone_are_training_data(write, dot) -> None:
     root = write({"b/1.png": dot, "a/1.png": dot})
     for split in ("train", "all"):

@@ -85,6 +85,41 @@ def test_some_labels_are_enough_to_learn_without_them(manifest) -> None:
     assert not open_images(path, split="unlabelled").is_labelled
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"\xef\xbb\xbfpath,label,split\r\nsub\\a.png,x,Train\r\nb.png,y,TEST\r\n",
+        b"path;class;split\rsub\\a.png;x;training\rb.png;y;test\r",
+        b"file\tcategory\tsubset\nsub/a.png \tx\ttrain\n\t\t\nb.png\ty\ttesting\n",
+        "Image,Class,Split\nsub/a.png,x,Train\nb.png,y,Test\n".encode("utf-16"),
+    ],
+)
+def test_manifests_as_spreadsheets_write_them(manifest, text: bytes) -> None:
+    path = manifest(text)
+    train, test = open_images(path), open_images(path, split="test")
+    assert [images.key(0) for images in (train, test)] == ["sub/a.png", "b.png"]
+    assert (train.classes, train.labels().tolist()) == (["x"], [0])
+    assert (test.classes, test.labels().tolist()) == (["x", "y"], [1])
+
+
+def test_a_missing_value_is_no_class(manifest) -> None:
+    images = open_images(manifest("path,label\na.png,x\nb.png,NaN\n"))
+    assert "1 rows whose label is a missing value (line 3) count as unlabelled" in images.notes[0]
+    with pytest.raises(UserError, match=r"1 rows without a label \(line 3\)"):
+        images.labels()
+
+
+def test_a_backslash_in_a_name_that_exists_stays(manifest, tmp_path: Path) -> None:
+    (tmp_path / "a\\b.png").touch()
+    assert open_images(manifest("path\na\\b.png\n")).key(0) == "a\\b.png"
+
+
+def test_of_two_columns_of_classes_one_is_taken_and_said(manifest) -> None:
+    images = open_images(manifest("path,class,label\na.png,cat,7\n"))
+    assert images.classes == ["7"]
+    assert "of the columns label and class, label is taken for the label" in images.notes[0]
+
+
 def test_a_missing_file_is_named_when_read(manifest, tmp_path: Path) -> None:
     images = open_images(manifest("path,label\na.png,x\ngone.png,x\n"))
     with pytest.raises(UserError, match=rf"{tmp_path}/gone\.png: found no such file"):
@@ -95,15 +130,14 @@ def test_a_missing_file_is_named_when_read(manifest, tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("", "found the columns an empty file, expected path"),
-        ("file,label\na.png,x\n", r"found the columns file, label, expected path\[,label\]"),
-        (
-            "path;label\na.png;x\n",
-            r"found the columns path;label, expected path\[,label\]\[,split\] separated by commas",
-        ),
+        ("where,label\na.png,x\n", r"found the columns where, label, expected path\[,label\]"),
+        ("path label\na.png x\n", r"found the columns path label, expected path\[,label\]\[,split\] separated by"),
+        ("path,label,label\na.png,x,y\n", "found the column label twice, expected each once"),
+        ("path\nC:\\\\photos\\\\a.png\n", r"found paths on a Windows drive \(C:.*line 2\)"),
         ("path,label\na.png,x,y\na.png\n", r"found rows of another length than its 2 columns \(lines 2, 3\)"),
         ("path,label\n,x\na.png,x\n ,y\n", r"found rows without a path \(lines 2, 4\)"),
-        ('path,label\n"a.png,x\n', "cannot be read as CSV in UTF-8"),
-        ("path,label\na.png,é\n".encode("utf-16"), "cannot be read as CSV in UTF-8"),
+        ('path,label\n"a.png,x\n', "cannot be read as CSV"),
+        ("path,label\na.png,é\n".encode("latin-1"), "cannot be read as text in UTF-8"),
         ("path,label\n", "found no rows, expected some of split 'train'"),
     ],
 )

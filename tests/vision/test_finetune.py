@@ -25,6 +25,7 @@ from contrastive_core.train import Batches, RunOptions
 from ssl_vision.budget import plan_budget
 from ssl_vision.cli import main
 from ssl_vision.commands.finetune import finetune
+from ssl_vision.commands.linear import linear
 from ssl_vision.commands.make_splits import make_splits
 from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.crops import Crops
@@ -322,3 +323,16 @@ def test_what_does_not_fit_the_model_is_refused(pretrained: Path, labels: Path, 
             "none", "digits", tmp_path / "run", labels=labels / "10percent-draw0.json", validation=str(overlapping),
             run=QUIET,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_single_class_is_refused(write, noise, tmp_path: Path, listed: bool) -> None:
+    names = ["cat/0.png", "cat/1.png", *(["dog/0.png"] if listed else [])]
+    data = write({f"photos/{name}": noise(number) for number, name in enumerate(names)}) / "photos"
+    (tmp_path / "list.txt").write_text("cat/0.png\ncat/1.png\n")
+    labels = tmp_path / "list.txt" if listed else None
+    with pytest.raises(UserError, match=r"labelled images of one class only \(cat\), expected at least two"):
+        finetune("none", str(data), tmp_path / "run", labels=labels, encoder=TINY, run=QUIET)
+    with pytest.raises(UserError, match=r"labelled images of one class only \(cat\), expected at least two"):
+        linear("pixels", str(data), test_split="train", labels=labels)
+    assert not (tmp_path / "run").exists()

@@ -47,6 +47,50 @@ def test_a_text_list_may_give_file_names_alone(photos: Path, tmp_path: Path) -> 
     assert read_labelled(file, open_images(photos)).tolist() == [0, 1, 3]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"\xef\xbb\xbfcat\\1.png\r\ndog\\3.png\r\n",
+        b"cat/1.png\rdog/3.png\r",
+        "cat/1.png\ndog/3.png\n".encode("utf-16"),
+        b"path,label\ncat/1.png,cat\ndog/3.png,dog\n",
+        b"file;class\r\ncat\\1.png;cat\r\ndog\\3.png;dog\r\n",
+        b"cat/1.png\tcat\ndog/3.png\tdog\n",
+        b"cat/1.png,0\ndog/3.png,1\n",
+        b"train/cat/1.png\nphotos/train/dog/3.png\n",
+        b"train\\cat\\1.png\n.\\dog\\3.png\n",
+        b"ROOT/photos/train/cat/1.png\nROOT/photos/train/dog/3.png\n",
+    ],
+)
+def test_lists_as_other_programs_and_systems_write_them(photos: Path, tmp_path: Path, text: bytes) -> None:
+    file = tmp_path / "list.txt"
+    file.write_bytes(text.replace(b"ROOT", str(photos.parent).encode()))
+    assert read_labelled(file, open_images(photos)).tolist() == [0, 3]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("test/cat/1.png\n", r"not in .*train \(test/cat/1\.png\); images are called cat/1\.png here"),
+        ("/data/photos/train/cat/1.png\n", "the file gives absolute paths of another place"),
+        ("D:\\photos\\train\\cat\\1.png\n", "the file gives absolute paths of another place"),
+        ("path,label\ncat/1.png,dog\n", r"cat/1\.png is of class dog, in .* it is of cat"),
+    ],
+)
+def test_lists_of_other_images_are_refused(photos: Path, tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "list.txt"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_labelled(file, open_images(photos))
+
+
+def test_names_are_compared_in_composed_form(write: Write, noise: Callable[[int], Image.Image], tmp_path: Path) -> None:
+    root = write({"data/caf\u00e9/1.png": noise(1), "data/dog/1.png": noise(2)}) / "data"
+    file = tmp_path / "few.json"
+    write_label_file(file, ours(("cafe\u0301/1.png", "cafe\u0301")))
+    assert read_labelled(file, open_images(root)).tolist() == [0]
+
+
 def test_official_imagenet_names(write: Write, noise: Callable[[int], Image.Image], tmp_path: Path) -> None:
     names = ["n01440764_10026.JPEG", "n01440764_9981.JPEG", "n01443537_16.JPEG"]
     root = write({f"imagenet/train/{name[:9]}/{name}": noise(number) for number, name in enumerate(names)})
@@ -95,7 +139,7 @@ def test_files_that_do_not_fit_are_refused(photos: Path, tmp_path: Path, text: s
 def test_a_missing_or_binary_file_is_refused(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         read_labelled(tmp_path / "none.json", open_images(photos))
-    with pytest.raises(UserError, match="not a text file"):
+    with pytest.raises(UserError, match="cannot be read as text"):
         read_labelled(photos / "train" / "cat" / "1.png", open_images(photos))
 
 

@@ -179,3 +179,14 @@ def test_a_folder_without_images_is_refused(digit_classifier: Path, tmp_path: Pa
     (tmp_path / "images" / "a.txt").write_text("a")
     with pytest.raises(UserError, match="found no images among 1 files"):
         predict(str(digit_classifier), str(tmp_path / "images"), tmp_path / "out.csv")
+
+
+def test_images_of_kinds_that_are_not_read_have_rows(digit_classifier: Path, folder: Path, tmp_path: Path) -> None:
+    (folder / "a" / "IMG_7.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    (folder / "IMG_8.CR2").write_bytes(b"II*\0\x10\0\0\0CR")
+    result = predict(str(digit_classifier), str(folder), tmp_path / "out.csv", device="cpu")
+    assert (result.images, result.unreadable) == (27, 2)
+    rows = {row["path"]: row for row in read(tmp_path / "out.csv")}
+    assert "found a HEIC image, which is not read" in rows["a/IMG_7.HEIC"]["error"]
+    assert rows["IMG_8.CR2"]["class"] == ""
+    assert "cannot be decoded" in rows["IMG_8.CR2"]["error"] or "TIFF" in rows["IMG_8.CR2"]["error"]

@@ -18,7 +18,7 @@ from ssl_vision.data import ImageSet, Subset, open_images
 from ssl_vision.data.image_set import ArrayImages
 from ssl_vision.data.parallel import map_images
 from ssl_vision.label_files import read_labelled
-from ssl_vision.labelled import check_classes
+from ssl_vision.labelled import check_classes, require_two_classes
 from ssl_vision.model_folder import LoadedModel, load_encoder
 
 _AT_ONCE = 4  # whole images that a thread holds
@@ -131,6 +131,8 @@ def labelled_features(
 ) -> LabelledFeatures:
     """Features of a labelled split under the frozen model, batch norm in inference mode; see `labelled_images`."""
     images = labelled_images(data, split=split, classes=classes, labels=labels)
+    if classes is None:
+        require_two_classes(images)
     loaded = loaded or load_encoder(model, device=device)
     features = extract(loaded, images, batch_size=batch_size)
     return LabelledFeatures(features, images.labels().to(features.device), images.classes, module_hash(loaded.encoder))

@@ -86,6 +86,21 @@ def check_classes(images: ImageSet, expected: list[str], *, of: str) -> None:
         )
 
 
+def require_two_classes(images: ImageSet) -> None:
+    """Refuse to learn a classifier from images that are all of one class.
+
+    Raises:
+        UserError: They are.
+    """
+    present = images.labels().unique().tolist()
+    if len(present) < 2:
+        name = images.classes[present[0]] if present else "none"
+        raise UserError(
+            f"{images.name}: found labelled images of one class only ({name}), expected at least two classes. See how "
+            "the folders lie with `ssl-vision check`, or give labelled images of the other classes too"
+        )
+
+
 def unseen_classes(images: ImageSet) -> list[str]:
     """The classes that none of the images is of, and that nothing can be learned about from them."""
     seen = set(images.labels().tolist())

@@ -8,19 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from contrastive_core.findings import Finding, Item, most_first, several
-from ssl_vision.data.folder import SPLITS, beside_classes, class_of, split_folder
+from ssl_vision.data.folder import SPLITS, Layout, beside_classes, class_of, folder_layout, split_folder
 from ssl_vision.data.listing import Listing, list_folder, printable
 from ssl_vision.data.manifest import read_manifest
 from ssl_vision.data.open import locate
-
-# Endings of images that are not read; leaving them out without a word would be a loss nobody notices.
-_UNREAD = frozenset(
-    f".{kind}"
-    for kind in (
-        "heic", "heif", "avif", "jp2", "j2k", "jxl", "psd", "svg", "tga", "ico",
-        "dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raw", "exr", "hdr", "dcm", "npy",
-    )
-)  # fmt: skip
 
 
 def misplaced(data: str | os.PathLike[str], splits: Sequence[str]) -> Iterator[Finding]:
@@ -31,10 +22,14 @@ def misplaced(data: str | os.PathLike[str], splits: Sequence[str]) -> Iterator[F
     if path.is_file():
         yield from _in_manifest(path, splits)
         return
-    if any((path / split).is_dir() for split in SPLITS):
-        yield from _beside_splits(path)
+    layout = folder_layout(path)
+    for note in layout.notes:
+        yield Finding("warning", "layout", note)
+    if layout.splits:
+        yield from _beside_splits(layout)
     for split in splits:
-        yield from _in_split(split_folder(path, split), root=path, split=split)
+        name, folder = split_folder(path, layout, split)
+        yield from _in_split(folder, root=path, split=name)
 
 
 def _in_split(folder: Path, *, root: Path, split: str) -> Iterator[Finding]:
@@ -52,23 +47,24 @@ def _in_split(folder: Path, *, root: Path, split: str) -> Iterator[Finding]:
     if empty:
         title = f"{several(len(empty), 'folder')} in {split} without an image: a class is missing"
         yield Finding("error", "empty_class", title, item(empty))
-    unread = [path for path in listing.others if PurePosixPath(path).suffix.lower() in _UNREAD]
-    if unread:
+    if listing.unread:
         title = (
-            f"{several(len(unread), 'image')} in {split} of a kind not read ({_endings(unread)}): export as JPEG or PNG"
+            f"{several(len(listing.unread), 'image')} in {split} of a kind not read ({_endings(listing.unread)}): "
+            "export as JPEG or PNG"
         )
-        yield Finding("warning", "unread_kind", title, item(unread))
-    others = sorted(set(listing.others).difference(unread))
-    if others:
-        title = f"{several(len(others), 'file')} in {split} of other kinds ({_endings(others)}), left out"
-        yield Finding("note", "no_image", title, item(others))
+        yield Finding("warning", "unread_kind", title, item(listing.unread))
+    if listing.others:
+        number = several(len(listing.others), "file")
+        title = f"{number} in {split} of other kinds ({_endings(listing.others)}), left out"
+        yield Finding("note", "no_image", title, item(listing.others))
     if listing.hidden:
         title = f"{several(len(listing.hidden), 'hidden entry', 'hidden entries')} in {split}, left out"
         yield Finding("note", "hidden", title, item(listing.hidden))
 
 
-def _beside_splits(root: Path) -> Iterator[Finding]:
-    names = sorted(entry.name for entry in root.iterdir() if entry.name not in SPLITS)
+def _beside_splits(layout: Layout) -> Iterator[Finding]:
+    folders = {folder.relative_to(layout.root).parts[0] for folder in layout.splits.values()}
+    names = sorted(entry.name for entry in layout.root.iterdir() if entry.name not in folders)
     beside = [printable(name) for name in names if not name.startswith(".")]
     if beside:
         title = f"{several(len(beside), 'entry', 'entries')} beside {', '.join(SPLITS)}, left out"
@@ -81,7 +77,10 @@ def _empty_classes(listing: Listing) -> list[str]:
 
 
 def _in_manifest(manifest: Path, splits: Sequence[str]) -> Iterator[Finding]:
-    rows = read_manifest(manifest)
+    content = read_manifest(manifest)
+    rows = content.rows
+    for note in content.notes:
+        yield Finding("warning", "manifest", note, [Item([manifest.name])])
     nowhere = [f"line {row.line}" for row in rows if not row.split]
     if nowhere:
         yield Finding("warning", "no_split", f"{several(len(nowhere), 'row')} of no split, left out", [Item(nowhere)])

@@ -111,10 +111,14 @@ def converted(facts: Sequence[Facts], name: Name) -> Iterator[Finding]:
 
 
 def uneven_classes(classes: Mapping[str, Mapping[str, int]]) -> Iterator[Finding]:
-    """Classes that one split has and another has not."""
+    """A single class, or classes that one split has and another has not."""
     if "train" not in classes:
         return
     trained = classes["train"]
+    present = [name for name, count in trained.items() if count]
+    if len(present) == 1:
+        title = "one class in train: a classifier needs at least two; see how the folders lie"
+        yield Finding("warning", "one_class", title, [Item(present)])
     for split, counts in classes.items():
         unseen = [label for label in counts if counts[label] and not trained.get(label)]
         untested = [label for label in trained if trained[label] and not counts.get(label)]

@@ -13,7 +13,7 @@ from contrastive_core.train import Run, RunOptions
 from ssl_vision.budget import plan_budget
 from ssl_vision.crops import Crops
 from ssl_vision.data import open_images
-from ssl_vision.labelled import training_set, unseen_classes, validation_set
+from ssl_vision.labelled import require_two_classes, training_set, unseen_classes, validation_set
 from ssl_vision.model_folder import save_classifier
 from ssl_vision.models import EncoderOptions
 from ssl_vision.optimization import set_up
@@ -89,6 +89,7 @@ def finetune(
     images = open_images(data, split=split)
     scored, held_out = (None, None) if validation is None else validation_set(validation, data, images)
     training = training_set(images, labels, held_out=held_out)
+    require_two_classes(training)
     targets = training.labels()
     start = open_start(model, encoder=encoder, from_layer=from_layer, image_size=image_size)
     size = start.architecture.image_size

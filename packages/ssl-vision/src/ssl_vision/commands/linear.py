@@ -11,6 +11,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.random import derive
 from contrastive_core.train.model_file import module_hash
 from ssl_vision.features import extract, labelled_features, labelled_images
+from ssl_vision.labelled import require_two_classes
 from ssl_vision.model_folder import load_encoder
 from ssl_vision.probe import Augmented, Cached, Source, fit_linear
 from ssl_vision.scores import Score, accuracy, record_score, training_images
@@ -60,6 +61,7 @@ def linear(
     loaded = load_encoder(model, device=device)
     before = module_hash(loaded.encoder)
     train = labelled_images(data, split=train_split, labels=labels)
+    require_two_classes(train)
     test = labelled_features(
         model, data, split=test_split, batch_size=batch_size, device=device, classes=train.classes, loaded=loaded
     )

@@ -50,10 +50,11 @@ def predict(
     r"""Classify images and write a CSV file with a row for each: path, class, probability, error.
 
     Of a folder all images are taken, however deep they lie, in the order of their sorted paths; paths in the table are
-    relative to it. An image that cannot be read has its row, with an empty class and the reason under ``error``. The
-    file is UTF-8 with all text in quotes, so that any file name comes back whole from a CSV reader (bytes that are no
-    UTF-8 are written as escapes such as ``\udcff``). It is complete or not there: rows are written beside it as they
-    are computed, and renamed at the end. Memory does not grow with the number of images beyond their paths.
+    relative to it. An image that cannot be read, or is of a kind that is not read (HEIC, camera raw), has its row, with
+    an empty class and the reason under ``error``. The file is UTF-8 with all text in quotes, so that any file name
+    comes back whole from a CSV reader (bytes that are no UTF-8 are written as escapes such as ``\udcff``). It is
+    complete or not there: rows are written beside it as they are computed, and renamed at the end. Memory does not grow
+    with the number of images beyond their paths.
 
     Args:
         model: the out folder of ``ssl-vision finetune`` or ``ssl-vision distill``, or its model folder.
@@ -105,9 +106,10 @@ def _open(data: str, split: str) -> ImageSet:
     if not folder.is_dir():
         return open_images(data, split=split)
     listing = list_folder(folder)
-    if not listing.images:
+    paths = sorted(listing.images + listing.unread)  # the latter get a row that says why they have no class
+    if not paths:
         raise UserError(f"{folder}: found no images among {len(listing.others)} files; expected some to classify")
-    return FileImages(str(folder), folder, listing.images)
+    return FileImages(str(folder), folder, paths)
 
 
 @torch.no_grad()

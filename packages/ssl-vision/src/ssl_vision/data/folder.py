@@ -1,80 +1,163 @@
-"""Image folders."""
+"""Image folders: their splits, their classes and the images in them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+import os
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from contrastive_core.errors import UserError
 from ssl_vision.data.decode import EXTENSIONS
 from ssl_vision.data.image_set import ADD_LABELS, FileImages
-from ssl_vision.data.listing import Listing, holds_image, list_folder
+from ssl_vision.data.listing import Listing, holds_image, is_image, list_folder, printable
 
 SPLITS = ("train", "val", "test")
+_WORDS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+# What people add to the name of a split: train_set, test-images, TrainData.
+_FILLERS = frozenset({"", "set", "data", "dataset", "image", "images", "img", "imgs", "split", "folder", "samples"})
+_LISTED = 5
+
+
+def canonical_split(name: str) -> str:
+    """The name of a split as this package writes it: ``Training`` is train, ``validation`` is val; others stay."""
+    return _WORDS.get(name.strip().lower(), name)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an image folder is arranged.
+
+    Attributes:
+        root: The folder that holds the splits, or the classes where there are no splits.
+        splits: Split -> its folder; empty without splits.
+        notes: What was inferred from the names of folders, and which images are left out; sentences.
+    """
+
+    root: Path
+    splits: Mapping[str, Path]
+    notes: tuple[str, ...] = ()
+
+
+def folder_layout(root: Path) -> Layout:
+    """Find the splits of an image folder, whatever their spelling and however deep a zip archive has buried them.
+
+    Folders named train, training, val, valid, validation, dev, test or testing are splits, in any case and with words
+    such as ``_set`` or ``_images`` added; so are several folders that differ in that word alone (seg_train, seg_test).
+    A folder that holds nothing but one other folder is entered. A single folder named after a split that holds images
+    itself, beside at least two others that do, is a class.
+
+    Raises:
+        UserError: Two folders of one split, or a folder that may be a split or a class.
+    """
+    notes: list[str] = []
+    folder = _without_wrapping(root)
+    if folder != root:
+        notes.append(f"the images lie in {_relative(folder, root)}, which is opened in place of {root.name}")
+    names = _subfolders(folder)
+    splits = _find_splits(folder, names)
+    if not splits:
+        return Layout(folder, {}, tuple(notes))
+    beside = [name for name in names if name not in splits.values() and holds_image(folder / name)]
+    if len(splits) == 1 and beside and _is_class(folder, *splits.values(), beside=beside):
+        (name,) = splits.values()
+        notes.append(f"the folder {name} is taken for a class, not for a split, because it lies beside {_some(beside)}")
+        return Layout(folder, {}, tuple(notes))
+    renamed = [f"{splits[split]} as {split}" for split in SPLITS if splits.get(split, split) != split]
+    if renamed:
+        notes.append(f"folders read as splits: {', '.join(renamed)}")
+    notes += _left_out(folder, beside)
+    paths: dict[str, Path] = {}
+    for split in SPLITS:
+        if split in splits:
+            paths[split] = _without_repetition(folder / splits[split])
+    return Layout(folder, paths, tuple(notes))
 
 
 def open_folder(root: Path, *, split: str) -> FileImages:
     """Open ``root/<split>/<class>/*``, ``root/<class>/*`` or a folder of images without classes.
 
-    Images have classes if all of them lie in folders below the one opened; class names are those folders'. Hidden
-    files and folders are left out, links are followed. The order is that of the sorted relative paths, on every file
-    system. A missing test split is looked for under ``val``.
+    Images have classes if all of them lie in folders below the one opened; class names are those folders', in Unicode's
+    composed form (NFC). Hidden files and folders are left out, links are followed. The order is that of the sorted
+    relative paths, on every file system. Where there is no test split, ``val`` takes its place. See `folder_layout` for
+    how splits may be called.
 
     Labels number the sorted class names of the training split, with those that only this split has among them; so a
     class without test images keeps the number it was trained with, and one without training images shows.
 
     Raises:
-        UserError: no images, or no such split.
+        UserError: No images, no such split, or folders of splits inside folders of classes.
     """
-    folder = split_folder(root, split)
+    layout = folder_layout(root)
+    found, folder = split_folder(root, layout, split)
     listing = list_folder(folder)
     if not listing.images:
+        unread = f" {unread_text(listing.unread)}" if listing.unread else ""
         raise UserError(
-            f"{folder}: found no images among {len(listing.others)} files, expected some that end in "
-            f"{', '.join(sorted(EXTENSIONS))}"
+            f"{folder}: found no images among {len(listing.others) + len(listing.unread)} files, expected some that "
+            f"end in {', '.join(sorted(EXTENSIONS))}.{unread}"
         )
+    notes = [f"{root}: {note}" for note in layout.notes]
+    if listing.unread:
+        notes.append(f"{folder}: {unread_text(listing.unread)}")
+    _refuse_splits_in_classes(folder, listing)
     beside = beside_classes(listing)
     if beside:
-        found = "images without a class folder" if len(beside) == len(listing.images) else f"{beside[0]} beside classes"
-        return FileImages(str(folder), folder, listing.images, unlabelled=f"found {found}, {ADD_LABELS}")
+        reason = (
+            "images without a class folder" if len(beside) == len(listing.images) else f"{beside[0]} beside classes"
+        )
+        return FileImages(
+            str(folder), folder, listing.images, unlabelled=f"found {reason}, {ADD_LABELS}", split=found, notes=notes,
+            unread=listing.unread,
+        )  # fmt: skip
     names = [class_of(path) for path in listing.images]
-    training = set() if folder in (root, root / SPLITS[0]) else _training_classes(root)
+    training = set() if found not in layout.splits or found == "train" else _training_classes(layout)
     classes = sorted(training.union(names))
     number = {name: label for label, name in enumerate(classes)}
-    return FileImages(str(folder), folder, listing.images, labels=[number[name] for name in names], classes=classes)
+    return FileImages(
+        str(folder), folder, listing.images, labels=[number[name] for name in names], classes=classes, split=found,
+        notes=notes, unread=listing.unread,
+    )  # fmt: skip
 
 
 def folder_splits(root: Path) -> list[str]:
     """The splits of an image folder; one without folders of splits is all ``train``."""
-    return [name for name in SPLITS if (root / name).is_dir()] or ["train"]
+    return list(folder_layout(root).splits) or ["train"]
 
 
-def split_folder(root: Path, split: str) -> Path:
-    """Where the images of a split lie.
+def split_folder(root: Path, layout: Layout, split: str) -> tuple[str, Path]:
+    """The split that stands for the one asked for, and the folder it lies in.
 
     Raises:
-        UserError: nowhere.
+        UserError: There is none.
     """
-    present = [name for name in SPLITS if (root / name).is_dir()]
+    split = canonical_split(split)
+    present = {name: folder.name for name, folder in layout.splits.items()}
     if not present:
         if split in ("train", "all"):
-            return root
+            return split, layout.root
         raise UserError(
             f"{root}: found no folder of a split ({', '.join(SPLITS)}), expected {root / split}; all images here are "
             "of split train. Add the folder, or give a CSV manifest with a column split"
         )
-    if (root / split).is_dir():
-        return root / split
-    if split == "test" and "val" in present:
-        return root / "val"
+    for name in (split, "val") if split == "test" else (split,):
+        if name in layout.splits:
+            return name, layout.splits[name]
     raise UserError(
-        f"{root}: found the folders {', '.join(present)}, expected {root / split}; name another split or add the folder"
+        f"{root}: found the folders {', '.join(present.values())}, expected {root / split}; name another split or add "
+        "the folder"
     )
 
 
 def class_of(path: str) -> str:
     """The class of an image in a folder of classes, by its relative path."""
-    return path.partition("/")[0]
+    return unicodedata.normalize("NFC", path.partition("/")[0])
 
 
 def beside_classes(listing: Listing) -> list[str]:
@@ -82,7 +165,155 @@ def beside_classes(listing: Listing) -> list[str]:
     return [path for path in listing.images if "/" not in path]
 
 
-def _training_classes(root: Path) -> set[str]:
-    train = root / SPLITS[0]
-    entries: Iterable[Path] = train.iterdir() if train.is_dir() else ()
-    return {entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir() and holds_image(entry)}
+def unread_text(unread: Sequence[str]) -> str:
+    """A sentence about images of kinds that are not read."""
+    endings = sorted({path[path.rfind(".") :].lower() for path in unread})
+    count = f"{len(unread):,} image{'s' if len(unread) > 1 else ''}"
+    return f"{count} of a kind that is not read ({', '.join(endings)}) left out; convert to JPEG or PNG"
+
+
+def _subfolders(folder: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be listed ({error.strerror}); see that you may read the folder") from error
+
+
+def _split_word(name: str) -> tuple[str, bool, tuple[str, ...]] | None:
+    """Split that a folder's name contains, whether it is the whole of it, and what else the name says."""
+    lowered = name.lower()
+    if lowered in _WORDS:
+        return _WORDS[lowered], True, ()
+    found, rest = None, []
+    for token in re.split(r"[\W_]+", lowered):
+        split = _WORDS.get(token)
+        if split is None:  # trainset, testdata
+            split = next(
+                (s for word, s in _WORDS.items() if token.startswith(word) and token[len(word) :] in _FILLERS), None
+            )
+        if split is not None and found is None:
+            found = split
+        elif token not in _FILLERS:
+            rest.append(token)
+    return None if found is None else (found, False, tuple(rest))
+
+
+def _find_splits(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Split -> name of its folder."""
+    exact: dict[str, list[str]] = {}
+    padded: dict[str, list[str]] = {}
+    alike: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for name in names:
+        match _split_word(name):
+            case (split, True, _):
+                exact.setdefault(split, []).append(name)
+            case (split, False, ()):
+                padded.setdefault(split, []).append(name)
+            case (split, False, rest):
+                alike.setdefault(rest, {}).setdefault(split, []).append(name)
+    found = padded | exact
+    if not found:
+        groups = [group for group in alike.values() if len(group) > 1]
+        found = groups[0] if len(groups) == 1 else {}
+    for split, folders in found.items():
+        if len(folders) > 1:
+            raise UserError(
+                f"{folder}: found the folders {' and '.join(folders)}, all of split {split}, expected one; merge or "
+                "rename them"
+            )
+    return {split: folders[0] for split, folders in found.items()}
+
+
+def _is_class(folder: Path, name: str, *, beside: Sequence[str]) -> bool:
+    """Whether the only folder named after a split is a class among the folders beside it.
+
+    Raises:
+        UserError: It may be either.
+    """
+    if _holds_classes(folder / name) or any(_holds_classes(folder / other) for other in beside):
+        return False
+    if not holds_image(folder / name):
+        return False
+    if len(beside) > 1:
+        return True
+    raise UserError(
+        f"{folder}: found the folders {name} and {beside[0]}, which both hold images; {name} may be a split or a "
+        f"class. Rename {name} if it is a class, move {beside[0]} away if {name} is a split, or give a CSV manifest"
+    )
+
+
+def _holds_classes(folder: Path) -> bool:
+    return any(holds_image(folder / name) for name in _subfolders(folder))
+
+
+def _without_wrapping(root: Path) -> Path:
+    """The folder that a chain of single folders leads to, if there are splits or several classes at its end."""
+    folder = root
+    while True:
+        if _holds_images_itself(folder):
+            return root
+        names = _subfolders(folder)
+        if _find_splits(folder, names):
+            return folder
+        full = list(itertools.islice((name for name in names if holds_image(folder / name)), 2))
+        if len(full) != 1:
+            return folder if full else root
+        folder = folder / full[0]
+
+
+def _without_repetition(folder: Path) -> Path:
+    """A split's folder, or the only folder in it where that is called like it: seg_train/seg_train."""
+    names = _subfolders(folder)
+    if not _holds_images_itself(folder) and len(names) == 1:
+        inner = _split_word(names[0])
+        if names[0] == folder.name or (inner and inner[:2] == (canonical_split(folder.name), True)):
+            return folder / names[0]
+    return folder
+
+
+def _holds_images_itself(folder: Path) -> bool:
+    return any(not entry.name.startswith(".") and is_image(entry.name) for entry in os.scandir(folder))
+
+
+def _refuse_splits_in_classes(folder: Path, listing: Listing) -> None:
+    inside = [path.partition("/")[::2] for path in listing.folders if path.count("/") == 1]
+    by_class: dict[str, set[str]] = {}
+    for parent, name in inside:
+        word = _split_word(name)
+        if word and word[1]:
+            by_class.setdefault(parent, set()).add(word[0])
+    mixed = [parent for parent, splits in by_class.items() if len(splits) > 1]
+    if mixed:
+        shown = next(f"{p}/{n}" for p, n in inside if p == mixed[0] and (w := _split_word(n)) and w[1])
+        raise UserError(
+            f"{folder}: found folders of splits inside folders of classes ({printable(shown)}), expected "
+            "<split>/<class>/*; training images and test images would be mixed. Swap the two levels, or give a CSV "
+            "manifest with a column split"
+        )
+
+
+def _left_out(folder: Path, beside: Sequence[str]) -> list[str]:
+    """A sentence about images that lie beside the folders of splits."""
+    counts = [(f"{name} ({count:,})", count) for name in beside if (count := len(list_folder(folder / name).images))]
+    loose = sum(1 for entry in os.scandir(folder) if not entry.name.startswith(".") and is_image(entry.name))
+    if loose:
+        counts.append((f"no folder ({loose:,})", loose))
+    if not counts:
+        return []
+    total = sum(count for _, count in counts)
+    return [f"{total:,} images beside the folders of splits left out: in {_some([text for text, _ in counts])}"]
+
+
+def _some(names: Sequence[str]) -> str:
+    return printable(", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else ""))
+
+
+def _relative(folder: Path, root: Path) -> str:
+    return printable(folder.relative_to(root).as_posix())
+
+
+def _training_classes(layout: Layout) -> set[str]:
+    train = layout.splits.get("train")
+    if train is None:
+        return set()
+    return {class_of(name) for name in _subfolders(train) if holds_image(train / name)}

@@ -28,12 +28,23 @@ class ImageSet(ABC):
     Attributes:
         name: how the set was asked for, for messages.
         classes: class names in the order of the labels; empty without labels.
+        split: the part of the data that this is; ``val`` where that stands for a test split that the data lack.
+        notes: what was inferred when the set was opened, and what was left out; sentences.
     """
 
     def __init__(
-        self, name: str, *, labels: Sequence[int] | None, classes: Sequence[str], unlabelled: str = _NO_CLASSES
+        self,
+        name: str,
+        *,
+        labels: Sequence[int] | None,
+        classes: Sequence[str],
+        unlabelled: str = _NO_CLASSES,
+        split: str = "",
+        notes: Sequence[str] = (),
     ) -> None:
         self.name = name
+        self.split = split
+        self.notes = tuple(notes)
         self.classes = list(classes)
         self._labels = None if labels is None else torch.tensor(labels, dtype=torch.int64)
         self._unlabelled = unlabelled
@@ -102,6 +113,9 @@ class FileImages(ImageSet):
         labels: one per image, or None.
         classes: names of the classes.
         unlabelled: without labels, why that is and what to do.
+        split: the part of the data that this is.
+        notes: see `ImageSet`.
+        unread: paths of images of kinds that are not read, which are no members of the set.
     """
 
     def __init__(
@@ -113,9 +127,13 @@ class FileImages(ImageSet):
         labels: Sequence[int] | None = None,
         classes: Sequence[str] = (),
         unlabelled: str = _NO_CLASSES,
+        split: str = "",
+        notes: Sequence[str] = (),
+        unread: Sequence[str] = (),
     ) -> None:
-        super().__init__(name, labels=labels, classes=classes, unlabelled=unlabelled)
+        super().__init__(name, labels=labels, classes=classes, unlabelled=unlabelled, split=split, notes=notes)
         self.files = PathList(root, paths)
+        self.unread = PathList(root, unread)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -137,9 +155,15 @@ class ArrayImages(ImageSet):
     """Images that lie decoded in memory: uint8 ``[N, 3, H, W]``."""
 
     def __init__(
-        self, name: str, images: Tensor, *, labels: Sequence[int] | None = None, classes: Sequence[str] = ()
+        self,
+        name: str,
+        images: Tensor,
+        *,
+        labels: Sequence[int] | None = None,
+        classes: Sequence[str] = (),
+        split: str = "",
     ) -> None:
-        super().__init__(name, labels=labels, classes=classes)
+        super().__init__(name, labels=labels, classes=classes, split=split)
         self.images = images
 
     def __len__(self) -> int:

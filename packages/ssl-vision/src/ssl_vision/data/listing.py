@@ -12,6 +12,21 @@ import numpy as np
 from contrastive_core.errors import UserError
 from ssl_vision.data.decode import EXTENSIONS
 
+UNREAD = frozenset(
+    f".{kind}"
+    for kind in (
+        "heic", "heif", "hif", "avif", "jp2", "j2k", "jpx", "jxl", "psd", "svg", "tga", "ico", "exr", "hdr", "dcm",
+        "npy",
+        "dng", "cr2", "cr3", "crw", "nef", "nrw", "arw", "srf", "sr2", "orf", "rw2", "raf", "pef", "srw", "x3f", "raw",
+    )
+).difference(EXTENSIONS)  # fmt: skip
+"""Endings of images that are not read; to leave them out without a word would be a loss that nobody notices."""
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name ends as that of an image that is read."""
+    return PurePosixPath(name).suffix.lower() in EXTENSIONS
+
 
 @dataclass
 class Listing:
@@ -19,12 +34,14 @@ class Listing:
 
     Attributes:
         images: files and links whose ending is that of an image, links to nothing included.
+        unread: files whose ending is that of an image of a kind that is not read, such as HEIC or a camera's raw file.
         others: all other files.
         hidden: files and folders whose name begins with a dot; these folders are not looked into.
         folders: folders, linked ones included.
     """
 
     images: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     hidden: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
@@ -39,7 +56,7 @@ def list_folder(folder: Path) -> Listing:
     listing = Listing()
     for kind, path in _walk(folder, "", frozenset({_identity(folder)})):
         getattr(listing, kind).append(path)
-    for paths in (listing.images, listing.others, listing.hidden, listing.folders):
+    for paths in (listing.images, listing.unread, listing.others, listing.hidden, listing.folders):
         paths.sort()
     return listing
 
@@ -63,10 +80,10 @@ def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Itera
             if identity not in above:  # a link back up would be followed forever
                 yield "folders", path
                 yield from _walk(Path(entry.path), path + "/", above | {identity})
-        elif PurePosixPath(entry.name).suffix.lower() in EXTENSIONS:
+        elif is_image(entry.name):
             yield "images", path
         else:
-            yield "others", path
+            yield "unread" if PurePosixPath(entry.name).suffix.lower() in UNREAD else "others", path
 
 
 def _identity(folder: Path) -> tuple[int, int]:

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import csv
+import io
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from contrastive_core.errors import UserError
+from ssl_vision.data.folder import canonical_split
 from ssl_vision.data.image_set import FileImages
+
+COLUMNS = {
+    "path": ("path", "file", "filename", "file_name", "filepath", "image", "image_path"),
+    "label": ("label", "class", "class_name", "category"),
+    "split": ("split", "subset", "partition"),
+}
+"""What each column may be called; of several names in one file the first here counts."""
+_MISSING = frozenset({"nan", "<na>", "n/a", "null"})  # what programs write for a value that is not there
 
 
 @dataclass(frozen=True)
@@ -21,19 +33,30 @@ class Row:
     split: str
 
 
+@dataclass(frozen=True)
+class Manifest:
+    """The rows of a manifest, and sentences about what was inferred or left out when it was read."""
+
+    rows: list[Row]
+    notes: list[str]
+
+
 def open_manifest(manifest: Path, *, split: str) -> FileImages:
     """Open a CSV file with the columns ``path`` and, as wanted, ``label`` and ``split``; other columns may follow.
 
-    Paths are relative to the manifest, or absolute. Without a split column all rows are of split ``train``; a missing
-    test split is looked for under ``val``. The order is that of the rows. Labels number the class names of the training
-    split (of all rows, where there is none), with those that only this split has among them: sorted, and by value if
-    all are whole numbers. Rows without a label are images to learn from without labels.
+    Paths are relative to the manifest, or absolute. Without a split column all rows are of split ``train``; where there
+    is no test split, ``val`` takes its place. Splits may be spelt as folders may be (Train, validation, TEST). The
+    order is that of the rows. Labels number the class names of the training split (of all rows, where there is none),
+    with those that only this split has among them: sorted, and by value if all are whole numbers. Rows without a label
+    are images to learn from without labels.
 
     Raises:
-        UserError: not a CSV file in UTF-8, missing columns, rows without a path, no rows of the split.
+        UserError: Not a CSV file in UTF-8, missing or repeated columns, rows without a path, no rows of the split.
     """
-    everything = read_manifest(manifest)
+    content = read_manifest(manifest)
+    everything = content.rows
     splits = manifest_splits(everything)
+    split = canonical_split(split)
     if split == "test" and split not in splits and "val" in splits:
         split = "val"
     rows = everything if split == "all" else [row for row in everything if row.split == split]
@@ -41,58 +64,115 @@ def open_manifest(manifest: Path, *, split: str) -> FileImages:
         found = f"rows of split {', '.join(splits)}" if splits else "no rows"
         raise UserError(f"{manifest}: found {found}, expected some of split {split!r}; say them in a column split")
     paths = [row.path for row in rows]
+    notes = [f"{manifest}: {note}" for note in content.notes]
     bare = [row.line for row in rows if not row.label]
     if bare:
         found = "no labels" if len(bare) == len(rows) else f"{len(bare)} rows without a label ({_lines(bare)})"
         todo = "label every row, or give the labelled rows a split of their own"
-        return FileImages(str(manifest), manifest.parent, paths, unlabelled=f"found {found}, expected labels; {todo}")
+        reason = f"found {found}, expected labels; {todo}"
+        return FileImages(str(manifest), manifest.parent, paths, unlabelled=reason, split=split, notes=notes)
     training = {row.label for row in everything if row.split == "train" and row.label}
     if not training:
         training = {row.label for row in everything if row.label}
     classes = _in_order(training.union(row.label for row in rows))
     number = {name: label for label, name in enumerate(classes)}
     labels = [number[row.label] for row in rows]
-    return FileImages(str(manifest), manifest.parent, paths, labels=labels, classes=classes)
+    return FileImages(
+        str(manifest), manifest.parent, paths, labels=labels, classes=classes, split=split, notes=notes
+    )  # fmt: skip
 
 
-def read_manifest(manifest: Path) -> list[Row]:
-    """All rows of a manifest.
+def read_manifest(manifest: Path) -> Manifest:
+    """Read all rows of a manifest.
+
+    Columns may be separated by commas, semicolons or tabs. Empty rows are left out. A label ``nan``, ``<NA>``, ``n/a``
+    or ``null`` is a missing one. Backslashes separate folders where no file has them in its name.
 
     Raises:
-        UserError: as `open_manifest`.
+        UserError: As `open_manifest`.
     """
+    text = read_text(manifest, expected="a CSV file")
+    head = text.partition("\n")[0]
+    delimiter = max(",;\t", key=head.count)
     try:
-        with manifest.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, skipinitialspace=True, strict=True)
-            columns = [name.strip().lower() for name in next(reader, [])]
-            cells = [(reader.line_num, row) for row in reader if row]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{manifest}: cannot be read as CSV in UTF-8 ({error}); export it again") from error
-    if "path" not in columns:
-        found = ", ".join(columns) or "an empty file"
-        raise UserError(f"{manifest}: found the columns {found}, expected path[,label][,split] separated by commas")
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+        columns = [name.strip().lower() for name in next(reader, [])]
+        cells = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise UserError(f"{manifest}: cannot be read as CSV ({error}); export it again") from error
+    place, notes = _places(manifest, columns)
     wrong = [line for line, row in cells if len(row) != len(columns)]
     if wrong:
         raise UserError(
             f"{manifest}: found rows of another length than its {len(columns)} columns ({_lines(wrong)}); put quotes "
             "around values with a comma"
         )
-    place = {name: columns.index(name) for name in ("path", "label", "split") if name in columns}
-    rows = [
-        Row(
-            line,
-            path=row[place["path"]],
-            label=row[place["label"]].strip() if "label" in place else "",
-            split=row[place["split"]].strip() if "split" in place else "train",
-        )
-        for line, row in cells
-    ]
-    pathless = [row.line for row in rows if not row.path.strip()]
+    missing: list[int] = []
+    rows = []
+    for line, row in cells:
+        label = unicodedata.normalize("NFC", row[place["label"]].strip()) if "label" in place else ""
+        if label.lower() in _MISSING:
+            missing.append(line)
+            label = ""
+        split = canonical_split(row[place["split"]].strip()) if "split" in place else "train"
+        rows.append(Row(line, local_path(row[place["path"]].strip(), manifest.parent), label, split))
+    pathless = [row.line for row in rows if not row.path]
     if pathless:
         raise UserError(
             f"{manifest}: found rows without a path ({_lines(pathless)}), expected one in each; remove them"
         )
-    return rows
+    elsewhere = [row for row in rows if re.match(r"[A-Za-z]:[\\/]", row.path)]
+    if elsewhere and Path("/").anchor == "/":
+        raise UserError(
+            f"{manifest}: found paths on a Windows drive ({elsewhere[0].path}, {_lines([r.line for r in elsewhere])}), "
+            "expected paths of this computer; make them relative to the manifest"
+        )
+    if missing:
+        notes.append(f"{len(missing)} rows whose label is a missing value ({_lines(missing)}) count as unlabelled")
+    return Manifest(rows, notes)
+
+
+def read_text(file: Path, *, expected: str) -> str:
+    """Read a text file in UTF-8 or UTF-16 with or without a byte order mark, its lines ended in any way.
+
+    Raises:
+        UserError: It cannot be opened, or is not text.
+    """
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); expected {expected}") from error
+    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{file}: cannot be read as text in UTF-8 ({error}), expected {expected}; save it again as UTF-8"
+        ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def local_path(path: str, folder: Path) -> str:
+    """A path with its backslashes as slashes, unless a file of that very name exists."""
+    return path if "\\" not in path or (folder / path).exists() else path.replace("\\", "/")
+
+
+def _places(manifest: Path, columns: Sequence[str]) -> tuple[dict[str, int], list[str]]:
+    """Which column holds what, and sentences about columns that are passed over."""
+    twice = sorted({name for name in columns if name and columns.count(name) > 1})
+    if twice:
+        raise UserError(f"{manifest}: found the column {twice[0]} twice, expected each once; remove or rename one")
+    place, notes = {}, []
+    for meaning, names in COLUMNS.items():
+        present = [name for name in names if name in columns]
+        if present:
+            place[meaning] = columns.index(present[0])
+        if len(present) > 1 and meaning != "path":
+            notes.append(f"of the columns {' and '.join(present)}, {present[0]} is taken for the {meaning}")
+    if "path" not in place:
+        found = ", ".join(columns) or "an empty file"
+        raise UserError(f"{manifest}: found the columns {found}, expected path[,label][,split] separated by commas")
+    return place, notes
 
 
 def manifest_splits(rows: Sequence[Row]) -> list[str]:

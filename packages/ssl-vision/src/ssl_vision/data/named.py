@@ -45,13 +45,15 @@ def open_named(name: str, root: Path, *, split: str) -> ImageSet:
     if split not in found.splits:
         raise UserError(f"{name}: found split {split!r}, expected one of {', '.join(found.splits)}")
     try:
-        return found.opener(root, split)
+        images = found.opener(root, split)
     except (RuntimeError, FileNotFoundError) as error:
         source = (found.source or "").format(root=str(root))
         reason = str(error).split(" You can use download=True")[0].strip()
         raise UserError(
             f"{name}: the data set is not complete under {root} ({reason}). Nothing is downloaded unasked; {source}"
         ) from error
+    images.split = split
+    return images
 
 
 def _digits(root: Path, split: str) -> ImageSet:

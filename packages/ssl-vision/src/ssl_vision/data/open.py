@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import sys
 from pathlib import Path
 
 from contrastive_core.errors import UserError
@@ -11,6 +12,8 @@ from ssl_vision.data.folder import folder_splits, open_folder
 from ssl_vision.data.image_set import ImageSet
 from ssl_vision.data.manifest import manifest_splits, open_manifest, read_manifest
 from ssl_vision.data.named import NAMED, open_named
+
+_WARNED: set[str] = set()
 
 
 def open_images(spec: str | os.PathLike[str], *, split: str = "train") -> ImageSet:
@@ -20,16 +23,20 @@ def open_images(spec: str | os.PathLike[str], *, split: str = "train") -> ImageS
         spec: a folder (``<split>/<class>/*``, ``<class>/*``, or images without classes), a CSV manifest (columns path,
             label, split), ``cifar10:ROOT``, ``cifar100:ROOT``, ``stl10:ROOT``, ``imagenet:ROOT``, or ``digits``.
         split: train, val, test, what else the set has, or ``all`` where a folder has no splits, or of a manifest or the
-            digits. Images that are not said to be of a split are of ``train``. Without a test split, ``val`` is the
-            test split.
+            digits. Images that are not said to be of a split are of ``train``. Where there is no test split, ``val``
+            takes its place; the set's `split` says which it is.
 
     Raises:
         UserError: nothing there, no such split, no images.
     """
     name, root = locate(spec)
     if name:
-        return open_named(name, root, split=split)
-    return open_folder(root, split=split) if root.is_dir() else open_manifest(root, split=split)
+        images = open_named(name, root, split=split)
+    else:
+        images = open_folder(root, split=split) if root.is_dir() else open_manifest(root, split=split)
+    for note in images.notes:
+        _warn_once(note)
+    return images
 
 
 def list_splits(spec: str | os.PathLike[str]) -> list[str]:
@@ -41,7 +48,14 @@ def list_splits(spec: str | os.PathLike[str]) -> list[str]:
     name, root = locate(spec)
     if name:
         return [split for split in NAMED[name].splits if split != "all" and "+" not in split]
-    return folder_splits(root) if root.is_dir() else manifest_splits(read_manifest(root))
+    return folder_splits(root) if root.is_dir() else manifest_splits(read_manifest(root).rows)
+
+
+def _warn_once(note: str) -> None:
+    """Print a warning on standard error, once, and by one process of several."""
+    if note not in _WARNED and os.environ.get("RANK", "0") == "0":
+        print(f"warning: {note}", file=sys.stderr, flush=True)  # noqa: T201 - to be seen, whoever opens the images
+    _WARNED.add(note)
 
 
 def locate(spec: str | os.PathLike[str]) -> tuple[str, Path]:

@@ -55,7 +55,12 @@ class _Skipping(ImageSet):
 
     def __init__(self, images: ImageSet, *, allowed: int, log: Path) -> None:
         super().__init__(
-            images.name, labels=None, classes=(), unlabelled="bad files are skipped only where no labels are needed"
+            images.name,
+            labels=None,
+            classes=(),
+            unlabelled="bad files are skipped only where no labels are needed",
+            split=images.split,
+            notes=images.notes,
         )
         self._images, self._allowed, self._log = images, allowed, log
         self._bad: set[int] = set()

@@ -14,7 +14,13 @@ class Subset(ImageSet):
 
     def __init__(self, images: ImageSet, indices: Sequence[int]) -> None:
         labels = [label for i in indices if (label := images.label(i)) is not None]
-        super().__init__(images.name, labels=labels if len(labels) == len(indices) else None, classes=images.classes)
+        super().__init__(
+            images.name,
+            labels=labels if len(labels) == len(indices) else None,
+            classes=images.classes,
+            split=images.split,
+            notes=images.notes,
+        )
         self.images, self.indices = images, list(indices)
 
     def __len__(self) -> int:

@@ -24,6 +24,7 @@ from contrastive_core.optim import scaled_lr
 from contrastive_core.train import Batches, RunOptions
 from ssl_vision.budget import plan_budget
 from ssl_vision.cli import main
+from ssl_vision.commands.evaluate import evaluate
 from ssl_vision.commands.finetune import finetune
 from ssl_vision.commands.linear import linear
 from ssl_vision.commands.make_splits import make_splits
@@ -336,3 +337,32 @@ def test_a_single_class_is_refused(write, noise, tmp_path: Path, listed: bool) -
     with pytest.raises(UserError, match=r"labelled images of one class only \(cat\), expected at least two"):
         linear("pixels", str(data), test_split="train", labels=labels)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("held_out", ["split", "file"])
+def test_a_validation_part_is_no_test_score(write, noise, tmp_path: Path, held_out: str) -> None:
+    """Where there is no test split, val takes its place; not when training was validated on it."""
+    places = [f"{split}/{name}/{i}.png" for split in ("train", "val") for name in "ab" for i in range(3)]
+    data = write({f"photos/{place}": noise(number) for number, place in enumerate(places)}) / "photos"
+    labels, validation = None, "val"
+    if held_out == "file":
+        make_splits(str(data), tmp_path / "labels", fractions=(1.0,), draws=1, validation=0.4)
+        labels, validation = tmp_path / "labels" / "100percent-draw0.json", str(tmp_path / "labels/validation.json")
+    model = tmp_path / "run"
+    settings = {"epochs": 1, "image_size": 8, "encoder": TINY, "optimizer": FAST, "run": QUIET, "validate_every": 1}
+    finetune("none", str(data), model, labels=labels, validation=validation, **settings)
+    if held_out == "file":
+        score = evaluate(str(model), str(data), device="cpu").score
+        assert (score.split, score.validation_share) == ("val", 0)
+        score = evaluate(str(model), str(data), split="train", device="cpu").score
+        assert score.validation_share == pytest.approx(2 / 6)
+    else:
+        with pytest.raises(UserError, match=r"validated on \(100 %\); the data have no test split, and val takes its"):
+            evaluate(str(model), str(data), device="cpu")
+        (data / "val").rename(data / "test")  # the same images under another name
+        with pytest.raises(UserError, match=r"images that training was validated on \(100 %\)"):
+            evaluate(str(model), str(data), device="cpu")
+        (data / "test").rename(data / "val")
+        score = evaluate(str(model), str(data), split="val", device="cpu").score
+        assert score.validation_share == 1
+    assert "this is no test score" in str(score)

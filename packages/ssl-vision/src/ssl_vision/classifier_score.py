@@ -52,6 +52,7 @@ class ClassifierScore:
         calibration: of the predicted class; see `contrastive_core.classification.calibrate`.
         per_class: in the classifier's order.
         confusion: counts, a row for each true class, a column for each predicted one.
+        validation_share: share of the images that training was validated on; above 0 the score is no test score.
     """
 
     model: str
@@ -66,6 +67,7 @@ class ClassifierScore:
     calibration: Calibration
     per_class: list[ClassAccuracy]
     confusion: list[list[int]]
+    validation_share: float = 0.0
 
     def __str__(self) -> str:
         present = [c for c in self.per_class if c.images]
@@ -77,6 +79,10 @@ class ClassifierScore:
             f"mean confidence {100 * self.calibration.confidence:.2f} %, {error} ({len(self.calibration.bins)} bins of "
             f"equal width); negative log-likelihood {self.nll:.4f}",
         ]
+        if self.validation_share:
+            lines.append(
+                f"training was validated on {100 * self.validation_share:.0f} % of these images: this is no test score"
+            )
         imperfect = [c for c in present if c.right < c.images]
         weakest = sorted(imperfect, key=lambda c: (c.right / c.images, c.name))[:_NAMED]
         if weakest:
@@ -104,7 +110,7 @@ class ClassifierScore:
 
 def score_classifier(
     logits: Tensor, labels: Tensor, *, classes: Sequence[str], model: str, model_hash: str, data: str, split: str,
-    bins: int,
+    bins: int, validation_share: float = 0.0,
 ) -> ClassifierScore:  # fmt: skip
     """Everything about logits ``[N, C]`` of images with labels ``[N]``, N > 0."""
     log_probabilities = logits.double().log_softmax(dim=1)
@@ -129,6 +135,7 @@ def score_classifier(
         calibration=calibrate(log_probabilities.exp(), labels, bins=bins),
         per_class=per_class,
         confusion=confusion.tolist(),
+        validation_share=validation_share,
     )
 
 

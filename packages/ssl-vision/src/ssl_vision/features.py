@@ -32,6 +32,7 @@ class LabelledFeatures:
     labels: Tensor
     classes: list[str]
     encoder_hash: str
+    split: str = ""
 
 
 def evaluation_batches(images: ImageSet, *, size: int, batch_size: int) -> Iterator[Tensor]:
@@ -135,4 +136,5 @@ def labelled_features(
         require_two_classes(images)
     loaded = loaded or load_encoder(model, device=device)
     features = extract(loaded, images, batch_size=batch_size)
-    return LabelledFeatures(features, images.labels().to(features.device), images.classes, module_hash(loaded.encoder))
+    labels_there = images.labels().to(features.device)
+    return LabelledFeatures(features, labels_there, images.classes, module_hash(loaded.encoder), images.split)

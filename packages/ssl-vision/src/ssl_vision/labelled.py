@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,7 +10,10 @@ from torch import Tensor
 
 from contrastive_core.errors import UserError
 from ssl_vision.data import ImageSet, Subset, open_images
+from ssl_vision.data.parallel import map_images
 from ssl_vision.label_files import read_labelled
+
+_FINGERPRINTS = 1000
 
 
 def training_set(images: ImageSet, labels: Path | None, *, held_out: Tensor | None = None) -> ImageSet:
@@ -63,6 +67,28 @@ def validation_set(validation: str, data: str, images: ImageSet) -> tuple[ImageS
     return found, None
 
 
+def sample_fingerprints(images: ImageSet) -> list[str]:
+    """The smallest fingerprints of a set, up to a thousand: enough to recognise it, or much of it, among others.
+
+    As fingerprints are spread evenly, those below the largest one kept are a random sample of the images.
+    """
+    found = sorted(set(map_images(images.fingerprint, len(images))))
+    return found[:_FINGERPRINTS]
+
+
+def known_share(images: ImageSet, known: Sequence[str]) -> float:
+    """Share of the images of a set that are among those that fingerprints were sampled from.
+
+    Exact for up to a thousand of the latter, else estimated; 0 without fingerprints.
+    """
+    if not known:
+        return 0.0
+    own = list(map_images(images.fingerprint, len(images)))
+    if len(known) == _FINGERPRINTS:
+        own = [value for value in own if value <= known[-1]]
+    return len([value for value in own if value in set(known)]) / len(own) if own else 0.0
+
+
 def without(images: ImageSet, held_out: Tensor | None) -> ImageSet:
     """The images but for those held out."""
     if held_out is None:
@@ -92,7 +118,7 @@ def require_two_classes(images: ImageSet) -> None:
     Raises:
         UserError: They are.
     """
-    present = images.labels().unique().tolist()
+    present = torch.unique(images.labels()).tolist()
     if len(present) < 2:
         name = images.classes[present[0]] if present else "none"
         raise UserError(

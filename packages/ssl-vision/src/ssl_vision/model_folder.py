@@ -15,6 +15,7 @@ from contrastive_core.train import Run, load_model
 from contrastive_core.train.device import choose_device
 from ssl_vision.data import ImageSet
 from ssl_vision.label_files import labels_digest
+from ssl_vision.labelled import sample_fingerprints
 from ssl_vision.methods import SimCLR
 from ssl_vision.models import Classifier, EncoderOptions, build_encoder
 
@@ -42,6 +43,8 @@ class LoadedClassifier:
     classes: list[str]
     image_size: int
     device: torch.device
+    validated_on: tuple[str, ...] = ()
+    """Fingerprints of the images that training was validated on; see `sample_fingerprints`."""
 
 
 @dataclass(frozen=True)
@@ -131,11 +134,17 @@ def save_classifier(
     classes: list[str],
     epoch: int,
     labelled: ImageSet | None = None,
+    validation: ImageSet | None = None,
     folder: str = "model",
 ) -> Path:
-    """Write a classifier to the run's folder; its card says which `labelled` images it has learned from, if any."""
+    """Write a classifier to the run's folder.
+
+    Its card says which `labelled` images it has learned from and which ones training was validated on, if any.
+    """
     learned_from = None if labelled is None else {"images": len(labelled), "sha256": labels_digest(labelled)}
     card = {**classifier_card(architecture, classes, epoch=epoch), "labelled": learned_from}
+    if validation is not None:
+        card["validation"] = {"images": len(validation), "fingerprints": sample_fingerprints(validation)}
     return run.save_model(dict(model.state_dict()), card, folder=folder)
 
 
@@ -203,7 +212,8 @@ def load_classifier(model: str, *, device: str = "auto") -> LoadedClassifier:
     architecture, classes = _architecture(folder, card)
     classifier = architecture.build(len(classes))
     classifier.load_state_dict(tensors)
-    return LoadedClassifier(_ready(classifier, place), classes, architecture.image_size, place)
+    validated_on = tuple((card.get("validation") or {}).get("fingerprints", ()))
+    return LoadedClassifier(_ready(classifier, place), classes, architecture.image_size, place, validated_on)
 
 
 def load_architecture(model: str) -> Architecture:

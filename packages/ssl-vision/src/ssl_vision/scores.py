@@ -51,6 +51,8 @@ class Score:
             if value is not None
         )
         text = f"{self.protocol}: top-1 {self.top1:.2f} %{more} on {self.images} images of {self.classes} classes"
+        if "test_split" in self.settings:
+            text += f", split {self.settings['test_split']}"
         return "; ".join([text, *(f"{name} {_readable(value)}" for name, value in self.found.items())])
 
 

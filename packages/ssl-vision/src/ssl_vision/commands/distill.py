@@ -145,7 +145,13 @@ def distill(
             if validating is not None and budget.ends_epoch(step, every=validate_every):
                 r.record(validation_accuracy=validating.accuracy(model), epoch=budget.epoch(step + 1))
         return save_classifier(
-            r, network, architecture=start.architecture, classes=found.classes, epoch=epochs, labelled=labelled
+            r,
+            network,
+            architecture=start.architecture,
+            classes=found.classes,
+            epoch=epochs,
+            labelled=labelled,
+            validation=scored,
         )
 
 

@@ -16,11 +16,14 @@ from contrastive_core.train.model_file import module_hash
 from ssl_vision.classifier_score import ClassifierScore, score_classifier, to_json
 from ssl_vision.data import ImageSet
 from ssl_vision.features import evaluation_batches, labelled_images, outputs
+from ssl_vision.labelled import known_share
 from ssl_vision.model_folder import load_classifier
 from ssl_vision.prediction_files import Predictions, make_predictions, write_predictions
 from ssl_vision.reporting.reliability import reliability_figure
 from ssl_vision.reporting.run_folder import data_name
 from ssl_vision.scores import evaluation_folder
+
+_MOSTLY = 0.5  # share of images validated on from which a test is refused
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ def evaluate(
     Args:
         model: the out folder of ``ssl-vision finetune`` or ``ssl-vision distill``, or its model folder.
         data: an image folder, CSV manifest or named data set with labels.
-        split: which part of the data.
+        split: which part of the data. Where there is no test split, ``val`` takes its place, and is named so; but not
+            if training was validated on it. ``--split val`` scores it under its own name, and says so.
         name: of the files; by default the data's name and the split.
         out: folder for them; by default ``evaluation`` in the model's folder.
         bins: of the calibration.
@@ -77,6 +81,13 @@ def evaluate(
     images = labelled_images(data, split=split)
     loaded = load_classifier(model, device=device)
     labels = match_classes(images, loaded.classes)
+    share = known_share(images, loaded.validated_on)
+    if share >= _MOSTLY and split == "test":
+        stands_in = images.split != split
+        found = f"{images.name}: found images that training was validated on ({100 * share:.0f} %)"
+        place = f"; the data have no test split, and {images.split} takes its place" if stands_in else ""
+        todo = f", or --split {images.split} to score the validation part under its name" if stands_in else ""
+        raise UserError(f"{found}{place}. Expected images that training has not seen: give other data{todo}")
     batches = evaluation_batches(images, size=loaded.image_size, batch_size=batch_size)
     logits = torch.cat([batch.cpu() for batch in outputs(loaded.model, batches, device=loaded.device)])
     score = score_classifier(
@@ -86,11 +97,12 @@ def evaluate(
         model=model,
         model_hash=module_hash(loaded.model),
         data=data,
-        split=split,
+        split=images.split,
         bins=bins,
+        validation_share=share,
     )
     folder = Path(out) if out is not None else evaluation_folder(model) or Path()
-    stem = name or f"{data_name(data).removesuffix('.csv')}-{split}"
+    stem = name or f"{data_name(data).removesuffix('.csv')}-{images.split}"
     predictions = make_predictions(
         logits.softmax(dim=1).numpy(),
         labels.numpy(),

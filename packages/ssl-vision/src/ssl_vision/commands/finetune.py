@@ -125,5 +125,11 @@ def finetune(
             if validating is not None and budget.ends_epoch(step, every=validate_every):
                 r.record(validation_accuracy=validating.accuracy(wrapped), epoch=budget.epoch(step + 1))
         return save_classifier(
-            r, network, architecture=start.architecture, classes=images.classes, epoch=epochs, labelled=training
+            r,
+            network,
+            architecture=start.architecture,
+            classes=images.classes,
+            epoch=epochs,
+            labelled=training,
+            validation=scored,
         )

@@ -53,7 +53,7 @@ def knn(
         temperature=temperature,
     )
     settings = {
-        "k": k, "temperature": temperature, **training_images(train_split, labels), "test_split": test_split,
+        "k": k, "temperature": temperature, **training_images(train_split, labels), "test_split": query.split,
     }  # fmt: skip
     score = accuracy(
         "knn", scores, query.labels, model=model, encoder_hash=query.encoder_hash, data=data, settings=settings

@@ -80,7 +80,7 @@ def linear(
         raise RuntimeError("the frozen encoder changed during linear evaluation; its scores mean nothing")
     settings = {
         "epochs": epochs, "batch_size": batch_size, "lr": lr, "augment": augment, "seed": seed,
-        **training_images(train_split, labels), "test_split": test_split,
+        **training_images(train_split, labels), "test_split": test.split,
     }  # fmt: skip
     score = accuracy(
         "linear", scores, test.labels, model=model, encoder_hash=test.encoder_hash, data=data, settings=settings

@@ -92,7 +92,7 @@ def transfer(
         scores = final.classifier(test.features)
     drawn = f"{val_share:g} of {train_split}, seed {seed}"
     settings: dict[str, object] = {
-        **training_images(train_split, labels), "val_split": val_split or drawn, "test_split": test_split,
+        **training_images(train_split, labels), "val_split": val_split or drawn, "test_split": test.split,
         "l2 chosen by": metric,
     }  # fmt: skip
     found: dict[str, object] = {

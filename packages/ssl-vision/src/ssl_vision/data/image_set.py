@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from ssl_vision.data.decode import read_image, read_size
+from ssl_vision.data.decode import read_bytes, read_image, read_size
 from ssl_vision.data.listing import PathList, printable
 
 ADD_LABELS = (
@@ -78,6 +79,10 @@ class ImageSet(ABC):
         _, height, width = self.read(index).shape
         return height, width
 
+    def fingerprint(self, index: int) -> str:
+        """Hexadecimal digest of an image's content: equal where the same file, or the same pixels, are met again."""
+        return _digest(self.read(index).numpy().tobytes())
+
     @property
     def ids(self) -> Tensor:
         """int64 ``[N]``: the identities of the images."""
@@ -144,6 +149,9 @@ class FileImages(ImageSet):
     def size(self, index: int) -> tuple[int, int]:
         return read_size(self.files[index])
 
+    def fingerprint(self, index: int) -> str:
+        return _digest(read_bytes(self.files[index]))
+
     def path(self, index: int) -> str:
         return printable(str(self.files[index]))
 
@@ -174,3 +182,7 @@ class ArrayImages(ImageSet):
 
     def path(self, index: int) -> str:
         return f"{self.name}#{index}"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=6).hexdigest()

@@ -29,6 +29,9 @@ class Subset(ImageSet):
     def read(self, index: int) -> Tensor:
         return self.images.read(self.indices[index])
 
+    def fingerprint(self, index: int) -> str:
+        return self.images.fingerprint(self.indices[index])
+
     def path(self, index: int) -> str:
         return self.images.path(self.indices[index])
 

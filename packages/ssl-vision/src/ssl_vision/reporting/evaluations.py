@@ -25,7 +25,8 @@ class Evaluated:
     @property
     def name(self) -> str:
         """The images in words."""
-        return f"{data_name(self.score.data)}, split {self.score.split}"
+        seen = " (validated on in training)" if self.score.validation_share else ""
+        return f"{data_name(self.score.data)}, split {self.score.split}{seen}"
 
     @property
     def images(self) -> tuple[str, str]:

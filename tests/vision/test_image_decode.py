@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, PngImagePlugin
 
 from contrastive_core.errors import UserError
-from ssl_vision.data.decode import UndecodableError, decode, read_image, read_size
+from ssl_vision.data import decode as decoding
+from ssl_vision.data.decode import EXTENSIONS, ReadOptions, UndecodableError, decode, read_image, read_size
 
 ORIENTATION = 0x0112
 # EXIF 2.32, tag 274: which visual side the stored row 0 and the stored column 0 are.
@@ -194,7 +195,7 @@ def test_the_first_frame_and_the_first_page() -> None:
 def test_32_bits_are_refused(dtype: str, tmp_path: Path) -> None:
     path = tmp_path / "depth.tif"
     Image.fromarray(np.ones((2, 2), dtype=dtype)).save(path)
-    with pytest.raises(UserError, match=rf"{re.escape(str(path))}.*32-bit pixels.*8 or 16 bits"):
+    with pytest.raises(UserError, match=rf"{re.escape(str(path))}.*32-bit .*pixels.*8 or 16 bits"):
         read_image(path)
 
 
@@ -293,11 +294,99 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
 def test_too_large_an_image_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "map.png"
     Image.new("RGB", (40, 40)).save(path)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    small = ReadOptions(max_megapixels=0.001)
+    for read in (read_image, read_size):
+        with pytest.raises(
+            UserError, match=r"map\.png: is too large: 40x40 px are 0\.0016 megapixels, the limit is 0\.001"
+        ):
+            read(path, small)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # PIL's own limit, which belongs to the whole process
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_image(path).shape == (3, 40, 40)
+
+
+def tiff(values: np.ndarray, *, bits: int, kind: int = 1, order: str = "<") -> bytes:
+    """An uncompressed TIFF of values [H, W] or [H, W, channels], put together by hand."""
+    height, width = values.shape[:2]
+    channels = values.shape[2] if values.ndim == 3 else 1
+    tail = struct.pack(f"{order}{channels}H", *[bits] * channels) + struct.pack(
+        f"{order}{channels}H", *[kind] * channels
+    )
+    tags = {256: width, 257: height, 259: 1, 262: 1, 277: channels, 278: height, 279: values.nbytes, 284: 1}
+    start = 8 + 2 + 12 * (len(tags) + 3) + 4
+    entries = {tag: struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items()}
+    for tag, place, value in ((258, start, bits), (339, start + 2 * channels, kind)):
+        end = struct.pack(f"{order}HH", value, 0) if channels == 1 else struct.pack(f"{order}I", place)
+        if channels == 2:
+            end = struct.pack(f"{order}HH", value, value)
+        entries[tag] = struct.pack(f"{order}HHI", tag, 3, channels) + end
+    entries[273] = struct.pack(f"{order}HHII", 273, 4, 1, start + len(tail))
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(entries))
+    body = values.astype(values.dtype.newbyteorder(order)).tobytes()
+    return head + b"".join(entries[tag] for tag in sorted(entries)) + bytes(4) + tail + body
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(("channels", "bits"), [(13, 16), (4, 16), (8, 8), (5, 8)])
+def test_an_intact_tiff_of_many_channels_is_not_called_damaged(
+    channels: int, bits: int, order: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = tiff(np.ones((5, 7, channels), dtype=f"u{bits // 8}"), bits=bits, order=order)
     with pytest.raises(
-        UserError, match=r"map\.png: is too large .*scale it down, or raise PIL\.Image\.MAX_IMAGE_PIXELS"
+        UndecodableError, match=rf"a TIFF of {channels} channels of {bits} bits \(7x5 px\), expected at most 4"
     ):
-        read_image(path)
+        decode(data)
+    assert capfd.readouterr().err == ""
+    with pytest.raises(UndecodableError, match="damaged or cut off"):
+        decode(data[:60])
+
+
+def test_types_of_pixels_are_named_as_they_are() -> None:
+    with pytest.raises(UndecodableError, match=r"found 16-bit signed pixels"):
+        decode(tiff(np.full((4, 4), -7, np.int16), bits=16, kind=2))
+    with pytest.raises(UndecodableError, match=r"found 32-bit floating-point pixels"):
+        decode(tiff(np.ones((4, 4), np.float32), bits=32, kind=3))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_12_bits_in_16_are_scaled_or_warned_of(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / f"cells.{kind.lower()}"
+    values = np.array([[0, 16, 2048, 4095]], np.uint16)
+    path.write_bytes(encoded(Image.fromarray(values), kind))
+    decoding._warned_dark = False
+    assert read_image(path)[0].tolist() == [[0, 0, 8, 15]]
+    assert f"warning: {path}: found 16-bit pixels below 4096" in capsys.readouterr().err
+    assert read_image(path, ReadOptions(bits=12))[0].tolist() == [[0, 1, 128, 255]]
+    assert capsys.readouterr().err == ""
+    for bits in (7, 17):
+        with pytest.raises(UserError, match=rf"bits is {bits}; expected 8 to 16"):
+            ReadOptions(bits=bits)
+
+
+@pytest.mark.parametrize("block", ["text", "compressed text", "international text", "profile", "damaged"])
+def test_a_large_or_damaged_block_of_text_costs_no_pixel(block: str) -> None:
+    image, info, profile = Image.new("RGB", (4, 2), (200, 30, 40)), PngImagePlugin.PngInfo(), b""
+    if block == "text":
+        info.add_text("workflow", "x" * 2_000_000)
+    elif block == "compressed text":
+        info.add_text("workflow", "x" * 2_000_000, zip=True)
+    elif block == "international text":
+        info.add_itxt("workflow", "x" * 2_000_000, zip=True)
+    elif block == "profile":
+        profile = bytes(1_500_000)
+    data = encoded(image, "PNG", pnginfo=info, **({"icc_profile": profile} if profile else {}))
+    if block == "damaged":
+        bad = chunk(b"tEXt", b"a\0b")[:-4] + b"\0\0\0\0"
+        data = data[:33] + bad + data[33:]
+    assert decode(data).pixels[:, 0, 0].tolist() == [200, 30, 40]
+
+
+@pytest.mark.skipif(".avif" not in EXTENSIONS, reason="this Pillow has no AVIF")
+def test_avif_is_read_where_pillow_does(tmp_path: Path) -> None:
+    path = tmp_path / "a.avif"
+    Image.new("RGB", (8, 6), (200, 30, 40)).save(path)
+    assert (read_image(path)[:, 3, 3].int() - torch.tensor([200, 30, 40])).abs().max() < 6
 
 
 def test_real_files(cifar_files: dict[str, bytes]) -> None:

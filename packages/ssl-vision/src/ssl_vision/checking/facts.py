@@ -22,6 +22,7 @@ _ENDINGS = {
     "TIFF": (".tif", ".tiff"),
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
     "GIF": (".gif",),
+    "AVIF": (".avif",),
 }
 _MAY_HOLD_SEVERAL = ("GIF", "TIFF", "WEBP", "PNG")
 
@@ -44,6 +45,7 @@ class Facts:
         is_blank: all pixels have one colour.
         file_hash: of the bytes of the file.
         pixel_hash: of size and decoded pixels.
+        is_dark: 16 bits per channel of which at most the lower 12 are used.
     """
 
     split: str
@@ -59,6 +61,7 @@ class Facts:
     is_blank: bool = False
     file_hash: bytes = b""
     pixel_hash: bytes = b""
+    is_dark: bool = False
 
 
 def look_at(images: ImageSet, index: int, *, split: str) -> Facts:
@@ -91,6 +94,7 @@ def look_at(images: ImageSet, index: int, *, split: str) -> Facts:
         is_blank=blank,
         file_hash=_hash(data),
         pixel_hash=pixel_hash,
+        is_dark=picture.dark,
     )
 
 

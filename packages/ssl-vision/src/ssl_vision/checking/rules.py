@@ -72,6 +72,7 @@ def unlike_the_rest(facts: Sequence[Facts], name: Name) -> Iterator[Finding]:
     typical, count = next(iter(sizes.items()))
     short = median_low(min(fact.size) for fact in good)
     blank = [Item([name(fact)]) for fact in good if fact.is_blank]
+    dark = [Item([name(fact)]) for fact in good if fact.is_dark]
     tiny, long, other = [], [], []
     for fact in good:
         width, height = fact.size
@@ -86,6 +87,7 @@ def unlike_the_rest(facts: Sequence[Facts], name: Name) -> Iterator[Finding]:
         ("blank", blank, "of one colour throughout"),
         ("tiny", tiny, f"very small: under {_TINY} px, or {_TINY} times smaller than usual here"),
         ("long", long, f"more than {_LONG} times as long as wide; a crop shows little of it"),
+        ("dark", dark, "nearly black: of 16 bits at most 12 are used; --bits 12 scales them"),
         ("odd_size", other, f"of another size than nearly all, {typical[0]}x{typical[1]} px"),
     ):
         if items:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,17 +24,24 @@ from PIL import (  # noqa: F401
     TiffImagePlugin,
     UnidentifiedImageError,
     WebPImagePlugin,
+    features,
 )
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from ssl_vision.data.sniff import describe
+from ssl_vision.data.sniff import describe, describe_tiff
+
+_AVIF = bool(features.check("avif"))
+if _AVIF:
+    from PIL import AvifImagePlugin  # noqa: F401
 
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".gif"}
+    | ({".avif"} if _AVIF else set())
 )
-# Nothing else is tried: of a file that calls itself an image, no PostScript interpreter shall be started.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+# No other format is tried: a file that calls itself an image must not start a PostScript interpreter.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", *(("AVIF",) if _AVIF else ()))
+_NO_PIXELS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks of a PNG that may be large or damaged and cost no pixel
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -50,33 +58,67 @@ class UndecodableError(ValueError):
     """The bytes are no image that can be shown; the message says what they are instead and what to do."""
 
 
+@dataclass(frozen=True)
+class ReadOptions:
+    """How image files are read.
+
+    Attributes:
+        bits: Significant bits of 16-bit files, for example 12 for many microscopes and X-ray detectors; 0: all 16.
+        max_megapixels: Largest image that is read, in millions of pixels; a larger one may be a decompression bomb.
+    """
+
+    bits: int = 0
+    max_megapixels: float = 179.0
+
+    def __post_init__(self) -> None:
+        if not (self.bits == 0 or 8 <= self.bits <= 16):
+            raise UserError(f"bits is {self.bits}; expected 8 to 16, or 0 for all 16")
+        if not self.max_megapixels > 0:
+            raise UserError(f"max_megapixels is {self.max_megapixels}; expected more than 0")
+
+
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A decoded file: pixels uint8 ``[3, H, W]``, and how it was stored (EXIF orientation 1: upright)."""
+    """A decoded file: pixels uint8 ``[3, H, W]``, and how it was stored (EXIF orientation 1: upright).
+
+    `dark` says that the file has 16 bits per channel of which at most the lower 12 are used.
+    """
 
     pixels: np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
     format: str
     mode: str
     orientation: int
+    dark: bool = False
 
 
-def read_image(path: Path) -> Tensor:
+def read_image(path: Path, options: ReadOptions = ReadOptions()) -> Tensor:
     """Decode a file to uint8 ``[3, H, W]`` RGB.
 
     The EXIF orientation is applied. Gray, palette, CMYK and other colour modes are converted by PIL's plain formulas,
-    without colour profiles. Of 16 bits the high 8 are kept (65535 becomes 255: scaled, not clipped). Transparent pixels
-    are laid over white. Of an animation or a stack of pages the first is taken.
+    without colour profiles. Of 16 bits the high 8 are kept (65535 becomes 255: scaled, not clipped), of fewer
+    significant bits the highest 8 of these. Transparent pixels are laid over white. Of an animation or a stack of pages
+    the first is taken. A warning is printed once when a 16-bit image uses at most 12 bits and nothing says so.
 
     Raises:
-        UserError: no such file, not an image, damaged or truncated, or pixels of 32 bits, whose range nothing says.
+        UserError: no such file, not an image, damaged or truncated, too large, or pixels whose range nothing says.
     """
+    global _warned_dark  # noqa: PLW0603 - one line a process is enough
     try:
-        return torch.from_numpy(decode(read_bytes(path)).pixels)
+        picture = decode(read_bytes(path), options)
     except UndecodableError as error:
         raise UserError(f"{path}: {error}") from error
+    if picture.dark and not options.bits and not _warned_dark:
+        _warned_dark = True
+        print(  # noqa: T201 - to be seen, whoever reads the image
+            f"warning: {path}: found 16-bit pixels below 4096, so that the image is nearly black; if the files have 12 "
+            "significant bits, say --bits 12",
+            file=sys.stderr,
+            flush=True,
+        )
+    return torch.from_numpy(picture.pixels)
 
 
-def read_size(path: Path) -> tuple[int, int]:
+def read_size(path: Path, options: ReadOptions = ReadOptions()) -> tuple[int, int]:
     """Height and width of the upright image, from its header alone; the pixels may still prove unreadable.
 
     Raises:
@@ -84,7 +126,7 @@ def read_size(path: Path) -> tuple[int, int]:
     """
     data = read_bytes(path)
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with _open(data, options) as image:
             if image.format == "TIFF":
                 image.load()  # whether PIL swaps the sides of its header depends on its version
             lies = image.format != "TIFF" and _orientation(image) >= 5
@@ -108,45 +150,96 @@ def read_bytes(path: Path) -> bytes:
         raise UserError(f"{path}: cannot be opened ({error.strerror}); see that it is a file you may read") from error
 
 
-def decode(data: bytes) -> Picture:
+def decode(data: bytes, options: ReadOptions = ReadOptions()) -> Picture:
     """The content of an image file as a picture; see `read_image`.
 
     Raises:
         UndecodableError: it is none.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            mode = image.mode
-            # PIL turns a TIFF while loading it, after which it no longer says so. Other files are asked after loading:
-            # asking a PNG loads it, and a failure to load must not pass for a failure to read its EXIF block.
-            turned = _orientation(image) if image.format == "TIFF" else 1
-            image.load()
-            orientation = _orientation(image)
-            rgb = _to_rgb(image)
-            if orientation != 1:
-                rgb = rgb.transpose(_UPRIGHT[orientation])
-            pixels = np.asarray(rgb).transpose(2, 0, 1).copy()
-            return Picture(pixels, image.format or "", mode, max(orientation, turned))
+        return _decode(data, options)
     except UndecodableError:
         raise
     except Exception as error:  # decoders raise whatever a damaged file leads them to, down to TypeError
+        lean = _without_text(data)
+        if lean is not None:
+            return decode(lean, options)
         raise UndecodableError(_problem(error, data)) from error
 
 
-def count_frames(data: bytes) -> int:
+def _decode(data: bytes, options: ReadOptions) -> Picture:
+    bands = describe_tiff(data, more_than=4)
+    if bands is not None:
+        raise UndecodableError(bands)
+    with _open(data, options) as image:
+        mode = image.mode
+        # PIL turns a TIFF while loading it, after which it no longer says so. Other files are asked after loading:
+        # asking a PNG loads it, and a failure to load must not pass for a failure to read its EXIF block.
+        turned = _orientation(image) if image.format == "TIFF" else 1
+        image.load()
+        orientation = _orientation(image)
+        rgb, dark = _to_rgb(image, options.bits)
+        if orientation != 1:
+            rgb = rgb.transpose(_UPRIGHT[orientation])
+        pixels = np.asarray(rgb).transpose(2, 0, 1).copy()
+        return Picture(pixels, image.format or "", mode, max(orientation, turned), dark)
+
+
+def count_frames(data: bytes, options: ReadOptions = ReadOptions()) -> int:
     """Pictures in a file that decodes: frames of an animation, pages of a document; 1 if the others are damaged."""
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with _open(_without_text(data) or data, options) as image:
             return int(getattr(image, "n_frames", 1))
-    except (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, struct.error):
+    except (UndecodableError, OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, struct.error):
         return 1
 
 
+def _open(data: bytes, options: ReadOptions) -> Image.Image:
+    """Open an image as `PIL.Image.open` does, but with a limit on its size that belongs to the caller.
+
+    PIL's limit is a variable of its module, shared with everybody in the process, and its warning names no file.
+    """
+    for name in _FORMATS:
+        factory, accept = Image.OPEN[name]
+        if accept is not None and accept(data[:16]) is not True:
+            continue
+        try:
+            image: Image.Image = factory(io.BytesIO(data), "")
+        except (SyntaxError, IndexError, TypeError, struct.error):  # as PIL: another format may accept the file
+            continue
+        if image.width * image.height > options.max_megapixels * 1e6:
+            raise UndecodableError(
+                f"is too large: {image.width}x{image.height} px are {image.width * image.height / 1e6:.4g} megapixels, "
+                f"the limit is {options.max_megapixels:.4g}; scale it down, or raise --max_megapixels if you trust it"
+            )
+        return image
+    raise UnidentifiedImageError
+
+
+def _without_text(data: bytes) -> bytes | None:
+    """A PNG without its texts and colour profile, which PIL limits in size; None where there are none."""
+    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return None
+    kept, at, dropped = [data[:8]], 8, False
+    while at + 8 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        end = at + 12 + length
+        if data[at + 4 : at + 8] in _NO_PIXELS:
+            dropped = True
+        else:
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept) if dropped else None
+
+
 def _problem(error: Exception, data: bytes) -> str:
+    if isinstance(error, UndecodableError):
+        return str(error)
     if isinstance(error, UnidentifiedImageError):
+        tiff = describe_tiff(data)
+        if tiff is not None:
+            return tiff
         return f"found {describe(data)}, expected an image; copy or export the file again, or remove it"
-    if isinstance(error, Image.DecompressionBombError):
-        return f"is too large ({error}); scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
     return f"cannot be decoded ({error}); it is damaged or cut off: copy or export it again, or remove it"
 
 
@@ -158,22 +251,35 @@ def _orientation(image: Image.Image) -> int:
     return value if value in _UPRIGHT else 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, bits: int) -> tuple[Image.Image, bool]:
+    """The image in RGB, and whether it has 16 bits of which at most the lower 12 are used."""
     mode = image.mode
     if mode == "RGB" and "transparency" not in image.info:
-        return image
+        return image, False
     if mode == "F" or (mode == "I" and image.format == "TIFF"):
+        sample = _sample_of(image)
         raise UndecodableError(
-            f"found 32-bit pixels (mode {mode}), whose range nothing says; save the image with 8 or 16 bits per channel"
+            f"found {sample} pixels (mode {mode}), whose range nothing says; save the image with unsigned pixels of 8 "
+            "or 16 bits per channel"
         )
     if mode.startswith("I"):
         # What remains of modes I and I;16 are files of 16 bits.
         values = np.asarray(image).astype(np.int64)
-        gray = (values >> 8).astype(np.uint8)
+        gray = np.minimum(values >> ((bits or 16) - 8), 255).astype(np.uint8)
         if "transparency" in image.info:
             gray[values == image.info["transparency"]] = 255
-        return Image.fromarray(gray).convert("RGB")
+        return Image.fromarray(gray).convert("RGB"), bool(0 < values.max() < 4096)
     if mode in _ALPHA_MODES or "transparency" in image.info:
         layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB"), False
+    return image.convert("RGB"), False
+
+
+def _sample_of(image: Image.Image) -> str:
+    """The type of the pixels of a TIFF in words: "16-bit signed", "32-bit"."""
+    tags = getattr(image, "tag_v2", {})
+    (bits, *_), (kind, *_) = tags.get(258, (32,)), tags.get(339, (1,))
+    return f"{bits}-bit" + {2: " signed", 3: " floating-point"}.get(int(kind), "")
+
+
+_warned_dark = False

@@ -173,10 +173,16 @@ def unread_text(unread: Sequence[str]) -> str:
 
 
 def _subfolders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in _entries(folder) if entry.is_dir())
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies in a folder, hidden files and folders aside."""
     try:
-        return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+        entries = list(os.scandir(folder))
     except OSError as error:
         raise UserError(f"{folder}: cannot be listed ({error.strerror}); see that you may read the folder") from error
+    return [entry for entry in entries if not entry.name.startswith(".")]
 
 
 def _split_word(name: str) -> tuple[str, bool, tuple[str, ...]] | None:
@@ -272,7 +278,7 @@ def _without_repetition(folder: Path) -> Path:
 
 
 def _holds_images_itself(folder: Path) -> bool:
-    return any(not entry.name.startswith(".") and is_image(entry.name) for entry in os.scandir(folder))
+    return any(is_image(entry.name) for entry in _entries(folder))
 
 
 def _refuse_splits_in_classes(folder: Path, listing: Listing) -> None:
@@ -295,7 +301,7 @@ def _refuse_splits_in_classes(folder: Path, listing: Listing) -> None:
 def _left_out(folder: Path, beside: Sequence[str]) -> list[str]:
     """A sentence about images that lie beside the folders of splits."""
     counts = [(f"{name} ({count:,})", count) for name in beside if (count := len(list_folder(folder / name).images))]
-    loose = sum(1 for entry in os.scandir(folder) if not entry.name.startswith(".") and is_image(entry.name))
+    loose = sum(is_image(entry.name) for entry in _entries(folder))
     if loose:
         counts.append((f"no folder ({loose:,})", loose))
     if not counts:

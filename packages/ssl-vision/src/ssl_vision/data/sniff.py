@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 # How a file begins, and what it then is. Images of kinds that are not read come with the way out.
 _BEGINNINGS = (
     (b"\xff\xd8\xff", "a JPEG with a damaged or cut off header"),
@@ -41,3 +43,35 @@ def describe(data: bytes) -> str:  # noqa: PLR0911 - one return per kind
     if text.replace("\n", " ").replace("\t", " ").isprintable() and "\ufffd" not in text:
         return f"text that begins {text[:32]!r}"
     return "no known image format"
+
+
+def describe_tiff(data: bytes, *, more_than: int = 0) -> str | None:
+    """What a TIFF with an intact directory holds, and what to do; None of other files and of those with fewer channels.
+
+    Args:
+        data: Content of the file.
+        more_than: Channels that the file must have more of.
+    """
+    order: Literal["little", "big"] | None = {b"II*\0": "little", b"MM\0*": "big"}.get(data[:4])  # type: ignore[assignment]
+    if order is None:
+        return None
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(data[at : at + size], order)
+
+    directory = number(4, 4)
+    tags: dict[int, int] = {}
+    for entry in range(number(directory, 2)):
+        at = directory + 2 + 12 * entry
+        if at + 12 > len(data):
+            return None
+        size, count = {1: 1, 3: 2, 4: 4}.get(number(at + 2, 2), 0), number(at + 4, 4)
+        place = at + 8 if size * count <= 4 else number(at + 8, 4)
+        tags[number(at, 2)] = number(place, size)
+    width, height, bands, bits = (tags.get(tag, default) for tag, default in ((256, 0), (257, 0), (277, 1), (258, 1)))
+    if not width or not height or (273 not in tags and 324 not in tags) or bands <= more_than:
+        return None
+    return (
+        f"found a TIFF of {bands} channels of {bits} bits ({width}x{height} px), expected at most 4 of 8 bits, or 1 or "
+        f"3 of 16; to train on all of them say --channels {bands}, else export the ones to use"
+    )

@@ -68,14 +68,14 @@ INSTALLS = {
         ("contrastive_core",),
         ("python -m contrastive_core",),
         use=LOSS,
-        skip=("contrastive_core.train", "contrastive_core.report"),
+        skip=("contrastive_core.training", "contrastive_core.app.report"),
     ),
     f"{CORE}[train]": Install(
         ENGINE,
         ("contrastive_core",),
         ("python -m contrastive_core",),
         use=LOSS,
-        skip=("contrastive_core.report",),  # needs matplotlib, which the domain packages bring
+        skip=("contrastive_core.app.report",),  # needs matplotlib, which the domain packages bring
     ),
     "ssl-vision": Install(
         ENGINE | {"torchvision", "scikit-learn", "matplotlib"},

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from contrastive_core.native import library
 from contrastive_core.native.build import BuildError, build_cpu
-from contrastive_core.similarity import backend as backends
-from contrastive_core.similarity import tiles, use_backend
+from contrastive_core.similarity import backends, torch_backend, use_backend
 
 
 @pytest.fixture(scope="session")
@@ -54,8 +53,8 @@ def little_blocks(native: None) -> Iterator[None]:
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles so small that little inputs have many, with ragged ends."""
-    monkeypatch.setattr(tiles, "_BLOCK", {"cpu": 7})
-    monkeypatch.setattr(tiles, "_BLOCK_WITHIN_CLASSES", 3)
+    monkeypatch.setattr(torch_backend, "_BLOCK", {"cpu": 7})
+    monkeypatch.setattr(torch_backend, "_BLOCK_WITHIN_CLASSES", 3)
 
 
 def unit(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 from contrastive_core import encode_in_chunks, nt_xent
-from contrastive_core.train import convert_sync_batchnorm
+from contrastive_core.training import convert_sync_batchnorm
 from tests.core.gloo import Found, be_a_worker
 
 ROWS = 12  # of one process

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from contrastive_core import distributed, info_nce, nt_xent, ring, suncet, supcon
-from contrastive_core.similarity import tiles, use_backend
-from contrastive_core.similarity.ring_lse import ring_lse
+from contrastive_core import distributed, info_nce, nt_xent, suncet, supcon
+from contrastive_core.similarity import torch_backend, use_backend
+from contrastive_core.similarity.ring import ring_lse
 from tests.core import gather_worker
 from tests.core.gather_worker import gradients, has_labels, inputs, labels, model, refused
 from tests.core.gloo import Found, be_a_worker
@@ -24,7 +24,7 @@ BIG = (4096, 32)
 def find(rank: int, world: int) -> Found:
     found: Found = {}
     net, x = model(), inputs(world)[rank]
-    tiles._BLOCK, tiles._BLOCK_WITHIN_CLASSES = {"cpu": 4}, 3  # several, with ragged ends
+    torch_backend._BLOCK, torch_backend._BLOCK_WITHIN_CLASSES = {"cpu": 4}, 3  # several, with ragged ends
     for name, loss in gather_worker.cases():
         for kind, y in labels(world).items():
             if name in SKIPPED or (not has_labels(name) and kind != "random"):
@@ -73,14 +73,14 @@ def compiled(x: Tensor, y: Tensor) -> list[list[Tensor]]:
 def choice(x: Tensor) -> dict[str, int]:
     """How many hops a forward pass makes with `gather=True`, by the size from which the ring is taken."""
     hops: list[int] = []
-    Hop = ring.Hop
+    Hop = distributed.Hop
 
     class Counted(Hop):
         def __init__(self, *args: object, **keywords: object) -> None:
             hops.append(1)
             super().__init__(*args, **keywords)  # type: ignore[arg-type]
 
-    ring.Hop, default = Counted, distributed.RING_FROM
+    distributed.Hop, default = Counted, distributed.RING_FROM
     counts = {}
     bytes_of_all = torch.distributed.get_world_size() * x.numel() * 8
     for name, size in (("default", default), ("above", bytes_of_all + 1), ("at", bytes_of_all)):
@@ -88,7 +88,7 @@ def choice(x: Tensor) -> dict[str, int]:
         hops.clear()
         nt_xent(x[::2], x[1::2], gather=True)
         counts[name] = len(hops)
-    ring.Hop, distributed.RING_FROM = Hop, default
+    distributed.Hop, distributed.RING_FROM = Hop, default
     return counts
 
 
@@ -113,7 +113,7 @@ def nt_xent_of_none() -> str:
 
 def memory(way: str) -> int:
     """Bytes of the largest tensor made in either pass."""
-    tiles._BLOCK = {"cpu": 256}  # every tile is traced; one is half as large as the rows
+    torch_backend._BLOCK = {"cpu": 256}  # every tile is traced; one is half as large as the rows
     n, d = BIG
     z = torch.randn(n, d).requires_grad_()
     # The compiled backend takes a fixed amount for each thread, which at this size hides what is asked here.

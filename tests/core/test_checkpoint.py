@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 from contrastive_core import LARS, WarmupCosine
-from contrastive_core.train import checkpoint
+from contrastive_core.training import checkpoint
 
 DTYPES = [
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32,

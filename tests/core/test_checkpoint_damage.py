@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import checkpoint, files
+from contrastive_core.training import checkpoint, files
 
 
 def three(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import ClassBatches
+from contrastive_core.training import ClassBatches
 
 LABELS = torch.tensor([7, 3, 7, 3, 5, 7, 3, 5, 7, 3, 5, 7, 7, 9, 3, 9, 5, 9, 9, 3])  # 6 x 3, 4 x 5, 6 x 7, 4 x 9
 

@@ -11,7 +11,7 @@ import pytest
 
 PROGRAM = """
 import os, sys, time
-from contrastive_core.cli import Verb, run
+from contrastive_core.app.cli import Verb, run
 from contrastive_core.errors import UserError
 
 def result(lines: int = 3, wait: float = 0.0) -> str:

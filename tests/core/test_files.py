@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from contrastive_core.train.files import open_atomic, write_atomic
+from contrastive_core.training.files import open_atomic, write_atomic
 
 
 def _write(file: Path, letter: bytes) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from contrastive_core import ProjectionHead
-from contrastive_core.train.sync_batchnorm import SyncBatchNorm, convert_sync_batchnorm
+from contrastive_core.training.sync_batchnorm import SyncBatchNorm, convert_sync_batchnorm
 
 Golden = Callable[[str], np.lib.npyio.NpzFile]
 

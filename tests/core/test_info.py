@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import contrastive_core
-from contrastive_core.similarity import native, use_backend
+from contrastive_core.similarity import native_backend, use_backend
 
 
 def test_info_is_what_runs() -> None:
@@ -34,12 +34,12 @@ def test_info_is_what_runs() -> None:
 def test_it_says_what_computes_on_a_cuda_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.delenv("CONTRASTIVE_CORE_CUDA", raising=False)
-    native.cuda_is_used.cache_clear()
+    native_backend.cuda_is_used.cache_clear()
     assert "kernels are off (`python -m contrastive_core build --cuda` makes them" in contrastive_core.info().cuda
     monkeypatch.setenv("CONTRASTIVE_CORE_CUDA", "symmetric")
-    monkeypatch.setattr(native, "cuda_is_used", lambda: False)
+    monkeypatch.setattr(native_backend, "cuda_is_used", lambda: False)
     assert "asked for, but not used" in contrastive_core.info().cuda
-    monkeypatch.setattr(native, "cuda_is_used", lambda: True)
+    monkeypatch.setattr(native_backend, "cuda_is_used", lambda: True)
     assert contrastive_core.info().cuda == "experimental kernels (CONTRASTIVE_CORE_CUDA=symmetric)"
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from contrastive_core import local_contrastive
-from contrastive_core.losses.class_pixels import draw_anchors
+from contrastive_core.losses.local_contrastive import draw_anchors
 
 Golden = Callable[[str], np.lib.npyio.NpzFile]
 Differentiate = Callable[..., tuple[Tensor, ...]]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core import LocalContrastiveLoss, local_contrastive
-from contrastive_core.losses.class_pixels import class_means, draw_anchors
+from contrastive_core.losses.local_contrastive import class_means, draw_anchors
 
 Golden = Callable[[str], np.lib.npyio.NpzFile]
 Differentiate = Callable[..., tuple[Tensor, ...]]

@@ -24,7 +24,7 @@ from contrastive_core import (
     suncet,
     supcon,
 )
-from contrastive_core.losses import class_shares
+from contrastive_core.losses import _class_probabilities
 from tests.core.loss_cases import (
     NAMES,
     Differentiate,
@@ -91,7 +91,7 @@ def test_suncet_with_smoothed_labels(
 ) -> None:
     z, labels = randn(n, 5, seed=seed), some_labels(n, classes, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(class_shares, "_BLOCK", 7)
+        patch.setattr(_class_probabilities, "_BLOCK", 7)
         ours = differentiate(lambda z: suncet(z, labels, temperature=t, label_smoothing=share), z)
     formula = differentiate(lambda z: formulas.smoothed_suncet(z, labels, t, share), z)
     for a, b in zip(ours, formula, strict=True):
@@ -113,7 +113,7 @@ def test_paws_in_blocks(block: int, monkeypatch: pytest.MonkeyPatch, differentia
         consistency = -(sharp.detach().roll(12, 0) * predicted.log()).sum(1).mean()
         return consistency + (sharp.mean(0) * sharp.mean(0).log()).sum()
 
-    monkeypatch.setattr(class_shares, "_BLOCK", block)
+    monkeypatch.setattr(_class_probabilities, "_BLOCK", block)
     ours = differentiate(lambda v, s: sum(paws(v[:12], v[12:], s, labels, temperature=0.3)), views, supports)
     for a, b in zip(ours, differentiate(formula, views, supports), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)

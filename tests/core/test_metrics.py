@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contrastive_core.train.metrics import MetricsFile, TimingFile, read
+from contrastive_core.training.recorder import MetricsFile, TimingFile, read
 
 NUMBERS = st.one_of(st.floats(allow_nan=False, width=64), st.integers(-(2**60), 2**60))
 RECORDS = st.lists(st.dictionaries(st.sampled_from(["loss", "lr", 'odd, "name"', "µ"]), NUMBERS), max_size=12)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import load_model
-from contrastive_core.train.model_file import save_model
+from contrastive_core.training import load_model
+from contrastive_core.training.model_file import save_model
 
 
 @dataclass

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from contrastive_core.native.build import BuildError, build_cuda
 from contrastive_core.native.library import load
-from contrastive_core.similarity import native as compiled
+from contrastive_core.similarity import native_backend as compiled
 
 STATIC_SHARED = 48 * 1024
 SPEAK = """

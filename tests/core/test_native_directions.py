@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from contrastive_core.losses.rows import paired_similarity, unit_rows
+from contrastive_core.losses._inputs import paired_similarity, unit_rows
 from contrastive_core.native import library
 from contrastive_core.similarity import use_backend
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from contrastive_core.train import Run, RunOptions
+from contrastive_core.training import Run, RunOptions
 
 STEPS = 6
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contrastive_core.random import derive, permutation, uniform
+from contrastive_core.rng import derive, permutation, uniform
 
 MASK = (1 << 64) - 1
 seeds = st.integers(min_value=0, max_value=(1 << 63) - 1)

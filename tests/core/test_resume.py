@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from contrastive_core.train import RunOptions, checkpoint, load_model, metrics
+from contrastive_core.training import RunOptions, checkpoint, load_model, recorder
 
 TOY = Path(__file__).with_name("toy_train.py")
 PATIENCE = 300.0
@@ -120,7 +120,7 @@ def test_killed_and_stopped_ends_in_the_same_bytes(tmp_path: Path, start: Callab
     assert resumed_from(last) == int(stopped[1])
     assert reference.wait() == 0, reference.said()
     assert promised(out, 40) == promised(whole, 40)
-    steps = [record["step"] for record in metrics.read(out / "metrics.jsonl")]
+    steps = [record["step"] for record in recorder.read(out / "metrics.jsonl")]
     assert steps == sorted({*steps})
     assert not list(out.glob("checkpoints/.*"))
 
@@ -169,7 +169,7 @@ DRY = ["--steps", "24", "--dropout", "0", "--log_every", "1", "--device", "cpu"]
 
 
 def assert_same_curve(out: Path, reference: Path) -> None:
-    found, expected = (metrics.read(path / "metrics.jsonl") for path in (out, reference))
+    found, expected = (recorder.read(path / "metrics.jsonl") for path in (out, reference))
     assert [record.keys() for record in found] == [record.keys() for record in expected]
     for a, b in zip(found, expected, strict=True):
         for name, value in b.items():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from contrastive_core import SuNCEtLoss, info_nce, nt_xent, suncet, supcon
-from contrastive_core.similarity.primitive import row_lse_gradient
+from contrastive_core.similarity.api import row_lse_gradient
 from tests.core import gather_worker, gloo
 from tests.core import ring_worker as worker
 

@@ -15,7 +15,7 @@ import yaml
 from torch import nn
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import Interrupted, load_model, metrics
+from contrastive_core.training import Interrupted, load_model, recorder
 from tests.core.toy_runs import content, go, start
 
 
@@ -29,7 +29,7 @@ def test_a_run_leaves_its_folder(tmp_path: Path) -> None:
         path = run.save_model({"w": torch.ones(2)}, {"kind": "test"})
         other = run.save_model({"w": torch.zeros(2)}, {}, folder="models/epoch-0001")
     assert counter.steps == list(range(8))
-    assert [record["step"] for record in metrics.read(out / "metrics.jsonl")] == [0, 3, 6, 7]
+    assert [record["step"] for record in recorder.read(out / "metrics.jsonl")] == [0, 3, 6, 7]
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["step-000006", "step-000008"]
     saved = yaml.safe_load((out / "config.yaml").read_text())
     assert (saved["lr"], saved["sizes"], saved["out"], saved["run"]["log_every"]) == (1e-6, [1, 2], str(out), 3)
@@ -92,11 +92,11 @@ def test_resuming_nothing_starts_from_the_beginning(tmp_path: Path) -> None:
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert len(metrics.read(tmp_path / "early" / "metrics.jsonl")) == 2
+    assert len(recorder.read(tmp_path / "early" / "metrics.jsonl")) == 2
     with start(tmp_path / "early", checkpoint_every=100, resume=True) as run:
         for step in run.steps(10):
             run.log(x=step)
-    assert [record["x"] for record in metrics.read(tmp_path / "early" / "metrics.jsonl")] == [0, 2, 4, 6, 8, 9]
+    assert [record["x"] for record in recorder.read(tmp_path / "early" / "metrics.jsonl")] == [0, 2, 4, 6, 8, 9]
 
 
 def test_a_damaged_checkpoint_is_passed_over_aloud(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,7 +31,7 @@ def test_refused_folders(tmp_path: Path) -> None:
         go(run, 1)
         refuse(tmp_path / "run", r"already holds a run; .*--resume, or choose another --out")
     code = (
-        "import sys, time; sys.path[:0] = ['x']; from contrastive_core.train.files import FolderLock; "
+        "import sys, time; sys.path[:0] = ['x']; from contrastive_core.training.files import FolderLock; "
         "from pathlib import Path; print(FolderLock(Path(sys.argv[1])).acquire(), flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)

@@ -16,7 +16,7 @@ from tests.core.toy_runs import start
 
 WATCH = """
 import signal, sys, time
-from contrastive_core.train.interrupt import SignalWatch
+from contrastive_core.training.signals import SignalWatch
 with SignalWatch() as watch:
     print("ready", flush=True)
     while True:

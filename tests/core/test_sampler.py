@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
 from contrastive_core.errors import UserError
-from contrastive_core.random import derive, permutation
-from contrastive_core.train import Batches, make_loader
+from contrastive_core.rng import derive, permutation
+from contrastive_core.training import Batches, make_loader
 
 
 @settings(max_examples=40, deadline=None)

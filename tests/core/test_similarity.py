@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from contrastive_core.similarity import active_backend, row_lse, self_lse, symmetric, use_backend
+from contrastive_core.similarity import active_backend, row_lse, self_lse, torch_backend, use_backend
 
 pytestmark = pytest.mark.usefixtures("small_tiles", "backend")
 many = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -121,8 +121,8 @@ def test_types_below_double(dtype: torch.dtype, rtol: float, scale: float) -> No
 
 def test_both_ways_to_sum_agree_and_are_both_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
-    shiftless = symmetric.forward
-    monkeypatch.setattr(symmetric, "forward", lambda *a, **k: taken.append(1) or shiftless(*a, **k))
+    shiftless = torch_backend.symmetric_forward
+    monkeypatch.setattr(torch_backend, "symmetric_forward", lambda *a, **k: taken.append(1) or shiftless(*a, **k))
     with use_backend("torch"):
         check_both_ways(taken)
 

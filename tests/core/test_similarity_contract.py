@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from contrastive_core.similarity import active_backend, row_lse, self_lse, symmetric, use_backend
-from contrastive_core.similarity.backend import unavailable
+from contrastive_core.similarity import active_backend, row_lse, self_lse, torch_backend, use_backend
+from contrastive_core.similarity.backends import unavailable
 
 pytestmark = pytest.mark.usefixtures("small_tiles", "backend")
 
@@ -39,14 +39,14 @@ def switches() -> tuple[str, str]:
 @pytest.mark.parametrize("way", ["older", "cuda only", "newer"])
 def test_reduced_precision_products_are_off_inside_and_back_after(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     seen = []
-    forward = symmetric.forward
+    forward = torch_backend.symmetric_forward
 
     def look(*args: Any, **options: Any) -> Tensor:
         # cuBLAS refuses to work when the two switches contradict each other.
         seen.append((switches(), torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32))
         return forward(*args, **options)
 
-    monkeypatch.setattr(symmetric, "forward", look)
+    monkeypatch.setattr(torch_backend, "symmetric_forward", look)
     start = switches()
     try:
         if way == "older":

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from contrastive_core import info_nce, nt_xent, paws, suncet, supcon
-from contrastive_core.losses import class_shares
-from contrastive_core.similarity import tiles, use_backend
+from contrastive_core.losses import _class_probabilities
+from contrastive_core.similarity import torch_backend, use_backend
 from tests.core.memory import allocations
 
 N, D = 2048, 16
@@ -36,8 +36,8 @@ WITH_CLASS_SHARES: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.fixture(autouse=True)
 def tiles_of_128(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "_BLOCK", {"cpu": 128})
-    monkeypatch.setattr(class_shares, "_BLOCK", 64)
+    monkeypatch.setattr(torch_backend, "_BLOCK", {"cpu": 128})
+    monkeypatch.setattr(_class_probabilities, "_BLOCK", 64)
 
 
 def embeddings() -> Tensor:

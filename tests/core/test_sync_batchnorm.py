@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing, nn
 
-from contrastive_core.train.sync_batchnorm import SyncBatchNorm, convert_sync_batchnorm
+from contrastive_core.training.sync_batchnorm import SyncBatchNorm, convert_sync_batchnorm
 
 # name: (shape of one sample, rows of each process, keywords of the batch norm, without bias)
 CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any], bool]] = {

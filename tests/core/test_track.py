@@ -8,7 +8,7 @@ import pytest
 from rich.errors import LiveError
 from rich.progress import Progress
 
-from contrastive_core.train.progress import track
+from contrastive_core.training.progress import track
 
 
 class Terminal(io.StringIO):

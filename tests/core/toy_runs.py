@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from contrastive_core.train import Run, RunOptions
+from contrastive_core.training import Run, RunOptions
 
 QUIET: dict[str, Any] = {"device": "cpu", "progress": False, "log_every": 2, "checkpoint_every": 3}
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from contrastive_core.cli import Verb, run
-from contrastive_core.random import derive, uniform
-from contrastive_core.train import Run, RunOptions, make_loader
+from contrastive_core.app.cli import Verb, run
+from contrastive_core.rng import derive, uniform
+from contrastive_core.training import Run, RunOptions, make_loader
 
 
 @dataclass(frozen=True)

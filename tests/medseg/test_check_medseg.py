@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from contrastive_core.app.checks import Finding
 from contrastive_core.errors import UserError
-from contrastive_core.findings import Finding
 from ssl_medseg.checking import Report, examine
 from ssl_medseg.checking.pictures import draw_pictures
 from ssl_medseg.cli import main

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import RunOptions
+from contrastive_core.training import RunOptions
 from ssl_medseg.cli import main
 from ssl_medseg.commands.evaluate import evaluate
 from ssl_medseg.commands.predict import predict

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import RunOptions
+from contrastive_core.training import RunOptions
 from ssl_medseg.commands.pretrain import pretrain
 from ssl_medseg.commands.train import train
 from ssl_medseg.data import Split, open_dataset, write_split

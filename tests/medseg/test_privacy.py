@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from contrastive_core.train import RunOptions
+from contrastive_core.training import RunOptions
 from ssl_medseg.cli import main
 from ssl_medseg.commands.evaluate import evaluate
 from ssl_medseg.commands.export import export

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import RunOptions
-from contrastive_core.train.metrics import read
+from contrastive_core.training import RunOptions
+from contrastive_core.training.recorder import read
 from ssl_medseg.commands import run as module
 from ssl_medseg.commands.run import run
 from ssl_medseg.data import open_dataset, read_split

@@ -15,8 +15,8 @@ from monai.metrics.meandice import DiceMetric
 from scipy import stats
 from scipy.ndimage import binary_erosion
 
+from contrastive_core.app.report.figures import to_png
 from contrastive_core.errors import UserError
-from contrastive_core.report.style import to_png
 from ssl_medseg.scoring import (
     CaseScores,
     Evaluation,

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import Run, RunOptions
-from contrastive_core.train.model_file import save_model
+from contrastive_core.training import Run, RunOptions
+from contrastive_core.training.model_file import save_model
 from ssl_medseg.data.label_map import LabelMap
 from ssl_medseg.model_folder import load_segmenter, save_segmenter
 from ssl_medseg.models import NetworkOptions, build_network

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import RunOptions
+from contrastive_core.training import RunOptions
 from ssl_medseg.commands.selftrain import selftrain
 from ssl_medseg.commands.train import train
 from ssl_medseg.data import DataOptions, Split, open_dataset, write_split

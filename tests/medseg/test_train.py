@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import RunOptions, load_model
+from contrastive_core.training import RunOptions, load_model
 from ssl_medseg import train
 from ssl_medseg.data import DataOptions, Split, open_dataset, write_split
 from ssl_medseg.model_folder import load_segmenter

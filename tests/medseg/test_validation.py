@@ -11,7 +11,7 @@ import torch
 from sklearn.metrics import f1_score
 from torch import Tensor, nn
 
-from contrastive_core.train import Run, RunOptions
+from contrastive_core.training import Run, RunOptions
 from ssl_medseg.inference import slice_probabilities
 from ssl_medseg.keeping import BestWeights, moving_average
 from ssl_medseg.models import NetworkOptions, build_network, settle_statistics

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from contrastive_core.train import RunOptions
+from contrastive_core.training import RunOptions
 from ssl_video.commands.evaluate import evaluate
 from ssl_video.commands.make_splits import make_splits
 from ssl_video.commands.train import train

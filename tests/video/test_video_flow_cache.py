@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import RunOptions
+from contrastive_core.training import RunOptions
 from ssl_video import flow_making, views
 from ssl_video.augment import ClipAugment, WeakOptions, spread_crops
 from ssl_video.augment.crops import weak_crop

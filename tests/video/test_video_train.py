@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import RunOptions
+from contrastive_core.training import RunOptions
 from ssl_video.augment import ClipAugment, StrongOptions
 from ssl_video.cli import main
 from ssl_video.commands.demo import demo

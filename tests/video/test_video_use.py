@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import Run, RunOptions
+from contrastive_core.training import Run, RunOptions
 from ssl_video.commands.export import export
 from ssl_video.commands.predict import predict, spread
 from ssl_video.contact_sheet import beginning, end

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from contrastive_core.train import Run, RunOptions
+from contrastive_core.training import Run, RunOptions
 from ssl_vision.data import in_memory, open_images
 from ssl_vision.model_folder import Architecture, save_classifier
 from ssl_vision.models import EncoderOptions

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as reference
 from sklearn.calibration import calibration_curve
 
-from contrastive_core.classification import calibrate, confusion_matrix, per_class_accuracy, top_k_accuracy
+from contrastive_core.metrics import calibrate, confusion_matrix, per_class_accuracy, top_k_accuracy
 
 
 def draw(images: int, classes: int, seed: int, *, sharpness: float = 1.5) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contrastive_core.classification import Calibration
+from contrastive_core.app.report.figures import confusion_figure, to_inline_svg
 from contrastive_core.errors import UserError
-from contrastive_core.report.confusion import confusion_figure
-from contrastive_core.report.style import to_inline_svg
-from contrastive_core.train import RunOptions
+from contrastive_core.metrics import Calibration
+from contrastive_core.training import RunOptions
 from ssl_vision.classifier_score import score_classifier
 from ssl_vision.commands.distill import distill
 from ssl_vision.commands.evaluate import evaluate

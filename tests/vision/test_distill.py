@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from contrastive_core.errors import UserError
 from contrastive_core.optim import scaled_lr
-from contrastive_core.random import derive
-from contrastive_core.train import Batches, RunOptions
+from contrastive_core.rng import derive
+from contrastive_core.training import Batches, RunOptions
 from ssl_vision.cli import main
 from ssl_vision.commands.distill import distill
 from ssl_vision.commands.evaluate import evaluate

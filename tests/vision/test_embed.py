@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from contrastive_core.app.report.figures import to_svg
 from contrastive_core.errors import UserError
-from contrastive_core.report.style import to_svg
-from contrastive_core.train import RunOptions
+from contrastive_core.training import RunOptions
 from ssl_vision.cli import main
 from ssl_vision.commands.embed import embed
 from ssl_vision.commands.pretrain import pretrain

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from sklearn import metrics as reference
 
+from contrastive_core.app.report.page import to_image
 from contrastive_core.errors import UserError
-from contrastive_core.report.thumbnails import to_image
 from ssl_vision.classifier_score import ClassifierScore, read_classifier_score, score_classifier, to_json
 from ssl_vision.cli import VERBS, main
 from ssl_vision.commands.evaluate import Evaluation, evaluate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 import types
@@ -16,8 +17,7 @@ import torchvision
 from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import programs
-from contrastive_core.train.model_file import save_model
+from contrastive_core.training.model_file import save_model
 from ssl_vision import export, import_checkpoint
 from ssl_vision.cli import main
 from ssl_vision.exporting import torchvision_names
@@ -230,7 +230,7 @@ def test_networks_that_cannot_be_exported_are_one_clear_error(tmp_path: Path, mo
 
 def test_missing_packages_name_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = encoder_folder(tmp_path / "model", SMALL)
-    monkeypatch.setattr(programs.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else name)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else name)
     with pytest.raises(UserError, match=r"needs onnxscript, not installed here; pip install 'ssl-vision\[export\]'"):
         export(str(folder), tmp_path / "net.onnx")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from contrastive_core.random import derive
+from contrastive_core.rng import derive
 from ssl_vision.class_choice import choose_per_class
 from ssl_vision.features import LabelledFeatures
 from ssl_vision.few_labels import few_label_accuracy

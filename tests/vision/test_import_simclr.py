@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import RunOptions
+from contrastive_core.training import RunOptions
 from ssl_vision import export, finetune, import_checkpoint, knn
 from ssl_vision.checkpoints.object_graph import Node, ObjectGraph
 from ssl_vision.checkpoints.simclr_names import by_name, by_objects

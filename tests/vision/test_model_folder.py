@@ -11,7 +11,7 @@ from torch import nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.heads import ProjectionHead
-from contrastive_core.train import Run, RunOptions
+from contrastive_core.training import Run, RunOptions
 from ssl_vision.methods import SimCLR
 from ssl_vision.model_folder import (
     Architecture,

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from contrastive_core.app.report.page import to_image
 from contrastive_core.errors import UserError
-from contrastive_core.report.thumbnails import to_image
 from ssl_vision.cli import main
 from ssl_vision.commands import predict as module
 from ssl_vision.commands.predict import predict

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from contrastive_core import LARS, lars_param_groups, nt_xent, suncet
 from contrastive_core.errors import UserError
-from contrastive_core.train import Batches, ClassBatches, RunOptions
+from contrastive_core.training import Batches, ClassBatches, RunOptions
 from ssl_vision.augment import SimCLRAugment
 from ssl_vision.commands.knn import knn
 from ssl_vision.commands.pretrain import pretrain

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import RunOptions
+from contrastive_core.training import RunOptions
 from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.methods import SimCLR
 from ssl_vision.models import EncoderOptions, resnet

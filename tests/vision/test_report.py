@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from contrastive_core.app.report import run_record
+from contrastive_core.app.report.figures import training_figure
+from contrastive_core.app.report.page import to_image
 from contrastive_core.errors import UserError
-from contrastive_core.report import environment
-from contrastive_core.report.curves import training_figure
-from contrastive_core.report.thumbnails import to_image
-from contrastive_core.train import RunOptions
+from contrastive_core.training import RunOptions
 from ssl_vision.augment import SimCLRAugment
 from ssl_vision.cli import main
 from ssl_vision.commands.knn import knn
@@ -375,12 +375,12 @@ def test_commit_is_of_the_checkout_only(tmp_path: Path, monkeypatch: pytest.Monk
     git("add", ".")
     git("commit", "-qm", "first")
     commit = git("rev-parse", "HEAD")
-    monkeypatch.setattr(environment, "__file__", str(tmp_path / "environment.py"))
-    assert environment.source_commit() == commit
+    monkeypatch.setattr(run_record, "__file__", str(tmp_path / "environment.py"))
+    assert run_record.source_commit() == commit
     (tmp_path / "environment.py").write_text("a = 2\n")
-    assert environment.source_commit() == f"{commit} with local changes"
+    assert run_record.source_commit() == f"{commit} with local changes"
     # An installed copy, in an environment inside a repository that is not its own.
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "environment.py").write_text("a = 1\n")
-    monkeypatch.setattr(environment, "__file__", str(tmp_path / "site" / "environment.py"))
-    assert environment.source_commit() is None
+    monkeypatch.setattr(run_record, "__file__", str(tmp_path / "site" / "environment.py"))
+    assert run_record.source_commit() is None

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import Run, RunOptions
+from contrastive_core.training import Run, RunOptions
 from ssl_vision.augment import SimCLRAugment
 from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.data import ImageSet, open_images

@@ -11,10 +11,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 
+from contrastive_core.app.report.page import to_image
 from contrastive_core.errors import UserError
-from contrastive_core.random import derive
-from contrastive_core.report.thumbnails import to_image
-from contrastive_core.train import RunOptions
+from contrastive_core.rng import derive
+from contrastive_core.training import RunOptions
 from ssl_vision.class_choice import hold_out
 from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.commands.transfer import PENALTIES, transfer

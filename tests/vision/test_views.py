@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from contrastive_core.train import Batches
+from contrastive_core.training import Batches
 from ssl_vision.augment import SimCLRAugment
 from ssl_vision.data import open_images
 from ssl_vision.views import LoadedViews, MemoryViews, Pairs, open_views

@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from contrastive_core.train import convert_sync_batchnorm
+from contrastive_core.training import convert_sync_batchnorm
 
 Records = list[dict[str, float]]
 

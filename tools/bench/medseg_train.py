@@ -20,7 +20,7 @@ from typing import Literal
 
 import torch
 
-from contrastive_core.train import Run, RunOptions
+from contrastive_core.training import Run, RunOptions
 from ssl_medseg.augment import AugmentOptions
 from ssl_medseg.batches import SegmentationBatch, SegmentationBatches
 from ssl_medseg.losses.dice import dice_loss

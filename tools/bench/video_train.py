@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from contrastive_core.train import Run, RunOptions
+from contrastive_core.training import Run, RunOptions
 from ssl_video import ClipAugment, MultiviewPseudoLabel
 from ssl_video.augment import StrongOptions
 from ssl_video.data import ClipDataset, ClipSpec, VideoSet, open_videos

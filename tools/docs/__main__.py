@@ -30,13 +30,13 @@ PYTHON: dict[str, dict[str, tuple[str, list[str]]]] = {
         "distributed": ("Several processes", ["contrastive_core.distributed"]),
         "train": (
             "The training engine",
-            ["contrastive_core.train", "contrastive_core.train.device", "contrastive_core.errors"],
+            ["contrastive_core.training", "contrastive_core.training.launch", "contrastive_core.errors"],
         ),
         "pseudo_label": ("Pseudo-labels", ["contrastive_core.pseudo_label"]),
-        "classification": ("How good class probabilities are", ["contrastive_core.classification"]),
-        "random": ("Randomness as a function", ["contrastive_core.random"]),
-        "cli": ("Command lines from functions", ["contrastive_core.cli"]),
-        "findings": ("What a check finds", ["contrastive_core.findings"]),
+        "classification": ("How good class probabilities are", ["contrastive_core.metrics"]),
+        "random": ("Randomness as a function", ["contrastive_core.rng"]),
+        "cli": ("Command lines from functions", ["contrastive_core.app.cli"]),
+        "findings": ("What a check finds", ["contrastive_core.app.checks"]),
     },
     "ssl-medseg": {
         "data": ("Data sets, label maps and splits", ["ssl_medseg.data", "ssl_medseg.checking"]),

@@ -9,8 +9,8 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from contrastive_core._flags import in_words
-from contrastive_core.cli import Verb
+from contrastive_core.app.cli import Verb
+from contrastive_core.app.flags import in_words
 from tools.docs.docstring import items, lines_to_markdown, to_markdown
 
 Flag = tuple[str, str, str, str]

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import normalize
 
-from contrastive_core.train.model_file import save_model
+from contrastive_core.training.model_file import save_model
 from ssl_vision.data import open_images
 from ssl_vision.features import labelled_features
 from ssl_vision.model_folder import load_encoder

@@ -17,7 +17,7 @@ import itertools
 import statistics
 from pathlib import Path
 
-from contrastive_core.report.style import SERIES, new_figure, plain_axes, to_png
+from contrastive_core.app.report.figures import SERIES, new_figure, plain_axes, to_png
 from tools.studies.common import ENCODERS, PER_CLASS, SEEDS, Job, Place, mean_and_spread, parse, perform, write
 
 WIDTHS = {"simclr": "wide", "small": "narrow"}

@@ -15,7 +15,7 @@ import itertools
 import statistics
 from pathlib import Path
 
-from contrastive_core.report.style import MUTED, SERIES, new_figure, plain_axes, to_png
+from contrastive_core.app.report.figures import MUTED, SERIES, new_figure, plain_axes, to_png
 from tools.studies.common import PRETRAIN, SEEDS, Job, Place, mean_and_spread, parse, perform, write
 
 SHARES = (25, 50, 75, 100)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from contrastive_core.report.style import SERIES, new_figure, plain_axes, to_png
+from contrastive_core.app.report.figures import SERIES, new_figure, plain_axes, to_png
 from ssl_video.data import reader
 from ssl_video.options import REFERENCE_CLIPS
 from tools.results import provenance, write_result

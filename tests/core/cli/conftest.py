@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from contrastive_core.cli import run
+from contrastive_core.app.cli import run
 from tests.core.cli.toy_program import DEFAULTS, VERBS, fit, fit_noting
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from contrastive_core.cli import run
+from contrastive_core.app.cli import run
 from contrastive_core.errors import UserError
-from contrastive_core.train import Interrupted
+from contrastive_core.training import Interrupted
 from tests.core.cli.toy_program import VERBS, fit
 
 
@@ -87,11 +87,11 @@ def test_help_of_a_verb(module: types.ModuleType, capsys: pytest.CaptureFixture[
 
 LIGHT = """
 import sys
-from contrastive_core.cli import Verb, run
+from contrastive_core.app.cli import Verb, run
 verbs = {"fit": Verb("toy_verbs:fit", "fit a network")}
 for words in (["--help"], ["--version"], ["fti"], []):
     run("toy", verbs, words, version="1")
-from contrastive_core.train import RunOptions
+from contrastive_core.training import RunOptions
 RunOptions()
 heavy = {"torch", "numpy", "jsonargparse", "lightning_fabric", "yaml", "rich", "safetensors", "docstring_parser"}
 print("heavy:", sorted(heavy & {*sys.modules}))

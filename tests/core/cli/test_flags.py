@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from contrastive_core.cli import run
-from contrastive_core.train import RunOptions
-from contrastive_core.train import config as run_config
+from contrastive_core.app.cli import run
+from contrastive_core.training import RunOptions
+from contrastive_core.training import config as run_config
 from tests.core.cli.toy_program import VERBS, Net, Optimizer, Rate, fit, fit_noting
 
 

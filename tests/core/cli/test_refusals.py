@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from contrastive_core.cli import run
+from contrastive_core.app.cli import run
 from tests.core.cli.toy_program import VERBS, fit
 
 

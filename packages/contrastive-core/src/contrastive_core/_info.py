@@ -8,8 +8,8 @@ import torch
 
 import contrastive_core
 from contrastive_core.native.library import load
-from contrastive_core.similarity.backend import active_backend, unavailable
-from contrastive_core.similarity.native import cuda_state
+from contrastive_core.similarity.backends import active_backend, unavailable
+from contrastive_core.similarity.native_backend import cuda_state
 
 
 @dataclass(frozen=True)

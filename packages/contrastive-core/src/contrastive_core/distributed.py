@@ -1,19 +1,64 @@
-"""Rows of all processes, with a gradient that equals that of one process holding the union of the batches.
+"""Gather rows from all processes with the gradient of the union batch, and pass them around a ring.
 
-Every process computes the loss of its own anchors among the rows of all. A row receives gradient from the anchors of
-every process, so the backward pass of the gather sums the incoming gradients over processes and takes the local part.
-With the mean over processes that data-parallel training applies to parameter gradients, the result is the gradient of
-the mean loss over the union batch. (`torch.distributed.all_gather` alone passes no gradient.)
+Every process computes the loss of its own anchors among the rows of all processes. A row receives gradient from the
+anchors of every process, so the backward pass of the gather sums the incoming gradients over processes and takes the
+local part. With the mean over processes that data-parallel training applies to parameter gradients, the result is the
+gradient of the mean loss over the union batch. (`torch.distributed.all_gather` alone passes no gradient.)
+
+Ring: in a hop every process sends what it holds to its right neighbour, rank + 1, and receives what its left neighbour
+held; after W - 1 hops every process has seen the rows of all, and never held more than two parts.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+class Hop:
+    """Tensors on their way to the right neighbour, and equally many of the same kind coming from the left one.
+
+    It begins at once. Every process must make the same hops in the same order.
+
+    Args:
+        tensors: to be passed on; they must stay as they are until `arrived`.
+        tag: tells hops apart that are under way at the same time.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], *, tag: int = 0) -> None:
+        right, left = (rank() + 1) % world_size(), (rank() - 1) % world_size()
+        self._going = [x.contiguous() for x in tensors]
+        self._coming = [torch.empty_like(x) for x in self._going]
+        # All at once: one by one, NCCL would wait for the first to be received before it sends the next.
+        self._works = dist.batch_isend_irecv(
+            [dist.P2POp(dist.isend, x, right, tag=tag) for x in self._going]
+            + [dist.P2POp(dist.irecv, x, left, tag=tag) for x in self._coming]
+        )
+
+    def arrived(self) -> list[Tensor]:
+        """What came, once it is here and what was sent is gone."""
+        for work in self._works:
+            work.wait()
+        return self._coming
+
+
+def visitors(*own: Tensor) -> Iterator[list[Tensor]]:
+    """The tensors of the other processes, that of the left neighbour first; the next ones travel meanwhile.
+
+    Every process must go through all of it, with tensors of the same shapes and types.
+    """
+    hop = Hop(own)
+    for later in reversed(range(world_size() - 1)):
+        here = hop.arrived()
+        if later:
+            hop = Hop(here)
+        yield here
+
 
 Gather = bool | Literal["all", "ring"]
 """How the rows of other processes reach this one: not; whichever way suits their size; or as said."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.distributed import gather_rows
-from contrastive_core.losses.rows import check_rows, unit_rows
+from contrastive_core.losses._inputs import check_rows, unit_rows
 
 
 class MemoryBank:

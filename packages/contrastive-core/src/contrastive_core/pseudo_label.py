@@ -1,7 +1,7 @@
-"""Pseudo-labels from predictions: fused over views or models, sharpened, thresholded. Pure functions, for any domain.
+"""Pseudo-labels from predictions: fused over views or models, sharpened, thresholded.
 
-Predictions are ``[N, C]`` (images, clips) or ``[N, C, ...]`` (pixels, voxels) with the classes in dimension 1, and with
-one dimension more in front, ``[V, N, C, ...]``, where there are several of each sample. Nothing is detached here.
+Predictions are ``[N, C]`` (images, clips) or ``[N, C, ...]`` (pixels, voxels) with the classes in dimension 1, and have
+one leading dimension more, ``[V, N, C, ...]``, for several predictions of each sample. Nothing is detached here.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from contrastive_core.losses.rows import check_floating
-from contrastive_core.losses.sharpening import check_probabilities, sharpen
+from contrastive_core.losses._class_probabilities import check_probabilities, sharpen
+from contrastive_core.losses._inputs import check_floating
 
 __all__ = ["PseudoLabels", "agreement", "class_thresholds", "fuse", "hard_labels", "sharpen"]
 

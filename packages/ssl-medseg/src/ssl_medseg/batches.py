@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from contrastive_core.random import derive
-from contrastive_core.train import Run
+from contrastive_core.rng import derive
+from contrastive_core.training import Run
 from ssl_medseg.augment import AugmentOptions, deform, jitter_intensity
 from ssl_medseg.slices import SliceDraws, SliceSet
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from contrastive_core.cli import Verb, run
+from contrastive_core.app.cli import Verb, run
 from ssl_medseg import __version__
 
 VERBS: dict[str, Verb] = {

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from contrastive_core.errors import UserError
-from contrastive_core.train.device import choose_device
-from contrastive_core.train.model_file import load_model, save_model
+from contrastive_core.training.launch import choose_device
+from contrastive_core.training.model_file import load_model, save_model
 from ssl_medseg.data.label_map import LabelMap
 from ssl_medseg.models import NetworkOptions, SegmentationNetwork, build_network
 from ssl_medseg.preprocessing import Preprocessing
 
 if TYPE_CHECKING:  # the engine takes a second to import, which opening a model need not wait for
-    from contrastive_core.train import Run
+    from contrastive_core.training import Run
 
 FORMAT = "ssl-medseg segmenter 1"
 

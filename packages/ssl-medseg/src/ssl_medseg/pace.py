@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from contrastive_core.train import Run
+from contrastive_core.training import Run
 
 _MEASURED = 3
 

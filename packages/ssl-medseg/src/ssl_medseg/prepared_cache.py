@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import files
+from contrastive_core.training import files
 
 _VERSION = 1
 """To be raised when preprocessing gives other numbers: what lies in caches is then made anew."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from contrastive_core.train.progress import track
+from contrastive_core.training.progress import track
 from ssl_medseg.data.cases import Case, DataSet
 from ssl_medseg.prepared_cache import kept
 from ssl_medseg.preprocessing import Geometry, Preprocessing, prepare, prepare_label

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from contrastive_core.random import derive, permutation
+from contrastive_core.rng import derive, permutation
 from ssl_medseg.prepared_cases import PreparedCase
 
 

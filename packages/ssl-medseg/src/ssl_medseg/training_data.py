@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import Run
+from contrastive_core.training import Run
 from ssl_medseg.data import DataOptions, LabelMap, Split, open_split
 from ssl_medseg.prepared_cases import PreparedCase, prepare_cases, read_truth, share_lost
 from ssl_medseg.preprocessing import Preprocessing, PreprocessingOptions, choose_preprocessing

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from contrastive_core.train import Run
+from contrastive_core.training import Run
 from ssl_medseg.inference import slice_probabilities
 from ssl_medseg.prepared_cases import PreparedCase
 from ssl_medseg.preprocessing import restore

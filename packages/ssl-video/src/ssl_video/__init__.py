@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from contrastive_core.lazy import load_on_use
+from contrastive_core._lazy import load_on_use
 
 __version__ = "0.1.0"
 

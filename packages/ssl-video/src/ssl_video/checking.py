@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import av
 
+from contrastive_core.app.checks import Finding, Item, several
 from contrastive_core.errors import UserError
-from contrastive_core.findings import Finding, Item, several
-from contrastive_core.train.progress import track
+from contrastive_core.training.progress import track
 from ssl_video.data.reader import VideoIndex, index_video
 from ssl_video.data.video_set import Video, VideoSet
 

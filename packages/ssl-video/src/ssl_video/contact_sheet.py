@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from contrastive_core.report.style import new_figure, to_png
-from contrastive_core.train.files import write_atomic
+from contrastive_core.app.report.figures import new_figure, to_png
+from contrastive_core.training.files import write_atomic
 from ssl_video.data.reader import index_video, read_frames
 
 _COLUMNS, _SIDE, _WIDTH = 6, 1.6, 24

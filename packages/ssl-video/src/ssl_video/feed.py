@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from contrastive_core.errors import UserError
-from contrastive_core.random import derive
-from contrastive_core.train import Batches, Run, ignore_stop_signals
+from contrastive_core.rng import derive
+from contrastive_core.training import Batches, Run, ignore_stop_signals
 from ssl_video.augment import ClipAugment
 from ssl_video.data.clips import ClipDataset
 from ssl_video.views.make import Clips

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import ignore_stop_signals
-from contrastive_core.train.files import open_atomic
+from contrastive_core.training import ignore_stop_signals
+from contrastive_core.training.files import open_atomic
 from ssl_video.augment.crops import resize_short, short_size
 from ssl_video.data.reader import every_frame, index_video
 from ssl_video.data.video_set import Video

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import Run, load_model
-from contrastive_core.train.device import choose_device
+from contrastive_core.training import Run, load_model
+from contrastive_core.training.launch import choose_device
 from ssl_video.augment import ClipAugment
 from ssl_video.data.sampling import ClipSpec
 from ssl_video.models import NetworkOptions, build_network

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from contrastive_core.classification import confusion_matrix, per_class_accuracy, top_k_accuracy
+from contrastive_core.metrics import confusion_matrix, per_class_accuracy, top_k_accuracy
 
 FORMAT = "ssl-video evaluation 1"
 

@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Literal, TypeVar
 
 from contrastive_core.errors import UserError
-from contrastive_core.random import derive, permutation
+from contrastive_core.rng import derive, permutation
 from ssl_video.data.video_set import VideoSet
 
 By = Literal["clip", "group", "block"]

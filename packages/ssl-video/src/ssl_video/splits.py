@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from contrastive_core.errors import UserError
-from contrastive_core.train.files import write_atomic
+from contrastive_core.training.files import write_atomic
 from ssl_video.data.video_set import VideoSet
 
 FORMAT = "ssl-video split 1"

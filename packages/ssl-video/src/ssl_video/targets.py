@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.pseudo_label import fuse
-from contrastive_core.random import derive, uniform
+from contrastive_core.rng import derive, uniform
 
 TargetKind = Literal["self", "random", "cross", "aggregated"]
 TARGETS: tuple[TargetKind, ...] = ("self", "random", "cross", "aggregated")

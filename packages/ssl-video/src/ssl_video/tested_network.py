@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from contrastive_core.random import derive, permutation
+from contrastive_core.rng import derive, permutation
 from ssl_video.augment import ClipAugment, WeakOptions
 from ssl_video.data.clips import ClipDataset
 from ssl_video.model_folder import Recipe

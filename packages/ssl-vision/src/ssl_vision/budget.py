@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import Batches, Run
+from contrastive_core.training import Batches, Run
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 from torch import Tensor
 from torch.nn import functional as F
 
-from contrastive_core.classification import (
+from contrastive_core.errors import UserError
+from contrastive_core.metrics import (
     Calibration,
     ReliabilityBin,
     calibrate,
@@ -19,7 +20,6 @@ from contrastive_core.classification import (
     per_class_accuracy,
     top_k_accuracy,
 )
-from contrastive_core.errors import UserError
 
 FORMAT = "ssl-vision evaluation 1"
 _NAMED = 3
@@ -49,7 +49,7 @@ class ClassifierScore:
         top5: share whose class is among the five largest; None of up to five classes.
         mean_per_class: mean of `per_class` over the classes that have images.
         nll: mean negative log-likelihood of the true class, in nats.
-        calibration: of the predicted class; see `contrastive_core.classification.calibrate`.
+        calibration: of the predicted class; see `contrastive_core.metrics.calibrate`.
         per_class: in the classifier's order.
         confusion: counts, a row for each true class, a column for each predicted one.
         validation_share: share of the images that training was validated on; above 0 the score is no test score.

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from contrastive_core.train import Batches
+from contrastive_core.training import Batches
 from ssl_vision.augment import CropFlip
 from ssl_vision.data import ImageSet
 from ssl_vision.views import Draw, open_views, view_seed

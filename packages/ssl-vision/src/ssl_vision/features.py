@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
-from contrastive_core.train.model_file import module_hash
-from contrastive_core.train.progress import track
+from contrastive_core.training.model_file import module_hash
+from contrastive_core.training.progress import track
 from ssl_vision.augment import EvalTransform
 from ssl_vision.data import ImageSet, Subset, open_images
 from ssl_vision.data.image_set import ArrayImages

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import Batches, ClassBatches, Run
+from contrastive_core.training import Batches, ClassBatches, Run
 from ssl_vision.data import ImageSet, open_images, skip_bad
 from ssl_vision.labelled import training_set
 from ssl_vision.options import SuNCEtOptions

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from contrastive_core.random import derive
+from contrastive_core.rng import derive
 from ssl_vision.class_choice import choose_per_class
 from ssl_vision.features import LabelledFeatures
 from ssl_vision.neighbours import knn_scores

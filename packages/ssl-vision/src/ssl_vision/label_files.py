@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from contrastive_core.train.files import write_atomic
+from contrastive_core.training.files import write_atomic
 from ssl_vision.data import ImageSet
 from ssl_vision.data.manifest import COLUMNS, read_text
 

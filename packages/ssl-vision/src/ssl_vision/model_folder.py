@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.heads import ProjectionHead
-from contrastive_core.train import Run, load_model
-from contrastive_core.train.device import choose_device
+from contrastive_core.training import Run, load_model
+from contrastive_core.training.launch import choose_device
 from ssl_vision.data import ImageSet
 from ssl_vision.label_files import labels_digest
 from ssl_vision.labelled import sample_fingerprints

@@ -6,7 +6,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from contrastive_core.optim import WarmupCosine, scaled_lr
-from contrastive_core.train import Run
+from contrastive_core.training import Run
 from ssl_vision.options import OptimizerOptions, build_optimizer
 
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contrastive_core.optim import WarmupCosine, scaled_lr
-from contrastive_core.random import derive
-from contrastive_core.train import Batches
+from contrastive_core.rng import derive
+from contrastive_core.training import Batches
 from ssl_vision.augment import CropFlip
 from ssl_vision.data import ImageSet
 from ssl_vision.model_folder import LoadedModel

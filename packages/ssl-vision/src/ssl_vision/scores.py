@@ -10,8 +10,8 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from contrastive_core.classification import confusion_matrix, per_class_accuracy, top_k_accuracy
-from contrastive_core.train.files import write_atomic
+from contrastive_core.metrics import confusion_matrix, per_class_accuracy, top_k_accuracy
+from contrastive_core.training.files import write_atomic
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from contrastive_core.random import derive, permutation
+from contrastive_core.rng import derive, permutation
 
 Balance = Literal["equal", "proportional"]
 

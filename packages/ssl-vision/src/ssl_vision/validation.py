@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from contrastive_core.train import Run
+from contrastive_core.training import Run
 from ssl_vision.data import ImageSet, Subset
 from ssl_vision.features import evaluation_batches, outputs
 

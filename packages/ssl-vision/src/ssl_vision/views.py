@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from contrastive_core.errors import UserError
-from contrastive_core.random import derive
-from contrastive_core.train import Batches, ClassBatches, ignore_stop_signals
+from contrastive_core.rng import derive
+from contrastive_core.training import Batches, ClassBatches, ignore_stop_signals
 from ssl_vision.data import ImageSet, fits_in_memory, in_memory
 
 

@@ -1,11 +1,11 @@
 """The papers' losses: a pure function each, and a module that holds its keywords."""
 
+from contrastive_core.losses._candidates import count_skipped_anchors
 from contrastive_core.losses.distillation import DistillationLoss, distillation
 from contrastive_core.losses.info_nce import InfoNCELoss, info_nce
 from contrastive_core.losses.local_contrastive import LocalContrastiveLoss, local_contrastive
 from contrastive_core.losses.nt_xent import NTXentLoss, nt_xent
 from contrastive_core.losses.paws import PAWSLoss, paws
-from contrastive_core.losses.positives import count_skipped_anchors
 from contrastive_core.losses.suncet import SuNCEtLoss, suncet
 from contrastive_core.losses.supcon import SupConLoss, supcon
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from contrastive_core.losses.rows import check_floating, check_temperature, result_dtype
+from contrastive_core.losses._inputs import check_floating, check_temperature, result_dtype
 
 
 def distillation(

@@ -1,4 +1,4 @@
-"""The local (pixel) contrastive loss of medical segmentation: pixels against class prototypes of a pair of images."""
+"""Local (pixel) contrastive loss: pixels against the class prototypes of a pair of images."""
 
 from __future__ import annotations
 
@@ -7,10 +7,148 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from contrastive_core.losses.class_pixels import class_means, draw_anchors
-from contrastive_core.losses.local_checks import check_anchors, check_choices, check_maps, check_pairs
-from contrastive_core.losses.rows import check_temperature, result_dtype, unit_rows
+from contrastive_core.losses._inputs import check_floating, check_temperature, result_dtype, unit_rows
 from contrastive_core.similarity.precision import exact_dtype
+
+_NAME = "local_contrastive"
+
+
+def check_choices(variant: str, reduction: str, anchors_per_class: int) -> None:
+    """Raises ValueError for a choice that does not exist."""
+    for name, value, known in (
+        ("variant", variant, ("inter", "intra")),
+        ("reduction", reduction, ("pair_mean", "official")),
+    ):
+        if value not in known:
+            raise ValueError(f"{_NAME}: {name} is {value!r}, expected {known[0]!r} or {known[1]!r}")
+    if anchors_per_class < 1:
+        raise ValueError(f"{_NAME}: anchors_per_class is {anchors_per_class}, expected at least 1")
+
+
+def check_maps(embedding: Tensor, label: Tensor, anchors: Tensor | None, num_classes: int | None) -> int:
+    """The number of classes C; raises unless embedding is [B, E, H, W] and label integers [B, H, W] in 0 .. C-1."""
+    check_floating(_NAME, embedding=embedding)
+    _check_integers("label", label)
+    if embedding.ndim != 4 or label.shape != embedding.shape[:1] + embedding.shape[2:] or label.numel() == 0:
+        raise ValueError(
+            f"{_NAME}: embedding is {list(embedding.shape)} and label {list(label.shape)}, expected [B, E, H, W] and "
+            "[B, H, W] of the same size, not empty"
+        )
+    if embedding.device != label.device:
+        raise ValueError(f"{_NAME}: embedding is on {embedding.device}, label on {label.device}, expected one device")
+    lowest, highest = (int(value) for value in label.aminmax())
+    classes = num_classes
+    if anchors is not None:
+        _check_integers("anchors", anchors)
+        if anchors.ndim != 4 or anchors.shape[0] != len(label) or anchors.shape[3] != 2 or anchors.shape[2] == 0:
+            raise ValueError(
+                f"{_NAME}: anchors are {list(anchors.shape)}, expected [B, num_classes - 1, anchors per class, 2] "
+                f"for the {len(label)} images of the batch"
+            )
+        classes = anchors.shape[1] + 1
+        if num_classes not in (None, classes):
+            raise ValueError(f"{_NAME}: num_classes is {num_classes}, anchors are for {classes} (background included)")
+    if classes is None:
+        # Without foreground there is no term; one empty class keeps the shapes.
+        classes = max(highest + 1, 2)
+    if classes < 2:
+        raise ValueError(f"{_NAME}: num_classes is {classes}, expected at least 2: the background and one class")
+    if lowest < 0 or highest >= classes:
+        raise ValueError(
+            f"{_NAME}: labels range from {lowest} to {highest}, expected 0 (background) to {classes - 1}; map "
+            "pixels that are to be ignored to 0"
+        )
+    return classes
+
+
+def check_pairs(pairs: Tensor, images: int) -> Tensor:
+    """Pairs as int64 [Q, 2]; raises unless they are indices into the batch."""
+    _check_integers("pairs", pairs)
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or len(pairs) == 0:
+        raise ValueError(f"{_NAME}: pairs have shape {list(pairs.shape)}, expected [Q, 2] with at least one pair")
+    lowest, highest = (int(value) for value in pairs.aminmax())
+    if lowest < 0 or highest >= images:
+        raise ValueError(
+            f"{_NAME}: pairs range from {lowest} to {highest}, expected indices 0 to {images - 1} into the batch"
+        )
+    return pairs.to(torch.int64)
+
+
+def check_anchors(anchors: Tensor, present: Tensor, label: Tensor) -> Tensor:
+    """Anchors as int64, those of absent classes at (0, 0); raises if another lies outside the image."""
+    anchors = torch.where(present[:, :, None, None], anchors.to(torch.int64), 0)
+    size = torch.tensor(label.shape[1:], device=anchors.device)
+    outside = ((anchors < 0) | (anchors >= size)).any(-1)
+    if bool(outside.any()):
+        image, number, anchor = (int(i) for i in outside.nonzero()[0])
+        raise ValueError(
+            f"{_NAME}: an anchor of class {number + 1} in image {image} is {anchors[image, number, anchor].tolist()}, "
+            f"expected (row, col) inside {label.shape[1]} x {label.shape[2]} pixels"
+        )
+    return anchors
+
+
+def _check_integers(argument: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{_NAME}: {argument} is {type(x).__name__}, expected an integer tensor")
+    if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+        raise TypeError(f"{_NAME}: {argument} is {x.dtype}, expected an integer tensor")
+
+
+def class_means(embedding: Tensor, label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Mean embedding of every foreground class of every image, not normalised.
+
+    Args:
+        embedding: [B, E, H, W].
+        label: integers [B, H, W], 0 the background.
+        num_classes: C, the background included.
+
+    Returns:
+        Means [B, C-1, E] in float64 (float32 on MPS), with gradient, 0 for a class that is absent; and whether the
+        class is present, bool [B, C-1].
+    """
+    exact = exact_dtype(embedding)
+    sums, counts = [], []
+    # One class at a time: sums over many pixels at full precision, without a [B, C, H, W] mask or a copy in float64.
+    for number in range(1, num_classes):
+        mask = label == number
+        sums.append((embedding * mask[:, None]).sum((2, 3), dtype=exact))
+        counts.append(mask.sum((1, 2)))
+    count = torch.stack(counts, 1)
+    return torch.stack(sums, 1) / count.clamp(min=1)[..., None], count > 0
+
+
+def draw_anchors(
+    label: Tensor, *, num_classes: int, anchors_per_class: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """Pixels of every foreground class of every image, drawn uniformly with replacement.
+
+    Args:
+        label: integers [B, H, W], 0 the background.
+        num_classes: C, the background included.
+        anchors_per_class: P.
+        generator: of the draws; one on the CPU gives the same pixels for labels on any device. None: the global one.
+
+    Returns:
+        (row, col) as int64 [B, C-1, P, 2]; (0, 0) for a class that is absent.
+
+    >>> draw_anchors(torch.tensor([[[0, 1], [0, 0]]]), num_classes=3, anchors_per_class=2).tolist()
+    [[[[0, 1], [0, 1]], [[0, 0], [0, 0]]]]
+    """
+    ordered, pixel = label.flatten(1).to(torch.int64).sort(dim=1, stable=True)
+    edges = torch.arange(1, num_classes + 1, device=label.device).expand(len(label), -1).contiguous()
+    start = torch.searchsorted(ordered, edges)[:, :, None]
+    first, count = start[:, :-1], start.diff(dim=1)
+    device = label.device if generator is None else generator.device
+    share = torch.rand(len(label), num_classes - 1, anchors_per_class, generator=generator, device=device)
+    # In float64, so that a share just below 1 of many pixels does not round up to all of them.
+    drawn = (share.to(label.device).to(exact_dtype(label)) * count).to(torch.int64)
+    position = first + torch.minimum(drawn, (count - 1).clamp(min=0))
+    chosen = pixel.gather(1, position.flatten(1).clamp(max=ordered.shape[1] - 1)).view_as(position)
+    chosen = chosen.masked_fill(count == 0, 0)
+    width = label.shape[2]
+    return torch.stack([chosen // width, chosen % width], -1)
+
 
 Variant = Literal["inter", "intra"]
 Reduction = Literal["pair_mean", "official"]

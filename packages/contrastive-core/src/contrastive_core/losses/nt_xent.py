@@ -7,17 +7,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contrastive_core.distributed import Gather, how_to_gather, world_size
-from contrastive_core.losses.candidates import log_add, lse_among_all
-from contrastive_core.losses.rows import (
+from contrastive_core.losses._candidates import log_add, lse_among_all
+from contrastive_core.losses._inputs import (
+    Temperature,
     check_at_least_two,
+    check_learned_temperature,
     check_rows,
     check_same_count,
     paired_similarity,
     result_dtype,
+    shown,
     unit_rows,
     working_dtype,
 )
-from contrastive_core.losses.temperature import Temperature, check_learned_temperature, shown
 from contrastive_core.similarity import row_lse
 
 

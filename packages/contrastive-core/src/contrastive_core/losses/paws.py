@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contrastive_core.distributed import gather_labels, gather_rows
-from contrastive_core.losses.class_shares import class_shares
-from contrastive_core.losses.positives import check_labels
-from contrastive_core.losses.rows import (
+from contrastive_core.losses._candidates import check_labels
+from contrastive_core.losses._class_probabilities import class_shares, sharpen
+from contrastive_core.losses._inputs import (
     check_at_least_two,
     check_rows,
     check_same_count,
@@ -17,7 +17,6 @@ from contrastive_core.losses.rows import (
     result_dtype,
     unit_rows,
 )
-from contrastive_core.losses.sharpening import sharpen
 from contrastive_core.similarity.precision import exact_dtype
 
 _NEGLIGIBLE = 1e-4  # smaller probabilities of a target count as none, as in the released code

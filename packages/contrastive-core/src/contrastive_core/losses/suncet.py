@@ -1,24 +1,49 @@
-"""SuNCEt, the supervised noise-contrastive loss on a labelled mini-batch."""
+"""SuNCEt, the supervised noise-contrastive loss on a labelled mini-batch, with optional label smoothing."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contrastive_core.distributed import Gather, gather_rows, how_to_gather, rank
-from contrastive_core.losses.candidates import lse_by_class
-from contrastive_core.losses.nt_xent import softplus
-from contrastive_core.losses.positives import check_labels, find_positives
-from contrastive_core.losses.rows import (
+from contrastive_core.losses._candidates import check_labels, find_positives, lse_by_class
+from contrastive_core.losses._class_probabilities import class_shares
+from contrastive_core.losses._inputs import (
+    Temperature,
     check_at_least_two,
+    check_learned_temperature,
     check_rows,
     result_dtype,
+    shown,
     unit_rows,
     working_dtype,
 )
-from contrastive_core.losses.smoothed import smoothed_losses
-from contrastive_core.losses.temperature import Temperature, check_learned_temperature, shown
+from contrastive_core.losses.nt_xent import softplus
 from contrastive_core.similarity.precision import exact_dtype
+
+
+def smoothed_losses(
+    rows: Tensor, everyone: Tensor, labels: Tensor, *, first: int, scale: float, label_smoothing: float
+) -> Tensor:
+    """Cross-entropy [n] between an anchor's smoothed label and the smoothed labels of its random neighbour.
+
+    Memory O(N (D + C)), see `class_shares`.
+
+    Args:
+        rows: the anchors, unit vectors [n, D].
+        everyone: the candidates, unit vectors [N, D].
+        labels: class numbers [N] of the candidates.
+        first: place of the first anchor among the candidates, whose next ones are the others.
+        scale: one over the temperature.
+        label_smoothing: in (0, 1).
+    """
+    classes, number = torch.unique(labels, return_inverse=True)
+    one_hot = F.one_hot(number, len(classes)).to(rows.dtype)
+    share = class_shares(rows, everyone, one_hot, scale=scale, first=first)
+    spread = label_smoothing / len(classes)
+    target, found = (spread + (1 - label_smoothing) * part for part in (one_hot[first : first + len(rows)], share))
+    return -(target * found.log()).sum(1)
 
 
 def suncet(

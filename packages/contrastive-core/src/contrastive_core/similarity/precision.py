@@ -1,4 +1,4 @@
-"""Working precision: full float32 products whatever the caller switched on, and float64 where it is free."""
+"""Working precision: full float32 products whatever the caller enabled, and float64 where it costs nothing."""
 
 from __future__ import annotations
 

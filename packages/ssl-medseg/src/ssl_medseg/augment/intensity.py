@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from contrastive_core.random import uniform
+from contrastive_core.rng import uniform
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from contrastive_core.random import uniform
+from contrastive_core.rng import uniform
 from ssl_medseg.augment.options import AugmentOptions
 
 _KNOTS = 3

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from contrastive_core.findings import LEVELS, Finding
+from contrastive_core.app.checks import LEVELS, Finding
 from ssl_medseg.checking import rules_crop, rules_images, rules_labels, rules_names, rules_split
 from ssl_medseg.checking.image_facts import look_at_image
 from ssl_medseg.checking.label_facts import look_at_label

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from contrastive_core.findings import Finding, Item, Level, several
+from contrastive_core.app.checks import Finding, Item, Level, several
 from ssl_medseg.checking.image_facts import ImageFacts
 from ssl_medseg.checking.label_facts import LabelFacts
 from ssl_medseg.data.cases import Case

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from contrastive_core.app.checks import Finding
+from contrastive_core.app.report.figures import to_png
 from contrastive_core.errors import UserError
-from contrastive_core.findings import Finding
-from contrastive_core.report.style import to_png
-from contrastive_core.train.files import write_atomic
+from contrastive_core.training.files import write_atomic
 from ssl_medseg.checking.looked import Looked
 from ssl_medseg.checking.report import Report
 from ssl_medseg.data.cases import Case

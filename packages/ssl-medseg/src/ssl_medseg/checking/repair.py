@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from contrastive_core.app.checks import several
 from contrastive_core.errors import UserError
-from contrastive_core.findings import several
-from contrastive_core.train.files import replace_folder, write_atomic
+from contrastive_core.training.files import replace_folder, write_atomic
 from ssl_medseg.checking.options import Fix
 from ssl_medseg.checking.repair_label import repair_label
 from ssl_medseg.data import Case, DataOptions, ImageFile, LabelMap

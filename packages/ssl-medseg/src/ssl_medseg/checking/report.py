@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from contrastive_core.findings import (
+from contrastive_core.app.checks import (
     Finding,
     Findings,
     counted_levels,

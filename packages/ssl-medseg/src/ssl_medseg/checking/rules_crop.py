@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from contrastive_core.app.checks import Finding, Item, several
 from contrastive_core.errors import UserError
-from contrastive_core.findings import Finding, Item, several
 from ssl_medseg.checking.looked import Looked
 from ssl_medseg.data import DataSet, read_split
 from ssl_medseg.preprocessing import Preprocessing, PreprocessingOptions, choose_preprocessing, plan, share_outside

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from math import prod
 from statistics import median
 
-from contrastive_core.findings import Finding, Item, several
+from contrastive_core.app.checks import Finding, Item, several
 from ssl_medseg.checking.looked import Looked, about
 
 _LEAST_SLICES = 3

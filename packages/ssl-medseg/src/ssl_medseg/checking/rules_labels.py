@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from statistics import median
 
-from contrastive_core.findings import Finding, Item, several
+from contrastive_core.app.checks import Finding, Item, several
 from ssl_medseg.checking.label_facts import LabelFacts
 from ssl_medseg.checking.looked import Looked, about
 from ssl_medseg.data.label_map import LabelMap

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from contrastive_core.findings import Finding, Item, several
+from contrastive_core.app.checks import Finding, Item, several
 from ssl_medseg.checking.looked import Looked
 
 _DATE = re.compile(r"(?<!\d)(?:19|20)\d\d[-_.]?(?:0[1-9]|1[0-2])[-_.]?(?:0[1-9]|[12]\d|3[01])(?!\d)")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from contrastive_core.app.checks import Finding, Item, several
 from contrastive_core.errors import UserError
-from contrastive_core.findings import Finding, Item, several
 from ssl_medseg.checking.looked import Looked
 from ssl_medseg.data import DataSet, Split, read_split
 from ssl_medseg.data.fingerprints import fingerprint

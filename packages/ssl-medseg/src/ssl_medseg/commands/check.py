@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from contrastive_core.errors import UserError
-from contrastive_core.train.files import write_atomic
+from contrastive_core.training.files import write_atomic
 from ssl_medseg.checking import Fix, Report, examine
 from ssl_medseg.data import DataOptions
 from ssl_medseg.preprocessing import PreprocessingOptions

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import RunOptions
+from contrastive_core.training import RunOptions
 from ssl_medseg.checking import examine
 from ssl_medseg.commands.evaluate import Evaluated, evaluate
 from ssl_medseg.commands.predict import predict

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from contrastive_core.app.report.figures import to_png
 from contrastive_core.errors import UserError
-from contrastive_core.report.style import to_png
-from contrastive_core.train import config
-from contrastive_core.train.files import write_atomic
+from contrastive_core.training import config
+from contrastive_core.training.files import write_atomic
 from ssl_medseg.data.cases import DataSet
 from ssl_medseg.data.open import open_with
 from ssl_medseg.data.options import DataOptions

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from contrastive_core.errors import UserError
-from contrastive_core.train.programs import put_in_place, write_exported_program, write_onnx
+from contrastive_core.training.export import put_in_place, write_exported_program, write_onnx
 from ssl_medseg.exporting.bundle import write_bundle
 from ssl_medseg.exporting.exportable import card_of, program_of
 from ssl_medseg.model_folder import load_segmenter

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
-from contrastive_core.train.files import write_atomic
-from contrastive_core.train.progress import track
+from contrastive_core.training.files import write_atomic
+from contrastive_core.training.progress import track
 from ssl_medseg.data import DataOptions
 from ssl_medseg.data.files import DICOM_ENDINGS, ENDINGS, stem, without_path
 from ssl_medseg.data.label_map import LabelMap
@@ -186,7 +186,7 @@ def _write(segmented: Segmented, volume: Volume, target: Path, labels: LabelMap)
 
 def _draw(segmented: Segmented, volume: Volume, target: Path, name: str, labels: LabelMap) -> None:
     # Here, not above: masks need no matplotlib.
-    from contrastive_core.report.style import to_png  # noqa: PLC0415
+    from contrastive_core.app.report.figures import to_png  # noqa: PLC0415
     from ssl_medseg.reporting.mask_sheet import mask_sheet  # noqa: PLC0415
 
     figure = mask_sheet(volume, segmented.classes, name=name, structures=labels.structures)

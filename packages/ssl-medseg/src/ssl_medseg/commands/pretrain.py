@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import Run, RunOptions
+from contrastive_core.training import Run, RunOptions
 from ssl_medseg.data import DataOptions
 from ssl_medseg.models import NetworkOptions, UNet, settle_statistics
 from ssl_medseg.optimization import adam

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from contrastive_core.report import html
-from contrastive_core.train.files import write_atomic
+from contrastive_core.app.report import page
+from contrastive_core.training.files import write_atomic
 from ssl_medseg.reporting import sections
 from ssl_medseg.reporting.evaluation_section import evaluation_section, stages_table
 from ssl_medseg.reporting.rounds import rounds_section
@@ -31,7 +31,7 @@ def report(run: Path, *, out: Path | None = None, show_paths: bool = False) -> P
     """
     found = open_run(Path(run))
     several = sum(bool(stage.rounds) for stage in found.stages) > 1
-    page = html.document(
+    text = page.document(
         sections.title(found),
         [
             sections.header(found),
@@ -46,5 +46,5 @@ def report(run: Path, *, out: Path | None = None, show_paths: bool = False) -> P
     )
     target = Path(out) if out is not None else Path(run) / "report.html"
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(target, page.encode())
+    write_atomic(target, text.encode())
     return target

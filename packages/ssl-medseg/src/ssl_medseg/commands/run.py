@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import RunOptions, config, files
-from contrastive_core.train.launch import make_fabric
-from contrastive_core.train.processes import Processes
+from contrastive_core.training import RunOptions, config, files
+from contrastive_core.training.launch import make_fabric
+from contrastive_core.training.processes import Processes
 from ssl_medseg.augment import AugmentOptions
 from ssl_medseg.commands.selftrain import selftrain
 from ssl_medseg.commands.train import train

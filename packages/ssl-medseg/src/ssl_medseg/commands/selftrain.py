@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import Run, RunOptions
+from contrastive_core.training import Run, RunOptions
 from ssl_medseg.augment import AugmentOptions
 from ssl_medseg.batches import SegmentationBatches
 from ssl_medseg.data import DataOptions, open_with

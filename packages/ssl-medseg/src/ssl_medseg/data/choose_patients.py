@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from contrastive_core.errors import UserError
-from contrastive_core.random import derive, permutation
+from contrastive_core.rng import derive, permutation
 from ssl_medseg.data.cases import Case, DataSet
 from ssl_medseg.data.splits import Split
 

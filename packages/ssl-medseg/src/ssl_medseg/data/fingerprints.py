@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from contrastive_core.train.files import sha256
+from contrastive_core.training.files import sha256
 from ssl_medseg.data.cases import Case
 
 Fingerprint = dict[str, str]

@@ -6,8 +6,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from contrastive_core.app.checks import finding_lines, of_level
 from contrastive_core.errors import UserError
-from contrastive_core.findings import finding_lines, of_level
 from ssl_medseg.data.cases import DataSet
 from ssl_medseg.data.frames import with_frames
 from ssl_medseg.data.label_map import LabelMap

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from contrastive_core.errors import UserError
-from contrastive_core.train.files import write_atomic
+from contrastive_core.training.files import write_atomic
 from ssl_medseg.data.cases import DataSet
 from ssl_medseg.data.fingerprints import Fingerprint
 from ssl_medseg.data.label_map_files import read_json

@@ -17,8 +17,8 @@ from scipy.ndimage import gaussian_filter
 
 import ssl_medseg
 from contrastive_core.errors import UserError
-from contrastive_core.train import files
-from contrastive_core.train.programs import write_exported_program
+from contrastive_core.training import files
+from contrastive_core.training.export import write_exported_program
 from ssl_medseg.data.cases import ImageFile
 from ssl_medseg.exporting.bundle_config import inference_config, is_monai_enough, metadata
 from ssl_medseg.exporting.exportable import card_of, program_of

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contrastive_core.train.programs import Program
+from contrastive_core.training.export import Program
 from ssl_medseg.model_folder import Segmenter
 
 PREPARATION = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from contrastive_core.losses.rows import check_rows, check_temperature, result_dtype, unit_rows
+from contrastive_core.losses._inputs import check_rows, check_temperature, result_dtype, unit_rows
 from contrastive_core.similarity.precision import exact_dtype
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from contrastive_core.losses.rows import check_floating, check_temperature, result_dtype, unit_rows
+from contrastive_core.losses._inputs import check_floating, check_temperature, result_dtype, unit_rows
 from contrastive_core.similarity.precision import exact_dtype
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from contrastive_core.errors import UserError
-from contrastive_core.random import derive
+from contrastive_core.rng import derive
 from ssl_medseg.phantom.anatomy import BRIGHTNESS, Heart, draw_heart, structures
 
 #: Structure -> label value, as in the files of ACDC.

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contrastive_core.errors import UserError
-from contrastive_core.random import derive, permutation, uniform
+from contrastive_core.rng import derive, permutation, uniform
 
 
 class VolumeBatch(NamedTuple):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_core.losses import nt_xent
-from contrastive_core.random import derive
-from contrastive_core.train import Run
+from contrastive_core.rng import derive
+from contrastive_core.training import Run
 from ssl_medseg.augment import jitter_intensity
 from ssl_medseg.losses.global_contrastive import global_d, global_d_minus
 from ssl_medseg.losses.local_regions import grid_regions, local_regions

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import Run, load_model
+from contrastive_core.training import Run, load_model
 from ssl_medseg.model_folder import FORMAT as SEGMENTER
 from ssl_medseg.models import NetworkOptions, UNet
 from ssl_medseg.preprocessing import Preprocessing

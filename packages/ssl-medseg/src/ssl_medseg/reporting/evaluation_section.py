@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
 
-from contrastive_core.report import html
-from contrastive_core.report.style import to_inline_svg
+from contrastive_core.app.report import page
+from contrastive_core.app.report.figures import to_inline_svg
 from ssl_medseg.scoring.figure import bland_altman_figure
 from ssl_medseg.scoring.records import Evaluation, StructureScore
 from ssl_medseg.scoring.summary import StructureSummary, Summary, case_dice, summarise
@@ -39,11 +39,11 @@ def evaluation_section(evaluation: Evaluation, folder: Path, *, place: int = 1) 
     summary = summarise(evaluation)
     cases = plural(summary.cases, f"{evaluation.part} case" if evaluation.part != "all" else "case")
     parts = [
-        html.paragraph(
+        page.paragraph(
             f"{cases} of {plural(summary.patients, 'patient')} of {evaluation.data}, measured on the images' own grid. "
             f"Numbers are of all {summary.cases} cases where no n is given."
         ),
-        html.warnings(warnings(evaluation, summary)),
+        page.warnings(warnings(evaluation, summary)),
         _structures(evaluation, summary),
         _paper(summary),
         "<h3>What the numbers mean</h3>",
@@ -53,9 +53,9 @@ def evaluation_section(evaluation: Evaluation, folder: Path, *, place: int = 1) 
         *_pictures(evaluation, folder),
         *_volumes(evaluation, summary, place=place),
         "<h3>Every case</h3>",
-        html.figure(_cases(evaluation)),
+        page.figure(_cases(evaluation)),
     ]
-    return html.section(f"Evaluation: {evaluation.name}", *parts)
+    return page.section(f"Evaluation: {evaluation.name}", *parts)
 
 
 def stages_table(stages: Mapping[str, Evaluation]) -> str:
@@ -74,11 +74,11 @@ def stages_table(stages: Mapping[str, Evaluation]) -> str:
         each = [mean_and_sd("dice", structure.measures["dice"]) for structure in summary.structures]
         rows.append([name, *map(_unbroken, [mean_and_sd("dice", summary.mean_dice), *each])])
     head = ["Dice after", "mean", *next(iter(stages.values())).structures]
-    return html.section(
+    return page.section(
         "What every stage has added",
-        html.paragraph(f"The same {plural(len(sets[0]), 'case')}, segmented by the model of each stage of training."),
-        html.warnings(_worse(means)),
-        html.figure(html.table(head, rows, kind="numbers")),
+        page.paragraph(f"The same {plural(len(sets[0]), 'case')}, segmented by the model of each stage of training."),
+        page.warnings(_worse(means)),
+        page.figure(page.table(head, rows, kind="numbers")),
     )
 
 
@@ -107,7 +107,7 @@ def _structures(evaluation: Evaluation, summary: Summary) -> str:
                 of = "" if found.n in (0, summary.cases) else f", n = {found.n}"
                 cells.append(_unbroken(write(measure, found)) + of)
             rows.append([structure.structure, *cells])
-        tables.append(html.figure(html.table([name, *head[1:]], rows, kind="numbers tight")))
+        tables.append(page.figure(page.table([name, *head[1:]], rows, kind="numbers tight")))
     return "\n".join(tables)
 
 
@@ -119,7 +119,7 @@ def _unbroken(text: str) -> str:
 
 def _paper(summary: Summary) -> str:
     mean = summary.mean_dice
-    return html.paragraph(
+    return page.paragraph(
         f"In the convention of the method's papers (mean over the structures of each case, a structure on one side "
         f"only counting 0, then over cases) the Dice is {mean_and_sd('dice', mean)}, of {mean.n} cases.",
         kind="note",
@@ -132,12 +132,12 @@ def _pictures(evaluation: Evaluation, folder: Path) -> list[str]:
     for which in ("best", "median", "worst"):
         file = folder / f"{evaluation.name}-{which}.png"
         if file.is_file():
-            parts.append(html.figure(html.picture(file.read_bytes(), label=f"Slices of the {which} case with masks")))
+            parts.append(page.figure(page.picture(file.read_bytes(), label=f"Slices of the {which} case with masks")))
     if not parts:
         return []
     return [
         "<h3>Best, median and worst case</h3>",
-        html.paragraph(
+        page.paragraph(
             "By mean Dice. Each column is a slice: image, truth, prediction with the truth as a white line. The "
             "picture top left is a whole slice with the part that is shown. Letters name the patient's directions "
             "(R right, L left, A anterior, P posterior, S superior, I inferior): the patient's right is on the left. "
@@ -154,12 +154,12 @@ def _volumes(evaluation: Evaluation, summary: Summary, *, place: int) -> list[st
     figure = bland_altman_figure(evaluation)
     width = figure.get_figwidth() * _REM_PER_INCH
     drawn = to_inline_svg(figure, name=f"volumes-{place}", label="Bland-Altman plots of volumes")
-    parts = ["<h3>Volumes</h3>", html.figure(f'<div style="max-width: {width:.0f}rem">{drawn}</div>')]
+    parts = ["<h3>Volumes</h3>", page.figure(f'<div style="max-width: {width:.0f}rem">{drawn}</div>')]
     rows = [_agreement(structure) for structure in summary.structures]
     head = ["structure", "bias, mL", "95 % interval", "limits of agreement, mL", "n"]
     parts += [
-        html.figure(html.table(head, rows, kind="numbers")),
-        html.paragraph(
+        page.figure(page.table(head, rows, kind="numbers")),
+        page.paragraph(
             "Bland and Altman's plot: every point is a case, its height the error of its volume. About 95 % of the "
             "errors of new cases are expected between the dashed limits, as far as cases are independent and errors do "
             "not grow with the volume.",
@@ -193,7 +193,7 @@ def _cases(evaluation: Evaluation) -> str:
         for case in worst_first
     ]  # fmt: skip
     head = ["the worst first", "part", "mean Dice", *(f"{name}, Dice and HD95" for name in evaluation.structures)]
-    return html.table(head, rows, kind="numbers tight")
+    return page.table(head, rows, kind="numbers tight")
 
 
 def _one(score: StructureScore, unit: str) -> str:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
-from contrastive_core.report.style import INK, MUTED, new_figure
+from contrastive_core.app.report.figures import INK, MUTED, new_figure
 from ssl_medseg.reporting.orientation import View
 
 #: Of structures on grey images, told apart by people with colour-blindness too.

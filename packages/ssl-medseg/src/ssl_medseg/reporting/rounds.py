@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from contrastive_core.report import html
-from contrastive_core.report.style import DASHES, MUTED, SERIES, new_figure, plain_axes, to_inline_svg
+from contrastive_core.app.report import page
+from contrastive_core.app.report.figures import DASHES, MUTED, SERIES, new_figure, plain_axes, to_inline_svg
 
 Round = Mapping[str, Any]
 
@@ -44,12 +44,12 @@ def rounds_section(rounds: Sequence[Round], *, name: str = "") -> str:
             " The last column compares the pseudo-labels with truth that exists and that training was not given: it is "
             "known in a study only."
         )
-    return html.section(
+    return page.section(
         f"Pseudo-labels, {name}" if name else "Pseudo-labels",
-        html.paragraph(text),
-        html.warnings(warned),
-        html.figure(figure),
-        html.figure(html.table(head, rows, kind="numbers tight")),
+        page.paragraph(text),
+        page.warnings(warned),
+        page.figure(figure),
+        page.figure(page.table(head, rows, kind="numbers tight")),
     )
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from contrastive_core.app.report.run_record import RunRecord, read_record
 from contrastive_core.errors import UserError
-from contrastive_core.report.run_record import RunRecord, read_record
 from ssl_medseg.data.splits import PARTS
 from ssl_medseg.scoring.records import Evaluation, read_evaluation
 

@@ -10,9 +10,8 @@ from html import escape
 from pathlib import PurePath
 from typing import Any
 
-from contrastive_core.report import closing, html
-from contrastive_core.report.curves import Panel, training_figure
-from contrastive_core.report.style import to_inline_svg
+from contrastive_core.app.report import page, sections
+from contrastive_core.app.report.figures import Panel, to_inline_svg, training_figure
 from ssl_medseg.reporting.run_folder import Reported, Stage
 from ssl_medseg.scoring.summary import summarise
 from ssl_medseg.scoring.words import number, plural
@@ -79,10 +78,10 @@ def header(run: Reported) -> str:
             numbers["unlabelled patients"] = str(counts["unlabelled"][1])
     seconds = sum(stage.record.seconds or 0 for stage in run.stages)
     if seconds:
-        numbers["training time"] = closing.duration(seconds)
+        numbers["training time"] = sections.duration(seconds)
     return (
-        f"<header>\n<h1>{escape(title(run))}</h1>\n{html.paragraph(text, kind='lead')}\n{html.facts(numbers)}\n"
-        f"{html.warnings(_cautions(run))}</header>"
+        f"<header>\n<h1>{escape(title(run))}</h1>\n{page.paragraph(text, kind='lead')}\n{page.facts(numbers)}\n"
+        f"{page.warnings(_cautions(run))}</header>"
     )
 
 
@@ -110,19 +109,19 @@ def learnt_from(run: Reported) -> str:
         rows = [
             [part, str(len({p for _, p in pairs})), str(len(pairs)), uses[part]] for part, pairs in run.split.items()
         ]
-        parts.append(html.figure(html.table(["part", "patients", "volumes", "use"], rows, kind="parts")))
-        parts.append(html.paragraph("All volumes of a patient are in one part.", kind="note"))
+        parts.append(page.figure(page.table(["part", "patients", "volumes", "use"], rows, kind="parts")))
+        parts.append(page.paragraph("All volumes of a patient are in one part.", kind="note"))
     stated = run.last.card
     if "labels" in stated:
         names, values = stated["labels"]["names"][1:], stated["labels"]["values"][1:]
         listed = ", ".join(f"{name} ({value})" for name, value in zip(names, values, strict=True))
-        parts.append(html.paragraph(f"Structures and their values in mask files: {listed}."))
+        parts.append(page.paragraph(f"Structures and their values in mask files: {listed}."))
     if "preprocessing" in stated:
-        parts.append(html.paragraph(_preprocessing(stated["preprocessing"])))
+        parts.append(page.paragraph(_preprocessing(stated["preprocessing"])))
         labelled = stated.get("details", {}).get("labelled", [])
         if labelled:
-            parts.append(html.paragraph(f"Labelled volumes: {', '.join(labelled)}.", kind="note"))
-    return html.section("What was learnt from what", *parts) if parts else ""
+            parts.append(page.paragraph(f"Labelled volumes: {', '.join(labelled)}.", kind="note"))
+    return page.section("What was learnt from what", *parts) if parts else ""
 
 
 def _preprocessing(p: Mapping[str, Any]) -> str:
@@ -147,24 +146,24 @@ def training(run: Reported) -> str:
     parts = []
     for stage in run.stages:
         if not stage.record.records:
-            parts.append(html.paragraph(f"{stage.name or 'The run'} has logged nothing yet."))
+            parts.append(page.paragraph(f"{stage.name or 'The run'} has logged nothing yet."))
             continue
         if len(run.stages) > 1:
             parts.append(f"<h3>{escape(stage.name)}: {escape(in_words(stage.method))}</h3>")
         label = "Loss, and Dice on validation, by step"
         figure = training_figure(stage.record.records, panels(stage, run.structures))
-        parts.append(html.figure(to_inline_svg(figure, name=f"training-{stage.name or 'run'}", label=label)))
+        parts.append(page.figure(to_inline_svg(figure, name=f"training-{stage.name or 'run'}", label=label)))
         kept = stage.card.get("details", {}).get("weights")
         if kept:
-            parts.append(html.paragraph(f"Weights kept: {kept}.", kind="note"))
+            parts.append(page.paragraph(f"Weights kept: {kept}.", kind="note"))
     parts.append(
-        html.paragraph(
+        page.paragraph(
             "Validation Dice is that of whole volumes on their own grid. Where it chose the step that was kept, its "
             "best value is a little too good to be true; the test cases of the evaluation chose nothing.",
             kind="note",
         )
     )
-    return html.section("Training", *parts)
+    return page.section("Training", *parts)
 
 
 def _uses_unlabelled(run: Reported) -> bool:
@@ -191,7 +190,7 @@ def settings(run: Reported, *, show_paths: bool = False) -> str:
     place = stage.path if show_paths else PurePath("RUN", stage.name)
     again = f"ssl-medseg {verb} --config {shlex.quote(str(place / 'config.yaml'))} --out runs/again"
     config = stage.record.config if show_paths else _without_folders(stage.record.config)
-    return closing.settings(config, command, name=stage.name or verb, again=again)
+    return sections.settings(config, command, name=stage.name or verb, again=again)
 
 
 def _without_folders(value: Any) -> Any:
@@ -206,7 +205,7 @@ def _without_folders(value: Any) -> Any:
 def surroundings(run: Reported) -> str:
     """On what the run was trained, and by what the report was written."""
     record = run.last.record
-    return closing.surroundings(record.config, record.sessions, packages=("ssl-medseg", "monai", "nibabel"))
+    return sections.surroundings(record.config, record.sessions, packages=("ssl-medseg", "monai", "nibabel"))
 
 
 def _volumes(count: tuple[int, int]) -> str:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from contrastive_core.report.style import DASHES, MUTED, SERIES, new_figure, plain_axes
+from contrastive_core.app.report.figures import DASHES, MUTED, SERIES, new_figure, plain_axes
 from ssl_medseg.scoring.agreement import bland_altman
 from ssl_medseg.scoring.records import Evaluation
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contrastive_core.errors import UserError
-from contrastive_core.train.progress import track
+from contrastive_core.training.progress import track
 from ssl_medseg.data.cases import Case, DataSet
 from ssl_medseg.data.files import without_path
 from ssl_medseg.model_folder import load_segmenter

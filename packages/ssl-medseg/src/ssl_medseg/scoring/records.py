@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from contrastive_core.errors import UserError
-from contrastive_core.train.files import write_atomic
+from contrastive_core.training.files import write_atomic
 
 FORMAT = "ssl-medseg evaluation 1"
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from contrastive_core.errors import UserError
 from contrastive_core.losses import local_contrastive
-from contrastive_core.random import derive
-from contrastive_core.train import Run
+from contrastive_core.rng import derive
+from contrastive_core.training import Run
 from ssl_medseg.augment import jitter_intensity
 from ssl_medseg.selftraining.options import ContrastOptions
 from ssl_medseg.selftraining.pairing import draw_pairs, usable

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import Run
+from contrastive_core.training import Run
 from ssl_medseg.keeping import BestWeights
 from ssl_medseg.selftraining.options import PseudoLabelOptions
 from ssl_medseg.selftraining.pseudo_labels import (

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.pseudo_label import PseudoLabels, agreement, class_thresholds, fuse, hard_labels
-from contrastive_core.train.files import write_atomic
+from contrastive_core.training.files import write_atomic
 from ssl_medseg.crf import SETTINGS, refine
 from ssl_medseg.inference import slice_probabilities
 from ssl_medseg.prepared_cases import PreparedCase

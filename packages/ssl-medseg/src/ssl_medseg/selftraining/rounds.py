@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from contrastive_core.train.files import write_atomic
+from contrastive_core.training.files import write_atomic
 from ssl_medseg.selftraining.options import PseudoLabelOptions
 from ssl_medseg.selftraining.pseudo_labels import UNUSED, PseudoCase, dice_of
 

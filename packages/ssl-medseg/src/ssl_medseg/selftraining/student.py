@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from contrastive_core.train import Run
+from contrastive_core.training import Run
 from ssl_medseg.keeping import BestWeights, moving_average
 from ssl_medseg.model_folder import Segmenter
 from ssl_medseg.models import ContrastHead, SegmentationNetwork, build_network, settle_statistics

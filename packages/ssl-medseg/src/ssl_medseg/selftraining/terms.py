@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from contrastive_core.random import derive
-from contrastive_core.train import Run
+from contrastive_core.rng import derive
+from contrastive_core.training import Run
 from ssl_medseg.augment import AugmentOptions, jitter_intensity
 from ssl_medseg.batches import SegmentationBatches
 from ssl_medseg.inference import slice_probabilities

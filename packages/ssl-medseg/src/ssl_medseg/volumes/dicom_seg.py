@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 import ssl_medseg
 from contrastive_core.errors import UserError
-from contrastive_core.train import files
+from contrastive_core.training import files
 from ssl_medseg.data.label_map import LabelMap
 from ssl_medseg.volumes.dicom import series_datasets
 from ssl_medseg.volumes.extras import import_extra

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import files
+from contrastive_core.training import files
 from ssl_medseg.data.label_map import LabelMap
 from ssl_medseg.volumes.itk import ITK_ENDINGS, read_itk, write_itk
 from ssl_medseg.volumes.volume import Grid, Volume, grid_difference

@@ -18,7 +18,7 @@ from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
-from contrastive_core.train.files import write_atomic
+from contrastive_core.training.files import write_atomic
 from ssl_medseg.volumes.volume import Grid, checked_affine
 
 _DAMAGED = (

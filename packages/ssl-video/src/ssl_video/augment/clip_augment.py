@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from contrastive_core.random import derive
+from contrastive_core.rng import derive
 from ssl_video.augment.crops import spread_crops, weak_crop
 from ssl_video.augment.options import StrongOptions, WeakOptions
 from ssl_video.augment.strong import strong_augment

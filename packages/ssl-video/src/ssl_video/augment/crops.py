@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
-from contrastive_core.random import derive, uniform
+from contrastive_core.rng import derive, uniform
 from ssl_video.augment.options import WeakOptions
 from ssl_video.views.make import Clips
 from ssl_video.views.motion import mirror_flow, resize_flow

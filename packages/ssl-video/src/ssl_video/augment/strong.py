@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from contrastive_core.random import derive, uniform
+from contrastive_core.rng import derive, uniform
 from ssl_video.augment.operations import OPERATIONS, SETS
 from ssl_video.augment.options import StrongOptions
 from ssl_video.views.make import NEUTRAL

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from contrastive_core.findings import counted_levels, finding_lines, findings_to_json, most_first, of_level
-from contrastive_core.train.files import write_atomic
+from contrastive_core.app.checks import counted_levels, finding_lines, findings_to_json, most_first, of_level
+from contrastive_core.training.files import write_atomic
 from ssl_video.checking import Facts, examine
 from ssl_video.data import open_videos
 

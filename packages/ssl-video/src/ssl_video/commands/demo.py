@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import RunOptions
+from contrastive_core.training import RunOptions
 from ssl_video.augment import StrongOptions
 from ssl_video.commands.evaluate import evaluate
 from ssl_video.commands.make_splits import make_splits

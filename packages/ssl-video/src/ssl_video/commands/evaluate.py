@@ -8,12 +8,11 @@ from typing import Literal
 import numpy as np
 import torch
 
+from contrastive_core.app.report.figures import confusion_figure, to_png
 from contrastive_core.errors import UserError
-from contrastive_core.report.confusion import confusion_figure
-from contrastive_core.report.style import to_png
-from contrastive_core.train.files import write_atomic
-from contrastive_core.train.model_file import module_hash
-from contrastive_core.train.progress import track
+from contrastive_core.training.files import write_atomic
+from contrastive_core.training.model_file import module_hash
+from contrastive_core.training.progress import track
 from ssl_video.data import open_videos
 from ssl_video.data.torchcodec_reader import ReaderName, check_reader
 from ssl_video.flow_cache import open_flow

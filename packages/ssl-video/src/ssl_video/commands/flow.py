@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from contrastive_core.errors import UserError
-from contrastive_core.train.device import choose_device
-from contrastive_core.train.files import FolderLock, write_atomic
-from contrastive_core.train.progress import track
+from contrastive_core.training.files import FolderLock, write_atomic
+from contrastive_core.training.launch import choose_device
+from contrastive_core.training.progress import track
 from ssl_video.data import Video, VideoSet, open_videos
 from ssl_video.flow_cache import FlowCache, read_settings
 from ssl_video.flow_making import Work, flow_settings, plan, store_all

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contrastive_core.errors import UserError
-from contrastive_core.train.progress import track
+from contrastive_core.training.progress import track
 from ssl_video.contact_sheet import Thumbnail, contact_sheet
 from ssl_video.data import open_videos
 from ssl_video.data.torchcodec_reader import ReaderName, check_reader

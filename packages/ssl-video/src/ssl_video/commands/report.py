@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from contrastive_core.app.report import page
+from contrastive_core.app.report.run_record import read_record
+from contrastive_core.app.report.sections import settings, surroundings
 from contrastive_core.errors import UserError
-from contrastive_core.report import closing, html
-from contrastive_core.report.run_record import read_record
-from contrastive_core.train.files import write_atomic
-from contrastive_core.train.model_file import module_hash
+from contrastive_core.training.files import write_atomic
+from contrastive_core.training.model_file import module_hash
 from ssl_video.commands.train import train
 from ssl_video.data import open_videos
 from ssl_video.model_folder import load_recognizer
@@ -56,7 +57,7 @@ def report(
     )
     parts = [
         sections.header(record, card=None if recognizer is None else recognizer.card, evaluations=found),
-        html.warnings(notes),
+        page.warnings(notes),
         sections.training(record),
         *(sections.evaluation(entry) for entry in found),
     ]
@@ -73,17 +74,17 @@ def report(
             learned = videos.subset(select(videos, read_split(file).train, file=file))
             sheet = view_sheet(learned, recognizer.recipe, config, clips=clips, seed=seed)
             text = "Above weakly augmented, which pseudo-labels are made of; below strongly, which learns them."
-            picture = html.figure(html.picture(sheet, label="Clips in all views"))
-            parts.append(html.section("What the network sees", html.paragraph(text), picture))
+            picture = page.figure(page.picture(sheet, label="Clips in all views"))
+            parts.append(page.section("What the network sees", page.paragraph(text), picture))
         except UserError as error:
             if data is not None or split is not None:
                 raise
             parts.append(sections.missing("What the network sees", f"The videos could not be opened: {error}"))
     parts += [
-        closing.settings(config, train, name="training", again=sections.again(config)),
-        closing.surroundings(config, record.sessions, packages=["ssl-video", "torchvision", "av"]),
+        settings(config, train, name="training", again=sections.again(config)),
+        surroundings(config, record.sessions, packages=["ssl-video", "torchvision", "av"]),
     ]
     target = run / "report.html" if out is None else out
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(target, html.document(sections.title(config), parts).encode())
+    write_atomic(target, page.document(sections.title(config), parts).encode())
     return target

@@ -10,10 +10,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from contrastive_core.classification import top_k_accuracy
 from contrastive_core.errors import UserError
+from contrastive_core.metrics import top_k_accuracy
 from contrastive_core.optim import WarmupCosine
-from contrastive_core.train import Run, RunOptions
+from contrastive_core.training import Run, RunOptions
 from ssl_video.augment import ClipAugment, StrongOptions, WeakOptions
 from ssl_video.data import ClipDataset, ClipSpec, VideoSet, open_videos
 from ssl_video.data.torchcodec_reader import ReaderName

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch.utils.data import Dataset
 
 from contrastive_core.errors import UserError
-from contrastive_core.train.files import append_line
+from contrastive_core.training.files import append_line
 from ssl_video.data.reader import StoredFlow, index_video, read_clip
 from ssl_video.data.sampling import ClipSpec, clip_start
 from ssl_video.data.torchcodec_reader import ReaderName, check_reader

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from contrastive_core.errors import UserError
-from contrastive_core.random import derive
+from contrastive_core.rng import derive
 from ssl_video.data.sampling import ClipSpec
 from ssl_video.data.video_set import Video, VideoSet
 from ssl_video.views.make import Clips

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from contrastive_core.errors import UserError
-from contrastive_core.random import derive, uniform
+from contrastive_core.rng import derive, uniform
 
 
 @dataclass(frozen=True)

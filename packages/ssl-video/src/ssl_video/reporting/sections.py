@@ -9,12 +9,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from contrastive_core.app.report import page, sections
+from contrastive_core.app.report.figures import RATE, Panel, confusion_figure, to_inline_svg, training_figure
+from contrastive_core.app.report.run_record import RunRecord
 from contrastive_core.errors import UserError
-from contrastive_core.report import closing, html
-from contrastive_core.report.confusion import confusion_figure
-from contrastive_core.report.curves import RATE, Panel, training_figure
-from contrastive_core.report.run_record import RunRecord
-from contrastive_core.report.style import to_inline_svg
 from ssl_video.recognition_score import FORMAT
 
 _METHODS = {"mvpl": "Multiview pseudo-labelling", "fixmatch": "FixMatch", "supervised": "Labels alone"}
@@ -57,11 +55,11 @@ def header(record: RunRecord, *, card: Mapping[str, Any] | None, evaluations: Se
         if "coverage" in last:
             numbers["pseudo-labels that count"] = f"{100 * last['coverage']:.0f} %"
     if record.seconds:
-        numbers["training time"] = closing.duration(record.seconds)
+        numbers["training time"] = sections.duration(record.seconds)
     if card is None:
         done = int(record.records[-1]["step"]) + 1 if record.records else 0
         text += f" Training has not ended: {done} of {config['steps']} steps are done."
-    return f"<header>\n<h1>{escape(title(config))}</h1>\n{html.paragraph(text)}\n{html.facts(numbers)}\n</header>"
+    return f"<header>\n<h1>{escape(title(config))}</h1>\n{page.paragraph(text)}\n{page.facts(numbers)}\n</header>"
 
 
 def training(record: RunRecord) -> str:
@@ -74,7 +72,7 @@ def training(record: RunRecord) -> str:
             RATE,
         ]
     ]
-    text = html.paragraph("Over steps.", kind="note")
+    text = page.paragraph("Over steps.", kind="note")
     if record.config["method"] != "supervised":
         rows.append(
             [
@@ -83,7 +81,7 @@ def training(record: RunRecord) -> str:
                 Panel("Right", {"pseudo_accuracy": "of those that count", "pseudo_accuracy_all": "of all"}, share=True),
             ]
         )
-        text = html.paragraph(
+        text = page.paragraph(
             "Over steps. `coverage`: share of the pseudo-labels that are confident enough to count; views that agree: "
             "share of the pairs of views that see the same class in a clip. Whether pseudo-labels are right is known "
             "where training was told to look (`--diagnose`)."
@@ -91,10 +89,10 @@ def training(record: RunRecord) -> str:
         if any(name in line for line in record.records for name in views):
             rows.append([Panel("Views alone, on unlabelled clips", views, share=True)])
     figures = [
-        html.figure(to_inline_svg(training_figure(record.records, row), name=f"training{i}", label=row[0].title))
+        page.figure(to_inline_svg(training_figure(record.records, row), name=f"training{i}", label=row[0].title))
         for i, row in enumerate(rows)
     ]
-    return html.section("Training", text, *figures)
+    return page.section("Training", text, *figures)
 
 
 def evaluation(found: Mapping[str, Any]) -> str:
@@ -118,19 +116,19 @@ def evaluation(found: Mapping[str, Any]) -> str:
         for name, share in zip(found["classes"], found["per_class"], strict=True)
     ]
     skipped = [f"{key}: {reason}" for key, reason in found["skipped"].items()]
-    return html.section(
+    return page.section(
         f"Evaluation: {found['part']}",
-        html.paragraph(f"{found['clips']} clips × {found['crops']} crops of every video, mean of probabilities."),
-        html.warnings([f"{len(skipped)} videos could not be read: {'; '.join(skipped[:3])}"] if skipped else []),
-        html.table(head, rows, kind="scores"),
-        html.figure(to_inline_svg(figure, name=f"confusion-{found['part']}", label="Confusion")),
-        html.table(["class", "right"], classes, kind="scores"),
+        page.paragraph(f"{found['clips']} clips × {found['crops']} crops of every video, mean of probabilities."),
+        page.warnings([f"{len(skipped)} videos could not be read: {'; '.join(skipped[:3])}"] if skipped else []),
+        page.table(head, rows, kind="scores"),
+        page.figure(to_inline_svg(figure, name=f"confusion-{found['part']}", label="Confusion")),
+        page.table(["class", "right"], classes, kind="scores"),
     )
 
 
 def missing(title: str, text: str) -> str:
     """A section that says what is not there."""
-    return html.section(title, html.paragraph(text, kind="note"))
+    return page.section(title, page.paragraph(text, kind="note"))
 
 
 def again(config: Mapping[str, Any]) -> str:

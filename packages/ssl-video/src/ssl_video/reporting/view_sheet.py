@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from contrastive_core.report.style import new_figure, to_png
+from contrastive_core.app.report.figures import new_figure, to_png
 from ssl_video.augment import ClipAugment, StrongOptions, WeakOptions
 from ssl_video.data import ClipDataset, VideoSet
 from ssl_video.flow_cache import open_flow

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from contrastive_core.lazy import load_on_use
+from contrastive_core._lazy import load_on_use
 
 if TYPE_CHECKING:
     from ssl_video.views.audio import log_mel

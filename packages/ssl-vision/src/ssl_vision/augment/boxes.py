@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from contrastive_core.random import derive, uniform
+from contrastive_core.rng import derive, uniform
 
 AREA = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)

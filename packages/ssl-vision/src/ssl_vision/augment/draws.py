@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from contrastive_core.random import derive, uniform
+from contrastive_core.rng import derive, uniform
 
 ORDERS = np.array(list(itertools.permutations(range(4))))  # of (brightness, contrast, saturation, hue), first first
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from rich.console import Console
 from rich.progress import Progress
 
+from contrastive_core.app.checks import LEVELS, Finding, most_first
 from contrastive_core.errors import UserError
-from contrastive_core.findings import LEVELS, Finding, most_first
 from ssl_vision.checking import rules
 from ssl_vision.checking.facts import Facts, look_at
 from ssl_vision.checking.places import misplaced

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from contrastive_core.findings import Finding, Item, most_first, several
+from contrastive_core.app.checks import Finding, Item, most_first, several
 from ssl_vision.data.folder import SPLITS, Layout, beside_classes, class_of, folder_layout, split_folder
 from ssl_vision.data.listing import Listing, list_folder, printable
 from ssl_vision.data.manifest import read_manifest

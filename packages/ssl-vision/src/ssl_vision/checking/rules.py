@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import median_low
 from typing import TypeVar
 
-from contrastive_core.findings import Finding, Item, most_first, several
+from contrastive_core.app.checks import Finding, Item, most_first, several
 from ssl_vision.checking.facts import Facts
 
 _TINY = 8

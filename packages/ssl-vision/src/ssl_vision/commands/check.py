@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from contrastive_core.train.files import write_atomic
+from contrastive_core.training.files import write_atomic
 from ssl_vision.checking import examine
 
 

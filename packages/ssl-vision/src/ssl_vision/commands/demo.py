@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from contrastive_core.app.report.figures import to_png
 from contrastive_core.errors import UserError
-from contrastive_core.report.style import to_png
-from contrastive_core.train import RunOptions
-from contrastive_core.train.files import write_atomic
+from contrastive_core.training import RunOptions
+from contrastive_core.training.files import write_atomic
 from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.commands.report import report
 from ssl_vision.data import open_images

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from contrastive_core.errors import UserError
 from contrastive_core.losses import distillation
-from contrastive_core.train import Run, RunOptions
+from contrastive_core.training import Run, RunOptions
 from ssl_vision.budget import Budget, plan_budget
 from ssl_vision.crops import Crops
 from ssl_vision.data import ImageSet, open_images, skip_bad

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from contrastive_core.random import derive, permutation
+from contrastive_core.rng import derive, permutation
 from ssl_vision.data import ImageSet, Subset, open_images
 from ssl_vision.feature_files import import_pyarrow, write_npz, write_parquet
 from ssl_vision.features import extract
@@ -76,7 +76,7 @@ def embed(
 
 
 def _picture(features: Tensor, images: ImageSet, ending: str, *, model: str, of: int, split: str, seed: int) -> bytes:
-    from contrastive_core.report.style import to_png, to_svg  # noqa: PLC0415
+    from contrastive_core.app.report.figures import to_png, to_svg  # noqa: PLC0415
     from ssl_vision.reporting.feature_map import layout, map_figure  # noqa: PLC0415 - files need no matplotlib
 
     positions, how = layout(features.cpu().numpy().astype(np.float32), seed=seed)

@@ -8,11 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from contrastive_core.app.report.figures import confusion_figure, to_png
 from contrastive_core.errors import UserError
-from contrastive_core.report.confusion import confusion_figure
-from contrastive_core.report.style import to_png
-from contrastive_core.train.files import write_atomic
-from contrastive_core.train.model_file import module_hash
+from contrastive_core.training.files import write_atomic
+from contrastive_core.training.model_file import module_hash
 from ssl_vision.classifier_score import ClassifierScore, score_classifier, to_json
 from ssl_vision.data import ImageSet
 from ssl_vision.features import evaluation_batches, labelled_images, outputs

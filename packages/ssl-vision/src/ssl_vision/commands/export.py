@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from contrastive_core.errors import UserError
-from contrastive_core.train.programs import put_in_place, write_exported_program, write_onnx
+from contrastive_core.training.export import put_in_place, write_exported_program, write_onnx
 from ssl_vision.exporting.exportable import Exportable, open_exportable
 from ssl_vision.exporting.torchvision_names import write_torchvision
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import Run, RunOptions
+from contrastive_core.training import Run, RunOptions
 from ssl_vision.budget import plan_budget
 from ssl_vision.crops import Crops
 from ssl_vision.data import open_images

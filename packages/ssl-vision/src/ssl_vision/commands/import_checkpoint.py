@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from contrastive_core.errors import UserError
-from contrastive_core.train.model_file import save_model
+from contrastive_core.training.model_file import save_model
 from ssl_vision.checkpoints.imported import Imported
 from ssl_vision.checkpoints.simclr_tensorflow import read_simclr
 from ssl_vision.checkpoints.tensor_bundle import is_bundle

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 
 from contrastive_core.errors import UserError
-from contrastive_core.random import derive
-from contrastive_core.train.model_file import module_hash
+from contrastive_core.rng import derive
+from contrastive_core.training.model_file import module_hash
 from ssl_vision.features import extract, labelled_features, labelled_images
 from ssl_vision.labelled import require_two_classes
 from ssl_vision.model_folder import load_encoder

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contrastive_core.errors import UserError
-from contrastive_core.random import derive
+from contrastive_core.rng import derive
 from ssl_vision.data import ImageSet, open_images
 from ssl_vision.data.open import locate
 from ssl_vision.label_files import LabelFile, check_label_file, write_label_file

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from contrastive_core.train.progress import track
+from contrastive_core.training.progress import track
 from ssl_vision.augment import EvalTransform
 from ssl_vision.data import ImageSet, open_images
 from ssl_vision.data.image_set import FileImages

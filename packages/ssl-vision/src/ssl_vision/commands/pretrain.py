@@ -12,7 +12,7 @@ from contrastive_core.distributed import gather_rows, rank
 from contrastive_core.errors import UserError
 from contrastive_core.grad_cache import BatchNorm, batch_norms
 from contrastive_core.losses import SuNCEtLoss, nt_xent
-from contrastive_core.train import Run, RunOptions
+from contrastive_core.training import Run, RunOptions
 from ssl_vision.data import open_images
 from ssl_vision.feed import Feed, open_labelled
 from ssl_vision.methods import MomentumMemory, SimCLR

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from contrastive_core.app.report import page
 from contrastive_core.errors import UserError
-from contrastive_core.report import html
-from contrastive_core.train.files import write_atomic
-from contrastive_core.train.model_file import module_hash
+from contrastive_core.training.files import write_atomic
+from contrastive_core.training.model_file import module_hash
 from ssl_vision.data import ImageSet, open_images
 from ssl_vision.model_folder import load_classifier, load_encoder
 from ssl_vision.reporting import classifier_sections, sections
@@ -61,12 +61,12 @@ def report(
         raise UserError(f"report needs rows >= 1 and bank >= 2, got rows={rows} and bank={bank}")
     found = open_run(Path(run))
     if found.settings.kind == "pretrain":
-        page = _of_pretraining(found, data=data, split=split, rows=rows, bank=bank, seed=seed, device=device)
+        text = _of_pretraining(found, data=data, split=split, rows=rows, bank=bank, seed=seed, device=device)
     else:
-        page = _of_classifier(found, data=data, compare=compare, rows=rows, device=device)
+        text = _of_classifier(found, data=data, compare=compare, rows=rows, device=device)
     target = Path(out) if out is not None else Path(run) / "report.html"
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(target, page.encode())
+    write_atomic(target, text.encode())
     return target
 
 
@@ -94,7 +94,7 @@ def _of_classifier(run: RunFolder, *, data: str | None, compare: Sequence[Path] 
         encoder = module_hash(model.model.encoder) if model else None
         parts.append(scores_section(run, features, encoder_hash=encoder, title="Features"))
     parts += [sections.settings(run), sections.surroundings(run)]
-    return html.document(classifier_sections.title(run.settings), parts)
+    return page.document(classifier_sections.title(run.settings), parts)
 
 
 def _of_pretraining(
@@ -118,7 +118,7 @@ def _of_pretraining(
         images=len(images) if isinstance(images, ImageSet) and data is None else None,
         accuracies=final_accuracies(run, protocols),
     )
-    return html.document(
+    return page.document(
         sections.title(run.settings),
         [
             header,

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from contrastive_core.classification import confusion_matrix, per_class_accuracy, top_k_accuracy
 from contrastive_core.errors import UserError
-from contrastive_core.random import derive
+from contrastive_core.metrics import confusion_matrix, per_class_accuracy, top_k_accuracy
+from contrastive_core.rng import derive
 from ssl_vision.class_choice import hold_out
 from ssl_vision.data import list_splits
 from ssl_vision.features import LabelledFeatures, labelled_features

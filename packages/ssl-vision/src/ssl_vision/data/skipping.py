@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from contrastive_core.train.files import append_line
+from contrastive_core.training.files import append_line
 from ssl_vision.data.image_set import ArrayImages, ImageSet
 
 _NAMED = 3

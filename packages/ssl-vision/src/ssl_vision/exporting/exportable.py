@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
-from contrastive_core.train import load_model
-from contrastive_core.train.programs import Program
+from contrastive_core.training import load_model
+from contrastive_core.training.export import Program
 from ssl_vision.model_folder import (
     CLASSIFIER_FORMAT,
     PIXELS,

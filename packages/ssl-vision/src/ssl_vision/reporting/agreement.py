@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from contrastive_core.report import html
+from contrastive_core.app.report import page
 from ssl_vision.prediction_files import Predictions
 from ssl_vision.reporting.evaluations import Evaluated, read_evaluations
 from ssl_vision.reporting.label_counts import run_of
@@ -60,13 +60,13 @@ def agreement(run: RunFolder, evaluations: list[Evaluated]) -> str:
     """The section of a distilled network: its answers beside its teacher's on the images it was evaluated on."""
     title, teacher = "Teacher and student", Path(str(run.settings.config["teacher"]))
     if not evaluations:
-        return html.section(title, html.paragraph("The student has not been evaluated."))
+        return page.section(title, page.paragraph("The student has not been evaluated."))
     first = evaluations[0]
     taught = next((e for e in read_evaluations(run_of(teacher)) if e.images == first.images), None)
     if taught is None:
-        return html.section(
+        return page.section(
             title,
-            html.paragraph(
+            page.paragraph(
                 f"The teacher has not been evaluated on these images. `ssl-vision evaluate {teacher} "
                 f"{first.score.data} --split {first.score.split}` does it; a report written after it shows where the "
                 "two agree."
@@ -74,9 +74,9 @@ def agreement(run: RunFolder, evaluations: list[Evaluated]) -> str:
         )
     student, master = first.predictions(), taught.predictions()
     if student is None or master is None or not _comparable(student, master):
-        return html.section(
+        return page.section(
             title,
-            html.paragraph("The predictions of the two are not of the same images and classes; evaluate both again."),
+            page.paragraph("The predictions of the two are not of the same images and classes; evaluate both again."),
         )
     found = compare_predictions(student, master)
     rows = [
@@ -87,20 +87,20 @@ def agreement(run: RunFolder, evaluations: list[Evaluated]) -> str:
         ["both wrong, different classes", *_share(found.other_mistake, found)],
     ]
     wrong = found.images - found.both_right - found.teacher_only
-    return html.section(
+    return page.section(
         title,
-        html.facts(
+        page.facts(
             {
                 "teacher's accuracy": f"{taught.score.top1:.1f} %",
                 "student's accuracy": f"{first.score.top1:.1f} %",
                 "the same answer": f"{100 * found.same / found.images:.1f} %",
             }
         ),
-        html.paragraph(
+        page.paragraph(
             f"On {found.images:,} images of {first.name}, by their most likely class. Of the teacher's {wrong:,} "
             f"mistakes the student repeats {found.same_mistake:,} and puts {found.student_only:,} right."
         ),
-        html.figure(html.table(["", "images", "share"], rows, kind="numbers")),
+        page.figure(page.table(["", "images", "share"], rows, kind="numbers")),
     )
 
 

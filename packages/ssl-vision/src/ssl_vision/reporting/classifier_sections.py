@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from contrastive_core.report import html
-from contrastive_core.report.confusion import confusion_figure
-from contrastive_core.report.curves import RATE, Panel, training_figure
-from contrastive_core.report.style import to_inline_svg
+from contrastive_core.app.report import page
+from contrastive_core.app.report.figures import RATE, Panel, confusion_figure, to_inline_svg, training_figure
 from ssl_vision.classifier_score import ClassifierScore
 from ssl_vision.reporting.evaluations import Evaluated
 from ssl_vision.reporting.mistakes import mistakes
@@ -75,10 +73,10 @@ def training(run: RunFolder) -> str:
         f"{batches[run.settings.kind]} Where a line is faint, it is what was logged, and the strong one its running "
         "mean."
     )
-    return html.section(
+    return page.section(
         "Training",
-        html.figure(to_inline_svg(figure, name="training", label="Loss, accuracy and learning rate by epoch")),
-        html.paragraph(note, kind="note"),
+        page.figure(to_inline_svg(figure, name="training", label="Loss, accuracy and learning rate by epoch")),
+        page.paragraph(note, kind="note"),
     )
 
 
@@ -95,19 +93,19 @@ def evaluation(
         pictures: how many mistakes to show.
     """
     if not evaluations:
-        return html.section(
+        return page.section(
             "Evaluation",
-            html.paragraph(
+            page.paragraph(
                 f"This classifier has not been evaluated. `ssl-vision evaluate {run.path} DATA` does it on labelled "
                 "data; a report written after it shows accuracies, confusion, calibration and mistakes."
             ),
         )
     first = evaluations[0]
-    parts = [html.figure(_numbers(evaluations))]
+    parts = [page.figure(_numbers(evaluations))]
     if model_hash and any(e.score.model_hash != model_hash for e in evaluations):
         stale = ", ".join(e.name for e in evaluations if e.score.model_hash != model_hash)
         parts.append(
-            html.paragraph(f"Of another model than the one in the folder now: {stale}. Evaluate again.", kind="note")
+            page.paragraph(f"Of another model than the one in the folder now: {stale}. Evaluate again.", kind="note")
         )
     score = first.score
     confusion = to_inline_svg(
@@ -117,8 +115,8 @@ def evaluation(
         reliability_figure(score.calibration), name="reliability", label="Accuracy by confidence"
     )
     parts += [
-        f'<div class="beside">{html.figure(confusion)}{html.figure(reliability)}</div>',
-        html.paragraph(
+        f'<div class="beside">{page.figure(confusion)}{page.figure(reliability)}</div>',
+        page.paragraph(
             f"{first.name}. Left, images of each class (row) by what they were taken for (column): blue is right, "
             "orange wrong. Right, whether confidence means what it says: points on the dashed line do, points beneath "
             f"it are sure too often. The calibration error is the mean distance to the line over "
@@ -128,7 +126,7 @@ def evaluation(
         *_classes(score),
         *mistakes(first, data=data, count=pictures),
     ]
-    return html.section("Evaluation", *parts)
+    return page.section("Evaluation", *parts)
 
 
 def _what_was_done(s: RunSettings, labelled: int | None) -> str:
@@ -162,7 +160,7 @@ def _numbers(evaluations: Sequence[Evaluated]) -> str:
             f"{s.mean_per_class:.1f} %", f"{s.nll:.3f}", f"{100 * s.calibration.confidence:.1f} %",
             f"{100 * s.calibration.ece:.1f} %",
         ])  # fmt: skip
-    return html.table(head, rows, kind="numbers")
+    return page.table(head, rows, kind="numbers")
 
 
 def _classes(score: ClassifierScore) -> list[str]:
@@ -181,5 +179,5 @@ def _classes(score: ClassifierScore) -> list[str]:
     more = f", the weakest {_LISTED} of {len(present)}" if len(present) > _LISTED else ", the weakest first"
     return [
         f"<h3>Classes{more}</h3>",
-        html.figure(html.table(["class", "images", "right", "most often taken for"], rows, kind="numbers")),
+        page.figure(page.table(["class", "images", "right", "most often taken for"], rows, kind="numbers")),
     ]

@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
+from contrastive_core.app.report import page
+from contrastive_core.app.report.figures import INK, SERIES, new_figure, plain_axes, to_inline_svg
 from contrastive_core.errors import UserError
-from contrastive_core.report import html
-from contrastive_core.report.style import INK, SERIES, new_figure, plain_axes, to_inline_svg
 from ssl_vision.reporting.evaluations import Evaluated, read_evaluations
 from ssl_vision.reporting.label_counts import count_labels
 from ssl_vision.reporting.run_folder import RunFolder, RunSettings, open_run
@@ -104,16 +104,16 @@ def comparison(run: RunFolder, evaluated: Evaluated, points: Sequence[Point]) ->
     note = "The labels of a distilled network are its teacher's."
     if several:
         figure = comparison_figure(points, run.path.resolve())
-        parts.append(html.figure(to_inline_svg(figure, name="labels", label="Accuracy by number of labels")))
+        parts.append(page.figure(to_inline_svg(figure, name="labels", label="Accuracy by number of labels")))
         note = f"Each run is a point, lines go through means, a ring is around this run. {note}"
     ordered = points if several else sorted(points, key=lambda p: -p.top1)
     rows = [[p.run.name, p.group, f"{p.labels:,}", f"{p.top1:.1f} %"] for p in ordered]
     return [
-        html.section(
+        page.section(
             "Accuracy by number of labels" if several else "Other runs on the same images",
             *parts,
-            html.paragraph(f"Top-1 accuracy of {len(points)} runs on {evaluated.name}. {note}", kind="note"),
-            html.figure(html.table(["run", "trained", "labels", "top-1"], rows, kind="runs")),
+            page.paragraph(f"Top-1 accuracy of {len(points)} runs on {evaluated.name}. {note}", kind="note"),
+            page.figure(page.table(["run", "trained", "labels", "top-1"], rows, kind="runs")),
         )
     ]
 

@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from contrastive_core.report.curves import RATE, Panel
-from contrastive_core.report.style import DASHES, MUTED, SERIES, new_figure, plain_axes
+from contrastive_core.app.report.figures import DASHES, MUTED, RATE, SERIES, Panel, new_figure, plain_axes
 
 _TITLE_WIDTH = 100  # letters of titles beside each other
 

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from contrastive_core.app.report.figures import INK, MUTED, PAPER, SERIES, new_figure
 from contrastive_core.errors import UserError
-from contrastive_core.report.style import INK, MUTED, PAPER, SERIES, new_figure
 
 _MARKERS = ("o", "^", "s")
 _NAMED = len(SERIES) * 2

@@ -8,8 +8,8 @@ from html import escape
 
 import numpy as np
 
+from contrastive_core.app.report import page
 from contrastive_core.errors import UserError
-from contrastive_core.report import html
 from ssl_vision.data import ImageSet, open_images
 from ssl_vision.prediction_files import Predictions
 from ssl_vision.reporting.evaluations import Evaluated
@@ -57,29 +57,29 @@ def mistakes(evaluated: Evaluated, *, data: str | None, count: int) -> list[str]
     title = f"<h3>{escape('Most confident mistakes')}</h3>"
     predictions = evaluated.predictions()
     if predictions is None:
-        return [title, html.paragraph("The predictions were taken away; evaluate again to see the mistakes.")]
+        return [title, page.paragraph("The predictions were taken away; evaluate again to see the mistakes.")]
     chosen = most_confident(predictions, count)
     if not chosen:
-        return [title, html.paragraph("There are none: every image is right.")]
+        return [title, page.paragraph("There are none: every image is right.")]
     try:
         images = open_images(data or evaluated.score.data, split=evaluated.score.split)
         _check(images, predictions, chosen)
         pictures = [Picture(images.read(m.index), images.path(m.index), m.true) for m in chosen]
     except UserError as error:
         text = f"The images could not be opened ({error}). `ssl-vision report --data DATA` takes them from elsewhere."
-        return [title, html.paragraph(text)]
+        return [title, page.paragraph(text)]
     wrong = int((predictions.predicted != predictions.labels).sum())
     text = (
         f"Of {wrong:,} wrong images those that the classifier is surest of. Beneath each: its class, what it was taken "
         "for with which probability, and the probability of its class. Wrong labels and doubtful images gather here."
     )
     cells = "".join(f"<div>{_cell(*shown)}</div>" for shown in zip(pictures, chosen, strict=True))
-    return [title, html.paragraph(text), html.figure(f'<div class="mistakes sheet">{cells}</div>')]
+    return [title, page.paragraph(text), page.figure(f'<div class="mistakes sheet">{cells}</div>')]
 
 
 def _cell(picture: Picture, mistake: Mistake) -> str:
     return (
-        html.image(picture.pixels, label=f"{picture.path}, {mistake.true} taken for {mistake.predicted}")
+        page.image(picture.pixels, label=f"{picture.path}, {mistake.true} taken for {mistake.predicted}")
         + f'<span class="same">{escape(mistake.true)}</span> {_percent(mistake.given)}<br>'
         + f'<span class="other">{escape(mistake.predicted)}</span> {_percent(mistake.confidence)}'
     )

@@ -8,9 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from contrastive_core.report.curves import draw_training
-from contrastive_core.report.style import INK, MUTED, new_figure
-from contrastive_core.report.thumbnails import to_image
+from contrastive_core.app.report.figures import INK, MUTED, draw_training, new_figure
+from contrastive_core.app.report.page import to_image
 from ssl_vision.reporting.curves import accuracy_grid, draw_accuracies, pretraining_panels
 from ssl_vision.reporting.run_folder import RunFolder
 from ssl_vision.reporting.sections import title

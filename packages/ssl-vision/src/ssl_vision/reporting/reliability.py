@@ -6,8 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from contrastive_core.classification import Calibration
-from contrastive_core.report.style import MUTED, SERIES, new_figure, plain_axes
+from contrastive_core.app.report.figures import MUTED, SERIES, new_figure, plain_axes
+from contrastive_core.metrics import Calibration
 
 
 def draw_reliability(above: Axes, below: Axes, calibration: Calibration) -> None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
+from contrastive_core.app.report.run_record import read_record
 from contrastive_core.errors import UserError
-from contrastive_core.report.run_record import read_record
 from ssl_vision.data.skipping import read_log
 from ssl_vision.model_folder import PIXELS
 from ssl_vision.options import AugmentOptions

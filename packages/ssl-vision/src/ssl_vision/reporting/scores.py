@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from contrastive_core.report import html
-from contrastive_core.report.style import to_inline_svg
+from contrastive_core.app.report import page
+from contrastive_core.app.report.figures import to_inline_svg
 from ssl_vision.reporting.curves import accuracy_figure
 from ssl_vision.reporting.run_folder import RunFolder, RunScore, data_name
 from ssl_vision.scores import Score
@@ -75,9 +75,9 @@ def scores_section(
 ) -> str:
     """The section; `encoder_hash` is of the model that is in the folder now."""
     if not protocols:
-        return html.section(
+        return page.section(
             title,
-            html.paragraph(
+            page.paragraph(
                 f"This run has not been evaluated. `ssl-vision knn {run.path} DATA` and `ssl-vision linear {run.path} "
                 "DATA` do it on labelled data; a report written after them shows the accuracies."
             ),
@@ -86,14 +86,14 @@ def scores_section(
     curves, baselines = accuracy_curves(protocols)
     if curves:
         figure = accuracy_figure(curves, baselines)
-        parts.append(html.figure(to_inline_svg(figure, name="accuracy", label="Top-1 accuracy by epoch")))
-    parts.append(html.figure(_table(run, protocols)))
+        parts.append(page.figure(to_inline_svg(figure, name="accuracy", label="Top-1 accuracy by epoch")))
+    parts.append(page.figure(_table(run, protocols)))
     notes = [f"{p.name}: {_conditions(p)}." for p in protocols]
     final = [p.by_epoch[run.settings.epochs] for p in protocols if run.settings.epochs in p.by_epoch]
     if encoder_hash and any(s.score.encoder_hash != encoder_hash for s in final):
         notes.append("Some scores of the last row are of another model than the one in the folder now. Evaluate again.")
-    parts += [html.paragraph(note, kind="note") for note in notes]
-    return html.section(title, *parts)
+    parts += [page.paragraph(note, kind="note") for note in notes]
+    return page.section(title, *parts)
 
 
 def _table(run: RunFolder, protocols: Sequence[Protocol]) -> str:
@@ -102,7 +102,7 @@ def _table(run: RunFolder, protocols: Sequence[Protocol]) -> str:
     if any(p.pixels for p in protocols):
         rows.append(["raw pixels", *(_cell(p.pixels) for p in protocols)])
     rows += [[_model(epoch, run), *(_cell(p.by_epoch.get(epoch)) for p in protocols)] for epoch in epochs]
-    return html.table(["features", *(p.name for p in protocols)], rows, kind="scores")
+    return page.table(["features", *(p.name for p in protocols)], rows, kind="scores")
 
 
 def _model(epoch: int, run: RunFolder) -> str:

@@ -7,9 +7,8 @@ import shlex
 from collections.abc import Mapping
 from html import escape
 
-from contrastive_core.report import closing, html
-from contrastive_core.report.curves import training_figure
-from contrastive_core.report.style import to_inline_svg
+from contrastive_core.app.report import page, sections
+from contrastive_core.app.report.figures import to_inline_svg, training_figure
 from ssl_vision.reporting.curves import pretraining_panels
 from ssl_vision.reporting.run_folder import RunFolder, RunSettings, data_name
 from ssl_vision.reporting.sheets import Picture, Sheets
@@ -57,11 +56,11 @@ def opening(run: RunFolder, title: str, text: str, numbers: Mapping[str, str]) -
         if "loss" in last:
             numbers["loss at the end"] = f"{last['loss']:.3f}"
         if run.seconds:
-            numbers["training time"] = closing.duration(run.seconds)
+            numbers["training time"] = sections.duration(run.seconds)
             if run.settings.batch_size:
                 rate = (last["step"] + 1) * run.settings.batch_size / run.seconds
                 numbers["images per second"] = f"{rate:,.0f}"
-    return f"<header>\n<h1>{escape(title)}</h1>\n{html.paragraph(text, kind='lead')}\n{html.facts(numbers)}\n</header>"
+    return f"<header>\n<h1>{escape(title)}</h1>\n{page.paragraph(text, kind='lead')}\n{page.facts(numbers)}\n</header>"
 
 
 def training(run: RunFolder) -> str:
@@ -70,12 +69,12 @@ def training(run: RunFolder) -> str:
         return nothing_logged()
     panels = pretraining_panels(run.settings.batch_size, memory=run.settings.memory)
     figure = training_figure(run.records, panels)
-    return html.section(
+    return page.section(
         "Training",
-        html.figure(
+        page.figure(
             to_inline_svg(figure, name="training", label="Loss, contrastive accuracy and learning rate by epoch")
         ),
-        html.paragraph(
+        page.paragraph(
             "Loss is that of each method by itself. Contrastive accuracy is the share of first views whose most "
             "similar second view, among those of their batch, is their own. Dashed: SimCLR by a network that cannot "
             "tell images apart. Where a line is faint, it is what was logged, and the strong one its running mean.",
@@ -87,7 +86,7 @@ def training(run: RunFolder) -> str:
 
 def nothing_logged() -> str:
     """The section of curves of a run that has only just begun."""
-    return html.section("Training", html.paragraph("Nothing has been logged yet."))
+    return page.section("Training", page.paragraph("Nothing has been logged yet."))
 
 
 def views(sheets: Sheets, *, pairs: bool = True) -> str:
@@ -101,18 +100,18 @@ def views(sheets: Sheets, *, pairs: bool = True) -> str:
         for epoch, pair in zip(sheets.epochs, row.pairs, strict=True):
             for which, view in zip("ab", pair, strict=True):
                 label = f"view {which} of image {number} in epoch {epoch + 1}"
-                body += f"<td{' class=pair' if which == 'a' else ''}>{html.image(view, label=label)}</td>"
+                body += f"<td{' class=pair' if which == 'a' else ''}>{page.image(view, label=label)}</td>"
         body += "</tr>"
-    return html.section(
+    return page.section(
         "What training sees",
-        html.paragraph(
+        page.paragraph(
             "Each image and the two views that training draws from it in the epochs named: the very pixels the network "
             "gets. The two views of a pair should still show the same thing."
             if pairs
             else "Images and views drawn from them as training draws its own, which are of labelled images and others "
             "in every step. A view should still show what its image shows."
         ),
-        html.figure(f'<table class="sheet"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'),
+        page.figure(f'<table class="sheet"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'),
     )
 
 
@@ -131,20 +130,20 @@ def neighbours(sheets: Sheets, *, data: str, split: str) -> str:
         body += "</tr>"
     labelled = any(row.query.label is not None for row in rows)
     marks = " ✓ marks an image of the query's class, ✗ one of another; training did not know the classes."
-    return html.section(
+    return page.section(
         "Nearest neighbours",
-        html.paragraph(
+        page.paragraph(
             "Random images and those most similar to them under the trained encoder, with the cosine similarity of "
             f"their features, among {sheets.bank:,} images of {data_name(data)}, split {split}."
             + (marks if labelled else "")
         ),
-        html.figure(f'<table class="sheet"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'),
+        page.figure(f'<table class="sheet"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'),
     )
 
 
 def missing(name: str, reason: str) -> str:
     """A section that could not be made, and why."""
-    return html.section(name, html.paragraph(reason))
+    return page.section(name, page.paragraph(reason))
 
 
 def settings(run: RunFolder) -> str:
@@ -152,12 +151,12 @@ def settings(run: RunFolder) -> str:
     kind = run.settings.kind
     command = getattr(importlib.import_module(f"ssl_vision.commands.{kind}"), kind)
     again = f"ssl-vision {kind} --config {shlex.quote(str(run.path / 'config.yaml'))} --out runs/again"
-    return closing.settings(run.settings.config, command, name=kind, again=again)
+    return sections.settings(run.settings.config, command, name=kind, again=again)
 
 
 def surroundings(run: RunFolder) -> str:
     """On what the run was trained, and by what the report was written."""
-    return closing.surroundings(run.settings.config, run.sessions, packages=("ssl-vision", "torchvision"))
+    return sections.surroundings(run.settings.config, run.sessions, packages=("ssl-vision", "torchvision"))
 
 
 def _bad_files(found: Mapping[int, str]) -> list[str]:
@@ -165,13 +164,13 @@ def _bad_files(found: Mapping[int, str]) -> list[str]:
         return []
     named = "; ".join(list(found.values())[:3])
     return [
-        html.paragraph(f"{len(found):,} images could not be read; others stood in for them ({named}).", kind="note")
+        page.paragraph(f"{len(found):,} images could not be read; others stood in for them ({named}).", kind="note")
     ]
 
 
 def _captioned(picture: Picture, *, like: str | None = None, more: str = "") -> str:
     """An image with its class and a number beneath; with `like`, whether the classes agree."""
-    label = html.image(picture.pixels, label=picture.label or picture.path)
+    label = page.image(picture.pixels, label=picture.label or picture.path)
     lines = []
     if picture.label is not None:
         mark = ""

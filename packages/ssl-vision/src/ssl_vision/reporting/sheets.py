@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from contrastive_core.random import derive, permutation
+from contrastive_core.rng import derive, permutation
 from ssl_vision.data import ImageSet, Subset
 from ssl_vision.features import extract
 from ssl_vision.model_folder import LoadedModel

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from contrastive_core.app.checks import Finding, Item, several
 from contrastive_core.errors import UserError
-from contrastive_core.findings import Finding, Item, several
 from ssl_medseg.data.cases import ImageFile
 from ssl_medseg.data.files import is_image, stem
 from ssl_medseg.data.label_map import LabelMap

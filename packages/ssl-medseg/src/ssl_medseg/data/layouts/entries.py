@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from contrastive_core.findings import Finding
+from contrastive_core.app.checks import Finding
 from ssl_medseg.data.cases import ImageFile
 from ssl_medseg.data.label_map import LabelMap
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from contrastive_core.findings import Finding, Item, several
+from contrastive_core.app.checks import Finding, Item, several
 from ssl_medseg.data.cases import ImageFile
 from ssl_medseg.data.files import images_in, stem
 from ssl_medseg.data.label_map_files import label_map_of, read_json

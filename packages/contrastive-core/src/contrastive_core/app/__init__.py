@@ -1,0 +1,1 @@
+"""Building blocks of command-line packages: commands, flags, data checks and reports (extra `app`)."""

@@ -1,0 +1,274 @@
+"""Figures of reports: style, learning curves and confusion matrices, without the global state of pyplot."""
+
+from __future__ import annotations
+
+import io
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
+
+INK = "#1c2128"
+MUTED = "#646c77"
+RULE = "#d8dce1"
+PAPER = "#ffffff"
+SERIES = (
+    "#2a6fb0", "#c8571b", "#2f8a57", "#8a5bb5", "#b8394e", "#7c6a4f", "#d06fa5", "#5b6570", "#9a9a1f", "#1f9aa8",
+)  # fmt: skip
+
+DASHES = (0, (4, 3))  # of lines that nothing was measured on
+
+#: Colours of a figure that a page may set anew, for dark screens: colour -> CSS variable.
+VARIABLES: Mapping[str, str] = MappingProxyType(
+    {INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper"}
+    | {colour: f"--series-{i}" for i, colour in enumerate(SERIES)}
+)
+
+_FILE_FONT = ["DejaVu Sans"]  # comes with matplotlib, so that a picture looks the same everywhere
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of this size in inches."""
+    return Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)
+
+
+def plain_axes(axes: Axes, title: str) -> None:
+    """Axes that leave the eye with the data: a title, faint horizontal lines, no box."""
+    axes.set_title(title, loc="left", fontsize=10, color=INK, fontweight="bold", pad=8)
+    axes.set_facecolor("none")
+    axes.grid(axis="y", color=RULE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "left", "right"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(RULE)
+    axes.tick_params(axis="both", length=0, labelsize=8.5, labelcolor=MUTED, pad=4)
+    axes.xaxis.label.set(color=MUTED, fontsize=8.5)
+    axes.yaxis.label.set(color=MUTED, fontsize=8.5)
+
+
+def to_png(figure: Figure, *, dpi: int = 150) -> bytes:
+    """The figure as PNG; the same bytes for the same figure."""
+    file = io.BytesIO()
+    with rc_context({"font.family": _FILE_FONT}):
+        figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
+    return file.getvalue()
+
+
+def to_svg(figure: Figure) -> bytes:
+    """The figure as an SVG file whose text is text; the same bytes for the same figure."""
+    file = io.BytesIO()
+    with rc_context({"font.family": _FILE_FONT, "svg.fonttype": "none", "svg.hashsalt": "report"}):
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    return file.getvalue()
+
+
+def to_inline_svg(figure: Figure, *, name: str, label: str) -> str:
+    """The figure as an ``<svg>`` element of an HTML page, in the page's font and colours.
+
+    Args:
+        figure: The figure; its background becomes transparent.
+        name: Distinguishes the identifiers of this figure from those of others on the page.
+        label: What a screen reader says.
+    """
+    figure.set_facecolor("none")
+    text = to_svg(figure).decode()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # Names of XML vocabularies mean nothing in HTML, and would look like links to the outside.
+    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    text = re.sub(r"font: (?:bold |\d+ )?([\d.]+)px [^;\"]*", _font_size, text)
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    return re.sub(
+        r"<svg ([^>]*)>",
+        lambda found: f'<svg role="img" aria-label="{label}" {_without_size(found[1])}>',
+        text,
+        count=1,
+    ).strip()
+
+
+def _font_size(found: re.Match[str]) -> str:
+    weight = "; font-weight: 600" if "bold" in found[0] or " 700 " in found[0] else ""
+    return f"font-size: {found[1]}px{weight}"
+
+
+def _without_size(attributes: str) -> str:
+    """The page decides how large the figure is; its viewBox keeps the proportions."""
+    return re.sub(r'\b(width|height)="[^"]*"\s*', "", attributes).strip()
+
+
+Record = Mapping[str, int | float]
+
+_MOST_POINTS = 600
+_FEW = 25  # points that are marked one by one
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes over epochs.
+
+    Attributes:
+        title: above it.
+        lines: logged names -> what they are called where there are several; those that were not logged are left out.
+        share: whether values are shares of 1, shown in percent.
+        chance: what a network that tells nothing apart would reach, as a dashed line.
+        from_zero: whether the axis begins at 0.
+        noisy: whether a running mean helps.
+        either: whether a line that is there alone gives the panel its name.
+    """
+
+    title: str
+    lines: Mapping[str, str]
+    share: bool = False
+    chance: float | None = None
+    from_zero: bool = False
+    noisy: bool = True
+    either: bool = False
+
+
+RATE = Panel("Learning rate", {"lr": ""}, from_zero=True, noisy=False)
+
+
+def draw_training(axes: Sequence[Axes], records: Sequence[Record], panels: Sequence[Panel]) -> None:
+    """What was logged over epochs, a panel per axes; a loss that is not logged by its parts is drawn as a whole."""
+    for place, panel in zip(axes, panels, strict=True):
+        found = {name: _series(records, key) for key, name in panel.lines.items()}
+        found = {name: series for name, series in found.items() if len(series[0])}
+        plain_axes(place, next(iter(found)).capitalize() if panel.either and len(found) == 1 else panel.title)
+        place.set_xlabel("epoch" if any("epoch" in record for record in records) else "step")
+        if not found and panel.title == "Loss" and len((loss := _series(records, "loss"))[0]):
+            found = {"": loss}
+        if not found:
+            place.text(0.5, 0.5, "not recorded", transform=place.transAxes, ha="center", color=MUTED, fontsize=9)
+            continue
+        if panel.chance is not None:
+            place.axhline(panel.chance, color=MUTED, linewidth=1, linestyle=DASHES)
+        for number, (x, y) in enumerate(found.values()):
+            _draw(place, x, y, colour=SERIES[number], noisy=panel.noisy)
+        if len(found) > 1:
+            _name_lines(place, list(found))
+        last = max(float(x[-1]) for x, _ in found.values())
+        place.set_xlim(min(0.0, *(float(x[0]) for x, _ in found.values())), last or 1)
+        place.xaxis.set_major_locator(MaxNLocator(5, integer=last >= 3))
+        place.yaxis.set_major_locator(MaxNLocator(5))
+        highest = max(float(y.max()) for _, y in found.values())
+        if panel.share:
+            place.set_ylim(0, max(0.1, highest * 1.1) if highest < 0.85 else 1.02)
+            place.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        elif panel.from_zero:
+            place.set_ylim(bottom=0)
+
+
+def training_figure(records: Sequence[Record], panels: Sequence[Panel]) -> Figure:
+    """`draw_training` as a figure, its panels beside each other."""
+    figure = new_figure(9.6, 2.7)
+    draw_training(list(figure.subplots(1, len(panels), squeeze=False)[0]), records, panels)
+    return figure
+
+
+def _series(records: Sequence[Record], key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Epoch and value where both are finite, thinned to at most 600 means of neighbours."""
+    points = [(float(r.get("epoch", r["step"])), float(r[key])) for r in records if key in r]
+    table = np.array(points, dtype=np.float64).reshape(-1, 2)
+    table = table[np.isfinite(table).all(axis=1)]
+    if len(table) > _MOST_POINTS:
+        table = np.stack([part.mean(axis=0) for part in np.array_split(table, _MOST_POINTS)])
+    return table[:, 0], table[:, 1]
+
+
+def _draw(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], *, colour: str, noisy: bool) -> None:
+    """The values, and where they are many and noisy a running mean over them."""
+    window = len(x) // 25
+    if window < 2 or not noisy:
+        axes.plot(x, y, color=colour, linewidth=1.8, marker="o" if len(x) <= _FEW else None, markersize=4)
+    else:
+        axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.35)
+        kernel = np.ones(window)
+        # At both ends the mean is over the values there are.
+        mean = np.convolve(y, kernel, "same") / np.convolve(np.ones_like(y), kernel, "same")
+        axes.plot(x, mean, color=colour, linewidth=1.8)
+
+
+def _name_lines(axes: Axes, names: Sequence[str]) -> None:
+    """Names in the colours of the lines, above the axes on the right."""
+    for number, name in enumerate(reversed(names)):
+        axes.annotate(
+            name, (1, 1), xycoords="axes fraction", xytext=(0, 2 + 10 * number), textcoords="offset points", ha="right",
+            va="bottom", fontsize=8.5, color=SERIES[len(names) - 1 - number], annotation_clip=False,
+        )  # fmt: skip
+
+
+_NUMBERED = 20  # classes up to which the counts are written into the cells
+_NAMED = 60  # up to which classes are named
+_NAME_WIDTH = 18
+_RIGHT, _WRONG = SERIES[0], SERIES[1]
+
+
+def draw_confusion(axes: Axes, confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
+    """A row for each true class, a column for each predicted one; a cell is as strong as its share of the row.
+
+    What is right is blue; mistakes are orange, and stand out by the square root of their share: a few among hundreds
+    can be seen.
+    """
+    counts = np.asarray(confusion, dtype=np.int64)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    strength = np.where(np.eye(len(counts), dtype=bool), shares, np.sqrt(shares))
+    number = len(counts)
+    axes.set_xlim(-0.5, number - 0.5)
+    axes.set_ylim(number - 0.5, -0.5)
+    axes.set_aspect("equal")
+    if number <= _NAMED:
+        _draw_cells(axes, counts, strength)
+        places, names = range(number), [textwrap.shorten(name, _NAME_WIDTH, placeholder="…") for name in classes]
+        axes.set_xticks(places, names, rotation=90 if max(map(len, names)) > 2 else 0)
+        axes.set_yticks(places, names)
+    else:
+        axes.imshow(_as_image(strength), interpolation="nearest")
+        axes.set_xticks([])
+        axes.set_yticks([])
+    axes.set_xlabel("predicted", color=MUTED, fontsize=9)
+    axes.set_ylabel("true", color=MUTED, fontsize=9)
+    axes.tick_params(length=0, labelsize=8.5 if number <= _NUMBERED else 6, labelcolor=INK)
+    for spine in axes.spines.values():
+        spine.set_color(RULE)
+
+
+def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
+    """`draw_confusion` as a figure."""
+    side = float(np.clip(1.6 + 0.34 * len(classes), 3.2, 8.0))
+    figure = new_figure(side, side)
+    draw_confusion(figure.subplots(), confusion, classes)
+    return figure
+
+
+def _draw_cells(axes: Axes, counts: NDArray[np.int64], strength: NDArray[np.float64]) -> None:
+    size = 8.5 if counts.max() < 1000 else 6.5
+    for row, column in zip(*counts.nonzero(), strict=True):
+        alpha = float(strength[row, column])
+        colour = _RIGHT if row == column else _WRONG
+        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=colour, alpha=alpha, linewidth=0))
+        if len(counts) <= _NUMBERED:
+            axes.text(
+                column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=size,
+                color=PAPER if alpha > 0.6 else INK,
+            )  # fmt: skip
+
+
+def _as_image(strength: NDArray[np.float64]) -> NDArray[np.float64]:
+    """RGBA: the colours of the cells, as opaque as the cells are strong."""
+    image = np.empty((*strength.shape, 4))
+    image[..., :3] = to_rgb(_WRONG)
+    image[np.eye(len(strength), dtype=bool), :3] = to_rgb(_RIGHT)
+    image[..., 3] = strength
+    return image

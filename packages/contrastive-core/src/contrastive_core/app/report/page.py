@@ -1,0 +1,125 @@
+"""HTML building blocks of a report. A page loads nothing from the network; images are embedded."""
+
+from __future__ import annotations
+
+import base64
+import io
+from base64 import b64encode
+from collections.abc import Iterable, Mapping
+from html import escape
+from importlib import resources
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+_EXACT_SIDE = 64
+_LARGEST_SIDE = 160
+
+
+def to_image(picture: Tensor) -> Image.Image:
+    """uint8 or [0, 1] float ``[3, H, W]`` as a PIL image."""
+    if picture.is_floating_point():
+        picture = (picture.detach().clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(picture.cpu().permute(1, 2, 0).contiguous().numpy())
+
+
+def data_uri(picture: Tensor) -> str:
+    """The image inside a ``data:`` URI: up to 64 pixels a side exact (PNG), else at most 160 (JPEG)."""
+    image, file = to_image(picture), io.BytesIO()
+    if max(image.size) <= _EXACT_SIDE:
+        image.save(file, "PNG", optimize=True)
+        kind = "png"
+    else:
+        image.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.LANCZOS)
+        image.save(file, "JPEG", quality=88)
+        kind = "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+_SMALL_SIDE = 48
+
+
+def document(title: str, parts: Iterable[str]) -> str:
+    """A complete page; the policy in its head forbids everything from outside, should anything ever slip in."""
+    style = resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8")
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        "style-src 'unsafe-inline'\">\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(parts)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def section(title: str, *parts: str) -> str:
+    """A heading with what belongs to it."""
+    return f"<section>\n<h2>{escape(title)}</h2>\n" + "\n".join(parts) + "\n</section>"
+
+
+def paragraph(text: str, *, kind: str = "") -> str:
+    """A paragraph of plain text; what stands between backquotes is code."""
+    pieces = escape(text).split("`")
+    marked = "".join(f"<code>{piece}</code>" if i % 2 else piece for i, piece in enumerate(pieces))
+    return f'<p class="{kind}">{marked}</p>' if kind else f"<p>{marked}</p>"
+
+
+def command(text: str) -> str:
+    """A command line."""
+    return f"<pre><code>{escape(text)}</code></pre>"
+
+
+def figure(content: str) -> str:
+    """A figure that may be wider than a small screen."""
+    return f'<figure class="wide">\n{content}\n</figure>'
+
+
+def facts(values: Mapping[str, str]) -> str:
+    """What a reader wants to know first: names and large numbers."""
+    items = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in values.items())
+    return f'<dl class="facts">{items}</dl>'
+
+
+def settings_table(values: Mapping[str, str], *, changed: Iterable[str] = ()) -> str:
+    """Names and values; those changed stand out."""
+    marked = set(changed)
+    rows = "".join(
+        f'<tr{" class=changed" if name in marked else ""}><th scope="row">{escape(name)}</th>'
+        f"<td>{escape(value)}</td></tr>"
+        for name, value in values.items()
+    )
+    return f'<table class="settings"><tbody>{rows}</tbody></table>'
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]], *, kind: str) -> str:
+    """A table of plain text whose first column names the rows."""
+    header = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    body = ""
+    for row in rows:
+        name, *cells = row
+        body += (
+            f'<tr><th scope="row">{escape(name)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+        )
+    return f'<table class="{kind}"><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def picture(png: bytes, *, label: str) -> str:
+    """A PNG inside the page, as wide as the page allows."""
+    return (
+        f'<img class="picture" src="data:image/png;base64,{b64encode(png).decode()}" alt="{escape(label, quote=True)}">'
+    )
+
+
+def warnings(texts: Iterable[str]) -> str:
+    """What a reader must know before trusting the numbers; empty where there is nothing."""
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    return f'<ul class="warnings">{items}</ul>' if items else ""
+
+
+def image(pixels: Tensor, *, label: str) -> str:
+    """An image inside the page; one of few pixels is shown with hard edges."""
+    small = max(pixels.shape[-2:]) <= _SMALL_SIDE
+    kind = ' class="small"' if small else ""
+    return f'<img{kind} src="{data_uri(pixels)}" alt="{escape(label, quote=True)}">'

@@ -1,0 +1,137 @@
+"""Read a run folder (configuration, metrics, timing), and describe versions, hardware and source commit."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from contrastive_core.errors import UserError
+from contrastive_core.training import config, recorder
+
+_PACKAGES = ("contrastive-core", "torch", "lightning-fabric", "numpy")
+
+
+def versions(packages: Sequence[str] = ()) -> dict[str, str]:
+    """Python and the packages that decide what a run computes: those named, then the engine's own."""
+    found = {"Python": platform.python_version()}
+    for package in (*packages, *_PACKAGES):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, str]:
+    """Processor, cores and accelerator of this machine; never its name."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": f"{_processor()}, {cores} cores",
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }
+
+
+def source_commit() -> str | None:
+    """The commit of the checkout that this package runs from and whether it was changed; None for an installed copy."""
+    git = shutil.which("git")
+    folder = Path(__file__).parent
+
+    def ask(*arguments: str) -> str | None:
+        if git is None:
+            return None
+        answer = subprocess.run(  # noqa: S603 - git, and arguments written here
+            [git, "-C", str(folder), *arguments], capture_output=True, text=True, check=False
+        )
+        return answer.stdout.strip() if answer.returncode == 0 else None
+
+    # An installed copy may lie inside somebody's repository; it is not of that repository.
+    if ask("ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None
+    commit = ask("rev-parse", "HEAD")
+    if commit is None:
+        return None
+    changed = ask("status", "--porcelain", "--untracked-files=no")
+    return commit + (" with local changes" if changed else "")
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as it lies on disk, finished or not.
+
+    Attributes:
+        config: all settings, as resolved.
+        records: the lines of ``metrics.jsonl``.
+        sessions: where and how it was started, each time.
+        seconds: spent in training steps; None when nothing was logged.
+    """
+
+    config: Mapping[str, Any]
+    records: list[dict[str, int | float]]
+    sessions: list[dict[str, Any]]
+    seconds: float | None
+
+
+def read_record(path: Path, *, made_by: str) -> RunRecord:
+    """Read the folder of a run.
+
+    Args:
+        path: of the folder.
+        made_by: the commands whose folder is expected, for the error message.
+
+    Raises:
+        UserError: it is none, or its files are damaged.
+    """
+    if not (path / "config.yaml").is_file():
+        raise UserError(f"{path}: found no config.yaml there, expected the out folder of {made_by}")
+    timing = _lines(path / "timing.jsonl", _read_timing)
+    return RunRecord(
+        config=config.read(path / "config.yaml"),
+        records=_lines(path / "metrics.jsonl", recorder.read),
+        sessions=[line for line in timing if "session" in line],
+        seconds=_seconds(timing),
+    )
+
+
+def _lines(file: Path, read: Callable[[Path], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    try:
+        return read(file)
+    except ValueError as error:
+        raise UserError(f"{file}: damaged ({error}); expected one JSON object per line") from error
+
+
+def _read_timing(file: Path) -> list[dict[str, Any]]:
+    if not file.exists():
+        return []
+    # A kill may have cut the last line short.
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"]
+
+
+def _seconds(timing: list[dict[str, Any]]) -> float | None:
+    """Time spent in steps over all sessions; what was lost by a kill and done again counts twice, as it was spent."""
+    total, current = 0.0, 0.0
+    for line in timing:
+        if "session" in line:
+            total, current = total + current, 0.0
+        else:
+            current = float(line["seconds"])
+    return total + current or None

@@ -1,0 +1,97 @@
+"""The sections every report ends with: settings, and on what the run was trained."""
+
+from __future__ import annotations
+
+import datetime
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from html import escape
+from typing import Any
+
+from contrastive_core.app.report import page, run_record
+
+
+def settings(config: Mapping[str, Any], command: Callable[..., Any], *, name: str, again: str) -> str:
+    """The resolved configuration, those that differ from the defaults in bold, and the command that repeats the run.
+
+    Args:
+        config: of the run.
+        command: whose defaults are compared with.
+        name: over the settings of no group.
+        again: the command line that repeats the run.
+    """
+    values, defaults = dict(_leaves(config)), dict(_leaves(_defaults(command)))
+    groups: dict[str, dict[str, str]] = {}
+    for key, value in values.items():
+        group, _, last = key.rpartition(".")
+        groups.setdefault(group, {})[last] = _readable(value)
+    tables = ""
+    for group, inside in groups.items():
+        prefix = f"{group}." if group else ""
+        changed = [n for n in inside if prefix + n in defaults and values[prefix + n] != defaults[prefix + n]]
+        tables += f"<section><h3>{escape(group or name)}</h3>{page.settings_table(inside, changed=changed)}</section>"
+    return page.section(
+        "Settings",
+        page.paragraph("Bold: not the default.", kind="note"),
+        f'<div class="columns">{tables}</div>',
+        page.paragraph("To repeat the run:"),
+        page.command(again),
+    )
+
+
+def surroundings(config: Mapping[str, Any], sessions: Sequence[Mapping[str, Any]], *, packages: Sequence[str]) -> str:
+    """On what the run was trained, and by what the report was written.
+
+    Args:
+        config: of the run, with the group ``run``.
+        sessions: where and how it was started, each time.
+        packages: whose versions matter, beside Python, PyTorch and the core.
+    """
+    options = config.get("run", {})
+    trained: dict[str, str] = {}
+    for session in sessions[-1:]:
+        trained = {
+            **{name: str(session.get(name)) for name in ("device", "processes", "threads", "torch")},
+            **{name: str(options.get(name)) for name in ("precision", "seed")},
+            "starts": str(len(sessions)),
+        }
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    commit = run_record.source_commit()
+    written = {"date": today, **run_record.hardware(), **run_record.versions(packages)}
+    if commit:
+        written["commit"] = commit
+    parts = [f"<section><h3>The run</h3>{page.settings_table(trained)}</section>"] if trained else []
+    parts.append(f"<section><h3>This report</h3>{page.settings_table(written)}</section>")
+    return page.section("Environment", f'<div class="columns">{"".join(parts)}</div>')
+
+
+def duration(seconds: float) -> str:
+    """As one says it: ``2 h 5 min``, ``18 min``, ``3 min 20 s``, ``1.5 s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    if minutes >= 10:
+        return f"{minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.3g} s"
+
+
+def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            yield from _leaves(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", item
+
+
+def _defaults(command: Callable[..., Any]) -> dict[str, Any]:
+    parameters = inspect.signature(command).parameters
+    values = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+    return {n: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for n, v in values.items()}
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:g}" if isinstance(value, float) else str(value)

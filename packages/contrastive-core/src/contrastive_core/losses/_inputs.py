@@ -1,0 +1,143 @@
+"""Input checks, working precision, unit vectors and temperature of the losses."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from contrastive_core.similarity.backends import active_backend
+from contrastive_core.similarity.precision import exact_dtype
+
+# Rounding of a similarity is multiplied by 1 / temperature. From here on float32 stays within 1e-6 of float64 (measured
+# for the value and for the gradient's norm, also with outliers and close views); below, the work is done in float64.
+FLOAT32_FROM = 0.1
+
+
+def check_temperature(name: str, temperature: float) -> None:
+    """Raises TypeError unless it is a number, ValueError unless it is positive and finite, its inverse too."""
+    if isinstance(temperature, (bool, str, Tensor)) or not hasattr(temperature, "__float__"):
+        found = type(temperature).__name__
+        raise TypeError(f"{name}: temperature is a {found}, expected a number (it is not a learned parameter here)")
+    # Comparisons, because torch.compile cannot ask math.isfinite of a number it treats as variable.
+    if not (0 < temperature < math.inf and 1 / temperature < math.inf):
+        raise ValueError(
+            f"{name}: temperature is {temperature}, expected a positive finite number; 0.1 is a usual choice"
+        )
+
+
+def check_floating(name: str, **tensors: Tensor) -> None:
+    """Raises TypeError unless every argument is a floating-point tensor."""
+    for argument, x in tensors.items():
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            kind = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"{name}: {argument} is {kind}, expected a floating-point tensor")
+
+
+def check_rows(name: str, **rows: Tensor) -> None:
+    """Raises TypeError unless every argument is floating point, ValueError unless all are [rows, D] with the same D."""
+    check_floating(name, **rows)
+    for argument, x in rows.items():
+        if x.ndim != 2:
+            raise ValueError(f"{name}: {argument} has shape {list(x.shape)}, expected [N, D]; flatten other dimensions")
+    widths, devices = {x.shape[1] for x in rows.values()}, {x.device for x in rows.values()}
+    if len(widths) > 1:
+        found = ", ".join(f"{argument} {list(x.shape)}" for argument, x in rows.items())
+        raise ValueError(f"{name}: got {found}, expected embeddings of the same width D")
+    if len(devices) > 1:
+        found = ", ".join(f"{argument} on {x.device}" for argument, x in rows.items())
+        raise ValueError(f"{name}: got {found}, expected one device")
+
+
+def check_same_count(name: str, **rows: Tensor) -> None:
+    """Raises ValueError unless all have as many rows."""
+    if len({len(x) for x in rows.values()}) > 1:
+        found = ", ".join(f"{argument} {list(x.shape)}" for argument, x in rows.items())
+        raise ValueError(f"{name}: got {found}, expected as many rows: row i of each belongs to sample i")
+
+
+def check_at_least_two(name: str, count: int) -> None:
+    """Raises ValueError for a batch in which nothing can be contrasted."""
+    if count < 2:
+        raise ValueError(
+            f"{name}: got {count} sample(s), expected at least 2: an anchor is compared with other samples"
+        )
+
+
+def result_dtype(*inputs: Tensor) -> torch.dtype:
+    """float64 if one of the inputs is, else float32."""
+    dtype = torch.float32
+    for x in inputs:
+        dtype = torch.promote_types(dtype, x.dtype)
+    return dtype
+
+
+def working_dtype(*inputs: Tensor, temperature: float) -> torch.dtype:
+    """The type a loss computes in: that of its result, or float64 at low temperatures (not on MPS, which has none)."""
+    return exact_dtype(inputs[0]) if temperature < FLOAT32_FROM else result_dtype(*inputs)
+
+
+def unit_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x_i / |x_i| in `dtype`, for rows of any magnitude: [..., D] -> [..., D].
+
+    A row of zeros has no direction: it stays zero (similarity 0 with everything) and its gradient is zero.
+    """
+    return active_backend().unit_rows(x, dtype)
+
+
+def paired_similarity(a: Tensor, b: Tensor) -> Tensor:
+    """a_i . b_i for unit rows: [N, D], [N, D] -> [N] in float64."""
+    return active_backend().paired_similarity(a, b)
+
+
+class Temperature:
+    """One call's temperature.
+
+    The similarities' operators take it as a number. Where it is learned, its gradient comes by way of the rows: with
+    f = sqrt(t0 / t), where t0 = t is held constant, S = (f z_i . f z_j) / t0 is the same number and dS/dt = -S / t.
+
+    Args:
+        name: of the loss, for errors.
+        given: positive; a tensor holding one number is learned if it requires a gradient.
+
+    Raises:
+        TypeError, ValueError: as :func:`check_temperature`; a tensor of several numbers.
+    """
+
+    def __init__(self, name: str, given: float | Tensor) -> None:
+        check_learned_temperature(name, given)
+        self.given: float | Tensor = given.double().reshape(()) if isinstance(given, Tensor) else given
+        self.value = float(given.detach()) if isinstance(given, Tensor) else given
+
+    @property
+    def scale(self) -> float:
+        """One over the temperature, as a number."""
+        return 1 / self.value
+
+    def link(self, rows: Tensor) -> Tensor:
+        """The rows, such that their products with one another pass a gradient to the temperature."""
+        if not isinstance(self.given, Tensor) or not self.given.requires_grad:
+            return rows
+        return rows * (self.given.detach() / self.given).sqrt().to(rows.device, rows.dtype)
+
+    def divide(self, similarities: Tensor) -> Tensor:
+        """Similarities over the temperature, with its gradient."""
+        if isinstance(self.given, Tensor):
+            return similarities / self.given.to(similarities.device, similarities.dtype)
+        return similarities / self.given
+
+
+def check_learned_temperature(name: str, given: float | Tensor) -> None:
+    """As :func:`check_temperature`, which a tensor holding one number passes too."""
+    if isinstance(given, Tensor) and given.is_floating_point():
+        if given.numel() != 1:
+            raise ValueError(f"{name}: temperature has shape {list(given.shape)}, expected one number")
+        check_temperature(name, float(given.detach()))
+    else:
+        check_temperature(name, given)  # type: ignore[arg-type] # which refuses other tensors
+
+
+def shown(given: float | Tensor) -> str:
+    """For a module's `extra_repr`."""
+    return f"{given.item():g}, learned" if isinstance(given, torch.nn.Parameter) else f"{given}"

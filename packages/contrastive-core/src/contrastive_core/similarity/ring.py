@@ -1,0 +1,148 @@
+"""The rectangular form against the rows of all other processes, which pass by instead of being gathered.
+
+Every process keeps its queries and holds the keys of two others at a time: memory O(n D) for n rows a process, where a
+gather holds O(W n D). The sums of a query over the parts that have passed are merged as log-sum-exp. Backwards the keys
+pass by once more, and with them travels their gradient: every process adds what its queries contribute, and after the
+last hop it is at home. That is W - 1 hops of keys in either pass, and W of a gradient, each under way while a part
+is computed.
+"""
+
+# ruff: noqa: PLR0917 - arguments of operators are positional
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from contrastive_core.distributed import Hop, refuse_unequal, visitors
+from contrastive_core.similarity.api import row_lse, row_lse_gradient
+from contrastive_core.similarity.precision import exact_dtype
+
+_GRADIENT = 1  # tag of the gradient's hops
+_INPUTS = "Tensor q, Tensor k, float scale, Tensor? q_classes, Tensor? k_classes"
+
+
+def ring_lse(q: Tensor, k: Tensor, *, scale: float, classes: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """Log-sum-exp of this process's queries over the keys of all other processes, with gradient to both.
+
+    As :func:`contrastive_core.similarity.row_lse` with the keys of the others gathered. Every process must call it, and
+    all must run the backward pass if one does. No second derivative.
+
+    Args:
+        q: [n, D] of this process, in float32 or float64.
+        k: [n, D] of this process, of the same type.
+        scale: one over the temperature.
+        classes: integers [n] of q and of k, both ascending on every process.
+
+    Returns:
+        [1, n] without classes; with them [2, n]: over keys of the query's class, and over those of other classes.
+        -inf where there is none.
+
+    Raises:
+        ValueError: on every process, if they hold different numbers of rows, or rows of different size or type.
+    """
+    q_classes, k_classes = classes or (None, None)
+    out: Tensor = _ring_lse(q, k, scale, q_classes, k_classes)
+    return out
+
+
+# Operators rather than an autograd function: torch.compile does not look for messages inside them.
+
+
+@torch.library.custom_op("contrastive_core::ring_lse", mutates_args=(), schema=f"({_INPUTS}) -> Tensor")
+def _ring_lse(q: Tensor, k: Tensor, scale: float, q_classes: Tensor | None, k_classes: Tensor | None) -> Tensor:
+    refuse_unequal(k)
+    kinds = _kinds(q_classes)
+    total = q.new_full((len(kinds), len(q)), -torch.inf, dtype=exact_dtype(q))
+    for block, *block_classes in _passing(k, k_classes):
+        for i, among in enumerate(kinds):
+            lse = row_lse(q, block, scale=scale, classes=_pair(q_classes, block_classes), among=among)
+            total[i] = torch.logaddexp(total[i], lse)
+    return total
+
+
+@torch.library.custom_op(
+    "contrastive_core::ring_lse_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad, Tensor lse, {_INPUTS}, bool needs_q, bool needs_k) -> (Tensor, Tensor)",
+)
+def _ring_lse_backward(
+    grad: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    scale: float,
+    q_classes: Tensor | None,
+    k_classes: Tensor | None,
+    needs_q: bool,
+    needs_k: bool,
+) -> tuple[Tensor, Tensor]:
+    dq, dk = _gradients(q, k, needs_q, needs_k)
+    travelling: Hop | None = None
+    for block, *block_classes in _passing(k, k_classes):
+        dk = torch.zeros_like(dk)
+        for i, among in enumerate(_kinds(q_classes)):
+            parts = row_lse_gradient(
+                grad[i], lse[i], q, block, scale=scale, classes=_pair(q_classes, block_classes), among=among,
+                needs=(needs_q, needs_k),
+            )  # fmt: skip
+            dq += parts[0]
+            dk += parts[1]
+        if needs_k:
+            # What the block's gradient was when its rows were at the left neighbour has been under way till now.
+            if travelling:
+                dk += travelling.arrived()[0]
+            travelling = Hop([dk], tag=_GRADIENT)
+    return dq, travelling.arrived()[0] if travelling else dk
+
+
+def _kinds(classes: Tensor | None) -> tuple[Any, ...]:
+    return ("all",) if classes is None else ("same", "other")
+
+
+def _passing(k: Tensor, classes: Tensor | None) -> Any:
+    if len(k) == 0:
+        return iter(())
+    return visitors(k) if classes is None else visitors(k, classes)
+
+
+def _pair(q_classes: Tensor | None, block_classes: list[Tensor]) -> tuple[Tensor, Tensor] | None:
+    return None if q_classes is None else (q_classes, block_classes[0])
+
+
+def _gradients(q: Tensor, k: Tensor, needs_q: bool, needs_k: bool) -> tuple[Tensor, Tensor]:
+    """Zeros; of what is not needed, an empty tensor."""
+    dq, dk = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k))
+    return dq if needs_q else q.new_empty(0), dk if needs_k else k.new_empty(0)
+
+
+@_ring_lse.register_fake
+def _(q: Tensor, k: Tensor, scale: float, q_classes: Tensor | None, k_classes: Tensor | None) -> Tensor:
+    return q.new_empty(len(_kinds(q_classes)), len(q), dtype=exact_dtype(q))
+
+
+@_ring_lse_backward.register_fake
+def _(grad: Tensor, lse: Tensor, q: Tensor, k: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    return _gradients(q, k, *others[-2:])
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    q, k, ctx.scale, q_classes, k_classes = inputs
+    ctx.save_for_backward(output, q, k, q_classes, k_classes)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    lse, q, k, q_classes, k_classes = ctx.saved_tensors
+    needs_q, needs_k = ctx.needs_input_grad[:2]
+    dq, dk = _ring_lse_backward(grad, lse, q, k, ctx.scale, q_classes, k_classes, needs_q, needs_k)
+    return dq if needs_q else None, dk if needs_k else None, None, None, None
+
+
+def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> NoReturn:
+    raise RuntimeError("contrastive_core: losses can be differentiated once, not twice")
+
+
+_ring_lse.register_autograd(_differentiate, setup_context=_save)
+_ring_lse_backward.register_autograd(_refuse_second_derivative)

@@ -1,0 +1,48 @@
+"""The training engine for loops you write yourself: run folder, exact resume, checkpoints, metrics, graceful stop.
+
+Names are loaded on first use: a command line reads `RunOptions` without loading torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from contrastive_core._lazy import load_on_use
+
+if TYPE_CHECKING:
+    from contrastive_core.training.config import RunOptions
+    from contrastive_core.training.model_file import load_model
+    from contrastive_core.training.run import Run
+    from contrastive_core.training.samplers import Batches, ClassBatches, ignore_stop_signals, make_loader
+    from contrastive_core.training.signals import Interrupted
+    from contrastive_core.training.sync_batchnorm import SyncBatchNorm, convert_sync_batchnorm
+
+_MODULE = {
+    "Batches": "samplers",
+    "ClassBatches": "samplers",
+    "Interrupted": "signals",
+    "Run": "run",
+    "RunOptions": "config",
+    "SyncBatchNorm": "sync_batchnorm",
+    "convert_sync_batchnorm": "sync_batchnorm",
+    "ignore_stop_signals": "samplers",
+    "load_model": "model_file",
+    "make_loader": "samplers",
+}
+
+__all__ = [
+    "Batches",
+    "ClassBatches",
+    "Interrupted",
+    "Run",
+    "RunOptions",
+    "SyncBatchNorm",
+    "convert_sync_batchnorm",
+    "ignore_stop_signals",
+    "load_model",
+    "make_loader",
+]
+
+__getattr__, __dir__ = load_on_use(
+    __name__, {name: f"contrastive_core.training.{module}" for name, module in _MODULE.items()}
+)

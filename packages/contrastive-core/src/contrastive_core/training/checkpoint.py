@@ -1,0 +1,381 @@
+"""Checkpoints: atomic folders of JSON and safetensors with a hash of every file, without pickle.
+
+A checkpoint is a folder `step-000123`. It is written under a hidden name, flushed to disk and renamed; older ones are
+deleted only afterwards. Reading verifies every hash before anything is used.
+
+State dictionaries are split by `encode` into a JSON value and a flat mapping of tensors; `decode` joins them again.
+Containers keep their type, integer keys, infinities and tensors of any dtype, including 0-d ones, are restored exactly.
+Scalars and strings stand for themselves. Everything else is an object with one key that names its type::
+
+    {"dict": {...}}       string keys            {"tensor": name}
+    {"items": [[k, v]]}   other keys             {"raw": name, "dtype": "complex128", "shape": [2]}
+    {"list": [...]}       {"tuple": [...]}       {"float": "nan"}
+    {"ordered": value}    an OrderedDict         {"counter": value}    a Counter
+    {"module": value, "metadata": value}         the result of nn.Module.state_dict()
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from contrastive_core.errors import UserError
+from contrastive_core.training import files
+from contrastive_core.training.processes import Processes
+
+# What the safetensors format stores by itself; other types travel as their bytes.
+_PLAIN = {
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+}  # fmt: skip
+
+
+def encode(value: object, *, name: str) -> tuple[Any, dict[str, Tensor]]:
+    """Split `value` into a JSON value and tensors on the CPU, named after their place below `name`.
+
+    Raises:
+        TypeError: The state holds something else than tensors, numbers, strings, None and dict, list or tuple of them.
+    """
+    tensors: dict[str, Tensor] = {}
+    storages: set[int] = set()
+
+    def tensor(x: Tensor, place: str) -> Any:
+        if x.layout != torch.strided or x.is_quantized or x.is_meta or hasattr(x, "device_mesh"):
+            raise TypeError(
+                f"{place} is a tensor that a checkpoint cannot hold (layout {x.layout}, device {x.device}, type "
+                f"{type(x).__name__}); expected a dense tensor that is whole on every process"
+            )
+        x = x.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        # safetensors refuses two tensors in one memory, as tied weights are; nor should a view keep all of its memory.
+        if x.untyped_storage().data_ptr() in storages or x.untyped_storage().nbytes() != x.nbytes:
+            x = x.clone()
+        storages.add(x.untyped_storage().data_ptr())
+        key = place
+        while key in tensors:  # two places may read alike: {"a": {"b": x}, "a.b": y}
+            key += "'"
+        if x.dtype in _PLAIN:
+            tensors[key] = x
+            return {"tensor": key}
+        tensors[key] = x.reshape(-1).view(torch.uint8)
+        return {"raw": key, "dtype": str(x.dtype).removeprefix("torch."), "shape": list(x.shape)}
+
+    def mapping(x: Mapping[Any, Any], place: str) -> Any:
+        if all(type(key) is str for key in x):
+            return {"dict": {key: walk(item, f"{place}.{key}") for key, item in x.items()}}
+        return {"items": [[walk(key, f"{place} (key)"), walk(item, f"{place}.{key}")] for key, item in x.items()]}
+
+    def walk(x: object, place: str) -> Any:  # noqa: PLR0911 - one line per kind of value
+        if x is None or isinstance(x, (bool, int, str)):
+            return x
+        if isinstance(x, float):
+            return float(x) if math.isfinite(x) else {"float": repr(float(x))}
+        if isinstance(x, Tensor):
+            return tensor(x, place)
+        if type(x) is list:
+            return {"list": [walk(item, f"{place}.{i}") for i, item in enumerate(x)]}
+        if type(x) in (tuple, torch.Size):
+            return {"tuple": [walk(item, f"{place}.{i}") for i, item in enumerate(x)]}  # type: ignore[var-annotated,arg-type]
+        if type(x) is OrderedDict and hasattr(x, "_metadata"):
+            return {"module": mapping(x, place), "metadata": walk(dict(x._metadata), f"{place} (metadata)")}
+        if type(x) is OrderedDict:
+            return {"ordered": mapping(x, place)}
+        if type(x) is Counter:
+            return {"counter": mapping(x, place)}
+        if type(x) is dict:
+            return mapping(x, place)
+        raise TypeError(
+            f"{place} is a {type(x).__name__}, which a checkpoint cannot hold; expected tensors, numbers, strings, "
+            "None, and dict, list or tuple of them"
+        )
+
+    return walk(value, name), tensors
+
+
+def decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Join what `encode` has split."""
+
+    def raw(x: dict[str, Any]) -> Tensor:
+        return tensors[x["raw"]].view(getattr(torch, x["dtype"])).reshape(x["shape"])
+
+    def module(x: dict[str, Any]) -> OrderedDict[str, Any]:
+        state: OrderedDict[str, Any] = OrderedDict(walk(x["module"]))
+        state._metadata = OrderedDict(walk(x["metadata"]))  # type: ignore[attr-defined]
+        return state
+
+    kinds: dict[str, Callable[[dict[str, Any]], Any]] = {
+        "dict": lambda x: {key: walk(item) for key, item in x["dict"].items()},
+        "items": lambda x: {walk(key): walk(item) for key, item in x["items"]},
+        "list": lambda x: [walk(item) for item in x["list"]],
+        "tuple": lambda x: tuple(walk(item) for item in x["tuple"]),
+        "ordered": lambda x: OrderedDict(walk(x["ordered"])),
+        "counter": lambda x: Counter(walk(x["counter"])),
+        "module": module,
+        "tensor": lambda x: tensors[x["tensor"]],
+        "raw": raw,
+        "float": lambda x: float(x["float"]),
+    }
+
+    def walk(x: Any) -> Any:
+        return kinds[next(iter(x))](x) if isinstance(x, dict) else x
+
+    return walk(value)
+
+
+# Where a Position stands in a checkpoint, beside the tracked objects.
+_POSITION = "_run"
+
+
+class Stateful(Protocol):
+    """What a checkpoint can hold."""
+
+    def state_dict(self) -> Any:
+        """Everything that changes during training."""
+
+    def load_state_dict(self, state_dict: Any, /) -> Any:
+        """Take it back."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run goes on.
+
+    Attributes:
+        step: The next step to do.
+        metrics_bytes: How much of the metrics file belongs to the steps before it.
+        world_size: How many processes did them.
+        precision: State of the mixed precision, the loss scale.
+    """
+
+    step: int = 0
+    metrics_bytes: int = 0
+    world_size: int = 1
+    precision: dict[str, Any] = field(default_factory=dict)
+
+
+class Snapshots:
+    """The checkpoints of one run in `folder`, of which the `keep` newest stay."""
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        self.folder, self._keep = folder, keep
+        self._tracked: dict[str, Stateful] = {}
+
+    def track(self, name: str, thing: Stateful) -> None:
+        """Let checkpoints hold the state of an object.
+
+        Raises:
+            TypeError: It has no state_dict and load_state_dict.
+            ValueError: The name is used already.
+        """
+        if not (hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")):
+            raise TypeError(
+                f"{name} is a {type(thing).__name__}; expected an object with state_dict and load_state_dict"
+            )
+        if name in self._tracked or name == _POSITION:
+            raise ValueError(f"the name {name!r} is taken; track every object once, under a name of its own")
+        self._tracked[name] = thing
+
+    def restore(self, processes: Processes, *, say: Callable[[str], None]) -> Position:
+        """Give the tracked objects, on every process, their state in the newest checkpoint whose files are good.
+
+        Damaged ones are put aside, and `say` is told.
+
+        Returns:
+            Where it was written; the start if there is no checkpoint.
+
+        Raises:
+            UserError: There are checkpoints, and every one is damaged; or the newest does not hold what is tracked.
+        """
+        path = processes.on_main(lambda: self._newest(say))
+        if path is None:
+            return Position()
+        position = self._load(path)
+        say(f"resumed from {path}")
+        if position.world_size != processes.world_size:
+            say(f"note: {position.world_size} process(es) wrote it, {processes.world_size} go on")
+        return position
+
+    def save(self, position: Position) -> None:
+        """Write the state of the tracked objects, and delete what is older than the newest few.
+
+        Raises:
+            OSError: The disk is full, or the folder cannot be written.
+        """
+        state = {name: thing.state_dict() for name, thing in self._tracked.items()}
+        save(self.folder, position.step, {**state, _POSITION: dict(vars(position))})
+        prune(self.folder, keep=self._keep)
+
+    def _newest(self, say: Callable[[str], None]) -> Path | None:
+        path = newest_good(self.folder, say=say)
+        prune(self.folder, keep=self._keep)
+        return path
+
+    def _load(self, path: Path) -> Position:
+        state = load(path)
+        position = Position(**state.pop(_POSITION))
+        self._check_names(path, state)
+        for name, thing in self._tracked.items():
+            try:
+                thing.load_state_dict(state[name])
+            except (RuntimeError, ValueError, KeyError) as error:
+                raise UserError(
+                    f"{path} does not fit: {name} refuses its state ({error}). Resume with the version of the program "
+                    "that wrote it"
+                ) from error
+            if isinstance(thing, Optimizer):
+                _lay_out_as_parameters(thing)
+        return position
+
+    def _check_names(self, path: Path, state: Mapping[str, Any]) -> None:
+        if {*state} != {*self._tracked}:
+            raise UserError(
+                f"{path} holds {', '.join(sorted(state)) or 'nothing'}; this program tracks "
+                f"{', '.join(sorted(self._tracked)) or 'nothing'} (track comes before restore, batches and steps). "
+                "Resume with the version of the program that wrote it"
+            )
+
+
+def _lay_out_as_parameters(optimizer: Optimizer) -> None:
+    """Give an optimiser's tensors the memory layout of their parameters, as it made them itself.
+
+    They come contiguous from the checkpoint. torch's fused optimisers on the CPU walk parameter and state side by side
+    in memory, so that beside parameters in channels_last every number would meet another one's average, silently.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+_NAME = re.compile(r"step-(\d{6,})")
+_TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+_FILES = (_TENSORS, _STATE)
+_FORMAT = 1
+
+
+class Damaged(Exception):  # noqa: N818
+    """A checkpoint whose files are not what its manifest says."""
+
+
+def listing(folder: Path) -> list[tuple[int, Path]]:
+    """(step, path) of the checkpoints in `folder`, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+    return sorted(found)
+
+
+def save(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
+    """Write the state after `step` steps; on return it is on the disk, and before that not under its name."""
+    target = folder / f"step-{step:06d}"
+    new = folder / f".{target.name}.tmp"
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        files.sync(folder.parent)
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    tree: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, value in state.items():
+        tree[name], own = encode(value, name=name)
+        tensors.update(own)
+    safetensors.torch.save_file(tensors, new / _TENSORS)
+    (new / _STATE).write_text(json.dumps(tree, indent=1, allow_nan=False), encoding="utf-8")
+    manifest = {
+        "format": _FORMAT,
+        "step": step,
+        "files": {name: {"bytes": (new / name).stat().st_size, "sha256": files.sha256(new / name)} for name in _FILES},
+    }
+    (new / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    files.replace_folder(new, target)
+    return target
+
+
+def verify(path: Path) -> None:
+    """Compare every file of a checkpoint with the manifest.
+
+    Raises:
+        Damaged: A file is missing, shortened or changed.
+        UserError: A newer version of this library wrote it.
+    """
+    try:
+        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        version, step = manifest["format"], manifest["step"]
+        expected = {name: (manifest["files"][name]["bytes"], manifest["files"][name]["sha256"]) for name in _FILES}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"{_MANIFEST} cannot be read: {error!r}") from error
+    if path.name != f"step-{step:06d}":
+        raise Damaged(f"{_MANIFEST} says step {step}")
+    for name, (size, digest) in expected.items():
+        try:
+            found_size, found_digest = (path / name).stat().st_size, files.sha256(path / name)
+        except OSError as error:
+            raise Damaged(f"{name} cannot be read: {error.strerror}") from error
+        if found_size != size:
+            raise Damaged(f"{name} has {found_size} bytes, {size} were written")
+        if found_digest != digest:
+            raise Damaged(f"{name} is not what was written")
+    if version != _FORMAT:
+        raise UserError(f"{path} has format {version}; this version reads format {_FORMAT}. Update contrastive-core")
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The state in a verified checkpoint, tensors on the CPU."""
+    tensors = safetensors.torch.load_file(path / _TENSORS)
+    tree = json.loads((path / _STATE).read_text(encoding="utf-8"))
+    return {name: decode(value, tensors) for name, value in tree.items()}
+
+
+def newest_good(folder: Path, *, say: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint whose files are what was written; None if there is no checkpoint at all.
+
+    Damaged ones that are newer are renamed to `<name>.damaged`, which `say` is told.
+
+    Raises:
+        UserError: There are checkpoints, and every one is damaged.
+    """
+    problems: dict[Path, str] = {}
+    for _, path in reversed(listing(folder)):
+        try:
+            verify(path)
+        except Damaged as problem:
+            problems[path] = str(problem)
+            continue
+        for damaged, text in problems.items():
+            aside = damaged.with_name(f"{damaged.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            damaged.rename(aside)
+            say(f"warning: checkpoint {damaged} is damaged ({text}); renamed to {aside.name}, using the one before")
+        return path
+    if problems:
+        lines = "\n".join(f"  {path}: {text}" for path, text in problems.items())
+        raise UserError(
+            f"every checkpoint of this run is damaged:\n{lines}\nexpected at least one as it was written. Restore the "
+            "folder from a copy, or start again with another --out"
+        )
+    return None
+
+
+def prune(folder: Path, *, keep: int) -> None:
+    """Delete all but the `keep` newest checkpoints, and what an interrupted write or deletion has left."""
+    _delete_hidden(folder)
+    for _, path in listing(folder)[:-keep]:
+        # Renamed first: a kill in the middle of the deletion leaves no half of a checkpoint under its name.
+        path.rename(path.with_name(f".{path.name}.old"))
+    _delete_hidden(folder)
+
+
+def _delete_hidden(folder: Path) -> None:
+    for leftover in folder.glob(".step-*"):
+        shutil.rmtree(leftover, ignore_errors=True)

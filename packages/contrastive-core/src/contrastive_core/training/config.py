@@ -1,0 +1,186 @@
+"""Run options shared by all training commands, and the resolved configuration of a run.
+
+The configuration is written once to the run folder and compared when the run is resumed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from contrastive_core.errors import UserError
+from contrastive_core.training import files
+
+#: Settings that say where and how a run is executed, not what is computed: a resumed run may change them.
+FREE_ON_RESUME = frozenset(
+    {
+        "device",
+        "workers",
+        "threads",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "resume",
+        "tensorboard",
+        "wandb",
+        "progress",
+    }
+)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is executed, logged and saved.
+
+    Args:
+        seed: Every random draw of the run is a function of this number.
+        device: Where to compute; auto takes CUDA, then MPS, then the CPU. Another device changes results by rounding.
+        precision: Number format of the model: 32-true is float32, the others are automatic mixed precision.
+        compile: Compile the model with torch.compile.
+        workers: Data loading processes; 0 loads in the training process. The result does not depend on it.
+        threads: CPU threads of torch; 0 leaves torch's choice. Another number changes results by rounding.
+        log_every: Steps between two lines of metrics.
+        checkpoint_every: Steps between two checkpoints.
+        keep_checkpoints: How many of the newest checkpoints stay on disk.
+        resume: Go on from the newest checkpoint of the run folder, if there is one.
+        tensorboard: Write the metrics for TensorBoard too (extra "tensorboard").
+        wandb: Send the metrics to Weights & Biases too (extra "wandb").
+        progress: Show progress: a bar in a terminal, else a line every few seconds.
+    """
+
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    compile: bool = False
+    workers: int = 0
+    threads: int = 0
+    log_every: int = 10
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    resume: bool = False
+    tensorboard: bool = False
+    wandb: bool = False
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("seed", 0),
+            ("workers", 0),
+            ("threads", 0),
+            ("log_every", 1),
+            ("checkpoint_every", 1),
+            ("keep_checkpoints", 1),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise UserError(f"{name} is {value!r}; expected a whole number of at least {least}")
+        for name, choices in (
+            ("device", ("auto", "cpu", "cuda", "mps")),
+            ("precision", ("32-true", "bf16-mixed", "16-mixed")),
+        ):
+            value = getattr(self, name)
+            if value not in choices:
+                raise UserError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+
+
+#: Where the run options stand in a configuration, unless a command has given them another name.
+OPTIONS_KEY = "run"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Plain values that `--config` reads back.
+
+    Attributes:
+        values: The values.
+        options_key: The name under which the run options stand among them.
+        free: Names that a resumed run may change, because they do not decide what is computed.
+    """
+
+    values: dict[str, Any]
+    options_key: str
+    free: frozenset[str] = frozenset()
+
+    def write(self, path: Path) -> None:
+        """Write the values as YAML, in one step."""
+        import yaml  # noqa: PLC0415 - command lines read RunOptions from this module before they know what to do
+
+        files.write_atomic(path, yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True).encode())
+
+    def differences(self, before: Mapping[str, Any]) -> list[str]:
+        """One line `key: before -> now` for every setting that changed and decides what is computed.
+
+        Where the folder lies does not: it may have been moved.
+        """
+        free = {"out", *self.free, *(f"{self.options_key}.{name}" for name in FREE_ON_RESUME)}
+        old, new = dict(_leaves(before)), dict(_leaves(self.values))
+        return [
+            f"{key}: {old.get(key, '(not set)')} -> {new.get(key, '(not set)')}"
+            for key in {**old, **new}
+            if key not in free and old.get(key) != new.get(key)
+        ]
+
+
+def resolve(config: Mapping[str, object], options: RunOptions, *, free: Collection[str] = ()) -> Config:
+    """`config`, with the run options in it, as plain values: paths as strings, dataclasses as mappings.
+
+    Raises:
+        TypeError: A value has no plain form.
+    """
+    key = next((name for name, value in config.items() if isinstance(value, RunOptions)), OPTIONS_KEY)
+    values = {name: plain(value, f"the setting {name}") for name, value in config.items()}
+    # Whether this start resumed is not a setting of the run, and a new run made from its file should not.
+    return Config({**values, key: {**dataclasses.asdict(options), "resume": False}}, key, frozenset(free))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The configuration of a run folder.
+
+    Raises:
+        UserError: The file is not a YAML mapping.
+    """
+    import yaml  # noqa: PLC0415
+
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable as YAML ({error}); restore it from a copy") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds no mapping of settings (found {type(config).__name__}); restore it from a copy")
+    return config
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping) and (value or not prefix):
+        for key, item in value.items():
+            yield from _leaves(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, json.dumps(value, default=str)
+
+
+def plain(value: object, place: str) -> Any:
+    """`value` as YAML and JSON can hold it: paths as strings, dataclasses as mappings, tuples as lists.
+
+    Raises:
+        TypeError: There is no such form; `place` is what the message calls the value.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, enum.Enum):
+        return plain(value.value, place)
+    if isinstance(value, Path):
+        return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name), f"{place}.{f.name}") for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, f"{place}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item, f"{place}.{i}") for i, item in enumerate(value)]
+    raise TypeError(
+        f"{place} is a {type(value).__name__}, which cannot be written as text; expected numbers, strings, paths, "
+        "None, dataclasses, and lists or mappings of them"
+    )

@@ -1,0 +1,160 @@
+"""A model with its computation as a file that other programs open: ONNX, and PyTorch's exported programs.
+
+Every file is opened by the program it is for and compared with the model before it is put in place.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from contrastive_core.errors import UserError
+from contrastive_core.training import files
+
+_TOLERANCE = 1e-4
+_PROTOBUF = 2 << 30
+"""What one ONNX file may hold; weights beyond it lie in a second file."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A module to write, and what there is to know about its file.
+
+    Attributes:
+        module: in inference mode on the CPU; maps batches ``[N, ...]`` to one tensor ``[N, ...]``.
+        source: what errors call it: the folder it was opened from.
+        network: what errors call its architecture.
+        inputs: name of its input.
+        output: name of its output.
+        example: batches of so many, the same for the same number, to try it with.
+        package: whose file it is; ``ssl_vision`` is the name of the card in the file's metadata.
+    """
+
+    module: nn.Module
+    source: str
+    network: str
+    inputs: str
+    output: str
+    example: Callable[[int], Tensor]
+    package: str
+
+    @torch.no_grad()
+    def compare(self, theirs: Callable[[Tensor], Tensor], what: str) -> float:
+        """The largest difference between what a written file gives and what the model gives, on several batch sizes.
+
+        Raises:
+            UserError: it is above 1e-4 of the largest value, or of 1 where all values are smaller.
+        """
+        largest = 0.0
+        for count in (1, 3):
+            expected = self.module(self.example(count))
+            got = theirs(self.example(count))
+            difference = (got - expected).abs().max().item() if got.shape == expected.shape else float("nan")
+            if not difference <= _TOLERANCE * max(1.0, expected.abs().max().item()):
+                raise UserError(
+                    f"{what} gives other {self.output} than {self.source}, by {difference:.2g}; expected at "
+                    f"most {_TOLERANCE:g}; nothing was written. Please report it with the versions of torch and onnx"
+                )
+            largest = max(largest, difference)
+        return largest
+
+
+def write_onnx(program: Program, file: Path, card: Mapping[str, Any]) -> dict[str, Any]:
+    """Write an ONNX model for any batch size and compare it, run by onnxruntime, with the model.
+
+    Args:
+        program: what to write.
+        file: where.
+        card: what the program that opens it must know; it is put into the file's metadata.
+
+    Returns:
+        The card with how it was checked.
+
+    Raises:
+        UserError: a package is missing, or the file gives something else.
+    """
+    runtime = _onnx_runtime(program.package)
+    written = torch.onnx.export(
+        _exported(program), dynamo=True, input_names=[program.inputs], output_names=[program.output], verbose=False
+    )
+    if written is None:
+        raise RuntimeError("torch.onnx.export with dynamo=True returned no program")
+    large = sum(t.numel() * t.element_size() for t in program.module.state_dict().values()) > _PROTOBUF * 0.9
+    written.model.metadata_props[program.package] = json.dumps(card)
+    written.save(file, external_data=large)
+    session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+    def run(batch: Tensor) -> Tensor:
+        return torch.from_numpy(session.run([program.output], {program.inputs: batch.numpy()})[0])
+
+    name = f"onnxruntime {runtime.__version__}"
+    return {**card, "checked": {"with": name, "largest_difference": program.compare(run, f"{file.name} in {name}")}}
+
+
+def write_exported_program(program: Program, file: Path, card: Mapping[str, Any]) -> dict[str, Any]:
+    """Write what `torch.export.load` opens, for any batch size, and compare it with the model.
+
+    The card is also in the file, as its extra file ``PACKAGE.json``.
+
+    Returns:
+        The card with how it was checked.
+
+    Raises:
+        UserError: the file gives something else.
+    """
+    torch.export.save(_exported(program), file, extra_files={f"{program.package}.json": json.dumps(card)})
+    difference = program.compare(torch.export.load(file).module(), f"{file.name} in torch.export")
+    return {**card, "checked": {"with": f"torch {torch.__version__}", "largest_difference": difference}}
+
+
+def put_in_place(out: Path, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Write a file, and the card beside it as ``NAME.json``, in place of older ones once all is well.
+
+    Args:
+        out: the file.
+        write: writes a file of that name and gives the card.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # In a folder of its own, because large ONNX models come as two files that name each other.
+    new = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    try:
+        card = write(new / out.name)
+        (new / f"{out.name}.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        for part in sorted(new.iterdir()):
+            files.sync(part)
+            part.replace(out.with_name(part.name))
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    return card
+
+
+def _exported(program: Program) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch")
+    try:
+        return torch.export.export(program.module, (program.example(2),), dynamic_shapes=({0: batch},), strict=False)
+    except Exception as error:  # what a module of the user's does may fail in any way
+        raise UserError(
+            f"{program.source}: torch.export cannot follow {program.network} for any batch size: {error}"
+        ) from error
+
+
+def _onnx_runtime(package: str) -> Any:
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"an .onnx file needs {', '.join(missing)}, not installed here; "
+            f"pip install '{package.replace('_', '-')}[export]', or write .pt2"
+        )
+    import onnxruntime  # noqa: PLC0415 - an extra
+
+    return onnxruntime

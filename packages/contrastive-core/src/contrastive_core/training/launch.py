@@ -1,0 +1,113 @@
+"""Device selection, process launch with Lightning Fabric, and model set-up."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning_fabric.strategies import DDPStrategy
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from contrastive_core.errors import UserError
+from contrastive_core.training.config import RunOptions
+from contrastive_core.training.sync_batchnorm import convert_sync_batchnorm
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} cannot be used here: {error}. Use auto, cpu, cuda or mps") from error
+    return device
+
+
+def make_fabric(options: RunOptions) -> Fabric:
+    """Fabric on the device that the options ask for, launched.
+
+    The number of processes is torchrun's (WORLD_SIZE, LOCAL_WORLD_SIZE); they train by DistributedDataParallel, over
+    gloo on CPUs and NCCL on CUDA. Buffers are not broadcast before each forward pass: they are equal on all processes
+    by construction, and a broadcast would overwrite what the first of two passes has saved for backward.
+
+    Raises:
+        UserError: The device does not exist here, or cannot do what is asked.
+    """
+    device = _device(options.device)
+    if device == "cpu" and options.precision == "16-mixed":
+        raise UserError(
+            "precision 16-mixed (float16) does not train on a CPU; use 32-true or bf16-mixed there, or a CUDA device"
+        )
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        fabric = Fabric(accelerator=device, devices=1, precision=options.precision, plugins=[LightningEnvironment()])
+    else:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+        if device == "mps":
+            raise UserError(
+                f"found {world_size} processes on an Apple GPU, which trains alone; use --device cpu, or no torchrun"
+            )
+        if device == "cuda" and torch.cuda.device_count() < local:
+            raise UserError(
+                f"torchrun started {local} processes on this machine, which has {torch.cuda.device_count()} CUDA "
+                "device(s); expected one device for each process. Lower --nproc-per-node, or use --device cpu"
+            )
+        fabric = Fabric(
+            accelerator=device,
+            devices=local,
+            num_nodes=world_size // local,
+            precision=options.precision,
+            strategy=DDPStrategy(**_no_buffer_broadcast()),
+            plugins=[TorchElasticEnvironment()],
+        )
+    fabric.launch()
+    return fabric
+
+
+def set_up(
+    fabric: Fabric, model: nn.Module, optimizer: Optimizer | None, *, compiled: bool
+) -> nn.Module | tuple[nn.Module, Optimizer]:
+    """Move to the device, make batch norms synchronous over processes, compile if asked, and wrap by Fabric."""
+    if fabric.world_size > 1:
+        if fabric.device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        else:
+            convert_sync_batchnorm(model)
+    if compiled:
+        model = torch.compile(model)  # type: ignore[assignment]
+    if optimizer is None:
+        return fabric.setup(model)  # type: ignore[no-any-return]
+    wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
+    return wrapped, wrapped_optimizer
+
+
+def _no_buffer_broadcast() -> dict[str, Any]:
+    # torch 2.14 renamed it, and still makes buffers equal once at the beginning, which is what we want.
+    known = inspect.signature(DistributedDataParallel).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+
+
+def _device(wanted: str) -> str:
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if wanted == "auto":
+        return "cuda" if cuda else "mps" if mps else "cpu"
+    if (wanted == "cuda" and not cuda) or (wanted == "mps" and not mps):
+        raise UserError(
+            f"--device {wanted} was asked for, but torch {torch.__version__} finds no {wanted.upper()} device here; "
+            "use --device auto or cpu, or install a torch build (and driver) for the device"
+        )
+    return wanted

@@ -1,0 +1,101 @@
+"""The model a run leaves behind: `model/model.safetensors` and `model/model.json`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from contrastive_core.errors import UserError
+from contrastive_core.training import files
+from contrastive_core.training.config import plain
+
+_WEIGHTS, _CARD = "model.safetensors", "model.json"
+
+
+def save_model(target: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> Path:
+    """Write the model folder `target` in one step, in place of an older one.
+
+    Raises:
+        TypeError: A tensor or the metadata has no place in the files.
+    """
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"{name} is a {type(tensor).__name__}; a model file holds tensors (see metadata for the rest)"
+            )
+    new = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    # Cloned, because safetensors refuses tensors that share memory, as tied weights do.
+    safetensors.torch.save_file(
+        {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, new / _WEIGHTS
+    )
+    card = {"format": 1, "sha256": files.sha256(new / _WEIGHTS), "metadata": plain(metadata, "metadata")}
+    (new / _CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    files.replace_folder(new, target)
+    return target
+
+
+def load_model(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `Run.save_model` wrote.
+
+    Args:
+        folder: A run folder or its `model` folder.
+
+    Returns:
+        Tensors by name, on the CPU, and the metadata.
+
+    Raises:
+        UserError: There is no model, it was damaged, or a newer version of this library wrote it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; expected a run folder, or the folder 'model' inside one")
+    if (folder / "model" / _CARD).is_file():
+        folder = folder / "model"
+    card_path, weights_path = folder / _CARD, folder / _WEIGHTS
+    if not card_path.is_file():
+        if (folder / "config.yaml").is_file():
+            raise UserError(
+                f"{folder} holds a run that has not written its model yet (no model/{_CARD}); "
+                "let it end, or go on with it by --resume"
+            )
+        raise UserError(
+            f"{folder} holds no model: expected {_CARD} and {_WEIGHTS} in it, or in a folder 'model' inside it"
+        )
+    if not weights_path.is_file():
+        raise UserError(f"{weights_path} is missing beside {_CARD}; restore it from a copy, or write the model again")
+    try:
+        card = json.loads(card_path.read_text(encoding="utf-8"))
+        version, digest, metadata = card["format"], card["sha256"], card["metadata"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{card_path} is damaged ({type(error).__name__}: {error}); expected JSON with format, sha256 and "
+            "metadata. Restore it from a copy, or write the model again"
+        ) from error
+    if version != 1:
+        raise UserError(f"{card_path} has format {version}; this version reads format 1. Update contrastive-core")
+    if files.sha256(weights_path) != digest:
+        raise UserError(
+            f"{weights_path} is damaged: its content is not what {_CARD} says was written. "
+            "Restore it from a copy, or write the model again"
+        )
+    return safetensors.torch.load_file(weights_path), metadata
+
+
+def module_hash(module: nn.Module) -> str:
+    """SHA-256 over names and bytes of all parameters and buffers: equal if and only if nothing changed."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

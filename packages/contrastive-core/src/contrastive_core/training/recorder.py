@@ -1,0 +1,329 @@
+"""Record metrics: `metrics.jsonl` and `metrics.csv`, timing, TensorBoard, Weights & Biases and the progress display.
+
+The metrics files depend on configuration and seed alone (they hold no times), so that a resumed run ends with the same
+bytes as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import importlib
+import io
+import json
+import math
+import secrets
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from contrastive_core.errors import UserError
+from contrastive_core.training import files
+from contrastive_core.training.checkpoint import Position
+from contrastive_core.training.config import RunOptions
+from contrastive_core.training.processes import Processes
+from contrastive_core.training.progress import Watch
+
+
+class Tracker(Protocol):
+    """Somewhere that records go."""
+
+    def write(self, step: int, record: Mapping[str, float]) -> None:
+        """Take the values of one step."""
+
+    def close(self) -> None:
+        """Hand over what is still held back."""
+
+
+class TensorBoard:
+    """Event files in `<run>/tensorboard`; what an interrupted run wrote after its checkpoint is hidden."""
+
+    def __init__(self, folder: Path, *, start_step: int) -> None:
+        writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
+        self._writer = writer(str(folder / "tensorboard"), purge_step=start_step if start_step else None)
+
+    def write(self, step: int, record: Mapping[str, float]) -> None:
+        """Take the values of one step."""
+        for name, value in record.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Hand over what is still held back."""
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run at Weights & Biases, the same one again when the folder is resumed."""
+
+    def __init__(self, folder: Path, *, config: Mapping[str, Any]) -> None:
+        wandb = importlib.import_module("wandb")
+        note = folder / ".wandb-id"
+        if not note.exists():
+            files.write_atomic(note, secrets.token_hex(8).encode())
+        self._run = wandb.init(
+            dir=str(folder), id=note.read_text(), name=folder.name, config=dict(config), resume="allow"
+        )
+
+    def write(self, step: int, record: Mapping[str, float]) -> None:
+        """Take the values of one step."""
+        self._run.log(dict(record), step=step)
+
+    def close(self) -> None:
+        """Hand over what is still held back."""
+        self._run.finish()
+
+
+def check_installed(options: RunOptions) -> None:
+    """Fail before the run begins, not at its first metric.
+
+    Raises:
+        UserError: A tracker is asked for whose library is not installed.
+    """
+    for wanted, module, extra in (
+        (options.tensorboard, "tensorboard", "tensorboard"),
+        (options.wandb, "wandb", "wandb"),
+    ):
+        if not wanted:
+            continue
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UserError(
+                f"--{extra} was asked for, but the library {module!r} cannot be imported ({error}). "
+                f"Install it with: pip install 'contrastive-core[{extra}]', or leave --{extra} out"
+            ) from error
+
+
+def open_trackers(options: RunOptions, folder: Path, *, config: Mapping[str, Any], start_step: int) -> list[Tracker]:
+    """The trackers that the options ask for."""
+    trackers: list[Tracker] = []
+    if options.tensorboard:
+        trackers.append(TensorBoard(folder, start_step=start_step))
+    if options.wandb:
+        trackers.append(WeightsAndBiases(folder, config=config))
+    return trackers
+
+
+Value = int | float
+Record = Mapping[str, Value]
+
+
+class MetricsFile:
+    """Appends records to `metrics.jsonl` and `metrics.csv`.
+
+    The table's columns are the names in their order of first appearance; a new name rewrites it. Numbers that JSON does
+    not know are the strings "NaN", "Infinity" and "-Infinity", which float() reads.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._jsonl, self._csv = folder / "metrics.jsonl", folder / "metrics.csv"
+        self._columns: list[str] = []
+
+    def append(self, record: Record) -> None:
+        """Add one record."""
+        with self._jsonl.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(_line(record))
+        if all(name in self._columns for name in record):
+            with self._csv.open("a", encoding="utf-8", newline="") as file:
+                file.write(_row(self._columns, record))
+        else:
+            self._rewrite_table()
+
+    def sync(self) -> int:
+        """Force the records to the disk; how many bytes they are."""
+        if not self._jsonl.exists():
+            return 0
+        files.sync(self._jsonl)
+        files.sync(self._jsonl.parent)
+        return self._jsonl.stat().st_size
+
+    def cut(self, size: int) -> int:
+        """Keep the first `size` bytes, which a checkpoint covers; how many bytes of them are not there any more."""
+        if not self._jsonl.exists():
+            return size
+        content = self._jsonl.read_bytes()[:size]
+        content = content[: content.rfind(b"\n") + 1]
+        files.write_atomic(self._jsonl, content)
+        self._rewrite_table()
+        return size - len(content)
+
+    def _rewrite_table(self) -> None:
+        records = read(self._jsonl)
+        self._columns = list(dict.fromkeys(name for record in records for name in record))
+        text = _row(self._columns, dict(zip(self._columns, self._columns, strict=True))) if records else ""
+        files.write_atomic(self._csv, (text + "".join(_row(self._columns, record) for record in records)).encode())
+
+
+class TimingFile:
+    """Appends to `timing.jsonl`: seconds, speed and the machine, which differ from run to run."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "timing.jsonl"
+
+    def begin(self, session: Mapping[str, object]) -> None:
+        """Add the record of a start, after removing a last line that a kill has cut short."""
+        content = self._path.read_bytes() if self._path.exists() else b""
+        files.write_atomic(self._path, content[: content.rfind(b"\n") + 1])
+        self.append(session)
+
+    def append(self, record: Mapping[str, object]) -> None:
+        """Add one record."""
+        with self._path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def read(path: Path) -> list[dict[str, Value]]:
+    """Records of a `metrics.jsonl`; a last line that a kill has cut short is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [
+        {name: float(value) if isinstance(value, str) else value for name, value in json.loads(line).items()}
+        for line in lines
+        if line.endswith("\n")
+    ]
+
+
+def _line(record: Record) -> str:
+    return json.dumps({name: value if math.isfinite(value) else _name(value) for name, value in record.items()}) + "\n"
+
+
+def _row(columns: Iterable[str], record: Mapping[str, object]) -> str:
+    text = io.StringIO()
+    values = [record.get(name, "") for name in columns]
+    csv.writer(text, lineterminator="\n").writerow(
+        [_name(value) if isinstance(value, float) and not math.isfinite(value) else value for value in values]
+    )
+    return text.getvalue()
+
+
+def _name(value: float) -> str:
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+class Recorder:
+    """Collects the values of a step on every process and lets process 0 write their means."""
+
+    def __init__(self, folder: Path, *, processes: Processes, options: RunOptions) -> None:
+        self._folder, self._processes, self._options = folder, processes, options
+        self._is_main = processes.rank == 0
+        self._metrics, self._timing = MetricsFile(folder), TimingFile(folder)
+        self._watch = Watch(shown=self._is_main and options.progress)
+        self._trackers: list[Tracker] = []
+        self._values: dict[str, Value] = {}
+        self._is_due = False
+        self._begun = self._mark = 0.0
+        self._marked_step = 0
+
+    def begin(self, start: Position, *, device: torch.device, config: Mapping[str, Any]) -> None:
+        """Keep the metrics that belong to the steps before `start`, and open the trackers."""
+        if not self._is_main:
+            return
+        lost = self._metrics.cut(start.metrics_bytes)
+        if lost:
+            self.say(f"warning: {self._folder / 'metrics.jsonl'} lacks the last {lost} bytes before step {start.step}")
+        session = {
+            "session": start.step,
+            "torch": torch.__version__,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "processes": self._processes.world_size,
+            "threads": torch.get_num_threads(),
+            "options": dataclasses.asdict(self._options),
+        }
+        self._timing.begin(session)
+        self._trackers = open_trackers(self._options, self._folder, config=config, start_step=start.step)
+
+    def start(self, step: int, total: int) -> None:
+        """The loop begins."""
+        self._begun = self._mark = time.monotonic()
+        self._marked_step = step
+        self._watch.start(step, total)
+
+    def take(self, scalars: Mapping[str, float | Tensor], *, always: bool = False) -> None:
+        """Values of the current step; `always`: they are to be written even if it is no logged one.
+
+        Raises:
+            TypeError: One is not a number.
+            ValueError: A tensor holds several numbers, or the name is "step".
+        """
+        for name, value in scalars.items():
+            if name == "step":
+                raise ValueError("the name 'step' is the record's own; log the value under another name")
+            if isinstance(value, Tensor) and value.numel() != 1:
+                raise ValueError(
+                    f"{name} is a tensor of shape {tuple(value.shape)}; expected one number (take its mean?)"
+                )
+            number = value.item() if isinstance(value, Tensor) else value
+            if not isinstance(number, (int, float)):
+                raise TypeError(f"{name} is a {type(number).__name__}; expected a number or a tensor with one element")
+            self._values[name] = float(number) if isinstance(number, float) else int(number)
+        self._is_due |= always
+
+    def end_step(self, step: int, *, is_logged: bool = False, samples_per_step: int | None = None) -> None:
+        """Write what was taken in `step`, if it is a logged one or must be written always, and the speed if logged."""
+        if is_logged or self._is_due:
+            self._is_due = False
+            self._write(step)
+        if is_logged and self._is_main:
+            self._write_speed(step, samples_per_step)
+
+    def _write(self, step: int) -> None:
+        """Write what was taken, as the record of `step`: the mean over processes."""
+        everyone = self._processes.gather(self._values)
+        self._values = {}
+        names = list(everyone[0])
+        for rank, values in enumerate(everyone):
+            if list(values) != names:
+                raise RuntimeError(
+                    f"process {rank} logged {', '.join(values) or 'nothing'} in step {step}, process 0 "
+                    f"{', '.join(names) or 'nothing'}; all must log the same names in the same order"
+                )
+        if not names or not self._is_main:
+            return
+        record = {name: _mean([values[name] for values in everyone]) for name in names}
+        self._metrics.append({"step": step, **record})
+        self._watch.metrics(record)
+        for tracker in self._trackers:
+            tracker.write(step, record)
+
+    def _write_speed(self, step: int, samples_per_step: int | None) -> None:
+        """Write the speed since the last call."""
+        now = time.monotonic()
+        speed = (step + 1 - self._marked_step) / max(now - self._mark, 1e-9)
+        record = {"step": step, "seconds": round(now - self._begun, 3), "steps_per_second": round(speed, 4)}
+        if samples_per_step is not None:
+            record["samples_per_second"] = round(speed * samples_per_step, 2)
+        self._timing.append(record)
+        self._mark, self._marked_step = now, step + 1
+
+    def advance(self, done: int) -> None:
+        """`done` steps are complete."""
+        self._watch.advance(done)
+
+    def say(self, message: str) -> None:
+        """Tell the person watching, once for all processes."""
+        if self._is_main:
+            self._watch.say(message)
+
+    def sync(self) -> int:
+        """Force the metrics to the disk; how many bytes they are."""
+        return self._metrics.sync()
+
+    def pause(self) -> None:
+        """The loop is over; more values may come."""
+        self._watch.stop()
+
+    def close(self) -> None:
+        """No more values come."""
+        self._watch.stop()
+        for tracker in self._trackers:
+            tracker.close()
+        self._trackers = []
+
+
+def _mean(values: list[Value]) -> Value:
+    return values[0] if all(value == values[0] for value in values) else sum(values) / len(values)

@@ -1,0 +1,377 @@
+"""A training run: run folder, seeding, processes, steps and exact resume."""
+
+from __future__ import annotations
+
+import os
+import random
+import shlex
+import signal
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import overload
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from contrastive_core.errors import UserError
+from contrastive_core.rng import derive
+from contrastive_core.training import config, files, model_file, recorder
+from contrastive_core.training.checkpoint import Position, Snapshots, Stateful
+from contrastive_core.training.config import RunOptions
+from contrastive_core.training.launch import make_fabric, set_up
+from contrastive_core.training.processes import Processes
+from contrastive_core.training.recorder import Recorder
+from contrastive_core.training.samplers import Batches
+from contrastive_core.training.signals import Interrupted, SignalWatch
+
+
+def resume_command(command: str, out: Path, *, world_size: int) -> str:
+    """The command line that goes on with the run in `out`, which `command` has started on `world_size` processes."""
+    line = f"{command} --config {shlex.quote(str(out / 'config.yaml'))} --out {shlex.quote(str(out))} --resume"
+    if world_size == 1:
+        return line
+    return f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', world_size)} --no-python {line}"
+
+
+class RunFolder:
+    """A folder that one process at a time writes one run to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_path = path / "config.yaml"
+        self._lock: files.FolderLock | None = None
+
+    def open(self, settings: config.Config, *, resume: bool, resume_command: str) -> None:
+        """Make the folder and write the configuration, or find the same run in it, begun.
+
+        Raises:
+            UserError: It is a file, holds something else, is in use, holds a run and `resume` is not set, or that run
+                has another configuration.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file; expected a folder to write the run to")
+        self.path.mkdir(parents=True, exist_ok=True)
+        # The configuration is the first file of a run and appears complete, so what lies here without it is not ours.
+        found = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
+        if found and not self.config_path.is_file():
+            raise UserError(
+                f"{self.path} is not empty (it holds {found[0]}{', ...' if len(found) > 1 else ''}) and not a run "
+                "folder (it holds no config.yaml); expected a new or empty folder. Choose another --out"
+            )
+        # A start that failed before its first step (a typing error in a flag) has left nothing that could be lost.
+        begun = any((self.path / name).exists() for name in ("metrics.jsonl", "checkpoints"))
+        if begun and not resume:
+            raise UserError(
+                f"{self.path} already holds a run; expected a new or empty folder. Go on with that run by adding "
+                "--resume, or choose another --out"
+            )
+        self._lock = files.FolderLock(self.path)
+        if not self._lock.acquire():
+            raise UserError(f"{self.path} is being written by another process; wait for it to end, or stop it")
+        if not begun:
+            settings.write(self.config_path)
+            return
+        changed = settings.differences(config.read(self.config_path))
+        if changed:
+            lines = "\n".join(f"  {line}" for line in changed)
+            raise UserError(
+                f"{self.path} holds a run with other settings; in its config.yaml -> now:\n{lines}\n"
+                f"Go on with the settings it has by\n  {resume_command}\nor start a new run with another --out"
+            )
+
+    def close(self) -> None:
+        """Let other processes write it."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+
+def seed_global_generators(seed: int, device: torch.device) -> None:
+    """Seed the global generators of torch (on the CPU and on `device`), random and numpy.
+
+    What torch.manual_seed does for the devices in use; that also formats a stack trace for each one that is not.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the global generator is the one a loop may use unawares
+
+
+class Run:
+    """Context manager around a training loop that can be killed at any moment and go on as if nothing had happened.
+
+    On CPU, a resumed run ends with the same bytes (weights, optimiser, metrics) as one never interrupted, if every
+    random draw of the loop comes from `seed`, from torch, random or numpy (which `steps` seeds before each step), or
+    from the sample's index, and if everything that changes is tracked.
+
+    Args:
+        out: The run folder; new, empty, or with options.resume the folder of the run to go on with.
+        config: The resolved arguments, written to config.yaml: numbers, strings, paths, dataclasses, lists, mappings.
+        command: What starts this run up to its arguments ("ssl-vision pretrain"), for the line that says how to resume.
+        options: See RunOptions.
+        free: Names in config that may differ when the run is resumed: they do not decide what is computed.
+
+    Attributes:
+        fabric: The Fabric; `run.fabric.backward(loss)` instead of `loss.backward()`.
+        device: Where tensors go.
+        rank: This process.
+        world_size: Number of processes.
+
+    Raises:
+        UserError: On entering: the folder is in use, holds something else, or a run with another configuration; a
+            device or library that was asked for is not there.
+    """
+
+    fabric: Fabric
+    device: torch.device
+    rank: int
+    world_size: int
+
+    def __init__(
+        self,
+        out: str | Path,
+        *,
+        config: Mapping[str, object],
+        command: str,
+        options: RunOptions,
+        free: Collection[str] = (),
+    ) -> None:
+        self.out = Path(out)
+        self.options = options
+        self.command = command
+        self._given, self._free = config, free
+        self._folder = RunFolder(self.out)
+        self._snapshots = Snapshots(self.out / "checkpoints", keep=options.keep_checkpoints)
+        self._signals = SignalWatch()
+        self._recorder: Recorder | None = None
+        self._start: int | None = None
+        self._step: int | None = None
+        self._total: int | None = None
+        self._in_loop = False
+
+    def __enter__(self) -> Run:
+        recorder.check_installed(self.options)
+        self._config = config.resolve(self._given, self.options, free=self._free)
+        self.fabric = make_fabric(self.options)
+        self.device, self.rank, self.world_size = self.fabric.device, self.fabric.global_rank, self.fabric.world_size
+        self._processes = Processes(rank=self.rank, world_size=self.world_size)
+        self._threads = torch.get_num_threads()
+        try:
+            self._processes.on_main(
+                lambda: self._folder.open(self._config, resume=self.options.resume, resume_command=self.resume_command)
+            )
+        except BaseException:
+            self._folder.close()
+            raise
+        self._recorder = Recorder(self.out, processes=self._processes, options=self.options)
+        if self.options.threads:
+            torch.set_num_threads(self.options.threads)
+        seed_global_generators(self.seed("init"), self.device)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._close()
+        if error is None:
+            self._processes.close()
+        if error is None and self._in_loop:
+            raise RuntimeError(
+                f"the loop over run.steps was left in step {self._step} of {self._total}, so that step was neither "
+                "recorded nor saved; in zip(), put run.steps(...) first, and do not break out of the loop"
+            )
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is process 0, which writes everything."""
+        return self.rank == 0
+
+    @property
+    def is_logged_step(self) -> bool:
+        """Whether `log` records in the current step."""
+        if self._step is None or self._total is None:
+            return False
+        return self._step % self.options.log_every == 0 or self._step >= self._total - 1
+
+    @property
+    def resume_command(self) -> str:
+        """The command line that goes on with this run."""
+        return resume_command(self.command, self.out, world_size=self.world_size)
+
+    def seed(self, *keys: int | str) -> int:
+        """A seed for one purpose, a function of options.seed and the keys."""
+        return derive(self.options.seed, *keys)
+
+    def say(self, message: str) -> None:
+        """Tell the person watching, once for all processes."""
+        self._open_recorder.say(message)
+
+    @overload
+    def setup(self, model: nn.Module) -> nn.Module: ...
+    @overload
+    def setup(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]: ...
+    def setup(self, model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module | tuple[nn.Module, Optimizer]:
+        """Move to the device, make batch norms synchronous over processes, compile if asked, and wrap by Fabric."""
+        return set_up(self.fabric, model, optimizer, compiled=self.options.compile)
+
+    def track(self, **objects: Stateful) -> None:
+        """Name what a checkpoint holds: everything that changes during training (model, optimizer, schedule, ...).
+
+        The state must be the same on all processes; process 0 writes it.
+
+        Raises:
+            TypeError: An object has no state_dict and load_state_dict.
+            ValueError: A name is used twice.
+        """
+        if self._start is not None:
+            raise RuntimeError(
+                f"{', '.join(objects)}: tracked after the checkpoint was read; track before restore, batches and steps"
+            )
+        for name, thing in objects.items():
+            self._snapshots.track(name, thing)
+
+    def restore(self) -> int:
+        """Read the newest good checkpoint if options.resume, and return the step to begin with; `steps` calls it too.
+
+        Raises:
+            UserError: There are checkpoints but none can be used, or they do not hold what is tracked.
+        """
+        if self._start is not None:
+            return self._start
+        start = Position()
+        if self.options.resume:
+            start = self._snapshots.restore(self._processes, say=self.say)
+            self.fabric.strategy.precision.load_state_dict(start.precision)
+        self._start = start.step
+        self._open_recorder.begin(start, device=self.device, config=self._config.values)
+        return self._start
+
+    def batches(self, n: int, *, batch_size: int, total_steps: int) -> Batches:
+        """Indices into n samples for this process, beginning where the run goes on; see Batches. Track before."""
+        return Batches(
+            n,
+            batch_size=batch_size,
+            seed=self.seed("batches"),
+            rank=self.rank,
+            world_size=self.world_size,
+            start_step=min(self.restore(), total_steps),
+            total_steps=total_steps,
+        )
+
+    def steps(self, total: int, *, samples_per_step: int | None = None) -> Iterator[int]:
+        """The steps still to do; between two of them the engine records, saves and answers signals.
+
+        Before a step torch, random and numpy are seeded by (seed, step, rank). After its body the logged values are
+        written, a checkpoint on its cadence and after the last step, and SIGTERM or SIGINT is answered by a checkpoint
+        and Interrupted (over several processes one step later, when all have heard of it).
+
+        Args:
+            total: Steps of the whole run.
+            samples_per_step: Samples per step over all processes, for the speed in timing.jsonl.
+        """
+        if self._total is not None:
+            raise RuntimeError("run.steps was called before; a run has one loop")
+        start = self.restore()
+        if start > total:
+            raise UserError(f"{self.out} is at step {start}, past the end of a run of {total} steps; raise the number")
+        self._total, self._in_loop = total, True
+        recorder = self._open_recorder
+        recorder.start(start, total)
+        with self._signals:
+            for step in range(start, total):
+                self._step = step
+                seed_global_generators(self.seed("step", step, self.rank), self.device)
+                yield step
+                recorder.end_step(step, is_logged=self.is_logged_step, samples_per_step=samples_per_step)
+                self._between_steps(step + 1, total)
+        self._step, self._in_loop = total, False
+        recorder.pause()
+        seed_global_generators(self.seed("step", total, self.rank), self.device)
+
+    def log(self, **scalars: float | Tensor) -> None:
+        """Record values of the current step, if it is a logged one: every options.log_every steps and the last.
+
+        Tensors are read (`.item()`) in logged steps only, so that an accelerator is not kept waiting. Over several
+        processes the mean is recorded; all must log the same names.
+        """
+        self._check_begun()
+        if self.is_logged_step:
+            self._open_recorder.take(scalars)
+
+    def record(self, **scalars: float | Tensor) -> None:
+        """Record values of the current step whether it is a logged one or not; after the loop, of step `total`.
+
+        All processes must call it.
+        """
+        step = self._check_begun()
+        self._open_recorder.take(scalars, always=True)
+        if not self._in_loop:
+            self._open_recorder.end_step(step)
+
+    def save_model(
+        self, tensors: Mapping[str, Tensor], metadata: Mapping[str, object], *, folder: str = "model"
+    ) -> Path:
+        """Write model.safetensors and model.json, which `load_model` reads, to `folder` inside the run; returns it."""
+        target = self.out / folder
+        self._processes.on_main(lambda: model_file.save_model(target, tensors, metadata))
+        return target
+
+    @property
+    def _open_recorder(self) -> Recorder:
+        if self._recorder is None:
+            raise RuntimeError("this Run is not open; use it as `with Run(...) as run:`")
+        return self._recorder
+
+    def _check_begun(self) -> int:
+        if self._step is None:
+            raise RuntimeError("values are recorded inside the loop over run.steps, or after it; no step has begun")
+        return self._step
+
+    def _between_steps(self, done: int, total: int) -> None:
+        last = done == total
+        if last:
+            # Signals up to here are counted below; later ones act as in any program, with everything saved.
+            self._save_checkpoint(done)
+            self._signals.__exit__(None, None, None)
+        signum = self._processes.vote(self._signals.signum or 0, final=last)
+        if not last and (signum or done % self.options.checkpoint_every == 0):
+            self._save_checkpoint(done)
+        self._open_recorder.advance(done)
+        if not signum:
+            return
+        self._in_loop = False
+        self._close()
+        self._processes.wait()  # nobody leaves, and makes torchrun end the others, before the checkpoint is complete
+        message = f"stopped by {signal.Signals(signum).name} after step {done} of {total}"
+        if self.is_main:
+            message += f"; everything is saved in {self.out}. Go on by\n  {self.resume_command}"
+        raise Interrupted(message, signum=signum)
+
+    def _save_checkpoint(self, done: int) -> None:
+        if not self.is_main:
+            return
+        position = Position(
+            step=done,
+            metrics_bytes=self._open_recorder.sync(),
+            world_size=self.world_size,
+            precision=self.fabric.strategy.precision.state_dict(),
+        )
+        try:
+            self._snapshots.save(position)
+        except OSError as error:
+            raise UserError(
+                f"cannot write the checkpoint of step {done} to {self._snapshots.folder}: {error}. Put that right, "
+                f"then go on by\n  {self.resume_command}"
+            ) from error
+
+    def _close(self) -> None:
+        self._signals.__exit__(None, None, None)
+        if self._recorder is not None:
+            self._recorder.close()
+        self._folder.close()
+        torch.set_num_threads(self._threads)

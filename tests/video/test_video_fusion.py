@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ssl_video import ClipAugment, MultiviewPseudoLabel, views
 from ssl_video.augment import StrongOptions
+from ssl_video.data.sampling import Clips
 from ssl_video.generated import CLASSES, draw_video
 from ssl_video.models.small import SmallSlow
 from ssl_video.view_norm import views_in_batch
-from ssl_video.views.make import Clips
 
 LABELLED, UNLABELLED, TESTED = 8, 16, 20  # of each class
 STEPS, BATCH, MU = 240, 8, 2

@@ -14,7 +14,7 @@ from contrastive_core.rng import derive
 from contrastive_core.training import Batches, Run, ignore_stop_signals
 from ssl_video.augment import ClipAugment
 from ssl_video.data.clips import ClipDataset
-from ssl_video.views.make import Clips
+from ssl_video.data.sampling import Clips
 
 _TIMEOUT = 600  # seconds a worker may be silent: one that hangs shall say so
 

@@ -24,7 +24,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.training.files import sha256, write_atomic
 from ssl_video.data.reader import index_video
 from ssl_video.data.video_set import Video, VideoSet
-from ssl_video.views.motion import BOUND_SHARE
+from ssl_video.views.methods import BOUND_SHARE
 
 FORMAT = "ssl-video flow 1"
 _LEVELS = 127

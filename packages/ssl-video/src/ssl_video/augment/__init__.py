@@ -1,10 +1,9 @@
 """Weak and strong augmentation of clips: the same for all frames, drawn anew for every clip, step and view."""
 
 from ssl_video.augment.clip_augment import ClipAugment
-from ssl_video.augment.crops import center_clip, spread_crops, weak_crop
+from ssl_video.augment.crops import WeakOptions, center_clip, spread_crops, weak_crop
 from ssl_video.augment.operations import OPERATIONS, SETS
-from ssl_video.augment.options import StrongOptions, WeakOptions
-from ssl_video.augment.strong import strong_augment
+from ssl_video.augment.strong import StrongOptions, strong_augment
 
 __all__ = [
     "OPERATIONS",

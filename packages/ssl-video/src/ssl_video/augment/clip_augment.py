@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from contrastive_core.rng import derive
-from ssl_video.augment.crops import spread_crops, weak_crop
-from ssl_video.augment.options import StrongOptions, WeakOptions
-from ssl_video.augment.strong import strong_augment
-from ssl_video.views.make import Clips, check_views, make_views
-from ssl_video.views.motion import FlowMethod
+from ssl_video.augment.crops import WeakOptions, spread_crops, weak_crop
+from ssl_video.augment.strong import StrongOptions, strong_augment
+from ssl_video.data.sampling import Clips
+from ssl_video.views.make import check_views, make_views
+from ssl_video.views.methods import FlowMethod
 
 
 class ClipAugment:

@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as V
 
+from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, uniform
-from ssl_video.augment.options import WeakOptions
-from ssl_video.views.make import Clips
+from ssl_video.data.sampling import Clips, resize_short
 from ssl_video.views.motion import mirror_flow, resize_flow
+
+
+@dataclass(frozen=True)
+class WeakOptions:
+    """Of labelled clips, and of the clips that pseudo-labels are made of: resize, random crop, flip.
+
+    Attributes:
+        smallest: short side after resizing, in crop sides; 256 / 224 in the recipe this follows.
+        largest: the same, at most; uniform between the two. 320 / 224 there.
+        flip: share mirrored left to right; 0 where left and right mean something.
+    """
+
+    smallest: float = 256 / 224
+    largest: float = 320 / 224
+    flip: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.smallest <= self.largest:
+            raise UserError(
+                f"weak.smallest is {self.smallest} and weak.largest {self.largest}; expected 1 <= smallest <= largest"
+            )
+        if not 0 <= self.flip <= 1:
+            raise UserError(f"weak.flip is {self.flip}; expected a share of the clips")
 
 
 def weak_crop(
@@ -21,7 +44,7 @@ def weak_crop(
     size: int,
     seed: int,
     ids: Tensor,
-    options: WeakOptions = WeakOptions(),  # noqa: B008
+    options: WeakOptions = WeakOptions(),
 ) -> Clips:
     """Resize, crop at random and mirror half of the clips, all frames of a clip alike.
 
@@ -63,21 +86,6 @@ def spread_crops(clips: Clips | Sequence[Clips], *, size: int, crops: int = 3) -
             place = 0.5 if crops == 1 else number / (crops - 1)
             into.append(_window(cut, round(place * (height - size)), round(place * (width - size)), size))
     return [_rebuilt(clips, cuts) for cuts in done]
-
-
-def resize_short(frames: Tensor, short: int) -> Tensor:
-    """Frames ``[..., 3, H, W]`` resized to a short side of `short`."""
-    size = short_size(frames.shape[-2], frames.shape[-1], short)
-    if frames.shape[-2:] == size:
-        return frames
-    resized: Tensor = V.resize(frames, list(size), antialias=True)
-    return resized
-
-
-def short_size(height: int, width: int, short: int) -> tuple[int, int]:
-    """Height and width of frames that are resized to a short side of `short`."""
-    scale = short / min(height, width)
-    return max(short, round(height * scale)), max(short, round(width * scale))
 
 
 class _Cut(NamedTuple):

@@ -2,15 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor
 
+from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, uniform
 from ssl_video.augment.operations import OPERATIONS, SETS
-from ssl_video.augment.options import StrongOptions
 from ssl_video.views.make import NEUTRAL
 
 _PER_OPERATION = 4
+
+
+@dataclass(frozen=True)
+class StrongOptions:
+    """Of the clips that learn pseudo-labels, on top of the weak augmentation: RandAugment and one square cut out.
+
+    Attributes:
+        ops: operations drawn for a view.
+        probability: of each of them being applied.
+        magnitude: the largest of 1 to 10; uniform between 1 and it. 10 is the full range.
+        cutout: side of the square, in sides of the crop; 4 / 7 in the recipe this follows; 0: none.
+        rgb_ops: from which set: ``full``, ``geometric`` (position alone), ``colour`` (values alone), ``none``.
+        motion_ops: the same for flow and temporal gradient, where ``full`` treats them as pictures.
+        audio_ops: the same for the audio view.
+    """
+
+    ops: int = 2
+    probability: float = 0.5
+    magnitude: int = 10
+    cutout: float = 4 / 7
+    rgb_ops: Literal["full", "geometric", "colour", "none"] = "full"
+    motion_ops: Literal["full", "geometric", "colour", "none"] = "full"
+    audio_ops: Literal["full", "geometric", "colour", "none"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.ops < 0 or not 0 <= self.probability <= 1 or not 1 <= self.magnitude <= 10 or not 0 <= self.cutout < 1:
+            raise UserError(
+                f"strong augmentation got ops={self.ops}, probability={self.probability}, magnitude={self.magnitude}, "
+                f"cutout={self.cutout}; expected ops >= 0, a probability, a magnitude of 1 to 10 and a cutout of 0 to 1"
+            )
+
+    def set_for(self, view: str) -> str:
+        """Name of the set of operations for a view."""
+        return {"rgb": self.rgb_ops, "audio": self.audio_ops}.get(view, self.motion_ops)
 
 
 def strong_augment(
@@ -19,7 +56,7 @@ def strong_augment(
     view: str,
     seed: int,
     ids: Tensor,
-    options: StrongOptions = StrongOptions(),  # noqa: B008
+    options: StrongOptions = StrongOptions(),
 ) -> Tensor:
     """Strongly augmented copies of the pictures of one view.
 

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
 from ssl_video.data import torchcodec_reader
-from ssl_video.data.sampling import ClipSpec
+from ssl_video.data.sampling import Clips, ClipSpec
 from ssl_video.data.sound import read_audio
 from ssl_video.data.torchcodec_reader import ReaderName
-from ssl_video.views.make import Clips
 
 _TOLERANCE = 1e-3  # seconds: Matroska rounds the times of frames to milliseconds
 Picture = NDArray[np.uint8]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, uniform
@@ -78,3 +79,43 @@ def clip_starts(duration: float, spec: ClipSpec, clips: int, *, to_the_end: bool
     if clips == 1:
         return [room / 2]
     return [room * i / (clips - 1 if to_the_end else clips) for i in range(clips)]
+
+
+@dataclass(frozen=True)
+class Clips:
+    """A batch of N clips as it comes from a file.
+
+    Attributes:
+        frames: uint8 ``[N, T, 3, H, W]``.
+        following: the frame after each of them in the video, the same shape; None where no view needs them.
+        audio: float32 ``[N, S]``, mono at 16 kHz; None where no view needs it.
+        has_audio: bool ``[N]``: which clips have sound at all; None: all.
+        flow: displacements to the frame after each, float32 ``[N, T, 2, h, w]`` in pixels of that size, which need not
+            be that of the frames; None: to be computed where a view needs them.
+    """
+
+    frames: Tensor
+    following: Tensor | None = None
+    audio: Tensor | None = None
+    has_audio: Tensor | None = None
+    flow: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+
+def resize_short(frames: Tensor, short: int) -> Tensor:
+    """Frames ``[..., 3, H, W]`` resized to a short side of `short`."""
+    size = short_size(frames.shape[-2], frames.shape[-1], short)
+    if frames.shape[-2:] == size:
+        return frames
+    from torchvision.transforms.v2 import functional as V  # noqa: PLC0415 - heavy
+
+    resized: Tensor = V.resize(frames, list(size), antialias=True)
+    return resized
+
+
+def short_size(height: int, width: int, short: int) -> tuple[int, int]:
+    """Height and width of frames that are resized to a short side of `short`."""
+    scale = short / min(height, width)
+    return max(short, round(height * scale)), max(short, round(width * scale))

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from contrastive_core._lazy import load_on_use
 
 if TYPE_CHECKING:
+    from ssl_video.data.sampling import Clips
     from ssl_video.views.audio import log_mel
-    from ssl_video.views.make import NEUTRAL, VIEWS, Clips, make_views
+    from ssl_video.views.make import NEUTRAL, VIEWS, make_views
     from ssl_video.views.methods import flow_method
     from ssl_video.views.motion import (
         displacement,

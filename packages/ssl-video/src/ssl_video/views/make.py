@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 
 from torch import Tensor
 
+from ssl_video.data.sampling import Clips
 from ssl_video.views.audio import log_mel
-from ssl_video.views.motion import FlowMethod, flow_picture, optical_flow, temporal_gradient
+from ssl_video.views.methods import FlowMethod
+from ssl_video.views.motion import flow_picture, optical_flow, temporal_gradient
 from ssl_video.views.pictures import rgb
 
 VIEWS = ("rgb", "flow", "tg", "audio")
@@ -19,29 +20,6 @@ NEUTRAL: Mapping[str, tuple[float, float, float]] = MappingProxyType(
     {"rgb": (114.75,) * 3, "flow": (127.5, 127.5, 0.0), "tg": (127.5,) * 3, "audio": (0.0,) * 3}
 )
 """What a picture of each view shows where there is nothing: the mean grey, rest, no change, silence."""
-
-
-@dataclass(frozen=True)
-class Clips:
-    """A batch of N clips as it comes from a file.
-
-    Attributes:
-        frames: uint8 ``[N, T, 3, H, W]``.
-        following: the frame after each of them in the video, the same shape; None where no view needs them.
-        audio: float32 ``[N, S]``, mono at 16 kHz; None where no view needs it.
-        has_audio: bool ``[N]``: which clips have sound at all; None: all.
-        flow: displacements to the frame after each, float32 ``[N, T, 2, h, w]`` in pixels of that size, which need not
-            be that of the frames; None: to be computed where a view needs them.
-    """
-
-    frames: Tensor
-    following: Tensor | None = None
-    audio: Tensor | None = None
-    has_audio: Tensor | None = None
-    flow: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.frames)
 
 
 def make_views(

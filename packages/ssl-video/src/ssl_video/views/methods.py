@@ -15,7 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contrastive_core.errors import UserError
-from ssl_video.views.motion import FlowMethod
+
+FlowMethod = Callable[[Tensor, Tensor], Tensor]
+"""Frames and those after them, uint8 ``[P, 3, H, W]`` each -> displacements in pixels, float32 ``[P, 2, H, W]``."""
+
+BOUND_SHARE = 20 / 256
+"""Displacement that a flow picture shows at most, in short sides of the frame."""
 
 NAMES = ("dis", "dis_fast", "dis_ultrafast", "farneback", "tvl1", "raft:FILE")
 _PRESETS = {

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ssl_video.views.methods import BOUND_SHARE, FlowMethod, flow_method
 from ssl_video.views.pictures import checked_pair
 
 Third = Literal["magnitude", "zero", "mid"]
-FlowMethod = Callable[[Tensor, Tensor], Tensor]
-"""Frames and those after them, uint8 ``[P, 3, H, W]`` each -> displacements in pixels, float32 ``[P, 2, H, W]``."""
-
-BOUND_SHARE = 20 / 256
 
 
 def temporal_gradient(clips: Tensor, following: Tensor | None = None, *, gain: float = 1.0) -> Tensor:
@@ -78,8 +74,6 @@ def displacement(clips: Tensor, following: Tensor | None = None, *, method: str 
     """
     now, after = checked_pair(clips, following, "optical flow")
     if isinstance(method, str):
-        from ssl_video.views.methods import flow_method  # noqa: PLC0415 - OpenCV, an extra
-
         method = flow_method(method)
     height, width = now.shape[-2:]
     flat = method(now.reshape(-1, 3, height, width), after.reshape(-1, 3, height, width))

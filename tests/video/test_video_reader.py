@@ -87,7 +87,7 @@ def test_real_files_of_every_codec(shared_data: Path) -> None:
         wanted = sorted({0, len(index) // 3, len(index) // 3 + 1, len(index) - 1})
         found = read_frames(path, wanted)
         with av.open(str(path)) as container:
-            stream = container.streams.video[0]
+            stream = container.streams[index.stream]
             for number, frame in enumerate(container.decode(stream)):
                 if number in wanted:
                     assert np.array_equal(found[number], frame.to_ndarray(format="rgb24")), (path, number)
@@ -129,11 +129,8 @@ def test_a_broadcast_that_is_joined_late(write_video: Write, numbered: Make, tmp
     packets = write_video("a.ts", numbered(60, height=64, width=64), gop=60).read_bytes()
     late = tmp_path / "late.ts"
     late.write_bytes(packets[len(packets) // 188 // 2 * 188 :])
-    index = index_video(late)
-    assert (index.width, index.bits) == (0, 8)
-    assert 0 < len(index) < 60
-    with pytest.raises(UserError, match=rf"late\.ts: frame 0 of {len(index)} cannot be decoded"):
-        read_frames(late, [0])
+    with pytest.raises(UserError, match=r"late\.ts: none of its \d+ frames can be decoded"):
+        index_video(late)
 
 
 def test_a_file_of_sound_is_no_video(shared_data: Path) -> None:

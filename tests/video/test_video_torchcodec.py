@@ -84,7 +84,8 @@ def test_frames_are_equal(
     answers = json.loads(done.stdout)
     assert [file for file in files if not answers[file][0]] == []
     left_to_pyav = {Path(file).name for file in files if answers[file][1]}
-    assert left_to_pyav == {path.name for path in deep}
+    # Ten bits, and a codec (MPEG-4) whose decoding is not specified to the bit.
+    assert left_to_pyav == {path.name for path in deep} | {"v_Diving_train_003.avi"}
 
 
 def test_without_it_the_error_says_what_to_install(

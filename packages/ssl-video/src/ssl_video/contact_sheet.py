@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from contrastive_core.app.report.figures import new_figure, to_png
 from contrastive_core.training.files import write_atomic
-from ssl_video.data.reader import index_video, read_frames
+from ssl_video.data.reader import read_frames
+from ssl_video.data.video_index import index_video
 
 _COLUMNS, _SIDE, _WIDTH = 6, 1.6, 24
 

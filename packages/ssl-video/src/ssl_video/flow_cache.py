@@ -22,7 +22,7 @@ from torch import Tensor
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.files import sha256, write_atomic
-from ssl_video.data.reader import index_video
+from ssl_video.data.video_index import index_video
 from ssl_video.data.video_set import Video, VideoSet
 from ssl_video.views.methods import BOUND_SHARE
 

@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from contrastive_core.errors import UserError
 from contrastive_core.training import ignore_stop_signals
 from contrastive_core.training.files import open_atomic
-from ssl_video.data.reader import every_frame, index_video
+from ssl_video.data.reader import every_frame
 from ssl_video.data.sampling import resize_short, short_size
+from ssl_video.data.video_index import index_video
 from ssl_video.data.video_set import Video
 from ssl_video.flow_cache import FlowCache, FlowSettings, identity
 from ssl_video.views.methods import flow_method

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from contrastive_core.pseudo_label import fuse
 from ssl_video.augment import spread_crops
-from ssl_video.data.reader import StoredFlow, index_video, read_clip
+from ssl_video.data.reader import StoredFlow, read_clip
 from ssl_video.data.sampling import clip_starts
 from ssl_video.data.torchcodec_reader import ReaderName
+from ssl_video.data.video_index import index_video
 from ssl_video.data.video_set import Video
 from ssl_video.model_folder import Recognizer
 from ssl_video.views.make import make_views, needs_following

@@ -36,9 +36,10 @@ def check(
 ) -> int:
     """Open every video of a data set, count its frames, and print what is wrong.
 
-    Errors: files that cannot be opened or lose frames when decoded, the same file in two classes. Warnings: the same
-    file twice, classes of a single video, videos without a class among others. Notes: variable frame rates, silent or
-    very short videos.
+    Errors: files that cannot be opened or lose frames when decoded, the same file in two classes. Warnings: sound that
+    cannot be decoded, the same file twice, classes of a single video, videos without a class among others. Notes:
+    damaged pictures that decode all the same, variable frame rates, cut and joined streams, silent or very short
+    videos.
 
     Args:
         data: a folder of class folders, a CSV file, or a list; see `ssl_video.data.open_videos`.

@@ -13,9 +13,10 @@ from torch.utils.data import Dataset
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.files import append_line
-from ssl_video.data.reader import StoredFlow, index_video, read_clip
+from ssl_video.data.reader import StoredFlow, read_clip
 from ssl_video.data.sampling import Clips, ClipSpec, clip_start
 from ssl_video.data.torchcodec_reader import ReaderName, check_reader
+from ssl_video.data.video_index import index_video
 from ssl_video.data.video_set import VideoSet
 
 _NAMED = 3

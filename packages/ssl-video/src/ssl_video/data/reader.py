@@ -1,15 +1,14 @@
-"""Clips from video files by PyAV: the frames asked for and no others are converted to pictures."""
+"""Read clips and frames of video files with PyAV; only the frames asked for are converted to pictures."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import av
+import av.logging
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,8 +18,9 @@ from ssl_video.data import torchcodec_reader
 from ssl_video.data.sampling import Clips, ClipSpec
 from ssl_video.data.sound import read_audio
 from ssl_video.data.torchcodec_reader import ReaderName
+from ssl_video.data.video_index import VideoIndex, decoded, index_video, open_video
 
-_TOLERANCE = 1e-3  # seconds: Matroska rounds the times of frames to milliseconds
+_LEADS = (0.0, 3.0)  # seconds before a frame at which its key frame is looked for, before decoding from the start
 Picture = NDArray[np.uint8]
 
 
@@ -29,60 +29,6 @@ class StoredFlow(Protocol):
 
     def read(self, path: str | Path, frames: list[int]) -> torch.Tensor:
         """From these frames of a video to the one after each, float32 ``[T, 2, h, w]``."""
-
-
-@dataclass(frozen=True)
-class VideoIndex:
-    """When every frame of a video is shown.
-
-    Attributes:
-        times: seconds since the first frame, ascending, float64 ``[F]``.
-        ticks: the same as the file counts them; empty if the file has no times of its own, and frames are counted.
-        duration: seconds, with the last frame's.
-        width: in pixels, as stored.
-        height: in pixels, as stored.
-        codec: name of the codec.
-        has_audio: whether there is a sound track.
-        stream: number of the video stream in the file.
-        bits: of a colour value, as stored.
-    """
-
-    times: NDArray[np.float64]
-    ticks: NDArray[np.int64]
-    duration: float
-    width: int
-    height: int
-    codec: str
-    has_audio: bool
-    stream: int = 0
-    bits: int = 8
-
-    def __len__(self) -> int:
-        return len(self.times)
-
-    @property
-    def is_variable(self) -> bool:
-        """Whether frames are shown for different lengths of time, beyond rounding."""
-        gaps = np.diff(self.times)
-        return len(gaps) > 1 and float(gaps.max() - gaps.min()) > max(0.002, 0.1 * float(np.median(gaps)))
-
-    def frames_at(self, times: list[float]) -> list[int]:
-        """The frame that is on the screen at each of these times; before the first and after the last one, that one."""
-        found = np.searchsorted(self.times, np.asarray(times) + _TOLERANCE, side="right") - 1
-        return [int(i) for i in found.clip(0, len(self) - 1)]
-
-
-def index_video(path: str | Path) -> VideoIndex:
-    """When every frame of a video is shown, from its packets: nothing is decoded. Remembered for unchanged files.
-
-    Raises:
-        UserError: no such file, or no video in it.
-    """
-    try:
-        changed = Path(path).stat().st_mtime_ns
-    except OSError as error:
-        raise UserError(f"{path}: cannot be opened ({error.strerror}); expected a video file") from error
-    return _index(str(path), changed)
 
 
 def read_clip(
@@ -109,8 +55,8 @@ def read_clip(
         audio: read the sound of the clip's duration too, silence where there is none; `has_audio` says so.
         flow: read the displacements to the frame after each of these from there, without the frame itself; the clip
             ends one frame earlier too.
-        reader: ``pyav``, or ``torchcodec``, whose frames are the same; what it would give in other colours (more than 8
-            bits) or does not understand is left to PyAV.
+        reader: ``pyav``, or ``torchcodec``, whose frames are the same; files of which it would give other frames or
+            colours are left to PyAV, see `torchcodec_reader.decode`.
 
     Raises:
         UserError: the file cannot be read, or breaks off before a frame that is needed; torchcodec cannot be loaded.
@@ -124,8 +70,8 @@ def read_clip(
         after = [min(frame + 1, len(index) - 1) for frame in wanted]
     needed = sorted({*wanted, *after})
     pictures = None
-    if reader == "torchcodec" and index.bits == 8:
-        pictures = torchcodec_reader.decode(path, needed, stream=index.stream, total=len(index))
+    if reader == "torchcodec":
+        pictures = torchcodec_reader.decode(path, needed, index)
     if pictures is None:
         pictures = read_frames(path, needed)
     samples, has_audio = None, None
@@ -143,45 +89,86 @@ def read_clip(
 
 
 def read_frames(path: str | Path, frames: list[int]) -> dict[int, Picture]:
-    """Frames of a video by their number, uint8 ``[H, W, 3]`` each.
+    """Frames of a video by their number, uint8 ``[H, W, 3]`` each, as displayed and all of one size.
 
-    Decoding begins at the key frame before the first of them.
+    Decoding begins at the key frame before the first of them; in files that cannot be sought in, at the start.
 
     Raises:
         UserError: the file cannot be read, or breaks off before one of them.
     """
     index = index_video(path)
-    if len(index.ticks):
-        by_tick = {int(index.ticks[frame]): frame for frame in frames}
-        found = _by_ticks(path, by_tick, seek=True)
-        if len(found) < len(frames):  # some files cannot be sought in
-            found |= _by_ticks(path, by_tick, seek=False)
-    else:
-        found = _by_count(path, set(frames))
-    missing = [frame for frame in frames if frame not in found]
-    if missing:
-        raise _lost(path, missing[0], index)
-    return found
+    wanted = set(frames)
+    for lead in _LEADS if len(index.ticks) else ():
+        found = _from_key_frame(path, index, wanted, lead)
+        if len(found) == len(wanted):
+            return found
+    found = {}
+    with contextlib.closing(_walk(path, index)) as walk:
+        for number, frame in walk:
+            if number in wanted and number not in found:
+                found[number] = _picture(frame, index)
+                if len(found) == len(wanted):
+                    return found
+            if number > max(wanted) and len(index.ticks):
+                break
+    missing = min(wanted - set(found))
+    raise _lost(path, missing, index)
 
 
 def every_frame(path: str | Path) -> Iterator[Picture]:
-    """All frames of a video in their order, uint8 ``[H, W, 3]`` each, decoded one after the other.
+    """All frames of a video in order, uint8 ``[H, W, 3]`` each, as displayed and all of one size.
 
     Raises:
         UserError: the file cannot be read, or a frame is missing.
     """
     index = index_video(path)
-    count = 0
-    with _open(path) as (container, stream):
-        for frame in _decoded(container, stream):
-            if count == len(index):
-                return
-            if len(index.ticks) and frame.pts != index.ticks[count]:
-                continue  # not in the index, or after one that is lost
-            yield _picture(frame)
-            count += 1
-    if count < len(index):
-        raise _lost(path, count, index)
+    expected = 0
+    for number, frame in _walk(path, index):
+        if number > expected:
+            raise _lost(path, expected, index)
+        if number == expected:
+            yield _picture(frame, index)
+            expected += 1
+    if expected < len(index):
+        raise _lost(path, expected, index)
+
+
+class Decoding(NamedTuple):
+    """What decoding a whole video gives.
+
+    Attributes:
+        missing: numbers of the frames that cannot be decoded, and so cannot be read.
+        concealed: how many frames the decoder had to patch up.
+        sizes: width and height of the stored pictures, in order of appearance.
+        complaint: first error that FFmpeg reported; empty if there was none.
+    """
+
+    missing: list[int]
+    concealed: int
+    sizes: list[tuple[int, int]]
+    complaint: str
+
+
+def decode_all(path: str | Path) -> Decoding:
+    """Decode every frame of a video without converting it, as `read_frames` finds them.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    index = index_video(path)
+    there: set[int] = set()
+    concealed, sizes = 0, {}
+    with av.logging.Capture(local=True) as logged:
+        for number, frame in _walk(path, index):
+            there.add(number)
+            concealed += bool(frame.is_corrupt)
+            sizes[frame.width, frame.height] = True
+    harmless = ("mmco", "co located POCs")  # what a decoder says where an open group of pictures was cut
+    complaints = [
+        text.strip() for level, _, text in logged if level <= av.logging.ERROR and not text.startswith(harmless)
+    ]
+    missing = [number for number in range(len(index)) if number not in there]
+    return Decoding(missing, concealed, list(sizes), complaints[0] if complaints else "")
 
 
 def _lost(path: str | Path, frame: int, index: VideoIndex) -> UserError:
@@ -191,102 +178,53 @@ def _lost(path: str | Path, frame: int, index: VideoIndex) -> UserError:
     )
 
 
-@functools.lru_cache(maxsize=20_000)
-def _index(path: str, changed: int) -> VideoIndex:
-    with _open(path) as (container, stream):
-        ticks: list[int | None] = []
-        last = 0
-        for packet in container.demux(stream):
-            if packet.size and not packet.is_discard:
-                ticks.append(packet.pts if packet.pts is not None else packet.dts)
-                last = packet.duration or last
-        known = np.unique(np.array([tick for tick in ticks if tick is not None], dtype=np.int64))
-        base = float(stream.time_base or 0)
-        rate = float(stream.average_rate or stream.guessed_rate or 0)
-        if not ticks:
-            raise UserError(f"{path}: found a video stream without frames; the file is damaged or empty")
-        if len(known) == len(ticks) and base > 0:
-            times = (known - known[0]) * base
-            shown = last * base or (float(np.median(np.diff(times))) if len(times) > 1 else 1 / (rate or 30))
-        else:
-            known = known[:0]
-            times = np.arange(len(ticks)) / (rate or 30)
-            shown = 1 / (rate or 30)
-        stored = stream.codec_context.format  # None where no frame could tell: all that precedes a key frame is lost
-        return VideoIndex(
-            times=times,
-            ticks=known,
-            duration=float(times[-1]) + shown,
-            width=stream.codec_context.width,
-            height=stream.codec_context.height,
-            codec=stream.codec_context.name,
-            has_audio=bool(container.streams.audio),
-            stream=stream.index,
-            bits=max((part.bits for part in stored.components), default=8) if stored else 8,
-        )
+def _walk(path: str | Path, index: VideoIndex) -> Generator[tuple[int, Any], None, None]:
+    """Frames from the start of a file with their numbers."""
+    with open_video(path) as (container, stream):
+        for count, frame in enumerate(decoded(container, stream)):
+            number = index.number(frame.pts, count)
+            if number is not None:
+                yield number, frame
 
 
-@contextmanager
-def _open(path: str | Path) -> Iterator[tuple[Any, Any]]:
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise UserError(f"{path}: found no video stream; expected a video file")
-            stream = container.streams.video[0]
-            # Loading is parallel over clips already; one thread also gives the first frame soonest.
-            stream.codec_context.thread_count = 1
-            yield container, stream
-    except av.error.FFmpegError as error:
-        raise UserError(f"{path}: cannot be read as a video ({error.strerror})") from error
-
-
-def _by_ticks(path: str | Path, wanted: dict[int, int], *, seek: bool) -> dict[int, Picture]:
+def _from_key_frame(path: str | Path, index: VideoIndex, wanted: set[int], lead: float) -> dict[int, Picture]:
+    """The wanted frames, decoded from the last key frame that is `lead` seconds before them; fewer if that fails."""
     found: dict[int, Picture] = {}
-    last = max(wanted)
-    with _open(path) as (container, stream):
-        if seek and min(wanted) > 0:
-            container.seek(min(wanted), stream=stream, backward=True)
-        for frame in _decoded(container, stream):
-            if frame.pts in wanted:
-                found[wanted[frame.pts]] = _picture(frame)
-                if len(found) == len(wanted):
-                    break
-            if frame.pts is not None and frame.pts > last:
-                break
-    return found
-
-
-def _by_count(path: str | Path, wanted: set[int]) -> dict[int, Picture]:
-    found: dict[int, Picture] = {}
-    with _open(path) as (container, stream):
-        for number, frame in enumerate(_decoded(container, stream)):
-            if number in wanted:
-                found[number] = _picture(frame)
-                if len(found) == len(wanted):
-                    break
-    return found
-
-
-def _decoded(container: Any, stream: Any) -> Iterator[Any]:
-    """Frames up to the end, or to where the file is broken; what is missing then is said by who needs it."""
-    frames = container.decode(stream)
-    while True:
+    first, last = int(index.ticks[min(wanted)]), int(index.ticks[max(wanted)])
+    with open_video(path) as (container, stream):
+        target = first - round(lead / float(stream.time_base))
+        if target <= index.ticks[0]:
+            return {}
         try:
-            frame = next(frames)
-        except (StopIteration, av.error.FFmpegError):
-            return
-        yield frame
+            container.seek(target, stream=stream, backward=True)
+        except (av.error.FFmpegError, OverflowError):  # some formats cannot be sought in
+            return {}
+        reached = False
+        for frame in decoded(container, stream):
+            # What comes before the first key frame, or is shown before it, may lack what it refers to.
+            reached = reached or (bool(frame.key_frame) and frame.pts is not None and frame.pts <= first)
+            if not reached or (frame.pts is not None and frame.pts > last):
+                break
+            number = index.number(frame.pts, -1)
+            if number in wanted and number not in found:
+                found[number] = _picture(frame, index)
+                if len(found) == len(wanted):
+                    break
+    return found
 
 
-def _picture(frame: Any) -> Picture:
+def _picture(frame: Any, index: VideoIndex) -> Picture:
+    """RGB as displayed. A picture of another size than the first one's is scaled to it, as the ffmpeg program does."""
+    options: dict[str, Any] = {"format": "rgb24"}
+    if (frame.width, frame.height) != index.stored_size:
+        options["width"], options["height"] = index.stored_size
+        options["interpolation"] = "BICUBIC"
     try:
         # One thread: PyAV's own choice is one for each core, and takes twenty times as long for a small frame.
-        converted = frame.reformat(format="rgb24", threads=1)
+        converted = frame.reformat(**options, threads=1)
     except TypeError:  # before PyAV 16 there is no choice
-        converted = frame.reformat(format="rgb24")
-    picture: Picture = converted.to_ndarray()
-    turned = round(getattr(frame, "rotation", 0) / 90) % 4  # phones store what they film lying on its side
-    return np.rot90(picture, turned) if turned else picture
+        converted = frame.reformat(**options)
+    return index.orientation.apply(converted.to_ndarray())
 
 
 def _stacked(pictures: dict[int, Picture], frames: list[int]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Frames by torchcodec, which can take less time than PyAV for large pictures; the same frames to the bit.
+"""Read frames with torchcodec, an optional decoder that can take less time than PyAV for large pictures.
 
 torchcodec (the extra ``torchcodec``) loads the FFmpeg libraries of the system, version 4 to 9.
 """
@@ -12,31 +12,47 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
+from ssl_video.data.video_index import Orientation, VideoIndex
 
 ReaderName = Literal["pyav", "torchcodec"]
+_CONTAINERS = frozenset({"matroska", "mov", "mp4", "webm"})
+_CODECS = frozenset({"av1", "ffv1", "h264", "hevc", "libdav1d", "libvpx-vp9", "vp8", "vp9"})
+_TOLERANCE = 1e-3  # seconds
 
 
-def decode(path: str | Path, frames: list[int], *, stream: int, total: int) -> dict[int, NDArray[np.uint8]] | None:
+def decode(path: str | Path, frames: list[int], index: VideoIndex) -> dict[int, NDArray[np.uint8]] | None:
     """Frames of a video by their number, uint8 ``[H, W, 3]`` each.
 
     Args:
         path: of the file.
         frames: which, ascending.
-        stream: number of the video stream in the file.
-        total: how many frames it has.
+        index: of the video.
 
     Returns:
-        The frames; None where torchcodec cannot read them, or counts another number, so that PyAV decides.
+        The frames; None where they would not be PyAV's to the bit, so that PyAV reads them: other containers than MP4
+        and Matroska, codecs whose decoding is not specified to the bit (MPEG-4, Motion JPEG), more than 8 bits,
+        interlaced, turned or mirrored pictures, files without usable times; and where torchcodec fails, counts another
+        number of frames, or gives frames of other moments than asked for.
 
     Raises:
         UserError: torchcodec is not installed, or cannot be loaded.
     """
+    create = _decoder()
+    plain = index.bits == 8 and index.orientation == Orientation() and not index.interlaced
+    timed = len(index.ticks) and not index.skipped
+    if not (plain and timed and index.codec in _CODECS and set(index.container.split(",")) & _CONTAINERS):
+        return None
     try:
-        decoder = _decoder()(str(path), stream_index=stream, dimension_order="NHWC", num_ffmpeg_threads=1)
-        if len(decoder) != total:
+        decoder = create(str(path), stream_index=index.stream, dimension_order="NHWC", num_ffmpeg_threads=1)
+        if len(decoder) != len(index):
             return None
-        pictures: NDArray[np.uint8] = decoder.get_frames_at(frames).data.numpy()
+        found = decoder.get_frames_at(frames)
+        pictures: NDArray[np.uint8] = found.data.numpy()
+        moments: NDArray[np.float64] = found.pts_seconds.numpy()
     except (RuntimeError, ValueError, IndexError):
+        return None
+    late = np.abs(moments - index.clock[frames])
+    if (late > _TOLERANCE).any() or pictures.shape[1:3] != (index.height, index.width):
         return None
     return dict(zip(frames, pictures, strict=True))
 

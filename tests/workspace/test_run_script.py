@@ -142,7 +142,7 @@ def test_is_executable() -> None:
 
 def test_ci_runs_every_gate_and_the_tests_last() -> None:
     calls = re.findall(r"^stage \S+ tools/run (\S+)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
-    assert {"lint", "demo", "isolation", "test"} <= set(calls)
+    assert {"lint", "demo", "docs", "isolation", "test"} <= set(calls)
     assert calls.index("lint") <= 1
     assert calls[-1] == "test"
 

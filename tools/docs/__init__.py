@@ -1,1 +1,129 @@
-"""The generator of the reference pages under docs/."""
+"""A Sphinx extension: it writes the reference pages before a build reads its sources.
+
+They are made from the docstrings and argument parsers into `docs/<package>/reference/`, which git ignores.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import re
+from pathlib import Path
+from typing import cast
+
+from sphinx.application import Sphinx
+
+from tools.docs import commands, reference
+from tools.results import ROOT
+
+PACKAGES = ("contrastive-core", "ssl-vision", "ssl-medseg", "ssl-video")
+LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.connect("builder-inited", write_reference)
+    app.connect("source-read", link_pages)
+    app.connect("include-read", link_included)
+    app.connect("autodoc-process-docstring", keep_formulas, priority=400)  # before napoleon
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def write_reference(app: Sphinx) -> None:
+    """Write the generated pages of every package, and delete those of an earlier build that are gone."""
+    for package in PACKAGES:
+        folder = Path(app.srcdir) / package / "reference"
+        files = reference_files(package)
+        for path in folder.rglob("*") if folder.is_dir() else ():
+            if path.is_file() and path.relative_to(folder).as_posix() not in files:
+                path.unlink()
+        for name, text in files.items():
+            path = folder / name
+            if not path.is_file() or path.read_text(encoding="utf-8") != text:  # unchanged pages are not read again
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, encoding="utf-8")
+
+
+def reference_files(package: str) -> dict[str, str]:
+    """The generated pages of a package by their path below `reference/`."""
+    module = package.replace("-", "_")
+    python = reference.pages(module)
+    files = {f"{name}.rst": text for name, text in python.items()}
+    sections = ["# Reference"]
+    if importlib.util.find_spec(f"{module}.cli"):
+        verbs = getattr(importlib.import_module(f"{module}.cli"), "VERBS", {})
+        for name, verb in verbs.items():
+            files[f"commands/{name}.md"] = commands.page(package, name, verb)
+        sections += ["## Commands", commands.overview(package, verbs), _toctree([f"commands/{name}" for name in verbs])]
+    recipes = sorted((Path(importlib.import_module(module).__path__[0]) / "configs").glob("*.yaml"))
+    if recipes:
+        files["recipes.md"] = "\n\n".join(["# Recipes for `--config`", *map(recipe, recipes)]) + "\n"
+        sections += ["## Recipes", "The YAML files that `--config NAME` knows.", _toctree(["recipes"])]
+    sections += ["## Python", _toctree(list(python))]
+    changelog = ROOT / "packages" / package / "CHANGELOG.md"
+    if changelog.is_file():
+        files["changelog.md"] = changelog.read_text(encoding="utf-8")
+        sections += ["## Changes", _toctree(["changelog"])]
+    files["index.md"] = "\n\n".join(sections) + "\n"
+    return files
+
+
+def recipe(path: Path) -> str:
+    """A recipe: the comment on top of it as text, then its values."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    about = [line.removeprefix("#").strip() for line in lines if line.startswith("#")]
+    values = "\n".join(line for line in lines if not line.startswith("#"))
+    return f"## `{path.stem}`\n\n" + "\n".join(about) + f"\n\n```yaml\n{values}\n```"
+
+
+def link_pages(app: Sphinx, page: str, source: list[str]) -> None:
+    """Make the links of a page those of the site."""
+    path = Path(app.env.doc2path(page))
+    if path.suffix == ".md":
+        source[0] = site_links(source[0], path, path)
+
+
+def link_included(app: Sphinx, included: Path, page: str, content: list[str]) -> None:
+    """Make the links of an included README those of the page that includes it."""
+    content[0] = site_links(content[0], Path(app.srcdir, included), Path(app.env.doc2path(app.env.docname)))
+
+
+def site_links(text: str, written_in: Path, shown_in: Path) -> str:
+    """Links between files of the repository as links between pages of the site.
+
+    A README becomes the first page of its folder, a changelog a page of the reference. A link to anything else keeps
+    its text only.
+    """
+
+    def link(found: re.Match[str]) -> str:
+        target, _, anchor = found[3].partition("#")
+        if not target or "://" in target or target.startswith("mailto:"):
+            return found[0]
+        path = Path(os.path.normpath(written_in.parent / target))
+        if path.is_relative_to(ROOT / "packages"):
+            folder = ROOT / "docs" / path.relative_to(ROOT / "packages").parts[0]
+            path = {"README.md": folder / "index.md", "CHANGELOG.md": folder / "reference/changelog.md"}.get(
+                path.name, path
+            )
+        path = path.with_name("index.md") if path == ROOT / "docs" / "README.md" else path
+        if not path.is_relative_to(ROOT / "docs") or path.is_dir():
+            return found[2]
+        relative = Path(os.path.relpath(path, shown_in.parent)).as_posix()
+        return f"{found[1]}[{found[2]}]({relative}{'#' * bool(anchor)}{anchor})"
+
+    return LINK.sub(link, text)
+
+
+def keep_formulas(*arguments: object) -> None:
+    """Keep the line breaks of indented formulas and examples, which reStructuredText would set as a quotation."""
+    lines = cast(list[str], arguments[-1])  # the event gives the docstring last, to be changed in place
+    for index in reversed(range(2, len(lines))):
+        before, blank, line = lines[index - 2 : index + 1]
+        begins = line.startswith("    ") and not blank.strip() and before and not before.startswith((" ", "-", "*"))
+        if begins and not before.endswith("::"):
+            lines[index - 1 : index] = ["", "::", ""]
+
+
+def _toctree(pages: list[str]) -> str:
+    listed = "\n".join(pages)
+    return f"```{{toctree}}\n:maxdepth: 1\n\n{listed}\n```"

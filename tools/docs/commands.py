@@ -1,4 +1,4 @@
-"""Reference pages of commands: what each does, and its flags with type, default and meaning."""
+"""Pages of the command lines: what each command does, and its flags with type, default and meaning."""
 
 from __future__ import annotations
 
@@ -9,43 +9,41 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from docstring_parser import parse
+
 from contrastive_core.app.cli import Verb
 from contrastive_core.app.flags import in_words
-from tools.docs.docstring import items, lines_to_markdown, to_markdown
 
 Flag = tuple[str, str, str, str]
+"""Name, type, default and text."""
 
 
-def render_command(prog: str, name: str, verb: Verb) -> str:
+def page(prog: str, name: str, verb: Verb) -> str:
     """The page of one command."""
     module, _, attribute = verb.target.partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-    doc = inspect.getdoc(function) or ""
     required = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
     usage = " ".join([prog, name, *(word.upper() for word in required), "[options]"])
-    about = to_markdown(doc.partition("\nArgs:")[0])
-    parts = [f"# `{prog} {name}`", f"```text\n{usage}\n```", about]
+    docs = parse(inspect.getdoc(function) or "")
+    parts = [f"# {name}", f"```text\n{usage}\n```", docs.short_description or "", docs.long_description or ""]
     groups: dict[str, list[Flag]] = {}
     for group, flag in _flags(function):
         groups.setdefault(group, []).append(flag)
     for group, flags in groups.items():
         parts += [f"## {group}", _table(flags)]
-    lines = doc.splitlines()
-    if "Returns:" in lines:
-        parts.append(lines_to_markdown(lines[lines.index("Returns:") :]))
     parts.append(f"In Python: `{prog.replace('-', '_')}.{attribute}`, with the same arguments.")
-    return "\n\n".join(parts)
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def render_overview(prog: str, verbs: Mapping[str, Verb], *, folder: str) -> str:
-    """The list of commands with links to their pages."""
-    rows = [f"| [`{name}`]({folder}/{name}.md) | {verb.help} |" for name, verb in verbs.items()]
+def overview(prog: str, verbs: Mapping[str, Verb]) -> str:
+    """The table of commands with links to their pages."""
+    rows = [f"| [`{prog} {name}`](commands/{name}.md) | {verb.help} |" for name, verb in verbs.items()]
     return "\n".join(["| command | |", "|---|---|", *rows])
 
 
 def _flags(function: Callable[..., Any]) -> Iterator[tuple[str, Flag]]:
-    """Every flag with the heading it stands under."""
-    hints, texts = typing.get_type_hints(function), items(inspect.getdoc(function) or "", "Args")
+    """Every flag with the heading that it stands under."""
+    hints, texts = typing.get_type_hints(function), _texts(function)
     for parameter in inspect.signature(function).parameters.values():
         kind, name = hints[parameter.name], parameter.name
         default = None if parameter.default is parameter.empty else parameter.default
@@ -59,8 +57,7 @@ def _flags(function: Callable[..., Any]) -> Iterator[tuple[str, Flag]]:
 
 def _fields(prefix: str, kind: Any, value: Any) -> Iterator[Flag]:
     """The fields of a dataclass behind a dot, those of a field that is one behind another."""
-    hints, doc = typing.get_type_hints(kind), inspect.getdoc(kind) or ""
-    texts = {**items(doc, "Args"), **items(doc, "Attributes")}
+    hints, texts = typing.get_type_hints(kind), _texts(kind)
     for field in dataclasses.fields(kind):
         default = getattr(value, field.name) if value is not None else field.default
         if dataclasses.is_dataclass(hints[field.name]):
@@ -68,6 +65,12 @@ def _fields(prefix: str, kind: Any, value: Any) -> Iterator[Flag]:
         else:
             text = texts.get(field.name, "")
             yield f"{prefix}.{field.name}", in_words(hints[field.name]), f"`{_plain(default)}`", text
+
+
+def _texts(documented: Any) -> dict[str, str]:
+    """The text of every argument or attribute in a docstring, in one line."""
+    found = parse(inspect.getdoc(documented) or "").params
+    return {each.arg_name: " ".join((each.description or "").split()) for each in found}
 
 
 def _plain(value: Any) -> str:
@@ -78,5 +81,6 @@ def _plain(value: Any) -> str:
 
 
 def _table(flags: list[Flag]) -> str:
-    rows = [f"| `--{name}` | {kind} | {default} | {text} |" for name, kind, default, text in flags]
-    return "\n".join(["| flag | type | default | |", "|---|---|---|---|", *rows])
+    rows = [[f"`--{name}`", kind, default, text] for name, kind, default, text in flags]
+    cells = [" | ".join(cell.replace("|", r"\|") for cell in row) for row in rows]
+    return "\n".join(["| flag | type | default | |", "|---|---|---|---|", *(f"| {row} |" for row in cells)])

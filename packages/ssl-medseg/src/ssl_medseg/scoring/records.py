@@ -26,7 +26,7 @@ class StructureScore:
     Attributes:
         structure: its name.
         found: where the structure is.
-        dice: 2 |A and B| / (|A| + |B|): 0 if it is on one side only, None if on neither.
+        dice: ``2 |A and B| / (|A| + |B|)``; 0 if it is on one side only, None if on neither.
         hd95: 95th percentile of the distances between the surfaces, the larger of the two directions; in the
             evaluation's unit, and like all distances None unless the structure is on both sides.
         assd: average symmetric surface distance.

@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from contrastive_core import encode_in_chunks, nt_xent
 from contrastive_core.training import convert_sync_batchnorm
-from tests.core.gloo import Found, be_a_worker
+from tests.core.losses.gloo import Found, be_a_worker
 
 ROWS = 12  # of one process
 

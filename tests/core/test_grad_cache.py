@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from contrastive_core import encode_in_chunks, nt_xent, suncet
 from contrastive_core.grad_cache import batch_norms
-from tests.core.memory import allocations
+from tests.core.similarity.memory import allocations
 
 DIM = 6
 many = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])

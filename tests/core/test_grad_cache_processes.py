@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.core import grad_cache_worker as worker
-from tests.core.gloo import Found, found_by
+from tests.core.losses.gloo import Found, found_by
 
 
 @pytest.fixture(scope="module")

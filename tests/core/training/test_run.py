@@ -16,7 +16,7 @@ from torch import nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import Interrupted, load_model, recorder
-from tests.core.toy_runs import content, go, start
+from tests.core.training.toy_runs import content, go, start
 
 
 def test_a_run_leaves_its_folder(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.core.toy_runs import start
+from tests.core.training.toy_runs import start
 
 WATCH = """
 import signal, sys, time

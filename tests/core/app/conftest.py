@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from contrastive_core.app.cli import run
-from tests.core.cli.toy_program import DEFAULTS, VERBS, fit, fit_noting
+from tests.core.app.toy_program import DEFAULTS, VERBS, fit, fit_noting
 
 
 @pytest.fixture(autouse=True)

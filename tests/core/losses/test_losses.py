@@ -25,7 +25,7 @@ from contrastive_core import (
     supcon,
 )
 from contrastive_core.losses import _class_probabilities
-from tests.core.loss_cases import (
+from tests.core.losses.loss_cases import (
     NAMES,
     Differentiate,
     Formulas,

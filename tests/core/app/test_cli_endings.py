@@ -13,7 +13,7 @@ import pytest
 from contrastive_core.app.cli import run
 from contrastive_core.errors import UserError
 from contrastive_core.training import Interrupted
-from tests.core.cli.toy_program import VERBS, fit
+from tests.core.app.toy_program import VERBS, fit
 
 
 def test_results(module: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,10 +12,10 @@ from torch import Tensor
 from contrastive_core import distributed, info_nce, nt_xent, suncet, supcon
 from contrastive_core.similarity import torch_backend, use_backend
 from contrastive_core.similarity.ring import ring_lse
-from tests.core import gather_worker
-from tests.core.gather_worker import gradients, has_labels, inputs, labels, model, refused
-from tests.core.gloo import Found, be_a_worker
-from tests.core.memory import allocations
+from tests.core.losses import gather_worker
+from tests.core.losses.gather_worker import gradients, has_labels, inputs, labels, model, refused
+from tests.core.losses.gloo import Found, be_a_worker
+from tests.core.similarity.memory import allocations
 
 SKIPPED = ("smoothed suncet", "paws")  # they gather
 BIG = (4096, 32)

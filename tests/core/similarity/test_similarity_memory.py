@@ -12,7 +12,7 @@ from torch import Tensor
 from contrastive_core import info_nce, nt_xent, paws, suncet, supcon
 from contrastive_core.losses import _class_probabilities
 from contrastive_core.similarity import torch_backend, use_backend
-from tests.core.memory import allocations
+from tests.core.similarity.memory import allocations
 
 N, D = 2048, 16
 ROWS = N * D * 4  # bytes of all embeddings in float32

@@ -10,8 +10,8 @@ import torch
 
 from contrastive_core import MemoryBank
 from contrastive_core.distributed import gather_rows, is_distributed, rank, world_size
-from tests.core import gather_worker as worker
-from tests.core import gloo
+from tests.core.losses import gather_worker as worker
+from tests.core.losses import gloo
 
 CASES = [
     (name, kind)
@@ -26,7 +26,7 @@ Found = list[gloo.Found]
 def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Found]:
     """`run(2)`: what each of two processes found; they are started once."""
     return functools.cache(
-        lambda world: gloo.found_by("tests.core.gather_worker", world, tmp_path_factory.mktemp("gather"))
+        lambda world: gloo.found_by("tests.core.losses.gather_worker", world, tmp_path_factory.mktemp("gather"))
     )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from contrastive_core import MemoryBank, info_nce, nt_xent, paws, suncet, supcon
 from contrastive_core.distributed import Gather, gather_labels, gather_rows, is_distributed, rank, world_size
 from contrastive_core.losses import count_skipped_anchors
-from tests.core.gloo import Found, be_a_worker
+from tests.core.losses.gloo import Found, be_a_worker
 
 ROWS = 6  # of one process
 

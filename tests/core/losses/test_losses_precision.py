@@ -13,7 +13,7 @@ from contrastive_core import (
     info_nce,
     nt_xent,
 )
-from tests.core.loss_cases import (
+from tests.core.losses.loss_cases import (
     NAMES,
     Differentiate,
     Formulas,

@@ -10,8 +10,8 @@ import torch
 
 from contrastive_core import SuNCEtLoss, info_nce, nt_xent, suncet, supcon
 from contrastive_core.similarity.api import row_lse_gradient
-from tests.core import gather_worker, gloo
-from tests.core import ring_worker as worker
+from tests.core.losses import gather_worker, gloo
+from tests.core.similarity import ring_worker as worker
 
 Found = list[gloo.Found]
 CASES = [
@@ -26,7 +26,7 @@ CASES = [
 def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Found]:
     """`run(2)`: what each of two processes found; they are started once."""
     return functools.cache(
-        lambda world: gloo.found_by("tests.core.ring_worker", world, tmp_path_factory.mktemp("ring"))
+        lambda world: gloo.found_by("tests.core.similarity.ring_worker", world, tmp_path_factory.mktemp("ring"))
     )
 
 

@@ -13,7 +13,7 @@ import yaml
 from torch import nn
 
 from contrastive_core.errors import UserError
-from tests.core.toy_runs import Counter, go, start
+from tests.core.training.toy_runs import Counter, go, start
 
 
 def test_refused_folders(tmp_path: Path) -> None:

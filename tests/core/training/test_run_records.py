@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from contrastive_core.training import Interrupted
-from tests.core.toy_runs import go, start
+from tests.core.training.toy_runs import go, start
 
 
 def test_log_and_record(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_core import InfoNCELoss, NTXentLoss, SuNCEtLoss, SupConLoss, info_nce, nt_xent, suncet
-from tests.core.loss_cases import NAMES, Differentiate, Formulas, cases, randn, some_labels
+from tests.core.losses.loss_cases import NAMES, Differentiate, Formulas, cases, randn, some_labels
 
 pytestmark = pytest.mark.usefixtures("backend")
 

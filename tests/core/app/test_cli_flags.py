@@ -13,7 +13,7 @@ import yaml
 from contrastive_core.app.cli import run
 from contrastive_core.training import RunOptions
 from contrastive_core.training import config as run_config
-from tests.core.cli.toy_program import VERBS, Net, Optimizer, Rate, fit, fit_noting
+from tests.core.app.toy_program import VERBS, Net, Optimizer, Rate, fit, fit_noting
 
 
 @pytest.mark.parametrize(

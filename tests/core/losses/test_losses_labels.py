@@ -16,7 +16,7 @@ from contrastive_core import (
     supcon,
 )
 from contrastive_core.losses import count_skipped_anchors
-from tests.core.loss_cases import (
+from tests.core.losses.loss_cases import (
     Differentiate,
     Formulas,
     randn,

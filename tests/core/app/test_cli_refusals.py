@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from contrastive_core.app.cli import run
-from tests.core.cli.toy_program import VERBS, fit
+from tests.core.app.toy_program import VERBS, fit
 
 
 @pytest.mark.parametrize(

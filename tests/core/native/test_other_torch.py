@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from contrastive_core.native.build import BuildError, find_torch
-from tests.core.test_native_build import PACKAGE, wheel
+from tests.core.native.test_native_build import PACKAGE, wheel
 
 OTHER = os.environ.get("CONTRASTIVE_CORE_OTHER_TORCH", "2.13.0+cpu")
 USE = """

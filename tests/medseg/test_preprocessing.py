@@ -10,7 +10,7 @@ import torch
 
 from contrastive_core.errors import UserError
 from ssl_medseg.data.cases import ImageFile
-from ssl_medseg.preprocessing import Geometry, Preprocessing, plan, prepare, prepare_label, restore
+from ssl_medseg.preprocessing import Geometry, Preprocessing, prepare, prepare_label, restore, slice_geometry
 from ssl_medseg.preprocessing.interpolate import to_pixels
 from ssl_medseg.volumes import Volume
 from tests.medseg.volumes_on_disk import affine, dice, phantom
@@ -58,7 +58,9 @@ def test_intensities_are_scaled_as_monai_does() -> None:
 def test_crop_and_pad_take_the_official_pixels(golden, name: str) -> None:
     official = golden("medseg")
     source, expected = official[f"croppad/{name}_in"], official[f"croppad/{name}_out"]
-    geometry, _ = plan(volume(source[:, :, None], np.diag([1.0, 1.0, 5.0, 1.0])).grid, Preprocessing(size=(32, 32)))
+    geometry, _ = slice_geometry(
+        volume(source[:, :, None], np.diag([1.0, 1.0, 5.0, 1.0])).grid, Preprocessing(size=(32, 32))
+    )
     # The official sizes here are no multiple of 32: of the plan only its rule is used.
     geometry = Geometry(**{**vars(geometry), "size": expected.shape})
     found = to_pixels(torch.from_numpy(source)[None], geometry)
@@ -79,7 +81,7 @@ def test_resampling_is_near_the_official(golden) -> None:
     assert np.corrcoef(slices.ravel(), official["prep_up/img"].ravel())[0, 1] > 0.85
     assert lost[1:].tolist() == [0.0] * 3
     # Its way there and back loses more than ours, which shows all of the image.
-    native = restore(one_hot(label), plan(volume(image, matrix).grid, p)[0]).argmax(0)
+    native = restore(one_hot(label), slice_geometry(volume(image, matrix).grid, p)[0]).argmax(0)
     assert min(dice(native, mask)) > official["prep_up/native_f1"][1:].min()
 
 
@@ -88,7 +90,7 @@ def test_labels_come_back_onto_their_voxels(name: str) -> None:
     shape, matrix = SHAPES[name]
     _, classes = phantom(shape)
     slices, lost = prepare_label(classes, matrix, P)
-    geometry, _ = plan(volume(classes, matrix).grid, P)
+    geometry, _ = slice_geometry(volume(classes, matrix).grid, P)
     assert slices.shape == (min(shape), 256, 288)
     native = restore(one_hot(slices), geometry)
     assert native.shape == (4, *shape)
@@ -106,7 +108,7 @@ def test_both_ways_equal_monais_transforms(name: str) -> None:
     shape, matrix = SHAPES[name]
     image, classes = phantom(shape)
     p = Preprocessing(size=(96, 128), spacing=(1.1, 1.4), antialias=False)
-    geometry, _ = plan(volume(image, matrix).grid, p)
+    geometry, _ = slice_geometry(volume(image, matrix).grid, p)
     along = geometry.axes[0]
     pixdim, size = [1.1, 1.4], [96, 128]
     pixdim.insert(along, -1)
@@ -181,7 +183,7 @@ def test_what_cropping_loses_is_counted() -> None:
     np.testing.assert_allclose(lost[1:], [1.0, 0.5, 1.0])
     assert label.unique().tolist() == [0, 2]
     outside = restore(
-        one_hot(label), plan(volume(classes, np.diag([1.0, 1.0, 5.0, 1.0])).grid, Preprocessing((32, 32)))[0]
+        one_hot(label), slice_geometry(volume(classes, np.diag([1.0, 1.0, 5.0, 1.0])).grid, Preprocessing((32, 32)))[0]
     )
     assert (outside[0, :24] == 1).all()
 
@@ -221,7 +223,7 @@ def test_settings_and_geometry_survive_json() -> None:
 
     p = Preprocessing(size=(96, 128), spacing=(1.1, 1.4), slice_axis=2, orientation="LPS", percentiles=(2, 98), n4=True)
     assert Preprocessing.from_json(json.loads(json.dumps(p.to_json()))) == p
-    geometry, _ = plan(volume(np.zeros((20, 30, 4)), affine((1, 2, 5), angles=(3, 4, 5))).grid, p)
+    geometry, _ = slice_geometry(volume(np.zeros((20, 30, 4)), affine((1, 2, 5), angles=(3, 4, 5))).grid, p)
     assert Geometry.from_json(json.loads(json.dumps(geometry.to_json()))) == geometry
     with pytest.raises(UserError, match="preprocessing"):
         Preprocessing.from_json({"size": [32]})

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ssl_medseg.prepared_cases import PreparedCase
-from ssl_medseg.preprocessing import Preprocessing, plan
+from ssl_medseg.preprocessing import Preprocessing, slice_geometry
 from ssl_medseg.volumes import Grid
 
 
@@ -19,5 +19,5 @@ def toy_case(name: str, *, slices: int = 6, size: int = 32, seed: int = 0, label
     label[1:-1, second : second + size // 4, second : second + size // 4] = 2
     images = label[:, None] * 0.4 + 0.05 * torch.randn(slices, 1, size, size, generator=noise)
     grid = Grid((size, size, slices), np.diag([1.0, 1.0, 8.0, 1.0]))
-    geometry, _ = plan(grid, Preprocessing(size=(size, size)))
+    geometry, _ = slice_geometry(grid, Preprocessing(size=(size, size)))
     return PreparedCase(name, name, images, label if labelled else None, geometry)

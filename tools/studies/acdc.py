@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from ssl_medseg.data import open_dataset, read_split
 from ssl_medseg.model_folder import load_segmenter
-from ssl_medseg.preprocessing.geometry import plan
+from ssl_medseg.preprocessing.geometry import slice_geometry
 from ssl_medseg.preprocessing.interpolate import to_voxels
 from ssl_medseg.preprocessing.prepare import prepare_label
 from ssl_medseg.volumes import read_label
@@ -236,7 +236,7 @@ def ceiling(model: Path, data: Path, split: Path) -> float:
             raise ValueError(f"{data}: the test case {case.name} has no label")
         classes, affine = read_label(case.label, segmenter.labels)
         rows, columns, slices = classes.shape
-        geometry, _ = plan(Grid((rows, columns, slices), affine), segmenter.preprocessing)
+        geometry, _ = slice_geometry(Grid((rows, columns, slices), affine), segmenter.preprocessing)
         pixels, _ = prepare_label(classes, affine, segmenter.preprocessing)
         shares = F.one_hot(pixels.long(), len(segmenter.labels)).permute(0, 3, 1, 2).float()
         back = to_voxels(shares, geometry).argmax(dim=1)

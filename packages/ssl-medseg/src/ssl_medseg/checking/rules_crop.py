@@ -10,7 +10,13 @@ from contrastive_core.app.checks import Finding, Item, several
 from contrastive_core.errors import UserError
 from ssl_medseg.checking.looked import Looked
 from ssl_medseg.data import DataSet, read_split
-from ssl_medseg.preprocessing import Preprocessing, PreprocessingOptions, choose_preprocessing, plan, share_outside
+from ssl_medseg.preprocessing import (
+    Preprocessing,
+    PreprocessingOptions,
+    choose_preprocessing,
+    share_outside,
+    slice_geometry,
+)
 from ssl_medseg.volumes import read_label
 
 
@@ -63,7 +69,7 @@ def crop_of(
     lost = {}
     for case in dataset.select(labelled):
         if case.label is not None:
-            geometry, _ = plan(grids[case.name], chosen)
+            geometry, _ = slice_geometry(grids[case.name], chosen)
             shares = share_outside(geometry.to_slices(read_label(case.label, dataset.labels)[0]), geometry)
             lost[case.name] = {
                 name: float(shares[number]) if number < len(shares) else 0.0

@@ -46,7 +46,7 @@ def global_d_minus(z: Tensor, partition: Tensor, *, temperature: float = 0.1) ->
     >>> global_d_minus(torch.eye(2)[[0, 1, 0, 1]], torch.tensor([0, 1]), temperature=1.0)
     tensor(0.5514)
     """
-    groups = _check("global_d_minus", z, partition, temperature)
+    groups = _check_rows("global_d_minus", z, partition, temperature)
     pairs = [(a, b) for a in range(groups) for b in range(groups) if a != b]
     own = torch.arange(len(partition), device=z.device)
     first, second = (torch.cat([len(own) * pair[side] + own for pair in pairs]) for side in (0, 1))
@@ -74,7 +74,7 @@ def global_d(z: Tensor, partition: Tensor, partner: Tensor, *, temperature: floa
     >>> global_d(torch.eye(2).repeat(4, 1), torch.tensor([0, 1, 0, 1]), ring, temperature=1.0)
     tensor(3.6193)
     """
-    groups = _check("global_d", z, partition, temperature)
+    groups = _check_rows("global_d", z, partition, temperature)
     n = len(partition)
     if groups != 2:
         raise ValueError(f"global_d: z has {len(z)} rows for {n} slices, expected {2 * n}: the slices and their views")
@@ -107,7 +107,7 @@ def _loss(z: Tensor, part: Tensor, first: Tensor, second: Tensor, temperature: f
     return ((torch.logaddexp(pair, against[first]) - pair).sum() / len(z)).to(result_dtype(z))
 
 
-def _check(name: str, z: Tensor, partition: Tensor, temperature: float) -> int:
+def _check_rows(name: str, z: Tensor, partition: Tensor, temperature: float) -> int:
     """The number of groups."""
     check_temperature(name, temperature)
     check_rows(name, z=z)

@@ -98,7 +98,7 @@ def local_regions(
     """
     check_temperature("local_regions", temperature)
     check_floating("local_regions", features=features)
-    _check(features, pairs, regions)
+    _check_regions(features, pairs, regions)
     pairs = pairs.to(features.device)
 
     def vectors(corners: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def local_regions(
     return total.to(result_dtype(features))
 
 
-def _check(features: Tensor, pairs: Tensor, regions: Regions) -> None:
+def _check_regions(features: Tensor, pairs: Tensor, regions: Regions) -> None:
     if features.ndim != 4 or len(features) == 0:
         raise ValueError(f"local_regions: features are {list(features.shape)}, expected [N, F, h, w]")
     if pairs.ndim != 2 or pairs.shape[1] != 2 or len(pairs) == 0 or pairs.is_floating_point():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ssl_medseg.preprocessing.choose import PreprocessingOptions, choose_preprocessing
-from ssl_medseg.preprocessing.geometry import Geometry, plan
+from ssl_medseg.preprocessing.geometry import Geometry, slice_geometry
 from ssl_medseg.preprocessing.prepare import Prepared, prepare, prepare_label, share_outside
 from ssl_medseg.preprocessing.restore import place, restore, restore_slices
 from ssl_medseg.preprocessing.settings import Preprocessing
@@ -15,10 +15,10 @@ __all__ = [
     "PreprocessingOptions",
     "choose_preprocessing",
     "place",
-    "plan",
     "prepare",
     "prepare_label",
     "restore",
     "restore_slices",
     "share_outside",
+    "slice_geometry",
 ]

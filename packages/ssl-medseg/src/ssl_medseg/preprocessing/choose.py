@@ -12,7 +12,7 @@ import numpy as np
 
 from contrastive_core.errors import UserError
 from ssl_medseg.data.cases import Case, DataSet
-from ssl_medseg.preprocessing.geometry import axis_letters, place_of_letter, plan, slice_axis
+from ssl_medseg.preprocessing.geometry import axis_letters, place_of_letter, slice_axis, slice_geometry
 from ssl_medseg.preprocessing.settings import MULTIPLE, Preprocessing
 from ssl_medseg.volumes import Grid, read_grid, read_label
 
@@ -168,7 +168,7 @@ def _usual(grids: Iterable[Grid], axis: int | None, orientation: str) -> dict[st
     axes: Counter[int] = Counter()
     spacings = []
     for grid in grids:
-        along, down, right = plan(grid, plain)[0].axes
+        along, down, right = slice_geometry(grid, plain)[0].axes
         letters = axis_letters(grid.affine) if orientation else ""
         axes[place_of_letter(letters[along], orientation) if letters else along] += 1
         spacings.append((grid.spacing[down], grid.spacing[right]))

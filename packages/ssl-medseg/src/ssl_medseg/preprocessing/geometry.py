@@ -85,7 +85,7 @@ class Geometry:
         return cls(**{name: tuple(value) for name, value in content.items() if name != "affine"}, affine=affine)
 
 
-def plan(grid: Grid, p: Preprocessing) -> tuple[Geometry, tuple[str, ...]]:
+def slice_geometry(grid: Grid, p: Preprocessing) -> tuple[Geometry, tuple[str, ...]]:
     """Where the slices of a volume lie, and what is to be said about it, without its voxels."""
     axes, flips, notes = _axes(grid, p)
     spacing = grid.spacing

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from ssl_medseg.preprocessing.geometry import Geometry, plan
+from ssl_medseg.preprocessing.geometry import Geometry, slice_geometry
 from ssl_medseg.preprocessing.interpolate import is_inside, to_nearest_pixels, to_pixels
 from ssl_medseg.preprocessing.n4 import correct_bias_field
 from ssl_medseg.preprocessing.settings import Preprocessing
@@ -41,7 +41,7 @@ def prepare(volume: Volume, p: Preprocessing) -> Prepared:
     Raises:
         UserError: voxels that are no numbers, or intensities without a range; the message names the file.
     """
-    geometry, notes = plan(volume.grid, p)
+    geometry, notes = slice_geometry(volume.grid, p)
     array, filled = _finite(volume, p)
     if p.n4:
         array = correct_bias_field(array, shrink=p.n4_shrink)
@@ -62,7 +62,7 @@ def prepare_label(
         slices (float64; 0 where it has none).
     """
     x, y, z = classes.shape
-    geometry, _ = plan(Grid((x, y, z), affine), p)
+    geometry, _ = slice_geometry(Grid((x, y, z), affine), p)
     slices = np.ascontiguousarray(geometry.to_slices(classes))
     return to_nearest_pixels(torch.from_numpy(slices), geometry), share_outside(slices, geometry)
 

@@ -81,11 +81,16 @@ def view(affine: NDArray[np.float64], axis: int, *, known: bool = True) -> View:
         flip_rows,
         flip_columns,
         (float(lengths[height]), float(lengths[width])),
-        (_letters(-across), _letters(across), _letters(-along), _letters(along)),
+        (
+            _edge_letters(-across),
+            _edge_letters(across),
+            _edge_letters(-along),
+            _edge_letters(along),
+        ),
     )
 
 
-def _letters(direction: NDArray[np.float64]) -> str:
+def _edge_letters(direction: NDArray[np.float64]) -> str:
     """The directions that this one mostly is, the nearest first."""
     order = sorted(range(3), key=lambda axis: -abs(direction[axis]))
     return "".join(_ENDS[axis][int(direction[axis] > 0)] for axis in order if abs(direction[axis]) > _SHARE)

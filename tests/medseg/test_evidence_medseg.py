@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ssl_medseg.cli import main
-from ssl_medseg.data import open_dataset
-from ssl_medseg.data.splits import Split, write_split
+from ssl_medseg.datasets import open_dataset
+from ssl_medseg.datasets.splits import Split, write_split
 from ssl_medseg.preprocessing import Preprocessing
 from tests.medseg.small_models import random_segmenter
 from tests.medseg.small_sets import decathlon

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from ssl_medseg.scoring import read_evaluation
+from ssl_medseg.evaluation import read_evaluation
 from tests.page_commands import commands_of, run_all
 from tools.results import ROOT
 

@@ -16,7 +16,7 @@ from ssl_medseg.commands.export import export
 from ssl_medseg.commands.predict import predict
 from ssl_medseg.commands.report import report
 from ssl_medseg.commands.train import train
-from ssl_medseg.data import Split, open_dataset, write_split
+from ssl_medseg.datasets import Split, open_dataset, write_split
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import PreprocessingOptions

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ssl_medseg.prepared_cases import PreparedCase
+from ssl_medseg.io import Grid
 from ssl_medseg.preprocessing import Preprocessing, slice_geometry
-from ssl_medseg.volumes import Grid
+from ssl_medseg.preprocessing.cases import PreparedCase
 
 
 def toy_case(name: str, *, slices: int = 6, size: int = 32, seed: int = 0, labelled: bool = True) -> PreparedCase:

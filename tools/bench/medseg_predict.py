@@ -32,12 +32,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from ssl_medseg.data.cases import ImageFile
-from ssl_medseg.data.label_map import LabelMap
+from ssl_medseg.datasets.dataset import ImageFile
+from ssl_medseg.io import read_volume, write_mask
+from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.models import NetworkOptions, build_network
-from ssl_medseg.prediction.segment import segment
+from ssl_medseg.prediction import segment
 from ssl_medseg.preprocessing import Preprocessing
-from ssl_medseg.volumes import read_volume, write_mask
 from tools.bench import nnunet as nnunet_predictor
 from tools.results import provenance, write_result
 

@@ -21,12 +21,11 @@ from typing import Literal
 import torch
 
 from contrastive_core.training import Run, RunOptions
-from ssl_medseg.augment import AugmentOptions
-from ssl_medseg.batches import SegmentationBatch, SegmentationBatches
-from ssl_medseg.losses.dice import dice_loss
+from ssl_medseg.losses.segmentation import dice_loss
 from ssl_medseg.models import NetworkOptions, build_network
-from ssl_medseg.optimization import adam
-from ssl_medseg.slices import SliceSet
+from ssl_medseg.training.augment import AugmentOptions
+from ssl_medseg.training.optim import adam
+from ssl_medseg.training.slices import SegmentationBatch, SegmentationBatches, SliceSet
 from tools.results import provenance, write_result
 
 CLASSES = 4

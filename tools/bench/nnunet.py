@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ssl_medseg.data.label_map import LabelMap
+from ssl_medseg.io.label_map import LabelMap
 
 _RESAMPLING = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
 

@@ -24,13 +24,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ssl_medseg.data import open_dataset, read_split
-from ssl_medseg.model_folder import load_segmenter
-from ssl_medseg.preprocessing.geometry import slice_geometry
-from ssl_medseg.preprocessing.interpolate import to_voxels
+from ssl_medseg.datasets import open_dataset, read_split
+from ssl_medseg.io import read_label
+from ssl_medseg.io.volume import Grid
+from ssl_medseg.models.checkpoint import load_segmenter
+from ssl_medseg.preprocessing.geometry import slice_geometry, to_voxels
 from ssl_medseg.preprocessing.prepare import prepare_label
-from ssl_medseg.volumes import read_label
-from ssl_medseg.volumes.volume import Grid
 from tools.results import provenance, write_result
 from tools.studies.common import Job, mean_and_spread, run_all
 

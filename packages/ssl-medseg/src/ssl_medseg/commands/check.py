@@ -9,8 +9,8 @@ from pathlib import Path
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.files import write_atomic
-from ssl_medseg.checking import Fix, Report, examine
-from ssl_medseg.data import DataOptions
+from ssl_medseg.checks import Fix, Report, examine
+from ssl_medseg.datasets import DataOptions
 from ssl_medseg.preprocessing import PreprocessingOptions
 
 
@@ -45,7 +45,7 @@ def check(
     Notes: what is rounded or filled, absent, cut off at the edge of the image, or could say who a patient is.
 
     Cases are called by their names. Where files lie, and what their headers say beside geometry, is left out unless
-    asked for. One volume is in memory at a time. `ssl_medseg.checking.examine` gives the same as an object.
+    asked for. One volume is in memory at a time. `ssl_medseg.checks.examine` gives the same as an object.
 
     Args:
         data: the data set: its folder, its dataset.json or a CSV file.
@@ -93,7 +93,7 @@ def check(
     if proposed is not None and not json:
         print(f"{propose_map}: put names in for {proposed}, then give it as --label_map")  # noqa: T201
     if repaired is not None:
-        from ssl_medseg.checking.repair import repair as repair_copy  # noqa: PLC0415 - scipy
+        from ssl_medseg.checks.repair import repair as repair_copy  # noqa: PLC0415 - scipy
 
         print(repair_copy(data, repaired, repair, opening=opening), file=sys.stderr if json else sys.stdout)
     return 1 if report.errors else 0
@@ -102,7 +102,7 @@ def check(
 def _draw(report: Report, folder: Path | None, *, every: bool, most: int) -> Sequence[Path]:
     if folder is None:
         return ()
-    from ssl_medseg.checking.pictures import draw_pictures  # noqa: PLC0415 - matplotlib
+    from ssl_medseg.checks.pictures import draw_pictures  # noqa: PLC0415 - matplotlib
 
     return draw_pictures(report, folder, every=every, most=most)
 

@@ -13,17 +13,17 @@ from contrastive_core.app.report.figures import to_png
 from contrastive_core.errors import UserError
 from contrastive_core.training import config
 from contrastive_core.training.files import write_atomic
-from ssl_medseg.data.cases import DataSet
-from ssl_medseg.data.open import open_with
-from ssl_medseg.data.options import DataOptions
-from ssl_medseg.data.splits import Split, read_split
-from ssl_medseg.reporting.case_sheets import case_sheets
-from ssl_medseg.scoring.cases import choose_cases, find_masks, score_cases
-from ssl_medseg.scoring.figure import bland_altman_figure
-from ssl_medseg.scoring.predicted import is_model, predict_cases
-from ssl_medseg.scoring.records import Evaluation, write_evaluation
-from ssl_medseg.scoring.summary import Summary, summarise, summary_csv
-from ssl_medseg.scoring.words import table, warnings
+from ssl_medseg.datasets.dataset import DataSet
+from ssl_medseg.datasets.open import open_with
+from ssl_medseg.datasets.options import DataOptions
+from ssl_medseg.datasets.splits import Split, read_split
+from ssl_medseg.evaluation.cases import choose_cases, find_masks, score_cases
+from ssl_medseg.evaluation.plots import bland_altman_figure
+from ssl_medseg.evaluation.results import Evaluation, write_evaluation
+from ssl_medseg.evaluation.summary import Summary, summarise, summary_csv
+from ssl_medseg.evaluation.text import table, warnings
+from ssl_medseg.prediction import is_model, predict_cases
+from ssl_medseg.reports.overlay import case_sheets
 
 _OPENING = DataOptions()
 

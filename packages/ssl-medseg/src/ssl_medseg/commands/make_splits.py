@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from contrastive_core.errors import UserError
-from ssl_medseg.data import Case, DataOptions, DataSet, Split, open_with, write_split
-from ssl_medseg.data.choose_patients import Combination, Draws, Pool, absent, combine, draw
-from ssl_medseg.data.fingerprints import Fingerprint, fingerprint
-from ssl_medseg.data.tables import read_table
+from ssl_medseg.datasets import Case, DataOptions, DataSet, Split, open_with, write_split
+from ssl_medseg.datasets.draw_splits import Combination, Draws, Pool, absent, combine, draw
+from ssl_medseg.datasets.splits import Fingerprint, fingerprint
+from ssl_medseg.io import read_grid
+from ssl_medseg.io.tables import read_table
 from ssl_medseg.preprocessing.geometry import slice_axis
-from ssl_medseg.volumes import read_grid
 
 _SHOWN = 8
 

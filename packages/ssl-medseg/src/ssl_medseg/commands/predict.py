@@ -14,15 +14,14 @@ from numpy.typing import NDArray
 from contrastive_core.errors import UserError
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.progress import track
-from ssl_medseg.data import DataOptions
-from ssl_medseg.data.files import DICOM_ENDINGS, ENDINGS, stem, without_path
-from ssl_medseg.data.label_map import LabelMap
-from ssl_medseg.model_folder import Segmenter, load_segmenter
-from ssl_medseg.prediction.images import Wanted, find_images
-from ssl_medseg.prediction.segment import Segmented, segment
-from ssl_medseg.volumes import Volume, read_volume, write_mask
-from ssl_medseg.volumes.dicom_seg import write_dicom_seg
-from ssl_medseg.volumes.mask import write_on_grid
+from ssl_medseg.datasets import DataOptions
+from ssl_medseg.io import Volume, read_volume, write_mask
+from ssl_medseg.io.dicom import write_dicom_seg
+from ssl_medseg.io.file_types import DICOM_ENDINGS, ENDINGS, stem, without_path
+from ssl_medseg.io.label_map import LabelMap
+from ssl_medseg.io.mask import write_on_grid
+from ssl_medseg.models.checkpoint import Segmenter, load_segmenter
+from ssl_medseg.prediction import Segmented, Wanted, find_images, segment
 
 _TROUBLE = (UserError, OSError, ValueError, RuntimeError, ArithmeticError, MemoryError)
 _SHOWN = 10
@@ -187,7 +186,7 @@ def _write(segmented: Segmented, volume: Volume, target: Path, labels: LabelMap)
 def _draw(segmented: Segmented, volume: Volume, target: Path, name: str, labels: LabelMap) -> None:
     # Here, not above: masks need no matplotlib.
     from contrastive_core.app.report.figures import to_png  # noqa: PLC0415
-    from ssl_medseg.reporting.mask_sheet import mask_sheet  # noqa: PLC0415
+    from ssl_medseg.reports.overlay import mask_sheet  # noqa: PLC0415
 
     figure = mask_sheet(volume, segmented.classes, name=name, structures=labels.structures)
     write_atomic(target.with_name(f"{stem(target).removesuffix('.dcm')}.png"), to_png(figure, dpi=110))

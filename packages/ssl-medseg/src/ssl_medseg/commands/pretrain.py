@@ -8,16 +8,14 @@ import torch
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import Run, RunOptions
-from ssl_medseg.data import DataOptions
+from ssl_medseg.datasets import DataOptions
 from ssl_medseg.models import NetworkOptions, UNet, settle_statistics
-from ssl_medseg.optimization import adam
-from ssl_medseg.pace import Pace
 from ssl_medseg.preprocessing import PreprocessingOptions
-from ssl_medseg.pretraining.networks import GlobalNetwork, LocalNetwork
+from ssl_medseg.pretraining.model import GlobalNetwork, LocalNetwork, save_trunk
 from ssl_medseg.pretraining.stages import GlobalKind, GlobalStage, LocalKind, LocalStage, Stage
-from ssl_medseg.pretraining.trunk_folder import save_trunk
-from ssl_medseg.slices import stack_slices
-from ssl_medseg.training_data import open_training_data
+from ssl_medseg.training.data import open_training_data
+from ssl_medseg.training.optim import Pace, adam
+from ssl_medseg.training.slices import stack_slices
 
 
 def pretrain(

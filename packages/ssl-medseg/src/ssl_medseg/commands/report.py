@@ -6,10 +6,10 @@ from pathlib import Path
 
 from contrastive_core.app.report import page
 from contrastive_core.training.files import write_atomic
-from ssl_medseg.reporting import sections
-from ssl_medseg.reporting.evaluation_section import evaluation_section, stages_table
-from ssl_medseg.reporting.rounds import rounds_section
-from ssl_medseg.reporting.run_folder import open_run
+from ssl_medseg.reports import sections
+from ssl_medseg.reports.evaluation_section import evaluation_section, stages_table
+from ssl_medseg.reports.rounds import rounds_section
+from ssl_medseg.reports.run_folder import open_run
 
 
 def report(run: Path, *, out: Path | None = None, show_paths: bool = False) -> Path:

@@ -13,17 +13,17 @@ from contrastive_core.errors import UserError
 from contrastive_core.training import RunOptions, config, files
 from contrastive_core.training.launch import make_fabric
 from contrastive_core.training.processes import Processes
-from ssl_medseg.augment import AugmentOptions
 from ssl_medseg.commands.selftrain import selftrain
 from ssl_medseg.commands.train import train
-from ssl_medseg.data import DataOptions, open_with, read_split, write_split
-from ssl_medseg.data.own_split import split_by_labels
+from ssl_medseg.datasets import DataOptions, open_with, read_split, write_split
+from ssl_medseg.datasets.draw_splits import split_by_labels
 from ssl_medseg.losses.segmentation import SegmentationLoss
 from ssl_medseg.models import NetworkOptions
-from ssl_medseg.optimization import Schedule
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.selftraining.options import ContrastOptions, Method, Norm, PseudoLabelOptions, TeacherOptions
-from ssl_medseg.training_data import open_training_data
+from ssl_medseg.training.augment import AugmentOptions
+from ssl_medseg.training.data import open_training_data
+from ssl_medseg.training.optim import Schedule
 
 
 def run(

@@ -9,22 +9,20 @@ import torch
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import Run, RunOptions
-from ssl_medseg.augment import AugmentOptions
-from ssl_medseg.batches import SegmentationBatches
-from ssl_medseg.data import DataOptions, open_with
+from ssl_medseg.datasets import DataOptions, open_with
 from ssl_medseg.losses.segmentation import SegmentationLoss, segmentation_loss
-from ssl_medseg.model_folder import Segmenter, load_segmenter, save_segmenter
-from ssl_medseg.optimization import Schedule
-from ssl_medseg.pace import Pace
-from ssl_medseg.prepared_cases import prepare_cases
-from ssl_medseg.selftraining.contrast_term import ContrastTerm
+from ssl_medseg.models.checkpoint import Segmenter, load_segmenter, save_segmenter
+from ssl_medseg.preprocessing.cases import prepare_cases
+from ssl_medseg.selftraining.contrast import ContrastTerm
 from ssl_medseg.selftraining.options import ContrastOptions, Method, Norm, PseudoLabelOptions, TeacherOptions
 from ssl_medseg.selftraining.pool import Pool
+from ssl_medseg.selftraining.rounds import score_withheld_labels
 from ssl_medseg.selftraining.student import Scoring, Student
 from ssl_medseg.selftraining.terms import ConsistencyTerm, PseudoTerm, Term
-from ssl_medseg.selftraining.withheld import score_withheld_labels
-from ssl_medseg.slices import slices_with
-from ssl_medseg.training_data import TrainingData, open_training_data
+from ssl_medseg.training.augment import AugmentOptions
+from ssl_medseg.training.data import TrainingData, open_training_data
+from ssl_medseg.training.optim import Pace, Schedule
+from ssl_medseg.training.slices import SegmentationBatches, slices_with
 
 
 def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom

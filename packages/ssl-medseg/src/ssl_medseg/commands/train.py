@@ -9,19 +9,16 @@ import torch
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import Run, RunOptions
-from ssl_medseg.augment import AugmentOptions
-from ssl_medseg.batches import SegmentationBatches
-from ssl_medseg.data import DataOptions
-from ssl_medseg.keeping import BestWeights, moving_average
+from ssl_medseg.datasets import DataOptions
 from ssl_medseg.losses.segmentation import SegmentationLoss, segmentation_loss
-from ssl_medseg.model_folder import save_segmenter
 from ssl_medseg.models import NetworkOptions, build_network, settle_statistics
-from ssl_medseg.optimization import Schedule, adam, scheduler
-from ssl_medseg.pace import Pace, seconds_of
+from ssl_medseg.models.checkpoint import save_segmenter
 from ssl_medseg.preprocessing import PreprocessingOptions
-from ssl_medseg.pretraining.trunk_folder import load_trunk
-from ssl_medseg.slices import slices_with
-from ssl_medseg.training_data import open_training_data
+from ssl_medseg.pretraining.model import load_trunk
+from ssl_medseg.training.augment import AugmentOptions
+from ssl_medseg.training.data import open_training_data
+from ssl_medseg.training.optim import BestWeights, Pace, Schedule, adam, moving_average, scheduler, seconds_of
+from ssl_medseg.training.slices import SegmentationBatches, slices_with
 
 
 def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom

@@ -1,12 +1,109 @@
-"""The segmentation loss by its name."""
+"""Segmentation losses of the paper: Dice with or without the background, and weighted cross-entropy."""
 
 from __future__ import annotations
 
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from ssl_medseg.losses.dice import class_weights, cross_entropy, dice_loss
+_SMALLEST = 1e-10
+
+
+def dice_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None, *, background: bool = True) -> Tensor:
+    """One minus the mean soft Dice over images and classes.
+
+        d[b, c] = 2 sum(p y) / (sum p + sum y + 1e-10),    loss = 1 - mean over b and c of d
+
+    p = softmax of the logits; the sums run over the pixels of image b. No squares, no smoothing: a class that is absent
+    from an image adds 1 / (B C) whatever is predicted there and has no gradient, so that its false positives are
+    punished through the other classes only.
+
+    Args:
+        logits: [B, C, H, W].
+        target: classes, integers [B, H, W], or class shares [B, C, H, W] (a deformed one-hot map is a mixture).
+        weight: of the pixels in all three sums, [B, H, W]; 0 where the target is not known. None: all 1.
+        background: whether class 0 takes part in the mean (the released code's default).
+
+    Returns:
+        Scalar, float64 if the logits are, else float32.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+
+    Reference: Chaitanya et al. 2023, Medical Image Analysis 87, 102792, as in the released code.
+
+    >>> sure = torch.tensor([[[[9.0, -9.0]], [[-9.0, 9.0]]]])
+    >>> [round(dice_loss(sure, torch.tensor(target)).item(), 4) for target in ([[[0, 1]]], [[[0, 0]]])]
+    [0.0, 0.6667]
+    """
+    logits = _precise(logits)
+    share = shares(target, like=logits)
+    probability = logits.softmax(1)
+    if weight is not None:
+        probability, share = (x * weight.to(x)[:, None] for x in (probability, share))
+    overlap = (probability * share).sum((2, 3))
+    dice = 2 * overlap / (probability.sum((2, 3)) + share.sum((2, 3)) + _SMALLEST)
+    return 1 - dice[:, 0 if background else 1 :].mean()
+
+
+def cross_entropy(
+    logits: Tensor, target: Tensor, weight: Tensor | None = None, *, weights: Tensor | None = None
+) -> Tensor:
+    """Mean over pixels of the cross-entropy, each pixel weighted by its class.
+
+        loss = mean over pixels of  (sum_c w_c y_c) (- sum_c y_c log p_c)
+
+    The mean is over all pixels, not over their weights as in ``torch.nn.functional.cross_entropy``.
+
+    Args:
+        logits: [B, C, H, W].
+        target: classes, integers [B, H, W], or class shares [B, C, H, W].
+        weight: of the pixels, [B, H, W]; 0 where the target is not known, and the mean is still over all. None: all 1.
+        weights: [C]; None: all 1. The released code's are those of :func:`class_weights`.
+
+    Returns:
+        Scalar, float64 if the logits are, else float32.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+    """
+    logits = _precise(logits)
+    share = shares(target, like=logits)
+    loss = -(share * logits.log_softmax(1)).sum(1)
+    if weights is not None:
+        if weights.shape != logits.shape[1:2]:
+            raise ValueError(f"found weights {tuple(weights.shape)} for {logits.shape[1]} classes; expected one each")
+        loss = loss * torch.einsum("bchw,c->bhw", share, weights.to(logits))
+    return (loss if weight is None else loss * weight.to(loss)).mean()
+
+
+def class_weights(classes: int) -> Tensor:
+    """Weights [C] of the released code's weighted cross-entropy: 0.1 for the background, the rest shared evenly."""
+    return torch.tensor([0.1, *[0.9 / (classes - 1)] * (classes - 1)])
+
+
+def shares(target: Tensor, *, like: Tensor) -> Tensor:
+    """Class shares [B, C, H, W] of a target: one-hot of classes [B, H, W], or the shares as they are.
+
+    Raises:
+        ValueError: it is neither for logits of this shape.
+    """
+    batch, classes, height, width = like.shape
+    if target.shape == (batch, height, width) and not target.is_floating_point():
+        return F.one_hot(target.long(), classes).movedim(-1, 1).to(like.dtype)
+    if target.shape == like.shape:
+        return target.to(like.dtype)
+    raise ValueError(
+        f"found a target {tuple(target.shape)} {target.dtype} for logits {tuple(like.shape)}; expected integers "
+        f"{(batch, height, width)} or shares {tuple(like.shape)}"
+    )
+
+
+def _precise(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
 
 SegmentationLoss = Literal["dice", "dice-foreground", "cross-entropy"]
 

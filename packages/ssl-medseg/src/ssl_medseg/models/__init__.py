@@ -1,7 +1,6 @@
 """Networks that segment slices: the paper's U-Net or one of MONAI's as trunk, and two heads on its features."""
 
-from ssl_medseg.models.heads import ContrastHead, SegmentationHead
-from ssl_medseg.models.network import SegmentationNetwork, build_network
+from ssl_medseg.models.network import ContrastHead, SegmentationHead, SegmentationNetwork, build_network
 from ssl_medseg.models.options import NetworkOptions
 from ssl_medseg.models.unet import UNet, settle_statistics
 

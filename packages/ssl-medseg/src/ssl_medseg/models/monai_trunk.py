@@ -1,4 +1,4 @@
-"""Networks of MONAI as trunks, through one adapter."""
+"""MONAI networks as trunks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A network of trunk and segmentation head, whatever the trunk is."""
+"""Segmentation networks: a trunk, a segmentation head, and the head of the contrastive loss."""
 
 from __future__ import annotations
 
@@ -6,10 +6,48 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contrastive_core.errors import UserError
-from ssl_medseg.models.heads import SegmentationHead
 from ssl_medseg.models.monai_trunk import MonaiTrunk
 from ssl_medseg.models.options import NetworkOptions
-from ssl_medseg.models.unet import UNet
+from ssl_medseg.models.unet import ConvBlock, UNet, batch_norm, he_init
+
+
+class SegmentationHead(nn.Module):
+    """Two convolution blocks as wide as the features, then a 3x3 convolution to the classes (the paper's g_xi).
+
+    [N, F, H, W] -> logits [N, C, H, W]. The last convolution has no bias.
+    """
+
+    def __init__(self, feature_channels: int, classes: int) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(
+            ConvBlock(feature_channels, feature_channels), ConvBlock(feature_channels, feature_channels)
+        )
+        self.classify = nn.Conv2d(feature_channels, classes, 3, padding=1, bias=False)
+        he_init(self)
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.classify(self.blocks(features))
+        return logits
+
+
+class ContrastHead(nn.Sequential):
+    """1x1 convolution, batch norm, ReLU, 1x1 convolution, without biases (the paper's h_phi); dropped after training.
+
+    [N, F, H, W] -> embeddings [N, E, H, W], not normalised.
+
+    Args:
+        feature_channels: F, of the decoder's map.
+        embedding: E; 16 in the paper.
+    """
+
+    def __init__(self, feature_channels: int, embedding: int = 16) -> None:
+        super().__init__(
+            nn.Conv2d(feature_channels, embedding, 1, bias=False),
+            batch_norm(embedding),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(embedding, embedding, 1, bias=False),
+        )
+        he_init(self)
 
 
 class SegmentationNetwork(nn.Module):

@@ -1,4 +1,4 @@
-"""Which network segments."""
+"""Options of the network."""
 
 from __future__ import annotations
 

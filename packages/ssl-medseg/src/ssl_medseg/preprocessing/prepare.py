@@ -1,8 +1,9 @@
-"""From a volume to the slices a network takes."""
+"""Prepare a volume as slices for the network, and restore the network's output to the volume's grid."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,11 +11,42 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from ssl_medseg.preprocessing.geometry import Geometry, slice_geometry
-from ssl_medseg.preprocessing.interpolate import is_inside, to_nearest_pixels, to_pixels
-from ssl_medseg.preprocessing.n4 import correct_bias_field
+from ssl_medseg.io.volume import Grid, Volume, import_extra
+from ssl_medseg.preprocessing.geometry import (
+    Geometry,
+    is_inside,
+    slice_geometry,
+    to_nearest_pixels,
+    to_pixels,
+    to_voxels,
+)
 from ssl_medseg.preprocessing.settings import Preprocessing
-from ssl_medseg.volumes.volume import Grid, Volume
+
+_LEVELS = (50, 50, 50, 50)
+_THRESHOLD = 0.001
+
+
+def correct_bias_field(array: NDArray[np.float32], *, shrink: int) -> NDArray[np.float32]:
+    """A volume divided by its estimated bias field.
+
+    Four levels of up to 50 iterations, convergence at 0.001, without a mask, as in the released code (with
+    `shrink` 1). N4 works with logarithms, so voxels at or below 0 take no part in the estimate.
+
+    Args:
+        array: ``[X, Y, Z]``.
+        shrink: the field is estimated on every n-th voxel along each axis that has enough of them; it is smooth, so
+            that little is lost, and evaluated on all voxels.
+    """
+    sitk = import_extra("SimpleITK", extra="simpleitk", needed_for="N4 bias field correction")
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array, dtype=np.float32))
+    factors = [max(1, min(shrink, n // 16)) for n in image.GetSize()]
+    small = sitk.Shrink(image, factors)
+    n4 = sitk.N4BiasFieldCorrectionImageFilter()
+    n4.SetMaximumNumberOfIterations(_LEVELS)
+    n4.SetConvergenceThreshold(_THRESHOLD)
+    n4.Execute(small)
+    field = sitk.GetArrayFromImage(sitk.Exp(n4.GetLogBiasFieldAsImage(image)))
+    return np.asarray(array / field, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -114,3 +146,47 @@ def _smoothed(slices: NDArray[np.float32], geometry: Geometry) -> NDArray[np.flo
     from scipy.ndimage import gaussian_filter  # noqa: PLC0415
 
     return np.asarray(gaussian_filter(slices, (0.0, *sigma), mode="nearest"), dtype=np.float32)
+
+
+def restore(probabilities: Tensor, geometry: Geometry) -> NDArray[np.float32]:
+    """Probabilities of all slices of a volume on the volume's own grid.
+
+    Linear interpolation between pixels, as MONAI's ``Invertd`` does it; where a volume reaches beyond its slices by
+    a pixel or more it is background.
+
+    Args:
+        probabilities: ``[S, C, H, W]``, of which class 0 is the background.
+        geometry: of the slices.
+
+    Returns:
+        Float32 ``[C, X, Y, Z]`` in the file's own order of axes.
+    """
+    native = restore_slices(probabilities, geometry).float().cpu().numpy()
+    return np.stack([place(native[:, c], geometry) for c in range(native.shape[1])])
+
+
+def restore_slices(probabilities: Tensor, geometry: Geometry) -> Tensor:
+    """Probabilities of some slices on the pixels their volume was stored with.
+
+    Slices do not depend on each other, so that a large volume is restored a few at a time.
+
+    Args:
+        probabilities: ``[N, C, H, W]``, of which class 0 is the background.
+        geometry: of their volume.
+
+    Returns:
+        ``[N, C, rows, columns]``, rows and columns being voxels of the volume.
+    """
+    native = to_voxels(probabilities, geometry)
+    # Between the outermost pixel and the next, which is not there, a voxel has part of the weight: it is made whole.
+    shown = to_voxels(torch.ones_like(probabilities[:1, 0]), geometry)
+    native /= shown.clamp_min(torch.finfo(shown.dtype).tiny)
+    native[:, 0] += shown == 0
+    return native
+
+
+def place(slices: NDArray[Any], geometry: Geometry) -> NDArray[Any]:
+    """Slices ``[S, rows, columns]`` of a volume's own voxels as the volume ``[X, Y, Z]``."""
+    volume = np.empty(geometry.shape, dtype=slices.dtype)
+    geometry.to_slices(volume)[...] = slices
+    return volume

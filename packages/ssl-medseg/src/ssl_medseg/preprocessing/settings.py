@@ -1,4 +1,4 @@
-"""What is done to every volume before the network sees it."""
+"""Settings of the preprocessing, stored with the model."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Pre-training without labels, the parent method: its networks, its batches, its views."""
+"""Pre-training without labels (Chaitanya et al. 2020)."""

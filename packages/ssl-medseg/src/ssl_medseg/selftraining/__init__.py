@@ -1,1 +1,1 @@
-"""Self-training: pseudo-labels of a round, their checks, pairs of slices for the contrastive loss."""
+"""Self-training: pseudo-labels in rounds, and the losses on unlabelled slices."""

@@ -7,7 +7,7 @@ from typing import Literal
 
 from contrastive_core.errors import UserError
 from contrastive_core.losses.local_contrastive import Reduction, Variant
-from ssl_medseg.crf import CrfName
+from ssl_medseg.selftraining.crf import CrfName
 
 Norm = Literal["joint", "trunk", "apart"]
 """With which images the contrastive ones share batch statistics."""

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import Run
-from ssl_medseg.keeping import BestWeights
 from ssl_medseg.selftraining.options import PseudoLabelOptions
 from ssl_medseg.selftraining.pseudo_labels import (
     UNUSED,
@@ -20,10 +19,10 @@ from ssl_medseg.selftraining.pseudo_labels import (
     read_pseudo_labels,
     write_pseudo_labels,
 )
-from ssl_medseg.selftraining.rounds import check_round, describe, read_rounds, write_round
-from ssl_medseg.selftraining.withheld import pseudo_file
-from ssl_medseg.slices import SliceSet, stack_slices
-from ssl_medseg.training_data import TrainingData
+from ssl_medseg.selftraining.rounds import check_round, describe, pseudo_file, read_rounds, write_round
+from ssl_medseg.training.data import TrainingData
+from ssl_medseg.training.optim import BestWeights
+from ssl_medseg.training.slices import SliceSet, stack_slices
 
 
 class Pool:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from contrastive_core.errors import UserError
 from contrastive_core.pseudo_label import PseudoLabels, agreement, class_thresholds, fuse, hard_labels
 from contrastive_core.training.files import write_atomic
-from ssl_medseg.crf import SETTINGS, refine
-from ssl_medseg.inference import slice_probabilities
-from ssl_medseg.prepared_cases import PreparedCase
+from ssl_medseg.evaluation.metrics import class_dice
+from ssl_medseg.models.inference import slice_probabilities
+from ssl_medseg.preprocessing.cases import PreparedCase
+from ssl_medseg.selftraining.crf import SETTINGS, refine
 from ssl_medseg.selftraining.options import PseudoLabelOptions
 
 UNUSED = 255
@@ -111,16 +112,14 @@ def _predict(
 def _agreement_of_views(views: Tensor) -> float:
     """Mean over the other views and the structures found of the Dice with the first view."""
     named = views.argmax(2)
-    scores = [dice_of(named[0], other, views.shape[2])[1:] for other in named[1:]]
+    scores = [label_map_dice(named[0], other, views.shape[2])[1:] for other in named[1:]]
     found = torch.cat(scores)
     return float(found[~found.isnan()].mean()) if bool((~found.isnan()).any()) else 0.0
 
 
-def dice_of(a: Tensor, b: Tensor, classes: int) -> Tensor:
-    """Dice [C] of two label maps over all their pixels; NaN for a class that neither has."""
-    masks = [(a == number, b == number) for number in range(classes)]
-    both, either = torch.stack([(x & y).sum() for x, y in masks]), torch.stack([x.sum() + y.sum() for x, y in masks])
-    return 2 * both / either
+def label_map_dice(a: Tensor, b: Tensor, classes: int) -> Tensor:
+    """`class_dice` of two label maps given as tensors: float64 [C]."""
+    return torch.from_numpy(class_dice(a.cpu().numpy(), b.cpu().numpy(), classes=classes))
 
 
 def write_pseudo_labels(path: Path, made: Sequence[PseudoCase]) -> None:

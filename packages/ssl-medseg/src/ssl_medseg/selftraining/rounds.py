@@ -1,10 +1,10 @@
-"""What is written down of every round, and the guard that stops a loop which destroys its own labels."""
+"""Records of the self-training rounds, and the guard against pseudo-labels that degenerate."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 from contrastive_core.errors import UserError
 from contrastive_core.training.files import write_atomic
 from ssl_medseg.selftraining.options import PseudoLabelOptions
-from ssl_medseg.selftraining.pseudo_labels import UNUSED, PseudoCase, dice_of
+from ssl_medseg.selftraining.pseudo_labels import UNUSED, PseudoCase, label_map_dice, read_pseudo_labels
 
 FORMAT = "ssl-medseg round 1"
 
@@ -130,7 +130,7 @@ def describe(
     if last is not None:
         before = torch.cat([case.predicted.flatten() for case in last])
         found.change = float((before != predicted).float().mean())
-        scores = dice_of(before, predicted, len(structures) + 1)[1:].tolist()
+        scores = label_map_dice(before, predicted, len(structures) + 1)[1:].tolist()
         found.dice_to_last = {
             name: None if math.isnan(score) else score for name, score in zip(structures, scores, strict=True)
         }
@@ -202,3 +202,45 @@ def read_rounds(folder: Path) -> list[Round]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: is damaged ({type(error).__name__}: {error}); expected a round's JSON") from error
     return found
+
+
+def pseudo_file(folder: Path, number: int) -> Path:
+    """Where a run keeps the pseudo-labels of a round."""
+    return folder / "pseudo" / f"round-{number:02d}.safetensors"
+
+
+def score_withheld_labels(folder: Path, structures: Sequence[str], truth: Mapping[str, Tensor]) -> list[float]:
+    """Add the Dice of the pseudo-labels with the truth to the rounds of a finished run.
+
+    Dice over all pixels of the slices of a case, per structure; a structure that is on one side only scores 0, one that
+    is on neither is left out.
+
+    Args:
+        folder: of the run.
+        structures: names, without the background.
+        truth: labels uint8 [S, H, W] by case, of those that have one.
+
+    Returns:
+        Mean Dice of each round.
+    """
+    means = []
+    for found in read_rounds(folder):
+        made = read_pseudo_labels(pseudo_file(folder, found.round))
+        per_case = {
+            case.name: label_map_dice(case.predicted, truth[case.name], len(structures) + 1)[1:]
+            for case in made
+            if case.name in truth
+        }
+        if not per_case:
+            return []
+        table = torch.stack(list(per_case.values()))
+        by_structure = table.nanmean(0)
+        found.withheld = {
+            "cases": len(per_case),
+            "mean": float(table.nanmean(1).nanmean()),
+            "structures": dict(zip(structures, by_structure.tolist(), strict=True)),
+            "by_case": {name: float(scores.nanmean()) for name, scores in per_case.items()},
+        }
+        write_round(folder, found)
+        means.append(found.withheld["mean"])
+    return means

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_core.training import Run
-from ssl_medseg.keeping import BestWeights, moving_average
-from ssl_medseg.model_folder import Segmenter
 from ssl_medseg.models import ContrastHead, SegmentationNetwork, build_network, settle_statistics
-from ssl_medseg.optimization import Schedule, adam, scheduler
+from ssl_medseg.models.checkpoint import Segmenter
 from ssl_medseg.selftraining.options import Norm
-from ssl_medseg.validation import Validation
+from ssl_medseg.training.optim import BestWeights, Schedule, adam, moving_average, scheduler
+from ssl_medseg.training.validation import Validation
 
 
 class JointNetwork(nn.Module):

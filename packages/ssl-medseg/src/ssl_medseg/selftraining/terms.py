@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 from contrastive_core.rng import derive
 from contrastive_core.training import Run
-from ssl_medseg.augment import AugmentOptions, jitter_intensity
-from ssl_medseg.batches import SegmentationBatches
-from ssl_medseg.inference import slice_probabilities
 from ssl_medseg.losses.segmentation import Criterion
+from ssl_medseg.models.inference import slice_probabilities
 from ssl_medseg.selftraining.options import TeacherOptions
 from ssl_medseg.selftraining.pool import Pool
-from ssl_medseg.slices import SliceDraws, SliceSet
+from ssl_medseg.training.augment import AugmentOptions, jitter_intensity
+from ssl_medseg.training.slices import SegmentationBatches, SliceDraws, SliceSet
 
 
 class Term(Protocol):

@@ -1,0 +1,130 @@
+"""Draw the cases that have findings."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contrastive_core.app.checks import Finding
+from contrastive_core.app.report.figures import to_png
+from contrastive_core.errors import UserError
+from contrastive_core.training.files import write_atomic
+from ssl_medseg.checks.facts import Looked
+from ssl_medseg.checks.report import Report
+from ssl_medseg.datasets.dataset import Case
+from ssl_medseg.io import Volume, read_label_values, read_volume
+from ssl_medseg.io.label_map import LabelMap
+from ssl_medseg.preprocessing.geometry import slice_axis
+from ssl_medseg.reports.overlay import Sheet, sheet_figure, view
+
+# Found of nearly all cases or of none; a picture would show nothing of it.
+_NOT_SEEN = ("unknown_spacing", "missing_image", "missing_label", "no_label", "same_name")
+_WIDTH = 110
+_MOST_VALUES = 12
+
+
+def draw_pictures(report: Report, folder: Path, *, every: bool = False, most: int = 40) -> list[Path]:
+    """Draw the cases with errors and warnings that can be seen, into a file each.
+
+    The label lies on the image as its voxels do; where its grid is another one, also as its own affine says. Voxels
+    that are no numbers, and values that are not in the map, have colours of their own.
+
+    Args:
+        report: what was found.
+        folder: of the pictures; a file is called as its case.
+        every: draw cases that nothing was found about as well.
+        most: pictures at most; the worst cases are drawn first.
+
+    Returns:
+        The files.
+    """
+    words: dict[str, list[str]] = {}
+    for finding in report.findings:
+        if finding.level != "note" and finding.kind not in _NOT_SEEN:
+            for name, said in _by_case(finding):
+                words.setdefault(name, []).append(said)
+    cases = {one.case.name: one for one in report.looked if one.is_good}
+    names = [name for name in words if name in cases]
+    names += [name for name in cases if every and name not in words]
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name in names[:most]:
+        one = cases[name]
+        figure = sheet_figure(_sheet(one, words.get(name, []), report.labels))
+        path = folder / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.png"
+        write_atomic(path, to_png(figure, dpi=110))
+        written.append(path)
+    return written
+
+
+def _by_case(finding: Finding) -> list[tuple[str, str]]:
+    about = re.sub(r"^\d+ (image|label)s?\b", r"\1", finding.title.partition(":")[0])
+    return [
+        (name, f"{about}: {item.detail}" if item.detail else about) for item in finding.items for name in item.files
+    ]
+
+
+def _sheet(one: Looked, words: Sequence[str], labels: LabelMap | None) -> Sheet:
+    volume = read_volume(one.case.image)
+    finite = np.isfinite(volume.array)
+    fill = float(volume.array[finite].min()) if finite.any() else 0.0
+    masks, structures = _masks(one.case, volume, labels)
+    if not finite.all():
+        structures = [*structures, "no number"]
+        bad = np.where(finite, 0, len(structures)).astype(np.uint8)
+        masks = {name: np.where(finite, mask, bad) for name, mask in masks.items()} or {"image": bad}
+    lines = [line for said in words for line in textwrap.wrap(said, _WIDTH)]
+    return Sheet(
+        title=one.case.name,
+        subtitle="\n".join(lines),
+        image=np.where(finite, volume.array, fill),
+        masks=masks,
+        structures=structures,
+        view=view(volume.affine, slice_axis(volume.grid), known=volume.grid.spacing_known),
+    )
+
+
+def _masks(case: Case, volume: Volume, labels: LabelMap | None) -> tuple[Mapping[str, NDArray[np.uint8]], list[str]]:
+    if case.label is None:
+        return {}, []
+    try:
+        array, affine = read_label_values(case.label)
+    except UserError:
+        return {}, []
+    classes, structures = _classes(array, labels)
+    if classes.shape == volume.array.shape and np.allclose(affine, volume.affine, atol=1e-3):
+        return {"label": classes}, structures
+    placed = {"label, by its affine": _placed(classes, affine, volume)}
+    if classes.shape == volume.array.shape:
+        placed = {"label, by its voxels": classes, **placed}
+    return placed, structures
+
+
+def _classes(array: NDArray[Any], labels: LabelMap | None) -> tuple[NDArray[np.uint8], list[str]]:
+    """Places in the map; what is not in it is one more structure."""
+    whole = np.round(np.nan_to_num(array.astype(np.float64)))
+    if labels is None:
+        values = [int(value) for value in np.unique(whole) if value][:_MOST_VALUES]
+        labels = LabelMap(("background", *(f"value {value}" for value in values)), (0, *values))
+    classes = np.full(array.shape, len(labels), dtype=np.uint8)
+    for number, value in enumerate(labels.values):
+        classes[whole == value] = number
+    extra = ["not in the map"] if (classes == len(labels)).any() else []
+    return classes, [*labels.structures, *extra]
+
+
+def _placed(classes: NDArray[np.uint8], affine: NDArray[np.float64], volume: Volume) -> NDArray[np.uint8]:
+    """A label on the grid of an image, by nearest neighbour."""
+    from scipy.ndimage import affine_transform  # noqa: PLC0415 - needed for few cases
+
+    step = np.linalg.inv(affine) @ volume.affine
+    placed: NDArray[np.uint8] = affine_transform(
+        classes, step[:3, :3], step[:3, 3], output_shape=volume.array.shape, order=0, cval=0
+    )
+    return placed

@@ -1,0 +1,228 @@
+"""Repair labels and headers in a copy of a data set, with a log; the data set itself is not changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+
+from contrastive_core.app.checks import several
+from contrastive_core.errors import UserError
+from contrastive_core.training.files import replace_folder, write_atomic
+from ssl_medseg.datasets import Case, DataOptions
+from ssl_medseg.datasets.open import look, meaning
+from ssl_medseg.io import Grid, grid_difference, read_label_values, read_volume
+from ssl_medseg.io.file_types import without_path
+from ssl_medseg.io.label_map import LabelMap
+from ssl_medseg.io.mask import write_on_grid
+from ssl_medseg.io.nifti import take_form
+from ssl_medseg.io.volume import ImageFile
+
+Fix = Literal["grid", "fractions", "sform", "qform"]
+
+
+def repair_label(
+    image: ImageFile, path: Path, labels: LabelMap | None, *, fractions: bool, grid: bool
+) -> dict[str, str]:
+    """Repair a label in its place.
+
+    Args:
+        image: its image.
+        path: of the label.
+        labels: what its values may be; None: any.
+        fractions: make values that are no whole numbers the nearest one.
+        grid: bring it onto the image's grid by nearest neighbour; 0 where it does not reach.
+
+    Returns:
+        What was done -> in words; empty if there was nothing to do.
+
+    Raises:
+        UserError: it cannot be done, or would lose a structure; then the label stays as it is.
+    """
+    array, affine = read_label_values(path)
+    like, done = ImageFile(path), dict[str, str]()
+    if fractions and np.issubdtype(array.dtype, np.floating):
+        array, words = _whole(array, path, labels)
+        done |= {"fractions": words} if words else {}
+    if grid:
+        target = read_volume(image).grid
+        x, y, z = array.shape
+        if difference := grid_difference(Grid((x, y, z), affine), target):
+            array, kept = _onto(array, Grid((x, y, z), affine), target, path)
+            like = image
+            done["grid"] = f"resampled onto the image by nearest neighbour ({difference}): {kept}"
+    if done:
+        write_on_grid(_small(array), read_volume(like), path)
+    return done
+
+
+def _whole(array: NDArray[Any], path: Path, labels: LabelMap | None) -> tuple[NDArray[Any], str]:
+    if not np.isfinite(array).all():
+        raise UserError(f"{path}: has voxels that are no finite numbers, expected label values; draw it again")
+    nearest = np.rint(array)
+    off = np.abs(array - nearest)
+    unknown = [] if labels is None else sorted(set(np.unique(nearest).tolist()) - set(labels.values))
+    if unknown:
+        raise UserError(
+            f"{path}: rounded it would hold {', '.join(f'{v:g}' for v in unknown[:8])}, which the label map lacks; "
+            "correct the label or the map"
+        )
+    changed = int(np.count_nonzero(off))
+    words = f"rounded in {changed:,} voxels, by up to {off.max():.3g}" if changed else ""
+    return nearest.astype(np.int32), words
+
+
+def _onto(array: NDArray[Any], own: Grid, target: Grid, path: Path) -> tuple[NDArray[Any], str]:
+    if not (own.spacing_known and target.spacing_known):
+        raise UserError(f"{path}: nothing says where its voxels or its image's lie (an identity matrix as affine)")
+    kind = array.dtype if np.issubdtype(array.dtype, np.floating) else _small(array).dtype
+    from nibabel.processing import resample_from_to  # noqa: PLC0415 - scipy
+
+    source = nibabel.Nifti1Image(array.astype(kind), own.affine)
+    moved = resample_from_to(source, (target.shape, target.affine), order=0, mode="constant", cval=0)
+    result = np.asarray(moved.dataobj).astype(kind)
+    voxel, new_voxel = (abs(float(np.linalg.det(grid.affine[:3, :3]))) / 1000 for grid in (own, target))
+    words = []
+    for value in np.unique(array[array != 0]).tolist():
+        before, after = np.sum(array == value) * voxel, np.sum(result == value) * new_voxel
+        if not after:
+            raise UserError(f"{path}: nothing of its value {value:g} would lie on the image; is it another's label?")
+        words.append(f"value {value:g} {before:.3g} mL before, {after:.3g} mL after")
+    return result, ", ".join(words) or "empty before and after"
+
+
+def _small(array: NDArray[Any]) -> NDArray[Any]:
+    """In the smallest of uint8, int16 and int32 that holds it; fractions stay as they are."""
+    if np.issubdtype(array.dtype, np.floating):
+        return array
+    low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
+    for kind in (np.uint8, np.int16):
+        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
+            return array.astype(kind)
+    return array.astype(np.int32)
+
+
+LOG = "repairs.json"
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of a file.
+
+    Attributes:
+        case: its name.
+        file: ``image`` or ``label``.
+        fix: what was asked for; empty where something failed.
+        done: what was done, in words; empty if nothing was.
+        left: why nothing was done.
+    """
+
+    case: str
+    file: str
+    fix: str
+    done: str = ""
+    left: str = ""
+
+    def __str__(self) -> str:
+        """As a line."""
+        return f"{self.case}: {self.file} {self.done or f'left as it is: {self.left}'}"
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """The copy.
+
+    Attributes:
+        out: its folder.
+        changes: every file something was done to, or could not be.
+    """
+
+    out: Path
+    changes: Sequence[Change]
+
+    def __str__(self) -> str:
+        """Every change, and what to do next."""
+        done = sum(bool(change.done) for change in self.changes)
+        lines = [f"  {change}" for change in self.changes]
+        return "\n".join(
+            [
+                f"REPAIRED in the copy {self.out} ({several(done, 'change')}, {len(lines) - done} left; see {LOG}):",
+                *lines,
+                "look at them: ssl-medseg check on the copy, with --pictures FOLDER --picture_all true",
+            ]
+        )
+
+
+def repair(data: str, out: Path, fixes: Sequence[Fix], *, opening: DataOptions | None = None) -> Repaired:
+    """Copy a data set and repair the copy.
+
+    Args:
+        data: the data set, all of whose files lie in its folder.
+        out: folder of the copy, which is complete or not there.
+        fixes: what to do, in this order whatever theirs: ``sform`` or ``qform``: where the two contradict each other,
+            the other one is set to this; ``fractions``: label values that are no whole numbers become the nearest one;
+            ``grid``: a label on another grid than its image is resampled onto it by nearest neighbour.
+        opening: how to open the data set.
+
+    Raises:
+        UserError: fixes that exclude each other, a folder that holds something, files outside the data set's folder.
+    """
+    if not fixes or {"sform", "qform"} <= set(fixes):
+        raise UserError(f"repair got {', '.join(fixes)}; expected grid, fractions, and one of sform, qform")
+    listing, settled = look(data, opening or DataOptions())
+    labels = meaning(listing, opening or DataOptions())
+    root, out = listing.root.resolve(), out.expanduser().resolve()
+    is_taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if is_taken or out.is_relative_to(root) or root.is_relative_to(out):
+        raise UserError(f"{out}: expected a folder for the repaired copy that is new, and not inside the data set")
+    for case in settled.cases:
+        for path in (case.image.path, case.label):
+            if path is not None and not path.resolve().is_relative_to(root):
+                raise UserError(f"{path}: lies outside {root}, and would not be in a copy of it; move it there")
+    new = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(new, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copytree(root, new)
+        changes = [
+            replace(change, left=change.left.replace(f"{new}/", ""))
+            for case in settled.cases
+            for change in _of_case(_moved(case, root, new), labels, fixes)
+        ]
+        log = {"format": "ssl-medseg repairs 1", "fixes": list(fixes), "changes": list(map(asdict, changes))}
+        write_atomic(new / LOG, (json.dumps(log, indent=1) + "\n").encode())
+        replace_folder(new, out)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    return Repaired(out, changes)
+
+
+def _moved(case: Case, root: Path, new: Path) -> Case:
+    image = ImageFile(new / case.image.path.resolve().relative_to(root), case.image.channel, case.image.frame)
+    return replace(case, image=image, label=case.label and new / case.label.resolve().relative_to(root))
+
+
+def _of_case(case: Case, labels: LabelMap | None, fixes: Sequence[Fix]) -> list[Change]:
+    changes = []
+    for form in fixes:
+        for file, path in (("image", case.image.path), ("label", case.label)):
+            if form in ("sform", "qform") and path is not None and path.name.lower().endswith((".nii", ".nii.gz")):
+                try:
+                    done = take_form(path, form)
+                    changes += [Change(case.name, file, form, done)] if done else []
+                except UserError as error:
+                    changes.append(Change(case.name, file, form, left=without_path(error, path)))
+    if case.label is not None and not {"fractions", "grid"}.isdisjoint(fixes):
+        try:
+            found = repair_label(case.image, case.label, labels, fractions="fractions" in fixes, grid="grid" in fixes)
+            changes += [Change(case.name, "label", fix, words) for fix, words in found.items()]
+        except UserError as error:
+            changes.append(Change(case.name, "label", "", left=without_path(error, case.label)))
+    return changes

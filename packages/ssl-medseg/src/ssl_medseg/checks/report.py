@@ -1,0 +1,165 @@
+"""The findings of a check as text and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from contrastive_core.app.checks import (
+    Finding,
+    Findings,
+    counted_levels,
+    finding_lines,
+    findings_to_json,
+    most_first,
+    several,
+)
+from ssl_medseg.checks.facts import Looked
+from ssl_medseg.checks.rules_crop import Crop
+from ssl_medseg.io.label_map import LabelMap
+
+
+@dataclass(frozen=True)
+class Report(Findings):
+    """A data set after `examine`; printed, it is the text.
+
+    Attributes:
+        name: of the data set.
+        layout: how its files lie.
+        rule: how patients were told from the names of cases.
+        labels: what the values mean, None if nobody says so.
+        looked: every case that is there, with what is known of it.
+        findings: everything found, worst first.
+        crop: the slices that training would make, and what they cut off.
+        show_paths: whether JSON says where files lie.
+    """
+
+    name: str
+    layout: str
+    rule: str
+    labels: LabelMap | None
+    looked: Sequence[Looked]
+    findings: Sequence[Finding]
+    crop: Crop = field(default_factory=Crop)
+    show_paths: bool = False
+
+    def text(self) -> str:
+        """For a terminal: findings, worst first, long lists shortened; then the numbers."""
+        lines = [f"{self.name} ({self.layout}): {_counts(self.looked)}", *finding_lines(self.findings), ""]
+        return "\n".join([*lines, *_numbers(self), "", counted_levels(self.findings)])
+
+    __str__ = text
+
+    def to_json(self) -> str:
+        """Everything, no list shortened."""
+        content: dict[str, object] = {
+            "data": self.name,
+            "layout": self.layout,
+            "patient_rule": self.rule,
+            "labels": None if self.labels is None else self.labels.to_json(),
+            **findings_to_json(self.findings),
+            "preprocessing": None if self.crop.settings is None else self.crop.settings.to_json(),
+            "reasons": list(self.crop.reasons),
+            "cases": [_case(one, self) for one in self.looked],
+        }
+        return json.dumps(content, indent=1)
+
+
+def _counts(looked: Sequence[Looked]) -> str:
+    patients = len({one.case.patient for one in looked})
+    labelled = sum(one.label is not None for one in looked)
+    return f"{several(len(looked), 'volume')} of {several(patients, 'patient')}, {labelled} with labels"
+
+
+def _numbers(report: Report) -> Iterator[str]:
+    good = [one for one in report.looked if one.image.grid is not None]
+    counts = Counter(one.case.patient for one in report.looked)
+    if counts:
+        first = report.looked[0].case
+        yield f"patients   {len(counts)}, {report.rule}: {first.name} is of {first.patient}"
+    if not good:
+        return
+    grids = [one.image.grid for one in good if one.image.grid is not None]
+    slices = [grid.shape[one.image.axis] for one, grid in zip(good, grids, strict=True)]
+    planes = sorted(
+        tuple(n for axis, n in enumerate(grid.shape) if axis != one.image.axis)
+        for one, grid in zip(good, grids, strict=True)
+    )
+    total = sum(slices)
+    yield f"slices     {total:,}, {_span(slices)} a volume, {_range(planes)} voxels"
+    if any(one.image.spacing_known for one in good):
+        steps = [grid.spacing[one.image.axis] for one, grid in zip(good, grids, strict=True)]
+        pixels = [s for one, g in zip(good, grids, strict=True) for a, s in enumerate(g.spacing) if a != one.image.axis]
+        yield f"spacing    pixels of {_span(pixels)} mm, slices every {_span(steps)} mm"
+        found = most_first(Counter(one.image.orientation or "oblique" for one in good if one.image.spacing_known))
+        yield f"stored     {', '.join(f'{letters} {count}' for letters, count in found.items())}"
+    if report.crop.settings is not None:
+        yield f"training   in slices of {report.crop}, if nothing else is asked for"
+    yield from _structures(report)
+
+
+def _structures(report: Report) -> Iterator[str]:
+    read = [one.label for one in report.looked if one.label is not None and one.label.voxels]
+    if report.labels is None or not read:
+        return
+    known = all(label.millilitres for label in read)
+    rows = [["value", "structure", "volumes", "slices", f"median {'mL' if known else 'voxels'}"]]
+    for i, (name, value) in enumerate(zip(report.labels.structures, report.labels.values[1:], strict=True)):
+        amounts = [label.voxels[i] * (label.millilitres if known else 1.0) for label in read if label.voxels[i]]
+        usual = f"{median(amounts):,.1f}" if known and amounts else f"{median(amounts):,.0f}" if amounts else "-"
+        rows.append([str(value), name, str(len(amounts)), f"{sum(label.slices[i] for label in read):,}", usual])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    yield ""
+    for row in rows:
+        cells = (f"{c:{w}}" if i == 1 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        yield "  ".join(cells).rstrip()
+    full, labelled = sum(label.full_slices for label in read), sum(label.labelled_slices for label in read)
+    if labelled:
+        yield f"{full:,} of {labelled:,} slices with labels show every structure ({full / labelled:.0%})"
+
+
+def _span(numbers: Sequence[float]) -> str:
+    first, last = f"{min(numbers):.3g}", f"{max(numbers):.3g}"
+    return first if first == last else f"{first} to {last}"
+
+
+def _range(shapes: Sequence[tuple[int, ...]]) -> str:
+    first, last = ("x".join(map(str, shape)) for shape in (shapes[0], shapes[-1]))
+    return first if first == last else f"{first} to {last}"
+
+
+def _case(one: Looked, report: Report) -> dict[str, Any]:
+    image, label, grid, labels = one.image, one.label, one.image.grid, report.labels
+    found: dict[str, Any] = {"case": one.case.name, "patient": one.case.patient, "listed": one.case.listed}
+    if report.show_paths:
+        found |= {"image_path": str(one.case.image.path), "label_path": one.case.label and str(one.case.label)}
+    found["image"] = {"problem": image.problem}
+    if grid is not None:
+        found["image"] |= {
+            "shape": list(grid.shape),
+            "spacing_mm": [round(s, 5) for s in grid.spacing] if image.spacing_known else None,
+            "slice_axis": image.axis,
+            "orientation": image.orientation or None,
+            "not_finite": image.bad,
+            "percentile_1": image.low,
+            "percentile_99": image.high,
+        }
+    if label is not None:
+        found["label"] = {
+            "problem": label.problem,
+            "grid_difference": label.difference or None,
+            "values": {str(value): count for value, count in label.values.items()},
+            "fractions": label.fractions,
+            "slices_with_all_structures": label.full_slices,
+            "slices_with_any": label.labelled_slices,
+        }
+        if labels is not None and label.voxels:
+            found["label"]["voxels"] = dict(zip(labels.structures, label.voxels, strict=True))
+            found["label"]["slices"] = dict(zip(labels.structures, label.slices, strict=True))
+        if one.case.name in report.crop.lost:
+            found["label"]["share_outside_slices"] = dict(report.crop.lost[one.case.name])
+    return found

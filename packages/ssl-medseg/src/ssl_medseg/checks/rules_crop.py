@@ -1,0 +1,104 @@
+"""Rules about cropping: which labelled voxels lie outside the slices that training would make."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from contrastive_core.app.checks import Finding, Item, several
+from contrastive_core.errors import UserError
+from ssl_medseg.checks.facts import Looked
+from ssl_medseg.datasets import DataSet, read_split
+from ssl_medseg.io import read_label
+from ssl_medseg.preprocessing import (
+    Preprocessing,
+    PreprocessingOptions,
+    choose_preprocessing,
+    share_outside,
+    slice_geometry,
+)
+
+
+@dataclass(frozen=True)
+class Crop:
+    """The slices of training.
+
+    Attributes:
+        settings: of the preprocessing, which training would derive from the same cases; None: from none of them.
+        reasons: one sentence per decision.
+        lost: case -> structure -> share of its labelled voxels that lie outside of the slices.
+    """
+
+    settings: Preprocessing | None = None
+    reasons: Sequence[str] = ()
+    lost: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Of what size the slices are."""
+        if self.settings is None:
+            return "unknown"
+        pixels = f" of {self.settings.spacing[0]:.3g} mm" if self.settings.spacing is not None else ""
+        return f"{' x '.join(map(str, self.settings.size))} pixels{pixels}"
+
+
+def crop_of(
+    dataset: DataSet, looked: Sequence[Looked], options: PreprocessingOptions, *, split: Path | None = None
+) -> Crop:
+    """The slices that training would make of the cases without errors, and what every label loses by them.
+
+    Args:
+        dataset: the data set.
+        looked: its cases.
+        options: what of the preprocessing is given.
+        split: whose labelled and unlabelled cases alone decide, as in training; else all do.
+    """
+    grids = {one.case.name: one.image.grid for one in looked if one.image.grid is not None}
+    labelled = [one.case.name for one in looked if _is_usable(one, dataset)]
+    seen, known = list(grids), labelled
+    if split is not None:
+        try:
+            parts = read_split(split, dataset)
+        except UserError:  # which is a finding of its own
+            return Crop()
+        seen = [name for name in (*parts.labelled, *parts.unlabelled) if name in grids]
+        known = [name for name in parts.labelled if name in labelled]
+    if not seen or not known:
+        return Crop()
+    chosen, reasons = choose_preprocessing(dataset, seen, labelled=known, options=options, grids=grids)
+    lost = {}
+    for case in dataset.select(labelled):
+        if case.label is not None:
+            geometry, _ = slice_geometry(grids[case.name], chosen)
+            shares = share_outside(geometry.to_slices(read_label(case.label, dataset.labels)[0]), geometry)
+            lost[case.name] = {
+                name: float(shares[number]) if number < len(shares) else 0.0
+                for number, name in enumerate(dataset.labels.structures, start=1)
+            }
+    return Crop(chosen, reasons, lost)
+
+
+def cut_off(crop: Crop) -> Iterator[Finding]:
+    """Labels of which a part lies outside of the slices, most of it first."""
+    items = [
+        (
+            max(shares.values()),
+            Item([case], ", ".join(f"{share:.1%} of {name}" for name, share in shares.items() if share)),
+        )
+        for case, shares in crop.lost.items()
+        if any(shares.values())
+    ]
+    if items:
+        title = (
+            f"{several(len(items), 'label')} not whole in slices of {crop}: what lies outside cannot be learnt, and is "
+            "missing from masks; a larger --size or --spacing shows more"
+        )
+        ordered = sorted(items, key=lambda pair: (-pair[0], pair[1].files[0]))
+        yield Finding("warning", "crop", title, [item for _, item in ordered])
+
+
+def _is_usable(one: Looked, dataset: DataSet) -> bool:
+    label = one.label
+    if label is None or one.image.grid is None or label.problem is not None:
+        return False
+    return not (label.difference or label.fractions or label.unknown(dataset.labels))

@@ -1,0 +1,188 @@
+"""Rules about labels, and about a split of the data set."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+
+from contrastive_core.app.checks import Finding, Item, several
+from contrastive_core.errors import UserError
+from ssl_medseg.checks.facts import LabelFacts, Looked, about
+from ssl_medseg.datasets import DataSet, Split, read_split
+from ssl_medseg.datasets.splits import fingerprint, read_fingerprints
+from ssl_medseg.io.label_map import LabelMap
+
+_FAR = 5.0  # times larger or smaller than the median volume
+_FEWEST = 5  # labels for which a median says something
+_SHOWN = 8
+
+
+def unusable(looked: Sequence[Looked], labels: LabelMap | None) -> Iterator[Finding]:
+    """Labels that training would stop at, or be wrong by."""
+
+    def say(detail: object) -> str | None:
+        return str(detail) if detail else None
+
+    def of(one: Looked) -> LabelFacts:
+        return one.label or LabelFacts()
+
+    yield from about(
+        looked, "error", "unreadable_label", "that cannot be read", lambda one: say(of(one).problem), noun="label"
+    )
+    yield from about(
+        looked,
+        "error",
+        "grid",
+        "not on the grid of the image: the mask would lie beside the organ. Draw or export them on the image, or see "
+        "--repair",
+        lambda one: say(of(one).difference),
+        noun="label",
+    )
+    yield from about(
+        looked,
+        "error",
+        "fraction",
+        "with values that are no whole numbers: was it interpolated? Export it again with nearest neighbours, or see "
+        "--repair",
+        lambda one: _fractions(of(one)),
+        noun="label",
+    )
+    if labels is not None:
+        yield from about(
+            looked,
+            "error",
+            "unknown_value",
+            f"with values that are not in the label map ({labels}): correct the labels or the map",
+            lambda one: say(_values(of(one).unknown(labels))),
+            noun="label",
+        )
+    yield from about(
+        looked,
+        "note",
+        "rounded",
+        "saved as fractions such as 0.9999: rounded when read",
+        lambda one: f"{of(one).rounded:,} voxels" if of(one).rounded else None,
+        noun="label",
+    )
+
+
+def no_map(looked: Sequence[Looked], labels: LabelMap | None) -> Iterator[Finding]:
+    """That nobody says what the values mean."""
+    found: Counter[int] = Counter()
+    for one in looked:
+        found.update(dict.fromkeys(one.label.values, 1) if one.label is not None else {})
+    if labels is None and found:
+        listed = ", ".join(f"{value} in {several(count, 'label')}" for value, count in sorted(found.items()))
+        title = f"nothing says what the values of labels mean ({listed}): --propose_map FILE writes a map to complete"
+        yield Finding("error", "no_label_map", title)
+
+
+def contents(looked: Sequence[Looked], labels: LabelMap | None) -> Iterator[Finding]:
+    """Labels that lack structures, or have unusual amounts of them."""
+    read = [one for one in looked if one.label is not None and one.label.problem is None]
+    if labels is None or not read:
+        return
+    facts = [one.label for one in read if one.label is not None]
+    totals = [sum(fact.voxels[i] for fact in facts) for i in range(len(labels.structures))]
+    never = [name for name, total in zip(labels.structures, totals, strict=True) if not total]
+    if never:
+        title = f"{', '.join(never)}: in no label, so that it can never be learned. Remove it from the map, or label it"
+        yield Finding("error", "never_labelled", title)
+    empty = [one.case.name for one in read if one.label is not None and not any(one.label.voxels)]
+    if empty:
+        title = f"{several(len(empty), 'label')} without any structure: is it meant that nothing is there?"
+        yield Finding("warning", "empty_label", title, [Item(empty)])
+    for i, name in enumerate(labels.structures):
+        if name in never:
+            continue
+        without = [
+            one.case.name for one in read if one.label is not None and not one.label.voxels[i] and any(one.label.voxels)
+        ]
+        if without:
+            title = f"{several(len(without), 'label')} without {name}, and with other structures"
+            yield Finding("note", "absent", title, [Item(without)])
+        yield from _odd_volumes(read, i, name)
+        edge = [one.case.name for one in read if one.label is not None and name in one.label.at_edge]
+        if edge:
+            title = f"{name} reaches the edge of the image in {several(len(edge), 'case')}, where it may be cut off"
+            yield Finding("note", "cut_off", title, [Item(edge)])
+
+
+def duplicates(looked: Sequence[Looked]) -> Iterator[Finding]:
+    """The same label for more than one image."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for one in looked:
+        if one.label is not None and one.label.digest:
+            groups[one.label.digest].append(one.case.name)
+    items = [Item(names) for names in groups.values() if len(names) > 1]
+    if items:
+        title = f"{several(len(items), 'label')} given to more than one case, voxel by voxel: a wrong file copied?"
+        yield Finding("warning", "same_label_voxels", title, items)
+
+
+def _odd_volumes(read: Sequence[Looked], structure: int, name: str) -> Iterator[Finding]:
+    amounts = {}
+    for one in read:
+        if one.label is not None and one.label.voxels[structure]:
+            amounts[one.case.name] = one.label.voxels[structure] * (one.label.millilitres or 1.0)
+    if len(amounts) < _FEWEST:
+        return
+    usual = median(amounts.values())
+    unit = "mL" if all(one.label.millilitres for one in read if one.label is not None) else "voxels"
+    items = [
+        Item([case], f"{_amount(amount)} {unit}, {_amount(usual)} is usual")
+        for case, amount in amounts.items()
+        if max(amount / usual, usual / amount) > _FAR
+    ]
+    if items:
+        title = f"{several(len(items), 'label')} with over {_FAR:g} times more, or less, of {name} than usual here"
+        yield Finding("warning", "odd_volume", title, items)
+
+
+def _fractions(label: LabelFacts) -> str | None:
+    examples = ", ".join(f"{value:.4g}" for value in label.examples)
+    return f"{several(label.fractions, 'voxel')}, such as {examples}" if label.fractions else None
+
+
+def _amount(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def _values(unknown: dict[int, int]) -> str:
+    words = [f"{value} in {several(count, 'voxel')}" for value, count in list(unknown.items())[:_SHOWN]]
+    return ", ".join(words) + (f" and {len(unknown) - _SHOWN} further values" if len(unknown) > _SHOWN else "")
+
+
+def fits(file: Path, dataset: DataSet, looked: Sequence[Looked]) -> Iterator[Finding]:
+    """Findings about a split file."""
+    try:
+        split, prints = read_split(file, dataset), read_fingerprints(file)
+    except UserError as error:
+        yield Finding("error", "split", str(error).replace(str(file), file.name))
+        return
+    changed = []
+    for name, stated in prints.items():
+        now = fingerprint(dataset.case(name), label="label" in stated)
+        items = [what for what in stated if now.get(what) != stated[what]]
+        changed += [Item([name], " and ".join(items))] if items else []
+    if changed:
+        title = f"{several(len(changed), 'case')} whose files are no longer those that {file.name} was made of"
+        yield Finding("error", "changed", title, changed)
+    yield from _coverage(split, dataset, looked)
+
+
+def _coverage(split: Split, dataset: DataSet, looked: Sequence[Looked]) -> Iterator[Finding]:
+    voxels = {one.case.name: one.label.voxels for one in looked if one.label is not None and one.label.voxels}
+    for part, level in (("labelled", "error"), ("validation", "warning"), ("test", "warning")):
+        names = [name for name in split.parts[part] if name in voxels]
+        lacking = [
+            structure
+            for number, structure in enumerate(dataset.labels.structures)
+            if names and not any(voxels[name][number] for name in names)
+        ]
+        if lacking:
+            what = "so that it can never be predicted" if part == "labelled" else "so that nothing is said about it"
+            title = f"{', '.join(lacking)}: in no label of the split's {part} cases, {what}"
+            yield Finding("error" if level == "error" else "warning", f"never_in_{part}", title)

@@ -1,0 +1,103 @@
+"""Cases of a data set: an image, optionally a label, and the patient they show."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from contrastive_core.errors import UserError
+from ssl_medseg.io.label_map import LabelMap
+from ssl_medseg.io.volume import ImageFile
+
+
+@dataclass(frozen=True)
+class Case:
+    """One volume.
+
+    Attributes:
+        name: of the case, which no other case of the data set has.
+        patient: whom it shows; all cases of a patient stay on one side of a split.
+        image: where the image is.
+        label: where its label is, if it has one. That a label exists says nothing about who may open it: a split does.
+        listed: the part of the data set's own list it stands in (``training``, ``test``, ``unlabelled``, a word of the
+            CSV file's column split), empty where there is no list.
+    """
+
+    name: str
+    patient: str
+    image: ImageFile
+    label: Path | None = None
+    listed: str = ""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set: its cases and what their labels mean.
+
+    Attributes:
+        name: of the data set; no path.
+        root: its folder, which paths are shown relative to.
+        cases: in a fixed order.
+        labels: names and values of the structures.
+        layout: how its files lie: ``decathlon``, ``nnunet``, ``bids``, ``folders`` or ``csv``.
+    """
+
+    name: str
+    root: Path
+    cases: tuple[Case, ...]
+    labels: LabelMap
+    layout: str
+
+    def __len__(self) -> int:
+        """Number of cases."""
+        return len(self.cases)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names of all cases."""
+        return tuple(case.name for case in self.cases)
+
+    @cached_property
+    def patients(self) -> dict[str, tuple[str, ...]]:
+        """Patient -> the names of their cases."""
+        found: dict[str, tuple[str, ...]] = {}
+        for case in self.cases:
+            found[case.patient] = (*found.get(case.patient, ()), case.name)
+        return found
+
+    @cached_property
+    def labelled(self) -> tuple[str, ...]:
+        """The names of the cases that have a label."""
+        return tuple(case.name for case in self.cases if case.label is not None)
+
+    def case(self, name: str) -> Case:
+        """The case of a name.
+
+        Raises:
+            UserError: there is none.
+        """
+        try:
+            return self._by_name[name]
+        except KeyError:
+            match = difflib.get_close_matches(name, self.names, n=1, cutoff=0.6)
+            hint = f"; did you mean {match[0]}?" if match else ""
+            raise UserError(f"{self.name}: there is no case {name!r} among its {len(self)} cases{hint}") from None
+
+    def select(self, names: Iterable[str]) -> tuple[Case, ...]:
+        """The cases of some names, in their order.
+
+        Raises:
+            UserError: there is no such case.
+        """
+        return tuple(self.case(name) for name in names)
+
+    def shown(self, path: Path) -> str:
+        """A path relative to the data set's folder, for messages and reports."""
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.name
+
+    @cached_property
+    def _by_name(self) -> dict[str, Case]:
+        return {case.name: case for case in self.cases}

@@ -1,0 +1,82 @@
+"""Medical Segmentation Decathlon: a dataset.json that lists images with their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from contrastive_core.errors import UserError
+from ssl_medseg.datasets.layouts.listing import Entry, Listing
+from ssl_medseg.datasets.options import DataOptions
+from ssl_medseg.io.file_types import images_in, stem
+from ssl_medseg.io.label_map import label_map_of, read_json
+from ssl_medseg.io.volume import ImageFile
+
+# Lists whose images need no label. `validation` is what MONAI's tutorials call a second list of labelled images.
+_LISTS = {"training": False, "validation": False, "unlabeled": True, "unlabelled": True, "test": True}
+
+
+def list_decathlon(file: Path, options: DataOptions) -> Listing:
+    """The cases in a dataset.json: its lists ``training``, ``validation``, ``unlabeled`` (or ``unlabelled``), ``test``.
+
+    Raises:
+        UserError: the file is no such list.
+    """
+    content, root = read_json(file), file.parent
+    entries = [
+        _entry(root, item, part, file, options)
+        for part in _LISTS
+        for item in _items(content, part, file)
+    ]  # fmt: skip
+    known = {path for entry in entries for path in (entry.image.path, entry.label)}
+    folders = sorted({entry.image.path.parent for entry in entries})
+    label_folders = sorted({entry.label.parent for entry in entries if entry.label is not None} | {root / "labelsTr"})
+    return Listing(
+        name=str(content.get("name") or root.name),
+        root=root,
+        layout="decathlon",
+        entries=entries,
+        labels=label_map_of(content, file) if "labels" in content else None,
+        labels_without_image=[p for folder in label_folders for p in images_in(folder, series=False) if p not in known],
+        unlisted=[
+            path
+            for folder in folders
+            for path in images_in(folder)
+            if path not in known and folder not in label_folders
+        ],
+        channels=channel_names(content),
+    )
+
+
+def channel_names(content: Mapping[str, Any]) -> list[str]:
+    """Names of the channels in a dataset.json, in the order of their numbers."""
+    names = content.get("channel_names") or content.get("modality") or {}
+    if not isinstance(names, dict):
+        return []
+    return [str(name) for _, name in sorted(names.items(), key=lambda pair: (len(str(pair[0])), str(pair[0])))]
+
+
+def _items(content: Mapping[str, Any], part: str, file: Path) -> list[Any]:
+    items = content.get(part, [])
+    if not isinstance(items, list):
+        raise UserError(f"{file}: {part!r} holds a {type(items).__name__}, expected a list of images")
+    return items
+
+
+def _entry(root: Path, item: Any, part: str, file: Path, options: DataOptions) -> Entry:
+    if isinstance(item, str):
+        item = {"image": item}
+    image, label = (item.get("image"), item.get("label")) if isinstance(item, dict) else (None, None)
+    if isinstance(image, list) and len(image) == 1:
+        (image,) = image
+    if not isinstance(image, str) or not isinstance(label, str | None):
+        raise UserError(f"{file}: found {item!r} in {part!r}, expected a path or {{'image': path, 'label': path}}")
+    path = root / image
+    return Entry(
+        name=stem(path),
+        image=ImageFile(path, channel=options.channel, frame=options.frame),
+        label=root / label if label else None,
+        listed="unlabelled" if part == "unlabeled" else part,
+        is_unlabelled=_LISTS[part],
+    )

@@ -1,0 +1,77 @@
+"""Detect the layout of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from contrastive_core.errors import UserError
+from ssl_medseg.datasets.layouts.bids import is_bids, list_bids
+from ssl_medseg.datasets.layouts.decathlon import list_decathlon
+from ssl_medseg.datasets.layouts.folders import IMAGES, UNLABELLED, list_folders, list_table
+from ssl_medseg.datasets.layouts.listing import Listing
+from ssl_medseg.datasets.layouts.nnunet import has_channel_suffix, list_nnunet
+from ssl_medseg.datasets.options import DataOptions
+from ssl_medseg.io.file_types import images_in
+from ssl_medseg.io.label_map import read_json
+
+_LISTERS: dict[str, Callable[[Path, DataOptions], Listing]] = {
+    "decathlon": list_decathlon,
+    "nnunet": list_nnunet,
+    "bids": list_bids,
+    "folders": list_folders,
+    "csv": list_table,
+}
+_EXPECTED = (
+    "expected a folder with dataset.json (Medical Decathlon), imagesTr and labelsTr with files such as "
+    "CASE_0000.nii.gz (nnU-Net), sub-XX folders (BIDS) or images and labels, or a CSV file with the column image"
+)
+
+
+def list_files(source: Path, options: DataOptions) -> Listing:
+    """List the cases of a data set in whichever layout it has.
+
+    Raises:
+        UserError: there is no such data set, or none of a layout that is known.
+    """
+    if not source.exists():
+        raise UserError(f"{source}: there is no such file or folder; {_EXPECTED}")
+    layout = options.layout if options.layout != "auto" else _recognised(source)
+    if layout == "csv" and source.is_dir():
+        raise UserError(f"{source}: is a folder, expected a CSV file")
+    if layout == "decathlon" and source.is_dir():
+        source /= "dataset.json"
+    elif layout in ("nnunet", "bids", "folders") and source.is_file():
+        source = source.parent
+    return _LISTERS[layout](source, options)
+
+
+def _recognised(source: Path) -> str:
+    if source.suffix.lower() in (".csv", ".tsv"):
+        return "csv"
+    root = source if source.is_dir() else source.parent
+    list_file = root / "dataset.json" if source.is_dir() else source
+    has_channels = any(has_channel_suffix(path) for path in images_in(root / "imagesTr", series=False))
+    if list_file.suffix == ".json" and list_file.is_file():
+        content = read_json(list_file)
+        listed = any(isinstance(content.get(part), list) for part in ("training", "unlabeled", "unlabelled", "test"))
+        # Version 1 of nnU-Net lists the cases as the Decathlon does, without the channel at the end of their names.
+        if "channel_names" in content or (has_channels and not _first_exists(content, root)):
+            return "nnunet"
+        if listed:
+            return "decathlon"
+    if source.is_dir():
+        if has_channels:
+            return "nnunet"
+        if is_bids(root):
+            return "bids"
+        if any((root / name).is_dir() for name in (*IMAGES, *UNLABELLED)):
+            return "folders"
+    raise UserError(f"{source}: holds no data set of a layout that is known; {_EXPECTED}")
+
+
+def _first_exists(content: object, root: Path) -> bool:
+    training = content.get("training") if isinstance(content, dict) else None
+    first = training[0] if isinstance(training, list) and training else None
+    image = first.get("image") if isinstance(first, dict) else None
+    return isinstance(image, str) and (root / image).is_file()

@@ -1,0 +1,210 @@
+"""Resolve listed files to cases: their patients, missing labels, and contradictions."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from contrastive_core.app.checks import Finding, Item, several
+from contrastive_core.errors import UserError
+from ssl_medseg.datasets.dataset import Case
+from ssl_medseg.datasets.layouts.listing import Entry, Listing
+from ssl_medseg.datasets.options import DataOptions
+from ssl_medseg.io.file_types import stem
+from ssl_medseg.io.tables import read_table
+
+RULE = (
+    "a name that begins with sub-XX (BIDS) is of that subject; otherwise what is left of the name after taking off "
+    "endings such as _frame01, _ED, _ES, _time2, _ses-1, _visit2, _run1, _scan1"
+)
+_SUBJECT = re.compile(r"(sub-[A-Za-z0-9]+)(?=_|$)")
+_ENDING = re.compile(
+    r"[_\-.](?:(?:frame|time|timepoint|tp|phase|ses|session|visit|run|scan|acq|rep|t)[_\-]?\d+|ed|es|4d)$",
+    re.IGNORECASE,
+)
+
+
+class PatientRule:
+    """Finds the patient of a case.
+
+    Args:
+        pattern: a regular expression searched in the name of the case; its first group, or all of it, is the patient.
+        table: a CSV or TSV file with the columns ``case`` and ``patient``.
+
+    Raises:
+        UserError: not a regular expression, no such file or columns.
+    """
+
+    def __init__(self, *, pattern: str | None = None, table: Path | None = None) -> None:
+        try:
+            self._pattern = None if pattern is None else re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"patient pattern {pattern!r} is no regular expression: {error}") from error
+        self._table: Mapping[str, str] | None = None
+        if table is not None:
+            rows = read_table(table, needed=("case", "patient"))
+            self._table, self._file = {row["case"]: row["patient"] for row in rows}, table.name
+
+    def __call__(self, name: str) -> str:
+        """The patient of the case of this name.
+
+        Raises:
+            UserError: the pattern is not in the name, or the table does not list it.
+        """
+        if self._table is not None:
+            if not self._table.get(name):
+                raise UserError(f"{self._file}: says no patient for the case {name}; add a row")
+            return self._table[name]
+        if self._pattern is not None:
+            found = self._pattern.search(name)
+            if found is None:
+                raise UserError(f"patient pattern {self._pattern.pattern!r}: not found in the case {name}")
+            return found[1] if self._pattern.groups else found[0]
+        return patient_of(name)
+
+
+def patient_of(name: str) -> str:
+    """The patient of a case by the rule of this module, `RULE`.
+
+    >>> [patient_of(name) for name in ("patient002_frame01", "sub-07_ses-1_T2w", "Case00", "P3_ED", "prostate_00")]
+    ['patient002', 'sub-07', 'Case00', 'P3', 'prostate_00']
+    """
+    subject = _SUBJECT.match(name)
+    if subject is not None:
+        return subject[1]
+    shorter = _ENDING.sub("", name)
+    while shorter != name:
+        name, shorter = shorter, _ENDING.sub("", shorter)
+    return name
+
+
+_CONSENT = (
+    "put the labels where they belong, or say that these have none: list their names in a file for --unlabelled, or "
+    "--allow_unlabelled"
+)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The cases of a data set and what is wrong with its files; `cases` are those that can be read."""
+
+    cases: Sequence[Case]
+    findings: Sequence[Finding]
+
+
+def settle(listing: Listing, options: DataOptions) -> Settled:
+    """Cases of a listing, and findings: errors are what `open_dataset` refuses.
+
+    Raises:
+        UserError: the rule for patients, or the list of unlabelled cases, cannot be used.
+    """
+    patient = PatientRule(pattern=options.patient_pattern, table=options.patients)
+    overridden = options.patient_pattern is not None or options.patients is not None
+    cases: list[Case] = []
+    for entry in listing.entries:
+        said = None if overridden else entry.patient
+        label = entry.label if entry.label is not None and entry.label.exists() else None
+        if entry.image.path.exists():
+            cases.append(Case(entry.name, said or patient(entry.name), entry.image, label, entry.listed))
+    return Settled(cases, list(_findings(listing, options)))
+
+
+def _findings(listing: Listing, options: DataOptions) -> Iterator[Finding]:
+    yield from listing.findings
+    yield from _missing_files(listing)
+    yield from _without_label(listing, options)
+    yield from _left_over(listing)
+    yield from _twice(listing.entries)
+    if len(listing.channels) > 1 and options.channel is None:
+        names = ", ".join(f"{number} {name}" for number, name in enumerate(listing.channels))
+        yield Finding("error", "channel", f"images have several channels ({names}): choose one with --channel")
+    if not listing.entries:
+        yield Finding("error", "no_images", "no image is listed or found")
+
+
+def _missing_files(listing: Listing) -> Iterator[Finding]:
+    gone = [entry.image.path for entry in listing.entries if not entry.image.path.exists()]
+    if gone:
+        title = f"{several(len(gone), 'image file')} listed and not there: correct the list or add the files"
+        yield Finding("error", "missing_image", title, [Item([_relative(p, listing)], _like(p)) for p in gone])
+
+
+def _without_label(listing: Listing, options: DataOptions) -> Iterator[Finding]:
+    named = _read_names(options.unlabelled) if options.unlabelled is not None else set()
+    bare = {entry.name for entry in listing.entries if entry.label is None or not entry.label.exists()}
+    stray = sorted(named - {entry.name for entry in listing.entries})
+    if stray:
+        yield Finding("error", "unknown_case", "the list --unlabelled names cases that are not there", [Item(stray)])
+    has_one = sorted(named.difference(stray) - bare)
+    if has_one:
+        title = "the list --unlabelled names cases that have a label: whether it is used is for a split to say"
+        yield Finding("error", "has_label", title, [Item(has_one)])
+    meant = listing.entries if options.allow_unlabelled else [e for e in listing.entries if e.name in named]
+    unsaid = [entry for entry in listing.entries if entry.name in bare and entry not in meant]
+    gone = [entry.label for entry in unsaid if entry.label is not None]
+    if gone:
+        title = f"{several(len(gone), 'label file')} listed and not there: {_CONSENT}"
+        yield Finding("error", "missing_label", title, [Item([_relative(p, listing)], _like(p)) for p in gone])
+    none = [entry.name for entry in unsaid if entry.label is None and not entry.is_unlabelled]
+    if none:
+        title = f"{several(len(none), 'case')} without a label: {_CONSENT}"
+        yield Finding("error", "no_label", title, [Item(none)])
+    if bare and not gone and not none:
+        title = f"{several(len(bare), 'case')} of {len(listing.entries)} without a label, as the data set or you say"
+        yield Finding("note", "unlabelled", title, [Item(sorted(bare))])
+
+
+def _left_over(listing: Listing) -> Iterator[Finding]:
+    if listing.labels_without_image:
+        bare = [entry.name for entry in listing.entries if entry.label is None or not entry.label.exists()]
+        items = []
+        for path in listing.labels_without_image:
+            match = difflib.get_close_matches(stem(path), bare, n=1, cutoff=0.7)
+            items.append(Item([_relative(path, listing)], f"is it that of {match[0]}?" if match else ""))
+        title = f"{several(len(items), 'label file')} without an image: rename, list or remove them"
+        yield Finding("error", "label_without_image", title, items)
+    if listing.unlisted:
+        files = [_relative(path, listing) for path in listing.unlisted]
+        yield Finding(
+            "warning", "unlisted", f"{several(len(files), 'image')} beside those listed, left out", [Item(files)]
+        )
+
+
+def _twice(entries: Sequence[Entry]) -> Iterator[Finding]:
+    names = [name for name, count in Counter(entry.name for entry in entries).items() if count > 1]
+    if names:
+        title = f"{several(len(names), 'name')} given to more than one case: every case needs a name of its own"
+        yield Finding("error", "same_name", title, [Item(names)])
+    for what, paths in (
+        ("image", [(e.image.path, e.image.channel, e.image.frame) for e in entries if e.name not in names]),
+        ("label", [(e.label, None, None) for e in entries if e.label is not None and e.name not in names]),
+    ):
+        shared = [str(path.name) for (path, *_), count in Counter(paths).items() if path is not None and count > 1]
+        if shared:
+            title = f"{several(len(shared), f'{what} file')} used by more than one case"
+            yield Finding("error", f"same_{what}", title, [Item(shared)])
+
+
+def _read_names(file: Path) -> set[str]:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); expected the name of a case on every line") from error
+    return {line.strip() for line in lines} - {""}
+
+
+def _like(path: Path) -> str:
+    """What the folder has instead."""
+    if not path.parent.is_dir():
+        return "nor is its folder"
+    others = {stem(other): other.name for other in path.parent.iterdir()}
+    match = difflib.get_close_matches(stem(path), others, n=1, cutoff=0.7)
+    return f"there is {others[match[0]]}" if match else ""
+
+
+def _relative(path: Path, listing: Listing) -> str:
+    return path.relative_to(listing.root).as_posix() if path.is_relative_to(listing.root) else path.name

@@ -1,0 +1,193 @@
+"""Read and write splits: which cases training sees with labels, without labels, or not at all.
+
+A split is a JSON file that names the cases with their patients and states a hash over them. A patient is in one part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from contrastive_core.errors import UserError
+from contrastive_core.training.files import sha256, write_atomic
+from ssl_medseg.datasets.dataset import Case, DataSet
+from ssl_medseg.io.label_map import read_json
+
+Fingerprint = dict[str, str]
+
+
+def fingerprint(case: Case, *, label: bool) -> Fingerprint:
+    """SHA-256 of the bytes of the image and, if wanted, of the label: ``{"image": ..., "label": ...}``."""
+    found = {"image": _hash(case.image.path)}
+    if label and case.label is not None:
+        found["label"] = _hash(case.label)
+    return found
+
+
+def _hash(path: Path) -> str:
+    if not path.is_dir():
+        return sha256(path)
+    digest = hashlib.sha256()
+    for file in sorted(entry for entry in path.iterdir() if entry.is_file()):
+        digest.update(f"{file.name} {sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+FORMAT = "ssl-medseg split 1"
+PARTS = ("labelled", "validation", "test", "unlabelled")
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Split:
+    """Names of cases, in four parts without a common one.
+
+    Attributes:
+        labelled: seen in training with their labels.
+        validation: seen with their labels to choose settings and the best step; never trained on.
+        test: never seen before `evaluate`.
+        unlabelled: seen in training as images; whether they have labels makes no difference.
+        settings: how the split was made; written down with it, never read for anything.
+    """
+
+    labelled: tuple[str, ...]
+    validation: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    unlabelled: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        part_of: dict[str, str] = {}
+        for part, names in self.parts.items():
+            for name in names:
+                if name in part_of:
+                    twice = "twice in" if part_of[name] == part else f"in {part_of[name]} and in"
+                    raise UserError(f"split: the case {name} is {twice} {part}, expected in one part, once")
+                part_of[name] = part
+
+    @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """Part -> names of its cases."""
+        return {part: getattr(self, part) for part in PARTS}
+
+    def check(self, dataset: DataSet) -> None:
+        """See that the split fits a data set.
+
+        Raises:
+            UserError: a case that is not there, a labelled or validation case without a label, a patient with volumes
+                in two parts.
+        """
+        part_of: dict[str, str] = {}
+        for part, names in self.parts.items():
+            for case in dataset.select(names):
+                if part in ("labelled", "validation") and case.label is None:
+                    raise UserError(
+                        f"split: {case.name} is in {part}, and {dataset.name} has no label for it; add the label, or "
+                        "make the split again"
+                    )
+                other = part_of.setdefault(case.patient, part)
+                if other != part:
+                    raise UserError(
+                        f"split: the patient {case.patient} is in {other} and in {part} (among others with "
+                        f"{case.name}); all volumes of a patient belong into one part"
+                    )
+
+
+def write_split(path: Path, split: Split, dataset: DataSet, *, files: Mapping[str, Fingerprint] | None = None) -> None:
+    """Write a split of a data set as JSON; a file that is there already must say the same.
+
+    Args:
+        path: of the file.
+        split: what it says.
+        dataset: what the split is of.
+        files: hashes of the cases' files, for `ssl-medseg check` to compare; training does not read them.
+
+    Raises:
+        UserError: the split does not fit the data set, or the file says something else.
+    """
+    split.check(dataset)
+    content = _bytes(split, dataset, files or {})
+    if path.exists() and path.read_bytes() != content:
+        raise UserError(
+            f"{path}: is there already and says something else; runs may have used it. Choose another place, or remove "
+            "it yourself"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, content)
+
+
+def read_fingerprints(path: Path) -> dict[str, Fingerprint]:
+    """The hashes of files that a split states, by case; of cases it states none for there are none.
+
+    Raises:
+        UserError: no such file, or no split.
+    """
+    files = read_json(path).get("files", {})
+    if not isinstance(files, dict) or not all(isinstance(hashes, dict) for hashes in files.values()):
+        raise UserError(f"{path}: 'files' holds no hashes by case; make the split again")
+    return files
+
+
+def read_split(path: str | Path, dataset: DataSet) -> Split:
+    """A split of a data set from its file.
+
+    Raises:
+        UserError: no such file, changed after it was written, a case that is not in the data set or that the data set
+            says is of another patient, or the split does not fit as `Split.check` says.
+    """
+    path = Path(path)
+    content = dict(read_json(path))
+    if content.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: found format {content.get('format')!r}, expected {FORMAT!r}; make one with `make-splits`"
+        )
+    try:
+        listed = {part: [[str(name), str(patient)] for name, patient in content[part]] for part in PARTS}
+        digest, settings = content["sha256"], content.get("settings", {})
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: is not a split ({type(error).__name__}: {error}); make it again") from error
+    if digest != _digest(listed):
+        raise UserError(
+            f"{path}: was changed after it was written, its cases do not have the hash it states; make it again with "
+            "`ssl-medseg make-splits`"
+        )
+    try:
+        split = Split(**{part: tuple(name for name, _ in pairs) for part, pairs in listed.items()}, settings=settings)
+        split.check(dataset)
+    except UserError as error:
+        raise UserError(f"{path}: {error}. It was made for {content.get('data')}") from error
+    moved = [
+        f"{name} ({patient} there, {dataset.case(name).patient} here)"
+        for pairs in listed.values()
+        for name, patient in pairs
+        if dataset.case(name).patient != patient
+    ]
+    if moved:
+        raise UserError(
+            f"{path}: says other patients for {', '.join(moved[:_NAMED])}{', ...' if len(moved) > _NAMED else ''} than "
+            f"{dataset.name}, opened with these options; give those the split was made with"
+        )
+    return split
+
+
+def _bytes(split: Split, dataset: DataSet, files: Mapping[str, Fingerprint]) -> bytes:
+    """The file, one case per line."""
+    listed = {part: [[c.name, c.patient] for c in dataset.select(names)] for part, names in split.parts.items()}
+    head = {"format": FORMAT, "data": dataset.name, "settings": dict(split.settings), "sha256": _digest(listed)}
+    lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
+    for part, pairs in listed.items():
+        rows = ",\n".join(f"  {json.dumps(pair)}" for pair in pairs)
+        lines.append(f' "{part}": [\n{rows}\n ]' if pairs else f' "{part}": []')
+    names = [name for pairs in listed.values() for name, _ in pairs if name in files]
+    hashes = [f"  {json.dumps(name)}: {json.dumps(files[name])}" for name in names]
+    if hashes:
+        lines.append(' "files": {\n' + ",\n".join(hashes) + "\n }")
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+
+
+def _digest(listed: Mapping[str, list[list[str]]]) -> str:
+    return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,210 @@
+"""Summarise an evaluation over its cases: means, spreads, quartiles, and Bland-Altman agreement of volumes.
+
+Bland and Altman 1999, "Measuring agreement in method comparison studies", Stat Methods Med Res.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from ssl_medseg.evaluation.results import CaseScores, Evaluation, StructureScore
+
+_NORMAL_95 = 1.96
+
+
+@dataclass(frozen=True)
+class BlandAltman:
+    """Differences of predicted and true volumes, in the unit of the volumes.
+
+    Attributes:
+        n: pairs.
+        bias: mean difference, predicted less true.
+        sd: standard deviation of the differences (n - 1).
+        lower: bias - 1.96 sd: about 95 % of differences are expected above it.
+        upper: bias + 1.96 sd.
+        bias_interval: 95 % confidence interval of the bias.
+        lower_interval: of the lower limit.
+        upper_interval: of the upper limit.
+    """
+
+    n: int
+    bias: float
+    sd: float
+    lower: float
+    upper: float
+    bias_interval: tuple[float, float]
+    lower_interval: tuple[float, float]
+    upper_interval: tuple[float, float]
+
+
+def bland_altman(truth: Sequence[float], predicted: Sequence[float]) -> BlandAltman | None:
+    """Bias and limits of agreement with their confidence intervals; None for fewer than two pairs.
+
+    The standard error of the bias is ``sd / sqrt(n)``, that of a limit ``sd sqrt(1/n + 1.96^2 / (2 (n - 1)))``, and
+    intervals use Student's t with n - 1 degrees of freedom. They hold for independent pairs: two volumes of one
+    patient are not.
+    """
+    difference = np.asarray(predicted, dtype=np.float64) - np.asarray(truth, dtype=np.float64)
+    n = len(difference)
+    if n < 2:
+        return None
+    bias, sd = float(difference.mean()), float(difference.std(ddof=1))
+    t = float(stats.t.ppf(0.975, n - 1))
+    wide, wider = t * sd / n**0.5, t * sd * (1 / n + _NORMAL_95**2 / (2 * (n - 1))) ** 0.5
+    lower, upper = bias - _NORMAL_95 * sd, bias + _NORMAL_95 * sd
+    return BlandAltman(
+        n, bias, sd, lower, upper, (bias - wide, bias + wide), (lower - wider, lower + wider),
+        (upper - wider, upper + wider),
+    )  # fmt: skip
+
+
+MEASURES = ("dice", "hd95", "assd", "surface_dice", "error_ml", "error_percent")
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """Of the values there are; `n` says how many that is, `n_missing` how many cases have none.
+
+    Attributes:
+        n: values.
+        n_missing: cases without one.
+        mean: of the values; None if there are none.
+        sd: with n - 1; None for fewer than two.
+        median: of the values.
+        q1: first quartile.
+        q3: third quartile; q3 - q1 is the interquartile range.
+        low: smallest.
+        high: largest.
+    """
+
+    n: int
+    n_missing: int
+    mean: float | None = None
+    sd: float | None = None
+    median: float | None = None
+    q1: float | None = None
+    q3: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class StructureSummary:
+    """One structure over the cases.
+
+    Attributes:
+        structure: its name.
+        both: cases with the structure in truth and prediction.
+        truth_only: cases where the prediction misses it altogether: Dice 0, no distance.
+        prediction_only: cases where it is predicted and is not there: Dice 0, no distance.
+        neither: cases without it, rightly: no Dice, no distance.
+        measures: name of the measure -> its statistic.
+        volumes: agreement of volumes in mL over the cases with a true one, None if unknown or fewer than two.
+    """
+
+    structure: str
+    both: int
+    truth_only: int
+    prediction_only: int
+    neither: int
+    measures: dict[str, Statistic]
+    volumes: BlandAltman | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The whole of an evaluation.
+
+    Attributes:
+        cases: whose truth training has not seen.
+        patients: of those.
+        structures: their summaries.
+        mean_dice: Dice in the paper's convention: mean over the structures of each case, then over cases; a structure
+            on one side only counts 0, one on neither side is left out.
+        left_out: cases that were scored and are in none of the above, because training saw their truth.
+    """
+
+    cases: int
+    patients: int
+    structures: tuple[StructureSummary, ...]
+    mean_dice: Statistic
+    left_out: int
+
+
+def summarise(evaluation: Evaluation) -> Summary:
+    """Summaries by structure over the cases that training has not seen; of all, if it has seen all."""
+    cases = evaluation.judged
+    return Summary(
+        cases=len(cases),
+        patients=len({case.patient for case in cases}),
+        structures=tuple(_structure(name, evaluation.of(name)) for name in evaluation.structures),
+        mean_dice=statistic([case_dice(case) for case in cases]),
+        left_out=len(evaluation.cases) - len(cases),
+    )
+
+
+def statistic(values: Iterable[float | None]) -> Statistic:
+    """Mean, spread and quartiles of the values that are there."""
+    listed = list(values)
+    there = [value for value in listed if value is not None]
+    missing = len(listed) - len(there)
+    if not there:
+        return Statistic(0, missing)
+    q1, median, q3 = (float(q) for q in np.percentile(there, [25, 50, 75]))
+    return Statistic(
+        n=len(there),
+        n_missing=missing,
+        mean=statistics.fmean(there),
+        sd=statistics.stdev(there) if len(there) > 1 else None,
+        median=median,
+        q1=q1,
+        q3=q3,
+        low=min(there),
+        high=max(there),
+    )
+
+
+def case_dice(case: CaseScores) -> float | None:
+    """Mean Dice over the structures of a case in the paper's convention; None if neither side has any."""
+    there = [score.dice for score in case.structures if score.dice is not None]
+    return statistics.fmean(there) if there else None
+
+
+def summary_csv(summary: Summary) -> str:
+    """One row per structure and measure."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = [field.name for field in dataclasses.fields(Statistic)]
+    counts = ("both", "truth_only", "prediction_only", "neither")
+    writer.writerow(["structure", "measure", *names, *counts])
+    for structure in summary.structures:
+        for measure, found in structure.measures.items():
+            values = [getattr(found, name) for name in names]
+            cells = ["" if v is None else f"{v:.6g}" for v in values]
+            writer.writerow([structure.structure, measure, *cells, *(getattr(structure, name) for name in counts)])
+    return text.getvalue()
+
+
+def _structure(name: str, scores: Sequence[StructureScore]) -> StructureSummary:
+    count = {
+        kind: sum(s.found == kind for s in scores) for kind in ("both", "truth only", "prediction only", "neither")
+    }
+    with_truth = [s for s in scores if s.truth_voxels]
+    pairs = [(s.truth_ml, s.predicted_ml) for s in with_truth if s.truth_ml is not None and s.predicted_ml is not None]
+    return StructureSummary(
+        structure=name,
+        both=count["both"],
+        truth_only=count["truth only"],
+        prediction_only=count["prediction only"],
+        neither=count["neither"],
+        measures={measure: statistic([getattr(s, measure) for s in scores]) for measure in MEASURES},
+        volumes=bland_altman([t for t, _ in pairs], [p for _, p in pairs]),
+    )

@@ -1,0 +1,129 @@
+"""An evaluation as text: the printed table, and what limits its meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ssl_medseg.evaluation.results import Evaluation
+from ssl_medseg.evaluation.summary import Statistic, Summary
+
+_FEW = 10
+_APART = 0.1
+_TITLES = {
+    "dice": "Dice",
+    "hd95": "HD95",
+    "assd": "ASSD",
+    "surface_dice": "surface Dice",
+    "error_ml": "volume error, mL",
+    "error_percent": "volume error, %",
+}
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 case``, ``2 cases``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def title(measure: str, evaluation: Evaluation) -> str:
+    """The name of a measure with its unit."""
+    if measure in ("hd95", "assd"):
+        return f"{_TITLES[measure]}, {evaluation.unit}"
+    if measure == "surface_dice":
+        return f"{_TITLES[measure]} at {evaluation.tolerance:g} {evaluation.unit}"
+    return _TITLES[measure]
+
+
+def number(measure: str, value: float | None) -> str:
+    """A value with as many digits as mean something."""
+    if value is None:
+        return "–"
+    if measure in ("dice", "surface_dice"):
+        return f"{value:.3f}"
+    return f"{value:+.1f}" if measure.startswith("error") else f"{value:.1f}"
+
+
+def mean_and_sd(measure: str, found: Statistic) -> str:
+    """``0.872 ± 0.031``; the mean alone for a single value."""
+    if found.sd is None:
+        return number(measure, found.mean)
+    return f"{number(measure, found.mean)} ± {number(measure, found.sd).lstrip('+')}"
+
+
+def median_and_quartiles(measure: str, found: Statistic) -> str:
+    """``0.880 (0.851 to 0.893)``."""
+    if found.n == 0:
+        return "–"
+    low, high = number(measure, found.q1), number(measure, found.q3)
+    return f"{number(measure, found.median)} ({low} to {high})"
+
+
+def table(evaluation: Evaluation, summary: Summary) -> list[str]:
+    """Lines of text: one per structure and measure, with the number of cases behind it."""
+    lines = [
+        f"{evaluation.name}: {plural(summary.cases, 'case')} of {plural(summary.patients, 'patient')}",
+        "",
+        f"{'structure':20}{'measure':28}{'mean ± sd':>18}{'median (quartiles)':>30}{'n':>5}",
+    ]
+    for structure in summary.structures:
+        for i, (measure, found) in enumerate(structure.measures.items()):
+            if measure == "error_ml" and not found.n:
+                continue
+            lines.append(
+                f"{structure.structure if i == 0 else '':20}{title(measure, evaluation):28}"
+                f"{mean_and_sd(measure, found):>18}{median_and_quartiles(measure, found):>30}{found.n:>5}"
+            )
+    mean = summary.mean_dice
+    lines += ["", f"mean Dice in the paper's convention: {mean_and_sd('dice', mean)} ({mean.n} cases)"]
+    return lines
+
+
+def warnings(evaluation: Evaluation, summary: Summary) -> Iterator[str]:
+    """What a reader must know, in plain words."""
+    if evaluation.missing:
+        yield (
+            f"Without a predicted mask, and in no number here: {plural(len(evaluation.missing), 'case')} with a truth "
+            f"({_some(evaluation.missing)})."
+        )
+    if summary.left_out:
+        yield (
+            f"Left out of the summary: {plural(summary.left_out, 'case')} whose truth training has seen, so that their "
+            "scores say nothing about new patients."
+        )
+    elif evaluation.cases and not any(case.unseen for case in evaluation.cases):
+        yield "Training has seen the truth of all these cases: the numbers say nothing about new patients."
+    elif any(case.part == "" for case in evaluation.cases):
+        yield "No split was given, so it is not known whether training has seen some of these cases."
+    if any(case.part == "unlabelled" for case in evaluation.cases):
+        yield "Training has seen the images of the unlabelled cases, though not their truth."
+    if evaluation.unit == "voxel":
+        yield (
+            "The files do not say how large a voxel is (at least one affine is the identity), so distances are in "
+            "voxels, and there are no volumes in mL."
+        )
+    yield from _unfound(evaluation, summary)
+    if summary.patients < summary.cases:
+        yield (
+            f"{plural(summary.cases, 'case')} of {plural(summary.patients, 'patient')}: cases of a patient are alike, "
+            "so spreads and limits of agreement are narrower than those of new patients."
+        )
+    if 0 < summary.patients < _FEW:
+        yield f"{plural(summary.patients, 'patient')} only: another sample may give rather different numbers."
+
+
+def _unfound(evaluation: Evaluation, summary: Summary) -> Iterator[str]:
+    """Structures that the averages say least about."""
+    for structure in summary.structures:
+        for count, what in (
+            (structure.truth_only, "missed altogether (Dice 0, no distance)"),
+            (structure.prediction_only, "found where there is none (Dice 0, no distance)"),
+        ):
+            if count:
+                yield f"{structure.structure}: {what} in {count} of {summary.cases} cases; distances do not count them."
+    for name in evaluation.structures:
+        apart = sum(score.found == "both" and (score.dice or 0) < _APART for score in evaluation.of(name))
+        if apart:
+            yield f"{name}: drawn in another place (Dice below {_APART:g}) in {apart} of {summary.cases} cases."
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,338 @@
+"""Export a segmenter as a MONAI bundle, which is run by `monai.bundle` before it is put in place."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+import ssl_medseg
+from contrastive_core.errors import UserError
+from contrastive_core.training import files
+from contrastive_core.training.export import write_exported_program
+from ssl_medseg.exports.programs import card_of, program_of
+from ssl_medseg.io import Volume, read_label, read_volume
+from ssl_medseg.io.label_map import LabelMap
+from ssl_medseg.io.mask import write_on_grid
+from ssl_medseg.io.volume import ImageFile
+from ssl_medseg.models.checkpoint import Segmenter, save_segmenter
+from ssl_medseg.prediction import segment
+from ssl_medseg.preprocessing import Preprocessing
+
+_ANSWER = "@inferer(case['image'][None].to(@device), @network_def)[0].cpu()"
+
+
+def is_monai_enough(p: Preprocessing) -> bool:
+    """Whether MONAI's transforms can do this preprocessing; they know no size that depends on the image, and no N4."""
+    return not p.fit and not p.n4
+
+
+def inference_config(p: Preprocessing, labels: LabelMap) -> dict[str, Any]:
+    """The content of ``configs/inference.json``."""
+    config: dict[str, Any] = {
+        "imports": ["$import torch", "$from pathlib import Path", "$from scipy.ndimage import gaussian_filter"],
+        "bundle_root": ".",
+        "dataset_dir": "images",
+        "output_dir": "masks",
+        "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
+    }
+    if not is_monai_enough(p):
+        config["imports"].append("$import ssl_medseg")
+        predict = "ssl_medseg.predict(@bundle_root, Path(@dataset_dir), Path(@output_dir), mask_format='nifti')"
+        return {**config, "run": [f"${predict}"]}
+    return {
+        **config,
+        "channel": 0,
+        "images": "$[{'image': str(path)} for path in sorted(Path(@dataset_dir).glob('*.nii*'))]",
+        "network_def": "$torch.export.load(@bundle_root + '/models/network.pt2').module().to(@device)",
+        "inferer": {
+            "_target_": "SliceInferer",
+            "roi_size": list(p.size),
+            "sw_batch_size": 16,
+            "spatial_dim": p.usual_axis,
+        },
+        "preprocessing": {"_target_": "Compose", "transforms": _before(p)},
+        "postprocessing": {"_target_": "Compose", "transforms": _after(labels)},
+        "segment": f"$torch.no_grad()(lambda case: {{**case, 'pred': {_ANSWER}}})",
+        "run": ["$[@postprocessing(@segment(@preprocessing(image))) for image in @images]"],
+    }
+
+
+def metadata(p: Preprocessing, labels: LabelMap, *, versions: dict[str, str]) -> dict[str, Any]:
+    """The content of ``configs/metadata.json``, in MONAI's format."""
+    channels = {str(number): name for number, name in enumerate(labels.names)}
+    image = {
+        "type": "image",
+        "format": "magnitude",
+        "modality": "MR",
+        "num_channels": 1,
+        "spatial_shape": list(p.size),
+        "dtype": "float32",
+        "value_range": [0, 1],
+        "is_patch_data": True,
+        "channel_def": {"0": "image"},
+    }
+    answer = {**image, "format": "segmentation", "num_channels": len(labels), "channel_def": channels}
+    del answer["modality"]
+    own = {} if is_monai_enough(p) else {"ssl_medseg": ssl_medseg.__version__}
+    return {
+        "version": "0.1.0",
+        "changelog": {"0.1.0": "exported by ssl-medseg"},
+        "monai_version": versions["monai"],
+        "pytorch_version": versions["torch"],
+        "numpy_version": versions["numpy"],
+        "required_packages_version": {name: versions[name] for name in ("nibabel", "scipy")} | own,
+        "name": "ssl-medseg segmenter",
+        "task": f"segmentation of {', '.join(labels.structures)} in MR images",
+        "description": "A 2-D network over the slices of a volume, trained with few labels by ssl-medseg.",
+        "authors": "",
+        "copyright": "",
+        "intended_use": "research; not a medical device",
+        "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": answer}},
+    }
+
+
+def _before(p: Preprocessing) -> list[dict[str, Any]]:
+    low, high = p.percentiles
+    chain: list[dict[str, Any]] = [
+        {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True},
+        {"_target_": "Lambdad", "keys": "image", "func": "$lambda x: x[@channel : @channel + 1]"},
+    ]
+    if p.orientation:
+        chain.append({"_target_": "Orientationd", "keys": "image", "axcodes": p.orientation})
+    chain.append(
+        {
+            "_target_": "ScaleIntensityRangePercentilesd",
+            "keys": "image",
+            "lower": low,
+            "upper": high,
+            "b_min": 0.0,
+            "b_max": 1.0,
+            "clip": False,
+        }
+    )
+    if p.fill_nan:
+        chain.insert(2, {"_target_": "SignalFillEmptyd", "keys": "image"})
+    if p.spacing is not None:
+        sigma = _sigma(p)
+        if any(sigma):
+            chain.append({"_target_": "Lambdad", "keys": "image", "func": _smoothing([0.0, *_around(p, sigma, 0.0)])})
+        pixdim = _around(p, p.spacing, -1.0)
+        chain.append({"_target_": "Spacingd", "keys": "image", "pixdim": pixdim, "padding_mode": "border"})
+    size = _around(p, p.size, -1)
+    return [*chain, {"_target_": "ResizeWithPadOrCropd", "keys": "image", "spatial_size": size}]
+
+
+def _after(labels: LabelMap) -> list[dict[str, Any]]:
+    chain: list[dict[str, Any]] = [
+        {"_target_": "Activationsd", "keys": "pred", "softmax": True},
+        {
+            "_target_": "Invertd",
+            "keys": "pred",
+            "transform": "@preprocessing",
+            "orig_keys": "image",
+            "nearest_interp": False,
+        },
+        {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
+    ]
+    classes = list(range(len(labels)))
+    if list(labels.values) != classes:
+        chain.append(
+            {
+                "_target_": "MapLabelValued",
+                "keys": "pred",
+                "orig_labels": classes,
+                "target_labels": list(labels.values),
+                "dtype": "$torch.int32",
+            }
+        )
+    kind = "uint8" if min(labels.values) >= 0 and max(labels.values) < 256 else "int32"
+    chain.append(
+        {
+            "_target_": "SaveImaged",
+            "keys": "pred",
+            "output_dir": "@output_dir",
+            "output_postfix": "",
+            "separate_folder": False,
+            "resample": False,
+            "output_dtype": kind,
+            "print_log": False,
+        }
+    )
+    return chain
+
+
+def _smoothing(sigma: list[float]) -> str:
+    """SciPy's filter, as in `prepare`: MONAI's sees zeros outside of the image and integrates over the voxels."""
+    return f"$lambda x: x.clone().copy_(torch.as_tensor(gaussian_filter(x.numpy(), {sigma}, mode='nearest')))"
+
+
+def _sigma(p: Preprocessing) -> tuple[float, float]:
+    """Of the smoothing before pixels grow, in voxels of the usual image: a configuration has one for all images."""
+    if p.spacing is None or p.usual_spacing is None or not p.antialias:
+        return 0.0, 0.0
+    first, second = (max(0.0, (new / old - 1) / 2) for new, old in zip(p.spacing, p.usual_spacing, strict=True))
+    return round(first, 4), round(second, 4)
+
+
+def _around(p: Preprocessing, plane: tuple[float, float], along: float) -> list[float]:
+    """Values for three axes from those of the plane and that along the slices."""
+    values = list(plane)
+    values.insert(p.usual_axis, along)
+    return values
+
+
+_LEAST_AGREEMENT = 0.99
+_README = """# {name}
+
+Segments {structures}. Made by ssl-medseg {version}; research software, not a medical device.
+
+    python -m monai.bundle run --config_file configs/inference.json --meta_file configs/metadata.json \\
+        --bundle_root . --dataset_dir IMAGES --output_dir MASKS
+
+writes a mask for every NIfTI file of the folder IMAGES, with the values {values}. It needs {needs}
+(`pip install "monai[fire,nibabel]"`).
+`ssl-medseg predict . IMAGES MASKS` does it too, for DICOM series and folders in folders as well, and takes the axis of
+the slices and their smoothing from every image, where the above takes those of the training images. Of oblique images
+rounding in their header decides where MONAI puts the first pixel of a slice, by up to half a pixel.
+"""
+
+
+def write_bundle(segmenter: Segmenter, source: str, out: Path) -> dict[str, Any]:
+    """Write a bundle, run it on a generated volume, compare its mask with ours, and put it in place.
+
+    Args:
+        segmenter: on the CPU.
+        source: what errors call it.
+        out: the folder, in place of an older bundle.
+
+    Returns:
+        How it was checked.
+
+    Raises:
+        UserError: `out` is a folder with something else in it, or the bundle gives other masks.
+    """
+    if out.exists() and not (out / "configs" / "metadata.json").is_file() and any(out.iterdir()):
+        raise UserError(f"{out}: holds something else than a bundle; name a folder that is empty or not there yet")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    new = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        checked = _write(segmenter, source, new)
+        with tempfile.TemporaryDirectory() as scratch:
+            checked["bundle"] = _agreement(segmenter, new, Path(scratch))
+        (new / "docs" / "checked.json").write_text(json.dumps(checked, indent=1) + "\n", encoding="utf-8")
+        for file in new.rglob("*"):
+            files.sync(file)
+        files.replace_folder(new, out)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    return checked
+
+
+def _write(segmenter: Segmenter, source: str, new: Path) -> dict[str, Any]:
+    p, labels = segmenter.preprocessing, segmenter.labels
+    for folder in ("configs", "docs", "models"):
+        (new / folder).mkdir(parents=True)
+    save_segmenter(
+        new / "model",
+        segmenter.network,
+        options=segmenter.options,
+        labels=labels,
+        preprocessing=p,
+        details=segmenter.details,
+    )
+    program = new / "models" / "network.pt2"
+    checked = write_exported_program(program_of(segmenter, source), program, card_of(segmenter, program))["checked"]
+    versions = {name: importlib.metadata.version(name) for name in ("monai", "torch", "numpy", "nibabel", "scipy")}
+    described = metadata(p, labels, versions=versions)
+    for name, content in (("inference", inference_config(p, labels)), ("metadata", described)):
+        (new / "configs" / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    needs = (
+        "MONAI, torch, nibabel and scipy"
+        if is_monai_enough(p)
+        else "ssl-medseg, because no transform of MONAI does its work"
+    )
+    (new / "docs" / "README.md").write_text(
+        _README.format(
+            name=described["name"],
+            structures=", ".join(labels.structures),
+            version=ssl_medseg.__version__,
+            values=labels,
+            needs=needs,
+        ),
+        encoding="utf-8",
+    )
+    return {"network": checked}
+
+
+def _agreement(segmenter: Segmenter, bundle: Path, scratch: Path) -> dict[str, Any]:
+    volume = usual_volume(segmenter)
+    (scratch / "images").mkdir()
+    write_on_grid(volume.array, volume, scratch / "images" / "volume.nii.gz")
+    _run_quietly(
+        config_file=str(bundle / "configs" / "inference.json"),
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        bundle_root=str(bundle),
+        dataset_dir=str(scratch / "images"),
+        output_dir=str(scratch / "masks"),
+        device="cpu",
+    )
+    theirs, _ = read_label(scratch / "masks" / "volume.nii.gz", segmenter.labels)
+    read = read_volume(ImageFile(scratch / "images" / "volume.nii.gz"))
+    ours = segment(read, segmenter.network, segmenter.preprocessing).classes
+    share = float((theirs == ours).mean()) if theirs.shape == ours.shape else 0.0
+    if share < _LEAST_AGREEMENT:
+        raise UserError(
+            f"{bundle.name}: run by monai.bundle it gives other masks than the model, in {1 - share:.2%} of the voxels "
+            f"of a generated volume; expected at most {1 - _LEAST_AGREEMENT:.0%}. Nothing was written. Please report "
+            "it with the versions of torch and MONAI"
+        )
+    return {"with": f"monai.bundle {importlib.metadata.version('monai')}", "share_of_equal_voxels": share}
+
+
+def _run_quietly(**arguments: str) -> None:
+    """`monai.bundle run`, which says much that only its own users need."""
+    from monai.bundle.scripts import run  # noqa: PLC0415 - slow to import
+
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            run(**arguments)
+    finally:
+        logging.disable(before)
+
+
+def usual_volume(segmenter: Segmenter) -> Volume:
+    """A generated volume with the spacing and direction of the training images: blobs of all sizes."""
+    import nibabel  # noqa: PLC0415
+
+    p = segmenter.preprocessing
+    spacing = p.usual_spacing or p.spacing or (1.0, 1.0)
+    target = p.spacing or spacing
+    plane = [max(16, round(1.1 * n * t / s)) for n, t, s in zip(p.size, target, spacing, strict=True)]
+    shape, sides = [*plane], [*spacing]
+    shape.insert(p.usual_axis, 4)
+    sides.insert(p.usual_axis, 4 * max(spacing))
+    affine = np.diag([*sides, 1.0])
+    if p.orientation:
+        ornt = nibabel.orientations.axcodes2ornt(p.orientation)
+        turn = np.zeros((4, 4))
+        turn[3, 3] = 1
+        for column, (row, sign) in enumerate(ornt):
+            turn[int(row), column] = sign
+        affine = turn @ affine
+    noise = np.random.default_rng(0).normal(size=shape)
+    array: NDArray[np.float32] = sum(gaussian_filter(noise, s) * s**1.5 for s in (1, 3, 9)).astype(np.float32)
+    return Volume(array, affine, ImageFile(Path("generated.nii.gz")))

@@ -1,0 +1,54 @@
+"""Read CSV and TSV files with named columns."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from contrastive_core.errors import UserError
+
+
+def read_table(file: Path, *, needed: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a table as column -> cell, without the spaces around; column names in lower case.
+
+    Args:
+        file: separated by tabs if its name ends in .tsv, else by commas.
+        needed: columns that must be there.
+
+    Raises:
+        UserError: no such file, not a table in UTF-8, a column is missing, rows of another length.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as opened:
+            delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
+            reader = csv.reader(opened, delimiter=delimiter, skipinitialspace=True, strict=True)
+            columns = [name.strip().lower() for name in next(reader, [])]
+            cells = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); expected a table") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file}: cannot be read as a table in UTF-8 ({error}); export it again") from error
+    missing = [name for name in needed if name not in columns]
+    if missing:
+        raise UserError(
+            f"{file}: found the columns {', '.join(columns) or '(none)'}, expected {', '.join(missing)} as well"
+        )
+    wrong = [str(line) for line, row in cells if len(row) != len(columns)]
+    if wrong:
+        raise UserError(
+            f"{file}: found rows of another length than its {len(columns)} columns (line {', '.join(wrong[:5])}"
+            f"{', ...' if len(wrong) > 5 else ''}); put quotes around values that hold the separator"
+        )
+    return [dict(zip(columns, map(str.strip, row), strict=True)) for _, row in cells]
+
+
+def whole_number(row: dict[str, str], column: str, file: Path) -> int:
+    """A cell that counts from 0.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    if not row[column].isdecimal():
+        raise UserError(f"{file}: found {column} {row[column]!r}, expected a whole number, counted from 0")
+    return int(row[column])

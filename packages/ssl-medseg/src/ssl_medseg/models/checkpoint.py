@@ -1,0 +1,117 @@
+"""Read and write the `model/` folder of a run: a segmenter with its labels and preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from contrastive_core.errors import UserError
+from contrastive_core.training.launch import choose_device
+from contrastive_core.training.model_file import load_model, save_model
+from ssl_medseg.io.label_map import LabelMap
+from ssl_medseg.models import NetworkOptions, SegmentationNetwork, build_network
+from ssl_medseg.preprocessing import Preprocessing
+
+if TYPE_CHECKING:  # the engine takes a second to import, which opening a model need not wait for
+    from contrastive_core.training import Run
+
+FORMAT = "ssl-medseg segmenter 1"
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """A trained network in inference mode with what belongs to it.
+
+    Attributes:
+        network: on its device; slices [N, 1, H, W] -> logits [N, C, H, W].
+        options: how it is built.
+        labels: what its classes are, and the values that stand for them in mask files.
+        preprocessing: what is done to a volume before it.
+        details: how it came about, for reports: data, split, steps, how its weights were chosen.
+        device: where the network is.
+    """
+
+    network: SegmentationNetwork
+    options: NetworkOptions
+    labels: LabelMap
+    preprocessing: Preprocessing
+    details: dict[str, Any]
+    device: torch.device
+
+
+def save_segmenter(
+    target: Run | Path,
+    network: nn.Module,
+    *,
+    options: NetworkOptions,
+    labels: LabelMap,
+    preprocessing: Preprocessing,
+    details: Mapping[str, object] | None = None,
+    folder: str = "model",
+) -> Path:
+    """Write a segmenter to the folder `folder` of a run (on process 0), or to the folder that `target` is.
+
+    Args:
+        target: the run, or where to write.
+        network: what `build_network` gave, or its moving average; its weights are written.
+        options: how it was built.
+        labels: of its classes.
+        preprocessing: it was trained with.
+        details: plain values that say how it came about.
+        folder: name inside the run.
+
+    Returns:
+        The folder written.
+    """
+    card = {
+        "format": FORMAT,
+        "network": asdict(options),
+        "labels": labels.to_json(),
+        "preprocessing": preprocessing.to_json(),
+        "details": dict(details or {}),
+    }
+    tensors = dict(network.state_dict())
+    if isinstance(target, Path):
+        return save_model(target, tensors, card)
+    return target.save_model(tensors, card, folder=folder)
+
+
+def load_segmenter(model: str | Path, *, device: str = "auto") -> Segmenter:
+    """Open the run folder or model folder of a trained segmenter.
+
+    Args:
+        model: a run folder, or the folder `model` in one.
+        device: where to put it; ``auto`` takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        UserError: no model there, a damaged one, or one of another kind.
+    """
+    place = choose_device(device)
+    tensors, card = load_model(model)
+    if card.get("format") != FORMAT:
+        raise UserError(
+            f"{model}: found a model of format {card.get('format')!r}, expected {FORMAT!r}; point at the out folder of "
+            "`ssl-medseg train`, `selftrain` or `run`"
+        )
+    try:
+        options = NetworkOptions(**card["network"])
+        labels = LabelMap.from_json(card["labels"])
+        preprocessing = Preprocessing.from_json(card["preprocessing"])
+        details = dict(card["details"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{model}: model.json does not describe a segmenter ({error}); the file was changed by hand, or a newer "
+            "version wrote it"
+        ) from error
+    network = build_network(options, len(labels))
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(f"{model}: the weights are not those of the network in model.json ({error})") from error
+    ready = network.eval().to(place).to(memory_format=torch.channels_last)
+    return Segmenter(ready, options, labels, preprocessing, details, place)

@@ -1,0 +1,266 @@
+"""Segment volumes: find the images, run the network over their slices, and restore masks to the images' grids."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import nn
+
+from contrastive_core.errors import UserError
+from contrastive_core.training.progress import track
+from ssl_medseg.datasets import DataOptions, open_with, read_split
+from ssl_medseg.datasets.dataset import Case, DataSet
+from ssl_medseg.datasets.open import read_frames
+from ssl_medseg.io import read_volume, write_mask
+from ssl_medseg.io.file_types import DICOM_ENDINGS, is_image, is_series, stem, without_path
+from ssl_medseg.io.volume import ImageFile, Volume
+from ssl_medseg.models.checkpoint import load_segmenter
+from ssl_medseg.preprocessing import Preprocessing, place, prepare, restore_slices
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An image to segment.
+
+    Attributes:
+        name: of its mask, a relative path without an ending.
+        image: where it is.
+        is_dicom: whether it is a DICOM series.
+    """
+
+    name: str
+    image: ImageFile
+    is_dicom: bool
+
+
+def find_images(
+    data: Path,
+    *,
+    opening: DataOptions = DataOptions(),  # noqa: B008 - frozen
+    split: Path | None = None,
+    part: str = "test",
+) -> list[Wanted]:
+    """The images of a file, a DICOM series, a folder of any depth, or a data set.
+
+    Args:
+        data: what there is. A folder with a dataset.json is a data set, whose cases give the names, and so is what
+            has a split or a stated layout; of other folders all images are taken.
+        opening: which channel and frame of images with several, and how to open a data set.
+        split: of a data set, the file that `ssl-medseg make-splits` wrote.
+        part: of that split.
+
+    Raises:
+        UserError: nothing there, two images whose masks would have one name, a split without a data set, or a table of
+            frames that names other images.
+    """
+    data = data.expanduser()
+    stated = split is not None or opening.layout != "auto"
+    if stated or (data / "dataset.json").is_file() or data.suffix.lower() in (".json", ".csv"):
+        return _of_dataset(data, opening, split, part)
+    if data.is_file() or is_series(data):
+        dicom = data.is_dir() or data.suffix.lower() in DICOM_ENDINGS
+        name = data.stem if dicom and data.is_file() else stem(data.resolve())
+        return _at_their_frames([Wanted(name, _image(data, opening), dicom)], data, opening)
+    if not data.is_dir():
+        raise UserError(f"{data}: there is no such file or folder; expected an image, or a folder of images")
+    found = [Wanted(name, _image(path, opening), path.is_dir()) for name, path in _walk(data)]
+    if not found:
+        raise UserError(f"{data}: found no images in it; expected NIfTI, NRRD or MetaImage files, or DICOM series")
+    return _at_their_frames(_checked(found), data, opening)
+
+
+def _walk(root: Path) -> list[tuple[str, Path]]:
+    found = []
+    for current, folders, names in os.walk(root):
+        folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+        folder = Path(current)
+        inside = folder.relative_to(root)
+        if is_series(folder):
+            found.append((inside.as_posix(), folder))
+        found += [
+            ((inside / stem(Path(name))).as_posix(), folder / name) for name in sorted(names) if is_image(Path(name))
+        ]
+    return found
+
+
+def _of_dataset(data: Path, opening: DataOptions, split: Path | None, part: str) -> list[Wanted]:
+    dataset = open_with(data, replace(opening, allow_unlabelled=True))
+    names = dataset.names if split is None else getattr(read_split(split, dataset), part)
+    if not names:
+        raise UserError(f"{data}: there are no cases to segment" + (f" in part {part} of {split}" if split else ""))
+    found = [Wanted(case.name, case.image, is_series(Path(case.image.path))) for case in dataset.select(names)]
+    return _checked(found)
+
+
+def _image(path: Path, opening: DataOptions) -> ImageFile:
+    return ImageFile(path, opening.channel, opening.frame)
+
+
+def _at_their_frames(found: list[Wanted], data: Path, opening: DataOptions) -> list[Wanted]:
+    if opening.frames is None:
+        return found
+    frames = read_frames(opening.frames, [wanted.name for wanted in found], owner=str(data))
+    return [
+        replace(wanted, image=replace(wanted.image, frame=frames.get(wanted.name, wanted.image.frame)))
+        for wanted in found
+    ]
+
+
+def _checked(found: list[Wanted]) -> list[Wanted]:
+    seen: dict[str, Path] = {}
+    for wanted in found:
+        other = seen.setdefault(wanted.name, Path(wanted.image.path))
+        if other != Path(wanted.image.path):
+            raise UserError(
+                f"{other} and {wanted.image.path} would both have a mask named {wanted.name}; rename or move one"
+            )
+    return found
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """What the network says of a volume.
+
+    Attributes:
+        classes: uint8 ``[X, Y, Z]`` on the volume's own grid, 0 the background.
+        probabilities: float32 ``[C, X, Y, Z]``, if they were asked for.
+        notes: what was done beyond the settings or found odd, in plain words.
+    """
+
+    classes: NDArray[np.uint8]
+    probabilities: NDArray[np.float32] | None
+    notes: tuple[str, ...]
+
+
+_PIXELS_ON_CPU = 192 * 192
+
+
+@torch.inference_mode()
+def segment(
+    volume: Volume,
+    network: nn.Module,
+    p: Preprocessing,
+    *,
+    batch_size: int = 16,
+    probabilities: bool = False,
+    keep_largest: bool = False,
+) -> Segmented:
+    """Segment a volume.
+
+    Probabilities, not decisions, are brought back to the volume's grid, where the most probable class is taken. Beyond
+    the volume itself memory is that of one batch of slices, unless all probabilities are asked for.
+
+    Args:
+        volume: any volume.
+        network: slices ``[N, 1, H, W]`` to logits ``[N, C, H, W]``, in inference mode, on its device.
+        p: the preprocessing it was trained with.
+        batch_size: slices per forward pass at most. A CPU gets fewer: one of 192 x 192 pixels, nine of 64 x 64; more
+            do not fit its caches and take up to twice as long.
+        probabilities: give them too.
+        keep_largest: of each structure keep the largest connected part; the rest becomes background. The probabilities
+            stay as they are.
+
+    Raises:
+        UserError: the volume cannot be prepared.
+    """
+    prepared = prepare(volume, p)
+    geometry, device = prepared.geometry, next(network.parameters()).device
+    classes = np.empty((geometry.slices, *geometry.plane), dtype=np.uint8)
+    kept = []
+    count = _slices_at_once(batch_size, p, device)
+    for start in range(0, geometry.slices, count):
+        batch = prepared.slices[start : start + count].to(device).contiguous(memory_format=torch.channels_last)
+        native = restore_slices(network(batch).float().softmax(dim=1), geometry)
+        # Not argmax: over a middle axis on a CPU it takes twenty times as long.
+        classes[start : start + count] = native.max(dim=1).indices.to(torch.uint8).cpu().numpy()
+        if probabilities:
+            kept.append(native.cpu().numpy())
+    mask = place(classes, geometry)
+    if keep_largest:
+        mask = largest_parts(mask)
+    if not probabilities:
+        return Segmented(mask, None, prepared.notes)
+    native_all = np.concatenate(kept)
+    by_class = np.stack([place(native_all[:, number], geometry) for number in range(native_all.shape[1])])
+    return Segmented(mask, by_class, prepared.notes)
+
+
+def _slices_at_once(most: int, p: Preprocessing, device: torch.device) -> int:
+    if device.type != "cpu":
+        return most
+    return max(1, min(most, _PIXELS_ON_CPU // (p.size[0] * p.size[1])))
+
+
+def largest_parts(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The mask with the largest connected part of each structure alone; voxels connect through faces."""
+    result = np.zeros_like(mask)
+    for number in range(1, int(mask.max()) + 1):
+        parts, count = ndimage.label(mask == number)
+        if count:
+            sizes = np.bincount(parts.ravel())
+            result[parts == 1 + sizes[1:].argmax()] = number
+    return result
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What became of the cases.
+
+    Attributes:
+        masks: case -> file.
+        failed: case -> why it has none.
+        labelled: names of the cases the segmenter was trained on with their labels, as its model says.
+    """
+
+    masks: dict[str, Path]
+    failed: dict[str, str]
+    labelled: tuple[str, ...]
+
+
+def is_model(path: Path) -> bool:
+    """Whether a folder is that of a run or of a model, and not one of masks."""
+    return (path / "model.json").is_file() or (path / "model" / "model.json").is_file()
+
+
+def predict_cases(
+    model: Path, dataset: DataSet, cases: Sequence[Case], folder: Path, *, batch_size: int, device: str
+) -> Predicted:
+    """Segment cases and write their masks.
+
+    Args:
+        model: a run folder or model folder.
+        dataset: of the cases.
+        cases: to be segmented.
+        folder: of the masks, one NIfTI file per case.
+        batch_size: slices per forward pass.
+        device: auto, cpu, cuda or mps.
+
+    Raises:
+        UserError: no model, or one of other structures than the data set's.
+    """
+    segmenter = load_segmenter(model, device=device)
+    if segmenter.labels != dataset.labels:
+        raise UserError(
+            f"{model}: was trained for {segmenter.labels}, and {dataset.name} has {dataset.labels}; expected the same "
+            "names and values. Give the label map of training (--label_map)"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    masks: dict[str, Path] = {}
+    failed: dict[str, str] = {}
+    for case in track(cases, total=len(cases), what="volumes"):
+        try:
+            volume = read_volume(case.image)
+            found = segment(volume, segmenter.network, segmenter.preprocessing, batch_size=batch_size)
+            path = folder / f"{case.name}.nii.gz"
+            write_mask(found.classes, volume, path, dataset.labels)
+            masks[case.name] = path
+        except UserError as error:
+            failed[case.name] = without_path(error, case.image.path)
+    return Predicted(masks, failed, tuple(segmenter.details.get("labelled", ())))

@@ -1,1 +1,0 @@
-"""Masks of images nobody has labelled: which images, the network over their slices, and files."""

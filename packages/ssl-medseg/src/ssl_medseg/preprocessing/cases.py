@@ -1,0 +1,179 @@
+"""Preprocess the cases of a data set once and cache the result under the hash of the files' content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from contrastive_core.errors import UserError
+from contrastive_core.training import files
+from contrastive_core.training.progress import track
+from ssl_medseg.datasets.dataset import Case, DataSet
+from ssl_medseg.io import Grid, grid_difference, read_label, read_volume
+from ssl_medseg.preprocessing import Geometry, Preprocessing, prepare, prepare_label
+
+_VERSION = 1
+"""To be raised when preprocessing gives other numbers: what lies in caches is then made anew."""
+
+
+def kept(
+    folder: Path | None,
+    paths: Sequence[Path],
+    settings: Sequence[Any],
+    make: Callable[[], tuple[Tensor, dict[str, Any]]],
+) -> tuple[Tensor, dict[str, Any]]:
+    """A tensor and facts in JSON: from the cache, or made and put there.
+
+    Args:
+        folder: of the cache; None makes it anew.
+        paths: files or folders it is computed from.
+        settings: all else it depends on, as JSON.
+        make: computes it.
+    """
+    if folder is None:
+        return make()
+    key = json.dumps([_VERSION, [_digest(path) for path in paths], list(settings)], sort_keys=True)
+    file = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+    found = _read(file)
+    if found is not None:
+        return found
+    tensor, facts = make()
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_atomic(file, save({"tensor": tensor.contiguous()}, {"facts": json.dumps(facts)}))
+    return tensor, facts
+
+
+def _read(file: Path) -> tuple[Tensor, dict[str, Any]] | None:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return opened.get_tensor("tensor"), json.loads(opened.metadata()["facts"])
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):  # damaged: what it holds can be made again
+        return None
+
+
+def _digest(path: Path) -> list[str]:
+    """Hashes of a file, or of the files in a folder."""
+    inside = sorted(path.iterdir()) if path.is_dir() else [path]
+    try:
+        return [files.sha256(file) for file in inside if file.is_file() or not path.is_dir()]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); expected an image or a label") from error
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """A case as the network sees it.
+
+    Attributes:
+        name: of the case.
+        patient: whom it shows.
+        slices: float32 ``[S, 1, H, W]``.
+        label: uint8 ``[S, H, W]``, classes; None if it has none or was not asked for.
+        geometry: where the slices lie in the volume.
+        lost: per class, the share of its labelled voxels that lie outside the slices; empty without a label.
+        notes: what was found odd, in plain words.
+    """
+
+    name: str
+    patient: str
+    slices: Tensor
+    label: Tensor | None
+    geometry: Geometry
+    lost: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def prepare_cases(
+    dataset: DataSet, names: Sequence[str], p: Preprocessing, *, labels: bool, cache: Path | None = None
+) -> list[PreparedCase]:
+    """Read and preprocess some cases.
+
+    Args:
+        dataset: the data set.
+        names: of the cases, which come back in this order.
+        p: the settings.
+        labels: read the labels too, all of which must be there; without it no label file is opened.
+        cache: a folder that keeps what was computed, under the hash of the image's content and the settings. It holds
+            arrays and JSON, is safe to delete, and may be shared by runs.
+
+    Raises:
+        UserError: an image or label that cannot be used, a label that is not there or lies on another grid than its
+            image.
+    """
+    cases = dataset.select(names)
+    lacking = [case.name for case in cases if labels and case.label is None]
+    if lacking:
+        raise UserError(
+            f"{dataset.name}: {len(lacking)} cases have no label that was asked for: {', '.join(lacking[:8])}"
+        )
+    return [_one(dataset, case, p, labels=labels, cache=cache) for case in track(cases, total=len(cases), what="cases")]
+
+
+def read_truth(dataset: DataSet, case: Case, grid: Grid) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """The label of a case as classes ``[X, Y, Z]``, and its affine, if it lies on the grid of its image.
+
+    Args:
+        dataset: says what its values mean.
+        case: which has a label.
+        grid: of its image.
+
+    Raises:
+        UserError: no label, one that cannot be used, or one on another grid.
+    """
+    if case.label is None:
+        raise UserError(f"{dataset.name}: {case.name} has no label, and it was asked for")
+    classes, affine = read_label(case.label, dataset.labels)
+    x, y, z = classes.shape
+    difference = grid_difference(Grid((x, y, z), affine), grid)
+    if difference:
+        raise UserError(
+            f"{case.label}: the label does not lie on the grid of its image ({difference}); expected the same. "
+            "`ssl-medseg check` lists all such cases; draw or export the label on the image"
+        )
+    return classes, affine
+
+
+def share_lost(cases: Sequence[PreparedCase], names: Sequence[str]) -> list[str]:
+    """In words, which structures lose labelled voxels to cropping, the case with the largest share first."""
+    found = [
+        (share, f"{case.name}: {share:.1%} of {names[number]} lies outside the slices")
+        for case in cases
+        for number, share in enumerate(case.lost)
+        if number and share > 0
+    ]
+    return [words for _, words in sorted(found, key=lambda entry: (-entry[0], entry[1]))]
+
+
+def _one(dataset: DataSet, case: Case, p: Preprocessing, *, labels: bool, cache: Path | None) -> PreparedCase:
+    settings = [p.to_json(), case.image.channel, case.image.frame]
+    slices, facts = kept(cache, [case.image.path], ["image", *settings], lambda: _image(case, p))
+    geometry = Geometry.from_json(facts["geometry"])
+    notes = tuple(facts["notes"])
+    if not labels or case.label is None:
+        return PreparedCase(case.name, case.patient, slices, None, geometry, notes=notes)
+    key = ["label", *settings, dataset.labels.to_json(), facts["geometry"]]
+    label, found = kept(cache, [case.label], key, lambda: _label(dataset, case, geometry, p))
+    return PreparedCase(case.name, case.patient, slices, label, geometry, tuple(found["lost"]), notes)
+
+
+def _image(case: Case, p: Preprocessing) -> tuple[Tensor, dict[str, Any]]:
+    prepared = prepare(read_volume(case.image), p)
+    return prepared.slices, {"geometry": prepared.geometry.to_json(), "notes": list(prepared.notes)}
+
+
+def _label(dataset: DataSet, case: Case, geometry: Geometry, p: Preprocessing) -> tuple[Tensor, dict[str, Any]]:
+    classes, affine = read_truth(dataset, case, geometry.grid)
+    slices, lost = prepare_label(classes, affine, p)
+    return slices, {"lost": [float(share) for share in lost] + [0.0] * (len(dataset.labels) - len(lost))}

@@ -1,0 +1,136 @@
+"""Networks of the pre-training stages, and the trunk that they leave for `train`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from contrastive_core.errors import UserError
+from contrastive_core.training import Run, load_model
+from ssl_medseg.models import NetworkOptions, UNet
+from ssl_medseg.models.checkpoint import FORMAT as SEGMENTER
+from ssl_medseg.models.unet import BLOCKS, batch_norm, he_init
+from ssl_medseg.preprocessing import Preprocessing
+
+
+class GlobalNetwork(nn.Module):
+    """The encoder and the head g1: the flattened bottleneck, a dense layer of 1024 with ReLU, one of 128, no biases.
+
+    [N, 1, H, W] -> [N, embedding]. H and W are those of `size`. The decoder has no part in it.
+
+    Args:
+        trunk: the U-Net.
+        size: height and width of the slices, multiples of 32.
+        hidden: of the first layer; 1024 in the paper.
+        embedding: of the second; 128 in the paper.
+    """
+
+    def __init__(self, trunk: UNet, size: tuple[int, int], *, hidden: int = 1024, embedding: int = 128) -> None:
+        super().__init__()
+        self.trunk = trunk
+        deepest = trunk.bottleneck_channels * (size[0] // trunk.stride) * (size[1] // trunk.stride)
+        self.head = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(deepest, hidden, bias=False),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, embedding, bias=False),
+        )
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """Parameters of the encoder and the head."""
+        return [*self.trunk.down.parameters(), *self.head.parameters()]
+
+    def forward(self, images: Tensor) -> Tensor:
+        z: Tensor = self.head(self.trunk.encode(images)[-1])
+        return z
+
+
+class LocalNetwork(nn.Module):
+    """The encoder as it is, the first decoder blocks, and the head g2: two 1x1 convolutions without bias.
+
+    [N, 1, H, W] -> [N, F, h, w], the map of the last of the blocks. The encoder works in inference mode, without
+    gradient.
+
+    Args:
+        trunk: the U-Net with a pre-trained encoder.
+        blocks: decoder blocks, 1 to 5; 3 in the paper, a quarter of the resolution.
+    """
+
+    def __init__(self, trunk: UNet, *, blocks: int = 3) -> None:
+        super().__init__()
+        if not 1 <= blocks <= BLOCKS:
+            raise UserError(f"blocks is {blocks}; expected 1 to {BLOCKS}, the decoder blocks of the U-Net")
+        self.trunk, self.blocks = trunk, blocks
+        channels = trunk.feature_channels * (8, 8, 4, 2, 1)[blocks - 1]
+        self.head = nn.Sequential(
+            nn.Conv2d(channels, channels, 1, bias=False),
+            batch_norm(channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 1, bias=False),
+        )
+        he_init(self.head)
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """Parameters of the decoder blocks and the head."""
+        parts = (self.trunk.up[: self.blocks], self.trunk.join[: self.blocks], self.head)
+        return [parameter for part in parts for parameter in part.parameters()]
+
+    def forward(self, images: Tensor) -> Tensor:
+        training = self.trunk.down.training
+        self.trunk.down.eval()
+        with torch.no_grad():
+            maps = self.trunk.encode(images)
+        self.trunk.down.train(training)
+        features: Tensor = self.head(self.trunk.decode(maps, blocks=self.blocks))
+        return features
+
+
+FORMAT = "ssl-medseg trunk 1"
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """Weights of a trunk, how it is built, and what is done to a volume before it."""
+
+    weights: dict[str, Tensor]
+    options: NetworkOptions
+    preprocessing: Preprocessing
+
+
+def save_trunk(
+    run: Run, trunk: UNet, *, options: NetworkOptions, preprocessing: Preprocessing, details: Mapping[str, object]
+) -> Path:
+    """Write the trunk to the run's folder."""
+    card = {
+        "format": FORMAT,
+        "network": asdict(options),
+        "preprocessing": preprocessing.to_json(),
+        "details": dict(details),
+    }
+    return run.save_model(dict(trunk.state_dict()), card)
+
+
+def load_trunk(model: str | Path) -> Trunk:
+    """The trunk in the folder of a pre-training, or of a segmenter.
+
+    Raises:
+        UserError: no model there, a damaged one, or one of another kind.
+    """
+    tensors, card = load_model(model)
+    if card.get("format") not in (FORMAT, SEGMENTER):
+        raise UserError(
+            f"{model}: found a model of format {card.get('format')!r}, expected {FORMAT!r} or {SEGMENTER!r}; point at "
+            "the out folder of `ssl-medseg pretrain` or `train`"
+        )
+    if card["format"] == SEGMENTER:
+        tensors = {name.removeprefix("trunk."): x for name, x in tensors.items() if name.startswith("trunk.")}
+    try:
+        return Trunk(tensors, NetworkOptions(**card["network"]), Preprocessing.from_json(card["preprocessing"]))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{model}: model.json does not describe a trunk ({error}); it was changed by hand") from error

@@ -1,1 +1,0 @@
-"""What people look at: masks on their images, curves, and the page that holds them."""

@@ -1,0 +1,1 @@
+"""Reports: pictures, curves and the HTML page of a run."""

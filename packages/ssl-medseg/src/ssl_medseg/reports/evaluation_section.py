@@ -1,0 +1,202 @@
+"""The section of a report about an evaluation: tables by structure and case, volumes, pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from html import escape
+from pathlib import Path
+
+from contrastive_core.app.report import page
+from contrastive_core.app.report.figures import to_inline_svg
+from ssl_medseg.evaluation.plots import bland_altman_figure
+from ssl_medseg.evaluation.results import Evaluation, StructureScore
+from ssl_medseg.evaluation.summary import StructureSummary, Summary, case_dice, summarise
+from ssl_medseg.evaluation.text import mean_and_sd, median_and_quartiles, number, plural, title, warnings
+
+NBSP = "\u00a0"
+_REM_PER_INCH = 5.4
+_SAME = 0.01  # of mean Dice
+_MEANINGS = (
+    ("Dice", "how much of prediction and truth overlap: 1 is the same mask, 0 no common voxel."),
+    (
+        "HD95",
+        "95 % of either surface lies nearer than this to the other one: the size of the larger errors.",
+    ),
+    ("ASSD", "the average distance of the two surfaces: the size of the usual error."),
+    ("surface Dice", "the share of both surfaces that lies within the tolerance of the other one."),
+    ("volume error", "predicted less true volume: above zero, the structure is drawn too large."),
+)
+
+
+def evaluation_section(evaluation: Evaluation, folder: Path, *, place: int = 1) -> str:
+    """The section of one evaluation.
+
+    Args:
+        evaluation: to show.
+        folder: that holds its pictures.
+        place: the evaluation among those of the page.
+    """
+    summary = summarise(evaluation)
+    cases = plural(summary.cases, f"{evaluation.part} case" if evaluation.part != "all" else "case")
+    parts = [
+        page.paragraph(
+            f"{cases} of {plural(summary.patients, 'patient')} of {evaluation.data}, measured on the images' own grid. "
+            f"Numbers are of all {summary.cases} cases where no n is given."
+        ),
+        page.warnings(warnings(evaluation, summary)),
+        _structures(evaluation, summary),
+        _paper(summary),
+        "<h3>What the numbers mean</h3>",
+        '<dl class="terms">'
+        + "".join(f"<dt>{escape(term)}</dt><dd>{escape(meaning)}</dd>" for term, meaning in _MEANINGS)
+        + "</dl>",
+        *_pictures(evaluation, folder),
+        *_volumes(evaluation, summary, place=place),
+        "<h3>Every case</h3>",
+        page.figure(_cases(evaluation)),
+    ]
+    return page.section(f"Evaluation: {evaluation.name}", *parts)
+
+
+def stages_table(stages: Mapping[str, Evaluation]) -> str:
+    """Mean Dice of what each stage of a run has made of the same cases; empty unless there are two stages to compare.
+
+    Args:
+        stages: name of the stage -> its evaluation, in the order of training.
+    """
+    sets = [{case.case for case in evaluation.judged} for evaluation in stages.values()]
+    if len(stages) < 2 or any(cases != sets[0] for cases in sets[1:]):
+        return ""
+    rows, means = [], {}
+    for name, evaluation in stages.items():
+        summary = summarise(evaluation)
+        means[name] = summary.mean_dice.mean or 0.0
+        each = [mean_and_sd("dice", structure.measures["dice"]) for structure in summary.structures]
+        rows.append([name, *map(_unbroken, [mean_and_sd("dice", summary.mean_dice), *each])])
+    head = ["Dice after", "mean", *next(iter(stages.values())).structures]
+    return page.section(
+        "What every stage has added",
+        page.paragraph(f"The same {plural(len(sets[0]), 'case')}, segmented by the model of each stage of training."),
+        page.warnings(_worse(means)),
+        page.figure(page.table(head, rows, kind="numbers")),
+    )
+
+
+def _worse(means: Mapping[str, float]) -> Iterator[str]:
+    """Says so if training on has made the masks worse."""
+    last, best = list(means)[-1], max(means, key=lambda name: means[name])
+    if means[best] - means[last] > _SAME:
+        yield (
+            f"The last stage, {last}, scores lower than {best} ({number('dice', means[last])} against "
+            f"{number('dice', means[best])}). Longer rounds, --start whole or more labelled patients may help; until "
+            f"then the model in the folder {best} is the better one."
+        )
+
+
+def _structures(evaluation: Evaluation, summary: Summary) -> str:
+    """Two tables: means, and medians; a cell of fewer cases than there are says so."""
+    shown = [m for m in summary.structures[0].measures if m != "error_ml" or evaluation.unit == "mm"]
+    head = ["", *(title(measure, evaluation) for measure in shown)]
+    tables = []
+    for name, write in (("mean ± sd", mean_and_sd), ("median (quartiles)", median_and_quartiles)):
+        rows = []
+        for structure in summary.structures:
+            cells = []
+            for measure in shown:
+                found = structure.measures[measure]
+                of = "" if found.n in (0, summary.cases) else f", n = {found.n}"
+                cells.append(_unbroken(write(measure, found)) + of)
+            rows.append([structure.structure, *cells])
+        tables.append(page.figure(page.table([name, *head[1:]], rows, kind="numbers tight")))
+    return "\n".join(tables)
+
+
+def _unbroken(text: str) -> str:
+    """A cell that may break before its brackets only."""
+    first, bracket, rest = text.partition(" (")
+    return f"{first} ({rest.replace(' ', NBSP)}" if bracket else text.replace(" ", NBSP)
+
+
+def _paper(summary: Summary) -> str:
+    mean = summary.mean_dice
+    return page.paragraph(
+        f"In the convention of the method's papers (mean over the structures of each case, a structure on one side "
+        f"only counting 0, then over cases) the Dice is {mean_and_sd('dice', mean)}, of {mean.n} cases.",
+        kind="note",
+    )
+
+
+def _pictures(evaluation: Evaluation, folder: Path) -> list[str]:
+    """The sheets that were drawn when the evaluation was made."""
+    parts = []
+    for which in ("best", "median", "worst"):
+        file = folder / f"{evaluation.name}-{which}.png"
+        if file.is_file():
+            parts.append(page.figure(page.picture(file.read_bytes(), label=f"Slices of the {which} case with masks")))
+    if not parts:
+        return []
+    return [
+        "<h3>Best, median and worst case</h3>",
+        page.paragraph(
+            "By mean Dice. Each column is a slice: image, truth, prediction with the truth as a white line. The "
+            "picture top left is a whole slice with the part that is shown. Letters name the patient's directions "
+            "(R right, L left, A anterior, P posterior, S superior, I inferior): the patient's right is on the left. "
+            "Proportions are those of the patient.",
+            kind="note",
+        ),
+        *parts,
+    ]
+
+
+def _volumes(evaluation: Evaluation, summary: Summary, *, place: int) -> list[str]:
+    if evaluation.unit != "mm":
+        return []
+    figure = bland_altman_figure(evaluation)
+    width = figure.get_figwidth() * _REM_PER_INCH
+    drawn = to_inline_svg(figure, name=f"volumes-{place}", label="Bland-Altman plots of volumes")
+    parts = ["<h3>Volumes</h3>", page.figure(f'<div style="max-width: {width:.0f}rem">{drawn}</div>')]
+    rows = [_agreement(structure) for structure in summary.structures]
+    head = ["structure", "bias, mL", "95 % interval", "limits of agreement, mL", "n"]
+    parts += [
+        page.figure(page.table(head, rows, kind="numbers")),
+        page.paragraph(
+            "Bland and Altman's plot: every point is a case, its height the error of its volume. About 95 % of the "
+            "errors of new cases are expected between the dashed limits, as far as cases are independent and errors do "
+            "not grow with the volume.",
+            kind="note",
+        ),
+    ]
+    return parts
+
+
+def _agreement(structure: StructureSummary) -> list[str]:
+    found = structure.volumes
+    if found is None:
+        return [structure.structure, "–", "–", "–", "–"]
+    low, high = found.bias_interval
+    return [
+        structure.structure,
+        f"{found.bias:+.1f}",
+        f"{low:+.1f} to {high:+.1f}",
+        f"{found.lower:+.1f} to {found.upper:+.1f}",
+        str(found.n),
+    ]
+
+
+def _cases(evaluation: Evaluation) -> str:
+    worst_first = sorted(evaluation.cases, key=lambda case: (not case.unseen, case_dice(case) or 0.0, case.case))
+    rows = [
+        [
+            case.case, case.part or "–", number("dice", case_dice(case)),
+            *(_one(score, evaluation.unit) for score in case.structures),
+        ]
+        for case in worst_first
+    ]  # fmt: skip
+    head = ["the worst first", "part", "mean Dice", *(f"{name}, Dice and HD95" for name in evaluation.structures)]
+    return page.table(head, rows, kind="numbers tight")
+
+
+def _one(score: StructureScore, unit: str) -> str:
+    if score.found == "both":
+        return f"{number('dice', score.dice)}, {number('hd95', score.hd95)} {unit}"
+    return {"truth only": "missed", "prediction only": "found, and is not there", "neither": "–"}[score.found]

@@ -1,0 +1,152 @@
+"""Read the folder of a run for its report: stages, model card, split, rounds, evaluations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from contrastive_core.app.report.run_record import RunRecord, read_record
+from contrastive_core.errors import UserError
+from ssl_medseg.datasets.splits import PARTS
+from ssl_medseg.evaluation.results import Evaluation, read_evaluation
+
+_MADE_BY = "`ssl-medseg train`, `pretrain`, `selftrain` or `run`"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training of a run.
+
+    Attributes:
+        name: of its folder inside the run; empty if the run is the stage.
+        path: of the folder.
+        record: configuration, metrics, timing.
+        card: what its model says of itself; empty if it has none yet.
+        rounds: the pseudo-labels of each round, in numbers.
+    """
+
+    name: str
+    path: Path
+    record: RunRecord
+    card: Mapping[str, Any]
+    rounds: tuple[Mapping[str, Any], ...]
+
+    @property
+    def method(self) -> str:
+        """``train``, ``pretrain`` or ``selftrain``, with its variant."""
+        stated = self.card.get("details", {}).get("method")
+        if stated:
+            return str(stated)
+        return next(
+            (
+                m
+                for key, m in (("rounds", "selftrain"), ("keep", "train"), ("partitions", "pretrain"))
+                if key in self.record.config
+            ),
+            "run",
+        )
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has left its model."""
+        return bool(self.card)
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A run as it lies on disk, finished or not.
+
+    Attributes:
+        path: of the folder.
+        stages: in the order they were begun.
+        split: part -> pairs of case and patient, as the split's file says; empty if it is not where the run had it.
+        data: name of the data set, by the split's file; no path.
+        evaluations: newest first, with the folder of their pictures.
+    """
+
+    path: Path
+    stages: tuple[Stage, ...]
+    split: Mapping[str, list[tuple[str, str]]]
+    data: str
+    evaluations: tuple[tuple[Evaluation, Path], ...]
+
+    @property
+    def last(self) -> Stage:
+        """The stage whose model is the run's."""
+        return self.stages[-1]
+
+    @property
+    def stage_evaluations(self) -> dict[str, Evaluation]:
+        """Stage -> the newest evaluation of its model, the run's own standing for the last stage's."""
+        found = {stage.name: _evaluations(stage.path) for stage in self.stages if stage.path != self.path}
+        if self.evaluations and found:
+            found[self.last.name] = self.evaluations
+        return {name: evaluations[0][0] for name, evaluations in found.items() if evaluations}
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """Names of the structures, as far as they are known."""
+        for stage in reversed(self.stages):
+            if "labels" in stage.card:
+                return tuple(stage.card["labels"]["names"][1:])
+        return self.evaluations[0][0].structures if self.evaluations else ()
+
+
+def open_run(path: Path) -> Reported:
+    """Read the folder of a run.
+
+    Raises:
+        UserError: it is none, or its files are damaged.
+    """
+    stages = _stages(path)
+    split, data = _split(stages)
+    return Reported(path, stages, split, data, _evaluations(path))
+
+
+def _stages(path: Path) -> tuple[Stage, ...]:
+    """The run itself, if it is a training, and trainings in folders of it, by the time they were begun."""
+    inside = [file.parent for file in path.glob("*/config.yaml")] if path.is_dir() else []
+    inside.sort(key=lambda folder: ((folder / "config.yaml").stat().st_mtime_ns, folder.name))
+    folders = [*inside, path] if (path / "metrics.jsonl").is_file() or not inside else inside
+    return tuple(_stage(folder, "" if folder == path else folder.name) for folder in folders)
+
+
+def _stage(folder: Path, name: str) -> Stage:
+    record = read_record(folder, made_by=_MADE_BY)
+    card = _json(folder / "model" / "model.json").get("metadata", {})
+    rounds = tuple(_json(file) for file in sorted((folder / "rounds").glob("round-*.json")))
+    return Stage(name, folder, record, card, rounds)
+
+
+def _evaluations(path: Path) -> tuple[tuple[Evaluation, Path], ...]:
+    """Those of a run or a stage, newest first."""
+    files = [file for folder in (path / "evaluation", path / "masks" / "evaluation") for file in folder.glob("*.json")]
+    files.sort(key=lambda file: (-file.stat().st_mtime_ns, file.name))
+    return tuple((read_evaluation(file), file.parent) for file in files)
+
+
+def _split(stages: tuple[Stage, ...]) -> tuple[dict[str, list[tuple[str, str]]], str]:
+    for stage in reversed(stages):
+        named = stage.record.config.get("split")
+        # A relative path was meant from where the run was started: here, or somewhere above its folder.
+        places = [Path(str(named)), *(above / str(named) for above in stage.path.resolve().parents)] if named else []
+        for file in [*places, stage.path / "split.json", stage.path.parent / "split.json"]:
+            content = _json(file)
+            if all(part in content for part in PARTS):
+                parts = {part: [(str(n), str(p)) for n, p in content[part]] for part in PARTS}
+                return parts, str(content.get("data", ""))
+    return {}, ""
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """The content of a file; nothing where there is no file."""
+    if not file.is_file():
+        return {}
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: is damaged ({error}); expected JSON") from error
+    return content

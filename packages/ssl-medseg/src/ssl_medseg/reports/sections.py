@@ -1,0 +1,213 @@
+"""Sections of a report about the run itself: data, training, settings."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from html import escape
+from pathlib import PurePath
+from typing import Any
+
+from contrastive_core.app.report import page, sections
+from contrastive_core.app.report.figures import Panel, to_inline_svg, training_figure
+from ssl_medseg.evaluation.summary import summarise
+from ssl_medseg.evaluation.text import number, plural
+from ssl_medseg.reports.run_folder import Reported, Stage
+
+_METHODS = {
+    "train": "supervised training on the labelled volumes alone",
+    "pretrain": "contrastive pre-training without labels",
+    "contrast": "self-training with the local contrastive loss on pseudo-labels (the paper's form)",
+    "pseudo": "plain self-training on pseudo-labels",
+    "both": "self-training on pseudo-labels together with the local contrastive loss",
+    "mean-teacher": "a mean teacher: predictions agree with those of the averaged network",
+}
+_LOSSES = {
+    "segmentation": "labelled slices",
+    "pseudo": "pseudo-labels",
+    "contrast": "contrastive",
+    "consistency": "agreement with the teacher",
+    "global_loss": "global",
+    "local_loss": "local",
+}
+_PARTS = {
+    "labelled": "trained on, with their labels",
+    "unlabelled": "trained on as images; whatever labels they have were not opened",
+    "validation": "never trained on; their labels chose the best step",
+    "test": "not opened by training",
+}
+
+
+def in_words(method: str) -> str:
+    """A method's name as a clause."""
+    return _METHODS.get(method.rsplit(maxsplit=1)[-1], method)
+
+
+def title(run: Reported) -> str:
+    """What was learnt, in a few words."""
+    task = f"Segmentation of {', '.join(run.structures) or 'structures'}"
+    if run.last.method.startswith("pretrain"):
+        task = "Pre-training without labels"
+    return task + (f" in {run.data}" if run.data else "")
+
+
+def header(run: Reported) -> str:
+    """The title, what was done in a few sentences, the numbers a reader wants first, and what to beware of."""
+    counts = {part: (len(pairs), len({p for _, p in pairs})) for part, pairs in run.split.items()}
+    text = f"Learnt by {in_words(run.last.method)}."
+    if counts:
+        others = f" and {_volumes(counts['unlabelled'])} without" if _uses_unlabelled(run) else ""
+        text = f"Learnt from {_volumes(counts['labelled'])} with labels{others}, by {in_words(run.last.method)}."
+    unfinished = [stage for stage in run.stages if not stage.is_done]
+    if unfinished:
+        steps = int(unfinished[-1].record.records[-1]["step"]) + 1 if unfinished[-1].record.records else 0
+        text += f" Training has not ended: {steps:,} steps of {unfinished[-1].name or 'it'} are done."
+    numbers: dict[str, str] = {}
+    if run.evaluations:
+        summary = summarise(run.evaluations[0][0])
+        numbers[f"mean Dice, {summary.mean_dice.n} {run.evaluations[0][0].part} cases"] = number(
+            "dice", summary.mean_dice.mean
+        )
+        for structure in summary.structures:
+            numbers[f"Dice, {structure.structure}"] = number("dice", structure.measures["dice"].mean)
+    if counts:
+        numbers["labelled patients"] = str(counts["labelled"][1])
+        if _uses_unlabelled(run):
+            numbers["unlabelled patients"] = str(counts["unlabelled"][1])
+    seconds = sum(stage.record.seconds or 0 for stage in run.stages)
+    if seconds:
+        numbers["training time"] = sections.duration(seconds)
+    return (
+        f"<header>\n<h1>{escape(title(run))}</h1>\n{page.paragraph(text, kind='lead')}\n{page.facts(numbers)}\n"
+        f"{page.warnings(_cautions(run))}</header>"
+    )
+
+
+def _cautions(run: Reported) -> Iterator[str]:
+    """What to know before anything else is read."""
+    yield "A research tool: no number or mask here has been cleared for diagnosis or treatment. Look at the masks."
+    if run.split and not run.split["validation"]:
+        yield (
+            "No validation volumes: nothing says which step was best, so training had a fixed length and its last "
+            "weights were kept."
+        )
+    if run.last.method.startswith("pretrain"):
+        yield "No segmenter yet: `train --start` goes on from this pre-training with the labelled volumes."
+    elif not run.evaluations:
+        yield "Not evaluated yet: nothing is known of how good the masks of new patients are."
+    if run.split and len({patient for _, patient in run.split["labelled"]}) == 1:
+        yield "One labelled patient: everything was learnt from one anatomy and one hand that drew it."
+
+
+def learnt_from(run: Reported) -> str:
+    """Which volumes played which part, and what was done to them."""
+    parts = []
+    if run.split:
+        uses = _PARTS if _uses_unlabelled(run) else {**_PARTS, "unlabelled": "not used by this training"}
+        rows = [
+            [part, str(len({p for _, p in pairs})), str(len(pairs)), uses[part]] for part, pairs in run.split.items()
+        ]
+        parts.append(page.figure(page.table(["part", "patients", "volumes", "use"], rows, kind="parts")))
+        parts.append(page.paragraph("All volumes of a patient are in one part.", kind="note"))
+    stated = run.last.card
+    if "labels" in stated:
+        names, values = stated["labels"]["names"][1:], stated["labels"]["values"][1:]
+        listed = ", ".join(f"{name} ({value})" for name, value in zip(names, values, strict=True))
+        parts.append(page.paragraph(f"Structures and their values in mask files: {listed}."))
+    if "preprocessing" in stated:
+        parts.append(page.paragraph(_preprocessing(stated["preprocessing"])))
+        labelled = stated.get("details", {}).get("labelled", [])
+        if labelled:
+            parts.append(page.paragraph(f"Labelled volumes: {', '.join(labelled)}.", kind="note"))
+    return page.section("What was learnt from what", *parts) if parts else ""
+
+
+def _preprocessing(p: Mapping[str, Any]) -> str:
+    size = " × ".join(map(str, p["size"]))
+    if p.get("spacing"):
+        pixels = f"resampled to pixels of {' × '.join(f'{s:.3g}' for s in p['spacing'])} mm in their plane"
+    elif p.get("fit"):
+        pixels = f"scaled to {p['fit']} pixels along their longer side, the size of their pixels being unknown"
+    else:
+        pixels = "taken with the pixels they have"
+    low, high = p["percentiles"]
+    bias = " after correction of the bias field (N4)" if p.get("n4") else ""
+    return (
+        f"Volumes were cut into their slices, which were {pixels} and cropped or padded to {size}; the distance "
+        f"between slices was left as it is. Brightness was scaled so that the percentiles {low:g} and {high:g} of each "
+        f"volume became 0 and 1{bias}."
+    )
+
+
+def training(run: Reported) -> str:
+    """Curves of every stage."""
+    parts = []
+    for stage in run.stages:
+        if not stage.record.records:
+            parts.append(page.paragraph(f"{stage.name or 'The run'} has logged nothing yet."))
+            continue
+        if len(run.stages) > 1:
+            parts.append(f"<h3>{escape(stage.name)}: {escape(in_words(stage.method))}</h3>")
+        label = "Loss, and Dice on validation, by step"
+        figure = training_figure(stage.record.records, panels(stage, run.structures))
+        parts.append(page.figure(to_inline_svg(figure, name=f"training-{stage.name or 'run'}", label=label)))
+        kept = stage.card.get("details", {}).get("weights")
+        if kept:
+            parts.append(page.paragraph(f"Weights kept: {kept}.", kind="note"))
+    parts.append(
+        page.paragraph(
+            "Validation Dice is that of whole volumes on their own grid. Where it chose the step that was kept, its "
+            "best value is a little too good to be true; the test cases of the evaluation chose nothing.",
+            kind="note",
+        )
+    )
+    return page.section("Training", *parts)
+
+
+def _uses_unlabelled(run: Reported) -> bool:
+    return any(stage.method.split()[0] != "train" for stage in run.stages)
+
+
+def panels(stage: Stage, structures: tuple[str, ...]) -> tuple[Panel, ...]:
+    """Losses by their parts where there are several, and Dice on validation by structure."""
+    logged = {key for record in stage.record.records for key in record}
+    losses = {key: name for key, name in _LOSSES.items() if key in logged}
+    found = [Panel("Loss", losses or {"loss": ""})]
+    dice = {f"validation_dice_{name.replace(' ', '_')}": name for name in structures}
+    lines = {key: name for key, name in dice.items() if key in logged}
+    if "validation_dice" in logged:
+        found.append(Panel("Dice on validation", {"validation_dice": "mean", **lines}, from_zero=True, noisy=False))
+    return tuple(found)
+
+
+def settings(run: Reported, *, show_paths: bool = False) -> str:
+    """Settings of the last stage, and the command that repeats it; where files lie only for those who ask for it."""
+    stage = run.last
+    verb = stage.method.split()[0]
+    command = getattr(importlib.import_module(f"ssl_medseg.commands.{verb}"), verb)
+    place = stage.path if show_paths else PurePath("RUN", stage.name)
+    again = f"ssl-medseg {verb} --config {shlex.quote(str(place / 'config.yaml'))} --out runs/again"
+    config = stage.record.config if show_paths else _without_folders(stage.record.config)
+    return sections.settings(config, command, name=stage.name or verb, again=again)
+
+
+def _without_folders(value: Any) -> Any:
+    """Settings with the last part of every path alone: folders above may be called after patients."""
+    if isinstance(value, Mapping):
+        return {key: _without_folders(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_folders(item) for item in value]
+    return PurePath(value).name if isinstance(value, str) and os.sep in value else value
+
+
+def surroundings(run: Reported) -> str:
+    """On what the run was trained, and by what the report was written."""
+    record = run.last.record
+    return sections.surroundings(record.config, record.sessions, packages=("ssl-medseg", "monai", "nibabel"))
+
+
+def _volumes(count: tuple[int, int]) -> str:
+    volumes, patients = count
+    return f"{plural(volumes, 'volume')} of {plural(patients, 'patient')}"

@@ -1,0 +1,1 @@
+"""Train segmenters: data of a split, batches of augmented slices, validation, optimiser."""

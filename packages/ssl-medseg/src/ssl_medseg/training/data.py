@@ -1,0 +1,108 @@
+"""The volumes of a split, prepared: those with labels, those without, and those to validate on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contrastive_core.errors import UserError
+from contrastive_core.training import Run
+from ssl_medseg.datasets import DataOptions, Split, open_split
+from ssl_medseg.io.label_map import LabelMap
+from ssl_medseg.preprocessing import Preprocessing, PreprocessingOptions, choose_preprocessing
+from ssl_medseg.preprocessing.cases import PreparedCase, prepare_cases, read_truth, share_lost
+from ssl_medseg.training.slices import SliceSet, stack_slices
+from ssl_medseg.training.validation import Validation
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What training sees. No label of an unlabelled case, and nothing of a test case, has been opened.
+
+    Attributes:
+        labels: what the classes are.
+        preprocessing: as given, or derived from the training images and labels.
+        labelled: cases with labels.
+        unlabelled: cases without; empty where a method does not use them.
+        validation: cases with labels to choose the best step by.
+        truths: of these, the classes [X, Y, Z] on their own grids.
+        notes: sentences for the person watching.
+    """
+
+    labels: LabelMap
+    preprocessing: Preprocessing
+    labelled: list[PreparedCase]
+    unlabelled: list[PreparedCase] = field(default_factory=list)
+    validation: list[PreparedCase] = field(default_factory=list)
+    truths: list[NDArray[np.uint8]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def slices(self) -> SliceSet:
+        """The labelled slices.
+
+        Raises:
+            UserError: a structure that none of them shows, which no method could learn.
+        """
+        slices = stack_slices(self.labelled)
+        shown = slices.presence(len(self.labels)).any(0).tolist()
+        missing = [name for name, seen in zip(self.labels.names, shown, strict=True) if not seen]
+        if missing:
+            raise UserError(
+                f"none of the {len(slices)} labelled slices ({', '.join(slices.names[:5])}) shows {', '.join(missing)}"
+                "; expected every structure of the label map. Label cases that have it, or take it out of the map"
+            )
+        return slices
+
+    def validate_with(self, run: Run) -> Validation | None:
+        """The validation of a run, if there are cases for it."""
+        if not self.validation:
+            return None
+        return Validation(run, self.validation, self.truths, self.labels.structures)
+
+
+def open_training_data(
+    data: str,
+    split: Path,
+    *,
+    opening: DataOptions,
+    preprocessing: PreprocessingOptions | Preprocessing,
+    unlabelled: bool,
+    cache: Path | None,
+) -> TrainingData:
+    """Open a data set and prepare the parts of a split that training may see.
+
+    Args:
+        data: the data set.
+        split: the split's file.
+        opening: how to open the data set.
+        preprocessing: what of it is given; the rest is derived from the images of labelled and unlabelled cases and the
+            labels of the labelled ones. Or all of it, that of a model.
+        unlabelled: prepare the unlabelled cases too.
+        cache: folder that keeps prepared volumes.
+
+    Raises:
+        UserError: as `open_split`, `choose_preprocessing` and `prepare_cases`.
+    """
+    dataset, parts = open_split(data, split, opening)
+    if not parts.labelled:
+        raise UserError(f"{split}: names no labelled case; expected at least one to learn from")
+    seen = [*parts.labelled, *parts.unlabelled]
+    if isinstance(preprocessing, Preprocessing):
+        chosen, reasons = preprocessing, ["preprocessing as the model was trained with"]
+    else:
+        chosen, reasons = choose_preprocessing(dataset, seen, labelled=parts.labelled, options=preprocessing)
+    notes = [f"{dataset.name}: {_counts(parts)}", *reasons]
+    labelled = prepare_cases(dataset, parts.labelled, chosen, labels=True, cache=cache)
+    rest = prepare_cases(dataset, parts.unlabelled if unlabelled else (), chosen, labels=False, cache=cache)
+    validation = prepare_cases(dataset, parts.validation, chosen, labels=False, cache=cache)
+    notes += share_lost(labelled, dataset.labels.names)
+    notes += [f"{case.name}: {note}" for case in [*labelled, *rest, *validation] for note in case.notes]
+    truths = [read_truth(dataset, dataset.case(case.name), case.geometry.grid)[0] for case in validation]
+    return TrainingData(dataset.labels, chosen, labelled, rest, validation, truths, notes)
+
+
+def _counts(split: Split) -> str:
+    return ", ".join(f"{len(names)} {part}" for part, names in split.parts.items()) + " volumes"

@@ -1,0 +1,159 @@
+"""Optimiser, learning-rate schedule, best and averaged weights, and an estimate of a run's duration."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.optimizer import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from contrastive_core.training import Run
+
+Schedule = Literal["cosine", "constant"]
+"""How the learning rate runs: up and down again, or not at all as in the released code."""
+
+WARMUP = 50
+"""Steps of warm-up, at most a tenth of a cycle."""
+
+
+def adam(parameters: Iterable[nn.Parameter], *, lr: float) -> torch.optim.Adam:
+    """Adam with betas 0.9 and 0.999, epsilon 1e-8 and no weight decay, in one kernel per step."""
+    return torch.optim.Adam(list(parameters), lr=lr, fused=True)
+
+
+def rate(name: Schedule, step: int, *, cycle: int) -> float:
+    """The share of the learning rate that a step takes.
+
+    ``constant``: 1. ``cosine``, with w = min(50, cycle // 10) and t = step mod cycle, so that every round of
+    self-training has a cycle of its own and ends with weights that have come to rest:
+
+        (t + 1) / w                                    while t < w
+        (1 + cos(pi (t - w) / (cycle - w))) / 2        after that
+
+    Args:
+        name: of the schedule.
+        step: from 0.
+        cycle: steps of a cycle, at least 1.
+
+    >>> [round(rate("cosine", step, cycle=20), 3) for step in (0, 1, 2, 11, 19, 20)]
+    [0.5, 1.0, 1.0, 0.5, 0.008, 0.5]
+    """
+    if name == "constant":
+        return 1.0
+    warmup, at = min(WARMUP, cycle // 10), step % cycle
+    if at < warmup:
+        return (at + 1) / warmup
+    return (1 + math.cos(math.pi * (at - warmup) / (cycle - warmup))) / 2
+
+
+def scheduler(optimizer: Optimizer, name: Schedule, *, cycle: int) -> LambdaLR:
+    """Sets the learning rate of every step: ``step()`` after each of the optimiser's. Track it."""
+    return LambdaLR(optimizer, lambda step: rate(name, step, cycle=cycle))
+
+
+class BestWeights:
+    """The weights with the highest score so far; track it, so that a resumed run knows them too.
+
+    Attributes:
+        score: the highest; None before the first.
+        step: steps that were done when they had it.
+    """
+
+    def __init__(self) -> None:
+        self.score: float | None = None
+        self.step = 0
+        self._weights: dict[str, Tensor] = {}
+
+    def offer(self, score: float, *, step: int, network: nn.Module) -> bool:
+        """Keep a copy of the weights if they score higher than all before; of equal ones the first stay."""
+        if self.score is not None and score <= self.score:
+            return False
+        self.score, self.step = score, step
+        self._weights = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+        return True
+
+    def give(self, network: nn.Module) -> None:
+        """Put the best weights into the network, if there are any."""
+        if self._weights:
+            network.load_state_dict(self._weights)
+
+    def reset(self) -> None:
+        """Forget them: a new round begins."""
+        self.score, self.step, self._weights = None, 0, {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"score": self.score, "step": self.step, "weights": dict(self._weights)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """From a checkpoint."""
+        self.score, self.step = state["score"], int(state["step"])
+        self._weights = dict(state["weights"])
+
+
+def moving_average(network: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of weights and batch norm statistics, `decay` of it staying at every update.
+
+    ``average.update_parameters(network)`` after every step; ``average.module`` is the averaged network. Track it. The
+    first update copies the network.
+    """
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+    return average.requires_grad_(False)
+
+
+_MEASURED = 3
+
+
+class Pace:
+    """Says the expected time of a run from the first few steps; `after` goes at the end of a step.
+
+    Args:
+        run: the run.
+        steps: it has.
+        each: what a step works on, in words.
+        apart: seconds of everything beside the steps, validation above all.
+    """
+
+    def __init__(self, run: Run, steps: int, *, each: str, apart: float = 0.0) -> None:
+        self._run, self._steps, self._each, self._apart = run, steps, each, apart
+        self._begun: float | None = None
+        self._done = 0
+
+    def after(self, step: int) -> None:
+        """A step is done. The first one is not measured: it prepares kernels and memory."""
+        if self._done > _MEASURED:
+            return
+        if self._begun is None:
+            self._begun = time.monotonic()
+        elif self._done == _MEASURED:
+            seconds = (time.monotonic() - self._begun) / _MEASURED
+            left = seconds * (self._steps - step - 1) + self._apart * (self._steps - step - 1) / self._steps
+            self._run.say(
+                f"a step takes {seconds:.2g} s ({self._each}): about {in_words(left)} for "
+                f"{self._steps - step - 1:,} steps" + (" and validation" if self._apart else "")
+            )
+        self._done += 1
+
+
+def seconds_of(action: Callable[[], object]) -> float:
+    """How long it takes."""
+    begun = time.monotonic()
+    action()
+    return time.monotonic() - begun
+
+
+def in_words(seconds: float) -> str:
+    """A length of time as people say it.
+
+    >>> in_words(8), in_words(95), in_words(5000)
+    ('8 s', '1.6 min', '1.4 h')
+    """
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.2g} min" if seconds < 3600 else f"{seconds / 3600:.2g} h"

@@ -1,0 +1,148 @@
+"""`check --repair` writes a copy in which what was asked for is repaired, says so, and leaves the data as they are."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from contrastive_core.errors import UserError
+from ssl_medseg.checks import examine
+from ssl_medseg.checks.repair import Repaired, repair
+from ssl_medseg.cli import main
+from tests.medseg.broken_set import AFFINE, SHAPE, broken
+from tests.medseg.small_sets import ball, decathlon, save
+from tests.medseg.volumes_on_disk import affine
+
+
+def hashes(root: Path) -> dict[Path, bytes]:
+    return {f.relative_to(root): hashlib.sha256(f.read_bytes()).digest() for f in root.rglob("*") if f.is_file()}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return broken(tmp_path_factory.mktemp("broken") / "data")
+
+
+@pytest.fixture(scope="module")
+def repaired(root: Path) -> Repaired:
+    before = hashes(root)
+    done = repair(str(root), root.parent / "copy", ("fractions", "grid", "sform"))
+    assert hashes(root) == before
+    return done
+
+
+def label(repaired: Repaired, name: str) -> np.ndarray:
+    return np.asarray(nib.load(repaired.out / "labelsTr" / f"{name}.nii.gz").dataobj)
+
+
+def test_what_check_found_is_gone_and_the_rest_is_as_it_was(root: Path, repaired: Repaired) -> None:
+    before, after = ({finding.kind for finding in examine(folder).findings} for folder in (root, repaired.out))
+    assert before - after == {"grid", "fraction", "rounded", "geometry"}
+    assert after <= before
+    changed = {file for file, digest in hashes(repaired.out).items() if hashes(root).get(file) != digest}
+    named = ("grid_shape", "grid_shift", "grid_mirror", "fraction", "rounded")
+    assert changed == {
+        Path("repairs.json"),
+        Path("imagesTr/sform.nii.gz"),
+        *(Path(f"labelsTr/{n}.nii.gz") for n in named),
+    }
+
+
+def test_labels_lie_where_their_own_affine_says(root: Path, repaired: Repaired) -> None:
+    def original(name: str) -> np.ndarray:
+        return np.asarray(nib.load(root / "labelsTr" / f"{name}.nii.gz").dataobj)
+
+    # Its affine says 15 mm to the right; an axis of the image runs to the left by 1.5 mm a voxel: ten voxels back.
+    expected = np.zeros(SHAPE, dtype=np.uint8)
+    expected[:-10] = original("grid_shift")[10:]
+    np.testing.assert_array_equal(label(repaired, "grid_shift"), expected)
+    np.testing.assert_array_equal(label(repaired, "grid_mirror"), original("grid_mirror")[::-1])
+    np.testing.assert_array_equal(label(repaired, "grid_shape")[:-2], original("grid_shape"))
+    assert not label(repaired, "grid_shape")[-2:].any()
+    np.testing.assert_array_equal(label(repaired, "fraction"), np.rint(original("fraction")))
+    for name in ("grid_shift", "grid_mirror", "grid_shape", "rounded"):
+        written = nib.load(repaired.out / "labelsTr" / f"{name}.nii.gz")
+        np.testing.assert_allclose(written.affine, AFFINE, atol=1e-5)
+        assert written.get_data_dtype() == np.uint8
+
+
+def test_everything_done_is_logged(repaired: Repaired) -> None:
+    log = json.loads((repaired.out / "repairs.json").read_text())
+    assert log["fixes"] == ["fractions", "grid", "sform"]
+    said = {(change["case"], change["file"], change["fix"]): change["done"] for change in log["changes"]}
+    assert said["grid_shift", "label", "grid"].startswith(
+        "resampled onto the image by nearest neighbour (voxels up to 15 mm"
+    )
+    assert "value 2 " in said["grid_shift", "label", "grid"]
+    assert said["fraction", "label", "fractions"] == "rounded in 5 voxels, by up to 0.5"
+    assert said["sform", "image", "sform"].startswith("placed by its sform alone: the other one was up to ")
+    left = {change["case"]: change["left"] for change in log["changes"] if change["left"]}
+    assert set(left) == {"cut_off", "cut_label", "no_nifti", "frames"}  # nothing can be said of what cannot be read
+    assert str(repaired.out.parent) not in json.dumps(log)
+
+
+def test_the_other_form_places_an_image_and_its_voxels_stay(tmp_path: Path) -> None:
+    data = decathlon(tmp_path / "data", ["a", "b"])
+    path = data / "imagesTr" / "a.nii.gz"
+    array = ball(0)[0]
+    wrong, right = affine((1.5, 1.5, 8), letters="RAS"), affine((1.5, 1.5, 8), angles=(10, 5, 0), letters="LPS")
+    image = nib.Nifti1Image(array, wrong)
+    image.header.set_slope_inter(0.5, 3)
+    image.set_sform(wrong, code=2)
+    image.set_qform(right, code=1)
+    nib.save(image, path)
+    save(data / "labelsTr" / "a.nii.gz", ball(0)[1], right)
+    done = repair(str(data), tmp_path / "copy", ["qform"])
+    assert [(change.case, change.file, change.fix) for change in done.changes] == [("a", "image", "qform")]
+    before, after = nib.load(path), nib.load(done.out / "imagesTr" / "a.nii.gz")
+    np.testing.assert_allclose(after.affine, right, atol=1e-4)
+    assert (int(after.header["sform_code"]), int(after.header["qform_code"])) == (1, 1)
+    np.testing.assert_array_equal(np.asarray(after.dataobj), np.asarray(before.dataobj))
+    assert after.dataobj.slope == 0.5
+    start = after.dataobj.offset
+    bytes_of = [gzip.decompress(file.read_bytes())[start:] for file in (path, done.out / "imagesTr" / "a.nii.gz")]
+    assert bytes_of[0] == bytes_of[1]
+    assert "grid" not in {finding.kind for finding in examine(done.out).findings}
+
+
+def test_a_label_of_something_else_stays(tmp_path: Path) -> None:
+    data = decathlon(tmp_path / "data", ["a", "b", "c"])
+    far = np.diag([1.5, 1.5, 8.0, 1.0])
+    far[:3, 3] = 500
+    save(data / "labelsTr" / "a.nii.gz", ball(0)[1], far)
+    save(data / "labelsTr" / "b.nii.gz", ball(0)[1].astype(np.float32) + 3.4)
+    save(data / "labelsTr" / "c.nii.gz", ball(0)[1][:-1], np.eye(4))
+    done = repair(str(data), tmp_path / "copy", ["grid", "fractions"])
+    left = {change.case: change.left for change in done.changes}
+    assert "nothing of its value 1 would lie on the image" in left["a"]
+    assert "rounded it would hold 3, 4, 5, which the label map lacks" in left["b"]
+    assert "nothing says where its voxels" in left["c"]
+    assert {f: d for f, d in hashes(done.out).items() if f.name != "repairs.json"} == hashes(data)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = decathlon(tmp_path / "data", ["a", "b"])
+    save(data / "labelsTr" / "a.nii.gz", np.roll(ball(0)[1], 2, axis=0)[:-1])
+    out = tmp_path / "copy"
+    assert main(["check", str(data), "--repair", "[grid]", "--repaired", str(out)]) == 1
+    assert "REPAIRED in the copy" in capsys.readouterr().out
+    assert main(["check", str(out)]) == 0
+    assert main(["check", str(data), "--repair", "[grid]", "--repaired", str(out)]) == 1
+    assert "that is new, and not inside the data set" in capsys.readouterr().err
+    assert main(["check", str(data), "--repair", "[grid]"]) == 1
+    assert "together" in capsys.readouterr().err
+    with pytest.raises(UserError, match="one of sform, qform"):
+        repair(str(data), tmp_path / "both", ["sform", "qform"])
+    with pytest.raises(UserError, match="not inside the data set"):
+        repair(str(data), data / "inside", ["grid"])
+    table = tmp_path / "table" / "set.csv"
+    table.parent.mkdir()
+    table.write_text(f"case,image,label\na,{data}/imagesTr/a.nii.gz,{data}/labelsTr/a.nii.gz\n")
+    with pytest.raises(UserError, match="lies outside"):
+        repair(str(table), tmp_path / "of-table", ["grid"])

@@ -1,0 +1,168 @@
+"""`evaluate` through the command line: files, grids, splits, unknown spacing, pictures the right way round."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssl_medseg.cli import main
+from ssl_medseg.commands.evaluate import evaluate
+from ssl_medseg.datasets.open import open_dataset
+from ssl_medseg.datasets.splits import Split, write_split
+from ssl_medseg.evaluation import read_evaluation
+from ssl_medseg.phantom import write_phantom
+from ssl_medseg.reports.overlay import choose, choose_slices, view
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phantom")
+    write_phantom(folder, patients=3, frames=2, size=48)
+    return folder
+
+
+@pytest.fixture
+def masks(phantom: Path, tmp_path: Path) -> Path:
+    """Predictions: the truth moved by as many voxels as the patient's number."""
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    for file in sorted((phantom / "labelsTr").iterdir()):
+        truth = nib.load(file)
+        moved = np.roll(np.asarray(truth.dataobj), int(file.name[7:10]) - 1, axis=0)
+        nib.save(nib.Nifti1Image(moved, truth.affine, truth.header), folder / file.name)
+    return folder
+
+
+def test_command_line(phantom: Path, masks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = open_dataset(phantom)
+    patients = {name: dataset.patients[name] for name in ("patient001", "patient002", "patient003")}
+    split = Split(labelled=patients["patient001"], test=(*patients["patient002"], *patients["patient003"]))
+    write_split(tmp_path / "split.json", split, dataset)
+    (masks / "patient003_frame02.nii.gz").unlink()
+    words = [
+        "evaluate",
+        str(masks),
+        str(phantom),
+        "--split",
+        str(tmp_path / "split.json"),
+        "--out",
+        str(tmp_path / "e"),
+    ]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "3 cases of 2 patients" in said
+    assert "in no number here: 1 case with a truth" in said
+    assert "patient003_frame02" in said
+    found = read_evaluation(tmp_path / "e" / "Phantom-test.json")
+    assert [(c.case, c.part) for c in found.cases] == [(n, "test") for n in split.test[:3]]
+    assert found.unit == "mm"
+    # Moved by one voxel and by two: farther is worse, and as far as it was moved.
+    near, far = found.cases[0].structures[2], found.cases[2].structures[2]
+    assert near.hd95 is not None
+    assert far.hd95 is not None
+    assert near.dice is not None
+    assert far.dice is not None
+    assert near.dice > far.dice
+    assert found.cases[0].spacing is not None
+    assert near.hd95 == pytest.approx(found.cases[0].spacing[0])
+    assert found.cases[0].spacing[0] > 1.2, "in mm, and not in voxels"
+    assert near.error_ml == pytest.approx(0)
+    rows = list(csv.DictReader((tmp_path / "e" / "Phantom-test.csv").open()))
+    assert len(rows) == 9
+    summary = json.loads((tmp_path / "e" / "Phantom-test.json").read_text())["summary"]
+    assert summary["structures"][0]["measures"]["dice"]["n"] == 3
+    for name in ("volumes", "best", "median", "worst"):
+        with Image.open(tmp_path / "e" / f"Phantom-test-{name}.png") as picture:
+            assert min(picture.size) > 200
+    chosen = choose(found)
+    assert chosen["worst"].case == "patient003_frame01"
+    assert len({case.case for case in chosen.values()}) == 3
+    assert (tmp_path / "e" / found.cases[0].mask).resolve() == (masks / "patient002_frame01.nii.gz").resolve()
+
+
+def test_cases_that_training_has_seen_are_kept_apart(phantom: Path, masks: Path, tmp_path: Path) -> None:
+    dataset = open_dataset(phantom)
+    split = Split(labelled=dataset.patients["patient001"], test=dataset.patients["patient002"])
+    write_split(tmp_path / "split.json", split, dataset)
+    done = evaluate(masks, str(phantom), split=tmp_path / "split.json", part="all", pictures=False)
+    assert len(done.evaluation.cases) == 6
+    assert (done.summary.cases, done.summary.left_out) == (4, 2)  # patient003 is in no part
+    assert "whose truth training has seen" in str(done)
+    seen = evaluate(masks, str(phantom), split=tmp_path / "split.json", part="labelled", pictures=False)
+    assert "say nothing about new patients" in str(seen)
+    assert seen.summary.mean_dice.mean == 1.0
+
+
+def test_unknown_spacing_gives_voxels(phantom: Path, masks: Path, tmp_path: Path) -> None:
+    for name in ("imagesTr", "labelsTr"):
+        (tmp_path / "plain" / name).mkdir(parents=True)
+        for file in (phantom / name).iterdir():
+            nib.save(
+                nib.Nifti1Image(np.asarray(nib.load(file).dataobj), np.eye(4)), tmp_path / "plain" / name / file.name
+            )
+    (tmp_path / "plain" / "dataset.json").write_text((phantom / "dataset.json").read_text())
+    for file in masks.iterdir():
+        nib.save(nib.Nifti1Image(np.asarray(nib.load(file).dataobj), np.eye(4)), file)
+    done = evaluate(masks, str(tmp_path / "plain"), pictures=False)
+    assert done.evaluation.unit == "voxel"
+    score = done.evaluation.cases[2].structures[2]
+    assert (score.hd95, score.truth_ml) == (1.0, None)
+    assert "distances are in voxels" in str(done)
+    assert "hd95_voxel" in (masks / "evaluation" / "Phantom-all.csv").read_text()
+
+
+def test_wrong_input_is_named(phantom: Path, masks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = masks / "patient002_frame01.nii.gz"
+    right = nib.load(file)
+    moved = right.affine.copy()
+    moved[0, 3] += 0.5
+    nib.save(nib.Nifti1Image(np.asarray(right.dataobj), moved), file)
+    assert main(["evaluate", str(masks), str(phantom)]) == 1
+    said = capsys.readouterr().err
+    assert file.name in said
+    assert "0.5 mm apart" in said
+    (tmp_path / "none").mkdir()
+    assert main(["evaluate", str(tmp_path / "none"), str(phantom)]) == 1
+    assert "none of its 0 images is named like" in capsys.readouterr().err
+    assert main(["evaluate", str(masks), str(phantom), "--tolerance", "0"]) == 1
+    assert "tolerance above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("codes", [("R", "A", "S"), ("L", "P", "S"), ("A", "S", "L"), ("S", "L", "P"), ("I", "R", "A")])
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+def test_slices_are_shown_as_radiologists_expect(codes: tuple[str, str, str], plane: str) -> None:
+    """A mark near the patient's right, front and head ends in the same corner however the file runs."""
+    world = np.zeros((8, 9, 10))
+    world[6:, 6:, 7:] = 1  # right, anterior, superior in RAS+
+    turned = nib.Nifti1Image(world, np.diag([1.0, 1.1, 1.2, 1])).as_reoriented(
+        nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes))
+    )
+    across = {"axial": 2, "coronal": 1, "sagittal": 0}[plane]
+    axis = next(a for a, code in enumerate(codes) if code in ("RL", "AP", "SI")[across])
+    shown = view(turned.affine, axis)
+    assert shown.plane == plane
+    index = int(np.argwhere(turned.get_fdata().any(axis=tuple(a for a in range(3) if a != axis)))[0, 0])
+    picture = shown.slice(turned.get_fdata(), index)
+    rows, columns = np.argwhere(picture).mean(axis=0) / picture.shape
+    assert rows < 0.5  # anterior or superior is up
+    assert columns < 0.5  # the patient's right, or the front, is on the left
+    assert (
+        shown.edges
+        == {"axial": ("R", "L", "A", "P"), "coronal": ("R", "L", "S", "I"), "sagittal": ("A", "P", "S", "I")}[plane]
+    )
+    sizes = {"axial": (1.1, 1.0), "coronal": (1.2, 1.0), "sagittal": (1.2, 1.1)}[plane]
+    assert shown.spacing == pytest.approx(sizes)
+
+
+def test_slices_of_a_sheet_hold_structures() -> None:
+    inside = np.zeros((5, 5, 20), dtype=bool)
+    inside[2, 2, 4:15] = True
+    assert choose_slices(inside, 2, 4) == [4, 7, 11, 14]
+    assert choose_slices(inside[..., :6], 2, 4) == [4, 5]
+    assert choose_slices(np.zeros((5, 5, 9), dtype=bool), 2, 3) == [0, 4, 8]

@@ -1,0 +1,227 @@
+"""Masks of any image, on its own grid."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from contrastive_core.errors import UserError
+from ssl_medseg.cli import main
+from ssl_medseg.commands.predict import predict
+from ssl_medseg.datasets import DataOptions, open_dataset, open_with
+from ssl_medseg.datasets.splits import Split, write_split
+from ssl_medseg.io import read_label, read_volume
+from ssl_medseg.io.volume import ImageFile
+from ssl_medseg.prediction import largest_parts, segment
+from ssl_medseg.preprocessing import Preprocessing
+from tests.medseg.small_models import LABELS, Thresholds, random_segmenter
+from tests.medseg.small_sets import decathlon, save_case
+from tests.medseg.volumes_on_disk import affine, dice, phantom, write_nifti
+
+P = Preprocessing(size=(128, 128), spacing=(1.1, 1.1), orientation="LPS", percentiles=(0, 100))
+GEOMETRIES = {
+    "oblique": ((90, 101, 7), affine((1.25, 1.25, 8.0), angles=(15, -10, 20), letters="LPS")),
+    "anisotropic": ((110, 83, 5), affine((1.15, 1.6, 10.0))),
+    "flipped": ((97, 80, 6), affine((1.2, 1.3, 6.0), letters="RPI")),
+    "slices first": ((6, 97, 80), affine((7.0, 1.2, 1.3), letters="SRA")),
+    "very oblique": ((90, 101, 7), affine((1.25, 1.25, 8.0), angles=(40, 35, 10))),
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_segmenter(tmp_path_factory.mktemp("model") / "model", P)
+
+
+def bright(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """A phantom whose classes are its brightness, dark where nothing is."""
+    _, classes = phantom(shape)
+    return classes.astype(np.float32), classes
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_the_mask_of_a_volume_lies_on_it(name: str) -> None:
+    shape, matrix = GEOMETRIES[name]
+    image, classes = bright(shape)
+    volume = _volume(image, matrix)
+    found = segment(volume, Thresholds(1 / 6, 1 / 2, 5 / 6), P, batch_size=2, probabilities=True)
+    assert found.classes.shape == shape
+    # Blurred edges between black and white are grey: the outer structure gets a seam there.
+    assert min(dice(found.classes, classes)) > 0.93
+    assert found.probabilities is not None
+    np.testing.assert_array_equal(found.probabilities.argmax(axis=0), found.classes)
+    np.testing.assert_allclose(found.probabilities.sum(axis=0), 1, atol=1e-5)
+    assert bool(found.notes) == (name == "very oblique")
+
+
+def test_how_slices_are_batched_changes_nothing() -> None:
+    shape, matrix = GEOMETRIES["oblique"]
+    volume, network = _volume(phantom(shape)[0], matrix), Thresholds(0.3, 0.5, 0.7)
+    whole = segment(volume, network, P, batch_size=100, probabilities=True)
+    for size in (1, 3):
+        part = segment(volume, network, P, batch_size=size, probabilities=True)
+        np.testing.assert_array_equal(part.classes, whole.classes)
+        np.testing.assert_array_equal(part.probabilities, whole.probabilities)
+
+
+def test_slices_are_restored_a_batch_at_a_time() -> None:
+    sizes = []
+
+    class Watched(Thresholds):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(x))
+            return super().forward(x)
+
+    image, _ = phantom((64, 64, 9))
+    volume, small = _volume(image, affine((1, 1, 5))), Preprocessing(size=(64, 64))
+    segment(volume, Watched(0.3, 0.5, 0.7), small, batch_size=4)
+    assert sizes == [4, 4, 1]
+    sizes.clear()
+    segment(volume, Watched(0.3, 0.5, 0.7), Preprocessing(size=(192, 160)), batch_size=4)
+    assert sizes == [1] * 9  # what the caches of a CPU hold
+
+
+def test_every_image_of_a_folder_is_tried(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "images"
+    (data / "deep").mkdir(parents=True)
+    paths = {}
+    for number, (name, (shape, matrix)) in enumerate(GEOMETRIES.items()):
+        folder = data / "deep" if number % 2 else data
+        paths[name] = write_nifti(folder / f"{name}.nii.gz", phantom(shape, seed=number)[0], matrix, sform=2, qform=1)
+    (data / "broken.nii.gz").write_bytes(b"\x1f\x8b no image")
+    write_nifti(data / "constant.nii", np.full((20, 20, 4), 3, np.int16), affine((1, 1, 5)))
+    (data / "notes.txt").write_text("not an image")
+    out = tmp_path / "masks"
+
+    assert main(["predict", str(model), str(data), str(out), "--device", "cpu"]) == 1
+    error = capsys.readouterr().err
+    assert "2 of 7 images could not be segmented" in error
+    assert "broken: " in error
+    assert "constant: " in error
+    summary = json.loads((out / "predictions.json").read_text())
+    assert summary["labels"] == LABELS.to_json()
+    cases = {case["image"]: case for case in summary["cases"]}
+    assert {name for name, case in cases.items() if case["error"]} == {"broken", "constant"}
+    for path in paths.values():
+        mask = out / path.relative_to(data)
+        listed = cases[path.relative_to(data).as_posix().removesuffix(".nii.gz")]
+        assert listed["mask"] == mask.relative_to(out).as_posix()
+        image, written = nibabel.load(path), nibabel.load(mask)
+        assert written.shape == image.shape
+        np.testing.assert_allclose(written.affine, image.affine, atol=1e-5)
+        for field in ("sform_code", "qform_code", "xyzt_units", "pixdim"):
+            np.testing.assert_array_equal(written.header[field], image.header[field])
+        classes, _ = read_label(mask, LABELS)  # values of the user's labels, and no others
+        assert len(np.unique(classes)) > 1
+        voxel = abs(np.linalg.det(image.affine[:3, :3])) / 1000
+        assert listed["millilitres"]["inner"] == pytest.approx((classes == 3).sum() * voxel, abs=1e-3)
+    expected = sorted([*(path.name for path in paths.values()), "predictions.json"])
+    assert sorted(path.name for path in out.rglob("*") if path.is_file()) == expected
+
+
+def test_probabilities_and_file_names_on_request(tmp_path: Path, model: Path) -> None:
+    shape, matrix = GEOMETRIES["flipped"]
+    image = write_nifti(tmp_path / "image.nii.gz", phantom(shape)[0], matrix)
+    result = predict(str(model), image, tmp_path / "a" / "mask.nii.gz", probabilities=True, device="cpu")
+    assert "1 masks" in str(result)
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["mask.nii.gz", "mask_probabilities.nii.gz"]
+    probabilities = nibabel.load(tmp_path / "a" / "mask_probabilities.nii.gz")
+    assert probabilities.shape == (*shape, 4)
+    np.testing.assert_allclose(probabilities.affine, nibabel.load(image).affine, atol=1e-5)
+    classes, _ = read_label(tmp_path / "a" / "mask.nii.gz", LABELS)
+    np.testing.assert_array_equal(np.asarray(probabilities.dataobj).argmax(-1), classes)
+    predict(str(model), image, tmp_path / "b", device="cpu")
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["image.nii.gz", "predictions.json"]
+    assert (tmp_path / "a" / "mask.nii.gz").read_bytes()[10:] == (tmp_path / "b" / "image.nii.gz").read_bytes()[10:]
+
+
+def test_a_dicom_series_gets_a_dicom_segmentation(tmp_path: Path, model: Path) -> None:
+    highdicom = pytest.importorskip("highdicom")
+    from tests.medseg.dicom_series import write_series
+
+    shape, matrix = GEOMETRIES["oblique"]
+    series = write_series(tmp_path / "study" / "T2", phantom(shape)[0].round(), matrix)
+    write_nifti(tmp_path / "study" / "other.nii.gz", phantom(shape)[0], matrix)
+    predict(str(model), tmp_path / "study", tmp_path / "out", device="cpu")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["T2.dcm", "other.nii.gz", "predictions.json"]
+    predict(str(model), series, tmp_path / "nifti", mask_format="nifti", device="cpu")
+    expected, matrix_of_mask = read_label(tmp_path / "nifti" / "T2.nii.gz", LABELS)
+    np.testing.assert_allclose(matrix_of_mask, read_volume(ImageFile(series)).affine, atol=1e-5)
+    seg = highdicom.seg.segread(tmp_path / "out" / "T2.dcm")
+    found = seg.get_volume(combine_segments=True).match_geometry(_geometry(highdicom, series)).array
+    np.testing.assert_array_equal(found.transpose(2, 1, 0), expected)
+
+
+def test_the_largest_part_of_each_structure_is_kept() -> None:
+    mask = np.zeros((12, 8, 3), np.uint8)
+    mask[1:4, 1:4], mask[8:10, 2] = 2, 2
+    mask[5, 5, 1], mask[7:9, 6] = 1, 1
+    mask[0, 0, 0], mask[1, 1, 1] = 3, 3  # touch nothing of their kind
+    kept = largest_parts(mask)
+    assert np.bincount(kept.ravel(), minlength=4)[1:].tolist() == [6, 26, 1]
+    assert (kept[(kept > 0)] == mask[kept > 0]).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("nowhere", "out"), "no such file or folder"),
+        (("empty", "out"), "found no images"),
+        (("images", "mask.nii.gz"), "name of one file, but there are 2 images"),
+        (("images", "images"), "would be overwritten"),
+        (("images/a.nii.gz", "mask.dcm"), "no DICOM series"),
+        (("twice", "out"), "would both have a mask named a"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_is(
+    tmp_path: Path, model: Path, arguments: tuple[str, str], said: str
+) -> None:
+    for name in ("images/a.nii.gz", "images/b.nii.gz", "twice/a.nii.gz", "twice/a.nii", "empty/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=said):
+        predict(str(model), tmp_path / arguments[0], tmp_path / arguments[1], device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_cases_of_a_split_are_segmented_by_name(tmp_path: Path, model: Path) -> None:
+    root = decathlon(tmp_path / "data", ["a", "b"], unlabelled=["c"])
+    write_split(tmp_path / "split.json", Split(("a",), ("b",), unlabelled=("c",)), open_dataset(root))
+    predict(str(model), root, tmp_path / "out", split=tmp_path / "split.json", part="validation", device="cpu")
+    assert [p.name for p in (tmp_path / "out").glob("*.nii.gz")] == ["b.nii.gz"]
+    predict(str(model), root, tmp_path / "all", device="cpu")  # images of the data set, none of its labels
+    assert sorted(p.name for p in (tmp_path / "all").glob("*.nii.gz")) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+    with pytest.raises(UserError, match="part test"):
+        predict(str(model), root, tmp_path / "none", split=tmp_path / "split.json", device="cpu")
+
+
+def test_a_data_set_that_says_less_is_opened_as_for_training(tmp_path: Path, model: Path) -> None:
+    data, meaning, split = tmp_path / "data", tmp_path / "labels.json", tmp_path / "split.json"
+    for name in ("a", "b"):
+        save_case(data, name)
+    (data / "imagesTr").rename(data / "images")
+    (data / "labelsTr").rename(data / "labels")
+    meaning.write_text(json.dumps({"labels": {"0": "background", "1": "ball"}}))
+    opening = DataOptions(label_map=meaning)
+    write_split(split, Split(("a",), ("b",)), open_with(data, opening))
+    assert main(["predict", str(model), str(data), str(tmp_path / "none"), "--split", str(split)]) == 1
+    words = ("--split", str(split), "--part", "validation", "--label_map", str(meaning), "--device", "cpu")
+    assert main(["predict", str(model), str(data), str(tmp_path / "out"), *words]) == 0
+    assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == ["b.nii.gz"]
+
+
+def _volume(image: np.ndarray, matrix: np.ndarray):
+    from ssl_medseg.io import Volume
+
+    return Volume(np.asarray(image, np.float32), matrix, ImageFile(Path("image.nii.gz")))
+
+
+def _geometry(highdicom, series: Path):
+    import pydicom
+
+    return highdicom.get_volume_from_series([pydicom.dcmread(f) for f in sorted(series.iterdir())]).get_geometry()

@@ -1,0 +1,150 @@
+"""The whole in one command: splits by labels, stages, resumption."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+
+from contrastive_core.errors import UserError
+from contrastive_core.training import RunOptions
+from contrastive_core.training.recorder import read
+from ssl_medseg.commands import run as module
+from ssl_medseg.commands.run import run
+from ssl_medseg.datasets import open_dataset, read_split
+from ssl_medseg.datasets.draw_splits import split_by_labels
+from ssl_medseg.models import NetworkOptions
+from ssl_medseg.models.checkpoint import load_segmenter
+from ssl_medseg.phantom import write_phantom
+from ssl_medseg.preprocessing import PreprocessingOptions
+from ssl_medseg.selftraining.options import PseudoLabelOptions
+from ssl_medseg.selftraining.rounds import read_rounds
+
+RUN = RunOptions(device="cpu", threads=1, checkpoint_every=2, progress=False)
+SHORT: dict[str, Any] = {
+    "baseline_steps": 4, "rounds": 2, "steps": 2, "batch_size": 4, "unlabelled_batch": 4, "validate_every": 2,
+    "network": NetworkOptions(width=2), "preprocessing": PreprocessingOptions(size=32),
+    "pseudo": PseudoLabelOptions(guard="off"), "run": RUN,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six patients, of whom two have labels."""
+    folder = tmp_path_factory.mktemp("phantom") / "data"
+    write_phantom(folder, patients=6, frames=1, labelled=2, size=64)
+    return folder
+
+
+def test_from_a_folder_to_a_segmenter(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    folder = run(str(data), out, **SHORT)
+    assert folder == out / "model"
+    dataset = open_dataset(data)
+    split = read_split(out / "split.json", dataset)
+    patients = list(dataset.patients)
+    assert {dataset.case(name).patient for name in split.labelled} == set(patients[:2])
+    assert {dataset.case(name).patient for name in split.unlabelled} == set(patients[2:])
+    assert len(read_rounds(out / "selftrain")) == 2
+    assert load_segmenter(folder, device="cpu").details["method"] == "selftrain pseudo"
+    assert (out / "model" / "model.safetensors").read_bytes() == (
+        out / "selftrain" / "model" / "model.safetensors"
+    ).read_bytes()
+    with pytest.raises(UserError, match="is not empty; go on with the run in it by --resume"):
+        run(str(data), out, **SHORT)
+    with pytest.raises(UserError, match=r"(?s)other settings:.*rounds: 2 -> 3"):
+        run(str(data), out, **{**SHORT, "rounds": 3, "run": RunOptions(**{**vars(RUN), "resume": True})})
+
+
+def test_a_stopped_run_goes_on_where_it_was(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(str(data), tmp_path / "whole", **SHORT)
+
+    def stop(*words: Any, **named: Any) -> Path:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "selftrain", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(str(data), tmp_path / "part", **SHORT)
+    monkeypatch.setattr(module, "train", stop)  # it is done, and must not begin again
+    run(str(data), tmp_path / "part", **{**SHORT, "run": RunOptions(**{**vars(RUN), "resume": True})})
+    models = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "part")]
+    assert models[0] == models[1]
+
+
+def test_splits_by_labels(data: Path, tmp_path: Path) -> None:
+    write_phantom(tmp_path / "all", patients=6, frames=2, size=64)
+    everyone = open_dataset(tmp_path / "all")
+    patients = list(everyone.patients)
+    with pytest.raises(UserError, match=r"every patient has labels, .* name the labelled ones with --labelled"):
+        split_by_labels(everyone)
+    split, reasons = split_by_labels(everyone, labelled=patients[1:2], validation=patients[3:4])
+    assert (split.labelled, split.validation) == (everyone.patients[patients[1]], everyone.patients[patients[3]])
+    assert len(split.unlabelled) == 8
+    assert reasons[0] == f"labelled: {patients[1]}"
+    write_phantom(tmp_path / "most", patients=6, frames=1, labelled=5, size=64)
+    most = open_dataset(tmp_path / "most")
+    split, reasons = split_by_labels(most)
+    assert [len(part) for part in (split.labelled, split.validation, split.test, split.unlabelled)] == [4, 1, 0, 1]
+    assert "which choose the best step" in reasons[1]
+    assert "the last step is kept" in split_by_labels(open_dataset(data))[1][1]
+    with pytest.raises(UserError, match=r"no patient 'nobody' outside its test part; it has"):
+        split_by_labels(most, labelled=["nobody"])
+
+
+def test_an_unlabelled_volume_that_cannot_be_used_stops_it_before_training(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    dataset = open_dataset(tmp_path / "data")
+    [last] = [case for case in dataset.cases if case.patient == list(dataset.patients)[-1]]
+    assert last.label is None
+    opened = nibabel.load(last.image.path)
+    nibabel.save(nibabel.Nifti1Image(np.full(opened.shape, 7.0), opened.affine), last.image.path)
+    with pytest.raises(UserError, match=rf"{last.name}.*both 7, so there is nothing to scale by"):
+        run(str(tmp_path / "data"), tmp_path / "run", **SHORT)
+    assert not (tmp_path / "run" / "baseline").exists()
+
+
+def test_contradictions_are_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"got the split x\.json and names of patients"):
+        run(str(data), tmp_path / "run", split=Path("x.json"), labelled=("a",))
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_run(data: Path, tmp_path: Path) -> None:
+    arguments = [
+        "run", str(data), "--baseline_steps", "6", "--rounds", "2", "--steps", "4", "--batch_size", "4",
+        "--unlabelled_batch", "4", "--validate_every", "2", "--network.width", "2", "--size", "32", "--guard", "off",
+        "--progress", "false", "--checkpoint_every", "2", "--log_every", "1", "--device", "cpu", "--threads", "1",
+    ]  # fmt: skip
+    alone, together = tmp_path / "one", tmp_path / "two"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for out, start in ((alone, [sys.executable]), (together, torchrun)):
+        command = [*start, "-m", "ssl_medseg", *arguments, "--out", str(out)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert (together / "split.json").read_bytes() == (alone / "split.json").read_bytes()
+    sessions = (together / "selftrain" / "timing.jsonl").read_text()
+    assert '"processes": 2' in sessions
+    losses = [[r["loss"] for r in read(out / "baseline" / "metrics.jsonl")] for out in (alone, together)]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+    assert len(read_rounds(together / "selftrain")) == 2
+    model = (together / "model" / "model.safetensors").read_bytes()
+    assert model == (together / "selftrain" / "model" / "model.safetensors").read_bytes()
+    # What is done is not done again, by either process; a later stage that was lost is made anew.
+    shutil.rmtree(together / "selftrain")
+    shutil.rmtree(together / "model")
+    before = (together / "baseline" / "metrics.jsonl").stat().st_mtime_ns
+    command = [*torchrun, "-m", "ssl_medseg", *arguments, "--out", str(together)]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode != 0
+    assert "go on with the run in it by --resume" in refused.stderr
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (together / "model" / "model.safetensors").read_bytes() == model
+    assert (together / "baseline" / "metrics.jsonl").stat().st_mtime_ns == before

@@ -1,0 +1,273 @@
+"""Self-training from end to end on a small phantom, as the command line runs it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from contrastive_core.errors import UserError
+from contrastive_core.training import RunOptions
+from ssl_medseg.commands.selftrain import selftrain
+from ssl_medseg.commands.train import train
+from ssl_medseg.datasets import DataOptions, Split, open_dataset, write_split
+from ssl_medseg.models import NetworkOptions
+from ssl_medseg.models.checkpoint import load_segmenter
+from ssl_medseg.phantom import write_phantom
+from ssl_medseg.preprocessing import PreprocessingOptions
+from ssl_medseg.preprocessing.cases import prepare_cases
+from ssl_medseg.selftraining.options import ContrastOptions, PseudoLabelOptions, TeacherOptions
+from ssl_medseg.selftraining.pseudo_labels import UNUSED, read_pseudo_labels
+from ssl_medseg.selftraining.rounds import read_rounds
+from ssl_medseg.training.optim import Pace
+from tests.medseg.two_processes import alone_and_together
+
+RUN = RunOptions(device="cpu", threads=1, log_every=1, checkpoint_every=2, progress=False)
+OPENING = DataOptions(patient_pattern="(patient[0-9]+)", allow_unlabelled=True)
+SHORT: dict[str, Any] = {
+    "rounds": 2, "steps": 3, "batch_size": 4, "unlabelled_batch": 4, "validate_every": 2,
+    "pseudo": PseudoLabelOptions(guard="off"), "opening": OPENING, "run": RUN,
+}  # fmt: skip
+
+
+class Place:
+    """A phantom, its split and the segmenter that self-training begins with."""
+
+    def __init__(self, folder: Path) -> None:
+        self.data, self.split, self.start = folder / "data", folder / "split.json", folder / "start"
+        write_phantom(self.data, patients=6, frames=1, size=64)
+        dataset = open_dataset(self.data, patient_pattern="(patient[0-9]+)")
+        names = dataset.names
+        write_split(self.split, Split((names[0],), (names[1],), (names[2],), names[3:]), dataset)
+        train(
+            str(self.data), self.split, self.start, steps=80, batch_size=8, validate_every=80,
+            network=NetworkOptions(width=4), preprocessing=PreprocessingOptions(size=32), opening=OPENING, run=RUN,
+        )  # fmt: skip
+        self.unlabelled = names[3:]
+
+    def selftrain(self, out: Path, **changed: Any) -> Path:
+        return selftrain(str(self.start), str(self.data), self.split, out, **{**SHORT, **changed})
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(tmp_path_factory.mktemp("phantom"))
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def outcome(run: Path) -> dict[str, str]:
+    """Hash of everything a run promises to repeat."""
+    files = [p for part in ("model", "models", "pseudo", "rounds") for p in sorted((run / part).rglob("*.*"))]
+    return {
+        str(p.relative_to(run)): hashlib.sha256(p.read_bytes()).hexdigest() for p in [run / "metrics.jsonl", *files]
+    }
+
+
+TERMS = {
+    "contrast": {"segmentation", "contrast"},
+    "pseudo": {"segmentation", "pseudo"},
+    "both": {"segmentation", "pseudo", "contrast"},
+    "mean-teacher": {"segmentation", "consistency"},
+}
+
+
+@pytest.mark.parametrize("method", TERMS)
+def test_every_method_trains_and_says_what_it_did(place: Place, tmp_path: Path, method: Any) -> None:
+    out = tmp_path / "run"
+    folder = place.selftrain(out, method=method, score_withheld=True)
+    model = load_segmenter(folder, device="cpu")
+    start = load_segmenter(place.start, device="cpu")
+    assert (model.labels, model.preprocessing, model.options) == (start.labels, start.preprocessing, start.options)
+    assert model.details["method"] == f"selftrain {method}"
+    records = metrics(out)
+    losses = [record for record in records if "loss" in record]
+    assert len(losses) == (3 if method == "mean-teacher" else 6)
+    known = {"segmentation", "pseudo", "contrast", "consistency"}
+    for record in losses:
+        assert known & record.keys() == TERMS[method]
+        weights = {"segmentation": 1.0, "pseudo": 1.0, "contrast": 0.1, "consistency": 1.0}
+        total = sum(weights[name] * record[name] for name in TERMS[method])
+        assert record["loss"] == pytest.approx(total, rel=1e-5)
+    if method == "mean-teacher":
+        assert not (out / "rounds").exists()
+        return
+    first, second = read_rounds(out)
+    assert (first.step, second.step, first.cases, first.change) == (0, 3, 3, None)
+    assert second.change is not None
+    assert second.dice_to_last is not None
+    assert None not in (first.validation["after"], second.validation["before"], second.validation["after"])
+    assert first.validation["after"] == second.validation["before"]
+    for found in (first, second):
+        made = read_pseudo_labels(out / "pseudo" / f"round-{found.round:02d}.safetensors")
+        assert [case.name for case in made] == sorted(place.unlabelled)
+        everything = torch.cat([case.label.flatten() for case in made])
+        assert found.coverage == pytest.approx(float((everything != UNUSED).float().mean()))
+        assert list(found.area) == list(model.labels.structures)
+        assert found.withheld is not None
+        assert found.withheld["cases"] == 3
+        assert load_segmenter(out / "models" / f"round-{found.round:02d}", device="cpu").labels == model.labels
+    assert [r["round"] for r in records if "round" in r] == [1, 2]
+
+
+def test_round_one_is_the_prediction_of_the_first_segmenter(place: Place, tmp_path: Path) -> None:
+    place.selftrain(tmp_path / "run", method="pseudo", pseudo=PseudoLabelOptions(guard="off", threshold=0.5))
+    start = load_segmenter(place.start, device="cpu")
+    dataset = open_dataset(place.data, patient_pattern="(patient[0-9]+)")
+    cases = prepare_cases(dataset, sorted(place.unlabelled), start.preprocessing, labels=False)
+    made = read_pseudo_labels(tmp_path / "run" / "pseudo" / "round-01.safetensors")
+    for case, pseudo in zip(cases, made, strict=True):
+        with torch.no_grad():
+            sure, classes = start.network(case.slices).softmax(1).max(1)
+        assert torch.equal(pseudo.predicted.long(), classes)
+        assert torch.equal(pseudo.label == UNUSED, sure < 0.5)
+
+
+def test_it_says_how_many_slices_the_contrastive_loss_can_use(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place.selftrain(tmp_path / "run", method="contrast", rounds=1, steps=1)
+    dataset = open_dataset(place.data, patient_pattern="(patient[0-9]+)")
+    preprocessing = load_segmenter(place.start, device="cpu").preprocessing
+    [labelled] = prepare_cases(dataset, dataset.names[:1], preprocessing, labels=True)
+    assert labelled.label is not None
+    made = read_pseudo_labels(tmp_path / "run" / "pseudo" / "round-01.safetensors")
+    words = []
+    for stack in (labelled.label, torch.cat([case.predicted for case in made])):
+        shown = [{int(value) for value in image.unique()} for image in stack]
+        usable = [s for s in shown if len(s) == 4] or [s for s in shown if s != {0}]
+        words.append(f"{len(usable)} of {len(shown)}")
+    said = capsys.readouterr().err
+    assert f"contrastive pairs are of {words[0]} labelled and {words[1]} unlabelled slices" in said
+
+
+def test_labels_of_unlabelled_and_test_cases_change_nothing(place: Place, tmp_path: Path) -> None:
+    """Deleted or replaced by nonsense: every byte of metrics, pseudo-labels and models stays."""
+    place.selftrain(tmp_path / "with", method="both")
+    data = tmp_path / "data"
+    shutil.copytree(place.data, data)
+    dataset = open_dataset(place.data, patient_pattern="(patient[0-9]+)")
+    without = [case for case in dataset.cases if case.name in place.unlabelled]
+    test = dataset.cases[2]
+    assert test.label is not None
+    (data / test.label.relative_to(dataset.root)).write_bytes(b"nobody reads this")
+    content = json.loads((data / "dataset.json").read_text())
+    for case in without:
+        assert case.label is not None
+        (data / case.label.relative_to(dataset.root)).unlink()
+        entry = next(e for e in content["training"] if Path(e["image"]).name == case.image.path.name)
+        content["training"].remove(entry)
+        content.setdefault("unlabeled", []).append(entry["image"])
+    (data / "dataset.json").write_text(json.dumps(content))
+    selftrain(str(place.start), str(data), place.split, tmp_path / "without", **{**SHORT, "method": "both"})
+    assert outcome(tmp_path / "with") == outcome(tmp_path / "without")
+
+
+@pytest.mark.parametrize("stop", [1, 4])
+def test_a_killed_run_ends_in_the_same_bytes(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    changed: dict[str, Any] = {"method": "both", "teacher": TeacherOptions(decay=0.9)}
+    place.selftrain(tmp_path / "whole", **changed)
+
+    def die(self: Pace, step: int) -> None:
+        if step == stop:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Pace, "after", die)
+        with pytest.raises(KeyboardInterrupt):
+            place.selftrain(tmp_path / "run", **changed)
+    resumed = RunOptions(**{**vars(RUN), "resume": True})
+    place.selftrain(tmp_path / "run", **changed, run=resumed)
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+def test_a_collapsed_round_stops_the_run_and_names_the_model_before(place: Place, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"(?s)pseudo-labels of round 1 have collapsed: .* (vanishes|floods)"):
+        place.selftrain(tmp_path / "run", pseudo=PseudoLabelOptions(least_area=1.0, most_area=1.001))
+    assert (tmp_path / "run" / "rounds" / "round-01.json").is_file(), "what was found is written down all the same"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"rounds": 0}, "selftrain needs rounds, steps"),
+        ({"method": "both", "contrast": ContrastOptions(reduction="official", weight=0.1), "start": "whole"}, None),
+    ],
+)
+def test_settings(place: Place, tmp_path: Path, changed: dict[str, Any], message: str | None) -> None:
+    if message is None:
+        place.selftrain(tmp_path / "run", **changed)
+        return
+    with pytest.raises(UserError, match=message):
+        place.selftrain(tmp_path / "run", **changed)
+
+
+def test_what_does_not_fit_is_refused(place: Place, tmp_path: Path) -> None:
+    dataset = open_dataset(place.data, patient_pattern="(patient[0-9]+)")
+    nothing = tmp_path / "split.json"
+    write_split(nothing, Split(dataset.names[:1]), dataset)
+    with pytest.raises(UserError, match="names no unlabelled case"):
+        selftrain(str(place.start), str(place.data), nothing, tmp_path / "run", **SHORT)
+    names = tmp_path / "map"
+    shutil.copytree(place.data, names)
+    content = json.loads((names / "dataset.json").read_text())
+    content["labels"] = {value: f"new {name}" for value, name in content["labels"].items()}
+    (names / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="expected the same structures"):
+        selftrain(str(place.start), str(names), place.split, tmp_path / "run", **SHORT)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(place: Place, tmp_path: Path) -> None:
+    words = [
+        *("selftrain", str(place.start), str(place.data), str(place.split), "--method", "pseudo", "--rounds", "2"),
+        *("--steps", "3", "--batch_size", "4", "--unlabelled_batch", "4", "--pseudo.guard", "off", "--log_every", "1"),
+        *("--patient_pattern", "(patient[0-9]+)", "--device", "cpu", "--threads", "1", "--validate_every", "3"),
+        *("--lr", "1e-3"),  # with the default, ten times as much, rounding grows beyond the tolerance
+    ]
+    one, both = alone_and_together(words, tmp_path)
+    assert len(one) == len(both)
+    for alone, together in zip(one, both, strict=True):
+        assert alone.keys() == together.keys()
+        # Adam's first steps follow the signs of gradients: rounding grows from step to step.
+        tolerance = 1e-4 if alone["step"] == 0 else 2e-2
+        for key in {"loss", "pseudo", "segmentation", "validation_dice", "pseudo_area_RV"} & alone.keys():
+            assert alone[key] == pytest.approx(together[key], rel=tolerance)
+
+
+@pytest.mark.parametrize("method", ["pseudo", "mean-teacher"])
+def test_the_segmenter_it_began_with_stays_if_no_step_is_better(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    model = place.selftrain(tmp_path / "run", method=method, rounds=1, steps=1, lr=1e-9)
+    before = max(m["validation_dice"] for m in metrics(place.start) if "validation_dice" in m)
+    [after] = [m["validation_dice"] for m in metrics(tmp_path / "run") if "validation_dice" in m]
+    assert after < before  # a new head, not trained
+    assert "warning: the segmenter this began with" in capsys.readouterr().err
+    if method == "pseudo":
+        [found] = read_rounds(tmp_path / "run")
+        assert found.validation["before"] == pytest.approx(before)
+    begun, kept = (load_segmenter(path, device="cpu").network.state_dict() for path in (place.start, model))
+    assert all(torch.equal(kept[name], tensor) for name, tensor in begun.items())
+    assert "those it began with" in json.loads((model / "model.json").read_text())["metadata"]["details"]["weights"]
+    last = place.selftrain(tmp_path / "last", method=method, rounds=1, steps=1, lr=1e-9, keep="last")
+    changed = load_segmenter(last, device="cpu").network.state_dict()
+    assert any(not torch.equal(changed[name], tensor) for name, tensor in begun.items())
+
+
+def test_better_weights_than_those_it_began_with_are_kept(place: Place, tmp_path: Path) -> None:
+    model = place.selftrain(tmp_path / "run", method="pseudo", rounds=2, steps=20, start="whole")
+    scores = [m["validation_dice"] for m in metrics(tmp_path / "run") if "validation_dice" in m]
+    [first, _] = read_rounds(tmp_path / "run")
+    words = json.loads((model / "model.json").read_text())["metadata"]["details"]["weights"]
+    assert max(scores) >= (first.validation["before"] or 0)
+    assert words.startswith(f"the best of validation, Dice {max(scores):.3f}")

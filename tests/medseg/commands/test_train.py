@@ -1,0 +1,207 @@
+"""The supervised baseline through the real command: what it must not open, kills, processes, choices, bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from contrastive_core.errors import UserError
+from contrastive_core.training import RunOptions, load_model
+from ssl_medseg import train
+from ssl_medseg.datasets import DataOptions, Split, open_dataset, write_split
+from ssl_medseg.models import NetworkOptions
+from ssl_medseg.models.checkpoint import load_segmenter
+from ssl_medseg.phantom import write_phantom
+from ssl_medseg.preprocessing import PreprocessingOptions
+from tests.vision.killed_runs import kill_after, outcome
+
+QUIET = RunOptions(device="cpu", threads=1, progress=False, log_every=3, checkpoint_every=4, seed=3)
+SMALL = {
+    "network": NetworkOptions(width=2),
+    "preprocessing": PreprocessingOptions(size=32),
+    "batch_size": 4,
+    "validate_every": 5,
+    "opening": DataOptions(allow_unlabelled=True),
+}
+FLAGS = [
+    *("--network.width", "2", "--size", "32", "--batch_size", "4", "--validate_every", "5", "--allow_unlabelled"),
+    *("--device", "cpu", "--threads", "1", "--log_every", "3", "--checkpoint_every", "4", "--seed", "3"),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phantom") / "data"
+    write_phantom(folder, patients=4, frames=1, size=48)
+    return folder
+
+
+def write_parts(data: Path, path: Path, *, validation: bool = True) -> Path:
+    """Patient 0 labelled, 1 for validation, 2 without labels, 3 for test."""
+    found = open_dataset(data)
+    parts = [found.patients[patient] for patient in sorted(found.patients)]
+    held = parts[1] if validation else ()
+    write_split(path, Split(labelled=parts[0], validation=held, unlabelled=parts[2], test=parts[3]), found)
+    return path
+
+
+@pytest.fixture(scope="module")
+def split(data: Path) -> Path:
+    return write_parts(data, data.parent / "split.json")
+
+
+@pytest.fixture(scope="module")
+def untouched(data: Path, split: Path) -> Path:
+    out = data.parent / "untouched"
+    train(str(data), split, out, steps=12, run=QUIET, **SMALL)
+    return out
+
+
+def test_labels_it_may_not_see_are_never_opened(data: Path, split: Path, untouched: Path, tmp_path: Path) -> None:
+    """Without the labels of unlabelled and test cases, and with test images that cannot be read: the same bytes."""
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    parts = json.loads(split.read_text())
+    names = [[name for name, _ in parts[part]] for part in ("unlabelled", "test")]
+    for name in [*names[0], *names[1]]:
+        (label,) = (copy / "labelsTr").glob(f"{name}.*")
+        label.unlink()
+    for name in names[1]:
+        (image,) = (copy / "imagesTr").glob(f"{name}*")
+        image.write_bytes(b"this is no image")
+    train(str(copy), split, tmp_path / "run", steps=12, run=QUIET, **SMALL)
+    assert len([*names[0], *names[1]]) == 2
+    assert outcome(tmp_path / "run") == outcome(untouched)
+
+
+@pytest.mark.parametrize(("change", "words"), [("shape", "voxels against"), ("place", "voxels up to 20 mm apart")])
+def test_a_validation_label_on_another_grid_is_refused(
+    data: Path, split: Path, tmp_path: Path, change: str, words: str
+) -> None:
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    [[name, _]] = json.loads(split.read_text())["validation"]
+    (label,) = (copy / "labelsTr").glob(f"{name}.*")
+    opened = nibabel.load(label)
+    array, matrix = np.asarray(opened.dataobj), opened.affine.copy()
+    if change == "shape":
+        array = array[:-2]
+    else:
+        matrix[0, 3] += 20
+    nibabel.save(nibabel.Nifti1Image(array, matrix), label)
+    with pytest.raises(UserError, match=rf"{name}\.nii\.gz: the label does not lie on the grid of its image .*{words}"):
+        train(str(copy), split, tmp_path / "run", steps=2, run=QUIET, **SMALL)
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_in_the_same_bytes(data: Path, split: Path, untouched: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "ssl_medseg", "train", str(data), str(split), str(run), "--steps", "12", *FLAGS]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    assert kill_after(process, run, 5, signal.SIGKILL)
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert outcome(run) == outcome(untouched)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(data: Path, split: Path, untouched: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "ssl_medseg", "train", str(data), str(split), str(run), "--steps", "12", *FLAGS]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    alone, together = (
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (untouched, run)
+    )
+    assert [list(record) for record in together] == [list(record) for record in alone]
+    # The gradient is the mean over both halves and batch norm is over the whole batch; Adam magnifies rounding.
+    for one, two in zip(alone, together, strict=True):
+        assert two == pytest.approx(one, rel=0.02, abs=0.02)
+    assert together[0]["loss"] == pytest.approx(alone[0]["loss"], rel=1e-5)
+
+
+def test_it_learns_and_keeps_the_best(data: Path, split: Path, tmp_path: Path) -> None:
+    options = SMALL | {"network": NetworkOptions(width=8), "batch_size": 8, "validate_every": 20}
+    folder = train(str(data), split, tmp_path / "run", steps=80, run=QUIET, **options)
+    records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    scores = {r["step"] + 1: r["validation_dice"] for r in records if "validation_dice" in r}
+    assert list(scores) == [20, 40, 60, 80]
+    assert max(scores.values()) > 0.5
+    losses = [r["loss"] for r in records if "loss" in r]
+    assert losses[-1] < 0.6 * losses[0]
+    best = max(scores, key=lambda step: scores[step])
+    found = load_segmenter(folder, device="cpu")
+    assert found.details["weights"] == f"the best of validation, Dice {scores[best]:.3f} after step {best}"
+    assert found.labels.structures
+    assert found.preprocessing.size == (32, 32)
+
+
+def test_without_validation_the_last_weights_or_their_average_are_kept(data: Path, tmp_path: Path) -> None:
+    split = write_parts(data, tmp_path / "split.json", validation=False)
+    folder = train(str(data), split, tmp_path / "run", steps=3, ema=0.5, run=QUIET, **SMALL)
+    assert load_segmenter(folder, device="cpu").details["weights"] == "the last, after step 3, averaged with decay 0.5"
+    averaged, _ = load_model(folder)
+    plain, _ = load_model(train(str(data), split, tmp_path / "plain", steps=3, run=QUIET, **SMALL))
+    assert averaged.keys() == plain.keys()
+    assert any(not torch.equal(averaged[name], plain[name]) for name in plain)
+    with pytest.raises(UserError, match=r"names no validation case.*--keep last"):
+        train(str(data), split, tmp_path / "best", steps=3, keep="best", run=QUIET, **SMALL)
+
+
+def test_half_precision_trains(data: Path, split: Path, tmp_path: Path) -> None:
+    run = RunOptions(device="cpu", threads=1, progress=False, precision="bf16-mixed", log_every=1)
+    train(str(data), split, tmp_path / "run", steps=2, run=run, **(SMALL | {"validate_every": 2}))
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert all(0 < loss < 1 for loss in losses)
+    weights, _ = load_model(tmp_path / "run")
+    assert all(w.dtype == torch.float32 for w in weights.values() if w.is_floating_point())
+
+
+def test_the_expected_time_is_said(data: Path, split: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(str(data), split, tmp_path / "run", steps=6, run=QUIET, **SMALL)
+    said = capsys.readouterr().err
+    assert "a step takes" in said
+    assert "(4 slices of 32 x 32 pixels): about" in said
+    assert "for 2 steps and validation" in said
+    assert "4 cases" not in said
+    assert "1 labelled, 1 validation, 1 test, 1 unlabelled volumes" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"steps": 0}, "steps and validate_every of at least 1"),
+        ({"ema": 1.0}, "0 <= ema < 1"),
+        ({"lr": float("nan")}, "lr above 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"least_classes": 9}, "slices shows 9 classes or more"),
+    ],
+)
+def test_bad_settings_are_one_clear_error(
+    data: Path, split: Path, tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        train(str(data), split, tmp_path / "run", **(SMALL | {"steps": 2, "run": QUIET} | changes))
+
+
+def test_a_structure_that_is_never_labelled_is_an_error_before_training(
+    data: Path, split: Path, tmp_path: Path
+) -> None:
+    meaning = tmp_path / "labels.json"
+    labels = open_dataset(data).labels
+    names = [*labels.names, "aorta"]
+    meaning.write_text(json.dumps(dict(zip(names, [*labels.values, 77], strict=True))))
+    opening = DataOptions(label_map=meaning)
+    with pytest.raises(UserError, match=r"labelled slices .* shows aorta"):
+        train(str(data), split, tmp_path / "run", steps=2, run=QUIET, **(SMALL | {"opening": opening}))

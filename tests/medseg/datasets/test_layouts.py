@@ -1,0 +1,242 @@
+"""nnU-Net, BIDS-like, plain folders, CSV: the same cases from each, and typos that are found in each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from contrastive_core.errors import UserError
+from ssl_medseg.datasets import DataSet, open_dataset
+from ssl_medseg.io.label_map import LabelMap
+from ssl_medseg.io.volume import ImageFile
+
+MAP = {"background": 0, "RV": 1, "LV": 2}
+LABELS = LabelMap(("background", "RV", "LV"), (0, 1, 2))
+
+
+def lay(root: Path, *files: str, **texts: str) -> Path:
+    """Empty files, which opening a data set does not read, and text files (`labels_json` is labels.json)."""
+    for name in files:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    for name, text in texts.items():
+        (root / name.replace("_json", ".json").replace("_csv", ".csv")).write_text(text)
+    return root
+
+
+def lies(data: DataSet) -> Mapping[str, tuple[str, str | None]]:
+    """Case -> image and label, relative."""
+    return {
+        case.name: (data.shown(case.image.path), None if case.label is None else data.shown(case.label))
+        for case in data.cases
+    }
+
+
+def nnunet(root: Path, *more: str, version: int = 2) -> Path:
+    """Two labelled cases with two channels and one unlabelled one."""
+    content: dict[str, object] = {"channel_names": {"0": "T2", "1": "ADC"}, "labels": MAP, "file_ending": ".nii.gz"}
+    if version == 1:
+        training = [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in ("a_1", "a_2")]
+        labels = {str(value): name for name, value in MAP.items()}
+        content = {"modality": {"0": "T2", "1": "ADC"}, "labels": labels, "training": training}
+    images = [f"imagesTr/{name}_000{channel}.nii.gz" for name in ("a_1", "a_2") for channel in (0, 1)]
+    tests = ["imagesTs/b_1_0000.nii.gz", "imagesTs/b_1_0001.nii.gz"]
+    lay(root, *images, *tests, "labelsTr/a_1.nii.gz", "labelsTr/a_2.nii.gz", *more, dataset_json=json.dumps(content))
+    return root
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_nnunet(version: int, tmp_path: Path) -> None:
+    data = open_dataset(nnunet(tmp_path, version=version), channel=1)
+    assert data.layout == "nnunet"
+    assert data.labels == LABELS
+    assert lies(data) == {
+        "a_1": ("imagesTr/a_1_0001.nii.gz", "labelsTr/a_1.nii.gz"),
+        "a_2": ("imagesTr/a_2_0001.nii.gz", "labelsTr/a_2.nii.gz"),
+        "b_1": ("imagesTs/b_1_0001.nii.gz", None),
+    }
+    # The file has one channel, whichever it is.
+    assert {case.image.channel for case in data.cases} == {None}
+    with pytest.raises(UserError, match=r"several channels \(0 T2, 1 ADC\): choose one with --channel"):
+        open_dataset(tmp_path)
+
+
+def test_nnunet_problems(tmp_path: Path) -> None:
+    nnunet(tmp_path, "imagesTr/c.nii.gz", "imagesTr/d_0000.nii.gz", "labelsTr/dd.nii.gz")
+    with pytest.raises(UserError) as caught:
+        open_dataset(tmp_path, channel=1)
+    for words in (
+        "1 file in imagesTr without the number of its channel (_0000), left out\n      c.nii.gz",
+        "1 case without channel 1\n      d (has 0)",
+        "1 case without a label",
+        "1 label file without an image",
+    ):
+        assert words in str(caught.value)
+
+
+def test_nnunet_without_its_list(tmp_path: Path) -> None:
+    lay(tmp_path, "imagesTr/a_0000.nrrd", "labelsTr/a.nrrd", labels_json=json.dumps(MAP))
+    assert lies(open_dataset(tmp_path, label_map=tmp_path / "labels.json")) == {
+        "a": ("imagesTr/a_0000.nrrd", "labelsTr/a.nrrd")
+    }
+
+
+def test_folders(tmp_path: Path) -> None:
+    lay(
+        tmp_path,
+        "images/p1_ED.nii.gz",
+        "images/p1_ES.nii",
+        "images/p2_image.mha",
+        "images/._p1_ED.nii.gz",
+        "images/readme.txt",
+        "images/p3/0001.dcm",
+        "labels/p1_ED.nii.gz",
+        "labels/p1_ES_gt.nii.gz",
+        "labels/p2_label.mha",
+        "labels/p3.nii.gz",
+        "unlabelled/p4.nii.gz",
+        labels_json=json.dumps(MAP),
+    )
+    data = open_dataset(tmp_path)
+    assert data.layout == "folders"
+    assert data.labels == LABELS
+    assert lies(data) == {
+        "p1_ED": ("images/p1_ED.nii.gz", "labels/p1_ED.nii.gz"),
+        "p1_ES": ("images/p1_ES.nii", "labels/p1_ES_gt.nii.gz"),
+        "p2": ("images/p2_image.mha", "labels/p2_label.mha"),
+        "p3": ("images/p3", "labels/p3.nii.gz"),
+        "p4": ("unlabelled/p4.nii.gz", None),
+    }
+    assert list(data.patients) == ["p1", "p2", "p3", "p4"]
+    (tmp_path / "labels" / "p3.nii.gz").rename(tmp_path / "labels" / "P3.nii.gz")
+    with pytest.raises(UserError, match=r"1 case without a label.*\n      p3\n.*1 label file without"):
+        open_dataset(tmp_path)
+
+
+def test_the_names_of_the_structures_are_asked_for(tmp_path: Path) -> None:
+    lay(tmp_path, "images/a.nii.gz", "labels/a.nii.gz")
+    with pytest.raises(UserError, match="does not say what the values of its labels mean"):
+        open_dataset(tmp_path)
+
+
+def test_unlabelled_images_alone_are_a_data_set(tmp_path: Path) -> None:
+    lay(tmp_path, "unlabelled/a.nii.gz")
+    data = open_dataset(tmp_path)
+    assert (len(data), data.labelled, len(data.labels)) == (1, (), 1)
+
+
+def test_bids(tmp_path: Path) -> None:
+    lay(
+        tmp_path,
+        "sub-01/ses-1/anat/sub-01_ses-1_T2w.nii.gz",
+        "sub-01/ses-2/anat/sub-01_ses-2_T2w.nii.gz",
+        "sub-02/anat/sub-02_T2w.nii.gz",
+        "sub-02/anat/sub-02_T1w.nii.gz",
+        "sub-03/anat/sub-03_T2w.nii.gz",
+        "derivatives/labels/sub-01/ses-1/anat/sub-01_ses-1_desc-manual_dseg.nii.gz",
+        "derivatives/labels/sub-01/ses-2/anat/sub-01_ses-2_T2w_dseg.nii.gz",
+        "sub-02/anat/sub-02_space-orig_dseg.nii.gz",
+        "derivatives/other/sub-02/anat/sub-02_desc-smooth_T2w.nii.gz",
+        "dataset_description.json",
+    )
+    (tmp_path / "derivatives" / "dseg.tsv").write_text("index\tname\n1\tRV\n2\tLV\n")
+    with pytest.raises(UserError) as caught:
+        open_dataset(tmp_path)
+    assert "2 kinds of image (T1w, T2w): choose one with --suffix" in str(caught.value)
+    with pytest.raises(UserError, match=r"1 case without a label.*\n      sub-03_T2w$"):
+        open_dataset(tmp_path, suffix="T2w")
+    data = open_dataset(tmp_path, suffix="T2w", allow_unlabelled=True)
+    assert data.layout == "bids"
+    assert data.labels == LABELS
+    labels = "derivatives/labels/sub-01"
+    assert lies(data) == {
+        "sub-01_ses-1_T2w": (
+            "sub-01/ses-1/anat/sub-01_ses-1_T2w.nii.gz",
+            f"{labels}/ses-1/anat/sub-01_ses-1_desc-manual_dseg.nii.gz",
+        ),
+        "sub-01_ses-2_T2w": (
+            "sub-01/ses-2/anat/sub-01_ses-2_T2w.nii.gz",
+            f"{labels}/ses-2/anat/sub-01_ses-2_T2w_dseg.nii.gz",
+        ),
+        "sub-02_T2w": ("sub-02/anat/sub-02_T2w.nii.gz", "sub-02/anat/sub-02_space-orig_dseg.nii.gz"),
+        "sub-03_T2w": ("sub-03/anat/sub-03_T2w.nii.gz", None),
+    }
+    assert list(data.patients) == ["sub-01", "sub-02", "sub-03"]
+
+
+def test_bids_problems(tmp_path: Path) -> None:
+    lay(
+        tmp_path,
+        "sub-01/anat/sub-01_T2w.nii.gz",
+        "sub-01/anat/sub-01_dseg.nii.gz",
+        "sub-01/anat/sub-01_desc-b_dseg.nii.gz",
+        "sub-02/anat/sub-02_ses-1_dseg.nii.gz",
+        "sub-02/anat/sub-02_ses-2_T2w.nii.gz",
+    )
+    with pytest.raises(UserError) as caught:
+        open_dataset(tmp_path, suffix="T3w")
+    assert "no image has the suffix T3w; found T2w" in str(caught.value)
+    with pytest.raises(UserError) as caught:
+        open_dataset(tmp_path)
+    assert "sub-01_T2w has several labels" in str(caught.value)
+    assert "1 label file without an image" in str(caught.value)
+    (tmp_path / "a_dseg.tsv").write_text("index\tname\n1\tRV\n")
+    (tmp_path / "b_dseg.tsv").write_text("index\tname\n1\tLV\n")
+    with pytest.raises(UserError, match=r"b_dseg\.tsv: says 0 background, 1 LV, and a_dseg\.tsv says .* 1 RV"):
+        open_dataset(tmp_path)
+
+
+def test_csv(tmp_path: Path) -> None:
+    lay(
+        tmp_path,
+        "scans/x1.nii.gz",
+        "scans/x2.nii.gz",
+        "scans/x3.nii.gz",
+        "masks/mask1.nii.gz",
+        cases_csv=(
+            "Case,Patient,Image,Label,Split,Frame\n"
+            "one,A,scans/x1.nii.gz,masks/mask1.nii.gz,labelled,3\n"
+            "two,A,scans/x2.nii.gz,,unlabelled,\n"
+            ",B,scans/x3.nii.gz,,test,\n"
+        ),
+        labels_json=json.dumps(MAP),
+    )
+    data = open_dataset(tmp_path / "cases.csv", frame=0)
+    assert data.layout == "csv"
+    assert data.patients == {"A": ("one", "two"), "B": ("x3",)}
+    assert [case.listed for case in data.cases] == ["labelled", "unlabelled", "test"]
+    assert data.case("one").image == ImageFile(tmp_path / "scans" / "x1.nii.gz", frame=3)
+    assert data.case("two").image.frame == 0
+    text = (tmp_path / "cases.csv").read_text()
+    (tmp_path / "cases.csv").write_text(text.replace("unlabelled", "unlabled"))
+    with pytest.raises(UserError, match=r"1 case without a label.*\n      two"):
+        open_dataset(tmp_path / "cases.csv")
+    (tmp_path / "cases.csv").write_text(text.replace("mask1", "mask9"))
+    with pytest.raises(UserError, match=r"masks/mask9\.nii\.gz: there is mask1\.nii\.gz"):
+        open_dataset(tmp_path / "cases.csv")
+    (tmp_path / "cases.csv").write_text(text.replace(",3\n", ",last\n"))
+    with pytest.raises(UserError, match="found frame 'last', expected a whole number"):
+        open_dataset(tmp_path / "cases.csv")
+    (tmp_path / "cases.csv").write_text("case,patient\na,b\n")
+    with pytest.raises(UserError, match="found the columns case, patient, expected image as well"):
+        open_dataset(tmp_path / "cases.csv")
+
+
+@pytest.mark.parametrize("source", ["nowhere", "empty", "empty/notes.txt"])
+def test_what_is_no_data_set(source: str, tmp_path: Path) -> None:
+    lay(tmp_path, "empty/notes.txt")
+    with pytest.raises(UserError, match=r"expected a folder with dataset\.json"):
+        open_dataset(tmp_path / source)
+
+
+def test_a_layout_can_be_insisted_on(tmp_path: Path) -> None:
+    lay(nnunet(tmp_path), "images/z.nii.gz")
+    assert "z" not in open_dataset(tmp_path, channel=0).names
+    shutil.rmtree(tmp_path / "labelsTr")
+    data = open_dataset(tmp_path, layout="folders", allow_unlabelled=True, label_map=tmp_path / "dataset.json")
+    assert "z" in data.names

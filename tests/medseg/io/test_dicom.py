@@ -1,0 +1,152 @@
+"""DICOM series as volumes, and segmentations that overlay on them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from contrastive_core.errors import UserError
+from ssl_medseg.io import grid_difference, read_label, read_volume, write_mask
+from ssl_medseg.io.dicom import write_dicom_seg
+from ssl_medseg.io.label_map import LabelMap
+from ssl_medseg.io.volume import ImageFile
+from tests.medseg.volumes_on_disk import affine, phantom
+
+highdicom = pytest.importorskip("highdicom")
+from pydicom.uid import BasicTextSRStorage  # noqa: E402
+
+from tests.medseg.dicom_series import write_series  # noqa: E402 - needs pydicom
+
+LABELS = LabelMap(("background", "LV", "RV", "MYO"), (0, 500, 600, 205))
+SHAPE = (21, 34, 7)
+GEOMETRIES = {
+    "axial": affine((0.9, 1.1, 5.0), letters="LPS"),
+    # A left-handed stack: slices counted against their normal.
+    "feet first": affine((0.9, 1.1, 5.0), letters="LPI"),
+    "sagittal": affine((1.2, 1.2, 4.0), letters="PIL"),
+    "oblique": affine((1.25, 1.4, 8.0), angles=(20, -35, 50), letters="LPS"),
+}
+
+
+def in_file_order(array: np.ndarray, matrix: np.ndarray, volume) -> np.ndarray:
+    """The array as the reader should give it: stacks may come out counted from the other end, at the same places."""
+    if grid_difference(volume.grid, type(volume.grid)(array.shape, matrix)) == "":
+        return array
+    flipped = matrix @ np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, -1, array.shape[2] - 1], [0, 0, 0, 1.0]])
+    assert grid_difference(volume.grid, type(volume.grid)(array.shape, flipped)) == ""
+    return array[:, :, ::-1]
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_a_series_lies_where_its_slices_say(tmp_path: Path, name: str) -> None:
+    image, _ = phantom(SHAPE)
+    folder = write_series(tmp_path / "series", image.round(), GEOMETRIES[name], slope=0.5)
+    (folder / "notes.txt").write_text("not an image")
+    volume = read_volume(ImageFile(folder))
+    np.testing.assert_allclose(volume.array, in_file_order(image.round() / 2, GEOMETRIES[name], volume))
+    assert volume.array.dtype == np.float32
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_a_segmentation_overlays_on_its_series(tmp_path: Path, name: str) -> None:
+    image, classes = phantom(SHAPE)
+    folder = write_series(tmp_path / "series", image.round(), GEOMETRIES[name])
+    volume = read_volume(ImageFile(folder))
+    classes = in_file_order(classes, GEOMETRIES[name], volume).copy()
+    classes[classes == 2] = 1  # RV is nowhere: its segment exists and is empty
+    write_dicom_seg(classes, volume, tmp_path / "seg.dcm", LABELS)
+
+    seg = highdicom.seg.segread(tmp_path / "seg.dcm")
+    assert [seg.get_segment_description(n).segment_label for n in (1, 2, 3)] == ["LV", "RV", "MYO"]
+    # Read by highdicom, with the positions the frames themselves carry, and laid on the volume's voxels by place.
+    read = seg.get_volume(combine_segments=True, rescale_fractional=False, allow_missing_positions=True)
+    places = np.argwhere(read.array > 0)
+    millimetres = (places @ read.get_affine("RAS")[:3, :3].T) + read.get_affine("RAS")[:3, 3]
+    voxels = (millimetres - volume.affine[:3, 3]) @ np.linalg.inv(volume.affine[:3, :3]).T
+    np.testing.assert_allclose(voxels, voxels.round(), atol=1e-3)
+    found = np.zeros_like(classes)
+    found[tuple(voxels.round().astype(int).T)] = read.array[tuple(places.T)]
+    np.testing.assert_array_equal(found, classes)
+    referenced = {str(uid) for _, _, uid in seg.get_source_image_uids()}
+    assert referenced == {str(ds.SOPInstanceUID) for ds in _datasets(folder)}
+    assert seg.PatientID == "42"
+
+
+def test_an_empty_mask_is_still_a_segmentation(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "series", phantom(SHAPE)[0].round(), GEOMETRIES["axial"])
+    volume = read_volume(ImageFile(folder))
+    write_dicom_seg(np.zeros(SHAPE, np.uint8), volume, tmp_path / "seg.dcm", LABELS)
+    seg = highdicom.seg.segread(tmp_path / "seg.dcm")
+    assert seg.number_of_segments == 3
+    assert not seg.pixel_array.any()
+
+
+def test_a_nifti_mask_of_a_series_has_its_affine_in_both_forms(tmp_path: Path) -> None:
+    import nibabel
+
+    image, classes = phantom(SHAPE)
+    volume = read_volume(ImageFile(write_series(tmp_path / "series", image.round(), GEOMETRIES["oblique"])))
+    write_mask(classes, volume, tmp_path / "mask.nii.gz", LABELS)
+    written = nibabel.load(tmp_path / "mask.nii.gz")
+    np.testing.assert_allclose(written.get_qform(), volume.affine, atol=1e-4)
+    assert (int(written.header["sform_code"]), int(written.header["qform_code"])) == (1, 1)
+    found, matrix = read_label(tmp_path / "mask.nii.gz", LABELS)
+    np.testing.assert_array_equal(found, classes)
+    np.testing.assert_allclose(matrix, volume.affine, atol=1e-5)
+
+
+def test_missing_doubled_and_foreign_slices_are_said(tmp_path: Path) -> None:
+    image = phantom(SHAPE)[0].round()
+    with pytest.raises(
+        UserError, match="2 slices seem to be missing: 5 were found 5 mm apart, with gaps after number 2"
+    ):
+        read_volume(ImageFile(write_series(tmp_path / "gap", image, GEOMETRIES["axial"], leave_out=(2, 3))))
+    twice = write_series(tmp_path / "twice", image, GEOMETRIES["axial"])
+    shutil.copy(twice / "IM0000", twice / "copy")
+    with pytest.raises(UserError, match="8 images at 7 positions"):
+        read_volume(ImageFile(twice))
+    other = write_series(tmp_path / "other", image, GEOMETRIES["axial"])
+    shutil.copy(other / "IM0000", tmp_path / "gap" / "other")
+    with pytest.raises(UserError, match="2 DICOM series, of 5, 1 images"):
+        read_volume(ImageFile(tmp_path / "gap"))
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "readme").write_text("nothing here")
+    with pytest.raises(UserError, match="no DICOM images"):
+        read_volume(ImageFile(tmp_path / "none"))
+
+
+def test_files_that_are_cut_off_are_said(tmp_path: Path) -> None:
+    """The last slice of a stack leaves no gap, so that a file without its image must not be passed over."""
+    folder = write_series(tmp_path / "series", phantom(SHAPE)[0].round(), GEOMETRIES["axial"])
+    last = max(_datasets(folder), key=lambda dataset: float(dataset.ImagePositionPatient[2])).filename
+    file = Path(last)
+    whole = file.read_bytes()
+    place = whole.index(b"\x28\x00\x10\x00")  # the tag of Rows
+    for size, words in (
+        (0, "is empty or damaged, expected a DICOM file"),
+        (place, "ends before its image, so the file is cut off"),
+        (len(whole) - 500, "do not make one volume"),
+    ):
+        file.write_bytes(whole[:size])
+        with pytest.raises(UserError, match=words):
+            read_volume(ImageFile(folder))
+    file.write_bytes(whole)
+    (folder / "text.dcm").write_text("no image")
+    with pytest.raises(UserError, match=r"text\.dcm: is empty or damaged"):
+        read_volume(ImageFile(folder))
+    (folder / "text.dcm").unlink()
+    report = _datasets(folder)[0]
+    for tag in ("Rows", "Columns", "PixelData"):
+        delattr(report, tag)
+    report.file_meta.MediaStorageSOPClassUID = report.SOPClassUID = BasicTextSRStorage
+    report.save_as(folder / "report.dcm", enforce_file_format=True)
+    assert read_volume(ImageFile(folder)).array.shape == SHAPE
+
+
+def _datasets(folder: Path) -> list:
+    import pydicom
+
+    return [pydicom.dcmread(file) for file in folder.iterdir() if file.name.startswith("IM")]

@@ -1,0 +1,117 @@
+"""Label values to classes and back; no value is ever taken for background."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from contrastive_core.errors import UserError
+from ssl_medseg.io.label_map import LabelMap, read_label_map
+
+HEART = LabelMap(("background", "LV", "RV"), (0, 500, 600))
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.int64, np.float32, np.float64])
+def test_values_become_classes_and_values_again(dtype: type) -> None:
+    values = np.array([[0, 600], [500, 600]], dtype=dtype)
+    classes = HEART.to_classes(values)
+    assert classes.dtype == np.uint8
+    assert classes.tolist() == [[0, 2], [1, 2]]
+    back = HEART.to_values(classes)
+    assert back.dtype == np.int16
+    assert np.array_equal(back, values)
+
+
+def test_values_are_written_in_the_smallest_type_that_holds_them() -> None:
+    kinds = [LabelMap(("b", "x"), (0, value)).to_values(np.array([1])).dtype for value in (255, 256, -1, 40_000)]
+    assert kinds == [np.uint8, np.int16, np.int16, np.int32]
+
+
+def test_floats_within_a_thousandth_are_rounded() -> None:
+    assert HEART.to_classes(np.array([0.0009, 499.9991, 600.0])).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([0, 7, 7, 500], "the value 7 in 2 voxels"),
+        ([0.4, 500, -1], "the values -1 in 1 voxels, 0.4 in 1 voxels"),
+        ([np.nan, 0.0], "the value nan in 1 voxels"),
+        ([0.002], "the value 0.002"),
+        ([-1], "the value -1"),
+    ],
+)
+def test_other_values_are_refused(values: list[float], words: str) -> None:
+    with pytest.raises(UserError, match="expected only 0 background, 500 LV, 600 RV") as caught:
+        HEART.to_classes(np.array(values), name="case.nii.gz")
+    assert str(caught.value).startswith(f"case.nii.gz: found {words}")
+
+
+def test_unsigned_values_are_compared_as_numbers() -> None:
+    # -1 in a map beside uint8 labels: 255 must not pass for it.
+    with pytest.raises(UserError, match="255"):
+        LabelMap(("b", "x"), (0, -1)).to_classes(np.array([255], dtype=np.uint8))
+
+
+def test_json_holds_all_of_it() -> None:
+    assert LabelMap.from_json(json.loads(json.dumps(HEART.to_json()))) == HEART
+    assert str(HEART) == "0 background, 500 LV, 600 RV"
+    assert HEART.structures == ("LV", "RV")
+    assert len(HEART) == 3
+
+
+@pytest.mark.parametrize(
+    ("names", "values", "words"),
+    [
+        (("b", "x"), (0, 0), "every value once, got 0 more"),
+        (("b", "b"), (0, 1), "every name once, got b more"),
+        (("b",), (0, 1), "got 1 names and 2 values"),
+        ((), (), "got 0 names"),
+    ],
+)
+def test_contradictions_are_refused(names: tuple[str, ...], values: tuple[int, ...], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        LabelMap(names, values)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.json", '{"0": "background", "600": "RV", "500": "LV"}'),
+        ("b.json", '{"labels": {"background": 0, "LV": 500, "RV": 600}}'),
+        ("c.json", '{"RV": 600, "LV": 500}'),
+        ("d.json", '{"names": ["background", "LV", "RV"], "values": [0, 500, 600]}'),
+        ("e.tsv", "index\tname\tcolor\n600\tRV\t#fff\n500\tLV\t#000\n"),
+        ("f.csv", "Index,Name\n0,background\n500,LV\n600,RV\n"),
+    ],
+)
+def test_files_of_label_maps(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    assert read_label_map(tmp_path / name) == HEART
+
+
+def test_the_background_may_have_another_value(tmp_path: Path) -> None:
+    (tmp_path / "map.json").write_text('{"lesion": 1, "Background": 4}')
+    assert read_label_map(tmp_path / "map.json") == LabelMap(("Background", "lesion"), (4, 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "is not JSON"),
+        ("[1]", "holds a list"),
+        ("{}", "found no label map"),
+        ('{"labels": {"whole": [1, 2], "core": 2}}', "whole stand for several values"),
+        ('{"background": 0, "x": "one"}', "are whole numbers"),
+        ('{"background": 0, "x": 1, "ignore": 255}', "'ignore', which is not supported"),
+        ('{"0": "background", "1": "x", "01": "y"}', "every value once"),
+    ],
+)
+def test_files_that_hold_no_label_map(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "map.json").write_text(text)
+    with pytest.raises(UserError, match=words) as caught:
+        read_label_map(tmp_path / "map.json")
+    assert "map.json" in str(caught.value)

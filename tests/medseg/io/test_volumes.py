@@ -1,0 +1,189 @@
+"""Reading volumes with their geometry, and masks that lie on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from contrastive_core.errors import UserError
+from ssl_medseg.io import grid_difference, read_grid, read_label, read_volume, write_mask
+from ssl_medseg.io.label_map import LabelMap
+from ssl_medseg.io.volume import ImageFile
+from tests.medseg.volumes_on_disk import affine, phantom, write_nifti
+
+LABELS = LabelMap(("background", "LV", "RV", "MYO"), (0, 500, 600, 205))
+OBLIQUE = affine((1.25, 1.4, 8.0), angles=(20, -35, 50), letters="LPS")
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    return write_nifti(
+        tmp_path / "image.nii.gz", phantom((21, 34, 7))[0], OBLIQUE, sform=2, qform=1, units=("mm", "msec")
+    )
+
+
+def header_of(path: Path):
+    return nibabel.load(path).header
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii"])
+def test_a_mask_keeps_every_field_that_places_it(tmp_path: Path, image: Path, ending: str) -> None:
+    volume = read_volume(ImageFile(image))
+    _, classes = phantom((21, 34, 7))
+    out = tmp_path / "masks" / f"mask{ending}"
+    write_mask(classes, volume, out, LABELS)
+    before, after = header_of(image), header_of(out)
+    for field in ("sform_code", "qform_code", "xyzt_units", "pixdim", "srow_x", "srow_y", "srow_z", "quatern_b"):
+        np.testing.assert_array_equal(after[field], before[field], err_msg=field)
+    assert (int(after["sform_code"]), int(after["qform_code"]), after.get_xyzt_units()) == (2, 1, ("mm", "msec"))
+    written = nibabel.load(out)
+    assert written.shape == volume.array.shape
+    np.testing.assert_allclose(written.affine, OBLIQUE, atol=1e-5)
+    assert written.get_data_dtype() == np.int16
+    np.testing.assert_array_equal(np.asarray(written.dataobj), LABELS.to_values(classes))
+    found, matrix = read_label(out, LABELS)
+    np.testing.assert_array_equal(found, classes)
+    np.testing.assert_allclose(matrix, OBLIQUE, atol=1e-5)
+    assert sorted(path.name for path in out.parent.iterdir()) == [out.name]
+
+
+def test_a_mask_repeats_no_names_and_no_scaling(tmp_path: Path) -> None:
+    source = nibabel.Nifti1Image(phantom((8, 9, 5))[0].astype(np.int16), OBLIQUE)
+    source.header["descrip"], source.header["db_name"] = b"Jane Doe 1970", b"jane"
+    source.header.extensions.append(nibabel.nifti1.Nifti1Extension(6, b"Jane Doe"))
+    source.header.set_slope_inter(2.5, 10)
+    nibabel.save(source, tmp_path / "image.nii.gz")
+    volume = read_volume(ImageFile(tmp_path / "image.nii.gz"))
+    classes = np.ones((8, 9, 5), dtype=np.uint8)
+    write_mask(classes, volume, tmp_path / "mask.nii", LABELS)
+    assert b"Jane" not in (tmp_path / "mask.nii").read_bytes()
+    assert b"jane" not in (tmp_path / "mask.nii").read_bytes()
+    assert np.unique(nibabel.load(tmp_path / "mask.nii").get_fdata()).tolist() == [500]
+
+
+@pytest.mark.parametrize(("sform", "qform"), [(0, 1), (1, 0), (0, 0), (3, 4)])
+def test_codes_decide_which_affine_holds_and_are_kept(tmp_path: Path, sform: int, qform: int) -> None:
+    path = write_nifti(tmp_path / "image.nii.gz", phantom((12, 13, 4))[0], OBLIQUE, sform=sform, qform=qform)
+    volume = read_volume(ImageFile(path))
+    if sform or qform:
+        np.testing.assert_allclose(volume.affine, OBLIQUE, atol=1e-4)
+        assert volume.warnings == ()
+    else:
+        assert "unknown" in volume.warnings[0]
+    write_mask(np.zeros((12, 13, 4), np.uint8), volume, tmp_path / "mask.nii.gz", LABELS)
+    after = header_of(tmp_path / "mask.nii.gz")
+    assert (int(after["sform_code"]), int(after["qform_code"])) == (sform, qform)
+    np.testing.assert_allclose(nibabel.load(tmp_path / "mask.nii.gz").affine, volume.affine, atol=1e-5)
+
+
+def test_a_sform_without_a_code_is_not_looked_at(tmp_path: Path) -> None:
+    opened = nibabel.Nifti1Image(phantom((12, 13, 4))[0], OBLIQUE)
+    opened.set_qform(OBLIQUE, code=1)
+    opened.set_sform(affine((3, 3, 3), letters="RAS"), code=0)
+    nibabel.save(opened, tmp_path / "image.nii.gz")
+    volume = read_volume(ImageFile(tmp_path / "image.nii.gz"))
+    np.testing.assert_allclose(volume.affine, OBLIQUE, atol=1e-4)
+    assert volume.warnings == ()
+
+
+def test_contradicting_affines_are_said_and_the_sform_holds(tmp_path: Path) -> None:
+    path = write_nifti(tmp_path / "image.nii.gz", phantom((12, 13, 4))[0], OBLIQUE)
+    opened = nibabel.load(path)
+    mirrored = OBLIQUE @ np.diag([-1.0, 1, 1, 1])
+    opened.set_qform(mirrored, code=1)
+    nibabel.save(opened, tmp_path / "both.nii.gz")
+    volume = read_volume(ImageFile(tmp_path / "both.nii.gz"))
+    np.testing.assert_allclose(volume.affine, OBLIQUE, atol=1e-4)
+    assert "contradict" in volume.warnings[0]
+    assert "27.5 mm" in volume.warnings[0]  # 11 voxels of 1.25 mm to either side
+    write_mask(np.zeros((12, 13, 4), np.uint8), volume, tmp_path / "mask.nii.gz", LABELS)
+    np.testing.assert_allclose(header_of(tmp_path / "mask.nii.gz").get_qform(), mirrored, atol=1e-4)
+
+
+def test_of_several_volumes_one_must_be_chosen(tmp_path: Path) -> None:
+    array = np.stack([phantom((10, 11, 4), seed=s)[0] for s in range(3)], axis=-1)
+    path = write_nifti(tmp_path / "cine.nii.gz", array, OBLIQUE)
+    with pytest.raises(UserError, match=r"10 x 11 x 4 x 3.*frame or channel"):
+        read_volume(ImageFile(path))
+    for chosen in (ImageFile(path, frame=2), ImageFile(path, channel=2)):
+        np.testing.assert_array_equal(read_volume(chosen).array, array[..., 2])
+        assert read_grid(chosen).shape == (10, 11, 4)
+    with pytest.raises(UserError, match="no frame 3; it has 3"):
+        read_volume(ImageFile(path, frame=3))
+    with pytest.raises(UserError, match="frame 0 and channel 1 cannot be chosen"):
+        read_volume(ImageFile(path, frame=0, channel=1))
+    write_mask(np.zeros((10, 11, 4), np.uint8), read_volume(ImageFile(path, frame=1)), tmp_path / "mask.nii.gz", LABELS)
+    assert nibabel.load(tmp_path / "mask.nii.gz").shape == (10, 11, 4)
+    five = write_nifti(tmp_path / "five.nii.gz", np.stack([array, array + 1], axis=-1), OBLIQUE)
+    np.testing.assert_array_equal(read_volume(ImageFile(five, frame=1, channel=1)).array, array[..., 1] + 1)
+    single = write_nifti(tmp_path / "single.nii.gz", array[..., :1], OBLIQUE)
+    assert read_volume(ImageFile(single)).array.shape == (10, 11, 4)
+    flat = write_nifti(tmp_path / "flat.nii.gz", array[:, :, 0, 0], OBLIQUE)
+    assert read_volume(ImageFile(flat)).array.shape == (10, 11, 1)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, image: Path) -> None:
+    with pytest.raises(UserError, match="nowhere"):
+        read_volume(ImageFile(tmp_path / "nowhere.nii.gz"))
+    cut = tmp_path / "cut.nii.gz"
+    cut.write_bytes(image.read_bytes()[:3000])
+    with pytest.raises(UserError, match=r"cut\.nii\.gz.*damaged"):
+        read_volume(ImageFile(cut))
+    (tmp_path / "text.nii.gz").write_text("no image")
+    with pytest.raises(UserError, match=r"text\.nii\.gz.*another kind"):
+        read_volume(ImageFile(tmp_path / "text.nii.gz"))
+    flat = OBLIQUE.copy()
+    flat[:, 2] = 0
+    opened = nibabel.load(image)
+    opened.header["srow_x"][:3] = opened.header["srow_y"][:3] = opened.header["srow_z"][:3] = 0
+    broken = nibabel.Nifti1Image(np.asarray(opened.dataobj), None, opened.header)
+    nibabel.save(broken, tmp_path / "place.nii.gz")
+    with pytest.raises(UserError, match="does not give voxels a place"):
+        read_volume(ImageFile(tmp_path / "place.nii.gz"))
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+def test_nrrd_and_metaimage_lie_where_the_nifti_file_does(tmp_path: Path, image: Path, ending: str) -> None:
+    sitk = pytest.importorskip("SimpleITK")
+    path = tmp_path / f"image{ending}"
+    sitk.WriteImage(sitk.ReadImage(str(image)), str(path))
+    volume, expected = read_volume(ImageFile(path)), read_volume(ImageFile(image))
+    np.testing.assert_array_equal(volume.array, expected.array)
+    assert grid_difference(volume.grid, expected.grid) == ""
+    _, classes = phantom((21, 34, 7))
+    for name in ("mask.nii.gz", f"mask{ending}"):
+        write_mask(classes, volume, tmp_path / name, LABELS)
+        found, matrix = read_label(tmp_path / name, LABELS)
+        np.testing.assert_array_equal(found, classes)
+        np.testing.assert_allclose(matrix, OBLIQUE, atol=1e-4)
+
+
+def test_a_mask_of_another_shape_or_ending_is_refused(tmp_path: Path, image: Path) -> None:
+    volume = read_volume(ImageFile(image))
+    with pytest.raises(UserError, match=r"mask has the shape \(3, 4, 5\)"):
+        write_mask(np.zeros((3, 4, 5), np.uint8), volume, tmp_path / "mask.nii.gz", LABELS)
+    with pytest.raises(UserError, match=r"ends with \.nii\.gz"):
+        write_mask(np.zeros((21, 34, 7), np.uint8), volume, tmp_path / "mask.png", LABELS)
+
+
+def test_an_extra_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "series").mkdir()
+    for module, path, extra in (("SimpleITK", "a.mha", "simpleitk"), ("highdicom", "series", "dicom")):
+        monkeypatch.setitem(__import__("sys").modules, module, None)
+        with pytest.raises(UserError, match=rf"ssl-medseg\[{extra}\]"):
+            read_volume(ImageFile(tmp_path / path))
+
+
+def test_grids_are_compared_in_millimetres(image: Path) -> None:
+    grid = read_grid(ImageFile(image))
+    moved = OBLIQUE.copy()
+    moved[0, 3] += 0.5
+    assert grid_difference(grid, type(grid)(grid.shape, moved)) == "voxels up to 0.5 mm apart"
+    for shift, words in ((0.0005, ""), (0.002, "voxels up to 0.002 mm apart")):
+        moved[0, 3] = grid.affine[0, 3] + shift
+        assert grid_difference(grid, type(grid)(grid.shape, moved)) == words
+    assert grid_difference(grid, type(grid)((21, 34, 8), OBLIQUE)) == "21 x 34 x 7 voxels against 21 x 34 x 8"
+    assert grid_difference(grid, type(grid)(grid.shape, OBLIQUE)) == ""

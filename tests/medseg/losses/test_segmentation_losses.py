@@ -1,0 +1,73 @@
+"""Dice and cross-entropy against the values and gradients recorded from the released code, and the formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ssl_medseg.losses.segmentation import class_weights, cross_entropy, dice_loss
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "dice_with_bg": dice_loss,
+    "dice_without_bg": lambda logits, target: dice_loss(logits, target, background=False),
+    "ce": cross_entropy,
+    "wce": lambda logits, target: cross_entropy(logits, target, weights=class_weights(logits.shape[1])),
+}
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_values_and_gradients_of_the_released_code(
+    golden: Callable[[str], np.lib.npyio.NpzFile], kind: str, name: str
+) -> None:
+    recorded = golden("medseg")
+    logits = torch.from_numpy(recorded["dice_c4/logits"]).double().permute(0, 3, 1, 2).requires_grad_()
+    target = (
+        torch.from_numpy(recorded["dice_c4/label"])
+        if kind == "hard"
+        else torch.from_numpy(recorded["dice_c4/soft"]).double().permute(0, 3, 1, 2)
+    )
+    loss = LOSSES[name](logits, target)
+    loss.backward()
+    assert logits.grad is not None
+    assert loss.dtype == torch.float64
+    torch.testing.assert_close(loss.float(), torch.tensor(recorded[f"dice_c4/{kind}/{name}"]), rtol=1e-5, atol=1e-6)
+    gradient = torch.from_numpy(recorded[f"dice_c4/{kind}/{name}_grad"]).permute(0, 3, 1, 2)
+    torch.testing.assert_close(logits.grad.float(), gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_an_absent_class_has_no_gradient_of_its_own() -> None:
+    """With one class apart from the background, absent: its Dice is 0 whatever is predicted."""
+    logits = torch.randn(1, 2, 4, 4, requires_grad=True)
+    loss = dice_loss(logits, torch.zeros(1, 4, 4, dtype=torch.uint8), background=False)
+    loss.backward()
+    assert loss.item() == 1
+    assert logits.grad is not None
+    assert logits.grad.abs().max() == 0
+
+
+def test_half_precision_is_computed_in_single() -> None:
+    logits, target = 5 * torch.randn(2, 4, 64, 64), torch.randint(0, 4, (2, 64, 64))
+    for loss in LOSSES.values():
+        assert loss(logits.bfloat16(), target).dtype == torch.float32
+        torch.testing.assert_close(loss(logits.bfloat16(), target), loss(logits.bfloat16().float(), target))
+
+
+def test_cross_entropy_is_torchs_for_equal_weights() -> None:
+    logits, target = torch.randn(2, 3, 8, 8, dtype=torch.float64), torch.randint(0, 3, (2, 8, 8))
+    torch.testing.assert_close(cross_entropy(logits, target), F.cross_entropy(logits, target))
+    assert class_weights(4).tolist() == pytest.approx([0.1, 0.3, 0.3, 0.3])
+
+
+def test_targets_of_another_shape_are_refused() -> None:
+    logits = torch.zeros(2, 3, 8, 8)
+    for target in (torch.zeros(2, 8, 8), torch.zeros(2, 8, 9, dtype=torch.long), torch.zeros(2, 2, 8, 8)):
+        with pytest.raises(ValueError, match="found a target"):
+            dice_loss(logits, target)
+    with pytest.raises(ValueError, match="found weights"):
+        cross_entropy(logits, torch.zeros(2, 8, 8, dtype=torch.long), weights=torch.ones(2))

@@ -1,0 +1,196 @@
+"""The report of a real run: it stands alone, says what it must, and shows what `evaluate` found."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from contrastive_core.errors import UserError
+from contrastive_core.training import RunOptions
+from ssl_medseg.cli import main
+from ssl_medseg.commands.evaluate import evaluate
+from ssl_medseg.commands.predict import predict
+from ssl_medseg.commands.pretrain import pretrain
+from ssl_medseg.commands.report import report
+from ssl_medseg.commands.train import train
+from ssl_medseg.datasets import Split, open_dataset, write_split
+from ssl_medseg.evaluation import read_evaluation
+from ssl_medseg.models import NetworkOptions
+from ssl_medseg.phantom import write_phantom
+from ssl_medseg.preprocessing import PreprocessingOptions
+from ssl_medseg.reports.evaluation_section import stages_table
+from ssl_medseg.reports.rounds import rounds_figure
+from ssl_medseg.reports.run_folder import open_run
+from tests.pages import assert_stands_alone, read
+
+ROUND = {
+    "format": "ssl-medseg round 1", "step": 0, "made_by": "the segmenter", "cases": 2, "used": 2, "slices": 20,
+    "coverage": 0.975, "covered": {}, "area": {"RV": 0.03, "myocardium": 0.05, "LV": 0.04},
+    "labelled_area": {"RV": 0.035, "myocardium": 0.05, "LV": 0.05}, "missing": {}, "change": None,
+    "dice_to_last": None, "view_dice": None, "crf": {"setting": "off", "refused_slices": 0},
+    "validation": {"before": 0.7, "after": 0.75}, "warnings": [], "withheld": None,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The baseline of a few steps, and masks of the test patients evaluated into its folder."""
+    folder = tmp_path_factory.mktemp("report")
+    data = folder / "secret-place" / "data"
+    write_phantom(data, patients=4, frames=1, size=48)
+    dataset = open_dataset(data)
+    one, two, three, four = dataset.patients.values()
+    write_split(folder / "split.json", Split(labelled=one, validation=two, unlabelled=three, test=four), dataset)
+    train(
+        str(data), folder / "split.json", folder / "run", steps=4, batch_size=2, validate_every=2,
+        network=NetworkOptions(width=4), preprocessing=PreprocessingOptions(size=32),
+        run=RunOptions(progress=False, log_every=1, checkpoint_every=4),
+    )  # fmt: skip
+    (folder / "masks").mkdir()
+    truth = nib.load(data / "labelsTr" / "patient004_frame01.nii.gz")
+    moved = np.roll(np.asarray(truth.dataobj), 2, axis=0)
+    moved[moved == 1] = 0
+    nib.save(nib.Nifti1Image(moved, truth.affine), folder / "masks" / "patient004_frame01.nii.gz")
+    evaluate(folder / "masks", str(data), split=folder / "split.json", out=folder / "run" / "evaluation")
+    return folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    shutil.copytree(finished / "run", tmp_path / "run")
+    shutil.copy(finished / "split.json", tmp_path / "split.json")
+    return tmp_path / "run"
+
+
+def test_report_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(run)]) == 0
+    assert capsys.readouterr().out.strip() == str(run / "report.html")
+    page = read(run / "report.html")
+    assert_stands_alone(page, (run / "report.html").read_text())
+    text = page.text
+    assert "Segmentation of RV, myocardium, LV in Phantom" in text
+    assert "Learnt from 1 volume of 1 patient with labels, by supervised training" in text
+    assert "not used by this training" in text
+    assert "One labelled patient" in text
+    assert "RV: missed altogether (Dice 0, no distance) in 1 of 1 cases" in text
+    assert "1 patient only" in text
+    found = open_run(run)
+    dice = found.evaluations[0][0].cases[0].structures[2].dice
+    assert dice is not None
+    assert f"{dice:.3f}" in text
+    assert "No validation volumes" not in text
+    # One case is the best, the median and the worst; its sheet is in the page, and the plot of volumes as a drawing.
+    assert [len(pictures) for pictures in page.images.values()] == [1]
+    assert "predicted less true, mL" in text
+    assert min(page.images["Evaluation: Phantom-test"][0].size) > 300
+    assert "secret-place" not in text
+    assert "ssl-medseg train --config RUN/config.yaml --out runs/again" in text
+
+
+def test_rounds_are_shown_with_their_warnings(run: Path) -> None:
+    second = {
+        **ROUND, "round": 2, "change": 0.0123, "dice_to_last": {"RV": 0.81, "myocardium": 0.92, "LV": None},
+        "area": {"RV": 0.001, "myocardium": 0.05, "LV": 0.04}, "warnings": ["RV is 0.10% of the pixels: it vanishes"],
+        "withheld": {"mean": 0.777},
+    }  # fmt: skip
+    (run / "rounds").mkdir()
+    for number, content in ((1, {**ROUND, "round": 1}), (2, second)):
+        (run / "rounds" / f"round-{number:02d}.json").write_text(json.dumps(content))
+    page = read(report(run))
+    assert_stands_alone(page, (run / "report.html").read_text())
+    for words in (
+        "Pseudo-labels",
+        "97.5 %",
+        "1.2 %",
+        "0.810",
+        "0.777",
+        "Round 2: RV is 0.10% of the pixels: it vanishes.",
+    ):
+        assert words in page.text
+    figure = rounds_figure([{**ROUND, "round": 1}, second])
+    drawn = [line.get_ydata() for line in figure.axes[0].lines]
+    assert [float(y) for y in drawn[0]] == [0.03, 0.001]
+    assert float(drawn[1][0]) == 0.035
+
+
+def test_stages_are_compared_on_the_same_cases_and_a_loss_is_said(run: Path) -> None:
+    found = read_evaluation(run / "evaluation" / "Phantom-test.json")
+    worse = replace(
+        found,
+        cases=tuple(
+            replace(case, structures=tuple(replace(s, dice=(s.dice or 0) / 2) for s in case.structures))
+            for case in found.cases
+        ),
+    )
+    gained, lost = (stages_table(pair) for pair in ({"a": worse, "b": found}, {"a": found, "b": worse}))
+    assert "scores lower than" not in gained
+    assert "The last stage, b, scores lower than a" in lost
+    assert stages_table({"a": found}) == stages_table({"a": found, "b": replace(found, cases=())}) == ""
+
+
+def test_a_run_without_validation_says_that_its_length_was_fixed(run: Path, finished: Path) -> None:
+    own, settings = run.parent / "split.json", run / "config.yaml"
+    settings.write_text(settings.read_text().replace(str(finished / "split.json"), str(own)))
+    own.write_text(json.dumps(json.loads(own.read_text()) | {"validation": []}))
+    words = "No validation volumes: nothing says which step was best, so training had a fixed length and its last"
+    assert words in read(report(run)).text
+
+
+def test_a_run_that_has_only_begun(run: Path) -> None:
+    shutil.rmtree(run / "model")
+    shutil.rmtree(run / "evaluation")
+    (run.parent / "split.json").unlink()
+    page = read(report(run, out=run / "deep" / "page.html"))
+    assert "Training has not ended" in page.text
+    assert "Not evaluated yet" in page.text
+
+
+def test_a_model_is_evaluated_on_the_test_patients_of_its_run(finished: Path, tmp_path: Path) -> None:
+    """As predict and evaluate do one after the other; without the split the model still knows whom it has seen."""
+    data = finished / "secret-place" / "data"
+    done = evaluate(finished / "run", str(data), out=tmp_path / "out", name="mine", pictures=False)
+    assert [(case.case, case.part) for case in done.evaluation.cases] == [("patient004_frame01", "test")]
+    predict(str(finished / "run"), data, tmp_path / "masks", split=finished / "split.json", pictures=True)
+    again = evaluate(tmp_path / "masks", str(data), split=finished / "split.json", name="mine", pictures=False)
+    assert again.evaluation.cases[0].structures == done.evaluation.cases[0].structures
+    assert (tmp_path / "out" / done.evaluation.cases[0].mask).read_bytes()[:2] == b"\x1f\x8b"
+    with Image.open(tmp_path / "masks" / "patient004_frame01.png") as picture:
+        assert min(picture.size) > 200
+    alone = tmp_path / "alone"
+    shutil.copytree(finished / "run" / "model", alone / "model")
+    unsure = evaluate(alone, str(data), out=tmp_path / "all", pictures=False)
+    assert [case.part for case in unsure.evaluation.cases] == ["labelled", "", "", ""]
+    assert "whose truth training has seen" in str(unsure)
+    (data / "dataset.json").write_text((data / "dataset.json").read_text().replace('"RV"', '"right"'))
+    try:
+        with pytest.raises(UserError, match="expected the same names and values"):
+            evaluate(alone, str(data), out=tmp_path / "all", pictures=False)
+    finally:
+        (data / "dataset.json").write_text((data / "dataset.json").read_text().replace('"right"', '"RV"'))
+
+
+def test_pre_training_is_no_segmenter(finished: Path, tmp_path: Path) -> None:
+    pretrain(
+        str(finished / "secret-place" / "data"), finished / "split.json", tmp_path / "pre", global_steps=1,
+        local_steps=1, global_volumes=2, local_volumes=2, network=NetworkOptions(width=4),
+        preprocessing=PreprocessingOptions(size=64), run=RunOptions(progress=False, log_every=1),
+    )  # fmt: skip
+    page = read(report(tmp_path / "pre"))
+    for words in ("Pre-training without labels in Phantom", "No segmenter yet", "global", "local"):
+        assert words in page.text
+    assert "Training has not ended" not in page.text
+
+
+def test_what_is_no_run_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected the out folder of `ssl-medseg train`"):
+        report(tmp_path / "nowhere")
+    (run / "evaluation" / "other.json").write_text('{"a": 1}')
+    with pytest.raises(UserError, match="found no evaluation"):
+        report(run)

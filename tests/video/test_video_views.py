@@ -14,7 +14,7 @@ from torchvision.models.optical_flow import raft_small
 
 from contrastive_core.errors import UserError
 from ssl_video import views
-from ssl_video.views import methods
+from ssl_video.optical_flow import methods
 
 
 @pytest.fixture(scope="module")
@@ -152,8 +152,8 @@ def tone(hertz: float, *, seconds: float = 1.0) -> Tensor:
 def test_log_mel_shows_pitch_and_time() -> None:
     pytest.importorskip("torchaudio")
     silence = torch.zeros(8000)
-    audio = torch.stack([torch.cat([tone(400, seconds=0.5), silence]), torch.cat([silence, tone(4000, seconds=0.5)])])
-    pictures = views.log_mel(audio, frames=4, size=(20, 24))
+    sound = torch.stack([torch.cat([tone(400, seconds=0.5), silence]), torch.cat([silence, tone(4000, seconds=0.5)])])
+    pictures = views.log_mel(sound, frames=4, size=(20, 24))
     assert pictures.shape == (2, 4, 3, 20, 24)
     assert pictures.min() >= 0
     assert pictures.max() <= 255
@@ -167,14 +167,14 @@ def test_log_mel_shows_pitch_and_time() -> None:
 
 def test_log_mel_is_that_of_librosa_s_formula() -> None:
     torchaudio = pytest.importorskip("torchaudio")
-    audio = tone(1000) * 0.25
+    sound = tone(1000) * 0.25
     mel = torchaudio.functional.melscale_fbanks(257, 0, 8000, 80, 16000)
     window = torch.hann_window(400)
-    power = torch.stft(audio, 512, 160, 400, window, return_complex=True, pad_mode="reflect").abs() ** 2
+    power = torch.stft(sound, 512, 160, 400, window, return_complex=True, pad_mode="reflect").abs() ** 2
     decibels = 10 * torch.log10((mel.T.double() @ power.double()).clamp(min=1e-10))
     expected = ((decibels - decibels.max()).clamp(-80, 0) / 80 + 1) * 255
     times = expected.shape[1]
-    found = views.log_mel(audio, frames=1, size=(80, times))[0, 0]
+    found = views.log_mel(sound, frames=1, size=(80, times))[0, 0]
     assert (found.double() - expected.flip(0)).abs().max() < 0.05
 
 
@@ -208,9 +208,9 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, module: str, 
             raise ImportError(f"No module named {module!r}")
         return real(name, *rest, **more)
 
-    from ssl_video.views import audio
+    from ssl_video import views
 
-    audio._spectrogram.cache_clear()
+    views._spectrogram.cache_clear()
     monkeypatch.setattr(builtins, "__import__", without)
     clips = views.Clips(torch.zeros(1, 2, 3, 16, 16, dtype=torch.uint8), audio=torch.zeros(1, 16000))
     with pytest.raises(UserError, match=rf"ssl-video\[{ask}\]"):

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from ssl_video.data import ClipDataset, ClipSpec, VideoSet, open_videos
-from ssl_video.data.video_set import Video
+from ssl_video.data.videos import Video
 from tools.results import provenance, write_result
 
 SPEC = ClipSpec()

@@ -24,10 +24,10 @@ from contrastive_core.training import Run, RunOptions
 from ssl_video import ClipAugment, MultiviewPseudoLabel
 from ssl_video.augment import StrongOptions
 from ssl_video.data import ClipDataset, ClipSpec, VideoSet, open_videos
-from ssl_video.feed import Feed
 from ssl_video.models import NetworkOptions
-from ssl_video.models.build import build_network
-from ssl_video.options import OptimizerOptions, build_optimizer
+from ssl_video.models.networks import build_network
+from ssl_video.training.loader import Feed
+from ssl_video.training.options import OptimizerOptions, build_optimizer
 from tools.results import provenance, write_result
 
 VIEWS = {"frames": ("rgb",), "frames, flow, gradient": ("rgb", "flow", "tg")}

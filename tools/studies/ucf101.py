@@ -25,7 +25,7 @@ import torch
 
 from contrastive_core.app.report.figures import SERIES, new_figure, plain_axes, to_png
 from ssl_video.data import reader
-from ssl_video.options import REFERENCE_CLIPS
+from ssl_video.training.options import REFERENCE_CLIPS
 from tools.results import provenance, write_result
 from tools.studies.common import Job, mean_and_spread, run_all
 
@@ -201,7 +201,7 @@ class Study:
         return found
 
 
-_IMPORTED = ("ssl_video.commands.train", "ssl_video.commands.evaluate", "ssl_video.views.methods", "cv2")
+_IMPORTED = ("ssl_video.commands.train", "ssl_video.commands.evaluate", "ssl_video.optical_flow.methods", "cv2")
 
 
 def forking(videos: Path, pattern: str) -> Callable[[Job, Path], int]:

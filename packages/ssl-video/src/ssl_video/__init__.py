@@ -19,10 +19,14 @@ if TYPE_CHECKING:
     from ssl_video.commands.predict import predict
     from ssl_video.commands.report import report
     from ssl_video.commands.train import train
-    from ssl_video.method import MultiviewPseudoLabel
-    from ssl_video.recalibration import recalibrate_bn
+    from ssl_video.models.batchnorm import recalibrate_bn
+    from ssl_video.mvpl.method import MultiviewPseudoLabel
 
-_ELSEWHERE = {"ClipAugment": "augment", "MultiviewPseudoLabel": "method", "recalibrate_bn": "recalibration"}
+_ELSEWHERE = {
+    "ClipAugment": "augment",
+    "MultiviewPseudoLabel": "mvpl.method",
+    "recalibrate_bn": "models.batchnorm",
+}
 
 __all__ = [
     "ClipAugment",

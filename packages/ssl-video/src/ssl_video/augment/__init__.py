@@ -2,8 +2,7 @@
 
 from ssl_video.augment.clip_augment import ClipAugment
 from ssl_video.augment.crops import WeakOptions, center_clip, spread_crops, weak_crop
-from ssl_video.augment.operations import OPERATIONS, SETS
-from ssl_video.augment.strong import StrongOptions, strong_augment
+from ssl_video.augment.strong import OPERATIONS, SETS, StrongOptions, strong_augment
 
 __all__ = [
     "OPERATIONS",

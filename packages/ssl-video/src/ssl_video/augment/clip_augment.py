@@ -1,4 +1,4 @@
-"""From raw clips to the pictures a step needs: cropped once, seen in every view, augmented weakly and strongly."""
+"""Turn raw clips into the pictures of a training step: crop, make views, augment weakly and strongly."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 from contrastive_core.rng import derive
 from ssl_video.augment.crops import WeakOptions, spread_crops, weak_crop
 from ssl_video.augment.strong import StrongOptions, strong_augment
-from ssl_video.data.sampling import Clips
-from ssl_video.views.make import check_views, make_views
-from ssl_video.views.methods import FlowMethod
+from ssl_video.data.clip import Clips
+from ssl_video.optical_flow.methods import FlowMethod
+from ssl_video.views import check_views, make_views
 
 
 class ClipAugment:

@@ -1,4 +1,4 @@
-"""Crops of clips: a random one to learn from, the centre or several along the long side to test on."""
+"""Crop clips: at random for training, the centre or several crops along the long side for testing."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, uniform
-from ssl_video.data.sampling import Clips, resize_short
-from ssl_video.views.motion import mirror_flow, resize_flow
+from ssl_video.data.clip import Clips, resize_short
+from ssl_video.views import mirror_flow, resize_flow
 
 
 @dataclass(frozen=True)

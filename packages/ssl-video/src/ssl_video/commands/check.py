@@ -12,8 +12,8 @@ from pathlib import Path
 
 from contrastive_core.app.checks import counted_levels, finding_lines, findings_to_json, most_first, of_level
 from contrastive_core.training.files import write_atomic
-from ssl_video.checking import Facts, examine
 from ssl_video.data import open_videos
+from ssl_video.data.check import Facts, examine
 
 _COLUMNS = (
     "path",

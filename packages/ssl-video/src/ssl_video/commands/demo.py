@@ -14,11 +14,10 @@ from ssl_video.commands.make_splits import make_splits
 from ssl_video.commands.report import report
 from ssl_video.commands.train import train
 from ssl_video.data import ClipSpec
-from ssl_video.generated import CLASSES, make_videos
+from ssl_video.data.synthetic import CLASSES, make_videos
+from ssl_video.evaluation import FUSED, Evaluation
 from ssl_video.models import NetworkOptions
-from ssl_video.options import OptimizerOptions, PseudoOptions
-from ssl_video.recognition_score import Evaluation
-from ssl_video.testing import FUSED
+from ssl_video.training.options import OptimizerOptions, PseudoOptions
 
 PER_CLASS, LABELS = 40, 12
 _SPLIT = f"{LABELS}each-draw0.json"

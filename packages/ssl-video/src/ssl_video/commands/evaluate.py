@@ -14,12 +14,11 @@ from contrastive_core.training.files import write_atomic
 from contrastive_core.training.model_file import module_hash
 from contrastive_core.training.progress import track
 from ssl_video.data import open_videos
+from ssl_video.data.splits import read_split, select_labelled
 from ssl_video.data.torchcodec_reader import ReaderName, check_reader
-from ssl_video.flow_cache import open_flow
-from ssl_video.model_folder import load_recognizer
-from ssl_video.recognition_score import Evaluation, confusion_of, score_view
-from ssl_video.splits import read_split, select_labelled
-from ssl_video.testing import FUSED, classify, fused
+from ssl_video.evaluation import FUSED, Evaluation, classify, confusion_of, fused, score_view
+from ssl_video.models.checkpoint import load_recognizer
+from ssl_video.optical_flow.cache import open_flow
 
 
 def evaluate(

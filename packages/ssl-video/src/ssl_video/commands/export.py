@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.export import Program, put_in_place, write_exported_program, write_onnx
-from ssl_video.model_folder import Recognizer, load_recognizer
 from ssl_video.models import build_network
-from ssl_video.view_norm import join_batchnorm
-from ssl_video.views.pictures import MEAN, STD
+from ssl_video.models.batchnorm import join_batchnorm
+from ssl_video.models.checkpoint import Recognizer, load_recognizer
+from ssl_video.views import MEAN, STD
 
 _ENDINGS = (".onnx", ".pt2", ".safetensors")
 

@@ -18,8 +18,8 @@ from contrastive_core.training.files import FolderLock, write_atomic
 from contrastive_core.training.launch import choose_device
 from contrastive_core.training.progress import track
 from ssl_video.data import Video, VideoSet, open_videos
-from ssl_video.flow_cache import FlowCache, read_settings
-from ssl_video.flow_making import Work, flow_settings, plan, store_all
+from ssl_video.optical_flow.cache import FlowCache, read_settings
+from ssl_video.optical_flow.compute import Work, flow_settings, plan, store_all
 
 
 @dataclass(frozen=True)

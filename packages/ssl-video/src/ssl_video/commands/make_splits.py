@@ -8,9 +8,8 @@ from typing import Literal
 
 from contrastive_core.errors import UserError
 from ssl_video.data import VideoSet, open_videos
-from ssl_video.official_lists import read_list
-from ssl_video.split_choice import first_of_each, groups_by_class, hold_out, ranked
-from ssl_video.splits import Labelled, Split, write_split
+from ssl_video.data.lists import read_list
+from ssl_video.data.splits import Labelled, Split, first_of_each, groups_by_class, hold_out, ranked, write_split
 
 
 def make_splits(

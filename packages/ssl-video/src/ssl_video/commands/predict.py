@@ -8,12 +8,12 @@ from pathlib import Path
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.progress import track
-from ssl_video.contact_sheet import Thumbnail, contact_sheet
 from ssl_video.data import open_videos
 from ssl_video.data.torchcodec_reader import ReaderName, check_reader
-from ssl_video.flow_cache import open_flow
-from ssl_video.model_folder import load_recognizer
-from ssl_video.testing import classify, fused
+from ssl_video.evaluation import classify, fused
+from ssl_video.models.checkpoint import load_recognizer
+from ssl_video.optical_flow.cache import open_flow
+from ssl_video.reporting.contact_sheet import Thumbnail, contact_sheet
 
 
 @dataclass(frozen=True)

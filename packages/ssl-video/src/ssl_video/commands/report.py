@@ -12,10 +12,10 @@ from contrastive_core.training.files import write_atomic
 from contrastive_core.training.model_file import module_hash
 from ssl_video.commands.train import train
 from ssl_video.data import open_videos
-from ssl_video.model_folder import load_recognizer
+from ssl_video.data.splits import read_split, select
+from ssl_video.models.checkpoint import load_recognizer
 from ssl_video.reporting import sections
 from ssl_video.reporting.view_sheet import view_sheet
-from ssl_video.splits import read_split, select
 
 
 def report(

@@ -16,18 +16,18 @@ from contrastive_core.optim import WarmupCosine
 from contrastive_core.training import Run, RunOptions
 from ssl_video.augment import ClipAugment, StrongOptions, WeakOptions
 from ssl_video.data import ClipDataset, ClipSpec, VideoSet, open_videos
+from ssl_video.data.splits import read_split, select, select_labelled
 from ssl_video.data.torchcodec_reader import ReaderName
-from ssl_video.feed import Feed
-from ssl_video.flow_cache import open_flow
-from ssl_video.method import MultiviewPseudoLabel
-from ssl_video.model_folder import Recipe, Recognizer, save_recognizer
+from ssl_video.evaluation import classify
 from ssl_video.models import NetworkOptions
-from ssl_video.models.build import build_network
-from ssl_video.options import OptimizerOptions, PseudoOptions, build_optimizer
-from ssl_video.splits import read_split, select, select_labelled
-from ssl_video.tested_network import make_tested
-from ssl_video.testing import classify
-from ssl_video.views.make import needs_following
+from ssl_video.models.checkpoint import Recipe, Recognizer, save_recognizer
+from ssl_video.models.networks import build_network
+from ssl_video.mvpl.method import MultiviewPseudoLabel
+from ssl_video.optical_flow.cache import open_flow
+from ssl_video.training.inference_model import make_tested
+from ssl_video.training.loader import Feed
+from ssl_video.training.options import OptimizerOptions, PseudoOptions, build_optimizer
+from ssl_video.views import needs_following
 
 
 def train(

@@ -1,4 +1,4 @@
-"""Videos on disk: reading clips frame by frame, finding labelled videos, data sets with a length."""
+"""Find videos, read clips from them, and split them into parts."""
 
 from __future__ import annotations
 
@@ -7,29 +7,30 @@ from typing import TYPE_CHECKING
 from contrastive_core._lazy import load_on_use
 
 if TYPE_CHECKING:
-    from ssl_video.data.clips import ClipDataset
-    from ssl_video.data.open import open_videos
+    from ssl_video.data.clip import Clips, ClipSpec, clip_start, clip_starts
+    from ssl_video.data.dataset import ClipDataset
     from ssl_video.data.reader import read_clip
-    from ssl_video.data.sampling import ClipSpec, clip_start, clip_starts
     from ssl_video.data.video_index import VideoIndex, index_video
-    from ssl_video.data.video_set import Video, VideoSet
+    from ssl_video.data.videos import Video, VideoSet, open_videos
 
 _MODULE = {
-    "ClipDataset": "clips",
-    "ClipSpec": "sampling",
-    "Video": "video_set",
+    "ClipDataset": "dataset",
+    "ClipSpec": "clip",
+    "Clips": "clip",
+    "Video": "videos",
     "VideoIndex": "video_index",
-    "VideoSet": "video_set",
-    "clip_start": "sampling",
-    "clip_starts": "sampling",
+    "VideoSet": "videos",
+    "clip_start": "clip",
+    "clip_starts": "clip",
     "index_video": "video_index",
-    "open_videos": "open",
+    "open_videos": "videos",
     "read_clip": "reader",
 }
 
 __all__ = [
     "ClipDataset",
     "ClipSpec",
+    "Clips",
     "Video",
     "VideoIndex",
     "VideoSet",

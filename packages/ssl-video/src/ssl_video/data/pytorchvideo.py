@@ -16,8 +16,8 @@ import torch
 
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive
-from ssl_video.data.sampling import Clips, ClipSpec
-from ssl_video.data.video_set import Video, VideoSet
+from ssl_video.data.clip import Clips, ClipSpec
+from ssl_video.data.videos import Video, VideoSet
 
 
 class ClipSampler(Protocol):

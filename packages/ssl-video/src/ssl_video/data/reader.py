@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
 from ssl_video.data import torchcodec_reader
-from ssl_video.data.sampling import Clips, ClipSpec
-from ssl_video.data.sound import read_audio
+from ssl_video.data.audio_reader import read_audio
+from ssl_video.data.clip import Clips, ClipSpec
 from ssl_video.data.torchcodec_reader import ReaderName
 from ssl_video.data.video_index import VideoIndex, decoded, index_video, open_video
 
@@ -25,7 +25,7 @@ Picture = NDArray[np.uint8]
 
 
 class StoredFlow(Protocol):
-    """Where displacements lie that were computed before, see `ssl_video.flow_cache`."""
+    """Where displacements lie that were computed before, see `ssl_video.optical_flow.cache`."""
 
     def read(self, path: str | Path, frames: list[int]) -> torch.Tensor:
         """From these frames of a video to the one after each, float32 ``[T, 2, h, w]``."""

@@ -1,4 +1,4 @@
-"""Weights of other programs, read without running anything that is in the file."""
+"""Read weights of other programs without running code from the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sections of a run's report, each as HTML."""
+"""Sections of the report of a training run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from contrastive_core.app.report import page, sections
 from contrastive_core.app.report.figures import RATE, Panel, confusion_figure, to_inline_svg, training_figure
 from contrastive_core.app.report.run_record import RunRecord
 from contrastive_core.errors import UserError
-from ssl_video.recognition_score import FORMAT
+from ssl_video.evaluation import FORMAT
 
 _METHODS = {"mvpl": "Multiview pseudo-labelling", "fixmatch": "FixMatch", "supervised": "Labels alone"}
 _VIEW_NAMES = {

@@ -1,4 +1,4 @@
-"""Some clips in all their views, as training sees them: weakly and strongly augmented."""
+"""Draw some clips in all their views, weakly and strongly augmented."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from contrastive_core.app.report.figures import new_figure, to_png
 from ssl_video.augment import ClipAugment, StrongOptions, WeakOptions
 from ssl_video.data import ClipDataset, VideoSet
-from ssl_video.flow_cache import open_flow
-from ssl_video.model_folder import Recipe
+from ssl_video.models.checkpoint import Recipe
+from ssl_video.optical_flow.cache import open_flow
 
 _SHOWN = 3  # frames of a clip
 

@@ -1,0 +1,190 @@
+"""Check the videos of a data set in one pass."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import av.logging
+
+from contrastive_core.app.checks import Finding, Item, several
+from contrastive_core.errors import UserError
+from contrastive_core.training.progress import track
+from ssl_video.data.audio_reader import read_audio
+from ssl_video.data.reader import Decoding, decode_all
+from ssl_video.data.video_index import VideoIndex, index_video
+from ssl_video.data.videos import Video, VideoSet
+
+_SHORT = 64 / 30
+_ROUGH_RATE = 4000  # samples per second: decoding is tested, the sound is not kept
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One video; of an unreadable one only `problem` is known.
+
+    Attributes:
+        video: which.
+        index: its frames.
+        decoding: what decoding all of it gave; None if that was not tried.
+        digest: hash of the file.
+        problem: why it cannot be used.
+        sound_problem: why its sound cannot be used.
+    """
+
+    video: Video
+    index: VideoIndex | None = None
+    decoding: Decoding | None = None
+    digest: str = ""
+    problem: str | None = None
+    sound_problem: str | None = None
+
+
+def examine(videos: VideoSet, *, decode: bool = True) -> tuple[list[Facts], list[Finding]]:
+    """Look at every video once, on all cores, in the way in which training reads it.
+
+    Errors: files that cannot be opened, or lose frames when decoded; the same file in two classes. Warnings: sound that
+    cannot be decoded, the same file twice, classes of a single video. Notes: pictures that were damaged and decode all
+    the same, variable frame rates, files that cannot be sought in, cut or joined streams, changing picture sizes,
+    silent files among others with sound, videos shorter than a clip of 8 x 8 frames at 30 a second.
+
+    Args:
+        videos: the data set.
+        decode: decode every frame; False: only open the files and count.
+    """
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            looked = pool.map(lambda video: look_at(video, decode=decode), videos.videos)
+            facts = list(track(looked, total=len(videos), what=f"looking at {videos.name}"))
+    finally:
+        av.logging.set_level(level)
+    findings = [*_broken(facts), *_twice(facts), *_few(videos), *_peculiar(facts)]
+    order = ("error", "warning", "note")
+    return facts, sorted(findings, key=lambda finding: order.index(finding.level))
+
+
+def look_at(video: Video, *, decode: bool) -> Facts:
+    """Open one video, count its frames, and decode them if asked to."""
+    digest, decoding, sound_problem = "", None, None
+    try:
+        with _quietly():
+            index = index_video(video.path)
+        with video.path.open("rb") as file:
+            digest = hashlib.file_digest(file, "blake2b").hexdigest()
+        if decode:
+            decoding = decode_all(video.path)
+            sound_problem = _sound_problem(video, index)
+    except UserError as error:
+        return Facts(video, problem=_without_path(error, video))
+    except OSError as error:
+        return Facts(video, problem=f"cannot be read ({error.strerror})")
+    problem = None
+    if decoding is not None and decoding.missing:
+        lost = decoding.missing
+        which = f"frame {lost[0]}" if len(lost) == 1 else f"{len(lost)} frames, the first being {lost[0]},"
+        problem = f"{which} of {len(index)} cannot be decoded"
+        if lost == list(range(lost[0], len(index))):
+            problem = f"breaks off after {lost[0]} of {len(index)} frames"
+    return Facts(video, index, decoding, digest, problem, sound_problem)
+
+
+def _sound_problem(video: Video, index: VideoIndex) -> str | None:
+    if not index.has_audio:
+        return None
+    try:
+        with _quietly():
+            read_audio(video.path, 0.0, index.duration, rate=_ROUGH_RATE)
+    except UserError as error:
+        return _without_path(error, video)
+    return None
+
+
+def _quietly() -> av.logging.Capture:
+    # FFmpeg's messages of this thread: an error that matters is raised, and told once.
+    return av.logging.Capture(local=True)
+
+
+def _without_path(error: UserError, video: Video) -> str:
+    return str(error).removeprefix(f"{video.path}: ")
+
+
+def _broken(facts: Sequence[Facts]) -> Iterator[Finding]:
+    items = [Item([fact.video.key], fact.problem) for fact in facts if fact.problem is not None]
+    if items:
+        yield Finding("error", "unreadable", f"{several(len(items), 'video')} cannot be read whole", items)
+    silent = [Item([fact.video.key], fact.sound_problem) for fact in facts if fact.sound_problem is not None]
+    if silent:
+        yield Finding("warning", "sound", f"{several(len(silent), 'video')} whose sound cannot be read", silent)
+    patched = [
+        Item([fact.video.key], f"{fact.decoding.concealed} frames patched up ({fact.decoding.complaint or 'damaged'})")
+        for fact in facts
+        if fact.problem is None and fact.decoding and (fact.decoding.concealed or fact.decoding.complaint)
+    ]
+    if patched:
+        yield Finding("note", "damaged", f"{several(len(patched), 'video')} damaged, but decoded", patched)
+
+
+def _twice(facts: Sequence[Facts]) -> Iterator[Finding]:
+    same: dict[str, list[Video]] = defaultdict(list)
+    for fact in facts:
+        if fact.digest:
+            same[fact.digest].append(fact.video)
+    contradictory: list[Item] = []
+    twice: list[Item] = []
+    for group in same.values():
+        if len(group) > 1:
+            item = Item([video.key for video in group], "identical files")
+            (contradictory if len({video.label for video in group}) > 1 else twice).append(item)
+    if contradictory:
+        title = f"{several(len(contradictory), 'video')} in more than one class: the labels contradict each other"
+        yield Finding("error", "contradictory", title, contradictory)
+    if twice:
+        yield Finding("warning", "duplicate", f"{several(len(twice), 'video')} more than once", twice)
+
+
+def _few(videos: VideoSet) -> Iterator[Finding]:
+    counts = Counter(video.label for video in videos.videos if video.label is not None)
+    alone = [Item([], f"{label}") for label, count in sorted(counts.items()) if count == 1]
+    if alone:
+        yield Finding("warning", "alone", f"{several(len(alone), 'class', 'classes')} of a single video", alone)
+    unlabelled = [video.key for video in videos.videos if video.label is None]
+    if unlabelled and counts:
+        yield Finding(
+            "warning", "unlabelled", f"{several(len(unlabelled), 'video')} without a class", [Item(unlabelled)]
+        )
+
+
+def _peculiar(facts: Sequence[Facts]) -> Iterator[Finding]:
+    good = [(fact, fact.index) for fact in facts if fact.index is not None and fact.problem is None]
+    silent = [fact for fact, index in good if not index.has_audio]
+
+    def those(holds: Callable[[VideoIndex], object]) -> list[Facts]:
+        return [fact for fact, index in good if holds(index)]
+
+    for kind, found, what in (
+        ("variable", those(lambda index: index.is_variable), "of variable frame rate: frames are found by time"),
+        (
+            "timeless",
+            those(lambda index: not len(index.ticks) and not index.jumps),
+            "without usable times for their frames: read from the start for every clip; convert them to save time",
+        ),
+        ("cut", those(lambda index: index.skipped), "cut between key frames: read from the first frame that decodes"),
+        ("joined", those(lambda index: index.jumps), "joined from several recordings: read from the start, one by one"),
+        (
+            "resized",
+            [fact for fact, _ in good if fact.decoding is not None and len(fact.decoding.sizes) > 1],
+            "whose picture size changes: all frames are scaled to the size of the first",
+        ),
+        ("silent", silent if len(silent) < len(good) else [], "without sound, among others that have it"),
+        ("short", those(lambda index: index.duration < _SHORT), "shorter than a clip of 8 x 8 frames (2.13 s)"),
+        ("still", those(lambda index: len(index) < 2), "of a single frame: nothing moves"),
+    ):
+        if found:
+            keys = [fact.video.key for fact in found]
+            yield Finding("note", kind, f"{several(len(keys), 'video')} {what}", [Item(keys)])

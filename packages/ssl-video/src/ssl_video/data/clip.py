@@ -1,0 +1,121 @@
+"""Define clips: which frames of a video they take, and batches of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from contrastive_core.errors import UserError
+from contrastive_core.rng import derive, uniform
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """A clip: so many frames, so far apart.
+
+    Attributes:
+        frames: T.
+        stride: between two of them, in frames of a video of `fps`.
+        fps: nominal frames per second; 8 x 8 frames at 30 are 2.13 seconds of any video.
+        index_rule: ``stride``: frames 0, s, 2 s, ... of the window of T s frames; ``linspace``: spread from its first
+            to its last frame, as PyTorchVideo's ``uniform_temporal_subsample`` does.
+    """
+
+    frames: int = 8
+    stride: float = 8
+    fps: float = 30
+    index_rule: Literal["stride", "linspace"] = "stride"
+
+    def __post_init__(self) -> None:
+        if self.frames < 1 or not self.stride > 0 or not self.fps > 0:
+            raise UserError(
+                f"clip.frames is {self.frames}, clip.stride {self.stride} and clip.fps {self.fps}; expected at least "
+                "one frame and positive numbers"
+            )
+        if self.index_rule not in ("stride", "linspace"):
+            raise UserError(f"clip.index_rule is {self.index_rule!r}; expected stride or linspace")
+
+    @property
+    def duration(self) -> float:
+        """Length of the window in seconds."""
+        return self.frames * self.stride / self.fps
+
+    def times(self, start: float = 0.0) -> list[float]:
+        """The moments of the frames in seconds.
+
+        >>> [round(30 * t) for t in ClipSpec().times()]
+        [0, 8, 16, 24, 32, 40, 48, 56]
+        >>> [round(30 * t) for t in ClipSpec(index_rule="linspace").times()]
+        [0, 9, 18, 27, 36, 45, 54, 63]
+        """
+        if self.index_rule == "stride":
+            places = [i * self.stride for i in range(self.frames)]
+        else:
+            last = self.frames * self.stride - 1
+            places = [float(int(i * last / max(1, self.frames - 1))) for i in range(self.frames)]
+        return [start + place / self.fps for place in places]
+
+
+def clip_start(duration: float, spec: ClipSpec, *, seed: int, id: int) -> float:  # noqa: A002 - the field's name
+    """When a random clip of a video begins: uniform over those that fit, a function of (seed, id); 0 if none does."""
+    room = max(0.0, duration - spec.duration)
+    draw = uniform(derive(seed, "clip"), torch.tensor([id]), 1).item()
+    return draw * room
+
+
+def clip_starts(duration: float, spec: ClipSpec, clips: int, *, to_the_end: bool = False) -> list[float]:
+    """When the clips begin that a video is tested on: ``room * i / clips``, as SlowFast and PyTorchVideo take them.
+
+    Args:
+        duration: of the video in seconds.
+        spec: of a clip.
+        clips: how many. One alone is in the middle.
+        to_the_end: spread them to the very end instead, ``room * i / (clips - 1)``.
+    """
+    room = max(0.0, duration - spec.duration)
+    if clips == 1:
+        return [room / 2]
+    return [room * i / (clips - 1 if to_the_end else clips) for i in range(clips)]
+
+
+@dataclass(frozen=True)
+class Clips:
+    """A batch of N clips as it comes from a file.
+
+    Attributes:
+        frames: uint8 ``[N, T, 3, H, W]``.
+        following: the frame after each of them in the video, the same shape; None where no view needs them.
+        audio: float32 ``[N, S]``, mono at 16 kHz; None where no view needs it.
+        has_audio: bool ``[N]``: which clips have sound at all; None: all.
+        flow: displacements to the frame after each, float32 ``[N, T, 2, h, w]`` in pixels of that size, which need not
+            be that of the frames; None: to be computed where a view needs them.
+    """
+
+    frames: Tensor
+    following: Tensor | None = None
+    audio: Tensor | None = None
+    has_audio: Tensor | None = None
+    flow: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+
+def resize_short(frames: Tensor, short: int) -> Tensor:
+    """Frames ``[..., 3, H, W]`` resized to a short side of `short`."""
+    size = short_size(frames.shape[-2], frames.shape[-1], short)
+    if frames.shape[-2:] == size:
+        return frames
+    from torchvision.transforms.v2 import functional as V  # noqa: PLC0415 - heavy
+
+    resized: Tensor = V.resize(frames, list(size), antialias=True)
+    return resized
+
+
+def short_size(height: int, width: int, short: int) -> tuple[int, int]:
+    """Height and width of frames that are resized to a short side of `short`."""
+    scale = short / min(height, width)
+    return max(short, round(height * scale)), max(short, round(width * scale))

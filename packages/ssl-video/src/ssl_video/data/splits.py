@@ -1,0 +1,306 @@
+"""Draw, read and write splits: training videos, the labelled ones among them, validation and test videos.
+
+A split is a file with hashes, so that every run with few labels uses the same videos. Videos that belong together (the
+clips of one recording) stay together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from contrastive_core.errors import UserError
+from contrastive_core.rng import derive, permutation
+from contrastive_core.training.files import write_atomic
+from ssl_video.data.videos import VideoSet
+
+FORMAT = "ssl-video split 1"
+_NAMED = 3
+
+Labelled = tuple[tuple[str, str], ...]
+"""Keys of videos, each with its class."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split of a data set, by the keys of its videos.
+
+    Attributes:
+        classes: names, in the order of their numbers.
+        train: all videos to learn from, with labels or without; no label is written here.
+        labelled: those of them whose label may be seen.
+        validation: kept to choose settings by.
+        test: kept to the end.
+        settings: how it was made.
+    """
+
+    classes: tuple[str, ...]
+    train: tuple[str, ...]
+    labelled: Labelled
+    validation: Labelled = ()
+    test: Labelled = ()
+    settings: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over classes and all lists."""
+        lists = [self.classes, self.train, self.labelled, self.validation, self.test]
+        return hashlib.sha256(json.dumps(lists, ensure_ascii=True, separators=(",", ":")).encode()).hexdigest()
+
+    def check(self, name: str = "the split") -> None:
+        """See that nothing overlaps.
+
+        Raises:
+            UserError: a video in two parts, a labelled one that is not learned from, a class that is none.
+        """
+        held = {"validation": {key for key, _ in self.validation}, "test": {key for key, _ in self.test}}
+        parts = {"train": set(self.train), **held}
+        for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
+            shared = sorted(parts[first] & parts[second])
+            if shared:
+                raise UserError(f"{name}: {len(shared)} videos are in {first} and in {second} ({_some(shared)})")
+        strangers = sorted({key for key, _ in self.labelled} - parts["train"])
+        if strangers:
+            raise UserError(f"{name}: {len(strangers)} labelled videos are not in train ({_some(strangers)})")
+        for listed in (self.labelled, self.validation, self.test):
+            keys = [key for key, _ in listed]
+            if len(set(keys)) < len(keys):
+                raise UserError(f"{name}: lists a video twice")
+            unknown = sorted({label for _, label in listed} - set(self.classes))
+            if unknown:
+                raise UserError(f"{name}: names classes that it does not list ({_some(unknown)})")
+        if not self.train or not self.labelled:
+            raise UserError(f"{name}: lists no videos to learn from, or none with a label")
+
+    def to_bytes(self) -> bytes:
+        """The file, a video a line."""
+        head = {"format": FORMAT, **{"settings": self.settings}, "sha256": self.digest, "classes": list(self.classes)}
+        lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
+        for name in ("train", "labelled", "validation", "test"):
+            listed = [json.dumps(list(entry) if isinstance(entry, tuple) else entry) for entry in getattr(self, name)]
+            lines.append(f' "{name}": [' + ("\n  " + ",\n  ".join(listed) + "\n ]" if listed else "]"))
+        return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+
+
+def read_split(file: str | Path) -> Split:
+    """A split file.
+
+    Raises:
+        UserError: no such file, not one of ours, changed after it was written, or parts that overlap.
+    """
+    path = Path(file)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); expected a split file, as `ssl-video make-splits` writes"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{path}: is not JSON ({error}); expected a split file") from error
+    try:
+        if content["format"] != FORMAT:
+            raise UserError(f"{path}: found format {content['format']!r}, expected {FORMAT!r}")
+        parts = {name: _pairs(content[name]) for name in ("labelled", "validation", "test")}
+        split = Split(
+            classes=tuple(map(str, content["classes"])),
+            train=tuple(map(str, content["train"])),
+            settings=dict(content["settings"]),
+            **parts,
+        )
+        digest = content["sha256"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: is not a split file ({type(error).__name__}: {error}); write it with `ssl-video make-splits`"
+        ) from error
+    if digest != split.digest:
+        raise UserError(
+            f"{path}: was changed after it was written, its lists do not have the hash it states; write it again with "
+            "`ssl-video make-splits`"
+        )
+    split.check(str(path))
+    return split
+
+
+def write_split(file: Path, split: Split) -> None:
+    """Write a split file; one that is there already must say the same.
+
+    Raises:
+        UserError: there is another file of that name, or parts of the split overlap.
+    """
+    split.check(str(file))
+    if file.exists() and file.read_bytes() != split.to_bytes():
+        raise UserError(
+            f"{file}: is there already and says something else; runs may have used it. Choose another folder"
+        )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, split.to_bytes())
+
+
+def select(videos: VideoSet, keys: Iterable[str], *, file: str | Path) -> list[int]:
+    """Where in a set the videos of these keys are; no label is looked at.
+
+    Raises:
+        UserError: some are not there.
+    """
+    listed = list(keys)
+    places = [videos.place(key) for key in listed]
+    missing = [key for key, place in zip(listed, places, strict=True) if place is None]
+    if missing:
+        raise UserError(
+            f"{file}: lists {len(missing)} videos that are not in {videos.name} ({_some(missing)}), whose videos are "
+            f"called {videos[0].key}; give the data it was made for"
+        )
+    return [place for place in places if place is not None]
+
+
+def select_labelled(videos: VideoSet, listed: Labelled, classes: Sequence[str], *, file: str | Path) -> VideoSet:
+    """The listed videos as a set of their own, with the classes of the split.
+
+    Raises:
+        UserError: some are not there, or the data says that one is of another class.
+    """
+    places = select(videos, (key for key, _ in listed), file=file)
+    for place, (key, label) in zip(places, listed, strict=True):
+        if videos[place].label not in (label, None):
+            raise UserError(
+                f"{file}: says that {key} is of class {label}, in {videos.name} it is of {videos[place].label}; make "
+                "the file again for these data"
+            )
+    chosen = videos.subset(places)
+    return VideoSet(videos.name, chosen.videos, classes=classes)
+
+
+def _pairs(listed: Iterable[Sequence[str]]) -> Labelled:
+    return tuple((str(key), str(label)) for key, label in listed)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+
+
+By = Literal["clip", "group", "block"]
+_T = TypeVar("_T")
+Groups = dict[str, list[int]]
+"""Name of a group -> places of its videos."""
+
+
+def groups_by_class(videos: VideoSet, *, by: By, blocks: int = 10) -> dict[str, Groups]:
+    """The videos of every class in groups that a split keeps together.
+
+    ``clip``: every video for itself. ``group``: as the data says (UCF-101's names, a CSV column); a group that has
+    videos of several classes counts in each. ``block``: the class's videos in the order of their keys, cut into
+    `blocks` parts of consecutive ones, where neighbours are alike.
+
+    Raises:
+        UserError: a video without a label, or without a group where groups are asked for.
+    """
+    videos.labels()
+    members: dict[str, list[int]] = defaultdict(list)
+    for place, video in enumerate(videos.videos):
+        members[str(video.label)].append(place)
+    found: dict[str, Groups] = {}
+    for label, places in sorted(members.items()):
+        groups: Groups = defaultdict(list)
+        for number, place in enumerate(places):
+            groups[_group(videos, place, by, number * blocks // len(places))].append(place)
+        found[label] = dict(groups)
+    return found
+
+
+def hold_out(
+    classes: Mapping[str, Groups], share: float, *, by: By, seed: int, purpose: str
+) -> tuple[dict[str, Groups], list[int]]:
+    """Take whole groups out of every class until at least `share` of its videos are out.
+
+    A group that has videos of several classes goes out of all. Blocks are taken from the end, so that as few as
+    possible border on what stays; groups and clips at random.
+
+    Returns:
+        What stays, and the places of what was taken.
+
+    Raises:
+        UserError: nothing of a class would stay.
+    """
+    if not share:
+        return dict(classes), []
+    out: set[tuple[str, str]] = set()
+    for label, groups in classes.items():
+        names = list(groups)
+        order = names[::-1] if by == "block" else _shuffled(names, derive(seed, purpose, label))
+        wanted = Fraction(repr(share)) * sum(map(len, groups.values()))
+        count = sum(len(groups[name]) for name in names if (_owner(by, label), name) in out)
+        for name in order:
+            if count < wanted and (_owner(by, label), name) not in out:
+                out.add((_owner(by, label), name))
+                count += len(groups[name])
+    stays: dict[str, Groups] = {}
+    taken: list[int] = []
+    for label, groups in classes.items():
+        stays[label] = {name: places for name, places in groups.items() if (_owner(by, label), name) not in out}
+        taken += [place for name, places in groups.items() if name not in stays[label] for place in places]
+        if not stays[label]:
+            raise UserError(
+                f"class {label} has {len(groups)} {by}(s), and all of them would be kept for {purpose}; expected one "
+                "more to learn from. Split by clip or block, or leave the part out (0)"
+            )
+    return stays, sorted(taken)
+
+
+def _owner(by: By, label: str) -> str:
+    # A group of the data is one for all classes; blocks are counted in each class anew.
+    return label if by == "block" else ""
+
+
+def ranked(classes: Mapping[str, Groups], *, seed: int) -> dict[str, list[int]]:
+    """The videos of every class in the order in which they are given labels: group after group, in random order.
+
+    The first k are the choice of k videos; a smaller choice is inside a larger one.
+    """
+    found = {}
+    for label, groups in classes.items():
+        found[label] = [
+            place
+            for name in _shuffled(list(groups), derive(seed, "labels", label))
+            for place in _shuffled(groups[name], derive(seed, "within", label, name))
+        ]
+    return found
+
+
+def first_of_each(order: Mapping[str, list[int]], *, fraction: float | None = None, count: int = 0) -> list[int]:
+    """The first `fraction` of every class's videos, at least one: ``max(1, round(fraction * n))``; or `count` of each.
+
+    Raises:
+        UserError: a class has fewer than `count`.
+    """
+    chosen: list[int] = []
+    for label, places in order.items():
+        number = count if fraction is None else max(1, round(Fraction(repr(fraction)) * len(places)))
+        if number > len(places):
+            raise UserError(f"class {label} has {len(places)} videos to learn from; expected at least {number}")
+        chosen += places[:number]
+    return sorted(chosen)
+
+
+def _group(videos: VideoSet, place: int, by: By, block: int) -> str:
+    video = videos[place]
+    if by == "clip":
+        return video.key
+    if by == "block":
+        return f"block {block}"
+    if video.group is None:
+        raise UserError(
+            f"{video.path}: is of no group; expected a column `group` in the CSV, or names as UCF-101's "
+            "(v_Diving_g03_c02.avi). Split by block (neighbours stay together) or by clip"
+        )
+    return video.group
+
+
+def _shuffled(items: Iterable[_T], seed: int) -> list[_T]:
+    listed = list(items)
+    return [listed[i] for i in permutation(seed, len(listed)).tolist()]

@@ -1,0 +1,176 @@
+"""Classify whole videos from several clips and crops, by view and fused, and score the result."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from contrastive_core.metrics import confusion_matrix, per_class_accuracy, top_k_accuracy
+from contrastive_core.pseudo_label import fuse
+from ssl_video.augment import spread_crops
+from ssl_video.data.clip import clip_starts
+from ssl_video.data.reader import StoredFlow, read_clip
+from ssl_video.data.torchcodec_reader import ReaderName
+from ssl_video.data.video_index import index_video
+from ssl_video.data.videos import Video
+from ssl_video.models.checkpoint import Recognizer
+from ssl_video.views import make_views, needs_following
+
+FUSED = "fused"
+
+
+def classify(
+    recognizer: Recognizer,
+    video: Video,
+    *,
+    views: Sequence[str],
+    clips: int = 10,
+    crops: int = 3,
+    to_the_end: bool = False,
+    flow: StoredFlow | None = None,
+    reader: ReaderName = "pyav",
+) -> Tensor:
+    """Mean probabilities of a video over clips and crops, by view: float32 ``[M, K]``; NaN for a view it lacks.
+
+    Args:
+        recognizer: a trained network.
+        video: to classify.
+        views: which views, of those it was trained on.
+        clips: spread evenly in time.
+        crops: along the long side.
+        to_the_end: see `clip_starts`.
+        flow: see `read_clip`; None: computed where a view needs it.
+        reader: see `read_clip`.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    recipe = recognizer.recipe
+    stored = flow if "flow" in views else None
+    following, needs_audio = needs_following(views, stored), "audio" in views
+    starts = clip_starts(index_video(video.path).duration, recipe.clip, clips, to_the_end=to_the_end)
+    read = [
+        read_clip(video.path, start, recipe.clip, following=following, audio=needs_audio, flow=stored, reader=reader)
+        for start in starts
+    ]
+    seen = spread_crops(read, size=recipe.size, crops=crops)
+    silent = needs_audio and not any(bool(clip.has_audio.all()) for clip in read if clip.has_audio is not None)
+    found = []
+    for view in views:
+        if view == "audio" and silent:
+            found.append(torch.full((len(recipe.classes),), torch.nan))
+            continue
+        pictures = torch.cat(
+            [make_views(crop, (view,), flow=recipe.flow, tg_gain=recipe.tg_gain)[view] for crop in seen]
+        )
+        found.append(recognizer.probabilities(pictures, view).mean(dim=0))
+    return torch.stack(found)
+
+
+def fused(by_view: Tensor) -> Tensor:
+    """The mean over the views that a video has: ``[N, M, K]`` -> ``[N, K]``."""
+    present = ~by_view.isnan().any(dim=2)
+    return fuse(by_view.nan_to_num(0).transpose(0, 1), present=present.T)
+
+
+FORMAT = "ssl-video evaluation 1"
+
+
+@dataclass(frozen=True)
+class ViewScore:
+    """Of one view, in percent.
+
+    Attributes:
+        videos: how many have it.
+        top1: share whose class has the largest probability.
+        top5: share whose class is among the five largest; None of up to five classes.
+        mean_per_class: mean over the classes that have videos.
+    """
+
+    videos: int
+    top1: float
+    top5: float | None
+    mean_per_class: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found; `str` is what the command prints.
+
+    Attributes:
+        model: what was tested.
+        model_hash: of its weights.
+        data: the videos.
+        part: which part of the split.
+        split: hash of the split.
+        headline: name of the view that counts: the one tested on.
+        clips: of a video.
+        crops: of a clip.
+        views: by name of the view, and ``fused``.
+        classes: names.
+        per_class: share of each class's videos that is right, of the headline view; None of a class without videos.
+        confusion: counts of the headline view, a row for each true class.
+        skipped: videos that could not be read, with the reason.
+    """
+
+    model: str
+    model_hash: str
+    data: str
+    part: str
+    split: str
+    headline: str
+    clips: int
+    crops: int
+    views: dict[str, ViewScore]
+    classes: list[str]
+    per_class: list[float | None]
+    confusion: list[list[int]]
+    skipped: dict[str, str]
+
+    def __str__(self) -> str:
+        head = self.views[self.headline]
+        lines = [
+            f"top-1 {head.top1:.2f} %, mean per class {head.mean_per_class:.2f} % on {head.videos} videos of "
+            f"{len(self.classes)} classes ({self.part}; {self.headline}, {self.clips} clips x {self.crops} crops)"
+        ]
+        for name, score in self.views.items():
+            top5 = "" if score.top5 is None else f"  top-5 {score.top5:6.2f}"
+            lines.append(f"  {name:6} top-1 {score.top1:6.2f}{top5}  ({score.videos} videos)")
+        known = [(share, name) for share, name in zip(self.per_class, self.classes, strict=True) if share is not None]
+        lines.append("weakest classes: " + ", ".join(f"{name} {share:.1f} %" for share, name in sorted(known)[:3]))
+        if self.skipped:
+            lines.append(f"{len(self.skipped)} videos could not be read: {', '.join(list(self.skipped)[:3])}")
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """All numbers; a row of the confusion is a line."""
+        fields = dataclasses.asdict(self)
+        rows = ",\n".join(f"  {json.dumps(row)}" for row in fields.pop("confusion"))
+        head = json.dumps({"format": FORMAT, **fields}, indent=1).removesuffix("\n}")
+        return f'{head},\n "confusion": [\n{rows}\n ]\n}}\n'
+
+
+def score_view(probabilities: Tensor, labels: Tensor) -> ViewScore:
+    """Accuracies of probabilities ``[N, K]`` with labels ``[N]``; rows of NaN are videos without this view."""
+    there = ~probabilities.isnan().any(dim=1)
+    probabilities, labels = probabilities[there], labels[there]
+    classes = probabilities.shape[1]
+    confusion = confusion_matrix(probabilities.argmax(dim=1), labels, classes)
+    return ViewScore(
+        videos=len(labels),
+        top1=100 * top_k_accuracy(probabilities, labels, 1),
+        top5=100 * top_k_accuracy(probabilities, labels, 5) if classes > 5 else None,
+        mean_per_class=100 * per_class_accuracy(confusion).nanmean().item(),
+    )
+
+
+def confusion_of(probabilities: Tensor, labels: Tensor) -> tuple[list[list[int]], list[float | None]]:
+    """Confusion and accuracy of each class in percent, None of a class without videos."""
+    counts = confusion_matrix(probabilities.argmax(dim=1), labels, probabilities.shape[1])
+    shares: Sequence[float] = per_class_accuracy(counts).tolist()
+    return counts.tolist(), [None if share != share else 100 * share for share in shares]  # noqa: PLR0124 - NaN

@@ -1,0 +1,137 @@
+"""Save and load a trained network in the `model/` folder of a run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from contrastive_core.errors import UserError
+from contrastive_core.training import Run, load_model
+from contrastive_core.training.launch import choose_device
+from ssl_video.augment import ClipAugment
+from ssl_video.data.clip import ClipSpec
+from ssl_video.models import NetworkOptions, build_network
+from ssl_video.models.batchnorm import split_batchnorm, views_in_batch
+from ssl_video.views import normalize
+
+FORMAT = "ssl-video recognizer 1"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a recognizer is built from and fed with, beside its weights.
+
+    Attributes:
+        network: which one.
+        classes: in the order of the logits.
+        clip: frames of a clip.
+        size: side of the crops it was trained on, in pixels.
+        views: that it has learned, the first being the one to test on.
+        flow: method of the view ``flow``.
+        tg_gain: of the view ``tg``.
+    """
+
+    network: NetworkOptions
+    classes: tuple[str, ...]
+    clip: ClipSpec
+    size: int
+    views: tuple[str, ...]
+    flow: str = "dis"
+    tg_gain: float = 1.0
+
+    def build(self) -> nn.Module:
+        """The network, randomly initialised, with statistics of batch norm for each view."""
+        return split_batchnorm(build_network(self.network, len(self.classes)), self.views)
+
+    def augment(self) -> ClipAugment:
+        """What makes pictures of clips to test on."""
+        return ClipAugment(self.size, views=self.views, flow=self.flow, tg_gain=self.tg_gain)
+
+
+@dataclass(frozen=True)
+class Recognizer:
+    """A trained network on its device, in inference mode."""
+
+    network: nn.Module
+    recipe: Recipe
+    device: torch.device
+    card: Mapping[str, object]
+
+    def learned_from(self, keys: Iterable[str]) -> list[str]:
+        """Those of these videos that the network was trained on, with labels or without."""
+        known = self.card.get("learned_from")
+        seen = set(known) if isinstance(known, list) else set()
+        return [key for key in keys if _mark(key) in seen]
+
+    @torch.no_grad()
+    def probabilities(self, pictures: Tensor, view: str) -> Tensor:
+        """Of pictures of one view, ``[N, T, 3, H, W]`` -> float32 ``[N, K]`` on the CPU."""
+        with views_in_batch(self.network, [(view, len(pictures))]):
+            logits: Tensor = self.network(normalize(pictures.to(self.device)))
+        return logits.float().softmax(dim=1).cpu()
+
+
+def save_recognizer(
+    run: Run,
+    network: nn.Module,
+    recipe: Recipe,
+    *,
+    learned_from: Iterable[str],
+    about: Mapping[str, object],
+    folder: str = "model",
+) -> Path:
+    """Write a network, with batch norm split by views, to the run's folder.
+
+    Args:
+        run: the run.
+        network: of `recipe`.
+        recipe: how it is built.
+        learned_from: keys of all videos that were trained on, so that a test on them can be refused.
+        about: what else its card shall say: the split, the method, the steps.
+        folder: within the run.
+    """
+    marks = sorted(_mark(key) for key in learned_from)
+    card = {"format": FORMAT, "recipe": asdict(recipe), **about, "learned_from": marks}
+    return run.save_model(dict(network.state_dict()), card, folder=folder)
+
+
+def load_recognizer(model: str | Path, *, device: str = "auto") -> Recognizer:
+    """Open a run folder or a model folder.
+
+    Raises:
+        UserError: no model there, a damaged one, or one of another kind.
+    """
+    place = choose_device(device)
+    tensors, card = load_model(model)
+    if card.get("format") != FORMAT:
+        raise UserError(
+            f"{model}: found a model of format {card.get('format')!r}, expected {FORMAT!r}; point at the out folder of "
+            "`ssl-video train`"
+        )
+    try:
+        given = dict(card["recipe"])
+        recipe = Recipe(
+            network=NetworkOptions(**given.pop("network")),
+            clip=ClipSpec(**given.pop("clip")),
+            classes=tuple(given.pop("classes")),
+            views=tuple(given.pop("views")),
+            **given,
+        )
+        network = recipe.build()
+        network.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{model}: model.json does not describe the network that is in the folder ({error}); the file was changed "
+            "by hand, or a newer version wrote it"
+        ) from error
+    return Recognizer(network.eval().to(place), recipe, place, card)
+
+
+def _mark(key: str) -> str:
+    # Ten letters of a name: enough to tell the videos of any data set apart, in a card that stays small.
+    return hashlib.blake2s(key.encode(), digest_size=5).hexdigest()

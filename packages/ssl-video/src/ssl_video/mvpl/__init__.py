@@ -1,0 +1,1 @@
+"""Multiview pseudo-labelling (MvPL): the method, its losses and its running state."""

@@ -1,0 +1,175 @@
+"""Running state of the method: view weights, distribution alignment, and diagnostics of pseudo-labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from contrastive_core.distributed import is_distributed, world_size
+from ssl_video.mvpl.losses import PseudoLabelLoss
+
+_DECAY = 0.99
+
+
+class ViewWeights(nn.Module):
+    """How much each view's prediction counts when they are fused.
+
+    Args:
+        fusion: ``exact``: all the same; ``adaptive``: ``w_v ~ exp(-L_v)``, L_v being the view's supervised loss
+            averaged over steps (decay 0.99, unbiased from the start); or numbers, one for each view.
+        views: their names.
+
+    Raises:
+        ValueError: another number of weights than of views, negative ones, or all 0.
+    """
+
+    losses: Tensor
+    steps: Tensor
+
+    def __init__(self, fusion: Literal["exact", "adaptive"] | Sequence[float], views: Sequence[str]) -> None:
+        super().__init__()
+        self.adaptive, self.fixed = fusion == "adaptive", None
+        if not isinstance(fusion, str):
+            self.fixed = torch.tensor([float(weight) for weight in fusion])
+            if len(self.fixed) != len(views) or not math.isfinite(self.fixed.sum()) or (self.fixed < 0).any():
+                raise ValueError(
+                    f"fusion is {list(fusion)}; expected {len(views)} weights of at least 0, for {', '.join(views)}"
+                )
+            if not self.fixed.any():
+                raise ValueError("fusion is all 0; expected at least one view that counts")
+        elif fusion not in ("exact", "adaptive"):
+            raise ValueError(f"fusion is {fusion!r}; expected exact, adaptive, or a weight for each view")
+        self.register_buffer("losses", torch.zeros(len(views)))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def forward(self) -> Tensor | None:
+        """The weights ``[M]``, of sum 1; None: equal ones."""
+        if self.fixed is not None:
+            return (self.fixed / self.fixed.sum()).to(self.losses.device)
+        if not self.adaptive or not self.steps:
+            return None
+        return (-self.losses / (1 - _DECAY**self.steps)).softmax(dim=0)
+
+    @torch.no_grad()
+    def remember(self, losses: Tensor) -> None:
+        """Take in the supervised loss of each view ``[M]`` in this step."""
+        if self.adaptive:
+            self.losses.lerp_(_over_processes(losses.to(self.losses.dtype)), 1 - _DECAY)
+            self.steps += 1
+
+
+class DistributionAlignment(nn.Module):
+    """Targets whose mean over steps is that of the labels: ``q' ~ q * (share among labels) / (running mean of q)``.
+
+    Reference: Berthelot et al., "ReMixMatch", ICLR 2020, section 3.1. The running mean decays by 0.99 a step, which is
+    our choice (there: the last 128 batches).
+    """
+
+    labels: Tensor
+    mean: Tensor
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.register_buffer("labels", torch.ones(classes))
+        self.register_buffer("mean", torch.full((classes,), 1 / classes))
+
+    @torch.no_grad()
+    def forward(self, probabilities: Tensor, usable: Tensor) -> Tensor:
+        """Aligned targets, of the shape ``[M, N, K]`` of the given ones; those not `usable` ``[M, N]`` do not count."""
+        share = self.labels / self.labels.sum()
+        aligned = probabilities * (share / self.mean.clamp(min=1e-6)).to(probabilities.dtype)
+        aligned = aligned / aligned.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(aligned.dtype).tiny)
+        if self.training and usable.any():
+            now = probabilities[usable].mean(dim=0).to(self.mean.dtype)
+            self.mean.lerp_(_over_processes(now), 1 - _DECAY)
+        return aligned
+
+    @torch.no_grad()
+    def count(self, labels: Tensor) -> None:
+        """Count the labels of a step."""
+        seen = torch.bincount(labels, minlength=len(self.labels)).to(self.labels.dtype)
+        self.labels += _over_processes(seen) * world_size()
+
+
+def _over_processes(value: Tensor) -> Tensor:
+    """The mean over processes, so that the buffers stay the same on all."""
+    if is_distributed() and world_size() > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+        value /= world_size()
+    return value
+
+
+class Diagnostics(NamedTuple):
+    """Of the pseudo-labels of one step; all are tensors, so that nothing waits for an accelerator."""
+
+    coverage: Tensor
+    """Share of the clips' views whose pseudo-label counts."""
+    confidence: Tensor
+    """Mean of the targets' largest probability."""
+    agreement: Tensor
+    """Share of the pairs of views, of the same clip, that predict the same class; 1 of one view."""
+    histogram: Tensor
+    """How many of the counting pseudo-labels are of each class, ``[K]``."""
+    accuracy: Tensor | None = None
+    """Share of the counting pseudo-labels that are right, where the truth was given; NaN of none."""
+    accuracy_all: Tensor | None = None
+    """The same over all, confident or not."""
+    accuracy_by_view: Mapping[str, Tensor] = MappingProxyType({})
+    """By view, share of the clips whose weak view alone is classified right."""
+
+    def scalars(self) -> dict[str, Tensor]:
+        """The numbers by name, as a log takes them."""
+        named = {"coverage": self.coverage, "confidence": self.confidence, "agreement": self.agreement}
+        if self.accuracy is not None and self.accuracy_all is not None:
+            named |= {"pseudo_accuracy": self.accuracy, "pseudo_accuracy_all": self.accuracy_all}
+        return named | {f"pseudo_accuracy_{view}": value for view, value in self.accuracy_by_view.items()}
+
+
+@torch.no_grad()
+def diagnose(
+    logits: Tensor, found: PseudoLabelLoss, *, present: Tensor, views: Sequence[str], truth: Tensor | None = None
+) -> Diagnostics:
+    """See `Diagnostics`.
+
+    Args:
+        logits: of the weak views, ``[M, N, K]``.
+        found: the loss on them.
+        present: bool ``[M, N]``.
+        views: names of the M views.
+        truth: int64 ``[N]``.
+    """
+    m, _, k = logits.shape
+    there = present.to(logits.dtype)
+    weight = there.sum().clamp(min=1)
+    predicted = logits.argmax(dim=-1)
+    both = present[:, None] & present[None, :]
+    first, second = torch.triu_indices(m, m, offset=1, device=logits.device).unbind()
+    pairs = both[first, second]
+    same = (predicted[first] == predicted[second]) & pairs
+    agreement = same.sum() / pairs.sum().clamp(min=1) if m > 1 else logits.new_ones(())
+    counted = found.mask.to(logits.dtype)
+    histogram = torch.zeros(k, device=logits.device).index_add_(0, found.labels.flatten(), counted.flatten().float())
+    result = Diagnostics(
+        coverage=counted.sum() / weight,
+        confidence=(found.confidence * there).sum() / weight,
+        agreement=agreement,
+        histogram=histogram,
+    )
+    if truth is None:
+        return result
+    right = (found.labels == truth).to(logits.dtype)
+    alone = (predicted == truth).to(logits.dtype)
+    return result._replace(
+        accuracy=(right * counted).sum() / counted.sum(),
+        accuracy_all=(right * there).sum() / weight,
+        accuracy_by_view={
+            view: (alone[v] * there[v]).sum() / there[v].sum().clamp(min=1) for v, view in enumerate(views)
+        },
+    )

@@ -1,0 +1,1 @@
+"""Optical flow: methods, computation for whole videos, and its cache on disk."""

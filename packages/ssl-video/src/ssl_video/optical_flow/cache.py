@@ -1,0 +1,233 @@
+"""Read and write the optical flow of whole videos on disk.
+
+A folder holds ``flow.json``, which states how the flow was computed, and a file for each video, named by the hash of
+the video: flow of a video that has changed is never found.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from contrastive_core.errors import UserError
+from contrastive_core.training.files import sha256, write_atomic
+from ssl_video.data.video_index import index_video
+from ssl_video.data.videos import Video, VideoSet
+from ssl_video.optical_flow.methods import BOUND_SHARE
+
+FORMAT = "ssl-video flow 1"
+_LEVELS = 127
+
+
+@dataclass(frozen=True)
+class FlowSettings:
+    """What stored flow depends on, beside the video.
+
+    Attributes:
+        method: name of the method, see `views.flow_method`.
+        weights: SHA-256 of RAFT's weights; empty for other methods.
+        library: what computed it, with its version.
+        short_side: frames with a longer short side were resized to this one; 0: never.
+        precision: ``half``: float16; ``byte``: 255 steps between -b and b, b as in `flow_picture`.
+    """
+
+    method: str
+    weights: str
+    library: str
+    short_side: int
+    precision: Literal["half", "byte"]
+
+    def encode(self, flow: Tensor) -> NDArray[Any]:
+        """Displacements ``[..., 2, h, w]`` as they are stored; rest is rest in either precision."""
+        if self.precision == "half":
+            return flow.cpu().to(torch.float16).numpy()
+        bound = BOUND_SHARE * min(flow.shape[-2:])
+        steps = (flow.cpu().clamp(-bound, bound) * (_LEVELS / bound)).round() + _LEVELS
+        return steps.to(torch.uint8).numpy()
+
+    def decode(self, stored: NDArray[Any]) -> Tensor:
+        """The reverse, float32."""
+        flow = torch.from_numpy(np.ascontiguousarray(stored)).to(torch.float32)
+        if self.precision == "half":
+            return flow
+        return (flow - _LEVELS) * (BOUND_SHARE * min(flow.shape[-2:]) / _LEVELS)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of what is stored."""
+        return np.dtype(np.float16 if self.precision == "half" else np.uint8)
+
+
+class FlowCache:
+    """The flow of many videos in a folder.
+
+    Args:
+        folder: the folder.
+        settings: how it was, or will be, computed.
+    """
+
+    def __init__(self, folder: Path, settings: FlowSettings) -> None:
+        self.folder, self.settings = folder, settings
+
+    @classmethod
+    def open(cls, folder: Path, *, method: str) -> FlowCache:
+        """The cache that stands in a folder.
+
+        Args:
+            folder: ``out`` of ``ssl-video flow``.
+            method: that the flow is expected to be of, ``raft:FILE`` with its weights.
+
+        Raises:
+            UserError: no cache there, or flow of another method.
+        """
+        settings = read_settings(folder)
+        if settings is None:
+            raise UserError(f"{folder}: holds no flow.json; expected the folder that `ssl-video flow` has written")
+        name, weights = identity(method)
+        if (settings.method, settings.weights) != (name, weights):
+            of = f"{settings.method} {settings.weights[:12]}".strip()
+            raise UserError(
+                f"{folder}: holds flow of {of}, expected {f'{name} {weights[:12]}'.strip()}; compute it anew into "
+                f"another folder (ssl-video flow ... --method {method}), or say --flow {settings.method}"
+            )
+        return cls(folder, settings)
+
+    def write_settings(self) -> None:
+        """Say in the folder how its flow is computed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"format": FORMAT, **asdict(self.settings)}, indent=1)
+        write_atomic(self.folder / "flow.json", f"{text}\n".encode())
+
+    def file(self, path: str | Path) -> Path:
+        """Where the flow of a video is, or will be.
+
+        Raises:
+            UserError: the video cannot be read.
+        """
+        digest = digest_of(path)
+        return self.folder / digest[:2] / f"{digest}.npy"
+
+    def require(self, videos: Iterable[VideoSet], *, max_bad: float = 0.0) -> None:
+        """See to it that all videos have their flow, before hours of training find that some have none.
+
+        Args:
+            videos: sets of videos.
+            max_bad: share of each that may have none, because they could not be read.
+
+        Raises:
+            UserError: more have none.
+        """
+        for part in videos:
+            with ThreadPoolExecutor() as pool:
+                there = list(pool.map(self._has, part.videos))
+            lacking = [video for video, has in zip(part.videos, there, strict=True) if not has]
+            if len(lacking) > math.floor(max_bad * len(part)):
+                raise UserError(
+                    f"{self.folder}: {len(lacking)} of the {len(part)} videos have no flow there ({lacking[0].key}); "
+                    "they are new, have changed, or cannot be read. Run `ssl-video flow` on this folder again: it "
+                    "computes what is missing and lists what cannot be read; see also --max_bad"
+                )
+
+    def _has(self, video: Video) -> bool:
+        try:
+            return self.file(video.path).is_file()
+        except UserError:
+            return False
+
+    def read(self, path: str | Path, frames: list[int]) -> Tensor:
+        """Displacements from these frames of a video to the one after each, float32 ``[T, 2, h, w]``, in pixels.
+
+        Raises:
+            UserError: the video's flow is not there, for instance because the video has changed, or is damaged.
+        """
+        file = self.file(path)
+        try:
+            stored = np.load(file, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{path}: its flow is not in {self.folder}; the video is new or has changed. Run `ssl-video flow` on "
+                "this folder again"
+            ) from error
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(
+                f"{file}: cannot be read as flow ({error}); delete it and run `ssl-video flow` again"
+            ) from error
+        expected = max(1, len(index_video(path)) - 1)
+        if stored.dtype != self.settings.dtype or stored.ndim != 4 or len(stored) != expected or stored.shape[1] != 2:
+            raise UserError(
+                f"{file}: found {stored.dtype} {stored.shape}, expected {self.settings.dtype} ({expected}, 2, h, w); "
+                "delete it and run `ssl-video flow` again"
+            )
+        return self.settings.decode(stored[frames])
+
+
+def open_flow(
+    folder: Path | None, *, method: str, views: Iterable[str], of: Iterable[VideoSet] = (), max_bad: float = 0.0
+) -> FlowCache | None:
+    """The cache that a command was given, if one of its views takes it, with the flow of these videos.
+
+    Raises:
+        UserError: see `FlowCache.open` and `FlowCache.require`.
+    """
+    if folder is None or "flow" not in views:
+        return None
+    cache = FlowCache.open(folder, method=method)
+    cache.require(of, max_bad=max_bad)
+    return cache
+
+
+def read_settings(folder: Path) -> FlowSettings | None:
+    """How the flow in a folder was computed; None where there is none.
+
+    Raises:
+        UserError: ``flow.json`` is there but not to be understood.
+    """
+    file = folder / "flow.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content.pop("format") != FORMAT:
+            raise ValueError("its format is another one")
+        return FlowSettings(**content)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: does not describe stored flow of the format {FORMAT!r} ({error})") from error
+
+
+def identity(method: str) -> tuple[str, str]:
+    """Name of a method, and the hash of its weights, if it has some.
+
+    Raises:
+        UserError: the file of weights cannot be read.
+    """
+    name, _, weights = method.partition(":")
+    return name, digest_of(weights) if weights else ""
+
+
+def digest_of(path: str | Path) -> str:
+    """SHA-256 of a file; remembered while its time and size stay as they are.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        now = Path(path).stat()
+        return _digest(str(path), now.st_mtime_ns, now.st_size)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be opened ({error.strerror}); expected a file") from error
+
+
+@functools.lru_cache(maxsize=300_000)
+def _digest(path: str, changed: int, size: int) -> str:
+    return sha256(Path(path))

@@ -1,0 +1,150 @@
+"""Optical flow methods: OpenCV's DIS, Farneback and TV-L1, and torchvision's RAFT with weights of your own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from contrastive_core.errors import UserError
+
+FlowMethod = Callable[[Tensor, Tensor], Tensor]
+"""Frames and those after them, uint8 ``[P, 3, H, W]`` each -> displacements in pixels, float32 ``[P, 2, H, W]``."""
+
+BOUND_SHARE = 20 / 256
+"""Displacement that a flow picture shows at most, in short sides of the frame."""
+
+NAMES = ("dis", "dis_fast", "dis_ultrafast", "farneback", "tvl1", "raft:FILE")
+_PRESETS = {
+    "dis": "DISOPTICAL_FLOW_PRESET_MEDIUM",
+    "dis_fast": "DISOPTICAL_FLOW_PRESET_FAST",
+    "dis_ultrafast": "DISOPTICAL_FLOW_PRESET_ULTRAFAST",
+}
+_GRAY = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+_RAFT_SIDE = 128
+_OPENCV_SIDE = 16
+
+Gray = NDArray[np.uint8]
+
+
+def flow_method(name: str) -> FlowMethod:
+    """The method of that name: ``dis``, ``dis_fast``, ``dis_ultrafast``, ``farneback``, ``tvl1`` or ``raft:FILE``.
+
+    A RAFT file is a state dictionary of torchvision's ``raft_small`` or ``raft_large``, as .safetensors or .pth.
+
+    Raises:
+        UserError: no such method, or what it needs is not installed.
+    """
+    if name.startswith("raft:"):
+        return _raft(name.removeprefix("raft:"))
+    if name in _PRESETS:
+        cv2 = _opencv(name)
+        return _on_gray(cv2, lambda: cv2.DISOpticalFlow_create(getattr(cv2, _PRESETS[name])).calc)
+    if name == "farneback":
+        cv2 = _opencv(name)
+        return _on_gray(cv2, lambda: _farneback(cv2))
+    if name == "tvl1":
+        cv2 = _opencv(name)
+        if not hasattr(cv2, "optflow"):
+            raise UserError(
+                "the flow method tvl1 is in OpenCV's contrib build, which is not installed here; replace "
+                "opencv-python-headless by opencv-contrib-python-headless (never both), or use dis or farneback"
+            )
+        return _on_gray(cv2, lambda: cv2.optflow.DualTVL1OpticalFlow_create().calc)
+    raise UserError(f"unknown flow method {name!r}; expected one of {', '.join(NAMES)}")
+
+
+def _opencv(name: str) -> Any:
+    try:
+        import cv2  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise UserError(
+            f"the flow method {name!r} needs OpenCV, which is not installed here ({error}); "
+            "pip install 'ssl-video[flow]', or leave the view 'flow' out"
+        ) from error
+    return cv2
+
+
+def _farneback(cv2: Any) -> Callable[[Gray, Gray, None], Any]:
+    def calc(before: Gray, after: Gray, _: None) -> Any:
+        return cv2.calcOpticalFlowFarneback(before, after, None, 0.5, 3, 15, 3, 5, 1.2, 0)
+
+    return calc
+
+
+def _on_gray(cv2: Any, make: Callable[[], Callable[[Gray, Gray, None], Any]]) -> FlowMethod:
+    def flow(before: Tensor, after: Tensor) -> Tensor:
+        height, width = before.shape[-2:]
+        # Below that DIS fails (it has no scale left) or says nothing; pixels are kept, the border is repeated.
+        pad = (0, max(0, _OPENCV_SIDE - width), 0, max(0, _OPENCV_SIDE - height))
+        with _one_thread(cv2):
+            calc = make()
+            found = [calc(a, b, None) for a, b in zip(_gray(before, pad), _gray(after, pad), strict=True)]
+        stacked = torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2)[..., :height, :width]
+        return stacked.to(before.device, torch.float32).contiguous()
+
+    return flow
+
+
+@contextmanager
+def _one_thread(cv2: Any) -> Iterator[None]:
+    # DIS cuts a picture into one stripe per thread and looks for matches within each: its result depends on their
+    # number, and would depend on the machine.
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
+
+
+def _gray(frames: Tensor, pad: tuple[int, int, int, int]) -> Gray:
+    gray = (frames.cpu().to(torch.float32) * _GRAY).sum(dim=1).round()
+    if any(pad):
+        gray = F.pad(gray[:, None], pad, mode="replicate")[:, 0]
+    return gray.to(torch.uint8).numpy()
+
+
+@lru_cache(maxsize=2)
+def _raft(file: str) -> FlowMethod:
+    from torchvision.models.optical_flow import raft_large, raft_small  # noqa: PLC0415 - heavy
+
+    from ssl_video.models.weights import read_weights  # noqa: PLC0415
+
+    state = read_weights(Path(file))
+    for build in (raft_small, raft_large):
+        network: nn.Module = build(weights=None)
+        if network.state_dict().keys() == state.keys():
+            network.load_state_dict(state)
+            return _raft_flow(network.eval())
+    raise UserError(
+        f"{file}: its {len(state)} tensors are not those of torchvision's raft_small or raft_large; expected a state "
+        "dictionary of one of them"
+    )
+
+
+def _raft_flow(network: nn.Module) -> FlowMethod:
+    @torch.no_grad()
+    def flow(before: Tensor, after: Tensor) -> Tensor:
+        network.to(before.device)
+        height, width = before.shape[-2:]
+        # RAFT takes sides of at least 128 that are multiples of 8.
+        grow = max(1.0, _RAFT_SIDE / min(height, width))
+        size = [8 * round(side * grow / 8 + 0.499) for side in (height, width)]
+        a, b = (
+            F.interpolate(x.to(torch.float32) / 127.5 - 1, size=size, mode="bilinear", align_corners=False)
+            for x in (before, after)
+        )
+        found = network(a, b)[-1]
+        found = F.interpolate(found, size=(height, width), mode="bilinear", align_corners=False)
+        return found * found.new_tensor([width / size[1], height / size[0]]).view(1, 2, 1, 1)
+
+    return flow

@@ -1,0 +1,88 @@
+"""Make the network for inference: a copy of the trained one with batch norm statistics of every view."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from contrastive_core.rng import derive, permutation
+from ssl_video.augment import ClipAugment, WeakOptions
+from ssl_video.data.dataset import ClipDataset
+from ssl_video.models import build_network
+from ssl_video.models.batchnorm import recalibrate_bn, split_batchnorm
+from ssl_video.models.checkpoint import Recipe
+from ssl_video.views import normalize
+
+
+def make_tested(
+    trained: nn.Module,
+    recipe: Recipe,
+    clips: ClipDataset,
+    *,
+    weak: WeakOptions,
+    count: int,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+) -> nn.Module:
+    """A copy of the trained network in which every view has its batch norm; the trained one is left as it is.
+
+    Args:
+        trained: with joint or split batch norm.
+        recipe: how it is built.
+        clips: videos it was trained on.
+        weak: how they were augmented.
+        count: recalibrate on so many clips; 0: every view keeps the statistics of training, joint or its own.
+        batch_size: clips in a pass, about as many as a view had in training.
+        seed: of the choice of clips.
+        device: where to.
+    """
+    state = trained.state_dict()
+    network = build_network(recipe.network, len(recipe.classes))
+    if state.keys() == network.state_dict().keys():
+        network.load_state_dict(state)
+        split_batchnorm(network, recipe.views)
+    else:
+        split_batchnorm(network, recipe.views).load_state_dict(state)
+    network.to(device)
+    if count:
+        augment = ClipAugment(recipe.size, views=recipe.views, weak=weak, flow=recipe.flow, tg_gain=recipe.tg_gain)
+        recalibrate_views(network, clips, augment, count=count, batch_size=batch_size, seed=seed, device=device)
+    return network.eval()
+
+
+def recalibrate_views(
+    network: nn.Module,
+    clips: ClipDataset,
+    augment: ClipAugment,
+    *,
+    count: int,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+) -> None:
+    """Give a network with split batch norm, for each view, the statistics of `count` weakly augmented clips of it."""
+    for view in augment.views:
+
+        def batches(view: str = view) -> Iterator[Tensor]:
+            one = ClipAugment(
+                augment.size, views=(view,), weak=augment.weak_options, flow=augment.flow, tg_gain=augment.tg_gain
+            )
+            # Every video once, then once more with another clip, until there are enough.
+            places = torch.arange(count) % len(clips)
+            turns = torch.arange(count) // len(clips)
+            order = permutation(derive(seed, "order"), len(clips))[places]
+            for ids, passes in zip(torch.split(order, batch_size), torch.split(turns, batch_size), strict=True):
+                samples = [
+                    clips.clip(index, seed=derive(seed, "recalibrate", turn)).clip
+                    for index, turn in zip(ids.tolist(), passes.tolist(), strict=True)
+                ]
+                heard = [clip for clip in samples if view != "audio" or clip.has_audio is None or clip.has_audio.all()]
+                if heard:
+                    drawn = ids + len(clips) * passes
+                    pictures = one.weak(heard, seed=seed, ids=drawn[: len(heard)])[view]
+                    yield normalize(pictures.to(device))
+
+        recalibrate_bn(network, batches(), view=view)

@@ -1,0 +1,189 @@
+"""Load the batches of a training step: labelled clips, and unlabelled ones augmented weakly and strongly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from contrastive_core.errors import UserError
+from contrastive_core.rng import derive
+from contrastive_core.training import Batches, Run, ignore_stop_signals
+from ssl_video.augment import ClipAugment
+from ssl_video.data.clip import Clips
+from ssl_video.data.dataset import ClipDataset
+
+_TIMEOUT = 600  # seconds a worker may be silent: one that hangs shall say so
+
+Pictures = dict[str, Tensor]
+
+
+class StepBatch(NamedTuple):
+    """The clips of one process in one step."""
+
+    labelled: Pictures
+    """By view, float32 ``[B, T, 3, S, S]``."""
+    labels: Tensor
+    """int64 ``[B]``."""
+    weak: Pictures
+    """Unlabelled clips; none while there are labels only."""
+    strong: Pictures
+    """The same, strongly augmented."""
+    present: Pictures
+    """Which unlabelled clips have a view, where some lack it: bool ``[U]``."""
+    labelled_present: Pictures
+    """The same of the labelled clips."""
+    unlabelled: Tensor
+    """Which unlabelled videos they are of: int64 ``[U]``."""
+
+
+class Feed:
+    """The batches of a run.
+
+    Args:
+        run: whose seeds and processes count.
+        labelled: clips of labelled videos.
+        unlabelled: clips of all videos to learn from; None: labels only.
+        augment: makes pictures of them.
+        batch_size: labelled clips per step, over all processes; if there are fewer, all of them.
+        mu: unlabelled clips for each of them.
+        total_steps: of the run.
+        first_unlabelled: the step from which unlabelled clips are read.
+
+    Attributes:
+        batch_size: labelled clips per step over all processes, as it came to be.
+        clips: clips per step over all processes, labelled and not.
+
+    Raises:
+        UserError: fewer clips than a step takes, or numbers the processes cannot share.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        labelled: ClipDataset,
+        unlabelled: ClipDataset | None,
+        augment: ClipAugment,
+        *,
+        batch_size: int,
+        mu: int,
+        total_steps: int,
+        first_unlabelled: int,
+    ) -> None:
+        world = run.world_size
+        if batch_size < 1 or batch_size % world:
+            raise UserError(f"batch_size is {batch_size}; expected a multiple of the {world} process(es)")
+        self.batch_size = min(batch_size, len(labelled) - len(labelled) % world)
+        if not self.batch_size:
+            raise UserError(f"found {len(labelled)} labelled videos for {world} processes; expected one for each")
+        many = 0 if unlabelled is None else mu * batch_size
+        self.clips = self.batch_size + many
+
+        def batches(clips: ClipDataset, size: int, purpose: str) -> Batches:
+            return Batches(
+                len(clips),
+                batch_size=size // world,
+                seed=run.seed(purpose),
+                rank=run.rank,
+                world_size=world,
+                total_steps=total_steps,
+            )
+
+        self._steps = _Steps(
+            labelled,
+            batches(labelled, self.batch_size, "labelled order"),
+            unlabelled,
+            batches(unlabelled, many, "order") if unlabelled is not None else None,
+            augment,
+            seed=run.seed("clips"),
+            first_unlabelled=first_unlabelled,
+        )
+        self._workers, self._total, self._device = run.options.workers, total_steps, run.device
+        self._loader: Iterator[StepBatch | UserError] = iter(())
+        self._next_step = -1
+
+    def batch(self, step: int) -> StepBatch:
+        """The clips of this step, on the run's device."""
+        if step != self._next_step:
+            self._loader = iter(
+                DataLoader(
+                    self._steps,
+                    sampler=range(step, self._total),
+                    batch_size=None,  # an item is a batch
+                    collate_fn=_as_it_is,
+                    num_workers=self._workers,
+                    timeout=_TIMEOUT if self._workers else 0,
+                    worker_init_fn=ignore_stop_signals,
+                    # Its own, for the loader must not draw from the global generator, which the steps are seeded by.
+                    generator=torch.Generator().manual_seed(0),
+                    pin_memory=self._device.type == "cuda",
+                )
+            )
+        self._next_step = step + 1
+        found = next(self._loader)
+        if isinstance(found, UserError):
+            raise found
+        moved = [_to(part, self._device) for part in found]
+        return StepBatch(*moved)
+
+
+class _Steps(Dataset[StepBatch | UserError]):
+    """The batch of every step: a function of seed and step."""
+
+    def __init__(
+        self,
+        labelled: ClipDataset,
+        few: Batches,
+        unlabelled: ClipDataset | None,
+        many: Batches | None,
+        augment: ClipAugment,
+        *,
+        seed: int,
+        first_unlabelled: int,
+    ) -> None:
+        self.labelled, self.few, self.unlabelled, self.many, self.augment = labelled, few, unlabelled, many, augment
+        self.labels = labelled.videos.labels()
+        self.seed, self.first_unlabelled = seed, first_unlabelled
+
+    def __getitem__(self, step: int) -> StepBatch | UserError:
+        try:
+            return self._load(step)
+        except UserError as error:
+            return error  # raised in the training process: out of a worker it would come wrapped in a traceback
+
+    def _load(self, step: int) -> StepBatch:
+        ids = self.few.at(step)
+        seed = derive(self.seed, "labelled", step)
+        clips, _ = _read(self.labelled, ids, seed)
+        known, there = self.augment.weak(clips, seed=seed, ids=ids), self._present(clips)
+        labels = self.labels[ids]
+        if self.unlabelled is None or self.many is None or step < self.first_unlabelled:
+            return StepBatch(known, labels, {}, {}, {}, there, ids[:0])
+        ids = self.many.at(step)
+        seed = derive(self.seed, "unlabelled", step)
+        clips, videos = _read(self.unlabelled, ids, seed)
+        weak, strong = self.augment.weak_and_strong(clips, seed=seed, ids=ids)
+        return StepBatch(known, labels, weak, strong, self._present(clips), there, videos)
+
+    def _present(self, clips: Sequence[Clips]) -> Pictures:
+        if "audio" not in self.augment.views:
+            return {}
+        return {"audio": torch.cat([clip.has_audio for clip in clips if clip.has_audio is not None])}
+
+
+def _read(data: ClipDataset, ids: Tensor, seed: int) -> tuple[list[Clips], Tensor]:
+    samples = [data.clip(index, seed=seed) for index in ids.tolist()]
+    return [sample.clip for sample in samples], torch.tensor([sample.video for sample in samples])
+
+
+def _to(part: Any, device: torch.device) -> Any:
+    if isinstance(part, dict):
+        return {name: _to(value, device) for name, value in part.items()}
+    return part.to(device, non_blocking=True)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

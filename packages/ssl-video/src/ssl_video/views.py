@@ -1,0 +1,318 @@
+"""Views of a clip: RGB frames, optical flow, temporal gradient and log-mel spectrogram, as pictures for one network.
+
+A clip is uint8 ``[..., T, 3, H, W]``; a picture is float32 of the same shape on the scale 0 to 255. Motion is measured
+between a frame and the next one of the video, not the next one sampled: give those as `following`.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from contrastive_core.errors import UserError
+from ssl_video.data.clip import Clips
+from ssl_video.optical_flow.methods import BOUND_SHARE, FlowMethod, flow_method
+
+__all__ = [
+    "NEUTRAL",
+    "VIEWS",
+    "Clips",
+    "displacement",
+    "flow_method",
+    "flow_picture",
+    "log_mel",
+    "make_views",
+    "mirror_flow",
+    "normalize",
+    "optical_flow",
+    "resize_flow",
+    "rgb",
+    "temporal_gradient",
+]
+
+
+VIEWS = ("rgb", "flow", "tg", "audio")
+"""Names of the views: frames, optical flow, temporal gradient, log-mel spectrogram."""
+
+NEUTRAL: Mapping[str, tuple[float, float, float]] = MappingProxyType(
+    {"rgb": (114.75,) * 3, "flow": (127.5, 127.5, 0.0), "tg": (127.5,) * 3, "audio": (0.0,) * 3}
+)
+"""What a picture of each view shows where there is nothing: the mean grey, rest, no change, silence."""
+
+MEAN, STD = 0.45, 0.225
+"""Of every view, on the scale 0 to 1: the values of SlowFast's recipes."""
+
+Third = Literal["magnitude", "zero", "mid"]
+RATE = 16_000
+_FLOOR_DB = -80.0
+_QUIET = 1e-10
+
+
+def make_views(
+    clips: Clips, views: Sequence[str] = ("rgb", "tg"), *, flow: str | FlowMethod = "dis", tg_gain: float = 1.0
+) -> dict[str, Tensor]:
+    """Pictures of the named views, float32 ``[N, T, 3, H, W]`` each.
+
+    The picture of a clip without sound is silence; which clips those are is `Clips.has_audio`.
+
+    Args:
+        clips: cropped and resized already.
+        views: some of ``rgb``, ``flow``, ``tg``, ``audio``.
+        flow: the method, see `displacement`, for clips that bring no flow along.
+        tg_gain: see `temporal_gradient`.
+
+    Raises:
+        ValueError: an unknown view, or audio of clips that were read without.
+        UserError: what a view needs is not installed.
+    """
+    made = {}
+    for view in check_views(views):
+        if view == "rgb":
+            made[view] = rgb(clips.frames)
+        elif view == "tg":
+            made[view] = temporal_gradient(clips.frames, clips.following, gain=tg_gain)
+        elif view == "flow" and clips.flow is not None:
+            made[view] = flow_picture(clips.flow)
+        elif view == "flow":
+            made[view] = optical_flow(clips.frames, clips.following, method=flow)
+        else:
+            if clips.audio is None:
+                raise ValueError("make_views got clips without audio for the view 'audio'; read them with audio")
+            size = clips.frames.shape[-2], clips.frames.shape[-1]
+            made[view] = log_mel(clips.audio, frames=clips.frames.shape[1], size=size)
+    return made
+
+
+def needs_following(views: Sequence[str], flow: object | None = None) -> bool:
+    """Whether these views need the frame after each; flow that is stored does not."""
+    return "tg" in views or ("flow" in views and flow is None)
+
+
+def check_views(views: Sequence[str]) -> tuple[str, ...]:
+    """The views, if there are such.
+
+    Raises:
+        ValueError: none, an unknown one, or one twice.
+    """
+    if not views or not set(views) <= set(VIEWS) or len(set(views)) < len(views):
+        raise ValueError(f"views are {', '.join(views) or 'none'}; expected some of {', '.join(VIEWS)}, each once")
+    return tuple(views)
+
+
+def rgb(clips: Tensor) -> Tensor:
+    """The frames themselves: uint8 ``[..., T, 3, H, W]`` -> float32 of the same shape, 0 to 255.
+
+    Raises:
+        ValueError: another shape or type.
+    """
+    return checked(clips, "rgb").to(torch.float32)
+
+
+def normalize(pictures: Tensor, *, mean: float = MEAN, std: float = STD) -> Tensor:
+    """Pictures as the network takes them: ``(x / 255 - mean) / std``, ``[N, T, 3, H, W]`` -> ``[N, 3, T, H, W]``."""
+    return ((pictures.transpose(-4, -3) / 255 - mean) / std).contiguous()
+
+
+def checked(clips: Tensor, what: str) -> Tensor:
+    """The clips, if they are clips.
+
+    Raises:
+        ValueError: another shape or type.
+    """
+    if clips.dtype != torch.uint8 or clips.ndim < 4 or clips.shape[-3] != 3:
+        raise ValueError(
+            f"{what} got {clips.dtype} {tuple(clips.shape)}; expected uint8 clips [..., T, 3, H, W], frames before "
+            "channels"
+        )
+    return clips
+
+
+def checked_pair(clips: Tensor, following: Tensor | None, what: str) -> tuple[Tensor, Tensor]:
+    """The clips and the frame after each of theirs.
+
+    Without `following` the frames of a clip follow each other; the last, after which there is none, repeats the change
+    before it, so the pair (last but one, last) stands for it. A clip of one frame follows itself.
+
+    Raises:
+        ValueError: another shape or type, or two that differ.
+    """
+    checked(clips, what)
+    if following is not None:
+        if following.shape != clips.shape or following.dtype != clips.dtype:
+            raise ValueError(
+                f"{what} got clips {tuple(clips.shape)} and following {following.dtype} {tuple(following.shape)}; "
+                "expected for each frame the one after it, in the same shape"
+            )
+        return clips, following
+    frames = clips.shape[-4]
+    first = torch.arange(frames, device=clips.device).clamp(max=max(0, frames - 2))
+    second = (first + 1).clamp(max=frames - 1)
+    return clips.index_select(-4, first), clips.index_select(-4, second)
+
+
+def temporal_gradient(clips: Tensor, following: Tensor | None = None, *, gain: float = 1.0) -> Tensor:
+    """The change from each frame to the one after it, in colour, with its sign: ``(x_t - x_{t+1} + 255) / 2``.
+
+    Nothing moves: 127.5 exactly. With `gain` g the picture is ``127.5 + g (x_t - x_{t+1}) / 2``, clipped to 0 to 255;
+    changes are of low contrast.
+
+    Args:
+        clips: uint8 ``[..., T, 3, H, W]``.
+        following: the frame after each of them, the same shape; None: the clip's frames follow each other, and the
+            last repeats the change before it.
+        gain: 1.0 loses nothing.
+
+    Returns:
+        Pictures, float32, the same shape, 0 to 255.
+
+    Raises:
+        ValueError: another shape or type, or a gain that is not positive.
+    """
+    if not gain > 0:
+        raise ValueError(f"temporal_gradient got gain={gain}; expected a positive number")
+    now, after = checked_pair(clips, following, "temporal_gradient")
+    change = now.to(torch.float32) - after.to(torch.float32)
+    if gain == 1.0:
+        return (change + 255) / 2
+    return (127.5 + gain * change / 2).clamp(0, 255)
+
+
+def optical_flow(
+    clips: Tensor,
+    following: Tensor | None = None,
+    *,
+    method: str | FlowMethod = "dis",
+    bound: float | None = None,
+    third: Third = "magnitude",
+) -> Tensor:
+    """Where each pixel goes until the next frame, as a picture; see `displacement` and `flow_picture`."""
+    return flow_picture(displacement(clips, following, method=method), bound=bound, third=third)
+
+
+def displacement(clips: Tensor, following: Tensor | None = None, *, method: str | FlowMethod = "dis") -> Tensor:
+    """Optical flow in pixels: what is at (x, y) in a frame is at (x + u, y + v) in the one after it.
+
+    u is positive to the right, v downwards. Compute it on frames that are cropped, resized and mirrored already: then
+    no vector needs to be turned.
+
+    Args:
+        clips: uint8 ``[..., T, 3, H, W]``.
+        following: the frame after each of them; None: as in `temporal_gradient`.
+        method: ``dis`` (also ``dis_fast``, ``dis_ultrafast``) and ``farneback`` of OpenCV, ``tvl1`` of its contrib
+            build, ``raft:FILE`` with weights of torchvision's RAFT, or a function.
+
+    Returns:
+        float32 ``[..., T, 2, H, W]``.
+
+    Raises:
+        ValueError: another shape or type.
+        UserError: the method is unknown, or what it needs is not installed.
+    """
+    now, after = checked_pair(clips, following, "optical flow")
+    if isinstance(method, str):
+        method = flow_method(method)
+    height, width = now.shape[-2:]
+    flat = method(now.reshape(-1, 3, height, width), after.reshape(-1, 3, height, width))
+    return flat.reshape(*now.shape[:-3], 2, height, width)
+
+
+def flow_picture(flow: Tensor, *, bound: float | None = None, third: Third = "magnitude") -> Tensor:
+    """Displacements as a picture of three channels on a fixed scale, so that speed and rest keep their meaning.
+
+        u' = 255 (clip(u, -b, b) + b) / (2 b), v' alike, m' = 255 min(sqrt(u^2 + v^2), b) / b
+
+    Rest is (127.5, 127.5, 0).
+
+    Args:
+        flow: float ``[..., 2, H, W]`` in pixels.
+        bound: b in pixels; None: 20 at a short side of 256, and in proportion.
+        third: the third channel: ``magnitude`` m', ``zero`` or ``mid`` (127.5).
+
+    Raises:
+        ValueError: another shape, or a bound that is not positive.
+    """
+    if flow.ndim < 3 or flow.shape[-3] != 2:
+        raise ValueError(f"flow_picture got {tuple(flow.shape)}; expected displacements [..., 2, H, W]")
+    b = BOUND_SHARE * min(flow.shape[-2:]) if bound is None else bound
+    if not b > 0:
+        raise ValueError(f"flow_picture got bound={bound}; expected a positive number of pixels")
+    both = (flow.clamp(-b, b) + b) * (255 / (2 * b))
+    if third == "magnitude":
+        speed = flow.square().sum(dim=-3, keepdim=True).sqrt_()  # vector_norm takes ten times as long here
+        last = speed.clamp_(max=b) * (255 / b)
+    else:
+        last = torch.full_like(both[..., :1, :, :], 0.0 if third == "zero" else 127.5)
+    return torch.cat([both, last], dim=-3)
+
+
+def mirror_flow(flow: Tensor) -> Tensor:
+    """Displacements ``[..., 2, H, W]`` of the clip seen in a mirror: columns reversed, and u of opposite sign."""
+    mirrored = flow.flip(-1)
+    return torch.cat([-mirrored[..., :1, :, :], mirrored[..., 1:, :, :]], dim=-3)
+
+
+def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
+    """Displacements ``[N, 2, H, W]`` of clips resized to (height, width): in the pixels of the new size."""
+    height, width = flow.shape[-2:]
+    if (height, width) == size:
+        return flow
+    resized = F.interpolate(flow, size=size, mode="bilinear", antialias=True)
+    return resized * resized.new_tensor([size[1] / width, size[0] / height]).view(2, 1, 1)
+
+
+def log_mel(audio: Tensor, *, frames: int, size: tuple[int, int]) -> Tensor:
+    """Spectrograms as pictures: time from left to right, high notes on top, three equal channels.
+
+    Power of 80 mel bands (16 kHz, windows of 25 ms every 10 ms, FFT of 512), in dB below the clip's loudest point, cut
+    off at -80 and scaled to 0 to 255. Time is cut into `frames` equal pieces, each resized to `size`. A silent clip is
+    all 0. The values are our choice, the usual ones for speech and sound.
+
+    Args:
+        audio: float ``[..., S]``, mono samples at 16 kHz of the clip's whole duration.
+        frames: T, as the other views of the clip have.
+        size: height and width of a picture.
+
+    Returns:
+        float32 ``[..., T, 3, H, W]``, 0 to 255.
+
+    Raises:
+        ValueError: too few samples for `frames` pieces.
+        UserError: torchaudio is not installed.
+    """
+    spectrogram = _spectrogram()(audio.reshape(-1, audio.shape[-1]).to(torch.float32))
+    times = spectrogram.shape[-1]
+    if times < frames:
+        raise ValueError(
+            f"log_mel got {audio.shape[-1]} samples, {times} windows, for {frames} frames; expected at least a window "
+            "(160 samples) for each"
+        )
+    peak = spectrogram.amax(dim=(-2, -1), keepdim=True)
+    decibels = 10 * torch.log10(spectrogram.clamp(min=_QUIET) / peak.clamp(min=_QUIET))
+    decibels = torch.where(peak > _QUIET, decibels, torch.full_like(decibels, _FLOOR_DB))
+    loudness = (decibels.clamp(_FLOOR_DB, 0) / -_FLOOR_DB + 1) * 255
+    edges = [round(i * times / frames) for i in range(frames + 1)]
+    pieces = [
+        F.interpolate(loudness[:, None, :, a:b].flip(-2), size=size, mode="bilinear", antialias=True)
+        for a, b in itertools.pairwise(edges)
+    ]
+    pictures = torch.stack(pieces, dim=1).expand(-1, -1, 3, -1, -1)
+    return pictures.reshape(*audio.shape[:-1], frames, 3, *size).contiguous()
+
+
+@functools.cache
+def _spectrogram() -> Any:
+    try:
+        from torchaudio.transforms import MelSpectrogram  # noqa: PLC0415 - an extra
+    except (ImportError, OSError) as error:
+        raise UserError(
+            f"the view 'audio' needs torchaudio, which is not installed here ({error}); "
+            "pip install 'ssl-video[audio]', or leave the view out"
+        ) from error
+    return MelSpectrogram(sample_rate=RATE, n_fft=512, win_length=400, hop_length=160, n_mels=80, power=2.0)

@@ -1,0 +1,54 @@
+"""Sound as a view: clips without it count nowhere, from the file to the score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from contrastive_core.training import RunOptions
+from ssl_video.commands.evaluate import evaluate
+from ssl_video.commands.make_splits import make_splits
+from ssl_video.commands.train import train
+from ssl_video.data import ClipSpec
+from ssl_video.models import NetworkOptions
+from ssl_video.training.options import PseudoOptions
+
+pytest.importorskip("torchaudio")
+
+
+def test_silent_videos_train_and_test_without_their_sound(
+    write_video: Callable[..., Path], numbered: Callable[..., np.ndarray], tmp_path: Path
+) -> None:
+    for label, tone in (("high", 3000.0), ("low", 300.0)):
+        for number in range(6):
+            write_video(f"set/{label}/{number}.mkv", numbered(12, seed=number), tone=None if number % 3 == 2 else tone)
+    data = str(tmp_path / "set")
+    make_splits(data, tmp_path, fractions=(), per_class=(2,), draws=1, blocks=6, validation=0.0, test=0.34)
+    split = tmp_path / "2each-draw0.json"
+    train(
+        data,
+        tmp_path / "run",
+        split=split,
+        views=("rgb", "audio"),
+        steps=4,
+        batch_size=4,
+        mu=1,
+        size=16,
+        clip=ClipSpec(frames=2, stride=4),
+        network=NetworkOptions("small_slow", width=4),
+        pseudo=PseudoOptions(threshold=1.0, warmup=0.25),
+        recalibrate=8,
+        run=RunOptions(device="cpu", threads=1, progress=False),
+    )
+    found = evaluate(str(tmp_path / "run"), data, split=split, clips=1, crops=1, device="cpu")
+    with np.load(tmp_path / "run/evaluation/test-predictions.npz") as arrays:
+        probabilities, keys = torch.from_numpy(arrays["probabilities"]), [str(key) for key in arrays["keys"]]
+    silent = torch.tensor([int(key[-5]) % 3 == 2 for key in keys])
+    assert 0 < silent.sum() < len(silent)
+    assert torch.equal(probabilities[:, 1].isnan().all(dim=1), silent)
+    assert found.views["audio"].videos == int((~silent).sum())
+    assert found.views["fused"].videos == len(keys)

@@ -1,0 +1,151 @@
+"""What a trained network is used for: predictions as a table, and files for other programs."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import Tensor
+
+from contrastive_core.errors import UserError
+from contrastive_core.training import Run, RunOptions
+from ssl_video.commands.export import export
+from ssl_video.commands.predict import predict, spread
+from ssl_video.data import ClipSpec, Video
+from ssl_video.data.synthetic import CLASSES, draw_video, make_videos
+from ssl_video.evaluation import classify, fused
+from ssl_video.models import NetworkOptions, build_network
+from ssl_video.models.checkpoint import Recipe, load_recognizer, save_recognizer
+from ssl_video.reporting.contact_sheet import beginning, end
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network whose views have batch norms that differ."""
+    torch.manual_seed(0)
+    recipe = Recipe(NetworkOptions("small_slow", width=4), CLASSES, ClipSpec(frames=3, stride=4), 24, ("rgb", "tg"))
+    network = recipe.build()
+    for name, buffer in network.named_buffers():
+        if name.endswith("running_var"):
+            buffer.uniform_(0.5, 2.0)
+        if name.endswith("running_mean"):
+            buffer.uniform_(-0.5, 0.5)
+    torch.nn.init.normal_(network.fc.weight)
+    out = tmp_path_factory.mktemp("model") / "run"
+    with Run(out, config={}, command="test", options=RunOptions(device="cpu", threads=1, progress=False)) as run:
+        save_recognizer(run, network, recipe, learned_from=[], about={})
+    return out
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_videos(tmp_path_factory.mktemp("generated"), per_class=2)
+
+
+def table(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_predictions_are_those_of_the_network(model: Path, videos: Path, tmp_path: Path) -> None:
+    (videos / "dots").mkdir(exist_ok=True)
+    (videos / "dots/bad.avi").write_text("no video")
+    out = tmp_path / "classes.csv"
+    said = predict(str(model), str(videos), out, views=("rgb", "tg"), top=2, clips=2, crops=1, sheet=3, device="cpu")
+    rows = table(out)
+    assert (said.videos, said.unreadable, len(rows)) == (9, 1, 9)
+    assert "1 could not be read" in str(said)
+    broken = [row for row in rows if row["error"]]
+    assert [row["path"] for row in broken] == ["dots/bad.avi"]
+    assert broken[0]["class"] == ""
+    recognizer = load_recognizer(model, device="cpu")
+    for row in rows:
+        if not row["error"]:
+            video = Video(row["path"], videos / row["path"])
+            p = fused(classify(recognizer, video, views=("rgb", "tg"), clips=2, crops=1)[None])[0]
+            assert row["class"] == CLASSES[int(p.argmax())]
+            assert float(row["probability"]) == pytest.approx(p.max().item(), rel=1e-4)
+            assert float(row["probability_2"]) == pytest.approx(p.topk(2).values[1].item(), rel=1e-4)
+    with Image.open(tmp_path / "classes.png") as sheet:
+        assert min(sheet.size) > 100
+    with pytest.raises(UserError, match="can list 1 to 4 classes"):
+        predict(str(model), str(videos), out, top=5)
+    with pytest.raises(UserError, match="has learned rgb, tg"):
+        predict(str(model), str(videos), out, views=("flow",))
+
+
+@pytest.mark.parametrize(
+    ("videos", "most", "shown"), [(13, 24, range(13)), (5, 3, (0, 2, 4)), (4, 1, (0,)), (3, 0, ())]
+)
+def test_the_sheet_shows_as_many_videos_as_it_may(videos: int, most: int, shown: Iterable[int]) -> None:
+    assert spread(videos, most) == set(shown)
+
+
+def test_a_sheet_shortens_names_where_they_are_alike() -> None:
+    assert end("v_JugglingBalls_train_001.avi") == "…lingBalls_train_001.avi"
+    assert beginning("BandMarching 49 %") == "BandMarching 49 %"
+    assert len(end("x" * 80)) == len(beginning("x" * 80)) == 24
+
+
+def expected(model: Path, clips: Tensor, view: str) -> Tensor:
+    recognizer = load_recognizer(model, device="cpu")
+    return recognizer.probabilities(clips.transpose(1, 2) * 255, view)
+
+
+@pytest.mark.parametrize("view", ["rgb", "tg"])
+def test_exported_programs_give_the_same(model: Path, tmp_path: Path, view: str) -> None:
+    clips = torch.rand(5, 3, 3, 24, 24)
+    said = export(str(model), tmp_path / "net.pt2", view=view)
+    assert "largest difference" in said
+    logits = torch.export.load(tmp_path / "net.pt2").module()(clips)
+    assert torch.allclose(logits.softmax(1), expected(model, clips, view), atol=1e-5)
+    card = json.loads((tmp_path / "net.pt2.json").read_text())
+    assert card["classes"] == list(CLASSES)
+    assert card["input"]["view"] == view
+    export(str(model), tmp_path / "net.safetensors", view=view)
+    plain = build_network(NetworkOptions("small_slow", width=4), 4)
+    plain.load_state_dict(safetensors.torch.load_file(tmp_path / "net.safetensors"))
+    found = plain.eval()((clips - 0.45) / 0.225).softmax(1)
+    assert torch.allclose(found, expected(model, clips, view), atol=1e-5)
+
+
+def test_onnx_gives_the_same(model: Path, tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    export(str(model), tmp_path / "net.onnx")
+    clips = torch.rand(4, 3, 3, 24, 24)
+    session = runtime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    logits = torch.from_numpy(session.run(["logits"], {"clips": clips.numpy()})[0])
+    assert torch.allclose(logits.softmax(1), expected(model, clips, "rgb"), atol=1e-5)
+
+
+def test_what_cannot_be_exported_is_said(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"found the ending '\.pth'"):
+        export(str(model), tmp_path / "net.pth")
+    with pytest.raises(UserError, match="view is 'flow'"):
+        export(str(model), tmp_path / "net.pt2", view="flow")
+
+
+def test_generated_videos_need_both_views() -> None:
+    """Frames four apart do not tell rising from falling; the change to the next frame does not tell blue from red."""
+
+    def drawn(name: str, number: int) -> np.ndarray:
+        return draw_video(name, np.random.default_rng([number])).astype(float)
+
+    up, down = drawn("rising", 3), drawn("falling", 3)
+    assert np.array_equal(up[::4], down[::4])
+    for name, frames, step in (("rising", up, -5), ("falling", down, 5)):
+        for first in (0, 4, 8, 12):
+            assert np.abs(np.roll(frames[first], step, axis=0) - frames[first + 1]).mean() < 10, (name, first)
+            assert np.abs(frames[first] - frames[first + 1]).mean() > 10
+    for name in ("blue", "red"):
+        still = drawn(name, 3)
+        assert np.array_equal(still[::4], still[1::4])
+    assert not np.array_equal(drawn("blue", 3)[0], drawn("red", 3)[0])

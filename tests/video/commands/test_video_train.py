@@ -1,0 +1,338 @@
+"""Training and testing through the commands: what is learned, what is never looked at, and that runs repeat."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from contrastive_core.errors import UserError
+from contrastive_core.training import RunOptions
+from ssl_video.augment import ClipAugment, StrongOptions
+from ssl_video.cli import main
+from ssl_video.commands.demo import demo
+from ssl_video.commands.evaluate import evaluate
+from ssl_video.commands.make_splits import make_splits
+from ssl_video.commands.report import report
+from ssl_video.commands.train import train
+from ssl_video.data import ClipSpec, index_video, read_clip
+from ssl_video.data.clip import clip_starts
+from ssl_video.evaluation import fused
+from ssl_video.models import NetworkOptions
+from ssl_video.models.checkpoint import load_recognizer
+from ssl_video.training.loader import Feed
+from ssl_video.training.options import OptimizerOptions, PseudoOptions
+
+RECIPES = sorted(file.name.removesuffix(".yaml") for file in files("ssl_video.configs").iterdir())
+CPU = RunOptions(device="cpu", threads=1, progress=False, log_every=1, checkpoint_every=3)
+CLIP = ClipSpec(frames=3, stride=2)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CSV of 3 classes of 6 clips, 12 frames of 20 x 24 pixels, each class with a colour of its own, and a split."""
+    import av
+
+    root = tmp_path_factory.mktemp("videos")
+    rows = ["path,class"]
+    for label, name in enumerate(("blue", "green", "red")):
+        for number in range(6):
+            noise = np.random.default_rng(10 * label + number).integers(0, 90, (12, 20, 24, 3), dtype=np.uint8)
+            noise[..., 2 - label] += 150
+            path = f"{name}/{number}.mkv"
+            (root / name).mkdir(exist_ok=True)
+            with av.open(str(root / path), "w") as container:
+                stream = container.add_stream("ffv1", rate=30)
+                stream.width, stream.height, stream.pix_fmt = 24, 20, "bgr0"
+                for picture in noise:
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+                container.mux(stream.encode(None))
+            rows.append(f"{path},{name}")
+    (root / "clips.csv").write_text("\n".join(rows) + "\n")
+    make_splits(
+        str(root / "clips.csv"), root, fractions=(), per_class=(1,), draws=1, blocks=6, validation=0.16, test=0.33
+    )
+    return root
+
+
+def settings(root: Path, **changes: object) -> dict[str, object]:
+    return {
+        "data": str(root / "clips.csv"),
+        "split": root / "1each-draw0.json",
+        "views": ("rgb", "tg"),
+        "steps": 6,
+        "batch_size": 3,
+        "mu": 2,
+        "size": 16,
+        "clip": CLIP,
+        "network": NetworkOptions("small_slow", width=4, dropout=0.2),
+        "pseudo": PseudoOptions(threshold=0.7, warmup=0.34),
+        "recalibrate": 6,
+        "run": CPU,
+        **changes,
+    }
+
+
+def weights(run: Path) -> bytes:
+    return (run / "model/model.safetensors").read_bytes()
+
+
+def log(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "mvpl"
+    train(out=out, diagnose=True, validate_every=3, **settings(videos))
+    return out
+
+
+def test_a_run_says_what_happens(trained: Path) -> None:
+    lines = log(trained)
+    assert len(lines) == 6
+    assert ["coverage" in line for line in lines] == [False, False, True, True, True, True]
+    assert "pseudo_accuracy_tg" in lines[-1]
+    assert ["validation_accuracy" in line for line in lines] == [False, False, True, False, False, True]
+    lr = [line["lr"] for line in lines]
+    peak = 0.1 * (3 + 6) / 40
+    assert lr[0] == pytest.approx(peak / 10)
+    assert max(lr) == pytest.approx(peak)
+    card = json.loads((trained / "model/model.json").read_text())["metadata"]
+    assert card["method"] == "mvpl"
+    assert len(card["learned_from"]) == 9
+
+
+def test_every_draw_is_a_function_of_its_keys(
+    videos: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the middle, or loaded by workers: the same bytes."""
+    real = Feed.batch
+
+    def killed(self: Feed, step: int) -> object:
+        if step == 4:
+            raise KeyboardInterrupt
+        return real(self, step)
+
+    monkeypatch.setattr(Feed, "batch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(out=tmp_path / "a", diagnose=True, validate_every=3, **settings(videos))
+    monkeypatch.setattr(Feed, "batch", real)
+    resumed = RunOptions(**{**vars(CPU), "resume": True, "workers": 1})
+    train(out=tmp_path / "a", diagnose=True, validate_every=3, **settings(videos, run=resumed))
+    assert weights(tmp_path / "a") == weights(trained)
+    assert (tmp_path / "a/metrics.jsonl").read_bytes() == (trained / "metrics.jsonl").read_bytes()
+
+
+def test_labels_that_are_not_given_are_not_looked_at(videos: Path, trained: Path, tmp_path: Path) -> None:
+    known = {key for key, _ in json.loads((videos / "1each-draw0.json").read_text())["labelled"]}
+    kept = {key for key, _ in json.loads((videos / "1each-draw0.json").read_text())["validation"]}
+    rows = (videos / "clips.csv").read_text().splitlines()
+    hidden = [row if row.split(",")[0] in known | kept | {"path"} else row.split(",")[0] + "," for row in rows]
+    other = videos / "hidden.csv"
+    other.write_text("\n".join(hidden) + "\n")
+    train(out=tmp_path / "a", validate_every=3, **settings(videos, data=str(other)))
+    assert weights(tmp_path / "a") == weights(trained)
+    with pytest.raises(UserError, match="its class is None"):
+        train(out=tmp_path / "b", diagnose=True, **settings(videos, data=str(other)))
+
+
+def test_test_scores_are_means_over_clips_and_crops(videos: Path, trained: Path, tmp_path: Path) -> None:
+    found = evaluate(
+        str(trained), str(videos / "clips.csv"), split=videos / "1each-draw0.json", clips=2, crops=3, device="cpu"
+    )
+    folder = trained / "evaluation"
+    assert json.loads((folder / "test.json").read_text())["views"]["rgb"]["top1"] == found.views["rgb"].top1
+    Image.open(folder / "test-confusion.png").verify()
+    with np.load(folder / "test-predictions.npz") as arrays:
+        probabilities, labels, keys = arrays["probabilities"], arrays["labels"], arrays["keys"]
+    assert probabilities.shape == (6, 2, 3)
+    for place, name in enumerate(("rgb", "tg")):
+        top1 = 100 * (probabilities[:, place].argmax(1) == labels).mean()
+        assert found.views[name].top1 == pytest.approx(top1)
+    assert found.views["fused"].top1 == pytest.approx(100 * (probabilities.mean(1).argmax(1) == labels).mean())
+    assert np.array(found.confusion).sum() == 6
+    # One video by hand.
+    recognizer = load_recognizer(trained, device="cpu")
+    path = videos / str(keys[3])
+    net = recognizer.network
+    expected = []
+    for start in clip_starts(index_video(path).duration, CLIP, 2):
+        clip = read_clip(path, start, CLIP, following=True)
+        for crop in ClipAugment(16, views=("rgb", "tg")).plain(clip, crops=3):
+            x = (crop["rgb"].transpose(1, 2) / 255 - 0.45) / 0.225
+            expected.append(net(x).softmax(1)[0])
+    assert np.allclose(probabilities[3, 0], torch.stack(expected).mean(0).detach().numpy(), atol=1e-5)
+
+
+def test_a_report_shows_what_there_is(videos: Path, trained: Path, tmp_path: Path) -> None:
+    page = report(trained, out=tmp_path / "before.html").read_text()
+    assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
+    assert page.count("<svg") >= 3
+    assert "Views alone, on unlabelled clips" in page
+    evaluate(str(trained), str(videos / "clips.csv"), split=videos / "1each-draw0.json", clips=1, crops=1, device="cpu")
+    page = report(trained).read_text()
+    assert (trained / "report.html").is_file()
+    assert "Evaluation: test" in page
+    assert 'src="data:image/png;base64' in page
+    moved = tmp_path / "moved"
+    shutil.copytree(trained, moved)
+    config = yaml.safe_load((moved / "config.yaml").read_text())
+    (moved / "config.yaml").write_text(yaml.safe_dump({**config, "data": str(tmp_path / "gone")}))
+    shutil.rmtree(moved / "model")
+    page = report(moved).read_text()
+    assert "Training has not ended: 6 of 6 steps are done." in page
+    shutil.copytree(trained / "model", moved / "model")
+    assert "The videos could not be opened" in report(moved).read_text()
+    assert "could not be opened" not in report(moved, data=str(videos / "clips.csv")).read_text()
+    with pytest.raises(UserError, match="no such file or folder"):
+        report(moved, data=str(tmp_path / "gone"))
+    with pytest.raises(UserError, match=r"found no config\.yaml"):
+        report(tmp_path)
+
+
+def test_a_video_without_a_view_is_fused_without_it() -> None:
+    p = torch.tensor([[[0.2, 0.8], [0.6, 0.4]], [[0.3, 0.7], [torch.nan, torch.nan]]])
+    assert torch.allclose(fused(p), torch.tensor([[0.4, 0.6], [0.3, 0.7]]))
+
+
+def test_testing_what_was_trained_on_is_refused(videos: Path, trained: Path, tmp_path: Path) -> None:
+    make_splits(str(videos / "clips.csv"), tmp_path, fractions=(), per_class=(1,), draws=1, by="clip", seed=3)
+    with pytest.raises(UserError, match="videos were trained on"):
+        evaluate(str(trained), str(videos / "clips.csv"), split=tmp_path / "1each-draw0.json", device="cpu")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "fixmatch"},
+        {"method": "supervised", "views": ("rgb",)},
+        {"bn": "split", "ema_decay": 0.9, "pseudo": PseudoOptions(threshold=0.7, fusion="adaptive", align=True)},
+        {"recalibrate": 0, "shared_geometry": False, "exclude_labelled": True, "strong": StrongOptions(ops=1)},
+        {"pseudo": PseudoOptions(target="random", soft=True, threshold=0.7, temperature=0.5)},
+    ],
+    ids=["fixmatch", "supervised", "split", "plain", "random"],
+)
+def test_every_method_trains(videos: Path, tmp_path: Path, changes: dict[str, object]) -> None:
+    train(out=tmp_path / "a", **settings(videos, steps=3, **changes))
+    recognizer = load_recognizer(tmp_path / "a", device="cpu")
+    for view in recognizer.recipe.views:
+        p = recognizer.probabilities(torch.rand(2, 3, 3, 16, 16) * 255, view)
+        assert torch.allclose(p.sum(1), torch.ones(2), atol=1e-5)
+    if changes.get("method") == "fixmatch":
+        assert recognizer.recipe.views == ("rgb",)
+
+
+def test_colours_are_learned(videos: Path, tmp_path: Path) -> None:
+    run = settings(videos, steps=60, views=("rgb",), strong=StrongOptions(ops=0), recalibrate=27)
+    run |= {"optimizer": OptimizerOptions(lr=0.2)}
+    train(out=tmp_path / "a", **run)
+    score = evaluate(
+        str(tmp_path / "a"),
+        str(videos / "clips.csv"),
+        split=videos / "1each-draw0.json",
+        clips=1,
+        crops=1,
+        device="cpu",
+    )
+    assert score.views["rgb"].top1 == 100.0
+
+
+def test_bad_files_are_skipped_up_to_a_share(videos: Path, tmp_path: Path) -> None:
+    rows = (videos / "clips.csv").read_text().splitlines()
+    split = json.loads((videos / "1each-draw0.json").read_text())
+    labelled = {key for key, _ in split["labelled"]}
+    victim = next(key for key in split["train"] if key not in labelled)
+    for row in rows[1:]:
+        key = row.split(",")[0]
+        (tmp_path / key).parent.mkdir(exist_ok=True)
+        (tmp_path / key).write_bytes(b"no video" if key == victim else (videos / key).read_bytes())
+    (tmp_path / "clips.csv").write_text("\n".join(rows) + "\n")
+    run = settings(videos, data=str(tmp_path / "clips.csv"))
+    with pytest.raises(UserError, match=r"1 of 9 videos cannot be read, 0 may be skipped"):
+        train(out=tmp_path / "a", **run)
+    train(out=tmp_path / "b", max_bad=0.2, **run)
+    listed = [json.loads(line) for line in (tmp_path / "b/bad_files.jsonl").read_text().splitlines()]
+    assert [line["path"].endswith(victim) for line in listed] == [True]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"views": ("rgb", "depth")}, "views are rgb, depth"),
+        ({"pseudo": PseudoOptions(view_weights=(1.0,), threshold=0.7)}, "2 weights"),
+        ({"steps": 0}, "steps is 0"),
+        ({"mu": 9}, "27"),
+    ],
+)
+def test_wrong_settings_are_one_clear_error(
+    videos: Path, tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        train(out=tmp_path / "a", **settings(videos, **changes))
+
+
+def test_a_low_threshold_is_said_once_where_it_matters(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    low = PseudoOptions(threshold=0.3)
+    train(out=tmp_path / "a", **settings(videos, steps=1, pseudo=low))
+    assert capfd.readouterr().err.count("note: threshold 0.3 is below twice chance") == 1
+    train(out=tmp_path / "b", **settings(videos, steps=1, pseudo=low, method="supervised"))
+    assert "below twice chance" not in capfd.readouterr().err
+    assert not [warning for warning in recwarn if "chance" in str(warning.message)]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_command_takes_the_recipes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    given = yaml.safe_load((files("ssl_video.configs") / f"{name}.yaml").read_text())
+    assert main(["train", "videos", "out", "--split", "s.json", "--config", name, "--print_config"]) == 0
+    resolved = yaml.safe_load(capsys.readouterr().out)
+    for key, value in given.items():
+        if isinstance(value, dict):
+            assert resolved[key].items() >= value.items()
+        else:
+            assert resolved[key] == value
+
+
+@pytest.mark.slow
+def test_what_no_view_knows_alone_they_know_together(tmp_path: Path) -> None:
+    """Two classes differ in colour, two in direction: frames or motion alone are right in three of four clips."""
+    result = demo(tmp_path, device="cpu")
+    found = result.score.views
+    assert max(found["rgb"].top1, found["tg"].top1) < 85
+    assert min(found["rgb"].top1, found["tg"].top1) > 60
+    assert found["fused"].top1 > 90
+    assert "both together" in str(result)
+    again = demo(tmp_path, device="cpu")
+    assert again.score == result.score
+
+
+@pytest.mark.slow
+def test_two_processes_see_what_one_sees(videos: Path, tmp_path: Path) -> None:
+    words = ["train", str(videos / "clips.csv"), "--split", str(videos / "1each-draw0.json"), "--views", "[rgb,tg]"]
+    words += ["--steps=4", "--batch_size=2", "--mu=2", "--size=16", "--clip.frames=3", "--clip.stride=2", "--bn=split"]
+    words += ["--network.name=small_slow", "--width=4", "--dropout=0", "--threshold=0.7", "--pseudo.warmup=0.25"]
+    words += ["--recalibrate=0", "--device=cpu", "--threads=1", "--log_every=1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for name, start in (("one", [sys.executable]), ("two", torchrun)):
+        command = [*start, "-m", "ssl_video", *words, "--out", str(tmp_path / name)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr
+    one, two = log(tmp_path / "one"), log(tmp_path / "two")
+    for a, b in zip(one, two, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+    nets = [load_recognizer(tmp_path / name, device="cpu").network.state_dict() for name in ("one", "two")]
+    for name, value in nets[0].items():
+        assert torch.allclose(value.float(), nets[1][name].float(), rtol=1e-3, atol=1e-5), name

@@ -1,0 +1,200 @@
+"""Where videos are found, and what becomes of those that cannot be read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from contrastive_core.errors import UserError
+from ssl_video.cli import main
+from ssl_video.data import ClipDataset, ClipSpec, Video, VideoSet, open_videos
+from ssl_video.data.lists import read_list
+
+SPEC = ClipSpec(frames=2, stride=4)
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def found(videos: VideoSet) -> list[tuple[str, str | None, str | None]]:
+    return [(video.key, video.label, video.group) for video in videos.videos]
+
+
+def test_a_folder_of_classes(tmp_path: Path) -> None:
+    touch(tmp_path, "Diving/v_Diving_g03_c02.avi", "Diving/v_Diving_g04_c01.AVI", "Rowing/a.mp4", "Rowing/readme.txt")
+    videos = open_videos(tmp_path)
+    assert found(videos) == [
+        ("Diving/v_Diving_g03_c02.avi", "Diving", "Diving/g03"),
+        ("Diving/v_Diving_g04_c01.AVI", "Diving", "Diving/g04"),
+        ("Rowing/a.mp4", "Rowing", None),
+    ]
+    assert videos.classes == ("Diving", "Rowing")
+    assert videos.labels().tolist() == [0, 0, 1]
+    with pytest.raises(UserError, match="are classes, not splits"):
+        open_videos(tmp_path, split="train")
+
+
+def test_a_folder_of_splits(tmp_path: Path) -> None:
+    touch(tmp_path, "train/a/1.mp4", "val/a/2.mp4", "train/b/3.mp4", "train/4.mp4")
+    assert found(open_videos(tmp_path, split="train")) == [
+        ("train/4.mp4", None, None),
+        ("train/a/1.mp4", "a", None),
+        ("train/b/3.mp4", "b", None),
+    ]
+    with pytest.raises(UserError, match="found the splits train, val"):
+        open_videos(tmp_path, split="test")
+    with pytest.raises(UserError, match=r"4\.mp4: its class is None"):
+        open_videos(tmp_path).labels()
+
+
+def test_csv_lists(tmp_path: Path) -> None:
+    file = tmp_path / "clips.csv"
+    file.write_text("path,class,label,split,group\nx/1.avi,dive,0,train,g1\nx/2.avi,row,1,test,\n")
+    assert found(open_videos(file)) == [("x/1.avi", "dive", "g1"), ("x/2.avi", "row", None)]
+    assert open_videos(file, split="test")[0].path == tmp_path / "x/2.avi"
+    with pytest.raises(UserError, match="found no videos of split 'val'"):
+        open_videos(file, split="val")
+    file.write_text("path,label\n1.avi,7\n")
+    assert open_videos(file)[0].label == "7"
+    file.write_text("name,label\n1.avi,7\n")
+    with pytest.raises(UserError, match="columns label, name; expected `path`"):
+        open_videos(file)
+    file.write_text("path,label\n1.avi\n")
+    with pytest.raises(UserError, match="line 2"):
+        open_videos(file)
+    file.write_text("path,label\n1.avi,7\n1.avi,7\n")
+    with pytest.raises(UserError, match=r"lists 1\.avi twice"):
+        open_videos(file)
+
+
+def test_kinetics_lists_leave_out_what_is_gone(tmp_path: Path) -> None:
+    touch(tmp_path, "abseiling/0347ZoDXyP0_000095_000105.mp4", "air drumming/zz_000001_000011.mkv")
+    file = tmp_path / "train.csv"
+    file.write_text(
+        "label,youtube_id,time_start,time_end,split\nabseiling,0347ZoDXyP0,95,105,train\n"
+        "air drumming,zz,1,11,train\nzumba,gone,5,15,train\n"
+    )
+    assert found(open_videos(file)) == [
+        ("abseiling/0347ZoDXyP0_000095_000105.mp4", "abseiling", "0347ZoDXyP0"),
+        ("air drumming/zz_000001_000011.mkv", "air drumming", "zz"),
+    ]
+
+
+def test_lines_of_path_and_label(tmp_path: Path) -> None:
+    file = tmp_path / "train.txt"
+    file.write_text("a b/1.mp4 3\nc/2.mp4 0\n\n")
+    assert found(open_videos(file)) == [("a b/1.mp4", "3", None), ("c/2.mp4", "0", None)]
+    file.write_text("1.mp4\n")
+    with pytest.raises(UserError, match="line 1"):
+        open_videos(file)
+    with pytest.raises(UserError, match="no such file or folder"):
+        open_videos(tmp_path / "nowhere")
+
+
+def test_official_lists(tmp_path: Path) -> None:
+    touch(tmp_path / "ucf", "Diving/v_Diving_g01_c01.avi", "Diving/v_Diving_g08_c01.avi", "Row/v_Row_g01_c01.avi")
+    videos = open_videos(tmp_path / "ucf")
+    (tmp_path / "trainlist01.txt").write_text("Diving/v_Diving_g08_c01.avi 1\nRow/v_Row_g01_c01.avi 2\n")
+    (tmp_path / "testlist01.txt").write_text("Diving/v_Diving_g01_c01.avi\n")
+    assert read_list(tmp_path / "trainlist01.txt", videos).places == [1, 2]
+    assert read_list(tmp_path / "testlist01.txt", videos).places == [0]
+    touch(tmp_path / "hmdb", "brush_hair/a b.avi", "brush_hair/c.avi", "cart/d.avi", "cart/e.avi")
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "brush_hair_test_split1.txt").write_text("a b.avi 1 \nc.avi 2 \n")
+    (lists / "cart_test_split1.txt").write_text("d.avi 0 \ne.avi 1 \n")
+    (lists / "cart_test_split2.txt").write_text("d.avi 1 \n")
+    hmdb = read_list(lists, open_videos(tmp_path / "hmdb"))
+    assert hmdb.places == [0, 3]
+    assert hmdb.test == [1]
+    (tmp_path / "trainlist01.txt").write_text("Diving/other.avi 1\n")
+    with pytest.raises(UserError, match="1 of its 1 videos are not in"):
+        read_list(tmp_path / "trainlist01.txt", videos)
+
+
+def test_a_data_set_has_a_length_and_clips_by_seed(
+    write_video: Callable[..., Path], numbered: Callable[..., np.ndarray]
+) -> None:
+    made = [Video(f"{n}.mkv", write_video(f"{n}.mkv", numbered(40, seed=i)), "x") for i, n in enumerate("ab")]
+    videos = VideoSet("two", made)
+    data = ClipDataset(videos, SPEC, following=True, audio=True)
+    assert len(data) == 2
+    first = data.clip(0, seed=5)
+    assert torch.equal(first.clip.frames, data.clip(0, seed=5).clip.frames)
+    assert any(not torch.equal(first.clip.frames, data.clip(0, seed=s).clip.frames) for s in range(6, 9))
+    assert first.clip.has_audio.tolist() == [False]
+    assert torch.equal(data[1].clip.frames, data.clip(1, seed=0).clip.frames)
+
+
+def test_bad_files_are_stood_in_for_up_to_a_share(
+    write_video: Callable[..., Path],
+    numbered: Callable[..., np.ndarray],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "bad.mkv").write_text("no video")
+    made = {name: write_video(f"{name}.mkv", numbered(12)) for name in ("cat", "dog")}
+    videos = VideoSet(
+        "three",
+        [Video("0", tmp_path / "bad.mkv", "dog"), Video("1", made["cat"], "cat"), Video("2", made["dog"], "dog")],
+    )
+    log = tmp_path / "bad.jsonl"
+    assert ClipDataset(videos, SPEC, max_bad=0.4, log=log)[0].video == 1
+    for _ in range(2):  # a second start counts it once
+        by_class = ClipDataset(videos, SPEC, max_bad=0.4, log=log, by_class=True)
+        assert by_class[0].video == 2
+        assert by_class[0].video == 2
+    assert "skipped:" in capfd.readouterr().err
+    assert [json.loads(line)["index"] for line in log.read_text().splitlines()] == [0]
+    with pytest.raises(
+        UserError, match=r"(?s)bad\.mkv: cannot be read as a video.*1 of 3 videos cannot be read, 0 may"
+    ):
+        ClipDataset(videos, SPEC)[0]
+    with pytest.raises(UserError, match="max_bad is 1"):
+        ClipDataset(videos, SPEC, max_bad=1)
+
+
+def test_check_finds_what_is_wrong(
+    write_video: Callable[..., Path],
+    numbered: Callable[..., np.ndarray],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_video("set/cat/a.mkv", numbered(30), tone=300.0)
+    write_video("set/cat/b.mkv", numbered(5, seed=1), ticks=[0, 20, 300, 320, 340])
+    (tmp_path / "set/dog").mkdir()
+    (tmp_path / "set/dog/c.mkv").write_bytes((tmp_path / "set/cat/a.mkv").read_bytes())
+    (tmp_path / "set/dog/d.avi").write_text("no video")
+    manifest = tmp_path / "out/manifest.csv"
+    assert main(["check", str(tmp_path / "set"), "--out", str(manifest)]) == 1
+    text = capsys.readouterr().out
+    for line in ("dog/d.avi: cannot be read as a video", "in more than one class", "of variable frame rate"):
+        assert line in text
+    again = open_videos(manifest)
+    assert [video.label for video in again.videos] == ["cat", "cat", "dog", "dog"]
+    assert again[0].path.samefile(tmp_path / "set/cat/a.mkv")
+    assert main(["check", str(tmp_path / "set/cat"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["frames"] == 35
+    assert {finding["kind"] for finding in told["notes"]} == {"variable", "silent", "short"}
+
+
+def test_frames_lost_in_the_middle_are_found(
+    write_video: Callable[..., Path], numbered: Callable[..., np.ndarray], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_video("x/a.mp4", numbered(60, height=64, width=64))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3 : len(data) * 2 // 3] = bytes(len(data) * 2 // 3 - len(data) // 3)
+    path.write_bytes(data)
+    assert main(["check", str(path.parent.parent)]) == 1
+    assert "x/a.mp4: " in capsys.readouterr().out
+    assert main(["check", str(path.parent.parent), "--no-decode"]) == 0

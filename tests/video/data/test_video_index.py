@@ -1,0 +1,289 @@
+"""Files as cameras, streams and editors leave them: the frames are those that the ffmpeg program shows."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import struct
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from contrastive_core.errors import UserError
+from ssl_video.cli import main
+from ssl_video.data import ClipSpec, index_video, read_clip
+from ssl_video.data.audio_reader import read_audio
+from ssl_video.data.reader import every_frame, read_frames
+
+FFMPEG = shutil.which("ffmpeg")
+pytestmark = pytest.mark.skipif(FFMPEG is None, reason="the ffmpeg program makes these files")
+
+RATE = 30
+X264 = ("-pix_fmt", "yuv420p", "-c:v", "libx264", "-preset", "veryfast")
+OPEN_GOP = (*X264, "-x264-params", "open-gop=1:keyint=12:min-keyint=12:bframes=3:b-adapt=0:scenecut=0")
+
+
+def ffmpeg(*arguments: object) -> bytes:
+    command = [str(FFMPEG), "-y", "-nostdin", "-v", "error", "-threads", "1", *map(str, arguments)]
+    return subprocess.run(command, check=True, capture_output=True).stdout
+
+
+def source(seconds: float = 2, *, size: str = "64x48", rate: int = RATE, kind: str = "testsrc2") -> tuple[str, ...]:
+    return ("-f", "lavfi", "-i", f"{kind}=size={size}:rate={rate}:duration={seconds}")
+
+
+def shown(path: Path) -> list[np.ndarray]:
+    """All frames as the ffmpeg program shows them."""
+    data = ffmpeg("-i", path, "-an", "-fps_mode", "passthrough", "-f", "image2pipe", "-c:v", "ppm", "-")
+    frames, at = [], 0
+    while at < len(data):
+        head = data[at : at + 40].split(b"\n", 3)
+        width, height = map(int, head[1].split())
+        at += sum(len(line) + 1 for line in head[:3])
+        frames.append(np.frombuffer(data, np.uint8, 3 * width * height, at).reshape(height, width, 3))
+        at += 3 * width * height
+    return frames
+
+
+def differ(ours: np.ndarray, theirs: np.ndarray) -> float:
+    assert ours.shape == theirs.shape
+    return float(np.abs(ours.astype(int) - theirs).mean())
+
+
+def assert_same_frames(path: Path, *, tolerance: float = 0.5) -> None:
+    """One after the other, and at random places."""
+    expected = shown(path)
+    assert len(index_video(path)) == len(expected) > 0
+    assert max(map(differ, every_frame(path), expected)) <= tolerance
+    draw = random.Random(0)
+    for _ in range(6):
+        wanted = sorted({draw.randrange(len(expected)) for _ in range(3)})
+        found = read_frames(path, wanted)
+        assert all(differ(found[frame], expected[frame]) <= tolerance for frame in wanted), wanted
+
+
+def cut(path: Path, source_: Path, *options: str) -> Path:
+    """The end of a file, cut between key frames without encoding it again."""
+    ffmpeg("-ss", "0.7", "-i", source_, "-c", "copy", *options, path)
+    return path
+
+
+def joined(path: Path, *parts: Path) -> Path:
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    return path
+
+
+def plain(folder: Path, name: str, *codec: str, **options: object) -> Path:
+    ffmpeg(*source(**options), *(codec or X264), folder / name)  # type: ignore[arg-type]
+    return folder / name
+
+
+def turned(folder: Path, a: int, b: int, c: int, d: int) -> Path:
+    """A file whose display matrix maps (x, y) to (a x + c y, b x + d y)."""
+    data = bytearray(plain(folder, "upright.mp4").read_bytes())
+    box = data.index(b"tkhd") + 4
+    matrix = box + (40 if data[box] == 0 else 52)
+    data[matrix : matrix + 36] = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    path = folder / "turned.mp4"
+    path.write_bytes(data)
+    return path
+
+
+MATRICES = [(a, 0, 0, d) for a in (1, -1) for d in (1, -1)] + [(0, b, c, 0) for b in (1, -1) for c in (1, -1)]
+
+
+@pytest.mark.parametrize("matrix", MATRICES, ids=str)
+def test_pictures_are_turned_and_mirrored_as_the_file_says(matrix: tuple[int, int, int, int], tmp_path: Path) -> None:
+    path = turned(tmp_path, *matrix)
+    assert_same_frames(path)
+    index = index_video(path)
+    assert (index.height, index.width) == shown(path)[0].shape[:2]
+
+
+def cut_copy(at: Path, first: str, second: str) -> Path:
+    ffmpeg("-i", plain(at, first, *X264), "-c", "copy", at / second)
+    return at / second
+
+
+def with_metadata(at: Path) -> Path:
+    path = plain(at, "a.mp4", *X264, "-metadata", "title=ZZZZ")
+    path.write_bytes(path.read_bytes().replace(b"ZZZZ", b"\xe9\xff\xfe\xe8"))
+    return path
+
+
+def with_cover(at: Path) -> Path:
+    picture = plain(at, "cover.jpg", "-frames:v", "1", size="640x480")
+    ffmpeg(
+        *("-i", picture, "-i", plain(at, "a.mp4"), "-map", "0", "-map", "1", "-c", "copy"),
+        *("-disposition:v:0", "attached_pic", "-disposition:v:1", "default", at / "b.mp4"),
+    )
+    return at / "b.mp4"
+
+
+def with_two_streams(at: Path) -> Path:
+    ffmpeg(
+        *(*source(kind="smptebars", size="128x96"), "-i", plain(at, "a.mp4"), "-map", "0:v", "-map", "1:v", *X264),
+        *("-disposition:v:0", "0", "-disposition:v:1", "default", at / "b.mkv"),
+    )
+    return at / "b.mkv"
+
+
+MADE: dict[str, Callable[[Path], Path]] = {
+    "H.264 with B-frames in AVI": lambda at: plain(at, "a.avi", *X264, "-g", "20"),
+    "the same, copied to MP4": lambda at: cut_copy(at, "a.avi", "b.mp4"),
+    "MPEG-4 with B-frames in AVI": lambda at: plain(at, "a.avi", "-c:v", "mpeg4", "-bf", "2", "-g", "20"),
+    "raw H.264": lambda at: plain(at, "a.h264", *X264),
+    "raw HEVC": lambda at: plain(at, "a.hevc", "-c:v", "libx265", "-x265-params", "log-level=error"),
+    "raw MPEG-1": lambda at: plain(at, "a.mpg", "-c:v", "mpeg1video", "-f", "mpeg1video"),
+    "raw Motion JPEG": lambda at: plain(at, "a.avi", "-c:v", "mjpeg", "-f", "mjpeg"),
+    "an animated GIF": lambda at: plain(at, "a.gif", "-c:v", "gif"),
+    "VP8 with invisible reference frames": lambda at: plain(
+        at, "a.webm", "-c:v", "libvpx", "-auto-alt-ref", "1", "-lag-in-frames", "16", "-arnr-maxframes", "7"
+    ),
+    "open GOP, whole": lambda at: plain(at, "a.ts", *OPEN_GOP),
+    "open GOP, cut, transport stream": lambda at: cut(at / "b.ts", plain(at, "a.ts", *OPEN_GOP)),
+    "open GOP, cut, Matroska": lambda at: cut(at / "b.mkv", plain(at, "a.mp4", *OPEN_GOP)),
+    "open GOP, cut, MP4 with an edit list": lambda at: cut(at / "b.mp4", plain(at, "a.mp4", *OPEN_GOP)),
+    "MPEG-2, cut": lambda at: cut(at / "b.mpg", plain(at, "a.mpg", "-c:v", "mpeg2video", "-bf", "2")),
+    "intra refresh, without key frames": lambda at: plain(
+        at, "a.mp4", *X264, "-x264-params", "intra-refresh=1:keyint=20:bframes=0"
+    ),
+    "streams joined, clocks equal": lambda at: joined(
+        at / "c.ts", plain(at, "a.ts", *X264), plain(at, "b.ts", *X264, kind="smptebars")
+    ),
+    "streams joined, another rate and B-frames": lambda at: joined(
+        at / "c.ts", plain(at, "a.ts", *X264), plain(at, "b.ts", *X264, kind="smptebars", rate=25)
+    ),
+    "streams joined, clocks overlap": lambda at: joined(
+        at / "c.ts", plain(at, "a.ts"), plain(at, "b.ts", *X264, "-output_ts_offset", "0.71", kind="smptebars")
+    ),
+    "a clock that jumps ahead": lambda at: joined(
+        at / "c.ts", plain(at, "a.ts"), plain(at, "b.ts", *X264, "-output_ts_offset", "30", kind="smptebars")
+    ),
+    "times that repeat": lambda at: plain(
+        at, "a.mkv", *X264, "-bf", "0", "-vf", "setpts='if(eq(mod(N,7),3),PTS-1,PTS)'", "-fps_mode", "passthrough"
+    ),
+    "metadata that are no text": with_metadata,
+    "a cover picture first": with_cover,
+    "the default stream second": with_two_streams,
+    "a name like a protocol": lambda at: plain(at, "a:b.mp4").rename(at / "http:b %03d.mp4"),
+}
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_frames_are_those_that_ffmpeg_shows(kind: str, tmp_path: Path) -> None:
+    assert_same_frames(MADE[kind](tmp_path))
+
+
+def test_joined_recordings_follow_one_another_in_time(tmp_path: Path) -> None:
+    for name in ("streams joined, another rate and B-frames", "a clock that jumps ahead"):
+        folder = tmp_path / name
+        folder.mkdir()
+        index = index_video(MADE[name](folder))
+        assert (np.diff(index.times) > 0).all()
+        assert index.duration == pytest.approx(4, abs=0.1)
+
+
+def test_pictures_that_change_their_size_become_one_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wide, tall = plain(tmp_path, "a.ts"), plain(tmp_path, "b.ts", *X264, "-output_ts_offset", "2", size="48x64")
+    (tmp_path / "set/x").mkdir(parents=True)
+    path = joined(tmp_path / "set/x/turned.ts", wide, tall)
+    assert_same_frames(path, tolerance=8)  # scaling differs a little between versions of FFmpeg
+    assert read_clip(path, 1.0, ClipSpec()).frames.shape == (1, 8, 3, 48, 64)
+    assert main(["check", str(tmp_path / "set")]) == 0
+    assert "picture size changes" in capsys.readouterr().out
+
+
+def test_an_unknown_codec_is_the_files_own_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "set/x"
+    folder.mkdir(parents=True)
+    good = plain(folder, "good.mp4")
+    data = good.read_bytes()
+    place = data.rindex(b"avc1")
+    (folder / "bad.mp4").write_bytes(data[:place] + b"zzzz" + data[place + 4 :])
+    with pytest.raises(UserError, match=r"bad\.mp4: its video is in a codec that"):
+        index_video(folder / "bad.mp4")
+    assert main(["check", str(tmp_path / "set"), "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert [item["files"] for finding in told["errors"] for item in finding["items"]] == [["x/bad.mp4"]]
+
+
+def test_check_finds_what_reading_refuses_and_notes_what_was_patched_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "set/x"
+    folder.mkdir(parents=True)
+    whole = plain(tmp_path, "a.mp4", *X264, "-g", "15", "-bf", "0", size="160x120").read_bytes()
+    lost, patched = bytearray(whole), bytearray(whole)
+    middle = len(whole) // 2
+    lost[middle : middle + 3000] = bytes(3000)
+    patched[middle : middle + 40] = bytes(range(40))
+    (folder / "lost.mp4").write_bytes(lost)
+    (folder / "patched.mp4").write_bytes(patched)
+    plain(folder, "whole.mp4")
+    refused = set()
+    for path in folder.iterdir():
+        try:
+            list(every_frame(path))
+        except UserError:
+            refused.add(f"x/{path.name}")
+    assert main(["check", str(tmp_path / "set"), "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    found = {finding["kind"]: {key for item in finding["items"] for key in item["files"]} for finding in told["errors"]}
+    assert found["unreadable"] == refused == {"x/lost.mp4"}
+    notes = {finding["kind"]: {key for item in finding["items"] for key in item["files"]} for finding in told["notes"]}
+    assert notes["damaged"] == {"x/patched.mp4"}
+
+
+def tone(seconds: float, *, hertz: int = 440) -> tuple[str, ...]:
+    return ("-f", "lavfi", "-i", f"sine=frequency={hertz}:sample_rate=48000:duration={seconds}")
+
+
+def loudness(path: Path, start: float, duration: float = 0.2) -> float:
+    samples = read_audio(path, start, duration)
+    assert samples is not None
+    assert len(samples) == round(duration * 16000)
+    return float(np.sqrt(np.square(samples).mean()))
+
+
+def test_sound_with_a_gap_stays_at_its_moments(tmp_path: Path) -> None:
+    path = tmp_path / "gap.mkv"
+    filters = "[1:a]volume='if(lt(t,2),1,0.25)':eval=frame,aselect='not(between(t,1,2))'[o]"
+    ffmpeg(
+        *(*source(3), *tone(3), "-filter_complex", filters, "-map", "0:v", "-map", "[o]"),
+        *(*X264, "-c:a", "pcm_s16le", path),
+    )
+    full = loudness(path, 0.3)
+    assert full > 0.05
+    assert loudness(path, 1.4) == 0.0
+    assert loudness(path, 2.5) == pytest.approx(full / 4, rel=0.05)
+    samples = read_audio(path, 0.0, 3.0)
+    assert samples is not None
+    assert not samples[round(1.1 * 16000) : round(1.9 * 16000)].any()
+    assert np.abs(samples[round(2.2 * 16000) :]).max() == pytest.approx(np.abs(samples[:8000]).max() / 4, rel=0.05)
+
+
+def test_sound_whose_channels_change_is_read_on(tmp_path: Path) -> None:
+    parts = []
+    for name, channels, offset in (("a.ts", 1, 0.0), ("b.ts", 6, 1.0)):
+        parts.append(tmp_path / name)
+        ffmpeg(
+            *(*source(1), *tone(1), "-output_ts_offset", str(offset), "-ac", str(channels)),
+            *(*X264, "-c:a", "aac", parts[-1]),
+        )
+    path = joined(tmp_path / "both.ts", *parts)
+    assert loudness(path, 0.4) > 0.01
+    assert loudness(path, 1.4) > 0.001
+
+
+def test_late_sound_begins_late(tmp_path: Path) -> None:
+    path = tmp_path / "late.mp4"
+    ffmpeg(
+        *(*source(2), "-itsoffset", "1", *tone(1), "-map", "0:v", "-map", "1:a", *X264, "-c:a", "aac", path),
+    )
+    assert loudness(path, 0.5) == pytest.approx(0, abs=1e-3)
+    assert loudness(path, 1.4) > 0.05

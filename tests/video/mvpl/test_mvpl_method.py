@@ -1,0 +1,258 @@
+"""The method as a user's loop calls it, against FixMatch written independently and the spec's sums written out."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_video import MultiviewPseudoLabel
+from ssl_video.models import NetworkOptions, build_network
+from ssl_video.models.batchnorm import ViewBatchNorm
+from ssl_video.models.networks import SmallSlow
+
+
+def pictures(n: int, *views: str, seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {view: torch.rand(n, 2, 3, 12, 12, generator=generator) * 255 for view in views}
+
+
+def small(classes: int = 4, *, dropout: float = 0.0) -> SmallSlow:
+    torch.manual_seed(3)
+    net = SmallSlow(classes, width=4, dropout=dropout)
+    nn.init.normal_(net.fc.weight, std=0.5)
+    for part in net.modules():
+        if isinstance(part, nn.BatchNorm3d):
+            nn.init.ones_(part.weight)
+    return net
+
+
+def taken(batch: Tensor) -> Tensor:
+    return (batch.permute(0, 2, 1, 3, 4) / 255 - 0.45) / 0.225
+
+
+def fixmatch_step(net: nn.Module, x: Tensor, y: Tensor, weak: Tensor, strong: Tensor, threshold: float) -> Tensor:
+    """FixMatch as its code has it: one batch of labelled, weak and strong; hard labels; the mean over all clips."""
+    logits = net(torch.cat([x, weak, strong]))
+    labelled, rest = logits[: len(x)], logits[len(x) :]
+    weak_logits, strong_logits = rest.chunk(2)
+    probabilities = torch.softmax(weak_logits.detach(), dim=-1)
+    best, label = torch.max(probabilities, dim=-1)
+    mask = best.ge(threshold).float()
+    return F.cross_entropy(labelled, y) + (F.cross_entropy(strong_logits, label, reduction="none") * mask).mean()
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.6, 0.9])
+def test_one_view_is_fixmatch(threshold: float) -> None:
+    labelled, weak, strong = (pictures(n, "rgb", seed=n) for n in (3, 5, 6))
+    strong = {"rgb": strong["rgb"][:5]}
+    y = torch.tensor([0, 3, 1])
+    ours, theirs = small().train(), small().train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a threshold below chance
+        method = MultiviewPseudoLabel(
+            ours, classes=4, views=("rgb",), target="self", threshold=threshold, weak_batch="joint"
+        )
+    found = method(labelled, y, weak, strong)
+    expected = fixmatch_step(
+        theirs, *(taken(b) for b in (labelled["rgb"],)), y, taken(weak["rgb"]), taken(strong["rgb"]), threshold
+    )
+    assert found.loss.item() == pytest.approx(expected.item(), abs=1e-6)
+    found.loss.backward()
+    expected.backward()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad, atol=1e-6)
+    for a, b in zip(ours.buffers(), theirs.buffers(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_several_views_are_the_sums_of_the_spec() -> None:
+    views = ("rgb", "flow", "tg")
+    labelled, weak, strong = pictures(2, *views), pictures(4, *views, seed=1), pictures(4, *views, seed=2)
+    y = torch.tensor([2, 0])
+    net, other = small().train(), small().train()
+    method = MultiviewPseudoLabel(net, classes=4, views=views, threshold=0.6, unlabelled_weight=0.7)
+    found = method(labelled, y, weak, strong, truth=torch.tensor([0, 1, 2, 3]))
+    # Weak clips on their own, by batch statistics; then labelled and strong ones in one batch.
+    with torch.no_grad():
+        p = copy.deepcopy(other)(torch.cat([taken(weak[v]) for v in views])).softmax(-1).view(3, 4, 4)
+    q = p.mean(dim=0)
+    best, label = q.max(dim=-1)
+    logits = other(torch.cat([torch.cat([taken(labelled[v]), taken(strong[v])]) for v in views])).view(3, 6, 4)
+    supervised = sum(F.cross_entropy(logits[v, :2], y) for v in range(3)) / 3
+    each = torch.stack([F.cross_entropy(logits[v, 2:], label, reduction="none") for v in range(3)])
+    unlabelled = ((best > 0.6) * each).sum() / (3 * 4)
+    assert found.supervised.item() == pytest.approx(supervised.item(), abs=1e-5)
+    assert found.unlabelled.item() == pytest.approx(unlabelled.item(), abs=1e-5)
+    assert found.loss.item() == pytest.approx((supervised + 0.7 * unlabelled).item(), abs=1e-5)
+    assert 0 < (best > 0.6).sum() < 4, "the threshold decides nothing here"
+    told = found.diagnostics
+    assert told.coverage.item() == pytest.approx((best > 0.6).float().mean().item())
+    assert told.histogram.tolist() == [3.0 * ((label == k) & (best > 0.6)).sum().item() for k in range(4)]
+    votes = p.argmax(-1)
+    same = [(votes[a] == votes[b]).float().mean().item() for a, b in ((0, 1), (0, 2), (1, 2))]
+    assert told.agreement.item() == pytest.approx(sum(same) / 3)
+    right = label == torch.arange(4)
+    assert told.accuracy_all.item() == pytest.approx(right.float().mean().item())
+    assert told.accuracy.item() == pytest.approx(right[best > 0.6].float().mean().item())
+    assert told.accuracy_by_view["tg"].item() == pytest.approx((votes[2] == torch.arange(4)).float().mean().item())
+    assert set(told.scalars()) >= {"coverage", "agreement", "confidence", "pseudo_accuracy", "pseudo_accuracy_rgb"}
+    # Running statistics are those of the second pass alone.
+    for a, b in zip(net.buffers(), other.buffers(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_split_norm_trains_views_apart() -> None:
+    views = ("rgb", "tg")
+    net, apart = small().train(), small().train()
+    method = MultiviewPseudoLabel(net, classes=4, views=views, threshold=0.5, bn="split")
+    labelled = pictures(4, *views)
+    labelled["tg"] = labelled["tg"] / 8 + 100
+    y = torch.tensor([0, 1, 2, 3])
+    found = method(labelled, y)
+    expected = (
+        F.cross_entropy(apart(taken(labelled["rgb"])), y) + F.cross_entropy(apart(taken(labelled["tg"])), y)
+    ) / 2
+    assert found.loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    assert any(isinstance(part, ViewBatchNorm) for part in method.tested.modules())
+    assert found.diagnostics is None
+
+
+def test_warm_up_has_labels_only() -> None:
+    labelled, weak = pictures(2, "rgb"), pictures(4, "rgb", seed=1)
+    method = MultiviewPseudoLabel(small(), classes=4, views=("rgb",), threshold=0.5, warmup_steps=3)
+    y = torch.tensor([0, 1])
+    assert method(labelled, y, weak, weak, step=2).diagnostics is None
+    assert method(labelled, y, weak, weak, step=3).diagnostics is not None
+
+
+def test_a_missing_view_counts_nowhere() -> None:
+    views = ("rgb", "audio")
+    labelled, weak, strong = pictures(2, *views), pictures(3, *views, seed=1), pictures(3, *views, seed=2)
+    present = {"audio": torch.tensor([True, False, True])}
+    there = {"audio": torch.tensor([False, True])}
+    y = torch.tensor([0, 1])
+    method = MultiviewPseudoLabel(small(), classes=4, views=views, threshold=0.5)
+    state = copy.deepcopy(method.state_dict())
+    first = method(labelled, y, weak, strong, present=present, labelled_present=there)
+    after = copy.deepcopy(method.state_dict())
+    for batch in (weak, strong):
+        batch["audio"][1] = 255 - batch["audio"][1]
+    labelled["audio"][0] = 3.0
+    method.load_state_dict(state)
+    second = method(labelled, y, weak, strong, present=present, labelled_present=there)
+    assert torch.equal(first.loss, second.loss)
+    assert all(torch.equal(value, after[name]) for name, value in method.state_dict().items())
+    method.load_state_dict(state)
+    assert not torch.equal(method(labelled, y, weak, strong, present=present).loss, first.loss)
+
+
+def test_dropout_does_not_touch_the_pseudo_labels() -> None:
+    weak = pictures(8, "rgb", seed=1)
+    method = MultiviewPseudoLabel(small(dropout=0.9), classes=4, views=("rgb",), threshold=0.5)
+    labels = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        labels.append(method(pictures(2, "rgb"), torch.tensor([0, 1]), weak, weak).diagnostics.confidence)
+    assert torch.equal(labels[0], labels[1])
+    assert torch.equal(labels[0], labels[2])
+
+
+def test_moving_average_follows() -> None:
+    net = small()
+    method = MultiviewPseudoLabel(net, classes=4, views=("rgb",), threshold=0.5, ema_decay=0.75)
+    assert method.tested is not net
+    method.update()
+    start = net.fc.bias.detach().clone()
+    with torch.no_grad():
+        net.fc.bias += 1
+    method.update()
+    assert torch.allclose(method.tested.fc.bias, start + 0.25)
+    assert not any(p.requires_grad for p in method.average.parameters())
+    plain = MultiviewPseudoLabel(small(), classes=4, views=("rgb",), threshold=0.5)
+    assert plain.tested is plain.network
+
+
+def test_a_low_threshold_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match=r"below twice chance \(0\.5 for 4 classes\)"):
+        MultiviewPseudoLabel(small(), classes=4, threshold=0.3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        MultiviewPseudoLabel(small(), classes=4, threshold=0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"classes": 1}, "classes is 1"),
+        ({"threshold": 1.5}, "threshold is 1.5"),
+        ({"target": "mean"}, "target is mean"),
+        ({"views": ("rgb", "rgb")}, "each once"),
+        ({"fusion": [1.0]}, "2 weights"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"temperature": 0.0}, "temperature"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        MultiviewPseudoLabel(small(), **{"classes": 4, "threshold": 0.5, **settings})
+
+
+def test_wrong_batches_are_refused() -> None:
+    method = MultiviewPseudoLabel(small(), classes=4, threshold=0.5)
+    with pytest.raises(ValueError, match="expected also tg"):
+        method(pictures(2, "rgb"), torch.tensor([0, 1]))
+    both = pictures(2, "rgb", "tg")
+    with pytest.raises(ValueError, match="differ in number"):
+        method(both, torch.tensor([0, 1]), pictures(3, "rgb", "tg"), pictures(4, "rgb", "tg"))
+
+
+@pytest.mark.parametrize("name", ["small_slow", "slow_r50", "x3d_xs", "r3d_18"])
+def test_networks_give_logits_in_both_modes(name: str) -> None:
+    torch.manual_seed(0)
+    net = build_network(NetworkOptions(name, width=8 if name in ("small_slow", "slow_r50") else 0), 5)
+    for shape in ((2, 3, 4, 32, 32), (2, 3, 5, 40, 48)):
+        assert net(torch.randn(shape)).shape == (2, 5)
+        with torch.no_grad():
+            assert (net.eval()(torch.randn(shape)).sum(dim=1) - 1).abs().max() > 0.1  # no probabilities
+        net.train()
+
+
+def test_the_slow_pathway_is_the_specified_one() -> None:
+    net = build_network(NetworkOptions("slow_r50"), 400)
+    assert sum(p.numel() for p in net.parameters()) == 32_454_096
+    kernels = [tuple(part.kernel_size) for part in net.modules() if isinstance(part, nn.Conv3d)]
+    assert kernels[0] == (1, 7, 7)
+    assert kernels.count((3, 1, 1)) == 6 + 3  # first convolution of each block of the last two stages
+    assert all(part.stride[0] == 1 for part in net.modules() if isinstance(part, nn.Conv3d))
+
+
+def test_fabric_trains_it_as_it_is() -> None:
+    from lightning_fabric import Fabric
+
+    labelled, weak, strong = (pictures(n, "rgb", "tg", seed=n) for n in (2, 3, 4))
+    strong = {view: batch[:3] for view, batch in strong.items()}
+    y = torch.tensor([0, 1])
+    results = []
+    for with_fabric in (False, True):
+        net = small()
+        method = MultiviewPseudoLabel(net, classes=4, threshold=0.5, ema_decay=0.9)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        called, backward = method, torch.Tensor.backward
+        if with_fabric:
+            fabric = Fabric(accelerator="cpu", devices=1)
+            called, optimizer = fabric.setup(method, optimizer)
+            backward = fabric.backward
+        for _ in range(2):
+            losses = called(labelled, y, weak, strong)
+            optimizer.zero_grad()
+            backward(losses.loss)
+            optimizer.step()
+            method.update()
+        results.append((losses.loss.detach(), losses.diagnostics.scalars()["coverage"], method.tested.fc.weight))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)

@@ -1,0 +1,241 @@
+"""Run everything that needs a GPU, in order of worth, within a few minutes and without a network.
+
+    python -m tools.gpu.run --out out                  # on the machine, in the folder that tools.gpu.pack made
+    python -m tools.gpu.run --out out --rehearse       # the same stages at tiny sizes on the CPU
+
+`stages.yaml` lists the stages. A stage is a few commands with a time limit together; stages of one group run side by
+side. After every stage `gpu.json` (the results), `log.txt` (what the commands printed) and `runs.tar.gz` (metrics and
+records of the training runs) are written again, so that a run that is cut off keeps what it had. A stage that fails or
+runs out of time is recorded as such and stops no other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = Path(__file__).with_name("stages.yaml")
+SOURCES = [ROOT, *sorted((ROOT / "packages").glob("*/src"))]
+LARGEST_FILE = 2 << 20  # of a run's files, the largest that is kept
+LARGEST_LOG = 200_000  # characters of a stage's output, its end
+
+
+@dataclass
+class Stage:
+    """What to run, and what came of it.
+
+    Attributes:
+        name: names its folder and its entry in the results.
+        seconds: time limit of all its commands together.
+        commands: argument lists; `{python}`, `{device}`, `{data}`, `{work}` (the stage's folder) and `{runs}` (the
+            folder of all stages) are replaced.
+        rehearse: arguments added to each command in a rehearsal; None leaves the stage out.
+        group: stages that follow each other with the same number run side by side.
+        record: of the run: seconds, the commands with their exit status, and the JSON files they wrote.
+    """
+
+    name: str
+    seconds: float
+    commands: list[list[str]]
+    group: int
+    rehearse: list[list[str]] | None = field(default_factory=list)
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+class Session:
+    """All stages of one call."""
+
+    def __init__(self, out: Path, work: Path, *, device: str, data: Path, budget: float) -> None:
+        self.out, self.work, self.device, self.data = out, work, device, data
+        self.begun, self.budget = time.monotonic(), budget
+        self.stages: list[Stage] = []
+        self.environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": self.search_path()}
+        self.environment.setdefault("TORCH_CUDA_ARCH_LIST", "9.0")
+        self._lock = threading.Lock()
+
+    def search_path(self) -> str:
+        site = self.work / "site"
+        return os.pathsep.join(map(str, [*SOURCES, site, *filter(None, [os.environ.get("PYTHONPATH")])]))
+
+    def left(self) -> float:
+        """Seconds of the budget."""
+        return self.budget - (time.monotonic() - self.begun)
+
+    def run(self, stage: Stage) -> None:
+        """Run the commands of a stage, one after the other, until one fails or the time is up."""
+        folder = self.work / stage.name
+        folder.mkdir(parents=True, exist_ok=True)
+        begun, deadline = time.monotonic(), time.monotonic() + min(stage.seconds, self.left())
+        stage.record = {"begun": round(begun - self.begun, 1), "commands": []}
+        with self._log(stage).open("w") as log:
+            for command in stage.commands:
+                names = {"python": sys.executable, "device": self.device, "data": self.data, "runs": self.work}
+                words = [word.format(work=folder, **names) for word in command]
+                print("$", *words, file=log, flush=True)
+                status = self._wait(words, log, deadline)
+                stage.record["commands"].append({"line": " ".join(words[1:]), "status": status})
+                if status != 0:
+                    break
+        stage.record["seconds"] = round(time.monotonic() - begun, 1)
+        stage.record["results"] = {
+            str(path.relative_to(folder)): _read(path)
+            for path in sorted(folder.glob("*.json"))
+        }  # fmt: skip
+        ends = [command["status"] for command in stage.record["commands"]]
+        print(f"{time.monotonic() - self.begun:5.0f} s  {stage.name}: {ends}", flush=True)
+        self.write()
+
+    def _wait(self, words: Sequence[str], log: Any, deadline: float) -> int | str:
+        """Exit status, or "out of time"."""
+        if deadline - time.monotonic() < 1:
+            return "out of time"
+        process = subprocess.Popen(
+            words, cwd=ROOT, env=self.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            return process.wait(deadline - time.monotonic())
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return "out of time"
+
+    def _log(self, stage: Stage) -> Path:
+        return self.work / f"{stage.name}.log"
+
+    def write(self) -> None:
+        """Results so far, whole files or none."""
+        with self._lock:
+            results = {stage.name: stage.record for stage in self.stages if stage.record}
+            record = {"seconds": round(time.monotonic() - self.begun, 1), "machine": machine(), "stages": results}
+            _replace(self.out / "gpu.json", json.dumps(record, indent=1).encode())
+            logs = [
+                f"=== {stage.name}\n{self._log(stage).read_text(errors='replace')[-LARGEST_LOG:]}"
+                for stage in self.stages
+                if self._log(stage).is_file()
+            ]
+            _replace(self.out / "log.txt", "\n".join(logs).encode())
+            beside = self.out / ".runs.tar.gz"
+            with tarfile.open(beside, "w:gz") as archive:
+                for stage in self.stages:
+                    for path in sorted((self.work / stage.name).rglob("*")):
+                        kept = path.suffix in (".json", ".jsonl", ".yaml", ".csv", ".html", ".txt")
+                        if kept and path.is_file() and path.stat().st_size <= LARGEST_FILE:
+                            archive.add(path, path.relative_to(self.work))
+            beside.replace(self.out / "runs.tar.gz")
+
+
+def machine() -> dict[str, str]:
+    """The card and its driver, as nvidia-smi names them; empty without one."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,clocks.sm", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(query, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return dict(zip(("card", "driver", "memory", "clock"), said.split(", "), strict=False))
+
+
+def read_stages(path: Path, names: Sequence[str], *, rehearse: bool) -> list[Stage]:
+    """The stages of a file, or those named; in a rehearsal with the arguments that make them small."""
+    stages = [Stage(**entry) for entry in yaml.safe_load(path.read_text())]
+    known = {stage.name for stage in stages}
+    if unknown := set(names) - known:
+        raise SystemExit(f"--stages: no stage {', '.join(sorted(unknown))}; {path} has {', '.join(sorted(known))}")
+    chosen = [stage for stage in stages if not names or stage.name in names]
+    if not rehearse:
+        return chosen
+    for stage in chosen:
+        for command, more in zip(stage.commands, stage.rehearse or [], strict=False):
+            command += more
+    return [stage for stage in chosen if stage.rehearse is not None]
+
+
+def prepare(session: Session) -> dict[str, Any]:
+    """Unpack the data, install the wheels and compile the libraries, side by side: what each took, or how it failed."""
+    site, data = session.work / "site", session.data
+    wheels = sorted(map(str, (ROOT / "wheels").glob("*.whl")))
+    jobs: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "data").glob("*.tar.xz")):
+        folder = data / path.name.removesuffix(".tar.xz")
+        folder.mkdir(parents=True, exist_ok=True)
+        jobs[f"unpack {path.name}"] = ["tar", "-C", str(folder), "-xf", str(path)]
+    if wheels:
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-compile"]
+        jobs["wheels"] = [*pip, "--no-cache-dir", "--target", str(site), *wheels]
+    jobs["build"] = [sys.executable, "-m", "contrastive_core", "build", "--cuda"]
+
+    def do(name: str) -> dict[str, Any]:
+        begun = time.monotonic()
+        done = subprocess.run(jobs[name], env=session.environment, capture_output=True, text=True, check=False)
+        said = f"{done.stdout}{done.stderr}"[-4000:]
+        return {"seconds": round(time.monotonic() - begun, 1), "status": done.returncode, "said": said}
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(jobs, pool.map(do, jobs), strict=True))
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        return f"{error}"
+
+
+def _replace(path: Path, content: bytes) -> None:
+    beside = path.with_name(f".{path.name}")
+    beside.write_bytes(content)
+    beside.replace(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for gpu.json, log.txt and runs.tar.gz")
+    parser.add_argument("--work", type=Path, default=Path("/tmp/gpu"), help="scratch folder")
+    parser.add_argument("--data", type=Path, help="folder of the unpacked data; by default in the scratch folder")
+    parser.add_argument("--stages", nargs="+", default=[], help="stages to run; by default all")
+    parser.add_argument("--file", type=Path, default=STAGES, help="file of the stages")
+    parser.add_argument("--seconds", type=float, default=540, help="budget of the whole call")
+    parser.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU, nothing installed or compiled")
+    arguments = parser.parse_args()
+    for folder in (arguments.out, arguments.work):
+        folder.mkdir(parents=True, exist_ok=True)
+    session = Session(
+        arguments.out.resolve(), arguments.work.resolve(), device="cpu" if arguments.rehearse else "cuda",
+        data=(arguments.data or arguments.work / "data").resolve(), budget=arguments.seconds,
+    )  # fmt: skip
+    session.stages = read_stages(arguments.file, arguments.stages, rehearse=arguments.rehearse)
+    if not arguments.rehearse:
+        setup = Stage("prepare", 0, [], -1, record=prepare(session))
+        print(f"{time.monotonic() - session.begun:5.0f} s  prepare: {json.dumps(setup.record)[:1500]}", flush=True)
+        session.stages.insert(0, setup)
+        session.write()
+    for group, members in itertools.groupby(session.stages, key=lambda stage: stage.group):
+        if group >= 0:
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(session.run, members))
+    if arguments.rehearse and (failed := failures(session.stages)):
+        raise SystemExit(f"failed: {', '.join(failed)}; see {arguments.out}/log.txt")
+
+
+def failures(stages: Sequence[Stage]) -> list[str]:
+    """Stages with a command that did not end well."""
+    return [s.name for s in stages if any(c["status"] != 0 for c in s.record.get("commands", []))]
+
+
+if __name__ == "__main__":
+    main()

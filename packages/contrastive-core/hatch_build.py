@@ -1,8 +1,7 @@
-"""Compile the libraries while the wheel is built, where torch and a compiler are there; otherwise the wheel is pure.
+"""Compile the library while the wheel is built, where torch and a compiler are there; otherwise the wheel is pure.
 
-`CONTRASTIVE_CORE_EXT` says what is wanted: auto (the default) takes the library of the CPU if it can be built, 0 takes
-none, cpu fails without it, cuda fails without it or the one of CUDA devices, which auto leaves out: it takes half a
-minute to compile, and is off until it is turned on at run time.
+`CONTRASTIVE_CORE_EXT` says what is wanted: auto (the default) takes the library if it can be built, 0 takes none, cpu
+fails without it.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ class NativeLibrary(BuildHookInterface):  # type: ignore[type-arg] # pip's hatch
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         wanted = os.environ.get(VARIABLE, "auto")
-        if wanted not in ("auto", "0", "cpu", "cuda"):
-            raise ValueError(f"{VARIABLE} is {wanted!r}, expected auto, 0, cpu or cuda")
+        if wanted not in ("auto", "0", "cpu"):
+            raise ValueError(f"{VARIABLE} is {wanted!r}, expected auto, 0 or cpu")
         beside = Path(self.root, PACKAGE, "_lib")
         shutil.rmtree(beside, ignore_errors=True)  # of an earlier build: it would be loaded
         if wanted == "0":
@@ -41,9 +40,7 @@ class NativeLibrary(BuildHookInterface):  # type: ignore[type-arg] # pip's hatch
         hashed = build.source_hash()  # edited sources must not meet a library of the old ones
         folder = beside / hashed if version == "editable" else Path(tempfile.mkdtemp(prefix="contrastive-core-"))
         try:
-            libraries = [build.build_cpu(folder)]
-            if wanted == "cuda":
-                libraries.append(build.build_cuda(folder))
+            library = build.build_cpu(folder)
         except build.BuildError as error:
             if wanted != "auto":
                 raise
@@ -53,8 +50,7 @@ class NativeLibrary(BuildHookInterface):  # type: ignore[type-arg] # pip's hatch
         # One file for all Pythons and torches: it has no Python in it.
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
         if version != "editable":
-            for library in libraries:
-                build_data["force_include"][str(library)] = f"contrastive_core/native/_lib/{hashed}/{library.name}"
+            build_data["force_include"][str(library)] = f"contrastive_core/native/_lib/{hashed}/{library.name}"
 
 
 def _module(path: Path) -> ModuleType:

@@ -46,7 +46,16 @@ def download_wheels(into: Path, cache: Path) -> None:
     """The wheels of `wheels.txt`; those of an earlier call are taken from the cache."""
     wanted = [line for line in Path(__file__).with_name("wheels.txt").read_text().splitlines() if line[:1] != "#"]
     if not cache.is_dir():
-        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "--python-version=3.12"]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "-q",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--python-version=3.12",
+        ]
         subprocess.run([*pip, "--implementation=cp", *PLATFORMS, "-d", str(cache), *wanted], check=True)
     shutil.copytree(cache, into, dirs_exist_ok=True)
 

@@ -19,9 +19,10 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,7 +67,6 @@ class Session:
         self.begun, self.budget = time.monotonic(), budget
         self.stages: list[Stage] = []
         self.environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": self.search_path()}
-        self.environment.setdefault("TORCH_CUDA_ARCH_LIST", "9.0")
         self._lock = threading.Lock()
 
     def search_path(self) -> str:
@@ -161,7 +161,7 @@ def read_stages(path: Path, names: Sequence[str], *, rehearse: bool) -> list[Sta
         return chosen
     for stage in chosen:
         for command, more in zip(stage.commands, stage.rehearse or [], strict=False):
-            command += more
+            command.extend(more)
     return [stage for stage in chosen if stage.rehearse is not None]
 
 
@@ -177,7 +177,7 @@ def prepare(session: Session) -> dict[str, Any]:
     if wheels:
         pip = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-compile"]
         jobs["wheels"] = [*pip, "--no-cache-dir", "--target", str(site), *wheels]
-    jobs["build"] = [sys.executable, "-m", "contrastive_core", "build", "--cuda"]
+    jobs["build"] = [sys.executable, "-m", "contrastive_core", "build"]
 
     def do(name: str) -> dict[str, Any]:
         begun = time.monotonic()
@@ -205,18 +205,19 @@ def _replace(path: Path, content: bytes) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for gpu.json, log.txt and runs.tar.gz")
-    parser.add_argument("--work", type=Path, default=Path("/tmp/gpu"), help="scratch folder")
+    parser.add_argument("--work", type=Path, help="scratch folder; by default a temporary one")
     parser.add_argument("--data", type=Path, help="folder of the unpacked data; by default in the scratch folder")
     parser.add_argument("--stages", nargs="+", default=[], help="stages to run; by default all")
     parser.add_argument("--file", type=Path, default=STAGES, help="file of the stages")
     parser.add_argument("--seconds", type=float, default=540, help="budget of the whole call")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU, nothing installed or compiled")
     arguments = parser.parse_args()
-    for folder in (arguments.out, arguments.work):
+    work = arguments.work or Path(tempfile.mkdtemp(prefix="contrastive-gpu-"))
+    for folder in (arguments.out, work):
         folder.mkdir(parents=True, exist_ok=True)
     session = Session(
-        arguments.out.resolve(), arguments.work.resolve(), device="cpu" if arguments.rehearse else "cuda",
-        data=(arguments.data or arguments.work / "data").resolve(), budget=arguments.seconds,
+        arguments.out.resolve(), work.resolve(), device="cpu" if arguments.rehearse else "cuda",
+        data=(arguments.data or work / "data").resolve(), budget=arguments.seconds,
     )  # fmt: skip
     session.stages = read_stages(arguments.file, arguments.stages, rehearse=arguments.rehearse)
     if not arguments.rehearse:

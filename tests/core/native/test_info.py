@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import contrastive_core
-from contrastive_core.similarity import native_backend, use_backend
+from contrastive_core.similarity import tensor_cores, use_backend
 
 
 def test_info_is_what_runs() -> None:
@@ -24,7 +24,7 @@ def test_info_is_what_runs() -> None:
     assert found.torch == torch.__version__
     assert found.devices[0] == "cpu"
     assert found.threads == torch.get_num_threads()
-    assert found.cuda == "no device" or found.cuda.startswith(("PyTorch path", "experimental kernels"))
+    assert found.cuda == "no device" or found.cuda.startswith(("PyTorch tiles", "Triton kernels"))
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.backend = "other"  # type: ignore[misc]
     with use_backend("reference"):
@@ -33,14 +33,10 @@ def test_info_is_what_runs() -> None:
 
 def test_it_says_what_computes_on_a_cuda_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.delenv("CONTRASTIVE_CORE_CUDA", raising=False)
-    native_backend.cuda_is_used.cache_clear()
-    assert "kernels are off (`python -m contrastive_core build --cuda` makes them" in contrastive_core.info().cuda
-    monkeypatch.setenv("CONTRASTIVE_CORE_CUDA", "symmetric")
-    monkeypatch.setattr(native_backend, "cuda_is_used", lambda: False)
-    assert "asked for, but not used" in contrastive_core.info().cuda
-    monkeypatch.setattr(native_backend, "cuda_is_used", lambda: True)
-    assert contrastive_core.info().cuda == "experimental kernels (CONTRASTIVE_CORE_CUDA=symmetric)"
+    monkeypatch.setattr(tensor_cores, "in_use", lambda device: False)
+    assert contrastive_core.info().cuda == "PyTorch tiles; CONTRASTIVE_CORE_TENSOR_CORES=1 tries the Triton kernels"
+    monkeypatch.setattr(tensor_cores, "in_use", lambda device: True)
+    assert contrastive_core.info().cuda == "Triton kernels for tensor cores; PyTorch tiles for small batches"
 
 
 def test_command_prints_it_and_the_environment_chooses() -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from contrastive_core._info import info
-from contrastive_core.native.build import BuildError, build_cpu, build_cuda
+from contrastive_core.native.build import BuildError, build_cpu
 from contrastive_core.native.library import cache_folder
 
 
@@ -15,16 +15,13 @@ def main() -> int:
     """Answer one command line."""
     parser = argparse.ArgumentParser(prog="python -m contrastive_core", description=__doc__)
     commands = parser.add_subparsers(dest="command", metavar="build")
-    build = commands.add_parser("build", help="compile the library for this machine's processor into the user's cache")
-    build.add_argument("--cuda", action="store_true", help="and the experimental one for CUDA devices")
+    commands.add_parser("build", help="compile the library for this machine's processor into the user's cache")
     arguments = parser.parse_args()
     if arguments.command is None:
         print(info())
         return 0
     try:
         print(f"built {build_cpu(cache_folder())}", flush=True)
-        if arguments.cuda:
-            print(f"built {build_cuda(cache_folder())}", flush=True)
     except BuildError as error:
         print(f"python -m contrastive_core build: {error}", file=sys.stderr)
         return 1

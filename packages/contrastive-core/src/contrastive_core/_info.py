@@ -8,8 +8,8 @@ import torch
 
 import contrastive_core
 from contrastive_core.native.library import load
+from contrastive_core.similarity import tensor_cores
 from contrastive_core.similarity.backends import active_backend, unavailable
-from contrastive_core.similarity.native_backend import cuda_state
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Info:
     devices: tuple[str, ...]
     """"cpu", and the accelerators PyTorch finds."""
     cuda: str
-    """What computes losses on CUDA devices: the PyTorch path or experimental kernels, and how to change it."""
+    """What computes losses on CUDA devices: PyTorch tiles or Triton kernels for tensor cores."""
     threads: int
     """CPU threads PyTorch uses within an operation."""
 
@@ -62,7 +62,7 @@ def info() -> Info:
         unavailable=missing,
         torch=torch.__version__,
         devices=_devices(),
-        cuda=cuda_state(),
+        cuda=tensor_cores.state(),
         threads=torch.get_num_threads(),
     )
 

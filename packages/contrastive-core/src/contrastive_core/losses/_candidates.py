@@ -27,28 +27,36 @@ def log_add(a: Tensor, b: Tensor) -> Tensor:
 
 
 def lse_among_all(
-    z: Tensor, *, scale: float, way: Way, skip: int | None = None, everyone: Tensor | None = None
+    z: Tensor, *, scale: float, way: Way, half: bool, skip: int | None = None, everyone: Tensor | None = None
 ) -> Tensor:
-    """Over all rows but the anchor's own and, in z, those `skip` before and after: z [n, D] -> [n]."""
-    own = self_lse(z, scale=scale, skip=skip, max_norm=1.0)
-    return own if way == "alone" else log_add(own, lse_of_others(z, z, scale=scale, way=way, everyone=everyone))
+    """Over all unit rows but the anchor's own and, in z, those `skip` before and after: z [n, D] -> [n].
+
+    `half` as in :func:`contrastive_core.similarity.self_lse`.
+    """
+    own = self_lse(z, scale=scale, skip=skip, max_norm=1.0, half=half)
+    if way == "alone":
+        return own
+    return log_add(own, lse_of_others(z, z, scale=scale, way=way, half=half, everyone=everyone))
 
 
-def lse_of_others(q: Tensor, k: Tensor, *, scale: float, way: Way, everyone: Tensor | None = None) -> Tensor:
+def lse_of_others(
+    q: Tensor, k: Tensor, *, scale: float, way: Way, half: bool, everyone: Tensor | None = None
+) -> Tensor:
     """Over the keys of the other processes: q [n, D], k [n, D] -> [n]. `everyone`: k of all, if it is gathered."""
     if way == "ring":
         return ring_lse(q, k, scale=scale)[0]
-    return row_lse(q, split_own(gather_rows(k) if everyone is None else everyone)[1], scale=scale)
+    others = split_own(gather_rows(k) if everyone is None else everyone)[1]
+    return row_lse(q, others, scale=scale, max_norm=1.0, half=half)
 
 
-def lse_by_class(z: Tensor, labels: Tensor, *, scale: float, way: Way) -> tuple[Tensor, Tensor]:
+def lse_by_class(z: Tensor, labels: Tensor, *, scale: float, way: Way, half: bool) -> tuple[Tensor, Tensor]:
     """Over the anchor's class (itself left out) and over the other classes, each [n], in the order of z.
 
     Rows are sorted by class, so that either kind fills whole tiles: together they cost little more than one pass.
     """
     z, labels, back = _by_class(z, labels)
     same = self_lse(z, scale=scale, classes=labels, among="same", max_norm=1.0)
-    different = self_lse(z, scale=scale, classes=labels, among="other", max_norm=1.0)
+    different = self_lse(z, scale=scale, classes=labels, among="other", max_norm=1.0, half=half)
     if way == "ring":
         others_same, others_different = ring_lse(z, z, scale=scale, classes=(labels, labels))
         same, different = log_add(same, others_same), log_add(different, others_different)
@@ -56,7 +64,8 @@ def lse_by_class(z: Tensor, labels: Tensor, *, scale: float, way: Way) -> tuple[
         others, other_labels, _ = _by_class(split_own(gather_rows(z))[1], split_own(gather_rows(labels))[1])
         classes = (labels, other_labels)
         same = log_add(same, row_lse(z, others, scale=scale, classes=classes, among="same"))
-        different = log_add(different, row_lse(z, others, scale=scale, classes=classes, among="other"))
+        of_others = row_lse(z, others, scale=scale, classes=classes, among="other", max_norm=1.0, half=half)
+        different = log_add(different, of_others)
     return same[back], different[back]
 
 

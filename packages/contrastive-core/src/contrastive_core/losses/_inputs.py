@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.similarity.backends import active_backend
-from contrastive_core.similarity.precision import exact_dtype
+from contrastive_core.similarity.precision import HALF_DTYPES, exact_dtype
 
 # Rounding of a similarity is multiplied by 1 / temperature. From here on float32 stays within 1e-6 of float64 (measured
 # for the value and for the gradient's norm, also with outliers and close views); below, the work is done in float64.
@@ -74,8 +74,18 @@ def result_dtype(*inputs: Tensor) -> torch.dtype:
 
 
 def working_dtype(*inputs: Tensor, temperature: float) -> torch.dtype:
-    """The type a loss computes in: that of its result, or float64 at low temperatures (not on MPS, which has none)."""
-    return exact_dtype(inputs[0]) if temperature < FLOAT32_FROM else result_dtype(*inputs)
+    """The type a loss computes in: that of its result, or float64 at low temperatures (not on MPS, which has none).
+
+    Float16 and bfloat16 inputs on CUDA stay in float32: float64 costs much there, and their own rounding is larger.
+    """
+    if temperature >= FLOAT32_FROM or (inputs[0].is_cuda and are_half(*inputs)):
+        return result_dtype(*inputs)
+    return exact_dtype(inputs[0])
+
+
+def are_half(*inputs: Tensor) -> bool:
+    """Whether all inputs are float16 or bfloat16, so that rounding to 11 bits adds little to their own."""
+    return all(x.dtype in HALF_DTYPES for x in inputs)
 
 
 def unit_rows(x: Tensor, dtype: torch.dtype) -> Tensor:

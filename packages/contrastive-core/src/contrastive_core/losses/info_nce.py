@@ -8,6 +8,7 @@ from contrastive_core.distributed import Gather, how_to_gather, world_size
 from contrastive_core.losses._candidates import log_add, lse_of_others
 from contrastive_core.losses._inputs import (
     Temperature,
+    are_half,
     check_at_least_two,
     check_learned_temperature,
     check_rows,
@@ -71,14 +72,16 @@ def info_nce(
     q, k = unit_rows(query, dtype), unit_rows(key, dtype)
     linked_q, linked_k = t.link(q), t.link(k)
     way = how_to_gather("info_nce", gather, k)
-    rest = row_lse(linked_q, linked_k, scale=t.scale, self_offset=0)
+    half = are_half(*inputs.values())
+    rest = row_lse(linked_q, linked_k, scale=t.scale, self_offset=0, max_norm=1.0, half=half)
     if way != "alone":
-        rest = log_add(rest, lse_of_others(linked_q, linked_k, scale=t.scale, way=way))
+        rest = log_add(rest, lse_of_others(linked_q, linked_k, scale=t.scale, way=way, half=half))
     if bank is None or len(bank) == 0 or len(query) == 0:
         check_at_least_two("info_nce", len(query) if way == "alone" else len(query) * world_size())
     if bank is not None:
         # Apart from the keys: the bank's gradient is then computed only if it is wanted.
-        rest = log_add(rest, row_lse(linked_q, t.link(unit_rows(bank, dtype)), scale=t.scale))
+        negatives = t.link(unit_rows(bank, dtype))
+        rest = log_add(rest, row_lse(linked_q, negatives, scale=t.scale, max_norm=1.0, half=half))
     return softplus(rest - t.divide(paired_similarity(q, k))).mean().to(result_dtype(*inputs.values()))
 
 

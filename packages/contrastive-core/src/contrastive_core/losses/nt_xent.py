@@ -10,6 +10,7 @@ from contrastive_core.distributed import Gather, how_to_gather, world_size
 from contrastive_core.losses._candidates import log_add, lse_among_all
 from contrastive_core.losses._inputs import (
     Temperature,
+    are_half,
     check_at_least_two,
     check_learned_temperature,
     check_rows,
@@ -85,12 +86,14 @@ def nt_xent(
     way = how_to_gather("nt_xent", gather, z)
     # First the processes compare their numbers of rows: an error of a single one would leave the others waiting.
     linked = t.link(z)
-    rest = lse_among_all(linked, scale=t.scale, way=way, skip=n)
+    half = are_half(*inputs.values())
+    rest = lse_among_all(linked, scale=t.scale, way=way, half=half, skip=n)
     if bank is None or len(bank) == 0 or n == 0:
         check_at_least_two("nt_xent", n if way == "alone" else n * world_size())
     pair = t.divide(paired_similarity(*z.view(2, n, -1).unbind())).repeat(2)
     if bank is not None:
-        rest = log_add(rest, row_lse(linked, t.link(unit_rows(bank, dtype)), scale=t.scale))
+        negatives = t.link(unit_rows(bank, dtype))
+        rest = log_add(rest, row_lse(linked, negatives, scale=t.scale, max_norm=1.0, half=half))
     # -log(exp(pair) / (exp(pair) + exp(rest))), without the difference of two almost equal numbers.
     return softplus(rest - pair).mean().to(result_dtype(*inputs.values()))
 

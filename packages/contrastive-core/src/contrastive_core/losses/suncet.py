@@ -11,6 +11,7 @@ from contrastive_core.losses._candidates import check_labels, find_positives, ls
 from contrastive_core.losses._class_probabilities import class_shares
 from contrastive_core.losses._inputs import (
     Temperature,
+    are_half,
     check_at_least_two,
     check_learned_temperature,
     check_rows,
@@ -126,7 +127,7 @@ def _suncet(
             first=rank() * len(rows) if gathered else 0, label_smoothing=label_smoothing,
         )  # fmt: skip
         return losses.mean().to(result_dtype(z)), torch.zeros_like(positives.skipped)
-    same, different = lse_by_class(t.link(rows), positives.own, scale=t.scale, way=way)
+    same, different = lse_by_class(t.link(rows), positives.own, scale=t.scale, way=way, half=are_half(z))
     # Where there is no positive, same is -inf; the value put in its place is not used.
     losses = softplus(different - same.masked_fill(~positives.live, 0.0))
     return positives.mean(losses).to(result_dtype(z)), positives.skipped

@@ -11,6 +11,7 @@ from contrastive_core.distributed import Gather, gather_rows, how_to_gather, ref
 from contrastive_core.losses._candidates import Positives, Way, check_labels, find_positives, lse_among_all
 from contrastive_core.losses._inputs import (
     Temperature,
+    are_half,
     check_at_least_two,
     check_learned_temperature,
     check_rows,
@@ -134,7 +135,8 @@ def _supcon(name: str, z: Tensor, labels: Tensor, temperature: float | Tensor, g
     everyone = gather_rows(rows) if way == "all" else None
     towards_positives = t.divide(_mean_over_positives(rows, everyone, positives, way))
     candidates = None if everyone is None else t.link(everyone)
-    losses = lse_among_all(t.link(rows), scale=t.scale, way=way, everyone=candidates) - towards_positives
+    of_all = lse_among_all(t.link(rows), scale=t.scale, way=way, half=are_half(z), everyone=candidates)
+    losses = of_all - towards_positives
     return positives.mean(losses).to(result_dtype(z)), positives.skipped
 
 

@@ -1,6 +1,6 @@
-"""Compile `csrc/` into libraries for the installed torch: one for the CPU, one for CUDA.
+"""Compile `csrc/` into a library of the CPU for the installed torch.
 
-Used by the build hook of the package, by `python -m contrastive_core build` and by the tests. They speak
+Used by the build hook of the package, by `python -m contrastive_core build` and by the tests. It speaks
 torch's stable ABI alone, so that one serves every torch from 2.10 on and every Python. This file imports nothing but
 Python's standard library: the build hook runs it where the package is not installed.
 """
@@ -22,15 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SOURCES = Path(__file__).parent / "csrc"
-CPU_LIBRARY, CUDA_LIBRARY = "cpu.so", "cuda.so"
+CPU_LIBRARY = "cpu.so"
 OLDEST_TORCH = (2, 10)
 
 # -ffast-math would undo the exactness that exp2 relies on. The oldest torch's ABI, whatever torch is installed.
 _ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000ULL"
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", _ABI)
-# The runtime inside: a library that needs torch's own would be tied to one CUDA.
-_CUDA_FLAGS = ("-std=c++17", "-O3", "-cudart", "static", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-DUSE_CUDA", _ABI)
-_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
 _CPU_FILES: dict[str, tuple[str, ...]] = {
     "cpu.cpp": (),
     "avx512.cpp": ("-mavx512f", "-mavx2", "-mfma"),
@@ -48,8 +45,6 @@ class Torch:
 
     folder: Path
     version: str
-    cuda: str | None
-    """The CUDA it was made for, as in "13.0"."""
 
 
 def find_torch() -> Torch:
@@ -65,8 +60,7 @@ def find_torch() -> Torch:
     numbers = re.match(r"(\d+)\.(\d+)", version)
     if numbers is None or tuple(map(int, numbers.groups())) < OLDEST_TORCH:
         raise BuildError(f"torch {version} is older than {'.'.join(map(str, OLDEST_TORCH))}; upgrade torch")
-    cuda = re.search(r"^cuda\b.*= *'([\d.]+)'", (folder / "version.py").read_text(), re.MULTILINE)
-    return Torch(folder, version, cuda[1] if cuda else None)
+    return Torch(folder, version)
 
 
 def build_cpu(folder: Path) -> Path:
@@ -94,56 +88,6 @@ def build_cpu(folder: Path) -> Path:
         link = ["-shared", "-s", *map(str, objects), f"-L{torch.folder / 'lib'}", "-ltorch_cpu", "-ltorch"]
         _run([compiler, *link, "-o", str(library)])
         return _put(library, folder)
-
-
-def build_cuda(folder: Path, *, strict: bool = False) -> Path:
-    """Compile and link the library of CUDA devices into a folder, and return its path. Some ten seconds; needs no GPU.
-
-    `TORCH_CUDA_ARCH_LIST` names other architectures than 8.0, 9.0, 10.0, 12.0 and PTX. With
-    `strict`, a warning is an error.
-
-    Raises:
-        BuildError: torch is missing or has no CUDA, nvcc is missing or of another CUDA, or it failed.
-    """
-    torch = find_torch()
-    if torch.cuda is None:
-        raise BuildError(f"torch {torch.version} has no CUDA; the PyTorch path is used")
-    nvcc = _nvcc(torch.cuda)
-    words = re.split(r"[; ]+", os.environ.get("TORCH_CUDA_ARCH_LIST") or _ARCHITECTURES)
-    with tempfile.TemporaryDirectory(prefix="contrastive-core-") as scratch:
-        library = Path(scratch, CUDA_LIBRARY)
-        command = [nvcc, *_CUDA_FLAGS, *(flag for word in words for flag in _architecture(word)), "--threads", "0"]
-        command += ["-Werror", "all-warnings"] if strict else []
-        command += ["-isystem", str(torch.folder / "include"), "-shared", str(SOURCES / "cuda.cu"), "-o", str(library)]
-        _run([*command, f"-L{torch.folder / 'lib'}", "-ltorch_cuda", "-ltorch_cpu", "-ltorch"])
-        return _put(library, folder)
-
-
-def _architecture(word: str) -> list[str]:
-    """Flags for "9.0", or "12.0+PTX": code for it, and a form that later devices compile for themselves."""
-    number, _, ptx = word.partition("+")
-    if not re.fullmatch(r"\d+\.\d[af]?", number) or ptx not in ("", "PTX"):
-        raise BuildError(f"TORCH_CUDA_ARCH_LIST has {word!r}, expected numbers as in {_ARCHITECTURES}")
-    digits = number.replace(".", "")
-    code = f"[sm_{digits},compute_{digits}]" if ptx else f"sm_{digits}"
-    return ["-gencode", f"arch=compute_{digits},code={code}"]
-
-
-def _nvcc(cuda: str) -> str:
-    """The compiler of the same major version as torch's CUDA."""
-    home = os.environ.get("CUDA_HOME")
-    places = [str(Path(home, "bin"))] if home else [os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
-    path = shutil.which("nvcc", path=os.pathsep.join(places))
-    if path is None:
-        raise BuildError(f"no nvcc found; install the CUDA {cuda} toolkit and set CUDA_HOME to its folder")
-    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout  # noqa: S603 - nvcc
-    release = re.search(r"release (\d+)\.(\d+)", said)
-    if release is None or release[1] != cuda.partition(".")[0]:
-        found = release[0] if release else "of no known release"
-        raise BuildError(
-            f"{path} is {found}, torch was made for CUDA {cuda}; set CUDA_HOME to a toolkit of that version"
-        )
-    return path
 
 
 def source_hash() -> str:

@@ -1,4 +1,4 @@
-"""Find the compiled libraries and load them: the installed ones, else those the user built.
+"""Find the compiled library and load it: the installed one, else that which the user built.
 
 Loading registers the operators `contrastive_core_native::...` with torch, once in a process.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from contrastive_core.native.build import CPU_LIBRARY, CUDA_LIBRARY, source_hash
+from contrastive_core.native.build import CPU_LIBRARY, source_hash
 
 INSTALLED = Path(__file__).parent / "_lib"
 
@@ -63,28 +63,6 @@ def load() -> Library:
     if not instructions:
         raise NotLoadedError("this processor has neither AVX-512 nor AVX2; the PyTorch path is right for it")
     return Library(path, instructions)
-
-
-@functools.cache
-def load_cuda(*, symmetric: bool = False) -> Path:
-    """Load the library of CUDA devices, once, after that of the CPU, which defines the operators.
-
-    Args:
-        symmetric: compute the similarity of two rows once for both, where that is safe.
-
-    Raises:
-        NotLoadedError: there is none, or torch cannot load it.
-    """
-    load()
-    path = _find(CUDA_LIBRARY)
-    if path is None:
-        raise NotLoadedError("not built; `python -m contrastive_core build --cuda` does it, with nvcc")
-    try:
-        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
-        ctypes.CDLL(str(path)).contrastive_core_symmetric(ctypes.c_bool(symmetric))
-    except (OSError, AttributeError) as error:
-        raise NotLoadedError(f"{path} does not load: {error}") from error
-    return path
 
 
 def _find(name: str) -> Path | None:

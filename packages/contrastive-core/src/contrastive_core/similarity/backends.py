@@ -26,7 +26,15 @@ class SelfLse(Protocol):
     """The square form: :func:`contrastive_core.similarity.self_lse`, arguments checked, z of any floating type."""
 
     def __call__(
-        self, z: Tensor, *, scale: float, skip: int | None, classes: Tensor | None, among: str, max_norm: float | None
+        self,
+        z: Tensor,
+        *,
+        scale: float,
+        skip: int | None,
+        classes: Tensor | None,
+        among: str,
+        max_norm: float | None,
+        half: bool,
     ) -> Tensor: ...
 
 
@@ -42,6 +50,8 @@ class RowLse(Protocol):
         self_offset: int | None,
         classes: tuple[Tensor, Tensor] | None,
         among: str,
+        max_norm: float | None,
+        half: bool,
     ) -> Tensor: ...
 
 

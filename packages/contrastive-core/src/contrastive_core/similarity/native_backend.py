@@ -1,26 +1,22 @@
 """Native backend: the compiled operators, registered with autograd and torch.compile.
 
-Tensors on other devices use the PyTorch backend, unless the experimental CUDA kernels are enabled
-(`CONTRASTIVE_CORE_CUDA=1`, or `symmetric` for those that compute every similarity once) and pass their self-check.
+Tensors on other devices use the PyTorch backend.
 """
 
 from __future__ import annotations
 
 import functools
-import os
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from contrastive_core.native.library import NotLoadedError, load, load_cuda
+from contrastive_core.native.library import load
 from contrastive_core.similarity import torch_backend, unit_vectors
-from contrastive_core.similarity.precision import full
+from contrastive_core.similarity.precision import HALF_DTYPES, full
 from contrastive_core.similarity.torch_backend import register
 
-CUDA_VARIABLE = "CONTRASTIVE_CORE_CUDA"
 _OPS: Any = torch.ops.contrastive_core_native
 _LSE_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -37,66 +33,21 @@ def load_operators() -> None:
     register_fakes()
 
 
-def _takes(x: Tensor) -> bool:
-    return x.device.type == "cpu" or (x.device.type == "cuda" and cuda_is_used())
-
-
-@functools.cache
-def cuda_is_used() -> bool:
-    """Whether the experimental kernels of CUDA compute: asked for, loaded, and found to agree with the PyTorch path."""
-    wanted = os.environ.get(CUDA_VARIABLE, "0")
-    if wanted not in ("1", "symmetric"):
-        return False
-    try:
-        load_cuda(symmetric=wanted == "symmetric")
-    except NotLoadedError as error:
-        warnings.warn(f"contrastive_core: {CUDA_VARIABLE}={wanted}, but the library of CUDA is {error}", stacklevel=3)
-        return False
-    if worst := _disagreement("cuda"):
-        warnings.warn(
-            f"contrastive_core: the experimental CUDA kernels are not used: their {worst} differs from the PyTorch "
-            "path's; please report the device and this message",
-            stacklevel=3,
-        )
-        return False
-    return True
-
-
-def cuda_state() -> str:
-    """What computes on CUDA devices here, and how to change it."""
-    if not torch.cuda.is_available():
-        return "no device"
-    if cuda_is_used():
-        return f"experimental kernels ({CUDA_VARIABLE}={os.environ[CUDA_VARIABLE]})"
-    wanted = os.environ.get(CUDA_VARIABLE, "0")
-    reason = "asked for, but not used: see the warning" if wanted in ("1", "symmetric") else "off"
-    how = f"`python -m contrastive_core build --cuda` makes them, {CUDA_VARIABLE}=1 or =symmetric turns them on"
-    return f"PyTorch path; experimental kernels are {reason} ({how})"
-
-
-def _disagreement(device: str) -> str:
-    """What the kernels get wrong on a little problem with ragged ends; empty if nothing."""
-    generator = torch.Generator().manual_seed(0)
-    x, y = (torch.nn.functional.normalize(torch.randn(n, 37, generator=generator)).to(device) for n in (70, 129))
-    gradient = torch.rand(70, generator=generator, dtype=torch.float64).to(device) + 0.1
-    found = []
-    for ops in (_OPS, torch.ops.contrastive_core):
-        lse = ops.row_lse(x, y, 10.0, 3, None, None, "all")
-        own = ops.self_lse(x, 10.0, 35, None, "all", 1.0)
-        of_own = ops.self_lse_backward(gradient, own, x, 10.0, 35, None, "all", 1.0)
-        dq, dk = ops.row_lse_backward(gradient, lse, x, y, 10.0, 3, None, None, "all", True, True)
-        found.append((lse, own, of_own, dq, dk))
-    names = ("row_lse", "self_lse", "gradient of self_lse", "gradient of queries", "gradient of keys")
-    results = zip(names, *found, strict=True)
-    return " and ".join(name for name, a, b in results if not (a - b).norm() <= 1e-5 * b.norm())
-
-
 def self_lse(
-    z: Tensor, *, scale: float, skip: int | None, classes: Tensor | None, among: str, max_norm: float | None
+    z: Tensor,
+    *,
+    scale: float,
+    skip: int | None,
+    classes: Tensor | None,
+    among: str,
+    max_norm: float | None,
+    half: bool,
 ) -> Tensor:
     """See :func:`contrastive_core.similarity.self_lse`."""
-    if not _takes(z):
-        return torch_backend.self_lse(z, scale=scale, skip=skip, classes=classes, among=among, max_norm=max_norm)
+    if z.device.type != "cpu":
+        return torch_backend.self_lse(
+            z, scale=scale, skip=skip, classes=classes, among=among, max_norm=max_norm, half=half
+        )
     z = z if z.dtype in _LSE_TYPES else full(z)
     out: Tensor = _OPS.self_lse(z, scale, skip, classes, among, max_norm)
     return out
@@ -110,17 +61,20 @@ def row_lse(
     self_offset: int | None,
     classes: tuple[Tensor, Tensor] | None,
     among: str,
+    max_norm: float | None,
+    half: bool,
 ) -> Tensor:
     """See :func:`contrastive_core.similarity.row_lse`."""
-    if not _takes(q):
-        return torch_backend.row_lse(q, k, scale=scale, self_offset=self_offset, classes=classes, among=among)
+    if q.device.type != "cpu":
+        return torch_backend.row_lse(
+            q, k, scale=scale, self_offset=self_offset, classes=classes, among=among, max_norm=max_norm, half=half
+        )
     q, k = (q, k) if q.dtype in _LSE_TYPES else (full(q), full(k))
     q_classes, k_classes = classes or (None, None)
     out: Tensor = _OPS.row_lse(q, k, scale, self_offset, q_classes, k_classes, among)
     return out
 
 
-_HALF = (torch.float16, torch.bfloat16)
 _UNIT_TYPES = (torch.float32, torch.float64)
 
 
@@ -158,7 +112,7 @@ class _PairedSimilarity(torch.autograd.Function):
 
 def unit_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     """See :func:`contrastive_core.losses._inputs.unit_rows`."""
-    known = x.dtype in _HALF or x.dtype in _UNIT_TYPES
+    known = x.dtype in HALF_DTYPES or x.dtype in _UNIT_TYPES
     if x.device.type != "cpu" or not known or dtype not in _UNIT_TYPES or (x.dtype, dtype) == _UNIT_TYPES[::-1]:
         return unit_vectors.unit_rows(x, dtype)
     z: Tensor = _UnitRows.apply(x, dtype == torch.float64)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+HALF_DTYPES = (torch.float16, torch.bfloat16)
+
 # The switches of matrix products on CUDA and on the CPU.
 _MATMULS: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
 

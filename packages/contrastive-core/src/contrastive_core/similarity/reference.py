@@ -9,10 +9,17 @@ from contrastive_core.similarity.precision import exact_dtype, full
 
 
 def self_lse(
-    z: Tensor, *, scale: float, skip: int | None, classes: Tensor | None, among: str, max_norm: float | None
+    z: Tensor,
+    *,
+    scale: float,
+    skip: int | None,
+    classes: Tensor | None,
+    among: str,
+    max_norm: float | None,
+    half: bool,
 ) -> Tensor:
     """See :func:`contrastive_core.similarity.self_lse`."""
-    del max_norm  # a hint for implementations that have to choose a shift beforehand
+    del max_norm, half  # hints for faster implementations
     z = full(z)
     row, column = _indices(z, z)
     left_out = row == column
@@ -29,8 +36,11 @@ def row_lse(
     self_offset: int | None,
     classes: tuple[Tensor, Tensor] | None,
     among: str,
+    max_norm: float | None,
+    half: bool,
 ) -> Tensor:
     """See :func:`contrastive_core.similarity.row_lse`."""
+    del max_norm, half
     q, k = full(q), full(k)
     row, column = _indices(q, k)
     left_out = (column - row == self_offset) if self_offset is not None else torch.zeros_like(row == column)

@@ -30,6 +30,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from contrastive_core.similarity import tensor_cores
 from contrastive_core.similarity.precision import exact_dtype, full, full_precision
 
 # Measured on one CPU: 512 is a tenth faster than 1024. A GPU needs larger tiles to be busy; that size is an estimate.
@@ -133,13 +134,23 @@ def _ends(classes: Tensor, pieces: Sequence[slice]) -> list[tuple[int, int]]:
 _NAME = "contrastive_core::"
 _SELF = "Tensor z, float scale, SymInt? skip, Tensor? classes, str among, float? max_norm"
 _ROW = "Tensor q, Tensor k, float scale, SymInt? self_offset, Tensor? q_classes, Tensor? k_classes, str among"
+# Arguments that the operators of the compiled library do without.
+_SELF_MORE = "bool half=False"
+_ROW_MORE = "float? max_norm=None, bool half=False"
 
 
 def self_lse(
-    z: Tensor, *, scale: float, skip: int | None, classes: Tensor | None, among: str, max_norm: float | None
+    z: Tensor,
+    *,
+    scale: float,
+    skip: int | None,
+    classes: Tensor | None,
+    among: str,
+    max_norm: float | None,
+    half: bool,
 ) -> Tensor:
     """See :func:`contrastive_core.similarity.self_lse`."""
-    out: Tensor = _self_lse(full(z), scale, skip, classes, among, max_norm)
+    out: Tensor = _self_lse(full(z), scale, skip, classes, among, max_norm, half)
     return out
 
 
@@ -151,18 +162,29 @@ def row_lse(
     self_offset: int | None,
     classes: tuple[Tensor, Tensor] | None,
     among: str,
+    max_norm: float | None,
+    half: bool,
 ) -> Tensor:
     """See :func:`contrastive_core.similarity.row_lse`."""
     q_classes, k_classes = classes or (None, None)
-    out: Tensor = _row_lse(full(q), full(k), scale, self_offset, q_classes, k_classes, among)
+    out: Tensor = _row_lse(full(q), full(k), scale, self_offset, q_classes, k_classes, among, max_norm, half)
     return out
 
 
-@torch.library.custom_op(f"{_NAME}self_lse", mutates_args=(), schema=f"({_SELF}) -> Tensor")
+@torch.library.custom_op(f"{_NAME}self_lse", mutates_args=(), schema=f"({_SELF}, {_SELF_MORE}) -> Tensor")
 def _self_lse(
-    z: Tensor, scale: float, skip: int | None, classes: Tensor | None, among: str, max_norm: float | None
+    z: Tensor,
+    scale: float,
+    skip: int | None,
+    classes: Tensor | None,
+    among: str,
+    max_norm: float | None,
+    half: bool = False,
 ) -> Tensor:
     candidates = _candidates_of_self(skip, classes, among)
+    if max_norm is not None and _on_tensor_cores(z, z, candidates, scale, max_norm):
+        problem = tensor_cores.Problem(z, None, candidates.diagonals, candidates.classes, scale, max_norm, half)
+        return tensor_cores.forward(problem)
     with full_precision(z.device):
         if _is_bounded(z, scale, max_norm):
             return symmetric_forward(z, candidates, scale=scale)
@@ -170,7 +192,7 @@ def _self_lse(
 
 
 @torch.library.custom_op(
-    f"{_NAME}self_lse_backward", mutates_args=(), schema=f"(Tensor grad, Tensor lse, {_SELF}) -> Tensor"
+    f"{_NAME}self_lse_backward", mutates_args=(), schema=f"(Tensor grad, Tensor lse, {_SELF}, {_SELF_MORE}) -> Tensor"
 )
 def _self_lse_backward(
     grad: Tensor,
@@ -181,8 +203,12 @@ def _self_lse_backward(
     classes: Tensor | None,
     among: str,
     max_norm: float | None,
+    half: bool = False,
 ) -> Tensor:
     candidates = _candidates_of_self(skip, classes, among)
+    if max_norm is not None and _on_tensor_cores(z, z, candidates, scale, max_norm):
+        problem = tensor_cores.Problem(z, None, candidates.diagonals, candidates.classes, scale, max_norm, half)
+        return tensor_cores.backward(problem, grad, lse)[0]
     with full_precision(z.device):
         if _is_bounded(z, scale, max_norm):
             return symmetric_backward(grad, lse, z, candidates, scale=scale)
@@ -190,7 +216,7 @@ def _self_lse_backward(
         return dq.add_(dk)
 
 
-@torch.library.custom_op(f"{_NAME}row_lse", mutates_args=(), schema=f"({_ROW}) -> Tensor")
+@torch.library.custom_op(f"{_NAME}row_lse", mutates_args=(), schema=f"({_ROW}, {_ROW_MORE}) -> Tensor")
 def _row_lse(
     q: Tensor,
     k: Tensor,
@@ -199,8 +225,13 @@ def _row_lse(
     q_classes: Tensor | None,
     k_classes: Tensor | None,
     among: str,
+    max_norm: float | None = None,
+    half: bool = False,
 ) -> Tensor:
     candidates = _candidates_of_rows(self_offset, q_classes, k_classes, among)
+    if max_norm is not None and _on_tensor_cores(q, k, candidates, scale, max_norm):
+        problem = tensor_cores.Problem(q, k, candidates.diagonals, candidates.classes, scale, max_norm, half)
+        return tensor_cores.forward(problem)
     with full_precision(q.device):
         return rectangular_forward(q, k, candidates, scale=scale)
 
@@ -208,7 +239,7 @@ def _row_lse(
 @torch.library.custom_op(
     f"{_NAME}row_lse_backward",
     mutates_args=(),
-    schema=f"(Tensor grad, Tensor lse, {_ROW}, bool needs_q, bool needs_k) -> (Tensor, Tensor)",
+    schema=f"(Tensor grad, Tensor lse, {_ROW}, bool needs_q, bool needs_k, {_ROW_MORE}) -> (Tensor, Tensor)",
 )
 def _row_lse_backward(
     grad: Tensor,
@@ -222,10 +253,28 @@ def _row_lse_backward(
     among: str,
     needs_q: bool,
     needs_k: bool,
+    max_norm: float | None = None,
+    half: bool = False,
 ) -> tuple[Tensor, Tensor]:
     candidates = _candidates_of_rows(self_offset, q_classes, k_classes, among)
+    needs = (needs_q, needs_k)
+    if max_norm is not None and _on_tensor_cores(q, k, candidates, scale, max_norm):
+        problem = tensor_cores.Problem(q, k, candidates.diagonals, candidates.classes, scale, max_norm, half)
+        return tensor_cores.backward(problem, grad, lse, needs=needs)
     with full_precision(q.device):
-        return rectangular_backward(grad, lse, q, k, candidates, scale=scale, needs=(needs_q, needs_k))
+        return rectangular_backward(grad, lse, q, k, candidates, scale=scale, needs=needs)
+
+
+def _on_tensor_cores(q: Tensor, k: Tensor, candidates: Candidates, scale: float, max_norm: float) -> bool:
+    """Whether exp(S) needs no maximum, and the tensor cores of a GPU are to compute it.
+
+    Candidates of the same class lie in small blocks, which the tiles here compute without their surroundings.
+    """
+    return (
+        scale * max_norm**2 <= symmetric_limit(torch.float32)
+        and not (candidates.classes and candidates.same)
+        and tensor_cores.take(q, k)
+    )
 
 
 def _is_bounded(z: Tensor, scale: float, max_norm: float | None) -> bool:
@@ -340,16 +389,16 @@ def register(namespace: str) -> None:
 
     def differentiate_self(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         lse, z, classes = ctx.saved_tensors
-        dz = ops.self_lse_backward(grad, lse, z, ctx.scale, ctx.skip, classes, ctx.among, ctx.max_norm)
-        return dz, None, None, None, None, None
+        dz = ops.self_lse_backward(grad, lse, z, ctx.scale, ctx.skip, classes, ctx.among, ctx.max_norm, *ctx.more)
+        return dz, *[None] * (5 + len(ctx.more))
 
     def differentiate_rows(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         lse, q, k, q_classes, k_classes = ctx.saved_tensors
         needs_q, needs_k = ctx.needs_input_grad[:2]
         dq, dk = ops.row_lse_backward(
-            grad, lse, q, k, ctx.scale, ctx.self_offset, q_classes, k_classes, ctx.among, needs_q, needs_k
+            grad, lse, q, k, ctx.scale, ctx.self_offset, q_classes, k_classes, ctx.among, needs_q, needs_k, *ctx.more
         )
-        return dq if needs_q else None, dk if needs_k else None, None, None, None, None, None
+        return dq if needs_q else None, dk if needs_k else None, *[None] * (5 + len(ctx.more))
 
     for name, fake in _FAKES.items():
         torch.library.register_fake(f"{namespace}::{name}", fake)
@@ -373,7 +422,7 @@ def _self_gradient(grad: Tensor, lse: Tensor, z: Tensor, *_: Any) -> Tensor:
 
 
 def _row_gradients(grad: Tensor, lse: Tensor, q: Tensor, k: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    needs_q, needs_k = others[-2:]
+    needs_q, needs_k = others[5:7]
     return _contiguous_like(q) if needs_q else q.new_empty(0), _contiguous_like(k) if needs_k else k.new_empty(0)
 
 
@@ -386,12 +435,12 @@ _FAKES: dict[str, Callable[..., Any]] = {
 
 
 def _save_self(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    z, ctx.scale, ctx.skip, classes, ctx.among, ctx.max_norm = inputs
+    z, ctx.scale, ctx.skip, classes, ctx.among, ctx.max_norm, *ctx.more = inputs
     ctx.save_for_backward(output, z, classes)
 
 
 def _save_rows(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    q, k, ctx.scale, ctx.self_offset, q_classes, k_classes, ctx.among = inputs
+    q, k, ctx.scale, ctx.self_offset, q_classes, k_classes, ctx.among, *ctx.more = inputs
     ctx.save_for_backward(output, q, k, q_classes, k_classes)
 
 

@@ -1,0 +1,147 @@
+"""The Triton kernels of `tensor_cores`: tiles of exp2 of similarities, summed or weighted, never stored whole."""
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+# ruff: noqa: PLR0917 - kernels take what they need by position
+# Triton looks every annotation up, and knows `constexpr` alone.
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def exponentials(
+    q,
+    k,
+    row,
+    column,
+    rows,
+    columns,
+    first_left_out,
+    second_left_out,
+    third_left_out,
+    q_classes,
+    k_classes,
+    factor,
+    depth,
+    HAS_CLASSES: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """exp2(factor * q k^T) of a tile [HEIGHT, WIDTH], 0 where an entry does not count.
+
+    Not counted are the entries beyond the last column, those on three diagonals (column - row) and, with classes, those
+    whose row and column are of the same class.
+    """
+    s = tl.zeros((HEIGHT, WIDTH), tl.float32)
+    for start in range(0, depth, DEPTH):
+        s = tl.dot(q.load([row, start]), k.load([column, start]).T, s)
+    s *= factor
+    lowest = column - row - HEIGHT
+    highest = column - row + WIDTH
+    cut = column + WIDTH > columns
+    cut |= (lowest < first_left_out) & (first_left_out < highest)
+    cut |= (lowest < second_left_out) & (second_left_out < highest)
+    cut |= (lowest < third_left_out) & (third_left_out < highest)
+    i = row + tl.arange(0, HEIGHT)
+    j = column + tl.arange(0, WIDTH)
+    if HAS_CLASSES:
+        of_row = tl.load(q_classes + i, mask=i < rows, other=0)
+        of_column = tl.load(k_classes + j, mask=j < columns, other=0)
+        s = tl.where(of_row[:, None] == of_column[None, :], -float("inf"), s)
+    # Few tiles are cut; the others are spared the comparisons.
+    if cut:
+        diagonal = j[None, :] - i[:, None]
+        counts = (j < columns)[None, :] & (diagonal != first_left_out)
+        counts &= (diagonal != second_left_out) & (diagonal != third_left_out)
+        s = tl.where(counts, s, -float("inf"))
+    return tl.exp2(s)
+
+
+@triton.jit(do_not_specialize=["first_left_out", "second_left_out", "third_left_out", "rows", "columns"])
+def sum_tiles(
+    q,
+    k,
+    across,
+    down,
+    top,
+    left,
+    height,
+    width,
+    rows,
+    columns,
+    first_left_out,
+    second_left_out,
+    third_left_out,
+    q_classes,
+    k_classes,
+    factor,
+    depth,
+    SYMMETRIC: tl.constexpr,
+    HAS_CLASSES: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """Sums of the exponentials over the tiles of a strip, rows [top, top + height) and columns [left, left + width).
+
+    `across` [tiles of columns, height] takes the sums of rows, `down` [tiles of rows, width] those of columns: in the
+    symmetric form alone, and of the columns behind the strip's own rows.
+    """
+    i = tl.program_id(0) % (height // HEIGHT)
+    j = tl.program_id(0) // (height // HEIGHT)
+    e = exponentials(
+        q, k, top + i * HEIGHT, left + j * WIDTH, rows, columns, first_left_out, second_left_out, third_left_out,
+        q_classes, k_classes, factor, depth, HAS_CLASSES, HEIGHT, WIDTH, DEPTH,
+    )  # fmt: skip
+    tl.store(across + j * height + i * HEIGHT + tl.arange(0, HEIGHT), tl.sum(e, 1))
+    if SYMMETRIC:  # noqa: SIM102 - known when the kernel is compiled
+        if j * WIDTH >= height:
+            tl.store(down + i * width + j * WIDTH + tl.arange(0, WIDTH), tl.sum(e, 0))
+
+
+@triton.jit(do_not_specialize=["first_left_out", "second_left_out", "third_left_out", "rows", "columns"])
+def weigh_tiles(
+    q,
+    k,
+    weight,
+    high,
+    low,
+    top,
+    left,
+    height,
+    rows,
+    columns,
+    first_left_out,
+    second_left_out,
+    third_left_out,
+    q_classes,
+    k_classes,
+    factor,
+    depth,
+    SYMMETRIC: tl.constexpr,
+    HAS_LOW: tl.constexpr,
+    HAS_CLASSES: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """The exponentials of a strip, times the weight of their row or the sum of both weights, in float16 parts."""
+    i = tl.program_id(0) % (height // HEIGHT)
+    j = tl.program_id(0) // (height // HEIGHT)
+    row = top + i * HEIGHT
+    column = left + j * WIDTH
+    e = exponentials(
+        q, k, row, column, rows, columns, first_left_out, second_left_out, third_left_out, q_classes, k_classes, factor,
+        depth, HAS_CLASSES, HEIGHT, WIDTH, DEPTH,
+    )  # fmt: skip
+    w = tl.load(weight + row + tl.arange(0, HEIGHT))[:, None]
+    if SYMMETRIC:
+        w = w + tl.load(weight + column + tl.arange(0, WIDTH))[None, :]
+    w = e * w
+    rounded = w.to(tl.float16)
+    high.store([i * HEIGHT, j * WIDTH], rounded)
+    if HAS_LOW:
+        low.store([i * HEIGHT, j * WIDTH], (w - rounded.to(tl.float32)).to(tl.float16))

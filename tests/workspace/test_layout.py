@@ -94,7 +94,9 @@ def test_the_core_needs_torch_only(shipped: dict[Path, str]) -> None:
     found = [
         f"{path} imports {name}"
         for path, text in shipped.items()
-        if path.parts[1] == "contrastive-core" and not {"training", "app"} & set(path.parts)
+        if path.parts[1] == "contrastive-core"
+        and not {"training", "app"} & set(path.parts)
+        and path.name != "tensor_core_kernels.py"  # imported only where there is Triton
         for name, at_once in imported(text)
         if at_once and name.partition(".")[0] not in allowed
     ]

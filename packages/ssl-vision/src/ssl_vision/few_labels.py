@@ -11,11 +11,8 @@ from torch import Tensor
 from contrastive_core.rng import derive
 from ssl_vision.class_choice import choose_per_class
 from ssl_vision.features import LabelledFeatures
+from ssl_vision.logistic import choose_logistic
 from ssl_vision.neighbours import knn_scores
-from ssl_vision.probe import Cached, fit_linear
-
-_STEPS = 300
-_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -47,9 +44,8 @@ def few_label_accuracy(
 ) -> FewLabelAccuracy:
     """Test accuracy from `per_class` labelled training images of every class.
 
-    Both classifiers have nothing to tune: the neighbour is the single most similar labelled image by cosine; the linear
-    classifier is that of `fit_linear` from 300 steps on batches of up to 256 at learning rate 0.1, the same for all
-    features.
+    The neighbour is the single most similar labelled image by cosine. The linear classifier is a logistic regression
+    whose penalty is chosen by cross-validation on the labelled images (`choose_logistic`).
 
     Args:
         train: features to choose labelled ones from.
@@ -66,20 +62,12 @@ def few_label_accuracy(
         features, labels = train.features[chosen], train.labels[chosen]
         votes = knn_scores(test.features, features, labels, num_classes=len(train.classes), k=1)
         neighbour.append(_percent(votes, test.labels))
-        linear.append(_percent(_linear(features, labels, test.features, num_classes=len(train.classes)), test.labels))
+        classifier = choose_logistic(
+            features, labels, len(train.classes), seed=derive(seed, "folds", draw)
+        ).fit.classifier
+        with torch.no_grad():
+            linear.append(_percent(classifier(test.features), test.labels))
     return FewLabelAccuracy(_summary(linear), _summary(neighbour))
-
-
-def _linear(features: Tensor, labels: Tensor, queries: Tensor, *, num_classes: int) -> Tensor:
-    batch_size = min(_BATCH, len(labels))
-    epochs = max(1, _STEPS // (len(labels) // batch_size))
-    classifier = fit_linear(
-        Cached(features), labels, num_classes, features=features.shape[1], epochs=epochs, batch_size=batch_size,
-        lr=0.1 * 256 / batch_size, seed=0,
-    )  # fmt: skip
-    with torch.no_grad():
-        scores: Tensor = classifier(queries)
-    return scores
 
 
 def _percent(scores: Tensor, labels: Tensor) -> float:

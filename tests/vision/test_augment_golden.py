@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ssl_vision.augment import EvalTransform, ops_simclr
-from ssl_vision.augment.boxes import tensorflow_boxes, torchvision_boxes
+from ssl_vision.augment.draws import tensorflow_boxes, torchvision_boxes
 
 Golden = Callable[[str], np.lib.npyio.NpzFile]
 TOLERANCE = 5e-7

@@ -12,8 +12,7 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
 from ssl_vision.augment import SimCLRAugment, ops_torchvision
-from ssl_vision.augment.boxes import torchvision_boxes
-from ssl_vision.augment.draws import Draws
+from ssl_vision.augment.draws import Draws, torchvision_boxes
 
 TOLERANCE = 2e-6  # of one operation in float32; torchvision goes through HSV and convolutions
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from ssl_vision.augment import CropFlip, EvalTransform, SimCLRAugment, ops_simclr
-from ssl_vision.augment.boxes import tensorflow_boxes
-from ssl_vision.augment.draws import Draws
+from ssl_vision.augment.draws import Draws, tensorflow_boxes
 
 OPS = ["simclr", "torchvision"]
 Transform = Callable[..., Tensor]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contrastive_core.errors import UserError
-from ssl_vision.class_choice import choose_per_class, hold_out
+from ssl_vision.labels.choose import choose_per_class, hold_out
 
 CLASSES = [f"class {i}" for i in range(10)]
 

@@ -14,7 +14,6 @@ from contrastive_core.app.report.figures import confusion_figure, to_inline_svg
 from contrastive_core.errors import UserError
 from contrastive_core.metrics import Calibration
 from contrastive_core.training import RunOptions
-from ssl_vision.classifier_score import score_classifier
 from ssl_vision.commands.distill import distill
 from ssl_vision.commands.evaluate import evaluate
 from ssl_vision.commands.finetune import finetune
@@ -22,15 +21,13 @@ from ssl_vision.commands.knn import knn
 from ssl_vision.commands.make_splits import make_splits
 from ssl_vision.commands.report import report
 from ssl_vision.data import open_images
+from ssl_vision.evaluation.predictions import Predictions, make_predictions, read_predictions, write_predictions
+from ssl_vision.evaluation.scores import score_classifier
 from ssl_vision.models import EncoderOptions
-from ssl_vision.options import OptimizerOptions
-from ssl_vision.prediction_files import Predictions, make_predictions, read_predictions, write_predictions
-from ssl_vision.reporting.agreement import compare_predictions
-from ssl_vision.reporting.comparison import collect, comparison_figure, group_of
-from ssl_vision.reporting.evaluations import read_evaluations
-from ssl_vision.reporting.label_counts import count_labels
-from ssl_vision.reporting.mistakes import most_confident
-from ssl_vision.reporting.run_folder import open_run
+from ssl_vision.reporting.classifier_sections import most_confident
+from ssl_vision.reporting.comparison import collect, compare_predictions, comparison_figure, group_of
+from ssl_vision.reporting.run_folder import count_labels, open_run, read_evaluations
+from ssl_vision.training.options import OptimizerOptions
 from tests.pages import Page, assert_stands_alone, read
 
 FAST = OptimizerOptions(name="sgd", lr=0.8, warmup_epochs=0.0, weight_decay=0.0)

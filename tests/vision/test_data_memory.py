@@ -11,7 +11,7 @@ from PIL import Image
 
 from contrastive_core.errors import UserError
 from ssl_vision.data import fits_in_memory, in_memory, open_images
-from ssl_vision.data.parallel import map_images
+from ssl_vision.data.dataset import map_images
 
 
 def test_in_memory_is_every_image_in_order(write, noise) -> None:

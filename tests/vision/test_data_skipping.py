@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from contrastive_core.errors import UserError
 from ssl_vision.data import fits_in_memory, in_memory, open_images, skip_bad
-from ssl_vision.data.skipping import read_log
+from ssl_vision.data.bad_files import read_log
 
 BAD = (3, 4, 19)
 

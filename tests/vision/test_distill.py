@@ -26,12 +26,11 @@ from ssl_vision.commands.evaluate import evaluate
 from ssl_vision.commands.finetune import finetune
 from ssl_vision.commands.make_splits import make_splits
 from ssl_vision.commands.pretrain import pretrain
-from ssl_vision.crops import Crops
 from ssl_vision.data import Subset, open_images
-from ssl_vision.model_folder import load_classifier
 from ssl_vision.models import EncoderOptions
-from ssl_vision.options import HeadOptions, OptimizerOptions
-from ssl_vision.starting_point import open_start
+from ssl_vision.models.checkpoint import load_classifier, open_start
+from ssl_vision.training.loading import Crops
+from ssl_vision.training.options import HeadOptions, OptimizerOptions
 from tests.vision.killed_runs import outcome
 from tests.vision.two_processes import metrics, run_alone_and_together
 

@@ -19,10 +19,9 @@ from ssl_vision.cli import main
 from ssl_vision.commands.embed import embed
 from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.data import open_images
-from ssl_vision.feature_files import write_npz
-from ssl_vision.features import extract
-from ssl_vision.model_folder import load_encoder
+from ssl_vision.evaluation.features import extract, write_npz
 from ssl_vision.models import EncoderOptions
+from ssl_vision.models.checkpoint import load_encoder
 from ssl_vision.reporting.feature_map import layout, map_figure
 
 Write = Callable[[Mapping[str, Image.Image | bytes | str]], Path]

@@ -14,9 +14,7 @@ from torch import nn
 
 from contrastive_core.errors import UserError
 from ssl_vision.models import EncoderOptions, build_encoder, resnet
-from ssl_vision.models.blocks import Bottleneck, ResNetDPool
-from ssl_vision.models.resnet import SameMaxPool
-from ssl_vision.models.selective_kernel import SelectiveKernel
+from ssl_vision.models.resnet import Bottleneck, ResNetDPool, SameMaxPool, SelectiveKernel
 
 
 def load_official(module: nn.Module, values: Any, tag: str, order: list[str]) -> None:

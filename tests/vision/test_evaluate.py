@@ -15,12 +15,12 @@ from sklearn import metrics as reference
 
 from contrastive_core.app.report.page import to_image
 from contrastive_core.errors import UserError
-from ssl_vision.classifier_score import ClassifierScore, read_classifier_score, score_classifier, to_json
 from ssl_vision.cli import VERBS, main
 from ssl_vision.commands.evaluate import Evaluation, evaluate
 from ssl_vision.data import in_memory, open_images
-from ssl_vision.model_folder import load_classifier
-from ssl_vision.prediction_files import read_predictions
+from ssl_vision.evaluation.predictions import read_predictions
+from ssl_vision.evaluation.scores import ClassifierScore, read_classifier_score, score_classifier, to_json
+from ssl_vision.models.checkpoint import load_classifier
 
 
 @pytest.fixture(scope="module")

@@ -18,13 +18,12 @@ from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.model_file import save_model
-from ssl_vision import export, import_checkpoint
+from ssl_vision import export, exporting, import_checkpoint
 from ssl_vision.cli import main
-from ssl_vision.exporting import torchvision_names
-from ssl_vision.exporting.exportable import Exportable, open_exportable
-from ssl_vision.model_folder import Architecture, classifier_card, encoder_card, load_encoder
+from ssl_vision.exporting import Exportable, open_exportable
 from ssl_vision.models import EncoderOptions, build_encoder
-from ssl_vision.models.normalize import STATISTICS
+from ssl_vision.models.checkpoint import Architecture, classifier_card, encoder_card, load_encoder
+from ssl_vision.models.encoder import STATISTICS
 
 CLASSES = ["cat", "dog", "emu"]
 SMALL = EncoderOptions(width=0.125)
@@ -198,12 +197,12 @@ def test_networks_that_torchvision_lacks_are_refused(
 
 def test_a_file_that_gives_something_else_is_not_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = encoder_folder(tmp_path / "model", TORCHVISION, size=40)
-    state = torchvision_names._state
+    state = exporting._state
 
     def other(model: Exportable) -> dict[str, Tensor]:
         return {name: tensor + 0.01 if name == "conv1.weight" else tensor for name, tensor in state(model).items()}
 
-    monkeypatch.setattr(torchvision_names, "_state", other)
+    monkeypatch.setattr(exporting, "_state", other)
     (tmp_path / "net.safetensors").write_text("older")
     with pytest.raises(UserError, match=r"torchvision's resnet18 gives other features .*nothing was written"):
         export(str(folder), tmp_path / "net.safetensors")

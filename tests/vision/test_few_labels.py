@@ -8,9 +8,9 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from contrastive_core.rng import derive
-from ssl_vision.class_choice import choose_per_class
-from ssl_vision.features import LabelledFeatures
-from ssl_vision.few_labels import few_label_accuracy
+from ssl_vision.evaluation.features import LabelledFeatures
+from ssl_vision.evaluation.few_labels import few_label_accuracy
+from ssl_vision.labels.choose import choose_per_class
 
 
 def features(count: int, *, seed: int, spread: float) -> LabelledFeatures:

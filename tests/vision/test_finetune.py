@@ -22,21 +22,20 @@ from torch.nn import functional as F
 from contrastive_core.errors import UserError
 from contrastive_core.optim import scaled_lr
 from contrastive_core.training import Batches, RunOptions
-from ssl_vision.budget import plan_budget
 from ssl_vision.cli import main
 from ssl_vision.commands.evaluate import evaluate
 from ssl_vision.commands.finetune import finetune
 from ssl_vision.commands.linear import linear
 from ssl_vision.commands.make_splits import make_splits
 from ssl_vision.commands.pretrain import pretrain
-from ssl_vision.crops import Crops
 from ssl_vision.data import open_images
-from ssl_vision.features import evaluation_batches
-from ssl_vision.label_files import read_labelled
-from ssl_vision.model_folder import load_classifier, load_pretrained
+from ssl_vision.evaluation.features import evaluation_batches
+from ssl_vision.labels.files import read_labelled
 from ssl_vision.models import EncoderOptions
-from ssl_vision.options import HeadOptions, OptimizerOptions, build_optimizer
-from ssl_vision.starting_point import open_start
+from ssl_vision.models.checkpoint import load_classifier, load_pretrained, open_start
+from ssl_vision.training.loading import Crops
+from ssl_vision.training.options import HeadOptions, OptimizerOptions, build_optimizer
+from ssl_vision.training.setup import plan_budget
 from tests.vision.killed_runs import outcome, run_killed
 from tests.vision.two_processes import losses_alone_and_together, metrics, over_processes, run_alone_and_together
 

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from contrastive_core.errors import UserError
 from contrastive_core.training import RunOptions
 from ssl_vision import export, finetune, import_checkpoint, knn
-from ssl_vision.checkpoints.object_graph import Node, ObjectGraph
-from ssl_vision.checkpoints.simclr_names import by_name, by_objects
-from ssl_vision.checkpoints.simclr_tensorflow import _architecture, _in_order, read_simclr
 from ssl_vision.cli import main
-from ssl_vision.model_folder import load_classifier, load_encoder, load_simclr
+from ssl_vision.importing.simclr import _architecture, _in_order, by_name, by_objects, read_simclr
+from ssl_vision.importing.tensorflow import Node, ObjectGraph
 from ssl_vision.models import EncoderOptions, resnet
+from ssl_vision.models.checkpoint import load_classifier, load_encoder, load_simclr
 
 FILES = Path(__file__).parent / "tensorflow_files"
 
@@ -207,12 +206,12 @@ def test_basic_blocks_with_resnet_d_of_tensorflow_1_are_refused(
     official: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = EncoderOptions(name="resnet18", width=1 / 32, stem="imagenet", sk_ratio=0.0625)
-    monkeypatch.setattr("ssl_vision.checkpoints.simclr_tensorflow._architecture", lambda *_: found)
+    monkeypatch.setattr("ssl_vision.importing.simclr._architecture", lambda *_: found)
     with pytest.raises(UserError, match="pool the main branch too"):
         read_simclr(official)
 
 
 def test_another_network_is_refused(official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ssl_vision.checkpoints.simclr_tensorflow.LAYOUTS", {})
+    monkeypatch.setattr("ssl_vision.importing.simclr.LAYOUTS", {})
     with pytest.raises(UserError, match="an encoder of 21 convolutions"):
         read_simclr(official)

@@ -11,7 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from contrastive_core.errors import UserError
 from ssl_vision.commands.knn import knn
-from ssl_vision.neighbours import knn_scores
+from ssl_vision.evaluation.probes import knn_scores
 
 
 @given(

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from contrastive_core.errors import UserError
 from ssl_vision.augment import EvalTransform
-from ssl_vision.class_choice import choose_per_class
 from ssl_vision.commands.knn import knn
 from ssl_vision.commands.linear import linear
 from ssl_vision.commands.transfer import transfer
 from ssl_vision.data import Subset, open_images
-from ssl_vision.features import decode, evaluation_batches, labelled_features
-from ssl_vision.neighbours import knn_scores
-from ssl_vision.scores import Score
+from ssl_vision.evaluation.features import decode, evaluation_batches, labelled_features
+from ssl_vision.evaluation.probes import knn_scores
+from ssl_vision.evaluation.scores import Score
+from ssl_vision.labels.choose import choose_per_class
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from PIL import Image
 
 from contrastive_core.errors import UserError
 from ssl_vision.data import open_images
-from ssl_vision.label_files import LabelFile, read_label_file, read_labelled, write_label_file
+from ssl_vision.labels.files import LabelFile, read_label_file, read_labelled, write_label_file
 
 Write = Callable[[dict[str, Image.Image | str]], Path]
 

@@ -14,7 +14,7 @@ from contrastive_core.errors import UserError
 from ssl_vision.commands import linear as linear_module
 from ssl_vision.commands.linear import linear
 from ssl_vision.data import in_memory, open_images
-from ssl_vision.model_folder import LoadedModel
+from ssl_vision.models.checkpoint import LoadedModel
 
 
 class Restless(nn.Module):

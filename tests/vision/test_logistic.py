@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_vision.data import in_memory, open_images
-from ssl_vision.logistic import PENALTIES, choose_logistic, fit_logistic, stratified_folds
+from ssl_vision.evaluation.probes import PENALTIES, choose_logistic, fit_logistic, stratified_folds
 
 
 def clouds(count: int, *, dim: int, classes: int, seed: int) -> tuple[Tensor, Tensor]:

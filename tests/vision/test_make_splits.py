@@ -16,8 +16,8 @@ from contrastive_core.errors import UserError
 from ssl_vision.cli import main
 from ssl_vision.commands.make_splits import make_splits
 from ssl_vision.data import open_images
-from ssl_vision.label_files import read_labelled
-from ssl_vision.splits import images_for, share_out
+from ssl_vision.labels.choose import images_for, share_out
+from ssl_vision.labels.files import read_labelled
 
 
 def chosen(folder: Path, name: str, data: str = "digits") -> list[int]:

@@ -13,7 +13,8 @@ from contrastive_core.errors import UserError
 from contrastive_core.heads import ProjectionHead
 from contrastive_core.training import Run, RunOptions
 from ssl_vision.methods import SimCLR
-from ssl_vision.model_folder import (
+from ssl_vision.models import Classifier, EncoderOptions, build_encoder
+from ssl_vision.models.checkpoint import (
     Architecture,
     load_architecture,
     load_classifier,
@@ -23,7 +24,6 @@ from ssl_vision.model_folder import (
     save_classifier,
     save_encoder,
 )
-from ssl_vision.models import Classifier, EncoderOptions, build_encoder
 
 TINY = EncoderOptions(width=0.125)
 IMAGES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -16,7 +16,7 @@ from contrastive_core.training import RunOptions
 from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.methods import SimCLR
 from ssl_vision.models import EncoderOptions, resnet
-from ssl_vision.options import MemoryOptions, OptimizerOptions
+from ssl_vision.training.options import MemoryOptions, OptimizerOptions
 from tests.vision.killed_runs import kill_after, outcome
 from tests.vision.two_processes import metrics, run_alone_and_together
 

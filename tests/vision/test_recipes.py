@@ -10,7 +10,7 @@ import yaml
 
 from contrastive_core.optim import scaled_lr
 from ssl_vision.cli import main
-from ssl_vision.options import SuNCEtOptions
+from ssl_vision.training.options import SuNCEtOptions
 
 NAMES = sorted(
     file.name.removesuffix(".yaml")

@@ -24,14 +24,14 @@ from ssl_vision.commands.knn import knn
 from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.commands.report import report
 from ssl_vision.data import open_images
-from ssl_vision.features import extract
-from ssl_vision.model_folder import load_encoder
+from ssl_vision.evaluation.features import extract
 from ssl_vision.models import EncoderOptions
-from ssl_vision.options import AugmentOptions, MemoryOptions, SuNCEtOptions
-from ssl_vision.reporting.curves import pretraining_panels
+from ssl_vision.models.checkpoint import load_encoder
+from ssl_vision.reporting.figures import pretraining_panels
 from ssl_vision.reporting.run_folder import open_run, read_scores
-from ssl_vision.reporting.scores import accuracy_curves, by_protocol
+from ssl_vision.reporting.sections import accuracy_curves, by_protocol
 from ssl_vision.reporting.sheets import choose_bank, choose_images, draw_views, find_neighbours, nearest
+from ssl_vision.training.options import AugmentOptions, MemoryOptions, SuNCEtOptions
 from tests.pages import Page, assert_stands_alone, read
 
 EPOCHS, BATCH = 3, 48

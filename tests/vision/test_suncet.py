@@ -14,9 +14,9 @@ from contrastive_core.training import Run, RunOptions
 from ssl_vision.augment import SimCLRAugment
 from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.data import ImageSet, open_images
-from ssl_vision.feed import Feed, open_labelled
 from ssl_vision.models import EncoderOptions
-from ssl_vision.options import AugmentOptions, MemoryOptions, OptimizerOptions, SuNCEtOptions
+from ssl_vision.training.loading import Feed, open_labelled
+from ssl_vision.training.options import AugmentOptions, MemoryOptions, OptimizerOptions, SuNCEtOptions
 from tests.vision.two_processes import metrics
 
 TINY = EncoderOptions(width=0.125)

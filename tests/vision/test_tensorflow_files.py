@@ -12,9 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contrastive_core.errors import UserError
-from ssl_vision.checkpoints.crc32c import crc32c, masked_crc32c
-from ssl_vision.checkpoints.object_graph import ObjectGraph
-from ssl_vision.checkpoints.tensor_bundle import TensorBundle, is_bundle
+from ssl_vision.importing.tensorflow import ObjectGraph, TensorBundle, crc32c, is_bundle, masked_crc32c
 
 FILES = Path(__file__).parent / "tensorflow_files"
 
@@ -44,7 +42,7 @@ def test_checksum_of_long_data_joins_blocks(monkeypatch: pytest.MonkeyPatch) -> 
     data = random.Random(0).randbytes(20_000)
     whole = crc32c(data)
     assert whole == bit_by_bit(data)
-    monkeypatch.setattr("ssl_vision.checkpoints.crc32c._BLOCK", 777)
+    monkeypatch.setattr("ssl_vision.importing.tensorflow._BLOCK", 777)
     assert crc32c(data) == whole
 
 

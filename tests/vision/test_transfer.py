@@ -15,11 +15,11 @@ from contrastive_core.app.report.page import to_image
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive
 from contrastive_core.training import RunOptions
-from ssl_vision.class_choice import hold_out
 from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.commands.transfer import PENALTIES, transfer
 from ssl_vision.data import open_images
-from ssl_vision.features import labelled_features
+from ssl_vision.evaluation.features import labelled_features
+from ssl_vision.labels.choose import hold_out
 from ssl_vision.models import EncoderOptions
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from contrastive_core.training import Batches
 from ssl_vision.augment import SimCLRAugment
 from ssl_vision.data import open_images
-from ssl_vision.views import LoadedViews, MemoryViews, Pairs, open_views
+from ssl_vision.training.loading import LoadedViews, MemoryViews, Pairs, open_views
 
 CPU = torch.device("cpu")
 

@@ -24,12 +24,11 @@ from torchvision.transforms.v2.functional import normalize
 
 from contrastive_core.training.model_file import save_model
 from ssl_vision.data import open_images
-from ssl_vision.features import labelled_features
-from ssl_vision.model_folder import load_encoder
+from ssl_vision.evaluation.features import labelled_features
+from ssl_vision.evaluation.probes import Cached, fit_linear, knn_scores
+from ssl_vision.evaluation.scores import accuracy
 from ssl_vision.models import EncoderOptions, resnet
-from ssl_vision.neighbours import knn_scores
-from ssl_vision.probe import Cached, fit_linear
-from ssl_vision.scores import accuracy
+from ssl_vision.models.checkpoint import load_encoder
 from tools.results import provenance, write_result
 
 PEER_WIDTH = 0.25

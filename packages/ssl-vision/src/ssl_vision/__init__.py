@@ -1,4 +1,4 @@
-"""Image classification with few labels. Every command is a function here; names are loaded on first use."""
+"""Image classification with few labels. Every command is a function of this package, imported on first use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line `ssl-vision`. Importing it loads nothing heavy: a verb's code is imported when the verb is run."""
+"""The command line `ssl-vision`. Importing it loads nothing heavy; a verb is imported when it runs."""
 
 from __future__ import annotations
 

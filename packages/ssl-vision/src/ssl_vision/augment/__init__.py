@@ -1,7 +1,5 @@
 """Augmentation of batches of images, and the fixed transform of evaluation."""
 
-from ssl_vision.augment.crop_flip import CropFlip
-from ssl_vision.augment.evaluation import EvalTransform
-from ssl_vision.augment.simclr import SimCLRAugment
+from ssl_vision.augment.transforms import CropFlip, EvalTransform, SimCLRAugment
 
 __all__ = ["CropFlip", "EvalTransform", "SimCLRAugment"]

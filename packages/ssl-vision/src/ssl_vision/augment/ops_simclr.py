@@ -9,12 +9,20 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ssl_vision.augment._images import check_boxes, check_images, on_planes
-from ssl_vision.augment.boxes import tensorflow_boxes
-from ssl_vision.augment.operations import Operations
-from ssl_vision.augment.planes import channel_contrast_, grayscale_, hsv_saturation_, hue_, scale_, shift_
-from ssl_vision.augment.resample import blur_images, crop_planes, unit_taps, upright
-from ssl_vision.augment.taps import keys_taps
+from ssl_vision.augment.color import (
+    channel_contrast_,
+    check_boxes,
+    check_images,
+    grayscale_,
+    hsv_saturation_,
+    hue_,
+    on_planes,
+    scale_,
+    shift_,
+)
+from ssl_vision.augment.draws import tensorflow_boxes
+from ssl_vision.augment.render import Operations
+from ssl_vision.augment.resample import blur_images, crop_planes, keys_taps, unit_taps, upright
 
 OPERATIONS = Operations(
     boxes=tensorflow_boxes,

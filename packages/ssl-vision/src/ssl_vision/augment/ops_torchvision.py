@@ -12,12 +12,19 @@ from typing import Literal
 
 from torch import Tensor
 
-from ssl_vision.augment._images import check_boxes, check_images, on_planes
-from ssl_vision.augment.boxes import torchvision_boxes
-from ssl_vision.augment.operations import Operations
-from ssl_vision.augment.planes import grayscale_, grey_contrast_, grey_saturation_, hue_, scale_
-from ssl_vision.augment.resample import blur_images, crop_planes, unit_taps, upright
-from ssl_vision.augment.taps import antialias_taps
+from ssl_vision.augment.color import (
+    check_boxes,
+    check_images,
+    grayscale_,
+    grey_contrast_,
+    grey_saturation_,
+    hue_,
+    on_planes,
+    scale_,
+)
+from ssl_vision.augment.draws import torchvision_boxes
+from ssl_vision.augment.render import Operations
+from ssl_vision.augment.resample import antialias_taps, blur_images, crop_planes, unit_taps, upright
 
 OPERATIONS = Operations(
     boxes=torchvision_boxes,

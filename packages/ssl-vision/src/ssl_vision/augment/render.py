@@ -1,24 +1,85 @@
-"""Making the views that were drawn.
+"""Render the views that were drawn.
 
-Large views are made one by one. Small ones are made in blocks of as many as fit into the processor's cache while one
-operation after the other works on them; on a GPU the block is the whole batch. Nothing that happens to an image depends
-on the others of its block.
+Large views are rendered one by one. Small ones are rendered in blocks that fit into the processor's cache while one
+operation after the other works on them; on a GPU the block is the whole batch. The four colour operations come in an
+order of their own in every image: before each of the four stages a block is re-arranged, which costs a copy, so that
+images with the same operation lie side by side and each operation runs once, in place, over its run of images. Nothing
+that happens to an image depends on the others of its block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ssl_vision.augment.arrange import Stage, arrange
-from ssl_vision.augment.draws import Draws
-from ssl_vision.augment.operations import ColourOp, Operations
-from ssl_vision.augment.planes import grayscale_, hue_shifts, hue_sixths_, scale_, shift_
-from ssl_vision.augment.resample import Blur, crop_planes, unit_taps
-from ssl_vision.augment.taps import gaussian_kernel
+from ssl_vision.augment.color import grayscale_, hue_shifts, hue_sixths_, scale_, shift_
+from ssl_vision.augment.draws import Draws, Sizes
+from ssl_vision.augment.resample import Blur, Padding, Taps, crop_planes, gaussian_kernel, unit_taps
+
+ColourOp = Callable[[Tensor, Tensor], Tensor]
+
+
+class MakeBoxes(Protocol):
+    """Draws the boxes of random crops."""
+
+    def __call__(self, height: Sizes, width: Sizes, *, seed: int, ids: Tensor) -> Sizes: ...
+
+
+class MakeTaps(Protocol):
+    """Says which rows make each row of a resized crop."""
+
+    def __call__(self, length: Tensor, *, out: int, flip: Tensor | None = None) -> Taps: ...
+
+
+@dataclass(frozen=True)
+class Operations:
+    """What `SimCLRAugment` needs to know about a library; colour operations work in place on planes [3, n, P]."""
+
+    boxes: MakeBoxes
+    taps: MakeTaps
+    contrast: ColourOp
+    saturation: ColourOp
+    padding: Padding
+
+
+NOTHING = 4  # in place of an operation, in images without jitter
+
+
+class Stage(NamedTuple):
+    """One re-arrangement, and what to do then."""
+
+    move: NDArray[np.int64] | None
+    """Which present slot each new slot takes its image from; None when all stay."""
+    slot: NDArray[np.int64]
+    """Which image of the block then lies in each slot."""
+    runs: list[tuple[int, slice]]
+    """Operation and slots of each run of images."""
+
+
+def arrange(draws: Draws, block: slice) -> list[Stage]:
+    """Four stages of jitter, and a fifth with no operation in which every image is back in its own slot."""
+    stages = []
+    order = np.where(draws.jitter[block], draws.order[block].T, NOTHING)
+    home = slot = np.arange(order.shape[1])
+    for operation in order:
+        move = np.argsort(operation[slot], kind="stable")
+        slot = slot[move]
+        ends = np.bincount(operation, minlength=NOTHING).cumsum()[:NOTHING].tolist()
+        runs = [(op, slice(a, b)) for op, (a, b) in enumerate(zip([0, *ends], ends, strict=False)) if b > a]
+        stages.append(Stage(move=_unless_idle(move, home), slot=slot, runs=runs))
+    stages.append(Stage(move=_unless_idle(np.argsort(slot), home), slot=home, runs=[]))
+    return stages
+
+
+def _unless_idle(move: NDArray[np.int64], home: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    return None if bool((move == home).all()) else move
+
 
 HUE = 3  # among the colour operations
 _BLOCK_VALUES = 1 << 20  # float32 values of a block on the CPU: 4 MiB

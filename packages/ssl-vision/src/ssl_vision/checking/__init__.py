@@ -1,4 +1,4 @@
-"""What is wrong with an image data set, found in one pass over it."""
+"""Find every problem of an image data set in one pass."""
 
 from contrastive_core.app.checks import Finding, Item
 from ssl_vision.checking.examine import examine

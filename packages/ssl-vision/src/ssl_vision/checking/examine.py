@@ -1,4 +1,4 @@
-"""The one pass: open every split, look at every image, draw the conclusions."""
+"""Examine a data set in one pass: open every split, read every image, apply the rules."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from contrastive_core.app.checks import LEVELS, Finding, most_first
 from contrastive_core.errors import UserError
 from ssl_vision.checking import rules
 from ssl_vision.checking.facts import Facts, look_at
-from ssl_vision.checking.places import misplaced
 from ssl_vision.checking.report import Report
+from ssl_vision.checking.rules import misplaced
 from ssl_vision.data import ImageSet, list_splits, open_images
+from ssl_vision.data.dataset import map_images
 from ssl_vision.data.open import locate
-from ssl_vision.data.parallel import map_images
 
 
 def examine(data: str | os.PathLike[str], *, split: str | None = None) -> Report:

@@ -1,4 +1,4 @@
-"""What is known of each image after looking at it once."""
+"""Facts about each image, gathered in one pass."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import PurePath
 import numpy as np
 
 from contrastive_core.errors import UserError
+from ssl_vision.data.dataset import FileImages, ImageSet
 from ssl_vision.data.decode import Picture, UndecodableError, count_frames, decode, read_bytes
-from ssl_vision.data.image_set import FileImages, ImageSet
 
 # What a file of each format is usually called; MPO is what several cameras write as .jpg.
 _ENDINGS = {

@@ -1,4 +1,4 @@
-"""What `check` found, as text for people and as JSON for programs."""
+"""The report of `check`, as text for people and as JSON for programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All problems of an image data set in one pass: `ssl-vision check`."""
+"""`ssl-vision check`: find every problem of an image data set in one pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ssl-vision demo`: the whole of it on scikit-learn's digits, on any computer, without a download."""
+"""`ssl-vision demo`: pre-training and evaluation on scikit-learn's digits, without a download."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from contrastive_core.training.files import write_atomic
 from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.commands.report import report
 from ssl_vision.data import open_images
-from ssl_vision.features import LabelledFeatures, labelled_features
-from ssl_vision.few_labels import FewLabelAccuracy, few_label_accuracy
-from ssl_vision.model_folder import PIXELS, load_encoder
+from ssl_vision.evaluation.features import LabelledFeatures, labelled_features
+from ssl_vision.evaluation.few_labels import FewLabelAccuracy, few_label_accuracy
+from ssl_vision.evaluation.scores import Score, record_score
 from ssl_vision.models import EncoderOptions
-from ssl_vision.options import AugmentOptions, OptimizerOptions
-from ssl_vision.reporting.picture import run_picture
+from ssl_vision.models.checkpoint import PIXELS, load_encoder
+from ssl_vision.reporting.overview import run_picture
 from ssl_vision.reporting.run_folder import open_run, read_scores
-from ssl_vision.reporting.scores import accuracy_curves, by_protocol
+from ssl_vision.reporting.sections import accuracy_curves, by_protocol
 from ssl_vision.reporting.sheets import make_sheets
-from ssl_vision.scores import Score, record_score
+from ssl_vision.training.options import AugmentOptions, OptimizerOptions
 
 DATA = "digits"
 LABELS: tuple[int | None, ...] = (2, 5, 10, None)

@@ -1,4 +1,4 @@
-"""Distillation: `ssl-vision distill`. One readable loop; copy it and change it."""
+"""`ssl-vision distill`: distil a classifier into a student. One readable loop; copy it and change it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ from torch.nn import functional as F
 from contrastive_core.errors import UserError
 from contrastive_core.losses import distillation
 from contrastive_core.training import Run, RunOptions
-from ssl_vision.budget import Budget, plan_budget
-from ssl_vision.crops import Crops
 from ssl_vision.data import ImageSet, open_images, skip_bad
-from ssl_vision.labelled import check_classes, training_set, validation_set, without
-from ssl_vision.model_folder import load_architecture, load_classifier, save_classifier
+from ssl_vision.labels.subsets import check_classes, training_set, validation_set, without
 from ssl_vision.models import EncoderOptions
-from ssl_vision.optimization import set_up
-from ssl_vision.options import OptimizerOptions
-from ssl_vision.starting_point import NONE, open_start
-from ssl_vision.validation import Validation
+from ssl_vision.models.checkpoint import NONE, load_architecture, load_classifier, open_start, save_classifier
+from ssl_vision.training.loading import Crops
+from ssl_vision.training.options import OptimizerOptions
+from ssl_vision.training.setup import Budget, plan_budget, set_up
+from ssl_vision.training.validation import Validation
 
 TEACHER = "teacher"
 """The name of the student that is built as the teacher is: self-distillation."""

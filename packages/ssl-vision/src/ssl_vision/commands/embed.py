@@ -1,4 +1,4 @@
-"""`ssl-vision embed`: features of a data set, as a file or as a map."""
+"""`ssl-vision embed`: write the features of a data set to a file, or draw a map of them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from torch import Tensor
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, permutation
 from ssl_vision.data import ImageSet, Subset, open_images
-from ssl_vision.feature_files import import_pyarrow, write_npz, write_parquet
-from ssl_vision.features import extract
-from ssl_vision.model_folder import load_encoder
+from ssl_vision.evaluation.features import extract, import_pyarrow, write_npz, write_parquet
+from ssl_vision.models.checkpoint import load_encoder
 
 _FILES = {".npz": write_npz, ".parquet": write_parquet}
 _PICTURES = (".png", ".svg")

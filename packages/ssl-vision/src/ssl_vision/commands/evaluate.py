@@ -1,4 +1,4 @@
-"""`ssl-vision evaluate`: how good a fine-tuned or distilled classifier is on labelled images."""
+"""`ssl-vision evaluate`: test a classifier on labelled images."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from contrastive_core.app.report.figures import confusion_figure, to_png
 from contrastive_core.errors import UserError
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.model_file import module_hash
-from ssl_vision.classifier_score import ClassifierScore, score_classifier, to_json
 from ssl_vision.data import ImageSet
-from ssl_vision.features import evaluation_batches, labelled_images, outputs
-from ssl_vision.labelled import known_share
-from ssl_vision.model_folder import load_classifier
-from ssl_vision.prediction_files import Predictions, make_predictions, write_predictions
-from ssl_vision.reporting.reliability import reliability_figure
+from ssl_vision.evaluation.features import evaluation_batches, labelled_images, outputs
+from ssl_vision.evaluation.predictions import Predictions, make_predictions, write_predictions
+from ssl_vision.evaluation.scores import ClassifierScore, evaluation_folder, score_classifier, to_json
+from ssl_vision.labels.subsets import known_share
+from ssl_vision.models.checkpoint import load_classifier
+from ssl_vision.reporting.figures import reliability_figure
 from ssl_vision.reporting.run_folder import data_name
-from ssl_vision.scores import evaluation_folder
 
 _MOSTLY = 0.5  # share of images validated on from which a test is refused
 

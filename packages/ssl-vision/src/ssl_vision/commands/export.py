@@ -1,4 +1,4 @@
-"""`ssl-vision export`: a model as a file that other programs open."""
+"""`ssl-vision export`: write a model as a file that other programs open."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.export import put_in_place, write_exported_program, write_onnx
-from ssl_vision.exporting.exportable import Exportable, open_exportable
-from ssl_vision.exporting.torchvision_names import write_torchvision
+from ssl_vision.exporting import Exportable, open_exportable, write_torchvision
 
 _ENDINGS = (".onnx", ".pt2", ".safetensors")
 

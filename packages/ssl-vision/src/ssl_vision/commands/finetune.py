@@ -1,4 +1,4 @@
-"""Fine-tuning with few labels: `ssl-vision finetune`. One readable loop; copy it and change it."""
+"""`ssl-vision finetune`: train a classifier with few labels. One readable loop; copy it and change it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ from torch.nn import functional as F
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import Run, RunOptions
-from ssl_vision.budget import plan_budget
-from ssl_vision.crops import Crops
 from ssl_vision.data import open_images
-from ssl_vision.labelled import require_two_classes, training_set, unseen_classes, validation_set
-from ssl_vision.model_folder import save_classifier
+from ssl_vision.labels.subsets import require_two_classes, training_set, unseen_classes, validation_set
 from ssl_vision.models import EncoderOptions
-from ssl_vision.optimization import set_up
-from ssl_vision.options import OptimizerOptions
-from ssl_vision.starting_point import open_start
-from ssl_vision.validation import Validation
+from ssl_vision.models.checkpoint import open_start, save_classifier
+from ssl_vision.training.loading import Crops
+from ssl_vision.training.options import OptimizerOptions
+from ssl_vision.training.setup import plan_budget, set_up
+from ssl_vision.training.validation import Validation
 
 SIMCLR = OptimizerOptions(name="sgd", lr=0.05, scaling="linear", warmup_epochs=0.0, momentum=0.9, weight_decay=0.0)
 """The optimiser of SimCLR's fine-tuning, Appendix B.5."""

@@ -1,4 +1,4 @@
-"""`ssl-vision import-checkpoint`: networks trained by other programs, as model folders."""
+"""`ssl-vision import-checkpoint`: make a model folder of a network that another program trained."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Literal
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.model_file import save_model
-from ssl_vision.checkpoints.imported import Imported
-from ssl_vision.checkpoints.simclr_tensorflow import read_simclr
-from ssl_vision.checkpoints.tensor_bundle import is_bundle
-from ssl_vision.checkpoints.torch_resnets import read_resnet
-from ssl_vision.model_folder import Architecture, classifier_card, encoder_card
-from ssl_vision.models.normalize import Normalization
+from ssl_vision.importing.imported import Imported
+from ssl_vision.importing.simclr import read_simclr
+from ssl_vision.importing.tensorflow import is_bundle
+from ssl_vision.importing.torch_resnets import read_resnet
+from ssl_vision.models.checkpoint import Architecture, classifier_card, encoder_card
+from ssl_vision.models.encoder import Normalization
 from ssl_vision.models.resnet import Stem
 
 

@@ -1,13 +1,13 @@
-"""Nearest-neighbour evaluation: how well an image's neighbours in feature space know its class."""
+"""`ssl-vision knn`: classify test images by their nearest training images."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from contrastive_core.errors import UserError
-from ssl_vision.features import labelled_features
-from ssl_vision.neighbours import knn_scores
-from ssl_vision.scores import Score, accuracy, record_score, training_images
+from ssl_vision.evaluation.features import labelled_features
+from ssl_vision.evaluation.probes import knn_scores
+from ssl_vision.evaluation.scores import Score, accuracy, record_score, training_images
 
 
 def knn(

@@ -1,4 +1,4 @@
-"""Linear evaluation: a logistic layer on the frozen encoder."""
+"""`ssl-vision linear`: train and test a linear classifier on frozen features."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive
 from contrastive_core.training.model_file import module_hash
-from ssl_vision.features import extract, labelled_features, labelled_images
-from ssl_vision.labelled import require_two_classes
-from ssl_vision.model_folder import load_encoder
-from ssl_vision.probe import Augmented, Cached, Source, fit_linear
-from ssl_vision.scores import Score, accuracy, record_score, training_images
+from ssl_vision.evaluation.features import extract, labelled_features, labelled_images
+from ssl_vision.evaluation.probes import Augmented, Cached, Source, fit_linear
+from ssl_vision.evaluation.scores import Score, accuracy, record_score, training_images
+from ssl_vision.labels.subsets import require_two_classes
+from ssl_vision.models.checkpoint import load_encoder
 
 
 def linear(

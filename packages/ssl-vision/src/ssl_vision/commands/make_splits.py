@@ -1,4 +1,4 @@
-"""`ssl-vision make-splits`: label fractions as files, so that every run with few labels sees the same ones."""
+"""`ssl-vision make-splits`: choose the images whose labels may be seen, and write label files."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from contrastive_core.errors import UserError
 from contrastive_core.rng import derive
 from ssl_vision.data import ImageSet, open_images
 from ssl_vision.data.open import locate
-from ssl_vision.label_files import LabelFile, check_label_file, write_label_file
-from ssl_vision.splits import Balance, images_for, share_out, shuffled_by_class
+from ssl_vision.labels.choose import Balance, images_for, share_out, shuffled_by_class
+from ssl_vision.labels.files import LabelFile, check_label_file, write_label_file
 
 VALIDATION = "validation.json"
 

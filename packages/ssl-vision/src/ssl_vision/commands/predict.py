@@ -1,4 +1,4 @@
-"""`ssl-vision predict`: classes of images nobody has labelled, as a table."""
+"""`ssl-vision predict`: classify unlabelled images into a table."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from contrastive_core.errors import UserError
 from contrastive_core.training.progress import track
 from ssl_vision.augment import EvalTransform
 from ssl_vision.data import ImageSet, open_images
-from ssl_vision.data.image_set import FileImages
+from ssl_vision.data.dataset import FileImages
 from ssl_vision.data.listing import list_folder
-from ssl_vision.feature_files import replace_file
-from ssl_vision.features import decode, outputs
-from ssl_vision.model_folder import LoadedClassifier, load_classifier
+from ssl_vision.evaluation.features import decode, outputs, replace_file
+from ssl_vision.models.checkpoint import LoadedClassifier, load_classifier
 
 
 @dataclass(frozen=True)

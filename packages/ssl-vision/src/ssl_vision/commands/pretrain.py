@@ -1,4 +1,4 @@
-"""Pre-training with SimCLR, SuNCEt or both: `ssl-vision pretrain`. One readable loop; copy it and change it."""
+"""`ssl-vision pretrain`: pre-train with SimCLR, SuNCEt or both. One readable loop; copy it and change it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from contrastive_core.grad_cache import BatchNorm, batch_norms
 from contrastive_core.losses import SuNCEtLoss, nt_xent
 from contrastive_core.training import Run, RunOptions
 from ssl_vision.data import open_images
-from ssl_vision.feed import Feed, open_labelled
 from ssl_vision.methods import MomentumMemory, SimCLR
-from ssl_vision.model_folder import save_encoder
 from ssl_vision.models import EncoderOptions, build_encoder
-from ssl_vision.optimization import set_up
-from ssl_vision.options import (
+from ssl_vision.models.checkpoint import save_encoder
+from ssl_vision.training.loading import Feed, open_labelled
+from ssl_vision.training.options import (
     AugmentOptions,
     HeadOptions,
     MemoryOptions,
@@ -27,6 +26,7 @@ from ssl_vision.options import (
     SuNCEtOptions,
     build_augment,
 )
+from ssl_vision.training.setup import set_up
 
 
 def pretrain(

@@ -1,4 +1,4 @@
-"""`ssl-vision report`: one HTML file that shows a run to somebody who did not run it."""
+"""`ssl-vision report`: write the report of a run as one HTML file."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from contrastive_core.errors import UserError
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.model_file import module_hash
 from ssl_vision.data import ImageSet, open_images
-from ssl_vision.model_folder import load_classifier, load_encoder
+from ssl_vision.models.checkpoint import load_classifier, load_encoder
 from ssl_vision.reporting import classifier_sections, sections
-from ssl_vision.reporting.agreement import agreement
-from ssl_vision.reporting.comparison import collect, comparison
-from ssl_vision.reporting.evaluations import read_evaluations
-from ssl_vision.reporting.label_counts import count_labels
-from ssl_vision.reporting.run_folder import RunFolder, open_run, read_scores
-from ssl_vision.reporting.scores import by_protocol, final_accuracies, scores_section
+from ssl_vision.reporting.comparison import agreement, collect, comparison
+from ssl_vision.reporting.run_folder import RunFolder, count_labels, open_run, read_evaluations, read_scores
+from ssl_vision.reporting.sections import by_protocol, final_accuracies, scores_section
 from ssl_vision.reporting.sheets import make_sheets
 
 

@@ -1,4 +1,4 @@
-"""Transfer: the best regularised linear classifier on the features of another data set."""
+"""`ssl-vision transfer`: fit the best regularised linear classifier to the features of another data set."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 from contrastive_core.errors import UserError
 from contrastive_core.metrics import confusion_matrix, per_class_accuracy, top_k_accuracy
 from contrastive_core.rng import derive
-from ssl_vision.class_choice import hold_out
 from ssl_vision.data import list_splits
-from ssl_vision.features import LabelledFeatures, labelled_features
-from ssl_vision.logistic import LogisticFit, fit_logistic
-from ssl_vision.model_folder import load_encoder
-from ssl_vision.scores import Score, accuracy, record_score, training_images
+from ssl_vision.evaluation.features import LabelledFeatures, labelled_features
+from ssl_vision.evaluation.probes import LogisticFit, fit_logistic
+from ssl_vision.evaluation.scores import Score, accuracy, record_score, training_images
+from ssl_vision.labels.choose import hold_out
+from ssl_vision.models.checkpoint import load_encoder
 
 PENALTIES = tuple(np.logspace(5, -6, 45).tolist())
 Metric = Literal["top1", "mean_per_class"]

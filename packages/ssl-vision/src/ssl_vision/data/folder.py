@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contrastive_core.errors import UserError
+from ssl_vision.data.dataset import ADD_LABELS, FileImages
 from ssl_vision.data.decode import EXTENSIONS
-from ssl_vision.data.image_set import ADD_LABELS, FileImages
 from ssl_vision.data.listing import Listing, holds_image, is_image, list_folder, printable
 
 SPLITS = ("train", "val", "test")

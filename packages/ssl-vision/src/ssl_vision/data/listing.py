@@ -1,4 +1,4 @@
-"""What lies in a folder, in an order that no file system decides."""
+"""List the files below a folder, in an order that does not depend on the file system."""
 
 from __future__ import annotations
 

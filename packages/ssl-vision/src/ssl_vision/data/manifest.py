@@ -1,4 +1,4 @@
-"""CSV manifests: which images, of which class, in which split."""
+"""Read CSV manifests: a path, a class and a split per row."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contrastive_core.errors import UserError
+from ssl_vision.data.dataset import FileImages
 from ssl_vision.data.folder import canonical_split
-from ssl_vision.data.image_set import FileImages
 
 COLUMNS = {
     "path": ("path", "file", "filename", "file_name", "filepath", "image", "image_path"),

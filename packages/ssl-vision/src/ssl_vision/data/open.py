@@ -1,4 +1,4 @@
-"""One way to name images: a folder, a manifest, or a data set."""
+"""Open images by a folder, a manifest or the name of a data set."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from contrastive_core.errors import UserError
+from ssl_vision.data.dataset import ImageSet
 from ssl_vision.data.folder import folder_splits, open_folder
-from ssl_vision.data.image_set import ImageSet
 from ssl_vision.data.manifest import manifest_splits, open_manifest, read_manifest
 from ssl_vision.data.named import NAMED, open_named
 

@@ -1,6 +1,5 @@
-"""The methods as modules, for loops of one's own."""
+"""The methods as modules, for training loops of one's own."""
 
-from ssl_vision.methods.momentum import MomentumMemory
-from ssl_vision.methods.simclr import SimCLR
+from ssl_vision.methods.simclr import MomentumMemory, SimCLR
 
 __all__ = ["MomentumMemory", "SimCLR"]

@@ -1,4 +1,4 @@
-"""The network of fine-tuning and distillation: an encoder, some layers of its projection head, a linear layer."""
+"""The classifier of fine-tuning and distillation: an encoder, layers of its projection head, a linear layer."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What people look at: curves, sheets of images, maps of features, and the page that holds them."""
+"""Reports: figures, sheets of images, maps of features, and the HTML page that holds them."""

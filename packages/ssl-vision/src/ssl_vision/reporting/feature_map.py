@@ -1,4 +1,4 @@
-"""A map of features: every image a point, images that the encoder finds alike beside each other."""
+"""A map of features by PCA and t-SNE: every image a point, similar ones close together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run has left in its folder: configuration, metrics, timing, models, scores."""
+"""Read the folder of a run: configuration, metrics, timing, models, scores, evaluations, number of labels."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from typing import Any, Literal
 
 from contrastive_core.app.report.run_record import read_record
 from contrastive_core.errors import UserError
-from ssl_vision.data.skipping import read_log
-from ssl_vision.model_folder import PIXELS
-from ssl_vision.options import AugmentOptions
-from ssl_vision.scores import Score
+from ssl_vision.data import open_images
+from ssl_vision.data.bad_files import read_log
+from ssl_vision.evaluation.predictions import Predictions, read_predictions
+from ssl_vision.evaluation.scores import ClassifierScore, Score, read_classifier_score
+from ssl_vision.labels.files import LabelFile, read_label_file
+from ssl_vision.models.checkpoint import PIXELS
+from ssl_vision.training.options import AugmentOptions
 
 Kind = Literal["pretrain", "finetune", "distill"]
 
@@ -183,3 +186,81 @@ def _kind(config: Mapping[str, Any]) -> Kind:
     if kind == "pretrain":
         AugmentOptions(**config["augment"])
     return kind
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation of a classifier.
+
+    Attributes:
+        file: the JSON file.
+        score: its numbers.
+    """
+
+    file: Path
+    score: ClassifierScore
+
+    @property
+    def name(self) -> str:
+        """The images in words."""
+        seen = " (validated on in training)" if self.score.validation_share else ""
+        return f"{data_name(self.score.data)}, split {self.score.split}{seen}"
+
+    @property
+    def images(self) -> tuple[str, str]:
+        """Which images: scores of the same ones may be compared."""
+        return self.score.data, self.score.split
+
+    def predictions(self) -> Predictions | None:
+        """The probabilities beside it; None if the file was taken away.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        file = self.file.with_name(f"{self.file.stem}-predictions.npz")
+        return read_predictions(file) if file.is_file() else None
+
+
+def read_evaluations(run: Path) -> list[Evaluated]:
+    """Every evaluation in ``RUN/evaluation``, the one on most images first.
+
+    Raises:
+        UserError: a damaged file.
+    """
+    found = [(file, read_classifier_score(file)) for file in sorted(run.glob("evaluation/*.json"))]
+    evaluated = [Evaluated(file, score) for file, score in found if score is not None]
+    return sorted(evaluated, key=lambda e: (-e.score.images, e.file.name))
+
+
+_DEEPEST = 5  # teachers of teachers
+
+
+def count_labels(settings: RunSettings, *, depth: int = 0) -> int | None:
+    """Labelled images that a run has learnt from; of a distilled one, those of its teacher or its own, if more.
+
+    None where that cannot be found out, because a label file, data or the teacher's run are gone.
+    """
+    if settings.kind != "distill":
+        return _listed(settings)
+    own = 0 if settings.config.get("alpha", 1.0) == 1 else _listed(settings)
+    try:
+        teacher = run_of(Path(str(settings.config["teacher"])))
+        behind = count_labels(open_run(teacher).settings, depth=depth + 1) if depth < _DEEPEST else None
+    except UserError:
+        behind = None
+    return None if behind is None or own is None else max(own, behind)
+
+
+def run_of(model: Path) -> Path:
+    """The run that a model folder lies in."""
+    return model.parent if model.name == "model" else model
+
+
+def _listed(settings: RunSettings) -> int | None:
+    try:
+        if settings.labels is None:
+            return len(open_images(settings.data, split=settings.split))
+        listed = read_label_file(Path(settings.labels))
+    except UserError:
+        return None
+    return len(listed.images) if isinstance(listed, LabelFile) else len(listed)

@@ -1,4 +1,4 @@
-"""Sheets of images: the views that training draws, and the nearest neighbours that training has brought about."""
+"""Sheets of images: the views that training draws, and nearest neighbours under the trained encoder."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 from contrastive_core.rng import derive, permutation
 from ssl_vision.data import ImageSet, Subset
-from ssl_vision.features import extract
-from ssl_vision.model_folder import LoadedModel
-from ssl_vision.options import build_augment
+from ssl_vision.evaluation.features import extract
+from ssl_vision.models.checkpoint import LoadedModel
 from ssl_vision.reporting.run_folder import RunSettings
-from ssl_vision.views import view_seed
+from ssl_vision.training.loading import view_seed
+from ssl_vision.training.options import build_augment
 
 _LOOKED_THROUGH = 5000
 

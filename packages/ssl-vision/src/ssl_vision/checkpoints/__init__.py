@@ -1,1 +1,0 @@
-"""Other programs' checkpoints: read without running what is in them, their weights under our names."""

@@ -1,0 +1,115 @@
+"""Replace unreadable images, up to a stated share, instead of aborting a long run; each is counted and listed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import sys
+from pathlib import Path
+
+from torch import Tensor
+
+from contrastive_core.errors import UserError
+from contrastive_core.training.files import append_line
+from ssl_vision.data.dataset import ArrayImages, ImageSet
+
+_NAMED = 3
+
+
+def skip_bad(images: ImageSet, *, max_bad: float, log: Path) -> ImageSet:
+    """The same images to learn from without labels, of which up to ``floor(max_bad * N)`` may be unreadable.
+
+    A file that cannot be read is reported on standard error, written to `log`, and stood in for by the next readable
+    image of the set (after the last one comes the first). So the number of images, their order and every image's
+    identity stay what they are, and what is read is a function of the files alone: runs resume exactly, with any
+    number of workers or processes, all of which count in the same log. An image beyond the share allowed is an error.
+
+    Args:
+        images: any set.
+        max_bad: share of the images that may be bad, ``0 <= max_bad < 1``. With 0 any bad file is an error: the set
+            itself is returned, as is one that lies in memory already.
+        log: a file in the run's folder, of JSON lines with index, path and reason; made when a first bad file is met.
+
+    Raises:
+        UserError: `max_bad` is no such share. Later, from `read`: too many bad files.
+    """
+    if not 0 <= max_bad < 1:
+        raise UserError(f"max_bad is a share of the images: expected 0 <= max_bad < 1, got {max_bad}")
+    if max_bad == 0 or isinstance(images, ArrayImages):
+        return images
+    return _Skipping(images, allowed=math.floor(max_bad * len(images)), log=log)
+
+
+def read_log(log: Path) -> dict[int, str]:
+    """The bad files listed so far, by any process: image number -> message, in the order of the numbers."""
+    if not log.is_file():
+        return {}
+    lines = log.read_text(encoding="utf-8").split("\n")
+    records = [json.loads(line) for line in lines[:-1]]  # what follows the last line break is being written
+    return dict(sorted((record["index"], record["reason"]) for record in records))
+
+
+class _Skipping(ImageSet):
+    """See `skip_bad`; without labels, which do not belong to the images that stand in."""
+
+    def __init__(self, images: ImageSet, *, allowed: int, log: Path) -> None:
+        super().__init__(
+            images.name,
+            labels=None,
+            classes=(),
+            unlabelled="bad files are skipped only where no labels are needed",
+            split=images.split,
+            notes=images.notes,
+        )
+        self._images, self._allowed, self._log = images, allowed, log
+        self._bad: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, index: int) -> Tensor:
+        for stand_in in itertools.chain(range(index, len(self)), range(index)):
+            if stand_in not in self._bad:
+                try:
+                    return self._images.read(stand_in)
+                except UserError as error:
+                    self._count(stand_in, str(error))
+        raise UserError(f"{self.name}: none of the {len(self)} images can be read")
+
+    def size(self, index: int) -> tuple[int, int]:
+        try:
+            return self._images.size(index)
+        except UserError:
+            height, width = self.read(index).shape[1:]
+            return height, width
+
+    def path(self, index: int) -> str:
+        return self._images.path(index)
+
+    def key(self, index: int) -> str:
+        return self._images.key(index)
+
+    def _count(self, index: int, reason: str) -> None:
+        """Note a bad file, unless it is one too many."""
+        record = json.dumps({"index": index, "path": self.path(index), "reason": reason})
+        if index not in read_log(self._log):
+            append_line(self._log, record)
+            print(f"skipped: {reason}", file=sys.stderr, flush=True)  # noqa: T201
+        bad = read_log(self._log)
+        if len(bad) > self._allowed:  # those of an earlier start that are mended by now do not count
+            bad = {place: reason for place, reason in bad.items() if not self._is_mended(place)}
+        if len(bad) > self._allowed:
+            named = "".join(f"\n  {reason}" for reason in list(bad.values())[:_NAMED])
+            raise UserError(
+                f"{self.name}: found {len(bad)} bad files, more than the {self._allowed} of {len(self)} that may be "
+                f"skipped:{named}\n`ssl-vision check` lists all of them; mend or remove them, or allow more (--max_bad)"
+            )
+        self._bad.add(index)
+
+    def _is_mended(self, index: int) -> bool:
+        try:
+            self._images.read(index)
+        except UserError:
+            return False
+        return True

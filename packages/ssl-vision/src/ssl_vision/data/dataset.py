@@ -1,0 +1,304 @@
+"""Sets of images in a fixed order, with or without labels, read one by one or decoded into memory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from contrastive_core.errors import UserError
+from ssl_vision.data.decode import read_bytes, read_image, read_size
+from ssl_vision.data.listing import PathList, printable
+
+ADD_LABELS = (
+    "expected labels; put the images of each class into a folder of its name, or give a CSV manifest with the columns "
+    "path and label"
+)
+_NO_CLASSES = f"found images without classes, {ADD_LABELS}"
+
+
+class ImageSet(ABC):
+    """Images numbered 0 .. N-1; the number is an image's identity in every random draw.
+
+    A set may be sent to loader workers and read there, and read from several threads.
+
+    Attributes:
+        name: how the set was asked for, for messages.
+        classes: class names in the order of the labels; empty without labels.
+        split: the part of the data that this is; ``val`` where that stands for a test split that the data lack.
+        notes: what was inferred when the set was opened, and what was left out; sentences.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        labels: Sequence[int] | None,
+        classes: Sequence[str],
+        unlabelled: str = _NO_CLASSES,
+        split: str = "",
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.name = name
+        self.split = split
+        self.notes = tuple(notes)
+        self.classes = list(classes)
+        self._labels = None if labels is None else torch.tensor(labels, dtype=torch.int64)
+        self._unlabelled = unlabelled
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of images."""
+
+    @abstractmethod
+    def read(self, index: int) -> Tensor:
+        """One image: uint8 ``[3, H, W]`` RGB.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+
+    @abstractmethod
+    def path(self, index: int) -> str:
+        """Where an image comes from, for messages and tables; printable whatever bytes the file's name is made of."""
+
+    def key(self, index: int) -> str:
+        """An image's name within its set, wherever the set lies: what a label file calls it. Printable."""
+        return self.path(index)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of an image, found without decoding it where that is possible.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        _, height, width = self.read(index).shape
+        return height, width
+
+    def fingerprint(self, index: int) -> str:
+        """Hexadecimal digest of an image's content: equal where the same file, or the same pixels, are met again."""
+        return _digest(self.read(index).numpy().tobytes())
+
+    @property
+    def ids(self) -> Tensor:
+        """int64 ``[N]``: the identities of the images."""
+        return torch.arange(len(self))
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether every image has a label."""
+        return self._labels is not None
+
+    def label(self, index: int) -> int | None:
+        """Label of one image, None in a set without labels."""
+        return None if self._labels is None else int(self._labels[index])
+
+    def labels(self) -> Tensor:
+        """Labels int64 ``[N]``.
+
+        Raises:
+            UserError: the set has no labels, or not for all of its images.
+        """
+        if self._labels is None:
+            raise UserError(f"{self.name}: {self._unlabelled}")
+        return self._labels
+
+
+class FileImages(ImageSet):
+    """Images in files, decoded when read.
+
+    Args:
+        name: for messages.
+        root: the folder that paths are relative to.
+        paths: of the images.
+        labels: one per image, or None.
+        classes: names of the classes.
+        unlabelled: without labels, why that is and what to do.
+        split: the part of the data that this is.
+        notes: see `ImageSet`.
+        unread: paths of images of kinds that are not read, which are no members of the set.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        paths: Sequence[str],
+        *,
+        labels: Sequence[int] | None = None,
+        classes: Sequence[str] = (),
+        unlabelled: str = _NO_CLASSES,
+        split: str = "",
+        notes: Sequence[str] = (),
+        unread: Sequence[str] = (),
+    ) -> None:
+        super().__init__(name, labels=labels, classes=classes, unlabelled=unlabelled, split=split, notes=notes)
+        self.files = PathList(root, paths)
+        self.unread = PathList(root, unread)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, index: int) -> Tensor:
+        return read_image(self.files[index])
+
+    def size(self, index: int) -> tuple[int, int]:
+        return read_size(self.files[index])
+
+    def fingerprint(self, index: int) -> str:
+        return _digest(read_bytes(self.files[index]))
+
+    def path(self, index: int) -> str:
+        return printable(str(self.files[index]))
+
+    def key(self, index: int) -> str:
+        return printable(self.files.relative(index))
+
+
+class ArrayImages(ImageSet):
+    """Images that lie decoded in memory: uint8 ``[N, 3, H, W]``."""
+
+    def __init__(
+        self,
+        name: str,
+        images: Tensor,
+        *,
+        labels: Sequence[int] | None = None,
+        classes: Sequence[str] = (),
+        split: str = "",
+    ) -> None:
+        super().__init__(name, labels=labels, classes=classes, split=split)
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> Tensor:
+        return self.images[index]
+
+    def path(self, index: int) -> str:
+        return f"{self.name}#{index}"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=6).hexdigest()
+
+
+class Subset(ImageSet):
+    """Images of another set, in the order given; of the labels of that set only theirs are looked at."""
+
+    def __init__(self, images: ImageSet, indices: Sequence[int]) -> None:
+        labels = [label for i in indices if (label := images.label(i)) is not None]
+        super().__init__(
+            images.name,
+            labels=labels if len(labels) == len(indices) else None,
+            classes=images.classes,
+            split=images.split,
+            notes=images.notes,
+        )
+        self.images, self.indices = images, list(indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> Tensor:
+        return self.images.read(self.indices[index])
+
+    def fingerprint(self, index: int) -> str:
+        return self.images.fingerprint(self.indices[index])
+
+    def path(self, index: int) -> str:
+        return self.images.path(self.indices[index])
+
+    def key(self, index: int) -> str:
+        return self.images.key(self.indices[index])
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self.images.size(self.indices[index])
+
+
+_T = TypeVar("_T")
+
+
+def map_images(function: Callable[[int], _T], count: int, *, chunk: int = 64) -> Iterator[_T]:
+    """Yield ``function(0) .. function(count - 1)``, in order, computed by as many threads as there are cores.
+
+    The first exception in this order is raised, and what has not begun by then is left undone. A thread computes
+    `chunk` results before it takes others on.
+    """
+    threads = min(32, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+    def compute(start: int) -> list[_T]:
+        return [function(index) for index in range(start, min(start + chunk, count))]
+
+    with ThreadPoolExecutor(threads) as pool:
+        for results in pool.map(compute, range(0, count, chunk)):  # left early, it cancels what has not begun
+            yield from results
+
+
+_SMALL_SIDE = 128
+_LIMIT = 8 << 30
+
+
+def fits_in_memory(images: ImageSet, *, limit: int = _LIMIT) -> bool:
+    """Whether the images are small (up to 128 px), of one size, and take no more than `limit` bytes together.
+
+    Reads the header of every file, if the first image is a small one.
+
+    Raises:
+        UserError: the first image is unreadable; other unreadable ones are left for `in_memory` to report.
+    """
+    if isinstance(images, ArrayImages):
+        return True
+    first = images.size(0)
+    if max(first) > _SMALL_SIDE or 3 * first[0] * first[1] * len(images) > limit:
+        return False
+
+    def is_alike(index: int) -> bool:
+        try:
+            return images.size(index) == first
+        except UserError:
+            return True
+
+    return all(map_images(is_alike, len(images)))
+
+
+def in_memory(images: ImageSet, *, limit: int = _LIMIT) -> Tensor:
+    """Decode all images, several at a time: uint8 ``[N, 3, H, W]``, ``3 N H W`` bytes.
+
+    A set that lies in memory already gives its own tensor, no copy.
+
+    Raises:
+        UserError: an unreadable image, two of different sizes, or more than `limit` bytes.
+    """
+    if isinstance(images, ArrayImages):
+        return images.images
+    first = images.read(0)
+    size = first.numel() * len(images)
+    if size > limit:
+        raise UserError(
+            f"{images.name}: {len(images)} images of {first.shape[2]}x{first.shape[1]} px take {size / 2**30:.3g} GiB, "
+            f"the limit is {limit / 2**30:.3g} GiB; read them from files (--load files)"
+        )
+    everything = torch.empty(len(images), *first.shape, dtype=torch.uint8)
+    rows = everything.numpy()  # written by numpy, whose assignment costs a fraction of torch's
+
+    def decode(index: int) -> None:
+        image = images.read(index)
+        if image.shape != first.shape:
+            raise UserError(
+                f"{images.path(index)} is {image.shape[2]}x{image.shape[1]} px, {images.path(0)} {first.shape[2]}x"
+                f"{first.shape[1]} px; images in memory must have one size. Read them from files (--load files)"
+            )
+        rows[index] = image.numpy()
+
+    for _ in map_images(decode, len(images)):
+        pass
+    return everything

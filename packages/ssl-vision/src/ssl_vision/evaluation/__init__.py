@@ -1,0 +1,1 @@
+"""Evaluation: features of frozen networks, probes, scores and predictions."""

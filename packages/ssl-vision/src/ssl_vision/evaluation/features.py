@@ -1,0 +1,207 @@
+"""Outputs of frozen networks - features of an encoder, logits of a classifier - and files of features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from contrastive_core.errors import UserError
+from contrastive_core.training.model_file import module_hash
+from contrastive_core.training.progress import track
+from ssl_vision.augment import EvalTransform
+from ssl_vision.data import ImageSet, Subset, open_images
+from ssl_vision.data.dataset import ArrayImages, map_images
+from ssl_vision.labels.files import read_labelled
+from ssl_vision.labels.subsets import check_classes, require_two_classes
+from ssl_vision.models.checkpoint import LoadedModel, load_encoder
+
+_AT_ONCE = 4  # whole images that a thread holds
+
+
+@dataclass(frozen=True)
+class LabelledFeatures:
+    """Features ``[N, D]`` of a labelled split, with the hash of the encoder that made them."""
+
+    features: Tensor
+    labels: Tensor
+    classes: list[str]
+    encoder_hash: str
+    split: str = ""
+
+
+def evaluation_batches(images: ImageSet, *, size: int, batch_size: int) -> Iterator[Tensor]:
+    """Batches ``[n, 3, size, size]`` in [0, 1], in the order of the set: central crop, or the whole of small images.
+
+    Raises:
+        UserError: batches of no images, or an image that cannot be read.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; expected at least 1")
+    transform = EvalTransform(size)
+    starts = range(0, len(images), batch_size)
+    for start in track(starts, total=len(starts), what=f"{images.name}, batches"):
+        yield decode(images, range(start, min(start + batch_size, len(images))), transform)
+
+
+def decode(
+    images: ImageSet, indices: range, transform: EvalTransform, *, problems: dict[int, str] | None = None
+) -> Tensor:
+    """Read and transform images ``[n, 3, size, size]`` by several threads, which hold a few whole images at a time.
+
+    Args:
+        images: to read from.
+        indices: of the images.
+        transform: what makes them one size.
+        problems: takes index and reason of an image that cannot be read, which is left out; None lets it be an error.
+    """
+
+    def part(number: int) -> Tensor:
+        found = []
+        for index in indices[number * _AT_ONCE : (number + 1) * _AT_ONCE]:
+            try:
+                found.append(images.read(index))
+            except UserError as error:
+                if problems is None:
+                    raise
+                problems[index] = str(error)
+        return transform(found) if found else torch.empty(0, 3, transform.size, transform.size)
+
+    if isinstance(images, ArrayImages):
+        pictures: Tensor = transform(images.images[indices.start : indices.stop])
+        return pictures
+    return torch.cat(list(map_images(part, math.ceil(len(indices) / _AT_ONCE), chunk=1)))
+
+
+@torch.no_grad()
+def outputs(network: nn.Module, batches: Iterator[Tensor], *, device: torch.device) -> Iterator[Tensor]:
+    """What the network makes of each batch, float32, with its batch norm in inference mode."""
+    network.eval()
+    for batch in batches:
+        yield network(batch.to(device, memory_format=torch.channels_last)).float()
+
+
+def extract(model: LoadedModel, images: ImageSet, *, batch_size: int = 512) -> Tensor:
+    """Features ``[N, D]`` of all images, float32, batch norm in inference mode.
+
+    Raises:
+        UserError: no images, or an image that cannot be read.
+    """
+    if len(images) == 0:
+        raise UserError("there are no images to compute features of")
+    batches = evaluation_batches(images, size=model.image_size, batch_size=batch_size)
+    return torch.cat(list(outputs(model.encoder, batches, device=model.device)))
+
+
+def labelled_images(data: str, *, split: str, classes: list[str] | None = None, labels: Path | None = None) -> ImageSet:
+    """Open a split whose images all have labels, of the classes given.
+
+    Args:
+        data: an image folder, CSV manifest or named data set.
+        split: which part of it.
+        classes: the names expected, in their order.
+        labels: a label file: only the images in it are taken.
+
+    Raises:
+        UserError: images without labels, no images, or other classes than expected.
+    """
+    images = open_images(data, split=split)
+    if labels is not None:
+        images = Subset(images, read_labelled(Path(labels), images).tolist())
+    images.labels()
+    if classes is not None:
+        check_classes(images, classes, of="trained on")
+    return images
+
+
+def labelled_features(
+    model: str,
+    data: str,
+    *,
+    split: str,
+    batch_size: int,
+    device: str,
+    classes: list[str] | None = None,
+    labels: Path | None = None,
+    loaded: LoadedModel | None = None,
+) -> LabelledFeatures:
+    """Features of a labelled split under the frozen model, batch norm in inference mode; see `labelled_images`."""
+    images = labelled_images(data, split=split, classes=classes, labels=labels)
+    if classes is None:
+        require_two_classes(images)
+    loaded = loaded or load_encoder(model, device=device)
+    features = extract(loaded, images, batch_size=batch_size)
+    labels_there = images.labels().to(features.device)
+    return LabelledFeatures(features, labels_there, images.classes, module_hash(loaded.encoder), images.split)
+
+
+def write_npz(file: Path, features: Tensor, images: ImageSet) -> None:
+    """Write arrays that `numpy.load` reads without pickle.
+
+    ``features`` float32 ``[N, D]``, ``ids`` int64 ``[N]``, ``paths`` text ``[N]``, ``labels`` int64 ``[N]`` (-1 without
+    labels) and ``classes`` text ``[C]``, the names that labels count into. The same features give the same bytes.
+    """
+    labels = images.labels().numpy() if images.is_labelled else np.full(len(images), -1, dtype=np.int64)
+
+    def write(path: Path) -> None:
+        with path.open("wb") as stream:
+            np.savez(
+                stream,
+                features=features.cpu().numpy(),
+                ids=images.ids.numpy(),
+                paths=np.array([images.path(i) for i in range(len(images))], dtype=np.str_),
+                labels=labels,
+                classes=np.array(images.classes, dtype=np.str_),
+            )
+
+    replace_file(file, write)
+
+
+def write_parquet(file: Path, features: Tensor, images: ImageSet) -> None:
+    """Write a table with a row per image: id, path, label and class (null without labels), features (list of float).
+
+    Raises:
+        UserError: pyarrow is not installed.
+    """
+    pyarrow, parquet = import_pyarrow()
+    rows = features.cpu().numpy()
+    labels = images.labels().tolist() if images.is_labelled else [None] * len(images)
+    table = pyarrow.table(
+        {
+            "id": pyarrow.array(images.ids.numpy()),
+            "path": pyarrow.array([images.path(i) for i in range(len(images))], pyarrow.string()),
+            "label": pyarrow.array(labels, pyarrow.int64()),
+            "class": pyarrow.array([None if n is None else images.classes[n] for n in labels], pyarrow.string()),
+            "features": pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(rows.reshape(-1)), rows.shape[1]),
+        }
+    )
+    replace_file(file, lambda path: parquet.write_table(table, path))
+
+
+def import_pyarrow() -> tuple[Any, Any]:
+    """Import pyarrow and its parquet module, or raise the error that says how to get them."""
+    try:
+        import pyarrow  # noqa: PLC0415 - an extra
+        import pyarrow.parquet  # noqa: PLC0415
+    except ImportError as error:
+        raise UserError(
+            "a .parquet file needs pyarrow, which is not installed; pip install 'ssl-vision[parquet]', or write .npz"
+        ) from error
+    return pyarrow, pyarrow.parquet
+
+
+def replace_file(file: Path, write: Callable[[Path], object]) -> None:
+    """Write beside the file and rename, so that a stop in the middle leaves no half of one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_name(f".{file.name}.tmp")
+    try:
+        write(new)
+        new.replace(file)
+    finally:
+        new.unlink(missing_ok=True)

@@ -1,0 +1,77 @@
+"""Files of class probabilities of labelled images: `evaluate` writes them, `report` reads them."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contrastive_core.errors import UserError
+from ssl_vision.evaluation.features import replace_file
+
+_ARRAYS = ("probabilities", "labels", "paths", "classes")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Of N images and C classes.
+
+    Attributes:
+        probabilities: float32 ``[N, C]``.
+        labels: int64 ``[N]``, into the classes.
+        paths: text ``[N]``.
+        classes: text ``[C]``.
+    """
+
+    probabilities: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    paths: NDArray[np.str_]
+    classes: NDArray[np.str_]
+
+    @property
+    def confidences(self) -> NDArray[np.float32]:
+        """Largest probability of each image."""
+        confidences: NDArray[np.float32] = self.probabilities.max(axis=1)
+        return confidences
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """Class of largest probability of each image."""
+        predicted: NDArray[np.int64] = self.probabilities.argmax(axis=1)
+        return predicted
+
+
+def make_predictions(
+    probabilities: NDArray[np.float32], labels: NDArray[np.int64], *, paths: Sequence[str], classes: Sequence[str]
+) -> Predictions:
+    """Predictions from plain sequences of names."""
+    return Predictions(probabilities, labels, np.array(paths, dtype=np.str_), np.array(classes, dtype=np.str_))
+
+
+def write_predictions(file: Path, predictions: Predictions) -> None:
+    """Write arrays that `numpy.load` reads without pickle; the same predictions give the same bytes."""
+
+    def write(path: Path) -> None:
+        with path.open("wb") as stream:
+            np.savez(stream, **{name: getattr(predictions, name) for name in _ARRAYS})
+
+    replace_file(file, write)
+
+
+def read_predictions(file: Path) -> Predictions:
+    """What `write_predictions` wrote.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+    """
+    try:
+        with np.load(file) as arrays:
+            return Predictions(**{name: arrays[name] for name in _ARRAYS})
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{file}: found no predictions ({error}), expected what `ssl-vision evaluate` writes; evaluate again"
+        ) from error

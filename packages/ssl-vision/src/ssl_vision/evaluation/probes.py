@@ -1,0 +1,297 @@
+"""Classifiers on frozen features: nearest neighbours, SimCLR's linear evaluation, logistic regression."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from contrastive_core.optim import WarmupCosine, scaled_lr
+from contrastive_core.rng import derive, permutation
+from contrastive_core.training import Batches
+from ssl_vision.augment import CropFlip
+from ssl_vision.data import ImageSet
+from ssl_vision.models.checkpoint import LoadedModel
+
+
+def knn_scores(
+    query: Tensor, bank: Tensor, labels: Tensor, *, num_classes: int, k: int = 200, temperature: float = 0.1
+) -> Tensor:
+    """Class scores by a weighted vote of the k nearest features.
+
+    ``score[i, c] = sum of exp(cos(q_i, b_j) / temperature)`` over those of the k most similar bank rows j of class c.
+
+    Shapes: query ``[Q, D]``, bank ``[M, D]``, labels ``[M]`` -> ``[Q, num_classes]``. Memory O(Q + M) rows beside a
+    block of similarities. The vote of Wu et al. 2018 (instance discrimination), which the SimCLR literature reports.
+    """
+    bank = F.normalize(bank.float(), dim=1)
+    k = min(k, len(bank))
+    scores = []
+    for block in torch.tensor_split(F.normalize(query.float(), dim=1), list(range(1024, len(query), 1024))):
+        similarity, neighbour = (block @ bank.T).topk(k, dim=1)
+        # Only ratios matter to the vote, so the largest weight is 1 and a small temperature cannot overflow.
+        weight = ((similarity - similarity[:, :1]) / temperature).exp()
+        votes = torch.zeros(len(block), num_classes, device=block.device)
+        scores.append(votes.scatter_add_(1, labels[neighbour], weight))
+    return torch.cat(scores)
+
+
+class Cached:
+    """Features computed once."""
+
+    def __init__(self, features: Tensor) -> None:
+        self.features = features
+
+    def batch(self, ids: Tensor, epoch: int) -> Tensor:
+        return self.features[ids.to(self.features.device)]
+
+
+class Augmented:
+    """Features of freshly cropped and flipped images."""
+
+    def __init__(self, model: LoadedModel, images: ImageSet, *, seed: int) -> None:
+        self.model, self.images, self.seed = model, images, seed
+        self.transform = CropFlip(model.image_size)
+
+    @torch.no_grad()
+    def batch(self, ids: Tensor, epoch: int) -> Tensor:
+        seed = derive(self.seed, "crop", epoch)
+        pictures = self.transform([self.images.read(int(i)) for i in ids], seed=seed, ids=ids)
+        batch = pictures.to(self.model.device, memory_format=torch.channels_last)
+        features: Tensor = self.model.encoder(batch).float()
+        return features
+
+
+Source = Cached | Augmented
+
+
+def fit_linear(
+    source: Source,
+    labels: Tensor,
+    num_classes: int,
+    *,
+    features: int,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    seed: int,
+) -> nn.Linear:
+    """Fit the classifier of SimCLR's linear evaluation (Appendix B.6).
+
+    Softmax cross-entropy, Nesterov momentum 0.9, learning rate ``lr * batch_size / 256`` with cosine decay to 0, no
+    warm-up, no weight decay, weights from zero.
+
+    Args:
+        source: of the features of a batch.
+        labels: ``[N]``.
+        num_classes: outputs of the classifier.
+        features: its inputs.
+        epochs: passes; what does not fill a last batch is left out of an epoch.
+        batch_size: samples per step.
+        lr: per 256 samples.
+        seed: of the order.
+    """
+    classifier = nn.Linear(features, num_classes).to(labels.device)
+    nn.init.zeros_(classifier.weight)
+    nn.init.zeros_(classifier.bias)
+    optimizer = torch.optim.SGD(classifier.parameters(), lr=lr, momentum=0.9, nesterov=True)
+    steps_per_epoch = len(labels) // batch_size
+    total_steps = epochs * steps_per_epoch
+    peak = scaled_lr(lr, batch_size)
+    schedule = WarmupCosine(optimizer, peak_lr=peak, warmup_steps=0, total_steps=total_steps)
+    batches = Batches(len(labels), batch_size=batch_size, seed=derive(seed, "linear"), total_steps=total_steps)
+    for step, indices in enumerate(batches):
+        ids = torch.as_tensor(indices)
+        logits = classifier(source.batch(ids, step // steps_per_epoch))
+        loss = F.cross_entropy(logits, labels[ids.to(labels.device)])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    return classifier
+
+
+PENALTIES = tuple(np.logspace(2, -6, 17).tolist())
+"""Penalties to choose from, in units of the mean squared length of the centred features."""
+
+_SMALL = 1 << 24  # multiply-adds of a pass over the features, below which threads of BLAS wait for each other
+_UNVALIDATED = 0.01  # penalty where nothing can be validated, in the units of PENALTIES
+_NEVER = -30.0  # logit of a class without samples
+
+
+@dataclass(frozen=True)
+class LogisticFit:
+    """The classifier of one penalty.
+
+    Attributes:
+        l2: The penalty.
+        classifier: ``[N, D]`` features -> ``[N, C]`` logits.
+        loss: The objective divided by N.
+        converged: Whether the solver met its tolerance within its iterations.
+    """
+
+    l2: float
+    classifier: nn.Linear
+    loss: float
+    converged: bool
+
+
+def fit_logistic(
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    *,
+    penalties: Sequence[float],
+    tolerance: float = 1e-6,
+    max_iterations: int = 1000,
+) -> Iterator[LogisticFit]:
+    """Fit a classifier for every penalty in turn, each to its optimum.
+
+        sum over i of cross_entropy(W x_i + b, y_i) + l2 / 2 * sum of W^2
+
+    is minimised by scikit-learn's `LogisticRegression` with ``C = 1 / l2``, or ``2 / l2`` with two classes, for which
+    that has one weight vector instead of two; b is not penalised. Each fit starts where the previous one ended, so
+    penalties in descending order are fastest. Centred features are fitted, which does not change the optimum. Small
+    problems run on one thread, where more of them only wait for each other.
+
+    Args:
+        features: ``[N, D]``.
+        labels: int64 ``[N]``.
+        num_classes: C; classes without samples get a logit of -30.
+        penalties: l2.
+        tolerance: Largest entry of the gradient of the objective divided by N.
+        max_iterations: For each penalty.
+    """
+    from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415 - a second to import
+    from sklearn.linear_model import LogisticRegression  # noqa: PLC0415
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # noqa: PLC0415
+
+    x = features.cpu().double().numpy()
+    y = labels.cpu().numpy()
+    mean = x.mean(axis=0)
+    x = x - mean
+    present = np.unique(y)
+    if len(present) < 2:
+        weight, bias = np.zeros((num_classes, x.shape[1])), np.full(num_classes, _NEVER)
+        bias[present] = 0
+        for l2 in penalties:
+            yield _fit(weight, bias, mean, features, labels, l2, converged=True)
+        return
+    model = LogisticRegression(tol=tolerance, max_iter=max_iterations, warm_start=True)
+    limit = threadpool_limits(1) if x.size * len(present) < _SMALL else contextlib.nullcontext()
+    with limit, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for l2 in penalties:
+            model.set_params(C=(2 if len(present) == 2 else 1) / l2)
+            model.fit(x, y)
+            coefficients, intercepts = model.coef_, model.intercept_
+            if len(present) == 2:
+                coefficients, intercepts = (
+                    np.vstack([-coefficients, coefficients]) / 2,
+                    np.r_[-intercepts, intercepts] / 2,
+                )
+            weight, bias = np.zeros((num_classes, x.shape[1])), np.full(num_classes, intercepts.min() + _NEVER)
+            weight[present], bias[present] = coefficients, intercepts
+            converged = bool(model.n_iter_.max() < max_iterations)
+            yield _fit(weight, bias, mean, features, labels, l2, converged=converged)
+
+
+@dataclass(frozen=True)
+class ChosenLogistic:
+    """A classifier whose penalty was chosen by cross-validation.
+
+    Attributes:
+        fit: The classifier, fitted to all samples.
+        accuracies: Share of right answers in each fold, with the penalty chosen; empty without cross-validation.
+    """
+
+    fit: LogisticFit
+    accuracies: tuple[float, ...]
+
+
+def choose_logistic(
+    features: Tensor, labels: Tensor, num_classes: int, *, folds: int = 5, seed: int = 0
+) -> ChosenLogistic:
+    """Fit a classifier with the penalty that cross-validates best; of equally good ones the largest.
+
+    The penalties are `PENALTIES` times the mean squared length of the centred features, so that the scale of the
+    features does not matter. Folds are stratified; there are at most as many as samples of the rarest class. With a
+    single sample of some class nothing can be validated, and the penalty is 0.01 in the same units.
+
+    Args:
+        features: ``[N, D]``.
+        labels: int64 ``[N]``.
+        num_classes: C.
+        folds: Most folds.
+        seed: Seed of the folds.
+    """
+    centred = features.double() - features.double().mean(dim=0)
+    scale = centred.square().sum(dim=1).mean().sqrt().item() or 1.0
+    features = features / scale  # in these units the solver's tolerance means the same for all features
+    parts = stratified_folds(labels, folds=folds, seed=seed)
+    if len(parts) < 2:
+        (fit,) = fit_logistic(features, labels, num_classes, penalties=[_UNVALIDATED])
+        return ChosenLogistic(_rescaled(fit, scale), ())
+    accuracies = torch.zeros(len(PENALTIES), len(parts), dtype=torch.float64)
+    for column, held_out in enumerate(parts):
+        stay = torch.ones(len(labels), dtype=torch.bool)
+        stay[held_out] = False
+        fits = fit_logistic(features[stay], labels[stay], num_classes, penalties=PENALTIES)
+        for row, fit in enumerate(fits):
+            with torch.no_grad():
+                right = fit.classifier(features[held_out]).argmax(dim=1) == labels[held_out]
+            accuracies[row, column] = right.double().mean()
+    best = int(accuracies.mean(dim=1).argmax())
+    fit = list(fit_logistic(features, labels, num_classes, penalties=PENALTIES[: best + 1]))[-1]
+    return ChosenLogistic(_rescaled(fit, scale), tuple(accuracies[best].tolist()))
+
+
+def stratified_folds(labels: Tensor, *, folds: int, seed: int) -> list[Tensor]:
+    """Indices of the samples held out in each fold: every class is spread evenly, and every sample held out once.
+
+    There are at most as many folds as samples of the rarest class.
+    """
+    classes, counts = torch.unique(labels, return_counts=True)
+    number = min(folds, int(counts.min()))
+    fold = torch.empty(len(labels), dtype=torch.int64)
+    offset = 0
+    for label in classes.tolist():
+        members = torch.nonzero(labels == label).flatten()
+        order = members[permutation(derive(seed, "folds", label), len(members))]
+        fold[order] = (torch.arange(len(members)) + offset) % number
+        offset += len(members)
+    return [torch.nonzero(fold == index).flatten() for index in range(number)]
+
+
+def _rescaled(fit: LogisticFit, scale: float) -> LogisticFit:
+    """The classifier of features that are `scale` times as large as those it was fitted to."""
+    with torch.no_grad():
+        fit.classifier.weight /= scale
+    return replace(fit, l2=fit.l2 * scale**2)
+
+
+def _fit(  # noqa: PLR0917 - the parts of one result
+    weight: NDArray[np.float64],
+    bias: NDArray[np.float64],
+    mean: NDArray[np.float64],
+    features: Tensor,
+    labels: Tensor,
+    l2: float,
+    *,
+    converged: bool,
+) -> LogisticFit:
+    """The classifier of features as they are, from that of centred ones."""
+    classifier = nn.Linear(weight.shape[1], len(weight), device=features.device)
+    with torch.no_grad():
+        classifier.weight.copy_(torch.from_numpy(weight))
+        classifier.bias.copy_(torch.from_numpy(bias - weight @ mean))
+        logits = features.cpu().double() @ torch.from_numpy(weight).T + torch.from_numpy(bias - weight @ mean)
+        loss = F.cross_entropy(logits, labels.cpu()).item() + l2 / 2 * float((weight**2).sum()) / len(labels)
+    return LogisticFit(l2, classifier, loss, converged)

@@ -1,0 +1,214 @@
+"""Export a model to ONNX, `torch.export` or the names of torchvision's and timm's ResNets, compared with the model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model
+
+from contrastive_core.errors import UserError
+from contrastive_core.training import load_model
+from contrastive_core.training.export import Program
+from ssl_vision.models import EncoderOptions
+from ssl_vision.models.checkpoint import CLASSIFIER_FORMAT, PIXELS, load_architecture, load_classifier, load_pretrained
+from ssl_vision.models.encoder import STATISTICS
+
+
+@dataclass(frozen=True)
+class Exportable:
+    """A model in inference mode on the CPU.
+
+    Attributes:
+        source: the folder it was opened from.
+        module: maps images ``[N, 3, size, size]`` in [0, 1] to logits ``[N, C]``, or to features ``[N, D]``.
+        options: its encoder.
+        image_size: side of the images in pixels.
+        classes: names of the classes in the order of the logits; None for an encoder, which gives features.
+        from_layer: how many layers of a projection head stand between features and logits.
+    """
+
+    source: str
+    module: nn.Module
+    options: EncoderOptions
+    image_size: int
+    classes: list[str] | None
+    from_layer: int = 0
+
+    @property
+    def output(self) -> str:
+        """What the module gives: ``logits`` or ``features``."""
+        return "features" if self.classes is None else "logits"
+
+    def images(self, count: int) -> Tensor:
+        """Images of noise to try it with, the same for the same count."""
+        generator = torch.Generator().manual_seed(count)
+        return torch.rand(count, 3, self.image_size, self.image_size, generator=generator)
+
+    @torch.no_grad()
+    def card(self, file: Path, *, normalisation: object) -> dict[str, Any]:
+        """What the program that opens the file must know; it is written into the file and beside it."""
+        width = self.module(self.images(1)).shape[1]
+        return {
+            "format": "ssl-vision export 1",
+            "file": file.name,
+            "input": {
+                "name": "images",
+                "shape": ["batch", 3, self.image_size, self.image_size],
+                "dtype": "float32",
+                "channels": "RGB",
+                "range": [0.0, 1.0],
+                "normalisation": normalisation,
+                "preparation": "central square of 0.875 of the shorter side, resized bicubically without antialiasing; "
+                "images of at most 32 px whole (ssl_vision.augment.EvalTransform)",
+            },
+            "output": {"name": self.output, "shape": ["batch", width]},
+            "classes": self.classes,
+            "encoder": asdict(self.options),
+            "model": self.source,
+        }
+
+    @property
+    def program(self) -> Program:
+        """For the files that hold its computation."""
+        return Program(
+            self.module, self.source, self.options.name, "images", self.output, self.images, package="ssl_vision"
+        )
+
+
+def open_exportable(model: str) -> Exportable:
+    """Open a run folder or a model folder, of an encoder or a classifier.
+
+    Raises:
+        UserError: no model there, or a damaged one.
+    """
+    if model == PIXELS:
+        raise UserError("pixels are no model with weights; export a run folder or a model folder")
+    if load_model(model)[1].get("format") == CLASSIFIER_FORMAT:
+        classifier, architecture = load_classifier(model, device="cpu"), load_architecture(model)
+        return Exportable(
+            model,
+            _plain(classifier.model),
+            architecture.encoder,
+            classifier.image_size,
+            classifier.classes,
+            architecture.from_layer,
+        )
+    found = load_pretrained(model)
+    return Exportable(model, _plain(found.encoder.eval()), found.options, found.image_size, None)
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    return module.to(memory_format=torch.contiguous_format).requires_grad_(False)
+
+
+_DEPTHS = (18, 34, 50, 101, 152)
+
+
+def write_torchvision(model: Exportable, file: Path, *, approximate: bool = False) -> dict[str, Any]:
+    """Write a safetensors file that torchvision's and timm's ResNet of the same depth loads, and compare it with ours.
+
+    Args:
+        model: to write.
+        file: where to.
+        approximate: also where torchvision pads the max pool differently, and features therefore differ.
+
+    Returns:
+        The card, which is also in the file's metadata. It says how to load the file, and, if approximate, how far off
+        the result is.
+
+    Raises:
+        UserError: torchvision has no such network, or one that differs and `approximate` is not set.
+    """
+    name, differs = _counterpart(model)
+    if differs and not approximate:
+        raise UserError(
+            f"{model.source}: {name} of torchvision and timm has the same weights, but {differs}. "
+            "--approximate writes them all the same (to train them further, say); .onnx and .pt2 are exact"
+        )
+    state = _state(model)
+    classes = 0 if model.classes is None else len(model.classes)
+    net = get_model(name, weights=None, num_classes=classes or 1)
+    if not classes:
+        net.fc = nn.Identity()
+    net.load_state_dict(state)
+    net.eval()
+    mean, std = STATISTICS[model.options.normalize]
+
+    def run(images: Tensor) -> Tensor:
+        out: Tensor = net((images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1))
+        return out
+
+    card = model.card(file, normalisation={"mean": mean, "std": std, "by": "the caller"})
+    card["load"] = {
+        "timm": f"timm.create_model({name!r}, num_classes={classes}).load_state_dict(state)",
+        "torchvision": f"net = torchvision.models.{name}(num_classes={classes}); net.load_state_dict(state)"
+        if classes
+        else f"net = torchvision.models.{name}(); net.fc = torch.nn.Identity(); net.load_state_dict(state)",
+    }
+    safetensors.torch.save_file(state, file, metadata={"format": "pt", "ssl_vision": json.dumps(card)})
+    checked: dict[str, object] = {"with": f"torchvision's {name}"}
+    if differs:
+        checked |= {"differs": differs, "relative_difference": _relative(model, run)}
+    else:
+        checked["largest_difference"] = model.program.compare(run, f"torchvision's {name}")
+    return card | {"checked": checked}
+
+
+def _counterpart(model: Exportable) -> tuple[str, str]:
+    """The name of torchvision's network with the same weights, and how it differs, if it does."""
+    options = model.options
+    name = options.name.removeprefix("torchvision:")
+    reason = _reason(options, name)
+    if model.from_layer:
+        reason = f"the classifier stands on layer {model.from_layer} of a projection head"
+    if reason:
+        raise UserError(
+            f"{model.source}: torchvision and timm have no such network: {reason}. "
+            ".onnx and .pt2 take every network; the model folder's model.safetensors holds the weights under our names"
+        )
+    same = options.variant == "torchvision" or options.name.startswith("torchvision:")
+    return name, "" if same else (
+        "pads its max pool as PyTorch does, not as TensorFlow (no difference on images of 4n + 1 px, such as 225)"
+    )
+
+
+def _reason(options: EncoderOptions, name: str) -> str:
+    """Why torchvision has no network with these weights, or nothing."""
+    depth = name.removeprefix("resnet")
+    if not depth.isdigit() or int(depth) not in _DEPTHS:
+        return f"{options.name} is not one of ResNet-{', '.join(map(str, _DEPTHS))}"
+    if options.name.startswith("torchvision:"):
+        return ""
+    reasons = {
+        f"its width is {options.width:g}": options.width != 1,
+        "it has selective kernels or ResNet-D": options.sk_ratio > 0,
+        f"it has the stem {options.stem!r}": options.stem != "imagenet",
+        "group 1 of the official ResNet-18 and -34 has a projection": options.variant == "simclr" and int(depth) < 50,
+    }
+    return "; ".join(reason for reason, holds in reasons.items() if holds)
+
+
+def _state(model: Exportable) -> dict[str, Tensor]:
+    encoder = model.module.get_submodule("encoder") if model.classes is not None else model.module
+    if model.options.normalize != "none":
+        encoder = encoder.get_submodule("net")
+    if model.options.name.startswith("torchvision:"):
+        encoder = encoder.get_submodule("module")
+    state = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
+    if model.classes is not None:
+        state |= {f"fc.{name}": tensor for name, tensor in model.module.get_submodule("fc").state_dict().items()}
+    return state
+
+
+@torch.no_grad()
+def _relative(model: Exportable, theirs: Callable[[Tensor], Tensor]) -> float:
+    images = model.images(8)
+    ours = model.module(images)
+    return float((theirs(images) - ours).norm() / ours.norm())

@@ -1,0 +1,279 @@
+"""ResNets of PyTorch programs as encoders: torchvision, timm, lightly, solo-learn, VISSL, MoCo, suncet.
+
+All of them are torchvision's ResNet under some prefix (``module.``, ``backbone.``, ``encoder_q.``), lightly's with its
+parts numbered. Weights are read as one flat mapping of names to tensors, and no code in a file is run. Neither the
+normalisation of the input nor the padding of a stem is part of the weights: where names show the program that wrote a
+file, its habit is assumed and stated; elsewhere the user must say.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from contrastive_core.errors import UserError
+from ssl_vision.importing.imported import Imported
+from ssl_vision.models import EncoderOptions, resnet
+from ssl_vision.models.encoder import Normalization
+from ssl_vision.models.resnet import LAYOUTS, BasicBlock, Stem
+
+
+def read_tensors(source: Path) -> dict[str, Tensor]:
+    """Every tensor of a ``.safetensors`` file or of what `torch.save` wrote, as float32 where it is floating point.
+
+    What lies in nested dictionaries and lists gets the path to it as its name: ``state_dict.module.conv1.weight``.
+
+    Raises:
+        UserError: the file is missing or damaged, holds no tensors, or needs to run code to be read.
+    """
+    if not source.is_file():
+        raise UserError(
+            f"{source} is not a file; expected a checkpoint (.pt, .pth, .ckpt, .safetensors, or TensorFlow's)"
+        )
+    if source.suffix == ".safetensors":
+        try:
+            content: object = safetensors.torch.load_file(source)
+        except safetensors.SafetensorError as error:
+            raise UserError(f"{source} is damaged or no safetensors file: {error}. Fetch it again") from error
+    else:
+        content = _load(source)
+    tensors = {name: t.float() if t.is_floating_point() else t for name, t in _flat(content, "")}
+    if not tensors:
+        raise UserError(f"{source} holds a {type(content).__name__} without tensors; expected a state dict")
+    return tensors
+
+
+def _load(source: Path) -> object:
+    try:
+        return torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:  # what its unpickler, its zip reader and its checks raise has no common class
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        refused = next((line.strip() for line in reason if "GLOBAL" in line or "Unsupported" in line), reason[0])
+        raise UserError(
+            f"{source} was not read: {refused[:300]}\nOnly tensors, numbers and text are read, because anything more "
+            "would run code that the file brings. If it is damaged, fetch it again. If you trust it, save its weights "
+            "alone where it was made: torch.save(model.state_dict(), 'weights.pt')"
+        ) from error
+
+
+def _flat(content: object, path: str, depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(content, Tensor):
+        yield path, content.detach()
+    elif depth < 20 and isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from _flat(value, f"{path}.{key}" if path else str(key), depth + 1)
+    elif depth < 20 and isinstance(content, Sequence) and not isinstance(content, str | bytes):
+        for index, value in enumerate(content):
+            yield from _flat(value, f"{path}.{index}" if path else str(index), depth + 1)
+
+
+_GROUPS = ("layer1", "layer2", "layer3", "layer4")
+_SECOND = re.compile(r"momentum|encoder_k|_k\.|key_|target|ema|teacher_|avg_")
+
+
+@dataclass
+class Net:
+    """A ResNet found among tensors.
+
+    Attributes:
+        prefix: of its names.
+        names: torchvision's names -> the names in the file.
+        activations: whether the parts of a Sequential leave room for the activation and pool of the stem.
+    """
+
+    prefix: str
+    names: dict[str, str] = field(default_factory=dict)
+    activations: bool = True
+
+    @property
+    def parent(self) -> str:
+        """The prefix of what stands beside it."""
+        return self.prefix[: self.prefix[:-1].rfind(".") + 1]
+
+
+def read_resnet(
+    source: Path,
+    *,
+    prefix: str = "",
+    stem: Stem | Literal["auto"] = "auto",
+    normalize: Normalization | Literal["auto"] = "auto",
+) -> Imported:
+    """Read a ResNet from a ``.safetensors`` file or from what `torch.save` wrote.
+
+    Args:
+        source: the file.
+        prefix: the prefix of the network's names, where the file holds several.
+        stem: how the stem of a 3x3 convolution pads; see `resnet`.
+        normalize: the statistics by which its images were normalised.
+
+    Raises:
+        UserError: the file cannot be read safely, holds no such ResNet or several, or does not show what is asked.
+    """
+    tensors = read_tensors(source)
+    net = _choose(_nets(tensors), prefix, tensors, source)
+    weights = {ours: tensors[name] for ours, name in net.names.items()}
+    depth, width = _size(weights, source)
+    notes: list[str] = []
+    padding = _stem(net, tensors, stem, notes=notes, source=source)
+    options = EncoderOptions(
+        name=f"resnet{depth}",
+        width=width,
+        stem=padding,
+        variant="torchvision",
+        normalize=_normalization(net, tensors, normalize, stem=padding, notes=notes, source=source),
+    )
+    state = _state(weights, options, source)
+    imported = Imported(options, 224 if options.stem == "imagenet" else 32, state, notes=notes)
+    features = 512 * width * LAYOUTS[depth][0].expansion
+    classifier = _classifier(net, tensors, round(features))
+    if classifier is not None:
+        imported.classifier, imported.classifier_names = (tensors[classifier[0]], tensors[classifier[1]]), classifier
+    used = {*net.names.values(), *(classifier or ())}
+    imported.left_out = sorted(set(tensors) - used)
+    return imported
+
+
+def _nets(tensors: Mapping[str, Tensor]) -> list[Net]:
+    found = []
+    for name in tensors:
+        if re.search(r"(^|\.)conv1\.weight$", name):
+            prefix = name.removesuffix("conv1.weight")
+            if f"{prefix}layer1.0.conv1.weight" in tensors:
+                found.append(_net(tensors, prefix, {part: part for part in ("conv1", "bn1", *_GROUPS)}))
+        elif re.search(r"(^|\.)0\.weight$", name):
+            # A network cut from its classifier: Sequential(conv, bn, [relu, pool,] group 1, ... group 4).
+            prefix = name.removesuffix("0.weight")
+            first = next((k for k in (2, 3, 4) if f"{prefix}{k}.0.conv1.weight" in tensors), None)
+            if first is not None:
+                groups = {str(first + index): group for index, group in enumerate(_GROUPS)}
+                found.append(_net(tensors, prefix, {"0": "conv1", "1": "bn1", **groups}))
+                found[-1].activations = first > 2
+    return found
+
+
+def _net(tensors: Mapping[str, Tensor], prefix: str, parts: Mapping[str, str]) -> Net:
+    net = Net(prefix)
+    for name in tensors:
+        part, _, rest = name.removeprefix(prefix).partition(".")
+        if name.startswith(prefix) and part in parts:
+            net.names[f"{parts[part]}.{rest}".replace(".shortcut.", ".downsample.")] = name
+    return net
+
+
+def _choose(nets: list[Net], prefix: str, tensors: Mapping[str, Tensor], source: Path) -> Net:
+    if not nets:
+        names = ", ".join(list(tensors)[:3])
+        raise UserError(
+            f"{source}: found no ResNet of torchvision's shape (conv1.weight, layer1.0.conv1.weight, ... under some "
+            f"prefix) among {len(tensors)} tensors: {names}, ..."
+        )
+    known = ", ".join(repr(net.prefix) for net in nets)
+    if prefix:
+        chosen = [net for net in nets if net.prefix in (prefix, f"{prefix}.")]
+        if not chosen:
+            raise UserError(f"{source}: no network under --prefix {prefix!r}; it holds networks under {known}")
+        return chosen[0]
+    first = [net for net in nets if not _SECOND.search(net.prefix)] or nets
+    if len(first) > 1:
+        raise UserError(f"{source} holds several networks, under {known}; choose one with --prefix")
+    return first[0]
+
+
+def _size(weights: Mapping[str, Tensor], source: Path) -> tuple[int, float]:
+    repeats = tuple(len({name.split(".")[1] for name in weights if name.startswith(f"{group}.")}) for group in _GROUPS)
+    bottleneck = "layer1.0.conv3.weight" in weights
+    for depth, (block, layout) in LAYOUTS.items():
+        if layout == repeats and (block is not BasicBlock) == bottleneck:
+            return depth, weights["conv1.weight"].shape[0] / 64
+    kind = "bottlenecks" if bottleneck else "basic blocks"
+    raise UserError(
+        f"{source}: a ResNet of {'-'.join(map(str, repeats))} {kind}; "
+        f"expected one of ResNet-{', '.join(map(str, LAYOUTS))}"
+    )
+
+
+def _state(weights: Mapping[str, Tensor], options: EncoderOptions, source: Path) -> dict[str, Tensor]:
+    depth = int(options.name.removeprefix("resnet"))
+    with torch.device("meta"):
+        expected = resnet(depth, width=options.width, stem=options.stem, variant="torchvision").state_dict()
+    counters = {name: torch.zeros((), dtype=torch.int64) for name in expected if name.endswith("num_batches_tracked")}
+    state = counters | dict(weights)
+    problems = [f"{name} is missing" for name in expected if name not in state]
+    problems += [f"{name} has no place" for name in state if name not in expected]
+    problems += [
+        f"{name} is {list(state[name].shape)}, expected {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if problems:
+        raise UserError(
+            f"{source}: this is not torchvision's {options.name} at width {options.width:g}: {'; '.join(problems[:3])}"
+            + (f" and {len(problems) - 3} more" if len(problems) > 3 else "")
+            + ". Wide, grouped, ResNet-D and squeeze-and-excitation variants are not read"
+        )
+    return state
+
+
+def _stem(
+    net: Net, tensors: Mapping[str, Tensor], said: Stem | Literal["auto"], *, notes: list[str], source: Path
+) -> Stem:
+    kernel = tensors[net.names["conv1.weight"]].shape[-1]
+    if kernel == 7:
+        if said not in ("auto", "imagenet"):
+            raise UserError(f"{source}: --stem {said}, but its first convolution is 7x7, the imagenet stem's")
+        return "imagenet"
+    if said == "imagenet":
+        raise UserError(f"{source}: --stem imagenet, but its first convolution is {kernel}x{kernel}, not 7x7")
+    if said != "auto":
+        return said
+    if any(name.startswith(f"{net.parent}projector.") for name in tensors):
+        notes.append("the 3x3 stem is taken to pad by 2, as in solo-learn; if it pads by 1: --stem cifar")
+        return "cifar-pad2"
+    if not net.activations:
+        notes.append("the stem has no ReLU, as lightly's ResNetGenerator in a Sequential; if it has one: --stem cifar")
+        return "cifar-no-relu"
+    notes.append("the 3x3 stem is taken to have stride 1, padding 1 and no pool after it")
+    return "cifar"
+
+
+def _normalization(
+    net: Net,
+    tensors: Mapping[str, Tensor],
+    said: Normalization | Literal["auto"],
+    *,
+    stem: Stem,
+    notes: list[str],
+    source: Path,
+) -> Normalization:
+    if said != "auto":
+        return said
+    if f"{net.prefix}fc.fc1.weight" in tensors and f"{net.prefix}fc.fc3.weight" not in tensors:
+        notes.append("images were not normalised, as in the first release of suncet; else: --normalize")
+        return "none"
+    if stem == "imagenet":
+        notes.append("images are taken to have been normalised by ImageNet's mean and deviation; else: --normalize")
+        return "imagenet"
+    raise UserError(
+        f"{source}: a network for small images, whose weights do not show how its images were normalised; "
+        "say --normalize none, imagenet, cifar10 or cifar100 (lightly's habit is imagenet, solo-learn's the data set's)"
+    )
+
+
+def _classifier(net: Net, tensors: Mapping[str, Tensor], features: int) -> tuple[str, str] | None:
+    """Names of a linear classifier: torchvision's and timm's ``fc``, solo-learn's ``classifier`` beside the network."""
+    places = [f"{net.parent}classifier"]
+    if "encoder_q" not in net.prefix:  # MoCo keeps its projection there
+        places.append(f"{net.prefix}fc")
+    for place in places:
+        weight, bias = tensors.get(f"{place}.weight"), tensors.get(f"{place}.bias")
+        if weight is not None and bias is not None and weight.ndim == 2 and weight.shape[1] == features:
+            return f"{place}.weight", f"{place}.bias"
+    return None

@@ -1,0 +1,113 @@
+"""Class-balanced random choices of images, nested from small to large, as functions of a seed."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from contrastive_core.errors import UserError
+from contrastive_core.rng import derive, permutation
+
+Balance = Literal["equal", "proportional"]
+
+
+def shuffled_by_class(labels: Tensor, classes: Sequence[str], *, seed: int) -> dict[str, list[int]]:
+    """Indices of every class that has any, in random order: a function of the seed, the class and its images alone.
+
+    The first k of a class are a random choice of k, and those of a smaller k are among them.
+    """
+    shuffled = {}
+    for label, name in enumerate(classes):
+        members = torch.nonzero(labels == label).flatten()
+        if len(members):
+            shuffled[name] = members[permutation(derive(seed, "class", name), len(members))].tolist()
+    return shuffled
+
+
+def images_for(fraction: float, available: int) -> int:
+    """How many images a fraction is: rounded down, as in the official lists (12,811 of ImageNet's 1,281,167).
+
+    >>> images_for(0.01, 1_281_167), images_for(0.29, 100)
+    (12811, 29)
+    """
+    return int(Fraction(repr(fraction)) * available)  # exact: 0.29 * 100 is 28.999999999999996
+
+
+def share_out(
+    total: int, sizes: Mapping[str, int], *, balance: Balance, at_least: Mapping[str, int], seed: int
+) -> dict[str, int]:
+    """How many images every class gives, `total` in all, by the method of largest remainders.
+
+    ``equal``: as many of every class, to within one, but for classes that have no more. ``proportional``: by the size
+    of the classes, to within one. Every class gives at least one. Between equal remainders the seed decides.
+
+    Args:
+        total: images to choose.
+        sizes: of the classes.
+        balance: see above.
+        at_least: for every class, what a smaller choice took from it; this one then contains that one.
+        seed: of this draw.
+
+    Raises:
+        UserError: fewer images than classes, or more than there are.
+    """
+    available = sum(sizes.values())
+    if not len(sizes) <= total <= available:
+        raise UserError(
+            f"cannot choose {total} images: expected at least one of each of the {len(sizes)} classes, and no more "
+            f"than the {available} that there are"
+        )
+    quota = {
+        name: Fraction(total, len(sizes)) if balance == "equal" else Fraction(total * size, available)
+        for name, size in sizes.items()
+    }
+    counts = {name: max(1, at_least.get(name, 0)) for name in sizes}
+    turn = dict(zip(sizes, permutation(derive(seed, "turn"), len(sizes)).tolist(), strict=True))
+    waiting = [(counts[name] - quota[name], turn[name], name) for name in sizes if counts[name] < sizes[name]]
+    heapq.heapify(waiting)
+    for _ in range(total - sum(counts.values())):
+        _, _, name = heapq.heappop(waiting)  # the class that is furthest below its share
+        counts[name] += 1
+        if counts[name] < sizes[name]:
+            heapq.heappush(waiting, (counts[name] - quota[name], turn[name], name))
+    return counts
+
+
+def choose_per_class(labels: Tensor, classes: Sequence[str], count: int, *, seed: int) -> Tensor:
+    """Indices of `count` random images of every class; a larger choice of the same seed holds the smaller one.
+
+    Raises:
+        UserError: a class has fewer.
+    """
+    members = shuffled_by_class(labels, classes, seed=seed)
+    for name, indices in members.items():
+        if len(indices) < count:
+            raise UserError(f"class {name} has {len(indices)} images, expected at least {count}")
+    chosen = [index for indices in members.values() for index in indices[:count]]
+    return torch.tensor(chosen, dtype=torch.int64, device=labels.device)
+
+
+def hold_out(labels: Tensor, classes: Sequence[str], share: float, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices, ascending, of the images that stay and of those held out: a share of every class, drawn at random.
+
+    Of each class at least one image is held out and at least one stays.
+
+    Raises:
+        UserError: a class has a single image, or the share is none.
+    """
+    if not 0 < share < 1:
+        raise UserError(f"the share held out must lie between 0 and 1, got {share}")
+    held = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
+    for name, indices in shuffled_by_class(labels, classes, seed=seed).items():
+        if len(indices) < 2:
+            raise UserError(
+                f"class {name} has a single labelled image, expected at least 2: one to learn from and one to validate "
+                "on"
+            )
+        held[indices[: min(max(1, round(share * len(indices))), len(indices) - 1)]] = True
+    return (~held).nonzero()[:, 0], held.nonzero()[:, 0]

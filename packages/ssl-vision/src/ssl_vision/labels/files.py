@@ -1,0 +1,245 @@
+"""Label files: lists of the images whose labels may be seen.
+
+Training with few labels takes the labels of the images in such a file and of no other. `make-splits` writes them as
+JSON, with the class of every image and a hash over the list; a text file with a file name per line, such as the
+official lists of ImageNet, serves as well.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from unicodedata import normalize
+
+import torch
+from torch import Tensor
+
+from contrastive_core.errors import UserError
+from contrastive_core.training.files import write_atomic
+from ssl_vision.data import ImageSet
+from ssl_vision.data.manifest import COLUMNS, read_text
+
+FORMAT = "ssl-vision labels 1"
+_NAMED = 3
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """The content of a label file of ours.
+
+    Attributes:
+        data: name of the data set.
+        split: which part of it.
+        images: name of every listed image within the split, and its class.
+        settings: how they were chosen.
+    """
+
+    data: str
+    split: str
+    images: tuple[tuple[str, str], ...]
+    settings: dict[str, object]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the listed images and their classes."""
+        return _digest(self.images)
+
+    def to_bytes(self) -> bytes:
+        """The file, one image per line."""
+        head = {"format": FORMAT, "data": self.data, "split": self.split, **self.settings, "sha256": self.digest}
+        lines = [f" {json.dumps(key)}: {json.dumps(value)}," for key, value in head.items()]
+        images = ",\n".join(f"  {json.dumps(list(image))}" for image in self.images)
+        return "\n".join(["{", *lines, ' "images": [', images, " ]", "}", ""]).encode()
+
+
+def read_labelled(file: Path, images: ImageSet) -> Tensor:
+    """The images of a set that a label file lists: int64 indices, sorted.
+
+    Images are found by their path within the set, by a longer path that ends in it and names the same file
+    (``train/cat/1.png``, or an absolute path), or by their file name where that is enough to tell them apart. A text
+    file may also be a table, of paths and classes separated by commas, semicolons or tabs. No label is read but those
+    of the listed images, which are compared with those in the file.
+
+    Args:
+        file: written by `make-splits`, or a text file with a path or file name per line.
+        images: the split that the file is about, with labels.
+
+    Raises:
+        UserError: no such file; a changed one; an image that is not there, or twice; another class than the set says.
+    """
+    listed = read_label_file(file)
+    place = _Places(images)
+    rows: Sequence[tuple[str, str | None]]
+    rows = listed.images if isinstance(listed, LabelFile) else _table(listed, place, file)
+    found: dict[int, str] = {}
+    missing: list[str] = []
+    for name, label in rows:
+        index = place.of(name, file)
+        if index is None:
+            missing.append(name)
+            continue
+        if index in found:
+            as_well = f", as {name} too" if name != found[index] else ""
+            raise UserError(f"{file}: lists {found[index]} twice{as_well}")
+        found[index] = name
+        own = images.label(index)
+        if label is not None and own is not None and images.classes[own] != normalize("NFC", label):
+            raise UserError(
+                f"{file}: says that {name} is of class {label}, in {images.name} it is of {images.classes[own]}; "
+                "make the file again for these data"
+            )
+    if missing:
+        raise UserError(
+            f"{file}: lists {len(missing)} images that are not in {images.name} ({_some(missing)}); "
+            f"{_reason(missing[0], listed, images)}"
+        )
+    if not found:
+        raise UserError(f"{file}: lists no images, expected at least one")
+    return torch.tensor(sorted(found), dtype=torch.int64)
+
+
+def read_label_file(file: Path) -> LabelFile | list[str]:
+    """A label file of ours, or the names in a text file.
+
+    Raises:
+        UserError: no such file, not text, not a label file, or changed after it was written.
+    """
+    text = read_text(file, expected="a label file, as `ssl-vision make-splits` writes")
+    if not text.lstrip().startswith("{"):
+        return [name for line in text.splitlines() if (name := line.strip())]
+    try:
+        content = json.loads(text)
+        kind = content.pop("format", None)
+        if kind != FORMAT:
+            raise UserError(f"{file}: found format {kind!r}, expected {FORMAT!r}; write it again with `make-splits`")
+        pairs = tuple((str(name), str(label)) for name, label in content.pop("images"))
+        digest = content.pop("sha256")
+        result = LabelFile(str(content.pop("data")), str(content.pop("split")), pairs, content)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file}: is not a label file ({type(error).__name__}: {error}); write it again with `make-splits`"
+        ) from error
+    if digest != result.digest:
+        raise UserError(
+            f"{file}: was changed after it was written, its images do not have the hash it states; write it again with "
+            "`make-splits`, or give a text file with a path per line"
+        )
+    return result
+
+
+def check_label_file(file: Path, content: LabelFile) -> None:
+    """See that writing the file would destroy nothing.
+
+    Raises:
+        UserError: there is a file with other content.
+    """
+    if file.exists() and file.read_bytes() != content.to_bytes():
+        raise UserError(
+            f"{file}: is there already and says something else; runs may have used it. Choose another folder, or "
+            "remove it yourself"
+        )
+
+
+def write_label_file(file: Path, content: LabelFile) -> None:
+    """Write a label file; one that is there already must say the same.
+
+    Raises:
+        UserError: there is a file with other content.
+    """
+    check_label_file(file, content)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, content.to_bytes())
+
+
+def labels_digest(images: ImageSet) -> str:
+    """SHA-256 over the images of a set and their classes: that of the label file they were chosen by."""
+    labels = images.labels().tolist()
+    return _digest((images.key(index), images.classes[label]) for index, label in enumerate(labels))
+
+
+class _Places:
+    """Where in a set the image of a name is; names are compared in Unicode's composed form (NFC)."""
+
+    def __init__(self, images: ImageSet) -> None:
+        self._images = images
+        self._by_key: dict[str, int] = {}
+        self._by_name: dict[str, int | None] = {}
+        for index in range(len(images)):
+            key = normalize("NFC", images.key(index))
+            self._by_key[key] = index
+            name = key.rpartition("/")[2]
+            self._by_name[name] = None if name in self._by_name else index
+
+    def of(self, name: str, file: Path) -> int | None:
+        """The image's index, or None."""
+        name = normalize("NFC", name)
+        for spelling in (name.removeprefix("./"), name.replace("\\", "/").removeprefix("./")):
+            if spelling in self._by_key:
+                return self._by_key[spelling]
+            if spelling in self._by_name and self._by_name[spelling] is None:
+                raise UserError(
+                    f"{file}: lists {name}, and several images of {self._images.name} are called so; give paths within "
+                    "it"
+                )
+            index = self._by_name.get(spelling, self._by_longer_path(spelling))
+            if index is not None:
+                return index
+        return None
+
+    def _by_longer_path(self, name: str) -> int | None:
+        """The image whose own path ends in the name given, or is that path."""
+        rest = name
+        while "/" in rest:
+            rest = rest.partition("/")[2]
+            index = self._by_key.get(rest)
+            if index is not None:
+                own = normalize("NFC", os.path.abspath(self._images.path(index)).replace(os.sep, "/"))  # noqa: PTH100
+                return index if own == name or own.endswith(f"/{name}") else None
+        return None
+
+
+def _table(lines: Sequence[str], place: _Places, file: Path) -> list[tuple[str, str | None]]:
+    """Names, and classes where the lines are those of a table."""
+    delimiter = next((d for d in ",;\t" if lines and d in lines[0]), None)
+    if delimiter is None or place.of(lines[0], file) is not None:
+        return [(line, None) for line in lines]
+    rows = list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True))
+    head = [cell.strip().lower() for cell in rows[0]]
+    path = next((head.index(name) for name in COLUMNS["path"] if name in head), None)
+    label = next((head.index(name) for name in COLUMNS["label"] if name in head), None)
+    if path is None:  # no header
+        path, label = 0, (1 if len(rows[0]) > 1 and not rows[0][1].strip().isdigit() else None)
+    else:
+        rows = rows[1:]
+    short = [row for row in rows if len(row) <= max(path, label or 0)]
+    if short:
+        raise UserError(f"{file}: found the row {delimiter.join(short[0])!r}, expected as many columns as in the first")
+    return [(row[path].strip(), None if label is None else row[label].strip()) for row in rows if row[path].strip()]
+
+
+def _reason(name: str, listed: LabelFile | Sequence[str], images: ImageSet) -> str:
+    """What is wrong with a name that is not there, and what to do."""
+    here = f"images are called {images.key(0)} here"
+    if re.match(r"[A-Za-z]:[\\/]|[\\/]", name):
+        return f"the file gives absolute paths of another place, while {here}; make them relative to {images.name}"
+    if isinstance(listed, LabelFile):
+        about = f"{listed.data}, split {listed.split!r}"
+        return f"it was made for {about}, while {here}. Give the data and split it was made for"
+    return f"{here}. Give the data and split that the file was made for"
+
+
+def _digest(images: Iterable[tuple[str, str]]) -> str:
+    digest = hashlib.sha256()
+    for name, label in images:
+        digest.update(f"{json.dumps([name, label])}\n".encode())
+    return digest.hexdigest()
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")

@@ -1,0 +1,336 @@
+"""Model folders: save encoders and classifiers, and open them for evaluation, export or further training."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from contrastive_core.errors import UserError
+from contrastive_core.heads import ProjectionHead
+from contrastive_core.training import Run, load_model
+from contrastive_core.training.launch import choose_device
+from ssl_vision.data import ImageSet
+from ssl_vision.labels.files import labels_digest
+from ssl_vision.labels.subsets import sample_fingerprints
+from ssl_vision.methods import SimCLR
+from ssl_vision.models import Classifier, EncoderOptions, build_encoder
+
+PIXELS = "pixels"
+"""The name of the model that has nothing to learn: an image's pixels are its features."""
+
+ENCODER_FORMAT = "ssl-vision encoder 1"
+CLASSIFIER_FORMAT = "ssl-vision classifier 1"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """An encoder on its device, with the size of images it takes."""
+
+    encoder: nn.Module
+    image_size: int
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class LoadedClassifier:
+    """A classifier on its device, in inference mode, with its classes in the order of the logits."""
+
+    model: Classifier
+    classes: list[str]
+    image_size: int
+    device: torch.device
+    validated_on: tuple[str, ...] = ()
+    """Fingerprints of the images that training was validated on; see `sample_fingerprints`."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A pre-trained model to go on from, on the CPU; `head` is None where the folder holds none."""
+
+    encoder: nn.Module
+    head: ProjectionHead | None
+    options: EncoderOptions
+    image_size: int
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a classifier is built from, beside its weights.
+
+    Attributes:
+        encoder: the network.
+        image_size: side of the images it was trained on, in pixels.
+        head: linear layers and outputs of the projection head that the neck is cut from; None without a neck.
+        from_layer: how many layers of that head the neck keeps.
+    """
+
+    encoder: EncoderOptions
+    image_size: int
+    head: tuple[int, int] | None = None
+    from_layer: int = 0
+
+    def build(self, classes: int) -> Classifier:
+        """The classifier, randomly initialised."""
+        encoder = build_encoder(self.encoder, image_size=self.image_size)
+        return Classifier(encoder, self._neck(encoder), classes)
+
+    def _neck(self, encoder: nn.Module) -> nn.Sequential:
+        if self.head is None:
+            return nn.Sequential()
+        layers, out_features = self.head
+        return ProjectionHead(_feature_dim(encoder), out_features, layers=layers).first_layers(self.from_layer)
+
+
+class _Pixels(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+
+def encoder_card(
+    encoder: EncoderOptions, *, image_size: int, head: ProjectionHead | None, epoch: int | None = None
+) -> dict[str, object]:
+    """What model.json says of an encoder, with `head` beside it among the tensors (``head.*``) or not."""
+    described = None if head is None else {"layers": len(head.layers), "out_features": head.out_features}
+    return {
+        "format": ENCODER_FORMAT,
+        "encoder": asdict(encoder),
+        "head": described,
+        "image_size": image_size,
+        "epoch": epoch,
+    }
+
+
+def classifier_card(architecture: Architecture, classes: list[str], *, epoch: int | None = None) -> dict[str, object]:
+    """What model.json says of a classifier."""
+    head = architecture.head
+    return {
+        "format": CLASSIFIER_FORMAT,
+        "encoder": asdict(architecture.encoder),
+        "head": None if head is None else {"layers": head[0], "out_features": head[1]},
+        "from_layer": architecture.from_layer,
+        "classes": classes,
+        "image_size": architecture.image_size,
+        "epoch": epoch,
+    }
+
+
+def save_encoder(
+    run: Run, model: SimCLR, *, encoder: EncoderOptions, image_size: int, epoch: int, folder: str = "model"
+) -> Path:
+    """Write encoder and head to the run's folder."""
+    metadata = encoder_card(encoder, image_size=image_size, head=model.head, epoch=epoch)
+    return run.save_model(dict(model.state_dict()), metadata, folder=folder)
+
+
+def save_classifier(
+    run: Run,
+    model: Classifier,
+    *,
+    architecture: Architecture,
+    classes: list[str],
+    epoch: int,
+    labelled: ImageSet | None = None,
+    validation: ImageSet | None = None,
+    folder: str = "model",
+) -> Path:
+    """Write a classifier to the run's folder.
+
+    Its card says which `labelled` images it has learned from and which ones training was validated on, if any.
+    """
+    learned_from = None if labelled is None else {"images": len(labelled), "sha256": labels_digest(labelled)}
+    card = {**classifier_card(architecture, classes, epoch=epoch), "labelled": learned_from}
+    if validation is not None:
+        card["validation"] = {"images": len(validation), "fingerprints": sample_fingerprints(validation)}
+    return run.save_model(dict(model.state_dict()), card, folder=folder)
+
+
+def load_encoder(model: str, *, device: str = "auto", image_size: int = 32) -> LoadedModel:
+    """Open a run folder or a model folder, of a classifier too; ``pixels`` needs none and takes `image_size`.
+
+    Raises:
+        UserError: no model there, a damaged one, or one of another kind.
+    """
+    place = choose_device(device)
+    if model == PIXELS:
+        return LoadedModel(_Pixels(), image_size, place)
+    folder, tensors, card = _open(model, ENCODER_FORMAT, CLASSIFIER_FORMAT)
+    options, size = _described(folder, card)
+    encoder = build_encoder(options, image_size=size)
+    encoder.load_state_dict(_part(tensors, "encoder."))
+    return LoadedModel(_ready(encoder, place), size, place)
+
+
+def load_pretrained(model: str) -> Pretrained:
+    """Open the encoder of a run folder or a model folder, with its projection head, to train them further.
+
+    A classifier's folder gives its encoder without a head.
+
+    Raises:
+        UserError: no model there, a damaged one, or one of another kind.
+    """
+    folder, tensors, card = _open(model, ENCODER_FORMAT, CLASSIFIER_FORMAT)
+    options, size = _described(folder, card)
+    encoder = build_encoder(options, image_size=size)
+    encoder.load_state_dict(_part(tensors, "encoder."))
+    head = None
+    in_head = _part(tensors, "head.")
+    if in_head:
+        # Counted, not read from the card, which did not describe the head in the first runs.
+        layers = sum(name.endswith(".linear.weight") for name in in_head)
+        out_features = in_head[f"layers.{layers - 1}.linear.weight"].shape[0]
+        head = ProjectionHead(_feature_dim(encoder), out_features, layers=layers)
+        head.load_state_dict(in_head)
+    return Pretrained(encoder, head, options, size)
+
+
+def load_simclr(model: str) -> SimCLR:
+    """Open a pre-trained model, encoder and projection head, on the CPU.
+
+    Raises:
+        UserError: no model there, a damaged one, or one without a projection head.
+    """
+    found = load_pretrained(model)
+    if found.head is None:
+        raise UserError(f"{model}: found an encoder without a projection head; expected one of `ssl-vision pretrain`")
+    simclr = SimCLR(found.encoder, projection_dim=found.head.out_features, layers=len(found.head.layers))
+    simclr.head = found.head
+    return simclr
+
+
+def load_classifier(model: str, *, device: str = "auto") -> LoadedClassifier:
+    """Open the run folder or model folder of a fine-tuned or distilled classifier.
+
+    Raises:
+        UserError: no model there, a damaged one, or an encoder that has no classes.
+    """
+    place = choose_device(device)
+    folder, tensors, card = _open(model, CLASSIFIER_FORMAT)
+    architecture, classes = _architecture(folder, card)
+    classifier = architecture.build(len(classes))
+    classifier.load_state_dict(tensors)
+    validated_on = tuple((card.get("validation") or {}).get("fingerprints", ()))
+    return LoadedClassifier(_ready(classifier, place), classes, architecture.image_size, place, validated_on)
+
+
+def load_architecture(model: str) -> Architecture:
+    """How the classifier in a folder is built, to build another one like it.
+
+    Raises:
+        UserError: as `load_classifier`.
+    """
+    folder, _, card = _open(model, CLASSIFIER_FORMAT)
+    return _architecture(folder, card)[0]
+
+
+def _open(model: str, *formats: str) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
+    """The folder that holds the model, its tensors and its card, if it is of one of the formats."""
+    folder = Path(model)
+    if (folder / "model").is_dir():
+        folder = folder / "model"
+    tensors, card = load_model(folder)
+    found = card.get("format")
+    if found not in formats:
+        expected = " or ".join(map(repr, formats))
+        todo = (
+            "fine-tune it first (`ssl-vision finetune`)"
+            if found == ENCODER_FORMAT
+            else "point at the out folder of `ssl-vision pretrain`, `finetune` or `distill`"
+        )
+        raise UserError(f"{folder}: found a model of format {found!r}, expected {expected}; {todo}")
+    return folder, tensors, card
+
+
+def _described(folder: Path, card: dict[str, Any]) -> tuple[EncoderOptions, int]:
+    try:
+        return EncoderOptions(**card["encoder"]), int(card["image_size"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder}: model.json does not describe an encoder and the size of its images ({error}); the file was "
+            "changed by hand, or a newer version wrote it"
+        ) from error
+
+
+def _architecture(folder: Path, card: dict[str, Any]) -> tuple[Architecture, list[str]]:
+    options, size = _described(folder, card)
+    try:
+        head = None if card["head"] is None else (int(card["head"]["layers"]), int(card["head"]["out_features"]))
+        return Architecture(options, size, head, int(card["from_layer"])), [str(name) for name in card["classes"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder}: model.json does not describe a classifier ({error}); the file was changed by hand, or a newer "
+            "version wrote it"
+        ) from error
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _feature_dim(encoder: nn.Module) -> int:
+    return int(encoder.feature_dim)  # type: ignore[arg-type]
+
+
+def _ready(module: nn.Module, device: torch.device) -> Any:
+    return module.eval().to(device).to(memory_format=torch.channels_last)
+
+
+NONE = "none"
+"""The name of the model that is none: random weights."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a classifier is built from: its architecture, and the weights of a pre-trained model if there is one."""
+
+    architecture: Architecture
+    weights: Pretrained | None = None
+
+    def build(self, classes: int) -> Classifier:
+        """The classifier on the CPU; what has no pre-trained weights is drawn, its linear layer is zero."""
+        classifier = self.architecture.build(classes)
+        if self.weights is not None:
+            classifier.encoder.load_state_dict(self.weights.encoder.state_dict())
+            if self.weights.head is not None:
+                kept = self.weights.head.first_layers(self.architecture.from_layer)
+                classifier.neck.load_state_dict(kept.state_dict())
+        return classifier
+
+
+def open_start(model: str, *, encoder: EncoderOptions | None, from_layer: int, image_size: int | None) -> Start:
+    """Open what training begins with.
+
+    Args:
+        model: a pre-trained run folder or model folder; or ``none``: random weights.
+        encoder: the network, if `model` is none; else it is the model's.
+        from_layer: how many layers of the model's projection head to keep.
+        image_size: side of the images in pixels; None takes the model's, or 32.
+
+    Raises:
+        UserError: no model there; an encoder beside a model that has another one; a layer that its head does not have.
+    """
+    if image_size is not None and image_size < 1:
+        raise UserError(f"image_size is {image_size}; expected a number of pixels")
+    if model == NONE:
+        if from_layer:
+            raise UserError(f"from_layer is {from_layer}, but without a pre-trained model there is no head; expected 0")
+        return Start(Architecture(encoder or EncoderOptions(), image_size or 32))
+    found = load_pretrained(model)
+    if encoder is not None and encoder != found.options:
+        raise UserError(
+            f"{model}: its encoder is {found.options}, but {encoder} was asked for; leave the encoder out, or start "
+            f"from {NONE!r}"
+        )
+    layers = 0 if found.head is None else len(found.head.layers)
+    if not 0 <= from_layer <= layers:
+        raise UserError(
+            f"from_layer is {from_layer}, but {model} has a projection head of {layers} layers; expected 0 (the "
+            f"encoder's features) to {layers}"
+        )
+    size = image_size or found.image_size
+    if found.head is None or from_layer == 0:
+        return Start(Architecture(found.options, size), found)
+    return Start(Architecture(found.options, size, (layers, found.head.out_features), from_layer), found)

@@ -1,0 +1,1 @@
+"""Training: settings, loading of augmented views, optimiser and schedule, validation."""

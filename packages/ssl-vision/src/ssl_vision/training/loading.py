@@ -1,0 +1,332 @@
+"""Load the images of every step: pairs of views, labelled views, or crops.
+
+Which images form a batch and how each is augmented is a function of the seed, the step, the image and the view alone;
+neither the number of workers nor a restart changes it. Small images are decoded once and augmented in memory, large
+ones are read by loader workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from contrastive_core.errors import UserError
+from contrastive_core.rng import derive
+from contrastive_core.training import Batches, ClassBatches, Run, ignore_stop_signals
+from ssl_vision.augment import CropFlip
+from ssl_vision.data import ImageSet, fits_in_memory, in_memory, open_images, skip_bad
+from ssl_vision.labels.subsets import training_set
+from ssl_vision.training.options import SuNCEtOptions
+
+
+def view_seed(seed: int, epoch: int, view: int) -> int:
+    """The seed of all draws for one view in one epoch."""
+    return derive(seed, "view", epoch, view)
+
+
+class Draw(NamedTuple):
+    """The images of a step and how they are augmented."""
+
+    images: Tensor
+    """Which images: int64 [B]."""
+    ids: Tensor
+    """What stands for each image in the draws: int64 [B]."""
+    seeds: tuple[int, ...]
+    """One for each view that is wanted of all of them."""
+
+
+class Plan(Protocol):
+    """What is drawn in each step."""
+
+    total_steps: int
+
+    def at(self, step: int) -> Draw:
+        """The images of a step and how they are augmented."""
+
+
+class Pairs:
+    """Two views of every image of a batch, drawn anew in every epoch."""
+
+    def __init__(self, batches: Batches, *, seed: int) -> None:
+        self.batches, self.seed, self.total_steps = batches, seed, batches.total_steps
+
+    def at(self, step: int) -> Draw:
+        """See `Plan`."""
+        index, epoch = self.batches.at(step), step // self.batches.steps_per_epoch
+        return Draw(index, index, (view_seed(self.seed, epoch, 0), view_seed(self.seed, epoch, 1)))
+
+
+class Labelled:
+    """One view of every image of a class-stratified batch, drawn anew in every step, for an image that repeats too."""
+
+    def __init__(self, batches: ClassBatches, labels: Tensor, *, seed: int, total_steps: int) -> None:
+        self.batches, self.labels, self.seed, self.total_steps = batches, labels, seed, total_steps
+
+    def at(self, step: int) -> Draw:
+        """See `Plan`."""
+        index, copy = self.batches.at(step)
+        return Draw(index, index + copy * len(self.labels), (derive(self.seed, "labelled", step),))
+
+    def labels_at(self, step: int) -> Tensor:
+        """Class numbers int64 [B] of the images of a step."""
+        return self.labels[self.batches.at(step).samples]
+
+
+class Augment(Protocol):
+    """What makes one view of each image: `SimCLRAugment`, `CropFlip`."""
+
+    def __call__(self, images: Tensor | Sequence[Tensor], *, seed: int, ids: Tensor) -> Tensor:
+        """float32 ``[B, 3, size, size]`` in [0, 1], a function of the image, its id and the seed."""
+
+
+def open_views(
+    images: ImageSet, plan: Plan, augment: Augment, *, load: Literal["auto", "memory", "files"], workers: int
+) -> MemoryViews | LoadedViews:
+    """The source of views: all images decoded once, or read again for every view; the views are the same."""
+    if load == "memory" or (load == "auto" and fits_in_memory(images)):
+        return MemoryViews(in_memory(images), plan, augment)
+    return LoadedViews(images, plan, augment, workers=workers)
+
+
+class MemoryViews:
+    """Views of images that lie in memory as one uint8 tensor ``[N, 3, H, W]``; everything runs on whole batches."""
+
+    def __init__(self, images: Tensor, plan: Plan, augment: Augment) -> None:
+        self.images, self.plan, self.augment = images, plan, augment
+
+    def batch(self, step: int, device: torch.device) -> list[Tensor]:
+        """The views ``[B, 3, size, size]`` of this step."""
+        images, ids, seeds = self.plan.at(step)
+        pictures, ids = self.images[images].to(device, non_blocking=True), ids.to(device)
+        return [_channels_last(self.augment(pictures, seed=seed, ids=ids)) for seed in seeds]
+
+
+class LoadedViews:
+    """Views of images read from files; each worker makes whole batches, images of any size side by side."""
+
+    def __init__(self, images: ImageSet, plan: Plan, augment: Augment, *, workers: int) -> None:
+        self.dataset = _Steps(images, plan, augment)
+        self.workers = workers
+        self._loader: Iterator[list[Tensor] | UserError] = iter(())
+        self._next_step = -1
+
+    def batch(self, step: int, device: torch.device) -> list[Tensor]:
+        """The views ``[B, 3, size, size]`` of this step."""
+        if step != self._next_step:
+            loader = DataLoader(
+                self.dataset,
+                sampler=range(step, self.dataset.plan.total_steps),
+                batch_size=None,  # an item is a batch
+                collate_fn=_as_it_is,
+                num_workers=self.workers,
+                worker_init_fn=ignore_stop_signals,
+                # Its own, for the loader must not draw from the global generator, which the steps are seeded by.
+                generator=torch.Generator().manual_seed(0),
+                pin_memory=device.type == "cuda",
+            )
+            self._loader = iter(loader)
+        self._next_step = step + 1
+        return [_channels_last(view.to(device, non_blocking=True)) for view in _good(next(self._loader))]
+
+
+class _Steps(Dataset[list[Tensor] | UserError]):
+    """The views of every step."""
+
+    def __init__(self, images: ImageSet, plan: Plan, augment: Augment) -> None:
+        self.images, self.plan, self.augment = images, plan, augment
+
+    def __getitem__(self, step: int) -> list[Tensor] | UserError:
+        images, ids, seeds = self.plan.at(step)
+        try:
+            pictures = [self.images.read(image) for image in images.tolist()]
+        except UserError as error:
+            return error  # raised in the training process: out of a worker it would come wrapped in a traceback
+        return [self.augment(pictures, seed=seed, ids=ids) for seed in seeds]
+
+
+def _good(views: list[Tensor] | UserError) -> list[Tensor]:
+    if isinstance(views, UserError):
+        raise views
+    return views
+
+
+def _channels_last(views: Tensor) -> Tensor:
+    return views.contiguous(memory_format=torch.channels_last)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class CropPlan:
+    """One crop of every image of a batch, drawn anew whenever the images have been gone through."""
+
+    def __init__(self, batches: Batches, *, seed: int) -> None:
+        self.batches, self.seed, self.total_steps = batches, seed, batches.total_steps
+
+    def at(self, step: int) -> Draw:
+        """See `Plan`."""
+        index, times_through = self.batches.at(step), step // self.batches.steps_per_epoch
+        return Draw(index, index, (view_seed(self.seed, times_through, 0),))
+
+
+class Crops:
+    """The crops of every step, a function of (seed, step, image) alone.
+
+    Args:
+        images: to crop; small ones are decoded once.
+        batches: which of them in each step.
+        size: side of the crops in pixels.
+        seed: of the crops.
+        load: ``memory``, ``files`` or ``auto``, as for `open_views`.
+        workers: loading processes where images are read from files.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        batches: Batches,
+        *,
+        size: int,
+        seed: int,
+        load: Literal["auto", "memory", "files"],
+        workers: int,
+    ) -> None:
+        self._views = open_views(images, CropPlan(batches, seed=seed), CropFlip(size), load=load, workers=workers)
+
+    def batch(self, step: int, device: torch.device) -> Tensor:
+        """The images ``[B, 3, size, size]`` of this step, in [0, 1]."""
+        (images,) = self._views.batch(step, device)
+        return images
+
+
+class Batch(NamedTuple):
+    """The images of one process in one step."""
+
+    pair: list[Tensor]
+    """Views a and b ``[N, 3, size, size]``; none in SuNCEt alone."""
+    labelled: list[Tensor]
+    """One view ``[L, 3, size, size]`` of the labelled images; none where there are none in this step."""
+    classes: Tensor
+    """Their class numbers: int64 ``[L]``."""
+
+
+def open_labelled(options: SuNCEtOptions, data: str, *, split: str) -> ImageSet:
+    """The labelled images of SuNCEt, in the order of their data set; no label of another image is looked at.
+
+    Raises:
+        UserError: no such data, no labels, or a label file that does not fit.
+    """
+    return training_set(open_images(options.data or data, split=split), options.labels)
+
+
+class Feed:
+    """The batches of a run, and how many there are.
+
+    Args:
+        run: whose seeds and processes count.
+        unlabelled: images of the pairs; None: SuNCEt alone.
+        labelled: images of SuNCEt; None: SimCLR alone.
+        suncet: its options.
+        epochs: passes over the unlabelled images, or in SuNCEt alone over the labelled ones.
+        batch_size: unlabelled images per step, over all processes.
+        augment: what makes a view.
+        load: where from, as in `open_views`.
+        max_bad: share of the unlabelled images that may be unreadable. A labelled one must not be.
+
+    Attributes:
+        steps_per_epoch: steps of an epoch.
+        total_steps: of the run.
+        suncet_steps: in how many of them, from the first, SuNCEt is on.
+        labelled_steps: in how many of them labelled images go through the network.
+
+    Raises:
+        UserError: fewer images or classes than a step takes, or images that the processes cannot share evenly.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        unlabelled: ImageSet | None,
+        labelled: ImageSet | None,
+        suncet: SuNCEtOptions,
+        *,
+        epochs: int,
+        batch_size: int,
+        augment: Augment,
+        load: Literal["auto", "memory", "files"],
+        max_bad: float,
+    ) -> None:
+        if batch_size % run.world_size:
+            raise UserError(
+                f"batch_size {batch_size} cannot be shared evenly by {run.world_size} processes; choose a multiple"
+            )
+        images, per_step = (labelled, suncet.batch_size) if unlabelled is None else (unlabelled, batch_size)
+        found = 0 if images is None else len(images)
+        if found < per_step:
+            raise UserError(f"found {found} images, a step takes {per_step}; lower batch_size or add images")
+        self._device, self._batch_size, self._suncet = run.device, batch_size, suncet
+        self.steps_per_epoch = found // per_step
+        self.total_steps = epochs * self.steps_per_epoch
+        self.suncet_steps = suncet.steps(epochs=epochs, steps_per_epoch=self.steps_per_epoch)
+        self.labelled_steps = self.total_steps if suncet.code == "today" and labelled else self.suncet_steps
+        self._pairs = self._few = None
+        if unlabelled is not None:
+            batches = Batches(
+                found,
+                batch_size=batch_size // run.world_size,
+                seed=run.seed("order"),
+                rank=run.rank,
+                world_size=run.world_size,
+                total_steps=self.total_steps,
+            )
+            readable = skip_bad(unlabelled, max_bad=max_bad, log=run.out / "bad_files.jsonl")
+            pairs = Pairs(batches, seed=run.seed("views"))
+            self._pairs = open_views(readable, pairs, augment, load=load, workers=run.options.workers)
+        if labelled is not None:
+            self._few = self._plan_labelled(run, labelled.labels(), suncet)
+            self._labelled = open_views(labelled, self._few, augment, load=load, workers=run.options.workers)
+
+    def batch(self, step: int) -> Batch:
+        """The images of this step, on the run's device."""
+        pair = [] if self._pairs is None else self._pairs.batch(step, self._device)
+        if self._few is None or step >= self._few.total_steps:
+            return Batch(pair, [], torch.empty(0, dtype=torch.int64, device=self._device))
+        classes = self._few.labels_at(step).to(self._device)
+        return Batch(pair, self._labelled.batch(step, self._device), classes)
+
+    def inputs(self, step: int) -> int:
+        """Images that go through the network in a step, over all processes, both views of a pair counted."""
+        return 2 * self._batch_size + (self._suncet.batch_size if step < self.labelled_steps else 0)
+
+    def inputs_until(self, step: int) -> int:
+        """Images that have gone through the network before a step, by which runs of equal compute are matched."""
+        return 2 * self._batch_size * step + self._suncet.batch_size * min(step, self.labelled_steps)
+
+    @property
+    def summary(self) -> str:
+        """What a step is made of, for the person watching."""
+        text = f"{self.total_steps} steps, images a step: {self.inputs(0)}"
+        if self.labelled_steps:
+            text += f" = 2 x {self._batch_size} + {self._suncet.batch_size} labelled"
+        if 0 < self.labelled_steps < self.total_steps:
+            text += f", from step {self.labelled_steps} on {self.inputs(self.labelled_steps)}"
+        return text
+
+    def _plan_labelled(self, run: Run, labels: Tensor, suncet: SuNCEtOptions) -> Labelled:
+        try:
+            batches = ClassBatches(
+                labels,
+                classes_per_batch=suncet.classes_per_batch,
+                samples_per_class=suncet.images_per_class,
+                seed=run.seed("labelled order"),
+                rank=run.rank,
+                world_size=run.world_size,
+            )
+        except UserError as error:
+            raise UserError(f"suncet.classes_per_batch or suncet.images_per_class: {error}") from error
+        return Labelled(batches, labels, seed=run.seed("labelled views"), total_steps=self.labelled_steps)

@@ -1,0 +1,116 @@
+"""Set up a run: number of steps, optimiser and schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from torch.optim import Optimizer
+
+from contrastive_core.errors import UserError
+from contrastive_core.optim import WarmupCosine, scaled_lr
+from contrastive_core.training import Batches, Run
+from ssl_vision.training.options import OptimizerOptions, build_optimizer
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Images per step and steps of a run.
+
+    Attributes:
+        images: how many there are.
+        batch_size: images per step, over all processes.
+        total_steps: steps of the run.
+        reduced: whether the batch is smaller than was asked for, because there are too few images.
+    """
+
+    images: int
+    batch_size: int
+    total_steps: int
+    reduced: bool
+
+    def epoch(self, steps: int) -> float:
+        """Epochs, counted in images, after that many steps."""
+        return steps * self.batch_size / self.images
+
+    def ends_epoch(self, step: int, *, every: int = 1) -> bool:
+        """Whether a multiple of `every` epochs, or the run, ends within this step."""
+        return self.epoch(step) // every < self.epoch(step + 1) // every or step == self.total_steps - 1
+
+    def batches(self, run: Run, purpose: str = "order") -> Batches:
+        """Which images this process takes in each step; the purpose gives the order a seed of its own."""
+        return Batches(
+            self.images,
+            batch_size=self.batch_size // run.world_size,
+            seed=run.seed(purpose),
+            rank=run.rank,
+            world_size=run.world_size,
+            total_steps=self.total_steps,
+        )
+
+    def __str__(self) -> str:
+        less = ", all that there are" if self.reduced else ""
+        return f"{self.images:,} images, {self.batch_size} per step{less}, {self.total_steps:,} steps"
+
+
+def plan_budget(images: int, *, epochs: int, batch_size: int, world_size: int) -> Budget:
+    """The steps that show ``epochs * images`` images, rounded down, as the released code counts them.
+
+    What does not fill a batch at the end of a pass waits for the next pass, which is shuffled anew. So few images are
+    shown as often as many, which they would not be if every epoch left its remainder out: 500 images in batches of 256
+    make 1.95 steps of an epoch. A batch larger than the set becomes the set (divided evenly by the processes).
+
+    Raises:
+        UserError: no epochs, fewer than two images per process and step, a batch the processes cannot share evenly.
+
+    >>> print(plan_budget(500, epochs=60, batch_size=256, world_size=1))
+    500 images, 256 per step, 117 steps
+    >>> print(plan_budget(500, epochs=60, batch_size=1024, world_size=1))
+    500 images, 500 per step, all that there are, 60 steps
+    """
+    if epochs < 1:
+        raise UserError(f"epochs is {epochs}; expected at least 1")
+    if batch_size < 1 or batch_size % world_size:
+        raise UserError(
+            f"batch_size {batch_size} cannot be shared evenly by {world_size} processes; choose a multiple of them"
+        )
+    batch = min(batch_size, images - images % world_size)
+    if batch < 2 * world_size:
+        raise UserError(
+            f"found {images} images to train on and batch_size {batch_size} for {world_size} process(es); batch norm "
+            "needs at least two images in each of them. Give more images, or raise batch_size"
+        )
+    return Budget(images, batch, max(1, epochs * images // batch), reduced=batch < batch_size)
+
+
+def set_up(
+    run: Run,
+    network: nn.Module,
+    options: OptimizerOptions,
+    *,
+    batch_size: int,
+    epochs: int,
+    total_steps: int,
+    unadapted: tuple[str, ...] = (),
+) -> tuple[nn.Module, Optimizer, WarmupCosine]:
+    """The network on its device and over all processes, its optimiser and the schedule, all of them in checkpoints.
+
+    Args:
+        run: the run they belong to.
+        network: what is trained.
+        options: of optimiser and schedule.
+        batch_size: images per step over all processes, by which the learning rate is scaled.
+        epochs: of the run, by which the warm-up is measured.
+        total_steps: of the run.
+        unadapted: submodules that LARS does not adapt, see `build_optimizer`.
+
+    Raises:
+        UserError: the warm-up does not end before the run does.
+    """
+    peak_lr = scaled_lr(options.lr, batch_size, rule=options.scaling)
+    model, optimizer = run.setup(network, build_optimizer(network, options, lr=peak_lr, unadapted=unadapted))
+    # At least one step is not warm-up, however few there are.
+    warmup_steps = min(options.warmup_steps(epochs=epochs, steps_per_epoch=total_steps / epochs), total_steps - 1)
+    schedule = WarmupCosine(optimizer, peak_lr=peak_lr, warmup_steps=warmup_steps, total_steps=total_steps)
+    run.track(model=model, optimizer=optimizer, schedule=schedule)
+    return model, optimizer, schedule

@@ -23,7 +23,7 @@ from ssl_video.data.synthetic import CLASSES, draw_video, make_videos
 from ssl_video.evaluation import classify, fused
 from ssl_video.models import NetworkOptions, build_network
 from ssl_video.models.checkpoint import Recipe, load_recognizer, save_recognizer
-from ssl_video.reporting.contact_sheet import beginning, end
+from ssl_video.reports.contact_sheet import beginning, end
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.training.model_file import save_model
 from ssl_vision import export, exporting, import_checkpoint
 from ssl_vision.cli import main
-from ssl_vision.exporting import Exportable, open_exportable
+from ssl_vision.exports import Exportable, open_exportable
 from ssl_vision.models import EncoderOptions, build_encoder
 from ssl_vision.models.checkpoint import Architecture, classifier_card, encoder_card, load_encoder
 from ssl_vision.models.encoder import STATISTICS

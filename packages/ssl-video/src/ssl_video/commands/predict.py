@@ -13,7 +13,7 @@ from ssl_video.data.torchcodec_reader import ReaderName, check_reader
 from ssl_video.evaluation import classify, fused
 from ssl_video.models.checkpoint import load_recognizer
 from ssl_video.optical_flow.cache import open_flow
-from ssl_video.reporting.contact_sheet import Thumbnail, contact_sheet
+from ssl_video.reports.contact_sheet import Thumbnail, contact_sheet
 
 
 @dataclass(frozen=True)

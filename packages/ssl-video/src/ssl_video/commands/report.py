@@ -14,8 +14,8 @@ from ssl_video.commands.train import train
 from ssl_video.data import open_videos
 from ssl_video.data.splits import read_split, select
 from ssl_video.models.checkpoint import load_recognizer
-from ssl_video.reporting import sections
-from ssl_video.reporting.view_sheet import view_sheet
+from ssl_video.reports import sections
+from ssl_video.reports.view_sheet import view_sheet
 
 
 def report(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from contrastive_core.training.files import write_atomic
-from ssl_vision.checking import examine
+from ssl_vision.checks import examine
 
 
 def check(data: str, *, split: str | None = None, out: Path | None = None, json: bool = False) -> int:
@@ -13,7 +13,7 @@ def check(data: str, *, split: str | None = None, out: Path | None = None, json:
 
     Errors: unreadable files, the same picture under two classes or in two splits, classes or splits without images.
     Warnings: duplicates, blank, tiny, very long or oddly sized pictures, untested classes, images beside class folders,
-    images of kinds that are not read. Notes: what is converted, turned or left out. `ssl_vision.checking.examine` gives
+    images of kinds that are not read. Notes: what is converted, turned or left out. `ssl_vision.checks.examine` gives
     the same as an object.
 
     Args:

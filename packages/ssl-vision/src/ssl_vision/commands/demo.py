@@ -19,10 +19,10 @@ from ssl_vision.evaluation.few_labels import FewLabelAccuracy, few_label_accurac
 from ssl_vision.evaluation.scores import Score, record_score
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.checkpoint import PIXELS, load_encoder
-from ssl_vision.reporting.overview import run_picture
-from ssl_vision.reporting.run_folder import open_run, read_scores
-from ssl_vision.reporting.sections import accuracy_curves, by_protocol
-from ssl_vision.reporting.sheets import make_sheets
+from ssl_vision.reports.overview import run_picture
+from ssl_vision.reports.run_folder import open_run, read_scores
+from ssl_vision.reports.sections import accuracy_curves, by_protocol
+from ssl_vision.reports.sheets import make_sheets
 from ssl_vision.training.options import AugmentOptions, OptimizerOptions
 
 DATA = "digits"

@@ -76,7 +76,7 @@ def embed(
 
 def _picture(features: Tensor, images: ImageSet, ending: str, *, model: str, of: int, split: str, seed: int) -> bytes:
     from contrastive_core.app.report.figures import to_png, to_svg  # noqa: PLC0415
-    from ssl_vision.reporting.feature_map import layout, map_figure  # noqa: PLC0415 - files need no matplotlib
+    from ssl_vision.reports.feature_map import layout, map_figure  # noqa: PLC0415 - files need no matplotlib
 
     positions, how = layout(features.cpu().numpy().astype(np.float32), seed=seed)
     which = f"{of:,} images" if len(images) == of else f"{len(images):,} of {of:,} images, chosen at random"

@@ -18,8 +18,8 @@ from ssl_vision.evaluation.predictions import Predictions, make_predictions, wri
 from ssl_vision.evaluation.scores import ClassifierScore, evaluation_folder, score_classifier, to_json
 from ssl_vision.labels.subsets import known_share
 from ssl_vision.models.checkpoint import load_classifier
-from ssl_vision.reporting.figures import reliability_figure
-from ssl_vision.reporting.run_folder import data_name
+from ssl_vision.reports.figures import reliability_figure
+from ssl_vision.reports.run_folder import data_name
 
 _MOSTLY = 0.5  # share of images validated on from which a test is refused
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.export import put_in_place, write_exported_program, write_onnx
-from ssl_vision.exporting import Exportable, open_exportable, write_torchvision
+from ssl_vision.exports import Exportable, open_exportable, write_torchvision
 
 _ENDINGS = (".onnx", ".pt2", ".safetensors")
 

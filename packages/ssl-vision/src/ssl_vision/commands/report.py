@@ -11,11 +11,11 @@ from contrastive_core.training.files import write_atomic
 from contrastive_core.training.model_file import module_hash
 from ssl_vision.data import ImageSet, open_images
 from ssl_vision.models.checkpoint import load_classifier, load_encoder
-from ssl_vision.reporting import classifier_sections, sections
-from ssl_vision.reporting.comparison import agreement, collect, comparison
-from ssl_vision.reporting.run_folder import RunFolder, count_labels, open_run, read_evaluations, read_scores
-from ssl_vision.reporting.sections import by_protocol, final_accuracies, scores_section
-from ssl_vision.reporting.sheets import make_sheets
+from ssl_vision.reports import classifier_sections, sections
+from ssl_vision.reports.comparison import agreement, collect, comparison
+from ssl_vision.reports.run_folder import RunFolder, count_labels, open_run, read_evaluations, read_scores
+from ssl_vision.reports.sections import by_protocol, final_accuracies, scores_section
+from ssl_vision.reports.sheets import make_sheets
 
 
 def report(

@@ -24,9 +24,9 @@ from ssl_vision.data import open_images
 from ssl_vision.evaluation.predictions import Predictions, make_predictions, read_predictions, write_predictions
 from ssl_vision.evaluation.scores import score_classifier
 from ssl_vision.models import EncoderOptions
-from ssl_vision.reporting.classifier_sections import most_confident
-from ssl_vision.reporting.comparison import collect, compare_predictions, comparison_figure, group_of
-from ssl_vision.reporting.run_folder import count_labels, open_run, read_evaluations
+from ssl_vision.reports.classifier_sections import most_confident
+from ssl_vision.reports.comparison import collect, compare_predictions, comparison_figure, group_of
+from ssl_vision.reports.run_folder import count_labels, open_run, read_evaluations
 from ssl_vision.training.options import OptimizerOptions
 from tests.pages import Page, assert_stands_alone, read
 

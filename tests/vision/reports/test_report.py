@@ -27,10 +27,10 @@ from ssl_vision.data import open_images
 from ssl_vision.evaluation.features import extract
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.checkpoint import load_encoder
-from ssl_vision.reporting.figures import pretraining_panels
-from ssl_vision.reporting.run_folder import open_run, read_scores
-from ssl_vision.reporting.sections import accuracy_curves, by_protocol
-from ssl_vision.reporting.sheets import choose_bank, choose_images, draw_views, find_neighbours, nearest
+from ssl_vision.reports.figures import pretraining_panels
+from ssl_vision.reports.run_folder import open_run, read_scores
+from ssl_vision.reports.sections import accuracy_curves, by_protocol
+from ssl_vision.reports.sheets import choose_bank, choose_images, draw_views, find_neighbours, nearest
 from ssl_vision.training.options import AugmentOptions, MemoryOptions, SuNCEtOptions
 from tests.pages import Page, assert_stands_alone, read
 

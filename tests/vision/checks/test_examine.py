@@ -12,7 +12,7 @@ from PIL import Image
 
 from contrastive_core.errors import UserError
 from ssl_vision import check
-from ssl_vision.checking import Report, examine
+from ssl_vision.checks import Report, examine
 from ssl_vision.cli import main
 
 

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure, SubFigure
 
 from contrastive_core.app.report.figures import INK, MUTED, draw_training, new_figure
 from contrastive_core.app.report.page import to_image
-from ssl_vision.reporting.figures import accuracy_grid, draw_accuracies, pretraining_panels
-from ssl_vision.reporting.run_folder import RunFolder
-from ssl_vision.reporting.sections import title
-from ssl_vision.reporting.sheets import NeighbourRow, Picture, Sheets, ViewRow
+from ssl_vision.reports.figures import accuracy_grid, draw_accuracies, pretraining_panels
+from ssl_vision.reports.run_folder import RunFolder
+from ssl_vision.reports.sections import title
+from ssl_vision.reports.sheets import NeighbourRow, Picture, Sheets, ViewRow
 
 
 def run_picture(

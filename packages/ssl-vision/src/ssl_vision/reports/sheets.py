@@ -13,7 +13,7 @@ from contrastive_core.rng import derive, permutation
 from ssl_vision.data import ImageSet, Subset
 from ssl_vision.evaluation.features import extract
 from ssl_vision.models.checkpoint import LoadedModel
-from ssl_vision.reporting.run_folder import RunSettings
+from ssl_vision.reports.run_folder import RunSettings
 from ssl_vision.training.loading import view_seed
 from ssl_vision.training.options import build_augment
 

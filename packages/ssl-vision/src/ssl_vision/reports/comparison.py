@@ -17,7 +17,7 @@ from contrastive_core.app.report import page
 from contrastive_core.app.report.figures import INK, SERIES, new_figure, plain_axes, to_inline_svg
 from contrastive_core.errors import UserError
 from ssl_vision.evaluation.predictions import Predictions
-from ssl_vision.reporting.run_folder import (
+from ssl_vision.reports.run_folder import (
     Evaluated,
     RunFolder,
     RunSettings,

@@ -13,10 +13,10 @@ from rich.progress import Progress
 
 from contrastive_core.app.checks import LEVELS, Finding, most_first
 from contrastive_core.errors import UserError
-from ssl_vision.checking import rules
-from ssl_vision.checking.facts import Facts, look_at
-from ssl_vision.checking.report import Report
-from ssl_vision.checking.rules import misplaced
+from ssl_vision.checks import rules
+from ssl_vision.checks.facts import Facts, look_at
+from ssl_vision.checks.report import Report
+from ssl_vision.checks.rules import misplaced
 from ssl_vision.data import ImageSet, list_splits, open_images
 from ssl_vision.data.dataset import map_images
 from ssl_vision.data.open import locate

@@ -15,10 +15,10 @@ from contrastive_core.errors import UserError
 from ssl_vision.data import ImageSet, open_images
 from ssl_vision.evaluation.predictions import Predictions
 from ssl_vision.evaluation.scores import ClassifierScore
-from ssl_vision.reporting.figures import reliability_figure
-from ssl_vision.reporting.run_folder import Evaluated, RunFolder, RunSettings, data_name
-from ssl_vision.reporting.sections import nothing_logged, opening
-from ssl_vision.reporting.sheets import Picture
+from ssl_vision.reports.figures import reliability_figure
+from ssl_vision.reports.run_folder import Evaluated, RunFolder, RunSettings, data_name
+from ssl_vision.reports.sections import nothing_logged, opening
+from ssl_vision.reports.sheets import Picture
 
 
 @dataclass(frozen=True)

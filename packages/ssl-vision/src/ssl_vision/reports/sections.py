@@ -11,9 +11,9 @@ from html import escape
 from contrastive_core.app.report import page, sections
 from contrastive_core.app.report.figures import to_inline_svg, training_figure
 from ssl_vision.evaluation.scores import Score
-from ssl_vision.reporting.figures import accuracy_figure, pretraining_panels
-from ssl_vision.reporting.run_folder import RunFolder, RunScore, RunSettings, data_name
-from ssl_vision.reporting.sheets import Picture, Sheets
+from ssl_vision.reports.figures import accuracy_figure, pretraining_panels
+from ssl_vision.reports.run_folder import RunFolder, RunScore, RunSettings, data_name
+from ssl_vision.reports.sheets import Picture, Sheets
 
 
 def title(settings: RunSettings) -> str:

@@ -10,7 +10,7 @@ from statistics import median_low
 from typing import TypeVar
 
 from contrastive_core.app.checks import Finding, Item, most_first, several
-from ssl_vision.checking.facts import Facts
+from ssl_vision.checks.facts import Facts
 from ssl_vision.data.folder import SPLITS, Layout, beside_classes, class_of, folder_layout, split_folder
 from ssl_vision.data.listing import Listing, list_folder, printable
 from ssl_vision.data.manifest import read_manifest

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.model_file import save_model
-from ssl_vision import export, exporting, import_checkpoint
+from ssl_vision import export, exports, import_checkpoint
 from ssl_vision.cli import main
 from ssl_vision.exports import Exportable, open_exportable
 from ssl_vision.models import EncoderOptions, build_encoder
@@ -197,12 +197,12 @@ def test_networks_that_torchvision_lacks_are_refused(
 
 def test_a_file_that_gives_something_else_is_not_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = encoder_folder(tmp_path / "model", TORCHVISION, size=40)
-    state = exporting._state
+    state = exports._state
 
     def other(model: Exportable) -> dict[str, Tensor]:
         return {name: tensor + 0.01 if name == "conv1.weight" else tensor for name, tensor in state(model).items()}
 
-    monkeypatch.setattr(exporting, "_state", other)
+    monkeypatch.setattr(exports, "_state", other)
     (tmp_path / "net.safetensors").write_text("older")
     with pytest.raises(UserError, match=r"torchvision's resnet18 gives other features .*nothing was written"):
         export(str(folder), tmp_path / "net.safetensors")

@@ -124,7 +124,7 @@ class ContrastTerm:
             generator=torch.Generator().manual_seed(run.seed("pairs", step)),
         )  # fmt: skip
         own = torch.arange(total // run.world_size) + run.rank * (total // run.world_size)
-        index = torch.cat([pairs.first[own], pairs.second[own]]).to(run.device)
+        index = torch.cat([pairs.first[own], pairs.second[own]]).to(run.device, non_blocking=True)
         self._drawn = self._labels[index]
         return jitter_intensity(
             self._images[index], seed=derive(run.seed("pairs"), step), ids=torch.cat([own, own + total])

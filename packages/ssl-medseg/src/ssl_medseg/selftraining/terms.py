@@ -107,7 +107,7 @@ class ConsistencyTerm:
     def images(self, step: int) -> Tensor:
         """Slices as the student sees them; the teacher answers at once."""
         index, ids = self._draws.at(step)
-        slices = self._images[index.to(self._images.device)]
+        slices = self._images[index.to(self._images.device, non_blocking=True)]
         student, teacher = (
             jitter_intensity(slices, seed=derive(self._seed, step, who), ids=ids) for who in ("student", "teacher")
         )

@@ -76,7 +76,9 @@ def deform(
 
     Time and memory: those of one ``grid_sample`` of C channels.
     """
-    places = sampling_places(images.shape[-2:], seed=seed, ids=ids.to(images.device), options=options)
+    places = sampling_places(
+        images.shape[-2:], seed=seed, ids=ids.to(images.device, non_blocking=True), options=options
+    )
     structures = torch.arange(1, num_classes, device=images.device)[:, None, None]
     layers = torch.cat([images, (classes[:, None] == structures).to(images.dtype)], 1)
     moved = F.grid_sample(layers, places.to(images.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)
@@ -89,9 +91,9 @@ def sampling_places(size: torch.Size, *, seed: int, ids: Tensor, options: Augmen
     """Where in the image each pixel comes from: (x, y) as ``grid_sample`` takes them, float32 [N, H, W, 2]."""
     height, width = size
     draws = uniform(seed, ids, _AFFINE_DRAWS + _ELASTIC_DRAWS)
-    half = torch.tensor([width / 2, height / 2], device=ids.device)
+    half = torch.tensor([width / 2, height / 2]).to(ids.device, non_blocking=True)
     # Pixels relative to the centre, so that a rotation keeps angles on slices that are not square.
-    places = _pixels(height, width).to(ids.device).expand(len(ids), -1, -1, -1)
+    places = _pixels(height, width).to(ids.device, non_blocking=True).expand(len(ids), -1, -1, -1)
     if options.elastic > 0:
         places = places + _bending(draws[:, _AFFINE_DRAWS:], height, width, options)
     if options.affine:
@@ -117,7 +119,7 @@ def _bending(draws: Tensor, height: int, width: int, options: AugmentOptions) ->
     normal = math.sqrt(2) * torch.erfinv(2 * (draws[:, 1:] + 2**-25) - 1)
     knots = normal.view(-1, 2, _KNOTS, _KNOTS) * (options.elastic * max(height, width) / _FULL_SIZE)
     knots = knots * (draws[:, :1] < options.elastic_share)[..., None, None]
-    rows, columns = _bicubic(height).to(draws.device), _bicubic(width).to(draws.device)
+    rows, columns = (_bicubic(size).to(draws.device, non_blocking=True) for size in (height, width))
     return (rows @ knots @ columns.T).permute(0, 2, 3, 1)
 
 
@@ -154,7 +156,7 @@ def jitter_intensity(
         contrast: largest change of the factor; 0.3 in the released code.
         largest: value above which is clipped.
     """
-    draws = uniform(seed, ids.to(images.device), 2).to(images.dtype)[..., None, None, None]
+    draws = uniform(seed, ids.to(images.device, non_blocking=True), 2).to(images.dtype)[..., None, None, None]
     shift, factor = brightness * (2 * draws[:, 0] - 1), 1 + contrast * (2 * draws[:, 1] - 1)
     shifted = images + shift
     mean = shifted.mean((1, 2, 3), keepdim=True)

@@ -204,7 +204,7 @@ class SegmentationBatches:
     def at(self, step: int) -> SegmentationBatch:
         """The batch of this process in `step`."""
         drawn = self._draws.at(step)
-        index = drawn.samples.to(self._slices.images.device)
+        index = drawn.samples.to(self._slices.images.device, non_blocking=True)
         images, shares = deform(
             self._slices.images[index], self._slices.truth[index], num_classes=self._classes,
             seed=derive(self._seed, step, "places"), ids=drawn.ids, options=self._augment,

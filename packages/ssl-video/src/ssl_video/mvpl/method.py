@@ -155,19 +155,23 @@ class MultiviewPseudoLabel(nn.Module):
             ValueError: a view is missing, or weak and strong clips differ in number.
         """
         there = self._present(labelled, labelled_present)
+        # Known without a look at the device.
+        complete = not labelled_present and not present
         if weak is None or strong is None or step < self.warmup_steps:
-            loss = self._learn_labels(self._classify(labelled, there), labels, there)
+            loss = self._learn_labels(self._classify(labelled, there, complete=complete), labels, there)
             return Losses(loss, loss.detach(), torch.zeros_like(loss), None)
         there_too = self._present(weak, present)
         if there_too.shape != self._present(strong, present).shape:
             raise ValueError("weak and strong clips differ in number; expected the same clips, augmented twice")
         if self.weak_batch == "separate":
             with labelling(self.network):
-                weak_logits = self._classify(weak, there_too)
-            both = self._classify(_stack(labelled, strong), torch.cat([there, there_too], dim=1))
+                weak_logits = self._classify(weak, there_too, complete=complete)
+            present_in_both = torch.cat([there, there_too], dim=1)
+            both = self._classify(_stack(labelled, strong), present_in_both, complete=complete)
             few_logits, strong_logits = both[:, : len(labels)], both[:, len(labels) :]
         else:
-            everything = self._classify(_stack(labelled, weak, strong), torch.cat([there, there_too, there_too], dim=1))
+            present_in_all = torch.cat([there, there_too, there_too], dim=1)
+            everything = self._classify(_stack(labelled, weak, strong), present_in_all, complete=complete)
             few_logits, others = everything[:, : len(labels)], everything[:, len(labels) :]
             weak_logits, strong_logits = others.detach().chunk(2, dim=1)[0], others.chunk(2, dim=1)[1]
         supervised = self._learn_labels(few_logits, labels, there)
@@ -222,9 +226,9 @@ class MultiviewPseudoLabel(nn.Module):
         ]
         return torch.stack(rows)
 
-    def _classify(self, pictures: Pictures, present: Tensor) -> Tensor:
-        """Logits ``[M, N, K]`` of all views in one pass; zeros where a clip has no such view."""
-        everything = bool(present.all())
+    def _classify(self, pictures: Pictures, present: Tensor, *, complete: bool) -> Tensor:
+        """Logits ``[M, N, K]`` of all views in one pass; zeros where a clip has no such view, if not `complete`."""
+        everything = complete or bool(present.all())
         parts = [
             normalize(pictures[view] if everything else pictures[view][rows], mean=self.mean, std=self.std)
             for view, rows in zip(self.views, present, strict=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -125,6 +125,11 @@ def render(
     return out
 
 
+def _send(numbers: Tensor | NDArray[Any], device: torch.device) -> Tensor:
+    """A few numbers to the device, which the host need not wait for."""
+    return torch.as_tensor(numbers).to(device, non_blocking=True)
+
+
 class _Work:
     """What is prepared once for a batch, and the two ways to make its views."""
 
@@ -147,16 +152,16 @@ class _Work:
             hue_sixths_,
         )
         amounts = torch.from_numpy(draws.amounts)[..., None]
-        self.amounts = [a.to(device) for a in (*amounts[:3], hue_shifts(amounts[3]))]  # [N, 1], hue [3, N, 1]
+        self.amounts = [_send(a, device) for a in (*amounts[:3], hue_shifts(amounts[3]))]  # [N, 1], hue [3, N, 1]
         n = len(draws.boxes)
-        length = torch.from_numpy(draws.boxes[:, 2:].T.reshape(2 * n)).to(device)  # heights, then widths
-        flip = torch.from_numpy(np.concatenate((np.zeros_like(draws.flip), draws.flip))).to(device)
+        length = _send(draws.boxes[:, 2:].T.reshape(2 * n), device)  # heights, then widths
+        flip = _send(np.concatenate((np.zeros_like(draws.flip), draws.flip)), device)
         taps = ops.taps(length, out=size, flip=flip)
         self.taps_y, self.taps_x = unit_taps(taps.pick(slice(0, n)), images), taps.pick(slice(n, None))
         self.blur: Blur | None = None
         if draws.blur.any():
             self.blur = Blur(size, size, radius=radius, padding=ops.padding, device=device)
-            self.kernel = gaussian_kernel(draws.sigma, radius=radius).to(device)
+            self.kernel = _send(gaussian_kernel(draws.sigma, radius=radius), device)
 
     def single(self, i: int, out: Tensor) -> None:
         """Make view i."""
@@ -183,14 +188,14 @@ class _Work:
         planes = self._crop(here, colours[0])
         for number, stage in enumerate(colours):
             if number and stage.move is not None:
-                planes = planes.index_select(1, torch.from_numpy(stage.move).to(device))
+                planes = planes.index_select(1, _send(stage.move, device))
             x = planes.view(3, len(out), -1)
-            slot = torch.from_numpy(stage.slot).to(device)
+            slot = _send(stage.slot, device)
             for op, run in stage.runs:
                 self._colour(op, x[:, run], amounts[op].index_select(-2, slot[run]), first=number == 0)
         if last.move is not None:
-            planes = planes.index_select(1, torch.from_numpy(last.move).to(device))
-        gray, blurred = (torch.from_numpy(flags[here].nonzero()[0]).to(device) for flags in (draws.gray, draws.blur))
+            planes = planes.index_select(1, _send(last.move, device))
+        gray, blurred = (_send(flags[here].nonzero()[0], device) for flags in (draws.gray, draws.blur))
         if len(gray):
             planes.index_copy_(1, gray, grayscale_(planes.index_select(1, gray)))
         planes.clamp_(0, 1)
@@ -210,5 +215,5 @@ class _Work:
         taps_y, taps_x = self.taps_y.pick(here), self.taps_x.pick(here)
         if first.move is None:
             return crop_planes(images, boxes, taps_y, taps_x)
-        slot = torch.from_numpy(first.slot).to(self.device)
+        slot = _send(first.slot, self.device)
         return crop_planes(images, boxes[first.slot], taps_y.pick(slot), taps_x.pick(slot), which=first.slot)

@@ -51,7 +51,7 @@ def keys_taps(length: Tensor, *, out: int, flip: Tensor | None = None) -> Taps:
     source = output_places(out, flip, device=length.device).add(0.5) * (length.to(torch.float32) / out)[:, None] - 0.5
     left = source.floor()
     step = source.sub_(left).mul_(_KEYS_STEPS).round_().long()
-    weight = _keys_table().to(length.device).index_select(0, step.view(-1)).view(*step.shape, 4)
+    weight = _keys_table().to(length.device, non_blocking=True).index_select(0, step.view(-1)).view(*step.shape, 4)
     row = left.long()[..., None] + torch.arange(-1, 3, device=length.device)
     index = row.clamp_min(0).minimum((length - 1)[:, None, None])
     weight.mul_(index == row)
@@ -181,7 +181,7 @@ def crop_planes(
     device = taps_x.row.device
     if isinstance(images, Tensor) and (device.type != "cpu" or images.shape[2] * images.shape[3] <= _SMALL_IMAGE):
         _, _, height, width = images.shape
-        corner = torch.from_numpy(boxes[:, :2] + source[:, None] * [height, 0]).to(device)
+        corner = torch.from_numpy(boxes[:, :2] + source[:, None] * [height, 0]).to(device, non_blocking=True)
         columns = _resample_rows(images, taps_y.row + corner[:, :1, None], taps_y.weight).flatten(0, 2)
         first = torch.arange(c * n, device=device).mul_(width).view(c, n) + corner[:, 1]
     else:

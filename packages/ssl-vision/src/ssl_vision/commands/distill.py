@@ -181,7 +181,7 @@ class _Labelled:
 
     def batch(self, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Images and labels of this step."""
-        return self._crops.batch(step, device), self._labels[self._batches.at(step)].to(device)
+        return self._crops.batch(step, device), self._labels[self._batches.at(step)].to(device, non_blocking=True)
 
 
 def _encoder_of(teacher: str, asked: EncoderOptions | None) -> EncoderOptions:

@@ -109,7 +109,7 @@ def finetune(
 
         for step in r.steps(budget.total_steps, samples_per_step=budget.batch_size):
             pictures = crops.batch(step, r.device)
-            target = targets[batches.at(step)].to(r.device)
+            target = targets[batches.at(step)].to(r.device, non_blocking=True)
             logits = wrapped(pictures)
             loss = F.cross_entropy(logits, target, label_smoothing=label_smoothing)
             optim.zero_grad()

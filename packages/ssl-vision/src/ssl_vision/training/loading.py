@@ -93,16 +93,29 @@ def open_views(
 
 
 class MemoryViews:
-    """Views of images that lie in memory as one uint8 tensor ``[N, 3, H, W]``; everything runs on whole batches."""
+    """Views of images that lie in memory as one uint8 tensor ``[N, 3, H, W]``; everything runs on whole batches.
+
+    On an accelerator with room for them the images lie there.
+    """
 
     def __init__(self, images: Tensor, plan: Plan, augment: Augment) -> None:
         self.images, self.plan, self.augment = images, plan, augment
+        self._place = images.device
 
     def batch(self, step: int, device: torch.device) -> list[Tensor]:
         """The views ``[B, 3, size, size]`` of this step."""
         images, ids, seeds = self.plan.at(step)
-        pictures, ids = self.images[images].to(device, non_blocking=True), ids.to(device)
+        if self._place != device:
+            self._place, self.images = device, _to_device_if_small(self.images, device)
+        pictures = self.images[images.to(self.images.device, non_blocking=True)].to(device, non_blocking=True)
         return [_channels_last(self.augment(pictures, seed=seed, ids=ids)) for seed in seeds]
+
+
+def _to_device_if_small(images: Tensor, device: torch.device) -> Tensor:
+    """The images on a CUDA device of which they take a quarter of the free memory at most; elsewhere as they are."""
+    if device.type != "cuda" or images.nbytes > torch.cuda.mem_get_info(device)[0] // 4:
+        return images
+    return images.to(device)
 
 
 class LoadedViews:
@@ -296,7 +309,7 @@ class Feed:
         pair = [] if self._pairs is None else self._pairs.batch(step, self._device)
         if self._few is None or step >= self._few.total_steps:
             return Batch(pair, [], torch.empty(0, dtype=torch.int64, device=self._device))
-        classes = self._few.labels_at(step).to(self._device)
+        classes = self._few.labels_at(step).to(self._device, non_blocking=True)
         return Batch(pair, self._labelled.batch(step, self._device), classes)
 
     def inputs(self, step: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,8 @@ import torch
 
 from contrastive_core.errors import UserError
 from ssl_video.cli import main
-from ssl_video.data import ClipDataset, ClipSpec, Video, VideoSet, open_videos
-from ssl_video.data.lists import read_list
+from ssl_video.data import ClipDataset, ClipSpec, Video, VideoSet, index_video, open_videos
+from ssl_video.data.official_lists import read_list
 
 SPEC = ClipSpec(frames=2, stride=4)
 
@@ -39,19 +40,19 @@ def test_a_folder_of_classes(tmp_path: Path) -> None:
     ]
     assert videos.classes == ("Diving", "Rowing")
     assert videos.labels().tolist() == [0, 0, 1]
-    with pytest.raises(UserError, match="are classes, not splits"):
-        open_videos(tmp_path, split="train")
+    with pytest.raises(UserError, match="found classes and no parts"):
+        open_videos(tmp_path, part="train")
 
 
 def test_a_folder_of_splits(tmp_path: Path) -> None:
     touch(tmp_path, "train/a/1.mp4", "val/a/2.mp4", "train/b/3.mp4", "train/4.mp4")
-    assert found(open_videos(tmp_path, split="train")) == [
+    assert found(open_videos(tmp_path, part="train")) == [
         ("train/4.mp4", None, None),
         ("train/a/1.mp4", "a", None),
         ("train/b/3.mp4", "b", None),
     ]
-    with pytest.raises(UserError, match="found the splits train, val"):
-        open_videos(tmp_path, split="test")
+    with pytest.raises(UserError, match="found the parts train, validation"):
+        open_videos(tmp_path, part="test")
     with pytest.raises(UserError, match=r"4\.mp4: its class is None"):
         open_videos(tmp_path).labels()
 
@@ -60,13 +61,13 @@ def test_csv_lists(tmp_path: Path) -> None:
     file = tmp_path / "clips.csv"
     file.write_text("path,class,label,split,group\nx/1.avi,dive,0,train,g1\nx/2.avi,row,1,test,\n")
     assert found(open_videos(file)) == [("x/1.avi", "dive", "g1"), ("x/2.avi", "row", None)]
-    assert open_videos(file, split="test")[0].path == tmp_path / "x/2.avi"
-    with pytest.raises(UserError, match="found no videos of split 'val'"):
-        open_videos(file, split="val")
+    assert open_videos(file, part="test")[0].path == tmp_path / "x/2.avi"
+    with pytest.raises(UserError, match="found the parts test, train; got part 'val'"):
+        open_videos(file, part="val")
     file.write_text("path,label\n1.avi,7\n")
     assert open_videos(file)[0].label == "7"
     file.write_text("name,label\n1.avi,7\n")
-    with pytest.raises(UserError, match="columns label, name; expected `path`"):
+    with pytest.raises(UserError, match="line 1: found 'name,label'; expected a video and its label"):
         open_videos(file)
     file.write_text("path,label\n1.avi\n")
     with pytest.raises(UserError, match="line 2"):
@@ -94,10 +95,118 @@ def test_lines_of_path_and_label(tmp_path: Path) -> None:
     file.write_text("a b/1.mp4 3\nc/2.mp4 0\n\n")
     assert found(open_videos(file)) == [("a b/1.mp4", "3", None), ("c/2.mp4", "0", None)]
     file.write_text("1.mp4\n")
-    with pytest.raises(UserError, match="line 1"):
+    assert found(open_videos(file)) == [("1.mp4", None, None)]
+    file.write_text("1.mp4 0\nreadme 1\n")
+    with pytest.raises(UserError, match="line 2"):
         open_videos(file)
     with pytest.raises(UserError, match="no such file or folder"):
         open_videos(tmp_path / "nowhere")
+
+
+def test_parts_are_not_taken_for_classes_nor_classes_for_parts(tmp_path: Path) -> None:
+    parts = touch(tmp_path / "parts", "train/a/1.mp4", "val/b/2.mp4", "annotations/train.json", ".cache/x.mp4")
+    assert found(open_videos(parts)) == [("train/a/1.mp4", "a", None), ("val/b/2.mp4", "b", None)]
+    touch(parts, "unlabelled/3.mp4", "train/unlabelled/4.mp4")
+    assert [(video.label, video.part) for video in open_videos(parts).videos] == [
+        ("a", "train"), (None, "train"), (None, None), ("b", "validation"),
+    ]  # fmt: skip
+    assert "1 video beside the folders train, val" in " ".join(open_videos(parts).notes)
+    vehicles = touch(tmp_path / "vehicles", "car/1.mp4", "train/monday/2.mp4", "train/3.mp4")
+    assert open_videos(vehicles).classes == ("car", "train")
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    touch(tmp_path, "store/1.mp4", "data/red/2.mp4")
+    (tmp_path / "data/blue").symlink_to(tmp_path / "store")
+    (tmp_path / "data/red/again").symlink_to(tmp_path / "data")
+    (tmp_path / "data/red/gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    (tmp_path / "data/red/folder.mp4").mkdir()
+    videos = open_videos(tmp_path / "data")
+    assert [video.key for video in videos.videos] == ["blue/1.mp4", "red/2.mp4", "red/folder.mp4", "red/gone.mp4"]
+    for broken in videos.videos[2:]:
+        with pytest.raises(UserError, match=broken.path.name):
+            index_video(broken.path)
+
+
+def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    touch(tmp_path, "a/1.MTS", "a/2.m2ts", "a/3.gif", "a/notes.txt", "a/more.txt", "a/README")
+    videos = open_videos(tmp_path)
+    assert len(videos) == 3
+    assert videos.notes == ("3 files of other endings left out: .txt 2, no ending 1",)
+    main(["check", str(tmp_path)])
+    assert "3 files of other endings left out: .txt 2, no ending 1" in capsys.readouterr().out
+    touch(tmp_path / "none", "a.txt")
+    with pytest.raises(UserError, match=r"found no videos \(1 file of other endings left out: \.txt 1\)"):
+        open_videos(tmp_path / "none")
+
+
+LISTS = {
+    "SlowFast, blanks": "x/1.mp4 0\nx y/2.mp4 10\nx/3.mp4 9\n",
+    "VideoMAE, commas": "x/1.mp4,0\nx y/2.mp4,10\nx/3.mp4,9\n",
+    "tabs": "x/1.mp4\t0\nx y/2.mp4\t10\nx/3.mp4\t9\n",
+    "header": "path,class\nx/1.mp4,0\nx y/2.mp4,10\nx/3.mp4,9\n",
+    "header with blanks": "path, class\nx/1.mp4, 0\nx y/2.mp4, 10\nx/3.mp4, 9\n",
+    "semicolons": "path;class\nx/1.mp4;0\nx y/2.mp4;10\nx/3.mp4;9\n",
+    "upper case": "Path,Label\nx/1.mp4,0\nx y/2.mp4,10\nx/3.mp4,9\n",
+    "quotes": 'path,class\n"x/1.mp4","0"\n"x y/2.mp4","10"\n"x/3.mp4","9"\n',
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"], ids=repr)
+@pytest.mark.parametrize("kind", LISTS)
+def test_lists_of_every_kind(kind: str, ends: str, encoding: str, tmp_path: Path) -> None:
+    file = tmp_path / "train.csv"
+    file.write_bytes(LISTS[kind].replace("\n", ends).encode(encoding))
+    videos = open_videos(file)
+    assert found(videos) == [("x y/2.mp4", "10", None), ("x/1.mp4", "0", None), ("x/3.mp4", "9", None)]
+    assert videos.classes == ("0", "9", "10")
+
+
+def test_names_with_separators_in_them(tmp_path: Path) -> None:
+    names = [
+        "two words.mp4",
+        "comma, in.mp4",
+        'quote".mp4',
+        "line\u2028sep.mp4",
+        "a.mp4 copy.mp4",
+        "-dash.mp4",
+        "1;2.avi",
+    ]
+    with (tmp_path / "names.csv").open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([["path", "class"], *([name, "a b"] for name in names)])
+    assert {video.key for video in open_videos(tmp_path / "names.csv").videos} == set(names)
+    (tmp_path / "names.txt").write_text("".join(f"{name} a b\n" for name in names), encoding="utf-8")
+    assert {video.key for video in open_videos(tmp_path / "names.txt").videos} == set(names)
+    assert open_videos(tmp_path / "names.txt").classes == ("a b",)
+
+
+def test_kinetics_lists_in_a_folder_of_their_own(tmp_path: Path) -> None:
+    touch(tmp_path, "train/--a_b_000010_000020.mp4", "val/zumba/-zz_000001_000011.mp4")
+    (tmp_path / "annotations").mkdir()
+    file = tmp_path / "annotations/all.csv"
+    file.write_text(
+        "label,youtube_id,time_start,time_end,split\nabseiling,--a_b,10,20,train\nzumba,-zz,1,11,validate\nx,q,,,train\n"
+    )
+    videos = open_videos(file)
+    assert [(video.label, video.part) for video in videos.videos] == [("abseiling", "train"), ("zumba", "validation")]
+    assert videos.notes == ("1 of the 3 videos that the list names are not there",)
+
+
+def test_one_video_is_a_data_set(tmp_path: Path) -> None:
+    touch(tmp_path, "film.MKV")
+    assert found(open_videos(tmp_path / "film.MKV")) == [("film.MKV", None, None)]
+
+
+def test_lists_match_flat_folders(tmp_path: Path) -> None:
+    touch(tmp_path, "flat/v_Dive_g01_c01.avi", "flat/v_Row_g01_c01.avi")
+    (tmp_path / "trainlist01.txt").write_text("Dive/v_Dive_g01_c01.avi 1\r\nRow/v_Row_g01_c01.avi 2\r\n")
+    listed = read_list(tmp_path / "trainlist01.txt", open_videos(tmp_path / "flat"))
+    assert (listed.places, listed.classes) == ([0, 1], {0: "Dive", 1: "Row"})
+    touch(tmp_path, "deep/Dive/1.avi", "deep/Row/1.avi")
+    (tmp_path / "wrong.txt").write_text("Swim/1.avi 1\n")
+    with pytest.raises(UserError, match="1 of its 1 videos are not in"):
+        read_list(tmp_path / "wrong.txt", open_videos(tmp_path / "deep"))
 
 
 def test_official_lists(tmp_path: Path) -> None:

@@ -163,3 +163,102 @@ def test_wrong_numbers_are_refused(ucf: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=said):
             make_splits(str(ucf), tmp_path / "out", **wrong)
+
+
+def pool(tmp_path: Path, *extra: str) -> Path:
+    """Two classes of eight videos, and others beside them."""
+    names = [f"{label}/{number}.mp4" for label in ("blue", "red") for number in range(8)]
+    for name in (*names, *extra):
+        (tmp_path / "pool" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pool" / name).touch()
+    return tmp_path / "pool"
+
+
+def listed_pool(tmp_path: Path) -> Path:
+    file = tmp_path / "some.csv"
+    rows = [f"{label}/{number}.mp4,{label}" for label in ("blue", "red") for number in range(8)]
+    file.write_text("path,class\n" + "\n".join(rows) + "\n" + "".join(f"u{i}.mp4,\n" for i in range(6)))
+    return file
+
+
+@pytest.mark.parametrize("where", ["loose", "folder", "csv"])
+def test_videos_without_a_class_are_learned_from_and_nothing_else(where: str, tmp_path: Path) -> None:
+    data = {
+        "loose": lambda: pool(tmp_path, *(f"u{i}.mp4" for i in range(6))),
+        "folder": lambda: pool(tmp_path, *(f"unlabelled/u{i}.mp4" for i in range(6))),
+        "csv": lambda: listed_pool(tmp_path),
+    }[where]()
+    told = make_splits(str(data), tmp_path / "s", fractions=(0.5,), draws=2, validation=0.2)
+    assert "6 of them without a class" in told
+    for draw in range(2):
+        split = read_split(tmp_path / f"s/50percent-draw{draw}.json")
+        found = parts(split)
+        assert {key for key in found["train"] if "u" in Path(key).stem} == {
+            key for key in (video.key for video in open_videos(data).videos) if "u" in Path(key).stem
+        }
+        assert split.classes == ("blue", "red")
+        for part in ("labelled", "validation", "test"):
+            assert found[part]
+            assert not {key for key in found[part] if "u" in Path(key).stem}
+
+
+def test_a_list_of_labelled_videos_leaves_the_others_without_labels(tmp_path: Path) -> None:
+    data = pool(tmp_path, "u0.mp4")
+    (tmp_path / "lab.txt").write_text(
+        "".join(f"{label}/{number}.mp4\n" for label in ("blue", "red") for number in (0, 7))
+    )
+    make_splits(str(data), tmp_path / "s", labelled_list=tmp_path / "lab.txt", test=0.5, validation=0)
+    split = read_split(tmp_path / "s/listed.json")
+    assert dict(split.labelled) == {"blue/0.mp4": "blue", "blue/7.mp4": "blue", "red/0.mp4": "red", "red/7.mp4": "red"}
+    assert len(split.test) >= 8
+    assert "u0.mp4" in split.train
+    assert not {key for key, _ in split.labelled} & {key for key, _ in split.test}
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number in range(6):
+        (flat / f"{number}.mp4").touch()
+    (tmp_path / "words.txt").write_text("0.mp4 jump\n1.mp4 run\n")
+    told = make_splits(str(flat), tmp_path / "f", labelled_list=tmp_path / "words.txt")
+    split = read_split(tmp_path / "f/listed.json")
+    assert (split.classes, dict(split.labelled)) == (("jump", "run"), {"0.mp4": "jump", "1.mp4": "run"})
+    assert (len(split.train), split.test) == (6, ())
+    assert "no videos kept for test" in told
+
+
+def test_parts_that_the_data_have_are_kept(tmp_path: Path) -> None:
+    for part, count in (("train", 6), ("val", 3), ("test", 2)):
+        for label in ("blue", "red"):
+            for number in range(count):
+                (tmp_path / "given" / part / label).mkdir(parents=True, exist_ok=True)
+                (tmp_path / "given" / part / label / f"{number}.mp4").touch()
+    (tmp_path / "given/test/loose.mp4").touch()
+    told = make_splits(str(tmp_path / "given"), tmp_path / "s", fractions=(0.5,), draws=1)
+    split = read_split(tmp_path / "s/50percent-draw0.json")
+    assert {key.split("/")[0] for key in split.train} == {"train"}
+    assert {key.split("/")[0] for key, _ in split.validation} == {"val"}
+    assert {key.split("/")[0] for key, _ in split.test} == {"test"}
+    assert (len(split.train), len(split.labelled), len(split.validation), len(split.test)) == (12, 6, 6, 4)
+    assert "1 video without a class left out" in told
+
+
+def test_a_class_of_one_video_is_learned_from(tmp_path: Path) -> None:
+    data = pool(tmp_path, "green/only.mp4")
+    told = make_splits(str(data), tmp_path / "s", fractions=(0.1,), draws=1)
+    split = read_split(tmp_path / "s/10percent-draw0.json")
+    assert ("green/only.mp4", "green") in split.labelled
+    assert "no videos kept for test of 1 class with too few: green" in told
+    with pytest.raises(UserError, match="found 1 class"):
+        make_splits(str(data / "green"), tmp_path / "t")
+
+
+def test_unlabelled_clips_of_a_tested_recording_are_not_learned_from(tmp_path: Path) -> None:
+    names = [f"{label}/v_x_g{group:02}_c{clip:02}.avi" for label in "ab" for group in range(5) for clip in range(2)]
+    file = tmp_path / "ucf.csv"
+    rows = [f"{name},{name[0] if name.endswith('00.avi') else ''},{name[:-8]}" for name in names]
+    file.write_text("path,class,group\n" + "\n".join(rows) + "\n")
+    told = make_splits(str(file), tmp_path / "s", fractions=(0.5,), draws=1, by="group")
+    split = read_split(tmp_path / "s/50percent-draw0.json")
+    held = {key[:-8] for key, _ in (*split.test, *split.validation)}
+    assert held
+    assert not held & {key[:-8] for key in split.train}
+    assert "left out: of recordings kept" in told

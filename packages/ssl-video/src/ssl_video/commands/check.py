@@ -18,6 +18,7 @@ from ssl_video.data.check import Facts, examine
 _COLUMNS = (
     "path",
     "class",
+    "split",
     "group",
     "frames",
     "seconds",
@@ -32,18 +33,18 @@ _COLUMNS = (
 
 
 def check(
-    data: str, *, split: str | None = None, out: Path | None = None, decode: bool = True, json: bool = False
+    data: str, *, part: str | None = None, out: Path | None = None, decode: bool = True, json: bool = False
 ) -> int:
     """Open every video of a data set, count its frames, and print what is wrong.
 
     Errors: files that cannot be opened or lose frames when decoded, the same file in two classes. Warnings: sound that
-    cannot be decoded, the same file twice, classes of a single video, videos without a class among others. Notes:
+    cannot be decoded, the same file twice, classes of a single video. Notes: videos without a class, files left out,
     damaged pictures that decode all the same, variable frame rates, cut and joined streams, silent or very short
     videos.
 
     Args:
         data: a folder of class folders, a CSV file, or a list; see `ssl_video.data.open_videos`.
-        split: only this part of it.
+        part: only this part of the data, such as train or test.
         out: also write a manifest: a CSV file with a line for each video, which serves as `data` too; broken videos
             stand in it with their problem.
         decode: decode every frame, which finds damage in the middle; ``--no-decode`` opens the files only.
@@ -53,9 +54,9 @@ def check(
         1 if there are errors, else 0: the exit status.
 
     Raises:
-        UserError: there is no such data set or split.
+        UserError: there is no such data set or part.
     """
-    videos = open_videos(data, split=split)
+    videos = open_videos(data, part=part)
     facts, findings = examine(videos, decode=decode)
     if out is not None:  # first: who reads what is printed may leave in the middle
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -101,6 +102,7 @@ def _manifest(facts: Sequence[Facts], folder: Path) -> str:
         row: dict[str, object] = {
             "path": Path(os.path.relpath(video.path.absolute(), folder.absolute())).as_posix(),
             "class": video.label or "",
+            "split": video.part or "",
             "group": video.group or "",
             "problem": fact.problem or "",
         }

@@ -63,7 +63,7 @@ def flow(
     data: str,
     out: Path,
     *,
-    split: str | None = None,
+    part: str | None = None,
     method: str = "dis",
     short_side: int = 128,
     precision: Literal["half", "byte"] = "half",
@@ -84,7 +84,7 @@ def flow(
     Args:
         data: a folder of class folders, a CSV file, or a list; see `ssl_video.data.open_videos`.
         out: folder of the flow; several data sets may share it.
-        split: only this part of the data.
+        part: only this part of the data, such as train or test.
         method: dis, dis_fast, dis_ultrafast, farneback, tvl1 or raft:FILE.
         short_side: resize frames that are larger to this short side before; 0: never. About what clips are resized to
             in training: 256 / 224 of ``train``'s size, or more.
@@ -101,7 +101,7 @@ def flow(
     place = choose_device(device)
     if place.type != "cpu" and workers:
         raise UserError(f"workers is {workers}; on {place.type} all flow is computed by one process: give 0")
-    videos = open_videos(data, split=split)
+    videos = open_videos(data, part=part)
     cache = FlowCache(out, flow_settings(method, short_side=short_side, precision=precision))
     _same_settings(cache)
     with ThreadPoolExecutor() as pool:

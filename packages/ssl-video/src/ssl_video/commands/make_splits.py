@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
+from contrastive_core.app.checks import several
 from contrastive_core.errors import UserError
 from ssl_video.data import VideoSet, open_videos
-from ssl_video.data.lists import read_list
-from ssl_video.data.splits import Labelled, Split, first_of_each, groups_by_class, hold_out, ranked, write_split
+from ssl_video.data.official_lists import read_list
+from ssl_video.data.splits import (
+    By,
+    Groups,
+    Labelled,
+    Split,
+    first_of_each,
+    groups_by_class,
+    hold_out,
+    ranked,
+    write_split,
+)
 
 
 def make_splits(
@@ -30,10 +42,12 @@ def make_splits(
 ) -> str:
     """Write split files such as ``10percent-draw0.json``, which `train` and `evaluate` take.
 
-    Test and validation part are the same in all files of one call; draws differ in which videos keep their labels. Of
-    every class ``max(1, round(fraction * n))`` of the n videos to learn from are labelled, whole groups after one
-    another, the smaller choice inside the larger one of the same draw. Every file states a hash over its lists; a file
-    that is there and says something else is an error.
+    Test and validation part are the same in all files of one call; draws differ in which videos keep their labels.
+    Parts that the data have already (folders ``val`` and ``test``, a column ``split``) are kept, the others are drawn.
+    Videos without a class are learned from without labels, and never labelled, validated or tested on. Of every class
+    ``max(1, round(fraction * n))`` of the n videos to learn from are labelled, whole groups after one another, the
+    smaller choice inside the larger one of the same draw. Every file states a hash over its lists; a file that is there
+    and says something else is an error.
 
     Args:
         data: a folder of class folders, a CSV file, or a list; see `ssl_video.data.open_videos`.
@@ -57,30 +71,35 @@ def make_splits(
         What was written.
     """
     _check(fractions, per_class, draws=draws, blocks=blocks, validation=validation, test=test)
-    videos = open_videos(data)
-    by_list = None if train_list is None and test_list is None else _official(videos, train_list, test_list)
-    learning, tested = by_list or (list(range(len(videos))), [])
+    parts = _parts(open_videos(data), train_list, test_list, labelled_list)
+    videos, notes = parts.videos, parts.notes
+    if len(videos.classes) < 2:
+        raise UserError(
+            f"{data}: found {several(len(videos.classes), 'class', 'classes')} "
+            f"({', '.join(videos.classes) or 'none'}); expected at least two: folders of classes, or a column `class`"
+        )
+    labelled = [place for place in parts.train if videos[place].label is not None]
+    pool = videos.subset(labelled)
     together = by
     if together == "auto":
-        together = "group" if all(videos[i].group is not None for i in learning) else "block"
-    pool = videos.subset(learning)
+        together = "group" if all(video.group is not None for video in pool.videos) else "block"
     classes = groups_by_class(pool, by=together, blocks=blocks)
-    if by_list is None:
-        classes, held = hold_out(classes, test, by=together, seed=seed, purpose="test")
-        tested_pairs = _pairs(pool, held)
-    else:
-        tested_pairs = _pairs(videos, tested)
-    classes, validated = hold_out(classes, validation, by=together, seed=seed, purpose="validation")
-    train = sorted(place for groups in classes.values() for places in groups.values() for place in places)
+    listed = {labelled.index(place) for place in parts.listed or ()}
+    kept: dict[str, list[int]] = {}
+    for purpose, share, given in (("test", test, parts.test), ("validation", validation, parts.validation)):
+        kept[purpose] = given
+        if share and not given and not (purpose == "test" and parts.is_official):
+            classes, held = _held(classes, share, listed, by=together, seed=seed, purpose=purpose, notes=notes)
+            kept[purpose] = [labelled[place] for place in held]
+    remaining = [labelled[place] for groups in classes.values() for places in groups.values() for place in places]
+    unlabelled = _apart(videos, parts, kept, by=together)
+    train = sorted({*remaining, *unlabelled})
     settings: dict[str, object] = {"data": data, "by": together, "seed": seed}
     if together == "block":
         settings["blocks"] = blocks
-    kept = {"validation": _pairs(pool, validated), "test": tested_pairs}
     chosen: dict[str, tuple[list[int], dict[str, object]]] = {}
-    if labelled_list is not None:
-        listed = set(read_list(labelled_list, videos).places)
-        keys = {videos[place].key for place in listed}
-        chosen["listed"] = [place for place in train if pool[place].key in keys], {"labelled_list": labelled_list.name}
+    if parts.listed is not None and labelled_list is not None:
+        chosen["listed"] = sorted(parts.listed), {"labelled_list": labelled_list.name}
     else:
         for draw in range(draws):
             order = ranked(classes, seed=seed + draw)
@@ -88,34 +107,136 @@ def make_splits(
                 name = f"{100 * fraction:g}percent-draw{draw}"
                 chosen[name] = first_of_each(order, fraction=fraction), {"fraction": fraction, "draw": draw}
             for count in per_class:
-                chosen[f"{count}each-draw{draw}"] = (
-                    first_of_each(order, count=count),
-                    {"per_class": count, "draw": draw},
-                )
+                name = f"{count}each-draw{draw}"
+                chosen[name] = first_of_each(order, count=count), {"per_class": count, "draw": draw}
+        chosen = {name: ([labelled[place] for place in places], how) for name, (places, how) in chosen.items()}
     lines = []
     for name, (places, how) in chosen.items():
         split = Split(
-            classes=pool.classes,
-            train=tuple(pool[place].key for place in train),
-            labelled=_pairs(pool, places),
+            classes=videos.classes,
+            train=tuple(videos[place].key for place in train),
+            labelled=_pairs(videos, places),
+            validation=_pairs(videos, sorted(kept["validation"])),
+            test=_pairs(videos, sorted(kept["test"])),
             settings={**settings, **how},
-            **kept,
         )
         write_split(out / f"{name}.json", split)
         lines.append(f"{out / f'{name}.json'}: {len(places)} labelled of {len(train)}, sha256 {split.digest[:12]}")
+    without = f", {len(unlabelled)} of them without a class" if unlabelled else ""
     head = (
-        f"{len(train)} videos of {len(pool.classes)} classes to learn from, {len(kept['validation'])} to validate on, "
-        f"{len(kept['test'])} to test on; kept together by {together}"
+        f"{len(train)} videos to learn from{without}, {len(videos.classes)} classes, {len(kept['validation'])} to "
+        f"validate on, {len(kept['test'])} to test on; kept together by {together}"
     )
-    return "\n".join([head, *lines])
+    return "\n".join([head, *(f"note: {note}" for note in notes), *lines])
 
 
-def _official(videos: VideoSet, train_list: Path | None, test_list: Path | None) -> tuple[list[int], list[int]]:
-    if train_list is None:
+def _held(
+    classes: dict[str, Groups],
+    share: float,
+    listed: set[int],
+    *,
+    by: By,
+    seed: int,
+    purpose: str,
+    notes: list[str],
+) -> tuple[dict[str, Groups], list[int]]:
+    """Take groups out of every class that has several, but none with videos that are listed as labelled."""
+    free = {
+        label: {name: places for name, places in groups.items() if not listed & set(places)}
+        for label, groups in classes.items()
+    }
+    # Of the listed ones enough stays to learn from.
+    rest = {label: groups for label, groups in free.items() if len(groups) + bool(listed) > 1 and groups}
+    lonely = [label for label in classes if label not in rest]
+    if lonely:
+        some = ", ".join(lonely[:3]) + (", ..." if len(lonely) > 3 else "")
+        notes.append(f"no videos kept for {purpose} of {several(len(lonely), 'class', 'classes')} with too few: {some}")
+    if not rest:
+        return classes, []
+    _, held = hold_out(rest, share, by=by, seed=seed, purpose=purpose)
+    out = set(held)
+    return {
+        label: {name: places for name, places in groups.items() if not out & set(places)}
+        for label, groups in classes.items()
+    }, held
+
+
+def _apart(videos: VideoSet, parts: _Parts, kept: dict[str, list[int]], *, by: By) -> list[int]:
+    """The unlabelled videos to learn from: not of a recording that is tested or validated on."""
+    unlabelled = [place for place in parts.train if videos[place].label is None]
+    if by != "group":
+        return unlabelled
+    groups = {videos[place].group for places in kept.values() for place in places} - {None}
+    near = [place for place in unlabelled if videos[place].group in groups]
+    if near:
+        parts.notes.append(
+            f"{several(len(near), 'unlabelled video')} left out, of recordings kept to test or validate on"
+        )
+    return [place for place in unlabelled if videos[place].group not in groups]
+
+
+class _Parts(NamedTuple):
+    """Places of the videos of each part as the data or official lists give them."""
+
+    videos: VideoSet
+    train: list[int]
+    validation: list[int]
+    test: list[int]
+    is_official: bool
+    listed: list[int] | None
+    """Those that a list says are labelled."""
+    notes: list[str]
+
+
+def _parts(videos: VideoSet, train_list: Path | None, test_list: Path | None, labelled_list: Path | None) -> _Parts:
+    notes, named, listed = list(videos.notes), dict[int, str](), None
+    if train_list is None and test_list is not None:
         raise UserError("test_list was given without train_list; expected both, or HMDB-51's folder as train_list")
-    train = read_list(train_list, videos)
-    test = train.test if test_list is None else read_list(test_list, videos).places
-    return train.places, test
+    places = range(len(videos))
+    held: dict[str, list[int]] = {}
+    if train_list is not None:
+        official = read_list(train_list, videos)
+        train, held["test"], held["validation"] = official.places, official.test, []
+        named |= official.classes
+        if test_list is not None:
+            tested = read_list(test_list, videos)
+            held["test"] = tested.places
+            named |= tested.classes
+    else:
+        for part in ("validation", "test"):
+            given = [place for place in places if videos[place].part == part]
+            held[part] = [place for place in given if videos[place].label is not None]
+            if given:
+                left = len(given) - len(held[part])
+                without = f", {several(left, 'video')} without a class left out" if left else ""
+                notes.append(f"the part {part} of the data is kept: {several(len(held[part]), 'video')}{without}")
+        train = [place for place in places if videos[place].part not in ("validation", "test")]
+    if labelled_list is not None:
+        found = read_list(labelled_list, videos)
+        named |= found.classes
+        listed = [place for place in found.places if place in set(train)]
+        if len(listed) < len(found.places):
+            raise UserError(
+                f"{labelled_list}: {len(found.places) - len(listed)} of its videos are in a part to validate or test on"
+                "; expected videos to learn from"
+            )
+    if not train:
+        raise UserError(
+            f"{videos.name}: has parts to validate or test on and none to learn from; expected a part train"
+        )
+    # A flat folder states no classes; the lists do.
+    relabelled = [
+        video if video.label is not None else dataclasses.replace(video, label=named.get(place))
+        for place, video in enumerate(videos.videos)
+    ]
+    if listed is not None and any(relabelled[place].label is None for place in listed):
+        raise UserError(
+            f"{labelled_list}: neither it nor the data say which classes its videos are of; expected `path label`"
+        )
+    is_official = train_list is not None
+    return _Parts(
+        VideoSet(videos.name, relabelled), train, held["validation"], held["test"], is_official, listed, notes
+    )
 
 
 def _pairs(videos: VideoSet, places: Sequence[int]) -> Labelled:

@@ -9,9 +9,10 @@ from contrastive_core._lazy import load_on_use
 if TYPE_CHECKING:
     from ssl_video.data.clip import Clips, ClipSpec, clip_start, clip_starts
     from ssl_video.data.dataset import ClipDataset
+    from ssl_video.data.listing import open_videos
     from ssl_video.data.reader import read_clip
     from ssl_video.data.video_index import VideoIndex, index_video
-    from ssl_video.data.videos import Video, VideoSet, open_videos
+    from ssl_video.data.videos import Video, VideoSet
 
 _MODULE = {
     "ClipDataset": "dataset",
@@ -23,7 +24,7 @@ _MODULE = {
     "clip_start": "clip",
     "clip_starts": "clip",
     "index_video": "video_index",
-    "open_videos": "videos",
+    "open_videos": "listing",
     "read_clip": "reader",
 }
 

@@ -155,9 +155,10 @@ def _few(videos: VideoSet) -> Iterator[Finding]:
         yield Finding("warning", "alone", f"{several(len(alone), 'class', 'classes')} of a single video", alone)
     unlabelled = [video.key for video in videos.videos if video.label is None]
     if unlabelled and counts:
-        yield Finding(
-            "warning", "unlabelled", f"{several(len(unlabelled), 'video')} without a class", [Item(unlabelled)]
-        )
+        title = f"{several(len(unlabelled), 'video')} without a class: learned from without labels"
+        yield Finding("note", "unlabelled", title, [Item(unlabelled)])
+    for note in videos.notes:
+        yield Finding("note", "left_out", note)
 
 
 def _peculiar(facts: Sequence[Facts]) -> Iterator[Finding]:

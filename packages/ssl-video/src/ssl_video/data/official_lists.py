@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from contrastive_core.errors import UserError
+from ssl_video.data.listing import kinetics_name, read_lines, read_table, read_text
 from ssl_video.data.videos import VideoSet
 
 _HMDB = re.compile(r"(?P<label>.+)_test_split(?P<split>\d)\.txt")
@@ -21,6 +21,13 @@ class OfficialList(NamedTuple):
     """To learn from, or simply listed."""
     test: list[int]
     """To test on; only in HMDB-51's lists, which hold both."""
+    classes: dict[int, str]
+    """By place, the class that the list states: as a word, or as the folder of the video."""
+
+
+class _Entry(NamedTuple):
+    name: str
+    label: str | None
 
 
 def read_list(path: Path, videos: VideoSet) -> OfficialList:
@@ -29,7 +36,7 @@ def read_list(path: Path, videos: VideoSet) -> OfficialList:
     ``trainlist01.txt``: ``Class/video.avi`` and a number a line (the number is not looked at). HMDB-51: a folder of
     ``<class>_test_split1.txt`` with ``video.avi 1`` (train), ``2`` (test) or ``0`` (neither); of several splits in it
     the first, or name one of its files. Kinetics: CSV with ``youtube_id``, ``time_start`` and ``time_end``; videos that
-    are not there are left out, as many have gone.
+    are not there are left out, as many have gone. Other CSV files: a column ``path``, and ``class`` if there is one.
 
     Raises:
         UserError: no such list, none of its videos in the data, or, but for Kinetics, some that are missing.
@@ -38,12 +45,23 @@ def read_list(path: Path, videos: VideoSet) -> OfficialList:
         return _hmdb(path, videos)
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected an official list of videos")
-    if path.suffix.lower() == ".csv":
-        names = [name for name in _kinetics(path) if videos.place(name) is not None]
+    table = read_table(path)
+    if table is None:
+        entries = [_of_line(name, label) for name, label in read_lines(path)]
+    elif table and "youtube_id" in table[0]:
+        named = [(kinetics_name(row), row.get("class")) for row in table]
+        entries = [_Entry(f"{name}.mp4", label) for name, label in named if name is not None]
+        entries = [entry for entry in entries if videos.place(entry.name) is not None]
     else:
-        text = path.read_text(encoding="utf-8")
-        names = [re.sub(r"\s+-?\d+$", "", line.strip()) for line in text.splitlines() if line.strip()]
-    return OfficialList(_places(names, path, videos), [])
+        entries = [_Entry(row["path"], row.get("class") or None) for row in table]
+    places = _places(entries, path, videos)
+    return OfficialList(places, [], _classes(places, entries))
+
+
+def _of_line(name: str, label: str | None) -> _Entry:
+    folder = Path(name).parent.name
+    is_number = label is None or re.fullmatch(r"-?\d+", label)
+    return _Entry(name, (folder or None) if is_number else label)
 
 
 def _hmdb(path: Path, videos: VideoSet) -> OfficialList:
@@ -53,34 +71,29 @@ def _hmdb(path: Path, videos: VideoSet) -> OfficialList:
         raise UserError(f"{path}: found no files such as brush_hair_test_split1.txt; expected HMDB-51's lists")
     named = _HMDB.fullmatch(path.name)
     split = named["split"] if named else min(match["split"] for _, match in found)
-    kinds: dict[str, list[str]] = {"1": [], "2": [], "0": []}
+    kinds: dict[str, list[_Entry]] = {"1": [], "2": [], "0": []}
     for file, match in found:
         if match["split"] == split:
-            for line in file.read_text(encoding="utf-8").splitlines():
+            for line in filter(str.strip, read_text(file).split("\n")):
                 name, _, kind = line.strip().rpartition(" ")
                 if kind not in kinds:
                     raise UserError(f"{file}: found the line {line!r}; expected `video.avi 0`, 1 or 2")
-                kinds[kind].append(f"{match['label']}/{name.strip()}")
-    return OfficialList(_places(kinds["1"], path, videos), _places(kinds["2"], path, videos))
+                kinds[kind].append(_Entry(f"{match['label']}/{name.strip()}", match["label"]))
+    train, test = (_places(kinds[kind], path, videos) for kind in ("1", "2"))
+    return OfficialList(train, test, _classes(train, kinds["1"]) | _classes(test, kinds["2"]))
 
 
-def _kinetics(file: Path) -> Iterator[str]:
-    with file.open(encoding="utf-8", newline="") as stream:
-        for row in csv.DictReader(stream):
-            try:
-                start, end = int(float(row["time_start"])), int(float(row["time_end"]))
-                yield f"{row['youtube_id']}_{start:06d}_{end:06d}.mp4"
-            except (KeyError, TypeError, ValueError) as error:
-                raise UserError(f"{file}: expected Kinetics' columns youtube_id, time_start, time_end") from error
+def _classes(places: Sequence[int], entries: Sequence[_Entry]) -> dict[int, str]:
+    return {place: entry.label for place, entry in zip(places, entries, strict=True) if entry.label is not None}
 
 
-def _places(names: list[str], path: Path, videos: VideoSet) -> list[int]:
-    places = [videos.place(name) for name in names]
-    missing = [name for name, place in zip(names, places, strict=True) if place is None]
+def _places(entries: Sequence[_Entry], path: Path, videos: VideoSet) -> list[int]:
+    places = [videos.place(entry.name) for entry in entries]
+    missing = [entry.name for entry, place in zip(entries, places, strict=True) if place is None]
     if missing or not places:
         some = ", ".join(missing[:3]) or "the list is empty"
         raise UserError(
-            f"{path}: {len(missing)} of its {len(names)} videos are not in {videos.name}, or not by one name ({some}); "
-            f"videos are called {videos[0].key} there"
+            f"{path}: {len(missing)} of its {len(entries)} videos are not in {videos.name}, or not by one name "
+            f"({some}); videos are called {videos[0].key} there"
         )
     return [place for place in places if place is not None]

@@ -1,0 +1,266 @@
+"""Open a data set of videos: folders of classes, CSV files, and the lists of SlowFast, VideoMAE and Kinetics."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from contrastive_core.app.checks import most_first, several
+from contrastive_core.errors import UserError
+from ssl_video.data.videos import PARTS, SUFFIXES, Video, VideoSet
+
+_UCF_GROUP = re.compile(r"_(g\d+)_c\d+")
+_COLUMNS = {
+    "path": ("path", "file", "filename", "video", "video_path"),
+    "class": ("class", "label", "category", "action"),
+    "split": ("split", "part", "subset"),
+    "group": ("group",),
+}
+_KINETICS = {"youtube_id", "time_start", "time_end"}
+_UNLABELLED = ("", "-1", "unlabelled", "unlabeled")
+_ENDING = "|".join(map(re.escape, sorted(SUFFIXES)))
+_LINE = re.compile(rf"(?P<path>.+(?:{_ENDING})\"?)(?:[\s,;]+(?P<label>.*\S))?\s*", re.IGNORECASE)
+
+
+def open_videos(data: str | Path, *, part: str | None = None) -> VideoSet:
+    """Find the videos of a data set; no video is opened.
+
+    ====================================  ===================================================================
+    a folder                              ``<class>/*`` (UCF-101, HMDB-51, Kinetics), or ``train/<class>/*`` and
+                                          ``val`` or ``test`` beside it; the class is the folder's name. Videos beside
+                                          the class folders or in a folder ``unlabelled`` have no class
+    a CSV file with the column path       paths relative to the file; ``class`` or ``label``, ``split`` and ``group``
+                                          if there are such columns; an empty class is none
+    Kinetics' CSV (youtube_id, ...)       videos ``<class>/<id>_000010_000020.mp4`` or ``<id>_000010_000020.mp4``
+                                          below the file's folder or the one above; those that are gone are left out
+    a list, ``path label`` a line         as SlowFast, VideoMAE and PyTorchVideo take them, with or without the ending
+                                          .csv; paths relative to the file
+    one video file                        alone, without a class
+    ====================================  ===================================================================
+
+    Links are followed; hidden files are left out. Groups that a split must not part are read from a column, or from
+    names such as UCF-101's ``v_Diving_g03_c02``. What is left out is named in `VideoSet.notes`.
+
+    Args:
+        data: the folder or file.
+        part: only this part of it, ``train``, ``validation`` or ``test``; None: all of it.
+
+    Raises:
+        UserError: nothing there, no videos, a list that cannot be read, or no such part.
+    """
+    place = Path(data).expanduser()
+    notes: list[str] = []
+    if place.is_dir():
+        videos = _in_folder(place, notes)
+    elif not place.is_file():
+        raise UserError(f"{place}: no such file or folder; expected a folder of videos, a list of them, or a video")
+    elif place.suffix.lower() in SUFFIXES:
+        videos = [Video(place.name, place, None, group_of(place.name))]
+    else:
+        videos = list(_in_list(place, notes))
+    if part is not None:
+        there = most_first(Counter(video.part for video in videos if video.part is not None))
+        wanted = PARTS.get(part.lower(), part)
+        if wanted not in there:
+            found = f"the parts {', '.join(there)}" if there else "classes and no parts such as train and test"
+            raise UserError(f"{place}: found {found}; got part {part!r}")
+        videos = [video for video in videos if video.part == wanted]
+    return VideoSet(str(data), videos, notes=notes)
+
+
+def group_of(key: str) -> str | None:
+    """The group in the name of a UCF-101 clip: ``Diving/g03`` of ``Diving/v_Diving_g03_c02.avi``; None of others."""
+    found = _UCF_GROUP.search(Path(key).name)
+    return f"{Path(key).parent.name}/{found[1]}" if found else None
+
+
+def read_text(file: Path) -> str:
+    """The text of a list: UTF-8, or UTF-16 with a byte order mark; lines end in a line feed.
+
+    Raises:
+        UserError: it cannot be read as text.
+    """
+    try:
+        content = file.read_bytes()
+        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read as text ({error}); expected UTF-8") from error
+    if "\0" in text:
+        raise UserError(f"{file}: is no text; expected a list of videos")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _in_folder(root: Path, notes: list[str]) -> list[Video]:
+    files, endings = [], Counter[str]()
+    for path in _walk(root, (root.resolve(),)):
+        if path.suffix.lower() in SUFFIXES:
+            files.append(path.relative_to(root))
+        else:
+            endings[path.suffix.lower() or "no ending"] += 1
+    if endings:
+        told = ", ".join(f"{ending} {count}" for ending, count in most_first(endings).items())
+        notes.append(f"{several(sum(endings.values()), 'file')} of other endings left out: {told}")
+    with_videos = {file.parts[0] for file in files if len(file.parts) > 1}
+    parts = {name for name in with_videos if name.lower() in PARTS}
+    hold_classes = any(len(file.parts) > 2 for file in files if file.parts[0] in parts)
+    has_parts = bool(parts) and (parts == with_videos or (len(parts) > 1 and hold_classes))
+    videos = []
+    for file in files:
+        key, folders, part = file.as_posix(), file.parts[:-1], None
+        if has_parts:
+            part = PARTS[folders[0].lower()] if folders and folders[0] in parts else None
+            folders = folders[1:] if part else ()
+        label = folders[0] if folders and folders[0].lower() not in _UNLABELLED else None
+        videos.append(Video(key, root / file, label, group_of(key), part))
+    beside = sum(video.part is None for video in videos)
+    if has_parts and beside:
+        notes.append(f"{several(beside, 'video')} beside the folders {', '.join(sorted(parts))} taken as unlabelled")
+    return videos
+
+
+def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    """Files below a folder in the order of their names; links are followed, but not in circles.
+
+    A folder that is called like a video and holds nothing, and a link to nowhere, are given as files: they are the
+    user's mistakes, which whoever opens them reports.
+    """
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be listed ({error.strerror})") from error
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if not entry.is_dir() or (entry.suffix.lower() in SUFFIXES and not any(entry.iterdir())):
+            yield entry
+        elif (real := entry.resolve()) not in above:
+            yield from _walk(entry, (*above, real))
+
+
+def _in_list(file: Path, notes: list[str]) -> Iterator[Video]:
+    table = read_table(file)
+    if table is None:
+        for name, label in read_lines(file):
+            yield Video(Path(name).as_posix(), file.parent / name, _label(label), group_of(name))
+    elif table and set(table[0]) >= _KINETICS:
+        yield from _in_kinetics(file, table, notes)
+    else:
+        yield from _in_table(file, table)
+
+
+def read_lines(file: Path) -> list[tuple[str, str | None]]:
+    """The videos of a list with a video and its label a line, parted by blanks, a tab, a comma or a semicolon.
+
+    Raises:
+        UserError: it cannot be read as text, or a line names no video.
+    """
+    entries = []
+    for number, line in enumerate(read_text(file).split("\n"), start=1):
+        if not line.strip():
+            continue
+        found = _LINE.fullmatch(line.strip())
+        if not found:
+            raise UserError(
+                f"{file}, line {number}: found {line.strip()[:80]!r}; expected a video and its label, such as "
+                "`diving/1.mp4 diving`; or a first line with the column `path`"
+            )
+        label = found["label"]
+        entries.append((found["path"].strip('"'), None if label is None else label.strip('"')))
+    return entries
+
+
+def read_table(file: Path) -> list[dict[str, str]] | None:
+    """The rows of a CSV file by our names of its columns, ``path``, ``class``, ``split``, ``group``, and by its own.
+
+    Commas, semicolons or tabs part the columns, whose names may be in upper case.
+
+    Returns:
+        The rows; None if its first line names no column for paths, nor those of Kinetics.
+
+    Raises:
+        UserError: it cannot be read as text, or a line has another number of columns than the first.
+    """
+    text = read_text(file)
+    first = text.partition("\n")[0]
+    for delimiter in (",", ";", "\t"):
+        names = [name.strip().lower() for name in next(csv.reader([first], delimiter=delimiter), [])]
+        if set(names) >= _KINETICS or set(names) & set(_COLUMNS["path"]):
+            break
+    else:
+        return None
+    wanted: Mapping[str, Sequence[str]] = _COLUMNS
+    if set(names) >= _KINETICS:
+        wanted = {"class": ("label",), "split": ("split",)}
+    ours: dict[str, str] = {}
+    for name, others in wanted.items():
+        ours |= dict.fromkeys([other for other in others if other in names][:1], name)
+    rows = []
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    next(reader)
+    for row in reader:
+        if not any(cell.strip() for cell in row):
+            continue
+        if len(row) != len(names):
+            raise UserError(
+                f"{file}, line {reader.line_num}: found {len(row)} columns; expected {len(names)}, as in the first line"
+            )
+        rows.append({ours.get(name, name): cell.strip() for name, cell in zip(names, row, strict=True)})
+    return rows
+
+
+def _in_table(file: Path, rows: Sequence[Mapping[str, str]]) -> Iterator[Video]:
+    for row in rows:
+        path, part = Path(row["path"]), row.get("split") or None
+        yield Video(
+            path.as_posix(),
+            file.parent / path,
+            _label(row.get("class")),
+            row.get("group") or group_of(path.as_posix()),
+            None if part is None else PARTS.get(part.lower(), part),
+        )
+
+
+def _in_kinetics(file: Path, rows: Sequence[Mapping[str, str]], notes: list[str]) -> Iterator[Video]:
+    root, there = file.parent, _by_name(file.parent)
+    if not there:  # lists in a folder `annotations` beside the videos
+        root, there = root.parent, _by_name(root.parent)
+    gone = 0
+    for row in rows:
+        part, label = row.get("split", ""), row.get("class", "")
+        found = there.get(kinetics_name(row) or "", [])
+        if not found:
+            gone += 1
+            continue
+        # The same clip may lie in several folders.
+        near = {label, label.replace(" ", "_"), part, PARTS.get(part.lower(), part)}
+        path = max(found, key=lambda path: len(near & set(path.relative_to(root).parts)))
+        key = path.relative_to(root).as_posix()
+        yield Video(key, path, _label(label), row["youtube_id"], PARTS.get(part.lower()))
+    if gone:
+        notes.append(f"{gone} of the {several(len(rows), 'video')} that the list names are not there")
+
+
+def _by_name(root: Path) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for path in _walk(root, (root.resolve(),)):
+        if path.suffix.lower() in SUFFIXES:
+            found.setdefault(path.stem, []).append(path)
+    return found
+
+
+def kinetics_name(row: Mapping[str, str]) -> str | None:
+    """The file name, without its ending, of a row of Kinetics' lists; None of a row without times."""
+    try:
+        return f"{row['youtube_id']}_{int(float(row['time_start'])):06d}_{int(float(row['time_end'])):06d}"
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+
+
+def _label(text: str | None) -> str | None:
+    return None if text is None or text.lower() in _UNLABELLED else text

@@ -13,13 +13,15 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 TEMPERATURE = 0.1
-WARM_UP_ROWS = 64
+WARM_UP_ROWS = {"cpu": 64, "cuda": 2048}
+PEAK_SIDE = 8192
 TILE = 1024
 SHORT_SECONDS = 0.3
 
@@ -33,14 +35,18 @@ def nt_xent() -> Loss:
 
 
 def nt_xent_torch() -> Loss:
-    """The same without the compiled library."""
-    from contrastive_core.similarity import use_backend
+    """The same without the compiled library, and without the kernels for tensor cores."""
+    from contrastive_core.similarity import tensor_cores, use_backend
 
     ours = nt_xent()
 
     def loss(a: Tensor, b: Tensor) -> Tensor:
-        with use_backend("torch"):
-            return ours(a, b)
+        with use_backend("torch"), mock.patch.object(tensor_cores, "in_use", return_value=False):
+            value = ours(a, b)
+            # Backwards too, where it is decided again.
+            if value.requires_grad:
+                value.backward()  # type: ignore[no-untyped-call]
+            return value.detach()
 
     return loss
 
@@ -50,9 +56,15 @@ def full_matrix() -> Loss:
 
     def loss(a: Tensor, b: Tensor) -> Tensor:
         z = F.normalize(torch.cat([a, b]), dim=1)
-        logits = (z @ z.T / TEMPERATURE).fill_diagonal_(-torch.inf)
+        logits = ((z @ z.T).float() / TEMPERATURE).fill_diagonal_(-torch.inf)
         return F.cross_entropy(logits, torch.arange(len(z), device=z.device).roll(len(a)))
 
+    return loss
+
+
+def full_matrix_compiled() -> Loss:
+    """The same through torch.compile."""
+    loss: Loss = torch.compile(full_matrix())
     return loss
 
 
@@ -99,18 +111,27 @@ METHODS: dict[str, Callable[[], Loss]] = {
     "gemm2": gemms(2),
     "gemm3": gemms(3),
     "full_matrix": full_matrix,
+    "full_matrix_compiled": full_matrix_compiled,
     "lightly": lightly,
     "pml_supcon": pml_supcon,
     "pml_nt_xent": pml_nt_xent,
 }
 
 
-def views(rows: int, dim: int, device: str) -> tuple[Tensor, Tensor]:
+def views(rows: int, dim: int, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Two correlated views of rows / 2 samples."""
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(rows // 2, dim, generator=generator)
     b = a + 2 * torch.randn(rows // 2, dim, generator=generator)
-    return a.to(device).requires_grad_(), b.to(device).requires_grad_()
+    return a.to(device, dtype).requires_grad_(), b.to(device, dtype).requires_grad_()
+
+
+def peak_flops(dtype: torch.dtype) -> float:
+    """Operations per second of a bare product of the CUDA device, inputs of this type and float32 sums."""
+    a, b = torch.randn(2, PEAK_SIDE, PEAK_SIDE, device="cuda").to(dtype).unbind()
+    torch.mm(a, b)
+    times, _ = _times(lambda: torch.mm(a, b), "cuda", 10, 1.0)
+    return 2 * PEAK_SIDE**3 / statistics.median(times)
 
 
 def call(loss: Loss, a: Tensor, b: Tensor) -> Tensor:
@@ -128,6 +149,7 @@ def measure(
     *,
     threads: int,
     device: str,
+    dtype: str,
     repeats: int,
     seconds: float,
     long: float,
@@ -143,8 +165,8 @@ def measure(
     except ModuleNotFoundError as missing:
         return {"skipped": f"{missing.name} is not installed"}
     # Loads what is loaded on first use; its cost belongs to no size.
-    call(loss, *views(WARM_UP_ROWS, dim, device))
-    a, b = views(rows, dim, device)
+    call(loss, *views(WARM_UP_ROWS[device], dim, device, getattr(torch, dtype)))
+    a, b = views(rows, dim, device, getattr(torch, dtype))
     memory = _CudaMemory() if device == "cuda" else _HostMemory()
     memory.limit(limit_mb)
     try:
@@ -226,6 +248,7 @@ class _CudaMemory:
 
     def __init__(self) -> None:
         torch.cuda.synchronize()
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         self.before = torch.cuda.memory_allocated()
 

@@ -31,7 +31,7 @@ PLATFORMS = [f"--platform=manylinux_2_{minor}_x86_64" for minor in (28, 27, 17)]
 
 
 def copy_sources(into: Path) -> None:
-    """The files under version control, in their present state."""
+    """The files under version control, in their present state, and the name of the commit."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", *SOURCES], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split("\n")
@@ -40,6 +40,9 @@ def copy_sources(into: Path) -> None:
             target = into / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, target)
+
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    (into / "COMMIT").write_text(head.stdout)
 
 
 def download_wheels(into: Path, cache: Path) -> None:

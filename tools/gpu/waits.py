@@ -1,0 +1,53 @@
+"""Where a training command makes the host wait for a CUDA device.
+
+    python -m tools.gpu.waits --out waits.json ssl_vision pretrain DATA OUT ...
+
+The command runs in this process under `torch.cuda.set_sync_debug_mode`, which reports every wait that PyTorch knows of.
+The file lists how many waits there were, by the innermost line of our packages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import importlib
+import json
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("contrastive_core", "ssl_vision", "ssl_medseg", "ssl_video")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="package and arguments of its command line")
+    arguments = parser.parse_args()
+    package, *words = arguments.command
+    found: collections.Counter[str] = collections.Counter()
+    usual = warnings.showwarning
+
+    def count(message: Warning | str, *others: Any, **more: Any) -> None:
+        if "synchronizing CUDA operation" not in str(message):
+            usual(message, *others, **more)
+            return
+        own = [frame for frame in traceback.extract_stack() if any(f"/{name}/" in frame.filename for name in PACKAGES)]
+        last = own[-1] if own else traceback.extract_stack()[-3]
+        found[f"{'/'.join(Path(last.filename).parts[-3:])}:{last.lineno} {last.line}"] += 1
+
+    warnings.showwarning = count
+    warnings.simplefilter("always")
+    if torch.cuda.is_available():
+        torch.cuda.set_sync_debug_mode("warn")
+    status = importlib.import_module(f"{package}.cli").main(words)
+    arguments.out.write_text(json.dumps({"status": status, "waits": dict(found.most_common())}, indent=1))
+    print(json.dumps(dict(found.most_common(25)), indent=1))
+    raise SystemExit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import types
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from contrastive_core.app.cli import run
+from contrastive_core.app.cli import Verb, run
 from contrastive_core.errors import UserError
 from contrastive_core.training import Interrupted
 from tests.core.app.toy_program import VERBS, fit
@@ -72,17 +73,39 @@ def test_help_of_a_verb(module: types.ModuleType, capsys: pytest.CaptureFixture[
     assert run("toy", VERBS, ["fit", "--help"], version="1") == 0
     text = " ".join(capsys.readouterr().out.split())
     for piece in (
-        "usage: toy fit DATA OUT [options]",
-        "Fit a network. It takes a while.",
-        "What to learn from. (required, type: str)",
-        "How long. (type: int, default: 10)",
-        "The optimiser: ",
-        "--optimizer.name {sgd,lars} Which one.",
-        "Its largest value.",
-        "Every random draw of the run is a function of this number.",
-        "--resume, --no-resume",
+        "usage: toy fit DATA OUT [options] Fit a network. arguments: DATA What to learn from. OUT Where to write.",
+        "--steps N How long. [10]",
+        "--splits TEXT,... [none]",
+        "--[no-]shuffle [on]",
+        "--help-all shows 20 more flags.",
     ):
         assert piece in text
+    assert "--seed" not in text
+    assert "It takes a while" not in text
+
+
+def test_help_shows_the_flags_that_the_verb_names(module: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    module.fit = fit  # type: ignore[attr-defined]
+    verbs = {"fit": Verb("toy_verbs:fit", "fit a network", common=("lr", "seed", "optimizer.rate.peak"))}
+    assert run("toy", verbs, ["fit", "-h"], version="1") == 0
+    flags = re.findall(r"^  (\S+)", capsys.readouterr().out, re.MULTILINE)
+    assert flags == ["DATA", "OUT", "--lr", "--peak", "--seed"]
+
+
+def test_help_of_everything(module: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    module.fit = fit  # type: ignore[attr-defined]
+    assert run("toy", VERBS, ["fit", "--help-all"], version="1") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for piece in (
+        "Fit a network. It takes a while.",
+        "optimizer: The optimiser --optimizer.name {sgd,lars} Which one. [sgd]",
+        "--peak X Its largest value. [0.1]",
+        "--betas X,X Two numbers. [0.9,0.999]",
+        "--seed N Every random draw of the run is a function of this number. [0]",
+        "--[no-]resume",
+    ):
+        assert piece in text
+    assert "type:" not in text
 
 
 LIGHT = """

@@ -27,6 +27,17 @@ from tests.core.app.toy_program import VERBS, fit
         (["d", "o", "--cnofig", "x"], "unknown flag --cnofig; did you mean --config?"),
         (["d", "o", "--no-steps"], "unknown flag --no-steps; did you mean --steps?"),
         (["d", "o", "--qqqqqqqq"], "unknown flag --qqqqqqqq"),
+        (["d", "o", "--stop"], "unknown flag --stop"),
+        (["d", "o", "--log"], "unknown flag --log; did you mean --log_every?"),
+        (["d", "o", "--num-workers", "3"], "unknown flag --num-workers; did you mean --workers?"),
+        (["d", "o", "--learning-rate=3"], "unknown flag --learning-rate; did you mean --lr?"),
+        (["d", "o", "-o", "x"], "unknown flag -o; did you mean --out?"),
+        (["d", "o", "--epochs", "3"], "unknown flag --epochs; did you mean --steps?"),
+        (
+            ["d", "o", "--gpus", "2"],
+            "unknown flag --gpus; did you mean --device? Start the command with `torchrun --nproc-per-node N "
+            "--no-python` to use several GPUs.",
+        ),
         (["d", "o", "-s", "3"], "unknown flag -s"),
         (["d", "o", "--name", "x"], "--name is ambiguous; expected one of --optimizer.name, --net.name"),
         (["d", "o", "--steps"], "--steps expects a value"),
@@ -36,7 +47,11 @@ from tests.core.app.toy_program import VERBS, fit
         (["d", "o", "--optimizer.name", "adam"], "--optimizer.name: expected one of sgd, lars, got adam"),
         (["d", "o", "--shuffle=maybe"], "--shuffle: expected true or false, got maybe"),
         (["d", "o", "--warmup", "x"], "--optimizer.rate.warmup: expected a whole number or null, got x"),
-        (["d", "o", "--splits", "3"], "--splits: expected a list (each text) or null, got 3"),
+        (
+            ["d", "o", "--splits", "a,,b"],
+            "--splits: there is an empty item in 'a,,b'; expected values with commas between them",
+        ),
+        (["d", "o", "--widths", "1,a"], "--net.widths: expected a list (each a whole number), got a"),
         (["d", "o", "--widths", "[a]"], "--net.widths: expected a list (each a whole number), got a"),
         (
             ["d", "o", "--betas", "[1, 2, 3]"],

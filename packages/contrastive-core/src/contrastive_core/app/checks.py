@@ -6,6 +6,8 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from contrastive_core.text import several
+
 _K = TypeVar("_K", bound=Hashable)
 
 Level = Literal["error", "warning", "note"]
@@ -100,11 +102,6 @@ def finding_lines(findings: Sequence[Finding]) -> Iterator[str]:
 def counted_levels(findings: Sequence[Finding]) -> str:
     """``1 error, 0 warnings, 2 notes``."""
     return ", ".join(several(len(of_level(findings, level)), level) for level in LEVELS)
-
-
-def several(number: int, noun: str, plural: str = "") -> str:
-    """``1 file``, ``2 files``."""
-    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def most_first(counts: Mapping[_K, int]) -> dict[_K, int]:

@@ -19,6 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from contrastive_core.text import duration
+
 _SECONDS_BETWEEN_LINES = 5.0
 _T = TypeVar("_T")
 
@@ -91,7 +93,7 @@ class Watch:
             return
         self._last = now
         speed = (done - self._first_step) / max(now - self._begun, 1e-9)
-        left = _clock((self._total - done) / speed)
+        left = duration((self._total - done) / speed)
         self.say(f"step {done}/{self._total}  {self._text}  {speed:.3g} steps/s  {left} left")
 
     def say(self, message: str) -> None:
@@ -106,9 +108,3 @@ class Watch:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-
-
-def _clock(seconds: float) -> str:
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}"

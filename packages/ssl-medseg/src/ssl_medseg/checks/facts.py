@@ -12,8 +12,9 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from contrastive_core.app.checks import Finding, Item, Level, several
+from contrastive_core.app.checks import Finding, Item, Level
 from contrastive_core.errors import UserError
+from contrastive_core.text import several
 from ssl_medseg.datasets.dataset import Case
 from ssl_medseg.io import Grid, grid_difference, read_label_values, read_volume
 from ssl_medseg.io.dicom import series_datasets

@@ -13,8 +13,8 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from contrastive_core.app.checks import several
 from contrastive_core.errors import UserError
+from contrastive_core.text import several
 from contrastive_core.training.files import replace_folder, write_atomic
 from ssl_medseg.datasets import Case, DataOptions
 from ssl_medseg.datasets.open import look, meaning

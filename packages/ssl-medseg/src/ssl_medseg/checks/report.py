@@ -16,8 +16,8 @@ from contrastive_core.app.checks import (
     finding_lines,
     findings_to_json,
     most_first,
-    several,
 )
+from contrastive_core.text import several
 from ssl_medseg.checks.facts import Looked
 from ssl_medseg.checks.rules_crop import Crop
 from ssl_medseg.io.label_map import LabelMap

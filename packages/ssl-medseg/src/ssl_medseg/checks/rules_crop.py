@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from contrastive_core.app.checks import Finding, Item, several
+from contrastive_core.app.checks import Finding, Item
 from contrastive_core.errors import UserError
+from contrastive_core.text import several
 from ssl_medseg.checks.facts import Looked
 from ssl_medseg.datasets import DataSet, read_split
 from ssl_medseg.io import read_label

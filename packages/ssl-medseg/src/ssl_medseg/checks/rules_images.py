@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from math import prod
 from statistics import median
 
-from contrastive_core.app.checks import Finding, Item, several
+from contrastive_core.app.checks import Finding, Item
+from contrastive_core.text import several
 from ssl_medseg.checks.facts import Looked, about
 
 _LEAST_SLICES = 3

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
-from contrastive_core.app.checks import Finding, Item, several
+from contrastive_core.app.checks import Finding, Item
 from contrastive_core.errors import UserError
+from contrastive_core.text import several
 from ssl_medseg.checks.facts import LabelFacts, Looked, about
 from ssl_medseg.datasets import DataSet, Split, read_split
 from ssl_medseg.datasets.splits import fingerprint, read_fingerprints

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from contrastive_core.app.checks import Finding, Item, several
+from contrastive_core.app.checks import Finding, Item
 from contrastive_core.errors import UserError
+from contrastive_core.text import several
 from ssl_medseg.datasets.dataset import Case
 from ssl_medseg.datasets.layouts.listing import Entry, Listing
 from ssl_medseg.datasets.options import DataOptions

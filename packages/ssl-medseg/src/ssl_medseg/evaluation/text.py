@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from contrastive_core.text import several
 from ssl_medseg.evaluation.results import Evaluation
 from ssl_medseg.evaluation.summary import Statistic, Summary
 
@@ -17,11 +18,6 @@ _TITLES = {
     "error_ml": "volume error, mL",
     "error_percent": "volume error, %",
 }
-
-
-def plural(count: int, noun: str) -> str:
-    """``1 case``, ``2 cases``."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def title(measure: str, evaluation: Evaluation) -> str:
@@ -60,7 +56,7 @@ def median_and_quartiles(measure: str, found: Statistic) -> str:
 def table(evaluation: Evaluation, summary: Summary) -> list[str]:
     """Lines of text: one per structure and measure, with the number of cases behind it."""
     lines = [
-        f"{evaluation.name}: {plural(summary.cases, 'case')} of {plural(summary.patients, 'patient')}",
+        f"{evaluation.name}: {several(summary.cases, 'case')} of {several(summary.patients, 'patient')}",
         "",
         f"{'structure':20}{'measure':28}{'mean ± sd':>18}{'median (quartiles)':>30}{'n':>5}",
     ]
@@ -81,13 +77,13 @@ def warnings(evaluation: Evaluation, summary: Summary) -> Iterator[str]:
     """What a reader must know, in plain words."""
     if evaluation.missing:
         yield (
-            f"Without a predicted mask, and in no number here: {plural(len(evaluation.missing), 'case')} with a truth "
+            f"Without a predicted mask, and in no number here: {several(len(evaluation.missing), 'case')} with a truth "
             f"({_some(evaluation.missing)})."
         )
     if summary.left_out:
         yield (
-            f"Left out of the summary: {plural(summary.left_out, 'case')} whose truth training has seen, so that their "
-            "scores say nothing about new patients."
+            f"Left out of the summary: {several(summary.left_out, 'case')} whose truth training has seen, so that "
+            "their scores say nothing about new patients."
         )
     elif evaluation.cases and not any(case.unseen for case in evaluation.cases):
         yield "Training has seen the truth of all these cases: the numbers say nothing about new patients."
@@ -103,11 +99,11 @@ def warnings(evaluation: Evaluation, summary: Summary) -> Iterator[str]:
     yield from _unfound(evaluation, summary)
     if summary.patients < summary.cases:
         yield (
-            f"{plural(summary.cases, 'case')} of {plural(summary.patients, 'patient')}: cases of a patient are alike, "
-            "so spreads and limits of agreement are narrower than those of new patients."
+            f"{several(summary.cases, 'case')} of {several(summary.patients, 'patient')}: cases of a patient are "
+            "alike, so spreads and limits of agreement are narrower than those of new patients."
         )
     if 0 < summary.patients < _FEW:
-        yield f"{plural(summary.patients, 'patient')} only: another sample may give rather different numbers."
+        yield f"{several(summary.patients, 'patient')} only: another sample may give rather different numbers."
 
 
 def _unfound(evaluation: Evaluation, summary: Summary) -> Iterator[str]:

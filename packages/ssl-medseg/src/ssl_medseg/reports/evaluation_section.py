@@ -8,10 +8,11 @@ from pathlib import Path
 
 from contrastive_core.app.report import page
 from contrastive_core.app.report.figures import to_inline_svg
+from contrastive_core.text import several
 from ssl_medseg.evaluation.plots import bland_altman_figure
 from ssl_medseg.evaluation.results import Evaluation, StructureScore
 from ssl_medseg.evaluation.summary import StructureSummary, Summary, case_dice, summarise
-from ssl_medseg.evaluation.text import mean_and_sd, median_and_quartiles, number, plural, title, warnings
+from ssl_medseg.evaluation.text import mean_and_sd, median_and_quartiles, number, title, warnings
 
 NBSP = "\u00a0"
 _REM_PER_INCH = 5.4
@@ -37,11 +38,11 @@ def evaluation_section(evaluation: Evaluation, folder: Path, *, place: int = 1) 
         place: the evaluation among those of the page.
     """
     summary = summarise(evaluation)
-    cases = plural(summary.cases, f"{evaluation.part} case" if evaluation.part != "all" else "case")
+    cases = several(summary.cases, f"{evaluation.part} case" if evaluation.part != "all" else "case")
     parts = [
         page.paragraph(
-            f"{cases} of {plural(summary.patients, 'patient')} of {evaluation.data}, measured on the images' own grid. "
-            f"Numbers are of all {summary.cases} cases where no n is given."
+            f"{cases} of {several(summary.patients, 'patient')} of {evaluation.data}, measured on the images' own "
+            f"grid. Numbers are of all {summary.cases} cases where no n is given."
         ),
         page.warnings(warnings(evaluation, summary)),
         _structures(evaluation, summary),
@@ -76,7 +77,7 @@ def stages_table(stages: Mapping[str, Evaluation]) -> str:
     head = ["Dice after", "mean", *next(iter(stages.values())).structures]
     return page.section(
         "What every stage has added",
-        page.paragraph(f"The same {plural(len(sets[0]), 'case')}, segmented by the model of each stage of training."),
+        page.paragraph(f"The same {several(len(sets[0]), 'case')}, segmented by the model of each stage of training."),
         page.warnings(_worse(means)),
         page.figure(page.table(head, rows, kind="numbers")),
     )

@@ -12,8 +12,9 @@ from typing import Any
 
 from contrastive_core.app.report import page, sections
 from contrastive_core.app.report.figures import Panel, to_inline_svg, training_figure
+from contrastive_core.text import duration, several
 from ssl_medseg.evaluation.summary import summarise
-from ssl_medseg.evaluation.text import number, plural
+from ssl_medseg.evaluation.text import number
 from ssl_medseg.reports.run_folder import Reported, Stage
 
 _METHODS = {
@@ -78,7 +79,7 @@ def header(run: Reported) -> str:
             numbers["unlabelled patients"] = str(counts["unlabelled"][1])
     seconds = sum(stage.record.seconds or 0 for stage in run.stages)
     if seconds:
-        numbers["training time"] = sections.duration(seconds)
+        numbers["training time"] = duration(seconds)
     return (
         f"<header>\n<h1>{escape(title(run))}</h1>\n{page.paragraph(text, kind='lead')}\n{page.facts(numbers)}\n"
         f"{page.warnings(_cautions(run))}</header>"
@@ -210,4 +211,4 @@ def surroundings(run: Reported) -> str:
 
 def _volumes(count: tuple[int, int]) -> str:
     volumes, patients = count
-    return f"{plural(volumes, 'volume')} of {plural(patients, 'patient')}"
+    return f"{several(volumes, 'volume')} of {several(patients, 'patient')}"

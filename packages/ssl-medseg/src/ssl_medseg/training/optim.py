@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.optimizer import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from contrastive_core.text import duration
 from contrastive_core.training import Run
 
 Schedule = Literal["cosine", "constant"]
@@ -135,7 +136,7 @@ class Pace:
             seconds = (time.monotonic() - self._begun) / _MEASURED
             left = seconds * (self._steps - step - 1) + self._apart * (self._steps - step - 1) / self._steps
             self._run.say(
-                f"a step takes {seconds:.2g} s ({self._each}): about {in_words(left)} for "
+                f"a step takes {seconds:.2g} s ({self._each}): about {duration(left)} for "
                 f"{self._steps - step - 1:,} steps" + (" and validation" if self._apart else "")
             )
         self._done += 1
@@ -146,14 +147,3 @@ def seconds_of(action: Callable[[], object]) -> float:
     begun = time.monotonic()
     action()
     return time.monotonic() - begun
-
-
-def in_words(seconds: float) -> str:
-    """A length of time as people say it.
-
-    >>> in_words(8), in_words(95), in_words(5000)
-    ('8 s', '1.6 min', '1.4 h')
-    """
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.2g} min" if seconds < 3600 else f"{seconds / 3600:.2g} h"

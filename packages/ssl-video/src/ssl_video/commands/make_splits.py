@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from contrastive_core.app.checks import several
 from contrastive_core.errors import UserError
+from contrastive_core.text import several
 from ssl_video.data import VideoSet, open_videos
 from ssl_video.data.official_lists import read_list
 from ssl_video.data.splits import (

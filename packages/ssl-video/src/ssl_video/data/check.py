@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import av.logging
 
-from contrastive_core.app.checks import Finding, Item, several
+from contrastive_core.app.checks import Finding, Item
 from contrastive_core.errors import UserError
+from contrastive_core.text import several
 from contrastive_core.training.progress import track
 from ssl_video.data.audio_reader import read_audio
 from ssl_video.data.reader import Decoding, decode_all

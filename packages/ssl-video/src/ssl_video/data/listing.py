@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from contrastive_core.app.checks import most_first, several
+from contrastive_core.app.checks import most_first
 from contrastive_core.errors import UserError
+from contrastive_core.text import several
 from ssl_video.data.videos import PARTS, SUFFIXES, Video, VideoSet
 
 _UCF_GROUP = re.compile(r"_(g\d+)_c\d+")

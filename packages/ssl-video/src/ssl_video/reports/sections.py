@@ -9,10 +9,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from contrastive_core.app.report import page, sections
+from contrastive_core.app.report import page
 from contrastive_core.app.report.figures import RATE, Panel, confusion_figure, to_inline_svg, training_figure
 from contrastive_core.app.report.run_record import RunRecord
 from contrastive_core.errors import UserError
+from contrastive_core.text import duration
 from ssl_video.evaluation import FORMAT
 
 _METHODS = {"mvpl": "Multiview pseudo-labelling", "fixmatch": "FixMatch", "supervised": "Labels alone"}
@@ -55,7 +56,7 @@ def header(record: RunRecord, *, card: Mapping[str, Any] | None, evaluations: Se
         if "coverage" in last:
             numbers["pseudo-labels that count"] = f"{100 * last['coverage']:.0f} %"
     if record.seconds:
-        numbers["training time"] = sections.duration(record.seconds)
+        numbers["training time"] = duration(record.seconds)
     if card is None:
         done = int(record.records[-1]["step"]) + 1 if record.records else 0
         text += f" Training has not ended: {done} of {config['steps']} steps are done."

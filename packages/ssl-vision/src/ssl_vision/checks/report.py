@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from contrastive_core.app.checks import Finding, Findings, counted_levels, finding_lines, findings_to_json, several
+from contrastive_core.app.checks import Finding, Findings, counted_levels, finding_lines, findings_to_json
+from contrastive_core.text import several
 
 _CLASSES_SHOWN = 40
 

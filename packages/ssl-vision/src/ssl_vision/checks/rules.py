@@ -9,7 +9,8 @@ from pathlib import Path, PurePosixPath
 from statistics import median_low
 from typing import TypeVar
 
-from contrastive_core.app.checks import Finding, Item, most_first, several
+from contrastive_core.app.checks import Finding, Item, most_first
+from contrastive_core.text import several
 from ssl_vision.checks.facts import Facts
 from ssl_vision.data.folder import SPLITS, Layout, beside_classes, class_of, folder_layout, split_folder
 from ssl_vision.data.listing import Listing, list_folder, printable

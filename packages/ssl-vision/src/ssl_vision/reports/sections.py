@@ -10,6 +10,7 @@ from html import escape
 
 from contrastive_core.app.report import page, sections
 from contrastive_core.app.report.figures import to_inline_svg, training_figure
+from contrastive_core.text import duration
 from ssl_vision.evaluation.scores import Score
 from ssl_vision.reports.figures import accuracy_figure, pretraining_panels
 from ssl_vision.reports.run_folder import RunFolder, RunScore, RunSettings, data_name
@@ -58,7 +59,7 @@ def opening(run: RunFolder, title: str, text: str, numbers: Mapping[str, str]) -
         if "loss" in last:
             numbers["loss at the end"] = f"{last['loss']:.3f}"
         if run.seconds:
-            numbers["training time"] = sections.duration(run.seconds)
+            numbers["training time"] = duration(run.seconds)
             if run.settings.batch_size:
                 rate = (last["step"] + 1) * run.settings.batch_size / run.seconds
                 numbers["images per second"] = f"{rate:,.0f}"

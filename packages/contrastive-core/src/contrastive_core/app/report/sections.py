@@ -66,17 +66,6 @@ def surroundings(config: Mapping[str, Any], sessions: Sequence[Mapping[str, Any]
     return page.section("Environment", f'<div class="columns">{"".join(parts)}</div>')
 
 
-def duration(seconds: float) -> str:
-    """As one says it: ``2 h 5 min``, ``18 min``, ``3 min 20 s``, ``1.5 s``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    if minutes >= 10:
-        return f"{minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.3g} s"
-
-
 def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, item in value.items():
         if isinstance(item, Mapping):

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from contrastive_core.app.checks import Finding, Item, several
+from contrastive_core.app.checks import Finding, Item
 from contrastive_core.errors import UserError
+from contrastive_core.text import several
 from ssl_medseg.datasets.layouts.listing import Entry, Listing
 from ssl_medseg.datasets.options import DataOptions
 from ssl_medseg.io.file_types import is_image, stem

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from contrastive_core.app.checks import Finding, Item, several
+from contrastive_core.app.checks import Finding, Item
+from contrastive_core.text import several
 from ssl_medseg.datasets.layouts.decathlon import channel_names
 from ssl_medseg.datasets.layouts.listing import Entry, Listing
 from ssl_medseg.datasets.options import DataOptions

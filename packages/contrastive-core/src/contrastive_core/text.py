@@ -1,0 +1,34 @@
+"""Numbers and times as text, for messages, progress lines and reports."""
+
+from __future__ import annotations
+
+
+def several(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun: ``1 file``, ``2,500 files``.
+
+    Args:
+        number: The number.
+        noun: In the singular.
+        plural: In the plural, where it does not end in s.
+    """
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def duration(seconds: float) -> str:
+    """A length of time: ``2 h 5 min``, ``18 min``, ``3 min 20 s``, ``1.5 s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    if minutes >= 10:
+        return f"{minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.3g} s"
+
+
+def size(number: float) -> str:
+    """A number of bytes: ``512 B``, ``1.4 MB``, ``20 GB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:,.0f} TB"

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+import re
+from collections import defaultdict
+from pathlib import Path
+
 import pytest
 
+from contrastive_core.app.declarations import declared_function
+from contrastive_core.app.flags import Flags
+from contrastive_core.app.help import placeholder
 from tests.workspace.test_light_imports import loaded, strangers
 
 VERB_HELP = """
@@ -49,3 +58,54 @@ for name, verb in VERBS.items():
     assert all(Flags(real).full_name(flag) for flag in verb.common), name
 """
     loaded(program)
+
+
+PACKAGES = ("ssl_vision", "ssl_medseg", "ssl_video")
+CONTRIBUTING = Path(__file__).parents[2] / ".github" / "CONTRIBUTING.md"
+
+#: Flags that do not yet keep the table, to be renamed. Nothing is added here.
+TO_RENAME = {"blocks", "data", "device", "labelled", "name", "part", "pictures", "split", "start", "test", "validation"}
+
+
+def values_of_flags() -> dict[str, dict[str, set[str]]]:
+    """What each flag takes (`N`, `PATH`, `TEXT`), by short name, with the commands that take it."""
+    found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for package in PACKAGES:
+        for verb, about in importlib.import_module(f"{package}.cli").VERBS.items():
+            for key, kind in Flags(declared_function(about.target)).types.items():
+                if not dataclasses.is_dataclass(kind) and ("." not in key or key.startswith("run.")):
+                    # Choices of a word are words: methods differ between domains.
+                    value = re.sub(r"\{[^}]*\}", "TEXT", placeholder(kind)) if kind is not bool else "on or off"
+                    found[key.rpartition(".")[2]][value].add(f"{package.replace('_', '-')} {verb}")
+    return found
+
+
+def table() -> dict[str, str]:
+    """The table "One flag, one meaning" of CONTRIBUTING: flag and value."""
+    rows = re.findall(r"^\| `--([\w-]+)(?: (\S+))?` \|", CONTRIBUTING.read_text(encoding="utf-8"), re.MULTILINE)
+    return {flag.replace("-", "_"): value or "on or off" for flag, value in rows}
+
+
+def test_a_flag_takes_the_same_in_all_command_lines() -> None:
+    several = {
+        flag: {value: sorted(verbs) for value, verbs in values.items()}
+        for flag, values in values_of_flags().items()
+        if len(values) > 1 and flag not in TO_RENAME
+    }
+    assert several == {}
+
+
+def test_flags_keep_the_table() -> None:
+    said, found = table(), values_of_flags()
+    assert len(said) > 15
+    kinds = {"FILE": "PATH", "FOLDER": "PATH", "PATH": "PATH", "NAME": "TEXT", "DATA": "TEXT", "NAME,...": "TEXT,..."}
+    wrong = {
+        flag: {taken: sorted(verbs) for taken, verbs in found[flag].items()}
+        for flag, value in said.items()
+        if flag in found and flag not in TO_RENAME and set(found[flag]) != {kinds.get(value, value)}
+    }
+    assert wrong == {}
+    shared = {
+        flag for flag, values in found.items() if len({verb.split()[0] for v in values.values() for verb in v}) > 1
+    }
+    assert shared - set(said) - TO_RENAME == set()

@@ -122,7 +122,7 @@ def _rows(entry: _Entry, flags: Flags, width: int, *, everything: bool, required
     elif entry.kind is bool:
         left = f"  --[no-]{name}"
     else:
-        left = f"  --{name} {_placeholder(entry.kind)}"
+        left = f"  --{name} {placeholder(entry.kind)}"
     text = _plain(entry.text)
     if not everything:
         text = _first_sentence(text)
@@ -137,15 +137,16 @@ def _rows(entry: _Entry, flags: Flags, width: int, *, everything: bool, required
     return [left, *(" " * _INDENT + line for line in body)]
 
 
-def _placeholder(kind: Any) -> str:
+def placeholder(kind: Any) -> str:
+    """What stands for a value of this type in the help: ``N``, ``PATH``, ``{sgd,lars}``."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return "{" + ",".join(map(str, inner)) + "}"
     if origin in (typing.Union, types.UnionType):
-        return "|".join(dict.fromkeys(_placeholder(part) for part in inner if part is not type(None)))
+        return "|".join(dict.fromkeys(placeholder(part) for part in inner if part is not type(None)))
     if origin in (list, tuple) and inner:
-        first = _placeholder(inner[0])
-        return f"{first},..." if origin is list or inner[-1] is Ellipsis else ",".join(map(_placeholder, inner))
+        first = placeholder(inner[0])
+        return f"{first},..." if origin is list or inner[-1] is Ellipsis else ",".join(map(placeholder, inner))
     return {int: "N", float: "X", bool: "{true,false}", str: "TEXT", Path: "PATH"}.get(kind, "VALUE")
 
 

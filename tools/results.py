@@ -1,9 +1,17 @@
-"""Write the tables of the READMEs and docs from docs/results/*.json, or check that they are what the files say.
+"""Write the tables of the pages from docs/results/*.json, or check that they are what the files say.
 
     python -m tools.results            # rewrite every table
     python -m tools.results --check    # change nothing; exit status 1 if a table or a file is wrong
 
-A table stands between `<!-- results:NAME -->` and `<!-- /results -->` and is made from docs/results/NAME.json:
+A table stands between `<!-- results:NAME -->` and `<!-- /results -->` and is made from docs/results/NAME.json, with its
+notes and origin. `<!-- results:NAME {"rows": [["a", 1], ["b"]], "columns": ["method", "Dice"]} -->` shows a part of it:
+the rows that begin with these cells and the columns of these names, without the notes.
+
+A table between `<!-- headline:NAME -->` and `<!-- /headline -->` is made from docs/results/headline.json, which has for
+NAME the "columns" and "rows"; a cell is text, or an object that names a cell of a results file:
+`{"file": "acdc", "row": [2, "labels alone"], "column": "Dice"}`.
+
+A results file has
 
     name      NAME
     commit    git hash of the code that ran, 12 or 40 hexadecimal digits
@@ -90,7 +98,9 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-MARKED = re.compile(r"(<!-- results:([\w-]+) -->\n)(.*?)(<!-- /results -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- results:([\w-]+)(?: (\{.*?\}))? -->\n)(.*?)(<!-- /results -->)", re.DOTALL)
+HEADLINE = re.compile(r"(<!-- headline:([\w-]+) -->\n)(.*?)(<!-- /headline -->)", re.DOTALL)
+HEADLINES = "headline.json"
 KINDS: dict[str, type] = {
     "name": str,
     "commit": str,
@@ -108,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="report what differs instead of writing")
     arguments = parser.parse_args(argv)
-    problems = [problem for path in sorted((ROOT / RESULTS).glob("*.json")) for problem in validate(path)]
+    problems = [problem for path in files() for problem in validate(path)]
     for page in pages():
         text = page.read_text(encoding="utf-8")
         try:
@@ -131,14 +141,76 @@ def pages() -> list[Path]:
     return [path for name in listed.stdout.split("\0") if name and (path := ROOT / name).is_file()]
 
 
+def files() -> list[Path]:
+    """The results files."""
+    return [path for path in sorted((ROOT / RESULTS).glob("*.json")) if path.name != HEADLINES]
+
+
 def filled(text: str, page: Path) -> str:
     """The page with every marked table made anew."""
 
     def fill(marked: re.Match[str]) -> str:
         path = ROOT / RESULTS / f"{marked[2]}.json"
-        return f"{marked[1]}{render(json.loads(path.read_text(encoding='utf-8')), link(path, page))}{marked[4]}"
+        result = read(path)
+        part = selected(result, **json.loads(marked[3])) if marked[3] else result
+        return f"{marked[1]}{render(part, link(path, page))}{marked[5]}"
 
-    return MARKED.sub(fill, text)
+    def fill_headline(marked: re.Match[str]) -> str:
+        return f"{marked[1]}{headline(marked[2])}{marked[4]}"
+
+    return HEADLINE.sub(fill_headline, MARKED.sub(fill, text))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The contents of a results file."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def selected(
+    result: Mapping[str, Any], *, rows: Sequence[Sequence[object]] | None = None, columns: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """A result with some rows and columns of its table, in the order asked for, and without notes.
+
+    Args:
+        result: Contents of a results file.
+        rows: First cells of the wanted rows; None takes all.
+        columns: Names of the wanted columns; None takes all.
+    """
+    table = result["table"]
+    chosen = table["rows"] if rows is None else [row_of(result, cells) for cells in rows]
+    places = range(len(table["columns"])) if columns is None else [table["columns"].index(name) for name in columns]
+    names = [table["columns"][place] for place in places]
+    part = {"columns": names, "rows": [[row[place] for place in places] for row in chosen]}
+    return {**result, "table": part, "notes": []}
+
+
+def row_of(result: Mapping[str, Any], cells: Sequence[object]) -> list[Any]:
+    """The one row that begins with these cells."""
+    found = [row for row in result["table"]["rows"] if row[: len(cells)] == list(cells)]
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} rows of {result['name']} begin with {list(cells)}; expected one")
+    row: list[Any] = found[0]
+    return row
+
+
+def headline(name: str) -> str:
+    """A table of headline numbers, each of which is a cell of a results file."""
+
+    def text(cell: object) -> str:
+        if not isinstance(cell, dict):
+            return str(cell)
+        result = read(ROOT / RESULTS / f"{cell['file']}.json")
+        value = row_of(result, cell["row"])[result["table"]["columns"].index(cell["column"])]
+        return str(cell.get("format", "{}")).format(value)
+
+    table = read(ROOT / RESULTS / HEADLINES)[name]
+    lines = [
+        table["columns"],
+        ["---"] * len(table["columns"]),
+        *([text(cell) for cell in row] for row in table["rows"]),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def link(path: Path, page: Path) -> str:

@@ -43,7 +43,7 @@ def test_pages_show_what_the_files_say(capsys: pytest.CaptureFixture[str]) -> No
     assert results.main(["--check"]) == 0, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / results.RESULTS).glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", results.files(), ids=lambda path: path.stem)
 def test_results_file(path: Path) -> None:
     assert results.validate(path) == []
 
@@ -70,6 +70,36 @@ def test_table_is_written_and_checked(repository: Path, capsys: pytest.CaptureFi
     assert results.main([]) == 0
     assert page.read_text() == f"before\n<!-- results:speed -->\n{TABLE}<!-- /results -->\nafter\n"
     assert results.main(["--check"]) == 0
+
+
+def test_part_of_a_table(repository: Path) -> None:
+    page = repository / "docs" / "page.md"
+    page.write_text(
+        '<!-- results:speed {"rows": [["b"]], "columns": ["images/s", "method"]} -->\n<!-- /results -->\n'
+        '<!-- results:speed {"columns": ["accuracy %"]} -->\n<!-- /results -->\n'
+    )
+    assert results.main([]) == 0
+    text = page.read_text()
+    assert "| images/s | method |\n| ---: | --- |\n| - | b |\n\n[speed.json]" in text
+    assert "| accuracy % |\n| ---: |\n| 91.25 |\n| 9.50 |\n\n[speed.json]" in text
+    assert "Mean of two seeds" not in text
+    assert results.main(["--check"]) == 0
+
+
+def test_headline(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cell = {"file": "speed", "row": ["a"], "column": "accuracy %", "format": "{} %"}
+    table = {"columns": ["task", "ours"], "rows": [["seeing", cell]]}
+    headlines = repository / "docs" / "results" / "headline.json"
+    headlines.write_text(json.dumps({"all": table}))
+    page = repository / "docs" / "page.md"
+    page.write_text("<!-- headline:all -->\n<!-- /headline -->\n")
+    assert results.main([]) == 0
+    assert page.read_text() == (
+        "<!-- headline:all -->\n| task | ours |\n| --- | --- |\n| seeing | 91.25 % |\n<!-- /headline -->\n"
+    )
+    headlines.write_text(json.dumps({"all": {**table, "rows": [["seeing", {**cell, "row": ["c"]}]]}}))
+    assert results.main([]) == 1
+    assert "0 rows of speed begin with ['c']" in capsys.readouterr().err
 
 
 def test_missing_file_is_named(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tools import results
-from tools.results import ROOT, provenance
+from tools.results import provenance
 
 
 def example() -> dict[str, Any]:

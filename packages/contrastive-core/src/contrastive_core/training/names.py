@@ -1,0 +1,77 @@
+"""Check names that come from data: of cases, classes, patients, structures and archive members."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from pathlib import Path
+
+from contrastive_core.errors import UserError
+
+#: Devices on Windows, whatever the ending.
+_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
+#: Characters that change the direction of text, so that a name reads as another one.
+_DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+#: A file system takes 255 bytes; endings and temporary names are added to a name.
+_LONGEST = 200
+
+
+def check_file_name(name: str, *, what: str, source: object) -> str:
+    """The name, if a file of an output folder can be called so.
+
+    Args:
+        name: The name.
+        what: What it is the name of: "case".
+        source: Where it was read, for the message.
+
+    Raises:
+        UserError: It is empty, too long, hidden or reserved, or holds a separator or a control character.
+    """
+    check_label(name, what=what, source=source)
+    if "/" in name or "\\" in name:
+        problem = "holds a path separator"
+    elif name.startswith("."):
+        problem = "begins with a dot"
+    elif name.endswith((".", " ")) or name.startswith(" "):
+        problem = "begins or ends with a space, or ends with a dot"
+    elif _DEVICES.fullmatch(name):
+        problem = "is reserved on Windows"
+    elif len(os.fsencode(name)) > _LONGEST:
+        problem = f"is longer than {_LONGEST} bytes"
+    else:
+        return name
+    raise UserError(f"{source}: the {what} {name!r} {problem}, so no file can be named after it; rename it there")
+
+
+def check_label(name: str, *, what: str, source: object) -> str:
+    """The name, if it can be shown in tables and reports.
+
+    Raises:
+        UserError: It is no text, is empty, or holds control characters or characters that turn the text around.
+    """
+    if not isinstance(name, str):
+        raise UserError(
+            f"{source}: the {what} {name!r} is a {type(name).__name__}; expected text. Put it in quotes there"
+        )
+    if not name.strip():
+        raise UserError(f"{source}: a {what} has no name; name it there")
+    if any(unicodedata.category(letter) == "Cc" or letter in _DIRECTIONS for letter in name):
+        raise UserError(f"{source}: the {what} {name!r} holds control characters; rename it there")
+    return name
+
+
+def check_relative_path(path: str, *, what: str, source: object) -> str:
+    """A path with forward slashes that stays inside the folder it is relative to, every part a file name.
+
+    Raises:
+        UserError: It is absolute, leads outside, or a part of it is no file name.
+    """
+    for part in path.split("/"):
+        check_file_name(part, what=what, source=source)
+    return path
+
+
+def inside(folder: Path, path: Path) -> bool:
+    """Whether a path, with all links followed, is below a folder."""
+    return path.resolve().is_relative_to(folder.resolve())

@@ -1,0 +1,101 @@
+"""A command replaces its own files and no others."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from contrastive_core.app.outputs import INDEX, writing
+from contrastive_core.errors import UserError
+from contrastive_core.training import files
+
+
+def write(*targets: Path, command: str = "prog verb", text: str = "ours", **options: object) -> None:
+    with writing(targets, command=command, **options):  # type: ignore[arg-type]
+        for target in targets:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            files.write_atomic(target, text.encode())
+
+
+def test_what_a_command_wrote_it_replaces(tmp_path: Path) -> None:
+    first, second = tmp_path / "out" / "a.csv", tmp_path / "out" / "deep" / "b.csv"
+    write(first, second, folder=tmp_path / "out")
+    write(first, second, folder=tmp_path / "out", text="again")
+    assert (first.read_text(), second.read_text()) == ("again", "again")
+
+
+@pytest.mark.parametrize("change", ["foreign", "edited", "another command", "link", "dangling link", "damaged index"])
+def test_other_files_are_refused_before_the_first_is_written(tmp_path: Path, change: str) -> None:
+    new, old = tmp_path / "a.csv", tmp_path / "b.csv"
+    if change == "foreign":
+        old.write_text("theirs")
+    elif change == "link":
+        (tmp_path / "theirs").write_text("theirs")
+        old.symlink_to(tmp_path / "theirs")
+    elif change == "dangling link":
+        old.symlink_to(tmp_path / "nothing")
+    else:
+        write(old, command="prog other" if change == "another command" else "prog verb", text="theirs")
+        if change == "edited":
+            old.write_text("theirs, edited")
+        elif change == "damaged index":
+            (tmp_path / INDEX).write_text("[" * 100_000)
+    before = old.read_text() if old.exists() else None
+    with pytest.raises(UserError, match=r"b\.csv exists, and `prog verb` did not write it here.*--overwrite"):
+        write(new, old)
+    assert not new.exists()
+    assert (old.read_text() if old.exists() else None) == before
+    write(new, old, overwrite=True)
+    assert old.read_text() == "ours"
+    write(new, old)
+
+
+def test_inputs_are_never_replaced(tmp_path: Path) -> None:
+    image, linked, folder = tmp_path / "image.nii", tmp_path / "mask.nii", tmp_path / "series"
+    image.write_text("image")
+    os.link(image, linked)
+    folder.mkdir()
+    (folder / "1.dcm").write_text("slice")
+    for target, read in ((image, image), (linked, image), (folder / "1.dcm", folder)):
+        with pytest.raises(UserError, match="which reads it"):
+            write(target, inputs=[read], overwrite=True)
+    assert image.read_text() == "image"
+    with pytest.raises(UserError, match="is a folder where"):
+        write(folder, overwrite=True)
+
+
+def test_a_command_that_was_stopped_finds_its_files_again(tmp_path: Path) -> None:
+    target = tmp_path / "out" / "a.csv"
+
+    def stopped() -> None:
+        with writing([target, tmp_path / "out" / "b.csv"], command="prog verb"):
+            target.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    write(target)
+    child = os.fork()
+    if child == 0:
+        with writing([target], command="prog verb"):
+            target.write_text("half again")
+            os.kill(os.getpid(), 9)
+    os.waitpid(child, 0)
+    write(target, text="whole")
+    assert target.read_text() == "whole"
+
+
+def test_a_plan_that_writes_nothing_leaves_nothing(tmp_path: Path) -> None:
+    with writing([tmp_path / "a"], command="prog verb"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_many_files_are_named_in_short(tmp_path: Path) -> None:
+    targets = [tmp_path / f"{n}.csv" for n in range(12)]
+    for target in targets:
+        target.write_text("theirs")
+    with pytest.raises(UserError, match=r"2\.csv and 9 more files exists"):
+        write(*targets)

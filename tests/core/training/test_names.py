@@ -1,0 +1,60 @@
+"""Names that come from data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from contrastive_core.errors import UserError
+from contrastive_core.training.names import check_file_name, check_label, check_relative_path, inside
+
+
+@pytest.mark.parametrize("name", ["case 1", "Doe^John", "患者一", "sub-01_ses-2.nii", "a" * 200, "CONTROL", "x..y"])
+def test_names_of_files(name: str) -> None:
+    assert check_file_name(name, what="case", source="list.csv") == name
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("", "has no name"),
+        (" ", "has no name"),
+        ("../../x", "path separator"),
+        ("/etc/passwd", "path separator"),
+        ("a\\b", "path separator"),
+        ("..", "begins with a dot"),
+        (".outputs.json", "begins with a dot"),
+        ("a\x00b", "control characters"),
+        ("a\nb", "control characters"),
+        ("a\x1b[31m", "control characters"),
+        ("gnp\u202etxt.exe", "control characters"),
+        ("nul", "reserved"),
+        ("COM1.nii", "reserved"),
+        ("a.", "ends with a dot"),
+        (" a", "space"),
+        ("é" * 101, "longer than 200 bytes"),
+        (7, "is a int; expected text"),
+    ],
+)
+def test_names_that_no_file_gets(name: str, problem: str) -> None:
+    with pytest.raises(UserError, match=rf"^list\.csv: .*{problem}"):
+        check_file_name(name, what="case", source="list.csv")
+
+
+def test_labels_may_hold_separators() -> None:
+    assert check_label("left/right", what="class", source="x") == "left/right"
+
+
+def test_relative_paths() -> None:
+    assert check_relative_path("a/b/c", what="case", source="x") == "a/b/c"
+    for path in ("/a", "a/../b", "a//b", "a/./b", "C:\\a"):
+        with pytest.raises(UserError):
+            check_relative_path(path, what="case", source="x")
+
+
+def test_inside(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "link").symlink_to(tmp_path)
+    assert inside(tmp_path / "in", tmp_path / "in" / "a")
+    assert not inside(tmp_path / "in", tmp_path / "in" / "link" / "a")

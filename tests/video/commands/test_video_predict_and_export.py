@@ -81,6 +81,40 @@ def test_predictions_are_those_of_the_network(model: Path, videos: Path, tmp_pat
         predict(str(model), str(videos), out, views=("flow",))
 
 
+def test_one_video_is_predicted(model: Path, videos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "one.csv"
+    predict(str(model), str(videos / "red/000.mkv"), out, clips=1, crops=1, sheet=0, device="cpu")
+    assert [row["path"] for row in table(out)] == ["000.mkv"]
+
+
+def test_nothing_of_the_users_is_replaced(
+    model: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "mine.png").write_text("my picture")
+    (tmp_path / "notes.csv").write_text("my notes")
+
+    def run(name: str, **options: object) -> None:
+        data = str(videos / "red/000.mkv")
+        predict(str(model), data, tmp_path / name, clips=1, crops=1, device="cpu", **options)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:  # before any work
+        patch.setattr("ssl_video.commands.predict.classify", lambda *_, **__: pytest.fail("has begun"))
+        for name, said in (
+            ("folder.csv", "folder.csv is a folder"),
+            ("mine.csv", "mine.png is there already"),
+            ("notes.csv", "notes.csv is there already"),
+            ("notes.csv/deeper.csv", "cannot be written"),
+        ):
+            with pytest.raises(UserError, match=said):
+                run(name)
+    assert (tmp_path / "mine.png").read_text() == "my picture"
+    run("mine.csv", sheet=0)
+    run("own.csv")
+    run("own.csv")  # what the command has written it may write again
+    assert (tmp_path / "own.png").is_file()
+
+
 @pytest.mark.parametrize(
     ("videos", "most", "shown"), [(13, 24, range(13)), (5, 3, (0, 2, 4)), (4, 1, (0,)), (3, 0, ())]
 )

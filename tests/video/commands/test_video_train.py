@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -25,8 +26,9 @@ from ssl_video.commands.evaluate import evaluate
 from ssl_video.commands.make_splits import make_splits
 from ssl_video.commands.report import report
 from ssl_video.commands.train import train
-from ssl_video.data import ClipSpec, index_video, read_clip
+from ssl_video.data import ClipDataset, ClipSpec, index_video, read_clip
 from ssl_video.data.clip import clip_starts
+from ssl_video.data.splits import read_split
 from ssl_video.evaluation import fused
 from ssl_video.models import NetworkOptions
 from ssl_video.models.checkpoint import load_recognizer
@@ -208,8 +210,98 @@ def test_a_video_without_a_view_is_fused_without_it() -> None:
 
 def test_testing_what_was_trained_on_is_refused(videos: Path, trained: Path, tmp_path: Path) -> None:
     make_splits(str(videos / "clips.csv"), tmp_path, fractions=(), per_class=(1,), draws=1, by="clip", seed=3)
-    with pytest.raises(UserError, match="videos were trained on"):
+    with pytest.raises(UserError, match="videos to test on were trained on"):
         evaluate(str(trained), str(videos / "clips.csv"), split=tmp_path / "1each-draw0.json", device="cpu")
+
+
+def test_videos_are_known_by_their_content(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Trained through the manifest of `check`, whose keys are others, and tested through the folder."""
+    folder = tmp_path / "videos"
+    shutil.copytree(videos, folder, ignore=shutil.ignore_patterns("*.json", "*.csv"))
+    assert main(["check", str(folder), "--out", str(tmp_path / "man/manifest.csv"), "--no-decode"]) == 0
+    make_splits(str(folder), tmp_path / "s", fractions=(0.5,), draws=1, by="clip")
+    run = settings(videos, data=str(tmp_path / "man/manifest.csv"), split=tmp_path / "s/50percent-draw0.json", steps=2)
+    train(out=tmp_path / "run", **run)
+    make_splits(str(folder), tmp_path / "s2", fractions=(0.5,), draws=1, by="clip", seed=7, test=0.5)
+    with pytest.raises(UserError, match="videos to test on were trained on"):
+        evaluate(str(tmp_path / "run"), str(folder), split=tmp_path / "s2/50percent-draw0.json", device="cpu")
+    with pytest.raises(UserError, match="videos to test on were trained on"):
+        evaluate(str(tmp_path / "run"), str(folder), device="cpu")
+    found = evaluate(
+        str(tmp_path / "run"), str(folder), split=tmp_path / "s/50percent-draw0.json", clips=1, crops=1, device="cpu"
+    )
+    assert found.views["rgb"].videos > 0
+
+
+def test_another_labelled_folder_is_tested_on_without_a_split(videos: Path, trained: Path, tmp_path: Path) -> None:
+    others = tmp_path / "others"
+    kept = [key for key, _ in read_split(videos / "1each-draw0.json").test]
+    for key in kept:
+        (others / key).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(videos / key, others / key)
+    shutil.copy(videos / kept[0], others / "loose.mkv")
+    found = evaluate(str(trained), str(others), clips=1, crops=1, device="cpu", out=tmp_path / "e")
+    by_split = evaluate(
+        str(trained), str(videos / "clips.csv"), split=videos / "1each-draw0.json", clips=1, crops=1, device="cpu",
+        out=tmp_path / "f",
+    )  # fmt: skip
+    assert (found.part, found.split, found.confusion) == ("all", "", by_split.confusion)
+    assert (tmp_path / "e/all.json").is_file()
+    (others / "violet").mkdir()
+    shutil.copy(videos / kept[0], others / "violet/x.mkv")
+    with pytest.raises(UserError, match=r"1 classes that .* does not know \(violet\)"):
+        evaluate(str(trained), str(others), device="cpu")
+    shutil.rmtree(others / "violet")
+    (tmp_path / "g/all.json").mkdir(parents=True)
+    with pytest.raises(UserError, match="is a folder"):
+        evaluate(str(trained), str(others), device="cpu", out=tmp_path / "g")
+
+
+def test_a_run_goes_on_where_the_data_lie_now(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there, real = tmp_path / "here", tmp_path / "there", Feed.batch
+    shutil.copytree(videos, here)
+    train(out=tmp_path / "whole", **settings(here))
+
+    def killed(self: Feed, step: int) -> object:
+        if step == 4:
+            raise KeyboardInterrupt
+        return real(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Feed, "batch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(out=tmp_path / "run", **settings(here))
+    here.rename(there)
+    resumed = settings(there, run=dataclasses.replace(CPU, resume=True))
+    make_splits(str(there / "clips.csv"), tmp_path / "s", fractions=(), per_class=(1,), draws=1, by="clip", seed=5)
+    with pytest.raises(UserError, match="is another split than the one this run was started with"):
+        train(out=tmp_path / "run", **{**resumed, "split": tmp_path / "s/1each-draw0.json"})
+    train(out=tmp_path / "run", **resumed)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_recalibration_loses_no_model_for_a_bad_file(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training never drew the file; recalibration meets it after all steps."""
+    real, trained = ClipDataset.clip, False
+
+    def clip(self: ClipDataset, index: int, *, seed: int) -> object:
+        if trained and index % 2:
+            raise UserError("a file that cannot be read")
+        return real(self, index, seed=seed)
+
+    def batch(self: Feed, step: int) -> object:
+        nonlocal trained
+        found = Feed_batch(self, step)
+        trained = step == 1
+        return found
+
+    Feed_batch = Feed.batch
+    monkeypatch.setattr(ClipDataset, "clip", clip)
+    monkeypatch.setattr(Feed, "batch", batch)
+    train(out=tmp_path / "a", **settings(videos, steps=2))
+    assert load_recognizer(tmp_path / "a", device="cpu").network is not None
 
 
 @pytest.mark.parametrize(

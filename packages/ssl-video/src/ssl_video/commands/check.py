@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from contrastive_core.app.checks import counted_levels, finding_lines, findings_to_json, most_first, of_level
-from contrastive_core.training.files import write_atomic
+from contrastive_core.training.files import check_output, write_atomic
 from ssl_video.data import open_videos
 from ssl_video.data.check import Facts, examine
 
@@ -57,9 +57,10 @@ def check(
         UserError: there is no such data set or part.
     """
     videos = open_videos(data, part=part)
+    if out is not None:
+        check_output(out, is_ours=lambda start: start.startswith(",".join(_COLUMNS).encode()))
     facts, findings = examine(videos, decode=decode)
     if out is not None:  # first: who reads what is printed may leave in the middle
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(out, _manifest(facts, out.parent).encode())
     good = [fact.index for fact in facts if fact.index is not None]
     sizes = most_first(Counter(f"{index.width}x{index.height}" for index in good))

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 
 from contrastive_core.app.report.figures import confusion_figure, to_png
 from contrastive_core.errors import UserError
-from contrastive_core.training.files import write_atomic
+from contrastive_core.training.files import check_output, write_atomic
 from contrastive_core.training.model_file import module_hash
 from contrastive_core.training.progress import track
-from ssl_video.data import open_videos
+from ssl_video.data import VideoSet, open_videos
 from ssl_video.data.splits import read_split, select_labelled
 from ssl_video.data.torchcodec_reader import ReaderName, check_reader
 from ssl_video.evaluation import FUSED, Evaluation, classify, confusion_of, fused, score_view
@@ -25,8 +24,8 @@ def evaluate(
     model: str,
     data: str,
     *,
-    split: Path,
-    part: Literal["test", "validation"] = "test",
+    split: Path | None = None,
+    part: str | None = None,
     views: tuple[str, ...] | None = None,
     clips: int = 10,
     crops: int = 3,
@@ -37,7 +36,10 @@ def evaluate(
     out: Path | None = None,
     device: str = "auto",
 ) -> Evaluation:
-    """Test a network on the videos that a split has kept: 10 clips x 3 crops, mean of probabilities.
+    """Test a network on videos it has not seen: 10 clips x 3 crops of each, mean of probabilities.
+
+    With a split, on the videos that it keeps for testing; without, on all videos of `data` that have a class. Videos
+    that the network was trained on are refused, whatever they are called and wherever they lie.
 
     The number that counts is that of the first view, frames, at the cost of an ordinary network; each other view alone
     and the mean of all are reported beside it. Three files are written: ``PART.json`` with all numbers,
@@ -47,8 +49,9 @@ def evaluate(
     Args:
         model: the out folder of ``ssl-video train``, or its model folder.
         data: the videos, as for `train`.
-        split: the split file that it was trained by.
-        part: which part of it.
+        split: the split file that it was trained by; None: all labelled videos of `data`.
+        part: which part of the split, test (the default) or validation; without a split, which part of the data, such
+            as test; None: all.
         views: which views to report; None: all that the network has learned.
         clips: of each video, spread evenly in time.
         crops: of each clip, along its long side.
@@ -64,26 +67,22 @@ def evaluate(
     """
     if clips < 1 or crops < 1 or not 0 <= max_bad < 1:
         raise UserError(f"evaluate needs clips >= 1, crops >= 1 and 0 <= max_bad < 1; got {clips}, {crops}, {max_bad}")
-    chosen = read_split(split)
-    listed = chosen.test if part == "test" else chosen.validation
-    if not listed:
-        raise UserError(f"{split}: keeps no videos for {part}; make a split that does, or name the other part")
-    videos = select_labelled(open_videos(data), listed, chosen.classes, file=split)
     recognizer = load_recognizer(model, device=device)
     recipe = recognizer.recipe
-    if recipe.classes != chosen.classes:
-        raise UserError(f"{split}: its classes are not those that {model} was trained on")
-    shared = recognizer.learned_from(key for key, _ in listed)
+    videos, part, digest = _kept(data, split, part, recipe.classes, model=model)
+    shared = recognizer.learned_from(videos.videos)
     if shared:
         raise UserError(
-            f"{split}: {len(shared)} of its {part} videos were trained on ({min(shared)}); give the split that {model} "
-            "was trained by"
+            f"{split or data}: {len(shared)} of the {len(videos)} videos to test on were trained on ({shared[0].key}); "
+            f"give the split that {model} was trained by, or other videos"
         )
     wanted = recipe.views if views is None else views
     if not wanted or not set(wanted) <= set(recipe.views):
         raise UserError(f"views are {', '.join(wanted) or 'none'}; the network has learned {', '.join(recipe.views)}")
     stored = open_flow(flow_cache, method=recipe.flow, views=wanted, of=(videos,), max_bad=max_bad)
     check_reader(reader)
+    folder = out if out is not None else Path(model) / "evaluation"
+    check_output(folder / f"{part}.json")
     found, kept, skipped = [], [], {}
     for place, video in enumerate(track(videos.videos, total=len(videos), what="testing")):
         try:
@@ -115,7 +114,7 @@ def evaluate(
         model_hash=module_hash(recognizer.network),
         data=data,
         part=part,
-        split=chosen.digest,
+        split=digest,
         headline=wanted[0],
         clips=clips,
         crops=crops,
@@ -125,8 +124,6 @@ def evaluate(
         confusion=confusion,
         skipped=skipped,
     )
-    folder = out if out is not None else Path(model) / "evaluation"
-    folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{part}-predictions.npz").open("wb") as stream:
         np.savez(
             stream,
@@ -139,3 +136,35 @@ def evaluate(
     write_atomic(folder / f"{part}-confusion.png", to_png(confusion_figure(confusion, recipe.classes)))
     write_atomic(folder / f"{part}.json", result.to_json().encode())  # last: where it stands, the others do
     return result
+
+
+def _kept(
+    data: str, split: Path | None, part: str | None, classes: tuple[str, ...], *, model: str
+) -> tuple[VideoSet, str, str]:
+    """The videos to test on, the name of the part that they are, and the hash of the split (empty without one)."""
+    if split is None:
+        found = open_videos(data, part=part)
+        strange = sorted({str(video.label) for video in found.videos if video.label not in (None, *classes)})
+        if strange:
+            raise UserError(
+                f"{data}: has videos of {len(strange)} classes that {model} does not know "
+                f"({', '.join(strange[:3])}); it knows {', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}"
+            )
+        labelled = [place for place, video in enumerate(found.videos) if video.label is not None]
+        if not labelled:
+            raise UserError(
+                f"{data}: none of its {len(found)} videos has a class; expected folders of classes or a list"
+            )
+        chosen = [found[place] for place in labelled]
+        return VideoSet(found.name, chosen, classes=classes), "all" if part is None else part, ""
+    read = read_split(split)
+    if part not in (None, "test", "validation"):
+        raise UserError(f"part is {part!r}; a split keeps the parts test and validation")
+    part = part or "test"
+    listed = read.test if part == "test" else read.validation
+    if not listed:
+        raise UserError(f"{split}: keeps no videos for {part}; make a split that does, or name the other part")
+    videos = select_labelled(open_videos(data), listed, read.classes, file=split)
+    if classes != read.classes:
+        raise UserError(f"{split}: its classes are not those that {model} was trained on")
+    return videos, part, read.digest

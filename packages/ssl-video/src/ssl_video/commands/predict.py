@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.files import check_output
 from contrastive_core.training.progress import track
 from ssl_video.data import open_videos
 from ssl_video.data.torchcodec_reader import ReaderName, check_reader
@@ -14,6 +15,9 @@ from ssl_video.evaluation import classify, fused
 from ssl_video.models.checkpoint import load_recognizer
 from ssl_video.optical_flow.cache import open_flow
 from ssl_video.reports.contact_sheet import Thumbnail, contact_sheet
+
+_HEAD = b'"path","class","probability"'
+_MARK = b"ssl-video predict"
 
 
 @dataclass(frozen=True)
@@ -48,13 +52,14 @@ def predict(
 ) -> PredictResult:
     """Classify videos and write a CSV file with a row for each: path, class, probability, error.
 
-    Of a folder all videos are taken, however deep they lie; labels are not looked at. A video that cannot be read has
-    its row, with the reason under ``error``. Beside the table, a PNG file of the same name shows the middle frames of
-    some videos with what they were taken for. Both are complete or not there.
+    Of a folder all videos are taken, however deep they lie, or one video file; labels are not looked at. A video that
+    cannot be read has its row, with the reason under ``error``. Beside the table, a PNG file of the same name shows the
+    middle frames of some videos with what they were taken for. Both are complete or not there; a file that this command
+    has not written is never replaced.
 
     Args:
         model: the out folder of ``ssl-video train``, or its model folder.
-        data: a folder, a CSV file, or a list; see `ssl_video.data.open_videos`.
+        data: a folder, a video, a CSV file, or a list; see `ssl_video.data.open_videos`.
         out: the CSV file.
         views: which views, of those the network has learned; several are averaged. None: frames alone.
         top: how many classes of largest probability to list.
@@ -83,7 +88,10 @@ def predict(
     stored = open_flow(flow_cache, method=recognizer.recipe.flow, views=wanted)
     videos = open_videos(data)
     shown = spread(len(videos), sheet)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    picture = out.with_suffix(".png") if sheet else None
+    check_output(out, is_ours=lambda start: start.startswith(_HEAD))
+    if picture is not None:
+        check_output(picture, is_ours=lambda start: _MARK in start)
     new = out.with_name(f".{out.name}.tmp")
     thumbnails: list[Thumbnail] = []
     unreadable = 0
@@ -105,10 +113,9 @@ def predict(
                 label, share = classes[ranked[0][0]], ranked[0][1]
                 thumbnails.append(Thumbnail(video.path, f"{label} {100 * share:.0f} %", Path(video.key).name))
     new.replace(out)
-    picture = None
-    if thumbnails:
-        picture = out.with_suffix(".png")
-        contact_sheet(thumbnails, picture)
+    if picture is None or not thumbnails:
+        return PredictResult(out, len(videos), unreadable, None)
+    contact_sheet(thumbnails, picture, mark=_MARK)
     return PredictResult(out, len(videos), unreadable, picture)
 
 

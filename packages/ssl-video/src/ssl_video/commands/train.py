@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -112,7 +112,7 @@ def train(
     stored = open_flow(flow_cache, method=flow, views=views, of=(labelled, learned), max_bad=max_bad)
     recipe = Recipe(network, labelled.classes, clip, size, views, flow, tg_gain)
     config |= {"views": views}
-    with Run(out, config=config, command="ssl-video train", options=run) as r:
+    with Run(out, config=config, command="ssl-video train", options=run, free=_FREE) as r:
         try:
             augment = ClipAugment(
                 size, views=views, weak=weak, strong=strong, shared_geometry=shared_geometry, flow=flow, tg_gain=tg_gain
@@ -142,7 +142,7 @@ def train(
         wrapped, optim = r.setup(mvpl, build_optimizer(mvpl.network, optimizer, lr=peak))
         warmup = min(round(optimizer.warmup * steps), steps - 1)
         schedule = WarmupCosine(optim, peak_lr=peak, start_lr=peak / 10, warmup_steps=warmup, total_steps=steps)
-        r.track(model=mvpl, optimizer=optim, schedule=schedule)
+        r.track(model=mvpl, optimizer=optim, schedule=schedule, split=_SameSplit(found.digest, split))
         r.say(f"{len(labelled)} labelled of {len(learned)} videos, {feed.clips} clips a step, {steps} steps")
 
         def tested(count: int) -> Recognizer:
@@ -172,9 +172,30 @@ def train(
                 r.log(**losses.diagnostics.scalars())
             if validate_every and validated is not None and ((step + 1) % validate_every == 0 or step == steps - 1):
                 r.record(validation_accuracy=_accuracy(tested(min(recalibrate, 64)), validated))
-        seen = {video.key for of in (labelled, learned) for video in of.videos}
+        seen = {video.path: video for of in (labelled, learned) for video in of.videos}.values()
         about = {"method": method, "steps": steps, "split": found.digest, "labelled": len(labelled), "bn": bn}
         return save_recognizer(r, tested(recalibrate).network, recipe, learned_from=seen, about=about)
+
+
+_FREE = ("data", "split", "flow_cache", "reader", "max_bad")
+"""Settings that a resumed run may change: where the data lie now, and how they are read. The split must be the same."""
+
+
+class _SameSplit:
+    """Part of a checkpoint: the hash of the split, which a resumed run must have too."""
+
+    def __init__(self, digest: str, file: Path) -> None:
+        self._digest, self._file = digest, file
+
+    def state_dict(self) -> dict[str, str]:
+        return {"sha256": self._digest}
+
+    def load_state_dict(self, state: Mapping[str, str]) -> None:
+        if state["sha256"] != self._digest:
+            raise UserError(
+                f"{self._file}: is another split than the one this run was started with (sha256 "
+                f"{self._digest[:12]}, then {state['sha256'][:12]}); resume with that split, or start a new run"
+            )
 
 
 class _Videos(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,29 @@ PARTS = {
     "testing": "test",
 }
 """Names of folders and column values -> the part of the data that they mean."""
+
+
+_BLOCK = 1 << 16
+
+
+def content_mark(path: Path) -> str:
+    """A short hash of a file's content: of its size and of its first, middle and last 64 kB.
+
+    It tells the videos of any data set apart, whatever they are called and wherever they lie.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            digest = hashlib.blake2s(str(size).encode(), digest_size=8)
+            for begin in sorted({0, max(0, size // 2 - _BLOCK // 2), max(0, size - _BLOCK)}):
+                file.seek(begin)
+                digest.update(file.read(_BLOCK))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be opened ({error.strerror}); expected a video file") from error
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

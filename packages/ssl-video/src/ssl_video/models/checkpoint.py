@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,11 +15,12 @@ from contrastive_core.training import Run, load_model
 from contrastive_core.training.launch import choose_device
 from ssl_video.augment import ClipAugment
 from ssl_video.data.clip import ClipSpec
+from ssl_video.data.videos import Video, content_mark
 from ssl_video.models import NetworkOptions, build_network
 from ssl_video.models.batchnorm import split_batchnorm, views_in_batch
 from ssl_video.views import normalize
 
-FORMAT = "ssl-video recognizer 1"
+FORMAT = "ssl-video recognizer 2"
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,14 @@ class Recognizer:
     device: torch.device
     card: Mapping[str, object]
 
-    def learned_from(self, keys: Iterable[str]) -> list[str]:
-        """Those of these videos that the network was trained on, with labels or without."""
+    def learned_from(self, videos: Iterable[Video]) -> list[Video]:
+        """Those of these videos that the network was trained on, with labels or without.
+
+        They are known by their content: another name or folder makes no other video.
+        """
         known = self.card.get("learned_from")
         seen = set(known) if isinstance(known, list) else set()
-        return [key for key in keys if _mark(key) in seen]
+        return [video for video, mark in _marks(videos) if mark in seen]
 
     @torch.no_grad()
     def probabilities(self, pictures: Tensor, view: str) -> Tensor:
@@ -81,7 +85,7 @@ def save_recognizer(
     network: nn.Module,
     recipe: Recipe,
     *,
-    learned_from: Iterable[str],
+    learned_from: Iterable[Video],
     about: Mapping[str, object],
     folder: str = "model",
 ) -> Path:
@@ -91,11 +95,11 @@ def save_recognizer(
         run: the run.
         network: of `recipe`.
         recipe: how it is built.
-        learned_from: keys of all videos that were trained on, so that a test on them can be refused.
+        learned_from: all videos that were trained on, so that a test on them can be refused.
         about: what else its card shall say: the split, the method, the steps.
         folder: within the run.
     """
-    marks = sorted(_mark(key) for key in learned_from)
+    marks = sorted({mark for _, mark in _marks(learned_from)})
     card = {"format": FORMAT, "recipe": asdict(recipe), **about, "learned_from": marks}
     return run.save_model(dict(network.state_dict()), card, folder=folder)
 
@@ -132,6 +136,14 @@ def load_recognizer(model: str | Path, *, device: str = "auto") -> Recognizer:
     return Recognizer(network.eval().to(place), recipe, place, card)
 
 
-def _mark(key: str) -> str:
-    # Ten letters of a name: enough to tell the videos of any data set apart, in a card that stays small.
-    return hashlib.blake2s(key.encode(), digest_size=5).hexdigest()
+def _marks(videos: Iterable[Video]) -> list[tuple[Video, str]]:
+    """Videos with the hash of their content; those that cannot be read are left out, nothing can be done with them."""
+
+    def mark(video: Video) -> tuple[Video, str] | None:
+        try:
+            return video, content_mark(video.path)
+        except UserError:
+            return None
+
+    with ThreadPoolExecutor() as pool:
+        return [found for found in pool.map(mark, videos) if found is not None]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
+from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, permutation
 from ssl_video.augment import ClipAugment, WeakOptions
 from ssl_video.data.dataset import ClipDataset
@@ -63,7 +65,10 @@ def recalibrate_views(
     seed: int,
     device: torch.device,
 ) -> None:
-    """Give a network with split batch norm, for each view, the statistics of `count` weakly augmented clips of it."""
+    """Give a network with split batch norm, for each view, the statistics of `count` weakly augmented clips of it.
+
+    Videos that cannot be read are left out; a view of which no clip can be read keeps the statistics of training.
+    """
     for view in augment.views:
 
         def batches(view: str = view) -> Iterator[Tensor]:
@@ -75,14 +80,20 @@ def recalibrate_views(
             turns = torch.arange(count) // len(clips)
             order = permutation(derive(seed, "order"), len(clips))[places]
             for ids, passes in zip(torch.split(order, batch_size), torch.split(turns, batch_size), strict=True):
-                samples = [
-                    clips.clip(index, seed=derive(seed, "recalibrate", turn)).clip
-                    for index, turn in zip(ids.tolist(), passes.tolist(), strict=True)
-                ]
-                heard = [clip for clip in samples if view != "audio" or clip.has_audio is None or clip.has_audio.all()]
+                heard, drawn = [], []
+                for index, turn in zip(ids.tolist(), passes.tolist(), strict=True):
+                    try:
+                        clip = clips.clip(index, seed=derive(seed, "recalibrate", turn)).clip
+                    except UserError:  # a trained network must not be lost for a file that cannot be read
+                        continue
+                    if view != "audio" or clip.has_audio is None or clip.has_audio.all():
+                        heard.append(clip)
+                        drawn.append(index + len(clips) * turn)
                 if heard:
-                    drawn = ids + len(clips) * passes
-                    pictures = one.weak(heard, seed=seed, ids=drawn[: len(heard)])[view]
+                    pictures = one.weak(heard, seed=seed, ids=torch.tensor(drawn))[view]
                     yield normalize(pictures.to(device))
 
-        recalibrate_bn(network, batches(), view=view)
+        found = batches()
+        first = next(found, None)
+        if first is not None:
+            recalibrate_bn(network, itertools.chain([first], found), view=view)

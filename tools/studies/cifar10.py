@@ -71,10 +71,7 @@ def as_model_folder(weights: Path, encoder: str) -> Path:
 def score(model: str, data: str, linear_epochs: int) -> tuple[float, float]:
     """Linear and kNN accuracy in percent, of features of whole images computed once, as a CPU allows."""
     loaded = load_encoder(model)
-    train, test = (
-        labelled_features(model, data, split=split, batch_size=512, device="auto", loaded=loaded)
-        for split in ("train", "test")
-    )
+    train, test = (labelled_features(loaded, data, split=split, batch_size=512) for split in ("train", "test"))
     width, classes = train.features.shape[1], len(train.classes)
     source = Cached(train.features)
     with torch.no_grad():

@@ -64,7 +64,7 @@ def distilled(place: Place, encoder: str, percent: int, seed: int, *, epochs: in
     words = (
         *("distill", str(place.runs / teacher), str(place.data), str(place.runs / name), *DISTIL),
         *("--epochs", str(epochs)),
-        *(*own, "--student", str(place.runs / start), "--seed", str(seed)),
+        *(*own, "--init", str(place.runs / start), "--seed", str(seed)),
     )
     return [Job(name, words, place.model(name), (teacher, start)), place.test(name)]
 

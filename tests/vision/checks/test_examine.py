@@ -286,7 +286,7 @@ def test_command_line(write, clean, capsys: pytest.CaptureFixture[str], tmp_path
     (error,) = content["errors"]
     assert error["kind"] == "unreadable"
     assert error["items"][0]["files"] == ["train/cat/bad.jpg"]
-    assert main(["check", str(root), "--split", "test"]) == 0
+    assert main(["check", str(root), "--part", "test"]) == 0
     assert main(["check", str(root / "nothing")]) == 1
     assert "there is no such folder or file" in capsys.readouterr().err
     assert check(str(root)) == 1

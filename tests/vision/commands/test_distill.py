@@ -111,7 +111,7 @@ def test_the_loop_is_what_it_says(teacher: Path, tmp_path: Path, scale_by_temper
     images = open_images("digits")
     listed.write_text("".join(f"{images.key(i)}\n" for i in range(0, 60, 3)))
     distill(
-        str(teacher), "digits", tmp_path / "run", student="teacher", temperature=tau, alpha=alpha, labels=listed,
+        str(teacher), "digits", tmp_path / "run", init="teacher", temperature=tau, alpha=alpha, labels=listed,
         scale_by_temperature=scale_by_temperature, labelled_batch_size=20, epochs=1, batch_size=280,
         optimizer=dataclasses.replace(SGD, lr=0.02),
         run=dataclasses.replace(QUIET, seed=4),
@@ -188,7 +188,7 @@ def test_a_run_that_breaks_off_goes_on_in_the_same_bytes(
 
 def test_a_student_may_be_pretrained(teacher: Path, tmp_path: Path) -> None:
     student = teacher.parent / "pre"
-    distill(str(teacher), "digits", tmp_path / "run", student=str(student), from_layer=2, epochs=1, run=QUIET)
+    distill(str(teacher), "digits", tmp_path / "run", init=str(student), from_layer=2, epochs=1, run=QUIET)
     card = json.loads((tmp_path / "run" / "model" / "model.json").read_text())["metadata"]
     assert (card["from_layer"], card["encoder"]["width"], card["labelled"]) == (2, 0.25, None)
 

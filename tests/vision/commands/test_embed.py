@@ -72,7 +72,7 @@ def test_npz_is_the_same_bytes_again(photos: Path, tmp_path: Path) -> None:
 
 def test_images_without_classes_have_features_too(write: Write, noise: Noise, tmp_path: Path) -> None:
     folder = write({f"in/{i}.png": noise(i) for i in range(6)}) / "in"
-    with np.load(embed("pixels", str(folder), tmp_path / "f.npz", device="cpu", split="all"), allow_pickle=False) as f:
+    with np.load(embed("pixels", str(folder), tmp_path / "f.npz", device="cpu", part="all"), allow_pickle=False) as f:
         assert f["labels"].tolist() == [-1] * 6
         assert f["classes"].tolist() == []
         assert f["features"].shape == (6, 3 * 32 * 32)
@@ -94,7 +94,7 @@ def test_parquet_has_a_row_per_image(model: str, photos: Path, tmp_path: Path) -
 def test_parquet_without_labels_has_nulls(write: Write, noise: Noise, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     folder = write({f"in/{i}.png": noise(i) for i in range(3)}) / "in"
-    table = parquet.read_table(embed("pixels", str(folder), tmp_path / "f.parquet", device="cpu", split="all"))
+    table = parquet.read_table(embed("pixels", str(folder), tmp_path / "f.parquet", device="cpu", part="all"))
     assert table["label"].to_pylist() == table["class"].to_pylist() == [None] * 3
 
 
@@ -177,5 +177,5 @@ def test_map_of_many_classes_names_the_largest() -> None:
 def test_map_of_too_few_images_is_refused(write: Write, noise: Noise, tmp_path: Path) -> None:
     folder = write({f"in/{i}.png": noise(i) for i in range(4)}) / "in"
     with pytest.raises(UserError, match="at least 5 images, found 4"):
-        embed("pixels", str(folder), tmp_path / "map.png", device="cpu", split="all")
+        embed("pixels", str(folder), tmp_path / "map.png", device="cpu", part="all")
     assert not (tmp_path / "map.png").exists()

@@ -125,7 +125,7 @@ def test_images_without_labels_are_refused(digit_classifier: Path, tmp_path: Pat
     for i in range(2):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
     with pytest.raises(UserError, match="expected labels"):
-        evaluate(str(digit_classifier), str(tmp_path), split="train", device="cpu")
+        evaluate(str(digit_classifier), str(tmp_path), part="train", device="cpu")
 
 
 @pytest.mark.parametrize("arguments", [{"bins": 0}, {"batch_size": 0}])

@@ -19,6 +19,7 @@ from ssl_vision.evaluation.features import decode, evaluation_batches, labelled_
 from ssl_vision.evaluation.probes import knn_scores
 from ssl_vision.evaluation.scores import Score
 from ssl_vision.labels.choose import choose_per_class
+from ssl_vision.models.checkpoint import load_encoder
 
 
 @pytest.fixture
@@ -35,7 +36,8 @@ def test_only_listed_images_vote(labels: tuple[Path, Tensor]) -> None:
     file, chosen = labels
     score = knn("pixels", "digits", k=1, labels=file)
     train, test = (
-        labelled_features("pixels", "digits", split=s, batch_size=512, device="cpu") for s in ("train", "test")
+        labelled_features(load_encoder("pixels", device="cpu"), "digits", split=s, batch_size=512)
+        for s in ("train", "test")
     )
     votes = knn_scores(test.features, train.features[chosen], train.labels[chosen], num_classes=10, k=1)
     assert score.top1 == pytest.approx(100 * (votes.argmax(dim=1) == test.labels).double().mean().item())

@@ -334,7 +334,7 @@ def test_a_single_class_is_refused(write, noise, tmp_path: Path, listed: bool) -
     with pytest.raises(UserError, match=r"labelled images of one class only \(cat\), expected at least two"):
         finetune("none", str(data), tmp_path / "run", labels=labels, encoder=TINY, run=QUIET)
     with pytest.raises(UserError, match=r"labelled images of one class only \(cat\), expected at least two"):
-        linear("pixels", str(data), test_split="train", labels=labels)
+        linear("pixels", str(data), test_part="train", labels=labels)
     assert not (tmp_path / "run").exists()
 
 
@@ -353,7 +353,7 @@ def test_a_validation_part_is_no_test_score(write, noise, tmp_path: Path, held_o
     if held_out == "file":
         score = evaluate(str(model), str(data), device="cpu").score
         assert (score.split, score.validation_share) == ("val", 0)
-        score = evaluate(str(model), str(data), split="train", device="cpu").score
+        score = evaluate(str(model), str(data), part="train", device="cpu").score
         assert score.validation_share == pytest.approx(2 / 6)
     else:
         with pytest.raises(UserError, match=r"validated on \(100 %\); the data have no test split, and val takes its"):
@@ -362,6 +362,6 @@ def test_a_validation_part_is_no_test_score(write, noise, tmp_path: Path, held_o
         with pytest.raises(UserError, match=r"images that training was validated on \(100 %\)"):
             evaluate(str(model), str(data), device="cpu")
         (data / "test").rename(data / "val")
-        score = evaluate(str(model), str(data), split="val", device="cpu").score
+        score = evaluate(str(model), str(data), part="val", device="cpu").score
         assert score.validation_share == 1
     assert "this is no test score" in str(score)

@@ -153,7 +153,7 @@ def test_images_are_read_batch_by_batch(
 
 
 def test_named_sets_and_manifests_are_classified_too(digit_classifier: Path, tmp_path: Path) -> None:
-    result = predict(str(digit_classifier), "digits", tmp_path / "out.csv", split="test", device="cpu")
+    result = predict(str(digit_classifier), "digits", tmp_path / "out.csv", part="test", device="cpu")
     assert result.images == 364
     images = open_images("digits", split="test")
     rows = read(tmp_path / "out.csv")

@@ -21,6 +21,7 @@ from ssl_vision.data import open_images
 from ssl_vision.evaluation.features import labelled_features
 from ssl_vision.labels.choose import hold_out
 from ssl_vision.models import EncoderOptions
+from ssl_vision.models.checkpoint import load_encoder
 
 
 def write_digits(folder: Path, counts: dict[str, int], *, classes: int = 4) -> Path:
@@ -60,7 +61,7 @@ def reference(train: Arrays, val: Arrays) -> tuple[float, LogisticRegression]:
 
 
 def arrays(model: str, data: str, split: str) -> Arrays:
-    found = labelled_features(model, data, split=split, batch_size=64, device="cpu")
+    found = labelled_features(load_encoder(model, device="cpu"), data, split=split, batch_size=64)
     return found.features.double().numpy(), found.labels.numpy()
 
 
@@ -92,7 +93,7 @@ def test_validation_images_are_never_those_tested_on(model: str, tmp_path: Path)
     assert score.settings["val_split"] == "0.2 of train, seed 0"
     assert score.images == 16
     with pytest.raises(UserError, match="got 'test' as val_split"):
-        transfer(model, data, val_split="test", device="cpu")
+        transfer(model, data, val_part="test", device="cpu")
 
 
 def test_score_lies_beside_the_model_and_repeats(model: str, tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def test_teacher_that_was_not_evaluated_is_said(runs: Path, tmp_path: Path) -> N
     (folder / "student" / "config.yaml").write_text(config.replace(str(runs), str(folder)))
     shutil.rmtree(folder / "few" / "evaluation")
     text = read(report(folder / "student", device="cpu")).text
-    assert f"ssl-vision evaluate {folder / 'few'} digits --split test" in text
+    assert f"ssl-vision evaluate {folder / 'few'} digits --part test" in text
 
 
 def test_labels_of_a_student_are_its_teacher_s(runs: Path, tmp_path: Path) -> None:

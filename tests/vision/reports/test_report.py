@@ -209,7 +209,7 @@ def test_chosen_images_are_of_different_classes_and_never_bad() -> None:
 
 def test_command_line_writes_where_told(recorded: tuple[Path, object], tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
     out = tmp_path / "deep" / "page.html"
-    arguments = ["report", str(recorded[0]), "--out", str(out), "--rows", "2", "--bank", "10", "--split", "test"]
+    arguments = ["report", str(recorded[0]), "--out", str(out), "--rows", "2", "--bank", "10", "--part", "test"]
     assert main(arguments) == 0
     assert capsys.readouterr().out.strip() == str(out)
     assert "among 10 images of few digits, split test" in read(out).text
@@ -221,7 +221,7 @@ def test_large_pictures_stay_small_in_the_page(copy: Path, tmp_path: Path) -> No
         pixels = rng.integers(0, 256, (500, 900, 3), dtype=np.uint8)
         (tmp_path / "photos").mkdir(exist_ok=True)
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.png")
-    file = report(copy, data=str(tmp_path / "photos"), split="all", device="cpu", out=tmp_path / "page.html")
+    file = report(copy, data=str(tmp_path / "photos"), part="all", device="cpu", out=tmp_path / "page.html")
     assert file.stat().st_size < 3_000_000
     photos = read(file).images["Nearest neighbours"]
     assert {picture.size for picture in photos} == {(160, 89)}

@@ -49,7 +49,7 @@ class Exportable:
     def images(self, count: int) -> Tensor:
         """Images of noise to try it with, the same for the same count."""
         generator = torch.Generator().manual_seed(count)
-        return torch.rand(count, 3, self.image_size, self.image_size, generator=generator)
+        return torch.rand(count, self.options.channels, self.image_size, self.image_size, generator=generator)
 
     @torch.no_grad()
     def card(self, file: Path, *, normalisation: object) -> dict[str, Any]:
@@ -60,9 +60,9 @@ class Exportable:
             "file": file.name,
             "input": {
                 "name": "images",
-                "shape": ["batch", 3, self.image_size, self.image_size],
+                "shape": ["batch", self.options.channels, self.image_size, self.image_size],
                 "dtype": "float32",
-                "channels": "RGB",
+                "channels": "RGB" if self.options.channels == 3 else "as stored",
                 "range": [0.0, 1.0],
                 "normalisation": normalisation,
                 "preparation": "central square of 0.875 of the shorter side, resized bicubically without antialiasing; "
@@ -139,7 +139,7 @@ def write_torchvision(model: Exportable, file: Path, *, approximate: bool = Fals
         net.fc = nn.Identity()
     net.load_state_dict(state)
     net.eval()
-    mean, std = STATISTICS[model.options.normalize]
+    mean, std = _statistics(model.options)
 
     def run(images: Tensor) -> Tensor:
         out: Tensor = net((images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1))
@@ -159,6 +159,11 @@ def write_torchvision(model: Exportable, file: Path, *, approximate: bool = Fals
     else:
         checked["largest_difference"] = model.program.compare(run, f"torchvision's {name}")
     return card | {"checked": checked}
+
+
+def _statistics(options: EncoderOptions) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What the caller of torchvision's network must subtract from and divide images by."""
+    return (options.mean, options.std) if options.mean else STATISTICS[options.normalize]
 
 
 def _counterpart(model: Exportable) -> tuple[str, str]:
@@ -189,6 +194,7 @@ def _reason(options: EncoderOptions, name: str) -> str:
     reasons = {
         f"its width is {options.width:g}": options.width != 1,
         "it has selective kernels or ResNet-D": options.sk_ratio > 0,
+        f"its images have {options.channels} channels": options.channels != 3,
         f"it has the stem {options.stem!r}": options.stem != "imagenet",
         "group 1 of the official ResNet-18 and -34 has a projection": options.variant == "simclr" and int(depth) < 50,
     }
@@ -197,7 +203,7 @@ def _reason(options: EncoderOptions, name: str) -> str:
 
 def _state(model: Exportable) -> dict[str, Tensor]:
     encoder = model.module.get_submodule("encoder") if model.classes is not None else model.module
-    if model.options.normalize != "none":
+    if model.options.normalize != "none" or model.options.mean:
         encoder = encoder.get_submodule("net")
     if model.options.name.startswith("torchvision:"):
         encoder = encoder.get_submodule("module")

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-def check_images(images: Tensor) -> None:
-    """Refuse anything but uint8 or float images [N, 3, H, W]."""
+def check_images(images: Tensor, *, channels: int | None = 3) -> None:
+    """Refuse anything but uint8 or float images [N, 3, H, W], or with `channels` None of any number of channels."""
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a tensor [N, 3, H, W], got {type(images).__name__}")
-    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
+    if images.ndim != 4 or (channels is not None and images.shape[1] != channels) or 0 in images.shape[1:]:
         raise ValueError(
             f"images must be [N, 3, H, W] (RGB), got {tuple(images.shape)}: "
             "add the batch dimension to a single image, repeat the channel of grey images"
@@ -36,12 +36,12 @@ def check_batch(images: Tensor | Sequence[Tensor], ids: Tensor | None = None) ->
     in any.
     """
     if isinstance(images, Tensor):
-        check_images(images)
+        check_images(images, channels=None)
     else:
         for image in images:
-            check_images(image[None] if isinstance(image, Tensor) else image)
-        if len({(image.dtype, image.device) for image in images}) > 1:
-            raise ValueError("the images of a list must have one dtype and lie on one device")
+            check_images(image[None] if isinstance(image, Tensor) else image, channels=None)
+        if len({(image.dtype, image.device, len(image)) for image in images}) > 1:
+            raise ValueError("the images of a list must have one dtype, one number of channels and lie on one device")
     if ids is not None and (not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.shape != (len(images),)):
         got = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
         raise ValueError(f"ids must be an int64 tensor [{len(images)}], one number per image, got {got}")
@@ -144,7 +144,10 @@ def grey_contrast_(x: Tensor, factor: Tensor) -> Tensor:
     """Away from the mean of the grey image by factor [n, 1]: torchvision's contrast."""
     # The mean of the grey image is the grey of the means. A mean of one single row would be split over the threads, and
     # its last bits would depend on their number.
-    red, green, blue = x.mean(-1, keepdim=True).unbind(0)
+    means = x.mean(-1, keepdim=True)
+    if len(x) != 3:  # without red, green and blue
+        return _contrast_(x, means.mean(0), factor)
+    red, green, blue = means.unbind(0)
     return _contrast_(x, red * GREY[0] + green * GREY[1] + blue * GREY[2], factor)
 
 

@@ -81,7 +81,7 @@ def _unless_idle(move: NDArray[np.int64], home: NDArray[np.int64]) -> NDArray[np
     return None if bool((move == home).all()) else move
 
 
-HUE = 3  # among the colour operations
+SATURATION, HUE = 2, 3  # among the colour operations
 _BLOCK_VALUES = 1 << 20  # float32 values of a block on the CPU: 4 MiB
 _LARGE_VIEW = 1 << 16  # values of a view that needs no company to keep the processor busy
 
@@ -98,7 +98,8 @@ def render(
     """The views that `draws` describe.
 
     Args:
-        images: uint8 or float images [N, 3, H, W], or N images [3, H_i, W_i].
+        images: uint8 or float images [N, C, H, W], or N images [C, H_i, W_i]. Saturation, hue and grey are operations
+            on red, green and blue, and leave images of other than 3 channels as they are.
         draws: what happens to each.
         size: pixels a side of the views.
         ops: whose operations.
@@ -106,20 +107,21 @@ def render(
         radius: taps of the blur on either side.
 
     Returns:
-        float32 [N, 3, size, size] in [0, 1].
+        float32 [N, C, size, size] in [0, 1].
     """
     n = len(images)
     device = images[0].device if n else torch.device("cpu")
-    out = torch.empty(n, 3, size, size, device=device)
+    channels = images[0].shape[0] if n else 3
+    out = torch.empty(n, channels, size, size, device=device)
     with torch.inference_mode():  # costs less per operation than no_grad; `out` stays an ordinary tensor
         work = _Work(images, draws, size=size, ops=ops, additive=additive, radius=radius, device=device)
         if device.type != "cpu":
             work.block(slice(0, n), out)
-        elif 3 * size**2 >= _LARGE_VIEW:
+        elif channels * size**2 >= _LARGE_VIEW:
             for i in range(n):
                 work.single(i, out[i : i + 1])
         else:
-            most = max(1, _BLOCK_VALUES // (3 * size**2))
+            most = max(1, _BLOCK_VALUES // (channels * size**2))
             for start in range(0, n, most):
                 work.block(slice(start, min(start + most, n)), out[start : start + most])
     return out
@@ -168,11 +170,11 @@ class _Work:
         draws = self.draws
         here = slice(i, i + 1)
         planes = crop_planes(self.images[here], draws.boxes[here], self.taps_y.pick(here), self.taps_x.pick(here))
-        x = planes.view(3, 1, -1)
+        x = planes.view(len(planes), 1, -1)
         if draws.jitter[i]:
             for number, op in enumerate(draws.order[i].tolist()):
                 self._colour(op, x, self.amounts[op].narrow(-2, i, 1), first=number == 0)
-        if draws.gray[i]:
+        if draws.gray[i] and len(x) == 3:
             grayscale_(x)
         x.clamp_(0, 1)
         if draws.blur[i] and self.blur is not None:
@@ -189,14 +191,14 @@ class _Work:
         for number, stage in enumerate(colours):
             if number and stage.move is not None:
                 planes = planes.index_select(1, _send(stage.move, device))
-            x = planes.view(3, len(out), -1)
+            x = planes.view(len(planes), len(out), -1)
             slot = _send(stage.slot, device)
             for op, run in stage.runs:
                 self._colour(op, x[:, run], amounts[op].index_select(-2, slot[run]), first=number == 0)
         if last.move is not None:
             planes = planes.index_select(1, _send(last.move, device))
         gray, blurred = (_send(flags[here].nonzero()[0], device) for flags in (draws.gray, draws.blur))
-        if len(gray):
+        if len(gray) and len(planes) == 3:
             planes.index_copy_(1, gray, grayscale_(planes.index_select(1, gray)))
         planes.clamp_(0, 1)
         out.copy_(planes.permute(1, 0, 3, 2))
@@ -205,7 +207,8 @@ class _Work:
 
     def _colour(self, op: int, x: Tensor, amount: Tensor, *, first: bool) -> None:
         """One operation and the clip after it. Turning the hue only leaves [0, 1] where the crop had left it."""
-        self.colour[op](x, amount)
+        if len(x) == 3 or op < SATURATION:
+            self.colour[op](x, amount)
         if first or op != HUE:
             x.clamp_(0, 1)
 

@@ -176,7 +176,7 @@ def crop_planes(
         taps_x: columns of every view.
         which: the image of every view, int64 [n]; all in their order if left out.
     """
-    n, c = len(boxes), 3
+    n, c = len(boxes), images[0].shape[0] if len(images) else 3
     source = np.arange(n) if which is None else which
     device = taps_x.row.device
     if isinstance(images, Tensor) and (device.type != "cpu" or images.shape[2] * images.shape[3] <= _SMALL_IMAGE):

@@ -19,10 +19,16 @@ from ssl_vision.checks.report import Report
 from ssl_vision.checks.rules import misplaced
 from ssl_vision.data import ImageSet, list_splits, open_images
 from ssl_vision.data.dataset import map_images
+from ssl_vision.data.decode import ReadOptions
 from ssl_vision.data.open import locate
 
 
-def examine(data: str | os.PathLike[str], *, split: str | None = None) -> Report:
+def examine(
+    data: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+    read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
+) -> Report:
     """Look at every image of a data set once, and at how the images lie.
 
     Errors are what training or its evaluation would stop at or be wrong by: unreadable files, the same picture under
@@ -36,12 +42,13 @@ def examine(data: str | os.PathLike[str], *, split: str | None = None) -> Report
 
     Args:
         data: as for `ssl_vision.data.open_images`.
-        split: only this one; None: all, and what they have in common.
+        split: Split to examine; None: all splits, and what they have in common.
+        read: How files are read.
 
     Raises:
         UserError: there is no such data set or split, or an unreadable manifest.
     """
-    sets, findings = _open(data, [split] if split else list_splits(data))
+    sets, findings = _open(data, [split] if split else list_splits(data), read)
     with warnings.catch_warnings():
         # PIL's own, which name no file: what they are about is found, or does not matter.
         warnings.simplefilter("ignore", UserWarning)
@@ -73,13 +80,15 @@ def examine(data: str | os.PathLike[str], *, split: str | None = None) -> Report
     )
 
 
-def _open(data: str | os.PathLike[str], splits: list[str]) -> tuple[dict[str, ImageSet], list[Finding]]:
+def _open(
+    data: str | os.PathLike[str], splits: list[str], read: ReadOptions
+) -> tuple[dict[str, ImageSet], list[Finding]]:
     """Every split that opens, and a finding for every one that does not, unless it is the only one."""
     sets: dict[str, ImageSet] = {}
     findings = []
     for split in splits:
         try:
-            sets[split] = open_images(data, split=split)
+            sets[split] = open_images(data, split=split, read=read)
         except UserError as error:
             if len(splits) == 1:
                 raise

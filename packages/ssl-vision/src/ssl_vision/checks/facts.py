@@ -75,7 +75,7 @@ def look_at(images: ImageSet, index: int, *, split: str) -> Facts:
     path = images.files[index]
     try:
         data = read_bytes(path)
-        picture = decode(data)
+        picture = decode(data, images.options)
     except UserError as error:
         return Facts(split, index, class_name, problem=str(error).removeprefix(f"{path}: "))
     except UndecodableError as error:
@@ -89,7 +89,7 @@ def look_at(images: ImageSet, index: int, *, split: str) -> Facts:
         format=picture.format,
         mode=picture.mode,
         is_turned=picture.orientation != 1,
-        frames=count_frames(data) if picture.format in _MAY_HOLD_SEVERAL else 1,
+        frames=count_frames(data, images.options) if picture.format in _MAY_HOLD_SEVERAL else 1,
         is_misnamed=_is_misnamed(path, picture),
         is_blank=blank,
         file_hash=_hash(data),

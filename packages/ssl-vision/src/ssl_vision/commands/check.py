@@ -6,29 +6,38 @@ from pathlib import Path
 
 from contrastive_core.training.files import write_atomic
 from ssl_vision.checks import examine
+from ssl_vision.data.decode import ReadOptions
 
 
-def check(data: str, *, split: str | None = None, out: Path | None = None, json: bool = False) -> int:
-    """Look at every image of a data set and print what is wrong with it.
+def check(
+    data: str,
+    *,
+    part: str | None = None,
+    out: Path | None = None,
+    json: bool = False,
+    read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
+) -> int:
+    """Read every image of a data set and report its problems.
 
-    Errors: unreadable files, the same picture under two classes or in two splits, classes or splits without images.
-    Warnings: duplicates, blank, tiny, very long or oddly sized pictures, untested classes, images beside class folders,
-    images of kinds that are not read. Notes: what is converted, turned or left out. `ssl_vision.checks.examine` gives
-    the same as an object.
+    Errors are unreadable files, one picture under two classes or in two splits, and classes or splits without images.
+    Warnings are duplicates, blank, tiny, very long or oddly sized pictures, untested classes, images beside the folders
+    of classes, and images of kinds that are not read. Notes are what is converted, rotated or left out.
+    `ssl_vision.checks.examine` returns the same as an object.
 
     Args:
-        data: an image folder, a CSV manifest, or a named data set such as ``cifar10:ROOT``.
-        split: only this one; otherwise all, and what they have in common.
-        out: also write everything found to this file, as JSON.
-        json: print JSON instead of text.
+        data: Image folder, CSV manifest, or named data set such as ``cifar10:ROOT``.
+        part: Split to check; by default all splits, and what they have in common.
+        out: JSON file for everything found.
+        json: Whether to print JSON instead of text.
+        read: How image files are read.
 
     Returns:
-        1 if there are errors, else 0: the exit status.
+        Exit status: 1 if there are errors, else 0.
 
     Raises:
-        UserError: there is no such data set or split.
+        UserError: There is no such data set or split.
     """
-    report = examine(data, split=split)
+    report = examine(data, split=part, read=read)
     if out is not None:  # first: who reads what is printed may leave in the middle
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(out, f"{report.to_json()}\n".encode())

@@ -133,10 +133,7 @@ def _evaluate(folder: Path, labels: tuple[int | None, ...], *, seed: int, device
     """Accuracies of the folder's model, or of raw pixels, by labels per class; where the report finds them."""
     model = PIXELS if pixels else str(folder)
     loaded = load_encoder(model, device=device, image_size=_PIXEL_SIZE)
-    train, test = (
-        labelled_features(model, DATA, split=split, batch_size=512, device=device, loaded=loaded)
-        for split in ("train", "test")
-    )
+    train, test = (labelled_features(loaded, DATA, split=split, batch_size=512) for split in ("train", "test"))
     row = {n: few_label_accuracy(train, test, per_class=n, draws=DRAWS, seed=seed) for n in labels}
     for number in _FOLLOWED:
         for name, protocol, found in (

@@ -13,6 +13,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.losses import distillation
 from contrastive_core.training import Run, RunOptions
 from ssl_vision.data import ImageSet, open_images, skip_bad
+from ssl_vision.data.decode import ReadOptions
 from ssl_vision.labels.subsets import check_classes, training_set, validation_set, without
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.checkpoint import NONE, load_architecture, load_classifier, open_start, save_classifier
@@ -30,8 +31,8 @@ def distill(
     data: str,
     out: Path,
     *,
-    split: str = "train",
-    student: str = NONE,
+    part: str = "train",
+    init: str = NONE,
     encoder: EncoderOptions | None = None,
     from_layer: int = 0,
     temperature: float = 1.0,
@@ -47,9 +48,10 @@ def distill(
     optimizer: OptimizerOptions = OptimizerOptions(lr=0.1, scaling="sqrt", weight_decay=1e-4),  # noqa: B008 - frozen
     load: Literal["auto", "memory", "files"] = "auto",
     max_bad: float = 0.01,
+    read: ReadOptions = ReadOptions(),  # noqa: B008
     run: RunOptions = RunOptions(),  # noqa: B008
 ) -> Path:
-    """Train a student to give images the class probabilities that a fine-tuned teacher gives them, without labels.
+    """Train a student to predict the class probabilities of a fine-tuned teacher, without labels.
 
     The loss is the cross-entropy of the student's probabilities under the teacher's, both at one temperature; teacher
     and student see the same crop of an image. The teacher is frozen, its batch norm in inference mode. No label is read
@@ -60,41 +62,43 @@ def distill(
     run resumes exactly, as one of `pretrain`.
 
     Args:
-        teacher: run folder or model folder of a classifier (`finetune`).
-        data: an image folder, with or without classes, a CSV manifest or a named data set.
-        out: the run's folder: config, metrics, checkpoints, model.
-        split: which part of the data to train on, all of it.
-        student: ``none``: random weights, with `encoder`; ``teacher``: random weights, the teacher's encoder without
-            its head; or a pre-trained run folder or model folder.
-        encoder: the network of a student that is ``none``.
-        from_layer: how many layers of a pre-trained student's projection head to keep.
-        temperature: of both. SimCLRv2: 0.1 for self-distillation, 1 for a smaller student.
-        scale_by_temperature: multiply by temperature squared, as the notebook released with SimCLRv2; its paper does
-            not. Wanted with LARS at a temperature of 0.1, where the linear layer, which is not adapted, else diverges.
-        labels: with alpha below 1, the label file, or None for all images of the split.
-        alpha: share of the distillation in the loss; 1: no labels.
-        labelled_batch_size: labelled images per step, over all processes, with alpha below 1.
-        validation: images to score on while training, held out of it, as for `finetune`.
-        validate_every: epochs between two scores.
-        epochs: the run shows this many times the images.
-        batch_size: images per step, over all processes.
-        image_size: side of the crops in pixels; None takes the teacher's.
-        optimizer: optimiser and schedule.
-        load: as for `finetune`.
-        max_bad: share of the images that may be unreadable, as for `pretrain`; labelled ones may not.
-        run: seed, device, precision, checkpoints, logs.
+        teacher: Run folder or model folder of a classifier (`finetune`).
+        data: Image folder, with or without classes, CSV manifest or named data set.
+        out: Folder of the run: config, metrics, checkpoints, model.
+        part: Part of the data to train on.
+        init: Weights the student starts from: ``none``: random, with `encoder`; ``teacher``: random, the teacher's
+            encoder without its head; or a pre-trained run folder or model folder.
+        encoder: Network of the student, if `init` is ``none``.
+        from_layer: Layers of a pre-trained student's projection head to keep.
+        temperature: Temperature of both distributions. SimCLRv2: 0.1 for self-distillation, 1 for a smaller student.
+        scale_by_temperature: Whether to multiply the loss by the squared temperature, as the notebook released with
+            SimCLRv2 does and its paper does not. With LARS at a temperature of 0.1, the linear layer, which is not
+            adapted, diverges otherwise.
+        labels: Label file, with alpha below 1; by default all images of the part.
+        alpha: Share of the distillation in the loss; 1: no labels.
+        labelled_batch_size: Labelled images per step, over all processes, with alpha below 1.
+        validation: Images to score during training, held out of it, as for `finetune`.
+        validate_every: Epochs between two scores.
+        epochs: Number of passes over the images.
+        batch_size: Images per step, over all processes.
+        image_size: Side of the crops in pixels; by default the teacher's.
+        optimizer: Optimiser and schedule.
+        load: Where images are read from, as for `finetune`.
+        max_bad: Share of the images that may be unreadable, as for `pretrain`; labelled ones may not.
+        read: How image files are read.
+        run: Seed, device, precision, checkpoints, logs.
 
     Returns:
         The folder of the trained student.
     """
     config = dict(locals())
     _check(alpha=alpha, temperature=temperature, labels=labels, validate_every=validate_every)
-    images = open_images(data, split=split)
     found = load_classifier(teacher, device="cpu")
-    if student == TEACHER:
+    images = open_images(data, split=part, channels=found.channels, read=read)
+    if init == TEACHER:
         encoder = _encoder_of(teacher, encoder)
     size = image_size or found.image_size
-    start = open_start(NONE if student == TEACHER else student, encoder=encoder, from_layer=from_layer, image_size=size)
+    start = open_start(NONE if init == TEACHER else init, encoder=encoder, from_layer=from_layer, image_size=size)
     config |= {"encoder": start.architecture.encoder, "image_size": size}
     scored, held_out = (None, None) if validation is None else validation_set(validation, data, images)
     labelled = None if alpha == 1 else training_set(images, labels, held_out=held_out)
@@ -189,7 +193,7 @@ def _encoder_of(teacher: str, asked: EncoderOptions | None) -> EncoderOptions:
     if asked is not None and asked != own:
         raise UserError(
             f"the student is built as the teacher, {own}, but the encoder {asked} was asked for; leave it out, or give "
-            f"--student {NONE}"
+            f"--init {NONE}"
         )
     return own
 

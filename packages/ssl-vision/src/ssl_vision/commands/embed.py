@@ -11,6 +11,7 @@ from torch import Tensor
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, permutation
 from ssl_vision.data import ImageSet, Subset, open_images
+from ssl_vision.data.decode import ReadOptions
 from ssl_vision.evaluation.features import extract, import_pyarrow, write_npz, write_parquet
 from ssl_vision.models.checkpoint import load_encoder
 
@@ -23,11 +24,12 @@ def embed(
     data: str,
     out: Path,
     *,
-    split: str = "train",
+    part: str = "train",
     batch_size: int = 512,
     device: str = "auto",
     points: int = 2000,
     seed: int = 0,
+    read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
 ) -> Path:
     """Compute the features of images and write them to a file, or draw a map of them.
 
@@ -35,14 +37,15 @@ def embed(
     are none), ``.parquet`` (a row per image), ``.png`` or ``.svg`` (a map by PCA and t-SNE, coloured by class).
 
     Args:
-        model: a run folder, a model folder, or ``pixels`` for the images themselves as features.
-        data: an image folder, CSV manifest or named data set; labels are not needed.
-        out: the file to write.
-        split: which part of the data.
-        batch_size: images per forward pass.
-        device: auto, cpu, cuda or mps.
-        points: at most this many images, drawn at random, make a map.
-        seed: of that choice and of the map.
+        model: Run folder, model folder, or ``pixels`` for the images themselves as features.
+        data: Image folder, CSV manifest or named data set; labels are not needed.
+        out: File to write.
+        part: Part of the data to embed.
+        batch_size: Images per forward pass.
+        device: Device to run on: auto, cpu, cuda or mps.
+        points: Largest number of images on a map, drawn at random.
+        seed: Seed of the choice of points and of the map.
+        read: How image files are read.
 
     Returns:
         The file.
@@ -53,8 +56,8 @@ def embed(
         raise UserError(f"{out}: found the ending {ending!r}, expected one of {', '.join([*_FILES, *_PICTURES])}")
     if ending == ".parquet":
         import_pyarrow()
-    images = open_images(data, split=split)
     loaded = load_encoder(model, device=device)
+    images = open_images(data, split=part, channels=loaded.channels, read=read)
     if ending in _FILES:
         _FILES[ending](out, extract(loaded, images, batch_size=batch_size), images)
         return out
@@ -66,7 +69,7 @@ def embed(
         ending,
         model=model,
         of=len(images),
-        split=split,
+        split=images.split,
         seed=seed,
     )
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.model_file import module_hash
 from ssl_vision.data import ImageSet
+from ssl_vision.data.decode import ReadOptions
 from ssl_vision.evaluation.features import evaluation_batches, labelled_images, outputs
 from ssl_vision.evaluation.predictions import Predictions, make_predictions, write_predictions
 from ssl_vision.evaluation.scores import ClassifierScore, evaluation_folder, score_classifier, to_json
@@ -44,47 +45,49 @@ def evaluate(
     model: str,
     data: str,
     *,
-    split: str = "test",
+    part: str = "test",
     name: str | None = None,
     out: Path | None = None,
     bins: int = 15,
     batch_size: int = 512,
     device: str = "auto",
+    read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
 ) -> Evaluation:
     """Test a classifier on labelled images: accuracies, confusion, likelihood, calibration.
 
-    Classes are matched by name. The images are cropped as in every evaluation (central 7/8, or the whole of small
-    images) and batch norm is in inference mode. Calibration is the expected calibration error of the predicted class
+    Classes are matched by name. Images are cropped as in every evaluation (the central 7/8, or the whole of small
+    images), and batch norm is in inference mode. Calibration is the expected calibration error of the predicted class
     over bins of equal width in confidence.
 
     Four files are written: ``NAME.json`` with all numbers, ``NAME-predictions.npz`` with arrays probabilities float32
     ``[N, C]``, labels ``[N]``, paths and classes, ``NAME-confusion.png`` and ``NAME-reliability.png``.
 
     Args:
-        model: the out folder of ``ssl-vision finetune`` or ``ssl-vision distill``, or its model folder.
-        data: an image folder, CSV manifest or named data set with labels.
-        split: which part of the data. Where there is no test split, ``val`` takes its place, and is named so; but not
-            if training was validated on it. ``--split val`` scores it under its own name, and says so.
-        name: of the files; by default the data's name and the split.
-        out: folder for them; by default ``evaluation`` in the model's folder.
-        bins: of the calibration.
-        batch_size: images per forward pass.
-        device: auto, cpu, cuda or mps.
+        model: Run folder of ``ssl-vision finetune`` or ``distill``, or its model folder.
+        data: Image folder, CSV manifest or named data set with labels.
+        part: Part of the data to score. Where there is no test split, ``val`` takes its place and its name, unless
+            training was validated on it; ``--part val`` then scores it as the validation part.
+        name: Stem of the files written; by default the name of the data and of the part.
+        out: Folder of the files written; by default ``evaluation`` in the model's folder.
+        bins: Number of bins of the calibration.
+        batch_size: Images per forward pass.
+        device: Device to run on: auto, cpu, cuda or mps.
+        read: How image files are read.
 
     Returns:
         The numbers and the files.
     """
     if bins < 1 or batch_size < 1:
         raise UserError(f"evaluate needs bins >= 1 and batch_size >= 1, got bins={bins} and batch_size={batch_size}")
-    images = labelled_images(data, split=split)
     loaded = load_classifier(model, device=device)
+    images = labelled_images(data, split=part, channels=loaded.channels, read=read)
     labels = match_classes(images, loaded.classes)
     share = known_share(images, loaded.validated_on)
-    if share >= _MOSTLY and split == "test":
-        stands_in = images.split != split
+    if share >= _MOSTLY and part == "test":
+        stands_in = images.split != part
         found = f"{images.name}: found images that training was validated on ({100 * share:.0f} %)"
         place = f"; the data have no test split, and {images.split} takes its place" if stands_in else ""
-        todo = f", or --split {images.split} to score the validation part under its name" if stands_in else ""
+        todo = f", or --part {images.split} to score the validation part under its name" if stands_in else ""
         raise UserError(f"{found}{place}. Expected images that training has not seen: give other data{todo}")
     batches = evaluation_batches(images, size=loaded.image_size, batch_size=batch_size)
     logits = torch.cat([batch.cpu() for batch in outputs(loaded.model, batches, device=loaded.device)])

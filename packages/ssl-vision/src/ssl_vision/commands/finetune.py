@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from contrastive_core.errors import UserError
 from contrastive_core.training import Run, RunOptions
 from ssl_vision.data import open_images
+from ssl_vision.data.decode import ReadOptions
 from ssl_vision.labels.subsets import require_two_classes, training_set, unseen_classes, validation_set
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.checkpoint import open_start, save_classifier
@@ -24,12 +25,12 @@ SIMCLR = OptimizerOptions(name="sgd", lr=0.05, scaling="linear", warmup_epochs=0
 
 
 def finetune(
-    model: str,
+    init: str,
     data: str,
     out: Path,
     *,
     labels: Path | None = None,
-    split: str = "train",
+    part: str = "train",
     validation: str | None = None,
     validate_every: int = 5,
     from_layer: int = 0,
@@ -40,40 +41,41 @@ def finetune(
     encoder: EncoderOptions | None = None,
     optimizer: OptimizerOptions = SIMCLR,
     load: Literal["auto", "memory", "files"] = "auto",
+    read: ReadOptions = ReadOptions(),  # noqa: B008
     run: RunOptions = RunOptions(),  # noqa: B008
 ) -> Path:
     """Train a classifier on labelled images, from a pre-trained model or from scratch.
 
-    A linear layer, zero at the start, is put on the encoder or on the first layers of its projection head, and all of
-    it is trained on random crops and flips with softmax cross-entropy; batch norm is in training mode, over all
-    processes. The defaults are SimCLR's (Appendix B.5): Nesterov momentum 0.9, learning rate ``0.05 * batch / 256``,
-    cosine, no warm-up, no weight decay. ``--config finetune-simclrv2`` is SimCLRv2's, from the head's first layer;
-    ``--config supervised`` trains from scratch with the same labels. The model is that of the last step.
+    A linear layer, initialised to zero, is put on the encoder or on the first layers of its projection head, and the
+    whole network is trained on random crops and flips with softmax cross-entropy; batch norm is in training mode, over
+    all processes. The defaults are SimCLR's (Appendix B.5): Nesterov momentum 0.9, learning rate ``0.05 * batch /
+    256``, cosine, no warm-up, no weight decay. ``--config finetune-simclrv2`` is SimCLRv2's, from the head's first
+    layer; ``--config supervised`` trains from scratch with the same labels. The model is that of the last step.
 
-    Labels of images that are not listed, and test images, decide nothing and are never read. A run resumes exactly, as
-    one of `pretrain`.
+    Labels of images that are not listed, and test images, are never read. A run resumes exactly, as one of `pretrain`.
 
     Args:
-        model: a pre-trained run folder or model folder, or ``none``: from scratch, with `encoder`.
-        data: an image folder, CSV manifest or named data set with labels.
-        out: the run's folder: config, metrics, checkpoints, model.
-        labels: label file, as `make-splits` writes, or a list of file names; None: every image of the split that is not
-            held out for validation.
-        split: which part of the data to train on.
-        validation: images to score on while training: a label file with images of `split` that `labels` does not
-            list, or the name of another split. It chooses nothing. Never the test split.
-        validate_every: epochs between two scores.
-        from_layer: 0: the linear layer is put on the encoder's features; k: after the first k layers of the projection
-            head. SimCLRv2: 1 with few labels.
-        epochs: the run shows this many times the labelled images.
-        batch_size: images per step, over all processes; if there are fewer, all of them.
-        image_size: side of the crops in pixels; None takes the model's, or 32.
-        label_smoothing: share of the label spread evenly over all classes.
-        encoder: the network, if `model` is ``none``.
-        optimizer: optimiser and schedule. LARS treats the linear layer as plain momentum SGD, as the released code.
-        load: ``memory`` decodes all images once, ``files`` reads an image again whenever it is shown; ``auto`` takes
-            memory for small images of one size. The result is the same.
-        run: seed, device, precision, checkpoints, logs.
+        init: Weights to start from: a run folder or model folder, or ``none`` for random weights with `encoder`.
+        data: Image folder, CSV manifest or named data set with labels.
+        out: Folder of the run: config, metrics, checkpoints, model.
+        labels: Label file, as `make-splits` writes, or a list of file names; by default every image of the part that is
+            not held out for validation.
+        part: Part of the data to train on.
+        validation: Images to score during training: a label file of images of `part` that `labels` does not list, or
+            the name of another split, never the test split. The scores choose nothing.
+        validate_every: Epochs between two scores.
+        from_layer: Layers of the projection head to keep below the linear layer; 0: none. SimCLRv2 keeps 1.
+        epochs: Number of passes over the labelled images.
+        batch_size: Images per step, over all processes; all of them if there are fewer.
+        image_size: Side of the crops in pixels; by default the model's, or 32.
+        label_smoothing: Share of the label spread evenly over all classes.
+        encoder: Network, if `init` is ``none``.
+        optimizer: Optimiser and schedule. LARS treats the linear layer as plain momentum SGD, as the released code
+            does.
+        load: Where images are read from: ``memory`` decodes all of them once, ``files`` reads an image whenever it is
+            shown, ``auto`` takes memory for small images of one size. The result is the same.
+        read: How image files are read.
+        run: Seed, device, precision, checkpoints, logs.
 
     Returns:
         The folder of the trained model.
@@ -84,12 +86,12 @@ def finetune(
             f"finetune needs 0 <= label_smoothing < 1 and validate_every >= 1; got {label_smoothing} and "
             f"{validate_every}"
         )
-    images = open_images(data, split=split)
+    start = open_start(init, encoder=encoder, from_layer=from_layer, image_size=image_size)
+    images = open_images(data, split=part, channels=start.architecture.encoder.channels, read=read)
     scored, held_out = (None, None) if validation is None else validation_set(validation, data, images)
     training = training_set(images, labels, held_out=held_out)
     require_two_classes(training)
     targets = training.labels()
-    start = open_start(model, encoder=encoder, from_layer=from_layer, image_size=image_size)
     size = start.architecture.image_size
     config |= {"encoder": start.architecture.encoder, "image_size": size}
     with Run(out, config=config, command="ssl-vision finetune", options=run, free=("load",)) as r:

@@ -5,45 +5,50 @@ from __future__ import annotations
 from pathlib import Path
 
 from contrastive_core.errors import UserError
+from ssl_vision.data.decode import ReadOptions
 from ssl_vision.evaluation.features import labelled_features
 from ssl_vision.evaluation.probes import knn_scores
 from ssl_vision.evaluation.scores import Score, accuracy, record_score, training_images
+from ssl_vision.models.checkpoint import load_encoder
 
 
 def knn(
     model: str,
     data: str,
     *,
-    train_split: str = "train",
-    test_split: str = "test",
+    train_part: str = "train",
+    test_part: str = "test",
     k: int = 200,
     temperature: float = 0.1,
     labels: Path | None = None,
     batch_size: int = 512,
     device: str = "auto",
     out: Path | None = None,
+    read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
 ) -> Score:
-    """Evaluate a model without training anything: classify test images by their nearest training images.
+    """Classify test images by the nearest training images in feature space.
 
     Args:
-        model: a run folder, a model folder, or ``pixels`` for the images themselves as features.
-        data: an image folder, CSV manifest or named data set with labels.
-        train_split: the images that vote.
-        test_split: the images that are classified.
-        k: how many neighbours vote.
-        temperature: of the vote; smaller trusts the nearest more.
-        labels: a label file, such as ``ssl-vision make-splits`` writes: only the training images in it vote.
-        batch_size: images per forward pass.
-        device: auto, cpu, cuda or mps.
-        out: file for the scores as JSON; by default ``evaluation/knn.json`` in the model's folder.
+        model: Run folder, model folder, or ``pixels`` for the images themselves as features.
+        data: Image folder, CSV manifest or named data set with labels.
+        train_part: Part of the data that votes.
+        test_part: Part of the data that is classified.
+        k: Number of neighbours that vote.
+        temperature: Temperature of the vote; the lower, the more the nearest count.
+        labels: Label file of the training images that vote; by default all.
+        batch_size: Images per forward pass.
+        device: Device to run on: auto, cpu, cuda or mps.
+        out: JSON file for the scores; by default ``evaluation/knn.json`` in the model's folder.
+        read: How image files are read.
 
     Returns:
         The accuracies.
     """
     if k < 1 or temperature <= 0:
         raise UserError(f"knn needs k >= 1 and temperature > 0, got k={k} and temperature={temperature}")
-    bank = labelled_features(model, data, split=train_split, batch_size=batch_size, device=device, labels=labels)
-    query = labelled_features(model, data, split=test_split, batch_size=batch_size, device=device, classes=bank.classes)
+    loaded = load_encoder(model, device=device)
+    bank = labelled_features(loaded, data, split=train_part, batch_size=batch_size, labels=labels, read=read)
+    query = labelled_features(loaded, data, split=test_part, batch_size=batch_size, classes=bank.classes, read=read)
     scores = knn_scores(
         query.features,
         bank.features,
@@ -53,7 +58,7 @@ def knn(
         temperature=temperature,
     )
     settings = {
-        "k": k, "temperature": temperature, **training_images(train_split, labels), "test_split": query.split,
+        "k": k, "temperature": temperature, **training_images(train_part, labels), "test_part": query.split,
     }  # fmt: skip
     score = accuracy(
         "knn", scores, query.labels, model=model, encoder_hash=query.encoder_hash, data=data, settings=settings

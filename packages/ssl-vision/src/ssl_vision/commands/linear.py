@@ -10,6 +10,7 @@ import torch
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive
 from contrastive_core.training.model_file import module_hash
+from ssl_vision.data.decode import ReadOptions
 from ssl_vision.evaluation.features import extract, labelled_features, labelled_images
 from ssl_vision.evaluation.probes import Augmented, Cached, Source, fit_linear
 from ssl_vision.evaluation.scores import Score, accuracy, record_score, training_images
@@ -21,8 +22,8 @@ def linear(
     model: str,
     data: str,
     *,
-    train_split: str = "train",
-    test_split: str = "test",
+    train_part: str = "train",
+    test_part: str = "test",
     epochs: int = 90,
     batch_size: int = 512,
     lr: float = 0.1,
@@ -31,6 +32,7 @@ def linear(
     seed: int = 0,
     device: str = "auto",
     out: Path | None = None,
+    read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
 ) -> Score:
     """Train a linear classifier on frozen features and report its test accuracy after the last epoch.
 
@@ -39,19 +41,20 @@ def linear(
     its hash is compared before and after.
 
     Args:
-        model: a run folder, a model folder, or ``pixels`` for the images themselves as features.
-        data: an image folder, CSV manifest or named data set with labels.
-        train_split: the images the classifier learns from.
-        test_split: the images it is tested on, once, at the end.
-        epochs: passes over the training images.
-        batch_size: images per step.
-        lr: learning rate per 256 images.
-        augment: ``crop-flip`` is the papers' and runs the encoder for every image of every epoch; ``none`` computes the
-            features once, which on a CPU is some ``epochs`` times faster and costs a little accuracy.
-        labels: a label file, such as ``ssl-vision make-splits`` writes: only the training images in it are learnt from.
-        seed: of the order of images and of the crops.
-        device: auto, cpu, cuda or mps.
-        out: file for the scores as JSON; by default ``evaluation/linear.json`` in the model's folder.
+        model: Run folder, model folder, or ``pixels`` for the images themselves as features.
+        data: Image folder, CSV manifest or named data set with labels.
+        train_part: Part of the data to train on.
+        test_part: Part of the data to test on, once, at the end.
+        epochs: Number of passes over the training images.
+        batch_size: Images per step.
+        lr: Learning rate per 256 images.
+        augment: Augmentation: ``crop-flip`` is the papers' and runs the encoder for every image of every epoch;
+            ``none`` computes the features once, which is some ``epochs`` times faster and costs a little accuracy.
+        labels: Label file of the training images to learn from; by default all.
+        seed: Seed of the order of images and of the crops.
+        device: Device to run on: auto, cpu, cuda or mps.
+        out: JSON file for the scores; by default ``evaluation/linear.json`` in the model's folder.
+        read: How image files are read.
 
     Returns:
         The accuracies.
@@ -60,11 +63,9 @@ def linear(
         raise UserError(f"linear needs epochs >= 1 and lr > 0, got epochs={epochs} and lr={lr}")
     loaded = load_encoder(model, device=device)
     before = module_hash(loaded.encoder)
-    train = labelled_images(data, split=train_split, labels=labels)
+    train = labelled_images(data, split=train_part, labels=labels, channels=loaded.channels, read=read)
     require_two_classes(train)
-    test = labelled_features(
-        model, data, split=test_split, batch_size=batch_size, device=device, classes=train.classes, loaded=loaded
-    )
+    test = labelled_features(loaded, data, split=test_part, batch_size=batch_size, classes=train.classes, read=read)
     source: Source
     if augment == "none":
         source = Cached(extract(loaded, train, batch_size=batch_size))
@@ -80,7 +81,7 @@ def linear(
         raise RuntimeError("the frozen encoder changed during linear evaluation; its scores mean nothing")
     settings = {
         "epochs": epochs, "batch_size": batch_size, "lr": lr, "augment": augment, "seed": seed,
-        **training_images(train_split, labels), "test_split": test.split,
+        **training_images(train_part, labels), "test_part": test.split,
     }  # fmt: skip
     score = accuracy(
         "linear", scores, test.labels, model=model, encoder_hash=test.encoder_hash, data=data, settings=settings

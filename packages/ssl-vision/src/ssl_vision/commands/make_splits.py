@@ -41,7 +41,7 @@ def make_splits(
     data: str,
     out: Path,
     *,
-    split: str = "train",
+    part: str = "train",
     fractions: tuple[float, ...] = (0.01, 0.1),
     per_class: tuple[int, ...] = (),
     draws: int = 3,
@@ -49,32 +49,32 @@ def make_splits(
     validation: float = 0.0,
     seed: int = 0,
 ) -> SplitsWritten:
-    """Choose images whose labels may be seen, and write label files that name them.
+    """Choose the images whose labels may be seen, and write label files that list them.
 
-    A file ``10percent-draw0.json`` (or ``25-per-class-draw0.json``) lists images with their classes and states a hash
-    over the list. Within a draw the smaller choice is part of the larger one; draws are independent. The choice is a
-    function of the seed and of the images alone. `finetune` and the other commands with few labels take such a file, or
-    a text file with a file name per line, as the official lists of ImageNet are.
+    A file ``10percent-draw0.json`` (or ``25-per-class-draw0.json``) lists images with their classes and a hash over the
+    list. Within a draw the smaller choice is part of the larger one; draws are independent. The choice is a function of
+    the seed and of the images alone. `finetune` and the other commands with few labels take such a file, or a text file
+    with a file name per line, such as the official lists of ImageNet.
 
     Args:
-        data: an image folder, CSV manifest or named data set with labels.
-        out: the folder of the files. Files that are there already must have the same content.
-        split: which part of the data to choose from.
-        fractions: shares of the images, rounded down; every class has at least one image.
-        per_class: numbers of images per class.
-        draws: how many independent choices.
+        data: Image folder, CSV manifest or named data set with labels.
+        out: Folder of the files. Files that exist must have the same content.
+        part: Part of the data to choose from.
+        fractions: Shares of the images, rounded down; every class has at least one image.
+        per_class: Numbers of images per class.
+        draws: Number of independent choices.
         balance: ``equal``: as many of every class, to within one, as in the papers; ``proportional``: by the size of
             the classes.
-        validation: share of the images to hold out for choosing settings, proportional by class, in validation.json;
-            the same for all draws, and no labelled image is among them. Fractions are then of the other images.
-        seed: of the choices.
+        validation: Share of the images to hold out for choosing settings, proportional by class, in validation.json. It
+            is the same for all draws and shares no image with them; fractions are then of the other images.
+        seed: Seed of the choices.
 
     Returns:
         The files and what they list.
     """
     _check(fractions, per_class, draws=draws, validation=validation)
-    images = open_images(data, split=split)
-    files = _Files(data, split, images, out)
+    images = open_images(data, split=part)
+    files = _Files(data, part, images, out)
     groups = shuffled_by_class(images.labels(), images.classes, seed=derive(seed, "validation"))
     held_out: set[int] = set()
     if validation:

@@ -15,6 +15,7 @@ from contrastive_core.training.progress import track
 from ssl_vision.augment import EvalTransform
 from ssl_vision.data import ImageSet, open_images
 from ssl_vision.data.dataset import FileImages
+from ssl_vision.data.decode import ReadOptions
 from ssl_vision.data.listing import list_folder
 from ssl_vision.evaluation.features import decode, outputs, replace_file
 from ssl_vision.models.checkpoint import LoadedClassifier, load_classifier
@@ -40,11 +41,12 @@ def predict(
     data: str,
     out: Path,
     *,
-    split: str = "all",
+    part: str = "all",
     top: int = 1,
     probabilities: bool = False,
     batch_size: int = 256,
     device: str = "auto",
+    read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
 ) -> PredictResult:
     r"""Classify images and write a CSV file with a row for each: path, class, probability, error.
 
@@ -56,23 +58,24 @@ def predict(
     with the number of images beyond their paths.
 
     Args:
-        model: the out folder of ``ssl-vision finetune`` or ``ssl-vision distill``, or its model folder.
-        data: a folder of images, a CSV manifest, or a named data set; labels are not looked at.
-        out: the CSV file.
-        split: of a manifest or a named data set.
-        top: how many classes of largest probability to list: with 3, columns class, probability, class_2,
-            probability_2, class_3, probability_3.
-        probabilities: also write the probability of every class, in columns ``p(CLASS)``.
-        batch_size: images per forward pass.
-        device: auto, cpu, cuda or mps.
+        model: Run folder of ``ssl-vision finetune`` or ``distill``, or its model folder.
+        data: Folder of images, CSV manifest, or named data set; labels are ignored.
+        out: CSV file to write.
+        part: Part of a manifest or a named data set.
+        top: Number of most probable classes to list: with 3, columns class, probability, class_2, probability_2,
+            class_3, probability_3.
+        probabilities: Whether to write the probability of every class, in columns ``p(CLASS)``.
+        batch_size: Images per forward pass.
+        device: Device to run on: auto, cpu, cuda or mps.
+        read: How image files are read.
 
     Returns:
         The file and what is in it.
     """
     if batch_size < 1:
         raise UserError(f"predict needs batch_size >= 1, got {batch_size}")
-    images = _open(data, split)
     loaded = load_classifier(model, device=device)
+    images = _open(data, part, channels=loaded.channels, read=read)
     if not 1 <= top <= len(loaded.classes):
         raise UserError(f"predict can list 1 to {len(loaded.classes)} classes of this model, got top={top}")
     out = Path(out)
@@ -100,15 +103,15 @@ def predict(
     return PredictResult(out, len(images), unreadable)
 
 
-def _open(data: str, split: str) -> ImageSet:
+def _open(data: str, part: str, *, channels: int = 3, read: ReadOptions = ReadOptions()) -> ImageSet:  # noqa: B008
     folder = Path(data).expanduser()
     if not folder.is_dir():
-        return open_images(data, split=split)
+        return open_images(data, split=part, channels=channels, read=read)
     listing = list_folder(folder)
     paths = sorted(listing.images + listing.unread)  # the latter get a row that says why they have no class
     if not paths:
         raise UserError(f"{folder}: found no images among {len(listing.others)} files; expected some to classify")
-    return FileImages(str(folder), folder, paths)
+    return FileImages(str(folder), folder, paths, channels=channels, options=read)
 
 
 @torch.no_grad()

@@ -14,9 +14,10 @@ from contrastive_core.grad_cache import BatchNorm, batch_norms
 from contrastive_core.losses import SuNCEtLoss, nt_xent
 from contrastive_core.training import Run, RunOptions
 from ssl_vision.data import open_images
+from ssl_vision.data.decode import ReadOptions
 from ssl_vision.methods import MomentumMemory, SimCLR
-from ssl_vision.models import EncoderOptions, build_encoder
-from ssl_vision.models.checkpoint import save_encoder
+from ssl_vision.models import EncoderOptions
+from ssl_vision.models.checkpoint import build_simclr, open_pretrained, save_encoder, with_statistics
 from ssl_vision.training.loading import Feed, open_labelled
 from ssl_vision.training.options import (
     AugmentOptions,
@@ -33,7 +34,8 @@ def pretrain(
     data: str,
     out: Path,
     *,
-    split: str = "train",
+    part: str = "train",
+    init: str | None = None,
     epochs: int = 1000,
     batch_size: int = 512,
     image_size: int = 32,
@@ -49,6 +51,7 @@ def pretrain(
     grad_cache_norm: BatchNorm = "refuse",
     load: Literal["auto", "memory", "files"] = "auto",
     max_bad: float = 0.01,
+    read: ReadOptions = ReadOptions(),  # noqa: B008
     run: RunOptions = RunOptions(),  # noqa: B008
 ) -> Path:
     """Pre-train an encoder on images without labels with SimCLR, on a few labelled ones beside them with SuNCEt.
@@ -59,40 +62,50 @@ def pretrain(
     bytes.
 
     Args:
-        data: an image folder (with or without classes), a CSV manifest, or a named data set such as ``cifar10:ROOT``.
-        out: the run's folder: config, metrics, checkpoints, model.
-        split: which part of the data to train on.
-        epochs: passes over the images; what does not fill a last batch is left out of an epoch.
-        batch_size: images without labels (pairs of views) per step, over all processes. 0: SuNCEt alone; an epoch is
-            then a pass over the labelled images.
-        image_size: side of the views in pixels.
-        temperature: of NT-Xent.
-        encoder: the network.
-        head: the projection head.
-        augment: the family of views.
-        optimizer: optimiser and schedule. The batch that scales its learning rate is half the images of a step that go
+        data: Image folder (with or without classes), CSV manifest, or named data set such as ``cifar10:ROOT``.
+        out: Folder of the run: config, metrics, checkpoints, model.
+        part: Part of the data to train on.
+        init: Weights to start from: a run folder or model folder, whose encoder is taken, and its projection head if it
+            has the shape that `head` asks for; by default random weights.
+        epochs: Number of passes over the images; what does not fill a last batch is left out of an epoch.
+        batch_size: Unlabelled images (pairs of views) per step, over all processes. 0: SuNCEt alone; an epoch is then a
+            pass over the labelled images.
+        image_size: Side of the views in pixels.
+        temperature: Temperature of NT-Xent.
+        encoder: Network, without `init`.
+        head: Projection head.
+        augment: Family of views.
+        optimizer: Optimiser and schedule. The batch that scales its learning rate is half the images of a step that go
             through the network: batch_size without SuNCEt, so that steps of equal work have equal rates.
-        suncet: labelled images beside the unlabelled ones.
+        suncet: Labelled images beside the unlabelled ones.
         memory: SimCLRv2's memory of negatives.
-        save_every: also keep the model of every this many epochs, the untrained one included, under ``models/``.
-        grad_cache: views that each process lets through the encoder at a time, so that its memory is that of so many;
+        save_every: Epochs between models kept under ``models/``, the untrained one included; 0: none.
+        grad_cache: Views that each process passes through the encoder at a time, so that its memory is that of so many;
             every step takes up to a third longer. 0: all at once. The gradient is the same where the encoder has no
             batch norm.
         grad_cache_norm: ``refuse`` encoders with batch norm, or let it take its statistics from each ``chunk``, which
             is another method: rows are put into chunks at random.
-        load: ``memory`` decodes all images once, ``files`` reads an image again for every view; ``auto`` takes memory
-            for small images of one size. The result is the same.
-        max_bad: share of the unlabelled images that may be unreadable; they are listed in ``bad_files.jsonl`` and the
-            next image stands in for each. One more ends the run.
-        run: seed, device, precision, checkpoints, logs.
+        load: Where images are read from: ``memory`` decodes all of them once, ``files`` reads an image for every view,
+            ``auto`` takes memory for small images of one size. The result is the same.
+        max_bad: Share of the unlabelled images that may be unreadable; they are listed in ``bad_files.jsonl`` and each
+            is replaced by the next image. One more ends the run.
+        read: How image files are read.
+        run: Seed, device, precision, checkpoints, logs.
 
     Returns:
         The folder of the trained model.
     """
     config = dict(locals())
     _check(epochs=epochs, temperature=temperature, batch_size=batch_size, suncet=suncet, memory=memory)
-    unlabelled = open_images(data, split=split) if batch_size else None
-    labelled = open_labelled(suncet, data, split=split) if suncet.batch_size else None
+    start = None
+    if init is not None:
+        start = open_pretrained(init, encoder=encoder, layers=head.layers, out_features=head.out_features)
+        encoder = start.options
+    unlabelled = open_images(data, split=part, channels=encoder.channels, read=read) if batch_size else None
+    labelled = (
+        open_labelled(suncet, data, split=part, channels=encoder.channels, read=read) if suncet.batch_size else None
+    )
+    config["encoder"] = encoder = with_statistics(encoder, unlabelled or labelled)
     with Run(out, config=config, command="ssl-vision pretrain", options=run, free=("load",)) as r:
         feed = Feed(
             r, unlabelled, labelled, suncet, epochs=epochs, batch_size=batch_size,
@@ -105,9 +118,9 @@ def pretrain(
         )
 
         torch.manual_seed(r.seed("weights"))
-        network = SimCLR(
-            build_encoder(encoder, image_size=image_size), projection_dim=head.out_features, layers=head.layers
-        ).to(memory_format=torch.channels_last)
+        network = build_simclr(encoder, image_size=image_size, layers=head.layers, out_features=head.out_features)
+        if start is not None:
+            start.copy_to(network)
         chunks = _chunks(network, grad_cache, grad_cache_norm, compiled=run.compile)
         r.say(feed.summary)
         model, optim, schedule = set_up(

@@ -22,7 +22,7 @@ def report(
     run: Path,
     *,
     data: str | None = None,
-    split: str | None = None,
+    part: str | None = None,
     out: Path | None = None,
     compare: tuple[Path, ...] | None = None,
     rows: int = 6,
@@ -39,17 +39,17 @@ def report(
     is missing.
 
     Args:
-        run: the out folder of ``ssl-vision pretrain``, ``finetune`` or ``distill``.
-        data: images for the sheets of pre-training, by default those trained on; or where the images of a classifier's
-            evaluation lie by now.
-        split: which part of them, for the sheets of pre-training; by default the one trained on.
-        out: the HTML file; by default ``report.html`` in the run's folder.
-        compare: runs, or folders of runs, to compare a classifier with; by default the runs in the same folder as this
-            one. Those count that were evaluated on the same images.
-        rows: images on either sheet; of mistakes three times as many are shown.
-        bank: how many images, drawn at random, the nearest neighbours are looked for in.
-        seed: of the choice of images.
-        device: auto, cpu, cuda or mps.
+        run: Run folder of ``ssl-vision pretrain``, ``finetune`` or ``distill``.
+        data: Images for the sheets of pre-training, by default those trained on; or the present place of the images
+            that a classifier was evaluated on.
+        part: Part of the data for the sheets of pre-training; by default the one trained on.
+        out: HTML file to write; by default ``report.html`` in the run's folder.
+        compare: Runs, or folders of runs, to compare a classifier with; by default those in the folder of this run.
+            Only runs evaluated on the same images count.
+        rows: Images on each sheet; of mistakes three times as many are shown.
+        bank: Number of images, drawn at random, to search for nearest neighbours.
+        seed: Seed of the choice of images.
+        device: Device to run on: auto, cpu, cuda or mps.
 
     Returns:
         The HTML file.
@@ -58,7 +58,7 @@ def report(
         raise UserError(f"report needs rows >= 1 and bank >= 2, got rows={rows} and bank={bank}")
     found = open_run(Path(run))
     if found.settings.kind == "pretrain":
-        text = _of_pretraining(found, data=data, split=split, rows=rows, bank=bank, seed=seed, device=device)
+        text = _of_pretraining(found, data=data, part=part, rows=rows, bank=bank, seed=seed, device=device)
     else:
         text = _of_classifier(found, data=data, compare=compare, rows=rows, device=device)
     target = Path(out) if out is not None else Path(run) / "report.html"
@@ -95,20 +95,20 @@ def _of_classifier(run: RunFolder, *, data: str | None, compare: Sequence[Path] 
 
 
 def _of_pretraining(
-    run: RunFolder, *, data: str | None, split: str | None, rows: int, bank: int, seed: int, device: str
+    run: RunFolder, *, data: str | None, part: str | None, rows: int, bank: int, seed: int, device: str
 ) -> str:
     protocols = by_protocol(read_scores(run))
-    spec, part = data or run.settings.data, split or run.settings.split
-    images = _open(spec, part, required=data is not None or split is not None)
+    spec, split = data or run.settings.data, part or run.settings.part
+    images = _open(run, spec, split, required=data is not None or part is not None)
     model = load_encoder(str(run.path), device=device) if run.has_model else None
     if isinstance(images, str):
         shown = [sections.missing("What training sees", images)]
     else:
-        bad = run.bad_files if (spec, part) == (run.settings.data, run.settings.split) else {}
+        bad = run.bad_files if (spec, split) == (run.settings.data, run.settings.part) else {}
         sheets = make_sheets(run.settings, images, model, rows=rows, bank=bank, seed=seed, without=bad)
         shown = [
             sections.views(sheets, pairs=run.settings.batch_size > 0),
-            sections.neighbours(sheets, data=spec, split=part),
+            sections.neighbours(sheets, data=spec, split=split),
         ]
     header = sections.header(
         run,
@@ -128,10 +128,10 @@ def _of_pretraining(
     )
 
 
-def _open(data: str, split: str, *, required: bool) -> ImageSet | str:
+def _open(run: RunFolder, data: str, split: str, *, required: bool) -> ImageSet | str:
     """The images, or why there are none: data that was moved since need not keep anyone from seeing the curves."""
     try:
-        return open_images(data, split=split)
+        return open_images(data, split=split, channels=run.settings.channels, read=run.settings.read)
     except UserError as error:
         if required:
             raise

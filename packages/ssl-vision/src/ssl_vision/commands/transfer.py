@@ -14,6 +14,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.metrics import confusion_matrix, per_class_accuracy, top_k_accuracy
 from contrastive_core.rng import derive
 from ssl_vision.data import list_splits
+from ssl_vision.data.decode import ReadOptions
 from ssl_vision.evaluation.features import LabelledFeatures, labelled_features
 from ssl_vision.evaluation.probes import LogisticFit, fit_logistic
 from ssl_vision.evaluation.scores import Score, accuracy, record_score, training_images
@@ -28,9 +29,9 @@ def transfer(
     model: str,
     data: str,
     *,
-    train_split: str = "train",
-    val_split: str | None = None,
-    test_split: str = "test",
+    train_part: str = "train",
+    val_part: str | None = None,
+    test_part: str = "test",
     val_share: float = 0.2,
     metric: Metric = "top1",
     labels: Path | None = None,
@@ -38,6 +39,7 @@ def transfer(
     seed: int = 0,
     device: str = "auto",
     out: Path | None = None,
+    read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
 ) -> Score:
     """Evaluate a model on a data set by l2-regularised logistic regression on its features.
 
@@ -47,20 +49,21 @@ def transfer(
     squared weights, beside the cross-entropy summed over images, is our reading: the paper does not say.
 
     Args:
-        model: a run folder, a model folder, or ``pixels`` for the images themselves as features.
-        data: an image folder, CSV manifest or named data set with labels.
-        train_split: the images the classifier learns from.
-        val_split: those that l2 is chosen on; by default the data's own split ``val``, unless that is what is tested
-            on, else `val_share` of the training images of every class, drawn at random.
-        test_split: the images it is tested on, once, at the end.
-        val_share: see `val_split`.
-        metric: what l2 is chosen by; the paper takes ``mean_per_class`` for Aircraft, Pets, Caltech-101 and Flowers.
-        labels: a label file, such as ``ssl-vision make-splits`` writes: of the training images only those in it are
-            learnt from, and drawn for validation.
-        batch_size: images per forward pass.
-        seed: of the draw of validation images.
-        device: auto, cpu, cuda or mps.
-        out: file for the scores as JSON; by default ``evaluation/transfer.json`` in the model's folder.
+        model: Run folder, model folder, or ``pixels`` for the images themselves as features.
+        data: Image folder, CSV manifest or named data set with labels.
+        train_part: Part of the data to train on.
+        val_part: Part of the data that l2 is chosen on; by default ``val``, unless that is what is tested on, else
+            `val_share` of the training images of every class, drawn at random.
+        test_part: Part of the data to test on, once, at the end.
+        val_share: Share of the training images to choose l2 on; see `val_part`.
+        metric: Accuracy that l2 is chosen by; the paper takes ``mean_per_class`` for Aircraft, Pets, Caltech-101 and
+            Flowers.
+        labels: Label file of the training images to learn from and to draw validation images from; by default all.
+        batch_size: Images per forward pass.
+        seed: Seed of the draw of validation images.
+        device: Device to run on: auto, cpu, cuda or mps.
+        out: JSON file for the scores; by default ``evaluation/transfer.json`` in the model's folder.
+        read: How image files are read.
 
     Returns:
         The accuracies.
@@ -69,20 +72,19 @@ def transfer(
 
     def features(split: str, *, classes: list[str] | None = None, labels: Path | None = None) -> LabelledFeatures:
         return labelled_features(
-            model, data, split=split, batch_size=batch_size, device=device, classes=classes, labels=labels,
-            loaded=loaded,
+            loaded, data, split=split, batch_size=batch_size, classes=classes, labels=labels, read=read,
         )  # fmt: skip
 
-    val_split = val_split or _own_validation(data, train_split, test_split)
-    if val_split in (train_split, test_split):
-        raise UserError(f"transfer chooses l2 on images of their own, got {val_split!r} as val_split and another split")
-    train = features(train_split, labels=labels)
-    test = features(test_split, classes=train.classes)
-    if val_split is None:
+    val_part = val_part or _own_validation(data, train_part, test_part)
+    if val_part in (train_part, test_part):
+        raise UserError(f"transfer chooses l2 on images of their own, got {val_part!r} as val_part and another split")
+    train = features(train_part, labels=labels)
+    test = features(test_part, classes=train.classes)
+    if val_part is None:
         stay, held = hold_out(train.labels, train.classes, val_share, seed=derive(seed, "validation"))
         x, y, val_x, val_y = train.features[stay], train.labels[stay], train.features[held], train.labels[held]
     else:
-        val = features(val_split, classes=train.classes)
+        val = features(val_part, classes=train.classes)
         x, y, val_x, val_y = train.features, train.labels, val.features, val.labels
     number = len(train.classes)
     best, value, stuck = _choose(fit_logistic(x, y, number, penalties=PENALTIES), val_x, val_y, metric=metric)
@@ -90,9 +92,9 @@ def transfer(
     (final,) = fit_logistic(both_x, both_y, number, penalties=[best])
     with torch.no_grad():
         scores = final.classifier(test.features)
-    drawn = f"{val_share:g} of {train_split}, seed {seed}"
+    drawn = f"{val_share:g} of {train_part}, seed {seed}"
     settings: dict[str, object] = {
-        **training_images(train_split, labels), "val_split": val_split or drawn, "test_split": test.split,
+        **training_images(train_part, labels), "val_part": val_part or drawn, "test_part": test.split,
         "l2 chosen by": metric,
     }  # fmt: skip
     found: dict[str, object] = {
@@ -116,11 +118,11 @@ def transfer(
     return score
 
 
-def _own_validation(data: str, train_split: str, test_split: str) -> str | None:
+def _own_validation(data: str, train_part: str, test_part: str) -> str | None:
     """The split `val`, if there is one that is neither learnt from nor tested on."""
     splits = list_splits(data)
-    tested = "val" if test_split == "test" and "test" not in splits else test_split
-    return "val" if "val" in splits and "val" not in (train_split, tested) else None
+    tested = "val" if test_part == "test" and "test" not in splits else test_part
+    return "val" if "val" in splits and "val" not in (train_part, tested) else None
 
 
 @torch.no_grad()

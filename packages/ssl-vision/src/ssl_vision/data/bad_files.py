@@ -61,6 +61,8 @@ class _Skipping(ImageSet):
             unlabelled="bad files are skipped only where no labels are needed",
             split=images.split,
             notes=images.notes,
+            channels=images.channels,
+            options=images.options,
         )
         self._images, self._allowed, self._log = images, allowed, log
         self._bad: set[int] = set()

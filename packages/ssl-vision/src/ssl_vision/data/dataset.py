@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from ssl_vision.data.decode import read_bytes, read_image, read_size
+from contrastive_core.rng import derive, permutation
+from ssl_vision.data.decode import ReadOptions, read_bytes, read_image, read_size
 from ssl_vision.data.listing import PathList, printable
 
 ADD_LABELS = (
@@ -32,6 +33,7 @@ class ImageSet(ABC):
     Attributes:
         name: how the set was asked for, for messages.
         classes: class names in the order of the labels; empty without labels.
+        channels: channels of every image.
         split: the part of the data that this is; ``val`` where that stands for a test split that the data lack.
         notes: what was inferred when the set was opened, and what was left out; sentences.
     """
@@ -45,8 +47,12 @@ class ImageSet(ABC):
         unlabelled: str = _NO_CLASSES,
         split: str = "",
         notes: Sequence[str] = (),
+        channels: int = 3,
+        options: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
     ) -> None:
         self.name = name
+        self.channels = channels
+        self.options = options
         self.split = split
         self.notes = tuple(notes)
         self.classes = list(classes)
@@ -59,7 +65,7 @@ class ImageSet(ABC):
 
     @abstractmethod
     def read(self, index: int) -> Tensor:
-        """One image: uint8 ``[3, H, W]`` RGB.
+        """One image: uint8 ``[3, H, W]`` RGB, or float32 ``[channels, H, W]`` in [0, 1] with other than 3 channels.
 
         Raises:
             UserError: the file cannot be read.
@@ -124,6 +130,8 @@ class FileImages(ImageSet):
         split: the part of the data that this is.
         notes: see `ImageSet`.
         unread: paths of images of kinds that are not read, which are no members of the set.
+        channels: of the images.
+        options: how files are read.
     """
 
     def __init__(
@@ -138,8 +146,13 @@ class FileImages(ImageSet):
         split: str = "",
         notes: Sequence[str] = (),
         unread: Sequence[str] = (),
+        channels: int = 3,
+        options: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
     ) -> None:
-        super().__init__(name, labels=labels, classes=classes, unlabelled=unlabelled, split=split, notes=notes)
+        super().__init__(
+            name, labels=labels, classes=classes, unlabelled=unlabelled, split=split, notes=notes, channels=channels,
+            options=options,
+        )  # fmt: skip
         self.files = PathList(root, paths)
         self.unread = PathList(root, unread)
 
@@ -147,10 +160,10 @@ class FileImages(ImageSet):
         return len(self.files)
 
     def read(self, index: int) -> Tensor:
-        return read_image(self.files[index])
+        return read_image(self.files[index], self.options, channels=self.channels)
 
     def size(self, index: int) -> tuple[int, int]:
-        return read_size(self.files[index])
+        return read_size(self.files[index], self.options)
 
     def fingerprint(self, index: int) -> str:
         return _digest(read_bytes(self.files[index]))
@@ -202,6 +215,8 @@ class Subset(ImageSet):
             classes=images.classes,
             split=images.split,
             notes=images.notes,
+            channels=images.channels,
+            options=images.options,
         )
         self.images, self.indices = images, list(indices)
 
@@ -258,7 +273,8 @@ def fits_in_memory(images: ImageSet, *, limit: int = _LIMIT) -> bool:
     if isinstance(images, ArrayImages):
         return True
     first = images.size(0)
-    if max(first) > _SMALL_SIDE or 3 * first[0] * first[1] * len(images) > limit:
+    pixel = 3 if images.channels == 3 else 4 * images.channels
+    if max(first) > _SMALL_SIDE or pixel * first[0] * first[1] * len(images) > limit:
         return False
 
     def is_alike(index: int) -> bool:
@@ -281,13 +297,13 @@ def in_memory(images: ImageSet, *, limit: int = _LIMIT) -> Tensor:
     if isinstance(images, ArrayImages):
         return images.images
     first = images.read(0)
-    size = first.numel() * len(images)
+    size = first.nbytes * len(images)
     if size > limit:
         raise UserError(
             f"{images.name}: {len(images)} images of {first.shape[2]}x{first.shape[1]} px take {size / 2**30:.3g} GiB, "
             f"the limit is {limit / 2**30:.3g} GiB; read them from files (--load files)"
         )
-    everything = torch.empty(len(images), *first.shape, dtype=torch.uint8)
+    everything = torch.empty(len(images), *first.shape, dtype=first.dtype)
     rows = everything.numpy()  # written by numpy, whose assignment costs a fraction of torch's
 
     def decode(index: int) -> None:
@@ -302,3 +318,30 @@ def in_memory(images: ImageSet, *, limit: int = _LIMIT) -> Tensor:
     for _ in map_images(decode, len(images)):
         pass
     return everything
+
+
+def measure_statistics(images: ImageSet, *, count: int = 1000) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of every channel over the pixels of up to `count` images, drawn at random, in [0, 1].
+
+    Unreadable images are left out. A channel without variation gets a deviation of 1.
+
+    Raises:
+        UserError: No image can be read.
+    """
+    chosen = permutation(derive(0, "statistics"), len(images))[:count].tolist()
+
+    def moments(place: int) -> Tensor | None:
+        try:
+            image = images.read(chosen[place])
+        except UserError:
+            return None
+        pixels = (image.double() / 255 if image.dtype == torch.uint8 else image.double()).flatten(1)
+        return torch.stack([pixels.mean(dim=1), pixels.square().mean(dim=1)])
+
+    found = [value for value in map_images(moments, len(chosen)) if value is not None]
+    if not found:
+        raise UserError(f"{images.name}: found no readable image among {len(chosen)}; see `ssl-vision check`")
+    mean, square = torch.stack(found).mean(dim=0)
+    std = (square - mean.square()).clamp_min(0).sqrt()
+    std[std < 1e-6] = 1
+    return tuple(mean.tolist()), tuple(std.tolist())

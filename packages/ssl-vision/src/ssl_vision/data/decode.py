@@ -7,10 +7,11 @@ import struct
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 # Imported so that each format is known from the start; PIL would otherwise load all its plugins, from several threads.
 from PIL import (  # noqa: F401
@@ -130,6 +131,9 @@ _UPRIGHT = {
 _ALPHA_MODES = ("LA", "PA", "RGBA", "RGBa")
 
 
+Float = NDArray[np.float32]
+
+
 class UndecodableError(ValueError):
     """The bytes are no image that can be shown; the message says what they are instead and what to do."""
 
@@ -167,8 +171,8 @@ class Picture:
     dark: bool = False
 
 
-def read_image(path: Path, options: ReadOptions = ReadOptions()) -> Tensor:
-    """Decode a file to uint8 ``[3, H, W]`` RGB.
+def read_image(path: Path, options: ReadOptions = ReadOptions(), *, channels: int = 3) -> Tensor:
+    """Decode a file to uint8 ``[3, H, W]`` RGB, or with other than 3 channels to float32 ``[channels, H, W]``.
 
     The EXIF orientation is applied. Gray, palette, CMYK and other colour modes are converted by PIL's plain formulas,
     without colour profiles. Of 16 bits the high 8 are kept (65535 becomes 255: scaled, not clipped), of fewer
@@ -179,6 +183,8 @@ def read_image(path: Path, options: ReadOptions = ReadOptions()) -> Tensor:
         UserError: no such file, not an image, damaged or truncated, too large, or pixels whose range nothing says.
     """
     global _warned_dark  # noqa: PLW0603 - one line a process is enough
+    if channels != 3:
+        return read_channels(path, channels, options)
     try:
         picture = decode(read_bytes(path), options)
     except UndecodableError as error:
@@ -192,6 +198,90 @@ def read_image(path: Path, options: ReadOptions = ReadOptions()) -> Tensor:
             flush=True,
         )
     return torch.from_numpy(picture.pixels)
+
+
+def read_channels(path: Path, channels: int, options: ReadOptions = ReadOptions()) -> Tensor:
+    """Decode a file of any number of channels to float32 ``[channels, H, W]`` in [0, 1], every channel as it is stored.
+
+    Unsigned pixels are divided by their largest value (255, 65535, or that of the significant bits), signed 16-bit
+    pixels by 32767 with negative ones at 0, as satellite products mark missing pixels. A TIFF may hold its channels
+    side by side, plane after plane, or as pages; it is read by tifffile (extra ``tiff``). One channel is also made of a
+    colour image, as its luminance.
+
+    Raises:
+        UserError: The file cannot be read, has another number of channels, or pixels whose range nothing says.
+    """
+    data = read_bytes(path)
+    try:
+        if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            values = _tiff_channels(data, channels, options)
+        else:
+            values = _plain_channels(data, channels, options)
+    except UndecodableError as error:
+        raise UserError(f"{path}: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # as `decode`
+        raise UserError(f"{path}: {_problem(error, data)}") from error
+    return torch.from_numpy(values)
+
+
+def _plain_channels(data: bytes, channels: int, options: ReadOptions) -> Float:
+    with _open(_without_text(data) or data, options) as image:
+        image.load()
+        if channels == 1 and not image.mode.startswith("I"):
+            image = image.convert("L")  # noqa: PLW2901 - the same picture
+        values = np.asarray(image)
+        orientation = _orientation(image)
+        if orientation != 1:
+            values = np.asarray(Image.fromarray(values).transpose(_UPRIGHT[orientation]))
+    stored = values.transpose(2, 0, 1) if values.ndim == 3 else values[None]
+    if len(stored) != channels:
+        raise UndecodableError(f"found {len(stored)} channels, expected {channels} (--channels)")
+    return _unit(stored.astype(np.uint16) if stored.dtype.itemsize > 2 else stored, options.bits)
+
+
+def _tiff_channels(data: bytes, channels: int, options: ReadOptions) -> Float:
+    try:
+        import tifffile  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise UserError(
+            "a TIFF with other than 3 channels is read by tifffile, which is not installed; pip install "
+            "'ssl-vision[tiff]'"
+        ) from error
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        series = file.series[0]
+        sizes = dict(zip(series.axes, series.shape, strict=True))
+        if sizes.get("Y", 1) * sizes.get("X", 1) > options.max_megapixels * 1e6:
+            raise UndecodableError(
+                f"is too large: {sizes['X']}x{sizes['Y']} px; raise --max_megapixels if you trust it"
+            )
+        values = series.asarray()
+    axes = series.axes
+    for axis in [a for a in axes if a not in "YX" and sizes[a] == 1]:
+        values, axes = values.squeeze(axes.index(axis)), axes.replace(axis, "")
+    if axes in ("YX", "XY"):
+        values, axes = values[None], "C" + axes
+    extra = [axis for axis in axes if axis not in "YX"]
+    if len(extra) != 1 or values.shape[axes.index(extra[0])] != channels:
+        shape = " x ".join(map(str, values.shape))
+        raise UndecodableError(f"found a TIFF of {shape} (axes {axes}), expected {channels} channels (--channels)")
+    values = values.transpose([axes.index(extra[0]), axes.index("Y"), axes.index("X")])
+    return _unit(values, options.bits)
+
+
+def _unit(values: NDArray[Any], bits: int) -> Float:
+    """Pixels in [0, 1], by the range of their type."""
+    if values.dtype == np.bool_:
+        return values.astype(np.float32)
+    largest = {np.dtype(np.uint8): 255, np.dtype(np.uint16): (1 << (bits or 16)) - 1, np.dtype(np.int16): 32767}
+    if values.dtype.newbyteorder("=") not in largest:
+        raise UndecodableError(
+            f"found {values.dtype.name} pixels, whose range nothing says; save the image with 8 or 16 bits per channel"
+        )
+    scale = np.float32(1 / largest[values.dtype.newbyteorder("=")])
+    unit: Float = np.clip(values.astype(np.float32) * scale, 0, 1)
+    return unit
 
 
 def read_size(path: Path, options: ReadOptions = ReadOptions()) -> tuple[int, int]:

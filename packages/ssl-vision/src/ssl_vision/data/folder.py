@@ -12,7 +12,7 @@ from pathlib import Path
 
 from contrastive_core.errors import UserError
 from ssl_vision.data.dataset import ADD_LABELS, FileImages
-from ssl_vision.data.decode import EXTENSIONS
+from ssl_vision.data.decode import EXTENSIONS, ReadOptions
 from ssl_vision.data.listing import Listing, holds_image, is_image, list_folder, printable
 
 SPLITS = ("train", "val", "test")
@@ -80,7 +80,13 @@ def folder_layout(root: Path) -> Layout:
     return Layout(folder, paths, tuple(notes))
 
 
-def open_folder(root: Path, *, split: str) -> FileImages:
+def open_folder(
+    root: Path,
+    *,
+    split: str,
+    channels: int = 3,
+    read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
+) -> FileImages:
     """Open ``root/<split>/<class>/*``, ``root/<class>/*`` or a folder of images without classes.
 
     Images have classes if all of them lie in folders below the one opened; class names are those folders', in Unicode's
@@ -114,7 +120,7 @@ def open_folder(root: Path, *, split: str) -> FileImages:
         )
         return FileImages(
             str(folder), folder, listing.images, unlabelled=f"found {reason}, {ADD_LABELS}", split=found, notes=notes,
-            unread=listing.unread,
+            unread=listing.unread, channels=channels, options=read,
         )  # fmt: skip
     names = [class_of(path) for path in listing.images]
     training = set() if found not in layout.splits or found == "train" else _training_classes(layout)
@@ -122,7 +128,7 @@ def open_folder(root: Path, *, split: str) -> FileImages:
     number = {name: label for label, name in enumerate(classes)}
     return FileImages(
         str(folder), folder, listing.images, labels=[number[name] for name in names], classes=classes, split=found,
-        notes=notes, unread=listing.unread,
+        notes=notes, unread=listing.unread, channels=channels, options=read,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from contrastive_core.errors import UserError
 from ssl_vision.data.dataset import FileImages
+from ssl_vision.data.decode import ReadOptions
 from ssl_vision.data.folder import canonical_split
 
 COLUMNS = {
@@ -41,7 +42,13 @@ class Manifest:
     notes: list[str]
 
 
-def open_manifest(manifest: Path, *, split: str) -> FileImages:
+def open_manifest(
+    manifest: Path,
+    *,
+    split: str,
+    channels: int = 3,
+    read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
+) -> FileImages:
     """Open a CSV file with the columns ``path`` and, as wanted, ``label`` and ``split``; other columns may follow.
 
     Paths are relative to the manifest, or absolute. Without a split column all rows are of split ``train``; where there
@@ -70,7 +77,16 @@ def open_manifest(manifest: Path, *, split: str) -> FileImages:
         found = "no labels" if len(bare) == len(rows) else f"{len(bare)} rows without a label ({_lines(bare)})"
         todo = "label every row, or give the labelled rows a split of their own"
         reason = f"found {found}, expected labels; {todo}"
-        return FileImages(str(manifest), manifest.parent, paths, unlabelled=reason, split=split, notes=notes)
+        return FileImages(
+            str(manifest),
+            manifest.parent,
+            paths,
+            unlabelled=reason,
+            split=split,
+            notes=notes,
+            channels=channels,
+            options=read,
+        )
     training = {row.label for row in everything if row.split == "train" and row.label}
     if not training:
         training = {row.label for row in everything if row.label}
@@ -78,7 +94,8 @@ def open_manifest(manifest: Path, *, split: str) -> FileImages:
     number = {name: label for label, name in enumerate(classes)}
     labels = [number[row.label] for row in rows]
     return FileImages(
-        str(manifest), manifest.parent, paths, labels=labels, classes=classes, split=split, notes=notes
+        str(manifest), manifest.parent, paths, labels=labels, classes=classes, split=split, notes=notes,
+        channels=channels, options=read,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from contrastive_core.errors import UserError
 from ssl_vision.data.dataset import ImageSet
+from ssl_vision.data.decode import ReadOptions
 from ssl_vision.data.folder import folder_splits, open_folder
 from ssl_vision.data.manifest import manifest_splits, open_manifest, read_manifest
 from ssl_vision.data.named import NAMED, open_named
@@ -16,7 +17,13 @@ from ssl_vision.data.named import NAMED, open_named
 _WARNED: set[str] = set()
 
 
-def open_images(spec: str | os.PathLike[str], *, split: str = "train") -> ImageSet:
+def open_images(
+    spec: str | os.PathLike[str],
+    *,
+    split: str = "train",
+    channels: int = 3,
+    read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
+) -> ImageSet:
     """Open a split of a data set; no image is read yet, except by the sets that lie in one file.
 
     Args:
@@ -25,15 +32,20 @@ def open_images(spec: str | os.PathLike[str], *, split: str = "train") -> ImageS
         split: train, val, test, what else the set has, or ``all`` where a folder has no splits, or of a manifest or the
             digits. Images that are not said to be of a split are of ``train``. Where there is no test split, ``val``
             takes its place; the set's `split` says which it is.
+        channels: channels of the images: 3 for RGB, to which other colour modes are converted; else that of the files.
+        read: how files are read.
 
     Raises:
         UserError: nothing there, no such split, no images.
     """
     name, root = locate(spec)
     if name:
+        if channels != 3:
+            raise UserError(f"{name}: has images of 3 channels, but {channels} were asked for (--channels)")
         images = open_named(name, root, split=split)
     else:
-        images = open_folder(root, split=split) if root.is_dir() else open_manifest(root, split=split)
+        open_files = open_folder if root.is_dir() else open_manifest
+        images = open_files(root, split=split, channels=channels, read=read)
     for note in images.notes:
         _warn_once(note)
     return images

@@ -18,9 +18,10 @@ from contrastive_core.training.progress import track
 from ssl_vision.augment import EvalTransform
 from ssl_vision.data import ImageSet, Subset, open_images
 from ssl_vision.data.dataset import ArrayImages, map_images
+from ssl_vision.data.decode import ReadOptions
 from ssl_vision.labels.files import read_labelled
 from ssl_vision.labels.subsets import check_classes, require_two_classes
-from ssl_vision.models.checkpoint import LoadedModel, load_encoder
+from ssl_vision.models.checkpoint import LoadedModel
 
 _AT_ONCE = 4  # whole images that a thread holds
 
@@ -71,7 +72,7 @@ def decode(
                 if problems is None:
                     raise
                 problems[index] = str(error)
-        return transform(found) if found else torch.empty(0, 3, transform.size, transform.size)
+        return transform(found) if found else torch.empty(0, images.channels, transform.size, transform.size)
 
     if isinstance(images, ArrayImages):
         pictures: Tensor = transform(images.images[indices.start : indices.stop])
@@ -99,19 +100,29 @@ def extract(model: LoadedModel, images: ImageSet, *, batch_size: int = 512) -> T
     return torch.cat(list(outputs(model.encoder, batches, device=model.device)))
 
 
-def labelled_images(data: str, *, split: str, classes: list[str] | None = None, labels: Path | None = None) -> ImageSet:
+def labelled_images(
+    data: str,
+    *,
+    split: str,
+    classes: list[str] | None = None,
+    labels: Path | None = None,
+    channels: int = 3,
+    read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
+) -> ImageSet:
     """Open a split whose images all have labels, of the classes given.
 
     Args:
-        data: an image folder, CSV manifest or named data set.
-        split: which part of it.
-        classes: the names expected, in their order.
-        labels: a label file: only the images in it are taken.
+        data: Image folder, CSV manifest or named data set.
+        split: Part of it.
+        classes: Names expected, in their order.
+        labels: Label file; only the images in it are taken.
+        channels: Channels of the images.
+        read: How files are read.
 
     Raises:
-        UserError: images without labels, no images, or other classes than expected.
+        UserError: Images without labels, no images, or other classes than expected.
     """
-    images = open_images(data, split=split)
+    images = open_images(data, split=split, channels=channels, read=read)
     if labels is not None:
         images = Subset(images, read_labelled(Path(labels), images).tolist())
     images.labels()
@@ -121,24 +132,27 @@ def labelled_images(data: str, *, split: str, classes: list[str] | None = None, 
 
 
 def labelled_features(
-    model: str,
+    model: LoadedModel,
     data: str,
     *,
     split: str,
     batch_size: int,
-    device: str,
     classes: list[str] | None = None,
     labels: Path | None = None,
-    loaded: LoadedModel | None = None,
+    read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
 ) -> LabelledFeatures:
-    """Features of a labelled split under the frozen model, batch norm in inference mode; see `labelled_images`."""
-    images = labelled_images(data, split=split, classes=classes, labels=labels)
+    """Features of a labelled split under the frozen model, batch norm in inference mode; see `labelled_images`.
+
+    Raises:
+        UserError: As `labelled_images`; without `classes`, also images of a single class, from which nothing is learnt.
+    """
+    images = labelled_images(data, split=split, classes=classes, labels=labels, channels=model.channels, read=read)
     if classes is None:
         require_two_classes(images)
-    loaded = loaded or load_encoder(model, device=device)
-    features = extract(loaded, images, batch_size=batch_size)
-    labels_there = images.labels().to(features.device)
-    return LabelledFeatures(features, labels_there, images.classes, module_hash(loaded.encoder), images.split)
+    features = extract(model, images, batch_size=batch_size)
+    return LabelledFeatures(
+        features, images.labels().to(features.device), images.classes, module_hash(model.encoder), images.split
+    )
 
 
 def write_npz(file: Path, features: Tensor, images: ImageSet) -> None:

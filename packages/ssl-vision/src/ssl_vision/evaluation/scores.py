@@ -61,14 +61,14 @@ class Score:
             if value is not None
         )
         text = f"{self.protocol}: top-1 {self.top1:.2f} %{more} on {self.images} images of {self.classes} classes"
-        if "test_split" in self.settings:
-            text += f", split {self.settings['test_split']}"
+        if "test_part" in self.settings:
+            text += f", split {self.settings['test_part']}"
         return "; ".join([text, *(f"{name} {_readable(value)}" for name, value in self.found.items())])
 
 
 def training_images(split: str, labels: Path | None) -> dict[str, object]:
     """How a score says which images were learnt from."""
-    return {"train_split": split} if labels is None else {"train_split": split, "labels": Path(labels).name}
+    return {"train_part": split} if labels is None else {"train_part": split, "labels": Path(labels).name}
 
 
 def accuracy(

@@ -55,7 +55,7 @@ def validation_set(validation: str, data: str, images: ImageSet) -> tuple[ImageS
             "validation is 'test', but training never opens test images, or their scores would say too much; use "
             "`ssl-vision evaluate` afterwards, and for validation another split or a label file"
         )
-    found = open_images(data, split=validation)
+    found = open_images(data, split=validation, channels=images.channels, read=images.options)
     found.labels()
     check_classes(found, images.classes, of="trained on")
     shared = {images.path(i) for i in range(len(images))}.intersection(found.path(i) for i in range(len(found)))

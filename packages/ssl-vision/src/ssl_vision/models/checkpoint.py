@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.heads import ProjectionHead
 from contrastive_core.training import Run, load_model
 from contrastive_core.training.launch import choose_device
-from ssl_vision.data import ImageSet
+from ssl_vision.data import ImageSet, measure_statistics
 from ssl_vision.labels.files import labels_digest
 from ssl_vision.labels.subsets import sample_fingerprints
 from ssl_vision.methods import SimCLR
@@ -33,6 +33,7 @@ class LoadedModel:
     encoder: nn.Module
     image_size: int
     device: torch.device
+    channels: int = 3
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class LoadedClassifier:
     classes: list[str]
     image_size: int
     device: torch.device
+    channels: int = 3
     validated_on: tuple[str, ...] = ()
     """Fingerprints of the images that training was validated on; see `sample_fingerprints`."""
 
@@ -55,6 +57,12 @@ class Pretrained:
     head: ProjectionHead | None
     options: EncoderOptions
     image_size: int
+
+    def copy_to(self, network: SimCLR) -> None:
+        """Copy the weights into a network of the same encoder."""
+        network.encoder.load_state_dict(self.encoder.state_dict())
+        if self.head is not None:
+            network.head.load_state_dict(self.head.state_dict())
 
 
 @dataclass(frozen=True)
@@ -161,7 +169,7 @@ def load_encoder(model: str, *, device: str = "auto", image_size: int = 32) -> L
     options, size = _described(folder, card)
     encoder = build_encoder(options, image_size=size)
     encoder.load_state_dict(_part(tensors, "encoder."))
-    return LoadedModel(_ready(encoder, place), size, place)
+    return LoadedModel(_ready(encoder, place), size, place, options.channels)
 
 
 def load_pretrained(model: str) -> Pretrained:
@@ -185,6 +193,35 @@ def load_pretrained(model: str) -> Pretrained:
         head = ProjectionHead(_feature_dim(encoder), out_features, layers=layers)
         head.load_state_dict(in_head)
     return Pretrained(encoder, head, options, size)
+
+
+def open_pretrained(model: str, *, encoder: EncoderOptions, layers: int, out_features: int) -> Pretrained:
+    """Open a model to pre-train further: its encoder, and its projection head if that has the layers and outputs given.
+
+    Raises:
+        UserError: No model there, or an encoder beside a model that has another one.
+    """
+    found = load_pretrained(model)
+    if encoder not in (EncoderOptions(), found.options):
+        raise UserError(
+            f"{model}: its encoder is {found.options}, but {encoder} was asked for; leave the encoder out, or --init"
+        )
+    fits = found.head is not None and (len(found.head.layers), found.head.out_features) == (layers, out_features)
+    return found if fits else replace(found, head=None)
+
+
+def with_statistics(options: EncoderOptions, images: ImageSet | None) -> EncoderOptions:
+    """The encoder with the mean and deviation of these images, where it normalises by them and they are not known."""
+    if images is None or not options.needs_statistics:
+        return options
+    mean, std = measure_statistics(images)
+    return replace(options, normalize="data", mean=mean, std=std)
+
+
+def build_simclr(encoder: EncoderOptions, *, image_size: int, layers: int, out_features: int) -> SimCLR:
+    """Encoder and projection head with random weights, in the memory format that convolutions prefer."""
+    network = SimCLR(build_encoder(encoder, image_size=image_size), projection_dim=out_features, layers=layers)
+    return network.to(memory_format=torch.channels_last)
 
 
 def load_simclr(model: str) -> SimCLR:
@@ -213,7 +250,8 @@ def load_classifier(model: str, *, device: str = "auto") -> LoadedClassifier:
     classifier = architecture.build(len(classes))
     classifier.load_state_dict(tensors)
     validated_on = tuple((card.get("validation") or {}).get("fingerprints", ()))
-    return LoadedClassifier(_ready(classifier, place), classes, architecture.image_size, place, validated_on)
+    size, channels = architecture.image_size, architecture.encoder.channels
+    return LoadedClassifier(_ready(classifier, place), classes, size, place, channels, validated_on)
 
 
 def load_architecture(model: str) -> Architecture:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from contrastive_core.errors import UserError
 from ssl_vision.models.resnet import LAYOUTS, Stem, Variant, resnet
 
-Normalization = Literal["none", "imagenet", "cifar10", "cifar100"]
+Normalization = Literal["none", "imagenet", "cifar10", "cifar100", "data"]
 
 STATISTICS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
@@ -27,20 +28,21 @@ class Normalized(nn.Module):
     """``net((images - mean) / std)``: for weights that were trained on normalised images.
 
     Args:
-        net: maps ``[N, 3, H, W]`` to ``[N, net.feature_dim]``.
-        statistics: whose mean and standard deviation; see `STATISTICS`.
+        net: Maps ``[N, C, H, W]`` to ``[N, net.feature_dim]``.
+        mean: Mean of every channel.
+        std: Standard deviation of every channel.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: nn.Module, statistics: Normalization) -> None:
+    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.net = net
         self.feature_dim = net.feature_dim
-        for name, values in zip(("mean", "std"), STATISTICS[statistics], strict=True):
+        for name, values in (("mean", mean), ("std", std)):
             # Not in the state dict: the options say which they are.
-            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.net((images - self.mean) / self.std)
@@ -62,7 +64,11 @@ class EncoderOptions:
         variant: ``simclr``, or ``torchvision`` for the official encoders' shape in torchvision (no projection in group
             1 of ResNet-18 and -34, its padding of the pool, its initialisation).
         normalize: what the encoder subtracts from and divides images in [0, 1] by: ``none``, or the statistics of
-            ``imagenet``, ``cifar10``, ``cifar100``.
+            ``imagenet``, ``cifar10``, ``cifar100``; ``data``: those of the images that pre-training sees, which are
+            measured before it begins, and always taken with other than 3 channels.
+        channels: Channels of the images; the first convolution is made for them.
+        mean: Mean of every channel, with ``data``; measured if left out.
+        std: Standard deviation of every channel, with ``data``; measured if left out.
     """
 
     name: str = "resnet18"
@@ -71,17 +77,35 @@ class EncoderOptions:
     sk_ratio: float = 0.0
     variant: Variant = "simclr"
     normalize: Normalization = "none"
+    channels: int = 3
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.channels < 1:
+            raise UserError(f"encoder.channels is {self.channels}; expected at least 1")
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+            if getattr(self, name) and len(getattr(self, name)) != self.channels:
+                raise UserError(
+                    f"encoder.{name} has {len(getattr(self, name))} values; expected {self.channels}, one per channel"
+                )
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether mean and deviation of the images are still to be measured."""
+        return not self.mean and (self.normalize == "data" or (self.channels != 3 and self.normalize == "none"))
 
 
 class _Features(nn.Module):
     """Any module, with the size of its features found by one forward pass."""
 
-    def __init__(self, module: nn.Module, name: str, image_size: int) -> None:
+    def __init__(self, module: nn.Module, name: str, image_size: int, channels: int) -> None:
         super().__init__()
         self.module = module
         was_training = module.training
         with torch.no_grad():
-            features = module.eval()(torch.zeros(2, 3, image_size, image_size))
+            features = module.eval()(torch.zeros(2, channels, image_size, image_size))
         module.train(was_training)
         if not isinstance(features, Tensor) or features.ndim != 2:
             found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
@@ -103,22 +127,37 @@ def build_encoder(options: EncoderOptions, *, image_size: int = 32) -> nn.Module
         UserError: no encoder of that name, a setting out of its range, or no vector per image.
     """
     net = _build(options, image_size)
-    return net if options.normalize == "none" else Normalized(net, options.normalize)
+    if options.mean:
+        return Normalized(net, options.mean, options.std)
+    if options.normalize in ("none", "data"):
+        return net
+    if options.channels != 3:
+        raise UserError(
+            f"encoder.normalize is {options.normalize}, whose statistics are those of 3 channels, and the images have "
+            f"{options.channels}; expected data or none"
+        )
+    return Normalized(net, *STATISTICS[options.normalize])
 
 
 def _build(options: EncoderOptions, image_size: int) -> nn.Module:
     name = options.name
     if name.startswith("torchvision:"):
-        return _Features(_torchvision(name.removeprefix("torchvision:")), name, image_size)
+        net = _torchvision(name.removeprefix("torchvision:"))
+        return _Features(fit_first_convolution(net, options.channels), name, image_size, options.channels)
     if ":" in name:
-        return _Features(_own(name), name, image_size)
+        return _Features(_own(name), name, image_size, options.channels)
     depth = name.removeprefix("resnet")
     if not depth.isdigit() or int(depth) not in LAYOUTS:
         known = ", ".join(f"resnet{depth}" for depth in LAYOUTS)
         raise UserError(f"no encoder named {name!r}; use {known}, torchvision:NAME or package.module:function")
     try:
         return resnet(
-            int(depth), width=options.width, stem=options.stem, sk_ratio=options.sk_ratio, variant=options.variant
+            int(depth),
+            width=options.width,
+            stem=options.stem,
+            sk_ratio=options.sk_ratio,
+            variant=options.variant,
+            channels=options.channels,
         )
     except ValueError as error:
         raise UserError(f"encoder: {error}") from error
@@ -147,3 +186,33 @@ def _own(name: str) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise UserError(f"encoder {name!r} returned {type(module).__name__}, expected a torch.nn.Module")
     return module
+
+
+_SHAPE = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+
+
+def fit_first_convolution(module: nn.Module, channels: int) -> nn.Module:
+    """Replace the first convolution of a network by one for images of other than 3 channels.
+
+    Its weights are those for red, green and blue in turn, scaled so that the sum over channels, and with it the size of
+    what the next layer sees, stays the same; as timm does it.
+    """
+    if channels == 3:
+        return module
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            if layer.in_channels != 3 or layer.groups != 1:
+                break
+            arguments = {name: getattr(layer, name) for name in _SHAPE}
+            new = nn.Conv2d(channels, layer.out_channels, bias=layer.bias is not None, **arguments)
+            repeats = -(-channels // 3)
+            with torch.no_grad():
+                new.weight.copy_(layer.weight.repeat(1, repeats, 1, 1)[:, :channels] * (3 / channels))
+                if layer.bias is not None and new.bias is not None:
+                    new.bias.copy_(layer.bias)
+            parent, _, last = name.rpartition(".")
+            setattr(module.get_submodule(parent), last, new)
+            return module
+    raise UserError(
+        f"{type(module).__name__} does not begin with a convolution of 3 channels; give a module of your own"
+    )

@@ -162,11 +162,13 @@ class ResNet(nn.Module):
     Module names are torchvision's (``conv1``, ``bn1``, ``layer1`` ... ``layer4``) wherever the parts are the same.
     """
 
-    def __init__(self, depth: int, *, width: float, stem: Stem, sk_ratio: float, variant: Variant) -> None:
+    def __init__(
+        self, depth: int, *, width: float, stem: Stem, sk_ratio: float, variant: Variant, image_channels: int = 3
+    ) -> None:
         super().__init__()
         block, repeats = LAYOUTS[depth]
         channels = [round(64 * width * 2**group) for group in range(4)]
-        self.conv1, self.pool = _stem(stem, channels[0], sk_ratio)
+        self.conv1, self.pool = _stem(stem, channels[0], sk_ratio, image_channels)
         if variant == "torchvision" and stem == "imagenet":
             self.pool = nn.MaxPool2d(3, 2, padding=1)
         self.bn1 = nn.BatchNorm2d(channels[0])
@@ -204,13 +206,15 @@ class ResNet(nn.Module):
         return x.mean(dim=(2, 3))
 
 
-def _stem(stem: Stem, channels: int, sk_ratio: float) -> tuple[nn.Module, nn.Module]:
+def _stem(stem: Stem, channels: int, sk_ratio: float, image_channels: int) -> tuple[nn.Module, nn.Module]:
     if stem != "imagenet":
-        return nn.Conv2d(3, channels, 3, padding=2 if stem == "cifar-pad2" else 1, bias=False), nn.Identity()
+        return nn.Conv2d(
+            image_channels, channels, 3, padding=2 if stem == "cifar-pad2" else 1, bias=False
+        ), nn.Identity()
     if sk_ratio > 0:
         half = channels // 2
         conv: nn.Module = nn.Sequential(
-            nn.Conv2d(3, half, 3, 2, padding=1, bias=False),
+            nn.Conv2d(image_channels, half, 3, 2, padding=1, bias=False),
             nn.BatchNorm2d(half),
             nn.ReLU(inplace=True),
             nn.Conv2d(half, half, 3, padding=1, bias=False),
@@ -219,7 +223,7 @@ def _stem(stem: Stem, channels: int, sk_ratio: float) -> tuple[nn.Module, nn.Mod
             nn.Conv2d(half, channels, 3, padding=1, bias=False),
         )
     else:
-        conv = nn.Conv2d(3, channels, 7, 2, padding=3, bias=False)
+        conv = nn.Conv2d(image_channels, channels, 7, 2, padding=3, bias=False)
     return conv, SameMaxPool()
 
 
@@ -237,6 +241,7 @@ def resnet(
     stem: Stem = "imagenet",
     sk_ratio: float = 0.0,
     variant: Variant = "simclr",
+    channels: int = 3,
 ) -> ResNet:
     """Build the encoder of SimCLR (section 2.1, Appendix B.9) or SimCLRv2.
 
@@ -249,6 +254,7 @@ def resnet(
         sk_ratio: 0.0625 switches on selective kernels and ResNet-D as in SimCLRv2; basic blocks have no selective
             kernels and take ResNet-D alone.
         variant: ``"simclr"``: the official code's. ``"torchvision"``: torchvision's, whose weights it takes.
+        channels: Channels of the images.
 
     Details of the official code that torchvision does not share: a projection shortcut in the first block of group 1
     too, truncated normal fan-in initialisation of scale 1, the last scale of every residual branch starts at 0,
@@ -269,4 +275,4 @@ def resnet(
         raise ValueError(
             f"variant must be simclr, or torchvision without selective kernels; got {variant!r}, sk_ratio {sk_ratio}"
         )
-    return ResNet(depth, width=width, stem=stem, sk_ratio=sk_ratio, variant=variant)
+    return ResNet(depth, width=width, stem=stem, sk_ratio=sk_ratio, variant=variant, image_channels=channels)

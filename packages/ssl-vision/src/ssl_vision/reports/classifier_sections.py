@@ -130,7 +130,7 @@ def title(settings: RunSettings) -> str:
     data = data_name(settings.data)
     if settings.kind == "distill":
         return f"Distillation into {settings.encoder} on {data}"
-    scratch = settings.config.get("model") == "none"
+    scratch = settings.config.get("init") == "none"
     return f"{'Training' if scratch else 'Fine-tuning'} of {settings.encoder} on {data}" + (
         " from scratch" if scratch else ""
     )
@@ -228,14 +228,14 @@ def _what_was_done(s: RunSettings, labelled: int | None) -> str:
             f"A network that learns to answer as the teacher in {s.config.get('teacher')} does, from images without "
             f"labels{also}."
         )
-    if s.config.get("model") == "none":
+    if s.config.get("init") == "none":
         return f"A classifier trained from scratch on {count} with {which}."
     kept = int(s.config.get("from_layer", 0))
     layers = {0: "", 1: " and the first layer of its projection head"}.get(
         kept, f" and the first {kept} layers of its projection head"
     )
     return (
-        f"A classifier on the network in {s.config.get('model')}{layers}, all of it trained further on {count} with "
+        f"A classifier on the network in {s.config.get('init')}{layers}, all of it trained further on {count} with "
         f"{which}."
     )
 

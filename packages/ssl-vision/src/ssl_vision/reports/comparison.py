@@ -82,7 +82,7 @@ def agreement(run: RunFolder, evaluations: list[Evaluated]) -> str:
             title,
             page.paragraph(
                 f"The teacher has not been evaluated on these images. `ssl-vision evaluate {teacher} "
-                f"{first.score.data} --split {first.score.split}` does it; a report written after it shows where the "
+                f"{first.score.data} --part {first.score.split}` does it; a report written after it shows where the "
                 "two agree."
             ),
         )
@@ -196,10 +196,10 @@ def group_of(settings: RunSettings) -> str:
     name = f"{settings.encoder}{width}{' + SK' if encoder.get('sk_ratio') else ''}"
     if settings.kind == "distill":
         return f"{name}, distilled" + ("" if config.get("alpha", 1.0) == 1 else " with labels")
-    if config.get("model") == "none":
+    if config.get("init") == "none":
         return f"{name}, from scratch"
     kept = int(config.get("from_layer", 0))
-    return f"{name}, fine-tuned from {_start(str(config.get('model')))}" + (f", head layer {kept}" if kept else "")
+    return f"{name}, fine-tuned from {_start(str(config.get('init')))}" + (f", head layer {kept}" if kept else "")
 
 
 def comparison(run: RunFolder, evaluated: Evaluated, points: Sequence[Point]) -> list[str]:

@@ -13,6 +13,7 @@ from contrastive_core.app.report.run_record import read_record
 from contrastive_core.errors import UserError
 from ssl_vision.data import open_images
 from ssl_vision.data.bad_files import read_log
+from ssl_vision.data.decode import ReadOptions
 from ssl_vision.evaluation.predictions import Predictions, read_predictions
 from ssl_vision.evaluation.scores import ClassifierScore, Score, read_classifier_score
 from ssl_vision.labels.files import LabelFile, read_label_file
@@ -29,7 +30,7 @@ class RunSettings:
     kind: Kind
     config: Mapping[str, Any]
     data: str
-    split: str
+    part: str
     encoder: str
     epochs: int
     batch_size: int
@@ -40,6 +41,16 @@ class RunSettings:
     def augment(self) -> AugmentOptions:
         """The family of views, of a run of `pretrain`."""
         return AugmentOptions(**self.config["augment"])
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return int(self.config["encoder"].get("channels", 3))
+
+    @property
+    def read(self) -> ReadOptions:
+        """How image files are read."""
+        return ReadOptions(**(self.config.get("read") or {}))
 
     @property
     def memory(self) -> int:
@@ -163,7 +174,7 @@ def _settings(file: Path, config: Mapping[str, Any]) -> RunSettings:
             kind=_kind(config),
             config=config,
             data=str(config["data"]),
-            split=str(config["split"]),
+            part=str(config["part"]),
             encoder=str(config["encoder"]["name"]),
             epochs=int(config["epochs"]),
             batch_size=int(config["batch_size"]),
@@ -259,7 +270,7 @@ def run_of(model: Path) -> Path:
 def _listed(settings: RunSettings) -> int | None:
     try:
         if settings.labels is None:
-            return len(open_images(settings.data, split=settings.split))
+            return len(open_images(settings.data, split=settings.part))
         listed = read_label_file(Path(settings.labels))
     except UserError:
         return None

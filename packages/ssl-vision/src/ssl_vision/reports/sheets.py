@@ -22,11 +22,18 @@ _LOOKED_THROUGH = 5000
 
 @dataclass(frozen=True)
 class Picture:
-    """An image with what is known about it; pixels uint8 or [0, 1] float ``[3, H, W]``."""
+    """An image with what is known about it; pixels uint8 or [0, 1] float ``[3, H, W]``.
+
+    Of other than 3 channels, one is shown in grey, and of several the first three in false colours, stretched between
+    their 2nd and 98th percentile.
+    """
 
     pixels: Tensor
     path: str
     label: str | None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pixels", displayable(self.pixels))
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,7 @@ def draw_views(images: ImageSet, settings: RunSettings, indices: Sequence[int], 
                 augment(picture[None], seed=view_seed(seed, epoch, view), ids=torch.tensor([index]))[0]
                 for view in (0, 1)
             )
-            pairs.append((view_a, view_b))
+            pairs.append((displayable(view_a), displayable(view_b)))
         rows.append(ViewRow(Picture(picture, images.path(index), _class_name(images, index)), pairs))
     return rows
 
@@ -159,3 +166,14 @@ def _class_name(images: ImageSet, index: int) -> str | None:
 
 def _picture(images: ImageSet, index: int) -> Picture:
     return Picture(images.read(index), images.path(index), _class_name(images, index))
+
+
+def displayable(pixels: Tensor) -> Tensor:
+    """Three channels of an image ``[C, H, W]`` that can be shown; see `Picture`."""
+    if len(pixels) == 3:
+        return pixels
+    shown = pixels[:3] if len(pixels) > 3 else pixels[:1]
+    flat = shown.flatten(1)
+    low, high = torch.quantile(flat, torch.tensor([0.02, 0.98]), dim=1)[..., None, None]
+    stretched: Tensor = ((shown - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
+    return stretched if len(stretched) == 3 else stretched.expand(3, -1, -1)

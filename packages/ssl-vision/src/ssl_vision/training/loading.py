@@ -19,6 +19,7 @@ from contrastive_core.rng import derive
 from contrastive_core.training import Batches, ClassBatches, Run, ignore_stop_signals
 from ssl_vision.augment import CropFlip
 from ssl_vision.data import ImageSet, fits_in_memory, in_memory, open_images, skip_bad
+from ssl_vision.data.decode import ReadOptions
 from ssl_vision.labels.subsets import training_set
 from ssl_vision.training.options import SuNCEtOptions
 
@@ -228,13 +229,20 @@ class Batch(NamedTuple):
     """Their class numbers: int64 ``[L]``."""
 
 
-def open_labelled(options: SuNCEtOptions, data: str, *, split: str) -> ImageSet:
+def open_labelled(
+    options: SuNCEtOptions,
+    data: str,
+    *,
+    split: str,
+    channels: int = 3,
+    read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
+) -> ImageSet:
     """The labelled images of SuNCEt, in the order of their data set; no label of another image is looked at.
 
     Raises:
         UserError: no such data, no labels, or a label file that does not fit.
     """
-    return training_set(open_images(options.data or data, split=split), options.labels)
+    return training_set(open_images(options.data or data, split=split, channels=channels, read=read), options.labels)
 
 
 class Feed:

@@ -1,0 +1,143 @@
+"""Images of other than three channels, from file to classifier: satellite and microscope images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+from contrastive_core.errors import UserError
+from contrastive_core.training import RunOptions
+from ssl_vision.augment import CropFlip, EvalTransform, SimCLRAugment
+from ssl_vision.commands.embed import embed
+from ssl_vision.commands.evaluate import evaluate
+from ssl_vision.commands.export import export
+from ssl_vision.commands.finetune import finetune
+from ssl_vision.commands.predict import predict
+from ssl_vision.commands.pretrain import pretrain
+from ssl_vision.commands.report import report
+from ssl_vision.data import measure_statistics, open_images
+from ssl_vision.data.decode import ReadOptions, read_image
+from ssl_vision.models import EncoderOptions, build_encoder
+from ssl_vision.models.checkpoint import load_encoder
+from ssl_vision.training.options import OptimizerOptions
+
+QUIET = RunOptions(threads=1, log_every=1, device="cpu", progress=False)
+
+
+def bands(seed: int, *, channels: int = 13, size: int = 16, largest: int = 4000) -> np.ndarray:
+    """[channels, H, W] of 16 bits, brighter in the later channels."""
+    rng = np.random.default_rng(seed)
+    return (
+        rng.integers(0, largest, (channels, size, size)).astype(np.uint16) // np.arange(channels, 0, -1)[:, None, None]
+    )
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate", "pages"])
+@pytest.mark.parametrize("compression", [None, "zlib", "lzw"])
+def test_every_channel_of_a_tiff_is_read_as_it_is_stored(tmp_path: Path, planar: str, compression: str | None) -> None:
+    values = bands(0).astype(np.uint16)
+    path = tmp_path / "scene.tif"
+    if planar == "contig":
+        pixels = values.transpose(1, 2, 0)
+        tifffile.imwrite(path, pixels, photometric="minisblack", planarconfig="contig", compression=compression)
+    elif planar == "separate":
+        tifffile.imwrite(path, values, photometric="minisblack", planarconfig="separate", compression=compression)
+    else:
+        tifffile.imwrite(path, values, photometric="minisblack", compression=compression)
+    image = read_image(path, channels=13)
+    assert image.dtype == torch.float32
+    np.testing.assert_allclose(image, values / np.float32(65535), rtol=1e-6)
+    np.testing.assert_allclose(
+        read_image(path, ReadOptions(bits=12), channels=13), np.minimum(values / np.float32(4095), 1), rtol=1e-6
+    )
+    with pytest.raises(UserError, match=r"scene\.tif: found a TIFF of .*13.*, expected 4 channels \(--channels\)"):
+        read_image(path, channels=4)
+    if planar != "pages":  # of pages, the first is an image of its own
+        with pytest.raises(UserError, match=r"13 channels of 16 bits"):
+            read_image(path)
+
+
+def test_other_files_by_the_number_of_their_channels(tmp_path: Path) -> None:
+    gray = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000
+    Image.fromarray(gray).save(tmp_path / "gray.png")
+    np.testing.assert_allclose(read_image(tmp_path / "gray.png", channels=1)[0], gray / np.float32(65535), rtol=1e-6)
+    rgba = np.random.default_rng(0).integers(0, 256, (3, 4, 4), dtype=np.uint8)
+    Image.fromarray(rgba).save(tmp_path / "rgba.png")
+    np.testing.assert_allclose(read_image(tmp_path / "rgba.png", channels=4), rgba.transpose(2, 0, 1) / 255, rtol=1e-6)
+    with pytest.raises(UserError, match=r"rgba\.png: found 4 channels, expected 5"):
+        read_image(tmp_path / "rgba.png", channels=5)
+    tifffile.imwrite(tmp_path / "signed.tif", np.array([[-9999, 0, 32767]], np.int16))
+    assert read_image(tmp_path / "signed.tif", channels=1).tolist() == [[[0, 0, 1]]]
+    tifffile.imwrite(tmp_path / "float.tif", np.ones((2, 2), np.float32))
+    with pytest.raises(UserError, match="found float32 pixels, whose range nothing says"):
+        read_image(tmp_path / "float.tif", channels=1)
+
+
+@pytest.mark.parametrize("size", [8, 160])  # in blocks, and one by one
+@pytest.mark.parametrize("ops", ["simclr", "torchvision"])
+def test_channels_are_augmented_alike_and_independently_of_their_number(size: int, ops: str) -> None:
+    """Crop, flip, brightness and blur of a channel do not depend on the others, contrast only in SimCLR's
+    operations."""
+    images = torch.rand(6, 5, 40, 40, generator=torch.Generator().manual_seed(0))
+    ids = torch.arange(6)
+    augment = SimCLRAugment(size, ops=ops, jitter=0.8 if ops == "simclr" else 0.0)
+    views = augment(images, seed=1, ids=ids)
+    assert views.shape == (6, 5, size, size)
+    torch.testing.assert_close(views[:, 2:3], augment(images[:, 2:3], seed=1, ids=ids))
+    crop = CropFlip(size, ops=ops)
+    torch.testing.assert_close(crop(list(images), seed=1, ids=ids), crop(images, seed=1, ids=ids))
+    assert EvalTransform(size, ops=ops)(images[:, :1]).shape == (6, 1, size, size)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "torchvision:resnet18", "torchvision:vit_b_16"])
+def test_first_convolutions_fit(name: str) -> None:
+    encoder = build_encoder(EncoderOptions(name=name, width=0.125, channels=5), image_size=224 if "vit" in name else 32)
+    assert encoder(torch.rand(2, 5, *[224 if "vit" in name else 32] * 2)).shape == (2, encoder.feature_dim)
+
+
+def test_statistics_are_those_of_the_pixels(tmp_path: Path) -> None:
+    values = np.stack([bands(i) for i in range(4)]).astype(np.uint16)
+    values[:, 3] = 7
+    for i, image in enumerate(values):
+        tifffile.imwrite(tmp_path / f"{i}.tif", image, photometric="minisblack")
+    mean, std = measure_statistics(open_images(tmp_path, channels=13))
+    pixels = values / 65535
+    np.testing.assert_allclose(mean, pixels.mean(axis=(0, 2, 3)), rtol=1e-4)
+    np.testing.assert_allclose(np.delete(std, 3), np.delete(pixels.std(axis=(0, 2, 3)), 3), rtol=1e-4)
+    assert std[3] == 1
+
+
+def test_from_files_of_13_channels_to_a_classifier(tmp_path: Path) -> None:
+    """Two classes that differ in one channel only, which no RGB image would show."""
+    data = tmp_path / "scenes"
+    for split, count in (("train", 24), ("test", 8)):
+        for label, name in enumerate(("crop", "forest")):
+            (data / split / name).mkdir(parents=True)
+            for i in range(count):
+                scene = bands(hash((split, label, i)) % 2**31).astype(np.uint16)
+                scene[9] += np.uint16(3000 * label)
+                tifffile.imwrite(
+                    data / split / name / f"{i}.tif", scene, photometric="minisblack", planarconfig="separate"
+                )
+    encoder = EncoderOptions(width=0.125, channels=13)
+    model = pretrain(
+        str(data), tmp_path / "pre", epochs=2, batch_size=16, image_size=16, encoder=encoder,
+        optimizer=OptimizerOptions(name="sgd", lr=0.1), run=QUIET,
+    )  # fmt: skip
+    assert len(load_encoder(str(model)).encoder.mean) == 13
+    finetune(
+        str(model), str(data), tmp_path / "tuned", epochs=20, batch_size=16,
+        optimizer=OptimizerOptions(name="sgd", lr=0.5, warmup_epochs=0, weight_decay=0), run=QUIET,
+    )  # fmt: skip
+    assert evaluate(str(tmp_path / "tuned"), str(data), device="cpu").score.top1 >= 90
+    assert predict(str(tmp_path / "tuned"), str(data / "test"), tmp_path / "out.csv", device="cpu").unreadable == 0
+    embed(str(model), str(data), tmp_path / "features.npz", device="cpu")
+    assert report(tmp_path / "pre", device="cpu").stat().st_size > 10_000
+    export(str(tmp_path / "tuned"), tmp_path / "model.pt2")
+    with pytest.raises(UserError, match=r"13 channels"):
+        pretrain(str(data), tmp_path / "rgb", epochs=1, batch_size=16, image_size=16, run=QUIET)

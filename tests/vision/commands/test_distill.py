@@ -69,7 +69,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, labels: Path) -> Path:
 def test_recipes_are_the_papers(recipe: str, temperature: float, student: str) -> None:
     content = yaml.safe_load((importlib.resources.files("ssl_vision.configs") / f"{recipe}.yaml").read_text())
     options = OptimizerOptions(**content["optimizer"])
-    assert (content["temperature"], content["student"], content["epochs"]) == (temperature, student, 400)
+    assert (content["temperature"], content["init"], content["epochs"]) == (temperature, student, 400)
     assert content["alpha"] == 1
     # The released notebook's factor where the gradient would else grow with 1 / temperature and diverge.
     assert content["scale_by_temperature"] == (temperature < 1)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ssl_vision.commands.embed import embed
     from ssl_vision.commands.evaluate import evaluate
     from ssl_vision.commands.export import export
+    from ssl_vision.commands.few_labels import few_labels
     from ssl_vision.commands.finetune import finetune
     from ssl_vision.commands.import_checkpoint import import_checkpoint
     from ssl_vision.commands.knn import knn
@@ -32,6 +33,7 @@ __all__ = [
     "embed",
     "evaluate",
     "export",
+    "few_labels",
     "finetune",
     "import_checkpoint",
     "knn",

@@ -17,6 +17,11 @@ VERBS = {
     ),
     "finetune": Verb("ssl_vision.commands.finetune:finetune", "train a classifier from a pre-trained encoder"),
     "distill": Verb("ssl_vision.commands.distill:distill", "train a student on what a classifier says of images"),
+    "few-labels": Verb(
+        "ssl_vision.commands.few_labels:few_labels",
+        "find the classifier to use with few labels: linear, nearest neighbours or fine-tuning",
+        alone=True,
+    ),
     "linear": Verb(
         "ssl_vision.commands.linear:linear", "train and test a linear classifier on frozen features", alone=True
     ),

@@ -21,7 +21,7 @@ from ssl_vision.data.dataset import ArrayImages, map_images
 from ssl_vision.data.decode import ReadOptions
 from ssl_vision.labels.files import read_labelled
 from ssl_vision.labels.subsets import check_classes, require_two_classes
-from ssl_vision.models.checkpoint import LoadedModel
+from ssl_vision.models.checkpoint import LoadedClassifier, LoadedModel
 
 _AT_ONCE = 4  # whole images that a thread holds
 
@@ -88,16 +88,19 @@ def outputs(network: nn.Module, batches: Iterator[Tensor], *, device: torch.devi
         yield network(batch.to(device, memory_format=torch.channels_last)).float()
 
 
-def extract(model: LoadedModel, images: ImageSet, *, batch_size: int = 512) -> Tensor:
-    """Features ``[N, D]`` of all images, float32, batch norm in inference mode.
+def extract(model: LoadedModel | LoadedClassifier, images: ImageSet, *, batch_size: int = 512) -> Tensor:
+    """Features ``[N, D]`` of all images under an encoder, or logits ``[N, C]`` under a classifier, float32.
+
+    Batch norm is in inference mode.
 
     Raises:
         UserError: no images, or an image that cannot be read.
     """
     if len(images) == 0:
         raise UserError("there are no images to compute features of")
+    network = model.model if isinstance(model, LoadedClassifier) else model.encoder
     batches = evaluation_batches(images, size=model.image_size, batch_size=batch_size)
-    return torch.cat(list(outputs(model.encoder, batches, device=model.device)))
+    return torch.cat(list(outputs(network, batches, device=model.device)))
 
 
 def labelled_images(

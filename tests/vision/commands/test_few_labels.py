@@ -1,0 +1,103 @@
+"""`few-labels`: what it chooses is chosen on the labels given, and what it recommends can be used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from contrastive_core.errors import UserError
+from contrastive_core.training import RunOptions
+from ssl_vision.cli import main
+from ssl_vision.commands.evaluate import evaluate
+from ssl_vision.commands.few_labels import Candidate, _recommended, few_labels
+from ssl_vision.commands.knn import knn
+from ssl_vision.commands.make_splits import make_splits
+from ssl_vision.commands.pretrain import pretrain
+from ssl_vision.models import EncoderOptions
+from ssl_vision.training.options import AugmentOptions, OptimizerOptions
+
+QUIET = RunOptions(threads=1, log_every=10, device="cpu", progress=False)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("few") / "run"
+    pretrain(
+        "digits", run, epochs=3, batch_size=128, image_size=8, temperature=0.2, encoder=EncoderOptions(width=0.125),
+        augment=AugmentOptions(flip=False, gray=0.0), optimizer=OptimizerOptions(name="sgd", lr=0.3), run=QUIET,
+    )  # fmt: skip
+    return run
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("labels")
+    make_splits("digits", folder, fractions=(), per_class=(1, 5), draws=1)
+    return folder
+
+
+def test_the_recommended_classifier_scores_what_the_table_says(pretrained: Path, labels: Path, tmp_path: Path) -> None:
+    result = few_labels(
+        str(pretrained), "digits", tmp_path, labels=labels / "5-per-class-draw0.json", methods=("linear", "finetune"),
+        epochs=2, folds=2, device="cpu",
+    )  # fmt: skip
+    assert (result.labels, result.classes, result.test_images, result.test_part) == (50, 10, 364, "test")
+    for candidate in result.candidates:
+        assert evaluate(str(tmp_path / candidate.method), "digits", device="cpu").score.top1 == pytest.approx(
+            candidate.test
+        )
+        assert candidate.held_out == 50
+    assert result.model == tmp_path / result.recommended
+    assert json.loads((tmp_path / "few-labels.json").read_text())["recommended"] == result.recommended
+    text = str(result)
+    assert "Top-1 accuracy in percent from 50 labels of 10 classes" in text
+    assert f"classifier: {result.model}" in text
+
+
+def test_neighbours_score_what_knn_says(labels: Path, tmp_path: Path) -> None:
+    file = labels / "5-per-class-draw0.json"
+    result = few_labels("pixels", "digits", tmp_path, labels=file, methods=("knn", "linear"), device="cpu")
+    found = next(c for c in result.candidates if c.method == "knn")
+    k = int(found.setting.removeprefix("k "))
+    assert knn("pixels", "digits", labels=file, k=k, device="cpu", out=tmp_path / "knn.json").top1 == pytest.approx(
+        found.test
+    )
+    assert min(c.test for c in result.candidates) > 50  # raw pixels of digits are told apart
+
+
+def test_test_images_choose_nothing(pretrained: Path, labels: Path, tmp_path: Path) -> None:
+    file = labels / "5-per-class-draw0.json"
+    methods = ("linear", "knn")
+    without = few_labels(str(pretrained), "digits", tmp_path / "a", labels=file, test_part="train", methods=methods)
+    within = few_labels(str(pretrained), "digits", tmp_path / "b", labels=file, methods=methods)
+    assert (without.test_images, {c.test for c in without.candidates}) == (0, {None})
+    assert [(c.setting, c.validated) for c in without.candidates] == [
+        (c.setting, c.validated) for c in within.candidates
+    ]
+
+
+def test_with_one_label_per_class_nothing_is_validated(labels: Path, tmp_path: Path) -> None:
+    file = labels / "1-per-class-draw0.json"
+    result = few_labels("pixels", "digits", tmp_path, labels=file, methods=("linear", "knn"), device="cpu")
+    assert [(c.validated, c.held_out) for c in result.candidates] == [(None, 0), (None, 0)]
+    assert result.recommended == "linear"
+
+
+def test_a_cheaper_method_is_recommended_within_the_error_of_the_best() -> None:
+    linear, tuned = Candidate("linear", "", 80.0, 50, None), Candidate("finetune", "", 84.0, 50, None)
+    assert _recommended([linear, tuned]) == linear  # 84 ± 5.2
+    assert (
+        _recommended([Candidate("linear", "", 80.0, 5000, None), Candidate("finetune", "", 84.0, 5000, None)]).method
+        == "finetune"
+    )
+    assert Candidate("linear", "", 84.0, 50, None).error == pytest.approx(100 * np.sqrt(0.84 * 0.16 / 50))
+
+
+def test_what_cannot_be_compared_is_refused(labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="fine-tuning needs a network"):
+        few_labels("pixels", "digits", tmp_path, labels=labels / "5-per-class-draw0.json", methods=("finetune",))
+    assert main(["few-labels", "pixels", "digits", str(tmp_path / "c"), "--labels", str(labels / "no.json")]) == 1
+    assert "cannot be read" in capsys.readouterr().err

@@ -215,10 +215,10 @@ def test_two_processes_see_what_one_sees(teacher: Path, labels: Path, tmp_path: 
         ({"labels": Path("few.json")}, "at alpha 1 none is used"),
         ({"temperature": 0.0}, "temperature > 0"),
         ({"from_layer": 1}, "without a pre-trained model there is no head"),
-        ({"student": "no-such-run"}, "not a folder"),
+        ({"init": "no-such-run"}, "not a folder"),
         ({"teacher": "no-such-run"}, "not a folder"),
         ({"epochs": 0}, "epochs is 0"),
-        ({"student": "teacher", "encoder": TINY}, "is built as the teacher"),
+        ({"init": "teacher", "encoder": TINY}, "is built as the teacher"),
     ],
 )
 def test_bad_arguments_are_refused(teacher: Path, tmp_path: Path, arguments: dict[str, Any], message: str) -> None:

@@ -297,7 +297,7 @@ def test_a_run_of_one_step_is_not_all_warm_up(labels: Path, tmp_path: Path) -> N
         ({"from_layer": 1}, "without a pre-trained model there is no head"),
         ({"image_size": 0}, "image_size is 0"),
         ({"batch_size": 1}, "at least two images"),
-        ({"model": "no-such-run"}, "not a folder"),
+        ({"init": "no-such-run"}, "not a folder"),
         ({"validation": "test"}, "never opens test images"),
         ({"validation": "train"}, "1433 images of split 'train' are trained on as well"),
         ({"validation": "held_out.json"}, "cannot be read"),
@@ -305,7 +305,7 @@ def test_a_run_of_one_step_is_not_all_warm_up(labels: Path, tmp_path: Path) -> N
     ],
 )
 def test_bad_arguments_are_refused(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
-    settings: dict[str, Any] = {"model": "none", "data": "digits", "encoder": TINY, **arguments}
+    settings: dict[str, Any] = {"init": "none", "data": "digits", "encoder": TINY, **arguments}
     with pytest.raises(UserError, match=message):
         finetune(out=tmp_path / "run", run=QUIET, **settings)
 

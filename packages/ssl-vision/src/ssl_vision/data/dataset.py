@@ -163,6 +163,8 @@ class FileImages(ImageSet):
         return read_image(self.files[index], self.options, channels=self.channels)
 
     def size(self, index: int) -> tuple[int, int]:
+        if self.channels != 3:
+            return super().size(index)
         return read_size(self.files[index], self.options)
 
     def fingerprint(self, index: int) -> str:

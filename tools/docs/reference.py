@@ -22,20 +22,31 @@ class Entry:
         module: The module that defines it.
         kind: class, function or data.
         summary: First sentence of its docstring.
+        is_defined_here: Whether the folder or module of the page defines it, rather than exports it.
     """
 
     path: str
     module: str
     kind: str
     summary: str
+    is_defined_here: bool = False
 
 
 def pages(package: str) -> dict[str, str]:
-    """The pages of a package in reStructuredText, by the name of their file."""
+    """The pages of a package in reStructuredText, by the name of their file.
+
+    A name that two folders export has its entry where it is defined.
+    """
     root = importlib.import_module(package)
     names = sorted(found.name for found in pkgutil.iter_modules(root.__path__))
     rooms = [f"{package}.{name}" for name in names if not name.startswith("_") and name not in NOT_API]
-    written = {room.rpartition(".")[2]: page(room, list(entries)) for room in rooms if (entries := public(root, room))}
+    found = {room: public(root, room) for room in rooms}
+    homes = {id_: room for room, entries in found.items() for id_ in entries}
+    homes |= {id_: room for room, entries in found.items() for id_, each in entries.items() if each.is_defined_here}
+    written = {}
+    for room, entries in found.items():
+        if kept := [each for id_, each in entries.items() if homes[id_] == room]:
+            written[room.rpartition(".")[2]] = page(room, kept)
     rest = [name for name in getattr(root, "__all__", ()) if not _is_in(getattr(root, name), rooms)]
     if rest:  # commands as functions, and what a private module defines
         others = [_entry(f"{package}.{name}", getattr(root, name), package) for name in rest]
@@ -54,8 +65,8 @@ def page(room: str, entries: list[Entry]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def public(root: ModuleType, room: str) -> list[Entry]:
-    """The public names of a folder or module at the root, each once.
+def public(root: ModuleType, room: str) -> dict[int, Entry]:
+    """The public names of a folder or module at the root, each once, by the identity of what they name.
 
     They are those of its `__all__`; where it has none, those of all modules in it.
     """
@@ -75,7 +86,7 @@ def public(root: ModuleType, room: str) -> list[Entry]:
             entry = _entry(f"{root.__name__}.{name}", value, room)
             if entry is not None:
                 found[id(value)] = entry
-    return list(found.values())
+    return found
 
 
 def public_names(module: ModuleType) -> list[str]:
@@ -103,7 +114,8 @@ def _entry(path: str, value: object, room: str) -> Entry | None:
         return None
     summary = " ".join(doc.partition("\n\n")[0].split())
     kind = "class" if inspect.isclass(value) else "function"
-    return Entry(path, defined if defined.startswith(room) else room, kind, summary)
+    here = defined == room or defined.startswith(f"{room}.")
+    return Entry(path, defined if here else room, kind, summary, here)
 
 
 def _below(module: ModuleType) -> Iterator[ModuleType]:

@@ -428,3 +428,28 @@ def test_two_processes_see_what_one_sees(videos: Path, tmp_path: Path) -> None:
     nets = [load_recognizer(tmp_path / name, device="cpu").network.state_dict() for name in ("one", "two")]
     for name, value in nets[0].items():
         assert torch.allclose(value.float(), nets[1][name].float(), rtol=1e-3, atol=1e-5), name
+
+
+def test_a_network_of_ones_own_trains_and_is_opened_only_when_trusted(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def build(classes):\n"
+        "    return nn.Sequential(nn.Conv3d(3, 4, 3), nn.BatchNorm3d(4), nn.AdaptiveAvgPool3d(1), nn.Flatten(), "
+        "nn.Linear(4, classes))\n"
+        "def wrong(classes):\n    return 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    own = NetworkOptions("mine:build", mean=(0.4, 0.5, 0.6), std=(0.2,))
+    train(out=tmp_path / "run", **settings(videos, steps=2, network=own))
+    with pytest.raises(UserError, match="if you trust it, say so with --network mine:build"):
+        load_recognizer(tmp_path / "run", device="cpu")
+    opened = load_recognizer(tmp_path / "run", device="cpu", network="mine:build")
+    assert opened.recipe.network == own
+    for name, said in (("mine:nothing", "has no attribute"), ("nowhere:build", "No module"), ("mine:wrong", "a int")):
+        with pytest.raises(UserError, match=said):
+            train(out=tmp_path / "b", **settings(videos, network=NetworkOptions(name)))
+    with pytest.raises(UserError, match="expected one of slow_r50"):
+        NetworkOptions("resnet")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 import warnings
 
 import pytest
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_video import MultiviewPseudoLabel
+from ssl_video import MultiviewPseudoLabel, recalibrate_bn
 from ssl_video.models import NetworkOptions, build_network
 from ssl_video.models.batchnorm import ViewBatchNorm
 from ssl_video.models.networks import SmallSlow
+from ssl_video.views import normalize
 
 
 def pictures(n: int, *views: str, seed: int = 0) -> dict[str, Tensor]:
@@ -256,3 +258,100 @@ def test_fabric_trains_it_as_it_is() -> None:
         results.append((losses.loss.detach(), losses.diagnostics.scalars()["coverage"], method.tested.fc.weight))
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
+
+
+class Wrapped(nn.Module):
+    """A network of the user's whose output is not the logits alone."""
+
+    def __init__(self, form: str, classes: int = 4) -> None:
+        super().__init__()
+        self.form, self.network = form, small(classes)
+
+    def forward(self, clips: Tensor) -> object:
+        logits = self.network(clips)
+        return {
+            "mapping": lambda: {"loss": None, "logits": logits},
+            "object": lambda: types.SimpleNamespace(logits=logits),
+            "tuple": lambda: (logits, "features"),
+            "other mapping": lambda: {"features": logits},
+            "text": lambda: "logits",
+            "time": lambda: logits[:, None].expand(-1, 3, -1),
+            "probabilities": lambda: logits.softmax(dim=1),
+        }[self.form]()
+
+
+def step(network: nn.Module, labels: object = (0, 1), **changes: object) -> Tensor:
+    settings: dict[str, object] = {"classes": 4, "views": ("rgb", "tg"), "threshold": 0.9, **changes}
+    method = MultiviewPseudoLabel(network, **settings)  # type: ignore[arg-type]
+    batch = {view: pictures(2, view)[view] for view in ("rgb", "tg")}
+    return method(batch, labels, batch, batch).loss
+
+
+@pytest.mark.parametrize("form", ["mapping", "object", "tuple"])
+def test_outputs_that_hold_logits_are_understood(form: str) -> None:
+    torch.manual_seed(0)
+    network = Wrapped(form)
+    assert torch.equal(step(network), step(network.network))
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        (Wrapped("other mapping"), "gives a dict with the entries features and in it no logits"),
+        (Wrapped("text"), "gives a str"),
+        (Wrapped("time"), r"gives \[4, 3, 4\]; expected logits \[4, 4\]"),
+        (Wrapped("probabilities"), "gives probabilities"),
+        (small(400), r"gives \[4, 400\]; expected logits \[4, 4\] for classes=4"),
+    ],
+    ids=["mapping", "text", "time", "probabilities", "400"],
+)
+def test_outputs_that_hold_none_are_refused(network: nn.Module, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        step(network)
+
+
+def test_labels_may_be_a_list_and_must_be_classes() -> None:
+    network = small()
+    assert torch.equal(step(network, [0, 1]), step(network, torch.tensor([0, 1])))
+    for wrong, said in (
+        ([0, 4], "from 0 to 4; expected classes from 0 to 3"),
+        ([0.0, 1.0], "float32"),
+        ([0], r"\[1\]"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            step(network, wrong)
+
+
+def test_pictures_on_another_scale_are_refused() -> None:
+    method = MultiviewPseudoLabel(small(), classes=4, views=("rgb",), threshold=0.9)
+    good = pictures(2, "rgb")["rgb"]
+    for wrong in (good / 255, (good / 255 - 0.45) / 0.225):
+        with pytest.raises(ValueError, match="expected the scale 0 to 255"):
+            MultiviewPseudoLabel(small(), classes=4, views=("rgb",), threshold=0.9)({"rgb": wrong}, [0, 1])
+    method({"rgb": good}, [0, 1])
+    method({"rgb": torch.zeros_like(good)}, [0, 1])  # a black clip is no other scale
+
+
+def test_synchronised_batch_norm_is_split_by_views() -> None:
+    network = nn.SyncBatchNorm.convert_sync_batchnorm(small())
+    method = MultiviewPseudoLabel(network, classes=4, views=("rgb", "tg"), threshold=0.9, bn="split")
+    split = [part for part in method.network.modules() if isinstance(part, ViewBatchNorm)]
+    assert split
+    assert all(isinstance(norm, nn.SyncBatchNorm) for part in split for norm in part.norms.values())
+
+
+def test_recalibration_of_a_split_network_measures_its_first_view() -> None:
+    torch.manual_seed(0)
+    method = MultiviewPseudoLabel(small(), classes=4, views=("rgb", "tg"), threshold=0.9, bn="split")
+    batches = [torch.randn(3, 3, 3, 16, 16) + 2]
+    named, unnamed = copy.deepcopy(method.tested), method.tested
+    assert recalibrate_bn(unnamed, batches) == recalibrate_bn(named, batches, view="rgb") == 3
+    assert all(torch.equal(a, b) for a, b in zip(unnamed.buffers(), named.buffers(), strict=True))
+
+
+def test_mean_and_std_may_differ_by_channel() -> None:
+    x = pictures(1, "rgb")["rgb"]
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 0.125)
+    by_hand = torch.stack([(x[:, :, c] / 255 - mean[c]) / std[c] for c in range(3)], dim=1)
+    assert torch.allclose(normalize(x, mean=mean, std=std), by_hand)
+    assert torch.equal(normalize(x, mean=(0.4,) * 3, std=(0.2,) * 3), normalize(x, mean=0.4, std=0.2))

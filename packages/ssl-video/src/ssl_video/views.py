@@ -115,9 +115,20 @@ def rgb(clips: Tensor) -> Tensor:
     return checked(clips, "rgb").to(torch.float32)
 
 
-def normalize(pictures: Tensor, *, mean: float = MEAN, std: float = STD) -> Tensor:
-    """Pictures as the network takes them: ``(x / 255 - mean) / std``, ``[N, T, 3, H, W]`` -> ``[N, 3, T, H, W]``."""
-    return ((pictures.transpose(-4, -3) / 255 - mean) / std).contiguous()
+def normalize(pictures: Tensor, *, mean: float | Sequence[float] = MEAN, std: float | Sequence[float] = STD) -> Tensor:
+    """Pictures as the network takes them: ``(x / 255 - mean) / std``, ``[N, T, 3, H, W]`` -> ``[N, 3, T, H, W]``.
+
+    Args:
+        pictures: on the scale 0 to 255.
+        mean: a number, or one for each of the three channels.
+        std: likewise.
+    """
+    scaled = pictures.transpose(-4, -3) / 255
+    centre, spread = (
+        value if isinstance(value, float | int) else scaled.new_tensor(list(value)).view(-1, 1, 1, 1)
+        for value in (mean, std)
+    )
+    return ((scaled - centre) / spread).contiguous()
 
 
 def checked(clips: Tensor, what: str) -> Tensor:

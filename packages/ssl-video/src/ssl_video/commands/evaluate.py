@@ -35,6 +35,7 @@ def evaluate(
     reader: ReaderName = "pyav",
     out: Path | None = None,
     device: str = "auto",
+    network: str | None = None,
 ) -> Evaluation:
     """Test a network on videos it has not seen: 10 clips x 3 crops of each, mean of probabilities.
 
@@ -61,13 +62,14 @@ def evaluate(
         reader: of frames: pyav, or torchcodec (an extra), which gives the same and may be faster.
         out: folder for the files; by default ``evaluation`` in the model's folder.
         device: auto, cpu, cuda or mps.
+        network: package.module:function of a model whose network is your own code; opening it runs that code.
 
     Returns:
         The numbers.
     """
     if clips < 1 or crops < 1 or not 0 <= max_bad < 1:
         raise UserError(f"evaluate needs clips >= 1, crops >= 1 and 0 <= max_bad < 1; got {clips}, {crops}, {max_bad}")
-    recognizer = load_recognizer(model, device=device)
+    recognizer = load_recognizer(model, device=device, network=network)
     recipe = recognizer.recipe
     videos, part, digest = _kept(data, split, part, recipe.classes, model=model)
     shared = recognizer.learned_from(videos.videos)

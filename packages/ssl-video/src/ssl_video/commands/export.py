@@ -13,15 +13,14 @@ from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.export import Program, put_in_place, write_exported_program, write_onnx
-from ssl_video.models import build_network
+from ssl_video.models import NetworkOptions, build_network
 from ssl_video.models.batchnorm import join_batchnorm
 from ssl_video.models.checkpoint import Recognizer, load_recognizer
-from ssl_video.views import MEAN, STD
 
 _ENDINGS = (".onnx", ".pt2", ".safetensors")
 
 
-def export(model: str, out: Path, *, view: str | None = None, size: int = 0) -> str:
+def export(model: str, out: Path, *, view: str | None = None, size: int = 0, network: str | None = None) -> str:
     """Write a network as a file that other programs open, once it has been shown to give what the model gives.
 
     The ending of the file decides: ``.onnx`` for onnxruntime and others (any batch size; needs the extra ``export``),
@@ -36,6 +35,7 @@ def export(model: str, out: Path, *, view: str | None = None, size: int = 0) -> 
         out: the file to write, in place of an older one.
         view: which view's network; None: the one tested on, frames.
         size: side of the pictures in pixels that .onnx and .pt2 take; 0: that of the crops it was trained on.
+        network: package.module:function of a model whose network is your own code; opening it runs that code.
 
     Returns:
         What was written and how it was checked.
@@ -43,13 +43,13 @@ def export(model: str, out: Path, *, view: str | None = None, size: int = 0) -> 
     out = Path(out)
     if out.suffix not in _ENDINGS:
         raise UserError(f"{out}: found the ending {out.suffix!r}, expected one of {', '.join(_ENDINGS)}")
-    opened = load_recognizer(model, device="cpu")
+    opened = load_recognizer(model, device="cpu", network=network)
     recipe = opened.recipe
     chosen = recipe.views[0] if view is None else view
     if chosen not in recipe.views:
         raise UserError(f"view is {chosen!r}; the network has learned {', '.join(recipe.views)}")
     side = size or recipe.size
-    network = join_batchnorm(opened.network, chosen).requires_grad_(False).eval()
+    plain = join_batchnorm(opened.network, chosen).requires_grad_(False).eval()
 
     def example(count: int) -> Tensor:
         generator = torch.Generator().manual_seed(count)
@@ -58,9 +58,15 @@ def export(model: str, out: Path, *, view: str | None = None, size: int = 0) -> 
     def write(file: Path) -> dict[str, Any]:
         card = _card(opened, model, file, view=chosen, side=side)
         if out.suffix == ".safetensors":
-            return _weights(network, opened, file, card, example(2))
+            return _weights(plain, opened, file, card, example(2))
         program = Program(
-            _Normalised(network).eval(), model, recipe.network.name, "clips", "logits", example, package="ssl_video"
+            _Normalised(plain, recipe.network).eval(),
+            model,
+            recipe.network.name,
+            "clips",
+            "logits",
+            example,
+            package="ssl_video",
         )
         return (write_onnx if out.suffix == ".onnx" else write_exported_program)(program, file, card)
 
@@ -70,12 +76,17 @@ def export(model: str, out: Path, *, view: str | None = None, size: int = 0) -> 
 
 
 class _Normalised(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, options: NetworkOptions) -> None:
         super().__init__()
         self.network = network
+        self.register_buffer("mean", torch.tensor(options.mean).view(-1, 1, 1, 1))
+        self.register_buffer("std", torch.tensor(options.std).view(-1, 1, 1, 1))
 
     def forward(self, clips: Tensor) -> Tensor:
-        logits: Tensor = self.network((clips - MEAN) / STD)
+        logits: Tensor = self.network((clips - self.mean) / self.std)
         return logits
 
 
@@ -91,7 +102,11 @@ def _card(opened: Recognizer, model: str, file: Path, *, view: str, side: int) -
             "dtype": "float32",
             "range": [0.0, 1.0],
             "view": view,
-            "normalisation": {"mean": MEAN, "std": STD, "by": "the caller" if weights else "the model"},
+            "normalisation": {
+                "mean": list(recipe.network.mean),
+                "std": list(recipe.network.std),
+                "by": "the caller" if weights else "the model",
+            },
             "clip": asdict(recipe.clip),
         },
         "output": {"name": "logits", "shape": ["batch", len(recipe.classes)]},

@@ -49,6 +49,7 @@ def predict(
     flow_cache: Path | None = None,
     reader: ReaderName = "pyav",
     device: str = "auto",
+    network: str | None = None,
 ) -> PredictResult:
     """Classify videos and write a CSV file with a row for each: path, class, probability, error.
 
@@ -70,11 +71,12 @@ def predict(
             one that cannot be read. None: flow is computed for every clip.
         reader: of frames: pyav, or torchcodec (an extra), which gives the same and may be faster.
         device: auto, cpu, cuda or mps.
+        network: package.module:function of a model whose network is your own code; opening it runs that code.
 
     Returns:
         The files and what is in them.
     """
-    recognizer = load_recognizer(model, device=device)
+    recognizer = load_recognizer(model, device=device, network=network)
     classes, learned = recognizer.recipe.classes, recognizer.recipe.views
     wanted = learned[:1] if views is None else views
     if not wanted or not set(wanted) <= set(learned):

@@ -26,6 +26,7 @@ def report(
     out: Path | None = None,
     clips: int = 4,
     seed: int = 0,
+    network: str | None = None,
 ) -> Path:
     """Write a run's report: one HTML file that holds everything it shows and asks nothing of the network.
 
@@ -41,6 +42,7 @@ def report(
         out: the HTML file; by default ``report.html`` in the run's folder.
         clips: how many are shown in all views.
         seed: which.
+        network: package.module:function of a model whose network is your own code; opening it runs that code.
 
     Returns:
         The HTML file.
@@ -51,7 +53,7 @@ def report(
     config = record.config
     if "views" not in config or "network" not in config:
         raise UserError(f"{run}: is not the folder of a run of `ssl-video train`")
-    recognizer = load_recognizer(run, device="cpu") if (run / "model/model.json").is_file() else None
+    recognizer = load_recognizer(run, device="cpu", network=network) if (run / "model/model.json").is_file() else None
     found, notes = sections.read_evaluations(
         run, model_hash=None if recognizer is None else module_hash(recognizer.network)
     )

@@ -247,6 +247,8 @@ def _method(
             align=pseudo.align,
             ema_decay=ema_decay,
             seed=seed,
+            mean=recipe.network.mean,
+            std=recipe.network.std,
         )
     for note in noted:
         say(f"note: {note.message}")

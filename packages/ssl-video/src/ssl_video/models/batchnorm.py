@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from contrastive_core.errors import UserError
 
-_TYPES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_TYPES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 Layout = Sequence[tuple[str, int]]
 
 
@@ -169,7 +169,7 @@ def recalibrate_bn(network: nn.Module, batches: Iterable[Tensor], *, view: str |
             norm.training, norm.track_running_stats = True, False  # normalise by the batch, remember nothing
         with torch.no_grad():
             for batch in batches:
-                with views_in_batch(network, [(view, len(batch))] if view else []):
+                with views_in_batch(network, [(view, len(batch))]) if view else nullcontext():
                     network(batch)
                 clips += len(batch)
     finally:

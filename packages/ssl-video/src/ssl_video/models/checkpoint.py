@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,8 @@ class Recognizer:
     def probabilities(self, pictures: Tensor, view: str) -> Tensor:
         """Of pictures of one view, ``[N, T, 3, H, W]`` -> float32 ``[N, K]`` on the CPU."""
         with views_in_batch(self.network, [(view, len(pictures))]):
-            logits: Tensor = self.network(normalize(pictures.to(self.device)))
+            options = self.recipe.network
+            logits: Tensor = self.network(normalize(pictures.to(self.device), mean=options.mean, std=options.std))
         return logits.float().softmax(dim=1).cpu()
 
 
@@ -104,8 +106,14 @@ def save_recognizer(
     return run.save_model(dict(network.state_dict()), card, folder=folder)
 
 
-def load_recognizer(model: str | Path, *, device: str = "auto") -> Recognizer:
+def load_recognizer(model: str | Path, *, device: str = "auto", network: str | None = None) -> Recognizer:
     """Open a run folder or a model folder.
+
+    Args:
+        model: the folder.
+        device: auto, cpu, cuda or mps.
+        network: ``package.module:function`` of a model whose network is the user's own code, which a file alone must
+            not cause to run.
 
     Raises:
         UserError: no model there, a damaged one, or one of another kind.
@@ -120,20 +128,30 @@ def load_recognizer(model: str | Path, *, device: str = "auto") -> Recognizer:
     try:
         given = dict(card["recipe"])
         recipe = Recipe(
-            network=NetworkOptions(**given.pop("network")),
+            network=_network_options(given.pop("network")),
             clip=ClipSpec(**given.pop("clip")),
             classes=tuple(given.pop("classes")),
             views=tuple(given.pop("views")),
             **given,
         )
-        network = recipe.build()
-        network.load_state_dict(tensors)
+        if recipe.network.is_own and recipe.network.name != network:
+            raise UserError(
+                f"{model}: its network is {recipe.network.name}, code that opening the model would run; if you "
+                f"trust it, say so with --network {recipe.network.name}"
+            )
+        built = recipe.build()
+        built.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{model}: model.json does not describe the network that is in the folder ({error}); the file was changed "
             "by hand, or a newer version wrote it"
         ) from error
-    return Recognizer(network.eval().to(place), recipe, place, card)
+    return Recognizer(built.eval().to(place), recipe, place, card)
+
+
+def _network_options(given: Mapping[str, Any]) -> NetworkOptions:
+    lists = {name: tuple(given[name]) for name in ("mean", "std")}
+    return NetworkOptions(**{**given, **lists})
 
 
 def _marks(videos: Iterable[Video]) -> list[tuple[Video, str]]:

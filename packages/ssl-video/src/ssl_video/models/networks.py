@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, cast, get_args
 
 import torch
@@ -10,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contrastive_core.errors import UserError
+from ssl_video.views import MEAN, STD
 
 NetworkName = Literal["slow_r50", "small_slow", "x3d_xs", "x3d_s", "r3d_18"]
 NETWORKS: tuple[NetworkName, ...] = get_args(NetworkName)
@@ -22,20 +26,31 @@ class NetworkOptions:
     """A network by name.
 
     Attributes:
-        name: ``slow_r50``: the Slow pathway of SlowFast with ResNet-50, as PyTorchVideo builds it, for clips of any
-            length and size; ``small_slow``: the same idea in 10 layers, for CPUs; ``x3d_xs``, ``x3d_s``: PyTorchVideo's
-            X3D; ``r3d_18``: torchvision's 3-D ResNet-18.
+        name: ``slow_r50``: the Slow pathway of SlowFast with ResNet-50, as PyTorchVideo builds it; ``small_slow``: the
+            same idea in 10 layers, for CPUs; ``x3d_xs``, ``x3d_s``: PyTorchVideo's X3D, made for 4 or 13 frames of 160
+            pixels; ``r3d_18``: torchvision's 3-D ResNet-18, made for 16 frames of 112 pixels. All take clips of any
+            length and size. Or a network of your own as ``package.module:function``, called with the number of classes.
         width: channels after the stem of ``slow_r50`` (64 in the paper) and ``small_slow``; 0: 64 and 16.
-        dropout: before the last layer.
+        dropout: before the last layer; of a network of your own, its own.
+        mean: of the normalisation of pictures in [0, 1]: one number, or three.
+        std: of the normalisation, likewise.
     """
 
-    name: NetworkName = "slow_r50"
+    name: str = "slow_r50"
     width: int = 0
     dropout: float = 0.5
+    mean: tuple[float, ...] = (MEAN,)
+    std: tuple[float, ...] = (STD,)
 
     def __post_init__(self) -> None:
-        if self.name not in NETWORKS:
-            raise UserError(f"network.name is {self.name!r}; expected one of {', '.join(NETWORKS)}")
+        if self.name not in NETWORKS and not self.is_own:
+            raise UserError(
+                f"network.name is {self.name!r}; expected one of {', '.join(NETWORKS)}, or package.module:function"
+            )
+        if len(self.mean) not in (1, 3) or len(self.std) not in (1, 3) or not all(value > 0 for value in self.std):
+            raise UserError(
+                f"network.mean is {self.mean} and network.std {self.std}; expected one number or three, std above 0"
+            )
         if self.width < 0 or (self.width and self.name not in ("slow_r50", "small_slow")):
             raise UserError(
                 f"network.width is {self.width} for {self.name}; expected 0, or channels for slow_r50 or small_slow"
@@ -43,18 +58,48 @@ class NetworkOptions:
         if not 0 <= self.dropout < 1:
             raise UserError(f"network.dropout is {self.dropout}; expected at least 0 and less than 1")
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it is code of the user's, ``package.module:function``."""
+        module, _, function = self.name.partition(":")
+        return function.isidentifier() and all(part.isidentifier() for part in module.split("."))
+
 
 def build_network(options: NetworkOptions, classes: int) -> nn.Module:
     """The network, randomly initialised: ``[N, 3, T, H, W]`` -> logits ``[N, classes]``, in both modes.
 
     The last layer starts at N(0, 0.01), and the last batch norm of every residual branch at 0, as in SlowFast.
+
+    Raises:
+        UserError: a network of the user's cannot be imported or built.
     """
+    if options.is_own:
+        return _own(options.name, classes)
     if options.name == "slow_r50":
         return _slow_r50(options, classes)
     makers = {"small_slow": _small_slow, "r3d_18": _r3d_18}
     network = makers.get(options.name, _x3d)(options, classes)
     # A training step of these takes a sixth to a third less time on a CPU so; Slow R50's takes no less.
     return network.to(memory_format=torch.channels_last_3d)
+
+
+def _own(name: str, classes: int) -> nn.Module:
+    module, _, function = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: a script's own modules lie beside the data
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"network.name is {name}: {error}; expected a function that is installed or lies in this folder"
+        ) from error
+    try:
+        network = make(classes)
+    except TypeError as error:
+        raise UserError(f"{name}({classes}) fails ({error}); expected a function of the number of classes") from error
+    if not isinstance(network, nn.Module):
+        raise UserError(f"{name}({classes}) gives a {type(network).__name__}; expected a torch.nn.Module")
+    return network
 
 
 def _small_slow(options: NetworkOptions, classes: int) -> nn.Module:

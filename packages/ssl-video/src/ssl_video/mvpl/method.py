@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,9 @@ from ssl_video.views import MEAN, STD, check_views, normalize
 
 Pictures = Mapping[str, Tensor]
 """By view: float ``[N, T, 3, H, W]``, 0 to 255, what `views.make_views` gives."""
+
+
+_ONE = 1e-3  # how far the sum of a row of probabilities may be from 1, in half precision
 
 
 class Losses(NamedTuple):
@@ -53,7 +56,9 @@ class MultiviewPseudoLabel(nn.Module):
     that changes (batch norm, adaptive weights, moving average) is in `state_dict`.
 
     Args:
-        network: ``[N, 3, T, H, W]`` -> logits ``[N, classes]``, in training mode and in evaluation mode.
+        network: ``[N, 3, T, H, W]`` -> logits ``[N, classes]``, in training mode and in evaluation mode; or a mapping
+            or an object with ``logits``, or a tuple whose first entry they are. No probabilities: of PyTorchVideo's X3D
+            take ``head_activation=None``.
         classes: K.
         views: which views, the first being the one tested on.
         target: ``aggregated`` is the method; ``self``, ``random``, ``cross`` for comparison, see `make_targets`.
@@ -73,8 +78,9 @@ class MultiviewPseudoLabel(nn.Module):
             labelled clips (distribution alignment, ReMixMatch).
         ema_decay: keep a moving average of the network for testing (`tested`); 0: none.
         seed: of the choice of views for ``random``.
-        mean: of the normalisation ``(x / 255 - mean) / std``, the same for every view.
-        std: of the normalisation.
+        mean: of the normalisation ``(x / 255 - mean) / std``, the same for every view; a number, or one for each
+            channel.
+        std: of the normalisation, likewise.
 
     Raises:
         ValueError: a setting out of its range.
@@ -103,8 +109,8 @@ class MultiviewPseudoLabel(nn.Module):
         align: bool = False,
         ema_decay: float = 0.0,
         seed: int = 0,
-        mean: float = MEAN,
-        std: float = STD,
+        mean: float | Sequence[float] = MEAN,
+        std: float | Sequence[float] = STD,
     ) -> None:
         super().__init__()
         self.views = check_views(views)
@@ -112,7 +118,8 @@ class MultiviewPseudoLabel(nn.Module):
         self.target, self.fuse_by, self.threshold = target, fuse_by, threshold
         self.soft, self.temperature, self.unlabelled_weight = soft, temperature, unlabelled_weight
         self.warmup_steps, self.weak_batch, self.seed = warmup_steps, weak_batch, seed
-        self.mean, self.std = mean, std
+        self.mean, self.std, self.classes = mean, std, classes
+        self._looked_at_pictures, self._looked_at_logits = False, False
         self.network = split_batchnorm(network, self.views) if bn == "split" else network
         self.weights = ViewWeights(fusion, self.views)
         self.alignment = DistributionAlignment(classes) if align else None
@@ -130,7 +137,7 @@ class MultiviewPseudoLabel(nn.Module):
     def forward(
         self,
         labelled: Pictures,
-        labels: Tensor,
+        labels: Tensor | Sequence[int],
         weak: Pictures | None = None,
         strong: Pictures | None = None,
         *,
@@ -143,7 +150,7 @@ class MultiviewPseudoLabel(nn.Module):
 
         Args:
             labelled: labelled clips, every view.
-            labels: their classes, int64 ``[B]``.
+            labels: their classes, integers ``[B]``.
             weak: unlabelled clips, every view, weakly augmented; None: labels only.
             strong: the same clips, strongly augmented.
             step: of the run, for `warmup_steps` and the choice of ``random``.
@@ -152,9 +159,15 @@ class MultiviewPseudoLabel(nn.Module):
             truth: the classes of the unlabelled clips where they are known, for the diagnostics alone.
 
         Raises:
-            ValueError: a view is missing, or weak and strong clips differ in number.
+            ValueError: a view is missing; weak and strong clips differ in number; labels are no classes; pictures are
+                not on the scale 0 to 255; or the network gives no logits of `classes`.
         """
         there = self._present(labelled, labelled_present)
+        labels = self._checked_labels(labels, there)
+        if not self._looked_at_pictures:
+            self._looked_at_pictures = True
+            for batch in (labelled, weak, strong):
+                check_scale(batch or {})
         # Known without a look at the device.
         complete = not labelled_present and not present
         if weak is None or strong is None or step < self.warmup_steps:
@@ -213,6 +226,44 @@ class MultiviewPseudoLabel(nn.Module):
                 self.alignment.count(labels)
         return loss
 
+    def _checked_labels(self, labels: Tensor | Sequence[int], present: Tensor) -> Tensor:
+        given = torch.as_tensor(labels, device=present.device)
+        if given.is_floating_point() or given.shape != present.shape[1:]:
+            raise ValueError(
+                f"labels are {given.dtype} {list(given.shape)}; expected integers [{present.shape[1]}], one for a clip"
+            )
+        # Elsewhere than on the CPU a look at the values would wait for the device; the loss refuses them there itself.
+        if given.device.type == "cpu" and len(given) and not (given.min() >= 0 and given.max() < self.classes):
+            raise ValueError(
+                f"labels are from {given.min()} to {given.max()}; expected classes from 0 to {self.classes - 1}"
+            )
+        return given.long()
+
+    def _logits(self, output: Any, clips: int) -> Tensor:
+        """The logits in what the network gives."""
+        found = output
+        if isinstance(output, Mapping):
+            found = output.get("logits")
+        elif isinstance(output, tuple | list):
+            found = output[0] if output else None
+        elif not isinstance(output, Tensor):
+            found = getattr(output, "logits", None)
+        expected = f"expected logits [{clips}, {self.classes}] for classes={self.classes}"
+        if not isinstance(found, Tensor):
+            entries = f" with the entries {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
+            raise ValueError(f"the network gives a {type(output).__name__}{entries} and in it no logits; {expected}")
+        if found.shape != (clips, self.classes):
+            raise ValueError(f"the network gives {list(found.shape)}; {expected}")
+        if not self._looked_at_logits:
+            self._looked_at_logits = True
+            values = found.detach().float()
+            if clips > 1 and (values >= 0).all() and (values.sum(dim=1) - 1).abs().max() < _ONE:
+                raise ValueError(
+                    f"the network gives probabilities, every row of them adds up to 1; {expected}: leave out its last "
+                    "softmax (of PyTorchVideo's X3D by head_activation=None)"
+                )
+        return found
+
     def _present(self, pictures: Pictures, present: Pictures | None) -> Tensor:
         missing = [view for view in self.views if view not in pictures]
         if missing:
@@ -234,12 +285,29 @@ class MultiviewPseudoLabel(nn.Module):
             for view, rows in zip(self.views, present, strict=True)
         ]
         with views_in_batch(self.network, [(view, len(part)) for view, part in zip(self.views, parts, strict=True)]):
-            logits: Tensor = self.network(torch.cat(parts))
+            logits = self._logits(self.network(torch.cat(parts)), sum(map(len, parts)))
         if everything:
             return logits.view(*present.shape, -1)
         full = logits.new_zeros(*present.shape, logits.shape[-1])
         full[present] = logits
         return full
+
+
+def check_scale(pictures: Pictures) -> None:
+    """Check that pictures are on the scale 0 to 255, as far as a look at them tells.
+
+    Raises:
+        ValueError: they are on the scale 0 to 1, or normalised.
+    """
+    for view, batch in pictures.items():
+        if not batch.numel():
+            continue
+        low, high = float(batch.min()), float(batch.max())
+        if low < -1 or 0 < high <= 1:
+            raise ValueError(
+                f"pictures of {view} are from {low:.3g} to {high:.3g}; expected the scale 0 to 255, neither 0 to 1 nor "
+                "normalised: the method normalises them itself, see `mean` and `std`"
+            )
 
 
 def _stack(*batches: Pictures) -> dict[str, Tensor]:

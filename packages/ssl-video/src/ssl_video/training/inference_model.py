@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from ssl_video.data.dataset import ClipDataset
 from ssl_video.models import build_network
 from ssl_video.models.batchnorm import recalibrate_bn, split_batchnorm
 from ssl_video.models.checkpoint import Recipe
-from ssl_video.views import normalize
+from ssl_video.views import MEAN, STD, normalize
 
 
 def make_tested(
@@ -51,7 +51,10 @@ def make_tested(
     network.to(device)
     if count:
         augment = ClipAugment(recipe.size, views=recipe.views, weak=weak, flow=recipe.flow, tg_gain=recipe.tg_gain)
-        recalibrate_views(network, clips, augment, count=count, batch_size=batch_size, seed=seed, device=device)
+        recalibrate_views(
+            network, clips, augment, count=count, batch_size=batch_size, seed=seed, device=device,
+            mean=recipe.network.mean, std=recipe.network.std,
+        )  # fmt: skip
     return network.eval()
 
 
@@ -64,6 +67,8 @@ def recalibrate_views(
     batch_size: int,
     seed: int,
     device: torch.device,
+    mean: Sequence[float] = (MEAN,),
+    std: Sequence[float] = (STD,),
 ) -> None:
     """Give a network with split batch norm, for each view, the statistics of `count` weakly augmented clips of it.
 
@@ -91,7 +96,7 @@ def recalibrate_views(
                         drawn.append(index + len(clips) * turn)
                 if heard:
                     pictures = one.weak(heard, seed=seed, ids=torch.tensor(drawn))[view]
-                    yield normalize(pictures.to(device))
+                    yield normalize(pictures.to(device), mean=mean, std=std)
 
         found = batches()
         first = next(found, None)

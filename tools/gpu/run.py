@@ -15,6 +15,7 @@ import argparse
 import itertools
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -44,8 +45,8 @@ class Stage:
     Attributes:
         name: names its folder and its entry in the results.
         seconds: time limit of all its commands together.
-        commands: argument lists; `{python}`, `{device}`, `{data}`, `{work}` (the stage's folder) and `{runs}` (the
-            folder of all stages) are replaced.
+        commands: argument lists; `{python}`, `{device}`, `{data}`, `{work}` (the stage's folder), `{runs}` (the folder
+            of all stages) and `{acdc}` (what `--acdc` says) are replaced.
         rehearse: arguments added to each command in a rehearsal; None leaves the stage out.
         group: stages that follow each other with the same number run side by side.
         record: of the run: seconds, the commands with their exit status, and the JSON files they wrote.
@@ -66,6 +67,7 @@ class Session:
         self.out, self.work, self.device, self.data = out, work, device, data
         self.begun, self.budget = time.monotonic(), budget
         self.stages: list[Stage] = []
+        self.more: dict[str, list[str]] = {}
         self.environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": self.search_path()}
         self._lock = threading.Lock()
 
@@ -86,7 +88,7 @@ class Session:
         with self._log(stage).open("w") as log:
             for command in stage.commands:
                 names = {"python": sys.executable, "device": self.device, "data": self.data, "runs": self.work}
-                words = [word.format(work=folder, **names) for word in command]
+                words = [word.format(work=folder, **names) for word in self._extended(command)]
                 print("$", *words, file=log, flush=True)
                 status = self._wait(words, log, deadline)
                 stage.record["commands"].append({"line": " ".join(words[1:]), "status": status})
@@ -100,6 +102,10 @@ class Session:
         ends = [command["status"] for command in stage.record["commands"]]
         print(f"{time.monotonic() - self.begun:5.0f} s  {stage.name}: {ends}", flush=True)
         self.write()
+
+    def _extended(self, command: Sequence[str]) -> list[str]:
+        """The command with the arguments that were given for `{NAME}`."""
+        return [part for word in command for part in (self.more.get(word, [word]))]
 
     def _wait(self, words: Sequence[str], log: Any, deadline: float) -> int | str:
         """Exit status, or "out of time"."""
@@ -166,7 +172,7 @@ def read_stages(path: Path, names: Sequence[str], *, rehearse: bool) -> list[Sta
 
 
 def prepare(session: Session) -> dict[str, Any]:
-    """Unpack the data, install the wheels and compile the libraries, side by side: what each took, or how it failed."""
+    """Unpack the data and install the wheels, side by side: what each took, or how it failed."""
     site, data = session.work / "site", session.data
     wheels = sorted(map(str, (ROOT / "wheels").glob("*.whl")))
     jobs: dict[str, list[str]] = {}
@@ -177,7 +183,6 @@ def prepare(session: Session) -> dict[str, Any]:
     if wheels:
         pip = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-compile"]
         jobs["wheels"] = [*pip, "--no-cache-dir", "--target", str(site), *wheels]
-    jobs["build"] = [sys.executable, "-m", "contrastive_core", "build"]
 
     def do(name: str) -> dict[str, Any]:
         begun = time.monotonic()
@@ -209,8 +214,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of the unpacked data; by default in the scratch folder")
     parser.add_argument("--stages", nargs="+", default=[], help="stages to run; by default all")
     parser.add_argument("--file", type=Path, default=STAGES, help="file of the stages")
+    parser.add_argument("--acdc", default="", help="further flags of the segmentation run, in one string")
     parser.add_argument("--seconds", type=float, default=540, help="budget of the whole call")
-    parser.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU, nothing installed or compiled")
+    parser.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU, nothing installed")
     arguments = parser.parse_args()
     work = arguments.work or Path(tempfile.mkdtemp(prefix="contrastive-gpu-"))
     for folder in (arguments.out, work):
@@ -219,6 +225,7 @@ def main() -> None:
         arguments.out.resolve(), work.resolve(), device="cpu" if arguments.rehearse else "cuda",
         data=(arguments.data or work / "data").resolve(), budget=arguments.seconds,
     )  # fmt: skip
+    session.more = {"{acdc}": shlex.split(arguments.acdc)}
     session.stages = read_stages(arguments.file, arguments.stages, rehearse=arguments.rehearse)
     if not arguments.rehearse:
         setup = Stage("prepare", 0, [], -1, record=prepare(session))

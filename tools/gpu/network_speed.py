@@ -1,0 +1,66 @@
+"""Images per second of SimCLR's network alone: no loading, no augmentation, the same images in every step.
+
+    python -m tools.gpu.network_speed --device cuda --out network.json
+
+What a training run takes beyond this is loading, augmentation and logging.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from contrastive_core import LARS, lars_param_groups, nt_xent
+from ssl_vision.methods import SimCLR
+from ssl_vision.models import EncoderOptions, build_encoder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--batch", type=int, default=512, help="images, two views each")
+    parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    options = EncoderOptions(name="resnet18", stem="cifar", width=arguments.width)
+    network = SimCLR(build_encoder(options, image_size=32), projection_dim=128, layers=2).to(
+        device, memory_format=torch.channels_last
+    )
+    optim = LARS(lars_param_groups(network, weight_decay=1e-6), lr=0.1)
+    views = [
+        torch.rand(arguments.batch, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
+        for _ in range(2)
+    ]
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16):
+            z = network(*views)
+        loss = nt_xent(z[0].float(), z[1].float(), temperature=0.5)
+        optim.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optim.step()
+
+    def wait() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    for _ in range(min(10, arguments.steps)):
+        step()
+    begun = wait()
+    for _ in range(arguments.steps):
+        step()
+    seconds = (wait() - begun) / arguments.steps
+    record = {"seconds_per_step": seconds, "images_per_second": arguments.batch / seconds, "batch": arguments.batch}
+    arguments.out.write_text(json.dumps(record))
+    print(record)
+
+
+if __name__ == "__main__":
+    main()

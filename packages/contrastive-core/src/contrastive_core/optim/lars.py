@@ -190,7 +190,7 @@ def _update_one_by_one(params: list[Tensor], grads: list[Tensor], buffers: list[
 def _update_together(params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], group: dict[str, Any]) -> None:
     momentum, decay, rates = group["momentum"], group["weight_decay"], group["lr"]
     # A copy either way: gradients belong to the caller.
-    steps = torch._foreach_add(grads, params, alpha=decay) if decay else torch._foreach_clone(grads)
+    steps = torch._foreach_add(grads, params, alpha=decay) if decay else torch._foreach_mul(grads, 1.0)
     if group["adapt"]:
         dtype = _norm_dtype(params[0])
         norms = torch.stack(torch._foreach_norm(params, 2, dtype)), torch.stack(torch._foreach_norm(steps, 2, dtype))

@@ -22,6 +22,7 @@ from ssl_medseg.models import NetworkOptions
 from ssl_medseg.models.checkpoint import load_segmenter
 from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import PreprocessingOptions
+from ssl_medseg.training.recipe import RecipeName
 from tests.vision.killed_runs import kill_after, outcome
 
 QUIET = RunOptions(device="cpu", threads=1, progress=False, log_every=3, checkpoint_every=4, seed=3)
@@ -131,9 +132,12 @@ def test_two_processes_train_as_one(data: Path, split: Path, untouched: Path, tm
     assert together[0]["loss"] == pytest.approx(alone[0]["loss"], rel=1e-5)
 
 
-def test_it_learns_and_keeps_the_best(data: Path, split: Path, tmp_path: Path) -> None:
-    options = SMALL | {"network": NetworkOptions(width=8), "batch_size": 8, "validate_every": 20}
-    folder = train(str(data), split, tmp_path / "run", steps=80, run=QUIET, **options)
+@pytest.mark.parametrize(("recipe", "network"), [("strong", "plain-unet"), ("paper", "unet")])
+def test_it_learns_and_keeps_the_best(
+    data: Path, split: Path, tmp_path: Path, recipe: RecipeName, network: str
+) -> None:
+    options = SMALL | {"network": NetworkOptions(network, 8), "batch_size": 8, "validate_every": 20}
+    folder = train(str(data), split, tmp_path / "run", recipe=recipe, lr=1e-2, steps=80, run=QUIET, **options)
     records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     scores = {r["step"] + 1: r["validation_dice"] for r in records if "validation_dice" in r}
     assert list(scores) == [20, 40, 60, 80]
@@ -163,7 +167,7 @@ def test_half_precision_trains(data: Path, split: Path, tmp_path: Path) -> None:
     run = RunOptions(device="cpu", threads=1, progress=False, precision="bf16-mixed", log_every=1)
     train(str(data), split, tmp_path / "run", steps=2, run=run, **(SMALL | {"validate_every": 2}))
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert all(0 < loss < 1 for loss in losses)
+    assert all(0 < loss < 4 for loss in losses)
     weights, _ = load_model(tmp_path / "run")
     assert all(w.dtype == torch.float32 for w in weights.values() if w.is_floating_point())
 

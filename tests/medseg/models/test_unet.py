@@ -131,7 +131,7 @@ def test_layers_of_equal_shape_start_apart_with_the_variance_of_he() -> None:
     ("options", "said"),
     [
         ({"name": "resnet"}, "no network named 'resnet'"),
-        ({"width": 0}, "network.width is 0"),
+        ({"width": -1}, "network.width is -1"),
         ({"arguments": {"channels": [2]}}, "network.arguments"),
     ],
 )

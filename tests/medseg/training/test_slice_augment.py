@@ -129,5 +129,5 @@ def test_intensity_is_the_papers_formula_with_draws_per_image() -> None:
 def test_wrong_settings_are_refused() -> None:
     with pytest.raises(UserError, match=r"augment.elastic is -1"):
         AugmentOptions(elastic=-1)
-    with pytest.raises(UserError, match=r"augment.elastic_share 2"):
+    with pytest.raises(UserError, match=r"augment.elastic_share is 2"):
         AugmentOptions(elastic_share=2)

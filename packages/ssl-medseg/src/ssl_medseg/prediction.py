@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import nn
 
 from contrastive_core.errors import UserError
@@ -22,6 +21,8 @@ from ssl_medseg.io import read_volume, write_mask
 from ssl_medseg.io.file_types import DICOM_ENDINGS, is_image, is_series, stem, without_path
 from ssl_medseg.io.volume import ImageFile, Volume
 from ssl_medseg.models.checkpoint import load_segmenter
+from ssl_medseg.models.inference import Refinement, largest_parts
+from ssl_medseg.models.inference import probabilities as class_probabilities
 from ssl_medseg.preprocessing import Preprocessing, place, prepare, restore_slices
 
 
@@ -150,7 +151,7 @@ def segment(
     *,
     batch_size: int = 16,
     probabilities: bool = False,
-    keep_largest: bool = False,
+    refinement: Refinement = Refinement(),  # noqa: B008 - frozen
 ) -> Segmented:
     """Segment a volume.
 
@@ -164,8 +165,8 @@ def segment(
         batch_size: slices per forward pass at most. A CPU gets fewer: one of 192 x 192 pixels, nine of 64 x 64; more
             do not fit its caches and take up to twice as long.
         probabilities: give them too.
-        keep_largest: of each structure keep the largest connected part; the rest becomes background. The probabilities
-            stay as they are.
+        refinement: average over mirrored slices; keep the largest connected part of some structures, the rest of which
+            becomes background. The probabilities do not lose the smaller parts.
 
     Raises:
         UserError: the volume cannot be prepared.
@@ -177,14 +178,14 @@ def segment(
     count = _slices_at_once(batch_size, p, device)
     for start in range(0, geometry.slices, count):
         batch = prepared.slices[start : start + count].to(device).contiguous(memory_format=torch.channels_last)
-        native = restore_slices(network(batch).float().softmax(dim=1), geometry)
+        native = restore_slices(class_probabilities(network, batch, mirror=refinement.mirror), geometry)
         # Not argmax: over a middle axis on a CPU it takes twenty times as long.
         classes[start : start + count] = native.max(dim=1).indices.to(torch.uint8).cpu().numpy()
         if probabilities:
             kept.append(native.cpu().numpy())
     mask = place(classes, geometry)
-    if keep_largest:
-        mask = largest_parts(mask)
+    if refinement.largest:
+        mask = largest_parts(mask, refinement.largest)
     if not probabilities:
         return Segmented(mask, None, prepared.notes)
     native_all = np.concatenate(kept)
@@ -196,17 +197,6 @@ def _slices_at_once(most: int, p: Preprocessing, device: torch.device) -> int:
     if device.type != "cpu":
         return most
     return max(1, min(most, _PIXELS_ON_CPU // (p.size[0] * p.size[1])))
-
-
-def largest_parts(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The mask with the largest connected part of each structure alone; voxels connect through faces."""
-    result = np.zeros_like(mask)
-    for number in range(1, int(mask.max()) + 1):
-        parts, count = ndimage.label(mask == number)
-        if count:
-            sizes = np.bincount(parts.ravel())
-            result[parts == 1 + sizes[1:].argmax()] = number
-    return result
 
 
 @dataclass(frozen=True)
@@ -257,7 +247,10 @@ def predict_cases(
     for case in track(cases, total=len(cases), what="volumes"):
         try:
             volume = read_volume(case.image)
-            found = segment(volume, segmenter.network, segmenter.preprocessing, batch_size=batch_size)
+            found = segment(
+                volume, segmenter.network, segmenter.preprocessing, batch_size=batch_size,
+                refinement=segmenter.refinement,
+            )  # fmt: skip
             path = folder / f"{case.name}.nii.gz"
             write_mask(found.classes, volume, path, dataset.labels)
             masks[case.name] = path

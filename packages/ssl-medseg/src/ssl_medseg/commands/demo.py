@@ -19,7 +19,7 @@ from ssl_medseg.evaluation.text import mean_and_sd, number
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import PreprocessingOptions
-from ssl_medseg.selftraining.options import PseudoLabelOptions
+from ssl_medseg.selftraining.options import ContrastOptions, PseudoLabelOptions
 
 _LABELLED, _VALIDATION, _UNLABELLED, _TEST = 1, 1, 5, 4  # patients
 _SIZE = 64
@@ -99,14 +99,15 @@ def demo(
     baseline, joint = out / "baseline", out / "selftrain"
     train(
         str(data), split, baseline, steps=steps, batch_size=10, validate_every=max(1, steps // 6),
-        network=NetworkOptions(width=_WIDTH), preprocessing=PreprocessingOptions(size=_SIZE), cache=out / "prepared",
-        run=options,
+        network=NetworkOptions("plain-unet", _WIDTH), preprocessing=PreprocessingOptions(size=_SIZE),
+        cache=out / "prepared", run=options,
     )  # fmt: skip
     before = evaluate(baseline, str(data), device=device)
     each = steps // 2
     selftrain(
-        str(baseline), str(data), split, joint, method="both", start="whole", rounds=_ROUNDS, steps=each, batch_size=10,
-        unlabelled_batch=10, validate_every=max(1, each // 3), pseudo=PseudoLabelOptions(guard="warn"),
+        str(baseline), str(data), split, joint, method="rounds", start="whole", rounds=_ROUNDS, steps=each,
+        batch_size=10, unlabelled_batch=10, validate_every=max(1, each // 3), pseudo=PseudoLabelOptions(guard="warn"),
+        contrast=ContrastOptions(weight=0.1),
         cache=out / "prepared", run=options,
     )  # fmt: skip
     masks = out / "masks"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +21,7 @@ from ssl_medseg.io.file_types import DICOM_ENDINGS, ENDINGS, stem, without_path
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.mask import write_on_grid
 from ssl_medseg.models.checkpoint import Segmenter, load_segmenter
+from ssl_medseg.models.inference import Refinement
 from ssl_medseg.prediction import Segmented, Wanted, find_images, segment
 
 _TROUBLE = (UserError, OSError, ValueError, RuntimeError, ArithmeticError, MemoryError)
@@ -71,7 +72,8 @@ def predict(
     part: Literal["labelled", "validation", "test", "unlabelled"] = "test",
     mask_format: Literal["auto", "nifti", "dicom-seg"] = "auto",
     probabilities: bool = False,
-    keep_largest: bool = False,
+    keep_largest: bool | None = None,
+    mirror: bool | None = None,
     pictures: bool = False,
     batch_size: int = 16,
     device: str = "auto",
@@ -97,7 +99,9 @@ def predict(
         mask_format: auto writes DICOM segmentations of DICOM series and NIfTI of all else.
         probabilities: also write the probability of every class, as NAME_probabilities.nii.gz with the classes along
             the fourth axis.
-        keep_largest: of each structure keep the largest connected part alone.
+        keep_largest: of each structure keep the largest connected part alone; as validation in training chose if not
+            given.
+        mirror: average over each slice and its mirror images; as validation in training chose if not given.
         pictures: draw slices of every image with its mask, right way round and labelled, as NAME.png beside the mask.
         batch_size: slices per forward pass at most; memory grows with it. A CPU takes as many as its caches hold.
         device: auto, cpu, cuda or mps.
@@ -115,6 +119,7 @@ def predict(
     found = find_images(data, opening=opening, split=split, part=part)
     folder, targets = _targets(found, out, mask_format)
     segmenter = load_segmenter(model, device=device)
+    refinement = _refinement(segmenter, keep_largest=keep_largest, mirror=mirror)
     folder.mkdir(parents=True, exist_ok=True)
     done = []
     for wanted, target in track(zip(found, targets, strict=True), total=len(found), what="volumes"):
@@ -127,7 +132,7 @@ def predict(
                 segmenter.preprocessing,
                 batch_size=batch_size,
                 probabilities=probabilities,
-                keep_largest=keep_largest,
+                refinement=refinement,
             )
             _write(segmented, volume, target, segmenter.labels)
             if pictures:
@@ -150,6 +155,14 @@ def predict(
     if failed:
         raise UserError(_failures(failed, result))
     return result
+
+
+def _refinement(segmenter: Segmenter, *, keep_largest: bool | None, mirror: bool | None) -> Refinement:
+    """That of the model, but for what is given."""
+    chosen = segmenter.refinement
+    if keep_largest is not None:
+        chosen = replace(chosen, largest=tuple(range(1, len(segmenter.labels))) if keep_largest else ())
+    return chosen if mirror is None else replace(chosen, mirror=mirror)
 
 
 def _targets(found: list[Wanted], out: Path, mask_format: str) -> tuple[Path, list[Path]]:

@@ -7,7 +7,6 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import RunOptions, config, files
@@ -19,11 +18,21 @@ from ssl_medseg.datasets import DataOptions, open_with, read_split, write_split
 from ssl_medseg.datasets.draw_splits import split_by_labels
 from ssl_medseg.losses.segmentation import SegmentationLoss
 from ssl_medseg.models import NetworkOptions
+from ssl_medseg.models.options import AUTO
 from ssl_medseg.preprocessing import PreprocessingOptions
-from ssl_medseg.selftraining.options import ContrastOptions, Method, Norm, PseudoLabelOptions, TeacherOptions
+from ssl_medseg.selftraining.options import (
+    ConsistencyOptions,
+    ContrastOptions,
+    Method,
+    Norm,
+    PseudoLabelOptions,
+    Start,
+    TeacherOptions,
+)
 from ssl_medseg.training.augment import AugmentOptions
 from ssl_medseg.training.data import open_training_data
 from ssl_medseg.training.optim import Schedule
+from ssl_medseg.training.recipe import EffortName, RecipeName, choose
 
 
 def run(
@@ -33,20 +42,26 @@ def run(
     split: Path | None = None,
     labelled: tuple[str, ...] = (),
     validation: tuple[str, ...] = (),
-    method: Method = "pseudo",
-    baseline_steps: int = 5000,
+    recipe: RecipeName = "strong",
+    effort: EffortName = "auto",
+    method: Method = "consistency",
+    baseline_steps: int | None = None,
     rounds: int = 3,
-    steps: int = 5000,
-    batch_size: int = 20,
-    unlabelled_batch: int = 20,
-    lr: float = 1e-2,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    unlabelled_batch: int | None = None,
+    lr: float | None = None,
+    weight_decay: float | None = None,
     schedule: Schedule = "cosine",
-    loss: SegmentationLoss = "dice",
-    start: Literal["trunk", "whole"] = "trunk",
+    loss: SegmentationLoss | None = None,
+    rare_share: float | None = None,
+    start: Start | None = None,
     norm: Norm = "apart",
-    validate_every: int = 50,
-    network: NetworkOptions = NetworkOptions(),  # noqa: B008 - frozen
-    contrast: ContrastOptions = ContrastOptions(),  # noqa: B008
+    validate_every: int | None = None,
+    test_time: bool | None = None,
+    network: NetworkOptions = AUTO,
+    contrast: ContrastOptions = ContrastOptions(),  # noqa: B008 - frozen
+    consistency: ConsistencyOptions = ConsistencyOptions(),  # noqa: B008
     pseudo: PseudoLabelOptions = PseudoLabelOptions(),  # noqa: B008
     teacher: TeacherOptions = TeacherOptions(),  # noqa: B008
     augment: AugmentOptions = AugmentOptions(),  # noqa: B008
@@ -59,11 +74,11 @@ def run(
     """From a data set in which a few volumes are labelled to a segmenter trained on all of them.
 
     What `train` and `selftrain` do, one after the other: the preprocessing is derived from the data and the reasons are
-    said, the baseline is trained on the labelled volumes (``OUT/baseline``), it labels the others, and rounds of joint
-    training follow (``OUT/selftrain``). The segmenter is in ``OUT/model``, where `predict` and `evaluate` find it;
-    `report OUT` shows all of it. Every volume is prepared before the baseline begins, so that one that cannot be used
-    stops the run at its start. With ``--resume`` a run that was stopped goes on in the stage it was in. Started by
-    torchrun, every stage is shared among the processes.
+    said, the baseline is trained on the labelled volumes (``OUT/baseline``), and training goes on with the unlabelled
+    ones for as many steps again (``OUT/selftrain``). The segmenter is in ``OUT/model``, where `predict` and `evaluate`
+    find it; `report OUT` shows all of it. Every volume is prepared before the baseline begins, so that one that cannot
+    be used stops the run at its start. With ``--resume`` a run that was stopped goes on in the stage it was in. Started
+    by torchrun, every stage is shared among the processes.
 
     Without a split, patients whose volumes all have labels are the labelled ones, or those named; of four or more a
     quarter is kept for validation. The split is written to ``OUT/split.json``. Labels of unlabelled volumes are never
@@ -75,22 +90,27 @@ def run(
         split: a split's file, as `make-splits` writes it.
         labelled: without a split: the patients whose labels may be seen.
         validation: without a split: the patients to validate on.
+        recipe: as in `train`.
+        effort: as in `train`; the whole run takes about as long as its name says.
         method: how unlabelled volumes take part, as in `selftrain`.
-        baseline_steps: of training on the labelled volumes alone.
-        rounds: pseudo-labels are made this many times.
-        steps: of each round.
-        batch_size: labelled slices per step.
-        unlabelled_batch: unlabelled slices per step.
-        lr: learning rate of Adam, the largest of the schedule.
+        baseline_steps: of training on the labelled volumes alone; by the effort if not given.
+        rounds: pseudo-labels of the method ``rounds`` are made this many times.
+        steps: of training with the unlabelled volumes, in each round of ``rounds``; by the effort if not given.
+        batch_size: labelled slices per step; by the effort if not given.
+        unlabelled_batch: unlabelled slices per step; as many as labelled ones if not given.
+        lr: learning rate, the largest of the schedule; by the recipe if not given.
+        weight_decay: as in `train`.
         schedule: of the learning rate, as in `train` and `selftrain`.
         loss: the segmentation loss, as in `train`.
-        start: self-training begins with the baseline's ``trunk`` and a new head, as the released code, or with the
-            ``whole`` of it; the better choice where rounds are short.
+        rare_share: as in `train`.
+        start: what self-training begins with, as in `selftrain`.
         norm: of contrastive images, as in `selftrain`.
         validate_every: steps between two scores on the validation cases.
-        network: the network.
+        test_time: as in `train`.
+        network: the network; by recipe and effort where it says auto or 0.
         contrast: the local contrastive loss.
-        pseudo: how pseudo-labels are made, cleaned and guarded.
+        consistency: pseudo-labels of ``consistency`` and ``copy-paste``.
+        pseudo: how the pseudo-labels of ``rounds`` are made, cleaned and guarded.
         teacher: an average of the weights.
         augment: of the labelled slices.
         unlabelled_augment: of the unlabelled slices.
@@ -117,20 +137,23 @@ def run(
     baseline, student = out / "baseline", out / "selftrain"
     if not processes.on_main(lambda: _is_done(baseline)):
         # An unlabelled volume that cannot be used shall stop the run now, and not when the baseline is trained.
+        largest = choose(recipe, effort, device=run.device).largest
         open_training_data(
-            data, chosen, opening=opening, preprocessing=preprocessing, unlabelled=True, cache=cache
+            data, chosen, opening=opening, preprocessing=preprocessing, unlabelled=True, cache=cache, largest=largest
         ).slices()
         train(
-            data, chosen, baseline, steps=baseline_steps, batch_size=batch_size, lr=lr, schedule=schedule, loss=loss,
-            validate_every=validate_every, network=network, augment=augment, preprocessing=preprocessing,
-            opening=opening, cache=cache, run=each,
+            data, chosen, baseline, recipe=recipe, effort=effort, steps=baseline_steps, batch_size=batch_size, lr=lr,
+            weight_decay=weight_decay, schedule=schedule, loss=loss, rare_share=rare_share,
+            validate_every=validate_every, test_time=test_time, network=network, augment=augment,
+            preprocessing=preprocessing, opening=opening, cache=cache, run=each,
         )  # fmt: skip
     if not processes.on_main(lambda: _is_done(student)):
         selftrain(
-            str(baseline), data, chosen, student, method=method, rounds=rounds, steps=steps, batch_size=batch_size,
-            unlabelled_batch=unlabelled_batch, lr=lr, schedule=schedule, loss=loss, start=start, norm=norm,
-            validate_every=validate_every, contrast=contrast, pseudo=pseudo, teacher=teacher, augment=augment,
-            unlabelled_augment=unlabelled_augment, opening=opening, cache=cache, run=each,
+            str(baseline), data, chosen, student, method=method, recipe=recipe, effort=effort, rounds=rounds,
+            steps=steps, batch_size=batch_size, unlabelled_batch=unlabelled_batch, lr=lr, weight_decay=weight_decay,
+            schedule=schedule, loss=loss, rare_share=rare_share, start=start, norm=norm, validate_every=validate_every,
+            test_time=test_time, contrast=contrast, consistency=consistency, pseudo=pseudo, teacher=teacher,
+            augment=augment, unlabelled_augment=unlabelled_augment, opening=opening, cache=cache, run=each,
         )  # fmt: skip
     processes.on_main(lambda: _take_model(student, out))
     processes.close()

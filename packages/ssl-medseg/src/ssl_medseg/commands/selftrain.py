@@ -1,7 +1,8 @@
-"""Self-training with pseudo-labels in rounds: `ssl-medseg selftrain`. One readable loop; copy it and change it."""
+"""Learning from unlabelled volumes: `ssl-medseg selftrain`. One readable loop; copy it and change it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,17 +13,28 @@ from contrastive_core.training import Run, RunOptions
 from ssl_medseg.datasets import DataOptions, open_with
 from ssl_medseg.losses.segmentation import SegmentationLoss, segmentation_loss
 from ssl_medseg.models.checkpoint import Segmenter, load_segmenter, save_segmenter
+from ssl_medseg.models.inference import Refinement
 from ssl_medseg.preprocessing.cases import prepare_cases
-from ssl_medseg.selftraining.contrast import ContrastTerm
-from ssl_medseg.selftraining.options import ContrastOptions, Method, Norm, PseudoLabelOptions, TeacherOptions
+from ssl_medseg.selftraining.contrast import BatchContrast, ContrastTerm
+from ssl_medseg.selftraining.options import (
+    ConsistencyOptions,
+    ContrastOptions,
+    Method,
+    Norm,
+    PseudoLabelOptions,
+    Start,
+    TeacherOptions,
+)
 from ssl_medseg.selftraining.pool import Pool
 from ssl_medseg.selftraining.rounds import score_withheld_labels
 from ssl_medseg.selftraining.student import Scoring, Student
-from ssl_medseg.selftraining.terms import ConsistencyTerm, PseudoTerm, Term
+from ssl_medseg.selftraining.terms import ConsistencyTerm, CopyPasteTerm, MeanTeacherTerm, PseudoTerm, Term
 from ssl_medseg.training.augment import AugmentOptions
 from ssl_medseg.training.data import TrainingData, open_training_data
 from ssl_medseg.training.optim import Pace, Schedule
+from ssl_medseg.training.recipe import EffortName, RecipeName, Settings, choose
 from ssl_medseg.training.slices import SegmentationBatches, slices_with
+from ssl_medseg.training.validation import choose_refinement
 
 
 def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
@@ -31,21 +43,27 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
     split: Path,
     out: Path,
     *,
-    method: Method = "pseudo",
+    method: Method = "consistency",
+    recipe: RecipeName | None = None,
+    effort: EffortName = "auto",
     rounds: int = 3,
-    steps: int = 5000,
-    batch_size: int = 20,
-    unlabelled_batch: int = 20,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    unlabelled_batch: int | None = None,
     pseudo_weight: float = 1.0,
-    lr: float = 1e-2,
+    lr: float | None = None,
+    weight_decay: float | None = None,
     schedule: Schedule = "cosine",
-    loss: SegmentationLoss = "dice",
+    loss: SegmentationLoss | None = None,
+    rare_share: float | None = None,
     least_classes: int = 1,
-    start: Literal["trunk", "whole"] = "trunk",
+    start: Start | None = None,
     norm: Norm = "apart",
-    validate_every: int = 50,
+    validate_every: int | None = None,
     keep: Literal["auto", "best", "last"] = "auto",
+    test_time: bool | None = None,
     contrast: ContrastOptions = ContrastOptions(),  # noqa: B008 - frozen
+    consistency: ConsistencyOptions = ConsistencyOptions(),  # noqa: B008
     pseudo: PseudoLabelOptions = PseudoLabelOptions(),  # noqa: B008
     teacher: TeacherOptions = TeacherOptions(),  # noqa: B008
     augment: AugmentOptions = AugmentOptions(),  # noqa: B008
@@ -55,20 +73,28 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
     score_withheld: bool = False,
     run: RunOptions = RunOptions(),  # noqa: B008
 ) -> Path:
-    """Go on from a trained segmenter with the unlabelled volumes: pseudo-labels, joint training, new pseudo-labels.
+    """Go on from a trained segmenter with the unlabelled volumes.
 
-    A round begins with the prediction of every unlabelled volume. Then each step adds to the segmentation loss of
-    labelled slices what the method says of unlabelled ones: ``contrast`` is the paper's, the local contrastive loss on
-    pairs of labelled and unlabelled slices; ``pseudo`` is plain self-training, the segmentation loss on pseudo-labels;
-    ``both`` adds the two; ``mean-teacher`` has no pseudo-labels and no rounds, but asks that predictions agree with
-    those of the averaged network. Labelled volumes keep
-    their true labels, and are not in the pool.
+    Each step adds to the segmentation loss of labelled slices what the method says of unlabelled ones:
+
+    - ``consistency``: an averaged teacher labels slices in every step, and the student learns what the teacher is sure
+      of on strongly augmented versions of them, mixed with each other.
+    - ``copy-paste``: labelled slices are pasted into unlabelled ones and the reverse; the teacher labels the unlabelled
+      part.
+    - ``rounds``: a round begins with the prediction of every unlabelled volume; these are its pseudo-labels. With
+      ``pseudo_weight`` they enter the segmentation loss, which is plain self-training; the paper has
+      ``--pseudo_weight 0 --contrast.weight 0.1``.
+    - ``mean-teacher``: predictions agree with those of the averaged network.
+
+    With ``contrast.weight`` the paper's local contrastive loss is added to any of them. Labelled volumes keep their
+    true labels, and are not among the unlabelled ones.
 
     Files of test cases and labels of unlabelled cases are never opened in training; deleting them changes no byte of
     the result. A run resumes exactly, as one of `train`.
 
-    The run folder holds, beside what every run has: ``rounds/round-NN.json``, the pseudo-labels of a round in numbers;
-    ``pseudo/round-NN.safetensors``, the pseudo-labels; ``models/round-NN``, the model at the end of a round.
+    The run folder of ``rounds`` holds, beside what every run has: ``rounds/round-NN.json``, the pseudo-labels of a
+    round in numbers; ``pseudo/round-NN.safetensors``, the pseudo-labels; ``models/round-NN``, the model at the end of a
+    round.
 
     Args:
         model: run folder or model folder of the segmenter that makes the first pseudo-labels, as `train` writes it; its
@@ -76,27 +102,35 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
         data: the data set, as in `train`.
         split: the split's file.
         out: the run's folder.
-        method: how unlabelled slices take part; plain self-training did best on ACDC at 64 pixels.
-        rounds: pseudo-labels are made this many times.
-        steps: of each round.
-        batch_size: labelled slices per step, over all processes.
-        unlabelled_batch: unlabelled slices per step for ``pseudo``, ``both`` and ``mean-teacher``.
-        pseudo_weight: of the segmentation loss on pseudo-labels.
-        lr: learning rate of Adam, the largest of the schedule.
-        schedule: ``cosine``: in every round up over the first steps, then down to 0; or ``constant``, at 1e-3 the
+        method: how unlabelled slices take part.
+        recipe: as in `train`; that of the segmenter if not given.
+        effort: as in `train`.
+        rounds: pseudo-labels of ``rounds`` are made this many times.
+        steps: of training, of ``rounds`` in each round; by the effort if not given, shared among the rounds.
+        batch_size: labelled slices per step, over all processes; by the effort if not given.
+        unlabelled_batch: unlabelled slices per step, mixed ones in ``copy-paste``; as many as labelled ones if not
+            given.
+        pseudo_weight: of the segmentation loss on the pseudo-labels of ``rounds``.
+        lr: learning rate, the largest of the schedule; by the recipe if not given.
+        weight_decay: as in `train`.
+        schedule: ``cosine``: up over the first steps, then down to 0, in every round; or ``constant``, at 1e-3 the
             released code's.
         loss: the segmentation loss, as in `train`.
+        rare_share: as in `train`.
         least_classes: labelled slices that show fewer classes than this, the background included, are not drawn.
-        start: with the segmenter's ``trunk`` and a new head, as the released code, or with the ``whole`` network.
-        norm: the contrastive images pass on their own and stay out of batch norm's running averages (``apart``), or are
-            one batch with the segmented ones (``joint``, the released code; brightened and darkened as they are, they
-            cost much in short runs), or in the trunk alone (``trunk``).
-        validate_every: steps between two scores on the validation cases.
+        start: with the ``whole`` segmenter, with its ``trunk`` and a new head as the released code, or from
+            ``scratch``; the whole if not given, the trunk in the paper's recipe.
+        norm: the contrastive images of ``rounds`` pass on their own and stay out of batch norm's running averages
+            (``apart``), or are one batch with the segmented ones (``joint``, the released code; brightened and darkened
+            as they are, they cost much in short runs), or in the trunk alone (``trunk``).
+        validate_every: steps between two scores on the validation cases; as in `train`.
         keep: the weights with the ``best`` mean foreground Dice on validation, or the ``last``; auto: the best if the
             split has validation cases. If no step scores as high as the segmenter given, that one is kept. The best
             of a round also makes the pseudo-labels of the next; training itself goes on from the last weights.
+        test_time: as in `train`.
         contrast: the local contrastive loss.
-        pseudo: how pseudo-labels are made, cleaned and guarded.
+        consistency: pseudo-labels of ``consistency`` and ``copy-paste``.
+        pseudo: how the pseudo-labels of ``rounds`` are made, cleaned and guarded.
         teacher: an average of the weights.
         augment: of the labelled slices.
         unlabelled_augment: of the unlabelled slices, with their pseudo-labels.
@@ -110,91 +144,128 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
         The folder of the trained segmenter.
     """
     config = dict(locals())
-    _check(rounds=rounds, steps=steps, lr=lr, validate_every=validate_every, pseudo_weight=pseudo_weight)
     found = load_segmenter(model, device="cpu")
+    in_rounds = method == "rounds"
+    chosen = choose(
+        recipe or found.details.get("recipe", "paper"), effort, device=run.device,
+        steps=steps, batch_size=batch_size, lr=lr, weight_decay=weight_decay, loss=loss, rare_share=rare_share,
+        ema=teacher.decay or None, validate_every=validate_every, test_time=test_time, network=found.options,
+        augment=augment,
+    )  # fmt: skip
+    if in_rounds and steps is None:
+        chosen = replace(chosen, steps=-(-chosen.steps // max(1, rounds)))
+    begins = start or ("trunk" if chosen.recipe == "paper" else "whole")
+    unlabelled_batch = chosen.batch_size if unlabelled_batch is None else unlabelled_batch
+    unlabelled_augment = replace(unlabelled_augment, kind=_kind(unlabelled_augment, chosen))
+    config |= chosen.values | {
+        "start": begins, "unlabelled_batch": unlabelled_batch, "unlabelled_augment": unlabelled_augment,
+    }  # fmt: skip
+    _check(rounds=rounds, unlabelled_batch=unlabelled_batch, method=method, pseudo_weight=pseudo_weight)
     seen = open_training_data(
         data, split, opening=opening, preprocessing=found.preprocessing, unlabelled=True, cache=cache
     )
     _check_data(seen, found, model=model, split=split, keep=keep)
     classes, slices = len(seen.labels), seen.slices()
-    contrasts, pseudo_labels = method in ("contrast", "both"), method in ("pseudo", "both")
-    teaches = method == "mean-teacher"
-    total = steps if teaches else rounds * steps
+    total = rounds * chosen.steps if in_rounds else chosen.steps
     with Run(out, config=config, command="ssl-medseg selftrain", options=run, free=("cache", "score_withheld")) as r:
-        for note in seen.notes:
+        for note in [str(chosen), *seen.notes]:
             r.say(note)
-        batches = SegmentationBatches(
-            r, slices, classes=classes, pool=slices_with(slices, classes=classes, least=least_classes),
-            batch_size=batch_size, augment=augment,
-        )  # fmt: skip
-        criterion = segmentation_loss(loss, classes=classes)
-        student = Student(
-            r, found, start=start, embedding=contrast.embedding if contrasts else 0, norm=norm, lr=lr,
-            schedule=schedule, cycle=steps, decay=teacher.decay or (0.99 if teaches else 0.0), steps=total,
-        )  # fmt: skip
-        scoring, pool = Scoring(r, seen.validate_with(r), every=validate_every), Pool(r, seen, pseudo)
-        r.track(pool=pool)
-        pace = Pace(r, total, each=f"{batch_size} labelled slices and the unlabelled ones")
 
-        def save(folder: str, chosen: str) -> Path:
+        def labelled(purpose: str, batch_size: int) -> SegmentationBatches:
+            return SegmentationBatches(
+                r, slices, classes=classes, pool=slices_with(slices, classes=classes, least=least_classes),
+                batch_size=batch_size, augment=chosen.augment, purpose=purpose, rare_share=chosen.rare_share,
+            )  # fmt: skip
+
+        batches = labelled("labelled", chosen.batch_size)
+        criterion = segmentation_loss(chosen.loss, classes=classes)
+        student = Student(
+            r, found, start=begins, embedding=contrast.embedding if contrast.weight else 0, norm=norm, lr=chosen.lr,
+            weight_decay=chosen.weight_decay, schedule=schedule, cycle=chosen.steps,
+            decay=chosen.ema or (0.0 if in_rounds else 0.99), steps=total,
+        )  # fmt: skip
+        validation = seen.validate_with(r)
+        scoring, pool = Scoring(r, validation, every=chosen.validate_every), Pool(r, seen, pseudo)
+        r.track(pool=pool)
+        pace = Pace(r, total, each=f"{chosen.batch_size} labelled slices and {unlabelled_batch} unlabelled ones")
+
+        def save(folder: str, weights: str, refinement: Refinement = Refinement()) -> Path:  # noqa: B008 - frozen
             return save_segmenter(
                 r, student.kept, options=found.options, labels=seen.labels, preprocessing=seen.preprocessing,
                 details={"method": f"selftrain {method}", "labelled": list(slices.names), "steps": total,
-                         "unlabelled": [case.name for case in seen.unlabelled], "weights": chosen}, folder=folder,
+                         "unlabelled": [case.name for case in seen.unlabelled], "weights": weights,
+                         "recipe": chosen.recipe, "effort": chosen.effort, "contrast": contrast.weight},
+                refinement=refinement, folder=folder,
             )  # fmt: skip
 
-        def terms_of_round() -> dict[str, Term]:
+        def new_terms() -> dict[str, Term]:
+            """What unlabelled slices add to the loss; of `rounds` anew in every round, with its pseudo-labels."""
             terms: dict[str, Term] = {}
-            if pseudo_labels:
-                terms["pseudo"] = PseudoTerm(
-                    r, pool, classes=classes, batch_size=unlabelled_batch, augment=unlabelled_augment,
-                    criterion=criterion, weight=pseudo_weight,
-                )  # fmt: skip
-            if teaches:
-                terms["consistency"] = ConsistencyTerm(
-                    r, pool.slices, student.kept, batch_size=unlabelled_batch, steps=total, options=teacher
-                )
-            if contrasts:
+            options = {"classes": classes, "batch_size": unlabelled_batch, "augment": unlabelled_augment}
+            if in_rounds and pseudo_weight:
+                terms["pseudo"] = PseudoTerm(r, pool, criterion=criterion, weight=pseudo_weight, **options)
+            if in_rounds and contrast.weight:
                 terms["contrast"] = ContrastTerm(r, slices, pool.slices, classes=classes, options=contrast)
                 r.say(str(terms["contrast"]))
+            options |= {"criterion": criterion, "steps": total, "options": consistency}
+            if method == "consistency":
+                terms["consistency"] = ConsistencyTerm(r, pool.slices, student.kept, **options)
+            if method == "copy-paste":
+                terms["copy-paste"] = CopyPasteTerm(
+                    r, labelled("pasted", unlabelled_batch // 2), pool.slices, student.kept, **options
+                )
+            if method == "mean-teacher":
+                terms["mean-teacher"] = MeanTeacherTerm(
+                    r, pool.slices, student.kept, batch_size=unlabelled_batch, steps=total, options=teacher
+                )
             return terms
 
+        in_batch = BatchContrast(r, classes=classes, options=contrast) if contrast.weight and not in_rounds else None
         terms: dict[str, Term] = {}
-        for step in r.steps(total, samples_per_step=batch_size):
+        for step in r.steps(total, samples_per_step=chosen.batch_size):
             if step == 0:
                 scoring.begin(found.network.to(r.device))
-            if step % steps == 0 and not teaches:
+            if in_rounds and step % chosen.steps == 0:
                 by = f"the segmenter {Path(model).name}" if step == 0 else f"this run, {scoring.words(step)}"
                 source = found.network.to(r.device) if step == 0 else student.kept
                 score = scoring.begun.score if step == 0 else scoring.best_of_round.score
                 r.record(**pool.refresh(source, scoring.best_of_round, step=step, made_by=by, score=score))
                 scoring.best_of_round.reset()
                 terms = {}
-            terms = terms or terms_of_round()
+            terms = terms or new_terms()
             batch = batches.at(step)
             more = {name: term.images(step) for name, term in terms.items()}
             images = torch.cat([batch.images, *more.values()])
-            logits, embedding = student.model(images, len(images) - len(more.get("contrast", ())))
+            segmented = len(images) - len(more.get("contrast", ()))
+            logits, embedding = student.model(images, segmented, shared=in_batch is not None)
             losses = {"segmentation": criterion(logits[: len(batch.images)], batch.shares)}
             for name, term in terms.items():
                 output = embedding if name == "contrast" else logits[len(batch.images) :]
                 losses[name] = term.loss(output, step)
             weights = {"segmentation": 1.0} | {name: term.weight for name, term in terms.items()}
+            if in_batch is not None:
+                known = torch.cat([batch.shares.argmax(1), *(term.known for term in terms.values())])
+                losses["contrast"], weights["contrast"] = in_batch.loss(embedding, known, step), in_batch.weight
             value = torch.stack([weights[name] * each for name, each in losses.items()]).sum()
             student.update(r, value)
             r.log(loss=value, **losses)
             pace.after(step)
-            ends_round = (step + 1) % steps == 0
+            ends_round = (step + 1) % chosen.steps == 0
             scoring.after(step, student.kept, ends_round=ends_round)
-            if ends_round and not teaches:
+            if ends_round and in_rounds:
                 pool.finish(scoring.best_of_round)
                 save(f"models/round-{pool.round:02d}", f"the last of round {pool.round}")
-        chosen = scoring.choose(student.kept, keep=keep, steps=total)
-        r.say(f"weights kept: {chosen}")
-        target = save("model", chosen)
-    if score_withheld and r.is_main and not teaches:
+        kept = scoring.choose(student.kept, keep=keep, steps=total)
+        r.say(f"weights kept: {kept}")
+        refinement = choose_refinement(r, validation, student.kept) if chosen.test_time else Refinement()
+        target = save("model", kept, refinement)
+    if score_withheld and r.is_main and in_rounds:
         _score_withheld(out, data, seen, opening=opening, cache=cache)
     return target
+
+
+def _kind(augment: AugmentOptions, chosen: Settings) -> Literal["auto", "strong", "paper"]:
+    return chosen.augment.kind if augment.kind == "auto" else augment.kind
 
 
 def _score_withheld(out: Path, data: str, seen: TrainingData, *, opening: DataOptions, cache: Path | None) -> None:
@@ -205,11 +276,15 @@ def _score_withheld(out: Path, data: str, seen: TrainingData, *, opening: DataOp
     score_withheld_labels(out, seen.labels.structures, labels)
 
 
-def _check(*, rounds: int, steps: int, lr: float, validate_every: int, pseudo_weight: float) -> None:
-    if min(rounds, steps, validate_every) < 1 or not 0 < lr < float("inf") or not 0 < pseudo_weight < float("inf"):
+def _check(*, rounds: int, unlabelled_batch: int, method: str, pseudo_weight: float) -> None:
+    if min(rounds, unlabelled_batch) < 1 or not 0 <= pseudo_weight < float("inf"):
         raise UserError(
-            "selftrain needs rounds, steps and validate_every of at least 1, lr and pseudo_weight above 0; got "
-            f"{rounds}, {steps}, {validate_every}, {lr} and {pseudo_weight}"
+            "selftrain needs rounds and unlabelled_batch of at least 1 and a pseudo_weight of at least 0; got "
+            f"{rounds}, {unlabelled_batch} and {pseudo_weight}"
+        )
+    if method == "copy-paste" and unlabelled_batch % 2:
+        raise UserError(
+            f"unlabelled_batch is {unlabelled_batch}; expected an even number, for copy-paste mixes slices in pairs"
         )
 
 

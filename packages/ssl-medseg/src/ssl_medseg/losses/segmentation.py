@@ -79,6 +79,45 @@ def cross_entropy(
     return (loss if weight is None else loss * weight.to(loss)).mean()
 
 
+def dice_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Soft Dice over the whole batch plus cross-entropy, as nnU-Net trains.
+
+        d[c] = (2 sum(p y) + 1) / (sum p + sum y + 1)
+        loss = 1 - mean over foreground c of d[c] + mean over pixels of the cross-entropy
+
+    p = softmax of the logits; the sums run over the pixels of all images of the batch, so that what is predicted of a
+    structure in a slice without it lowers the Dice of that structure. Cross-entropy gives such a slice a gradient too.
+
+    Args:
+        logits: [B, C, H, W].
+        target: classes, integers [B, H, W], or class shares [B, C, H, W].
+        weight: of the pixels in all sums, [B, H, W]; 0 where the target is not known, and the mean of the cross-entropy
+            is still over all. None: all 1.
+
+    Returns:
+        Scalar, float64 if the logits are, else float32.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+
+    >>> sure = torch.tensor([[[[9.0, -9.0]], [[-9.0, 9.0]]]])
+    >>> [round(dice_cross_entropy(sure, torch.tensor(target)).item(), 3) for target in ([[[0, 1]]], [[[0, 0]]])]
+    [0.0, 9.5]
+    """
+    logits = _precise(logits)
+    share = shares(target, like=logits)
+    log_probability = logits.log_softmax(1)
+    entropy = -(share * log_probability).sum(1)
+    probability = log_probability.exp()
+    if weight is not None:
+        weight = weight.to(logits)
+        entropy = entropy * weight
+        probability, share = probability * weight[:, None], share * weight[:, None]
+    overlap = (probability * share).sum((0, 2, 3))[1:]
+    total = (probability + share).sum((0, 2, 3))[1:]
+    return 1 - ((2 * overlap + 1) / (total + 1)).mean() + entropy.mean()
+
+
 def class_weights(classes: int) -> Tensor:
     """Weights [C] of the released code's weighted cross-entropy: 0.1 for the background, the rest shared evenly."""
     return torch.tensor([0.1, *[0.9 / (classes - 1)] * (classes - 1)])
@@ -105,7 +144,7 @@ def _precise(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-SegmentationLoss = Literal["dice", "dice-foreground", "cross-entropy"]
+SegmentationLoss = Literal["dice-ce", "dice", "dice-foreground", "cross-entropy"]
 
 
 class Criterion(Protocol):
@@ -118,11 +157,13 @@ class Criterion(Protocol):
 def segmentation_loss(name: SegmentationLoss, *, classes: int) -> Criterion:
     """The loss of that name.
 
-    ``dice``: the mean over all classes, the released code's default; ``dice-foreground``: without the background;
-    ``cross-entropy``: weighted by the released code's class weights.
+    ``dice-ce``: :func:`dice_cross_entropy`, the strong recipe's; ``dice``: the mean over all classes, the released
+    code's default; ``dice-foreground``: without the background; ``cross-entropy``: weighted by the released code's
+    class weights.
     """
     weights = class_weights(classes)
     losses: dict[str, Criterion] = {
+        "dice-ce": dice_cross_entropy,
         "dice": dice_loss,
         "dice-foreground": lambda logits, target, weight=None: dice_loss(logits, target, weight, background=False),
         "cross-entropy": lambda logits, target, weight=None: cross_entropy(logits, target, weight, weights=weights),

@@ -2,11 +2,12 @@
 
 from ssl_medseg.models.network import ContrastHead, SegmentationHead, SegmentationNetwork, build_network
 from ssl_medseg.models.options import NetworkOptions
-from ssl_medseg.models.unet import UNet, settle_statistics
+from ssl_medseg.models.unet import PlainUNet, UNet, settle_statistics
 
 __all__ = [
     "ContrastHead",
     "NetworkOptions",
+    "PlainUNet",
     "SegmentationHead",
     "SegmentationNetwork",
     "UNet",

@@ -15,6 +15,7 @@ from contrastive_core.training.launch import choose_device
 from contrastive_core.training.model_file import load_model, save_model
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.models import NetworkOptions, SegmentationNetwork, build_network
+from ssl_medseg.models.inference import Refinement
 from ssl_medseg.preprocessing import Preprocessing
 
 if TYPE_CHECKING:  # the engine takes a second to import, which opening a model need not wait for
@@ -34,6 +35,7 @@ class Segmenter:
         preprocessing: what is done to a volume before it.
         details: how it came about, for reports: data, split, steps, how its weights were chosen.
         device: where the network is.
+        refinement: what prediction does beyond one pass of the network.
     """
 
     network: SegmentationNetwork
@@ -42,6 +44,7 @@ class Segmenter:
     preprocessing: Preprocessing
     details: dict[str, Any]
     device: torch.device
+    refinement: Refinement
 
 
 def save_segmenter(
@@ -52,6 +55,7 @@ def save_segmenter(
     labels: LabelMap,
     preprocessing: Preprocessing,
     details: Mapping[str, object] | None = None,
+    refinement: Refinement = Refinement(),  # noqa: B008 - frozen
     folder: str = "model",
 ) -> Path:
     """Write a segmenter to the folder `folder` of a run (on process 0), or to the folder that `target` is.
@@ -63,6 +67,7 @@ def save_segmenter(
         labels: of its classes.
         preprocessing: it was trained with.
         details: plain values that say how it came about.
+        refinement: what prediction is to do beyond one pass of the network.
         folder: name inside the run.
 
     Returns:
@@ -74,6 +79,7 @@ def save_segmenter(
         "labels": labels.to_json(),
         "preprocessing": preprocessing.to_json(),
         "details": dict(details or {}),
+        "refinement": {"mirror": refinement.mirror, "largest": list(refinement.largest)},
     }
     tensors = dict(network.state_dict())
     if isinstance(target, Path):
@@ -103,6 +109,8 @@ def load_segmenter(model: str | Path, *, device: str = "auto") -> Segmenter:
         labels = LabelMap.from_json(card["labels"])
         preprocessing = Preprocessing.from_json(card["preprocessing"])
         details = dict(card["details"])
+        refined = card.get("refinement", {})
+        refinement = Refinement(bool(refined.get("mirror")), tuple(int(c) for c in refined.get("largest", ())))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{model}: model.json does not describe a segmenter ({error}); the file was changed by hand, or a newer "
@@ -113,5 +121,5 @@ def load_segmenter(model: str | Path, *, device: str = "auto") -> Segmenter:
         network.load_state_dict(tensors)
     except RuntimeError as error:
         raise UserError(f"{model}: the weights are not those of the network in model.json ({error})") from error
-    ready = network.eval().to(place).to(memory_format=torch.channels_last)
-    return Segmenter(ready, options, labels, preprocessing, details, place)
+    ready = network.eval().to(place)
+    return Segmenter(ready, options, labels, preprocessing, details, place, refinement)

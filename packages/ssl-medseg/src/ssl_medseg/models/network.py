@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contrastive_core.errors import UserError
 from ssl_medseg.models.monai_trunk import MonaiTrunk
 from ssl_medseg.models.options import NetworkOptions
-from ssl_medseg.models.unet import ConvBlock, UNet, batch_norm, he_init
+from ssl_medseg.models.unet import ConvBlock, PlainUNet, UNet, batch_norm, he_init
 
 
 class SegmentationHead(nn.Module):
@@ -28,6 +29,17 @@ class SegmentationHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         logits: Tensor = self.classify(self.blocks(features))
         return logits
+
+
+class PlainHead(nn.Sequential):
+    """A 1x1 convolution with bias from the features to the classes, as in nnU-Net.
+
+    [N, F, H, W] -> logits [N, C, H, W].
+    """
+
+    def __init__(self, feature_channels: int, classes: int) -> None:
+        super().__init__(nn.Conv2d(feature_channels, classes, 1))
+        he_init(self)
 
 
 class ContrastHead(nn.Sequential):
@@ -64,10 +76,14 @@ class SegmentationNetwork(nn.Module):
         feature_channels: channels of the decoder's feature map, which both heads read.
     """
 
-    def __init__(self, trunk: UNet | MonaiTrunk, classes: int) -> None:
+    def __init__(self, trunk: UNet | PlainUNet | MonaiTrunk, classes: int) -> None:
         super().__init__()
         self.trunk = trunk
-        self.head = SegmentationHead(trunk.feature_channels, classes)
+        self.head = (
+            PlainHead(trunk.feature_channels, classes)
+            if isinstance(trunk, PlainUNet)
+            else SegmentationHead(trunk.feature_channels, classes)
+        )
         self.feature_channels = trunk.feature_channels
 
     def features(self, x: Tensor) -> Tensor:
@@ -87,7 +103,7 @@ class SegmentationNetwork(nn.Module):
 
 
 def build_network(options: NetworkOptions, classes: int) -> SegmentationNetwork:
-    """The network, randomly initialised from torch's global generator.
+    """The network, randomly initialised from torch's global generator, in the memory format it is fastest in.
 
     Args:
         options: which trunk, and how wide.
@@ -98,6 +114,18 @@ def build_network(options: NetworkOptions, classes: int) -> SegmentationNetwork:
     """
     if classes < 2:
         raise UserError(f"found {classes} class(es); expected the background and at least one structure")
+    if options.name == "auto" or options.width < 1:
+        raise UserError(
+            f"the network is {options.name} of width {options.width}; expected a name and a width of at least 1, which "
+            "`ssl_medseg.training.recipe.choose` fills in"
+        )
     if options.name == "unet":
-        return SegmentationNetwork(UNet(width=options.width), classes)
-    return SegmentationNetwork(MonaiTrunk(options), classes)
+        return _channels_last(SegmentationNetwork(UNet(width=options.width), classes))
+    if options.name == "plain-unet":
+        # Not channels last: the gradient of group norm is several times slower there.
+        return SegmentationNetwork(PlainUNet(width=options.width), classes)
+    return _channels_last(SegmentationNetwork(MonaiTrunk(options), classes))
+
+
+def _channels_last(network: SegmentationNetwork) -> SegmentationNetwork:
+    return network.to(memory_format=torch.channels_last)

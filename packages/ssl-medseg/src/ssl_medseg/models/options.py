@@ -1,4 +1,4 @@
-"""Options of the network."""
+"""Which network segments."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ from typing import Any
 
 from contrastive_core.errors import UserError
 
+OWN = ("unet", "plain-unet")
+"""Networks of this package, by name."""
+
 
 @dataclass(frozen=True)
 class NetworkOptions:
     """The network that maps slices to class scores.
 
     Attributes:
-        name: ``unet``, the paper's; or ``monai:NAME``, a network of ``monai.networks.nets`` such as ``monai:DynUNet``.
-        width: channels at full resolution, 16 in the paper; deeper levels have multiples of it. Half the width takes
-            about a third of the time on a CPU.
+        name: ``plain-unet``, five levels with instance norm and leaky ReLU as in nnU-Net; ``unet``, the paper's, six
+            levels with batch norm; ``monai:NAME``, a network of ``monai.networks.nets`` such as ``monai:DynUNet``; or
+            ``auto``: as the recipe says.
+        width: channels at full resolution; deeper levels have multiples of it. Half the width takes about a third of
+            the time on a CPU. 0: as the recipe and the effort say.
         arguments: further arguments of MONAI's network, by name; BasicUNet, DynUNet, FlexibleUNet and UNet need none.
     """
 
@@ -24,11 +29,19 @@ class NetworkOptions:
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if isinstance(self.width, bool) or not isinstance(self.width, int) or self.width < 1:
-            raise UserError(f"network.width is {self.width!r}; expected a whole number of at least 1")
-        if self.name != "unet" and not self.name.startswith("monai:"):
-            raise UserError(f"no network named {self.name!r}; use unet, or monai:NAME such as monai:DynUNet")
-        if self.name == "unet" and self.arguments:
+        if isinstance(self.width, bool) or not isinstance(self.width, int) or self.width < 0:
             raise UserError(
-                f"network.arguments ({', '.join(self.arguments)}) are for monai:NAME; unet takes width alone"
+                f"network.width is {self.width!r}; expected a whole number of at least 1, or 0 to let the recipe choose"
             )
+        if self.name not in (*OWN, "auto") and not self.name.startswith("monai:"):
+            raise UserError(
+                f"no network named {self.name!r}; use plain-unet, unet, or monai:NAME such as monai:DynUNet"
+            )
+        if self.name in OWN and self.arguments:
+            raise UserError(
+                f"network.arguments ({', '.join(self.arguments)}) are for monai:NAME; {self.name} takes width alone"
+            )
+
+
+AUTO = NetworkOptions(name="auto", width=0)
+"""The network that the recipe and the effort choose."""

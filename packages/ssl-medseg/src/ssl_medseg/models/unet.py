@@ -1,4 +1,4 @@
-"""The paper's 2-D U-Net, without a head."""
+"""2-D U-Nets without a head: the paper's, and a plain one as nnU-Net builds it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ BLOCKS = 5
 """Decoder blocks of the U-Net."""
 
 _MOMENTUM = 0.01
+_SLOPE = 0.01
 
 
 class ConvBlock(nn.Sequential):
@@ -104,6 +105,71 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decode(self.encode(x))
+
+
+class PlainUNet(nn.Module):
+    """U-Net of five levels with instance norm and leaky ReLU; the output is the last decoder feature map.
+
+    [N, in_channels, H, W] -> [N, width, H, W], H and W multiples of 16. Channels by level are width times 1, 2, 4, 8,
+    8. Each level has two 3x3 convolutions; the first of every level but the top one has stride 2, and a transposed 2x2
+    convolution leads back up. Slices do not influence each other: training and inference compute the same.
+
+    Args:
+        in_channels: 1 for a slice of one channel.
+        width: channels at full resolution.
+
+    Attributes:
+        feature_channels: channels of the output.
+        stride: what H and W must be multiples of.
+
+    Reference: Isensee et al. 2021, "nnU-Net", Nature Methods 18, 203-211: its plain 2-D network, with fewer channels.
+    """
+
+    stride = 16
+
+    def __init__(self, in_channels: int = 1, width: int = 16) -> None:
+        super().__init__()
+        channels = [width * factor for factor in (1, 2, 4, 8, 8)]
+        self.feature_channels = width
+        self.down = nn.ModuleList(
+            nn.Sequential(
+                _InstanceNormBlock(inside, outside, stride=2 if level else 1), _InstanceNormBlock(outside, outside)
+            )
+            for level, (inside, outside) in enumerate(zip([in_channels, *channels], channels, strict=False))
+        )
+        skips = channels[-2::-1]
+        self.up = nn.ModuleList(
+            nn.ConvTranspose2d(below, skip, 2, stride=2) for below, skip in zip(channels[:0:-1], skips, strict=True)
+        )
+        self.join = nn.ModuleList(
+            nn.Sequential(_InstanceNormBlock(2 * skip, skip), _InstanceNormBlock(skip, skip)) for skip in skips
+        )
+        for part in self.modules():
+            if isinstance(part, (nn.Conv2d, nn.ConvTranspose2d)):
+                nn.init.kaiming_normal_(part.weight, a=_SLOPE)
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps: list[Tensor] = []
+        for level in self.down:
+            x = level(x)
+            maps.append(x)
+        for up, join, skip in zip(self.up, self.join, maps[-2::-1], strict=True):
+            x = join(torch.cat([up(x), skip], 1))
+        return x
+
+
+class _InstanceNormBlock(nn.Sequential):
+    """3x3 convolution, instance norm with scale and shift, leaky ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1) -> None:
+        # A group per channel is instance norm; group norm is the faster of the two on a CPU, and has no buffers.
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
+            nn.GroupNorm(out_channels, out_channels),
+            nn.LeakyReLU(_SLOPE, inplace=True),
+        )
 
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:

@@ -20,16 +20,18 @@ from ssl_medseg.reports.run_folder import Reported, Stage
 _METHODS = {
     "train": "supervised training on the labelled volumes alone",
     "pretrain": "contrastive pre-training without labels",
-    "contrast": "self-training with the local contrastive loss on pseudo-labels (the paper's form)",
-    "pseudo": "plain self-training on pseudo-labels",
-    "both": "self-training on pseudo-labels together with the local contrastive loss",
+    "consistency": "weak-to-strong consistency with pseudo-labels of an averaged teacher",
+    "copy-paste": "bidirectional copy-paste with pseudo-labels of an averaged teacher",
+    "rounds": "self-training in rounds of pseudo-labels",
     "mean-teacher": "a mean teacher: predictions agree with those of the averaged network",
 }
 _LOSSES = {
     "segmentation": "labelled slices",
     "pseudo": "pseudo-labels",
     "contrast": "contrastive",
-    "consistency": "agreement with the teacher",
+    "consistency": "pseudo-labels of the teacher",
+    "copy-paste": "labelled and unlabelled slices mixed",
+    "mean-teacher": "agreement with the teacher",
     "global_loss": "global",
     "local_loss": "local",
 }

@@ -149,6 +149,39 @@ class ContrastTerm:
         )
 
 
+class BatchContrast:
+    """The local contrastive loss on the slices that the segmentation losses see: each is paired with the next.
+
+    Labelled slices come with their true labels, unlabelled ones with the teacher's confident pixels, mixed ones with
+    mixed labels.
+
+    Args:
+        run: gives the seed of the anchors.
+        classes: C, the background included.
+        options: of the loss.
+    """
+
+    def __init__(self, run: Run, *, classes: int, options: ContrastOptions) -> None:
+        self.weight = options.weight
+        self._run, self._classes, self._options = run, classes, options
+
+    def loss(self, embedding: Tensor, labels: Tensor, step: int) -> Tensor:
+        """The loss of embeddings [N, E, H, W] with labels [N, H, W], 0 where a pixel is background or not known."""
+        first = torch.arange(len(labels))
+        options = self._options
+        return local_contrastive(
+            embedding,
+            labels,
+            pairs=torch.stack([first, first.roll(-1)], 1),
+            variant=options.variant,
+            temperature=options.temperature,
+            anchors_per_class=options.anchors,
+            num_classes=self._classes,
+            reduction=options.reduction,
+            generator=torch.Generator().manual_seed(self._run.seed("anchors", step, self._run.rank)),
+        )
+
+
 def check_processes(options: ContrastOptions, world_size: int) -> None:
     """Refuse what several processes cannot share.
 

@@ -12,8 +12,11 @@ from ssl_medseg.selftraining.crf import CrfName
 Norm = Literal["joint", "trunk", "apart"]
 """With which images the contrastive ones share batch statistics."""
 
-Method = Literal["contrast", "pseudo", "both", "mean-teacher"]
-"""Which loss the unlabelled slices take part in."""
+Method = Literal["consistency", "copy-paste", "rounds", "mean-teacher"]
+"""How unlabelled slices take part."""
+
+Start = Literal["trunk", "whole", "scratch"]
+"""What self-training begins with: the segmenter's trunk and a new head, all of it, or random weights."""
 
 
 @dataclass(frozen=True)
@@ -63,18 +66,19 @@ class ContrastOptions:
     """The local contrastive loss on labelled and unlabelled slices.
 
     Args:
-        weight: of the loss; 0 leaves it out. The paper's code has 0.1, under a reduction that shrinks the gradient
-            about tenfold; with `pair_mean` 0.03 to 0.1 is our choice.
+        weight: of the loss, beside any method; 0 leaves it out. The paper's code has 0.1, under a reduction that
+            shrinks the gradient about tenfold; with `pair_mean` 0.03 to 0.1 is our choice.
         variant: Pixels against the class means of both slices of a pair (inter) or of their own (intra).
         reduction: Mean over pairs, or the released code's, in which the last pair decides.
         temperature: of the similarities.
         anchors: Pixels drawn per class and slice.
-        pairs: Pairs per step over all processes, a multiple of 10.
+        pairs: Pairs per step over all processes, a multiple of 10. Of `rounds` alone: the other methods compare each
+            slice of the step with the next.
         embedding: Width of the embeddings.
         background: Treat the background as one more class with anchors and means; not in the paper.
     """
 
-    weight: float = 0.1
+    weight: float = 0.0
     variant: Variant = "inter"
     reduction: Reduction = "pair_mean"
     temperature: float = 0.1
@@ -94,12 +98,45 @@ class ContrastOptions:
 
 
 @dataclass(frozen=True)
+class ConsistencyOptions:
+    """Pseudo-labels that an averaged teacher makes in every step, for `consistency` and `copy-paste`.
+
+    Args:
+        weight: of the loss on unlabelled pixels; half of it in `copy-paste`.
+        confidence: Pixels for which the teacher's largest probability is below this are not used.
+        ramp: The weight grows to its value over this share of the steps.
+        cutmix: Share of the slices into which a box of another one is pasted (`consistency`).
+        smallest: Smallest area of that box, as a share of the slice.
+        largest: Largest area of that box.
+        box: Side of the box that `copy-paste` exchanges, as a share of that of the slice.
+    """
+
+    weight: float = 1.0
+    confidence: float = 0.9
+    ramp: float = 0.3
+    cutmix: float = 0.66
+    smallest: float = 0.05
+    largest: float = 0.4
+    box: float = 2 / 3
+
+    def __post_init__(self) -> None:
+        for name in ("confidence", "ramp", "cutmix", "smallest", "largest"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"consistency.{name} is {getattr(self, name)}; expected a share from 0 to 1")
+        if not 0 <= self.weight < float("inf") or self.smallest > self.largest or not 0 < self.box < 1:
+            raise UserError(
+                f"consistency has weight {self.weight}, areas from {self.smallest} to {self.largest} and a box of "
+                f"{self.box}; expected a weight of at least 0, areas in ascending order, a box between 0 and 1"
+            )
+
+
+@dataclass(frozen=True)
 class TeacherOptions:
     """Averages of the weights.
 
     Args:
         decay: Of an exponential moving average of the weights, which then makes the pseudo-labels, is scored and kept;
-            0: none. A mean teacher needs one.
+            0: that of the recipe. All methods but rounds need one, 0.99 where the recipe has none.
         consistency: Weight of the mean teacher's loss: squared distance of the class probabilities of student and
             teacher on the same unlabelled slice under two intensity changes.
         ramp: That weight grows to its value over this share of the steps.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from contrastive_core.training import Run
 from ssl_medseg.models import ContrastHead, SegmentationNetwork, build_network, settle_statistics
 from ssl_medseg.models.checkpoint import Segmenter
-from ssl_medseg.selftraining.options import Norm
+from ssl_medseg.selftraining.options import Norm, Start
 from ssl_medseg.training.optim import BestWeights, Schedule, adam, moving_average, scheduler
 from ssl_medseg.training.validation import Validation
 
@@ -34,8 +33,14 @@ class JointNetwork(nn.Module):
         self.contrast = ContrastHead(network.feature_channels, embedding) if embedding else None
         self.norm = norm
 
-    def forward(self, images: Tensor, segmented: int) -> tuple[Tensor, Tensor | None]:
-        """Logits [segmented, C, H, W] of the first images, embeddings [N - segmented, E, H, W] of the others."""
+    def forward(self, images: Tensor, segmented: int, *, shared: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Logits [segmented, C, H, W] of the first images, embeddings [N - segmented, E, H, W] of the others.
+
+        With `shared`, logits and embeddings of all images, from the same features.
+        """
+        if shared and self.contrast is not None:
+            features = self.network.features(images)
+            return self.network.segment(features), self.contrast(features)
         if self.contrast is None or segmented == len(images):
             return self.network(images)[:segmented], None
         if self.norm == "apart":
@@ -67,10 +72,11 @@ class Student:
     Args:
         run: the run, which tracks all of it.
         found: the segmenter it begins with.
-        start: with its trunk and a new head, or with all of it.
+        start: with its trunk and a new head, with all of it, or with random weights.
         embedding: width of the contrastive head; 0: none.
         norm: see :class:`JointNetwork`.
         lr: learning rate, the largest of the schedule.
+        weight_decay: of AdamW; 0 is Adam.
         schedule: of the learning rate.
         cycle: steps of one cycle of it.
         decay: of the average; 0: none.
@@ -87,10 +93,11 @@ class Student:
         run: Run,
         found: Segmenter,
         *,
-        start: Literal["trunk", "whole"],
+        start: Start,
         embedding: int,
         norm: Norm,
         lr: float,
+        weight_decay: float,
         schedule: Schedule,
         cycle: int,
         decay: float,
@@ -100,12 +107,11 @@ class Student:
         self._segmenter = build_network(found.options, len(found.labels))
         if start == "whole":
             self._segmenter.load_state_dict(found.network.state_dict())
-        else:
+        elif start == "trunk":
             self._segmenter.trunk.load_state_dict(found.network.trunk.state_dict())
         joint = JointNetwork(self._segmenter, embedding=embedding, norm=norm)
         settle_statistics(joint, steps=steps)
-        joint.to(memory_format=torch.channels_last)
-        self.model, self.optimizer = run.setup(joint, adam(joint.parameters(), lr=lr))
+        self.model, self.optimizer = run.setup(joint, adam(joint.parameters(), lr=lr, weight_decay=weight_decay))
         self._rates = scheduler(self.optimizer, schedule, cycle=cycle)
         run.track(model=joint, optimizer=self.optimizer, rates=self._rates)
         self._average = moving_average(self._segmenter, decay) if decay else None

@@ -1,20 +1,23 @@
-"""What unlabelled slices add to the loss of a step: pseudo-labels, pairs, or agreement with a teacher."""
+"""What unlabelled slices add to the loss of a step: pseudo-labels of a round or of a teacher, or its agreement."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from contrastive_core.rng import derive
+from contrastive_core.rng import derive, uniform
 from contrastive_core.training import Run
 from ssl_medseg.losses.segmentation import Criterion
-from ssl_medseg.models.inference import slice_probabilities
-from ssl_medseg.selftraining.options import TeacherOptions
+from ssl_medseg.models.inference import largest_parts, slice_probabilities
+from ssl_medseg.selftraining.options import ConsistencyOptions, TeacherOptions
 from ssl_medseg.selftraining.pool import Pool
-from ssl_medseg.training.augment import AugmentOptions, jitter_intensity
+from ssl_medseg.training.augment import AugmentOptions, change_intensity, deform, jitter_intensity
 from ssl_medseg.training.slices import SegmentationBatches, SliceDraws, SliceSet
 
 
@@ -22,6 +25,10 @@ class Term(Protocol):
     """A part of the loss with images of its own. They join the batch of the step; the network's answer comes back."""
 
     weight: float
+
+    @property
+    def known(self) -> Tensor:
+        """Classes [n, H, W] of the images of the step as far as they are known, 0 elsewhere."""
 
     def images(self, step: int) -> Tensor:
         """What goes through the network in `step`: [n, 1, H, W]."""
@@ -74,7 +81,7 @@ class PseudoTerm:
         return self._criterion(output, shares, 1 - unused)
 
 
-class ConsistencyTerm:
+class MeanTeacherTerm:
     """A mean teacher's loss: student and teacher agree on a slice under two changes of intensity.
 
     The mean over pixels of the squared distance of their class probabilities, its weight ramped up as
@@ -118,6 +125,228 @@ class ConsistencyTerm:
         """The ramped distance of logits to the teacher's answer."""
         apart = (output.float().softmax(1) - self._wanted).square().sum(1).mean()
         return ramp_up(step, self._ramp) * apart
+
+
+class _Teacher:
+    """Unlabelled slices of every step, moved, with the pseudo-labels of an averaged network on them.
+
+    Args:
+        run: gives seed, device and processes.
+        slices: unlabelled.
+        teacher: the averaged network.
+        classes: C, the background included.
+        batch_size: slices per step, over all processes.
+        augment: of the slices; the teacher sees them moved, the student with other grey values too.
+        confidence: pixels that are less probable are not used.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        slices: SliceSet,
+        teacher: nn.Module,
+        *,
+        classes: int,
+        batch_size: int,
+        augment: AugmentOptions,
+        confidence: float,
+    ) -> None:
+        self._run, self._teacher, self._augment, self._confidence = run, teacher, augment, confidence
+        self._images, self._classes = slices.images.to(run.device), classes
+        self._draws = SliceDraws(
+            torch.arange(len(slices)), batch_size=batch_size, seed=run.seed("unlabelled"), rank=run.rank,
+            world_size=run.world_size,
+        )  # fmt: skip
+        self._seed = run.seed("unlabelled", "augment")
+
+    def at(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Strongly augmented slices [n, 1, H, W]; classes [n, H, W]; which pixels are used, [n, H, W]; ids [n]."""
+        samples, ids = self._draws.at(step)
+        index = samples.to(self._images.device)
+        images = self._images[index]
+        nothing = torch.zeros_like(images[:, 0], dtype=torch.uint8)
+        weak, _ = deform(
+            images, nothing, num_classes=1, seed=derive(self._seed, step, "places"), ids=ids, options=self._augment
+        )
+        probabilities = slice_probabilities(
+            self._teacher, weak, batch_size=len(weak), autocast=self._run.fabric.autocast()
+        )
+        confidence, classes = probabilities.max(1)
+        strong = change_intensity(weak, seed=derive(self._seed, step, "intensity"), ids=ids, options=self._augment)
+        return strong, classes, (confidence >= self._confidence).to(strong.dtype), ids
+
+
+class ConsistencyTerm:
+    """Weak to strong: the student learns on strongly changed slices what the teacher is sure of on plain ones.
+
+    The teacher, an average of the student, labels the moved slices; the student sees them with other grey values and
+    with boxes of each other (CutMix, labels move along). Two neighbours of a batch exchange boxes, so that processes
+    which share a batch evenly compute the same.
+
+    Args:
+        run: gives seed, device and processes.
+        slices: unlabelled.
+        teacher: the averaged network.
+        classes: C, the background included.
+        batch_size: slices per step, over all processes.
+        augment: of the slices.
+        criterion: of logits, class shares and weights [n, H, W] of the pixels.
+        steps: of the run.
+        options: confidence, CutMix, weight and ramp.
+
+    References: Sohn et al. 2020, "FixMatch"; Yang et al. 2023, "Revisiting weak-to-strong consistency in
+    semi-supervised semantic segmentation" (UniMatch); Yun et al. 2019, "CutMix".
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        slices: SliceSet,
+        teacher: nn.Module,
+        *,
+        classes: int,
+        batch_size: int,
+        augment: AugmentOptions,
+        criterion: Criterion,
+        steps: int,
+        options: ConsistencyOptions,
+    ) -> None:
+        self.weight, self._options, self._classes, self._criterion = options.weight, options, classes, criterion
+        self._ramp = options.ramp * steps
+        self._teacher = _Teacher(
+            run, slices, teacher, classes=classes, batch_size=batch_size, augment=augment,
+            confidence=options.confidence,
+        )  # fmt: skip
+        self._seed = run.seed("cutmix")
+        self.labels = self._used = torch.empty(0)
+
+    def images(self, step: int) -> Tensor:
+        """Slices as the student sees them."""
+        images, classes, used, ids = self._teacher.at(step)
+        draws = uniform(derive(self._seed, step), ids.to(images.device), 5)
+        options = self._options
+        area = options.smallest + (options.largest - options.smallest) * draws[:, 0]
+        ratio = torch.exp(math.log(_RATIO) * (2 * draws[:, 1] - 1))
+        sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], 1).clamp(max=1)
+        box = boxes(images.shape[-2:], sides, draws[:, 2:4]) & (draws[:, 4] < options.cutmix)[:, None, None]
+        other = _neighbour(len(images)).to(images.device)
+        self.labels = torch.where(box, classes[other], classes)
+        self._used = torch.where(box, used[other], used)
+        return torch.where(box[:, None], images[other], images)
+
+    @property
+    def known(self) -> Tensor:
+        """Classes [n, H, W] of the slices of the step, 0 where the teacher is not sure."""
+        return self.labels * self._used.long()
+
+    def loss(self, output: Tensor, step: int) -> Tensor:
+        """The ramped segmentation loss of logits on the pixels that are used."""
+        return ramp_up(step, self._ramp) * self._criterion(output, self.labels, self._used)
+
+
+class CopyPasteTerm:
+    """Bidirectional copy-paste: a box of labelled slices in unlabelled ones, and the reverse.
+
+    Of each pair one mixed slice is labelled outside the box and pseudo-labelled inside, the other the reverse. The
+    teacher's classes lose all but their largest connected part in each slice. Labelled pixels count fully, unlabelled
+    ones half of `options.weight`, ramped up.
+
+    Args:
+        run: gives seed, device and processes.
+        labelled: labelled slices, half as many per step as `batch_size`.
+        slices: unlabelled.
+        teacher: the averaged network.
+        classes: C, the background included.
+        batch_size: mixed slices per step, over all processes; even.
+        augment: of the unlabelled slices.
+        criterion: of logits, class shares and weights [n, H, W] of the pixels.
+        steps: of the run.
+        options: confidence, box, weight and ramp.
+
+    Reference: Bai et al. 2023, "Bidirectional copy-paste for semi-supervised medical image segmentation".
+    """
+
+    weight = 1.0
+
+    def __init__(
+        self,
+        run: Run,
+        labelled: SegmentationBatches,
+        slices: SliceSet,
+        teacher: nn.Module,
+        *,
+        classes: int,
+        batch_size: int,
+        augment: AugmentOptions,
+        criterion: Criterion,
+        steps: int,
+        options: ConsistencyOptions,
+    ) -> None:
+        self._labelled, self._options, self._classes, self._criterion = labelled, options, classes, criterion
+        self._ramp = options.ramp * steps
+        self._teacher = _Teacher(
+            run, slices, teacher, classes=classes, batch_size=batch_size // 2, augment=augment,
+            confidence=options.confidence,
+        )  # fmt: skip
+        self._seed = run.seed("copy-paste")
+        self._shares = self._weights = torch.empty(0)
+
+    def images(self, step: int) -> Tensor:
+        """Mixed slices, first those that are labelled outside of the box."""
+        known = self._labelled.at(step)
+        images, classes, used, ids = self._teacher.at(step)
+        classes = _largest_parts_of_slices(classes)
+        draws = uniform(derive(self._seed, step), ids.to(images.device), 2)
+        sides = torch.full_like(draws, self._options.box)
+        box = boxes(images.shape[-2:], sides, draws)[:, None]
+        pseudo = F.one_hot(classes, self._classes).movedim(-1, 1).to(known.shares.dtype)
+        sure = used * (0.5 * self._options.weight * ramp_up(step, self._ramp))
+        self._shares = torch.cat([torch.where(box, pseudo, known.shares), torch.where(box, known.shares, pseudo)])
+        ones = torch.ones_like(sure)
+        inside = box[:, 0]
+        self._weights = torch.cat([torch.where(inside, sure, ones), torch.where(inside, ones, sure)])
+        return torch.cat([torch.where(box, images, known.images), torch.where(box, known.images, images)])
+
+    @property
+    def known(self) -> Tensor:
+        """Classes [n, H, W] of the mixed slices of the step, 0 where the teacher is not sure."""
+        return self._shares.argmax(1) * (self._weights > 0)
+
+    def loss(self, output: Tensor, step: int) -> Tensor:
+        """The segmentation loss of logits, labelled pixels in full and unlabelled ones in part."""
+        return self._criterion(output, self._shares, self._weights)
+
+
+_RATIO = 3.0
+"""A box of CutMix is at most this many times as long as wide."""
+
+
+def boxes(size: Sequence[int], sides: Tensor, places: Tensor) -> Tensor:
+    """Boxes inside images: bool [N, H, W].
+
+    Args:
+        size: H and W.
+        sides: height and width of each box as shares of H and W, [N, 2].
+        places: where it lies, from 0 (top, left) to 1 (bottom, right), [N, 2].
+    """
+    inside = []
+    for axis, length in enumerate(size):
+        side = sides[:, axis] * length
+        start = (places[:, axis] * (length - side)).round()
+        pixel = torch.arange(length, device=sides.device)
+        inside.append((pixel >= start[:, None]) & (pixel < (start + side)[:, None]))
+    return inside[0][:, :, None] & inside[1][:, None]
+
+
+def _neighbour(count: int) -> Tensor:
+    """0 <-> 1, 2 <-> 3, ...; the last of an odd number is its own."""
+    return (torch.arange(count) ^ 1).clamp(max=count - 1)
+
+
+def _largest_parts_of_slices(classes: Tensor) -> Tensor:
+    """Classes [N, H, W] with the largest connected part of each class of each slice alone."""
+    kept = [largest_parts(slice_) for slice_ in classes.to("cpu", torch.uint8).numpy()]
+    return torch.from_numpy(np.stack(kept)).to(classes)
 
 
 def ramp_up(step: int, steps: float) -> float:

@@ -1,4 +1,4 @@
-"""Augment slices and their labels: affine maps, elastic deformation, brightness and contrast.
+"""Augment slices and their labels: affine maps, elastic deformation, grey values.
 
 A whole batch at once; the random draws of an image are a function of its id.
 """
@@ -8,47 +8,76 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from contrastive_core.errors import UserError
-from contrastive_core.rng import uniform
+from contrastive_core.rng import derive, uniform
 
-__all__ = ["AugmentOptions", "deform", "jitter_intensity"]
+__all__ = ["AugmentOptions", "change_intensity", "deform", "jitter_intensity"]
 
 
 @dataclass(frozen=True)
 class AugmentOptions:
-    """How labelled slices are augmented, each by draws of its own.
+    """How slices are augmented, each by draws of its own.
 
     Attributes:
-        affine: one of five with equal chance: a rotation by up to 15 degrees, a zoom of 0.95 to 1.05, a left-right
-            flip half of the time, a rotation by a multiple of 45 degrees, nothing.
+        kind: ``strong``, nnU-Net's kinds of change; ``paper``, the released code's; or ``auto``: as the recipe says.
+        affine: move slices. Of `strong` see rotation, scale, shift and mirror; of `paper` one of five with equal
+            chance: a rotation by up to 15 degrees, a zoom of 0.95 to 1.05, a left-right flip half of the time, a
+            rotation by a multiple of 45 degrees, nothing.
         elastic: standard deviation of the 3 x 3 random displacements that bend a slice, in pixels of a slice of 192,
             and in proportion for other sizes; 5 in the paper; 0: none.
         elastic_share: share of the slices that are bent. The released code bends all after a random place of the batch
             of 20, which is 0.525 of them on average.
-        intensity: brightness and contrast as for the contrastive loss. The released code builds it and does not reach
-            it; few labelled patients do not show how differently bright others are.
+        intensity: change grey values. Of `strong` see gamma to blur; of `paper` brightness and contrast as for the
+            contrastive loss. The released code builds the latter and does not reach it; few labelled patients do not
+            show how differently bright others are.
+        rotation: largest angle in degrees, either way (`strong`, as all that follow).
+        scale: largest factor by which a slice grows or shrinks.
+        shift: largest shift along each axis, as a share of the side.
+        mirror: share of the slices that are flipped along each axis.
+        gamma: largest exponent of the grey values, and one over the smallest.
+        contrast: largest factor of the contrast about the mean, and one over the smallest.
+        brightness: largest value that is added or taken away.
+        noise: largest standard deviation of Gaussian noise, which 0.4 of the slices get.
+        blur: share of the slices that are blurred.
     """
 
+    kind: Literal["auto", "strong", "paper"] = "auto"
     affine: bool = True
     elastic: float = 5.0
     elastic_share: float = 0.525
     intensity: bool = True
+    rotation: float = 30.0
+    scale: float = 1.33
+    shift: float = 0.1
+    mirror: float = 0.0
+    gamma: float = 1.6
+    contrast: float = 1.5
+    brightness: float = 0.2
+    noise: float = 0.08
+    blur: float = 0.4
 
     def __post_init__(self) -> None:
-        if self.elastic < 0 or not 0 <= self.elastic_share <= 1:
-            raise UserError(
-                f"augment.elastic is {self.elastic} and augment.elastic_share {self.elastic_share}; expected pixels of "
-                "at least 0, and a share between 0 and 1"
-            )
+        for name in ("elastic_share", "mirror", "blur"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"augment.{name} is {getattr(self, name)}; expected a share between 0 and 1")
+        for name in ("elastic", "rotation", "shift", "brightness", "noise"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"augment.{name} is {getattr(self, name)}; expected a number of at least 0")
+        for name in ("scale", "gamma", "contrast"):
+            if not 1 <= getattr(self, name) < math.inf:
+                raise UserError(f"augment.{name} is {getattr(self, name)}; expected a factor of at least 1")
 
 
 _KNOTS = 3
 _FULL_SIZE = 192
+_NOISY = 0.4
+_REACH = 4
 _AFFINE_DRAWS, _ELASTIC_DRAWS = 2, 1 + 2 * _KNOTS**2
 _ROTATE, _ZOOM, _FLIP, _TURN, _CHOICES = range(5)
 
@@ -96,7 +125,10 @@ def sampling_places(size: torch.Size, *, seed: int, ids: Tensor, options: Augmen
     places = _pixels(height, width).to(ids.device, non_blocking=True).expand(len(ids), -1, -1, -1)
     if options.elastic > 0:
         places = places + _bending(draws[:, _AFFINE_DRAWS:], height, width, options)
-    if options.affine:
+    if options.affine and options.kind == "strong":
+        maps, shifts = _strong_affine(uniform(derive(seed, "affine"), ids, 7), options)
+        places = torch.einsum("nhwi,nji->nhwj", places, maps) + (2 * half * shifts)[:, None, None]
+    elif options.affine:
         places = torch.einsum("nhwi,nji->nhwj", places, _affine(draws))
     return places / half
 
@@ -113,11 +145,26 @@ def _affine(draws: Tensor) -> Tensor:
     return torch.stack([torch.stack([cos * flip, -sin], 1), torch.stack([sin * flip, cos], 1)], 1)
 
 
+def _strong_affine(draws: Tensor, options: AugmentOptions) -> tuple[Tensor, Tensor]:
+    """Matrices [N, 2, 2] as of `_affine`, and shifts [N, 2] as shares of the sides."""
+    spread = 2 * draws - 1
+    angle = math.radians(options.rotation) * spread[:, 0]
+    scale = torch.exp(math.log(options.scale) * spread[:, 1])
+    flip_x, flip_y = (torch.where(draws[:, i] < options.mirror, -1.0, 1.0) for i in (4, 5))
+    cos, sin = angle.cos() / scale, angle.sin() / scale
+    rows = torch.stack([cos * flip_x, -sin * flip_y], 1), torch.stack([sin * flip_x, cos * flip_y], 1)
+    return torch.stack(rows, 1), options.shift * spread[:, 2:4]
+
+
+def _normal(draws: Tensor) -> Tensor:
+    """Standard normal numbers from uniform ones of 24 bits, which may be 0."""
+    # 2u - 1 + 2^-24 is exact in float32 and lies strictly between -1 and 1, where the quantile is finite.
+    return math.sqrt(2) * torch.erfinv((2 * draws - 1) + 2**-24)
+
+
 def _bending(draws: Tensor, height: int, width: int, options: AugmentOptions) -> Tensor:
     """Displacements [N, H, W, 2] in pixels: normal at 3 x 3 knots, bicubic between them."""
-    # 2^-25 keeps the draw, of 24 bits, off 0 and 1, where the normal quantile is infinite.
-    normal = math.sqrt(2) * torch.erfinv(2 * (draws[:, 1:] + 2**-25) - 1)
-    knots = normal.view(-1, 2, _KNOTS, _KNOTS) * (options.elastic * max(height, width) / _FULL_SIZE)
+    knots = _normal(draws[:, 1:]).view(-1, 2, _KNOTS, _KNOTS) * (options.elastic * max(height, width) / _FULL_SIZE)
     knots = knots * (draws[:, :1] < options.elastic_share)[..., None, None]
     rows, columns = (_bicubic(size).to(draws.device, non_blocking=True) for size in (height, width))
     return (rows @ knots @ columns.T).permute(0, 2, 3, 1)
@@ -161,3 +208,49 @@ def jitter_intensity(
     shifted = images + shift
     mean = shifted.mean((1, 2, 3), keepdim=True)
     return ((shifted - mean) * factor + mean).clamp(0, largest)
+
+
+@torch.no_grad()
+def change_intensity(images: Tensor, *, seed: int, ids: Tensor, options: AugmentOptions) -> Tensor:
+    """Change the grey values of slices as the options say; the pixels stay where they are, so labels stay valid.
+
+    `paper`: :func:`jitter_intensity`. `strong`, in this order, each image by draws of its own: gamma
+    ``x <- max(x, 0)^g``, contrast about the mean and brightness (0.8 of the images), a blend with a copy blurred by 1.5
+    pixels, Gaussian noise.
+
+    Args:
+        images: float [N, 1, H, W], about 0 to 1.
+        seed: of the draws; give every step and view its own.
+        ids: int64 [N]: an image's draws are a function of (seed, id).
+        options: which changes, and how large.
+    """
+    if options.kind != "strong":
+        return jitter_intensity(images, seed=seed, ids=ids)
+    ids = ids.to(images.device)
+    draws = uniform(seed, ids, 8).to(images.dtype)[..., None, None, None]
+    spread = 2 * draws - 1
+    changed = (draws[:, 3] < 0.8).to(images.dtype)
+    images = images.clamp_min(1e-4).pow(torch.exp(math.log(options.gamma) * spread[:, 0]))
+    mean = images.mean((1, 2, 3), keepdim=True)
+    factor = torch.exp(math.log(options.contrast) * spread[:, 1] * changed)
+    images = torch.addcmul(mean * (1 - factor) + options.brightness * spread[:, 2] * changed, images, factor)
+    if options.blur:
+        share = draws[:, 4] * (draws[:, 5] < options.blur)
+        images = torch.lerp(images, _blurred(images), share)
+    if options.noise:
+        sigma = options.noise * draws[:, 6] * (draws[:, 7] < _NOISY)
+        noisy = torch.nonzero(sigma.flatten()).flatten()
+        if len(noisy):
+            height, width = images.shape[-2:]
+            normal = _normal(uniform(derive(seed, "noise"), ids[noisy], height * width)).to(images.dtype)
+            images[noisy] += normal.view(-1, 1, height, width) * sigma[noisy]
+    return images
+
+
+def _blurred(images: Tensor) -> Tensor:
+    """Images [N, 1, H, W] smoothed by a Gaussian of 1.5 pixels."""
+    offsets = torch.arange(-_REACH, _REACH + 1, device=images.device, dtype=images.dtype)
+    kernel = torch.exp(-offsets.square() / (2 * 1.5**2))
+    kernel = kernel / kernel.sum()
+    padded = F.pad(images, (_REACH, _REACH, _REACH, _REACH), mode="replicate")
+    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))

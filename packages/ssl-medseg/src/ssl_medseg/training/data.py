@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +71,7 @@ def open_training_data(
     preprocessing: PreprocessingOptions | Preprocessing,
     unlabelled: bool,
     cache: Path | None,
+    largest: int = 0,
 ) -> TrainingData:
     """Open a data set and prepare the parts of a split that training may see.
 
@@ -82,6 +83,8 @@ def open_training_data(
             labels of the labelled ones. Or all of it, that of a model.
         unlabelled: prepare the unlabelled cases too.
         cache: folder that keeps prepared volumes.
+        largest: where neither size nor spacing is given, slices are made coarser to have at most this many pixels along
+            a side; 0: they keep the pixels of the data.
 
     Raises:
         UserError: as `open_split`, `choose_preprocessing` and `prepare_cases`.
@@ -94,6 +97,13 @@ def open_training_data(
         chosen, reasons = preprocessing, ["preprocessing as the model was trained with"]
     else:
         chosen, reasons = choose_preprocessing(dataset, seen, labelled=parts.labelled, options=preprocessing)
+        if (
+            largest
+            and max(chosen.size) > largest
+            and not (preprocessing.size or preprocessing.spacing or preprocessing.fit)
+        ):
+            coarser = replace(preprocessing, size=largest)
+            chosen, reasons = choose_preprocessing(dataset, seen, labelled=parts.labelled, options=coarser)
     notes = [f"{dataset.name}: {_counts(parts)}", *reasons]
     labelled = prepare_cases(dataset, parts.labelled, chosen, labels=True, cache=cache)
     rest = prepare_cases(dataset, parts.unlabelled if unlabelled else (), chosen, labels=False, cache=cache)

@@ -23,8 +23,10 @@ WARMUP = 50
 """Steps of warm-up, at most a tenth of a cycle."""
 
 
-def adam(parameters: Iterable[nn.Parameter], *, lr: float) -> torch.optim.Adam:
-    """Adam with betas 0.9 and 0.999, epsilon 1e-8 and no weight decay, in one kernel per step."""
+def adam(parameters: Iterable[nn.Parameter], *, lr: float, weight_decay: float = 0.0) -> torch.optim.Adam:
+    """Adam with betas 0.9 and 0.999 and epsilon 1e-8, in one kernel per step; AdamW where there is weight decay."""
+    if weight_decay:
+        return torch.optim.AdamW(list(parameters), lr=lr, weight_decay=weight_decay, fused=True)
     return torch.optim.Adam(list(parameters), lr=lr, fused=True)
 
 

@@ -13,7 +13,10 @@ from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, permutation
 from contrastive_core.training import Run
 from ssl_medseg.preprocessing.cases import PreparedCase
-from ssl_medseg.training.augment import AugmentOptions, deform, jitter_intensity
+from ssl_medseg.training.augment import AugmentOptions, change_intensity, deform
+
+_STREAM = 1 << 40
+"""Distance of the ids of two streams of draws."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,8 @@ class SegmentationBatches:
         batch_size: slices per step, over all processes.
         augment: how.
         purpose: names the draws; batches of different purposes are drawn independently.
+        rare_share: share of the batch that is drawn from the slices of `pool` with the structure that the fewest of
+            them show; the rest is drawn from all of them.
     """
 
     def __init__(
@@ -194,21 +199,42 @@ class SegmentationBatches:
         batch_size: int,
         augment: AugmentOptions,
         purpose: str = "labelled",
+        rare_share: float = 0.0,
     ) -> None:
         self._slices, self._classes, self._augment = slices.to(run.device), classes, augment
-        self._draws = SliceDraws(
-            pool, batch_size=batch_size, seed=run.seed(purpose), rank=run.rank, world_size=run.world_size
-        )
+        shared = {"rank": run.rank, "world_size": run.world_size}
+        rare = run.world_size * round(rare_share * batch_size / run.world_size)
+        self._draws = []
+        if rare:
+            shown = slices.presence(classes)[pool][:, 1:]
+            chosen = pool[shown[:, _rarest(shown)]]
+            self._draws.append(SliceDraws(chosen, batch_size=rare, seed=run.seed(purpose, "rare"), **shared))
+        if rare < batch_size or not rare:
+            self._draws.append(SliceDraws(pool, batch_size=batch_size - rare, seed=run.seed(purpose), **shared))
         self._seed = run.seed(purpose, "augment")
 
     def at(self, step: int) -> SegmentationBatch:
         """The batch of this process in `step`."""
-        drawn = self._draws.at(step)
+        drawn = _joined([draws.at(step) for draws in self._draws])
         index = drawn.samples.to(self._slices.images.device, non_blocking=True)
         images, shares = deform(
             self._slices.images[index], self._slices.truth[index], num_classes=self._classes,
             seed=derive(self._seed, step, "places"), ids=drawn.ids, options=self._augment,
         )  # fmt: skip
         if self._augment.intensity:
-            images = jitter_intensity(images, seed=derive(self._seed, step, "intensity"), ids=drawn.ids)
+            images = change_intensity(
+                images, seed=derive(self._seed, step, "intensity"), ids=drawn.ids, options=self._augment
+            )
         return SegmentationBatch(images.contiguous(memory_format=torch.channels_last), shares)
+
+
+def _rarest(shown: Tensor) -> int:
+    """The structure that the fewest slices show, but some: of bool [M, F]."""
+    counts = shown.sum(0)
+    return int(torch.where(counts > 0, counts, len(shown) + 1).argmin())
+
+
+def _joined(parts: Sequence[Drawn]) -> Drawn:
+    """Draws of several streams as those of one; the ids of each stream stay apart from those of the others."""
+    ids = [part.ids + number * _STREAM for number, part in enumerate(parts)]
+    return Drawn(torch.cat([part.samples for part in parts]), torch.cat(ids))

@@ -28,7 +28,7 @@ from ssl_medseg.selftraining.rounds import read_rounds
 
 RUN = RunOptions(device="cpu", threads=1, checkpoint_every=2, progress=False)
 SHORT: dict[str, Any] = {
-    "baseline_steps": 4, "rounds": 2, "steps": 2, "batch_size": 4, "unlabelled_batch": 4, "validate_every": 2,
+    "method": "rounds", "baseline_steps": 4, "rounds": 2, "steps": 2, "batch_size": 4, "unlabelled_batch": 4, "validate_every": 2,
     "network": NetworkOptions(width=2), "preprocessing": PreprocessingOptions(size=32),
     "pseudo": PseudoLabelOptions(guard="off"), "run": RUN,
 }  # fmt: skip
@@ -52,7 +52,7 @@ def test_from_a_folder_to_a_segmenter(data: Path, tmp_path: Path) -> None:
     assert {dataset.case(name).patient for name in split.labelled} == set(patients[:2])
     assert {dataset.case(name).patient for name in split.unlabelled} == set(patients[2:])
     assert len(read_rounds(out / "selftrain")) == 2
-    assert load_segmenter(folder, device="cpu").details["method"] == "selftrain pseudo"
+    assert load_segmenter(folder, device="cpu").details["method"] == "selftrain rounds"
     assert (out / "model" / "model.safetensors").read_bytes() == (
         out / "selftrain" / "model" / "model.safetensors"
     ).read_bytes()

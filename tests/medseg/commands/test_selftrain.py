@@ -71,32 +71,40 @@ def outcome(run: Path) -> dict[str, str]:
     }
 
 
-TERMS = {
-    "contrast": {"segmentation", "contrast"},
-    "pseudo": {"segmentation", "pseudo"},
-    "both": {"segmentation", "pseudo", "contrast"},
-    "mean-teacher": {"segmentation", "consistency"},
+PSEUDO: dict[str, Any] = {"method": "rounds"}
+CONTRAST: dict[str, Any] = {"method": "rounds", "pseudo_weight": 0.0, "contrast": ContrastOptions(weight=0.1)}
+BOTH: dict[str, Any] = {"method": "rounds", "contrast": ContrastOptions(weight=0.1)}
+TERMS: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "contrast": (CONTRAST, {"segmentation", "contrast"}),
+    "pseudo": (PSEUDO, {"segmentation", "pseudo"}),
+    "both": (BOTH, {"segmentation", "pseudo", "contrast"}),
+    "mean-teacher": ({"method": "mean-teacher"}, {"segmentation", "mean-teacher"}),
+    "consistency": ({"method": "consistency"}, {"segmentation", "consistency"}),
+    "consistency and contrast": (BOTH | {"method": "consistency"}, {"segmentation", "consistency", "contrast"}),
+    "copy-paste": ({"method": "copy-paste"}, {"segmentation", "copy-paste"}),
+    "copy-paste and contrast": (BOTH | {"method": "copy-paste"}, {"segmentation", "copy-paste", "contrast"}),
 }
 
 
-@pytest.mark.parametrize("method", TERMS)
-def test_every_method_trains_and_says_what_it_did(place: Place, tmp_path: Path, method: Any) -> None:
+@pytest.mark.parametrize("name", TERMS)
+def test_every_method_trains_and_says_what_it_did(place: Place, tmp_path: Path, name: str) -> None:
     out = tmp_path / "run"
-    folder = place.selftrain(out, method=method, score_withheld=True)
+    changed, terms = TERMS[name]
+    method = changed["method"]
+    folder = place.selftrain(out, score_withheld=True, **changed)
     model = load_segmenter(folder, device="cpu")
     start = load_segmenter(place.start, device="cpu")
     assert (model.labels, model.preprocessing, model.options) == (start.labels, start.preprocessing, start.options)
     assert model.details["method"] == f"selftrain {method}"
     records = metrics(out)
     losses = [record for record in records if "loss" in record]
-    assert len(losses) == (3 if method == "mean-teacher" else 6)
-    known = {"segmentation", "pseudo", "contrast", "consistency"}
+    assert len(losses) == (6 if method == "rounds" else 3)
+    known = set().union(*(each for _, each in TERMS.values()))
     for record in losses:
-        assert known & record.keys() == TERMS[method]
-        weights = {"segmentation": 1.0, "pseudo": 1.0, "contrast": 0.1, "consistency": 1.0}
-        total = sum(weights[name] * record[name] for name in TERMS[method])
+        assert known & record.keys() == terms
+        total = sum((0.1 if term == "contrast" else 1.0) * record[term] for term in terms)
         assert record["loss"] == pytest.approx(total, rel=1e-5)
-    if method == "mean-teacher":
+    if method != "rounds":
         assert not (out / "rounds").exists()
         return
     first, second = read_rounds(out)
@@ -118,7 +126,7 @@ def test_every_method_trains_and_says_what_it_did(place: Place, tmp_path: Path, 
 
 
 def test_round_one_is_the_prediction_of_the_first_segmenter(place: Place, tmp_path: Path) -> None:
-    place.selftrain(tmp_path / "run", method="pseudo", pseudo=PseudoLabelOptions(guard="off", threshold=0.5))
+    place.selftrain(tmp_path / "run", method="rounds", pseudo=PseudoLabelOptions(guard="off", threshold=0.5))
     start = load_segmenter(place.start, device="cpu")
     dataset = open_dataset(place.data, patient_pattern="(patient[0-9]+)")
     cases = prepare_cases(dataset, sorted(place.unlabelled), start.preprocessing, labels=False)
@@ -133,7 +141,7 @@ def test_round_one_is_the_prediction_of_the_first_segmenter(place: Place, tmp_pa
 def test_it_says_how_many_slices_the_contrastive_loss_can_use(
     place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place.selftrain(tmp_path / "run", method="contrast", rounds=1, steps=1)
+    place.selftrain(tmp_path / "run", rounds=1, steps=1, **CONTRAST)
     dataset = open_dataset(place.data, patient_pattern="(patient[0-9]+)")
     preprocessing = load_segmenter(place.start, device="cpu").preprocessing
     [labelled] = prepare_cases(dataset, dataset.names[:1], preprocessing, labels=True)
@@ -148,9 +156,12 @@ def test_it_says_how_many_slices_the_contrastive_loss_can_use(
     assert f"contrastive pairs are of {words[0]} labelled and {words[1]} unlabelled slices" in said
 
 
-def test_labels_of_unlabelled_and_test_cases_change_nothing(place: Place, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changed", [BOTH, {"method": "consistency"}, {"method": "copy-paste"}])
+def test_labels_of_unlabelled_and_test_cases_change_nothing(
+    place: Place, tmp_path: Path, changed: dict[str, Any]
+) -> None:
     """Deleted or replaced by nonsense: every byte of metrics, pseudo-labels and models stays."""
-    place.selftrain(tmp_path / "with", method="both")
+    place.selftrain(tmp_path / "with", **changed)
     data = tmp_path / "data"
     shutil.copytree(place.data, data)
     dataset = open_dataset(place.data, patient_pattern="(patient[0-9]+)")
@@ -166,15 +177,23 @@ def test_labels_of_unlabelled_and_test_cases_change_nothing(place: Place, tmp_pa
         content["training"].remove(entry)
         content.setdefault("unlabeled", []).append(entry["image"])
     (data / "dataset.json").write_text(json.dumps(content))
-    selftrain(str(place.start), str(data), place.split, tmp_path / "without", **{**SHORT, "method": "both"})
+    selftrain(str(place.start), str(data), place.split, tmp_path / "without", **{**SHORT, **changed})
     assert outcome(tmp_path / "with") == outcome(tmp_path / "without")
 
 
-@pytest.mark.parametrize("stop", [1, 4])
+@pytest.mark.parametrize(
+    ("stop", "changed"),
+    [
+        (1, BOTH),
+        (4, BOTH),
+        (3, BOTH | {"method": "consistency", "steps": 5}),
+        (3, BOTH | {"method": "copy-paste", "steps": 5}),
+    ],
+)
 def test_a_killed_run_ends_in_the_same_bytes(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, changed: dict[str, Any]
 ) -> None:
-    changed: dict[str, Any] = {"method": "both", "teacher": TeacherOptions(decay=0.9)}
+    changed = changed | {"teacher": TeacherOptions(decay=0.9)}
     place.selftrain(tmp_path / "whole", **changed)
 
     def die(self: Pace, step: int) -> None:
@@ -192,15 +211,16 @@ def test_a_killed_run_ends_in_the_same_bytes(
 
 def test_a_collapsed_round_stops_the_run_and_names_the_model_before(place: Place, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"(?s)pseudo-labels of round 1 have collapsed: .* (vanishes|floods)"):
-        place.selftrain(tmp_path / "run", pseudo=PseudoLabelOptions(least_area=1.0, most_area=1.001))
+        place.selftrain(tmp_path / "run", method="rounds", pseudo=PseudoLabelOptions(least_area=1.0, most_area=1.001))
     assert (tmp_path / "run" / "rounds" / "round-01.json").is_file(), "what was found is written down all the same"
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"rounds": 0}, "selftrain needs rounds, steps"),
-        ({"method": "both", "contrast": ContrastOptions(reduction="official", weight=0.1), "start": "whole"}, None),
+        ({"rounds": 0}, "selftrain needs rounds and unlabelled_batch"),
+        ({"method": "copy-paste", "unlabelled_batch": 5}, "expected an even number"),
+        (BOTH | {"contrast": ContrastOptions(reduction="official", weight=0.1), "start": "scratch"}, None),
     ],
 )
 def test_settings(place: Place, tmp_path: Path, changed: dict[str, Any], message: str | None) -> None:
@@ -227,9 +247,10 @@ def test_what_does_not_fit_is_refused(place: Place, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(place: Place, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["rounds", "consistency"])
+def test_two_processes_train_as_one(place: Place, tmp_path: Path, method: str) -> None:
     words = [
-        *("selftrain", str(place.start), str(place.data), str(place.split), "--method", "pseudo", "--rounds", "2"),
+        *("selftrain", str(place.start), str(place.data), str(place.split), "--method", method, "--rounds", "2"),
         *("--steps", "3", "--batch_size", "4", "--unlabelled_batch", "4", "--pseudo.guard", "off", "--log_every", "1"),
         *("--patient_pattern", "(patient[0-9]+)", "--device", "cpu", "--threads", "1", "--validate_every", "3"),
         *("--lr", "1e-3"),  # with the default, ten times as much, rounding grows beyond the tolerance
@@ -244,28 +265,28 @@ def test_two_processes_train_as_one(place: Place, tmp_path: Path) -> None:
             assert alone[key] == pytest.approx(together[key], rel=tolerance)
 
 
-@pytest.mark.parametrize("method", ["pseudo", "mean-teacher"])
+@pytest.mark.parametrize("method", ["rounds", "mean-teacher", "consistency"])
 def test_the_segmenter_it_began_with_stays_if_no_step_is_better(
     place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
 ) -> None:
-    model = place.selftrain(tmp_path / "run", method=method, rounds=1, steps=1, lr=1e-9)
+    model = place.selftrain(tmp_path / "run", method=method, start="trunk", rounds=1, steps=1, lr=1e-9)
     before = max(m["validation_dice"] for m in metrics(place.start) if "validation_dice" in m)
     [after] = [m["validation_dice"] for m in metrics(tmp_path / "run") if "validation_dice" in m]
     assert after < before  # a new head, not trained
     assert "warning: the segmenter this began with" in capsys.readouterr().err
-    if method == "pseudo":
+    if method == "rounds":
         [found] = read_rounds(tmp_path / "run")
         assert found.validation["before"] == pytest.approx(before)
     begun, kept = (load_segmenter(path, device="cpu").network.state_dict() for path in (place.start, model))
     assert all(torch.equal(kept[name], tensor) for name, tensor in begun.items())
     assert "those it began with" in json.loads((model / "model.json").read_text())["metadata"]["details"]["weights"]
-    last = place.selftrain(tmp_path / "last", method=method, rounds=1, steps=1, lr=1e-9, keep="last")
+    last = place.selftrain(tmp_path / "last", method=method, start="trunk", rounds=1, steps=1, lr=1e-9, keep="last")
     changed = load_segmenter(last, device="cpu").network.state_dict()
     assert any(not torch.equal(changed[name], tensor) for name, tensor in begun.items())
 
 
 def test_better_weights_than_those_it_began_with_are_kept(place: Place, tmp_path: Path) -> None:
-    model = place.selftrain(tmp_path / "run", method="pseudo", rounds=2, steps=20, start="whole")
+    model = place.selftrain(tmp_path / "run", method="rounds", rounds=2, steps=20, start="whole")
     scores = [m["validation_dice"] for m in metrics(tmp_path / "run") if "validation_dice" in m]
     [first, _] = read_rounds(tmp_path / "run")
     words = json.loads((model / "model.json").read_text())["metadata"]["details"]["weights"]

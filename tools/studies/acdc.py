@@ -35,9 +35,12 @@ from tools.studies.common import Job, mean_and_spread, run_all
 
 FIRST, ROUNDS, STEPS = 300, 3, 100
 MORE = ROUNDS * STEPS
+PAPER = ("--recipe", "paper")
 NETWORK = ("--network.width", "8", "--size", "64")
 CPU = ("--device", "cpu", "--threads", "1", "--log_every", "25")
 APART = ("--norm", "apart")
+ROUNDS_ALONE = ("--method", "rounds")
+CONTRAST = (*ROUNDS_ALONE, "--pseudo_weight", "0", "--contrast.weight", "0.1")
 COUNTS = (2, 1, 8)
 
 
@@ -69,19 +72,19 @@ class Method:
 METHODS = {
     "first": Method("labels alone, where all others begin", steps=0, kind="first"),
     "supervised": Method("labels alone", kind="train"),
-    "pseudo": Method("plain self-training", ("--method", "pseudo"), 40),
-    "both": Method("both, weight 0.03", ("--method", "both", "--contrast.weight", "0.03", *APART), 60),
-    "contrast": Method("contrastive joint training (inter)", ("--method", "contrast", *APART), 40),
+    "pseudo": Method("plain self-training", ROUNDS_ALONE, 40),
+    "both": Method("both, weight 0.03", (*ROUNDS_ALONE, "--contrast.weight", "0.03", *APART), 60),
+    "contrast": Method("contrastive joint training (inter)", (*CONTRAST, *APART), 40),
     "supervised-long": Method("labels alone, as many slices as both", kind="train", steps=3 * MORE),
-    "pseudo-long": Method("plain self-training, as many slices as both", ("--method", "pseudo"), 40, 3 * MORE // 2),
+    "pseudo-long": Method("plain self-training, as many slices as both", ROUNDS_ALONE, 40, 3 * MORE // 2),
     "teacher": Method("mean teacher", ("--method", "mean-teacher"), 40),
-    "intra": Method("contrastive, intra", ("--method", "contrast", "--contrast.variant", "intra", *APART), 40),
+    "intra": Method("contrastive, intra", (*CONTRAST, "--contrast.variant", "intra", *APART), 40),
     "official": Method(
-        "contrastive, the released reduction", ("--method", "contrast", "--contrast.reduction", "official", *APART), 40
+        "contrastive, the released reduction", (*CONTRAST, "--contrast.reduction", "official", *APART), 40
     ),
     "joint": Method(
         "both, weight 0.03, batch statistics shared as released",
-        ("--method", "both", "--contrast.weight", "0.03", "--norm", "joint"),
+        (*ROUNDS_ALONE, "--contrast.weight", "0.03", "--norm", "joint"),
         60,
     ),
     "parent": Method("parent pre-training, then labels", kind="parent", each=48),
@@ -133,14 +136,23 @@ class Study:
     def upper(self, seed: int) -> list[Job]:
         """All labels but those of validation and test, as many steps as labels alone."""
         out, split = self.runs / f"all-seed{seed}", self.runs / "splits" / "all-labelled.json"
-        words = ("train", str(self.data), str(split), str(out), "--steps", str(FIRST + MORE), *NETWORK)
+        words = ("train", str(self.data), str(split), str(out), "--steps", str(FIRST + MORE), *PAPER, *NETWORK)
         job = self._job(out.name, (*words, *self._shared(seed)), out / "model" / "model.json", "splits")
         return [job, self._tested(out)]
 
     def train(self, name: str, count: int, draw: int, steps: int, *words: str) -> Job:
         """On the labels alone."""
         out = self.out(name, count, draw)
-        command = ("train", str(self.data), str(self.split(count, draw)), str(out), "--steps", str(steps), *words)
+        command = (
+            "train",
+            str(self.data),
+            str(self.split(count, draw)),
+            str(out),
+            "--steps",
+            str(steps),
+            *PAPER,
+            *words,
+        )
         return self._job(out.name, (*command, *self._shared(draw)), out / "model" / "model.json", "splits")
 
     def more(self, method: str, count: int, draw: int) -> list[Job]:
@@ -160,7 +172,7 @@ class Study:
         out, first, found = self.out(method, count, draw), self.out("first", count, draw), METHODS[method]
         rounds = 1 if method == "teacher" else ROUNDS
         words = (
-            *("selftrain", str(first), str(self.data), str(self.split(count, draw)), str(out), *found.words),
+            *("selftrain", str(first), str(self.data), str(self.split(count, draw)), str(out), *PAPER, *found.words),
             *("--rounds", str(rounds), "--steps", str(found.steps // rounds), "--start", "whole"),
             *("--pseudo.guard", "warn", "--score_withheld"),
         )

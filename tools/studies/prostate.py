@@ -22,7 +22,7 @@ from tools.studies.common import Job, mean_and_spread, run_all
 
 FIRST, ROUNDS, STEPS = 300, 3, 100
 MORE = ROUNDS * STEPS
-NETWORK = ("--network.width", "8", "--size", "64")
+NETWORK = ("--recipe", "paper", "--network.width", "8", "--size", "64")
 CPU = ("--device", "cpu", "--threads", "1", "--log_every", "25")
 MODELS = {
     "first": (f"labels alone, {FIRST} steps", "{run}/baseline"),
@@ -57,7 +57,18 @@ class Study:
         split, run = self.split(draw), self.runs / f"draw{draw}"
         shared = ("--cache", str(self.runs / "cache"), "--seed", str(draw), *NETWORK, *CPU)
         stages = ("--baseline_steps", str(FIRST), "--rounds", str(ROUNDS), "--steps", str(STEPS))
-        words = ("run", str(self.data), str(run), "--split", str(split), *stages, "--start", "whole")
+        words = (
+            "run",
+            str(self.data),
+            str(run),
+            "--split",
+            str(split),
+            *stages,
+            "--start",
+            "whole",
+            "--method",
+            "rounds",
+        )
         yield _job(run.name, (*words, "--pseudo.guard", "warn", *shared), run / "model" / "model.json", "splits")
         labels = self.runs / f"labels-draw{draw}"
         longer = ("train", str(self.data), str(split), str(labels), "--steps", str(FIRST + MORE))

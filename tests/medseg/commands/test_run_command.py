@@ -28,7 +28,8 @@ from ssl_medseg.selftraining.rounds import read_rounds
 
 RUN = RunOptions(device="cpu", threads=1, checkpoint_every=2, progress=False)
 SHORT: dict[str, Any] = {
-    "method": "rounds", "baseline_steps": 4, "rounds": 2, "steps": 2, "batch_size": 4, "unlabelled_batch": 4, "validate_every": 2,
+    "method": "rounds", "baseline_steps": 4, "rounds": 2, "steps": 2, "batch_size": 4, "unlabelled_batch": 4,
+    "validate_every": 2,
     "network": NetworkOptions(width=2), "preprocessing": PreprocessingOptions(size=32),
     "pseudo": PseudoLabelOptions(guard="off"), "run": RUN,
 }  # fmt: skip

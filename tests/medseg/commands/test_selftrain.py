@@ -45,7 +45,7 @@ class Place:
         names = dataset.names
         write_split(self.split, Split((names[0],), (names[1],), (names[2],), names[3:]), dataset)
         train(
-            str(self.data), self.split, self.start, steps=80, batch_size=8, validate_every=80,
+            str(self.data), self.split, self.start, recipe="paper", steps=80, batch_size=8, validate_every=80,
             network=NetworkOptions(width=4), preprocessing=PreprocessingOptions(size=32), opening=OPENING, run=RUN,
         )  # fmt: skip
         self.unlabelled = names[3:]
@@ -79,9 +79,9 @@ TERMS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "pseudo": (PSEUDO, {"segmentation", "pseudo"}),
     "both": (BOTH, {"segmentation", "pseudo", "contrast"}),
     "mean-teacher": ({"method": "mean-teacher"}, {"segmentation", "mean-teacher"}),
-    "consistency": ({"method": "consistency"}, {"segmentation", "consistency"}),
+    "consistency": ({"method": "consistency", "recipe": "strong"}, {"segmentation", "consistency"}),
     "consistency and contrast": (BOTH | {"method": "consistency"}, {"segmentation", "consistency", "contrast"}),
-    "copy-paste": ({"method": "copy-paste"}, {"segmentation", "copy-paste"}),
+    "copy-paste": ({"method": "copy-paste", "recipe": "strong"}, {"segmentation", "copy-paste"}),
     "copy-paste and contrast": (BOTH | {"method": "copy-paste"}, {"segmentation", "copy-paste", "contrast"}),
 }
 

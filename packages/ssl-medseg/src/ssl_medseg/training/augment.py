@@ -26,7 +26,7 @@ class AugmentOptions:
 
     Attributes:
         kind: ``strong``, nnU-Net's kinds of change; ``paper``, the released code's; or ``auto``: as the recipe says.
-        affine: move slices. Of `strong` see rotation, scale, shift and mirror; of `paper` one of five with equal
+        affine: move slices. Of `strong` see rotation to mirror; of `paper` one of five with equal
             chance: a rotation by up to 15 degrees, a zoom of 0.95 to 1.05, a left-right flip half of the time, a
             rotation by a multiple of 45 degrees, nothing.
         elastic: standard deviation of the 3 x 3 random displacements that bend a slice, in pixels of a slice of 192,
@@ -39,6 +39,7 @@ class AugmentOptions:
         rotation: largest angle in degrees, either way (`strong`, as all that follow).
         scale: largest factor by which a slice grows or shrinks.
         shift: largest shift along each axis, as a share of the side.
+        turn: share of the slices that are turned by a multiple of 90 degrees besides.
         mirror: share of the slices that are flipped along each axis.
         gamma: largest exponent of the grey values, and one over the smallest.
         contrast: largest factor of the contrast about the mean, and one over the smallest.
@@ -55,7 +56,8 @@ class AugmentOptions:
     rotation: float = 30.0
     scale: float = 1.33
     shift: float = 0.1
-    mirror: float = 0.0
+    turn: float = 0.25
+    mirror: float = 0.25
     gamma: float = 1.6
     contrast: float = 1.5
     brightness: float = 0.2
@@ -63,7 +65,7 @@ class AugmentOptions:
     blur: float = 0.4
 
     def __post_init__(self) -> None:
-        for name in ("elastic_share", "mirror", "blur"):
+        for name in ("elastic_share", "turn", "mirror", "blur"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"augment.{name} is {getattr(self, name)}; expected a share between 0 and 1")
         for name in ("elastic", "rotation", "shift", "brightness", "noise"):
@@ -126,7 +128,7 @@ def sampling_places(size: torch.Size, *, seed: int, ids: Tensor, options: Augmen
     if options.elastic > 0:
         places = places + _bending(draws[:, _AFFINE_DRAWS:], height, width, options)
     if options.affine and options.kind == "strong":
-        maps, shifts = _strong_affine(uniform(derive(seed, "affine"), ids, 7), options)
+        maps, shifts = _strong_affine(uniform(derive(seed, "affine"), ids, 8), options)
         places = torch.einsum("nhwi,nji->nhwj", places, maps) + (2 * half * shifts)[:, None, None]
     elif options.affine:
         places = torch.einsum("nhwi,nji->nhwj", places, _affine(draws))
@@ -149,6 +151,7 @@ def _strong_affine(draws: Tensor, options: AugmentOptions) -> tuple[Tensor, Tens
     """Matrices [N, 2, 2] as of `_affine`, and shifts [N, 2] as shares of the sides."""
     spread = 2 * draws - 1
     angle = math.radians(options.rotation) * spread[:, 0]
+    angle = angle + torch.where(draws[:, 6] < options.turn, math.pi / 2 * (4 * draws[:, 7]).floor(), 0.0)
     scale = torch.exp(math.log(options.scale) * spread[:, 1])
     flip_x, flip_y = (torch.where(draws[:, i] < options.mirror, -1.0, 1.0) for i in (4, 5))
     cos, sin = angle.cos() / scale, angle.sin() / scale

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal, TypeVar
 
 from contrastive_core.errors import UserError
-from contrastive_core.train.device import choose_device
+from contrastive_core.training.launch import choose_device
 from ssl_medseg.losses.segmentation import SegmentationLoss
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.training.augment import AugmentOptions

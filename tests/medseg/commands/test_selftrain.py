@@ -79,6 +79,7 @@ TERMS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "pseudo": (PSEUDO, {"segmentation", "pseudo"}),
     "both": (BOTH, {"segmentation", "pseudo", "contrast"}),
     "mean-teacher": ({"method": "mean-teacher"}, {"segmentation", "mean-teacher"}),
+    "mean-teacher and contrast": (BOTH | {"method": "mean-teacher"}, {"segmentation", "mean-teacher", "contrast"}),
     "consistency": ({"method": "consistency", "recipe": "strong"}, {"segmentation", "consistency"}),
     "consistency and contrast": (BOTH | {"method": "consistency"}, {"segmentation", "consistency", "contrast"}),
     "copy-paste": ({"method": "copy-paste", "recipe": "strong"}, {"segmentation", "copy-paste"}),
@@ -286,7 +287,7 @@ def test_the_segmenter_it_began_with_stays_if_no_step_is_better(
 
 
 def test_better_weights_than_those_it_began_with_are_kept(place: Place, tmp_path: Path) -> None:
-    model = place.selftrain(tmp_path / "run", method="rounds", rounds=2, steps=20, start="whole")
+    model = place.selftrain(tmp_path / "run", method="rounds", rounds=2, steps=40, start="whole")
     scores = [m["validation_dice"] for m in metrics(tmp_path / "run") if "validation_dice" in m]
     [first, _] = read_rounds(tmp_path / "run")
     words = json.loads((model / "model.json").read_text())["metadata"]["details"]["weights"]

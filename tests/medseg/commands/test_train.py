@@ -132,21 +132,21 @@ def test_two_processes_train_as_one(data: Path, split: Path, untouched: Path, tm
     assert together[0]["loss"] == pytest.approx(alone[0]["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize(("recipe", "network"), [("strong", "plain-unet"), ("paper", "unet")])
+@pytest.mark.parametrize(("recipe", "network", "steps"), [("strong", "plain-unet", 160), ("paper", "unet", 80)])
 def test_it_learns_and_keeps_the_best(
-    data: Path, split: Path, tmp_path: Path, recipe: RecipeName, network: str
+    data: Path, split: Path, tmp_path: Path, recipe: RecipeName, network: str, steps: int
 ) -> None:
     options = SMALL | {"network": NetworkOptions(network, 8), "batch_size": 8, "validate_every": 20}
-    folder = train(str(data), split, tmp_path / "run", recipe=recipe, lr=1e-2, steps=80, run=QUIET, **options)
+    folder = train(str(data), split, tmp_path / "run", recipe=recipe, lr=1e-2, steps=steps, run=QUIET, **options)
     records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     scores = {r["step"] + 1: r["validation_dice"] for r in records if "validation_dice" in r}
-    assert list(scores) == [20, 40, 60, 80]
+    assert list(scores) == list(range(20, steps + 1, 20))
     assert max(scores.values()) > 0.5
     losses = [r["loss"] for r in records if "loss" in r]
     assert losses[-1] < 0.6 * losses[0]
     best = max(scores, key=lambda step: scores[step])
     found = load_segmenter(folder, device="cpu")
-    assert found.details["weights"] == f"the best of validation, Dice {scores[best]:.3f} after step {best}"
+    assert found.details["weights"].startswith(f"the best of validation, Dice {scores[best]:.3f} after step {best}")
     assert found.labels.structures
     assert found.preprocessing.size == (32, 32)
 

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from monai.losses import DiceLoss
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_medseg.losses.segmentation import class_weights, cross_entropy, dice_loss
+from ssl_medseg.losses.segmentation import class_weights, cross_entropy, dice_cross_entropy, dice_loss
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "dice_with_bg": dice_loss,
@@ -71,3 +72,31 @@ def test_targets_of_another_shape_are_refused() -> None:
             dice_loss(logits, target)
     with pytest.raises(ValueError, match="found weights"):
         cross_entropy(logits, torch.zeros(2, 8, 8, dtype=torch.long), weights=torch.ones(2))
+
+
+def test_dice_over_the_batch_and_cross_entropy_are_monais_and_torchs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 4, 9, 7, generator=generator, dtype=torch.float64).requires_grad_()
+    target = torch.randint(0, 4, (3, 9, 7), generator=generator)
+    target[0] = 0  # a slice that lacks every structure
+    loss = dice_cross_entropy(logits, target)
+    dice = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, batch=True, smooth_nr=1, smooth_dr=1)
+    expected = dice(logits, target[:, None]) + F.cross_entropy(logits, target)
+    torch.testing.assert_close(loss, expected)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    (wanted,) = torch.autograd.grad(expected, logits)
+    torch.testing.assert_close(gradient, wanted)
+    assert gradient[0].abs().sum() > 0, "a slice without structures has a gradient"
+
+
+def test_pixels_of_weight_0_do_not_count_in_dice_and_cross_entropy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 8, 8, generator=generator).requires_grad_()
+    target, weight = torch.randint(0, 3, (2, 8, 8), generator=generator), torch.ones(2, 8, 8)
+    torch.testing.assert_close(dice_cross_entropy(logits, target, weight), dice_cross_entropy(logits, target))
+    weight[:, :4] = 0
+    (gradient,) = torch.autograd.grad(dice_cross_entropy(logits, target, weight), logits)
+    assert (gradient[:, :, :4] == 0).all()
+    half = dice_cross_entropy(logits[:, :, 4:], target[:, 4:])
+    entropy = F.cross_entropy(logits[:, :, 4:], target[:, 4:])
+    torch.testing.assert_close(dice_cross_entropy(logits, target, weight), half - entropy / 2)

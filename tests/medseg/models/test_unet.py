@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from monai.networks.nets import DynUNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -167,3 +168,25 @@ def test_networks_of_monai_give_features(name: str) -> None:
 def test_what_monai_cannot_give_is_said(name: str, arguments: dict[str, object], said: str) -> None:
     with pytest.raises(UserError, match=said):
         build_network(NetworkOptions(f"monai:{name}", width=4, arguments=arguments), classes=2)
+
+
+def test_the_plain_unet_is_monais_dynamic_unet_but_for_names() -> None:
+    """The same layers, so as many parameters; and a slice is segmented alike alone and in a batch."""
+    ours = build_network(NetworkOptions("plain-unet", 8), 4)
+    theirs = DynUNet(
+        spatial_dims=2, in_channels=1, out_channels=4, kernel_size=[3] * 5, strides=[1, 2, 2, 2, 2],
+        upsample_kernel_size=[2] * 4, filters=[8, 16, 32, 64, 64], norm_name=("INSTANCE", {"affine": True}),
+    )  # fmt: skip
+    biases = sum(layer.bias.numel() for layer in ours.trunk.up)  # the transposed convolutions have them here
+    count = sum(p.numel() for p in ours.parameters()) - biases
+    assert count == sum(p.numel() for p in theirs.parameters())
+    slices = torch.rand(3, 1, 40, 56)
+    together = ours(slices)
+    assert together.shape == (3, 4, 40, 56)
+    torch.testing.assert_close(ours(slices[1:2]), together[1:2], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(ours.eval()(slices), together)
+
+
+def test_a_network_that_no_recipe_has_chosen_is_refused() -> None:
+    with pytest.raises(UserError, match="the network is auto of width 0"):
+        build_network(NetworkOptions("auto", 0), 4)

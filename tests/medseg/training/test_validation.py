@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from contrastive_core.training import Run, RunOptions
 from ssl_medseg.evaluation.metrics import class_dice
 from ssl_medseg.models import NetworkOptions, build_network, settle_statistics
-from ssl_medseg.models.inference import slice_probabilities
+from ssl_medseg.models.inference import Refinement, slice_probabilities
 from ssl_medseg.training.optim import BestWeights, moving_average
-from ssl_medseg.training.validation import Validation, VolumeScores
+from ssl_medseg.training.validation import Validation, VolumeScores, choose_refinement
 from tests.medseg.toy_cases import toy_case
 
 NAN = float("nan")
@@ -151,3 +151,44 @@ def test_running_averages_fit_a_short_run() -> None:
     long = build_network(NetworkOptions(width=2), 2)
     settle_statistics(long, steps=1000)
     assert {m.momentum for m in long.modules() if isinstance(m, nn.BatchNorm2d)} == {0.01}
+
+
+class Speckled(nn.Module):
+    """Right, but for wrong parts of class 1 in the first and the last row, which mirroring leaves where they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        classes = (x[:, 0] > 0.2).long() + (x[:, 0] > 0.6)
+        classes[:, (0, -1), 10:22] = 1
+        return 9.0 * nn.functional.one_hot(classes, 3).movedim(-1, 1) + self.weight
+
+
+def test_refinements_are_kept_where_validation_gains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case = toy_case("v")
+    assert case.label is not None
+    truth = np.ascontiguousarray(case.label.numpy().transpose(1, 2, 0))
+    with Run(tmp_path / "run", config={}, command="test", options=RunOptions(device="cpu", progress=False)) as run:
+        validation = Validation(run, [case], [truth], ("first", "second"))
+        network = Speckled()
+        chosen = choose_refinement(run, validation, network)
+        assert chosen == Refinement(mirror=False, largest=(1,))
+        plain, refined = validation.scores(network), validation.scores(network, chosen)
+        assert refined.structures["first"] > 0.99
+        assert plain.structures["first"] < 0.95
+        assert refined.structures["second"] == plain.structures["second"]
+        assert choose_refinement(run, None, network) == Refinement()
+    assert "largest part of first" in capsys.readouterr().err
+
+
+def test_mirrored_probabilities_are_the_mean_of_four() -> None:
+    torch.manual_seed(0)
+    network = build_network(NetworkOptions("plain-unet", 2), 3)
+    slices = torch.rand(5, 1, 32, 32)
+    turned = [slices, slices.flip(2), slices.flip(3), slices.flip(2, 3)]
+    back = [(), (2,), (3,), (2, 3)]
+    with torch.no_grad():
+        expected = sum(network(image).softmax(1).flip(dims) for image, dims in zip(turned, back, strict=True)) / 4
+    torch.testing.assert_close(slice_probabilities(network, slices, batch_size=2, mirror=True), expected)

@@ -201,19 +201,25 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
         def new_terms() -> dict[str, Term]:
             """What unlabelled slices add to the loss; of `rounds` anew in every round, with its pseudo-labels."""
             terms: dict[str, Term] = {}
-            options = {"classes": classes, "batch_size": unlabelled_batch, "augment": unlabelled_augment}
             if in_rounds and pseudo_weight:
-                terms["pseudo"] = PseudoTerm(r, pool, criterion=criterion, weight=pseudo_weight, **options)
+                terms["pseudo"] = PseudoTerm(
+                    r, pool, classes=classes, batch_size=unlabelled_batch, augment=unlabelled_augment,
+                    criterion=criterion, weight=pseudo_weight,
+                )  # fmt: skip
             if in_rounds and contrast.weight:
                 terms["contrast"] = ContrastTerm(r, slices, pool.slices, classes=classes, options=contrast)
                 r.say(str(terms["contrast"]))
-            options |= {"criterion": criterion, "steps": total, "options": consistency}
             if method == "consistency":
-                terms["consistency"] = ConsistencyTerm(r, pool.slices, student.kept, **options)
+                terms["consistency"] = ConsistencyTerm(
+                    r, pool.slices, student.kept, classes=classes, batch_size=unlabelled_batch,
+                    augment=unlabelled_augment, criterion=criterion, steps=total, options=consistency,
+                )  # fmt: skip
             if method == "copy-paste":
                 terms["copy-paste"] = CopyPasteTerm(
-                    r, labelled("pasted", unlabelled_batch // 2), pool.slices, student.kept, **options
-                )
+                    r, labelled("pasted", unlabelled_batch // 2), pool.slices, student.kept, classes=classes,
+                    batch_size=unlabelled_batch, augment=unlabelled_augment, criterion=criterion, steps=total,
+                    options=consistency,
+                )  # fmt: skip
             if method == "mean-teacher":
                 terms["mean-teacher"] = MeanTeacherTerm(
                     r, pool.slices, student.kept, batch_size=unlabelled_batch, steps=total, options=teacher

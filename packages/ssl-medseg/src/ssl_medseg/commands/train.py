@@ -127,8 +127,9 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
             segmenter.trunk.load_state_dict(begun.weights)
         settle_statistics(segmenter, steps=chosen.steps)
         criterion = segmentation_loss(chosen.loss, classes=classes)
-        optimizer = adam(segmenter.parameters(), lr=chosen.lr, weight_decay=chosen.weight_decay)
-        model, optimizer = r.setup(segmenter, optimizer)
+        model, optimizer = r.setup(
+            segmenter, adam(segmenter.parameters(), lr=chosen.lr, weight_decay=chosen.weight_decay)
+        )
         rates, best = scheduler(optimizer, schedule, cycle=chosen.steps), BestWeights()
         r.track(model=model, optimizer=optimizer, rates=rates, best=best)
         average = None

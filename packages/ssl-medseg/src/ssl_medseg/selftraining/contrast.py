@@ -130,6 +130,11 @@ class ContrastTerm:
             self._images[index], seed=derive(run.seed("pairs"), step), ids=torch.cat([own, own + total])
         )
 
+    @property
+    def known(self) -> Tensor:
+        """Classes [n, H, W] of the slices of the step, 0 where a pseudo-label is not used."""
+        return self._drawn.long().masked_fill(self._drawn >= self._classes, 0)
+
     def loss(self, output: Tensor, step: int) -> Tensor:
         """The loss of embeddings; anchors are drawn as a function of seed, step and process."""
         options, labels, half = self._options, self._drawn, len(output) // 2

@@ -75,6 +75,11 @@ class PseudoTerm:
         self._shares = batch.shares
         return batch.images
 
+    @property
+    def known(self) -> Tensor:
+        """Pseudo-labels [n, H, W] of the slices of the step, 0 where they are not used."""
+        return self._shares.argmax(1) * (self._shares[:, self._classes] < 0.5)
+
     def loss(self, output: Tensor, step: int) -> Tensor:
         """The segmentation loss of logits."""
         shares, unused = self._shares[:, : self._classes], self._shares[:, self._classes]
@@ -120,6 +125,11 @@ class MeanTeacherTerm:
         )
         self._wanted = slice_probabilities(self._teacher, teacher, batch_size=len(teacher))
         return student
+
+    @property
+    def known(self) -> Tensor:
+        """Zeros [n, H, W]: the teacher's answer is no class."""
+        return torch.zeros_like(self._wanted[:, 0], dtype=torch.int64)
 
     def loss(self, output: Tensor, step: int) -> Tensor:
         """The ramped distance of logits to the teacher's answer."""
@@ -172,7 +182,9 @@ class _Teacher:
             self._teacher, weak, batch_size=len(weak), autocast=self._run.fabric.autocast()
         )
         confidence, classes = probabilities.max(1)
-        strong = change_intensity(weak, seed=derive(self._seed, step, "intensity"), ids=ids, options=self._augment)
+        strong = weak
+        if self._augment.intensity:
+            strong = change_intensity(weak, seed=derive(self._seed, step, "intensity"), ids=ids, options=self._augment)
         return strong, classes, (confidence >= self._confidence).to(strong.dtype), ids
 
 

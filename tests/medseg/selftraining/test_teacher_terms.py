@@ -1,0 +1,108 @@
+"""Boxes, CutMix and copy-paste: which pixels of which slice are used, with which class and weight."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from contrastive_core.errors import UserError
+from contrastive_core.training import Run, RunOptions
+from ssl_medseg.losses.segmentation import dice_cross_entropy
+from ssl_medseg.selftraining.options import ConsistencyOptions
+from ssl_medseg.selftraining.terms import ConsistencyTerm, CopyPasteTerm, boxes
+from ssl_medseg.training.augment import AugmentOptions
+from ssl_medseg.training.slices import SegmentationBatches, stack_slices
+from tests.medseg.toy_cases import toy_case
+
+STILL = AugmentOptions(affine=False, elastic=0, intensity=False)
+CLASSES = 3
+
+
+class ByBrightness(nn.Module):
+    """Classes by two thresholds; unsure of dark pixels in the left half."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(20.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        classes = (x[:, 0] > 0.2).long() + (x[:, 0] > 0.6)
+        logits = self.scale * nn.functional.one_hot(classes, CLASSES).movedim(-1, 1)
+        unsure = (classes == 0)[:, None] & (torch.arange(x.shape[-1]) < x.shape[-1] // 2)
+        return torch.where(unsure, 0.01 * logits, logits)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    with Run(tmp_path / "run", config={}, command="test", options=RunOptions(device="cpu", progress=False)) as r:
+        yield r
+
+
+def test_boxes_lie_inside_with_the_sides_asked_for() -> None:
+    generator = torch.Generator().manual_seed(0)
+    sides, places = torch.rand(50, 2, generator=generator), torch.rand(50, 2, generator=generator)
+    for box, side, place in zip(boxes((20, 30), sides, places), sides, places, strict=True):
+        expected = np.zeros((20, 30), dtype=bool)
+        start = [round(float(p * (n - s * n))) for p, s, n in zip(place, side, (20, 30), strict=True)]
+        stop = [min(n, int(np.ceil(float(b + s * n) - 1e-4))) for b, s, n in zip(start, side, (20, 30), strict=True)]
+        expected[start[0] : stop[0], start[1] : stop[1]] = True
+        assert (box.numpy() != expected).sum() <= 30  # a row or column of rounding
+        assert box.any()
+
+
+def test_consistency_mixes_images_classes_and_certainty_alike(run: Run) -> None:
+    slices = stack_slices([toy_case("u", labelled=False), toy_case("v", seed=1, labelled=False)])
+    term = ConsistencyTerm(
+        run, slices, ByBrightness(), classes=CLASSES, batch_size=8, augment=STILL, criterion=dice_cross_entropy,
+        steps=100, options=ConsistencyOptions(cutmix=1.0, ramp=0.5),
+    )  # fmt: skip
+    images = term.images(3)
+    expected = (images[:, 0] > 0.2).long() + (images[:, 0] > 0.6)
+    assert torch.equal(term.labels, expected), "what is pasted takes its label along"
+    plain = {tuple(image.flatten().tolist()) for image in slices.images}
+    assert sum(tuple(image.flatten().tolist()) in plain for image in images) == 0, "every slice has a box of another"
+    dark = expected == 0
+    assert torch.equal(term.known, expected)
+    logits = torch.randn(8, CLASSES, 32, 32, generator=torch.Generator().manual_seed(1))
+    full = term.loss(logits, 50)
+    assert float(term.loss(logits, 0)) == pytest.approx(float(full) * np.exp(-5), rel=1e-5)
+    changed = logits + 5 * torch.randn_like(logits) * (term._used == 0)[:, None]
+    assert term.loss(changed, 50) == pytest.approx(float(full), rel=1e-5), "unsure pixels do not count"
+    assert 0 < float(term._used[dark].mean()) < 1
+    again = term.images(3)
+    assert torch.equal(images, again)
+
+
+def test_copy_paste_puts_labels_and_pseudo_labels_where_their_pixels_are(run: Run) -> None:
+    labelled = stack_slices([toy_case("l")])
+    slices = stack_slices([toy_case("u", seed=1, labelled=False)])
+    batches = SegmentationBatches(
+        run, labelled, classes=CLASSES, pool=torch.arange(len(labelled)), batch_size=4, augment=STILL, purpose="pasted"
+    )
+    term = CopyPasteTerm(
+        run, batches, slices, ByBrightness(), classes=CLASSES, batch_size=8, augment=STILL,
+        criterion=dice_cross_entropy, steps=100, options=ConsistencyOptions(ramp=0.5),
+    )  # fmt: skip
+    images = term.images(50)
+    known = batches.at(50)
+    assert images.shape == (8, 1, 32, 32)
+    inside = (images[4:] == known.images).squeeze(1)  # the box of labelled pixels in the unlabelled slices
+    outside = (images[:4] == known.images).squeeze(1)
+    assert torch.equal(inside, ~outside)
+    assert float(inside.float().mean()) == pytest.approx((21 / 32) ** 2, abs=0.06)
+    assert torch.equal(term._shares[4:].argmax(1)[inside], known.shares.argmax(1)[inside])
+    assert (term._weights[4:][inside] == 1).all()
+    assert set(term._weights[4:][~inside].unique().tolist()) == {0.0, 0.5}
+    assert (term._weights[:4][outside] == 1).all()
+    term.images(0)
+    assert float(term._weights.unique()[1]) == pytest.approx(0.5 * np.exp(-5), rel=1e-4)
+
+
+@pytest.mark.parametrize("changed", [{"confidence": 1.5}, {"smallest": 0.5}, {"box": 1.0}, {"weight": -1.0}])
+def test_settings_out_of_range_are_refused(changed: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="consistency"):
+        ConsistencyOptions(**changed)

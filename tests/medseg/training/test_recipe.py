@@ -1,0 +1,86 @@
+"""What recipe and effort set, what comes before them, and slices with the rarest structure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from contrastive_core.errors import UserError
+from contrastive_core.training import Run, RunOptions
+from ssl_medseg.models import NetworkOptions
+from ssl_medseg.training.augment import AugmentOptions
+from ssl_medseg.training.recipe import EFFORTS, choose
+from ssl_medseg.training.slices import SegmentationBatches, stack_slices
+from tests.medseg.toy_cases import toy_case
+
+
+def test_recipe_and_effort_fill_in_what_is_not_given() -> None:
+    strong = choose("strong", "auto", device="cpu")
+    assert (strong.effort, strong.largest, strong.steps) == ("hour", EFFORTS["hour"].size, EFFORTS["hour"].steps)
+    assert (strong.network.name, strong.loss, strong.augment.kind) == ("plain-unet", "dice-ce", "strong")
+    paper = choose("paper", "night", device="cpu")
+    assert (paper.network, paper.steps, paper.batch_size, paper.lr) == (NetworkOptions("unet", 16), 5000, 20, 1e-2)
+    assert (paper.loss, paper.augment, paper.ema, paper.weight_decay) == ("dice", AugmentOptions("paper"), 0, 0)
+    assert (paper.largest, paper.validate_every, paper.test_time) == (0, 50, False)
+
+
+def test_what_is_given_comes_first() -> None:
+    chosen = choose(
+        "strong", "minutes", device="cpu", steps=100, lr=1e-4, ema=0.0, weight_decay=0.0, validate_every=7,
+        network=NetworkOptions("unet", 0), augment=AugmentOptions("paper"),
+    )  # fmt: skip
+    assert (chosen.steps, chosen.lr, chosen.ema, chosen.weight_decay, chosen.validate_every) == (100, 1e-4, 0, 0, 7)
+    assert chosen.network == NetworkOptions("unet", EFFORTS["minutes"].width)
+    assert chosen.augment.kind == "paper"
+    assert "recipe strong, effort minutes: 100 steps of 12 labelled slices, unet of width 16" in str(chosen)
+
+
+def test_a_short_run_is_averaged_over_its_last_tenth() -> None:
+    assert choose("strong", "hour", device="cpu", steps=50).ema == pytest.approx(0.8)
+    assert choose("strong", "hour", device="cpu", steps=5).ema == 0
+    assert choose("strong", "hour", device="cpu", steps=5000).ema == 0.99
+
+
+@pytest.mark.parametrize(
+    "changed", [{"steps": 0}, {"lr": 0.0}, {"ema": 1.0}, {"rare_share": 1.5}, {"weight_decay": -1}]
+)
+def test_numbers_out_of_range_are_refused(changed: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="training needs steps and validate_every of at least 1"):
+        choose("strong", "hour", device="cpu", **changed)  # type: ignore[arg-type]
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(UserError, match="found recipe 'weak' and effort 'hour'"):
+        choose("weak", "hour", device="cpu")  # type: ignore[arg-type]
+
+
+def test_half_of_a_batch_shows_the_rarest_structure(tmp_path: Path) -> None:
+    """Of the toy cases' six slices four show structure 2, and all show structure 1."""
+    slices = stack_slices([toy_case("a"), toy_case("b", seed=1)])
+    still = AugmentOptions(affine=False, elastic=0, intensity=False)
+    with Run(tmp_path / "run", config={}, command="test", options=RunOptions(device="cpu", progress=False)) as run:
+
+        def shares(rare: float) -> list[float]:
+            batches = SegmentationBatches(
+                run, slices, classes=3, pool=torch.arange(12), batch_size=8, augment=still, rare_share=rare
+            )
+            return [float((batches.at(step).shares[:, 2].amax((1, 2)) > 0.5).float().mean()) for step in range(60)]
+
+        assert min(shares(0.5)) >= 0.5
+        assert sum(shares(0.5)) / 60 == pytest.approx(0.5 + 0.5 * 8 / 12, abs=0.02)
+        assert sum(shares(0.0)) / 60 == pytest.approx(8 / 12, abs=0.02)
+        assert shares(1.0) == [1.0] * 60
+        batches = SegmentationBatches(
+            run,
+            slices,
+            classes=3,
+            pool=torch.arange(12),
+            batch_size=8,
+            augment=AugmentOptions("strong"),
+            rare_share=0.5,
+        )
+        one, again = batches.at(3), batches.at(3)
+        assert torch.equal(one.images, again.images)
+        assert len({tuple(image.flatten()[:50].tolist()) for image in one.images}) == 8

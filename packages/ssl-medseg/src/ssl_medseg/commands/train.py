@@ -26,7 +26,7 @@ from ssl_medseg.training.slices import SegmentationBatches, SliceSet, slices_wit
 from ssl_medseg.training.validation import Validation, choose_refinement
 
 
-def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
+def train(
     data: str,
     split: Path,
     out: Path,

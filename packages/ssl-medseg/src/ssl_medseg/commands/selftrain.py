@@ -94,7 +94,7 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
 
     The run folder of ``rounds`` holds, beside what every run has: ``rounds/round-NN.json``, the pseudo-labels of a
     round in numbers; ``pseudo/round-NN.safetensors``, the pseudo-labels; ``models/round-NN``, the model at the end of a
-    round.
+    round. That of the other methods holds ``models/last``, the model of the last step.
 
     Args:
         model: run folder or model folder of the segmenter that makes the first pseudo-labels, as `train` writes it; its
@@ -261,6 +261,8 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
             if ends_round and in_rounds:
                 pool.finish(scoring.best_of_round)
                 save(f"models/round-{pool.round:02d}", f"the last of round {pool.round}")
+        if not in_rounds:
+            save("models/last", f"the last, after step {total}")
         kept = scoring.choose(student.kept, keep=keep, steps=total)
         r.say(f"weights kept: {kept}")
         refinement = choose_refinement(r, validation, student.kept) if chosen.test_time else Refinement()

@@ -26,7 +26,7 @@ from ssl_medseg.training.slices import SegmentationBatches, SliceSet, slices_wit
 from ssl_medseg.training.validation import Validation, choose_refinement
 
 
-def train(
+def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
     data: str,
     split: Path,
     out: Path,
@@ -157,21 +157,25 @@ def train(
                 r.record(**scores.record())
                 best.offer(scores.mean, step=done, network=kept)
 
+        def save(folder: str, weights: str, refinement: Refinement) -> Path:
+            return save_segmenter(
+                r, kept, options=chosen.network, labels=seen.labels, preprocessing=seen.preprocessing,
+                refinement=refinement, folder=folder,
+                details={
+                    "method": "train", "labelled": list(slices.names), "weights": weights, "steps": chosen.steps,
+                    "recipe": chosen.recipe, "effort": chosen.effort,
+                },
+            )  # fmt: skip
+
         weights = f"the last, after step {chosen.steps}"
+        save("models/last", weights, Refinement())
         if validation is not None and keep != "last":
             best.give(kept)
             weights = f"the best of validation, Dice {best.score:.3f} after step {best.step}"
         weights += f", averaged with decay {chosen.ema:g}" if chosen.ema else ""
         r.say(f"weights kept: {weights}")
         refinement = choose_refinement(r, validation, kept) if chosen.test_time else Refinement()
-        return save_segmenter(
-            r, kept, options=chosen.network, labels=seen.labels, preprocessing=seen.preprocessing,
-            refinement=refinement,
-            details={
-                "method": "train", "labelled": list(slices.names), "weights": weights, "steps": chosen.steps,
-                "recipe": chosen.recipe, "effort": chosen.effort,
-            },
-        )  # fmt: skip
+        return save("model", weights, refinement)
 
 
 def _pace(run: Run, chosen: Settings, slices: SliceSet, validation: Validation | None, kept: nn.Module) -> Pace:

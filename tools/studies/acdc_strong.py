@@ -4,7 +4,7 @@
 
 For each draw of labelled patients a baseline on the labels, N steps; from it N more steps of every method; and 2N
 steps on the labels alone, so that these are trained as long as the rest. Differences to that line are paired by draw.
-The test patients are those that `split.csv` keeps for validation and choose nothing; two other patients choose the step.
+The test patients are those that `split.csv` keeps for validation; two other patients choose the step.
 The last step is scored beside the chosen one. Commands that have run are not run again.
 """
 

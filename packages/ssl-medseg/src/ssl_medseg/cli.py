@@ -17,14 +17,16 @@ VERBS: dict[str, Verb] = {
         alone=True,
     ),
     "run": Verb(
-        "ssl_medseg.commands.run:run", "a few labelled volumes and many others: baseline, rounds, final segmenter"
+        "ssl_medseg.commands.run:run",
+        "a few labelled volumes and many others: baseline, self-training, final segmenter",
     ),
     "train": Verb("ssl_medseg.commands.train:train", "train a segmenter on the labelled volumes alone: the baseline"),
     "pretrain": Verb(
         "ssl_medseg.commands.pretrain:pretrain", "train encoder and decoder without labels, for `train --start`"
     ),
     "selftrain": Verb(
-        "ssl_medseg.commands.selftrain:selftrain", "go on with the unlabelled volumes: pseudo-labels and joint training"
+        "ssl_medseg.commands.selftrain:selftrain",
+        "go on with the unlabelled volumes: consistency, copy-paste, rounds of pseudo-labels",
     ),
     "predict": Verb("ssl_medseg.commands.predict:predict", "write masks of images that overlay on them", alone=True),
     "evaluate": Verb(

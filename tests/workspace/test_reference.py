@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import re
 
 import pytest
 
 import tools.docs
+from contrastive_core.app.flags import Flags
 from tools.docs import site_links
 from tools.results import ROOT
 
@@ -19,13 +21,18 @@ def test_every_public_name_has_an_entry(package: str) -> None:
     assert missing == []
 
 
-def test_every_command_and_flag_has_an_entry() -> None:
-    """The flags are read from what `--print_config` and a person would give: those of the signature, nested or not."""
-    files = tools.docs.reference_files("ssl-video")
-    text = files["commands/train.md"]
-    assert {"`--split`", "`--pseudo.threshold`", "`--views`"} <= set(re.findall(r"`--[\w.]+`", text))
-    verbs = importlib.import_module("ssl_video.cli").VERBS
-    assert {f"commands/{name}.md" for name in verbs} <= set(files)
+@pytest.mark.parametrize("program", ["ssl-vision", "ssl-medseg", "ssl-video"])
+def test_every_command_and_flag_has_an_entry(program: str) -> None:
+    files = tools.docs.reference_files(program)
+    for name, verb in importlib.import_module(f"{program.replace('-', '_')}.cli").VERBS.items():
+        module, _, attribute = verb.target.partition(":")
+        flags = Flags(getattr(importlib.import_module(module), attribute))
+        text = files[f"commands/{name}.md"]
+        leaves = [key for key, kind in flags.types.items() if not dataclasses.is_dataclass(kind)]
+        written = {key: flags.short_name(key).replace("_", "-") for key in leaves if key not in flags.required}
+        missing = [key for key, flag in written.items() if not re.search(rf"`--(\[no-\])?{re.escape(flag)}[ `]", text)]
+        assert missing == [], name
+        assert all(f"`{key.upper()}`" in text for key in flags.required), name
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Pages of the command lines: what each command does, and its flags with type, default and meaning."""
+"""Pages of the command lines: what each command does, and all of its flags with default and meaning."""
 
 from __future__ import annotations
 
@@ -12,59 +12,67 @@ from typing import Any
 from docstring_parser import parse
 
 from contrastive_core.app.cli import Verb
-from contrastive_core.app.flags import in_words
+from contrastive_core.app.flags import Flags
+from contrastive_core.app.help import placeholder
 
-Flag = tuple[str, str, str, str]
-"""Name, type, default and text."""
+Flag = tuple[str, str, str]
+"""The flag with a placeholder for its value, its default, and its text."""
 
 
 def page(prog: str, name: str, verb: Verb) -> str:
     """The page of one command."""
     module, _, attribute = verb.target.partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-    required = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
-    usage = " ".join([prog, name, *(word.upper() for word in required), "[options]"])
+    flags = Flags(function)
+    usage = " ".join([prog, name, *(key.upper() for key in flags.required), "[options]"])
     docs = parse(inspect.getdoc(function) or "")
     parts = [f"# {name}", f"```text\n{usage}\n```", docs.short_description or "", docs.long_description or ""]
     groups: dict[str, list[Flag]] = {}
-    for group, flag in _flags(function):
+    for group, flag in _flags(function, flags):
         groups.setdefault(group, []).append(flag)
-    for group, flags in groups.items():
-        parts += [f"## {group}", _table(flags)]
+    for group, found in groups.items():
+        parts += [f"## {group}", _table(found)]
     parts.append(f"In Python: `{prog.replace('-', '_')}.{attribute}`, with the same arguments.")
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def overview(prog: str, verbs: Mapping[str, Verb]) -> str:
     """The table of commands with links to their pages."""
-    rows = [f"| [`{prog} {name}`](commands/{name}.md) | {verb.help} |" for name, verb in verbs.items()]
+    rows = [f"| [`{prog} {name}`](commands/{name}.md) | {_sentence(verb.help)} |" for name, verb in verbs.items()]
     return "\n".join(["| command | |", "|---|---|", *rows])
 
 
-def _flags(function: Callable[..., Any]) -> Iterator[tuple[str, Flag]]:
+def _flags(function: Callable[..., Any], flags: Flags) -> Iterator[tuple[str, Flag]]:
     """Every flag with the heading that it stands under."""
     hints, texts = typing.get_type_hints(function), _texts(function)
-    for parameter in inspect.signature(function).parameters.values():
-        kind, name = hints[parameter.name], parameter.name
-        default = None if parameter.default is parameter.empty else parameter.default
+    for name, parameter in inspect.signature(function).parameters.items():
+        kind, text = hints[name], texts.get(name, "")
         if dataclasses.is_dataclass(kind):
-            title = texts.get(name, name).rstrip(".")
-            yield from ((f"{title[:1].upper()}{title[1:]}", flag) for flag in _fields(name, kind, default))
+            default = None if parameter.default is parameter.empty else parameter.default
+            title = _sentence(text or (inspect.getdoc(kind) or name).partition("\n")[0]).rstrip(".")
+            for key, inner, value, about in _fields(name, kind, default):
+                yield title, (_written(flags, key, inner), f"`{_plain(value)}`", _sentence(about))
+        elif parameter.default is parameter.empty:
+            yield "Required arguments", (f"`{name.upper()}`", "", _sentence(text))
         else:
-            text = "required" if parameter.default is parameter.empty else f"`{_plain(default)}`"
-            yield "Arguments", (name, in_words(kind), text, texts.get(name, ""))
+            yield "Options", (_written(flags, name, kind), f"`{_plain(parameter.default)}`", _sentence(text))
 
 
-def _fields(prefix: str, kind: Any, value: Any) -> Iterator[Flag]:
-    """The fields of a dataclass behind a dot, those of a field that is one behind another."""
+def _fields(prefix: str, kind: Any, instance: Any) -> Iterator[tuple[str, Any, Any, str]]:
+    """Key, type, default and text of the fields of a dataclass, those of a field that is one behind another dot."""
     hints, texts = typing.get_type_hints(kind), _texts(kind)
     for field in dataclasses.fields(kind):
-        default = getattr(value, field.name) if value is not None else field.default
+        key, default = f"{prefix}.{field.name}", getattr(instance, field.name, None)
         if dataclasses.is_dataclass(hints[field.name]):
-            yield from _fields(f"{prefix}.{field.name}", hints[field.name], default)
-        else:
-            text = texts.get(field.name, "")
-            yield f"{prefix}.{field.name}", in_words(hints[field.name]), f"`{_plain(default)}`", text
+            yield from _fields(key, hints[field.name], default)
+        elif field.init:
+            yield key, hints[field.name], default, texts.get(field.name, "")
+
+
+def _written(flags: Flags, key: str, kind: Any) -> str:
+    """A flag as people write it: `--no-flip` or `--batch-size N`, by its last name where that is unambiguous."""
+    name = flags.short_name(key).replace("_", "-")
+    return f"`--[no-]{name}`" if kind is bool else f"`--{name} {placeholder(kind)}`"
 
 
 def _texts(documented: Any) -> dict[str, str]:
@@ -73,14 +81,20 @@ def _texts(documented: Any) -> dict[str, str]:
     return {each.arg_name: " ".join((each.description or "").split()) for each in found}
 
 
+def _sentence(text: str) -> str:
+    text = text[:1].upper() + text[1:]
+    return text if not text or text[-1] in ".?!" else f"{text}."
+
+
 def _plain(value: Any) -> str:
-    """A value as it stands in a configuration file."""
+    """A value as it is written on a command line."""
     if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return f"[{', '.join(map(_plain, value))}]" if isinstance(value, list | tuple) else str(value)
+        return {None: "none", True: "on", False: "off"}[value]
+    if isinstance(value, list | tuple):
+        return ",".join(map(_plain, value)) or "none"
+    return str(value) if str(value) else "none"
 
 
-def _table(flags: list[Flag]) -> str:
-    rows = [[f"`--{name}`", kind, default, text] for name, kind, default, text in flags]
-    cells = [" | ".join(cell.replace("|", r"\|") for cell in row) for row in rows]
-    return "\n".join(["| flag | type | default | |", "|---|---|---|---|", *(f"| {row} |" for row in cells)])
+def _table(found: list[Flag]) -> str:
+    rows = [" | ".join(cell.replace("|", r"\|") for cell in flag) for flag in found]
+    return "\n".join(["| flag | default | |", "|---|---|---|", *(f"| {row} |" for row in rows)])

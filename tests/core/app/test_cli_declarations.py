@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import pytest
 
+from contrastive_core.app.cli import Verb, run
 from contrastive_core.app.declarations import UndeclaredError, declared_function
 
 OPTIONS = """
@@ -91,3 +92,25 @@ def test_what_is_not_declared_has_to_be_imported(package: str, target: str, said
 
 def test_a_module_that_is_loaded_is_not_read_again() -> None:
     assert declared_function("tests.core.app.test_cli_declarations:package") is package
+
+
+OPTIONAL = """
+from __future__ import annotations
+from dataclasses import dataclass
+@dataclass(frozen=True)
+class Net:
+    width: float = 1.0
+def fit(*, net: Net | None = None, more: dict[str, Net] | None = None) -> None:
+    print(net, more)
+"""
+
+
+def test_the_fields_of_an_optional_dataclass_are_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The parser imports the module of such a dataclass, so its declaration alone is not enough."""
+    (tmp_path / "optional_toy.py").write_text(OPTIONAL)
+    monkeypatch.syspath_prepend(tmp_path)
+    verbs = {"fit": Verb("optional_toy:fit", "Fit a network.")}
+    assert run("toy", verbs, ["fit", "--net.width", "0.5", "--more", '{"a": {"width": 2}}'], version="1") == 0
+    assert capsys.readouterr().out == "Net(width=0.5) {'a': Net(width=2.0)}\n"

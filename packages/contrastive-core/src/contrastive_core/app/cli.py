@@ -13,12 +13,14 @@ Under torchrun, messages are printed by one process only.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib
 import inspect
 import os
 import select
 import sys
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -200,6 +202,8 @@ def _run_verb(prog: str, verb: Verb, words: Sequence[str], *, configs: str | Non
         print(help_text(prog, declared, flags, common=verb.common, everything=everything))
         return 0
     canonical = flags.canonical(words, configs=configs)
+    if any(map(_holds_dataclass, flags.types.values())):
+        declared = _imported(verb)  # jsonargparse imports the module of such a dataclass, which a declaration has not
     if _parse(prog, declared, flags, canonical) is None or (verb.alone and not is_first()):
         return 0
     function = _imported(verb)
@@ -218,6 +222,11 @@ def _run_verb(prog: str, verb: Verb, words: Sequence[str], *, configs: str | Non
 
 
 _HELP = ("-h", "--help", "--help-all", "--help_all")
+
+
+def _holds_dataclass(kind: Any) -> bool:
+    """Whether a type is an optional dataclass, or a list or mapping of them."""
+    return any(dataclasses.is_dataclass(part) or _holds_dataclass(part) for part in typing.get_args(kind))
 
 
 def _imported(verb: Verb) -> Callable[..., Any]:

@@ -108,12 +108,15 @@ class Session:
         return [part for word in command for part in (self.more.get(word, [word]))]
 
     def _wait(self, words: Sequence[str], log: Any, deadline: float) -> int | str:
-        """Exit status, or "out of time"."""
+        """Exit status, or what happened instead."""
         if deadline - time.monotonic() < 1:
             return "out of time"
-        process = subprocess.Popen(
-            words, cwd=ROOT, env=self.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        try:
+            process = subprocess.Popen(
+                words, cwd=ROOT, env=self.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        except OSError as error:
+            return f"did not start: {error}"
         try:
             return process.wait(deadline - time.monotonic())
         except subprocess.TimeoutExpired:

@@ -58,7 +58,7 @@ def test_damaged_files_are_named_and_the_others_are_looked_at(data: Path) -> Non
     assert set(said) == {"kind", "offset", "quaternion", "nowhere", "checksum", "end"}
     assert "CRC check failed" in said["checksum"]
     assert "is damaged or cut off. Copy it again" in said["end"]
-    assert "does not give voxels a place" in said["nowhere"]
+    assert "does not give the voxels positions" in said["nowhere"]
     assert named(report, "not_finite") == {"all_nan": "480 of 480 voxels"}
     assert not named(report, "constant"), "an image without any number is not one of one grey"
 
@@ -118,12 +118,14 @@ def test_values_are_rounded_within_a_thousandth(tmp_path: Path, value: float, fr
 
 def test_a_label_of_several_volumes_is_not_one(tmp_path: Path) -> None:
     path = save(tmp_path / "label.nii.gz", np.stack([ball(0, SHAPE)[1]] * 2, axis=3), AFFINE)
-    words = "has the shape 40 x 36 x 5 x 2, several volumes; expected a label of one. Save the one that belongs to "
+    words = "has the shape 40 x 36 x 5 x 2, several volumes; expected a label of one volume with a value "
     assert str(look_at_label(path, None, LABELS).problem).startswith(words)
 
 
-@pytest.mark.parametrize(("shift", "words"), [(0.0005, ""), (0.002, "voxels up to 0.002 mm apart")])
-def test_grids_differ_from_a_thousandth_of_a_millimetre(tmp_path: Path, shift: float, words: str) -> None:
+@pytest.mark.parametrize(
+    ("shift", "words"), [(0.0005, ""), (0.014, ""), (0.03, "voxels up to 0.03 mm apart, 2% of a voxel")]
+)
+def test_grids_differ_from_one_percent_of_a_voxel(tmp_path: Path, shift: float, words: str) -> None:
     moved = AFFINE.astype(float).copy()
     moved[0, 3] += shift
     assert label(tmp_path, first=0, affine=moved).difference.startswith(words)

@@ -83,7 +83,7 @@ def test_everything_done_is_logged(repaired: Repaired) -> None:
     assert said["fraction", "label", "fractions"] == "rounded in 5 voxels, by up to 0.5"
     assert said["sform", "image", "sform"].startswith("placed by its sform alone: the other one was up to ")
     left = {change["case"]: change["left"] for change in log["changes"] if change["left"]}
-    assert set(left) == {"cut_off", "cut_label", "no_nifti", "frames"}  # nothing can be said of what cannot be read
+    assert set(left) == {"cut_label", "no_nifti", "frames"}  # nothing can be said of what cannot be read
     assert str(repaired.out.parent) not in json.dumps(log)
 
 
@@ -122,7 +122,7 @@ def test_a_label_of_something_else_stays(tmp_path: Path) -> None:
     left = {change.case: change.left for change in done.changes}
     assert "nothing of its value 1 would lie on the image" in left["a"]
     assert "rounded it would hold 3, 4, 5, which the label map lacks" in left["b"]
-    assert "nothing says where its voxels" in left["c"]
+    assert "does not state where the voxels lie" in left["c"]
     assert {f: d for f, d in hashes(done.out).items() if f.name != "repairs.json"} == hashes(data)
 
 

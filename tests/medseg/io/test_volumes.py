@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from contrastive_core.errors import UserError
-from ssl_medseg.io import grid_difference, read_grid, read_label, read_volume, write_mask
+from ssl_medseg.io import Grid, grid_difference, read_grid, read_label, read_volume, write_mask
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.volume import ImageFile
 from tests.medseg.volumes_on_disk import affine, phantom, write_nifti
@@ -44,9 +44,9 @@ def test_a_mask_keeps_every_field_that_places_it(tmp_path: Path, image: Path, en
     np.testing.assert_allclose(written.affine, OBLIQUE, atol=1e-5)
     assert written.get_data_dtype() == np.int16
     np.testing.assert_array_equal(np.asarray(written.dataobj), LABELS.to_values(classes))
-    found, matrix = read_label(out, LABELS)
+    found, grid = read_label(out, LABELS)
     np.testing.assert_array_equal(found, classes)
-    np.testing.assert_allclose(matrix, OBLIQUE, atol=1e-5)
+    np.testing.assert_allclose(grid.affine, OBLIQUE, atol=1e-5)
     assert sorted(path.name for path in out.parent.iterdir()) == [out.name]
 
 
@@ -76,7 +76,7 @@ def test_codes_decide_which_affine_holds_and_are_kept(tmp_path: Path, sform: int
     write_mask(np.zeros((12, 13, 4), np.uint8), volume, tmp_path / "mask.nii.gz", LABELS)
     after = header_of(tmp_path / "mask.nii.gz")
     assert (int(after["sform_code"]), int(after["qform_code"])) == (sform, qform)
-    np.testing.assert_allclose(nibabel.load(tmp_path / "mask.nii.gz").affine, volume.affine, atol=1e-5)
+    np.testing.assert_allclose(nibabel.load(tmp_path / "mask.nii.gz").affine, nibabel.load(path).affine, atol=1e-5)
 
 
 def test_a_sform_without_a_code_is_not_looked_at(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, image: Path) -> Non
     with pytest.raises(UserError, match=r"cut\.nii\.gz.*damaged"):
         read_volume(ImageFile(cut))
     (tmp_path / "text.nii.gz").write_text("no image")
-    with pytest.raises(UserError, match=r"text\.nii\.gz.*another kind"):
+    with pytest.raises(UserError, match=r"text\.nii\.gz: is not gzip-compressed; it is of an unknown kind"):
         read_volume(ImageFile(tmp_path / "text.nii.gz"))
     flat = OBLIQUE.copy()
     flat[:, 2] = 0
@@ -141,7 +141,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, image: Path) -> Non
     opened.header["srow_x"][:3] = opened.header["srow_y"][:3] = opened.header["srow_z"][:3] = 0
     broken = nibabel.Nifti1Image(np.asarray(opened.dataobj), None, opened.header)
     nibabel.save(broken, tmp_path / "place.nii.gz")
-    with pytest.raises(UserError, match="does not give voxels a place"):
+    with pytest.raises(UserError, match="does not give the voxels positions"):
         read_volume(ImageFile(tmp_path / "place.nii.gz"))
 
 
@@ -156,9 +156,9 @@ def test_nrrd_and_metaimage_lie_where_the_nifti_file_does(tmp_path: Path, image:
     _, classes = phantom((21, 34, 7))
     for name in ("mask.nii.gz", f"mask{ending}"):
         write_mask(classes, volume, tmp_path / name, LABELS)
-        found, matrix = read_label(tmp_path / name, LABELS)
+        found, grid = read_label(tmp_path / name, LABELS)
         np.testing.assert_array_equal(found, classes)
-        np.testing.assert_allclose(matrix, OBLIQUE, atol=1e-4)
+        np.testing.assert_allclose(grid.affine, OBLIQUE, atol=1e-4)
 
 
 def test_a_mask_of_another_shape_or_ending_is_refused(tmp_path: Path, image: Path) -> None:
@@ -171,19 +171,25 @@ def test_a_mask_of_another_shape_or_ending_is_refused(tmp_path: Path, image: Pat
 
 def test_an_extra_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "series").mkdir()
-    for module, path, extra in (("SimpleITK", "a.mha", "simpleitk"), ("highdicom", "series", "dicom")):
+    for module, path, extra in (("SimpleITK", "a.mha", "simpleitk"), ("pydicom", "series", "dicom")):
         monkeypatch.setitem(__import__("sys").modules, module, None)
         with pytest.raises(UserError, match=rf"ssl-medseg\[{extra}\]"):
             read_volume(ImageFile(tmp_path / path))
 
 
-def test_grids_are_compared_in_millimetres(image: Path) -> None:
+def test_grids_are_compared_with_the_size_of_a_voxel(image: Path) -> None:
     grid = read_grid(ImageFile(image))
     moved = OBLIQUE.copy()
-    moved[0, 3] += 0.5
-    assert grid_difference(grid, type(grid)(grid.shape, moved)) == "voxels up to 0.5 mm apart"
-    for shift, words in ((0.0005, ""), (0.002, "voxels up to 0.002 mm apart")):
-        moved[0, 3] = grid.affine[0, 3] + shift
-        assert grid_difference(grid, type(grid)(grid.shape, moved)) == words
+    for share, words in ((0.4, "40% of a voxel"), (0.02, "2% of a voxel"), (0.009, "")):
+        moved[:3, 3] = grid.affine[:3, 3] + share * grid.affine[:3, 1]
+        found = grid_difference(grid, Grid(grid.shape, moved))
+        assert words in found
+        assert bool(words) == bool(found)
+    # Rounding to four decimals moves the far corner of a large image by more than that, and is accepted.
+    large = Grid((512, 512, 30), affine((0.4, 0.4, 3.0), angles=(7.3, 11, 5)))
+    rounded = Grid(large.shape, large.affine.round(4))
+    assert np.abs(large.corners - rounded.corners).max() > 0.01 * 0.4
+    assert grid_difference(large, rounded) == ""
+    assert "apart" in grid_difference(large, Grid(large.shape, large.affine.round(3)))
     assert grid_difference(grid, type(grid)((21, 34, 8), OBLIQUE)) == "21 x 34 x 7 voxels against 21 x 34 x 8"
     assert grid_difference(grid, type(grid)(grid.shape, OBLIQUE)) == ""

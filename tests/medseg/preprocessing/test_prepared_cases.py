@@ -20,13 +20,13 @@ from tests.medseg.volumes_on_disk import affine, phantom, write_nifti
 LABELS = LabelMap(("background", "outer", "middle", "inner"), (0, 1, 2, 3))
 
 
-def dataset(root: Path, grids: list[tuple[tuple[int, int, int], np.ndarray]]) -> DataSet:
+def dataset(root: Path, grids: list[tuple[tuple[int, int, int], np.ndarray]], *, units: str = "mm") -> DataSet:
     cases = []
     for number, (shape, matrix) in enumerate(grids):
         image, classes = phantom(shape, seed=number)
         name = f"case{number}"
-        path = write_nifti(root / f"{name}.nii.gz", image, matrix)
-        label = write_nifti(root / f"{name}_label.nii.gz", classes, matrix)
+        path = write_nifti(root / f"{name}.nii.gz", image, matrix, units=(units, "sec"))
+        label = write_nifti(root / f"{name}_label.nii.gz", classes, matrix, units=(units, "sec"))
         cases.append(Case(name, f"patient{number // 2}", ImageFile(path), label))
     return DataSet("phantoms", root, tuple(cases), LABELS, "folders")
 
@@ -42,16 +42,15 @@ def test_defaults_follow_the_data_and_say_why(tmp_path: Path) -> None:
     grids.append(((110, 100, 5), affine((1.2, 1.2, 10))))
     data = dataset(tmp_path, grids)
     p, reasons = choose_preprocessing(data, data.names, labelled=["case0"])
-    assert (p.spacing, p.slice_axis, p.orientation, p.percentiles) == ((1.2, 1.2), None, "RAS", (1.0, 99.0))
+    assert (p.spacing, p.slice_axis, p.orientation, p.percentiles) == ((1.2, 1.2), 2, "LPS", (1.0, 99.0))
     # Of 144 mm the labels reach 0.65 x 144 mm = 94 mm across the centre; with a fifth more 112 mm, 94 pixels.
     assert p.size == (96, 96)
-    assert (p.usual_axis, p.usual_spacing) == (2, (1.2, 1.2))
+    assert p.usual_spacing == (1.2, 1.2)
     words = "\n".join(reasons)
     for part in (
-        "axis 0 in 1 of 3 volumes, axis 2 in 2 of 3",
-        "8 to 10 mm",
+        "axial slices, as 3 of 3 volumes were acquired, 8 to 10 mm apart",
         "median of 3 volumes",
-        "2 of 3 volumes are stored in the direction RAS",
+        "turned to the orientation LPS (stored: RAS 2, SRA 1)",
     ):
         assert part in words
     assert len(reasons) == 5
@@ -61,7 +60,7 @@ def test_labels_are_opened_only_where_they_may_be(two: DataSet) -> None:
     data = replace(two, cases=tuple(replace(case, label=Path("nowhere")) for case in two.cases))
     p, reasons = choose_preprocessing(data, data.names)
     assert p.size == (64, 64)  # all 60 voxels
-    assert "whole field of view" in reasons[1]
+    assert "whole field of view" in reasons[2]
     prepared = prepare_cases(data, data.names, p, labels=False)
     assert [case.label for case in prepared] == [None, None]
     with pytest.raises(UserError, match="nowhere"):
@@ -74,10 +73,11 @@ def test_labels_are_opened_only_where_they_may_be(two: DataSet) -> None:
 
 
 def test_without_spacing_the_longer_side_is_fitted(tmp_path: Path) -> None:
-    data = dataset(tmp_path, [((100, 90, 4), np.eye(4)), ((200, 180, 4), np.eye(4)), ((100, 60, 4), np.eye(4))])
+    shapes = [(100, 90, 4), (200, 180, 4), (100, 60, 4)]
+    data = dataset(tmp_path, [(shape, np.eye(4)) for shape in shapes], units="unknown")
     p, reasons = choose_preprocessing(data, data.names, labelled=data.names)
     assert (p.spacing, p.fit, p.orientation) == (None, 100, "")
-    assert any("no file says the size of its voxels" in reason for reason in reasons)
+    assert any("no file states the size of its voxels" in reason for reason in reasons)
     first, second, _ = prepare_cases(data, data.names, p, labels=True)
     assert first.geometry.resampled == second.geometry.resampled == (100, 90)
     small, _ = choose_preprocessing(data, data.names, labelled=data.names, options=PreprocessingOptions(size=32))
@@ -90,8 +90,8 @@ def test_what_is_given_is_taken(two: DataSet) -> None:
         spacing=2.0, size=96, slice_axis="1", orientation="stored", low=2, high=98, antialias=False, fill_nan=True
     )
     p, _ = choose_preprocessing(two, two.names, labelled=two.names, options=options)
-    expected = Preprocessing((96, 96), (2.0, 2.0), 0, 1, "", (2, 98), antialias=False, fill_nan=True)
-    assert p == replace(expected, usual_axis=1, usual_spacing=(1.5, 8.0))
+    expected = Preprocessing((96, 96), (2.0, 2.0), 0, 1, percentiles=(2, 98), antialias=False, fill_nan=True)
+    assert p == replace(expected, usual_spacing=(1.5, 8.0))
     small, reasons = choose_preprocessing(two, two.names, labelled=two.names, options=PreprocessingOptions(size=32))
     # 32 pixels show what the labels need: 90 mm x 0.65 x 1.2.
     assert small.spacing == pytest.approx((2.2, 2.2), rel=0.1)

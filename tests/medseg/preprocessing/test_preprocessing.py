@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from contrastive_core.errors import UserError
-from ssl_medseg.io import Volume
+from ssl_medseg.io import Grid, Volume
 from ssl_medseg.io.volume import ImageFile
 from ssl_medseg.preprocessing import Geometry, Preprocessing, prepare, prepare_label, restore, slice_geometry
 from ssl_medseg.preprocessing.geometry import to_pixels
@@ -27,7 +28,16 @@ P = Preprocessing(size=(256, 288), spacing=(1.0, 1.0))
 
 
 def volume(array: np.ndarray, matrix: np.ndarray) -> Volume:
-    return Volume(np.asarray(array, dtype=np.float32), matrix, ImageFile(Path("image.nii.gz")))
+    x, y, z = array.shape
+    return Volume(np.asarray(array, dtype=np.float32), Grid((x, y, z), matrix), ImageFile(Path("image.nii.gz")))
+
+
+def labelled(classes: np.ndarray, matrix: np.ndarray, p: Preprocessing) -> tuple[torch.Tensor, np.ndarray]:
+    return prepare_label(classes, slice_geometry(volume(classes, matrix).grid, p)[0])
+
+
+def along_the_slices(shape: tuple[int, int, int], p: Preprocessing) -> Preprocessing:
+    return replace(p, slice_axis=int(np.argmin(shape)))
 
 
 def one_hot(label: torch.Tensor, classes: int = 4) -> torch.Tensor:
@@ -73,7 +83,7 @@ def test_resampling_is_near_the_official(golden) -> None:
     matrix = np.diag([1.9, 1.9, 8.0, 1.0])
     p = Preprocessing(size=(32, 32), spacing=(1.36719, 1.36719))
     middle = slice(8, 24)
-    label, lost = prepare_label(mask, matrix, p)
+    label, lost = labelled(mask, matrix, p)
     ours = label[:, middle, middle].permute(1, 2, 0).numpy()
     # Grids of resamplers differ by up to half a pixel: overlap, not pixels, is compared.
     assert min(dice(ours, official["prep_up/mask"])) > 0.85
@@ -89,8 +99,9 @@ def test_resampling_is_near_the_official(golden) -> None:
 def test_labels_come_back_onto_their_voxels(name: str) -> None:
     shape, matrix = SHAPES[name]
     _, classes = phantom(shape)
-    slices, lost = prepare_label(classes, matrix, P)
-    geometry, _ = slice_geometry(volume(classes, matrix).grid, P)
+    p = along_the_slices(shape, P)
+    slices, lost = labelled(classes, matrix, p)
+    geometry, _ = slice_geometry(volume(classes, matrix).grid, p)
     assert slices.shape == (min(shape), 256, 288)
     native = restore(one_hot(slices), geometry)
     assert native.shape == (4, *shape)
@@ -107,7 +118,7 @@ def test_both_ways_equal_monais_transforms(name: str) -> None:
 
     shape, matrix = SHAPES[name]
     image, classes = phantom(shape)
-    p = Preprocessing(size=(96, 128), spacing=(1.1, 1.4), antialias=False)
+    p = along_the_slices(shape, Preprocessing(size=(96, 128), spacing=(1.1, 1.4), antialias=False))
     geometry, _ = slice_geometry(volume(image, matrix).grid, p)
     along = geometry.axes[0]
     pixdim, size = [1.1, 1.4], [96, 128]
@@ -126,7 +137,7 @@ def test_both_ways_equal_monais_transforms(name: str) -> None:
     expected = slices(monai((image - low) / (high - low), "bilinear"))
     np.testing.assert_allclose(prepare(volume(image, matrix), p).slices[:, 0], expected, atol=5e-5)
     # Between two voxels at the same distance rounding decides.
-    assert (prepare_label(classes, matrix, p)[0].numpy() != slices(monai(classes, "nearest"))).mean() < 1e-3
+    assert (labelled(classes, matrix, p)[0].numpy() != slices(monai(classes, "nearest"))).mean() < 1e-3
 
     forward = monai(image, "bilinear")
     foreground = torch.rand(forward.shape, generator=torch.Generator().manual_seed(1))
@@ -156,20 +167,25 @@ def test_images_stored_otherwise_give_the_same_slices() -> None:
         moved = matrix @ nibabel.orientations.inv_ornt_aff(turn, shape)
         prepared = prepare(volume(turned, moved), p)
         np.testing.assert_allclose(prepared.slices, expected.slices, atol=1e-5)
-        label, _ = prepare_label(nibabel.orientations.apply_orientation(classes, turn).astype(np.uint8), moved, p)
-        np.testing.assert_array_equal(label, prepare_label(classes, matrix, p)[0])
+        label, _ = labelled(nibabel.orientations.apply_orientation(classes, turn).astype(np.uint8), moved, p)
+        np.testing.assert_array_equal(label, labelled(classes, matrix, p)[0])
         back = restore(one_hot(label), prepared.geometry).argmax(0)
         assert back.shape == turned.shape
         assert min(dice(back, nibabel.orientations.apply_orientation(classes, turn))) > 0.99
 
 
-def test_oblique_images_are_not_turned_and_it_is_said() -> None:
-    matrix = affine((1.0, 1.0, 8.0), angles=(40, 35, 0))
+def test_a_volume_halfway_between_two_ways_of_turning_is_said() -> None:
     image, _ = phantom((64, 64, 5))
-    prepared = prepare(volume(image, matrix), Preprocessing(size=(64, 64), orientation="LPS"))
-    assert prepared.geometry.flips == (False, False, False)
-    assert len(prepared.notes) == 1
-    assert "LPS" in prepared.notes[0]
+    for angle, notes in ((44, 1), (20, 0)):
+        matrix = affine((1.0, 1.0, 8.0), angles=(0, 0, angle))
+        prepared = prepare(volume(image, matrix), Preprocessing(size=(64, 64), orientation="LPS"))
+        assert len(prepared.notes) == notes
+    assert (
+        "halfway"
+        in prepare(
+            volume(image, affine((1.0, 1.0, 8.0), angles=(0, 0, 44))), Preprocessing(size=(64, 64), orientation="LPS")
+        ).notes[0]
+    )
 
 
 def test_what_cropping_loses_is_counted() -> None:
@@ -179,7 +195,7 @@ def test_what_cropping_loses_is_counted() -> None:
     classes[40] = 3
     classes[40, 16:48] = 0
     matrix, p = np.diag([1.0, 1.0, 5.0, 1.0]), Preprocessing(size=(32, 32))
-    label, lost = prepare_label(classes, matrix, p)
+    label, lost = labelled(classes, matrix, p)
     np.testing.assert_allclose(lost[1:], [1.0, 0.5, 1.0])
     assert label.unique().tolist() == [0, 2]
     outside = restore(
@@ -222,7 +238,9 @@ def test_settings_and_geometry_survive_json() -> None:
     import json
 
     p = Preprocessing(size=(96, 128), spacing=(1.1, 1.4), slice_axis=2, orientation="LPS", percentiles=(2, 98), n4=True)
-    assert Preprocessing.from_json(json.loads(json.dumps(p.to_json()))) == p
+    oblique = Preprocessing(size=(96, 128), frame=((0.0, 0.6, 0.8), (0.0, 0.8, -0.6), (-1.0, 0.0, 0.0)))
+    for each in (p, oblique):
+        assert Preprocessing.from_json(json.loads(json.dumps(each.to_json()))) == each
     geometry, _ = slice_geometry(volume(np.zeros((20, 30, 4)), affine((1, 2, 5), angles=(3, 4, 5))).grid, p)
     assert Geometry.from_json(json.loads(json.dumps(geometry.to_json()))) == geometry
     with pytest.raises(UserError, match="preprocessing"):
@@ -231,7 +249,14 @@ def test_settings_and_geometry_survive_json() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"size": (33, 32)}, {"spacing": (0, 1)}, {"fit": 5, "spacing": (1, 1)}, {"slice_axis": 3}, {"orientation": "LRS"}],
+    [
+        {"size": (33, 32)},
+        {"spacing": (0, 1)},
+        {"fit": 5, "spacing": (1, 1)},
+        {"slice_axis": 3},
+        {"orientation": "LRS"},
+        {"orientation": "LPS", "frame": ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))},
+    ],
 )
 def test_settings_that_cannot_be_are_refused(wrong: dict) -> None:
     with pytest.raises(UserError, match="preprocessing has"):

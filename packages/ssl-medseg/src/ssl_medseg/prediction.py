@@ -18,7 +18,8 @@ from ssl_medseg.datasets import DataOptions, open_with, read_split
 from ssl_medseg.datasets.dataset import Case, DataSet
 from ssl_medseg.datasets.open import read_frames
 from ssl_medseg.io import read_volume, write_mask
-from ssl_medseg.io.file_types import DICOM_ENDINGS, is_image, is_series, stem, without_path
+from ssl_medseg.io.dicom import series_in
+from ssl_medseg.io.file_types import DICOM_ENDINGS, is_companion, is_image, is_series, stem, why_unread, without_path
 from ssl_medseg.io.volume import ImageFile, Volume
 from ssl_medseg.models.checkpoint import load_segmenter
 from ssl_medseg.models.inference import Refinement, largest_parts
@@ -68,10 +69,15 @@ def find_images(
     if data.is_file() or is_series(data):
         dicom = data.is_dir() or data.suffix.lower() in DICOM_ENDINGS
         name = data.stem if dicom and data.is_file() else stem(data.resolve())
-        return _at_their_frames([Wanted(name, _image(data, opening), dicom)], data, opening)
+        found = _series(name, data, opening) if data.is_dir() else [Wanted(name, _image(data, opening), dicom)]
+        return _at_their_frames(_checked(found), data, opening)
     if not data.is_dir():
         raise UserError(f"{data}: there is no such file or folder; expected an image, or a folder of images")
-    found = [Wanted(name, _image(path, opening), path.is_dir()) for name, path in _walk(data)]
+    found = [
+        wanted
+        for name, path in _walk(data)
+        for wanted in (_series(name, path, opening) if path.is_dir() else [Wanted(name, _image(path, opening), False)])
+    ]
     if not found:
         raise UserError(f"{data}: found no images in it; expected NIfTI, NRRD or MetaImage files, or DICOM series")
     return _at_their_frames(_checked(found), data, opening)
@@ -86,9 +92,38 @@ def _walk(root: Path) -> list[tuple[str, Path]]:
         if is_series(folder):
             found.append((inside.as_posix(), folder))
         found += [
-            ((inside / stem(Path(name))).as_posix(), folder / name) for name in sorted(names) if is_image(Path(name))
+            ((inside / stem(Path(name))).as_posix(), folder / name) for name in sorted(names) if is_image(folder / name)
         ]
     return found
+
+
+def _series(name: str, folder: Path, opening: DataOptions) -> list[Wanted]:
+    """The series of a folder: one of its name, or several below it."""
+    try:
+        series = series_in(folder)
+    except UserError:  # is said of this image when it is read
+        series = {}
+    if len(series) < 2:
+        return [Wanted(name, _image(folder, opening), True)]
+    return [Wanted(f"{name}/{own}", replace(_image(folder, opening), series=uid), True) for uid, own in series.items()]
+
+
+def unread_files(data: Path, found: Sequence[Wanted]) -> list[str]:
+    """Files of a folder that hold images or seem to, and are not among those found: name and reason."""
+    if not data.is_dir():
+        return []
+    used = {Path(wanted.image.path) for wanted in found}
+    unread = []
+    for current, folders, names in os.walk(data):
+        folder = Path(current)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if folder in used:
+            continue
+        for name in sorted(names):
+            reason = why_unread(folder / name)
+            if reason and not is_companion(folder / name):
+                unread.append(f"{(folder / name).relative_to(data).as_posix()}: {reason}")
+    return unread
 
 
 def _of_dataset(data: Path, opening: DataOptions, split: Path | None, part: str) -> list[Wanted]:
@@ -101,7 +136,7 @@ def _of_dataset(data: Path, opening: DataOptions, split: Path | None, part: str)
 
 
 def _image(path: Path, opening: DataOptions) -> ImageFile:
-    return ImageFile(path, opening.channel, opening.frame)
+    return opening.image(path)
 
 
 def _at_their_frames(found: list[Wanted], data: Path, opening: DataOptions) -> list[Wanted]:

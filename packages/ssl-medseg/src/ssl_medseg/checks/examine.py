@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
 
 from contrastive_core.app.checks import LEVELS, Finding
+from contrastive_core.errors import UserError
 from ssl_medseg.checks import rules_crop, rules_images, rules_labels
 from ssl_medseg.checks.facts import Looked, look_at_image, look_at_label
 from ssl_medseg.checks.report import Report
 from ssl_medseg.datasets import Case, DataOptions, DataSet
-from ssl_medseg.datasets.open import look, meaning
+from ssl_medseg.datasets.open import label_map_for, list_cases
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.preprocessing import PreprocessingOptions
+from ssl_medseg.preprocessing.geometry import display_axis, thick_axis
+from ssl_medseg.preprocessing.plan import check_sizes, choose_slicing
 
 
 def examine(
@@ -46,13 +50,15 @@ def examine(
         UserError: there is no such data set, or the options cannot be used.
     """
     opening = opening or DataOptions()
-    listing, settled = look(data, opening)
-    labels = meaning(listing, opening)
-    looked = list(_look_at_all(settled.cases, labels))
+    listing, resolved = list_cases(data, opening)
+    labels = label_map_for(listing, opening)
+    looked = list(_look_at_all(resolved.cases, labels))
     preprocessing = preprocessing or PreprocessingOptions()
+    looked, planes = _with_axes(looked, preprocessing)
     findings = [
-        *settled.findings,
-        *rules_images.unusable(looked, fill_nan=preprocessing.fill_nan),
+        *resolved.findings,
+        *planes,
+        *rules_images.unusable(looked, fill_nan=preprocessing.fill_nan, low=preprocessing.low, high=preprocessing.high),
         *rules_labels.unusable(looked, labels),
         *rules_labels.no_map(looked, labels),
         *rules_labels.contents(looked, labels),
@@ -63,10 +69,12 @@ def examine(
         *rules_images.identifying(looked, show=show_headers),
     ]
     crop = rules_crop.Crop()
-    if labels is not None and not any(found.kind == "same_name" for found in settled.findings):
-        dataset = DataSet(listing.name, listing.root, tuple(settled.cases), labels, listing.layout)
-        crop = rules_crop.crop_of(dataset, looked, preprocessing, split=split)
-        findings += rules_crop.cut_off(crop)
+    if labels is not None and not any(found.kind == "same_name" for found in resolved.findings):
+        crop_possible = not any(found.level == "error" for found in planes)
+        dataset = DataSet(listing.name, listing.root, tuple(resolved.cases), labels, listing.layout)
+        if crop_possible:
+            crop = rules_crop.crop_of(dataset, looked, preprocessing, split=split)
+        findings += [*rules_crop.cut_off(crop), *rules_crop.erased(crop)]
         findings += [] if split is None else rules_labels.fits(split, dataset, looked)
     elif split is not None:
         title = f"{split.name}: not looked at, as long as cases share names or labels have no meaning"
@@ -79,6 +87,7 @@ def examine(
         looked=looked,
         findings=sorted(findings, key=lambda finding: LEVELS.index(finding.level)),
         crop=crop,
+        unused=len(listing.unused),
         show_paths=show_paths,
     )
 
@@ -92,6 +101,31 @@ def _look_at_all(cases: Sequence[Case], labels: LabelMap | None) -> Iterator[Loo
             label = None if case.label is None else look_at_label(case.label, image.grid, labels)
             yield Looked(case, image, label)
             progress.advance(task)
+
+
+def _with_axes(looked: Sequence[Looked], options: PreprocessingOptions) -> tuple[list[Looked], list[Finding]]:
+    """The cases with the axis that their slices are counted along, and findings about that."""
+    grids = {one.case.name: one.image.grid for one in looked if one.image.grid is not None}
+    if not grids:
+        return list(looked), []
+    findings: list[Finding] = []
+    try:
+        slicing, reasons = choose_slicing(grids, options)
+        if all(thick_axis(grid) is None for grid in grids.values()):
+            findings = [Finding("note", "slice_plane", reasons[0])]
+        axes = {name: slicing.axes(grid)[0] for name, grid in grids.items()}
+    except UserError as error:
+        findings = [Finding("error", "slice_axis", str(error))]
+        axes = {name: display_axis(grid) for name, grid in grids.items()}
+    try:
+        check_sizes(grids, options)
+    except UserError as error:
+        findings.append(Finding("error", "unknown_size", str(error)))
+    placed = [
+        replace(one, image=replace(one.image, axis=axes[one.case.name])) if one.case.name in axes else one
+        for one in looked
+    ]
+    return placed, findings
 
 
 def _rule(opening: DataOptions) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from contrastive_core.errors import UserError
 from contrastive_core.text import several
 from ssl_medseg.datasets.dataset import Case
 from ssl_medseg.io import Grid, grid_difference, read_label_values, read_volume
-from ssl_medseg.io.dicom import series_datasets
+from ssl_medseg.io.dicom import series_images
 from ssl_medseg.io.file_types import DICOM_ENDINGS, is_series, without_path
 from ssl_medseg.io.label_map import ROUNDING, LabelMap
 from ssl_medseg.io.nifti import one_volume, open_nifti
-from ssl_medseg.io.volume import ImageFile
-from ssl_medseg.preprocessing.geometry import axis_letters, slice_axis
+from ssl_medseg.io.volume import ImageFile, rounding_note
+from ssl_medseg.preprocessing.geometry import axis_letters
 
 _NIFTI_FIELDS = ("descrip", "aux_file", "db_name", "intent_name")
 _DICOM_FIELDS = (
@@ -35,7 +35,7 @@ def header_texts(path: Path) -> tuple[tuple[str, str], ...]:
     """Header fields with free text in them: field and text. Of a file that cannot be read, none."""
     try:
         if is_series(path) or path.suffix.lower() in DICOM_ENDINGS:
-            first = series_datasets(path, pixels=False)[0]
+            first = series_images(path, pixels=False)[0][0].dataset
             found = [(name, str(first.get(name, "") or "")) for name in _DICOM_FIELDS]
         elif path.name.lower().endswith((".nii", ".nii.gz")):
             found = _of_nifti(open_nifti(path).header)
@@ -49,7 +49,8 @@ def header_texts(path: Path) -> tuple[tuple[str, str], ...]:
 def _of_nifti(header: Any) -> list[tuple[str, str]]:
     if not isinstance(header, nibabel.Nifti1Header):
         return []
-    found = [(name, header[name].tobytes().rstrip(b"\0").decode("latin-1")) for name in _NIFTI_FIELDS]
+    fields = [name for name in _NIFTI_FIELDS if name in header.keys()]  # noqa: SIM118 - NIfTI-2 has fewer
+    found = [(name, header[name].tobytes().rstrip(b"\0").decode("latin-1")) for name in fields]
     return found + [
         (f"extension {number}", f"code {extension.get_code()}, {extension.get_sizeondisk()} bytes")
         for number, extension in enumerate(header.extensions, 1)
@@ -70,8 +71,10 @@ class ImageFacts:
         warnings: what its reader found odd about its geometry.
         bad: voxels that are no finite numbers.
         low, high: percentiles 1 and 99 of the finite voxels.
+        most: Share of the voxels that have the value of the lower percentile.
         digest: of its voxels; "" if there are none that are finite.
         texts: header field -> text, which may say who the patient is: for those who ask for it only.
+        axis: Axis that slices are counted along, the same direction for all images of the data set.
     """
 
     problem: str | None = None
@@ -81,23 +84,20 @@ class ImageFacts:
     bad: int = 0
     low: float = 0.0
     high: float = 0.0
+    most: float = 0.0
     digest: str = ""
     texts: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def axis(self) -> int:
-        """The axis that slices are counted along."""
-        return 0 if self.grid is None else slice_axis(self.grid)
+    axis: int = 2
 
     @property
     def orientation(self) -> str:
-        """Where the axes grow to, such as LPS; empty if oblique by over 30 degrees or unknown."""
-        return axis_letters(self.grid.affine) if self.grid is not None and self.spacing_known else ""
+        """Directions in which the axes grow, such as LPS; empty if unknown."""
+        return axis_letters(self.grid) if self.grid is not None else ""
 
     @property
-    def spacing_known(self) -> bool:
-        """Whether the file knows the size of its voxels."""
-        return self.grid is not None and self.grid.spacing_known
+    def size_known(self) -> bool:
+        """Whether the size of a voxel is known."""
+        return self.grid is not None and self.grid.size_known
 
     @property
     def is_constant(self) -> bool:
@@ -119,10 +119,11 @@ def look_at_image(image: ImageFile) -> ImageFacts:
     low, high = np.percentile(voxels, _PERCENTILES) if voxels.size else (0.0, 0.0)
     return ImageFacts(
         grid=volume.grid,
-        warnings=volume.warnings,
+        warnings=() if not volume.grid.place_known else volume.warnings,  # what is unknown is a finding of its own
         bad=bad,
         low=float(low),
         high=float(high),
+        most=float(np.mean(voxels == low)) if voxels.size else 0.0,
         digest=digest_of(volume.array) if voxels.size else "",
         texts=texts,
     )
@@ -147,7 +148,6 @@ def _holds_several(image: ImageFile) -> bool:
     return False
 
 
-_TOLERANCE = 1e-3  # mm
 _LARGEST = 2**31 - 1  # that a label map can hold
 _SHOWN = 3
 
@@ -159,36 +159,51 @@ class LabelFacts:
     Attributes:
         problem: why it cannot be read.
         difference: how its grid differs from its image's; empty if it does not, or the image cannot be read.
+        rounding: A difference of the grids that is too small to matter, as a phrase.
+        has_no_place: Whether only its shape can be compared with its image's, which is the same.
         values: whole number -> voxels.
         fractions: voxels whose value is no whole number to within 1e-3, or none that a label can have.
         examples: of such values, the first few; those that are no finite numbers before the others.
         rounded: voxels whose value is a whole number only after rounding.
         voxels: of every structure in the map.
-        slices: with each structure.
-        full_slices: slices with every structure.
-        labelled_slices: slices with any.
-        at_edge: structures that touch the edge of a slice, where the image may cut them off.
-        millilitres: of a voxel; 0 where the file does not know.
+        profiles: Per axis of the volume, bool [structures, places along it]: where each structure is.
+        millilitres: of a voxel; 0 where it is unknown.
         digest: of its values; "" if no structure is in it.
     """
 
     problem: str | None = None
     difference: str = ""
+    rounding: str = ""
+    has_no_place: bool = False
     values: Mapping[int, int] = field(default_factory=dict)
     fractions: int = 0
     examples: tuple[float, ...] = ()
     rounded: int = 0
     voxels: tuple[int, ...] = ()
-    slices: tuple[int, ...] = ()
-    full_slices: int = 0
-    labelled_slices: int = 0
-    at_edge: tuple[str, ...] = ()
+    profiles: tuple[NDArray[np.bool_], ...] = ()
     millilitres: float = 0.0
     digest: str = ""
 
     def unknown(self, labels: LabelMap) -> dict[int, int]:
         """Values that are not in the map -> voxels."""
         return {value: count for value, count in self.values.items() if value not in labels.values}
+
+    def slices(self, axis: int) -> tuple[int, ...]:
+        """Number of slices across an axis with each structure."""
+        return tuple(int(row.sum()) for row in self.profiles[axis]) if self.profiles else ()
+
+    def full_slices(self, axis: int) -> int:
+        """Number of slices with every structure."""
+        return int(self.profiles[axis].all(axis=0).sum()) if self.voxels else 0
+
+    def labelled_slices(self, axis: int) -> int:
+        """Number of slices with any structure."""
+        return int(self.profiles[axis].any(axis=0).sum()) if self.voxels else 0
+
+    def at_edge(self, structure: int, axis: int) -> bool:
+        """Whether a structure touches the edge of a slice across an axis, where the image may cut it off."""
+        others = [profile[structure] for other, profile in enumerate(self.profiles) if other != axis]
+        return any(bool(line[0] or line[-1]) for line in others)
 
 
 def look_at_label(path: Path, image: Grid | None, labels: LabelMap | None) -> LabelFacts:
@@ -200,24 +215,26 @@ def look_at_label(path: Path, image: Grid | None, labels: LabelMap | None) -> La
         labels: what its values mean, if somebody says so.
     """
     try:
-        array, affine = read_label_values(path)
+        array, grid = read_label_values(path)
     except UserError as error:
         return LabelFacts(without_path(error, path))
-    x, y, z = array.shape
-    grid = Grid((x, y, z), affine)
     whole, odd, rounded = _whole(array)
     values, counts = np.unique(whole, return_counts=True)
-    structures = [] if labels is None else list(zip(labels.structures, labels.values[1:], strict=True))
-    found = _by_structure(whole, slice_axis(grid), structures)
+    voxels, profiles = _by_structure(whole, [] if labels is None else labels.values[1:])
+    size = grid.millilitres if image is None else image.millilitres
+    same_shape = image is not None and image.shape == grid.shape
     return LabelFacts(
         difference="" if image is None else _difference(grid, image),
+        rounding="" if image is None else rounding_note(grid, image),
+        has_no_place=same_shape and image is not None and image.place_known and not grid.place_known,
         values=dict(zip(values.tolist(), counts.tolist(), strict=True)),
         fractions=odd.size,
         examples=_examples(odd),
         rounded=rounded,
-        millilitres=float(np.prod(grid.spacing)) / 1000 if grid.spacing_known else 0.0,
+        voxels=voxels,
+        profiles=profiles,
+        millilitres=size or 0.0,
         digest=digest_of(whole) if len(values) > 1 else "",
-        **found,
     )
 
 
@@ -238,35 +255,31 @@ def _examples(odd: NDArray[Any]) -> tuple[float, ...]:
     return tuple(float(value) for value in (*different[~finite], *different[finite]))[:_SHOWN]
 
 
-def _by_structure(whole: NDArray[Any], axis: int, structures: list[tuple[str, int]]) -> dict[str, Any]:
-    others = tuple(a for a in range(3) if a != axis)
-    masks = {name: whole == value for name, value in structures}
-    present = np.array([mask.any(axis=others) for mask in masks.values()]).reshape(len(masks), whole.shape[axis])
-    return {
-        "voxels": tuple(int(np.count_nonzero(mask)) for mask in masks.values()),
-        "slices": tuple(int(row.sum()) for row in present),
-        "full_slices": int(present.all(axis=0).sum()) if masks else 0,
-        "labelled_slices": int(present.any(axis=0).sum()) if masks else 0,
-        "at_edge": tuple(name for name, mask in masks.items() if _touches(mask, others)),
-    }
-
-
-def _touches(mask: NDArray[np.bool_], axes: tuple[int, ...]) -> bool:
-    return any(bool(np.take(mask, end, axis=axis).any()) for axis in axes for end in (0, -1))
+def _by_structure(whole: NDArray[Any], values: Sequence[int]) -> tuple[tuple[int, ...], tuple[NDArray[np.bool_], ...]]:
+    """Voxels of every structure, and where along each axis it is."""
+    masks = [whole == value for value in values]
+    profiles = tuple(
+        np.array([mask.any(axis=tuple(a for a in range(3) if a != axis)) for mask in masks]).reshape(len(masks), n)
+        for axis, n in enumerate(whole.shape)
+    )
+    return tuple(int(np.count_nonzero(mask)) for mask in masks), profiles
 
 
 def _difference(label: Grid, image: Grid) -> str:
-    words = grid_difference(label, image, tolerance=_TOLERANCE)
+    words = grid_difference(label, image)
     if not words or label.shape != image.shape:
         return words
-    shift = image.affine[:3, 3] - label.affine[:3, 3]
-    if np.allclose(label.affine[:3, :3], image.affine[:3, :3], atol=_TOLERANCE):
+    if not (label.place_known and image.place_known):
+        return f"{words}, and the shape of the image: see --repair header"
+    shift = (image.affine[:3, 3] - label.affine[:3, 3]).round(3)
+    same = replace(label, affine=np.block([[label.affine[:, :3], image.affine[:, 3:]]]))
+    if not grid_difference(same, image) and np.any(shift):
         return f"{words}: shifted by {', '.join(f'{mm:.3g}' for mm in shift)} mm"
     for axis in range(3):
-        if np.allclose(_mirrored(label, axis).affine, image.affine, atol=_TOLERANCE):
+        if not grid_difference(_mirrored(label, axis), image):
             return f"{words}: stored the other way along axis {axis}, unless its affine is wrong"
-    same_sides = np.allclose(np.abs(label.affine[:3, :3]), np.abs(image.affine[:3, :3]), atol=_TOLERANCE)
-    return f"{words}: its axes run the other way" if same_sides else f"{words}: its directions or spacing differ"
+    cosines = np.sum(label.affine[:3, :3] * image.affine[:3, :3], axis=0)
+    return f"{words}: its {'axes run the other way' if (cosines < 0).any() else 'directions or spacing differ'}"
 
 
 def _mirrored(grid: Grid, axis: int) -> Grid:

@@ -18,9 +18,8 @@ from contrastive_core.training.files import write_atomic
 from ssl_medseg.checks.facts import Looked
 from ssl_medseg.checks.report import Report
 from ssl_medseg.datasets.dataset import Case
-from ssl_medseg.io import Volume, read_label_values, read_volume
+from ssl_medseg.io import Volume, grid_difference, read_label_values, read_volume
 from ssl_medseg.io.label_map import LabelMap
-from ssl_medseg.preprocessing.geometry import slice_axis
 from ssl_medseg.reports.overlay import Sheet, sheet_figure, view
 
 # Found of nearly all cases or of none; a picture would show nothing of it.
@@ -86,7 +85,7 @@ def _sheet(one: Looked, words: Sequence[str], labels: LabelMap | None) -> Sheet:
         image=np.where(finite, volume.array, fill),
         masks=masks,
         structures=structures,
-        view=view(volume.affine, slice_axis(volume.grid), known=volume.grid.spacing_known),
+        view=view(volume.affine, one.image.axis, known=volume.grid.place_known),
     )
 
 
@@ -94,13 +93,13 @@ def _masks(case: Case, volume: Volume, labels: LabelMap | None) -> tuple[Mapping
     if case.label is None:
         return {}, []
     try:
-        array, affine = read_label_values(case.label)
+        array, grid = read_label_values(case.label)
     except UserError:
         return {}, []
     classes, structures = _classes(array, labels)
-    if classes.shape == volume.array.shape and np.allclose(affine, volume.affine, atol=1e-3):
+    if not grid_difference(grid, volume.grid):
         return {"label": classes}, structures
-    placed = {"label, by its affine": _placed(classes, affine, volume)}
+    placed = {"label, by its affine": _placed(classes, grid.affine, volume)}
     if classes.shape == volume.array.shape:
         placed = {"label, by its voxels": classes, **placed}
     return placed, structures

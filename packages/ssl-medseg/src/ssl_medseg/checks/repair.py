@@ -17,19 +17,19 @@ from contrastive_core.errors import UserError
 from contrastive_core.text import several
 from contrastive_core.training.files import replace_folder, write_atomic
 from ssl_medseg.datasets import Case, DataOptions
-from ssl_medseg.datasets.open import look, meaning
-from ssl_medseg.io import Grid, grid_difference, read_label_values, read_volume
+from ssl_medseg.datasets.open import label_map_for, list_cases
+from ssl_medseg.io import Grid, grid_difference, read_grid, read_label_values, read_volume
 from ssl_medseg.io.file_types import without_path
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.mask import write_on_grid
 from ssl_medseg.io.nifti import take_form
 from ssl_medseg.io.volume import ImageFile
 
-Fix = Literal["grid", "fractions", "sform", "qform"]
+Fix = Literal["grid", "fractions", "header", "sform", "qform"]
 
 
 def repair_label(
-    image: ImageFile, path: Path, labels: LabelMap | None, *, fractions: bool, grid: bool
+    image: ImageFile, path: Path, labels: LabelMap | None, *, fractions: bool, grid: bool, header: bool = False
 ) -> dict[str, str]:
     """Repair a label in its place.
 
@@ -39,6 +39,7 @@ def repair_label(
         labels: what its values may be; None: any.
         fractions: make values that are no whole numbers the nearest one.
         grid: bring it onto the image's grid by nearest neighbour; 0 where it does not reach.
+        header: give it the header of its image, if it has its shape and no geometry of its own.
 
     Returns:
         What was done -> in words; empty if there was nothing to do.
@@ -46,16 +47,20 @@ def repair_label(
     Raises:
         UserError: it cannot be done, or would lose a structure; then the label stays as it is.
     """
-    array, affine = read_label_values(path)
+    array, own = read_label_values(path)
     like, done = ImageFile(path), dict[str, str]()
     if fractions and np.issubdtype(array.dtype, np.floating):
         array, words = _whole(array, path, labels)
         done |= {"fractions": words} if words else {}
+    if header:
+        target = read_grid(image)
+        if own.shape == target.shape and target.place_known and not own.place_known:
+            own, like = target, image
+            done["header"] = "given the header of its image, whose shape it has and whose position it did not state"
     if grid:
-        target = read_volume(image).grid
-        x, y, z = array.shape
-        if difference := grid_difference(Grid((x, y, z), affine), target):
-            array, kept = _onto(array, Grid((x, y, z), affine), target, path)
+        target = read_grid(image)
+        if difference := grid_difference(own, target):
+            array, kept = _onto(array, own, target, path)
             like = image
             done["grid"] = f"resampled onto the image by nearest neighbour ({difference}): {kept}"
     if done:
@@ -80,8 +85,11 @@ def _whole(array: NDArray[Any], path: Path, labels: LabelMap | None) -> tuple[ND
 
 
 def _onto(array: NDArray[Any], own: Grid, target: Grid, path: Path) -> tuple[NDArray[Any], str]:
-    if not (own.spacing_known and target.spacing_known):
-        raise UserError(f"{path}: nothing says where its voxels or its image's lie (an identity matrix as affine)")
+    if not (own.place_known and target.place_known):
+        raise UserError(
+            f"{path}: its header or its image's does not state where the voxels lie (form codes of 0, or an identity "
+            "matrix without a unit); see --repair header for labels of the image's shape"
+        )
     kind = array.dtype if np.issubdtype(array.dtype, np.floating) else _small(array).dtype
     from nibabel.processing import resample_from_to  # noqa: PLC0415 - scipy
 
@@ -168,21 +176,22 @@ def repair(data: str, out: Path, fixes: Sequence[Fix], *, opening: DataOptions |
         out: folder of the copy, which is complete or not there.
         fixes: what to do, in this order whatever theirs: ``sform`` or ``qform``: where the two contradict each other,
             the other one is set to this; ``fractions``: label values that are no whole numbers become the nearest one;
-            ``grid``: a label on another grid than its image is resampled onto it by nearest neighbour.
+            ``header``: a label of its image's shape that states no position gets the image's header; ``grid``: a label
+            on another grid than its image is resampled onto it by nearest neighbour.
         opening: how to open the data set.
 
     Raises:
         UserError: fixes that exclude each other, a folder that holds something, files outside the data set's folder.
     """
     if not fixes or {"sform", "qform"} <= set(fixes):
-        raise UserError(f"repair got {', '.join(fixes)}; expected grid, fractions, and one of sform, qform")
-    listing, settled = look(data, opening or DataOptions())
-    labels = meaning(listing, opening or DataOptions())
+        raise UserError(f"repair got {', '.join(fixes)}; expected grid, fractions, header, and one of sform, qform")
+    listing, resolved = list_cases(data, opening or DataOptions())
+    labels = label_map_for(listing, opening or DataOptions())
     root, out = listing.root.resolve(), out.expanduser().resolve()
     is_taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
     if is_taken or out.is_relative_to(root) or root.is_relative_to(out):
         raise UserError(f"{out}: expected a folder for the repaired copy that is new, and not inside the data set")
-    for case in settled.cases:
+    for case in resolved.cases:
         for path in (case.image.path, case.label):
             if path is not None and not path.resolve().is_relative_to(root):
                 raise UserError(f"{path}: lies outside {root}, and would not be in a copy of it; move it there")
@@ -193,7 +202,7 @@ def repair(data: str, out: Path, fixes: Sequence[Fix], *, opening: DataOptions |
         shutil.copytree(root, new)
         changes = [
             replace(change, left=change.left.replace(f"{new}/", ""))
-            for case in settled.cases
+            for case in resolved.cases
             for change in _of_case(_moved(case, root, new), labels, fixes)
         ]
         log = {"format": "ssl-medseg repairs 1", "fixes": list(fixes), "changes": list(map(asdict, changes))}
@@ -205,7 +214,7 @@ def repair(data: str, out: Path, fixes: Sequence[Fix], *, opening: DataOptions |
 
 
 def _moved(case: Case, root: Path, new: Path) -> Case:
-    image = ImageFile(new / case.image.path.resolve().relative_to(root), case.image.channel, case.image.frame)
+    image = replace(case.image, path=new / case.image.path.resolve().relative_to(root))
     return replace(case, image=image, label=case.label and new / case.label.resolve().relative_to(root))
 
 
@@ -219,9 +228,10 @@ def _of_case(case: Case, labels: LabelMap | None, fixes: Sequence[Fix]) -> list[
                     changes += [Change(case.name, file, form, done)] if done else []
                 except UserError as error:
                     changes.append(Change(case.name, file, form, left=without_path(error, path)))
-    if case.label is not None and not {"fractions", "grid"}.isdisjoint(fixes):
+    if case.label is not None and not {"fractions", "grid", "header"}.isdisjoint(fixes):
         try:
-            found = repair_label(case.image, case.label, labels, fractions="fractions" in fixes, grid="grid" in fixes)
+            wanted = {"fractions": "fractions" in fixes, "grid": "grid" in fixes, "header": "header" in fixes}
+            found = repair_label(case.image, case.label, labels, **wanted)
             changes += [Change(case.name, "label", fix, words) for fix, words in found.items()]
         except UserError as error:
             changes.append(Change(case.name, "label", "", left=without_path(error, case.label)))

@@ -35,6 +35,7 @@ class Report(Findings):
         looked: every case that is there, with what is known of it.
         findings: everything found, worst first.
         crop: the slices that training would make, and what they cut off.
+        unused: Number of files beside the images that are not read.
         show_paths: whether JSON says where files lie.
     """
 
@@ -45,11 +46,16 @@ class Report(Findings):
     looked: Sequence[Looked]
     findings: Sequence[Finding]
     crop: Crop = field(default_factory=Crop)
+    unused: int = 0
     show_paths: bool = False
 
     def text(self) -> str:
         """For a terminal: findings, worst first, long lists shortened; then the numbers."""
-        lines = [f"{self.name} ({self.layout}): {_counts(self.looked)}", *finding_lines(self.findings), ""]
+        lines = [
+            f"{self.name} ({self.layout}): {_counts(self.looked)}{_unused(self)}",
+            *finding_lines(self.findings),
+            "",
+        ]
         return "\n".join([*lines, *_numbers(self), "", counted_levels(self.findings)])
 
     __str__ = text
@@ -67,6 +73,10 @@ class Report(Findings):
             "cases": [_case(one, self) for one in self.looked],
         }
         return json.dumps(content, indent=1)
+
+
+def _unused(report: Report) -> str:
+    return f"; {several(report.unused, 'file')} not used" if report.unused else ""
 
 
 def _counts(looked: Sequence[Looked]) -> str:
@@ -91,33 +101,38 @@ def _numbers(report: Report) -> Iterator[str]:
     )
     total = sum(slices)
     yield f"slices     {total:,}, {_span(slices)} a volume, {_range(planes)} voxels"
-    if any(one.image.spacing_known for one in good):
+    if all(one.image.size_known for one in good):
         steps = [grid.spacing[one.image.axis] for one, grid in zip(good, grids, strict=True)]
         pixels = [s for one, g in zip(good, grids, strict=True) for a, s in enumerate(g.spacing) if a != one.image.axis]
         yield f"spacing    pixels of {_span(pixels)} mm, slices every {_span(steps)} mm"
-        found = most_first(Counter(one.image.orientation or "oblique" for one in good if one.image.spacing_known))
+    found = most_first(Counter(one.image.orientation or "unknown" for one in good))
+    if set(found) != {"unknown"}:
         yield f"stored     {', '.join(f'{letters} {count}' for letters, count in found.items())}"
     if report.crop.settings is not None:
-        yield f"training   in slices of {report.crop}, if nothing else is asked for"
+        plane = report.crop.settings.plane
+        yield f"training   in {f'{plane} ' if plane else ''}slices of {report.crop}, if nothing else is asked for"
     yield from _structures(report)
 
 
 def _structures(report: Report) -> Iterator[str]:
-    read = [one.label for one in report.looked if one.label is not None and one.label.voxels]
+    read = [(one.label, one.image.axis) for one in report.looked if one.label is not None and one.label.voxels]
     if report.labels is None or not read:
         return
-    known = all(label.millilitres for label in read)
+    known = all(label.millilitres for label, _ in read)
     rows = [["value", "structure", "volumes", "slices", f"median {'mL' if known else 'voxels'}"]]
     for i, (name, value) in enumerate(zip(report.labels.structures, report.labels.values[1:], strict=True)):
-        amounts = [label.voxels[i] * (label.millilitres if known else 1.0) for label in read if label.voxels[i]]
+        amounts = [label.voxels[i] * (label.millilitres if known else 1.0) for label, _ in read if label.voxels[i]]
         usual = f"{median(amounts):,.1f}" if known and amounts else f"{median(amounts):,.0f}" if amounts else "-"
-        rows.append([str(value), name, str(len(amounts)), f"{sum(label.slices[i] for label in read):,}", usual])
+        rows.append(
+            [str(value), name, str(len(amounts)), f"{sum(label.slices(axis)[i] for label, axis in read):,}", usual]
+        )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     yield ""
     for row in rows:
         cells = (f"{c:{w}}" if i == 1 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True)))
         yield "  ".join(cells).rstrip()
-    full, labelled = sum(label.full_slices for label in read), sum(label.labelled_slices for label in read)
+    full = sum(label.full_slices(axis) for label, axis in read)
+    labelled = sum(label.labelled_slices(axis) for label, axis in read)
     if labelled:
         yield f"{full:,} of {labelled:,} slices with labels show every structure ({full / labelled:.0%})"
 
@@ -141,7 +156,7 @@ def _case(one: Looked, report: Report) -> dict[str, Any]:
     if grid is not None:
         found["image"] |= {
             "shape": list(grid.shape),
-            "spacing_mm": [round(s, 5) for s in grid.spacing] if image.spacing_known else None,
+            "spacing_mm": [round(s, 5) for s in grid.spacing] if image.size_known else None,
             "slice_axis": image.axis,
             "orientation": image.orientation or None,
             "not_finite": image.bad,
@@ -154,12 +169,12 @@ def _case(one: Looked, report: Report) -> dict[str, Any]:
             "grid_difference": label.difference or None,
             "values": {str(value): count for value, count in label.values.items()},
             "fractions": label.fractions,
-            "slices_with_all_structures": label.full_slices,
-            "slices_with_any": label.labelled_slices,
+            "slices_with_all_structures": label.full_slices(image.axis),
+            "slices_with_any": label.labelled_slices(image.axis),
         }
         if labels is not None and label.voxels:
             found["label"]["voxels"] = dict(zip(labels.structures, label.voxels, strict=True))
-            found["label"]["slices"] = dict(zip(labels.structures, label.slices, strict=True))
+            found["label"]["slices"] = dict(zip(labels.structures, label.slices(image.axis), strict=True))
         if one.case.name in report.crop.lost:
             found["label"]["share_outside_slices"] = dict(report.crop.lost[one.case.name])
     return found

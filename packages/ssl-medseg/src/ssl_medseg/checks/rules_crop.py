@@ -16,9 +16,10 @@ from ssl_medseg.preprocessing import (
     Preprocessing,
     PreprocessingOptions,
     choose_preprocessing,
-    share_outside,
+    prepare_label,
     slice_geometry,
 )
+from ssl_medseg.preprocessing.prepare import erased_structures, erased_words
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,13 @@ class Crop:
         settings: of the preprocessing, which training would derive from the same cases; None: from none of them.
         reasons: one sentence per decision.
         lost: case -> structure -> share of its labelled voxels that lie outside of the slices.
+        erased: case -> structure -> voxels of the label and pixels of the slices, where few or none remain.
     """
 
     settings: Preprocessing | None = None
     reasons: Sequence[str] = ()
     lost: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    erased: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """Of what size the slices are."""
@@ -67,16 +70,20 @@ def crop_of(
     if not seen or not known:
         return Crop()
     chosen, reasons = choose_preprocessing(dataset, seen, labelled=known, options=options, grids=grids)
-    lost = {}
+    lost, gone = {}, {}
     for case in dataset.select(labelled):
         if case.label is not None:
             geometry, _ = slice_geometry(grids[case.name], chosen)
-            shares = share_outside(geometry.to_slices(read_label(case.label, dataset.labels)[0]), geometry)
+            classes, _ = read_label(case.label, dataset.labels)
+            pixels, shares = prepare_label(classes, geometry)
+            counts = erased_structures(classes, pixels, geometry)
             lost[case.name] = {
                 name: float(shares[number]) if number < len(shares) else 0.0
                 for number, name in enumerate(dataset.labels.structures, start=1)
             }
-    return Crop(chosen, reasons, lost)
+            if small := {dataset.labels.names[number]: found for number, found in counts.items()}:
+                gone[case.name] = small
+    return Crop(chosen, reasons, lost, gone)
 
 
 def cut_off(crop: Crop) -> Iterator[Finding]:
@@ -96,6 +103,21 @@ def cut_off(crop: Crop) -> Iterator[Finding]:
         )
         ordered = sorted(items, key=lambda pair: (-pair[0], pair[1].files[0]))
         yield Finding("warning", "crop", title, [item for _, item in ordered])
+
+
+def erased(crop: Crop) -> Iterator[Finding]:
+    """Structures that resampling to the pixels of the slices removes from labels, in whole or for the most part."""
+    items = [
+        Item([case], ", ".join(erased_words(name, *counts) for name, counts in structures.items()))
+        for case, structures in crop.erased.items()
+    ]
+    if items and crop.settings is not None:
+        pixel = "" if crop.settings.spacing is None else f" of {crop.settings.spacing[0]:.3g} mm"
+        title = (
+            f"{several(len(items), 'label')} with structures that pixels{pixel} are too large for: resampling removes "
+            "them. Smaller pixels (--spacing), or a larger --size, keep them"
+        )
+        yield Finding("warning", "erased", title, items)
 
 
 def _is_usable(one: Looked, dataset: DataSet) -> bool:

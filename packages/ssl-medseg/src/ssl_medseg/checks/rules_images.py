@@ -8,20 +8,26 @@ from collections.abc import Iterator, Sequence
 from math import prod
 from statistics import median
 
-from contrastive_core.app.checks import Finding, Item
+from contrastive_core.app.checks import Finding, Item, most_first
 from contrastive_core.text import several
 from ssl_medseg.checks.facts import Looked, about
+from ssl_medseg.preprocessing.prepare import nothing_to_scale
 
 _LEAST_SLICES = 3
 _LEAST_SIDE = 32
 _FAR = 2.0  # times larger or smaller than the median
+_MIXED = 1.5  # times from the smallest to the largest
 
 
-def unusable(looked: Sequence[Looked], *, fill_nan: bool = False) -> Iterator[Finding]:
+def unusable(
+    looked: Sequence[Looked], *, fill_nan: bool = False, low: float = 1.0, high: float = 99.0
+) -> Iterator[Finding]:
     """Images that training would stop at.
 
     Args:
         looked: all cases.
+        low: Percentile that training scales to 0.
+        high: Percentile that training scales to 1.
         fill_nan: training is to fill voxels that are no numbers; where all are none it cannot.
     """
     several_volumes = "holding several volumes: choose one with --frame, --frames or --channel"
@@ -61,9 +67,8 @@ def unusable(looked: Sequence[Looked], *, fill_nan: bool = False) -> Iterator[Fi
         looked,
         "error",
         "constant",
-        "without contrast: percentiles 1 and 99 of the intensities are the same, so that there is nothing to scale by. "
-        "Export them again, or leave the cases out",
-        lambda one: f"both are {one.image.low:g}" if one.image.is_constant else None,
+        "without contrast: the percentiles of the intensities that are scaled to 0 and 1 are the same",
+        lambda one: nothing_to_scale(one.image.low, one.image.most) if _is_flat(one, low, high) else None,
         noun="image",
     )
 
@@ -78,29 +83,24 @@ def geometry(looked: Sequence[Looked]) -> Iterator[Finding]:
         lambda one: "; ".join(one.image.warnings) or None,
         noun="image",
     )
-    good = [one for one in looked if one.is_good]
-    unknown = [one for one in good if not one.image.spacing_known]
-    if unknown:
-        title = (
-            f"{several(len(unknown), 'image')} of {len(good)} with an identity matrix as affine: the size of voxels "
-            "and the patient's sides are unknown, distances are in voxels"
-        )
-        yield Finding("warning", "unknown_spacing", title, [Item([one.case.name for one in unknown])])
-    for kind, what, value in (
-        ("orientation", "stored in another direction than most", lambda one: one.image.orientation),
-        ("slice_axis", "with slices along another axis than most", lambda one: f"axis {one.image.axis}"),
-    ):
-        known = [one for one in good if one.image.spacing_known] if kind == "orientation" else good
-        counts = Counter(map(value, known))
-        if len(counts) > 1:
-            usual, _ = counts.most_common(1)[0]
-            names = defaultdict(list)
-            for one in known:
-                if value(one) != usual:
-                    names[value(one) or "oblique by over 30°"].append(one.case.name)
-            items = [Item(cases, found) for found, cases in names.items()]
-            number = sum(map(len, names.values()))
-            yield Finding("warning", kind, f"{several(number, 'image')} {what} ({usual or 'oblique'})", items)
+    good = [one for one in looked if one.image.grid is not None]
+    for kind, what, names in (
+        ("unknown_spacing", "the size of a voxel and the patient's sides are unknown, distances are in voxels: state "
+         "the size with --voxel_size X,Y,Z, or --trust_pixdim where pixdim is right",
+         [one.case.name for one in good if one.image.grid and not one.image.size_known]),
+        ("unknown_sides", "the patient's sides are unknown",
+         [one.case.name for one in good if one.image.grid and one.image.size_known and not one.image.grid.place_known]),
+    ):  # fmt: skip
+        if names:
+            title = (
+                f"{several(len(names), 'image')} of {len(good)} without a position in the header (form codes of 0, or "
+                f"an identity matrix without a unit): {what}"
+            )
+            yield Finding("warning", kind, title, [Item(names)])
+    counts = Counter(one.image.orientation for one in good if one.image.orientation)
+    if len(counts) > 1:
+        listed = ", ".join(f"{letters} {count}" for letters, count in most_first(counts).items())
+        yield Finding("note", "orientation", f"images stored in several directions ({listed}): all are turned to one")
 
 
 def sizes(looked: Sequence[Looked]) -> Iterator[Finding]:
@@ -126,12 +126,28 @@ def sizes(looked: Sequence[Looked]) -> Iterator[Finding]:
                 ("pixels of", _pixel(one), pixels, "mm"),
                 ("a field of", _field(one), fields, "mm"),
             )
-            if one.image.spacing_known and max(value / usual, usual / value) > _FAR
+            if one.image.size_known and max(value / usual, usual / value) > _FAR
         ]
         return ", ".join(words) or None
 
     title = "whose spacing or field of view is twice, or half, what is usual here"
     yield from about(good, "warning", "odd_spacing", title, far, noun="image")
+    yield from _mixed([one for one in good if one.image.size_known and far(one) is None])
+
+
+def _mixed(good: Sequence[Looked]) -> Iterator[Finding]:
+    """Spacings that vary within the data set."""
+    words = [
+        f"{name} {min(values):.3g} to {max(values):.3g} mm"
+        for name, values in (("slices every", list(map(_step, good))), ("pixels of", list(map(_pixel, good))))
+        if values and max(values) > _MIXED * min(values)
+    ]
+    if words:
+        title = (
+            f"spacing varies among the volumes ({', '.join(words)}): slices are resampled to one pixel size, and their "
+            "distance stays as it is"
+        )
+        yield Finding("warning", "mixed_spacing", title)
 
 
 def duplicates(looked: Sequence[Looked]) -> Iterator[Finding]:
@@ -158,6 +174,14 @@ def duplicates(looked: Sequence[Looked]) -> Iterator[Finding]:
     if twice:
         title = f"{several(len(twice), 'image')} twice among the cases of a patient"
         yield Finding("warning", "duplicate", title, twice)
+
+
+def _is_flat(one: Looked, low: float, high: float) -> bool:
+    """Whether two percentiles are the same, as far as the share of the lowest value says."""
+    image = one.image
+    if (low, high) == (1.0, 99.0) or not image.is_constant:
+        return image.is_constant and (low, high) == (1.0, 99.0)
+    return image.most * 100 >= high
 
 
 def _bad_voxels(one: Looked) -> str:

@@ -62,6 +62,14 @@ def unusable(looked: Sequence[Looked], labels: LabelMap | None) -> Iterator[Find
     yield from about(
         looked,
         "note",
+        "grid_rounding",
+        "whose header differs from its image's by rounding: accepted",
+        lambda one: say(of(one).rounding),
+        noun="label",
+    )
+    yield from about(
+        looked,
+        "note",
         "rounded",
         "saved as fractions such as 0.9999: rounded when read",
         lambda one: f"{of(one).rounded:,} voxels" if of(one).rounded else None,
@@ -105,7 +113,7 @@ def contents(looked: Sequence[Looked], labels: LabelMap | None) -> Iterator[Find
             title = f"{several(len(without), 'label')} without {name}, and with other structures"
             yield Finding("note", "absent", title, [Item(without)])
         yield from _odd_volumes(read, i, name)
-        edge = [one.case.name for one in read if one.label is not None and name in one.label.at_edge]
+        edge = [one.case.name for one in read if one.label is not None and one.label.at_edge(i, one.image.axis)]
         if edge:
             title = f"{name} reaches the edge of the image in {several(len(edge), 'case')}, where it may be cut off"
             yield Finding("note", "cut_off", title, [Item(edge)])

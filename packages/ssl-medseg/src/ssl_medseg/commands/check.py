@@ -60,7 +60,8 @@ def check(
         propose_map: write a label map of the values found to this file, for you to put names in and give as
             --label_map.
         repair: what to repair in a copy of the data set, of ``grid``: resample labels onto the grid of their image, by
-            nearest neighbour; ``fractions``: round label values; ``sform`` or ``qform``: where the two contradict each
+            nearest neighbour; ``header``: give labels of their image's shape that state no position the image's header;
+            ``fractions``: round label values; ``sform`` or ``qform``: where the two contradict each
             other, the one to place an image by. Needs --repaired.
         repaired: a new folder for that copy, whose repairs.json says what was done to every file and what was not.
         show_headers: list text in headers, which may say who a patient is.

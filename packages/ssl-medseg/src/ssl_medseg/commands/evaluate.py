@@ -119,7 +119,7 @@ def evaluate(
         if chosen is None:  # the model itself knows at least whose labels it has seen
             chosen = Split(labelled=tuple(case.name for case in cases if case.name in done.labelled))
     else:
-        masks = find_masks(folder, cases)
+        masks, failed = find_masks(folder, cases)
     evaluation = score_cases(
         opened, cases, masks, split=chosen, name=stem, part=shown, tolerance=tolerance, folder=target
     )

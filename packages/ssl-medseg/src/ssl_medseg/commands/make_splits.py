@@ -14,7 +14,7 @@ from ssl_medseg.datasets.draw_splits import Combination, Draws, Pool, absent, co
 from ssl_medseg.datasets.splits import Fingerprint, fingerprint
 from ssl_medseg.io import read_grid
 from ssl_medseg.io.tables import read_table
-from ssl_medseg.preprocessing.geometry import slice_axis
+from ssl_medseg.preprocessing.geometry import display_axis
 
 _SHOWN = 8
 
@@ -167,7 +167,7 @@ def _write(dataset: DataSet, splits: Mapping[Path, Split], remarks: list[str], *
             for case in cases:
                 if case.name not in slices:
                     grid = read_grid(case.image)
-                    slices[case.name] = grid.shape[slice_axis(grid)]
+                    slices[case.name] = grid.shape[display_axis(grid)]
                 key = (case.name, part != "unlabelled")
                 if hashes and key not in prints:
                     prints[key] = fingerprint(case, label=part != "unlabelled")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -12,17 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
+from contrastive_core.text import several
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.progress import track
 from ssl_medseg.datasets import DataOptions
 from ssl_medseg.io import Volume, read_volume, write_mask
-from ssl_medseg.io.dicom import write_dicom_seg
+from ssl_medseg.io.dicom import missing_for_seg, write_dicom_seg
 from ssl_medseg.io.file_types import DICOM_ENDINGS, ENDINGS, stem, without_path
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.mask import write_on_grid
 from ssl_medseg.models.checkpoint import Segmenter, load_segmenter
 from ssl_medseg.models.inference import Refinement
-from ssl_medseg.prediction import Segmented, Wanted, find_images, segment
+from ssl_medseg.prediction import Segmented, Wanted, find_images, segment, unread_files
 
 _TROUBLE = (UserError, OSError, ValueError, RuntimeError, ArithmeticError, MemoryError)
 _SHOWN = 10
@@ -35,7 +37,7 @@ class PredictedCase:
     Attributes:
         image: its name below the folder of images.
         mask: the file, relative to the output folder; empty if there is none.
-        millilitres: volume of each structure.
+        millilitres: volume of each structure; None where the size of a voxel is unknown.
         seconds: reading, segmenting and writing.
         notes: what was found odd about the image, in plain words.
         error: why there is no mask.
@@ -51,16 +53,42 @@ class PredictedCase:
 
 @dataclass(frozen=True)
 class PredictResult:
-    """Where the masks are, and what became of every image."""
+    """Where the masks are, and what became of every image.
+
+    Attributes:
+        out: Folder of the masks.
+        cases: Every image.
+        unread: Files of the folder of images that are not read, with the reason.
+        replaced: Number of masks of an earlier run that were replaced.
+        stale: Masks of an earlier run whose image failed or is not among those of this run.
+    """
 
     out: Path
     cases: tuple[PredictedCase, ...]
+    unread: tuple[str, ...] = ()
+    replaced: int = 0
+    stale: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         seconds = [case.seconds for case in self.cases]
-        text = f"{self.out}: {len(self.cases):,} masks, {np.mean(seconds):.2f} s per volume"
-        noted = [f"\n  {case.image}: {note}" for case in self.cases for note in case.notes]
-        return text + "".join(noted[:_SHOWN]) + (f"\n  and {len(noted) - _SHOWN} more" if len(noted) > _SHOWN else "")
+        text = f"{self.out}: {several(len(self.cases), 'mask')}, {np.mean(seconds):.2f} s per volume"
+        noted = [f"{case.image}: {note}" for case in self.cases for note in case.notes]
+        return "\n  ".join([text, *_shortened(noted), *self.remarks])
+
+    @property
+    def remarks(self) -> list[str]:
+        """What there is to say beside the masks: files that were not read, masks of earlier runs."""
+        found = []
+        if self.replaced:
+            found.append(f"{several(self.replaced, 'mask')} of an earlier run replaced")
+        if self.stale:
+            found.append(
+                f"{several(len(self.stale), 'file')} of an earlier run left as they are, and not scored by evaluate: "
+                f"{', '.join(_shortened(self.stale))}"
+            )
+        if self.unread:
+            found.append(f"{several(len(self.unread), 'file')} not read: {'; '.join(_shortened(self.unread))}")
+        return found
 
 
 def predict(
@@ -82,12 +110,14 @@ def predict(
     """Segment an image, or all images of a folder, and write masks that overlay on them in every viewer.
 
     A mask has the shape, affine, sform and qform with their codes, units and voxel sizes of its image, and the values
-    of the labels the model was trained with. Of a DICOM series it is a DICOM segmentation (extra ``dicom``). An image
-    need not look like those of training: it is resampled to their pixels in the plane, turned to their direction where
-    its header says how, and sliced along its largest spacing.
+    of the labels the model was trained with. Of a DICOM series it is a DICOM segmentation (extra ``dicom``), or NIfTI
+    where the series lacks what a segmentation must repeat. An image may be stored otherwise than those of training: it
+    is turned to their orientation, cut in their plane and resampled to their pixels, and the mask comes back on its own
+    voxels.
 
-    Of a folder every image is tried. Masks lie in the output folder as the images do in theirs, and predictions.json
-    beside them says what became of each, with volumes in mL. An image that fails is named at the end.
+    Of a folder every image is tried, and of a DICOM folder every series. Masks lie in the output folder as the images
+    do in theirs, and predictions.json beside them says what became of each, with volumes in mL, which files were not
+    read, and which masks in the folder are of an earlier run. An image that fails is named at the end.
 
     Args:
         model: a run folder, its model folder, or the folder of an exported bundle.
@@ -121,6 +151,7 @@ def predict(
     segmenter = load_segmenter(model, device=device)
     refinement = _refinement(segmenter, keep_largest=keep_largest, mirror=mirror)
     folder.mkdir(parents=True, exist_ok=True)
+    before = _masks_in(folder) if folder == Path(out) else set()
     done = []
     for wanted, target in track(zip(found, targets, strict=True), total=len(found), what="volumes"):
         started = time.perf_counter()
@@ -134,6 +165,7 @@ def predict(
                 probabilities=probabilities,
                 refinement=refinement,
             )
+            target, more = _writable(target, volume, mask_format)  # noqa: PLW2901
             _write(segmented, volume, target, segmenter.labels)
             if pictures:
                 _draw(segmented, volume, target, wanted.name, segmenter.labels)
@@ -142,13 +174,20 @@ def predict(
                 mask=target.relative_to(folder).as_posix(),
                 millilitres=_millilitres(segmented.classes, volume, segmenter.labels.structures),
                 seconds=time.perf_counter() - started,
-                notes=segmented.notes,
+                notes=(*segmented.notes, *more),
             )
         except _TROUBLE as error:
             why = without_path(error, Path(wanted.image.path)).replace(f"{folder}/", "") or type(error).__name__
             case = PredictedCase(wanted.name, error=why)
         done.append(case)
-    result = PredictResult(folder, tuple(done))
+    written = {case.mask for case in done if case.mask}
+    result = PredictResult(
+        folder,
+        tuple(done),
+        unread=tuple(unread_files(Path(data), found)),
+        replaced=len(before & written),
+        stale=tuple(sorted(before - written)),
+    )
     if folder == Path(out):
         _write_summary(result, segmenter)
     failed = [case for case in done if case.error]
@@ -186,6 +225,29 @@ def _targets(found: list[Wanted], out: Path, mask_format: str) -> tuple[Path, li
     return folder, targets
 
 
+def _masks_in(folder: Path) -> set[str]:
+    """Masks that lie in a folder already, relative to it."""
+    endings = (*ENDINGS, *DICOM_ENDINGS)
+    return {
+        file.relative_to(folder).as_posix()
+        for file in folder.rglob("*")
+        if file.is_file() and file.name.lower().endswith(endings) and not file.name.startswith(".")
+        and not stem(file).endswith("_probabilities") and "evaluation" not in file.relative_to(folder).parts
+    }  # fmt: skip
+
+
+def _writable(target: Path, volume: Volume, mask_format: str) -> tuple[Path, list[str]]:
+    """The file for a mask: NIfTI where no DICOM segmentation can refer to the series, and a note about that."""
+    if mask_format != "auto" or target.suffix.lower() not in DICOM_ENDINGS:
+        return target, []
+    lacking = missing_for_seg(volume.image)
+    if not lacking:
+        return target, []
+    return target.with_suffix(".nii.gz"), [
+        f"no DICOM segmentation can refer to the series ({lacking}); NIfTI was written"
+    ]
+
+
 def _write(segmented: Segmented, volume: Volume, target: Path, labels: LabelMap) -> None:
     if target.suffix.lower() in DICOM_ENDINGS:
         write_dicom_seg(segmented.classes, volume, target, labels)
@@ -205,8 +267,11 @@ def _draw(segmented: Segmented, volume: Volume, target: Path, name: str, labels:
     write_atomic(target.with_name(f"{stem(target).removesuffix('.dcm')}.png"), to_png(figure, dpi=110))
 
 
-def _millilitres(classes: NDArray[np.uint8], volume: Volume, names: tuple[str, ...]) -> dict[str, float]:
-    voxel = abs(np.linalg.det(volume.affine[:3, :3])) / 1000
+def _millilitres(classes: NDArray[np.uint8], volume: Volume, names: tuple[str, ...]) -> dict[str, float] | None:
+    """Volume of each structure; None where the size of a voxel is unknown."""
+    voxel = volume.grid.millilitres
+    if voxel is None:
+        return None
     counts = np.bincount(classes.ravel(), minlength=len(names) + 1)[1:]
     return {name: round(float(count * voxel), 4) for name, count in zip(names, counts, strict=True)}
 
@@ -216,6 +281,8 @@ def _write_summary(result: PredictResult, segmenter: Segmenter) -> None:
         "format": "ssl-medseg predictions 1",
         "labels": segmenter.labels.to_json(),
         "cases": [asdict(case) for case in result.cases],
+        "unread": list(result.unread),
+        "stale": list(result.stale),
     }
     write_atomic(result.out / "predictions.json", (json.dumps(card, indent=1) + "\n").encode())
 
@@ -223,9 +290,15 @@ def _write_summary(result: PredictResult, segmenter: Segmenter) -> None:
 def _failures(failed: list[PredictedCase], result: PredictResult) -> str:
     if len(result.cases) == 1:
         return f"{failed[0].image}: {failed[0].error}"
-    lines = [f"\n  {case.image}: {case.error}" for case in failed[:_SHOWN]]
-    more = f"\n  and {len(failed) - _SHOWN} more: see predictions.json" if len(failed) > _SHOWN else ""
-    return (
-        f"{len(failed)} of {len(result.cases)} images could not be segmented; the masks of the others are in "
-        f"{result.out}{''.join(lines)}{more}"
-    )
+    lines = _shortened([f"{case.image}: {case.error}" for case in failed])
+    noted = [f"{case.image}: {note}" for case in result.cases for note in case.notes]
+    count = f"{len(failed)} of {len(result.cases)}"
+    head = f"{count} images could not be segmented; the masks of the others are in {result.out}"
+    return "\n  ".join([head, *lines, *_shortened(noted), *result.remarks])
+
+
+def _shortened(lines: Sequence[str]) -> list[str]:
+    return [
+        *lines[:_SHOWN],
+        *([f"and {len(lines) - _SHOWN} more: see predictions.json"] if len(lines) > _SHOWN else []),
+    ]

@@ -43,6 +43,7 @@ class DataSet:
         cases: in a fixed order.
         labels: names and values of the structures.
         layout: how its files lie: ``decathlon``, ``nnunet``, ``bids``, ``folders`` or ``csv``.
+        notes: Findings about its files that do not stop anything, as sentences.
     """
 
     name: str
@@ -50,6 +51,7 @@ class DataSet:
     cases: tuple[Case, ...]
     labels: LabelMap
     layout: str
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Number of cases."""

@@ -14,7 +14,7 @@ from ssl_medseg.datasets.dataset import DataSet
 from ssl_medseg.datasets.layouts.detect import list_files
 from ssl_medseg.datasets.layouts.listing import Listing
 from ssl_medseg.datasets.options import DataOptions, Layout
-from ssl_medseg.datasets.resolve import Settled, settle
+from ssl_medseg.datasets.resolve import Resolved, resolve
 from ssl_medseg.datasets.splits import Split, read_split
 from ssl_medseg.io.label_map import LabelMap, read_label_map
 from ssl_medseg.io.tables import read_table, whole_number
@@ -64,6 +64,8 @@ def open_dataset(
     frame: int | None = None,
     frames: Path | None = None,
     suffix: str | None = None,
+    voxel_size: tuple[float, float, float] | None = None,
+    trust_pixdim: bool = False,
     label_map: Path | None = None,
     patient_pattern: str | None = None,
     patients: Path | None = None,
@@ -83,6 +85,8 @@ def open_dataset(
         frame: which time point.
         frames: table of the time point of each case.
         suffix: which kind of image of a BIDS data set.
+        voxel_size: sides of a voxel in mm, for files that do not state them.
+        trust_pixdim: take them from headers whose form codes are 0.
         label_map: file with the meaning of the label values.
         patient_pattern: regular expression for patients.
         patients: table of patients.
@@ -98,6 +102,8 @@ def open_dataset(
         frame=frame,
         frames=frames,
         suffix=suffix,
+        voxel_size=voxel_size,
+        trust_pixdim=trust_pixdim,
         label_map=label_map,
         patient_pattern=patient_pattern,
         patients=patients,
@@ -109,20 +115,21 @@ def open_dataset(
 
 def open_with(source: str | os.PathLike[str], options: DataOptions) -> DataSet:
     """`open_dataset` with its options in one object, as the commands have them."""
-    listing, settled = look(source, options)
-    errors = of_level(settled.findings, "error")
+    listing, resolved = list_cases(source, options)
+    errors = of_level(resolved.findings, "error")
     if errors:
         _, _, *lines = finding_lines(errors)  # the heading is for several levels
         raise UserError("\n".join([f"{listing.name}: cannot be used as it is", *lines]))
-    labels = meaning(listing, options)
+    labels = label_map_for(listing, options)
     if labels is None:
-        if any(case.label is not None for case in settled.cases):
+        if any(case.label is not None for case in resolved.cases):
             raise UserError(
                 f"{listing.name}: does not say what the values of its labels mean; give --label_map FILE. "
                 "`ssl-medseg check --propose_map FILE` writes one from the values that it finds, for you to name"
             )
         labels = LabelMap(("background",), (0,))
-    return DataSet(listing.name, listing.root, tuple(settled.cases), labels, listing.layout)
+    notes = tuple(map(str, of_level(resolved.findings, "warning")))
+    return DataSet(listing.name, listing.root, tuple(resolved.cases), labels, listing.layout, notes)
 
 
 def open_split(source: str | os.PathLike[str], split: str | Path, options: DataOptions) -> tuple[DataSet, Split]:
@@ -138,7 +145,7 @@ def open_split(source: str | os.PathLike[str], split: str | Path, options: DataO
     return dataset, read_split(split, dataset)
 
 
-def look(source: str | os.PathLike[str], options: DataOptions) -> tuple[Listing, Settled]:
+def list_cases(source: str | os.PathLike[str], options: DataOptions) -> tuple[Listing, Resolved]:
     """What lies there, and the cases and findings that follow.
 
     Raises:
@@ -147,9 +154,9 @@ def look(source: str | os.PathLike[str], options: DataOptions) -> tuple[Listing,
     listing = list_files(Path(source), options)
     if options.frames is not None:
         listing = with_frames(listing, options.frames)
-    return listing, settle(listing, options)
+    return listing, resolve(listing, options)
 
 
-def meaning(listing: Listing, options: DataOptions) -> LabelMap | None:
+def label_map_for(listing: Listing, options: DataOptions) -> LabelMap | None:
     """What the label values mean: as the caller says, else as the data set does, None if nobody does."""
     return listing.labels if options.label_map is None else read_label_map(options.label_map)

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from contrastive_core.errors import UserError
+from ssl_medseg.io.volume import ImageFile
+
 Layout = Literal["auto", "decathlon", "nnunet", "bids", "folders", "csv"]
 
 
@@ -14,17 +17,19 @@ class DataOptions:
     """How to open a data set.
 
     Args:
-        layout: how its files lie; auto: seen from what is there.
-        channel: of images with several (T2, ADC, ...), which one; counted from 0.
-        frame: of images with several time points, which one; counted from 0.
-        frames: a CSV file with the columns case and frame, for cases of which another one is meant than --frame, such
-            as end-diastole of each heart.
-        suffix: of a BIDS data set with images of several kinds, which: ``T2w``.
-        label_map: a file that says what the values of the labels mean, where the data set does not.
-        patient_pattern: a regular expression searched in the names of cases; what its group matches is the patient.
-        patients: a CSV file with the columns case and patient.
-        unlabelled: a text file with the names of cases that are meant to have no label, one per line.
-        allow_unlabelled: every case may be without a label.
+        layout: Layout of the files; auto: detected.
+        channel: Channel of images with several (T2, ADC, ...), counted from 0.
+        frame: Time point of images with several, counted from 0.
+        frames: CSV file with the columns case and frame, for cases of which another time point is meant than --frame,
+            such as end-diastole of each heart.
+        suffix: Kind of image to take from a BIDS data set with several: ``T2w``.
+        voxel_size: Sides of a voxel in mm along the axes of the files, for files that do not state them: ``1,1,3``.
+        trust_pixdim: Take the sides of a voxel from pixdim in NIfTI headers whose form codes are 0.
+        label_map: File that says what the values of the labels mean, where the data set does not.
+        patient_pattern: Regular expression searched in the names of cases; what its group matches is the patient.
+        patients: CSV file with the columns case and patient.
+        unlabelled: Text file with the names of cases that are meant to have no label, one per line.
+        allow_unlabelled: Accept any case without a label.
     """
 
     layout: Layout = "auto"
@@ -32,8 +37,30 @@ class DataOptions:
     frame: int | None = None
     frames: Path | None = None
     suffix: str | None = None
+    voxel_size: tuple[float, float, float] | None = None
+    trust_pixdim: bool = False
     label_map: Path | None = None
     patient_pattern: str | None = None
     patients: Path | None = None
     unlabelled: Path | None = None
     allow_unlabelled: bool = False
+
+    def __post_init__(self) -> None:
+        if self.voxel_size is not None and not all(0 < side < float("inf") for side in self.voxel_size):
+            raise UserError(f"voxel_size is {self.voxel_size}; expected three sides in mm above 0, such as 1,1,3")
+
+    def image(self, path: Path, *, channel: int | None = None, frame: int | None = None) -> ImageFile:
+        """The image in a file, with the part of it and the voxel size that these options state.
+
+        Args:
+            path: Of the file or folder.
+            channel: In place of the options' one.
+            frame: In place of the options' one.
+        """
+        return ImageFile(
+            path,
+            channel=self.channel if channel is None else channel,
+            frame=self.frame if frame is None else frame,
+            spacing=self.voxel_size,
+            trust_pixdim=self.trust_pixdim,
+        )

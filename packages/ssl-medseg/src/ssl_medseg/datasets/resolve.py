@@ -13,7 +13,7 @@ from contrastive_core.app.checks import Finding, Item
 from contrastive_core.errors import UserError
 from contrastive_core.text import several
 from ssl_medseg.datasets.dataset import Case
-from ssl_medseg.datasets.layouts.listing import Entry, Listing
+from ssl_medseg.datasets.layouts.listing import Listing
 from ssl_medseg.datasets.options import DataOptions
 from ssl_medseg.io.file_types import stem
 from ssl_medseg.io.tables import read_table
@@ -90,14 +90,14 @@ _CONSENT = (
 
 
 @dataclass(frozen=True)
-class Settled:
+class Resolved:
     """The cases of a data set and what is wrong with its files; `cases` are those that can be read."""
 
     cases: Sequence[Case]
     findings: Sequence[Finding]
 
 
-def settle(listing: Listing, options: DataOptions) -> Settled:
+def resolve(listing: Listing, options: DataOptions) -> Resolved:
     """Cases of a listing, and findings: errors are what `open_dataset` refuses.
 
     Raises:
@@ -111,7 +111,8 @@ def settle(listing: Listing, options: DataOptions) -> Settled:
         label = entry.label if entry.label is not None and entry.label.exists() else None
         if entry.image.path.exists():
             cases.append(Case(entry.name, said or patient(entry.name), entry.image, label, entry.listed))
-    return Settled(cases, list(_findings(listing, options)))
+    folded = [] if overridden else _folded(cases, {entry.name for entry in listing.entries if entry.patient})
+    return Resolved(cases, [*_findings(listing, options), *folded])
 
 
 def _findings(listing: Listing, options: DataOptions) -> Iterator[Finding]:
@@ -119,7 +120,8 @@ def _findings(listing: Listing, options: DataOptions) -> Iterator[Finding]:
     yield from _missing_files(listing)
     yield from _without_label(listing, options)
     yield from _left_over(listing)
-    yield from _twice(listing.entries)
+    yield from _twice(listing)
+    yield from _not_used(listing)
     if len(listing.channels) > 1 and options.channel is None:
         names = ", ".join(f"{number} {name}" for number, name in enumerate(listing.channels))
         yield Finding("error", "channel", f"images have several channels ({names}): choose one with --channel")
@@ -175,11 +177,52 @@ def _left_over(listing: Listing) -> Iterator[Finding]:
         )
 
 
-def _twice(entries: Sequence[Entry]) -> Iterator[Finding]:
+def _not_used(listing: Listing) -> Iterator[Finding]:
+    """Files among the images that are not read, by reason and folder."""
+    if not listing.unused:
+        return
+    groups: dict[tuple[str, str], list[str]] = {}
+    for path, reason in listing.unused:
+        folder, _, name = _relative(path, listing).rpartition("/")
+        groups.setdefault((reason, folder), []).append(name)
+    items = [
+        Item([f"{folder}/{name}" if folder else name for name in names], why) for (why, folder), names in groups.items()
+    ]
+    yield Finding("warning", "not_used", f"{several(len(listing.unused), 'file')} beside the images not used", items)
+
+
+def _folded(cases: Sequence[Case], stated: set[str]) -> Iterator[Finding]:
+    """Cases that the rule for names takes to be of one patient."""
+    patients: dict[str, list[str]] = {}
+    for case in cases:
+        if case.name not in stated:
+            patients.setdefault(case.patient, []).append(case.name)
+    shared = {patient: names for patient, names in patients.items() if len(names) > 1}
+    if len(patients) == 1 and shared:
+        ((patient, names),) = shared.items()
+        title = (
+            f"all {len(names)} cases are taken to be of one patient ({patient}), by their names: if they are not, say "
+            "so with --patient_pattern or --patients"
+        )
+        yield Finding("warning", "one_patient", title, [Item(names)])
+    elif shared:
+        number = sum(map(len, shared.values()))
+        title = (
+            f"{several(number, 'case')} taken to be of {several(len(shared), 'patient')}, by their names; "
+            "--patient_pattern or --patients say otherwise"
+        )
+        yield Finding("note", "folded", title, [Item(names, f"patient {patient}") for patient, names in shared.items()])
+
+
+def _twice(listing: Listing) -> Iterator[Finding]:
+    entries = listing.entries
     names = [name for name, count in Counter(entry.name for entry in entries).items() if count > 1]
     if names:
-        title = f"{several(len(names), 'name')} given to more than one case: every case needs a name of its own"
-        yield Finding("error", "same_name", title, [Item(names)])
+        title = f"{several(len(names), 'name')} given to more than one case: every case needs a name of its own" + (
+            " (column case)" if listing.layout == "csv" else ""
+        )
+        files = {name: [_relative(e.image.path, listing) for e in entries if e.name == name] for name in names}
+        yield Finding("error", "same_name", title, [Item([name], ", ".join(paths)) for name, paths in files.items()])
     for what, paths in (
         ("image", [(e.image.path, e.image.channel, e.image.frame) for e in entries if e.name not in names]),
         ("label", [(e.label, None, None) for e in entries if e.label is not None and e.name not in names]),

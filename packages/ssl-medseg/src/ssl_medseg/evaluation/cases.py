@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,12 +15,19 @@ from ssl_medseg.datasets.dataset import Case, DataSet
 from ssl_medseg.datasets.splits import Split
 from ssl_medseg.evaluation.metrics import measure
 from ssl_medseg.evaluation.results import CaseScores, Evaluation
-from ssl_medseg.io import Grid, grid_difference, read_label
+from ssl_medseg.io import Grid, grid_difference, read_grid, read_label
 from ssl_medseg.io.file_types import is_image, stem
+from ssl_medseg.preprocessing.cases import read_truth
+
+_NAMED = 5
 
 
-def find_masks(folder: Path, cases: Iterable[Case]) -> dict[str, Path]:
-    """Case -> the file in a folder that is named like it, whatever its ending.
+def find_masks(folder: Path, cases: Iterable[Case]) -> tuple[dict[str, Path], dict[str, str]]:
+    """Masks of cases in a folder: files named like the case, whatever their ending.
+
+    Returns:
+        Case -> file; and case -> the reason why its file is not taken: it is of an earlier run of `predict`, as
+        predictions.json says.
 
     Raises:
         UserError: there is no such folder, two files for a case, or none for all of them.
@@ -30,40 +38,70 @@ def find_masks(folder: Path, cases: Iterable[Case]) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if path.is_file() and is_image(path):
             files.setdefault(stem(path), []).append(path)
+    old, why = _stale(folder)
     found: dict[str, Path] = {}
+    left: dict[str, str] = {}
     wanted = [case.name for case in cases]
     for name in wanted:
-        paths = files.get(name, [])
+        paths = [path for path in files.get(name, []) if path.name not in old]
+        if not paths and name in files:
+            left[name] = why.get(
+                name, "its mask is of an earlier run of predict, whose image was not among the last ones"
+            )
         if len(paths) > 1:
             raise UserError(f"{folder}: has {len(paths)} files for {name} ({', '.join(p.name for p in paths)})")
         if paths:
             found[name] = paths[0]
+    if not found and left:
+        raise UserError(
+            f"{folder}: holds no mask of the last run of predict for the cases to evaluate ("
+            + "; ".join(f"{name}: {reason}" for name, reason in list(left.items())[:_NAMED])
+            + "); predict again"
+        )
     if not found:
         raise UserError(
             f"{folder}: none of its {len(files)} images is named like one of the cases to evaluate (such as "
             f"{wanted[0] if wanted else 'none'}); expected masks as `ssl-medseg predict` writes them"
         )
-    return found
+    return found, left
+
+
+def _stale(folder: Path) -> tuple[set[str], dict[str, str]]:
+    """Files that predictions.json says are of an earlier run, and image -> why it failed in the last one."""
+    file = folder / "predictions.json"
+    if not file.is_file():
+        return set(), {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        failed = {str(case["image"]): str(case["error"]) for case in content["cases"] if case["error"]}
+        return set(content.get("stale", [])), {
+            name: f"its mask is of an earlier run of predict; in the last one: {error}"
+            for name, error in failed.items()
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file}: is damaged ({error}); expected what `ssl-medseg predict` writes. Predict again"
+        ) from error
 
 
 def read_pair(mask: Path, case: Case, dataset: DataSet) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Grid]:
-    """Predicted classes, true classes and the grid they share.
+    """Predicted classes, true classes and the grid of the image, which both lie on.
 
     Raises:
         UserError: one cannot be read, holds a value the data set does not know, or their grids differ.
     """
     if case.label is None:
         raise UserError(f"{case.name}: has no label to evaluate with")
-    truth, affine = read_label(case.label, dataset.labels)
-    predicted, other = read_label(mask, dataset.labels)
-    grids = [Grid(_shape(array), place) for array, place in ((truth, affine), (predicted, other))]
-    difference = grid_difference(*grids)
+    image = read_grid(case.image)
+    truth = read_truth(dataset, case, image)
+    predicted, grid = read_label(mask, dataset.labels)
+    difference = grid_difference(grid, image)
     if difference:
         raise UserError(
-            f"{mask}: is on another grid than the truth of {case.name} ({difference}); expected a mask on the grid of "
-            "the image, as `ssl-medseg predict` writes it. If it is one, the label is not: see `ssl-medseg check`"
+            f"{mask}: is on another grid than the image of {case.name} ({difference}); expected a mask on the grid of "
+            "the image, as `ssl-medseg predict` writes it"
         )
-    return predicted, truth, grids[0]
+    return predicted, truth, image
 
 
 def choose_cases(dataset: DataSet, split: Split | None, part: str) -> tuple[Case, ...]:
@@ -105,12 +143,12 @@ def score_cases(
     """
     of_split = {name: which for which, names in split.parts.items() for name in names} if split else {}
     pairs = [(case, read_pair(masks[case.name], case, dataset)) for case in cases if case.name in masks]
-    known = all(grid.spacing_known for _, (_, _, grid) in pairs)
+    known = all(grid.size_known for _, (_, _, grid) in pairs)
     scored = tuple(
         CaseScores(
             case=case.name,
             patient=case.patient,
-            spacing=grid.spacing if grid.spacing_known else None,
+            spacing=grid.spacing if grid.size_known else None,
             part=of_split.get(case.name, ""),
             structures=measure(
                 predicted,
@@ -134,11 +172,6 @@ def score_cases(
         cases=scored,
         missing=tuple(case.name for case in cases if case.name not in masks),
     )
-
-
-def _shape(array: NDArray[np.uint8]) -> tuple[int, int, int]:
-    x, y, z = array.shape
-    return x, y, z
 
 
 def _relative(path: Path, folder: Path) -> str:

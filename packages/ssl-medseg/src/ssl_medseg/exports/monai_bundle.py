@@ -20,7 +20,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.training import files
 from contrastive_core.training.export import write_exported_program
 from ssl_medseg.exports.programs import card_of, program_of
-from ssl_medseg.io import Volume, read_label, read_volume
+from ssl_medseg.io import Grid, Volume, read_label, read_volume
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.mask import write_on_grid
 from ssl_medseg.io.volume import ImageFile
@@ -58,7 +58,7 @@ def inference_config(p: Preprocessing, labels: LabelMap) -> dict[str, Any]:
             "_target_": "SliceInferer",
             "roi_size": list(p.size),
             "sw_batch_size": 16,
-            "spatial_dim": p.usual_axis,
+            "spatial_dim": p.slice_axis,
         },
         "preprocessing": {"_target_": "Compose", "transforms": _before(p)},
         "postprocessing": {"_target_": "Compose", "transforms": _after(labels)},
@@ -187,7 +187,7 @@ def _sigma(p: Preprocessing) -> tuple[float, float]:
 def _around(p: Preprocessing, plane: tuple[float, float], along: float) -> list[float]:
     """Values for three axes from those of the plane and that along the slices."""
     values = list(plane)
-    values.insert(p.usual_axis, along)
+    values.insert(p.slice_axis, along)
     return values
 
 
@@ -201,9 +201,10 @@ Segments {structures}. Made by ssl-medseg {version}; research software, not a me
 
 writes a mask for every NIfTI file of the folder IMAGES, with the values {values}. It needs {needs}
 (`pip install "monai[fire,nibabel]"`).
-`ssl-medseg predict . IMAGES MASKS` does it too, for DICOM series and folders in folders as well, and takes the axis of
-the slices and their smoothing from every image, where the above takes those of the training images. Of oblique images
-rounding in their header decides where MONAI puts the first pixel of a slice, by up to half a pixel.
+`ssl-medseg predict . IMAGES MASKS` does it too, for DICOM series and nested folders as well. It converts other units
+than mm, takes the smoothing from every image, where the above takes that of the training images, and turns oblique
+volumes that are stored otherwise than those of training. Of oblique images rounding in their header decides where MONAI
+puts the first pixel of a slice, by up to half a pixel.
 """
 
 
@@ -323,8 +324,8 @@ def usual_volume(segmenter: Segmenter) -> Volume:
     target = p.spacing or spacing
     plane = [max(16, round(1.1 * n * t / s)) for n, t, s in zip(p.size, target, spacing, strict=True)]
     shape, sides = [*plane], [*spacing]
-    shape.insert(p.usual_axis, 4)
-    sides.insert(p.usual_axis, 4 * max(spacing))
+    shape.insert(p.slice_axis, 4)
+    sides.insert(p.slice_axis, 4 * max(spacing))
     affine = np.diag([*sides, 1.0])
     if p.orientation:
         ornt = nibabel.orientations.axcodes2ornt(p.orientation)
@@ -335,4 +336,5 @@ def usual_volume(segmenter: Segmenter) -> Volume:
         affine = turn @ affine
     noise = np.random.default_rng(0).normal(size=shape)
     array: NDArray[np.float32] = sum(gaussian_filter(noise, s) * s**1.5 for s in (1, 3, 9)).astype(np.float32)
-    return Volume(array, affine, ImageFile(Path("generated.nii.gz")))
+    x, y, z = array.shape
+    return Volume(array, Grid((x, y, z), affine), ImageFile(Path("generated.nii.gz")))

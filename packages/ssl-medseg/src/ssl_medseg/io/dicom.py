@@ -1,13 +1,16 @@
-"""Read DICOM series with highdicom, and write masks as DICOM segmentations.
+"""Read DICOM series with pydicom, and write masks as DICOM segmentations with highdicom.
 
 MONAI's reader orders slices by their number, measures their distance along the scanner's axis alone and stacks what is
-there: a series with a slice missing comes out shorter and stretched. highdicom orders them by position along their
-normal and refuses series that are not regular.
+there: a series with a slice missing comes out shorter and stretched. Here slices are ordered by their position along
+their normal, and a stack that is not regular is refused with the names of its files.
 """
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,53 +22,125 @@ from contrastive_core.errors import UserError
 from contrastive_core.training import files
 from ssl_medseg.io.file_types import DICOM_ENDINGS
 from ssl_medseg.io.label_map import LabelMap
-from ssl_medseg.io.volume import Volume, checked_affine, import_extra
+from ssl_medseg.io.volume import Grid, ImageFile, Volume, check_voxel_size, checked_affine, import_extra
 
 _NOT_IMAGES = (".json", ".txt", ".csv", ".xml", ".md")
+_NEEDED = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
+_EQUAL = ("Rows", "Columns", "PixelSpacing")
+_JITTER = 0.05
+"""Share of the distance between slices by which positions may be off a regular stack."""
+_SAID_JITTER = 0.005
+_PARALLEL = 1e-3
+_SHOWN = 3
+_DECODERS = {
+    "JPEG 2000": "pylibjpeg pylibjpeg-openjpeg",
+    "High-Throughput": "pylibjpeg pylibjpeg-openjpeg",
+    "JPEG-LS": "pylibjpeg pyjpegls",
+    "JPEG": "pylibjpeg pylibjpeg-libjpeg",
+}
+_RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_SERIES_NUMBER = 9001
+_NAME_LENGTH = 64
+_MAY_BE_EMPTY = (
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
+    "AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator", "SeriesNumber", "InstanceNumber",
+    "Manufacturer",
+)  # fmt: skip
+"""What a segmentation repeats of its series and the standard allows to be empty (type 2)."""
+_MUST_BE_THERE = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID")
 
 
-def read_series(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+@dataclass(frozen=True)
+class SeriesImage:
+    """One DICOM file with an image: its name and pydicom's data set."""
+
+    name: str
+    dataset: Any
+
+    @property
+    def series(self) -> str:
+        """The UID of its series, empty if it has none."""
+        return str(self.dataset.get("SeriesInstanceUID", ""))
+
+
+def read_series(path: Path, *, series: str | None = None) -> tuple[NDArray[np.float32], Grid, tuple[str, ...]]:
     """Read the images of one series.
 
     Args:
-        path: a folder with one series, or a file of one (enhanced, multi-frame) image.
+        path: A folder with a series, or a file of one (enhanced, multi-frame) image.
+        series: UID of the series that is meant, for folders with several.
 
     Returns:
-        Float32 ``[columns, rows, slices]`` with rescale slope and intercept applied, and the affine in RAS+.
+        Float32 ``[columns, rows, slices]`` with every slice's rescale slope and intercept applied; the grid; and notes
+        about objects that were left out or positions that were evened.
 
     Raises:
-        UserError: no DICOM images, several series, slices that are missing, doubled or not parallel; pydicom or
-            highdicom is not installed.
+        UserError: No DICOM images, several series, tags that are missing, slices that are missing, doubled, tilted or
+            unlike the others, compressed pixels without a decoder; pydicom or highdicom is not installed.
     """
-    highdicom = import_extra("highdicom", extra="dicom", needed_for=f"{path}: reading DICOM")
-    datasets = series_datasets(path)
-    try:
-        if len(datasets) == 1 and int(datasets[0].get("NumberOfFrames", 1)) > 1:
-            volume = highdicom.Image.from_dataset(datasets[0], copy=False).get_volume(dtype=np.float32)
-        else:
-            _check_positions(datasets, path)
-            volume = highdicom.get_volume_from_series(datasets, dtype=np.float32)
-    except (ValueError, AttributeError, RuntimeError, NotImplementedError) as error:
+    images, notes = series_images(path, series=series)
+    if len(images) == 1 and int(images[0].dataset.get("NumberOfFrames", 1)) > 1:
+        array, affine = _multi_frame(images[0], path)
+    else:
+        images, affine, more = _stack(images, path)
+        notes += more
+        array = np.stack([_pixels(image, path) for image in images], axis=-1)
+    x, y, z = array.shape
+    grid = Grid((x, y, z), checked_affine(affine, path))
+    check_voxel_size(grid, path)
+    return array, grid, tuple(notes)
+
+
+def series_in(folder: Path) -> dict[str, str]:
+    """The series of a folder: UID -> a name of its own, from its description and number.
+
+    Raises:
+        UserError: A file is damaged, or there are no images.
+    """
+    found: dict[str, str] = {}
+    for image in _images(folder, pixels=False, notes=[]):
+        if image.series not in found:
+            words = [str(image.dataset.get(tag, "") or "") for tag in ("SeriesNumber", "SeriesDescription")]
+            name = "_".join(filter(None, ("".join(c if c.isalnum() else "-" for c in w).strip("-") for w in words)))
+            found[image.series] = name or f"series-{len(found) + 1}"
+    counts = Counter(found.values())
+    return {
+        uid: name if counts[name] == 1 else f"{name}_{number}" for number, (uid, name) in enumerate(found.items(), 1)
+    }
+
+
+def series_images(path: Path, *, series: str | None = None, pixels: bool = True) -> tuple[list[SeriesImage], list[str]]:
+    """The images of a series in the order of their file names, and what was left out.
+
+    Objects of other kinds (segmentations, reports, presentation states) and localizers are told apart by their SOP
+    class and image type.
+
+    Raises:
+        UserError: None there, a damaged one, or several series.
+    """
+    notes: list[str] = []
+    found = [image for image in _images(path, pixels=pixels, notes=notes) if series in (None, image.series)]
+    localizers = [image for image in found if "LOCALIZER" in map(str.upper, image.dataset.get("ImageType", None) or ())]
+    if localizers and len(localizers) < len(found):
+        notes.append(f"left out: {len(localizers)} localizer images ({_some(localizers)})")
+        found = [image for image in found if image not in localizers]
+    if not found:
+        raise UserError(f"{path}: holds no DICOM images; expected the folder of one series")
+    counts = Counter(image.series for image in found)
+    if len(counts) > 1:
+        names = sorted({str(image.dataset.get("SeriesDescription", "") or "without a description") for image in found})
         raise UserError(
-            f"{path}: its DICOM images do not make one volume ({error}); expected a series of parallel slices at equal "
-            "distances. Export the series again, or split it"
-        ) from error
-    if volume.array.ndim != 3:
-        raise UserError(f"{path}: holds colour images, expected one number per voxel")
-    slices_rows_columns = volume.get_affine("RAS")
-    return volume.array.transpose(2, 1, 0), checked_affine(slices_rows_columns[:, [2, 1, 0, 3]], path)
+            f"{path}: holds {len(counts)} DICOM series, of {', '.join(map(str, counts.values()))} images "
+            f"({', '.join(names)}); expected one. Give every series a folder of its own"
+        )
+    return found, notes
 
 
-def series_datasets(path: Path, *, pixels: bool = True) -> list[Any]:
-    """The images of a series as pydicom's data sets, in the order of their file names.
-
-    Raises:
-        UserError: none there, a damaged one, or of several series.
-    """
+def _images(path: Path, *, pixels: bool, notes: list[str]) -> Iterator[SeriesImage]:
     pydicom = import_extra("pydicom", extra="dicom", needed_for=f"{path}: reading DICOM")
     if not path.exists():
         raise UserError(f"{path}: there is no such file or folder; expected a DICOM series")
-    found = []
+    others: Counter[str] = Counter()
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
         if not file.is_file() or file.name.startswith(".") or file.suffix.lower() in _NOT_IMAGES:
             continue
@@ -79,58 +154,182 @@ def series_datasets(path: Path, *, pixels: bool = True) -> list[Any]:
             continue
         except (OSError, EOFError, ValueError) as error:
             raise UserError(f"{file}: cannot be read as DICOM ({error}); copy it again") from error
-        if "Rows" in dataset:  # not a DICOMDIR, a report or the like
-            found.append(dataset)
-        elif _lacks_its_image(dataset):
+        kind = dataset.file_meta.get("MediaStorageSOPClassUID") or dataset.get("SOPClassUID")
+        name = getattr(kind, "name", "") or "unknown kind"
+        if kind is not None and "Image Storage" not in name:
+            others[name] += 1
+        elif "Rows" in dataset:
+            yield SeriesImage(file.name, dataset)
+        else:
             raise UserError(f"{file}: ends before its image, so the file is cut off; copy it again")
-    if not found:
-        raise UserError(f"{path}: holds no DICOM images; expected the folder of one series")
-    series = Counter(str(dataset.get("SeriesInstanceUID", "")) for dataset in found)
-    if len(series) > 1:
+    if others:
+        listed = ", ".join(f"{count} {name}" for name, count in others.items())
+        notes.append(f"left out: DICOM objects that are no images ({listed})")
+
+
+def _multi_frame(image: SeriesImage, path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    highdicom = import_extra("highdicom", extra="dicom", needed_for=f"{path}: reading DICOM")
+    _check_decoder(image, path)
+    try:
+        volume = highdicom.Image.from_dataset(image.dataset, copy=False).get_volume(dtype=np.float32)
+    except (ValueError, AttributeError, RuntimeError, NotImplementedError) as error:
         raise UserError(
-            f"{path}: holds {len(series)} DICOM series, of {', '.join(map(str, series.values()))} images; expected "
-            "one. Give every series a folder of its own"
+            f"{path}: the frames of {image.name} do not make one volume ({error}); expected parallel frames at equal "
+            "distances. Export the series again, or split it"
+        ) from error
+    if volume.array.ndim != 3:
+        raise UserError(f"{path}: {image.name} holds colour images, expected one number per voxel")
+    return volume.array.transpose(2, 1, 0), volume.get_affine("RAS")[:, [2, 1, 0, 3]]
+
+
+def _stack(images: Sequence[SeriesImage], path: Path) -> tuple[list[SeriesImage], NDArray[np.float64], list[str]]:
+    """The images in the order of their positions, the affine in RAS+, and notes."""
+    _check_tags(images, path)
+    orientation = np.array([[float(v) for v in image.dataset.ImageOrientationPatient] for image in images])
+    usual = np.median(orientation, axis=0)
+    odd = [image for image, o in zip(images, orientation, strict=True) if np.abs(o - usual).max() > _PARALLEL]
+    if odd:
+        raise UserError(
+            f"{path}: {len(odd)} of {len(images)} images lie in another plane than the others ({_some(odd)}); expected "
+            "parallel slices. Move them (a localizer?) to a folder of their own"
         )
-    return found
+    _check_sizes(images, path)
+    rows, columns = usual[:3], usual[3:]  # directions along a row, and down a column
+    normal = np.cross(rows, columns)
+    position = np.array([[float(v) for v in image.dataset.ImagePositionPatient] for image in images])
+    order = np.argsort(position @ normal, kind="stable")
+    images, position = [images[i] for i in order], position[order]
+    step, notes = _check_positions(images, position, normal, path)
+    down, right = (float(v) for v in images[0].dataset.PixelSpacing)
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1], affine[:3, 2] = rows * right, columns * down, normal * step
+    # The middle of the stack is in the place that all positions together say.
+    affine[:3, 3] = position.mean(axis=0) - normal * step * (len(images) - 1) / 2
+    return images, _RAS_TO_LPS @ affine, notes
 
 
-def _lacks_its_image(dataset: Any) -> bool:
-    """Whether something without an image should have one: by its class, as reports and DICOMDIRs should not."""
-    kind = dataset.file_meta.get("MediaStorageSOPClassUID") or dataset.get("SOPClassUID")
-    return kind is None or "Image Storage" in kind.name
+def _check_tags(images: Sequence[SeriesImage], path: Path) -> None:
+    """Refuse images without the tags that place them, and colour images."""
+    for image in images:
+        lacking = [name for name in _NEEDED if image.dataset.get(name) in (None, "")]
+        if lacking:
+            raise UserError(
+                f"{path}: {image.name} lacks {', '.join(lacking)}, so its place in the patient is unknown; expected it "
+                "in every image. Export the series again with these tags, or remove the file"
+            )
+        if int(image.dataset.get("SamplesPerPixel", 1) or 1) != 1:
+            raise UserError(f"{path}: {image.name} holds a colour image, expected one number per voxel")
 
 
-def _check_positions(datasets: list[Any], path: Path) -> None:
-    """Say of what is no regular volume what is wrong with it, better than highdicom does."""
-    lacking = [
-        name for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing") if name not in datasets[0]
-    ]
-    if lacking:
-        raise UserError(f"{path}: its images lack {', '.join(lacking)}, so their place in the patient is unknown")
-    if len(datasets) == 1:
-        return
-    normal = np.cross(*np.asarray(datasets[0].ImageOrientationPatient, dtype=float).reshape(2, 3))
-    along = np.sort([normal @ np.asarray(dataset.ImagePositionPatient, dtype=float) for dataset in datasets])
+def _check_sizes(images: Sequence[SeriesImage], path: Path) -> None:
+    """Refuse images of another size than the others."""
+    for name in _EQUAL:
+        values = [tuple(np.atleast_1d(np.array(image.dataset.get(name), dtype=float))) for image in images]
+        usual, _ = Counter(values).most_common(1)[0]
+        odd = [(image, v) for image, v in zip(images, values, strict=True) if not np.allclose(v, usual, rtol=1e-4)]
+        if odd:
+            found, expected = (" x ".join(f"{n:g}" for n in numbers) for numbers in (odd[0][1], usual))
+            raise UserError(
+                f"{path}: {name} is {found} in {_some([image for image, _ in odd])} and {expected} in the others; "
+                "expected the same in all. Move images of another series to a folder of their own"
+            )
+
+
+def _check_positions(
+    images: Sequence[SeriesImage], position: NDArray[np.float64], normal: NDArray[np.float64], path: Path
+) -> tuple[float, list[str]]:
+    """The distance between slices; refuses doubled, missing, drifting and uneven ones by the names of their files."""
+    if len(images) == 1:
+        return float(images[0].dataset.get("SpacingBetweenSlices") or images[0].dataset.get("SliceThickness") or 1), []
+    along = position @ normal
     steps = np.diff(along)
-    step = float(np.median(steps))
-    if (steps < 0.01 * max(step, 1e-3)).any():
+    step = float(np.median(steps[steps > 1e-3])) if (steps > 1e-3).any() else 0.0
+    same = np.flatnonzero(steps < max(0.01 * step, 1e-3))
+    if len(same):
+        pairs = ", ".join(f"{images[i].name} and {images[i + 1].name}" for i in same[:_SHOWN])
         raise UserError(
-            f"{path}: has {len(datasets)} images at {1 + int((steps >= 0.01 * max(step, 1e-3)).sum())} positions; "
-            "expected one image at each. Of cine, multi-echo or diffusion series give every phase a folder of its own"
+            f"{path}: has {len(images)} images at {len(images) - len(same)} positions ({pairs}"
+            f"{', ...' if len(same) > _SHOWN else ''} lie at the same place); expected one image at each. Of cine, "
+            "multi-echo or diffusion series give every phase a folder of its own"
         )
     gaps = np.flatnonzero(steps > 1.5 * step)
     if len(gaps):
         missing = int(sum(round(float(steps[gap]) / step) - 1 for gap in gaps))
         after = ", ".join(str(gap + 1) for gap in gaps)
+        between = ", ".join(f"{images[g].name} and {images[g + 1].name}" for g in gaps[:_SHOWN])
         raise UserError(
-            f"{path}: {missing} slices seem to be missing: {len(datasets)} were found {step:.3g} mm apart, with gaps "
-            f"after number {after} counted along the stack; expected equal distances. Export the series again"
+            f"{path}: {missing} slices seem to be missing: {len(images)} were found {step:.3g} mm apart, with gaps "
+            f"after number {after} counted along the stack, between {between}; expected equal distances. Export the "
+            "series again"
         )
+    sideways = position - np.outer(along, normal)
+    drift = (sideways[-1] - sideways[0]) / (len(images) - 1)
+    if np.linalg.norm(drift) > _JITTER * step:
+        angle = np.degrees(np.arctan2(np.linalg.norm(drift), step))
+        raise UserError(
+            f"{path}: its slices drift sideways by {np.linalg.norm(drift):.3g} mm from one to the next, from "
+            f"{images[0].name} to {images[-1].name}, a tilt of {angle:.0f}°; expected a stack along its normal. "
+            "Correct the tilt (dcm2niix does) and use the NIfTI file"
+        )
+    step = float((along[-1] - along[0]) / (len(images) - 1))
+    even = position.mean(axis=0) + np.outer((np.arange(len(images)) - (len(images) - 1) / 2) * step, normal)
+    off = np.linalg.norm(position - even, axis=1)
+    if off.max() > _JITTER * step:
+        uneven = [images[i] for i in np.argsort(-off) if off[i] > _JITTER * step]
+        raise UserError(
+            f"{path}: the distances between its slices are uneven, by up to {off.max():.3g} mm ({_some(uneven)}); "
+            "expected equal distances. Export the series again, or split it"
+        )
+    if off.max() > _SAID_JITTER * step:
+        return step, [f"positions of slices that are off by up to {off.max():.2g} mm were evened"]
+    return step, []
 
 
-_RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_SERIES_NUMBER = 9001
-_NAME_LENGTH = 64
+def _pixels(image: SeriesImage, path: Path) -> NDArray[np.float32]:
+    """The pixels of a slice ``[columns, rows]``, with its own slope and intercept."""
+    from pydicom.pixels.processing import apply_modality_lut  # noqa: PLC0415 - an extra
+
+    _check_decoder(image, path)
+    try:
+        stored = image.dataset.pixel_array
+    except (ValueError, AttributeError, RuntimeError, NotImplementedError, EOFError) as error:
+        raise UserError(
+            f"{path}: the pixels of {image.name} cannot be read ({str(error).splitlines()[0]}); the file is damaged. "
+            "Copy it again"
+        ) from error
+    return np.asarray(apply_modality_lut(stored, image.dataset), dtype=np.float32).T
+
+
+def _check_decoder(image: SeriesImage, path: Path) -> None:
+    """Name the package to install where pixels are compressed in a way that nothing here can decode."""
+    from pydicom.pixels.decoders.base import get_decoder  # noqa: PLC0415 - an extra
+
+    syntax = image.dataset.file_meta.get("TransferSyntaxUID")
+    if syntax is None or not syntax.is_compressed or not syntax.is_encapsulated:
+        return
+    try:
+        usable = get_decoder(syntax).is_available
+    except NotImplementedError:
+        usable = False
+    if not usable:
+        needed = next((packages for part, packages in _DECODERS.items() if part in syntax.name), "")
+        remedy = f"install a decoder: pip install {needed}" if needed else "export the series uncompressed"
+        raise UserError(f"{path}: the pixels of {image.name} are compressed as {syntax.name}; {remedy}")
+
+
+def _some(images: Sequence[SeriesImage]) -> str:
+    more = f" and {len(images) - _SHOWN} more" if len(images) > _SHOWN else ""
+    return ", ".join(image.name for image in images[:_SHOWN]) + more
+
+
+def missing_for_seg(image: ImageFile) -> str:
+    """The tags that a series lacks and a DICOM segmentation must repeat, as a phrase with a file; empty if none."""
+    source, _ = series_images(Path(image.path), series=image.series, pixels=False)
+    for one in source:
+        lacking = [name for name in _MUST_BE_THERE if not one.dataset.get(name)]
+        if lacking:
+            return f"{one.name} lacks {', '.join(lacking)}"
+    return ""
 
 
 def write_dicom_seg(classes: NDArray[np.uint8], like: Volume, path: Path, labels: LabelMap) -> None:
@@ -150,7 +349,13 @@ def write_dicom_seg(classes: NDArray[np.uint8], like: Volume, path: Path, labels
         UserError: the series cannot be read or lacks what the object must repeat, or highdicom is not installed.
     """
     highdicom = import_extra("highdicom", extra="dicom", needed_for=f"{path}: writing DICOM segmentations")
-    source = series_datasets(Path(like.image.path), pixels=False)
+    lacking = missing_for_seg(like.image)
+    if lacking:
+        raise UserError(
+            f"{like.image.path}: no DICOM segmentation can refer to this series: {lacking}; write NIfTI instead"
+        )
+    images, _ = series_images(Path(like.image.path), series=like.image.series, pixels=False)
+    source = [_complete(image.dataset, like.spacing[2]) for image in images]
     volume = highdicom.Volume(
         array=classes.transpose(2, 1, 0),
         affine=_RAS_TO_LPS @ like.affine[:, [2, 1, 0, 3]],
@@ -186,6 +391,17 @@ def write_dicom_seg(classes: NDArray[np.uint8], like: Volume, path: Path, labels
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)
+
+
+def _complete(dataset: Any, thickness: float) -> Any:
+    """A data set with empty values where it lacks tags that may be empty."""
+    completed = copy.copy(dataset)
+    for name in _MAY_BE_EMPTY:
+        if name not in completed:
+            setattr(completed, name, None if name in ("SeriesNumber", "InstanceNumber") else "")
+    if not completed.get("SliceThickness") and "SharedFunctionalGroupsSequence" not in completed:
+        completed.SliceThickness = f"{thickness:.6g}"
+    return completed
 
 
 def _segment(number: int, name: str) -> Any:

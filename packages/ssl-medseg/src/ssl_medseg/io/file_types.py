@@ -1,14 +1,39 @@
-"""Recognise image files and DICOM series by their names."""
+"""Recognise image files and DICOM series by their names, and say what a file really is by its first bytes."""
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-# NIfTI first; the others are read where their reader is installed.
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+# NIfTI first; the others are read where their reader is installed. An .img file is an image if its .hdr lies beside it.
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".img", ".mgz", ".mgh")
 DICOM_ENDINGS = (".dcm", ".ima")
+UNREAD_ENDINGS = (
+    ".img.gz", ".hdr.gz", ".nii.bz2", ".nii.zip", ".nii.xz", ".nrrd.gz", ".zip", ".tar", ".tgz", ".7z", ".rar",
+    ".npy", ".npz", ".mat", ".h5", ".hdf5", ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".mnc", ".vtk",
+    ".vti", ".par", ".rec", ".bruker", ".nii.gz.part", ".nii.part", ".crdownload", ".gipl",
+)  # fmt: skip
+"""Endings of files that may hold volumes and are not read; where they lie among images, that is reported."""
+_COMPANIONS = {".mhd": (".raw", ".zraw"), ".nhdr": (".raw", ".raw.gz"), ".img": (".hdr", ".mat")}
 _LOOKED_AT = 20  # files without an ending, in search of a DICOM one
+_GZIP = b"\x1f\x8b"
+_DICOM_OFFSET, _DICOM_MARK = 128, b"DICM"
+_OTHERS = {
+    b"PK\x03\x04": "a ZIP archive: unpack it",
+    b"BZh": "compressed by bzip2: unpack it",
+    b"\xfd7zXZ": "compressed by xz: unpack it",
+    b"7z\xbc\xaf": "a 7z archive: unpack it",
+    b"\x89PNG": "a PNG picture; expected a volume",
+    b"\xff\xd8\xff": "a JPEG picture; expected a volume",
+    b"\x89HDF": "an HDF5 file; expected NIfTI. Convert it",
+    b"NRRD": "an NRRD file: rename it to .nrrd",
+    b"version https://git-lfs": "a Git LFS pointer: fetch the file itself (git lfs pull)",
+    b"/annex/objects": "a git-annex pointer: fetch the file itself (git annex get)",
+    b"<!DOCTYPE": "a web page: the download failed. Download it again",
+    b"<html": "a web page: the download failed. Download it again",
+}
 
 
 def stem(path: Path) -> str:
@@ -24,8 +49,15 @@ def stem(path: Path) -> str:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a path is called like an image file; hidden ones, such as macOS's ``._name``, are none."""
-    return not path.name.startswith(".") and path.name.lower().endswith(ENDINGS)
+    """Whether a path is named like an image file; hidden ones, such as macOS's ``._name``, are none."""
+    if path.name.startswith(".") or not path.name.lower().endswith(ENDINGS):
+        return False
+    return not path.name.lower().endswith(".img") or header_of(path) is not None
+
+
+def header_of(image: Path) -> Path | None:
+    """The header file of an ``.img`` file."""
+    return next((header for end in (".hdr", ".HDR") if (header := image.with_suffix(end)).is_file()), None)
 
 
 def is_series(path: Path) -> bool:
@@ -33,7 +65,10 @@ def is_series(path: Path) -> bool:
     if path.name.startswith(".") or not path.is_dir():
         return False
     files = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
-    return any(file.suffix.lower() in DICOM_ENDINGS for file in files) or any(map(_has_dicom_mark, files[:_LOOKED_AT]))
+    if any(file.suffix.lower() in DICOM_ENDINGS for file in files):
+        return True
+    plain = [file for file in files if not is_image(file)]
+    return any(map(has_dicom_mark, plain[:_LOOKED_AT]))
 
 
 def images_in(folder: Path, *, series: bool = True) -> Iterator[Path]:
@@ -44,11 +79,89 @@ def images_in(folder: Path, *, series: bool = True) -> Iterator[Path]:
                 yield path
 
 
+def why_unread(path: Path) -> str:  # noqa: PLR0911 - a reason each
+    """The reason why a file among images is not read, as a phrase; empty if it is an image, or plainly none."""
+    name = path.name.lower()
+    if path.name.startswith(".") or name in ("thumbs.db", "desktop.ini"):
+        return ""
+    if path.is_symlink() and not path.exists():
+        return "a link to a file that is not there"
+    if is_image(path) or path.is_dir():
+        return ""
+    if name.endswith(".img"):
+        return "an .img file without its .hdr beside it"
+    if name.endswith(".hdr") and not any(path.with_suffix(end).is_file() for end in (".img", ".IMG")):
+        return "an .hdr file without its .img beside it"
+    for ending in UNREAD_ENDINGS:
+        if name.endswith(ending):
+            return f"{ending} files are not read"
+    return ""
+
+
+def is_companion(path: Path) -> bool:
+    """Whether a file belongs to an image beside it: the voxels of an .mhd file, the header of an .img file."""
+    return any(
+        path.name.lower().endswith(ends) and any(path.with_suffix(e).is_file() for e in (ending, ending.upper()))
+        for ending, ends in _COMPANIONS.items()
+    )
+
+
+def content_of(path: Path) -> str:  # noqa: PLR0911 - a kind each
+    """The reason why a file is not what its ending says, and what to do, as a clause; empty if it may be."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(_DICOM_OFFSET + 1024)
+    except OSError as error:
+        return f"cannot be read ({error.strerror}); check its permissions"
+    name, packed = path.name.lower(), start[:2] == _GZIP
+    if not start:
+        return "is empty; copy it again"
+    if packed and not name.endswith((".gz", ".mgz")):
+        return f"is gzip-compressed, and its name does not say so: rename it to {path.name}.gz"
+    if not packed and name.endswith(".gz"):
+        if _is_nifti(start):
+            return f"is not gzip-compressed: rename it to {path.name[: -len('.gz')]}"
+        return f"is not gzip-compressed; it is {_kind(start)}"
+    if not packed and name.endswith(ENDINGS) and (kind := _known_kind(start)):
+        return f"is {kind}"
+    if packed and name.endswith(".gz") and (kind := _known_kind(_unpacked_start(start))):
+        return f"holds, unpacked, {kind}"
+    return ""
+
+
+def has_dicom_mark(file: Path) -> bool:
+    """Whether a file has the mark of DICOM after its preamble."""
+    try:
+        with file.open("rb") as opened:
+            return opened.read(_DICOM_OFFSET + 4)[_DICOM_OFFSET:] == _DICOM_MARK
+    except OSError:
+        return False
+
+
 def without_path(error: Exception, path: Path) -> str:
     """The message of an error about a file, without saying where the file lies."""
     return str(error).replace(f"{path}: ", "").replace(str(path), path.name).replace(f"{path.parent}/", "")
 
 
-def _has_dicom_mark(file: Path) -> bool:
-    with file.open("rb") as opened:
-        return opened.read(132)[128:] == b"DICM"
+def _is_nifti(start: bytes) -> bool:
+    size = start[:4]
+    return any(int.from_bytes(size, order) in (348, 540) for order in ("little", "big"))
+
+
+def _known_kind(start: bytes) -> str:
+    if start[_DICOM_OFFSET : _DICOM_OFFSET + 4] == _DICOM_MARK:
+        return "a DICOM file: put the files of a series into a folder of their own"
+    return next((what for mark, what in _OTHERS.items() if start.startswith(mark)), "")
+
+
+def _kind(start: bytes) -> str:
+    if not start.strip(b"\0"):
+        return "filled with zeros: the copy was interrupted. Copy it again"
+    return _known_kind(start) or "of an unknown kind. Copy or convert it again"
+
+
+def _unpacked_start(start: bytes) -> bytes:
+    try:
+        return zlib.decompressobj(wbits=31).decompress(start, 256)
+    except (zlib.error, gzip.BadGzipFile):
+        return b""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,48 +10,74 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
-from ssl_medseg.io.volume import checked_affine, import_extra
+from ssl_medseg.io.file_types import content_of
+from ssl_medseg.io.volume import Grid, ImageFile, check_voxel_size, checked_affine, import_extra
 
 ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_SIZES = (b"space directions:", b"spacings:", b"elementspacing", b"elementsize")
+_PLACES = (b"space:", b"space dimension:", b"transformmatrix", b"orientation", b"rotation")
+_HEADER = 4096
 
 
-def read_itk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Voxels ``[X, Y, Z]`` of the file's type, and the affine in RAS+.
+def read_itk(path: Path, image: ImageFile | None = None) -> tuple[NDArray[Any], Grid, int]:
+    """Voxels ``[X, Y, Z]`` of the file's type, their grid, and the number of the file's axes, 2 or 3.
+
+    Args:
+        path: The file.
+        image: States the size of a voxel where the header does not.
 
     Raises:
-        UserError: it cannot be read, is not three-dimensional, or SimpleITK is not installed.
+        UserError: It cannot be read, has other axes, states sizes that no scanner makes, or SimpleITK is not installed.
     """
     sitk = import_extra("SimpleITK", extra="simpleitk", needed_for=f"{path}: reading {path.suffix}")
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; expected an image")
+    if (what := content_of(path)) and "NRRD" not in what:
+        raise UserError(f"{path}: {what}")
     try:
-        image = sitk.ReadImage(str(path))
+        found = sitk.ReadImage(str(path))
     except RuntimeError as error:
         beside = ", or the file of its voxels is not beside it" if path.suffix.lower() in (".mhd", ".nhdr") else ""
         raise UserError(  # what ITK says names its own source files and runs over many lines
             f"{path}: cannot be read as an image; the file is damaged, cut off or of another kind{beside}. Copy or "
             "convert it again"
         ) from error
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+    axes, numbers = found.GetDimension(), found.GetNumberOfComponentsPerPixel()
+    if axes not in (2, 3) or numbers != 1:
         raise UserError(
-            f"{path}: has {image.GetDimension()} axes and {image.GetNumberOfComponentsPerPixel()} numbers per voxel; "
-            "expected 3 axes and one number. Save one channel or frame"
+            f"{path}: has {axes} axes and {numbers} numbers per voxel; expected 2 or 3 axes and one number. Save one "
+            "channel or frame"
         )
     affine = np.eye(4)
-    affine[:3, :3] = np.asarray(image.GetDirection()).reshape(3, 3) * np.asarray(image.GetSpacing())
-    affine[:3, 3] = image.GetOrigin()
-    return sitk.GetArrayFromImage(image).transpose(2, 1, 0), checked_affine(_LPS_TO_RAS @ affine, path)
+    affine[:axes, :axes] = np.asarray(found.GetDirection()).reshape(axes, axes) * np.asarray(found.GetSpacing())
+    affine[:axes, 3] = found.GetOrigin()
+    array = np.moveaxis(sitk.GetArrayFromImage(found), range(axes), range(axes - 1, -1, -1))
+    array = array.reshape(*array.shape, *(1,) * (3 - axes))
+    with path.open("rb") as file:
+        header = file.read(_HEADER).lower()
+    grid = Grid(
+        (array.shape[0], array.shape[1], array.shape[2]),
+        checked_affine(_LPS_TO_RAS @ affine, path),
+        size_known=any(key in header for key in _SIZES),
+        place_known=any(key in header for key in _PLACES),
+    )
+    if not grid.size_known:
+        stated = None if image is None else image.spacing
+        grid = replace(grid.with_spacing(stated or (1.0, 1.0, 1.0)), size_known=stated is not None)
+    check_voxel_size(grid, path)
+    return array, grid, axes
 
 
-def write_itk(array: NDArray[Any], affine: NDArray[np.float64], path: Path) -> None:
-    """Write voxels ``[X, Y, Z]`` with their affine; the ending says in which format."""
+def write_itk(array: NDArray[Any], affine: NDArray[np.float64], path: Path, *, axes: int = 3) -> None:
+    """Write voxels ``[X, Y, Z]`` with their affine, a single slice also with 2 axes; the ending decides the format."""
     sitk = import_extra("SimpleITK", extra="simpleitk", needed_for=f"{path}: writing {path.suffix}")
-    image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
-    lps = _LPS_TO_RAS @ affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    stored = array if axes == 3 else array[..., 0]
+    image = sitk.GetImageFromArray(np.ascontiguousarray(stored.T))
+    lps = (_LPS_TO_RAS @ affine)[:, [*range(axes), 3]]
+    spacing = np.linalg.norm(lps[:axes, :axes], axis=0)
     image.SetSpacing(spacing.tolist())
-    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
-    image.SetOrigin(lps[:3, 3].tolist())
+    image.SetDirection((lps[:axes, :axes] / spacing).ravel().tolist())
+    image.SetOrigin(lps[:axes, 3].tolist())
     sitk.WriteImage(image, str(path), True)

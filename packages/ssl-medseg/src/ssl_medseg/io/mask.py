@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,25 @@ from contrastive_core.errors import UserError
 from contrastive_core.training import files
 from ssl_medseg.io.itk import ITK_ENDINGS, read_itk, write_itk
 from ssl_medseg.io.label_map import LabelMap
-from ssl_medseg.io.volume import Grid, Volume, grid_difference
+from ssl_medseg.io.volume import Volume, grid_difference
 
 _NIFTI = (".nii.gz", ".nii")
-_FREE_TEXT = ("descrip", "aux_file", "db_name", "intent_name")
-"""Header fields in which programs leave names and file paths; a mask does not repeat them."""
+_PLACE = (
+    "sform_code", "qform_code", "quatern_b", "quatern_c", "quatern_d", "xyzt_units", "srow_x", "srow_y", "srow_z",
+    "qoffset_x", "qoffset_y", "qoffset_z",
+)  # fmt: skip
+"""Header fields that place an image, beside pixdim."""
+_LARGEST_SIDE = 32767
+"""Of NIfTI-1. NIfTI-2 is written for larger masks alone, because ITK and the programs made with it do not read it."""
 
 
 def write_mask(classes: NDArray[np.uint8], like: Volume, path: Path, labels: LabelMap) -> None:
     """Write a mask on the grid of its image, with the values of the user's labels.
 
     Shape, affine, sform and qform with their codes, units and voxel sizes are those of the image, bit for bit where it
-    was a NIfTI file; else the affine stands as the sform and qform, with code 1. The data type is the smallest that
-    holds the values. The file is complete or not there, and is read again before it gets its name.
+    was a NIfTI file; else the affine stands as the sform and qform, with code 1. A 2-D image gets a 2-D mask. The data
+    type is the smallest that holds the values. The file is complete or not there, and is read again before it gets its
+    name.
 
     Args:
         classes: uint8 ``[X, Y, Z]``, 0 the background.
@@ -74,10 +81,9 @@ def _put(path: Path, ending: str, write: Callable[[Path], None]) -> None:
 
 
 def _write_itk(array: NDArray[Any], like: Volume, new: Path) -> None:
-    write_itk(array, like.affine, new)
-    written, affine = read_itk(new)
-    x, y, z = written.shape
-    lost = grid_difference(Grid((x, y, z), affine), like.grid)
+    write_itk(array, like.affine, new, axes=like.ndim)
+    _, written, _ = read_itk(new)
+    lost = grid_difference(written, replace(like.grid, size_known=True, place_known=True))
     if lost:
         raise UserError(f"{new.name}: this format cannot keep the image's geometry ({lost}); write .nii.gz")
 
@@ -86,11 +92,18 @@ def _write_nifti(array: NDArray[Any], like: Volume, new: Path) -> None:
     image = _nifti(array, like)
     nibabel.save(image, new)
     written = nibabel.load(new)
-    expected = _kept(like.header if isinstance(like.header, nibabel.Nifti1Header) else image.header)
-    lost = [name for name, value in _kept(written.header).items() if not np.array_equal(value, expected[name])]
-    if written.shape[:3] != like.array.shape:
+    source = like.header if isinstance(like.header, nibabel.Nifti1Header) else image.header
+    expected = _kept(source)
+    # The numbers of a NIfTI-2 image are those of a NIfTI-1 mask to the precision of float32.
+    rounding = 0.0 if written.header.sizeof_hdr == source.sizeof_hdr else 1e-6
+    lost = [
+        name
+        for name, value in _kept(written.header).items()
+        if not np.allclose(value, expected[name], rtol=rounding, atol=rounding)
+    ]
+    if written.shape[: like.ndim] != like.array.shape[: like.ndim]:
         lost.append("shape")
-    if not np.allclose(written.affine, like.affine, rtol=1e-6, atol=1e-5):
+    if not np.allclose(written.affine, image.header.get_best_affine(), rtol=1e-6, atol=1e-5):
         lost.append("affine")
     if lost:
         raise UserError(
@@ -101,35 +114,29 @@ def _write_nifti(array: NDArray[Any], like: Volume, new: Path) -> None:
 
 def _nifti(array: NDArray[Any], like: Volume) -> Any:
     if not isinstance(like.header, nibabel.Nifti1Header):  # DICOM, NRRD, MGH ...: only the affine is known
-        image = nibabel.Nifti1Image(array, like.affine)
-        image.set_sform(like.affine, code=1)
-        image.set_qform(like.affine, code=1)
-        image.header.set_xyzt_units("mm")
+        image = nibabel.Nifti1Image(_as_in_file(array, like), like.affine)
+        image.set_sform(like.affine, code=int(like.grid.place_known))
+        image.set_qform(like.affine, code=int(like.grid.place_known))
+        image.header.set_xyzt_units("mm" if like.grid.size_known else "unknown")
         return image
-    header = like.header.copy()
-    kind = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
-    header.extensions.clear()
-    for name in _FREE_TEXT:
-        header[name] = b""
-    header["cal_min"], header["cal_max"] = 0, 0
+    array = _as_in_file(array, like)
+    header = nibabel.Nifti1Header() if max(array.shape) <= _LARGEST_SIDE else nibabel.Nifti2Header()
     header.set_data_dtype(array.dtype)
     header.set_data_shape(array.shape)
-    header.set_intent("none")
-    return kind(array, like.affine, header=header)
+    # What places the image, and nothing else: the rest may say who the patient is.
+    for name in (*_PLACE, "pixdim"):
+        header[name] = like.header[name]
+    kind = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
+    # In the image's own unit, and None where no code says where the voxels are: nibabel would set one.
+    placed = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
+    return kind(array, header.get_best_affine() if placed else None, header=header)
+
+
+def _as_in_file(array: NDArray[Any], like: Volume) -> NDArray[Any]:
+    """A mask with as many axes as the file of its image has."""
+    return array[:, :, 0] if like.ndim == 2 and array.ndim == 3 else array
 
 
 def _kept(header: Any) -> dict[str, Any]:
-    """What a viewer places an image by."""
-    names = (
-        "sform_code",
-        "qform_code",
-        "quatern_b",
-        "quatern_c",
-        "quatern_d",
-        "xyzt_units",
-        "srow_x",
-        "srow_y",
-        "srow_z",
-    )
-    offsets = ("qoffset_x", "qoffset_y", "qoffset_z")
-    return {**{name: np.array(header[name]) for name in (*names, *offsets)}, "zooms": np.array(header["pixdim"][:4])}
+    """Header fields by which a viewer places an image."""
+    return {**{name: np.array(header[name]) for name in _PLACE}, "zooms": np.array(header["pixdim"][:4])}

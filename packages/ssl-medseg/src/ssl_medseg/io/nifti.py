@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import io
+import logging
 import math
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,23 +21,36 @@ from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.files import write_atomic
-from ssl_medseg.io.volume import Grid, checked_affine
+from ssl_medseg.io.file_types import content_of
+from ssl_medseg.io.volume import Grid, ImageFile, by, check_voxel_size, checked_affine
 
 _DAMAGED = (
     ImageFileError, WrapStructError, HeaderDataError, OSError, EOFError, ValueError, OverflowError, zlib.error,
 )  # fmt: skip
 _DISAGREE = 0.01
 """Share of a voxel's side by which sform and qform may differ: rounding of quaternions stays far below it."""
+_MILLIMETRES = {"mm": 1.0, "meter": 1000.0, "micron": 0.001}
+
+# A half turn in a NIfTI-2 file that was converted from NIfTI-1 has the rounding of float32, which nibabel allows for
+# NIfTI-1 alone.
+nibabel.Nifti2Header.quaternion_threshold = nibabel.Nifti1Header.quaternion_threshold
+# nibabel logs every oddity of a header that it corrects; what matters of them is in warnings and errors here.
+logging.getLogger("nibabel.global").addFilter(lambda record: "pixdim" not in record.getMessage())
 
 
 def open_nifti(path: Path) -> Any:
     """Nibabel's image, whose voxels are read when they are asked for.
 
     Raises:
-        UserError: there is no such file, or it cannot be read.
+        UserError: There is no such file, or it cannot be read.
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; expected a NIfTI image")
+    if path.suffix.lower() == ".hdr":
+        path = next((other for other in (path.with_suffix(".img"), path.with_suffix(".IMG")) if other.exists()), path)
+    what = content_of(path)
+    if what:
+        raise UserError(f"{path}: {what}")
     try:
         return nibabel.load(path)
     except _DAMAGED as error:
@@ -55,7 +70,7 @@ def one_volume(opened: Any, path: Path, *, channel: int | None, frame: int | Non
     """
     shape, wanted = opened.shape, {"frame": frame, "channel": channel}
     if 0 in shape:
-        raise UserError(f"{path}: has the shape {_by(shape)}, so no voxel at all; expected a volume. Export it again")
+        raise UserError(f"{path}: has the shape {by(shape)}, so no voxel at all; expected a volume. Export it again")
     chosen = {name: number for name, number in wanted.items() if number is not None}
     if opened.get_data_dtype().fields is not None or np.issubdtype(opened.get_data_dtype(), np.complexfloating):
         raise UserError(
@@ -67,13 +82,13 @@ def one_volume(opened: Any, path: Path, *, channel: int | None, frame: int | Non
         more.pop()
     if len(chosen) > len(more) or len(more) > 2:
         raise UserError(
-            f"{path}: has the shape {_by(shape)}, so {_words(chosen)} cannot be chosen; "
+            f"{path}: has the shape {by(shape)}, so {_words(chosen)} cannot be chosen; "
             f"expected {'no channel or frame' if not more else 'an image of 3 to 5 axes'}"
         )
     if len(more) > len(chosen):
         axes = "frames or channels" if len(more) == 1 else "frames and channels"
         raise UserError(
-            f"{path}: has the shape {_by(shape)}, several volumes ({axes}: {_by(more)}); expected one. Say which by "
+            f"{path}: has the shape {by(shape)}, several volumes ({axes}: {by(more)}); expected one. Say which by "
             f"{'frame or channel' if len(more) == 1 else 'frame and channel'}, counted from 0; nothing is averaged"
         )
     for (name, number), count in zip(chosen.items(), more, strict=True):
@@ -103,10 +118,31 @@ def _voxels(opened: Any, path: Path) -> Any:
     if name.endswith(".nii"):
         _see_all(lazy, path.stat().st_size)
     elif name.endswith(".nii.gz") and math.prod(opened.shape[3:]) == 1:
-        content = gzip.decompress(path.read_bytes())
+        content = _unpacked(path)
         _see_all(lazy, len(content))
         return ArrayProxy(io.BytesIO(content), (lazy.shape, lazy.dtype, lazy.offset, lazy.slope, lazy.inter))
     return lazy
+
+
+def _unpacked(path: Path) -> bytes:
+    """The content of a gzip file of one or several members, which zeros may follow."""
+    packed = path.read_bytes()
+    try:
+        return gzip.decompress(packed)
+    except gzip.BadGzipFile as error:
+        if "Not a gzipped file" not in str(error):  # a checksum that does not fit
+            raise
+        rest = packed
+        while rest[:2] == b"\x1f\x8b":
+            member = zlib.decompressobj(wbits=31)
+            member.decompress(rest)
+            if not member.eof:  # damaged within, and not followed by something else
+                raise
+            rest = member.unused_data
+        raise UserError(
+            f"{path}: {len(rest):,} bytes that are not gzip-compressed follow its compressed content; the file was "
+            "overwritten or joined with another one. Copy it again"
+        ) from error
 
 
 def _see_all(lazy: Any, size: int) -> None:
@@ -116,18 +152,60 @@ def _see_all(lazy: Any, size: int) -> None:
         raise EOFError(f"{size:,} bytes of the {needed:,} that its header says")
 
 
-def nifti_grid(opened: Any, path: Path) -> Grid:
-    """The grid of an image's volumes: by the sform where its code says so, else by the qform, else by the sizes."""
+def nifti_grid(opened: Any, path: Path, image: ImageFile | None = None) -> Grid:
+    """The grid of an image's volumes in mm: by the sform if its code is above 0, else by the qform, else by pixdim.
+
+    The size of a voxel is known if a form code is above 0 and the header states a unit; a header without a unit is
+    taken to be in mm, unless its affine is the bare identity, which programs write that know nothing. Where the codes
+    are 0 the header's pixdim is not trusted unless `image` says so.
+
+    Args:
+        opened: nibabel's image.
+        path: Its file, for errors.
+        image: States the size of a voxel for files that do not know it.
+
+    Raises:
+        UserError: Sizes that no scanner makes, a unit that is none of length, or no affine.
+    """
     x, y, z = (*opened.shape[:3], 1, 1)[:3]
-    return Grid((x, y, z), checked_affine(opened.affine, path))
+    shape = (x, y, z)
+    if not isinstance(opened, nibabel.Nifti1Pair):
+        # MGH and the like state sizes and positions; Analyze states sizes only, and those without a unit.
+        analyze = isinstance(opened, nibabel.AnalyzeImage)
+        grid = Grid(shape, checked_affine(opened.affine, path), size_known=not analyze, place_known=not analyze)
+    else:
+        _check_pixdim(opened, path)
+        unit = _unit(opened.header, path)
+        affine = checked_affine(stored_affine(opened), path)
+        affine[:3] *= _MILLIMETRES.get(unit, 1.0)
+        coded = int(opened.header["sform_code"]) > 0 or int(opened.header["qform_code"]) > 0
+        bare = unit == "unknown" and np.array_equal(np.abs(affine), np.eye(4))
+        grid = Grid(shape, affine, size_known=coded and not bare, place_known=coded and not bare)
+        check_voxel_size(grid, path, unit="none" if unit == "unknown" else unit)
+    return _as_stated(grid, image)
+
+
+def stored_affine(opened: Any) -> NDArray[np.float64]:
+    """The affine of a NIfTI image in the unit of its header, as nibabel writes it back."""
+    if int(opened.header["sform_code"]) == 0 and int(opened.header["qform_code"]) > 0:
+        qform = _qform(opened)
+        return np.asarray(opened.header.get_base_affine() if qform is None else qform, dtype=np.float64)
+    return np.asarray(opened.header.get_best_affine(), dtype=np.float64)
 
 
 def nifti_warnings(opened: Any, grid: Grid) -> tuple[str, ...]:
-    """What is odd about a NIfTI header's geometry."""
+    """Oddities of a NIfTI header's geometry, as sentences."""
     if not isinstance(opened, nibabel.Nifti1Pair):
-        return ()
-    if opened.get_sform(coded=True)[0] is None and _qform(opened) is None:
-        return ("sform and qform both have code 0: sides and orientation of the patient are unknown",)
+        return () if grid.place_known else ("the format states no position: the patient's sides are unknown",)
+    zooms = by(f"{size:.4g}" for size in opened.header.get_zooms()[:3])
+    if not grid.place_known:
+        found = (
+            "sform and qform both have code 0: sides and orientation of the patient are unknown"
+            if int(opened.header["sform_code"]) == int(opened.header["qform_code"]) == 0
+            else "the affine is the identity and the header states no unit: sides and orientation are unknown"
+        )
+        size = "" if grid.size_known else f", and so is the size of a voxel (the header's pixdim holds {zooms})"
+        return (f"{found}{size}",)
     apart = _forms_apart(opened, grid)
     return (f"sform and qform contradict each other, by up to {apart:.3g} mm; the sform is used",) if apart else ()
 
@@ -163,24 +241,59 @@ def take_form(path: Path, form: Literal["sform", "qform"]) -> str:
     return f"placed by its {form} alone: the other one was up to {apart:.3g} mm off"
 
 
+def _as_stated(grid: Grid, image: ImageFile | None) -> Grid:
+    """The grid with the size of a voxel that the user states, where the file does not; else with sides of 1."""
+    if grid.size_known:
+        return grid
+    if image is not None and image.spacing is not None:
+        return grid.with_spacing(image.spacing)
+    if image is not None and image.trust_pixdim:
+        trusted = replace(grid, size_known=True)
+        check_voxel_size(trusted, image.path, unit="none")
+        return trusted
+    return replace(grid.with_spacing((1.0, 1.0, 1.0)), size_known=False)
+
+
+def _check_pixdim(opened: Any, path: Path) -> None:
+    """Refuse sizes of 0, below 0 or that are no numbers, which nibabel silently replaces by others."""
+    holder = opened.file_map.get("header") or opened.file_map["image"]
+    with holder.get_prepare_fileobj("rb") as file:
+        raw = type(opened.header).from_fileobj(file, check=False)
+    sizes = [float(size) for size in raw["pixdim"][1:4]]
+    needed = [size for size, voxels in zip(sizes, opened.shape[:3], strict=False) if voxels > 1]
+    if not all(math.isfinite(size) and size > 0 for size in needed):
+        raise UserError(
+            f"{path}: the header states voxels of {by(f'{size:g}' for size in sizes)} (pixdim); expected sizes above "
+            "0. Correct the header, or convert the image from its source again"
+        )
+
+
+def _unit(header: Any, path: Path) -> str:
+    """The unit of length that a header states: ``mm``, ``meter``, ``micron`` or ``unknown``."""
+    code = int(header["xyzt_units"]) & 7
+    unit = {0: "unknown", 1: "meter", 2: "mm", 3: "micron"}.get(code)
+    if unit is None:
+        raise UserError(f"{path}: the header states a unit of length with code {code}; expected 0 to 3 (m, mm or µm)")
+    return unit
+
+
 def _forms_apart(opened: Any, grid: Grid) -> float:
     """By how many mm sform and qform put a voxel to different places; 0 where that is rounding, or one has no code."""
     sform, qform = opened.get_sform(coded=True)[0], _qform(opened)
     if sform is None or qform is None:
         return 0.0
-    apart = float(np.linalg.norm(Grid(grid.shape, qform).corners - Grid(grid.shape, sform).corners, axis=1).max())
+    scale = _MILLIMETRES.get(_unit(opened.header, Path("header")), 1.0)
+    first, second = (Grid(grid.shape, np.diag([scale, scale, scale, 1.0]) @ form) for form in (sform, qform))
+    apart = float(np.linalg.norm(first.corners - second.corners, axis=1).max())
     return apart if apart > _DISAGREE * min(grid.spacing) else 0.0
 
 
 def _qform(opened: Any) -> Any:
+    """The qform if its code is above 0 and its quaternion is one."""
     try:
-        return opened.get_qform(coded=True)[0]
-    except HeaderDataError:  # a quaternion longer than 1: nothing can be said by it
+        return opened.header.get_qform(coded=True)[0]
+    except (HeaderDataError, ValueError):  # a quaternion longer than 1 places nothing
         return None
-
-
-def _by(shape: Any) -> str:
-    return " x ".join(map(str, shape))
 
 
 def _words(chosen: dict[str, int]) -> str:

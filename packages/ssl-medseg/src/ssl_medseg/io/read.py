@@ -14,7 +14,7 @@ from ssl_medseg.io.dicom import read_series
 from ssl_medseg.io.itk import ITK_ENDINGS, read_itk
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.nifti import nifti_array, nifti_grid, nifti_warnings, one_volume, open_nifti
-from ssl_medseg.io.volume import Grid, ImageFile, Volume
+from ssl_medseg.io.volume import Grid, ImageFile, Volume, by
 
 
 def read_volume(image: ImageFile) -> Volume:
@@ -22,77 +22,81 @@ def read_volume(image: ImageFile) -> Volume:
 
     NIfTI (and what else nibabel opens); the folder of one DICOM series with the extra ``dicom``; NRRD and MetaImage
     with the extra ``simpleitk``. Of a NIfTI file the sform gives the affine if its code is above 0, else the qform;
-    where the two contradict each other the volume carries a warning. Voxels are not judged: NaN and constant images
-    come back as they are, for `ssl-medseg check` to report, and are refused by `prepare`.
+    where the two contradict each other the volume carries a warning. Positions are in mm whatever the file's unit.
+    Voxels are not judged: NaN and constant images come back as they are, for `ssl-medseg check` to report, and are
+    refused by `prepare`.
 
     Args:
-        image: the file or folder, with the channel or frame where it holds several.
+        image: The file or folder, with the channel or frame where it holds several, and with the size of a voxel where
+            the file does not know it.
 
     Raises:
-        UserError: it cannot be read, holds several volumes and none was chosen, has no place in space, or needs an
-            extra that is not installed.
+        UserError: It cannot be read, holds several volumes and none was chosen, has no place in space or voxels that no
+            scanner makes, or needs an extra that is not installed.
     """
     path = Path(image.path)
     if _is_dicom(path):
         _refuse_choice(image)
-        array, affine = read_series(path)
-        return Volume(array, affine, image)
+        array, grid, notes = read_series(path, series=image.series)
+        return Volume(array, grid, image, warnings=notes)
     if path.name.lower().endswith(ITK_ENDINGS):
         _refuse_choice(image)
-        array, affine = read_itk(path)
-        return Volume(array.astype(np.float32), affine, image)
+        array, grid, axes = read_itk(path, image)
+        return Volume(array.astype(np.float32), grid, image, ndim=axes)
     opened = open_nifti(path)
     index = one_volume(opened, path, channel=image.channel, frame=image.frame)
-    grid = nifti_grid(opened, path)
+    grid = nifti_grid(opened, path, image)
     array = nifti_array(opened, path, index, dtype=np.float32)
-    return Volume(array, grid.affine, image, opened.header.copy(), nifti_warnings(opened, grid))
+    notes = nifti_warnings(opened, grid)
+    return Volume(array, grid, image, opened.header.copy(), notes, ndim=min(3, len(opened.shape)))
 
 
 def read_grid(image: ImageFile) -> Grid:
-    """Where an image's voxels are; of NIfTI files only the header is read.
+    """The positions of an image's voxels; of NIfTI files only the header is read.
 
     Raises:
-        UserError: as `read_volume`.
+        UserError: As `read_volume`.
     """
     path = Path(image.path)
     if _is_dicom(path) or path.name.lower().endswith(ITK_ENDINGS):
         return read_volume(image).grid
     opened = open_nifti(path)
     one_volume(opened, path, channel=image.channel, frame=image.frame)
-    return nifti_grid(opened, path)
+    return nifti_grid(opened, path, image)
 
 
-def read_label(path: Path, labels: LabelMap) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+def read_label(path: Path, labels: LabelMap) -> tuple[NDArray[np.uint8], Grid]:
     """Read a label file as classes.
 
     Returns:
-        Classes uint8 ``[X, Y, Z]``, 0 the background, and the affine.
+        Classes uint8 ``[X, Y, Z]``, 0 the background, and their grid.
 
     Raises:
-        UserError: it cannot be read, holds several volumes, or values that are not in the map.
+        UserError: It cannot be read, holds several volumes, or values that are not in the map.
     """
-    array, affine = read_label_values(Path(path))
-    return labels.to_classes(array, name=path), affine
+    array, grid = read_label_values(Path(path))
+    return labels.to_classes(array, name=path), grid
 
 
-def read_label_values(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Read a label file as it is: the values ``[X, Y, Z]`` of the file's type, and the affine.
+def read_label_values(path: Path) -> tuple[NDArray[Any], Grid]:
+    """Read a label file as it is: the values ``[X, Y, Z]`` of the file's type, and their grid.
 
     Raises:
-        UserError: it cannot be read, or holds several volumes, of which none can be chosen.
+        UserError: It cannot be read, or holds several volumes, of which none can be chosen.
     """
     if path.name.lower().endswith(ITK_ENDINGS):
-        return read_itk(path)
+        array, grid, _ = read_itk(path)
+        return array, grid
     if path.is_dir():
         raise UserError(f"{path}: is a folder; expected the file of a label, as NIfTI, NRRD or MetaImage")
     opened = open_nifti(path)
     if math.prod(opened.shape[3:]) > 1:
         raise UserError(
-            f"{path}: has the shape {' x '.join(map(str, opened.shape))}, several volumes; expected a label of one. "
-            "Save the one that belongs to its image"
+            f"{path}: has the shape {by(opened.shape)}, several volumes; expected a label of one volume with a value "
+            "per structure. Save the volume that belongs to the image, or join one volume per structure into one"
         )
     index = one_volume(opened, path, channel=None, frame=None)
-    return nifti_array(opened, path, index), nifti_grid(opened, path).affine
+    return nifti_array(opened, path, index), nifti_grid(opened, path)
 
 
 def _is_dicom(path: Path) -> bool:

@@ -13,7 +13,7 @@ def read_table(file: Path, *, needed: Sequence[str]) -> list[dict[str, str]]:
     """The rows of a table as column -> cell, without the spaces around; column names in lower case.
 
     Args:
-        file: separated by tabs if its name ends in .tsv, else by commas.
+        file: Separated by tabs if its name ends in .tsv, else by commas or semicolons.
         needed: columns that must be there.
 
     Raises:
@@ -21,7 +21,9 @@ def read_table(file: Path, *, needed: Sequence[str]) -> list[dict[str, str]]:
     """
     try:
         with file.open(newline="", encoding="utf-8-sig") as opened:
-            delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
+            first = opened.readline()
+            opened.seek(0)
+            delimiter = "\t" if file.suffix.lower() == ".tsv" else ";" if ";" in first and "," not in first else ","
             reader = csv.reader(opened, delimiter=delimiter, skipinitialspace=True, strict=True)
             columns = [name.strip().lower() for name in next(reader, [])]
             cells = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]

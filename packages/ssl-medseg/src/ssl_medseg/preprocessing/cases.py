@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from contrastive_core.training.progress import track
 from ssl_medseg.datasets.dataset import Case, DataSet
 from ssl_medseg.io import Grid, grid_difference, read_label, read_volume
 from ssl_medseg.preprocessing import Geometry, Preprocessing, prepare, prepare_label
+from ssl_medseg.preprocessing.prepare import erased_structures, erased_words
 
-_VERSION = 1
+_VERSION = 2
 """To be raised when preprocessing gives other numbers: what lies in caches is then made anew."""
 
 
@@ -83,6 +84,7 @@ class PreparedCase:
         label: uint8 ``[S, H, W]``, classes; None if it has none or was not asked for.
         geometry: where the slices lie in the volume.
         lost: per class, the share of its labelled voxels that lie outside the slices; empty without a label.
+        erased: Class -> voxels and pixels left, of structures that resampling removed for the most part.
         notes: what was found odd, in plain words.
     """
 
@@ -92,6 +94,7 @@ class PreparedCase:
     label: Tensor | None
     geometry: Geometry
     lost: tuple[float, ...] = ()
+    erased: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -121,8 +124,8 @@ def prepare_cases(
     return [_one(dataset, case, p, labels=labels, cache=cache) for case in track(cases, total=len(cases), what="cases")]
 
 
-def read_truth(dataset: DataSet, case: Case, grid: Grid) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """The label of a case as classes ``[X, Y, Z]``, and its affine, if it lies on the grid of its image.
+def read_truth(dataset: DataSet, case: Case, grid: Grid) -> NDArray[np.uint8]:
+    """The label of a case as classes ``[X, Y, Z]``, if it lies on the grid of its image.
 
     Args:
         dataset: says what its values mean.
@@ -134,15 +137,14 @@ def read_truth(dataset: DataSet, case: Case, grid: Grid) -> tuple[NDArray[np.uin
     """
     if case.label is None:
         raise UserError(f"{dataset.name}: {case.name} has no label, and it was asked for")
-    classes, affine = read_label(case.label, dataset.labels)
-    x, y, z = classes.shape
-    difference = grid_difference(Grid((x, y, z), affine), grid)
+    classes, own = read_label(case.label, dataset.labels)
+    difference = grid_difference(own, grid)
     if difference:
         raise UserError(
             f"{case.label}: the label does not lie on the grid of its image ({difference}); expected the same. "
-            "`ssl-medseg check` lists all such cases; draw or export the label on the image"
+            "`ssl-medseg check` lists all such cases and can repair some; draw or export the label on the image"
         )
-    return classes, affine
+    return classes
 
 
 def share_lost(cases: Sequence[PreparedCase], names: Sequence[str]) -> list[str]:
@@ -156,16 +158,27 @@ def share_lost(cases: Sequence[PreparedCase], names: Sequence[str]) -> list[str]
     return [words for _, words in sorted(found, key=lambda entry: (-entry[0], entry[1]))]
 
 
+def erased_notes(cases: Sequence[PreparedCase], names: Sequence[str]) -> list[str]:
+    """Sentences about structures that resampling removed from labels in whole or for the most part."""
+    return [
+        f"{case.name}: resampling to the pixels of the slices leaves little of {erased_words(names[number], *counts)}"
+        for case in cases
+        for number, counts in case.erased.items()
+    ]
+
+
 def _one(dataset: DataSet, case: Case, p: Preprocessing, *, labels: bool, cache: Path | None) -> PreparedCase:
-    settings = [p.to_json(), case.image.channel, case.image.frame]
+    image = case.image
+    settings = [p.to_json(), image.channel, image.frame, image.spacing, image.trust_pixdim, image.series]
     slices, facts = kept(cache, [case.image.path], ["image", *settings], lambda: _image(case, p))
     geometry = Geometry.from_json(facts["geometry"])
     notes = tuple(facts["notes"])
     if not labels or case.label is None:
         return PreparedCase(case.name, case.patient, slices, None, geometry, notes=notes)
     key = ["label", *settings, dataset.labels.to_json(), facts["geometry"]]
-    label, found = kept(cache, [case.label], key, lambda: _label(dataset, case, geometry, p))
-    return PreparedCase(case.name, case.patient, slices, label, geometry, tuple(found["lost"]), notes)
+    label, found = kept(cache, [case.label], key, lambda: _label(dataset, case, geometry))
+    erased = {int(number): (counts[0], counts[1]) for number, counts in found["erased"].items()}
+    return PreparedCase(case.name, case.patient, slices, label, geometry, tuple(found["lost"]), erased, notes)
 
 
 def _image(case: Case, p: Preprocessing) -> tuple[Tensor, dict[str, Any]]:
@@ -173,7 +186,8 @@ def _image(case: Case, p: Preprocessing) -> tuple[Tensor, dict[str, Any]]:
     return prepared.slices, {"geometry": prepared.geometry.to_json(), "notes": list(prepared.notes)}
 
 
-def _label(dataset: DataSet, case: Case, geometry: Geometry, p: Preprocessing) -> tuple[Tensor, dict[str, Any]]:
-    classes, affine = read_truth(dataset, case, geometry.grid)
-    slices, lost = prepare_label(classes, affine, p)
-    return slices, {"lost": [float(share) for share in lost] + [0.0] * (len(dataset.labels) - len(lost))}
+def _label(dataset: DataSet, case: Case, geometry: Geometry) -> tuple[Tensor, dict[str, Any]]:
+    classes = read_truth(dataset, case, geometry.grid)
+    slices, lost = prepare_label(classes, geometry)
+    shares = [float(share) for share in lost] + [0.0] * (len(dataset.labels) - len(lost))
+    return slices, {"lost": shares, "erased": erased_structures(classes, slices, geometry)}

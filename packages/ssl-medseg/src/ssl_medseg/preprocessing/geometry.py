@@ -7,6 +7,7 @@ restored a few at a time this way.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,9 +21,10 @@ from torch import Tensor
 from ssl_medseg.io.volume import Grid
 from ssl_medseg.preprocessing.settings import Preprocessing
 
-_ALIGNED = np.cos(np.deg2rad(30))
-"""A volume whose axes are turned further out of the patient's can be named by the wrong letters; it is not turned."""
-_TIE = 1.05
+_THICK = 1.5
+"""Slices this much further apart than pixels were made as slices: cutting them otherwise shows few and thick rows."""
+_HALFWAY = 0.2
+"""Two ways of turning a volume whose agreement with the wanted directions differs by less are a matter of chance."""
 _NEGLIGIBLE = 0.01
 """Of a voxel: where pixels would be off the voxels by less than this at the far end, they are the voxels."""
 
@@ -42,6 +44,8 @@ class Geometry:
         step: voxels from one pixel to the next, down a column and along a row.
         resampled: pixels before cropping, likewise.
         size: height and width of the slices.
+        size_known: Whether the size of a voxel is known.
+        place_known: Whether the positions of the voxels in the patient are known.
     """
 
     shape: tuple[int, int, int]
@@ -51,11 +55,13 @@ class Geometry:
     step: tuple[float, float]
     resampled: tuple[int, int]
     size: tuple[int, int]
+    size_known: bool = True
+    place_known: bool = True
 
     @property
     def grid(self) -> Grid:
         """The volume's grid."""
-        return Grid(self.shape, np.array(self.affine))
+        return Grid(self.shape, np.array(self.affine), self.size_known, self.place_known)
 
     @property
     def slices(self) -> int:
@@ -88,12 +94,12 @@ class Geometry:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Geometry:
         """A geometry from what `to_json` gave."""
-        affine = tuple(tuple(row) for row in content["affine"])
-        return cls(**{name: tuple(value) for name, value in content.items() if name != "affine"}, affine=affine)
+        fields: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in content.items()}
+        return cls(**{**fields, "affine": tuple(tuple(row) for row in content["affine"])})
 
 
 def slice_geometry(grid: Grid, p: Preprocessing) -> tuple[Geometry, tuple[str, ...]]:
-    """Where the slices of a volume lie, and what is to be said about it, without its voxels."""
+    """The geometry of a volume's slices, and notes about it; no voxel is needed."""
     axes, flips, notes = _axes(grid, p)
     spacing = grid.spacing
     native = spacing[axes[1]], spacing[axes[2]]
@@ -109,45 +115,87 @@ def slice_geometry(grid: Grid, p: Preprocessing) -> tuple[Geometry, tuple[str, .
     )
     counts = _count(plane[0], down), _count(plane[1], right)
     affine = tuple(tuple(float(v) for v in row) for row in grid.affine)
-    return Geometry(grid.shape, affine, axes, flips, (down, right), counts, p.size), notes
+    known = grid.size_known, grid.place_known
+    return Geometry(grid.shape, affine, axes, flips, (down, right), counts, p.size, *known), notes
 
 
-def slice_axis(grid: Grid) -> int:
-    """The axis with the largest spacing; where several share it the one with the fewest voxels, or else the last."""
-    widest = max(grid.spacing)
-    candidates = [axis for axis in range(3) if grid.spacing[axis] * _TIE >= widest]
-    return min(candidates, key=lambda axis: (grid.shape[axis], -axis))
+def axis_directions(grid: Grid) -> NDArray[np.float64]:
+    """Float64 [3, 3], row k the unit vector (RAS) along which axis k of a volume grows."""
+    matrix = grid.affine[:3, :3]
+    return np.asarray((matrix / np.linalg.norm(matrix, axis=0)).T)
 
 
-def axis_letters(affine: NDArray[np.float64]) -> str:
-    """The directions in which the axes of a volume grow, such as ``LPS``; empty if it is turned by over 30°."""
-    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    nearest = np.abs(directions).argmax(axis=0)
-    if len(set(nearest.tolist())) < 3 or np.abs(directions).max(axis=0).min() < _ALIGNED:
-        return ""
-    return "".join(nibabel.aff2axcodes(affine))
+def flat_axis(grid: Grid) -> int | None:
+    """The axis of a single slice: the only one with one voxel. None for a volume."""
+    single = [axis for axis, voxels in enumerate(grid.shape) if voxels == 1]
+    return single[0] if len(single) == 1 else None
 
 
-def place_of_letter(letter: str, orientation: str) -> int:
-    """Which axis of an orientation such as ``LPS`` runs along a letter's direction or against it."""
-    pair = next(pair for pair in ("LR", "PA", "SI") if letter in pair)
-    return next(number for number, other in enumerate(orientation) if other in pair)
+def thick_axis(grid: Grid, *, ratio: float = _THICK) -> int | None:
+    """The axis that a volume was acquired in slices along; None where its voxels, or what is known of them, are equal.
+
+    That of a single slice, else the one whose spacing is `ratio` times that of the others. The number of voxels says
+    nothing.
+    """
+    flat = flat_axis(grid)
+    if flat is not None or not grid.size_known:
+        return flat
+    order = np.argsort(grid.spacing)
+    return int(order[2]) if grid.spacing[order[2]] >= ratio * grid.spacing[order[1]] else None
+
+
+def display_axis(grid: Grid) -> int:
+    """The axis to show a volume's slices along: the one it was acquired along, else the one nearest to the body's."""
+    thick = thick_axis(grid)
+    if thick is not None:
+        return thick
+    return int(np.abs(axis_directions(grid)[:, 2]).argmax()) if grid.place_known else 2
+
+
+def axis_letters(grid: Grid) -> str:
+    """Letters of the directions in which the axes of a volume grow, such as ``LPS``; empty where they are unknown."""
+    return "".join(nibabel.aff2axcodes(grid.affine)) if grid.place_known else ""
+
+
+def match_axes(grid: Grid, directions: NDArray[np.float64]) -> tuple[tuple[int, ...], tuple[bool, ...], bool]:
+    """The axes of a volume that run nearest to three directions.
+
+    Returns:
+        The axis for each direction, whether it runs against it, and whether another choice is as good.
+    """
+    cosines = directions @ axis_directions(grid).T  # [direction, axis]
+    choices = list(itertools.permutations(range(3)))
+    scores = [sum(abs(cosines[k, axis]) for k, axis in enumerate(choice)) for choice in choices]
+    best, second = np.argsort(scores)[[-1, -2]]
+    axes = choices[int(best)]
+    flips = tuple(bool(cosines[k, axis] < 0) for k, axis in enumerate(axes))
+    return axes, flips, bool(scores[int(best)] - scores[int(second)] < _HALFWAY)
 
 
 def _axes(grid: Grid, p: Preprocessing) -> tuple[tuple[int, int, int], tuple[bool, bool, bool], tuple[str, ...]]:
-    along = slice_axis(grid) if p.slice_axis is None else p.slice_axis
-    across = [axis for axis in range(3) if axis != along]
-    letters = axis_letters(grid.affine) if p.orientation else ""
-    if not letters:
-        note = (
-            f"its axes are turned too far out of the patient's to be matched with {p.orientation}; its slices are "
-            "taken as they are stored"
+    """The axes for slices, rows and columns, which of them are reversed, and notes."""
+    notes = []
+    axes, flips = (0, 1, 2), (False, False, False)
+    if p.directions is not None and grid.place_known:
+        axes, flips, is_halfway = match_axes(grid, p.directions)  # type: ignore[assignment]
+        if is_halfway:
+            notes.append("its axes lie halfway between those of the training images, so that its slices may be turned")
+    elif p.directions is not None:
+        notes.append("the patient's sides are unknown, so it is taken as it is stored")
+    order = [p.slice_axis, *(k for k in range(3) if k != p.slice_axis)]
+    flat = flat_axis(grid)
+    if flat is not None and axes[p.slice_axis] != flat:
+        order = [axes.index(flat), *(k for k in range(3) if axes[k] != flat)]
+        notes.append("it is a single slice in another plane than the slices of the training images")
+    thick = thick_axis(grid)
+    if flat is None and thick not in (None, axes[p.slice_axis]):
+        named = f" ({p.plane})" if p.plane else ""
+        notes.append(
+            f"it was acquired in slices {grid.spacing[thick]:.3g} mm apart along another axis than the training images "
+            f"and is cut along theirs{named}: expect a poorer mask"
         )
-        return (along, across[0], across[1]), (False, False, False), (note,) if p.orientation else ()
-    across.sort(key=lambda axis: place_of_letter(letters[axis], p.orientation))
-    axes = along, across[0], across[1]
-    first, second, third = (letters[axis] not in p.orientation for axis in axes)
-    return axes, (first, second, third), ()
+    first, second, third = order
+    return (axes[first], axes[second], axes[third]), (flips[first], flips[second], flips[third]), tuple(notes)
 
 
 def _count(voxels: int, step: float) -> int:

@@ -3,46 +3,57 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
 from ssl_medseg.datasets.dataset import Case, DataSet
 from ssl_medseg.io import Grid, read_grid, read_label
-from ssl_medseg.preprocessing.geometry import axis_letters, place_of_letter, slice_axis, slice_geometry
-from ssl_medseg.preprocessing.settings import MULTIPLE, Preprocessing
+from ssl_medseg.preprocessing.geometry import axis_directions, axis_letters, slice_geometry, thick_axis
+from ssl_medseg.preprocessing.settings import DIRECTIONS, MULTIPLE, Preprocessing, plane_of
 
 _MARGIN = 1.2
 _LEAST_VIEW = 0.6
 """Share of the usual field of view that slices show at least: a few labels do not tell how far off a heart can lie."""
+_ORIENTATION = "LPS"
+"""How volumes are turned, whatever way they are stored, so that it makes no difference to a model."""
+_SLIGHTLY_THICK = 1.05
+_SNAP = np.cos(np.deg2rad(30))
+"""Slices tilted by less than this are turned to the patient's axes; others have a frame of their own."""
+_ONE_PLANE = np.cos(np.deg2rad(45))
+_NAMED = 5
+
+SliceAxis = Literal["auto", "axial", "coronal", "sagittal", "0", "1", "2"]
 
 
 @dataclass(frozen=True)
 class PreprocessingOptions:
-    """What of the preprocessing is given; the rest is derived from the data.
+    """Preprocessing settings that are given; the others are derived from the data.
 
     Args:
-        spacing: Pixels are resampled to this many mm; 0: the median of the data.
+        spacing: Size of the pixels in mm that slices are resampled to; 0: the median of the data.
         size: Height and width of the slices in pixels, a multiple of 32; 0: enough for all labelled voxels.
-        fit: For images of unknown spacing: the longer side of the image becomes this many pixels; 0: derived.
-        slice_axis: Axis of the files that slices are counted along; auto takes the one with the largest spacing.
-        orientation: Turn images that are stored in another direction than most (auto), or take all as stored.
+        fit: Longer side of a slice in pixels, for images of unknown voxel size; 0: derived.
+        slice_axis: Plane of the slices, the same for all volumes; auto: the plane they were acquired in. 0, 1 or 2: an
+            axis of the files.
+        orientation: Turn volumes to one orientation (auto), or take all as they are stored (stored).
         low: Percentile of a volume's intensities that becomes 0.
         high: Percentile of a volume's intensities that becomes 1.
         antialias: Smooth an image before its pixels are made larger.
         n4: Correct the bias field with N4 (extra "simpleitk").
-        n4_shrink: Estimate that field on every n-th voxel.
+        n4_shrink: Step in voxels at which N4 estimates the field.
         fill_nan: Fill voxels that are no numbers with the smallest value of the image instead of refusing it.
     """
 
     spacing: float = 0.0
     size: int = 0
     fit: int = 0
-    slice_axis: Literal["auto", "0", "1", "2"] = "auto"
+    slice_axis: SliceAxis = "auto"
     orientation: Literal["auto", "stored"] = "auto"
     low: float = 1.0
     high: float = 99.0
@@ -59,8 +70,26 @@ class PreprocessingOptions:
             )
         if self.spacing and self.fit:
             raise UserError(
-                "preprocessing got both spacing and fit; expected one: fit is for images of unknown spacing"
+                "preprocessing got both spacing and fit; expected one: fit is for images of unknown voxel size"
             )
+
+
+@dataclass(frozen=True)
+class Slicing:
+    """The way all volumes of a data set are cut into slices; fields as those of `Preprocessing`."""
+
+    slice_axis: int
+    orientation: str = ""
+    frame: tuple[tuple[float, float, float], ...] | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments of `Preprocessing`."""
+        return {"slice_axis": self.slice_axis, "orientation": self.orientation, "frame": self.frame}
+
+    def axes(self, grid: Grid) -> tuple[int, int, int]:
+        """The axes of a volume that slices, rows and columns are counted along."""
+        return slice_geometry(grid, Preprocessing(size=(MULTIPLE, MULTIPLE), **self.settings))[0].axes
 
 
 def choose_preprocessing(
@@ -74,29 +103,31 @@ def choose_preprocessing(
     """Derive the settings that were not given from the grids of some cases and the labels of a few.
 
     Args:
-        dataset: the data set.
-        names: cases whose images are looked at: those of training.
-        labelled: cases whose labels may be opened; the structures' extent decides how much of the image is needed.
-        options: what is given.
-        grids: by case, where the caller has read them already.
+        dataset: The data set.
+        names: Cases whose images are looked at: those of training.
+        labelled: Cases whose labels may be opened; the structures' extent decides how much of the image is needed.
+        options: Settings that are given.
+        grids: By case, where the caller has read them already.
 
     Returns:
         The settings, and one sentence per decision.
 
     Raises:
-        UserError: no cases, or one that cannot be read.
+        UserError: No cases, one that cannot be read, or cases that do not agree in what is needed of all.
     """
     options = options or PreprocessingOptions()
     cases = dataset.select(names)
     if not cases:
         raise UserError(f"{dataset.name}: no cases to derive the preprocessing from")
     grids = {case.name: (grids or {}).get(case.name) or read_grid(case.image) for case in cases}
-    axis = None if options.slice_axis == "auto" else int(options.slice_axis)
-    reasons = [_slice_words(list(grids.values()), axis)]
-    views = [_View.of(grid, axis) for grid in grids.values()]
-    known = any(grid.spacing_known for grid in grids.values())
+    try:
+        slicing, reasons = choose_slicing(grids, options)
+        known = check_sizes(grids, options)
+    except UserError as error:
+        raise UserError(f"{dataset.name}: {error}") from error
+    views = [_View.of(grid, slicing) for grid in grids.values()]
     unit = "mm" if known else "of the longer side"
-    needed, why = _needed(dataset, dataset.select(labelled), views, known=known, axis=axis)
+    needed, why = _needed(dataset, dataset.select(labelled), views, slicing, grids, known=known)
     reasons.append(why)
 
     spacing, fit = options.spacing, options.fit
@@ -110,30 +141,219 @@ def choose_preprocessing(
     elif not known and not fit and not spacing:
         fit = round(options.size / needed) if options.size else round(float(np.median([max(v.voxels) for v in views])))
         reasons.append(
-            "no file says the size of its voxels (all affines are the identity), so the longer side of every image is "
-            f"scaled to {fit} pixels"
+            "no file states the size of its voxels (form codes of 0, or an identity matrix without a unit), so the "
+            f"longer side of every image is scaled to {fit} pixels; --voxel_size X,Y,Z states it"
         )
     size = options.size or MULTIPLE * max(
         1, math.ceil(_pixels(needed, spacing, fit, known=known, views=views) / MULTIPLE)
     )
     given = "as given" if options.size else f"the multiple of {MULTIPLE} that shows {needed:.3g} {unit}"
     reasons.append(f"slices of {size} x {size} pixels, {given}")
-    letters, why = _orientation(list(grids.values()), options, known=known)
-    reasons.append(why)
+    first, second = np.median([view.spacing for view in views], axis=0)
     chosen = Preprocessing(
         size=(size, size),
         spacing=(spacing, spacing) if spacing else None,
         fit=fit,
-        slice_axis=axis,
-        orientation=letters,
+        **slicing.settings,
         percentiles=(options.low, options.high),
         antialias=options.antialias,
         n4=options.n4,
         n4_shrink=options.n4_shrink,
         fill_nan=options.fill_nan,
-        **_usual(grids.values(), axis, letters),
+        usual_spacing=(round(float(first), 4), round(float(second), 4)),
     )
     return chosen, reasons
+
+
+def choose_slicing(grids: Mapping[str, Grid], options: PreprocessingOptions) -> tuple[Slicing, list[str]]:
+    """Choose one plane and one orientation for the slices of all volumes.
+
+    The plane is the one in which volumes were acquired: across the axis along which voxels are at least 1.5 times as
+    far apart as along the others. Volumes with equal voxels may be cut in any plane; where all have them it is the
+    axial one, or that of slightly thicker slices if all agree. The number of voxels decides nothing.
+
+    Args:
+        grids: Case -> its grid.
+        options: The plane and orientation, where they are given.
+
+    Returns:
+        The slicing, and one sentence per decision.
+
+    Raises:
+        UserError: Volumes were acquired in different planes, or only some state the patient's sides, and no option says
+            what to do.
+    """
+    placed = [name for name, grid in grids.items() if grid.place_known]
+    if options.orientation == "stored" or not placed:
+        return _as_stored(grids, options, said=options.orientation == "stored")
+    lost = [name for name in grids if name not in placed]
+    if lost:
+        raise UserError(
+            f"the patient's sides are known in {len(placed)} volumes and unknown in {len(lost)} ({_some(lost)}: form "
+            "codes of 0, or an identity matrix without a unit), so that they cannot be turned alike; leave those out, "
+            "or take all as they are stored with --orientation stored"
+        )
+    normal, reason = _normal(grids, options)
+    directions = _frame(normal, list(grids.values()))
+    axis = int(np.abs(directions @ normal).argmax())
+    letters = Counter(axis_letters(grid) for grid in grids.values())
+    stored = ", ".join(f"{name} {count}" for name, count in letters.most_common())
+    if np.diag(directions @ np.array([DIRECTIONS[letter] for letter in _ORIENTATION]).T).min() > _SNAP:
+        return Slicing(axis, orientation=_ORIENTATION), [
+            reason, f"volumes are turned to the orientation {_ORIENTATION} (stored: {stored})",
+        ]  # fmt: skip
+    first, second, third = (tuple(round(float(v), 4) for v in row) for row in directions)
+    return Slicing(axis, frame=(first, second, third)), [  # type: ignore[arg-type]
+        reason, f"volumes are oblique and turned to what most have in common (stored: {stored})",
+    ]  # fmt: skip
+
+
+def _as_stored(grids: Mapping[str, Grid], options: PreprocessingOptions, *, said: bool) -> tuple[Slicing, list[str]]:
+    why = "as given" if said else "the files do not state the patient's sides"
+    reason = f"volumes are taken as they are stored: {why}"
+    if options.slice_axis in ("axial", "coronal", "sagittal"):
+        raise UserError(
+            f"got slice_axis {options.slice_axis}, and volumes are taken as they are stored ({why}); expected 0, 1 or "
+            "2, an axis of the files"
+        )
+    if options.slice_axis != "auto":
+        return Slicing(int(options.slice_axis)), [
+            f"slices along axis {options.slice_axis} of the files, as given",
+            reason,
+        ]
+    votes: dict[int, list[str]] = defaultdict(list)
+    for name, grid in grids.items():
+        if (axis := thick_axis(grid)) is not None:
+            votes[axis].append(name)
+    if len(votes) > 1:
+        raise UserError(
+            "volumes were acquired in slices along different axes of their files ("
+            + "; ".join(f"axis {axis}: {len(names)}, {_some(names)}" for axis, names in sorted(votes.items()))
+            + "); expected one. Say which by --slice_axis 0, 1 or 2, or leave the others out"
+        )
+    if votes:
+        ((axis, names),) = votes.items()
+        return Slicing(axis), [f"slices along axis {axis} of the files, as {len(names)} volumes were acquired", reason]
+    return Slicing(2), [
+        "slices along the last axis of the files, because nothing says how they were acquired; --slice_axis says "
+        "otherwise", reason,
+    ]  # fmt: skip
+
+
+def _normal(grids: Mapping[str, Grid], options: PreprocessingOptions) -> tuple[NDArray[np.float64], str]:
+    """The direction (RAS) that all volumes are cut along, and why."""
+    named = {"axial": "S", "coronal": "P", "sagittal": "L"}
+    if options.slice_axis in named:
+        wanted = np.array(DIRECTIONS[named[options.slice_axis]])
+        thick = _thick(grids, 1.5)
+        kept = [v for v in thick.values() if abs(v @ wanted) > _ONE_PLANE]
+        return (_mean_axis(kept) if kept else wanted), f"{options.slice_axis} slices, as given"
+    if options.slice_axis != "auto":
+        along = {name: axis_directions(grid)[int(options.slice_axis)] for name, grid in grids.items()}
+        normal = _mean_axis(list(along.values()))
+        others = [name for name, v in along.items() if abs(v @ normal) < _ONE_PLANE]
+        if others:
+            raise UserError(
+                f"axis {options.slice_axis} runs in another direction in {len(others)} volumes ({_some(others)}) than "
+                "in the others; name the plane of the slices: --slice_axis axial, coronal or sagittal"
+            )
+        return normal, f"{plane_of(normal)} slices, along axis {options.slice_axis} of the files, as given"
+    thick = _thick(grids, 1.5)
+    if thick:
+        normal = _mean_axis(list(thick.values()))
+        groups: dict[str, list[str]] = defaultdict(list)
+        for name, v in thick.items():
+            groups["" if abs(v @ normal) > _ONE_PLANE else plane_of(v)].append(name)
+        if set(groups) != {""}:
+            groups = defaultdict(list)
+            for name, v in thick.items():
+                groups[plane_of(v).removeprefix("oblique ")].append(name)
+            raise UserError(
+                "volumes were acquired in slices of different planes ("
+                + "; ".join(f"{plane}: {len(names)}, {_some(names)}" for plane, names in groups.items())
+                + "); expected one plane for all. Say which by --slice_axis axial, coronal or sagittal, or leave the "
+                "others out"
+            )
+        steps = sorted(grids[name].spacing[thick_axis(grids[name]) or 0] for name in thick)
+        return normal, (
+            f"{plane_of(normal)} slices, as {len(thick)} of {len(grids)} volumes were acquired, {steps[0]:.3g} to "
+            f"{steps[-1]:.3g} mm apart"
+        )
+    slight = _thick(grids, _SLIGHTLY_THICK)
+    if len(slight) == len(grids):
+        normal = _mean_axis(list(slight.values()))
+        if all(abs(v @ normal) > _ONE_PLANE for v in slight.values()):
+            return (
+                normal,
+                f"{plane_of(normal)} slices, across which the voxels of all volumes are slightly further apart",
+            )
+    return np.array(DIRECTIONS["S"]), (
+        "axial slices, for voxels are about as far apart along every axis; --slice_axis coronal or sagittal "
+        "takes others"
+    )
+
+
+def _thick(grids: Mapping[str, Grid], ratio: float) -> dict[str, NDArray[np.float64]]:
+    """Case -> the direction it was acquired along, of those whose spacing says."""
+    found = {}
+    for name, grid in grids.items():
+        axis = thick_axis(grid, ratio=ratio)
+        if axis is not None:
+            found[name] = axis_directions(grid)[axis]
+    return found
+
+
+def _mean_axis(vectors: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """The axis nearest to unit vectors, whichever way they point; it points towards left, posterior or superior."""
+    # The sum of outer products in a fixed order of its entries does not know a vector from its opposite.
+    _, axes = np.linalg.eigh(sum(np.outer(v, v) for v in vectors))
+    mean = axes[:, -1]
+    wanted = np.array([DIRECTIONS[letter] for letter in _ORIENTATION])
+    nearest = int(np.abs(wanted @ mean).argmax())
+    return np.asarray(mean * np.sign(wanted[nearest] @ mean))
+
+
+def _frame(normal: NDArray[np.float64], grids: Sequence[Grid]) -> NDArray[np.float64]:
+    """Three directions (RAS), in the order of LPS, of which one is the normal and two are those most slices have.
+
+    In the plane, volumes agree in the angle of their rows modulo a quarter turn, however they are stored.
+    """
+    wanted = np.array([DIRECTIONS[letter] for letter in _ORIENTATION])
+    along = int(np.abs(wanted @ normal).argmax())
+    first, second = (k for k in range(3) if k != along)
+    right = wanted[first] - (wanted[first] @ normal) * normal
+    right /= np.linalg.norm(right)
+    down = wanted[second] - (wanted[second] @ normal) * normal
+    down -= (down @ right) * right
+    down /= np.linalg.norm(down)
+    turns = 0j
+    for grid in grids:
+        axes = axis_directions(grid)
+        across = [axis for axis in range(3) if axis != int(np.abs(axes @ normal).argmax())]
+        for axis in across:
+            turns += complex(axes[axis] @ right, axes[axis] @ down) ** 4
+    angle = float(np.angle(turns)) / 4
+    directions = np.empty((3, 3))
+    directions[along] = normal
+    directions[first] = math.cos(angle) * right + math.sin(angle) * down
+    directions[second] = math.cos(angle) * down - math.sin(angle) * right
+    return directions
+
+
+def check_sizes(grids: Mapping[str, Grid], options: PreprocessingOptions) -> bool:
+    """Whether the size of a voxel is known.
+
+    Raises:
+        UserError: In some volumes only, and no option makes that unimportant.
+    """
+    unknown = [name for name, grid in grids.items() if not grid.size_known]
+    if unknown and len(unknown) < len(grids) and not options.fit:
+        raise UserError(
+            f"the size of a voxel is known in {len(grids) - len(unknown)} volumes and unknown in {len(unknown)} "
+            f"({_some(unknown)}: form codes of 0, or an identity matrix without a unit); state it with --voxel_size "
+            "X,Y,Z in mm, or leave those out"
+        )
+    return not unknown
 
 
 @dataclass(frozen=True)
@@ -145,9 +365,8 @@ class _View:
     axes: tuple[int, int]
 
     @classmethod
-    def of(cls, grid: Grid, along: int | None) -> _View:
-        chosen = slice_axis(grid) if along is None else along
-        first, second = (axis for axis in range(3) if axis != chosen)
+    def of(cls, grid: Grid, slicing: Slicing) -> _View:
+        _, first, second = slicing.axes(grid)
         return cls(
             (grid.shape[first], grid.shape[second]), (grid.spacing[first], grid.spacing[second]), (first, second)
         )
@@ -162,22 +381,14 @@ class _View:
         return 1.0 if known else self.longer
 
 
-def _usual(grids: Iterable[Grid], axis: int | None, orientation: str) -> dict[str, Any]:
-    """How the slices of most images lie and are spaced, once turned."""
-    plain = Preprocessing(size=(MULTIPLE, MULTIPLE), slice_axis=axis, orientation=orientation)
-    axes: Counter[int] = Counter()
-    spacings = []
-    for grid in grids:
-        along, down, right = slice_geometry(grid, plain)[0].axes
-        letters = axis_letters(grid.affine) if orientation else ""
-        axes[place_of_letter(letters[along], orientation) if letters else along] += 1
-        spacings.append((grid.spacing[down], grid.spacing[right]))
-    first, second = np.median(spacings, axis=0)
-    return {"usual_axis": axes.most_common(1)[0][0], "usual_spacing": (round(float(first), 4), round(float(second), 4))}
-
-
 def _needed(
-    dataset: DataSet, cases: Sequence[Case], views: Sequence[_View], *, known: bool, axis: int | None
+    dataset: DataSet,
+    cases: Sequence[Case],
+    views: Sequence[_View],
+    slicing: Slicing,
+    grids: Mapping[str, Grid],
+    *,
+    known: bool,
 ) -> tuple[float, str]:
     """Side of the square that slices should show, in mm or in longer sides, and why."""
     views_in_units = [view.longer / view.unit(known=known) for view in views]
@@ -186,11 +397,10 @@ def _needed(
     for case in cases:
         if case.label is None:
             raise UserError(f"{dataset.name}: case {case.name} has no label, but is named as labelled")
-        classes, affine = read_label(case.label, dataset.labels)
-        x, y, z = classes.shape
-        view = _View.of(Grid((x, y, z), affine), axis)
-        for axis_, voxels, side in zip(view.axes, view.voxels, view.spacing, strict=True):
-            where = np.flatnonzero(classes.any(axis=tuple(a for a in range(3) if a != axis_)))
+        classes, _ = read_label(case.label, dataset.labels)
+        view = _View.of(grids.get(case.name) or read_grid(case.image), slicing)
+        for axis, voxels, side in zip(view.axes, view.voxels, view.spacing, strict=True):
+            where = np.flatnonzero(classes.any(axis=tuple(a for a in range(3) if a != axis)))
             if len(where):
                 # Twice the distance from the centre, because slices are cropped around it.
                 furthest = 2 * max(abs(float(w) - (voxels - 1) / 2) + 0.5 for w in (where[0], where[-1]))
@@ -218,21 +428,5 @@ def _pixels(needed: float, spacing: float, fit: int, *, known: bool, views: Sequ
     return share * fit
 
 
-def _slice_words(grids: Sequence[Grid], axis: int | None) -> str:
-    if axis is not None:
-        return f"slices along axis {axis}, as given"
-    found = Counter(slice_axis(grid) for grid in grids)
-    words = ", ".join(f"axis {axis} in {count} of {len(grids)} volumes" for axis, count in sorted(found.items()))
-    steps = sorted(grid.spacing[slice_axis(grid)] for grid in grids)
-    return f"slices along the axis of largest spacing ({words}; {steps[0]:.3g} to {steps[-1]:.3g} mm), kept as they are"
-
-
-def _orientation(grids: Sequence[Grid], options: PreprocessingOptions, *, known: bool) -> tuple[str, str]:
-    if options.orientation == "stored":
-        return "", "images are taken in the direction they are stored in, as given"
-    letters = Counter(axis_letters(grid.affine) for grid in grids)
-    if not known or "" in letters:
-        what = "the affines say nothing about sides" if not known else f"{letters['']} volumes are oblique by over 30°"
-        return "", f"images are taken in the direction they are stored in: {what}"
-    most, count = letters.most_common(1)[0]
-    return most, f"{count} of {len(grids)} volumes are stored in the direction {most}; any that is not is turned to it"
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from ssl_medseg.io.volume import Grid, Volume, import_extra
+from ssl_medseg.io.volume import Volume, import_extra
 from ssl_medseg.preprocessing.geometry import (
     Geometry,
     is_inside,
@@ -22,6 +22,9 @@ from ssl_medseg.preprocessing.geometry import (
 )
 from ssl_medseg.preprocessing.settings import Preprocessing
 
+_MOSTLY = 0.9
+_LEAST_AREA = 0.5
+"""Share of a structure's area that must be left after resampling; less is reported."""
 _LEVELS = (50, 50, 50, 50)
 _THRESHOLD = 0.001
 
@@ -73,6 +76,11 @@ def prepare(volume: Volume, p: Preprocessing) -> Prepared:
     Raises:
         UserError: voxels that are no numbers, or intensities without a range; the message names the file.
     """
+    if p.spacing is not None and not volume.grid.size_known:
+        raise UserError(
+            f"{volume.image.path}: the header does not state the size of a voxel, and pixels are to be resampled to "
+            f"{p.spacing[0]:g} mm; expected a size. State it with --voxel_size X,Y,Z in mm along the axes of the file"
+        )
     geometry, notes = slice_geometry(volume.grid, p)
     array, filled = _finite(volume, p)
     if p.n4:
@@ -84,19 +92,47 @@ def prepare(volume: Volume, p: Preprocessing) -> Prepared:
     return Prepared(pixels[:, None], geometry, (*volume.warnings, *filled, *notes))
 
 
-def prepare_label(
-    classes: NDArray[np.uint8], affine: NDArray[np.float64], p: Preprocessing
-) -> tuple[Tensor, NDArray[np.float64]]:
-    """The label of a volume as slices, by nearest neighbour, on the pixels of `prepare`.
+def prepare_label(classes: NDArray[np.uint8], geometry: Geometry) -> tuple[Tensor, NDArray[np.float64]]:
+    """The label of a volume as slices, by nearest neighbour.
+
+    Args:
+        classes: ``[X, Y, Z]``, on the grid of the volume.
+        geometry: Of the volume's slices.
 
     Returns:
         uint8 ``[S, H, W]``; and per class, 0 to the largest of the label, the share of its voxels that lie outside the
         slices (float64; 0 where it has none).
     """
-    x, y, z = classes.shape
-    geometry, _ = slice_geometry(Grid((x, y, z), affine), p)
     slices = np.ascontiguousarray(geometry.to_slices(classes))
     return to_nearest_pixels(torch.from_numpy(slices), geometry), share_outside(slices, geometry)
+
+
+def erased_structures(classes: NDArray[np.uint8], pixels: Tensor, geometry: Geometry) -> dict[int, tuple[int, int]]:
+    """Structures that resampling removes from the slices, in whole or for the most part.
+
+    Args:
+        classes: ``[X, Y, Z]``, the label.
+        pixels: ``[S, H, W]``, what `prepare_label` made of it.
+        geometry: Of the slices.
+
+    Returns:
+        Class -> voxels that the slices show and pixels that are left, of every structure of which less than half of the
+        area is left.
+    """
+    inside = [is_inside(geometry, axis) for axis in (0, 1)]
+    shown = np.bincount(geometry.to_slices(classes)[:, inside[0]][:, :, inside[1]].ravel(), minlength=256)
+    left = np.bincount(pixels.numpy().ravel(), minlength=256)
+    area = geometry.step[0] * geometry.step[1]
+    return {
+        number: (int(shown[number]), int(left[number]))
+        for number in range(1, 256)
+        if shown[number] and left[number] * area < _LEAST_AREA * shown[number]
+    }
+
+
+def erased_words(name: str, voxels: int, pixels: int) -> str:
+    """``seed: 0 pixels of 2 voxels are left``."""
+    return f"{name}: {pixels:,} pixels of {voxels:,} voxels are left"
 
 
 def share_outside(slices: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.float64]:
@@ -131,11 +167,26 @@ def _finite(volume: Volume, p: Preprocessing) -> tuple[NDArray[np.float32], tupl
 def _scaled(array: NDArray[np.float32], volume: Volume, p: Preprocessing) -> NDArray[np.float32]:
     low, high = np.percentile(array, p.percentiles)
     if not high > low:
+        most = float(np.mean(array == low))
         raise UserError(
             f"{volume.image.path}: percentiles {p.percentiles[0]:g} and {p.percentiles[1]:g} of its intensities are "
-            f"both {low:g}, so there is nothing to scale by; expected more than one grey value. Is it empty?"
+            f"the same; {nothing_to_scale(float(low), most)}"
         )
     return np.asarray((array - np.float32(low)) / np.float32(high - low))
+
+
+def nothing_to_scale(value: float, share: float) -> str:
+    """Clause about a volume most of whose voxels have one value, with what to do.
+
+    >>> nothing_to_scale(0.0, 0.992)
+    '99.2 % of the voxels are 0: train with a higher percentile, such as --high 99.92'
+    """
+    if share >= 1:
+        return f"all voxels are {value:g}: the image is empty. Export it again, or leave the case out"
+    if share < _MOSTLY:
+        return f"both percentiles are {value:g}; expected more than one grey value"
+    high = 100 - 10 * (1 - share)
+    return f"{100 * share:.3g} % of the voxels are {value:g}: train with a higher percentile, such as --high {high:.4g}"
 
 
 def _smoothed(slices: NDArray[np.float32], geometry: Geometry) -> NDArray[np.float32]:

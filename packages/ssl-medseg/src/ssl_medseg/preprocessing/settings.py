@@ -6,7 +6,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from contrastive_core.errors import UserError
+
+DIRECTIONS = {
+    "L": (-1.0, 0.0, 0.0), "R": (1.0, 0.0, 0.0), "P": (0.0, -1.0, 0.0), "A": (0.0, 1.0, 0.0), "S": (0.0, 0.0, 1.0),
+    "I": (0.0, 0.0, -1.0),
+}  # fmt: skip
+"""Letter -> unit vector in RAS."""
+
+_TILTED = np.cos(np.deg2rad(30))
 
 MULTIPLE = 32
 """Slices are a multiple of this many pixels high and wide: a U-Net of six levels halves them five times."""
@@ -22,31 +33,32 @@ class Preprocessing:
         spacing: height and width in mm that pixels are resampled to. None: see `fit`.
         fit: without `spacing`, for images whose spacing is unknown: the longer side of the image becomes this many
             pixels; 0 leaves the pixels as they are.
-        slice_axis: the axis of the file that slices are counted along. None: of each volume the axis with the largest
-            spacing.
-        orientation: letters of the directions in which the axes of the training images grow, such as ``LPS``; images
-            stored otherwise are flipped and turned to it. Empty: all are taken as they are stored.
+        slice_axis: Axis that slices are counted along in every volume: of `directions` where there are any, else of the
+            file.
+        orientation: Letters of the directions in which the axes of a volume grow once it is turned, such as ``LPS``.
+            Empty: see `frame`.
+        frame: Without `orientation`, for oblique volumes: unit vectors (RAS) along which the axes grow once a volume is
+            turned. None: volumes are taken as they are stored.
         percentiles: of a volume's intensities, which become 0 and 1; values beyond them are kept.
         antialias: smooth an image before its pixels are made larger, by sigma = (factor - 1) / 2 pixels.
         n4: correct the bias field with N4 (extra ``simpleitk``).
         n4_shrink: estimate that field on every n-th voxel; the released code uses 1, which takes minutes per volume.
         fill_nan: replace voxels that are no numbers by the smallest number of the image, instead of refusing it.
-        usual_axis: along which slices lie in most training images, once these are turned; only for programs that cannot
-            look at every image, as an exported bundle.
-        usual_spacing: of a pixel in most training images, in mm; likewise.
+        usual_spacing: Height and width of a pixel in most training images, in mm; only for programs that cannot look at
+            every image, such as an exported bundle.
     """
 
     size: tuple[int, int]
     spacing: tuple[float, float] | None = None
     fit: int = 0
-    slice_axis: int | None = None
+    slice_axis: int = 2
     orientation: str = ""
+    frame: tuple[tuple[float, float, float], ...] | None = None
     percentiles: tuple[float, float] = (1.0, 99.0)
     antialias: bool = True
     n4: bool = False
     n4_shrink: int = 4
     fill_nan: bool = False
-    usual_axis: int = 2
     usual_spacing: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -56,14 +68,27 @@ class Preprocessing:
             f"spacing {self.spacing}, expected mm above 0": self.spacing is not None and min(self.spacing) <= 0,
             f"fit {self.fit}, expected pixels, or 0": self.fit < 0,
             "both spacing and fit, expected one of them": self.spacing is not None and self.fit > 0,
-            f"slice_axis {self.slice_axis}, expected 0, 1 or 2": self.slice_axis not in (None, 0, 1, 2),
+            f"slice_axis {self.slice_axis}, expected 0, 1 or 2": self.slice_axis not in (0, 1, 2),
             f"orientation {self.orientation!r}, expected letters such as 'LPS'": not _is_orientation(self.orientation),
+            "both orientation and frame, expected one of them": bool(self.orientation) and self.frame is not None,
             f"percentiles {self.percentiles}, expected 0 <= low < high <= 100": not 0 <= low < high <= 100,
             f"n4_shrink {self.n4_shrink}, expected at least 1": self.n4_shrink < 1,
         }
         for problem, holds in wrong.items():
             if holds:
                 raise UserError(f"preprocessing has {problem}")
+
+    @property
+    def directions(self) -> NDArray[np.float64] | None:
+        """Float64 [3, 3], row k the unit vector (RAS) along which axis k of a turned volume grows; None: as stored."""
+        if self.frame is not None:
+            return np.array(self.frame)
+        return np.array([DIRECTIONS[letter] for letter in self.orientation]) if self.orientation else None
+
+    @property
+    def plane(self) -> str:
+        """Name of the plane of the slices: ``axial``, ``coronal``, ``sagittal``, ``oblique axial`` and so on."""
+        return "" if self.directions is None else plane_of(self.directions[self.slice_axis])
 
     def to_json(self) -> dict[str, Any]:
         """For JSON; `from_json` reads it."""
@@ -80,9 +105,17 @@ class Preprocessing:
             known = dict(content)
             for name in ("size", "percentiles", "spacing", "usual_spacing"):
                 known[name] = None if known[name] is None else tuple(known[name])
+            known["frame"] = None if known["frame"] is None else tuple(map(tuple, known["frame"]))
             return cls(**known)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"expected the settings of a preprocessing, got {content!r} ({error})") from error
+
+
+def plane_of(direction: NDArray[np.float64]) -> str:
+    """Name of the plane across a direction (RAS)."""
+    shares = np.abs(direction) / np.linalg.norm(direction)
+    name = ("sagittal", "coronal", "axial")[int(shares.argmax())]
+    return name if shares.max() > _TILTED else f"oblique {name}"
 
 
 def _is_orientation(letters: str) -> bool:

@@ -21,7 +21,7 @@ from ssl_medseg.evaluation.results import CaseScores, Evaluation
 from ssl_medseg.evaluation.summary import case_dice
 from ssl_medseg.evaluation.text import number
 from ssl_medseg.io import Volume, read_volume
-from ssl_medseg.preprocessing.geometry import slice_axis
+from ssl_medseg.preprocessing.geometry import display_axis
 
 _ENDS = (("L", "R"), ("P", "A"), ("I", "S"))  # at smaller and greater coordinates, RAS+
 _PLANES = ("sagittal", "coronal", "axial")
@@ -324,7 +324,7 @@ def case_sheets(evaluation: Evaluation, dataset: DataSet, folder: Path) -> Itera
             image=volume.array,
             masks={"truth": truth, "predicted": predicted},
             structures=evaluation.structures,
-            view=view(grid.affine, slice_axis(grid), known=grid.spacing_known),
+            view=view(grid.affine, display_axis(grid), known=grid.place_known),
         )
         yield which, sheet_figure(sheet)
 
@@ -361,12 +361,11 @@ def mask_sheet(
         image=volume.array,
         masks={"predicted": classes},
         structures=structures,
-        view=view(grid.affine, slice_axis(grid), known=grid.spacing_known),
+        view=view(grid.affine, display_axis(grid), known=grid.place_known),
     )
     return sheet_figure(sheet, slices=slices)
 
 
 def _amount(voxels: int, volume: Volume) -> str:
-    if not volume.grid.spacing_known:
-        return f"{voxels:,} voxels"
-    return f"{voxels * abs(float(np.linalg.det(volume.affine[:3, :3]))) / 1000:.1f} mL"
+    each = volume.grid.millilitres
+    return f"{voxels:,} voxels" if each is None else f"{voxels * each:.1f} mL"

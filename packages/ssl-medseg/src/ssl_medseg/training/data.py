@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from contrastive_core.training import Run
 from ssl_medseg.datasets import DataOptions, Split, open_split
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.preprocessing import Preprocessing, PreprocessingOptions, choose_preprocessing
-from ssl_medseg.preprocessing.cases import PreparedCase, prepare_cases, read_truth, share_lost
+from ssl_medseg.preprocessing.cases import PreparedCase, erased_notes, prepare_cases, read_truth, share_lost
+from ssl_medseg.preprocessing.prepare import erased_words
 from ssl_medseg.training.slices import SliceSet, stack_slices
 from ssl_medseg.training.validation import Validation
+
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,28 @@ class TrainingData:
         slices = stack_slices(self.labelled)
         shown = slices.presence(len(self.labels)).any(0).tolist()
         missing = [name for name, seen in zip(self.labels.names, shown, strict=True) if not seen]
+        erased = self._erased(missing)
+        if erased:
+            raise UserError(
+                f"resampling to the pixels of the slices removes {', '.join(missing)} from the labels ({erased}); "
+                "expected slices that show every structure. Take smaller pixels (--spacing) or larger slices (--size)"
+            )
         if missing:
             raise UserError(
                 f"none of the {len(slices)} labelled slices ({', '.join(slices.names[:5])}) shows {', '.join(missing)}"
                 "; expected every structure of the label map. Label cases that have it, or take it out of the map"
             )
         return slices
+
+    def _erased(self, missing: Sequence[str]) -> str:
+        """What is left of the structures that no slice shows, if labels have them; else nothing."""
+        found = [
+            f"{case.name}: {erased_words(self.labels.names[number], *counts)}"
+            for case in self.labelled
+            for number, counts in case.erased.items()
+            if self.labels.names[number] in missing
+        ]
+        return "; ".join(found[:_SHOWN]) + ("; ..." if len(found) > _SHOWN else "")
 
     def validate_with(self, run: Run) -> Validation | None:
         """The validation of a run, if there are cases for it."""
@@ -104,13 +124,13 @@ def open_training_data(
         ):
             coarser = replace(preprocessing, size=largest)
             chosen, reasons = choose_preprocessing(dataset, seen, labelled=parts.labelled, options=coarser)
-    notes = [f"{dataset.name}: {_counts(parts)}", *reasons]
+    notes = [f"{dataset.name}: {_counts(parts)}", *(f"warning: {note}" for note in dataset.notes), *reasons]
     labelled = prepare_cases(dataset, parts.labelled, chosen, labels=True, cache=cache)
     rest = prepare_cases(dataset, parts.unlabelled if unlabelled else (), chosen, labels=False, cache=cache)
     validation = prepare_cases(dataset, parts.validation, chosen, labels=False, cache=cache)
-    notes += share_lost(labelled, dataset.labels.names)
+    notes += [*share_lost(labelled, dataset.labels.names), *erased_notes(labelled, dataset.labels.names)]
     notes += [f"{case.name}: {note}" for case in [*labelled, *rest, *validation] for note in case.notes]
-    truths = [read_truth(dataset, dataset.case(case.name), case.geometry.grid)[0] for case in validation]
+    truths = [read_truth(dataset, dataset.case(case.name), case.geometry.grid) for case in validation]
     return TrainingData(dataset.labels, chosen, labelled, rest, validation, truths, notes)
 
 

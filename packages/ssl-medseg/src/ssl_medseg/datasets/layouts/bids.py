@@ -13,7 +13,6 @@ from ssl_medseg.datasets.layouts.listing import Entry, Listing
 from ssl_medseg.datasets.options import DataOptions
 from ssl_medseg.io.file_types import is_image, stem
 from ssl_medseg.io.label_map import LabelMap, read_label_map
-from ssl_medseg.io.volume import ImageFile
 
 LABEL_SUFFIX = "dseg"
 # What a label's name may say beyond its image's.
@@ -57,10 +56,16 @@ def list_bids(root: Path, options: DataOptions) -> Listing:
             title = f"{stem(image.path)} has several labels: leave one, or list the cases in a CSV file"
             findings.append(Finding("error", "several_labels", title, [Item([m.path.name for m in matching])]))
         label = matching[0].path if matching else None
-        file = ImageFile(image.path, channel=options.channel, frame=options.frame)
+        file = options.image(image.path)
         entries.append(Entry(stem(image.path), file, label, "training", patient=f"sub-{dict(image.entities)['sub']}"))
     others = [label.path for label in labels if label.path not in used]
-    return Listing(root.resolve().name, root, "bids", entries, _own_map(root), others, findings=findings)
+    unchosen = [file.path for file in images if file not in chosen]
+    if unchosen and options.suffix is not None:
+        title = f"{several(len(unchosen), 'image')} with other suffixes than {options.suffix}, left out as you say"
+        findings.append(Finding("note", "other_suffix", title))
+    return Listing(
+        root.resolve().name, root, "bids", entries, _own_map(root), others, findings=findings, set_aside=unchosen
+    )
 
 
 def is_bids(root: Path) -> bool:

@@ -11,7 +11,6 @@ from ssl_medseg.datasets.layouts.listing import Entry, Listing
 from ssl_medseg.datasets.options import DataOptions
 from ssl_medseg.io.file_types import images_in, stem
 from ssl_medseg.io.label_map import label_map_of, read_json
-from ssl_medseg.io.volume import ImageFile
 
 # Lists whose images need no label. `validation` is what MONAI's tutorials call a second list of labelled images.
 _LISTS = {"training": False, "validation": False, "unlabeled": True, "unlabelled": True, "test": True}
@@ -75,7 +74,7 @@ def _entry(root: Path, item: Any, part: str, file: Path, options: DataOptions) -
     path = root / image
     return Entry(
         name=stem(path),
-        image=ImageFile(path, channel=options.channel, frame=options.frame),
+        image=options.image(path),
         label=root / label if label else None,
         listed="unlabelled" if part == "unlabeled" else part,
         is_unlabelled=_LISTS[part],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from contrastive_core.errors import UserError
@@ -12,7 +14,7 @@ from ssl_medseg.datasets.layouts.folders import IMAGES, UNLABELLED, list_folders
 from ssl_medseg.datasets.layouts.listing import Listing
 from ssl_medseg.datasets.layouts.nnunet import has_channel_suffix, list_nnunet
 from ssl_medseg.datasets.options import DataOptions
-from ssl_medseg.io.file_types import images_in
+from ssl_medseg.io.file_types import images_in, is_companion, is_image, is_series, why_unread
 from ssl_medseg.io.label_map import read_json
 
 _LISTERS: dict[str, Callable[[Path, DataOptions], Listing]] = {
@@ -43,7 +45,35 @@ def list_files(source: Path, options: DataOptions) -> Listing:
         source /= "dataset.json"
     elif layout in ("nnunet", "bids", "folders") and source.is_file():
         source = source.parent
-    return _LISTERS[layout](source, options)
+    listing = _LISTERS[layout](source, options)
+    return replace(listing, unused=list(_unused(listing)))
+
+
+def _unused(listing: Listing) -> Iterator[tuple[Path, str]]:
+    """Files in the data set's folder that hold images or seem to, and that the layout does not claim."""
+    claimed = {entry.image.path for entry in listing.entries} | {entry.label for entry in listing.entries}
+    claimed |= {*listing.labels_without_image, *listing.unlisted, *listing.set_aside}
+    beside = {path.parent for path in claimed if path is not None} | {listing.root / name for name in IMAGES}
+    # A CSV file may lie anywhere; only the folders that it names are its data set's.
+    named = [(folder, list[str](), [path.name for path in folder.iterdir()]) for folder in beside if folder.is_dir()]
+    places = sorted(named) if listing.layout == "csv" else os.walk(listing.root)
+    for place, inside, names in places:
+        folder = Path(place)
+        is_ours = any(name in names for name in ("predictions.json", "config.yaml", "model.json"))
+        inside[:] = [] if is_ours or folder in claimed else sorted(n for n in inside if not n.startswith("."))
+        if is_ours or folder in claimed:
+            continue
+        if folder != listing.root and is_series(folder):
+            yield folder, "a DICOM series that the layout does not use"
+            continue
+        for name in sorted(names):
+            path = folder / name
+            if path in claimed or path.is_dir() or is_companion(path):
+                continue
+            if is_image(path) and path.exists():
+                yield path, "an image that the layout does not use"
+            elif folder in beside and (reason := why_unread(path)):
+                yield path, reason
 
 
 def _recognised(source: Path) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from contrastive_core.app.checks import Finding, Item
 from contrastive_core.errors import UserError
 from ssl_medseg.datasets.layouts.listing import Entry, Listing
 from ssl_medseg.datasets.options import DataOptions
 from ssl_medseg.io.file_types import images_in, stem
 from ssl_medseg.io.label_map import LabelMap, read_label_map
 from ssl_medseg.io.tables import read_table, whole_number
-from ssl_medseg.io.volume import ImageFile
 
 IMAGES = ("images", "image", "imagesTr")
 LABELS = ("labels", "label", "masks", "labelsTr")
@@ -27,17 +27,36 @@ def list_folders(root: Path, options: DataOptions) -> Listing:
     A label may be called as its image is with ``_label``, ``_seg``, ``_mask`` or ``_gt`` behind; ``_image`` at the end
     of an image is not part of the name. What the values mean is read from labels.json, labels.csv or labels.tsv.
     """
-    label_of = {_short(path, _LABEL_ENDINGS): path for path in _all(root, LABELS)}
+    labels: dict[str, list[Path]] = {}
+    for path in _all(root, LABELS):
+        if not (path.parent / "predictions.json").is_file():  # masks that `predict` has written
+            labels.setdefault(_short(path, _LABEL_ENDINGS), []).append(path)
+    label_of = {name: paths[0] for name, paths in labels.items()}
+    several_labels = [
+        Finding(
+            "error", "several_labels", f"{name} has several labels: leave one, or list the cases in a CSV file",
+            [Item([path.relative_to(root).as_posix() for path in paths])],
+        )
+        for name, paths in labels.items()
+        if len(paths) > 1
+    ]  # fmt: skip
     entries = []
     for path in _all(root, IMAGES):
         name = _short(path, _IMAGE_ENDINGS)
-        image = ImageFile(path, channel=options.channel, frame=options.frame)
+        image = options.image(path)
         entries.append(Entry(name, image, label_of.pop(name, None), "training"))
     for path in _all(root, UNLABELLED):
-        image = ImageFile(path, channel=options.channel, frame=options.frame)
+        image = options.image(path)
         entries.append(Entry(_short(path, _IMAGE_ENDINGS), image, None, "unlabelled", is_unlabelled=True))
     return Listing(
-        root.resolve().name, root, "folders", entries, own_label_map(root), labels_without_image=list(label_of.values())
+        root.resolve().name,
+        root,
+        "folders",
+        entries,
+        own_label_map(root),
+        labels_without_image=list(label_of.values()),
+        findings=several_labels,
+        set_aside=[path for paths in labels.values() for path in paths[1:]],
     )
 
 
@@ -79,10 +98,10 @@ def _entry(row: dict[str, str], file: Path, options: DataOptions) -> Entry:
         raise UserError(f"{file}: found a row without an image ({row}), expected a path in each; remove the row")
     path = file.parent / row["image"]
     name = row.get("case") or stem(path)
-    image = ImageFile(
+    image = options.image(
         path,
-        channel=whole_number(row, "channel", file) if row.get("channel") else options.channel,
-        frame=whole_number(row, "frame", file) if row.get("frame") else options.frame,
+        channel=whole_number(row, "channel", file) if row.get("channel") else None,
+        frame=whole_number(row, "frame", file) if row.get("frame") else None,
     )
     part = row.get("split", "").lower()
     listed = "unlabelled" if part in UNLABELLED else part

@@ -46,6 +46,8 @@ class Listing:
         unlisted: images the data set has no entry for.
         channels: names of the channels of every image, empty if the data set does not say.
         findings: what is wrong beside all that.
+        set_aside: Images of the data set that are left out on purpose: other channels, other kinds.
+        unused: Files that hold images or seem to, and are not read: path and reason.
     """
 
     name: str
@@ -57,3 +59,5 @@ class Listing:
     unlisted: Sequence[Path] = ()
     channels: Sequence[str] = ()
     findings: Sequence[Finding] = field(default=())
+    set_aside: Sequence[Path] = ()
+    unused: Sequence[tuple[Path, str]] = ()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from ssl_medseg.datasets.layouts.listing import Entry, Listing
 from ssl_medseg.datasets.options import DataOptions
 from ssl_medseg.io.file_types import images_in, stem
 from ssl_medseg.io.label_map import label_map_of, read_json
-from ssl_medseg.io.volume import ImageFile
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})$")
 
@@ -33,17 +33,20 @@ def list_nnunet(root: Path, options: DataOptions) -> Listing:
     entries: list[Entry] = []
     left_over: list[Path] = []
     numbers: set[int] = set()
+    every: list[Path] = []
     for part, images, labels in (("training", "imagesTr", "labelsTr"), ("test", "imagesTs", "labelsTs")):
         files = _by_case(root / images, findings)
         numbers.update(number for channels in files.values() for number in channels)
         label_of = {stem(path): path for path in images_in(root / labels, series=False)}
         for name, channels in files.items():
             label = label_of.pop(name, None)
-            image = ImageFile(_chosen(channels, options), frame=options.frame)
+            image = replace(options.image(_chosen(channels, options)), channel=None)
             entries.append(Entry(name, image, label, part, is_unlabelled=part == "test"))
         left_over += label_of.values()
+        every += [path for channels in files.values() for path in channels.values()]
         findings += _without_channel(files, options)
     names = channel_names(content)
+    findings += _contradictions(content, names, numbers, every)
     return Listing(
         name=str(content.get("name") or root.name),
         root=root,
@@ -53,6 +56,7 @@ def list_nnunet(root: Path, options: DataOptions) -> Listing:
         labels_without_image=left_over,
         channels=[names[n] if n < len(names) else f"{n:04}" for n in sorted(numbers)],
         findings=findings,
+        set_aside=every,
     )
 
 
@@ -82,7 +86,27 @@ def _chosen(channels: Mapping[int, Path], options: DataOptions) -> Path:
     return channels.get(number, next(iter(channels.values())))
 
 
+def _contradictions(
+    content: Mapping[str, Any], names: Sequence[str], numbers: set[int], files: Sequence[Path]
+) -> Iterator[Finding]:
+    """What dataset.json states otherwise than the names of the files."""
+    if names and numbers and len(names) != max(numbers) + 1:
+        found = ", ".join(f"_{number:04}" for number in sorted(numbers))
+        title = f"dataset.json names {several(len(names), 'channel')} ({', '.join(names)}), and the files have {found}"
+        yield Finding("warning", "channel_names", title)
+    ending = content.get("file_ending")
+    others = [path.name for path in files if isinstance(ending, str) and not path.name.endswith(ending)]
+    if others:
+        title = f"{several(len(others), 'file')} without the ending {ending} that dataset.json states"
+        yield Finding("warning", "file_ending", title, [Item(others)])
+
+
 def _without_channel(files: Mapping[str, Mapping[int, Path]], options: DataOptions) -> Iterator[Finding]:
+    most = max(map(len, files.values()), default=0)
+    fewer = [f"{name} ({', '.join(f'_{n:04}' for n in there)})" for name, there in files.items() if len(there) < most]
+    if fewer and options.channel is None:
+        title = f"{several(len(fewer), 'case')} with fewer channels than others, which have {most}"
+        yield Finding("warning", "fewer_channels", title, [Item(fewer)])
     if options.channel is None:
         return
     short = [

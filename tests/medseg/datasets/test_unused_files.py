@@ -1,0 +1,187 @@
+"""Nothing in a data set's folder vanishes: what is not read is named, and patients are not folded silently."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from contrastive_core.errors import UserError
+from ssl_medseg.checks import examine
+from ssl_medseg.datasets import open_dataset
+from tests.medseg.volumes_on_disk import affine, phantom, write_nifti
+
+MATRIX = affine((1.5, 1.5, 6.0), letters="LPS")
+MAP = {"0": "background", "1": "a", "2": "b", "3": "c"}
+
+
+def case(root: Path, name: str, seed: int = 0, *, images: str = "images", labels: str = "labels") -> None:
+    image, classes = phantom((40, 36, 5), seed=seed)
+    for folder, array in ((images, image), (labels, classes)):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        write_nifti(root / folder / f"{name}.nii.gz", array, MATRIX)
+
+
+def folders(root: Path) -> Path:
+    for number in range(2):
+        case(root, f"p{number}", number)
+    (root / "labels.json").write_text(json.dumps(MAP))
+    return root
+
+
+def decathlon(root: Path) -> Path:
+    for number in range(2):
+        case(root, f"p{number}", number, images="imagesTr", labels="labelsTr")
+    listed = [{"image": f"imagesTr/p{n}.nii.gz", "label": f"labelsTr/p{n}.nii.gz"} for n in range(2)]
+    (root / "dataset.json").write_text(json.dumps({"name": "d", "labels": MAP, "training": listed}))
+    return root
+
+
+def nnunet(root: Path) -> Path:
+    for number in range(2):
+        case(root, f"p{number}_0000", number, images="imagesTr", labels="labelsTr")
+        (root / f"labelsTr/p{number}_0000.nii.gz").rename(root / f"labelsTr/p{number}.nii.gz")
+    content = {"channel_names": {"0": "T2"}, "labels": {name: int(v) for v, name in MAP.items()}}
+    (root / "dataset.json").write_text(json.dumps({**content, "file_ending": ".nii.gz"}))
+    return root
+
+
+def bids(root: Path) -> Path:
+    for number in range(2):
+        image, classes = phantom((40, 36, 5), seed=number)
+        folder = root / f"sub-{number:02}" / "anat"
+        folder.mkdir(parents=True)
+        write_nifti(folder / f"sub-{number:02}_T2w.nii.gz", image, MATRIX)
+        write_nifti(folder / f"sub-{number:02}_dseg.nii.gz", classes, MATRIX)
+    (root / "labels_dseg.tsv").write_text("index\tname\n" + "".join(f"{v}\t{n}\n" for v, n in MAP.items()))
+    return root
+
+
+def table(root: Path) -> Path:
+    folders(root)
+    rows = ["image,label", *(f"images/p{n}.nii.gz,labels/p{n}.nii.gz" for n in range(2))]
+    (root / "set.csv").write_text("\n".join(rows) + "\n")
+    return root / "set.csv"
+
+
+@pytest.mark.parametrize("layout", [folders, decathlon, nnunet, bids, table])
+def test_links_that_lead_nowhere_and_kinds_that_are_not_read_are_listed(tmp_path: Path, layout) -> None:
+    source = layout(tmp_path / "data")
+    assert examine(source).unused == 0
+    root = tmp_path / "data"
+    beside = next(path.parent for path in root.rglob("*.nii.gz"))
+    (beside / "gone.nii.gz").symlink_to(tmp_path / "nowhere.nii.gz")
+    (beside / "scan.npz").write_bytes(b"PK")
+    (beside / "part.nii.gz.part").write_bytes(b"x")
+    (beside / "lonely.img").write_bytes(b"x")
+    for name in ("._p0.nii.gz", ".DS_Store", "Thumbs.db", "notes.txt"):
+        (beside / name).write_bytes(b"x")
+    report = examine(source)
+    (finding,) = [found for found in report.findings if found.kind == "not_used"]
+    assert finding.level == "warning"
+    reasons = {Path(name).name: item.detail for item in finding.items for name in item.files}
+    assert set(reasons) == {"gone.nii.gz", "scan.npz", "part.nii.gz.part", "lonely.img"}
+    assert "link to a file that is not there" in reasons["gone.nii.gz"]
+    assert "without its .hdr" in reasons["lonely.img"]
+    assert "2 volumes of 2 patients, 2 with labels; 4 files not used" in report.text()
+    dataset = open_dataset(source)
+    assert any("4 files" in note for note in dataset.notes)
+
+
+@pytest.mark.parametrize("layout", [folders, nnunet, bids, table])
+def test_images_that_the_layout_does_not_claim_are_listed(tmp_path: Path, layout) -> None:
+    source, root = layout(tmp_path / "data"), tmp_path / "data"
+    folder = root / "images" if layout is table else root / "more"
+    folder.mkdir(exist_ok=True)
+    write_nifti(folder / "other.nii.gz", phantom((40, 36, 5), seed=9)[0], MATRIX)
+    (finding,) = [found for found in examine(source).findings if found.kind == "not_used"]
+    assert [Path(name).name for item in finding.items for name in item.files] == ["other.nii.gz"]
+
+
+def test_masks_of_a_run_in_the_folder_are_no_unused_images(tmp_path: Path) -> None:
+    root = folders(tmp_path / "data")
+    (root / "masks").mkdir()
+    write_nifti(root / "masks" / "p0.nii.gz", phantom((40, 36, 5))[1], MATRIX)
+    with pytest.raises(UserError, match=r"p0 has several labels.*\n.*labels/p0\.nii\.gz, masks/p0\.nii\.gz"):
+        open_dataset(root)
+    (root / "masks" / "predictions.json").write_text("{}")
+    assert examine(root).unused == 0
+    assert open_dataset(root).case("p0").label == root / "labels" / "p0.nii.gz"
+
+
+def test_pairs_of_img_and_hdr_are_images(tmp_path: Path) -> None:
+    root = folders(tmp_path / "data")
+    for folder, array in zip(("images", "labels"), phantom((40, 36, 5), seed=5), strict=True):
+        pair = nibabel.Nifti1Pair(array, MATRIX)
+        pair.header.set_xyzt_units("mm")
+        nibabel.save(pair, root / folder / "pair.img")
+    report = examine(root)
+    assert (len(report.looked), report.unused, report.errors) == (3, 0, [])
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        (["prostate_scan_000", "prostate_scan_001", "prostate_scan_002"], "one_patient"),
+        (["heart_time_01", "heart_time_02"], "one_patient"),
+        (["p1_frame01", "p1_frame12", "p2_frame01"], "folded"),
+        (["a", "b"], None),
+    ],
+)
+def test_cases_are_never_folded_into_patients_silently(tmp_path: Path, names: list[str], kind: str | None) -> None:
+    for number, name in enumerate(names):
+        case(tmp_path / "data", name, number)
+    (tmp_path / "data" / "labels.json").write_text(json.dumps(MAP))
+    found = [f for f in examine(tmp_path / "data").findings if f.kind in ("one_patient", "folded")]
+    assert [f.kind for f in found] == ([kind] if kind else [])
+    assert all("--patient_pattern" in f.title for f in found)
+    (tmp_path / "patients.csv").write_text("case,patient\n" + "".join(f"{name},{name}\n" for name in names))
+    report = examine(tmp_path / "data", opening=_patients(tmp_path / "patients.csv"))
+    assert not [f for f in report.findings if f.kind in ("one_patient", "folded")]
+
+
+def _patients(file: Path):
+    from ssl_medseg.datasets import DataOptions
+
+    return DataOptions(patients=file)
+
+
+def test_files_of_one_name_are_named_with_their_folders(tmp_path: Path) -> None:
+    for number, site in enumerate(("siteA", "siteB")):
+        case(tmp_path / site, "001", number)
+    rows = ["image;label", *(f"{s}/images/001.nii.gz;{s}/labels/001.nii.gz" for s in ("siteA", "siteB"))]
+    (tmp_path / "all.csv").write_text("\n".join(rows) + "\n")  # as Excel writes it in half of Europe
+    (tmp_path / "labels.json").write_text(json.dumps(MAP))
+    with pytest.raises(UserError, match=r"siteA/images/001\.nii\.gz, siteB/images/001\.nii\.gz"):
+        open_dataset(tmp_path / "all.csv")
+
+
+def test_a_json_that_disagrees_with_the_files_is_said(tmp_path: Path) -> None:
+    root = nnunet(tmp_path / "data")
+    content = json.loads((root / "dataset.json").read_text())
+    content |= {"channel_names": {"0": "T2", "1": "ADC"}, "file_ending": ".nrrd"}
+    (root / "dataset.json").write_text(json.dumps(content))
+    kinds = {found.kind: found for found in examine(root).findings}
+    assert "2 channels (T2, ADC)" in kinds["channel_names"].title
+    assert len(kinds["file_ending"].items[0].files) == 2
+
+
+def test_channels_of_some_cases_only_are_said(tmp_path: Path) -> None:
+    root = nnunet(tmp_path / "data")
+    write_nifti(root / "imagesTr" / "p0_0001.nii.gz", phantom((40, 36, 5), seed=7)[0], MATRIX)
+    kinds = {found.kind: found for found in examine(root).findings}
+    assert kinds["fewer_channels"].items[0].files == ["p1 (_0000)"]
+
+
+def test_spacings_that_vary_within_a_set_are_said(tmp_path: Path) -> None:
+    for number, step in enumerate((3.0, 3.0, 5.0, 5.0)):
+        case(tmp_path / "data", f"p{number}", number)
+        for folder in ("images", "labels"):
+            path = tmp_path / "data" / folder / f"p{number}.nii.gz"
+            write_nifti(path, np.asarray(nibabel.load(path).dataobj), affine((1.0, 1.0, step), letters="LPS"))
+    (tmp_path / "data" / "labels.json").write_text(json.dumps(MAP))
+    (found,) = [f for f in examine(tmp_path / "data").findings if f.kind == "mixed_spacing"]
+    assert "slices every 3 to 5 mm" in found.title

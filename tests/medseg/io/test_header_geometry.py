@@ -1,0 +1,198 @@
+"""What a header states about the size and place of voxels, and what it leaves unknown."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from contrastive_core.errors import UserError
+from ssl_medseg.io import Grid, ImageFile, grid_difference, read_grid, read_label, read_volume, write_mask
+from ssl_medseg.io.label_map import LabelMap
+from tests.medseg.volumes_on_disk import affine, phantom, write_nifti
+
+LABELS = LabelMap(("background", "a", "b", "c"), (0, 1, 2, 3))
+SHAPE = (12, 14, 10)
+ISOTROPIC = affine((1.0, 1.0, 1.0), letters="LPS")
+PLACES = ("sform_code", "qform_code", "xyzt_units", "pixdim", "srow_x", "srow_y", "srow_z", "quatern_b", "qoffset_x")
+
+
+def image(path: Path, matrix: np.ndarray = ISOTROPIC, **header: object) -> Path:
+    return write_nifti(path, phantom(SHAPE)[0], matrix, **header)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("codes", "unit", "matrix", "known"),
+    [
+        ((1, 1), "mm", ISOTROPIC, True),
+        ((1, 0), "mm", np.eye(4), True),
+        ((0, 1), "mm", np.diag([-1.0, -1.0, 1.0, 1.0]), True),
+        ((1, 1), "unknown", affine((1.25, 1.25, 3.0)), True),
+        ((2, 0), "unknown", np.eye(4), False),
+        ((2, 0), "unknown", np.diag([-1.0, -1.0, 1.0, 1.0]), False),
+        ((2, 0), "unknown", ISOTROPIC, True),  # somebody has set its origin
+        ((0, 0), "mm", affine((1.25, 1.25, 3.0)), False),
+        ((0, 0), "unknown", np.eye(4), False),
+    ],
+)
+def test_a_code_and_a_unit_make_the_size_known(
+    tmp_path: Path, codes: tuple[int, int], unit: str, matrix: np.ndarray, known: bool
+) -> None:
+    path = image(tmp_path / "image.nii.gz", matrix, sform=codes[0], qform=codes[1], units=(unit, "sec"))
+    volume = read_volume(ImageFile(path))
+    assert (volume.grid.size_known, volume.grid.place_known) == (known, known)
+    assert bool(volume.warnings) != known
+    assert (volume.grid.millilitres is None) != known
+
+
+def test_the_user_states_a_size_that_the_file_does_not(tmp_path: Path) -> None:
+    path = image(tmp_path / "image.nii.gz", affine((0.8, 0.8, 3.0)), sform=0, qform=0)
+    assert read_grid(ImageFile(path)).spacing == (1.0, 1.0, 1.0)  # pixdim is not trusted
+    stated = read_grid(ImageFile(path, spacing=(1.0, 1.5, 4.0)))
+    assert (stated.spacing, stated.size_known, stated.place_known) == ((1.0, 1.5, 4.0), True, False)
+    trusted = read_grid(ImageFile(path, trust_pixdim=True))
+    assert (trusted.spacing, trusted.size_known) == ((0.8, 0.8, 3.0), True)
+    known = image(tmp_path / "known.nii.gz", affine((0.8, 0.8, 3.0)))
+    assert read_grid(ImageFile(known, spacing=(1.0, 1.5, 4.0), trust_pixdim=True)).spacing == (0.8, 0.8, 3.0)
+
+
+@pytest.mark.parametrize(("unit", "millimetres"), [("meter", 1000.0), ("micron", 0.001), ("mm", 1.0)])
+def test_other_units_are_converted_and_masks_keep_the_file_s_own(tmp_path: Path, unit: str, millimetres: float) -> None:
+    expected = affine((0.9, 1.1, 4.0), angles=(10, 5, -20))
+    stored = np.diag([1 / millimetres] * 3 + [1.0]) @ expected
+    path = image(tmp_path / "image.nii.gz", stored, units=(unit, "sec"))
+    volume = read_volume(ImageFile(path))
+    np.testing.assert_allclose(volume.affine, expected, rtol=1e-5, atol=1e-4)
+    write_mask(phantom(SHAPE)[1], volume, tmp_path / "mask.nii.gz", LABELS)
+    before, after = (nibabel.load(file).header for file in (path, tmp_path / "mask.nii.gz"))
+    for field in PLACES:
+        np.testing.assert_array_equal(after[field], before[field], err_msg=field)
+    assert grid_difference(read_label(tmp_path / "mask.nii.gz", LABELS)[1], volume.grid) == ""
+
+
+def test_a_unit_that_is_none_of_length_is_refused(tmp_path: Path) -> None:
+    path = image(tmp_path / "image.nii.gz")
+    opened = nibabel.load(path)
+    opened.header["xyzt_units"] = 5
+    nibabel.save(nibabel.Nifti1Image(np.asarray(opened.dataobj), opened.affine, opened.header), path)
+    changed = bytearray(gzip.decompress(path.read_bytes()))
+    changed[123] = 5  # xyzt_units; nibabel may have corrected it
+    path.write_bytes(gzip.compress(bytes(changed)))
+    with pytest.raises(UserError, match=r"image\.nii\.gz.*unit of length with code 5"):
+        read_volume(ImageFile(path))
+
+
+@pytest.mark.parametrize("size", [0.0, -1.5, np.nan, np.inf])
+def test_sizes_that_nibabel_repairs_are_refused(tmp_path: Path, size: float) -> None:
+    path = image(tmp_path / "image.nii.gz")
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[80 + 4 * 2 : 80 + 4 * 2 + 4] = np.float32(size).tobytes()  # pixdim[2]; pixdim starts at byte 76
+    path.write_bytes(gzip.compress(bytes(content)))
+    with pytest.raises(UserError, match=r"image\.nii\.gz: the header states voxels of .*pixdim"):
+        read_volume(ImageFile(path))
+
+
+@pytest.mark.parametrize("sides", [(0.005, 1.0, 1.0), (1.0, 1.0, 60.0), (1000.0, 1000.0, 3000.0)])
+def test_sizes_that_no_scanner_makes_are_refused(tmp_path: Path, sides: tuple[float, float, float]) -> None:
+    path = image(tmp_path / "image.nii.gz", affine(sides))
+    with pytest.raises(UserError, match=r"image\.nii\.gz: the header states voxels of .* mm \(unit: mm\)"):
+        read_grid(ImageFile(path))
+
+
+def test_a_flat_file_gets_a_flat_mask(tmp_path: Path) -> None:
+    array, classes = phantom((20, 24, 1))
+    for name, shape in {"flat": (20, 24), "one slice": (20, 24, 1)}.items():
+        path = write_nifti(tmp_path / f"{name}.nii.gz", array.reshape(shape), affine((1.0, 1.0, 0.001)))
+        volume = read_volume(ImageFile(path))
+        assert volume.array.shape == (20, 24, 1)
+        write_mask(classes, volume, tmp_path / "mask.nii.gz", LABELS)
+        assert nibabel.load(tmp_path / "mask.nii.gz").shape == shape
+        np.testing.assert_array_equal(read_label(tmp_path / "mask.nii.gz", LABELS)[0], classes)
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image, nibabel.Nifti1Pair])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_versions_byte_orders_and_pairs_give_the_same_volume_and_place_of_the_mask(
+    tmp_path: Path, kind: type, order: str
+) -> None:
+    array, classes = phantom(SHAPE)
+    # Half a turn about z has a quaternion whose rounding once made a NIfTI-2 file unreadable.
+    matrix = affine((0.71, 0.93, 3.3), angles=(11, -7, 23), letters="LPS")
+    opened = kind(array.astype(f"{order}i2"), matrix, kind.header_class(endianness=order))
+    opened.set_sform(matrix, 1)
+    opened.set_qform(matrix, 1)
+    opened.header.set_xyzt_units("mm")
+    path = tmp_path / ("image.img" if kind is nibabel.Nifti1Pair else "image.nii.gz")
+    nibabel.save(opened, path)
+    volume = read_volume(ImageFile(path))
+    np.testing.assert_array_equal(volume.array, array.astype(np.int16))
+    np.testing.assert_allclose(volume.affine, matrix, atol=1e-5)
+    write_mask(classes, volume, tmp_path / "mask.nii.gz", LABELS)
+    found, grid = read_label(tmp_path / "mask.nii.gz", LABELS)
+    np.testing.assert_array_equal(found, classes)
+    assert grid_difference(grid, volume.grid) == ""
+    sitk = pytest.importorskip("SimpleITK")
+    read = sitk.ReadImage(str(tmp_path / "mask.nii.gz"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read).T, classes)
+    np.testing.assert_allclose(np.array(read.GetSpacing()), volume.spacing, rtol=1e-5)
+
+
+def _trailing(packed: bytes) -> bytes:
+    return packed + b"garbage"
+
+
+def _members(packed: bytes) -> bytes:
+    raw = gzip.decompress(packed)
+    return gzip.compress(raw[:500]) + gzip.compress(raw[500:])
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("a.nii.gz", _members, ""),
+        ("a.nii.gz", lambda packed: packed + bytes(512), ""),
+        ("a.nii.gz", _trailing, "7 bytes that are not gzip-compressed follow"),
+        ("a.nii.gz", gzip.decompress, r"is not gzip-compressed: rename it to a\.nii"),
+        ("a.nii", bytes, r"is gzip-compressed.*rename it to a\.nii\.gz"),
+        ("a.nii.gz", lambda _: b"", "is empty"),
+        ("a.nii.gz", lambda packed: bytes(len(packed)), "filled with zeros"),
+        ("a.nii.gz", lambda _: b"PK\x03\x04" + bytes(2000), "a ZIP archive: unpack it"),
+        ("a.nii", lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
+        ("a.nii", lambda _: b"<!DOCTYPE html><html>not found</html>", "a web page"),
+        ("a.nii", lambda _: bytes(128) + b"DICM" + bytes(500), "a DICOM file"),
+    ],
+)
+def test_what_a_file_really_is_is_said(tmp_path: Path, name: str, change: object, words: str) -> None:
+    path = image(tmp_path / "b.nii.gz")
+    (tmp_path / name).write_bytes(change(path.read_bytes()))  # type: ignore[operator]
+    if words:
+        with pytest.raises(UserError, match=words):
+            read_volume(ImageFile(tmp_path / name))
+    else:
+        np.testing.assert_array_equal(read_volume(ImageFile(tmp_path / name)).array, phantom(SHAPE)[0])
+
+
+def test_a_label_without_a_place_is_compared_by_its_shape_only_with_images_without_one() -> None:
+    placed, lost = Grid(SHAPE, ISOTROPIC), Grid(SHAPE, np.diag([1.0, 1.0, 2.0, 1.0]), False, False)
+    assert grid_difference(lost, placed) == "it has no geometry of its own"
+    assert grid_difference(placed, lost) == "the image has no geometry of its own"
+    assert grid_difference(lost, Grid(SHAPE, np.eye(4), False, False)) == ""
+    assert grid_difference(Grid(SHAPE, ISOTROPIC, False, False), placed) == ""  # the same affine, without a unit
+    assert "voxels against" in grid_difference(lost, Grid((12, 14, 9), np.eye(4), False, False))
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+def test_itk_files_say_whether_they_know_the_size(tmp_path: Path, ending: str) -> None:
+    sitk = pytest.importorskip("SimpleITK")
+    path = tmp_path / f"image{ending}"
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((4, 20, 24), np.int16)), str(path))
+    assert read_grid(ImageFile(path)).size_known
+    if ending == ".nrrd":
+        path.write_bytes(
+            b"NRRD0004\ntype: short\ndimension: 3\nsizes: 2 3 4\nendian: little\nencoding: raw\n\n" + bytes(48)
+        )
+        assert not read_grid(ImageFile(path)).size_known
+        assert read_grid(ImageFile(path, spacing=(1.0, 1.0, 3.0))).spacing == (1.0, 1.0, 3.0)

@@ -26,7 +26,6 @@ from torch.nn import functional as F
 
 from ssl_medseg.datasets import open_dataset, read_split
 from ssl_medseg.io import read_label
-from ssl_medseg.io.volume import Grid
 from ssl_medseg.models.checkpoint import load_segmenter
 from ssl_medseg.preprocessing.geometry import slice_geometry, to_voxels
 from ssl_medseg.preprocessing.prepare import prepare_label
@@ -245,10 +244,9 @@ def ceiling(model: Path, data: Path, split: Path) -> float:
     for case in dataset.select(read_split(split, dataset).test):
         if case.label is None:
             raise ValueError(f"{data}: the test case {case.name} has no label")
-        classes, affine = read_label(case.label, segmenter.labels)
-        rows, columns, slices = classes.shape
-        geometry, _ = slice_geometry(Grid((rows, columns, slices), affine), segmenter.preprocessing)
-        pixels, _ = prepare_label(classes, affine, segmenter.preprocessing)
+        classes, grid = read_label(case.label, segmenter.labels)
+        geometry, _ = slice_geometry(grid, segmenter.preprocessing)
+        pixels, _ = prepare_label(classes, geometry)
         shares = F.one_hot(pixels.long(), len(segmenter.labels)).permute(0, 3, 1, 2).float()
         back = to_voxels(shares, geometry).argmax(dim=1)
         truth = torch.from_numpy(np.ascontiguousarray(geometry.to_slices(classes)))

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from contrastive_core.errors import UserError
 from ssl_medseg.checks import examine
 from ssl_medseg.cli import main
-from ssl_medseg.datasets import Split, open_dataset, write_split
+from ssl_medseg.datasets import DataOptions, Split, open_dataset, write_split
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.preprocessing.cases import prepare_cases, share_lost
+from ssl_medseg.training.data import open_training_data
 from tests.medseg.broken_set import AFFINE, SHAPE
 from tests.medseg.small_sets import ball, save
 
@@ -72,7 +74,7 @@ def test_slices_derived_from_all_labels_show_them_whole(data: Path, capsys: pyte
     assert not [finding for finding in report.findings if finding.kind == "crop"]
     assert set(report.crop.lost) == {"middle", "beside", "edge"}
     main(["check", str(data)])
-    assert f"training   in slices of {report.crop}" in capsys.readouterr().out
+    assert f"training   in axial slices of {report.crop}" in capsys.readouterr().out
 
 
 def test_of_a_split_the_labelled_cases_decide(data: Path, tmp_path: Path) -> None:
@@ -85,3 +87,46 @@ def test_of_a_split_the_labelled_cases_decide(data: Path, tmp_path: Path) -> Non
     assert report.crop.settings.size <= alone.crop.settings.size
     assert "the labels of 1 volumes" in " ".join(report.crop.reasons)
     assert set(report.crop.lost) == {"middle", "beside", "edge"}  # whoever is cut off, in test too, is said
+
+
+def seeds(root: Path) -> Path:
+    """A small structure of two voxels in labels of fine pixels."""
+    entries = []
+    for number in range(3):
+        image, label = ball(number, (96, 90, 5))
+        label = (label > 0).astype(np.uint8)
+        label[40, 41, 2] = label[50, 43, 3] = 2
+        for folder, array in (("imagesTr", image), ("labelsTr", label)):
+            save(root / folder / f"p{number}.nii.gz", array, np.diag([0.6, 0.6, 4.0, 1.0]))
+        entries.append({"image": f"imagesTr/p{number}.nii.gz", "label": f"labelsTr/p{number}.nii.gz"})
+    content = {"labels": {"0": "background", "1": "prostate", "2": "seed"}, "training": entries}
+    (root / "dataset.json").write_text(json.dumps(content))
+    return root
+
+
+def test_structures_that_resampling_erases_are_reported_with_numbers(tmp_path: Path) -> None:
+    root = seeds(tmp_path)
+    fine = examine(root)
+    assert not [finding for finding in fine.findings if finding.kind == "erased"]
+    report = examine(root, preprocessing=PreprocessingOptions(size=32))
+    (found,) = [finding for finding in report.findings if finding.kind == "erased"]
+    pixel = f"{report.crop.settings.spacing[0]:.3g} mm"
+    assert found.level == "warning"
+    assert pixel in found.title
+    assert {item.files[0]: item.detail for item in found.items} == {
+        f"p{n}": "seed: 0 pixels of 2 voxels are left" for n in range(3)
+    }
+
+
+def test_training_says_what_resampling_erases_and_does_not_blame_the_labels(tmp_path: Path) -> None:
+    root = seeds(tmp_path)
+    dataset = open_dataset(root)
+    write_split(tmp_path / "split.json", Split(labelled=("p0", "p1"), unlabelled=("p2",)), dataset)
+    seen = open_training_data(
+        str(root), tmp_path / "split.json", opening=DataOptions(), preprocessing=PreprocessingOptions(size=32),
+        unlabelled=False, cache=tmp_path / "cache",
+    )  # fmt: skip
+    assert any("p0: resampling" in note and "seed: 0 pixels of 2 voxels" in note for note in seen.notes)
+    with pytest.raises(UserError, match=r"removes seed from the labels \(p0: seed: 0 pixels of 2 voxels") as caught:
+        seen.slices()
+    assert "Label cases" not in str(caught.value)

@@ -146,3 +146,25 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     table.write_text(f"case,image,label\na,{data}/imagesTr/a.nii.gz,{data}/labelsTr/a.nii.gz\n")
     with pytest.raises(UserError, match="lies outside"):
         repair(str(table), tmp_path / "of-table", ["grid"])
+
+
+def test_a_label_without_a_place_takes_the_header_of_its_image(tmp_path: Path) -> None:
+    data = decathlon(tmp_path / "data", ["a", "b", "c"])
+    for name in "abc":
+        image, classes = ball(ord(name), SHAPE)
+        save(data / "imagesTr" / f"{name}.nii.gz", image, affine((1.2, 1.3, 6.0), angles=(5, 9, -12)))
+        save(data / "labelsTr" / f"{name}.nii.gz", classes[: 40 if name != "c" else 39], np.eye(4))
+    nib.save(nib.Nifti1Image(ball(98, SHAPE)[1], None), data / "labelsTr" / "b.nii.gz")  # codes 0
+    (found,) = [finding for finding in examine(data).findings if finding.kind == "grid"]
+    said = {item.files[0]: item.detail for item in found.items}
+    assert "no geometry of its own" in said["a"]
+    assert "--repair header" in said["b"]
+    assert said["c"] == "39 x 36 x 5 voxels against 40 x 36 x 5"
+    done = repair(str(data), tmp_path / "copy", ["header"])
+    assert {change.case: change.fix for change in done.changes if change.done} == {"a": "header", "b": "header"}
+    for name in "ab":
+        image, label = (nib.load(tmp_path / "copy" / folder / f"{name}.nii.gz") for folder in ("imagesTr", "labelsTr"))
+        np.testing.assert_array_equal(label.header["srow_x"], image.header["srow_x"])
+        np.testing.assert_array_equal(np.asarray(label.dataobj), ball(ord(name), SHAPE)[1])
+    (left,) = [finding for finding in examine(tmp_path / "copy").findings if finding.kind == "grid"]
+    assert [item.files for item in left.items] == [["c"]]

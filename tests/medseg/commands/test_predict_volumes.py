@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -12,6 +13,7 @@ import torch
 
 from contrastive_core.errors import UserError
 from ssl_medseg.cli import main
+from ssl_medseg.commands.evaluate import evaluate
 from ssl_medseg.commands.predict import predict
 from ssl_medseg.datasets import DataOptions, open_dataset, open_with
 from ssl_medseg.datasets.splits import Split, write_split
@@ -128,7 +130,7 @@ def test_probabilities_and_file_names_on_request(tmp_path: Path, model: Path) ->
     shape, matrix = GEOMETRIES["flipped"]
     image = write_nifti(tmp_path / "image.nii.gz", phantom(shape)[0], matrix)
     result = predict(str(model), image, tmp_path / "a" / "mask.nii.gz", probabilities=True, device="cpu")
-    assert "1 masks" in str(result)
+    assert "1 mask," in str(result)
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["mask.nii.gz", "mask_probabilities.nii.gz"]
     probabilities = nibabel.load(tmp_path / "a" / "mask_probabilities.nii.gz")
     assert probabilities.shape == (*shape, 4)
@@ -226,3 +228,74 @@ def _geometry(highdicom, series: Path):
     import pydicom
 
     return highdicom.get_volume_from_series([pydicom.dcmread(f) for f in sorted(series.iterdir())]).get_geometry()
+
+
+def test_masks_of_an_earlier_run_are_said_and_not_scored(tmp_path: Path, model: Path) -> None:
+    shape, matrix = GEOMETRIES["oblique"]
+    data = tmp_path / "data"
+    for folder in ("images", "labels", "again"):
+        (data / folder).mkdir(parents=True)
+    values = dict(zip(LABELS.names, LABELS.values, strict=True))
+    (data / "labels.json").write_text(json.dumps(values))
+    for number in range(3):
+        image, classes = phantom(shape, seed=number)
+        write_nifti(data / "images" / f"p{number}.nii.gz", image, matrix)
+        write_nifti(data / "labels" / f"p{number}.nii.gz", LABELS.to_values(classes), matrix)
+    first = predict(str(model), data / "images", tmp_path / "out", device="cpu")
+    assert (first.replaced, first.stale) == (0, ())
+    shutil.copy(data / "images" / "p0.nii.gz", data / "again")
+    (data / "again" / "p1.nii.gz").write_bytes((data / "images" / "p1.nii.gz").read_bytes()[:3000])
+    (data / "again" / "scan.npz").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"p1: .*damaged") as caught:
+        predict(str(model), data / "again", tmp_path / "out", device="cpu")
+    said = str(caught.value)
+    assert "1 mask of an earlier run replaced" in said
+    assert "2 files of an earlier run left as they are, and not scored by evaluate: p1.nii.gz, p2.nii.gz" in said
+    assert "scan.npz: .npz files are not read" in said
+    done = evaluate(tmp_path / "out", str(data), pictures=False)
+    assert [case.case for case in done.evaluation.cases] == ["p0"]
+    assert done.evaluation.missing == ("p1", "p2")
+    assert "in the last one" in done.failed["p1"]
+    assert "of an earlier run" in done.failed["p2"]
+    (tmp_path / "out" / "p0.nii.gz").unlink()
+    with pytest.raises(UserError, match="no mask of the last run of predict"):
+        evaluate(tmp_path / "out", str(data), pictures=False)
+
+
+def test_series_of_one_folder_are_segmented_apart_and_a_bad_one_stops_no_other(tmp_path: Path, model: Path) -> None:
+    pydicom = pytest.importorskip("pydicom")
+    pytest.importorskip("highdicom")
+    from tests.medseg.dicom_series import write_series
+
+    shape, matrix = GEOMETRIES["oblique"]
+    for number, name in enumerate(("t2", "adc", "bad")):
+        write_series(tmp_path / name, phantom(shape, seed=number)[0].round(), matrix)
+        for file in sorted((tmp_path / name).iterdir()):
+            dataset = pydicom.dcmread(file)
+            dataset.SeriesDescription, dataset.SeriesNumber = f"{name} tra", number + 3
+            if name == "t2":
+                del dataset.FrameOfReferenceUID
+            if name == "bad" and file.name == "IM0002":
+                del dataset.ImagePositionPatient
+            dataset.save_as(file)
+            (tmp_path / "study").mkdir(exist_ok=True)
+            shutil.move(file, tmp_path / "study" / f"{name}{file.name}")
+    with pytest.raises(UserError, match=r"1 of 3 .*\n.*study/5_bad-tra: badIM0002 lacks ImagePositionPatient"):
+        predict(str(model), tmp_path / "study", tmp_path / "out", device="cpu")
+    written = {path.name for path in (tmp_path / "out" / "study").iterdir()}
+    assert written == {"3_t2-tra.nii.gz", "4_adc-tra.dcm"}
+    summary = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    notes = {case["image"]: case["notes"] for case in summary["cases"]}
+    assert "t2IM0000 lacks FrameOfReferenceUID" in notes["study/3_t2-tra"][0]
+
+
+def test_volumes_are_in_ml_where_the_size_is_known_alone(tmp_path: Path, model: Path) -> None:
+    matrix = np.diag([1.0, 1.0, 1.0, 1.0])
+    for name, codes in {"known": 1, "unknown": 0}.items():
+        (tmp_path / "images").mkdir(exist_ok=True)
+        write_nifti(tmp_path / "images" / f"{name}.nii.gz", phantom((40, 36, 20))[0], matrix, sform=codes, qform=codes)
+    with pytest.raises(UserError, match=r"unknown: the header does not state the size of a voxel"):
+        predict(str(model), tmp_path / "images", tmp_path / "out", device="cpu")
+    stated = DataOptions(voxel_size=(1.0, 1.0, 1.0))
+    done = predict(str(model), tmp_path / "images", tmp_path / "stated", device="cpu", opening=stated)
+    assert [case.millilitres is not None for case in done.cases] == [True, True]

@@ -106,7 +106,7 @@ def test_an_unlabelled_volume_that_cannot_be_used_stops_it_before_training(data:
     assert last.label is None
     opened = nibabel.load(last.image.path)
     nibabel.save(nibabel.Nifti1Image(np.full(opened.shape, 7.0), opened.affine), last.image.path)
-    with pytest.raises(UserError, match=rf"{last.name}.*both 7, so there is nothing to scale by"):
+    with pytest.raises(UserError, match=rf"{last.name}.*all voxels are 7: the image is empty"):
         run(str(tmp_path / "data"), tmp_path / "run", **SHORT)
     assert not (tmp_path / "run" / "baseline").exists()
 

@@ -10,7 +10,7 @@ import pytest
 
 from contrastive_core.errors import UserError
 from ssl_medseg.io import grid_difference, read_label, read_volume, write_mask
-from ssl_medseg.io.dicom import write_dicom_seg
+from ssl_medseg.io.dicom import missing_for_seg, write_dicom_seg
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.volume import ImageFile
 from tests.medseg.volumes_on_disk import affine, phantom
@@ -150,3 +150,151 @@ def _datasets(folder: Path) -> list:
     import pydicom
 
     return [pydicom.dcmread(file) for file in folder.iterdir() if file.name.startswith("IM")]
+
+
+def edited(folder: Path, change) -> Path:
+    """A series after `change(dataset, place along the stack)` was done to its images."""
+    images = sorted(_datasets(folder), key=lambda dataset: float(dataset.ImagePositionPatient[2]))
+    for place, dataset in enumerate(images):
+        change(dataset, place)
+        dataset.save_as(dataset.filename)
+    return folder
+
+
+def series(tmp_path: Path, name: str = "series") -> Path:
+    return write_series(tmp_path / name, phantom(SHAPE)[0].round(), GEOMETRIES["axial"])
+
+
+def _tilt(dataset, place: int) -> None:
+    x, y, z = (float(v) for v in dataset.ImagePositionPatient)
+    dataset.ImagePositionPatient = [x, y + 0.6 * place, z]
+
+
+def _uneven(dataset, place: int) -> None:
+    if place == 3:
+        x, y, z = (float(v) for v in dataset.ImagePositionPatient)
+        dataset.ImagePositionPatient = [x, y, z + 1.5]
+
+
+def _pixels(dataset, place: int) -> None:
+    if place == 3:
+        dataset.PixelSpacing = ["2.6", "2.6"]
+
+
+def _plane(dataset, place: int) -> None:
+    if place == 3:
+        dataset.ImageOrientationPatient = ["1", "0", "0", "0", "0", "-1"]
+
+
+def _without(tag: str):
+    def change(dataset, place: int) -> None:
+        if place == 3:
+            delattr(dataset, tag)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_tilt, r"drift sideways by 0\.6 mm .* from IM\d+ to IM\d+, a tilt of 7°"),
+        (_uneven, r"distances between its slices are uneven, by up to 1\.\d+ mm \(NAME"),
+        (_pixels, r"PixelSpacing is 2\.6 x 2\.6 in NAME and 1\.1 x 0\.9 in the others"),
+        (_plane, r"1 of 7 images lie in another plane than the others \(NAME\)"),
+        *((_without(tag), rf"NAME lacks {tag}") for tag in ("ImagePositionPatient", "PixelSpacing", "Rows")),
+    ],
+)
+def test_a_stack_that_is_no_volume_is_refused_with_its_files(tmp_path: Path, change, words: str) -> None:
+    folder = edited(series(tmp_path), change)
+    images = sorted(_datasets(series(tmp_path, "order")), key=lambda dataset: float(dataset.ImagePositionPatient[2]))
+    if "Rows" in words:
+        words = "NAME: ends before its image"
+    with pytest.raises(UserError, match=words.replace("NAME", Path(images[3].filename).name)):
+        read_volume(ImageFile(folder))
+
+
+def test_small_jitter_is_evened_and_said(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def jitter(dataset, place: int) -> None:
+        dataset.ImagePositionPatient = [
+            f"{float(v) + rng.uniform(-0.05, 0.05):.5f}" for v in dataset.ImagePositionPatient
+        ]
+
+    expected = read_volume(ImageFile(series(tmp_path, "as it was")))
+    found = read_volume(ImageFile(edited(series(tmp_path), jitter)))
+    np.testing.assert_array_equal(found.array, expected.array)
+    np.testing.assert_allclose(found.affine, expected.affine, atol=0.1)
+    assert "evened" in found.warnings[0]
+
+
+def test_every_slice_has_a_slope_of_its_own(tmp_path: Path) -> None:
+    def slope(dataset, place: int) -> None:
+        dataset.RescaleSlope, dataset.RescaleIntercept = f"{1 + 0.1 * place:.3g}", -5
+
+    plain = read_volume(ImageFile(series(tmp_path, "plain")))
+    scaled = read_volume(ImageFile(edited(series(tmp_path), slope)))
+    np.testing.assert_allclose(scaled.array, plain.array * (1 + 0.1 * np.arange(7)[::-1]) - 5, rtol=1e-5)
+
+
+def test_localizers_and_other_objects_are_left_out_and_said(tmp_path: Path) -> None:
+    import pydicom
+
+    folder = series(tmp_path)
+    expected = read_volume(ImageFile(series(tmp_path, "alone")))
+    localizer = pydicom.dcmread(folder / "IM0000")
+    localizer.ImageType, localizer.ImageOrientationPatient = ["ORIGINAL", "PRIMARY", "LOCALIZER"], [1, 0, 0, 0, 0, -1]
+    localizer.save_as(folder / "scout")
+    write_dicom_seg(np.zeros(SHAPE, np.uint8), read_volume(ImageFile(folder)), folder / "mask.dcm", LABELS)
+    found = read_volume(ImageFile(folder))
+    np.testing.assert_array_equal(found.array, expected.array)
+    assert "Segmentation Storage" in found.warnings[0]
+    assert "1 localizer images (scout)" in found.warnings[1]
+
+
+def test_compressed_pixels_name_the_decoder_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pydicom.encaps import encapsulate
+    from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless
+
+    folder = series(tmp_path)
+    for syntax, package in (
+        (JPEGLosslessSV1, "pylibjpeg pylibjpeg-libjpeg"),
+        (JPEG2000Lossless, "pylibjpeg pylibjpeg-openjpeg"),
+        (JPEGLSLossless, "pylibjpeg pyjpegls"),
+    ):
+        import pydicom.pixels.decoders.base as decoders
+
+        monkeypatch.setattr(decoders.Decoder, "is_available", property(lambda self: False))
+
+        def compress(dataset, place: int, syntax=syntax) -> None:
+            dataset.file_meta.TransferSyntaxUID = syntax
+            dataset.PixelData = encapsulate([b"\xff\xd8\xff\xd9"])
+            dataset["PixelData"].VR = "OB"
+            dataset["PixelData"].is_undefined_length = True
+
+        edited(folder, compress)
+        with pytest.raises(UserError, match=f"IM.* are compressed as JPEG.*pip install {package}$"):
+            read_volume(ImageFile(folder))
+
+
+@pytest.mark.parametrize("tags", [["SliceThickness"], ["StudyDate", "StudyTime"], ["PatientID", "PatientName"]])
+def test_a_segmentation_does_without_tags_that_may_be_empty(tmp_path: Path, tags: list[str]) -> None:
+    def strip(dataset, place: int) -> None:
+        for tag in tags:
+            delattr(dataset, tag)
+
+    volume = read_volume(ImageFile(edited(series(tmp_path), strip)))
+    write_dicom_seg(phantom(SHAPE)[1], volume, tmp_path / "seg.dcm", LABELS)
+    assert highdicom.seg.segread(tmp_path / "seg.dcm").number_of_segments == 3
+    assert missing_for_seg(volume.image) == ""
+
+
+@pytest.mark.parametrize("tag", ["FrameOfReferenceUID", "SeriesInstanceUID"])
+def test_a_series_without_an_identity_is_read_and_gets_no_segmentation(tmp_path: Path, tag: str) -> None:
+    def strip(dataset, place: int) -> None:
+        delattr(dataset, tag)
+
+    volume = read_volume(ImageFile(edited(series(tmp_path), strip)))
+    assert missing_for_seg(volume.image) == f"IM0000 lacks {tag}"
+    with pytest.raises(UserError, match=f"IM0000 lacks {tag}; write NIfTI instead"):
+        write_dicom_seg(phantom(SHAPE)[1], volume, tmp_path / "seg.dcm", LABELS)

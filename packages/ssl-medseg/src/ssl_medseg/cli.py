@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from contrastive_core.app.cli import Verb, run
@@ -44,4 +45,14 @@ VERBS: dict[str, Verb] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `ssl-medseg VERB ...`; the exit status is returned."""
-    return run("ssl-medseg", VERBS, argv, version=__version__, configs="ssl_medseg.configs")
+    words = sys.argv[1:] if argv is None else argv
+    return run("ssl-medseg", VERBS, list(map(_full_flag, words)), version=__version__, configs="ssl_medseg.configs")
+
+
+def _full_flag(word: str) -> str:
+    """The flag of an option for opening data that is written as ``--data.NAME``, for DATA itself is a value."""
+    name, equals, value = word.partition("=")
+    if not name.startswith("--data."):
+        return word
+    option = name.removeprefix("--data.")
+    return f"--{'voxel-size' if option == 'spacing' else option}{equals}{value}"

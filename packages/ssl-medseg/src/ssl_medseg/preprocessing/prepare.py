@@ -22,7 +22,7 @@ from ssl_medseg.preprocessing.geometry import (
 )
 from ssl_medseg.preprocessing.settings import Preprocessing
 
-_MOSTLY = 0.9
+_MOSTLY, _NEARLY_ALL = 0.9, 0.999
 _LEAST_AREA = 0.5
 """Share of a structure's area that must be left after resampling; less is reported."""
 _LEVELS = (50, 50, 50, 50)
@@ -183,6 +183,11 @@ def nothing_to_scale(value: float, share: float) -> str:
     """
     if share >= 1:
         return f"all voxels are {value:g}: the image is empty. Export it again, or leave the case out"
+    if share > _NEARLY_ALL:
+        return (
+            f"all but {100 * (1 - share):.2g} % of the voxels are {value:g}: the image holds next to nothing. Export it "
+            "again, or leave the case out"
+        )
     if share < _MOSTLY:
         return f"both percentiles are {value:g}; expected more than one grey value"
     high = 100 - 10 * (1 - share)

@@ -202,8 +202,8 @@ def _stack(images: Sequence[SeriesImage], path: Path) -> tuple[list[SeriesImage]
     step, notes = _check_positions(images, position, normal, path)
     down, right = (float(v) for v in images[0].dataset.PixelSpacing)
     affine = np.eye(4)
-    # Counted against the normal, as highdicom counts the frames of multi-frame images. The middle of the stack is in the
-    # place that all positions together say.
+    # Counted against the normal, as highdicom counts the frames of multi-frame images. The middle of the stack is in
+    # the place that all positions together say.
     affine[:3, 0], affine[:3, 1], affine[:3, 2] = rows * right, columns * down, -normal * step
     affine[:3, 3] = position.mean(axis=0) + normal * step * (len(images) - 1) / 2
     return images[::-1], _RAS_TO_LPS @ affine, notes

@@ -185,8 +185,8 @@ def nothing_to_scale(value: float, share: float) -> str:
         return f"all voxels are {value:g}: the image is empty. Export it again, or leave the case out"
     if share > _NEARLY_ALL:
         return (
-            f"all but {100 * (1 - share):.2g} % of the voxels are {value:g}: the image holds next to nothing. Export it "
-            "again, or leave the case out"
+            f"all but {100 * (1 - share):.2g} % of the voxels are {value:g}: the image holds next to nothing. Export "
+            "it again, or leave the case out"
         )
     if share < _MOSTLY:
         return f"both percentiles are {value:g}; expected more than one grey value"

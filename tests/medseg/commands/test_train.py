@@ -22,6 +22,7 @@ from ssl_medseg.models import NetworkOptions
 from ssl_medseg.models.checkpoint import load_segmenter
 from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import PreprocessingOptions
+from ssl_medseg.training.optim import Pace
 from ssl_medseg.training.recipe import RecipeName
 from tests.vision.killed_runs import kill_after, outcome
 
@@ -209,3 +210,35 @@ def test_a_structure_that_is_never_labelled_is_an_error_before_training(
     opening = DataOptions(label_map=meaning)
     with pytest.raises(UserError, match=r"labelled slices .* shows aorta"):
         train(str(data), split, tmp_path / "run", steps=2, run=QUIET, **(SMALL | {"opening": opening}))
+
+
+def test_a_run_goes_on_where_its_data_lie_now(
+    data: Path, split: Path, untouched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tmp_path / "data"
+    shutil.copytree(data, first)
+    run = {"steps": 12, **SMALL}
+
+    def stop(self: Pace, step: int) -> None:
+        if step == 6:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Pace, "after", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(str(first), split, tmp_path / "run", run=QUIET, **run)
+    moved = tmp_path / "elsewhere" / "the same data"
+    moved.parent.mkdir()
+    first.rename(moved)
+    shutil.copy(split, moved.parent / "split.json")
+    resumed = RunOptions(**{**vars(QUIET), "resume": True})
+    changed = moved.parent / "changed"
+    shutil.copytree(moved, changed)
+    [[name, _], *_] = json.loads(split.read_text())["labelled"]
+    image = next((changed / "imagesTr").glob(f"{name}*"))
+    opened = nibabel.load(image)
+    nibabel.save(nibabel.Nifti1Image(np.asarray(opened.dataobj) + 1, opened.affine, opened.header), image)
+    with pytest.raises(UserError, match=rf"begun with other data.* of 1 cases differ \({name}\)"):
+        train(str(changed), moved.parent / "split.json", tmp_path / "run", run=resumed, **run)
+    train(str(moved), moved.parent / "split.json", tmp_path / "run", run=resumed, **run)
+    assert outcome(tmp_path / "run") == outcome(untouched)

@@ -122,7 +122,7 @@ def run(
     Returns:
         The folder of the trained segmenter.
     """
-    resolved = config.resolve(dict(locals()), run, free=("cache",))
+    resolved = config.resolve(dict(locals()), run, free=("cache", "data", "split"))
     if split is not None and (labelled or validation):
         raise UserError(
             f"got the split {split} and names of patients; expected one of them, for the split names them all"
@@ -195,8 +195,6 @@ def _check_folder(out: Path, resolved: config.Config, *, resume: bool) -> None:
             raise UserError(f"{out} is not empty; go on with the run in it by --resume, or choose another --out")
     elif settings.is_file():
         before = config.read(settings)
-        if resolved.values.get("split") is None:
-            before["split"] = None
         if changed := resolved.differences(before):
             raise UserError(
                 f"{out} holds a run with other settings:\n  "
@@ -221,11 +219,15 @@ def _split(
     if split is not None:
         read_split(split, dataset)
         return split
+    file = out / "split.json"
+    if file.is_file():  # of the run that goes on, whose data may lie elsewhere now
+        read_split(file, dataset)
+        return file
     made, reasons = split_by_labels(dataset, labelled=labelled, validation=validation)
     if not quiet:
         print("\n".join(reasons), file=sys.stderr)  # noqa: T201 - before there is a run that could say it
-    write_split(out / "split.json", made, dataset)
-    return out / "split.json"
+    write_split(file, made, dataset)
+    return file
 
 
 def _is_done(stage: Path) -> bool:

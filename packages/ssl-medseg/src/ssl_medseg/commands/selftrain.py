@@ -30,7 +30,7 @@ from ssl_medseg.selftraining.rounds import score_withheld_labels
 from ssl_medseg.selftraining.student import Scoring, Student
 from ssl_medseg.selftraining.terms import ConsistencyTerm, CopyPasteTerm, MeanTeacherTerm, PseudoTerm, Term
 from ssl_medseg.training.augment import AugmentOptions
-from ssl_medseg.training.data import TrainingData, open_training_data
+from ssl_medseg.training.data import TrainingData, keep_identity, open_training_data
 from ssl_medseg.training.optim import Pace, Schedule
 from ssl_medseg.training.recipe import EffortName, RecipeName, Settings, choose
 from ssl_medseg.training.slices import SegmentationBatches, slices_with
@@ -167,7 +167,9 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
     _check_data(seen, found, model=model, split=split, keep=keep)
     classes, slices = len(seen.labels), seen.slices()
     total = rounds * chosen.steps if in_rounds else chosen.steps
-    with Run(out, config=config, command="ssl-medseg selftrain", options=run, free=("cache", "score_withheld")) as r:
+    free = ("cache", "data", "split", "score_withheld")  # data are known by their content
+    with Run(out, config=config, command="ssl-medseg selftrain", options=run, free=free) as r:
+        keep_identity(r, seen)
         for note in [str(chosen), *seen.notes]:
             r.say(note)
 

@@ -19,7 +19,7 @@ from ssl_medseg.models.options import AUTO
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.pretraining.model import load_trunk
 from ssl_medseg.training.augment import AugmentOptions
-from ssl_medseg.training.data import open_training_data
+from ssl_medseg.training.data import keep_identity, open_training_data
 from ssl_medseg.training.optim import BestWeights, Pace, Schedule, adam, moving_average, scheduler, seconds_of
 from ssl_medseg.training.recipe import EffortName, RecipeName, Settings, choose
 from ssl_medseg.training.slices import SegmentationBatches, SliceSet, slices_with
@@ -114,7 +114,8 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
     if keep == "best" and not seen.validation:
         raise UserError(f"{split}: names no validation case, so there is no best step; use --keep last")
     classes, slices = len(seen.labels), seen.slices()
-    with Run(out, config=config, command="ssl-medseg train", options=run, free=("cache",)) as r:
+    with Run(out, config=config, command="ssl-medseg train", options=run, free=("cache", "data", "split")) as r:
+        keep_identity(r, seen)  # data are known by their content, wherever they lie
         for note in [str(chosen), *seen.notes]:
             r.say(note)
         batches = SegmentationBatches(

@@ -28,6 +28,18 @@ def fingerprint(case: Case, *, label: bool) -> Fingerprint:
     return found
 
 
+def identify(dataset: DataSet, split: Split) -> dict[str, dict[str, str]]:
+    """Case -> its part of a split and the hashes of its files, of all cases that training may see.
+
+    Labels are those that training may open: of labelled and validation cases.
+    """
+    return {
+        case.name: {"part": part, **fingerprint(case, label=part != "unlabelled")}
+        for part in ("labelled", "validation", "unlabelled")
+        for case in dataset.select(split.parts[part])
+    }
+
+
 def _hash(path: Path) -> str:
     if not path.is_dir():
         return sha256(path)

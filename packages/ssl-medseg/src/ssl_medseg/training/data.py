@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,8 +12,10 @@ from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import Run
+from contrastive_core.training.files import write_atomic
 from ssl_medseg.datasets import DataOptions, Split, open_split
-from ssl_medseg.io.label_map import LabelMap
+from ssl_medseg.datasets.splits import identify
+from ssl_medseg.io.label_map import LabelMap, read_json
 from ssl_medseg.preprocessing import Preprocessing, PreprocessingOptions, choose_preprocessing
 from ssl_medseg.preprocessing.cases import PreparedCase, erased_notes, prepare_cases, read_truth, share_lost
 from ssl_medseg.preprocessing.prepare import erased_words
@@ -34,6 +37,8 @@ class TrainingData:
         validation: cases with labels to choose the best step by.
         truths: of these, the classes [X, Y, Z] on their own grids.
         notes: sentences for the person watching.
+        identity: Case -> its part of the split and the hashes of its files, by which a resumed run knows its data
+            wherever they lie.
     """
 
     labels: LabelMap
@@ -43,6 +48,7 @@ class TrainingData:
     validation: list[PreparedCase] = field(default_factory=list)
     truths: list[NDArray[np.uint8]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    identity: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def slices(self) -> SliceSet:
         """The labelled slices.
@@ -131,7 +137,31 @@ def open_training_data(
     notes += [*share_lost(labelled, dataset.labels.names), *erased_notes(labelled, dataset.labels.names)]
     notes += [f"{case.name}: {note}" for case in [*labelled, *rest, *validation] for note in case.notes]
     truths = [read_truth(dataset, dataset.case(case.name), case.geometry.grid) for case in validation]
-    return TrainingData(dataset.labels, chosen, labelled, rest, validation, truths, notes)
+    identity = identify(dataset, parts)
+    return TrainingData(dataset.labels, chosen, labelled, rest, validation, truths, notes, identity)
+
+
+def keep_identity(run: Run, seen: TrainingData) -> None:
+    """Write the hashes of the data into the folder of a run; in a resumed run compare them instead.
+
+    Raises:
+        UserError: The run was begun with other files, or another split of them.
+    """
+    if not run.is_main:
+        return
+    file = run.out / "data.json"
+    if not file.is_file():
+        content = {"format": "ssl-medseg data 1", "cases": seen.identity}
+        write_atomic(file, (json.dumps(content, indent=1) + "\n").encode())
+        return
+    before = read_json(file).get("cases", {})
+    changed = [name for name in {**before, **seen.identity} if before.get(name) != seen.identity.get(name)]
+    if changed:
+        raise UserError(
+            f"{run.out}: the run was begun with other data: files, or parts of the split, of {len(changed)} cases "
+            f"differ ({', '.join(changed[:_SHOWN])}{', ...' if len(changed) > _SHOWN else ''}). Give the same files, "
+            "wherever they lie now, or another --out"
+        )
 
 
 def _counts(split: Split) -> str:

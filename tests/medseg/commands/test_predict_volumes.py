@@ -122,7 +122,7 @@ def test_every_image_of_a_folder_is_tried(tmp_path: Path, model: Path, capsys: p
         assert len(np.unique(classes)) > 1
         voxel = abs(np.linalg.det(image.affine[:3, :3])) / 1000
         assert listed["millilitres"]["inner"] == pytest.approx((classes == 3).sum() * voxel, abs=1e-3)
-    expected = sorted([*(path.name for path in paths.values()), "predictions.json"])
+    expected = sorted([*(path.name for path in paths.values()), ".outputs.json", "predictions.json"])
     assert sorted(path.name for path in out.rglob("*") if path.is_file()) == expected
 
 
@@ -131,15 +131,49 @@ def test_probabilities_and_file_names_on_request(tmp_path: Path, model: Path) ->
     image = write_nifti(tmp_path / "image.nii.gz", phantom(shape)[0], matrix)
     result = predict(str(model), image, tmp_path / "a" / "mask.nii.gz", probabilities=True, device="cpu")
     assert "1 mask," in str(result)
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["mask.nii.gz", "mask_probabilities.nii.gz"]
+    assert sorted(p.name for p in (tmp_path / "a").glob("[!.]*")) == ["mask.nii.gz", "mask_probabilities.nii.gz"]
     probabilities = nibabel.load(tmp_path / "a" / "mask_probabilities.nii.gz")
     assert probabilities.shape == (*shape, 4)
     np.testing.assert_allclose(probabilities.affine, nibabel.load(image).affine, atol=1e-5)
     classes, _ = read_label(tmp_path / "a" / "mask.nii.gz", LABELS)
     np.testing.assert_array_equal(np.asarray(probabilities.dataobj).argmax(-1), classes)
     predict(str(model), image, tmp_path / "b", device="cpu")
-    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["image.nii.gz", "predictions.json"]
+    assert sorted(p.name for p in (tmp_path / "b").glob("[!.]*")) == ["image.nii.gz", "predictions.json"]
     assert (tmp_path / "a" / "mask.nii.gz").read_bytes()[10:] == (tmp_path / "b" / "image.nii.gz").read_bytes()[10:]
+
+
+def test_labels_and_images_are_never_replaced(tmp_path: Path, model: Path) -> None:
+    """Masks written over the labels of a data set, or over the image of another case, were lost without a word."""
+    root = tmp_path / "data"
+    decathlon(root, ["case0", "case1"])
+    before = {path: path.read_bytes() for path in root.rglob("*.nii.gz")}
+    for flags in ({}, {"overwrite": True}):
+        with pytest.raises(UserError, match=r"labelsTr/case0\.nii\.gz"):
+            predict(str(model), root, root / "labelsTr", device="cpu", **flags)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="did not write it here"):
+        predict(str(model), root / "imagesTr", root / "labelsTr", device="cpu")
+    (root / "list.csv").write_text("case,image\ncase1,imagesTr/case0.nii.gz\ncase0,imagesTr/case1.nii.gz\n")
+    with pytest.raises(UserError, match="which reads it"):
+        predict(
+            str(model), root / "list.csv", root / "imagesTr", device="cpu", opening=DataOptions(allow_unlabelled=True),
+            overwrite=True,
+        )  # fmt: skip
+    assert {path: path.read_bytes() for path in root.rglob("*.nii.gz")} == before
+    predict(str(model), root / "imagesTr", tmp_path / "out", device="cpu")
+    predict(str(model), root / "imagesTr", tmp_path / "out", device="cpu")
+
+
+@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b", "..", "nul"])
+def test_names_of_cases_stay_in_the_folder(tmp_path: Path, model: Path, name: str) -> None:
+    save_case(tmp_path, "case0")
+    (tmp_path / "list.csv").write_text(f"case,image\n{name},imagesTr/case0.nii.gz\n")
+    with pytest.raises(UserError, match="no file can"):
+        predict(
+            str(model), tmp_path / "list.csv", tmp_path / "deep" / "out", device="cpu",
+            opening=DataOptions(allow_unlabelled=True),
+        )  # fmt: skip
+    assert not (tmp_path / "deep").exists()
+    assert not (tmp_path / "x.nii.gz").exists()
 
 
 def test_a_dicom_series_gets_a_dicom_segmentation(tmp_path: Path, model: Path) -> None:
@@ -150,7 +184,7 @@ def test_a_dicom_series_gets_a_dicom_segmentation(tmp_path: Path, model: Path) -
     series = write_series(tmp_path / "study" / "T2", phantom(shape)[0].round(), matrix)
     write_nifti(tmp_path / "study" / "other.nii.gz", phantom(shape)[0], matrix)
     predict(str(model), tmp_path / "study", tmp_path / "out", device="cpu")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["T2.dcm", "other.nii.gz", "predictions.json"]
+    assert sorted(p.name for p in (tmp_path / "out").glob("[!.]*")) == ["T2.dcm", "other.nii.gz", "predictions.json"]
     predict(str(model), series, tmp_path / "nifti", mask_format="nifti", device="cpu")
     expected, grid_of_mask = read_label(tmp_path / "nifti" / "T2.nii.gz", LABELS)
     np.testing.assert_allclose(grid_of_mask.affine, read_volume(ImageFile(series)).affine, atol=1e-5)
@@ -175,7 +209,7 @@ def test_the_largest_part_of_each_structure_is_kept() -> None:
         (("nowhere", "out"), "no such file or folder"),
         (("empty", "out"), "found no images"),
         (("images", "mask.nii.gz"), "name of one file, but there are 2 images"),
-        (("images", "images"), "would be overwritten"),
+        (("images", "images"), "which reads it"),
         (("images/a.nii.gz", "mask.dcm"), "no DICOM series"),
         (("twice", "out"), "would both have a mask named a"),
     ],

@@ -35,11 +35,13 @@ class Wanted:
         name: of its mask, a relative path without an ending.
         image: where it is.
         is_dicom: whether it is a DICOM series.
+        label: its label in a data set, which no mask may replace.
     """
 
     name: str
     image: ImageFile
     is_dicom: bool
+    label: Path | None = None
 
 
 def find_images(
@@ -131,7 +133,9 @@ def _of_dataset(data: Path, opening: DataOptions, split: Path | None, part: str)
     names = dataset.names if split is None else getattr(read_split(split, dataset), part)
     if not names:
         raise UserError(f"{data}: there are no cases to segment" + (f" in part {part} of {split}" if split else ""))
-    found = [Wanted(case.name, case.image, is_series(Path(case.image.path))) for case in dataset.select(names)]
+    found = [
+        Wanted(case.name, case.image, is_series(Path(case.image.path)), case.label) for case in dataset.select(names)
+    ]
     return _checked(found)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import files
+from contrastive_core.training.outputs import Outputs
 
 _TOLERANCE = 1e-4
 _PROTOBUF = 2 << 30
@@ -115,13 +116,24 @@ def write_exported_program(program: Program, file: Path, card: Mapping[str, Any]
     return {**card, "checked": {"with": f"torch {torch.__version__}", "largest_difference": difference}}
 
 
-def put_in_place(out: Path, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+def put_in_place(
+    out: Path, write: Callable[[Path], dict[str, Any]], *, command: str, overwrite: bool = False
+) -> dict[str, Any]:
     """Write a file, and the card beside it as ``NAME.json``, in place of older ones once all is well.
 
     Args:
-        out: the file.
-        write: writes a file of that name and gives the card.
+        out: File to write.
+        write: Function that writes a file of that name and returns the card.
+        command: Program and verb, see `outputs.Outputs`.
+        overwrite: Replace files that this command did not write.
     """
+    with Outputs(
+        [out, *(out.with_name(f"{out.name}{end}") for end in (".json", ".data"))], command=command, overwrite=overwrite
+    ):
+        return _put_in_place(out, write)
+
+
+def _put_in_place(out: Path, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     out.parent.mkdir(parents=True, exist_ok=True)
     # In a folder of its own, because large ONNX models come as two files that name each other.
     new = out.with_name(f".{out.name}.tmp")

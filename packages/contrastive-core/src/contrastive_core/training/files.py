@@ -6,12 +6,10 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
-
-from contrastive_core.errors import UserError
 
 try:
     import fcntl
@@ -55,32 +53,6 @@ def write_atomic(path: Path, content: bytes) -> None:
     """Give `path` this content, see :func:`open_atomic`."""
     with open_atomic(path) as file:
         file.write(content)
-
-
-def check_output(path: Path, *, is_ours: Callable[[bytes], bool] | None = None) -> None:
-    """Check, before the work, that a file can be written without losing anything of the user's.
-
-    Args:
-        path: of the file; its folder is made.
-        is_ours: tells by the first 4096 bytes of a file of that name whether the same command has written it and may
-            write it again. None: any file may be replaced.
-
-    Raises:
-        UserError: there is a folder of that name, or a file of the user's, or the folder cannot be written to.
-    """
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; expected the name of a file to write")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if is_ours is not None and path.exists():
-            with path.open("rb") as file:
-                if not is_ours(file.read(4096)):
-                    raise UserError(f"{path} is there already and was not written by this command; choose another name")
-        probe = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); choose another place") from error
 
 
 def append_line(path: Path, line: str) -> None:

@@ -15,6 +15,7 @@ from contrastive_core.app.checks import Finding
 from contrastive_core.app.report.figures import to_png
 from contrastive_core.errors import UserError
 from contrastive_core.training.files import write_atomic
+from contrastive_core.training.outputs import Outputs
 from ssl_medseg.checks.facts import Looked
 from ssl_medseg.checks.report import Report
 from ssl_medseg.datasets.dataset import Case
@@ -28,7 +29,9 @@ _WIDTH = 110
 _MOST_VALUES = 12
 
 
-def draw_pictures(report: Report, folder: Path, *, every: bool = False, most: int = 40) -> list[Path]:
+def draw_pictures(
+    report: Report, folder: Path, *, every: bool = False, most: int = 40, overwrite: bool = False
+) -> list[Path]:
     """Draw the cases with errors and warnings that can be seen, into a file each.
 
     The label lies on the image as its voxels do; where its grid is another one, also as its own affine says. Voxels
@@ -39,6 +42,7 @@ def draw_pictures(report: Report, folder: Path, *, every: bool = False, most: in
         folder: of the pictures; a file is called as its case.
         every: draw cases that nothing was found about as well.
         most: pictures at most; the worst cases are drawn first.
+        overwrite: replace files that this function did not write.
 
     Returns:
         The files.
@@ -51,15 +55,13 @@ def draw_pictures(report: Report, folder: Path, *, every: bool = False, most: in
     cases = {one.case.name: one for one in report.looked if one.is_good}
     names = [name for name in words if name in cases]
     names += [name for name in cases if every and name not in words]
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name in names[:most]:
-        one = cases[name]
-        figure = sheet_figure(_sheet(one, words.get(name, []), report.labels))
-        path = folder / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.png"
-        write_atomic(path, to_png(figure, dpi=110))
-        written.append(path)
-    return written
+    paths = [folder / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.png" for name in names[:most]]
+    with Outputs(paths, command="ssl-medseg check", folder=folder, overwrite=overwrite):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, path in zip(names, paths, strict=False):
+            figure = sheet_figure(_sheet(cases[name], words.get(name, []), report.labels))
+            write_atomic(path, to_png(figure, dpi=110))
+    return paths
 
 
 def _by_case(finding: Finding) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.files import write_atomic
+from contrastive_core.training.outputs import Outputs
 from ssl_medseg.checks import Fix, Report, examine
 from ssl_medseg.datasets import DataOptions
 from ssl_medseg.preprocessing import PreprocessingOptions
@@ -30,6 +31,7 @@ def check(
     repaired: Path | None = None,
     show_headers: bool = False,
     show_paths: bool = False,
+    overwrite: bool = False,
 ) -> int:
     """Look at every image and label of a data set and print what is wrong with it. The data set is never changed.
 
@@ -66,6 +68,7 @@ def check(
         repaired: a new folder for that copy, whose repairs.json says what was done to every file and what was not.
         show_headers: list text in headers, which may say who a patient is.
         show_paths: say in JSON where files lie.
+        overwrite: replace files that this command did not write.
 
     Returns:
         1 if there are errors in the data as they are, else 0: the exit status.
@@ -84,9 +87,11 @@ def check(
         show_paths=show_paths,
     )
     if out is not None:  # first: who reads what is printed may leave in the middle
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(out, f"{report.to_json()}\n".encode())
-    written = _draw(report, pictures, every=picture_all, most=most_pictures)
+        read = [path for one in report.looked for path in (one.case.image.path, one.case.label) if path is not None]
+        with Outputs([out], command="ssl-medseg check", inputs=read, overwrite=overwrite):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(out, f"{report.to_json()}\n".encode())
+    written = _draw(report, pictures, every=picture_all, most=most_pictures, overwrite=overwrite)
     proposed = None if propose_map is None else _propose(report, propose_map)
     print(report.to_json() if json else report.text())  # noqa: T201 - what the command is for
     if written and not json:
@@ -100,12 +105,12 @@ def check(
     return 1 if report.errors else 0
 
 
-def _draw(report: Report, folder: Path | None, *, every: bool, most: int) -> Sequence[Path]:
+def _draw(report: Report, folder: Path | None, *, every: bool, most: int, overwrite: bool) -> Sequence[Path]:
     if folder is None:
         return ()
     from ssl_medseg.checks.pictures import draw_pictures  # noqa: PLC0415 - matplotlib
 
-    return draw_pictures(report, folder, every=every, most=most)
+    return draw_pictures(report, folder, every=every, most=most, overwrite=overwrite)
 
 
 def _propose(report: Report, file: Path) -> str:

@@ -13,6 +13,8 @@ from contrastive_core.app.report.figures import to_png
 from contrastive_core.errors import UserError
 from contrastive_core.training import config
 from contrastive_core.training.files import write_atomic
+from contrastive_core.training.names import check_file_name
+from contrastive_core.training.outputs import Outputs
 from ssl_medseg.datasets.dataset import DataSet
 from ssl_medseg.datasets.open import open_with
 from ssl_medseg.datasets.options import DataOptions
@@ -72,6 +74,7 @@ def evaluate(
     opening: DataOptions = _OPENING,
     batch_size: int = 16,
     device: str = "auto",
+    overwrite: bool = False,
 ) -> Evaluated:
     """Compare masks with the truth: Dice, HD95, ASSD, surface Dice, volumes, by case and structure.
 
@@ -98,6 +101,7 @@ def evaluate(
         opening: how to open the data set.
         batch_size: slices per forward pass, of a model.
         device: auto, cpu, cuda or mps, of a model.
+        overwrite: replace files in the output folder that this command did not write.
 
     Returns:
         The scores, their summary and the files.
@@ -111,21 +115,27 @@ def evaluate(
     shown = part if chosen is not None else "all"
     cases = choose_cases(opened, chosen, shown)
     stem = name or re.sub(r"[^\w.-]+", "-", f"{opened.name}-{shown}")
+    check_file_name(stem, what="name", source="--name")
     target = Path(out) if out is not None else folder / "evaluation"
-    failed: dict[str, str] = {}
-    if model:
-        done = predict_cases(folder, opened, cases, target / f"{stem}-masks", batch_size=batch_size, device=device)
-        masks, failed = done.masks, done.failed
-        if chosen is None:  # the model itself knows at least whose labels it has seen
-            chosen = Split(labelled=tuple(case.name for case in cases if case.name in done.labelled))
-    else:
-        masks, failed = find_masks(folder, cases)
-    evaluation = score_cases(
-        opened, cases, masks, split=chosen, name=stem, part=shown, tolerance=tolerance, folder=target
-    )
-    summary = summarise(evaluation)
-    written = _write(evaluation, summary, target, opened, pictures=pictures)
+    masks, failed = ({}, {}) if model else find_masks(folder, cases)
+    planned = [target / f"{stem}{ending}" for ending in _ENDINGS]
+    planned += [target / f"{stem}-masks" / f"{case.name}.nii.gz" for case in cases if model]
+    read = [*masks.values(), *(path for case in cases for path in (case.image.path, case.label) if path is not None)]
+    with Outputs(planned, command="ssl-medseg evaluate", inputs=read, folder=target, overwrite=overwrite):
+        if model:
+            done = predict_cases(folder, opened, cases, target / f"{stem}-masks", batch_size=batch_size, device=device)
+            masks, failed = done.masks, done.failed
+            if chosen is None:  # the model itself knows at least whose labels it has seen
+                chosen = Split(labelled=tuple(case.name for case in cases if case.name in done.labelled))
+        evaluation = score_cases(
+            opened, cases, masks, split=chosen, name=stem, part=shown, tolerance=tolerance, folder=target
+        )
+        summary = summarise(evaluation)
+        written = _write(evaluation, summary, target, opened, pictures=pictures)
     return Evaluated(evaluation, summary, written, failed)
+
+
+_ENDINGS = (".json", ".csv", "-summary.csv", "-volumes.png", "-best.png", "-median.png", "-worst.png")
 
 
 def own_split(run: Path) -> Path | None:

@@ -14,7 +14,7 @@ from ssl_medseg.models.checkpoint import load_segmenter
 _FILES = {".onnx": write_onnx, ".pt2": write_exported_program}
 
 
-def export(model: str, out: Path) -> str:
+def export(model: str, out: Path, *, overwrite: bool = False) -> str:
     """Write a segmenter for other programs, once it has been shown to give what the model gives.
 
     The ending decides. ``.onnx`` (for onnxruntime and others; needs the extra ``export``) and ``.pt2`` (for
@@ -29,6 +29,7 @@ def export(model: str, out: Path) -> str:
     Args:
         model: a run folder or a model folder.
         out: the file or folder to write, in place of an older one.
+        overwrite: replace files that this command did not write.
 
     Returns:
         What was written and how it was checked.
@@ -42,14 +43,14 @@ def export(model: str, out: Path) -> str:
         raise UserError(f"{out}: found the ending {out.suffix!r}, expected {endings}, or none for a MONAI bundle")
     segmenter = load_segmenter(model, device="cpu")
     if not out.suffix:
-        checked = write_bundle(segmenter, model, out)
+        checked = write_bundle(segmenter, model, out, overwrite=overwrite)
         share = checked["bundle"]["share_of_equal_voxels"]
         return f"written to {out}: a MONAI bundle; with {checked['bundle']['with']} {share:.2%} of voxels equal"
 
     def write(file: Path) -> dict[str, Any]:
         return _FILES[out.suffix](program_of(segmenter, model), file, card_of(segmenter, file))
 
-    checked = put_in_place(out, write)["checked"]
+    checked = put_in_place(out, write, command="ssl-medseg export", overwrite=overwrite)["checked"]
     height, width = segmenter.preprocessing.size
     return (
         f"written to {out} and {out.name}.json: logits of slices of {height} x {width} px; "

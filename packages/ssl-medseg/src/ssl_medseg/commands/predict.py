@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from contrastive_core.errors import UserError
 from contrastive_core.text import several
 from contrastive_core.training.files import write_atomic
+from contrastive_core.training.outputs import Outputs
 from contrastive_core.training.progress import track
 from ssl_medseg.datasets import DataOptions
 from ssl_medseg.io import Volume, read_volume, write_mask
@@ -28,6 +29,7 @@ from ssl_medseg.prediction import Segmented, Wanted, find_images, segment, unrea
 
 _TROUBLE = (UserError, OSError, ValueError, RuntimeError, ArithmeticError, MemoryError)
 _SHOWN = 10
+_SUMMARY = "predictions.json"
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ def predict(
     pictures: bool = False,
     batch_size: int = 16,
     device: str = "auto",
+    overwrite: bool = False,
     opening: DataOptions = DataOptions(),  # noqa: B008 - frozen
 ) -> PredictResult:
     """Segment an image, or all images of a folder, and write masks that overlay on them in every viewer.
@@ -135,6 +138,8 @@ def predict(
         pictures: draw slices of every image with its mask, right way round and labelled, as NAME.png beside the mask.
         batch_size: slices per forward pass at most; memory grows with it. A CPU takes as many as its caches hold.
         device: auto, cpu, cuda or mps.
+        overwrite: replace files in the output folder that this command did not write. Images and labels of the data
+            set are never replaced.
         opening: which channel and frame of images that have several, and how to open a data set; of single images a
             case in the table of frames is a file's name below the folder, without its ending.
 
@@ -150,46 +155,55 @@ def predict(
     folder, targets = _targets(found, out, mask_format)
     segmenter = load_segmenter(model, device=device)
     refinement = _refinement(segmenter, keep_largest=keep_largest, mirror=mirror)
-    folder.mkdir(parents=True, exist_ok=True)
-    before = _masks_in(folder) if folder == Path(out) else set()
-    done = []
-    for wanted, target in track(zip(found, targets, strict=True), total=len(found), what="volumes"):
-        started = time.perf_counter()
-        try:
-            volume = read_volume(wanted.image)
-            segmented = segment(
-                volume,
-                segmenter.network,
-                segmenter.preprocessing,
-                batch_size=batch_size,
-                probabilities=probabilities,
-                refinement=refinement,
-            )
-            target, more = _writable(target, volume, mask_format)  # noqa: PLW2901
-            _write(segmented, volume, target, segmenter.labels)
-            if pictures:
-                _draw(segmented, volume, target, wanted.name, segmenter.labels)
-            case = PredictedCase(
-                wanted.name,
-                mask=target.relative_to(folder).as_posix(),
-                millilitres=_millilitres(segmented.classes, volume, segmenter.labels.structures),
-                seconds=time.perf_counter() - started,
-                notes=(*segmented.notes, *more),
-            )
-        except _TROUBLE as error:
-            why = without_path(error, Path(wanted.image.path)).replace(f"{folder}/", "") or type(error).__name__
-            case = PredictedCase(wanted.name, error=why)
-        done.append(case)
-    written = {case.mask for case in done if case.mask}
-    result = PredictResult(
-        folder,
-        tuple(done),
-        unread=tuple(unread_files(Path(data), found)),
-        replaced=len(before & written),
-        stale=tuple(sorted(before - written)),
-    )
+    planned = [
+        path
+        for target in targets
+        for path in _files_of(target, mask_format, probabilities=probabilities, pictures=pictures)
+    ]
     if folder == Path(out):
-        _write_summary(result, segmenter)
+        planned.append(folder / _SUMMARY)
+    read = [path for wanted in found for path in (wanted.image.path, wanted.label) if path is not None]
+    with Outputs(planned, command="ssl-medseg predict", inputs=read, folder=folder, overwrite=overwrite):
+        folder.mkdir(parents=True, exist_ok=True)
+        before = _masks_in(folder) if folder == Path(out) else set()
+        done = []
+        for wanted, target in track(zip(found, targets, strict=True), total=len(found), what="volumes"):
+            started = time.perf_counter()
+            try:
+                volume = read_volume(wanted.image)
+                segmented = segment(
+                    volume,
+                    segmenter.network,
+                    segmenter.preprocessing,
+                    batch_size=batch_size,
+                    probabilities=probabilities,
+                    refinement=refinement,
+                )
+                target, more = _writable(target, volume, mask_format)  # noqa: PLW2901
+                _write(segmented, volume, target, segmenter.labels)
+                if pictures:
+                    _draw(segmented, volume, target, wanted.name, segmenter.labels)
+                case = PredictedCase(
+                    wanted.name,
+                    mask=target.relative_to(folder).as_posix(),
+                    millilitres=_millilitres(segmented.classes, volume, segmenter.labels.structures),
+                    seconds=time.perf_counter() - started,
+                    notes=(*segmented.notes, *more),
+                )
+            except _TROUBLE as error:
+                why = without_path(error, Path(wanted.image.path)).replace(f"{folder}/", "") or type(error).__name__
+                case = PredictedCase(wanted.name, error=why)
+            done.append(case)
+        written = {case.mask for case in done if case.mask}
+        result = PredictResult(
+            folder,
+            tuple(done),
+            unread=tuple(unread_files(Path(data), found)),
+            replaced=len(before & written),
+            stale=tuple(sorted(before - written)),
+        )
+        if folder == Path(out):
+            _write_summary(result, segmenter)
     failed = [case for case in done if case.error]
     if failed:
         raise UserError(_failures(failed, result))
@@ -220,9 +234,16 @@ def _targets(found: list[Wanted], out: Path, mask_format: str) -> tuple[Path, li
         source = Path(wanted.image.path)
         if target.suffix.lower() in DICOM_ENDINGS and not wanted.is_dicom:
             raise UserError(f"{source}: is no DICOM series, so no DICOM segmentation can refer to it; write .nii.gz")
-        if target.resolve() in (source.resolve(), *source.resolve().glob("*")):
-            raise UserError(f"{target}: is an image itself and would be overwritten by its mask; name another folder")
     return folder, targets
+
+
+def _files_of(target: Path, mask_format: str, *, probabilities: bool, pictures: bool) -> list[Path]:
+    """The files that may be written for an image: its mask and those beside it."""
+    name = stem(target).removesuffix(".dcm")
+    beside = [f"{name}_probabilities.nii.gz"] * probabilities + [f"{name}.png"] * pictures
+    if mask_format == "auto" and target.suffix.lower() in DICOM_ENDINGS:
+        beside.append(f"{name}.nii.gz")
+    return [target, *(target.with_name(each) for each in beside)]
 
 
 def _masks_in(folder: Path) -> set[str]:
@@ -284,7 +305,7 @@ def _write_summary(result: PredictResult, segmenter: Segmenter) -> None:
         "unread": list(result.unread),
         "stale": list(result.stale),
     }
-    write_atomic(result.out / "predictions.json", (json.dumps(card, indent=1) + "\n").encode())
+    write_atomic(result.out / _SUMMARY, (json.dumps(card, indent=1) + "\n").encode())
 
 
 def _failures(failed: list[PredictedCase], result: PredictResult) -> str:

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from contrastive_core.app.report import page
 from contrastive_core.training.files import write_atomic
+from contrastive_core.training.outputs import Outputs
 from ssl_medseg.reports import sections
 from ssl_medseg.reports.evaluation_section import evaluation_section, stages_table
 from ssl_medseg.reports.rounds import rounds_section
 from ssl_medseg.reports.run_folder import open_run
 
 
-def report(run: Path, *, out: Path | None = None, show_paths: bool = False) -> Path:
+def report(run: Path, *, out: Path | None = None, show_paths: bool = False, overwrite: bool = False) -> Path:
     """Write a run's report: one HTML file that holds everything it shows and asks nothing of the network.
 
     What was learnt from what; curves; the pseudo-labels over the rounds; of every evaluation in the run's folder
@@ -25,6 +26,7 @@ def report(run: Path, *, out: Path | None = None, show_paths: bool = False) -> P
         run: the out folder of ``ssl-medseg train``, ``selftrain`` or ``run``.
         out: the HTML file; by default ``report.html`` in the run's folder.
         show_paths: let the settings say where data and run lie, as the run's config.yaml does.
+        overwrite: replace a file that this command did not write.
 
     Returns:
         The HTML file.
@@ -45,6 +47,7 @@ def report(run: Path, *, out: Path | None = None, show_paths: bool = False) -> P
         ],
     )
     target = Path(out) if out is not None else Path(run) / "report.html"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(target, text.encode())
+    with Outputs([target], command="ssl-medseg report", overwrite=overwrite):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(target, text.encode())
     return target

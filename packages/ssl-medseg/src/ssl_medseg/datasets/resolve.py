@@ -12,6 +12,7 @@ from pathlib import Path
 from contrastive_core.app.checks import Finding, Item
 from contrastive_core.errors import UserError
 from contrastive_core.text import several
+from contrastive_core.training.names import check_file_name, check_label
 from ssl_medseg.datasets.dataset import Case
 from ssl_medseg.datasets.layouts.listing import Listing
 from ssl_medseg.datasets.options import DataOptions
@@ -108,6 +109,8 @@ def resolve(listing: Listing, options: DataOptions) -> Resolved:
     cases: list[Case] = []
     for entry in listing.entries:
         said = None if overridden else entry.patient
+        if _wrong_name(entry, said):
+            continue
         label = entry.label if entry.label is not None and entry.label.exists() else None
         if entry.image.path.exists():
             cases.append(Case(entry.name, said or patient(entry.name), entry.image, label, entry.listed))
@@ -117,6 +120,7 @@ def resolve(listing: Listing, options: DataOptions) -> Resolved:
 
 def _findings(listing: Listing, options: DataOptions) -> Iterator[Finding]:
     yield from listing.findings
+    yield from _wrong_names(listing, options)
     yield from _missing_files(listing)
     yield from _without_label(listing, options)
     yield from _left_over(listing)
@@ -127,6 +131,26 @@ def _findings(listing: Listing, options: DataOptions) -> Iterator[Finding]:
         yield Finding("error", "channel", f"images have several channels ({names}): choose one with --channel")
     if not listing.entries:
         yield Finding("error", "no_images", "no image is listed or found")
+
+
+def _wrong_name(entry: Entry, patient: str | None) -> str:
+    """Why no mask can be named after a case, or why its patient cannot be listed; empty if all is well."""
+    try:
+        check_file_name(entry.name, what="case", source="name")
+        if patient is not None:
+            check_label(patient, what="patient", source=entry.name)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _wrong_names(listing: Listing, options: DataOptions) -> Iterator[Finding]:
+    overridden = options.patient_pattern is not None or options.patients is not None
+    found = {entry: _wrong_name(entry, None if overridden else entry.patient) for entry in listing.entries}
+    items = [Item([repr(entry.name)], why) for entry, why in found.items() if why]
+    if items:
+        title = f"{several(len(items), 'name')} that no file can have: rename the cases where they are listed"
+        yield Finding("error", "names", title, items)
 
 
 def _missing_files(listing: Listing) -> Iterator[Finding]:

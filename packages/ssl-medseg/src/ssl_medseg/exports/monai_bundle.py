@@ -208,13 +208,14 @@ puts the first pixel of a slice, by up to half a pixel.
 """
 
 
-def write_bundle(segmenter: Segmenter, source: str, out: Path) -> dict[str, Any]:
+def write_bundle(segmenter: Segmenter, source: str, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
     """Write a bundle, run it on a generated volume, compare its mask with ours, and put it in place.
 
     Args:
         segmenter: on the CPU.
         source: what errors call it.
-        out: the folder, in place of an older bundle.
+        out: the folder, in place of an older bundle that `ssl-medseg export` wrote.
+        overwrite: replace any other bundle, too.
 
     Returns:
         How it was checked.
@@ -222,8 +223,14 @@ def write_bundle(segmenter: Segmenter, source: str, out: Path) -> dict[str, Any]
     Raises:
         UserError: `out` is a folder with something else in it, or the bundle gives other masks.
     """
-    if out.exists() and not (out / "configs" / "metadata.json").is_file() and any(out.iterdir()):
-        raise UserError(f"{out}: holds something else than a bundle; name a folder that is empty or not there yet")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not (out / "configs" / "metadata.json").is_file():
+            raise UserError(f"{out}: holds something else than a bundle; name a folder that is empty or not there yet")
+        if not overwrite and not (out / "docs" / "checked.json").is_file():
+            raise UserError(
+                f"{out}: holds a bundle that `ssl-medseg export` did not write; name another folder, or replace it "
+                "with --overwrite"
+            )
     out.parent.mkdir(parents=True, exist_ok=True)
     new = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(new, ignore_errors=True)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.names import check_label
 from ssl_medseg.io.tables import read_table
 
 # Masks that other programs saved as floats hold 0.9999999; more than this is no label any more.
@@ -46,6 +47,8 @@ class LabelMap:
                 f"a label map has one name for each of its 1 to 256 values, got {len(self.names)} names and "
                 f"{len(self.values)} values ({found})"
             )
+        for name in self.names:
+            check_label(name, what="structure", source="label map")
         for what, entries in (("value", self.values), ("name", self.names)):
             twice = sorted({str(entry) for entry in entries if entries.count(entry) > 1})
             if twice:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from contrastive_core.app.checks import counted_levels, finding_lines, findings_to_json, most_first, of_level
-from contrastive_core.training.files import check_output, write_atomic
+from contrastive_core.training.files import write_atomic
+from contrastive_core.training.outputs import Outputs
 from ssl_video.data import open_videos
 from ssl_video.data.check import Facts, examine
 
@@ -33,7 +34,13 @@ _COLUMNS = (
 
 
 def check(
-    data: str, *, part: str | None = None, out: Path | None = None, decode: bool = True, json: bool = False
+    data: str,
+    *,
+    part: str | None = None,
+    out: Path | None = None,
+    decode: bool = True,
+    json: bool = False,
+    overwrite: bool = False,
 ) -> int:
     """Open every video of a data set, count its frames, and print what is wrong.
 
@@ -49,6 +56,7 @@ def check(
             stand in it with their problem.
         decode: decode every frame, which finds damage in the middle; ``--no-decode`` opens the files only.
         json: print JSON instead of text.
+        overwrite: replace files that this command did not write.
 
     Returns:
         1 if there are errors, else 0: the exit status.
@@ -57,11 +65,11 @@ def check(
         UserError: there is no such data set or part.
     """
     videos = open_videos(data, part=part)
-    if out is not None:
-        check_output(out, is_ours=lambda start: start.startswith(",".join(_COLUMNS).encode()))
+    planned = Outputs([] if out is None else [out], command="ssl-video check", inputs=[data], overwrite=overwrite)
     facts, findings = examine(videos, decode=decode)
     if out is not None:  # first: who reads what is printed may leave in the middle
-        write_atomic(out, _manifest(facts, out.parent).encode())
+        with planned:
+            write_atomic(out, _manifest(facts, out.parent).encode())
     good = [fact.index for fact in facts if fact.index is not None]
     sizes = most_first(Counter(f"{index.width}x{index.height}" for index in good))
     codecs = most_first(Counter(index.codec for index in good))

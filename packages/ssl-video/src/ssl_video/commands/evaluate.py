@@ -9,8 +9,9 @@ import torch
 
 from contrastive_core.app.report.figures import confusion_figure, to_png
 from contrastive_core.errors import UserError
-from contrastive_core.training.files import check_output, write_atomic
+from contrastive_core.training.files import open_atomic, write_atomic
 from contrastive_core.training.model_file import module_hash
+from contrastive_core.training.outputs import Outputs
 from contrastive_core.training.progress import track
 from ssl_video.data import VideoSet, open_videos
 from ssl_video.data.splits import read_split, select_labelled
@@ -36,6 +37,7 @@ def evaluate(
     out: Path | None = None,
     device: str = "auto",
     network: str | None = None,
+    overwrite: bool = False,
 ) -> Evaluation:
     """Test a network on videos it has not seen: 10 clips x 3 crops of each, mean of probabilities.
 
@@ -63,6 +65,7 @@ def evaluate(
         out: folder for the files; by default ``evaluation`` in the model's folder.
         device: auto, cpu, cuda or mps.
         network: package.module:function of a model whose network is your own code; opening it runs that code.
+        overwrite: Whether to replace files that this command did not write.
 
     Returns:
         The numbers.
@@ -81,10 +84,13 @@ def evaluate(
     wanted = recipe.views if views is None else views
     if not wanted or not set(wanted) <= set(recipe.views):
         raise UserError(f"views are {', '.join(wanted) or 'none'}; the network has learned {', '.join(recipe.views)}")
+    folder = out if out is not None else Path(model) / "evaluation"
+    planned = Outputs(
+        [folder / f"{part}{end}" for end in (".json", "-predictions.npz", "-confusion.png")],
+        command="ssl-video evaluate", overwrite=overwrite,
+    )  # fmt: skip
     stored = open_flow(flow_cache, method=recipe.flow, views=wanted, of=(videos,), max_bad=max_bad)
     check_reader(reader)
-    folder = out if out is not None else Path(model) / "evaluation"
-    check_output(folder / f"{part}.json")
     found, kept, skipped = [], [], {}
     for place, video in enumerate(track(videos.videos, total=len(videos), what="testing")):
         try:
@@ -126,17 +132,19 @@ def evaluate(
         confusion=confusion,
         skipped=skipped,
     )
-    with (folder / f"{part}-predictions.npz").open("wb") as stream:
-        np.savez(
-            stream,
-            probabilities=probabilities.numpy(),
-            labels=labels.numpy(),
-            keys=np.array([videos[place].key for place in kept], dtype=np.str_),
-            views=np.array(wanted, dtype=np.str_),
-            classes=np.array(recipe.classes, dtype=np.str_),
-        )
-    write_atomic(folder / f"{part}-confusion.png", to_png(confusion_figure(confusion, recipe.classes)))
-    write_atomic(folder / f"{part}.json", result.to_json().encode())  # last: where it stands, the others do
+    with planned:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open_atomic(folder / f"{part}-predictions.npz") as stream:
+            np.savez(
+                stream,
+                probabilities=probabilities.numpy(),
+                labels=labels.numpy(),
+                keys=np.array([videos[place].key for place in kept], dtype=np.str_),
+                views=np.array(wanted, dtype=np.str_),
+                classes=np.array(recipe.classes, dtype=np.str_),
+            )
+        write_atomic(folder / f"{part}-confusion.png", to_png(confusion_figure(confusion, recipe.classes)))
+        write_atomic(folder / f"{part}.json", result.to_json().encode())  # last: where it stands, the others do
     return result
 
 

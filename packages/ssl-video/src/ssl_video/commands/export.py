@@ -20,7 +20,15 @@ from ssl_video.models.checkpoint import Recognizer, load_recognizer
 _ENDINGS = (".onnx", ".pt2", ".safetensors")
 
 
-def export(model: str, out: Path, *, view: str | None = None, size: int = 0, network: str | None = None) -> str:
+def export(
+    model: str,
+    out: Path,
+    *,
+    view: str | None = None,
+    size: int = 0,
+    network: str | None = None,
+    overwrite: bool = False,
+) -> str:
     """Write a network as a file that other programs open, once it has been shown to give what the model gives.
 
     The ending of the file decides: ``.onnx`` for onnxruntime and others (any batch size; needs the extra ``export``),
@@ -36,6 +44,7 @@ def export(model: str, out: Path, *, view: str | None = None, size: int = 0, net
         view: which view's network; None: the one tested on, frames.
         size: side of the pictures in pixels that .onnx and .pt2 take; 0: that of the crops it was trained on.
         network: package.module:function of a model whose network is your own code; opening it runs that code.
+        overwrite: Whether to replace files that this command did not write.
 
     Returns:
         What was written and how it was checked.
@@ -70,7 +79,7 @@ def export(model: str, out: Path, *, view: str | None = None, size: int = 0, net
         )
         return (write_onnx if out.suffix == ".onnx" else write_exported_program)(program, file, card)
 
-    card = put_in_place(out, write)
+    card = put_in_place(out, write, command="ssl-video export", overwrite=overwrite)
     checked = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in card["checked"].items())
     return f"written to {out} and {out.name}.json: logits of {recipe.clip.frames} frames of {side} px; {checked}"
 

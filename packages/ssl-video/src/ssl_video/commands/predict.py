@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
 from contrastive_core.errors import UserError
-from contrastive_core.training.files import check_output
+from contrastive_core.training.files import open_atomic
+from contrastive_core.training.outputs import Outputs
 from contrastive_core.training.progress import track
 from ssl_video.data import open_videos
 from ssl_video.data.torchcodec_reader import ReaderName, check_reader
@@ -15,9 +17,6 @@ from ssl_video.evaluation import classify, fused
 from ssl_video.models.checkpoint import load_recognizer
 from ssl_video.optical_flow.cache import open_flow
 from ssl_video.reports.contact_sheet import Thumbnail, contact_sheet
-
-_HEAD = b'"path","class","probability"'
-_MARK = b"ssl-video predict"
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,7 @@ def predict(
     reader: ReaderName = "pyav",
     device: str = "auto",
     network: str | None = None,
+    overwrite: bool = False,
 ) -> PredictResult:
     """Classify videos and write a CSV file with a row for each: path, class, probability, error.
 
@@ -72,6 +72,7 @@ def predict(
         reader: of frames: pyav, or torchcodec (an extra), which gives the same and may be faster.
         device: auto, cpu, cuda or mps.
         network: package.module:function of a model whose network is your own code; opening it runs that code.
+        overwrite: Whether to replace files that this command did not write.
 
     Returns:
         The files and what is in them.
@@ -87,38 +88,44 @@ def predict(
             f"top={top}, clips={clips}, crops={crops}, sheet={sheet}"
         )
     check_reader(reader)
+    picture = out.with_suffix(".png") if sheet else None
     stored = open_flow(flow_cache, method=recognizer.recipe.flow, views=wanted)
     videos = open_videos(data)
+    planned = Outputs(
+        [out, picture] if picture else [out], command="ssl-video predict",
+        inputs=[data, *(video.path for video in videos.videos)], overwrite=overwrite,
+    )  # fmt: skip
     shown = spread(len(videos), sheet)
-    picture = out.with_suffix(".png") if sheet else None
-    check_output(out, is_ours=lambda start: start.startswith(_HEAD))
-    if picture is not None:
-        check_output(picture, is_ours=lambda start: _MARK in start)
-    new = out.with_name(f".{out.name}.tmp")
     thumbnails: list[Thumbnail] = []
     unreadable = 0
-    with new.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-        ranks = ["", *(f"_{rank}" for rank in range(2, top + 1))]
-        writer.writerow(["path", *(f"{name}{rank}" for rank in ranks for name in ("class", "probability")), "error"])
-        for place, video in enumerate(track(videos.videos, total=len(videos), what=videos.name)):
-            try:
-                found = classify(recognizer, video, views=wanted, clips=clips, crops=crops, flow=stored, reader=reader)
-            except UserError as error:
-                unreadable += 1
-                writer.writerow([video.key, *[""] * (2 * top), str(error)])
-                continue
-            probabilities, order = fused(found[None])[0].topk(top)
-            ranked = list(zip(order.tolist(), probabilities.tolist(), strict=True))
-            writer.writerow([video.key, *(cell for c, p in ranked for cell in (classes[c], float(f"{p:.6g}"))), ""])
-            if place in shown:
-                label, share = classes[ranked[0][0]], ranked[0][1]
-                thumbnails.append(Thumbnail(video.path, f"{label} {100 * share:.0f} %", Path(video.key).name))
-    new.replace(out)
-    if picture is None or not thumbnails:
-        return PredictResult(out, len(videos), unreadable, None)
-    contact_sheet(thumbnails, picture, mark=_MARK)
-    return PredictResult(out, len(videos), unreadable, picture)
+    with planned:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with open_atomic(out) as raw:
+            file = io.TextIOWrapper(raw, encoding="utf-8", newline="")
+            writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+            ranks = ["", *(f"_{rank}" for rank in range(2, top + 1))]
+            writer.writerow(
+                ["path", *(f"{name}{rank}" for rank in ranks for name in ("class", "probability")), "error"]
+            )
+            for place, video in enumerate(track(videos.videos, total=len(videos), what=videos.name)):
+                try:
+                    found = classify(
+                        recognizer, video, views=wanted, clips=clips, crops=crops, flow=stored, reader=reader
+                    )
+                except UserError as error:
+                    unreadable += 1
+                    writer.writerow([video.key, *[""] * (2 * top), str(error)])
+                    continue
+                probabilities, order = fused(found[None])[0].topk(top)
+                ranked = list(zip(order.tolist(), probabilities.tolist(), strict=True))
+                writer.writerow([video.key, *(cell for c, p in ranked for cell in (classes[c], float(f"{p:.6g}"))), ""])
+                if place in shown:
+                    label, share = classes[ranked[0][0]], ranked[0][1]
+                    thumbnails.append(Thumbnail(video.path, f"{label} {100 * share:.0f} %", Path(video.key).name))
+            file.detach()  # flushed, and open for the file beneath
+        if picture and thumbnails:
+            contact_sheet(thumbnails, picture)
+    return PredictResult(out, len(videos), unreadable, picture if thumbnails else None)
 
 
 def spread(videos: int, most: int) -> set[int]:

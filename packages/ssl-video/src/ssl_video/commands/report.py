@@ -10,6 +10,7 @@ from contrastive_core.app.report.sections import settings, surroundings
 from contrastive_core.errors import UserError
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.model_file import module_hash
+from contrastive_core.training.outputs import Outputs
 from ssl_video.commands.train import train
 from ssl_video.data import open_videos
 from ssl_video.data.splits import read_split, select
@@ -27,6 +28,7 @@ def report(
     clips: int = 4,
     seed: int = 0,
     network: str | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write a run's report: one HTML file that holds everything it shows and asks nothing of the network.
 
@@ -43,12 +45,15 @@ def report(
         clips: how many are shown in all views.
         seed: which.
         network: package.module:function of a model whose network is your own code; opening it runs that code.
+        overwrite: Whether to replace files that this command did not write.
 
     Returns:
         The HTML file.
     """
     if clips < 1:
         raise UserError(f"report needs clips >= 1, got {clips}")
+    target = run / "report.html" if out is None else out
+    planned = Outputs([target], command="ssl-video report", overwrite=overwrite)
     record = read_record(Path(run), made_by="`ssl-video train`")
     config = record.config
     if "views" not in config or "network" not in config:
@@ -86,7 +91,7 @@ def report(
         settings(config, train, name="training", again=sections.again(config)),
         surroundings(config, record.sessions, packages=["ssl-video", "torchvision", "av"]),
     ]
-    target = run / "report.html" if out is None else out
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(target, page.document(sections.title(config), parts).encode())
+    with planned:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(target, page.document(sections.title(config), parts).encode())
     return target

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import struct
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -25,13 +23,12 @@ class Thumbnail(NamedTuple):
     name: str
 
 
-def contact_sheet(thumbnails: Sequence[Thumbnail], out: Path, *, mark: bytes = b"") -> None:
+def contact_sheet(thumbnails: Sequence[Thumbnail], out: Path) -> None:
     """Write a PNG file of the middle frames of videos, six in a row, titles above and names below.
 
     Args:
         thumbnails: the videos.
         out: the file.
-        mark: text that is stored in the file, by which a program knows its own pictures.
 
     Raises:
         UserError: a video cannot be read.
@@ -47,7 +44,7 @@ def contact_sheet(thumbnails: Sequence[Thumbnail], out: Path, *, mark: bytes = b
         axes.imshow(read_frames(thumbnail.path, [middle])[middle])
         axes.set_title(beginning(thumbnail.title), fontsize=7)
         axes.text(0.5, -0.02, end(thumbnail.name), transform=axes.transAxes, fontsize=5, ha="center", va="top")
-    write_atomic(out, _marked(to_png(figure), mark))
+    write_atomic(out, to_png(figure))
 
 
 def beginning(text: str) -> str:
@@ -58,13 +55,3 @@ def beginning(text: str) -> str:
 def end(text: str) -> str:
     """As much of a name as there is room for; what tells the files of a folder apart stands at its end."""
     return text if len(text) <= _WIDTH else f"…{text[1 - _WIDTH :]}"
-
-
-def _marked(png: bytes, mark: bytes) -> bytes:
-    """A PNG file with a comment before its first picture data."""
-    if not mark:
-        return png
-    chunk = b"tEXtComment\0" + mark
-    after_header = 8 + 25  # signature and IHDR
-    packed = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    return png[:after_header] + packed + png[after_header:]

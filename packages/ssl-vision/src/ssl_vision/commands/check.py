@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from contrastive_core.training.files import write_atomic
+from contrastive_core.training.outputs import Outputs
 from ssl_vision.checks import examine
 from ssl_vision.data.decode import ReadOptions
 
@@ -16,6 +17,7 @@ def check(
     out: Path | None = None,
     json: bool = False,
     read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
+    overwrite: bool = False,
 ) -> int:
     """Read every image of a data set and report its problems.
 
@@ -30,6 +32,7 @@ def check(
         out: JSON file for everything found.
         json: Whether to print JSON instead of text.
         read: How image files are read.
+        overwrite: Whether to replace files that this command did not write.
 
     Returns:
         Exit status: 1 if there are errors, else 0.
@@ -39,7 +42,8 @@ def check(
     """
     report = examine(data, split=part, read=read)
     if out is not None:  # first: who reads what is printed may leave in the middle
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(out, f"{report.to_json()}\n".encode())
+        with Outputs([out], command="ssl-vision check", inputs=[data], overwrite=overwrite):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(out, f"{report.to_json()}\n".encode())
     print(report.to_json() if json else report.text())  # noqa: T201 - what the command is for
     return 1 if report.errors else 0

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, permutation
+from contrastive_core.training.files import write_atomic
+from contrastive_core.training.outputs import Outputs
 from ssl_vision.data import ImageSet, Subset, open_images
 from ssl_vision.data.decode import ReadOptions
 from ssl_vision.evaluation.features import extract, import_pyarrow, write_npz, write_parquet
@@ -30,6 +32,7 @@ def embed(
     points: int = 2000,
     seed: int = 0,
     read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
+    overwrite: bool = False,
 ) -> Path:
     """Compute the features of images and write them to a file, or draw a map of them.
 
@@ -46,6 +49,7 @@ def embed(
         points: Largest number of images on a map, drawn at random.
         seed: Seed of the choice of points and of the map.
         read: How image files are read.
+        overwrite: Whether to replace files that this command did not write.
 
     Returns:
         The file.
@@ -56,10 +60,13 @@ def embed(
         raise UserError(f"{out}: found the ending {ending!r}, expected one of {', '.join([*_FILES, *_PICTURES])}")
     if ending == ".parquet":
         import_pyarrow()
+    planned = Outputs([out], command="ssl-vision embed", inputs=[data], overwrite=overwrite)
     loaded = load_encoder(model, device=device)
     images = open_images(data, split=part, channels=loaded.channels, read=read)
     if ending in _FILES:
-        _FILES[ending](out, extract(loaded, images, batch_size=batch_size), images)
+        features = extract(loaded, images, batch_size=batch_size)
+        with planned:
+            _FILES[ending](out, features, images)
         return out
     chosen = permutation(derive(seed, "map"), len(images))[:points].sort().values
     shown = Subset(images, chosen.tolist())
@@ -72,8 +79,9 @@ def embed(
         split=images.split,
         seed=seed,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(picture)
+    with planned:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(out, picture)
     return out
 
 

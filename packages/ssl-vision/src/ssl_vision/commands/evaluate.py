@@ -12,6 +12,8 @@ from contrastive_core.app.report.figures import confusion_figure, to_png
 from contrastive_core.errors import UserError
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.model_file import module_hash
+from contrastive_core.training.names import check_file_name
+from contrastive_core.training.outputs import Outputs
 from ssl_vision.data import ImageSet
 from ssl_vision.data.decode import ReadOptions
 from ssl_vision.evaluation.features import evaluation_batches, labelled_images, outputs
@@ -52,6 +54,7 @@ def evaluate(
     batch_size: int = 512,
     device: str = "auto",
     read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
+    overwrite: bool = False,
 ) -> Evaluation:
     """Test a classifier on labelled images: accuracies, confusion, likelihood, calibration.
 
@@ -73,6 +76,7 @@ def evaluate(
         batch_size: Images per forward pass.
         device: Device to run on: auto, cpu, cuda or mps.
         read: How image files are read.
+        overwrite: Whether to replace files that this command did not write.
 
     Returns:
         The numbers and the files.
@@ -89,6 +93,14 @@ def evaluate(
         place = f"; the data have no test split, and {images.split} takes its place" if stands_in else ""
         todo = f", or --part {images.split} to score the validation part under its name" if stands_in else ""
         raise UserError(f"{found}{place}. Expected images that training has not seen: give other data{todo}")
+    folder = Path(out) if out is not None else evaluation_folder(model) or Path()
+    stem = check_file_name(
+        name or f"{data_name(data).removesuffix('.csv')}-{images.split}", what="name of the files", source="--name"
+    )
+    planned = Outputs(
+        [folder / f"{stem}{end}" for end in _ENDINGS], command="ssl-vision evaluate", inputs=[data],
+        overwrite=overwrite,
+    )  # fmt: skip
     batches = evaluation_batches(images, size=loaded.image_size, batch_size=batch_size)
     logits = torch.cat([batch.cpu() for batch in outputs(loaded.model, batches, device=loaded.device)])
     score = score_classifier(
@@ -102,15 +114,17 @@ def evaluate(
         bins=bins,
         validation_share=share,
     )
-    folder = Path(out) if out is not None else evaluation_folder(model) or Path()
-    stem = name or f"{data_name(data).removesuffix('.csv')}-{images.split}"
     predictions = make_predictions(
         logits.softmax(dim=1).numpy(),
         labels.numpy(),
         paths=[images.path(i) for i in range(len(images))],
         classes=loaded.classes,
     )
-    return Evaluation(score, _write(folder, stem, score, predictions))
+    with planned:
+        return Evaluation(score, _write(folder, stem, score, predictions))
+
+
+_ENDINGS = (".json", "-predictions.npz", "-confusion.png", "-reliability.png")
 
 
 def match_classes(images: ImageSet, classes: list[str]) -> Tensor:
@@ -138,7 +152,7 @@ def _some(names: list[str]) -> str:
 
 def _write(folder: Path, stem: str, score: ClassifierScore, predictions: Predictions) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{stem}{end}" for end in (".json", "-predictions.npz", "-confusion.png", "-reliability.png")]
+    files = [folder / f"{stem}{end}" for end in _ENDINGS]
     write_predictions(files[1], predictions)
     write_atomic(files[2], to_png(confusion_figure(score.confusion, score.classes)))
     write_atomic(files[3], to_png(reliability_figure(score.calibration)))

@@ -12,7 +12,7 @@ from ssl_vision.exports import Exportable, open_exportable, write_torchvision
 _ENDINGS = (".onnx", ".pt2", ".safetensors")
 
 
-def export(model: str, out: Path, *, image_size: int = 0, approximate: bool = False) -> str:
+def export(model: str, out: Path, *, image_size: int = 0, approximate: bool = False, overwrite: bool = False) -> str:
     """Write a model as a file that other programs open, once it has been shown to give what the model gives.
 
     The ending of the file decides: ``.onnx`` for onnxruntime and others (any batch size; needs the extra ``export``),
@@ -29,6 +29,7 @@ def export(model: str, out: Path, *, image_size: int = 0, approximate: bool = Fa
         image_size: side of the images in pixels that .onnx and .pt2 take; 0: those the model was trained on.
         approximate: write .safetensors of an official ResNet-50, -101 or -152 although torchvision's pads its max pool
             otherwise and gives somewhat different features; the JSON file says how different.
+        overwrite: replace files that this command did not write.
 
     Returns:
         What was written and how it was checked.
@@ -46,6 +47,6 @@ def export(model: str, out: Path, *, image_size: int = 0, approximate: bool = Fa
         write_program = write_onnx if out.suffix == ".onnx" else write_exported_program
         return write_program(opened.program, file, opened.card(file, normalisation="inside the model"))
 
-    card = put_in_place(out, write)
+    card = put_in_place(out, write, command="ssl-vision export", overwrite=overwrite)
     checked = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in card["checked"].items())
     return f"written to {out} and {out.name}.json: {opened.output} of images of {opened.image_size} px; {checked}"

@@ -8,7 +8,7 @@ from contrastive_core.errors import UserError
 from ssl_vision.data.decode import ReadOptions
 from ssl_vision.evaluation.features import labelled_features
 from ssl_vision.evaluation.probes import knn_scores
-from ssl_vision.evaluation.scores import Score, accuracy, record_score, training_images
+from ssl_vision.evaluation.scores import Score, accuracy, plan_score, record_score, training_images
 from ssl_vision.models.checkpoint import load_encoder
 
 
@@ -25,6 +25,7 @@ def knn(
     device: str = "auto",
     out: Path | None = None,
     read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
+    overwrite: bool = False,
 ) -> Score:
     """Classify test images by the nearest training images in feature space.
 
@@ -40,12 +41,14 @@ def knn(
         device: Device to run on: auto, cpu, cuda or mps.
         out: JSON file for the scores; by default ``evaluation/knn.json`` in the model's folder.
         read: How image files are read.
+        overwrite: Whether to replace files that this command did not write.
 
     Returns:
         The accuracies.
     """
     if k < 1 or temperature <= 0:
         raise UserError(f"knn needs k >= 1 and temperature > 0, got k={k} and temperature={temperature}")
+    planned = plan_score(model, "knn", out, overwrite=overwrite)
     loaded = load_encoder(model, device=device)
     bank = labelled_features(loaded, data, split=train_part, batch_size=batch_size, labels=labels, read=read)
     query = labelled_features(loaded, data, split=test_part, batch_size=batch_size, classes=bank.classes, read=read)
@@ -63,5 +66,6 @@ def knn(
     score = accuracy(
         "knn", scores, query.labels, model=model, encoder_hash=query.encoder_hash, data=data, settings=settings
     )
-    record_score(score, out)
+    with planned:
+        record_score(score, out)
     return score

@@ -13,7 +13,7 @@ from contrastive_core.training.model_file import module_hash
 from ssl_vision.data.decode import ReadOptions
 from ssl_vision.evaluation.features import extract, labelled_features, labelled_images
 from ssl_vision.evaluation.probes import Augmented, Cached, Source, fit_linear
-from ssl_vision.evaluation.scores import Score, accuracy, record_score, training_images
+from ssl_vision.evaluation.scores import Score, accuracy, plan_score, record_score, training_images
 from ssl_vision.labels.subsets import require_two_classes
 from ssl_vision.models.checkpoint import load_encoder
 
@@ -33,6 +33,7 @@ def linear(
     device: str = "auto",
     out: Path | None = None,
     read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
+    overwrite: bool = False,
 ) -> Score:
     """Train a linear classifier on frozen features and report its test accuracy after the last epoch.
 
@@ -55,12 +56,14 @@ def linear(
         device: Device to run on: auto, cpu, cuda or mps.
         out: JSON file for the scores; by default ``evaluation/linear.json`` in the model's folder.
         read: How image files are read.
+        overwrite: Whether to replace files that this command did not write.
 
     Returns:
         The accuracies.
     """
     if epochs < 1 or lr <= 0:
         raise UserError(f"linear needs epochs >= 1 and lr > 0, got epochs={epochs} and lr={lr}")
+    planned = plan_score(model, "linear", out, overwrite=overwrite)
     loaded = load_encoder(model, device=device)
     before = module_hash(loaded.encoder)
     train = labelled_images(data, split=train_part, labels=labels, channels=loaded.channels, read=read)
@@ -86,5 +89,6 @@ def linear(
     score = accuracy(
         "linear", scores, test.labels, model=model, encoder_hash=test.encoder_hash, data=data, settings=settings
     )
-    record_score(score, out)
+    with planned:
+        record_score(score, out)
     return score

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.outputs import Outputs
 from contrastive_core.training.progress import track
 from ssl_vision.augment import EvalTransform
 from ssl_vision.data import ImageSet, open_images
@@ -47,6 +48,7 @@ def predict(
     batch_size: int = 256,
     device: str = "auto",
     read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
+    overwrite: bool = False,
 ) -> PredictResult:
     r"""Classify images and write a CSV file with a row for each: path, class, probability, error.
 
@@ -68,17 +70,19 @@ def predict(
         batch_size: Images per forward pass.
         device: Device to run on: auto, cpu, cuda or mps.
         read: How image files are read.
+        overwrite: Whether to replace files that this command did not write.
 
     Returns:
         The file and what is in it.
     """
     if batch_size < 1:
         raise UserError(f"predict needs batch_size >= 1, got {batch_size}")
+    out = Path(out)
+    planned = Outputs([out], command="ssl-vision predict", inputs=[data], overwrite=overwrite)
     loaded = load_classifier(model, device=device)
     images = _open(data, part, channels=loaded.channels, read=read)
     if not 1 <= top <= len(loaded.classes):
         raise UserError(f"predict can list 1 to {len(loaded.classes)} classes of this model, got top={top}")
-    out = Path(out)
     unreadable = 0
 
     def write(path: Path) -> None:
@@ -99,7 +103,8 @@ def predict(
                     writer.writerow([images.key(index), *cells, problems.get(index, "")])
                 unreadable += len(problems)
 
-    replace_file(out, write)
+    with planned:
+        replace_file(out, write)
     return PredictResult(out, len(images), unreadable)
 
 

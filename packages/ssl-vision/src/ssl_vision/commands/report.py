@@ -9,6 +9,7 @@ from contrastive_core.app.report import page
 from contrastive_core.errors import UserError
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.model_file import module_hash
+from contrastive_core.training.outputs import Outputs
 from ssl_vision.data import ImageSet, open_images
 from ssl_vision.models.checkpoint import load_classifier, load_encoder
 from ssl_vision.reports import classifier_sections, sections
@@ -29,6 +30,7 @@ def report(
     bank: int = 2000,
     seed: int = 0,
     device: str = "auto",
+    overwrite: bool = False,
 ) -> Path:
     """Write a run's report: one HTML file that holds everything it shows and asks nothing of the network.
 
@@ -50,20 +52,23 @@ def report(
         bank: Number of images, drawn at random, to search for nearest neighbours.
         seed: Seed of the choice of images.
         device: Device to run on: auto, cpu, cuda or mps.
+        overwrite: Whether to replace files that this command did not write.
 
     Returns:
         The HTML file.
     """
     if rows < 1 or bank < 2:
         raise UserError(f"report needs rows >= 1 and bank >= 2, got rows={rows} and bank={bank}")
+    target = Path(out) if out is not None else Path(run) / "report.html"
+    planned = Outputs([target], command="ssl-vision report", overwrite=overwrite)
     found = open_run(Path(run))
     if found.settings.kind == "pretrain":
         text = _of_pretraining(found, data=data, part=part, rows=rows, bank=bank, seed=seed, device=device)
     else:
         text = _of_classifier(found, data=data, compare=compare, rows=rows, device=device)
-    target = Path(out) if out is not None else Path(run) / "report.html"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(target, text.encode())
+    with planned:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(target, text.encode())
     return target
 
 

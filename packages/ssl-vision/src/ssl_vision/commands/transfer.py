@@ -17,7 +17,7 @@ from ssl_vision.data import list_splits
 from ssl_vision.data.decode import ReadOptions
 from ssl_vision.evaluation.features import LabelledFeatures, labelled_features
 from ssl_vision.evaluation.probes import LogisticFit, fit_logistic
-from ssl_vision.evaluation.scores import Score, accuracy, record_score, training_images
+from ssl_vision.evaluation.scores import Score, accuracy, plan_score, record_score, training_images
 from ssl_vision.labels.choose import hold_out
 from ssl_vision.models.checkpoint import load_encoder
 
@@ -40,6 +40,7 @@ def transfer(
     device: str = "auto",
     out: Path | None = None,
     read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
+    overwrite: bool = False,
 ) -> Score:
     """Evaluate a model on a data set by l2-regularised logistic regression on its features.
 
@@ -64,10 +65,12 @@ def transfer(
         device: Device to run on: auto, cpu, cuda or mps.
         out: JSON file for the scores; by default ``evaluation/transfer.json`` in the model's folder.
         read: How image files are read.
+        overwrite: Whether to replace files that this command did not write.
 
     Returns:
         The accuracies.
     """
+    planned = plan_score(model, "transfer", out, overwrite=overwrite)
     loaded = load_encoder(model, device=device)
 
     def features(split: str, *, classes: list[str] | None = None, labels: Path | None = None) -> LabelledFeatures:
@@ -114,7 +117,8 @@ def transfer(
         settings=settings,
         found=found,
     )
-    record_score(score, out)
+    with planned:
+        record_score(score, out)
     return score
 
 

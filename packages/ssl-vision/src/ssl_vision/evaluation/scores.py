@@ -22,6 +22,7 @@ from contrastive_core.metrics import (
     top_k_accuracy,
 )
 from contrastive_core.training.files import write_atomic
+from contrastive_core.training.outputs import Outputs
 
 
 @dataclass(frozen=True)
@@ -109,14 +110,28 @@ def evaluation_folder(model: str) -> Path | None:
     return (folder.parent if of_run else folder) / "evaluation"
 
 
+def score_file(model: str, protocol: str, out: Path | None) -> Path | None:
+    """The file of a score: `out`, else beside the model; None where the model has no folder."""
+    folder = evaluation_folder(model)
+    return out if out is not None or folder is None else folder / f"{protocol}.json"
+
+
+def plan_score(model: str, protocol: str, out: Path | None, *, overwrite: bool) -> Outputs:
+    """The output of a protocol's command, checked before anything is computed.
+
+    Raises:
+        UserError: The file exists, and the command did not write it.
+    """
+    file = score_file(model, protocol, out)
+    return Outputs([] if file is None else [file], command=f"ssl-vision {protocol}", overwrite=overwrite)
+
+
 def record_score(score: Score, out: Path | None) -> None:
     """Write the score as JSON: to `out`, else beside the model, else nowhere."""
-    folder = evaluation_folder(score.model)
-    if out is None and folder is not None:
-        out = folder / f"{score.protocol}.json"
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(out, (json.dumps(asdict(score), indent=2) + "\n").encode())
+    file = score_file(score.model, score.protocol, out)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, (json.dumps(asdict(score), indent=2) + "\n").encode())
 
 
 def _readable(value: object) -> str:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from contrastive_core.app.outputs import INDEX, writing
 from contrastive_core.errors import UserError
 from contrastive_core.training import files
+from contrastive_core.training.outputs import INDEX, Outputs
 
 
 def write(*targets: Path, command: str = "prog verb", text: str = "ours", **options: object) -> None:
-    with writing(targets, command=command, **options):  # type: ignore[arg-type]
+    with Outputs(targets, command=command, **options):  # type: ignore[arg-type]
         for target in targets:
             target.parent.mkdir(parents=True, exist_ok=True)
             files.write_atomic(target, text.encode())
@@ -70,7 +70,7 @@ def test_a_command_that_was_stopped_finds_its_files_again(tmp_path: Path) -> Non
     target = tmp_path / "out" / "a.csv"
 
     def stopped() -> None:
-        with writing([target, tmp_path / "out" / "b.csv"], command="prog verb"):
+        with Outputs([target, tmp_path / "out" / "b.csv"], command="prog verb"):
             target.write_text("half")
             raise KeyboardInterrupt
 
@@ -79,7 +79,7 @@ def test_a_command_that_was_stopped_finds_its_files_again(tmp_path: Path) -> Non
     write(target)
     child = os.fork()
     if child == 0:
-        with writing([target], command="prog verb"):
+        with Outputs([target], command="prog verb"):
             target.write_text("half again")
             os.kill(os.getpid(), 9)
     os.waitpid(child, 0)
@@ -88,7 +88,7 @@ def test_a_command_that_was_stopped_finds_its_files_again(tmp_path: Path) -> Non
 
 
 def test_a_plan_that_writes_nothing_leaves_nothing(tmp_path: Path) -> None:
-    with writing([tmp_path / "a"], command="prog verb"):
+    with Outputs([tmp_path / "a"], command="prog verb"):
         pass
     assert list(tmp_path.iterdir()) == []
 

@@ -50,8 +50,8 @@ class Outputs:
             self._refuse_folders(existing)
         if existing and not overwrite:
             self._refuse_foreign(existing)
-        for folder in {path.parent for path in self._targets}:
-            _check_writable(folder)
+        for place in {path.parent for path in self._targets}:
+            _check_writable(place)
 
     def __enter__(self) -> Self:
         # Recorded before they are written: a command that is killed finds its files again.

@@ -87,6 +87,20 @@ def test_a_command_that_was_stopped_finds_its_files_again(tmp_path: Path) -> Non
     assert target.read_text() == "whole"
 
 
+def test_a_file_that_was_not_replaced_after_all_stays_foreign(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("theirs")
+    with Outputs([tmp_path / "a.csv"], command="prog verb", overwrite=True):
+        pass
+    with pytest.raises(UserError, match="did not write it here"):
+        write(tmp_path / "a.csv")
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("theirs")
+    with pytest.raises(UserError, match="cannot be written to"):
+        Outputs([tmp_path / "file" / "deep" / "a.csv"], command="prog verb")
+
+
 def test_a_plan_that_writes_nothing_leaves_nothing(tmp_path: Path) -> None:
     with Outputs([tmp_path / "a"], command="prog verb"):
         pass

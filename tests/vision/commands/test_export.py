@@ -205,7 +205,7 @@ def test_a_file_that_gives_something_else_is_not_put_in_place(tmp_path: Path, mo
     monkeypatch.setattr(exports, "_state", other)
     (tmp_path / "net.safetensors").write_text("older")
     with pytest.raises(UserError, match=r"torchvision's resnet18 gives other features .*nothing was written"):
-        export(str(folder), tmp_path / "net.safetensors")
+        export(str(folder), tmp_path / "net.safetensors", overwrite=True)
     assert (tmp_path / "net.safetensors").read_text() == "older"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "net.safetensors"]
 

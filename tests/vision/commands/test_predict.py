@@ -131,7 +131,7 @@ def test_a_stop_in_the_middle_leaves_the_old_file(
     decode = module.decode
     monkeypatch.setattr(module, "decode", stop)
     with pytest.raises(KeyboardInterrupt):
-        predict(str(digit_classifier), str(folder), out, batch_size=10, device="cpu")
+        predict(str(digit_classifier), str(folder), out, batch_size=10, device="cpu", overwrite=True)
     assert out.read_text() == "before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out.csv"]
 

@@ -56,13 +56,21 @@ class Outputs:
     def __enter__(self) -> Self:
         # Recorded before they are written: a command that is killed finds its files again.
         if self._targets:
+            self._before = {path: _version(path) for path in self._targets}
+            self._recorded = _read(self._folder).get(self._command, {})
             _record(self._folder, self._command, dict.fromkeys(self._targets))
         return self
 
     def __exit__(self, *_: object) -> None:
         # Also after an error: what a command wrote before it failed is its own, too.
         if self._targets:
-            written = {path: files.sha256(path) for path in self._targets if path.is_file()}
+            written = {}
+            for path in self._targets:
+                name = _name(path, self._folder)
+                if path.is_file() and _version(path) != self._before[path]:
+                    written[path] = files.sha256(path)
+                elif path.is_file() and name in self._recorded:
+                    written[path] = self._recorded[name]
             gone = [path for path in self._targets if path not in written]
             _record(self._folder, self._command, written, gone=gone)
 
@@ -109,6 +117,14 @@ def _is_own(path: Path, folder: Path, recorded: dict[str, Any]) -> bool:
 
 def _name(path: Path, folder: Path) -> str:
     return Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix()
+
+
+def _version(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -14,7 +14,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.text import several
 from contrastive_core.training.names import check_file_name, check_label
 from ssl_medseg.datasets.dataset import Case
-from ssl_medseg.datasets.layouts.listing import Listing
+from ssl_medseg.datasets.layouts.listing import Entry, Listing
 from ssl_medseg.datasets.options import DataOptions
 from ssl_medseg.io.file_types import stem
 from ssl_medseg.io.tables import read_table

@@ -138,7 +138,7 @@ def test_the_command_runs_on_two_processes(tmp_path: Path) -> None:
         ({"batch_size": 5000}, "1433"),
         ({"memory": MemoryOptions(size=5), "batch_size": 0}, "batch_size is 0"),
         ({"data": "no-such-folder"}, "no such folder"),
-        ({"part": "valid"}, "split 'val'"),
+        ({"part": "valid"}, "split 'valid'"),
         ({"optimizer": OptimizerOptions(warmup_epochs=10)}, "warmup_epochs is 10 in a run of 1 epochs"),
     ],
 )

@@ -128,7 +128,7 @@ def test_release_of_suncet_did_not_normalise(tmp_path: Path) -> None:
     got = load_encoder(str(tmp_path / "out"), device="cpu").encoder(IMAGES)
     torch.testing.assert_close(got, features(net, IMAGES, "none"), rtol=1e-4, atol=1e-4)
     card = json.loads((tmp_path / "out" / "import.json").read_text())
-    assert card["left_out"] == ["encoder.module.fc.fc1.weight", "encoder.module.fc.fc2.weight"]
+    assert card["left_out"] == ["encoder.fc.fc1.weight", "encoder.fc.fc2.weight"]
 
 
 @pytest.mark.parametrize(("program", "stem"), [("solo", "cifar-pad2"), ("lightly", "cifar-no-relu"), ("own", "cifar")])

@@ -173,3 +173,13 @@ def test_own_encoder_by_import_path(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unknown_encoder_names_what_is_known(name: str) -> None:
     with pytest.raises(UserError, match=name.removeprefix("torchvision:").split(":", maxsplit=1)[0]):
         build_encoder(EncoderOptions(name=name))
+
+
+def test_features_of_torchvision_s_convnext_are_those_before_its_linear_layer() -> None:
+    encoder = build_encoder(EncoderOptions(name="torchvision:convnext_tiny"), image_size=32).eval()
+    whole = torchvision.models.convnext_tiny().eval()
+    whole.load_state_dict(encoder.module.state_dict(), strict=False)
+    whole.classifier[2] = torch.nn.Identity()
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(images), whole(images))

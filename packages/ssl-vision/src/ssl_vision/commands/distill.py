@@ -99,7 +99,7 @@ def distill(
         encoder = _encoder_of(teacher, encoder)
     size = image_size or found.image_size
     start = open_start(NONE if init == TEACHER else init, encoder=encoder, from_layer=from_layer, image_size=size)
-    config |= {"encoder": start.architecture.encoder, "image_size": size}
+    config |= {"encoder": start.described(encoder), "image_size": size}
     scored, held_out = (None, None) if validation is None else validation_set(validation, data, images)
     labelled = None if alpha == 1 else training_set(images, labels, held_out=held_out)
     for some in (scored, labelled):

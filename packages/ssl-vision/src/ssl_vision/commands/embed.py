@@ -15,6 +15,7 @@ from contrastive_core.training.outputs import Outputs
 from ssl_vision.data import ImageSet, Subset, open_images
 from ssl_vision.data.decode import ReadOptions
 from ssl_vision.evaluation.features import extract, import_pyarrow, write_npz, write_parquet
+from ssl_vision.models import EncoderOptions
 from ssl_vision.models.checkpoint import load_encoder
 
 _FILES = {".npz": write_npz, ".parquet": write_parquet}
@@ -31,6 +32,7 @@ def embed(
     device: str = "auto",
     points: int = 2000,
     seed: int = 0,
+    encoder: EncoderOptions | None = None,
     read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
     overwrite: bool = False,
 ) -> Path:
@@ -40,7 +42,8 @@ def embed(
     are none), ``.parquet`` (a row per image), ``.png`` or ``.svg`` (a map by PCA and t-SNE, coloured by class).
 
     Args:
-        model: Run folder, model folder, or ``pixels`` for the images themselves as features.
+        model: Run folder, model folder, ``pixels`` for the images themselves as features, or ``none`` with
+            `encoder`.
         data: Image folder, CSV manifest or named data set; labels are not needed.
         out: File to write.
         part: Part of the data to embed.
@@ -48,6 +51,7 @@ def embed(
         device: Device to run on: auto, cpu, cuda or mps.
         points: Largest number of images on a map, drawn at random.
         seed: Seed of the choice of points and of the map.
+        encoder: Network and its weights, if `model` is ``none``.
         read: How image files are read.
         overwrite: Whether to replace files that this command did not write.
 
@@ -61,7 +65,7 @@ def embed(
     if ending == ".parquet":
         import_pyarrow()
     planned = Outputs([out], command="ssl-vision embed", inputs=[data], overwrite=overwrite)
-    loaded = load_encoder(model, device=device)
+    loaded = load_encoder(model, device=device, encoder=encoder)
     images = open_images(data, split=part, channels=loaded.channels, read=read)
     if ending in _FILES:
         features = extract(loaded, images, batch_size=batch_size)

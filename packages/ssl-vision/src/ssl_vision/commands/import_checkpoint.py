@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.model_file import save_model
 from ssl_vision.importing.imported import Imported
+from ssl_vision.importing.named import load_weights
 from ssl_vision.importing.simclr import read_simclr
 from ssl_vision.importing.tensorflow import is_bundle
 from ssl_vision.importing.torch_resnets import read_resnet
+from ssl_vision.models import EncoderOptions
 from ssl_vision.models.checkpoint import Architecture, classifier_card, encoder_card
 from ssl_vision.models.encoder import Normalization
 from ssl_vision.models.resnet import Stem
@@ -23,6 +25,7 @@ def import_checkpoint(
     source: Path,
     out: Path,
     *,
+    name: str = "",
     prefix: str = "",
     stem: Stem | Literal["auto"] = "auto",
     normalize: Normalization | Literal["auto"] = "auto",
@@ -40,6 +43,8 @@ def import_checkpoint(
     Args:
         source: the checkpoint: a file; for TensorFlow its name without ending, or its folder.
         out: the folder to write; new or empty.
+        name: Architecture, where it is not to be found out: ``timm:NAME`` or ``torchvision:NAME``, such as a ResNet-D,
+            a vision transformer, ConvNeXt or EfficientNet.
         prefix: of the network's names, where the checkpoint holds several: ``ema_model/`` for the moving average of a
             TensorFlow 1 checkpoint, ``encoder_k`` for MoCo's second encoder.
         stem: of a network with a 3x3 stem, whose weights do not show how it pads.
@@ -56,6 +61,8 @@ def import_checkpoint(
     source, out = Path(source), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there and not an empty folder; choose another --out")
+    if name:
+        return _import_named(source, out, name, normalize=normalize, image_size=image_size)
     if is_bundle(source):
         if stem != "auto" or normalize != "auto":
             raise UserError(f"{source}: --stem and --normalize are for PyTorch's checkpoints; this one is TensorFlow's")
@@ -82,12 +89,25 @@ def import_checkpoint(
     summary = _summary(source, out, imported, written)
     card = {
         "source": str(source),
-        "encoder": vars(imported.options),
+        "encoder": asdict(imported.options) | {"weights": None},
         "assumed": imported.notes,
         "left_out": imported.left_out,
     }
     (out / "import.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     return summary
+
+
+def _import_named(
+    source: Path, out: Path, name: str, *, normalize: Normalization | Literal["auto"], image_size: int
+) -> str:
+    statistics = "none" if normalize == "auto" else normalize
+    options = EncoderOptions(name=name, weights=source, normalize=statistics)
+    encoder, options, size = load_weights(options, image_size=image_size or None)
+    state = {f"encoder.{key}": tensor for key, tensor in encoder.state_dict().items()}
+    save_model(out / "model", state, encoder_card(options, image_size=size, head=None))
+    said = {"source": str(source), "encoder": asdict(options), "assumed": [], "left_out": []}
+    (out / "import.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+    return f"{source}: an encoder; {name}, {encoder.feature_dim} features, {size} px\nwritten to {out}"
 
 
 def _write_encoder(imported: Imported, out: Path) -> str:

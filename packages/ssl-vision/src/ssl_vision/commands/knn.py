@@ -9,6 +9,7 @@ from ssl_vision.data.decode import ReadOptions
 from ssl_vision.evaluation.features import labelled_features
 from ssl_vision.evaluation.probes import knn_scores
 from ssl_vision.evaluation.scores import Score, accuracy, plan_score, record_score, training_images
+from ssl_vision.models import EncoderOptions
 from ssl_vision.models.checkpoint import load_encoder
 
 
@@ -24,13 +25,15 @@ def knn(
     batch_size: int = 512,
     device: str = "auto",
     out: Path | None = None,
+    encoder: EncoderOptions | None = None,
     read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
     overwrite: bool = False,
 ) -> Score:
     """Classify test images by the nearest training images in feature space.
 
     Args:
-        model: Run folder, model folder, or ``pixels`` for the images themselves as features.
+        model: Run folder, model folder, ``pixels`` for the images themselves as features, or ``none`` with
+            `encoder`.
         data: Image folder, CSV manifest or named data set with labels.
         train_part: Part of the data that votes.
         test_part: Part of the data that is classified.
@@ -40,6 +43,7 @@ def knn(
         batch_size: Images per forward pass.
         device: Device to run on: auto, cpu, cuda or mps.
         out: JSON file for the scores; by default ``evaluation/knn.json`` in the model's folder.
+        encoder: Network and its weights, if `model` is ``none``.
         read: How image files are read.
         overwrite: Whether to replace files that this command did not write.
 
@@ -49,7 +53,7 @@ def knn(
     if k < 1 or temperature <= 0:
         raise UserError(f"knn needs k >= 1 and temperature > 0, got k={k} and temperature={temperature}")
     planned = plan_score(model, "knn", out, overwrite=overwrite)
-    loaded = load_encoder(model, device=device)
+    loaded = load_encoder(model, device=device, encoder=encoder)
     bank = labelled_features(loaded, data, split=train_part, batch_size=batch_size, labels=labels, read=read)
     query = labelled_features(loaded, data, split=test_part, batch_size=batch_size, classes=bank.classes, read=read)
     scores = knn_scores(

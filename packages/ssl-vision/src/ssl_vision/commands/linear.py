@@ -15,6 +15,7 @@ from ssl_vision.evaluation.features import extract, labelled_features, labelled_
 from ssl_vision.evaluation.probes import Augmented, Cached, Source, fit_linear
 from ssl_vision.evaluation.scores import Score, accuracy, plan_score, record_score, training_images
 from ssl_vision.labels.subsets import require_two_classes
+from ssl_vision.models import EncoderOptions
 from ssl_vision.models.checkpoint import load_encoder
 
 
@@ -32,6 +33,7 @@ def linear(
     seed: int = 0,
     device: str = "auto",
     out: Path | None = None,
+    encoder: EncoderOptions | None = None,
     read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
     overwrite: bool = False,
 ) -> Score:
@@ -42,7 +44,8 @@ def linear(
     its hash is compared before and after.
 
     Args:
-        model: Run folder, model folder, or ``pixels`` for the images themselves as features.
+        model: Run folder, model folder, ``pixels`` for the images themselves as features, or ``none`` with
+            `encoder`.
         data: Image folder, CSV manifest or named data set with labels.
         train_part: Part of the data to train on.
         test_part: Part of the data to test on, once, at the end.
@@ -55,6 +58,7 @@ def linear(
         seed: Seed of the order of images and of the crops.
         device: Device to run on: auto, cpu, cuda or mps.
         out: JSON file for the scores; by default ``evaluation/linear.json`` in the model's folder.
+        encoder: Network and its weights, if `model` is ``none``.
         read: How image files are read.
         overwrite: Whether to replace files that this command did not write.
 
@@ -64,7 +68,7 @@ def linear(
     if epochs < 1 or lr <= 0:
         raise UserError(f"linear needs epochs >= 1 and lr > 0, got epochs={epochs} and lr={lr}")
     planned = plan_score(model, "linear", out, overwrite=overwrite)
-    loaded = load_encoder(model, device=device)
+    loaded = load_encoder(model, device=device, encoder=encoder)
     before = module_hash(loaded.encoder)
     train = labelled_images(data, split=train_part, labels=labels, channels=loaded.channels, read=read)
     require_two_classes(train)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,7 +67,7 @@ def pretrain(
         out: Folder of the run: config, metrics, checkpoints, model.
         part: Part of the data to train on.
         init: Weights to start from: a run folder or model folder, whose encoder is taken, and its projection head if it
-            has the shape that `head` asks for; by default random weights.
+            has the shape that `head` asks for; by default those of ``encoder.weights``, or random ones.
         epochs: Number of passes over the images; what does not fill a last batch is left out of an epoch.
         batch_size: Unlabelled images (pairs of views) per step, over all processes. 0: SuNCEt alone; an epoch is then a
             pass over the labelled images.
@@ -97,15 +98,16 @@ def pretrain(
     """
     config = dict(locals())
     _check(epochs=epochs, temperature=temperature, batch_size=batch_size, suncet=suncet, memory=memory)
-    start = None
-    if init is not None:
-        start = open_pretrained(init, encoder=encoder, layers=head.layers, out_features=head.out_features)
-        encoder = start.options
+    start = open_pretrained(
+        init, encoder=encoder, image_size=image_size, layers=head.layers, out_features=head.out_features
+    )
+    encoder = encoder if start is None else start.options
     unlabelled = open_images(data, split=part, channels=encoder.channels, read=read) if batch_size else None
     labelled = (
         open_labelled(suncet, data, split=part, channels=encoder.channels, read=read) if suncet.batch_size else None
     )
-    config["encoder"] = encoder = with_statistics(encoder, unlabelled or labelled)
+    encoder = with_statistics(encoder, unlabelled or labelled)
+    config["encoder"] = replace(encoder, weights=config["encoder"].weights)
     with Run(out, config=config, command="ssl-vision pretrain", options=run, free=("load",)) as r:
         feed = Feed(
             r, unlabelled, labelled, suncet, epochs=epochs, batch_size=batch_size,

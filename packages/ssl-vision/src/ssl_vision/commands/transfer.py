@@ -19,6 +19,7 @@ from ssl_vision.evaluation.features import LabelledFeatures, labelled_features
 from ssl_vision.evaluation.probes import LogisticFit, fit_logistic
 from ssl_vision.evaluation.scores import Score, accuracy, plan_score, record_score, training_images
 from ssl_vision.labels.choose import hold_out
+from ssl_vision.models import EncoderOptions
 from ssl_vision.models.checkpoint import load_encoder
 
 PENALTIES = tuple(np.logspace(5, -6, 45).tolist())
@@ -39,6 +40,7 @@ def transfer(
     seed: int = 0,
     device: str = "auto",
     out: Path | None = None,
+    encoder: EncoderOptions | None = None,
     read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
     overwrite: bool = False,
 ) -> Score:
@@ -50,7 +52,8 @@ def transfer(
     squared weights, beside the cross-entropy summed over images, is our reading: the paper does not say.
 
     Args:
-        model: Run folder, model folder, or ``pixels`` for the images themselves as features.
+        model: Run folder, model folder, ``pixels`` for the images themselves as features, or ``none`` with
+            `encoder`.
         data: Image folder, CSV manifest or named data set with labels.
         train_part: Part of the data to train on.
         val_part: Part of the data that l2 is chosen on; by default ``val``, unless that is what is tested on, else
@@ -64,6 +67,7 @@ def transfer(
         seed: Seed of the draw of validation images.
         device: Device to run on: auto, cpu, cuda or mps.
         out: JSON file for the scores; by default ``evaluation/transfer.json`` in the model's folder.
+        encoder: Network and its weights, if `model` is ``none``.
         read: How image files are read.
         overwrite: Whether to replace files that this command did not write.
 
@@ -71,7 +75,7 @@ def transfer(
         The accuracies.
     """
     planned = plan_score(model, "transfer", out, overwrite=overwrite)
-    loaded = load_encoder(model, device=device)
+    loaded = load_encoder(model, device=device, encoder=encoder)
 
     def features(split: str, *, classes: list[str] | None = None, labels: Path | None = None) -> LabelledFeatures:
         return labelled_features(

@@ -8,12 +8,14 @@ file, its habit is assumed and stated; elsewhere the user must say.
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -29,7 +31,8 @@ from ssl_vision.models.resnet import LAYOUTS, BasicBlock, Stem
 def read_tensors(source: Path) -> dict[str, Tensor]:
     """Every tensor of a ``.safetensors`` file or of what `torch.save` wrote, as float32 where it is floating point.
 
-    What lies in nested dictionaries and lists gets the path to it as its name: ``state_dict.module.conv1.weight``.
+    What lies in nested dictionaries and lists gets the path to it as its name, ``state_dict.encoder.conv1.weight``,
+    without the parts ``module`` and ``_orig_mod`` that DistributedDataParallel and torch.compile put anywhere in it.
 
     Raises:
         UserError: the file is missing or damaged, holds no tensors, or needs to run code to be read.
@@ -45,22 +48,29 @@ def read_tensors(source: Path) -> dict[str, Tensor]:
             raise UserError(f"{source} is damaged or no safetensors file: {error}. Fetch it again") from error
     else:
         content = _load(source)
-    tensors = {name: t.float() if t.is_floating_point() else t for name, t in _flat(content, "")}
+    tensors = {plain(name): t.float() if t.is_floating_point() else t for name, t in _flat(content, "")}
     if not tensors:
         raise UserError(f"{source} holds a {type(content).__name__} without tensors; expected a state dict")
     return tensors
 
 
+def plain(name: str) -> str:
+    """A name without the parts that wrappers of torch put into it."""
+    return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
+
+
 def _load(source: Path) -> object:
     try:
-        return torch.load(source, map_location="cpu", weights_only=True)
+        # Containers of settings and numbers that training programs store beside their weights; they run nothing.
+        with torch.serialization.safe_globals(_HARMLESS):
+            return torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # what its unpickler, its zip reader and its checks raise has no common class
         reason = str(error).strip().splitlines() or [type(error).__name__]
         refused = next((line.strip() for line in reason if "GLOBAL" in line or "Unsupported" in line), reason[0])
         raise UserError(
-            f"{source} was not read: {refused[:300]}\nOnly tensors, numbers and text are read, because anything more "
-            "would run code that the file brings. If it is damaged, fetch it again. If you trust it, save its weights "
-            "alone where it was made: torch.save(model.state_dict(), 'weights.pt')"
+            f"{source} was not read: {refused[:300]}\nOnly tensors, numbers, text and namespaces of these are "
+            "read, because anything more would run code that the file brings. If it is damaged, fetch it again. If you "
+            "trust it, save its weights alone where it was made: torch.save(model.state_dict(), 'weights.pt')"
         ) from error
 
 
@@ -76,7 +86,9 @@ def _flat(content: object, path: str, depth: int = 0) -> Iterator[tuple[str, Ten
 
 
 _GROUPS = ("layer1", "layer2", "layer3", "layer4")
-_SECOND = re.compile(r"momentum|encoder_k|_k\.|key_|target|ema|teacher_|avg_")
+_HARMLESS: list[Any] = [argparse.Namespace, np.dtype, *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"}]
+_HARMLESS.append(np.float64(0).__reduce__()[0])  # what NumPy builds a scalar with; its module differs between versions
+SECOND = re.compile(r"momentum|encoder_k|_k\.|key_|target|ema|teacher_|avg_")
 
 
 @dataclass
@@ -118,7 +130,7 @@ def read_resnet(
         UserError: the file cannot be read safely, holds no such ResNet or several, or does not show what is asked.
     """
     tensors = read_tensors(source)
-    net = _choose(_nets(tensors), prefix, tensors, source)
+    net = _choose(_nets(tensors), plain(prefix), tensors, source)
     weights = {ours: tensors[name] for ours, name in net.names.items()}
     depth, width = _size(weights, source)
     notes: list[str] = []
@@ -181,7 +193,7 @@ def _choose(nets: list[Net], prefix: str, tensors: Mapping[str, Tensor], source:
         if not chosen:
             raise UserError(f"{source}: no network under --prefix {prefix!r}; it holds networks under {known}")
         return chosen[0]
-    first = [net for net in nets if not _SECOND.search(net.prefix)] or nets
+    first = [net for net in nets if not SECOND.search(net.prefix)] or nets
     if len(first) > 1:
         raise UserError(f"{source} holds several networks, under {known}; choose one with --prefix")
     return first[0]

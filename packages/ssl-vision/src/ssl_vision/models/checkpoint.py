@@ -14,6 +14,7 @@ from contrastive_core.heads import ProjectionHead
 from contrastive_core.training import Run, load_model
 from contrastive_core.training.launch import choose_device
 from ssl_vision.data import ImageSet, measure_statistics
+from ssl_vision.importing.named import load_weights
 from ssl_vision.labels.files import labels_digest
 from ssl_vision.labels.subsets import sample_fingerprints
 from ssl_vision.methods import SimCLR
@@ -21,6 +22,9 @@ from ssl_vision.models import Classifier, EncoderOptions, build_encoder
 
 PIXELS = "pixels"
 """The name of the model that has nothing to learn: an image's pixels are its features."""
+
+NONE = "none"
+"""The name of the model that is none: random weights, or those of a file (`EncoderOptions.weights`)."""
 
 ENCODER_FORMAT = "ssl-vision encoder 1"
 CLASSIFIER_FORMAT = "ssl-vision classifier 1"
@@ -156,7 +160,9 @@ def save_classifier(
     return run.save_model(dict(model.state_dict()), card, folder=folder)
 
 
-def load_encoder(model: str, *, device: str = "auto", image_size: int = 32) -> LoadedModel:
+def load_encoder(
+    model: str, *, device: str = "auto", image_size: int | None = None, encoder: EncoderOptions | None = None
+) -> LoadedModel:
     """Open a run folder or a model folder, of a classifier too; ``pixels`` needs none and takes `image_size`.
 
     Raises:
@@ -164,12 +170,19 @@ def load_encoder(model: str, *, device: str = "auto", image_size: int = 32) -> L
     """
     place = choose_device(device)
     if model == PIXELS:
-        return LoadedModel(_Pixels(), image_size, place)
+        return LoadedModel(_Pixels(), image_size or 32, place)
+    if model == NONE:
+        found = _named(encoder, image_size=image_size)
+        return LoadedModel(_ready(found.encoder, place), found.image_size, place, found.options.channels)
+    if encoder is not None:
+        raise UserError(
+            f"{model}: a model brings its encoder; leave encoder out, or give {NONE!r} in place of the model"
+        )
     folder, tensors, card = _open(model, ENCODER_FORMAT, CLASSIFIER_FORMAT)
     options, size = _described(folder, card)
-    encoder = build_encoder(options, image_size=size)
-    encoder.load_state_dict(_part(tensors, "encoder."))
-    return LoadedModel(_ready(encoder, place), size, place, options.channels)
+    net = build_encoder(options, image_size=size)
+    net.load_state_dict(_part(tensors, "encoder."))
+    return LoadedModel(_ready(net, place), size, place, options.channels)
 
 
 def load_pretrained(model: str) -> Pretrained:
@@ -195,12 +208,18 @@ def load_pretrained(model: str) -> Pretrained:
     return Pretrained(encoder, head, options, size)
 
 
-def open_pretrained(model: str, *, encoder: EncoderOptions, layers: int, out_features: int) -> Pretrained:
+def open_pretrained(
+    model: str | None, *, encoder: EncoderOptions, image_size: int, layers: int, out_features: int
+) -> Pretrained | None:
     """Open a model to pre-train further: its encoder, and its projection head if that has the layers and outputs given.
+
+    Without a model the weights of the encoder's file are taken; without these there is nothing to start from.
 
     Raises:
         UserError: No model there, or an encoder beside a model that has another one.
     """
+    if model is None or model == NONE:
+        return None if encoder.weights is None else _named(encoder, image_size=image_size)
     found = load_pretrained(model)
     if encoder not in (EncoderOptions(), found.options):
         raise UserError(
@@ -208,6 +227,17 @@ def open_pretrained(model: str, *, encoder: EncoderOptions, layers: int, out_fea
         )
     fits = found.head is not None and (len(found.head.layers), found.head.out_features) == (layers, out_features)
     return found if fits else replace(found, head=None)
+
+
+def _named(encoder: EncoderOptions | None, *, image_size: int | None) -> Pretrained:
+    """An encoder by name with weights from a file."""
+    if encoder is None or encoder.weights is None:
+        raise UserError(
+            f"the model is {NONE!r}: expected a network and its weights (--encoder.name and --encoder.weights), or a "
+            "run folder or model folder in its place"
+        )
+    net, options, size = load_weights(encoder, image_size=image_size)
+    return Pretrained(net, None, options, size)
 
 
 def with_statistics(options: EncoderOptions, images: ImageSet | None) -> EncoderOptions:
@@ -316,16 +346,16 @@ def _ready(module: nn.Module, device: torch.device) -> Any:
     return module.eval().to(device).to(memory_format=torch.channels_last)
 
 
-NONE = "none"
-"""The name of the model that is none: random weights."""
-
-
 @dataclass(frozen=True)
 class Start:
     """What a classifier is built from: its architecture, and the weights of a pre-trained model if there is one."""
 
     architecture: Architecture
     weights: Pretrained | None = None
+
+    def described(self, asked: EncoderOptions | None) -> EncoderOptions:
+        """The encoder for the configuration of a run, which names the file of its weights too."""
+        return replace(self.architecture.encoder, weights=None if asked is None else asked.weights)
 
     def build(self, classes: int) -> Classifier:
         """The classifier on the CPU; what has no pre-trained weights is drawn, its linear layer is zero."""
@@ -352,6 +382,9 @@ def open_start(model: str, *, encoder: EncoderOptions | None, from_layer: int, i
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"image_size is {image_size}; expected a number of pixels")
+    if model == NONE and encoder is not None and encoder.weights is not None and not from_layer:
+        found = _named(encoder, image_size=image_size)
+        return Start(Architecture(found.options, found.image_size), found)
     if model == NONE:
         if from_layer:
             raise UserError(f"from_layer is {from_layer}, but without a pre-trained model there is no head; expected 0")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -54,9 +56,11 @@ class EncoderOptions:
     """Which network turns images into features.
 
     Attributes:
-        name: ``resnet18`` ... ``resnet200`` (the official encoders), ``torchvision:NAME`` (randomly initialised, its
-            classifier removed) or ``package.module:function``, a function without arguments that returns a module
-            mapping ``[N, 3, H, W]`` images in [0, 1] to ``[N, D]`` features.
+        name: ``resnet18`` ... ``resnet200`` (the official encoders), ``torchvision:NAME`` or ``timm:NAME`` (without
+            their classifier; timm is an extra), or ``package.module:function``, a function without arguments that
+            returns a module mapping ``[N, 3, H, W]`` images in [0, 1] to ``[N, D]`` features.
+        weights: File of weights for the network, ``.safetensors`` or what `torch.save` wrote; nothing is downloaded. By
+            default weights are random.
         width: channel multiplier of the official encoders.
         stem: ``imagenet``, ``cifar`` (3x3, no pooling: images up to 32 px), ``cifar-pad2`` (solo-learn's) or
             ``cifar-no-relu`` (lightly's).
@@ -67,8 +71,8 @@ class EncoderOptions:
             ``imagenet``, ``cifar10``, ``cifar100``; ``data``: those of the images that pre-training sees, which are
             measured before it begins, and always taken with other than 3 channels.
         channels: Channels of the images; the first convolution is made for them.
-        mean: Mean of every channel, with ``data``; measured if left out.
-        std: Standard deviation of every channel, with ``data``; measured if left out.
+        mean: Mean of every channel; by default that of `normalize`.
+        std: Standard deviation of every channel; by default that of `normalize`.
     """
 
     name: str = "resnet18"
@@ -80,6 +84,7 @@ class EncoderOptions:
     channels: int = 3
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    weights: Path | None = None
 
     def __post_init__(self) -> None:
         if self.channels < 1:
@@ -144,12 +149,17 @@ def _build(options: EncoderOptions, image_size: int) -> nn.Module:
     if name.startswith("torchvision:"):
         net = _torchvision(name.removeprefix("torchvision:"))
         return _Features(fit_first_convolution(net, options.channels), name, image_size, options.channels)
+    if name.startswith("timm:"):
+        net = _timm(name.removeprefix("timm:"), options.channels, image_size)
+        return _Features(net, name, image_size, options.channels)
     if ":" in name:
         return _Features(_own(name), name, image_size, options.channels)
     depth = name.removeprefix("resnet")
     if not depth.isdigit() or int(depth) not in LAYOUTS:
         known = ", ".join(f"resnet{depth}" for depth in LAYOUTS)
-        raise UserError(f"no encoder named {name!r}; use {known}, torchvision:NAME or package.module:function")
+        raise UserError(
+            f"no encoder named {name!r}; use {known}, torchvision:NAME, timm:NAME or package.module:function"
+        )
     try:
         return resnet(
             int(depth),
@@ -169,12 +179,70 @@ def _torchvision(name: str) -> nn.Module:
     if name not in list_models():
         raise UserError(f"torchvision has no model named {name!r}; torchvision.models.list_models() lists them")
     model: nn.Module = get_model(name, weights=None)
-    # torchvision calls its classifier fc, classifier, head or heads; an Identity there leaves the features.
+    # torchvision calls its classifier fc, classifier, head or heads; without its linear layers it leaves the features.
     for classifier in ("fc", "classifier", "head", "heads"):
         if hasattr(model, classifier):
-            setattr(model, classifier, nn.Identity())
+            setattr(model, classifier, _before_linear(getattr(model, classifier)))
             return model
     raise UserError(f"torchvision's {name} has no classifier to remove; wrap it in a module of your own")
+
+
+def _before_linear(classifier: nn.Module) -> nn.Module:
+    """What a classifier does before its first linear layer: ConvNeXt's norm and flattening, else nothing."""
+    kept: list[nn.Module] = []
+    for layer in classifier if isinstance(classifier, nn.Sequential) else ():
+        if isinstance(layer, nn.Linear):
+            break
+        if not isinstance(layer, nn.Dropout):
+            kept.append(layer)
+    return nn.Sequential(*kept) if kept else nn.Identity()
+
+
+def _timm(name: str, channels: int, image_size: int) -> nn.Module:
+    timm = _import_timm()
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"; did you mean {', '.join(close)}?" if close else "; timm.list_models() lists them"
+        raise UserError(f"timm has no model named {name!r}{hint}")
+    settings = {"pretrained": False, "num_classes": 0, "in_chans": channels}
+    try:
+        try:
+            model: nn.Module = timm.create_model(name, img_size=image_size, **settings)
+        except TypeError:  # convolutional networks take images of any size
+            model = timm.create_model(name, **settings)
+    except (AssertionError, ValueError, RuntimeError) as error:
+        raise UserError(f"timm's {name} cannot be built for images of {image_size} px: {error}") from error
+    return model
+
+
+def _import_timm() -> Any:
+    try:
+        import timm  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise UserError("encoders of timm need timm, which is not installed; pip install 'ssl-vision[timm]'") from error
+    return timm
+
+
+def timm_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation that a model of timm was trained with."""
+    config = _import_timm().get_pretrained_cfg(name)
+    if config is None:
+        return STATISTICS["imagenet"]
+    return tuple(config.mean), tuple(config.std)
+
+
+def default_image_size(options: EncoderOptions) -> int:
+    """Side in pixels of the images that a network was made for."""
+    if options.name.startswith("timm:"):
+        config = _import_timm().get_pretrained_cfg(options.name.removeprefix("timm:"))
+        return 224 if config is None else int(config.input_size[-1])
+    return 224 if ":" in options.name or options.stem == "imagenet" else 32
+
+
+def core_network(encoder: nn.Module) -> nn.Module:
+    """The network inside an encoder, without normalisation."""
+    net = encoder.net if isinstance(encoder, Normalized) else encoder
+    return net.module if isinstance(net, _Features) else net
 
 
 def _own(name: str) -> nn.Module:

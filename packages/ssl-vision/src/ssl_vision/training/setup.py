@@ -109,8 +109,9 @@ def set_up(
     """
     peak_lr = scaled_lr(options.lr, batch_size, rule=options.scaling)
     model, optimizer = run.setup(network, build_optimizer(network, options, lr=peak_lr, unadapted=unadapted))
+    rates = [peak_lr * group.get("lr_scale", 1.0) for group in optimizer.param_groups]
     # At least one step is not warm-up, however few there are.
     warmup_steps = min(options.warmup_steps(epochs=epochs, steps_per_epoch=total_steps / epochs), total_steps - 1)
-    schedule = WarmupCosine(optimizer, peak_lr=peak_lr, warmup_steps=warmup_steps, total_steps=total_steps)
+    schedule = WarmupCosine(optimizer, peak_lr=rates, warmup_steps=warmup_steps, total_steps=total_steps)
     run.track(model=model, optimizer=optimizer, schedule=schedule)
     return model, optimizer, schedule

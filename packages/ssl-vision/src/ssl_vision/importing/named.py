@@ -1,0 +1,108 @@
+"""Weights from local files for networks of timm, torchvision or the user, by the names of their tensors."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from contrastive_core.errors import UserError
+from ssl_vision.importing.torch_resnets import SECOND, read_tensors
+from ssl_vision.models.encoder import EncoderOptions, build_encoder, core_network, default_image_size, timm_statistics
+
+_LISTED = 4
+
+
+def load_weights(options: EncoderOptions, *, image_size: int | None = None) -> tuple[nn.Module, EncoderOptions, int]:
+    """Build the encoder that the options name, with the weights in `options.weights`.
+
+    Where the options say nothing of normalisation, that of the network's library is taken: timm's configuration of the
+    model, ImageNet's statistics for torchvision. A classifier in the file is left out.
+
+    Args:
+        options: Encoder and file.
+        image_size: Side of the images in pixels; None: the one that the network was made for.
+
+    Returns:
+        The encoder, the options that build it again without the file, and the side of its images.
+
+    Raises:
+        UserError: The file cannot be read without running code, or holds other weights.
+    """
+    if options.weights is None:
+        raise UserError("there are no weights to start from; expected a file (--encoder.weights)")
+    size = image_size or default_image_size(options)
+    resolved = replace(options, weights=None)
+    if options.normalize == "none" and not options.mean and options.channels == 3:
+        if options.name.startswith("timm:"):
+            mean, std = timm_statistics(options.name.removeprefix("timm:"))
+            resolved = replace(resolved, normalize="data", mean=mean, std=std)
+        elif options.name.startswith("torchvision:") or options.variant == "torchvision":
+            resolved = replace(resolved, normalize="imagenet")
+    encoder = build_encoder(resolved, image_size=size)
+    net = core_network(encoder)
+    net.load_state_dict(match_names(read_tensors(Path(options.weights)), net, options.weights))
+    return encoder.eval(), resolved, size
+
+
+def match_names(tensors: Mapping[str, Tensor], net: nn.Module, source: Path) -> dict[str, Tensor]:
+    """The tensors of a network among those of a file, whatever prefix their names have.
+
+    Names are those of the network behind a common prefix (``backbone.``, ``model.``); a network of timm's may bring a
+    function of its own that translates the names of other releases and resamples position embeddings.
+
+    Raises:
+        UserError: Tensors are missing, or have other shapes.
+    """
+    wanted = net.state_dict()
+    candidates = [dict(tensors)] + [_without_prefix(tensors, prefix) for prefix in _prefixes(tensors, wanted)]
+    translate = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+    if translate is not None and type(net).__module__.startswith("timm."):
+        candidates += [found for names in list(candidates) if (found := _translated(translate, names, net))]
+
+    def fitting(state: Mapping[str, Tensor]) -> int:
+        return sum(name in state and state[name].shape == tensor.shape for name, tensor in wanted.items())
+
+    best = max(candidates, key=fitting)
+    counters = {name: tensor for name, tensor in wanted.items() if name.endswith("num_batches_tracked")}
+    state = counters | {name: best[name] for name in wanted if name in best}
+    missing = [name for name in wanted if name not in state]
+    shapes = [
+        f"{name} is {list(state[name].shape)}, expected {list(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if missing or shapes:
+        problems = [f"{name} is missing" for name in missing] + shapes
+        more = f" and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
+        raise UserError(
+            f"{source}: does not hold the weights of {type(net).__name__} with these settings: "
+            f"{'; '.join(problems[:_LISTED])}{more}. It holds {', '.join(list(tensors)[:_LISTED])}, ...; expected a "
+            "state dict of the network that encoder.name names"
+        )
+    return state
+
+
+def _prefixes(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """The prefixes under which some tensor of the network is found; those of averages and second networks last."""
+    found: dict[str, None] = {}
+    for name in list(wanted)[:_LISTED]:
+        found |= {key[: -len(name)]: None for key in tensors if key.endswith(f".{name}")}
+    return sorted(found, key=lambda prefix: bool(re.search(SECOND, prefix)))
+
+
+def _without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _translated(translate: object, tensors: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+    try:
+        found = translate(dict(tensors), net)  # type: ignore[operator]
+    except (KeyError, ValueError, RuntimeError, IndexError, AttributeError, AssertionError):
+        return {}  # names of another network
+    return {name: tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}

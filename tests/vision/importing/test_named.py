@@ -1,0 +1,231 @@
+"""Networks of torchvision and timm, and the user's own, started from files: their features in every command."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from contrastive_core.errors import UserError
+from contrastive_core.training import RunOptions
+from ssl_vision.augment import EvalTransform
+from ssl_vision.cli import main
+from ssl_vision.commands.distill import distill
+from ssl_vision.commands.embed import embed
+from ssl_vision.commands.finetune import finetune
+from ssl_vision.commands.import_checkpoint import import_checkpoint
+from ssl_vision.commands.knn import knn
+from ssl_vision.commands.pretrain import pretrain
+from ssl_vision.data import open_images
+from ssl_vision.importing.named import load_weights
+from ssl_vision.importing.torch_resnets import read_tensors
+from ssl_vision.models import EncoderOptions, build_encoder
+from ssl_vision.models.checkpoint import load_classifier, load_encoder, load_pretrained, open_start
+from ssl_vision.training.options import AugmentOptions, OptimizerOptions, build_optimizer, layer_depths
+
+QUIET = RunOptions(threads=1, log_every=1, device="cpu", progress=False)
+IMAGENET = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+
+
+def source(name: str, size: int) -> tuple[nn.Module, nn.Module]:
+    """A network of its library with random weights, and the same without classifier; batch norm has seen images."""
+    torch.manual_seed(0)
+    library, _, model = name.partition(":")
+    if library == "torchvision":
+        whole = torchvision.models.get_model(model, weights=None, num_classes=7)
+    else:
+        sized = {"img_size": size} if "vit" in model else {}
+        whole = timm.create_model(model, pretrained=False, num_classes=7, **sized)
+    for module in whole.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            nn.init.uniform_(module.running_var, 0.9, 1.1)
+    whole.eval()
+    features = whole
+    if library == "torchvision":
+        features = torchvision.models.get_model(model, weights=None, num_classes=7).eval()
+        features.load_state_dict(whole.state_dict())
+        for part in ("fc", "classifier", "heads"):
+            if hasattr(features, part):
+                setattr(features, part, nn.Identity())
+                break
+    else:
+        features = timm.create_model(model, pretrained=False, num_classes=0, **sized).eval()
+        features.load_state_dict(whole.state_dict(), strict=False)
+    return whole, features
+
+
+NETWORKS = [
+    ("torchvision:resnet18", 64), ("timm:resnet18d", 64), ("timm:vit_tiny_patch16_224", 64), ("timm:convnext_atto", 64),
+    ("timm:efficientnet_lite0", 64),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "size"), NETWORKS)
+def test_features_are_the_source_s_through_every_command(name: str, size: int, tmp_path: Path, write, noise) -> None:
+    whole, features = source(name, size)
+    file = tmp_path / "weights.pth"
+    torch.save({"state_dict": {f"module.backbone._orig_mod.{k}": v for k, v in whole.state_dict().items()}}, file)
+    images = torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(1))
+    config = None if name.startswith("torchvision") else timm.get_pretrained_cfg(name.partition(":")[2])
+    mean, std = IMAGENET if config is None else (torch.tensor(x).view(3, 1, 1) for x in (config.mean, config.std))
+
+    def expected(pictures: Tensor) -> Tensor:
+        with torch.no_grad():
+            return features((pictures - mean) / std)
+
+    options = EncoderOptions(name=name, weights=file)
+    loaded = load_encoder("none", device="cpu", image_size=size, encoder=options)  # knn, linear, transfer, embed
+    started = open_start("none", encoder=options, from_layer=0, image_size=size).build(7).eval()  # finetune, distill
+    import_checkpoint(file, tmp_path / "imported", name=name, image_size=size)
+    imported = load_pretrained(str(tmp_path / "imported"))
+    assert imported.image_size == size
+    with torch.no_grad():
+        for encoder in (loaded.encoder, started.encoder, imported.encoder.eval()):
+            torch.testing.assert_close(encoder(images), expected(images), atol=1e-5, rtol=1e-4)
+    data = write({f"photos/{i}.png": noise(i, size=(size + 8, size)) for i in range(3)}) / "photos"
+    embed(str(tmp_path / "imported"), str(data), tmp_path / "b.npz", device="cpu")
+    images_there = open_images(data)
+    pictures = EvalTransform(size)([images_there.read(i) for i in range(3)])
+    np.testing.assert_allclose(np.load(tmp_path / "b.npz")["features"], expected(pictures), atol=1e-5, rtol=1e-3)
+
+
+def test_pre_training_goes_on_from_a_file_and_begins_with_its_features(tmp_path: Path, write, noise) -> None:
+    name, size = "timm:vit_tiny_patch16_224", 32
+    whole, features = source(name, size)
+    safetensors.torch.save_file(whole.state_dict(), tmp_path / "vit.safetensors")
+    encoder = EncoderOptions(name=name, weights=tmp_path / "vit.safetensors")
+    run = tmp_path / "run"
+    data = str(write({f"photos/{i}.png": noise(i, size=(40, 36)) for i in range(4)}) / "photos")
+    pretrain(
+        data, run, epochs=1, batch_size=4, image_size=size, encoder=encoder, save_every=1,
+        augment=AugmentOptions(flip=False),
+        optimizer=OptimizerOptions(name="adamw", lr=1e-4, weight_decay=0.05, layer_decay=0.75), run=QUIET,
+    )  # fmt: skip
+    images = torch.rand(2, 3, size, size)
+    config = timm.get_pretrained_cfg("vit_tiny_patch16_224")
+    with torch.no_grad():
+        before = load_encoder(str(run / "models" / "epoch-0000"), device="cpu").encoder(images)
+        after = load_encoder(str(run), device="cpu").encoder(images)
+        normalised = (images - torch.tensor(config.mean).view(3, 1, 1)) / torch.tensor(config.std).view(3, 1, 1)
+        torch.testing.assert_close(before, features(normalised), atol=1e-5, rtol=1e-4)
+    assert (after - before).abs().max() > 1e-4
+    again = tmp_path / "again"
+    assert main(["pretrain", "--config", str(run / "config.yaml"), "--out", str(again)]) == 0
+    with torch.no_grad():
+        torch.testing.assert_close(load_encoder(str(again), device="cpu").encoder(images), after)
+
+
+def test_a_classifier_and_a_student_start_from_a_file(tmp_path: Path, write, noise) -> None:
+    whole, _ = source("torchvision:resnet18", 32)
+    torch.save(whole.state_dict(), tmp_path / "net.pth")
+    encoder = EncoderOptions(name="torchvision:resnet18", weights=tmp_path / "net.pth")
+    places = [f"photos/{split}/{name}/{i}.png" for split in ("train", "test") for name in "ab" for i in "12"]
+    data = str(write({place: noise(number) for number, place in enumerate(places)}) / "photos")
+    settings = {"epochs": 1, "batch_size": 4, "image_size": 8, "encoder": encoder, "run": QUIET}
+    finetune(
+        "none",
+        data,
+        tmp_path / "tuned",
+        optimizer=OptimizerOptions(name="sgd", lr=1e-6, warmup_epochs=0),
+        **settings,
+    )
+    distill(
+        str(tmp_path / "tuned"),
+        data,
+        tmp_path / "student",
+        optimizer=OptimizerOptions(name="sgd", lr=1e-6),
+        **settings,
+    )
+    for run in ("tuned", "student"):
+        found = load_classifier(str(tmp_path / run), device="cpu").model.encoder.state_dict()
+        torch.testing.assert_close(found["net.module.conv1.weight"], whole.conv1.weight, atol=1e-3, rtol=0)
+    assert knn("none", data, k=1, device="cpu", encoder=encoder, out=tmp_path / "knn.json").images == 4
+
+
+def test_position_embeddings_are_resampled_by_timm(tmp_path: Path) -> None:
+    whole, _ = source("timm:vit_tiny_patch16_224", 64)
+    torch.save(whole.state_dict(), tmp_path / "vit.pth")
+    options = EncoderOptions(name="timm:vit_tiny_patch16_224", weights=tmp_path / "vit.pth")
+    encoder, resolved, size = load_weights(options, image_size=96)
+    assert (size, resolved.weights) == (96, None)
+    assert encoder(torch.rand(1, 3, 96, 96)).shape == (1, 192)
+
+
+def test_other_weights_are_refused_with_what_is_missing(tmp_path: Path) -> None:
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "r18.pth")
+    for name, message in (
+        (
+            "torchvision:resnet34",
+            r"r18\.pth: does not hold the weights of ResNet .*layer1\.2\.conv1\.weight is missing",
+        ),
+        ("timm:convnext_atto", r"does not hold the weights of ConvNeXt"),
+        ("timm:resnet18_of_mine", r"timm has no model named 'resnet18_of_mine'; did you mean"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_weights(EncoderOptions(name=name, weights=tmp_path / "r18.pth"))
+    with pytest.raises(UserError, match=r"expected a network and its weights \(--encoder\.name"):
+        load_encoder("none", device="cpu")
+    with pytest.raises(UserError, match="a model brings its encoder"):
+        load_encoder("runs/a", device="cpu", encoder=EncoderOptions())
+
+
+WRAPPERS = {
+    "layers": lambda name: re.sub(r"^(layer\d)\.", r"\1._orig_mod.", name),
+    "blocks": lambda name: re.sub(r"^(layer\d\.\d)\.", r"\1._orig_mod.", name),
+    "stem": lambda name: name.replace("conv1.weight", "conv1._orig_mod.weight") if name == "conv1.weight" else name,
+    "processes inside": lambda name: re.sub(r"^(layer\d)\.", r"\1.module.", name),
+    "both": lambda name: f"module._orig_mod.{name}",
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_parts_that_wrappers_put_into_names_do_not_matter(wrapper: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = torchvision.models.resnet18().eval()
+    renamed = {WRAPPERS[wrapper](name): tensor for name, tensor in net.state_dict().items()}
+    torch.save(
+        {"state_dict": renamed, "args": argparse.Namespace(lr=0.1), "best": np.float64(0.5), "epoch": 3},
+        tmp_path / "a.ckpt",
+    )
+    import_checkpoint(tmp_path / "a.ckpt", tmp_path / "imported", classifier_layer=0)
+    encoder = load_classifier(str(tmp_path / "imported"), device="cpu").model.encoder
+    net.fc = nn.Identity()
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(images), net((images - IMAGENET[0]) / IMAGENET[1]), atol=1e-5, rtol=1e-4)
+
+
+class _Runs:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("run",)
+
+
+def test_what_would_run_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"weight": torch.ones(1), "other": _Runs()}, tmp_path / "bad.pth")
+    with pytest.raises(UserError, match="would run code"):
+        read_tensors(tmp_path / "bad.pth")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["timm:vit_tiny_patch16_224", "torchvision:convnext_tiny", "resnet18"])
+def test_learning_rates_fall_from_the_last_block_to_the_first(name: str) -> None:
+    encoder = build_encoder(EncoderOptions(name=name), image_size=32)
+    depths = layer_depths(encoder)
+    deepest = max(depths.values())
+    assert min(depths.values()) in (0, 1)
+    assert deepest >= 5
+    optimizer = build_optimizer(encoder, OptimizerOptions(name="adamw", lr=1.0, layer_decay=0.5), lr=1.0)
+    names = {id(p): n for n, p in encoder.named_parameters()}
+    for group in optimizer.param_groups:
+        assert {0.5 ** (deepest - depths[names[id(p)]]) for p in group["params"]} == {group["lr_scale"]}
+        assert group["weight_decay"] == (0 if all(p.ndim < 2 for p in group["params"]) else 1e-6)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)

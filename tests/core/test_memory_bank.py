@@ -61,3 +61,16 @@ def test_what_does_not_fit_is_refused() -> None:
         bank.load_state_dict(MemoryBank(4, 2).state_dict())
     with pytest.raises(ValueError, match="size 0"):
         MemoryBank(0, 2)
+
+
+def test_a_state_is_a_snapshot() -> None:
+    bank, other = MemoryBank(4, 2), MemoryBank(4, 2)
+    bank.add(torch.eye(2))
+    state, rows = bank.state_dict(), bank.rows.clone()
+    bank.add(torch.full((4, 2), -1.0))
+    other.load_state_dict(state)
+    assert torch.equal(other.rows, rows)
+    other.add(torch.full((4, 2), -1.0))
+    assert torch.equal(state["rows"][:2], rows)
+    with pytest.raises(ValueError, match="MemoryBank: the state lacks added"):
+        other.load_state_dict({"rows": rows})

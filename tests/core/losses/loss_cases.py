@@ -30,8 +30,8 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def some_labels(n: int, classes: int, seed: int = 0) -> Tensor:
-    """Unsorted, not consecutive, a few negative; one class has two samples at least."""
-    labels = torch.randint(0, classes, (n,), generator=torch.Generator().manual_seed(seed)) * 7 - 9
+    """Unsorted, not consecutive; one class has two samples at least."""
+    labels = torch.randint(0, classes, (n,), generator=torch.Generator().manual_seed(seed)) * 7
     labels[-1] = labels[0]
     return labels
 

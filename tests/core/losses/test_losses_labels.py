@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor
 
 from contrastive_core import (
+    PAWSLoss,
     SuNCEtLoss,
     SupConLoss,
+    paws,
     suncet,
     supcon,
 )
@@ -29,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("backend")
 def test_anchors_without_a_positive_are_left_out_and_counted(
     loss: Callable[..., Tensor], module: type[SuNCEtLoss | SupConLoss], formulas: Formulas, differentiate: Differentiate
 ) -> None:
-    z, labels = randn(6, 4), torch.tensor([3, 1, 3, 8, 3, -2])
+    z, labels = randn(6, 4), torch.tensor([3, 1, 3, 8, 3, 2])
     value, grad = differentiate(lambda z: loss(z, labels), z)
     expected, expected_grad = differentiate(lambda z: getattr(formulas, loss.__name__)(z, labels, 0.1), z)
     torch.testing.assert_close(value, expected)
@@ -76,3 +79,94 @@ def test_labels_of_any_integer_type_order_and_layout(dtype: torch.dtype) -> None
         torch.testing.assert_close(loss(z, labels.to(dtype)), expected)
         torch.testing.assert_close(loss(z[order], labels.to(dtype)[order]), expected)
         torch.testing.assert_close(loss(z, torch.stack([labels, labels], 1).flatten()[::2].to(dtype)), expected)
+
+
+MARKED = torch.tensor([0, -1, 2, 0, -1, -1, 2, 0, 5, -1])  # unlabelled ones, and one alone in its class
+LABELLED = MARKED != -1
+
+
+def supcon_formula(z: Tensor, labels: Tensor, t: float) -> Tensor:
+    """Unlabelled rows stay in the denominator, as Khosla's A(i) has all other samples."""
+    z = torch.nn.functional.normalize(z, dim=1)
+    s = (z @ z.T / t).fill_diagonal_(-torch.inf)
+    positive = (labels[:, None] == labels) & (labels >= 0) & ~torch.eye(len(z), dtype=torch.bool)
+    live = positive.any(1)
+    mean = torch.where(positive, s, 0.0).sum(1)[live] / positive.sum(1)[live]
+    return (s[live].logsumexp(1) - mean).mean()
+
+
+@pytest.mark.parametrize("mark", [-1, -100, 255, 1])
+@pytest.mark.parametrize("t", [0.02, 0.3])
+@pytest.mark.usefixtures("small_tiles")
+def test_unlabelled_samples(mark: int, t: float, formulas: Formulas, differentiate: Differentiate) -> None:
+    z, labels = randn(10, 4), torch.where(LABELLED, MARKED, mark)
+    options = {"temperature": t, "ignore_index": mark}
+    anchors = torch.where(LABELLED, MARKED, -1)
+    found = differentiate(lambda z: supcon(z, labels, **options), z)
+    torch.testing.assert_close(found, differentiate(lambda z: supcon_formula(z, anchors, t), z))
+    assert (found[1][~LABELLED] != 0).all()  # candidates
+
+    labels_alone = MARKED[LABELLED]
+    for smoothing, formula in (
+        (0.0, lambda z: formulas.suncet(z, labels_alone, t)),
+        (0.2, lambda z: formulas.smoothed_suncet(z, labels_alone, t, 0.2)),
+    ):
+        loss = functools.partial(suncet, labels=labels, label_smoothing=smoothing, **options)
+        value, grad = differentiate(loss, z)
+        alone = differentiate(formula, z[LABELLED])
+        torch.testing.assert_close((value, grad[LABELLED]), alone)
+        assert (grad[~LABELLED] == 0).all()  # nor candidates
+
+    assert count_skipped_anchors(labels, ignore_index=mark) == 1
+    for module in (SuNCEtLoss(**options), SupConLoss(**options)):
+        module(z, labels)
+        assert module.skipped_anchors == 1
+        assert f"ignore_index={mark}" in repr(module)
+
+
+def test_unlabelled_supports_do_not_vote(differentiate: Differentiate) -> None:
+    a, b, supports = randn(3, 4), randn(3, 4, seed=1), randn(10, 4, seed=2)
+    found = differentiate(lambda s: sum(paws(a, b, s, MARKED, ignore_index=-1)), supports)
+    alone = differentiate(lambda s: sum(paws(a, b, s, MARKED[LABELLED])), supports[LABELLED])
+    torch.testing.assert_close((found[0], found[1][LABELLED]), alone)
+    assert (found[1][~LABELLED] == 0).all()
+    assert PAWSLoss(ignore_index=-1)(a, b, supports, MARKED) == sum(paws(a, b, supports, MARKED, ignore_index=-1))
+
+
+@pytest.mark.parametrize("labelled", [0, 1])
+def test_next_to_no_labels_is_zero_with_zero_gradient(labelled: int, differentiate: Differentiate) -> None:
+    z, labels = randn(5, 4), torch.full((5,), -1)
+    labels[:labelled] = 3
+    for loss in (suncet, supcon):
+        value, grad = differentiate(lambda z: loss(z, labels, ignore_index=-1), z)  # noqa: B023
+        assert value == 0
+        assert (grad == 0).all()
+    value, grad = differentiate(lambda z: suncet(z, labels, ignore_index=-1, label_smoothing=0.1), z)
+    assert value.isfinite()
+    with pytest.raises(ValueError, match="paws: got"):
+        paws(z, z, z, labels, ignore_index=-1)
+
+
+@pytest.mark.parametrize("loss", [suncet, supcon, lambda z, y, **o: paws(z, z, z, y, **o)])
+def test_negative_labels_are_refused_unless_they_are_named(loss: Callable[..., Tensor]) -> None:
+    z, labels = randn(4, 3), torch.tensor([0, 0, -1, 1])
+    with pytest.raises(ValueError, match=r"labels go down to -1, expected class numbers from 0; pass ignore_index=-1"):
+        loss(z, labels)
+    with pytest.raises(ValueError, match=r"labels go down to -2, .* the ignore_index is -1"):
+        loss(z, torch.tensor([0, 0, -1, -2]), ignore_index=-1)
+    with pytest.raises(TypeError, match="ignore_index is True, expected an integer"):
+        loss(z, labels, ignore_index=True)
+    with pytest.raises(ValueError, match="labels go down to -1"):
+        count_skipped_anchors(labels)
+
+
+def test_labels_under_vmap_and_compile() -> None:
+    z, labels = randn(10, 4), torch.tensor([5, 0, 5, 7, 0, 1, 7, 7, 1, 0])
+    many = torch.stack([labels, labels.flip(0)])
+    for loss in (suncet, supcon):
+        together = torch.vmap(lambda y: loss(z, y))(many)  # noqa: B023
+        torch.testing.assert_close(together, torch.stack([loss(z, y) for y in many]))
+        together = torch.vmap(lambda z: loss(z, MARKED, ignore_index=-1))(torch.stack([z, z.flip(0)]))  # noqa: B023
+        torch.testing.assert_close(together[0], loss(z, MARKED, ignore_index=-1))
+        with pytest.raises(ValueError, match="labels go down to -1"):
+            torch.vmap(lambda y: loss(z, y))(many - 1)  # noqa: B023

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from contrastive_core import LARS, lars_param_groups
+from contrastive_core import LARS, NTXentLoss, lars_param_groups
 
 Golden = Callable[[str], np.lib.npyio.NpzFile]
 
@@ -44,7 +45,6 @@ def test_groups(wrap: Callable[[nn.Module], nn.Module]) -> None:
         "encoder.2.0.weight",
         "attention.in_proj_weight",
         "attention.out_proj.weight",
-        "scale",
         "head.weight",
         "head_supervised.weight",
     }
@@ -77,3 +77,102 @@ def test_decay_of_an_excluded_head_is_the_explicit_loss_term() -> None:
     LARS([{"params": [by_group.weight], "weight_decay": 0.1, "adapt": False}], lr=0.5).step()
     LARS([{"params": [by_loss.weight], "adapt": False}], lr=0.5).step()
     torch.testing.assert_close(by_group.weight, by_loss.weight)
+
+
+class Odd(nn.Module):
+    """What is neither a matrix nor called a bias, and matrices that look one-dimensional."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.tensor(2.0))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 8))
+        self.reg_token = nn.Parameter(torch.zeros(1, 4, 8))
+        self.layer_scale = nn.Parameter(torch.ones(8, 1, 1))
+        self.gain = nn.Parameter(torch.ones(1, 1, 1, 8))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 5, 8))
+        self.norm = OwnNorm()
+        self.prelu = nn.PReLU(8)
+        self.loss = NTXentLoss(temperature=nn.Parameter(torch.tensor(0.1)))
+        self.to_one = nn.Linear(8, 1)
+        self.one_by_one = nn.Conv2d(1, 1, 1)
+        self.depthwise = nn.Conv1d(1, 8, 1)
+        self.table = nn.Embedding(1, 8)
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(8, 3))
+        self.own_matrix = nn.Parameter(torch.zeros(3, 8))
+        self.recurrent = nn.LSTM(1, 1)
+
+    def no_weight_decay(self) -> set[str]:
+        return {"pos_embed", "not_there"}
+
+
+class OwnNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(8))
+
+
+def test_groups_go_by_shape_as_well_as_type() -> None:
+    model = nn.Sequential(Odd())
+    names = {id(p): name.removeprefix("0.") for name, p in model.named_parameters()}
+    adapted, plain = lars_param_groups(model, 1e-4)
+    assert {names[id(p)] for p in adapted["params"]} == {
+        "to_one.weight",
+        "one_by_one.weight",
+        "depthwise.weight",
+        "table.weight",
+        "normed.parametrizations.weight.original1",
+        "own_matrix",
+    }
+    assert {names[id(p)] for p in plain["params"]} >= {
+        "logit_scale", "cls_token", "reg_token", "layer_scale", "gain", "pos_embed", "norm.weight", "prelu.weight",
+        "loss.temperature", "normed.parametrizations.weight.original0",
+    }  # fmt: skip
+    assert len(adapted["params"]) + len(plain["params"]) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("library", "name"), [("torchvision.models", "vit_b_32"), ("torchvision.models", "convnext_tiny")]
+)
+def test_groups_of_known_models(library: str, name: str) -> None:
+    """Decayed and adapted are exactly kernels and matrices: what has two dimensions and more, layer scales aside."""
+    models = pytest.importorskip("torchvision.models")
+    with torch.device("meta"):
+        model = getattr(models, name)()
+    names = {id(p): name for name, p in model.named_parameters()}
+    adapted, plain = lars_param_groups(model, 1e-4)
+    assert all(p.ndim >= 2 for p in adapted["params"])
+    found = {names[id(p)].rsplit(".", 1)[-1] for p in plain["params"] if p.ndim >= 2}
+    assert found == ({"class_token"} if name.startswith("vit") else {"layer_scale"})
+
+
+def test_states_of_other_optimisers_are_refused() -> None:
+    model = nn.Linear(4, 2)
+
+    def state(
+        make: Callable[..., torch.optim.Optimizer], module: nn.Module = model, **options: float
+    ) -> dict[str, Any]:
+        optimizer = make(module.parameters(), lr=0.1, **options)
+        sum(p.sum() for p in module.parameters()).backward()
+        optimizer.step()
+        saved: dict[str, Any] = optimizer.state_dict()
+        return saved
+
+    ours = LARS(model.parameters(), lr=0.5)
+    before = [p.detach().clone() for p in model.parameters()]
+    for foreign, words in (
+        (state(torch.optim.SGD, momentum=0.9), "lacks trust_coefficient, adapt and has dampening, maximize"),
+        (state(torch.optim.AdamW), "lacks momentum, trust_coefficient, nesterov, adapt and has betas, eps"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            ours.load_state_dict(foreign)
+    half = state(torch.optim.AdamW)
+    half["param_groups"][0].update(ours.state_dict()["param_groups"][0])
+    with pytest.raises(ValueError, match="state of parameter 0 holds step, exp_avg, exp_avg_sq"):
+        ours.load_state_dict(half)
+    with pytest.raises(ValueError, match=r"momentum of parameter 0 is \[3, 4\], the parameter is \[2, 4\]"):
+        ours.load_state_dict(state(LARS, nn.Linear(4, 3)))
+    assert ours.param_groups[0]["lr"] == 0.5
+    ours.load_state_dict(state(LARS))
+    assert ours.param_groups[0]["lr"] == 0.1
+    ours.step()
+    assert all((p != q).any() for p, q in zip(model.parameters(), before, strict=True))

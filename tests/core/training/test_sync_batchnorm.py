@@ -61,10 +61,26 @@ def steps(norm: nn.Module, xs: list[Tensor], weights: list[Tensor]) -> dict[str,
         y = norm(leaf)
         (y.square() * weight).sum().backward()
         results[f"y{i}"], results[f"dx{i}"] = y.detach(), leaf.grad
+    results.update(higher(norm, xs[0], weights[0]))
     results.update({f"grad {name}": p.grad for name, p in norm.named_parameters()})
     results.update({f"buffer {name}": b.clone() for name, b in norm.named_buffers()})
     results["eval"] = norm.eval()(xs[0]).detach()
     return results
+
+
+def higher(norm: nn.Module, x: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    """A penalty on the gradient, by names and in passing, and a directional derivative, always of the batch's own."""
+    norm = copy.deepcopy(norm)  # torch.func refuses the change of running statistics
+    norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+    norm.track_running_stats = False
+    leaf = x.clone().requires_grad_()
+    (first,) = torch.autograd.grad((norm(leaf) ** 3 * weight).sum(), leaf, create_graph=True)
+    second, *rest = torch.autograd.grad((first**2 * weight).sum(), [leaf, *norm.parameters()], allow_unused=True)
+    found = {"second": second}
+    found.update({f"grad second {i}": torch.zeros(()) if g is None else g for i, g in enumerate(rest)})
+    found["tangent"] = torch.func.jvp(norm, (x,), (weight,))[1]
+    found["func.grad"] = torch.func.grad(lambda x: (norm(x) ** 3 * weight).sum())(x)
+    return found
 
 
 def process(rank: int, world_size: int, folder: str) -> None:
@@ -93,10 +109,8 @@ def errors(rank: int) -> list[str]:
             norm(x)
         except ValueError as error:
             texts.append(str(error))
-    x = torch.randn(4, 2, requires_grad=True)
-    (gradient,) = torch.autograd.grad(norm(x).square().sum(), x, create_graph=True)
     try:
-        gradient.sum().backward()
+        torch.vmap(norm)(torch.randn(3, 4, 2))
     except RuntimeError as error:
         texts.append(str(error))
     half = norm(torch.randn(4, 2, dtype=torch.bfloat16))
@@ -134,10 +148,10 @@ def test_union_batch(outcome: Path, world_size: int, name: str) -> None:
 
 def test_errors_and_types(outcome: Path) -> None:
     for rank in range(2):
-        scalar, vector, double, half = torch.load(outcome / f"2-{rank}.pt")["errors"]["texts"]
+        scalar, vector, mapped, half = torch.load(outcome / f"2-{rank}.pt")["errors"]["texts"]
         assert "shape ()" in scalar
         assert "shape (3,)" in vector
-        assert "once_differentiable" in double
+        assert "contrastive_core: torch.vmap" in mapped
         assert half == "torch.bfloat16"
 
 

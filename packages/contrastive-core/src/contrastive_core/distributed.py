@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd import Function
 
 
 class Hop:
@@ -87,7 +88,7 @@ def gather_rows(x: Tensor) -> Tensor:
 
     Backwards the gradient of the result is summed over processes, and each takes the part of its rows. Every process
     must call this, with the same number of rows, and all must run the backward pass if one does. Alone, x itself is
-    returned. No second derivative.
+    returned. Linear, and differentiable any number of times in reverse and forward mode.
 
     Raises:
         ValueError: on every process, if they hold different numbers of rows, or rows of different size or type.
@@ -97,7 +98,7 @@ def gather_rows(x: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return x
-    gathered: Tensor = _gather(x)
+    gathered: Tensor = _gather(x) if torch.compiler.is_compiling() else _Gather.apply(x)
     return gathered
 
 
@@ -130,7 +131,53 @@ def split_own(gathered: Tensor) -> tuple[Tensor, Tensor]:
     return gathered[own * size : (own + 1) * size], torch.cat([gathered[: own * size], gathered[(own + 1) * size :]])
 
 
-# Operators rather than an autograd function: torch.compile does not look for collectives inside them.
+class _Gather(Function):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return _gather(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        del ctx, inputs, output  # linear: nothing to remember
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        own: Tensor = _GatherBackward.apply(grad)
+        return own
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return gather_rows(tangent)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int], x: Tensor) -> tuple[Tensor, int]:
+        return gather_rows(x.movedim(in_dims[0], -1)), -1
+
+
+class _GatherBackward(Function):
+    @staticmethod
+    def forward(grad: Tensor) -> Tensor:
+        return _gather_backward(grad)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        del ctx, inputs, output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return gather_rows(grad)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        own: Tensor = _GatherBackward.apply(tangent)
+        return own
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int], grad: Tensor) -> tuple[Tensor, int]:
+        return _GatherBackward.apply(grad.movedim(in_dims[0], -1)), -1
+
+
+# Operators inside those functions: torch.compile does not look for collectives in them.
 
 
 @torch.library.custom_op("contrastive_core::gather", mutates_args=())
@@ -163,7 +210,12 @@ def _differentiate(ctx: Any, grad: Tensor) -> Tensor:
     return own
 
 
+def _differentiate_again(ctx: Any, grad: Tensor) -> Tensor:
+    return gather_rows(grad)
+
+
 _gather.register_autograd(_differentiate)
+_gather_backward.register_autograd(_differentiate_again)
 
 
 def _one_per_process(x: Tensor) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""A memory bank: embeddings of past batches, kept as further negatives."""
+"""Memory bank: embeddings of past batches as additional negatives."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ class MemoryBank:
     """The last `size` embeddings that were added, of unit length, without gradient.
 
     Give its `rows` to `nt_xent` or `info_nce` as `bank`, and `add` the batch's keys after the loss: a sample's own key
-    must not be among its negatives. Keys are best those of a network that changes slowly (a moving average of the
-    trained one, `torch.optim.swa_utils.AveragedModel`), so that old rows still compare with new ones.
+    must not be among its negatives. Keys should come from a network that changes slowly, such as a moving average of
+    the trained one (`torch.optim.swa_utils.AveragedModel`), so that old rows remain comparable with new ones.
 
     It starts empty and fills up; a new row takes the place of the oldest. Over several processes `add(keys,
-    gather=True)` takes the keys of all in the order of their ranks, so that every process holds the bank that one
-    process with the union of the batches would. `state_dict` and `load_state_dict`: a restored bank goes on in the same
-    bits.
+    gather=True)` takes the keys of all in the order of their ranks, so that every process holds the same bank as one
+    process with the union of the batches would. A bank restored with `load_state_dict` continues bit for bit.
 
     Args:
         size: how many embeddings are kept, 65536 in MoCo.
@@ -81,15 +80,17 @@ class MemoryBank:
         self._rows[place] = keys[-size:]
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows and how many were ever added."""
-        return {"rows": self._rows, "added": self._added}
+        """The rows and how many were ever added, as a snapshot that later additions leave alone."""
+        return {"rows": self._rows.clone(), "added": self._added}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state.
+        """Restore a state.
 
         Raises:
-            ValueError: of a bank of another size.
+            ValueError: the state is not that of a bank of this size.
         """
+        if missing := {"rows", "added"} - set(state):
+            raise ValueError(f"MemoryBank: the state lacks {' and '.join(sorted(missing))}; it is not a bank's")
         if state["rows"].shape != self._rows.shape:
             raise ValueError(
                 f"MemoryBank: got the state of a bank {list(state['rows'].shape)}, expected {list(self._rows.shape)}"

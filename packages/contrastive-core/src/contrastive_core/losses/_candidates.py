@@ -7,23 +7,28 @@ form, which computes every similarity once, and with the rows of other processes
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from contrastive_core.distributed import gather_labels, gather_rows, split_own, world_size
 from contrastive_core.similarity import row_lse, self_lse
-from contrastive_core.similarity.ring import ring_lse
+from contrastive_core.similarity.ring import NO_CLASS, ring_lse
 
 Way = Literal["alone", "all", "ring"]
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def log_add(a: Tensor, b: Tensor) -> Tensor:
-    """log(exp a + exp b) where both may be -inf: torch's gradient is NaN there, this one is 0."""
-    neither = (a == -torch.inf) & (b == -torch.inf)
-    total = torch.logaddexp(a.masked_fill(neither, 0.0), b.masked_fill(neither, 0.0))
-    return total.masked_fill(neither, -torch.inf)
+    """log(exp a + exp b) where either may be -inf, with derivatives that are 0 there.
+
+    Of torch.logaddexp the first one is NaN where both are -inf, and the second wherever a and b are far apart.
+    """
+    high, low = torch.maximum(a, b), torch.minimum(a, b)
+    alone = low == -torch.inf
+    return torch.where(alone, high, high + F.softplus(low - high.masked_fill(alone, 0.0)))
 
 
 def lse_among_all(
@@ -49,57 +54,74 @@ def lse_of_others(
     return row_lse(q, others, scale=scale, max_norm=1.0, half=half)
 
 
-def lse_by_class(z: Tensor, labels: Tensor, *, scale: float, way: Way, half: bool) -> tuple[Tensor, Tensor]:
+def lse_by_class(
+    z: Tensor, labels: Tensor, *, scale: float, way: Way, half: bool, with_ignored: bool = False
+) -> tuple[Tensor, Tensor]:
     """Over the anchor's class (itself left out) and over the other classes, each [n], in the order of z.
 
     Rows are sorted by class, so that either kind fills whole tiles: together they cost little more than one pass.
+    With `with_ignored`, rows labelled NO_CLASS count nowhere, and their own results mean nothing.
     """
     z, labels, back = _by_class(z, labels)
-    same = self_lse(z, scale=scale, classes=labels, among="same", max_norm=1.0)
-    different = self_lse(z, scale=scale, classes=labels, among="other", max_norm=1.0, half=half)
+    count = count_labelled(labels) if with_ignored else len(labels)
+    own, classes = z[:count], labels[:count]
+    same = _pad(self_lse(own, scale=scale, classes=classes, among="same", max_norm=1.0), len(z))
+    different = _pad(self_lse(own, scale=scale, classes=classes, among="other", max_norm=1.0, half=half), len(z))
     if way == "ring":
         others_same, others_different = ring_lse(z, z, scale=scale, classes=(labels, labels))
         same, different = log_add(same, others_same), log_add(different, others_different)
     elif way == "all":
         others, other_labels, _ = _by_class(split_own(gather_rows(z))[1], split_own(gather_rows(labels))[1])
-        classes = (labels, other_labels)
-        same = log_add(same, row_lse(z, others, scale=scale, classes=classes, among="same"))
-        of_others = row_lse(z, others, scale=scale, classes=classes, among="other", max_norm=1.0, half=half)
+        count = count_labelled(other_labels) if with_ignored else len(other_labels)
+        others, pair = others[:count], (labels, other_labels[:count])
+        same = log_add(same, row_lse(z, others, scale=scale, classes=pair, among="same"))
+        of_others = row_lse(z, others, scale=scale, classes=pair, among="other", max_norm=1.0, half=half)
         different = log_add(different, of_others)
-    return same[back], different[back]
+    return same.index_select(0, back), different.index_select(0, back)
 
 
 def _by_class(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Rows and labels in ascending order of label, and the indices that undo it."""
     labels, order = labels.sort(stable=True)
-    return z[order], labels, order.argsort()
+    return z.index_select(0, order), labels, order.argsort()
 
 
-_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+def _pad(lse: Tensor, count: int) -> Tensor:
+    return lse if len(lse) == count else torch.cat([lse, lse.new_full((count - len(lse),), -torch.inf)])
 
 
-def count_skipped_anchors(labels: Tensor, *, gather: bool = False) -> Tensor:
-    """How many anchors have no other sample of their class, so that `suncet` and `supcon` leave them out.
+def count_skipped_anchors(labels: Tensor, *, ignore_index: int | None = None, gather: bool = False) -> Tensor:
+    """How many labelled anchors have no other sample of their class, so that `suncet` and `supcon` leave them out.
 
     Args:
         labels: integers [N].
+        ignore_index: label of samples without one, which are not counted.
         gather: look for positives in, and count the anchors of, all processes.
 
     Returns:
         int64 scalar on the labels' device.
 
     Raises:
-        TypeError, ValueError: labels are not integers [N]; with `gather`, unequal numbers on the processes.
+        TypeError, ValueError: labels are not integers [N], or negative; with `gather`, unequal numbers on the
+            processes.
 
     >>> count_skipped_anchors(torch.tensor([0, 1, 1, 2]))
     tensor(2)
     """
-    check_labels("count_skipped_anchors", labels)
+    labels = class_numbers("count_skipped_anchors", labels, ignore_index=ignore_index)
     return find_positives(labels, gather=gather).skipped
 
 
-def check_labels(name: str, labels: Tensor, rows: Tensor | None = None) -> None:
-    """Raises TypeError unless labels are integers, ValueError unless there is one for each of `rows`."""
+def class_numbers(name: str, labels: Tensor, *, rows: Tensor | None = None, ignore_index: int | None = None) -> Tensor:
+    """Check labels and return them as int64 [N], with NO_CLASS where they equal `ignore_index`.
+
+    The values are looked at, which makes a GPU wait: a negative number is nearly always the mark of an unlabelled
+    sample, and taken for a class it would draw all of those together.
+
+    Raises:
+        TypeError: labels are not integers; ignore_index is not an integer.
+        ValueError: not one label for each of `rows`, or a negative label other than `ignore_index`.
+    """
     if not isinstance(labels, Tensor) or labels.dtype not in _INTEGERS:
         found = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
         raise TypeError(f"{name}: labels are {found}, expected an integer tensor [N] of class numbers")
@@ -107,6 +129,62 @@ def check_labels(name: str, labels: Tensor, rows: Tensor | None = None) -> None:
     if labels.ndim != 1 or (rows is not None and len(labels) != len(rows)):
         hint = "; turn one-hot labels into numbers with argmax(1)" if labels.ndim == 2 else ""
         raise ValueError(f"{name}: labels have shape {list(labels.shape)}, expected {expected}{hint}")
+    check_ignore_index(name, ignore_index)
+    labels = labels if rows is None else labels.to(rows.device)
+    operator: Any = _class_numbers
+    if torch.compiler.is_compiling():
+        numbers: Tensor = operator(labels, name, ignore_index)
+        return numbers
+    try:
+        return _as_class_numbers(labels, name, ignore_index)
+    except RuntimeError as error:
+        if "vmap" not in str(error):
+            raise
+        return operator(labels, name, ignore_index)  # type: ignore[no-any-return]
+
+
+def check_ignore_index(name: str, ignore_index: int | None) -> None:
+    """Raises TypeError unless it is an integer or None."""
+    if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
+        raise TypeError(f"{name}: ignore_index is {ignore_index!r}, expected an integer, or None where there is none")
+
+
+def _as_class_numbers(labels: Tensor, name: str, ignore_index: int | None) -> Tensor:
+    numbers = labels.to(torch.int64, copy=True, memory_format=torch.contiguous_format)
+    if ignore_index is not None:
+        numbers.masked_fill_(labels == ignore_index, NO_CLASS)
+    if labels.dtype != torch.uint8 and labels.numel():
+        lowest = int(numbers.amin())
+        if lowest < 0:
+            hint = (
+                f"pass ignore_index={lowest} if that marks unlabelled samples"
+                if ignore_index is None
+                else f"the ignore_index is {ignore_index}"
+            )
+            raise ValueError(f"{name}: labels go down to {lowest}, expected class numbers from 0; {hint}")
+    return numbers
+
+
+# As an operator torch.compile does not break its graph where values are looked at, and torch.vmap can pass through.
+_class_numbers = torch.library.custom_op("contrastive_core::class_numbers", _as_class_numbers, mutates_args=())
+
+
+@_class_numbers.register_fake
+def _(labels: Tensor, name: str, ignore_index: int | None) -> Tensor:
+    return labels.new_empty(labels.shape, dtype=torch.int64)
+
+
+@torch.library.register_vmap("contrastive_core::class_numbers")
+def _(
+    info: object, in_dims: tuple[int, ...], labels: Tensor, name: str, ignore_index: int | None
+) -> tuple[Tensor, int]:
+    numbers: Tensor = torch.ops.contrastive_core.class_numbers(labels.movedim(in_dims[0], 0), name, ignore_index)
+    return numbers, 0
+
+
+def count_labelled(labels: Tensor) -> int:
+    """Number of labels other than NO_CLASS."""
+    return int((labels != NO_CLASS).sum())
 
 
 @dataclass(frozen=True)
@@ -114,15 +192,17 @@ class Positives:
     """The labels of this process's n anchors among those of all N candidates."""
 
     own: Tensor
-    """Labels [n] of the anchors."""
+    """Labels [n] of the anchors; NO_CLASS without one."""
     everyone: Tensor
     """Labels [N] of the candidates: those of all processes in the order of their ranks."""
     classmates: Tensor
     """How many positives each anchor has: int64 [n], itself not counted."""
     group: Tensor
     """A number in 0 .. N-1 for the class of each candidate: int64 [N], the same for the same class, not consecutive."""
+    anchors: Tensor
+    """How many of all N candidates have a positive, as anchors: int64 scalar."""
     skipped: Tensor
-    """How many of all N candidates have no positive, as anchors: int64 scalar."""
+    """How many of all labelled candidates have none: int64 scalar."""
     processes: int
     """Over how many processes the candidates are spread."""
 
@@ -137,22 +217,28 @@ class Positives:
         For one process that is the mean over its live anchors. For several, the processes may skip unequal numbers;
         this way the mean over processes is the mean over the live anchors of all. None at all: exactly 0.
         """
-        live = (len(self.everyone) - self.skipped).clamp(min=1)
-        return torch.where(self.live, losses, 0.0).sum() * self.processes / live
+        return torch.where(self.live, losses, 0.0).sum() * self.processes / self.anchors.clamp(min=1)
 
 
 def find_positives(labels: Tensor, *, gather: bool) -> Positives:
-    """Sorts the labels of all candidates and looks every one up: N log N, static shapes, no wait for a GPU."""
-    labels = labels.to(torch.int64).contiguous()
+    """Sort the labels of all candidates and look every one up: N log N, static shapes, no wait for a GPU.
+
+    Args:
+        labels: int64 [n] as :func:`class_numbers` returns them.
+        gather: candidates are those of all processes.
+    """
     everyone = gather_labels(labels) if gather else labels
     ordered = everyone.sort().values
     first, end = (torch.searchsorted(ordered, everyone, right=right) for right in (False, True))
     own_first, own_end = (torch.searchsorted(ordered, labels, right=right) for right in (False, True))
+    labelled = everyone != NO_CLASS
+    anchors = (labelled & (end - first > 1)).sum()
     return Positives(
         own=labels,
         everyone=everyone,
-        classmates=own_end - own_first - 1,
+        classmates=torch.where(labels != NO_CLASS, own_end - own_first - 1, 0),
         group=first,
-        skipped=(end - first == 1).sum(),
+        anchors=anchors,
+        skipped=labelled.sum() - anchors,
         processes=world_size() if gather else 1,
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from contrastive_core.losses._inputs import check_floating, check_temperature
+from contrastive_core.similarity.autograd import Looped, remember
 from contrastive_core.similarity.precision import full_precision
 
 _BLOCK = 512
@@ -27,30 +29,70 @@ def class_shares(
         first: place of the first anchor among the candidates, whose next ones are the others; an anchor is not its own
             candidate. None: they are not among them.
     """
-    if len(rows) <= _BLOCK:
-        return _block(rows, candidates, weights, scale=scale, first=first)
-    shares = [
-        checkpoint(
-            _block,
-            block,
-            candidates,
-            weights,
-            scale=scale,
-            first=None if first is None else first + i * _BLOCK,
-            use_reentrant=False,
-            preserve_rng_state=False,
-        )
+    blocks = [
+        _Shares.apply(block, candidates, weights, scale, None if first is None else first + i * _BLOCK)
         for i, block in enumerate(torch.split(rows, _BLOCK))
     ]
-    return torch.cat(shares)
+    return torch.cat(blocks)
 
 
-def _block(rows: Tensor, candidates: Tensor, weights: Tensor, *, scale: float, first: int | None) -> Tensor:
-    with full_precision(rows.device):
-        similarity = scale * rows @ candidates.T
-        if first is not None:
-            similarity.diagonal(first).fill_(-torch.inf)
-        return similarity.softmax(1) @ weights
+class _Shares(Looped):
+    """Shares of one block of anchors, whose softmax is not kept but computed again in the backward pass."""
+
+    @staticmethod
+    def forward(rows: Tensor, candidates: Tensor, weights: Tensor, scale: float, first: int | None) -> Tensor:
+        with full_precision(rows.device):
+            return _softmax(rows, candidates, scale, first) @ weights
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.scale, ctx.first = inputs
+        remember(ctx, output, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        # Differentiable operations all, so that higher derivatives are autograd's.
+        if grad is None:
+            return (None,) * 5
+        shares, rows, candidates, weights = ctx.saved_tensors
+        with full_precision(rows.device):
+            softmax = _softmax(rows, candidates, ctx.scale, ctx.first)
+            d_logits = softmax * (grad @ weights.T - (grad * shares).sum(1, keepdim=True)) * ctx.scale
+            needs = ctx.needs_input_grad
+            return (
+                d_logits @ candidates if needs[0] else None,
+                d_logits.T @ rows if needs[1] else None,
+                softmax.T @ grad if needs[2] else None,
+                None,
+                None,
+            )
+
+    @staticmethod
+    def jvp(
+        ctx: Any,
+        rows_tangent: Tensor | None,
+        candidates_tangent: Tensor | None,
+        weights_tangent: Tensor | None,
+        *_: Any,
+    ) -> Tensor:
+        shares, rows, candidates, weights = ctx.saved_tensors
+        with full_precision(rows.device):
+            softmax = _softmax(rows, candidates, ctx.scale, ctx.first)
+            out = torch.zeros_like(shares)
+            if weights_tangent is not None:
+                out = out + softmax @ weights_tangent
+            for x, y in ((rows_tangent, candidates), (rows, candidates_tangent)):
+                if x is not None and y is not None:
+                    moved = softmax * (x @ y.T) * ctx.scale
+                    out = out + moved @ weights - moved.sum(1, keepdim=True) * shares
+            return out
+
+
+def _softmax(rows: Tensor, candidates: Tensor, scale: float, first: int | None) -> Tensor:
+    logits = scale * rows @ candidates.T
+    if first is not None:
+        logits.diagonal(first).fill_(-torch.inf)
+    return logits.softmax(1)
 
 
 def sharpen(probabilities: Tensor, *, temperature: float) -> Tensor:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +17,47 @@ from contrastive_core.similarity.precision import HALF_DTYPES, exact_dtype
 # Rounding of a similarity is multiplied by 1 / temperature. From here on float32 stays within 1e-6 of float64 (measured
 # for the value and for the gradient's norm, also with outliers and close views); below, the work is done in float64.
 FLOAT32_FROM = 0.1
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def tensors_first(f: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a loss (or a module's `__init__`) whose settings go by name, to say so when one is passed by position.
+
+    Raises:
+        TypeError: more positional arguments than `f` takes.
+    """
+    parameters = inspect.signature(f).parameters.values()
+    positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    settings = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    tensors = [name for name in positional if name != "self"]
+    owner = f.__qualname__.removesuffix(".__init__")
+
+    @functools.wraps(f)
+    def call(*args: P.args, **keywords: P.kwargs) -> R:
+        if len(args) > len(positional):
+            found = args[len(positional)]
+            shown = repr(found) if isinstance(found, (int, float, str)) else f"a {type(found).__name__}"
+            example = ", ".join([*tensors, f"{settings[0]}={shown if isinstance(found, (int, float, str)) else '...'}"])
+            raise TypeError(
+                f"{owner}: got {shown} as positional argument {len(tensors) + 1}; settings ({', '.join(settings)}) go "
+                f"by name, for example {owner}({example})"
+            )
+        return f(*args, **keywords)
+
+    return call
+
+
+def check_bank(name: str, bank: object, first: str, second: str) -> None:
+    """Raises TypeError where a number stands in the place of a memory bank: it is meant to be the temperature."""
+    if isinstance(bank, (int, float)) or (isinstance(bank, Tensor) and bank.ndim == 0):
+        shown = bank.item() if isinstance(bank, Tensor) else bank
+        raise TypeError(
+            f"{name}: got {shown:g} as the memory bank, the third argument; if it is the temperature, pass it by name: "
+            f"{name}({first}, {second}, temperature={shown:g})"
+        )
 
 
 def check_temperature(name: str, temperature: float) -> None:
@@ -118,7 +163,7 @@ class Temperature:
     def __init__(self, name: str, given: float | Tensor) -> None:
         check_learned_temperature(name, given)
         self.given: float | Tensor = given.double().reshape(()) if isinstance(given, Tensor) else given
-        self.value = float(given.detach()) if isinstance(given, Tensor) else given
+        self.value = _host_number(name, given) if isinstance(given, Tensor) else given
 
     @property
     def scale(self) -> float:
@@ -127,7 +172,8 @@ class Temperature:
 
     def link(self, rows: Tensor) -> Tensor:
         """The rows, such that their products with one another pass a gradient to the temperature."""
-        if not isinstance(self.given, Tensor) or not self.given.requires_grad:
+        # Not only where it requires a gradient: in forward mode and under torch.func it may have a tangent instead.
+        if not isinstance(self.given, Tensor):
             return rows
         return rows * (self.given.detach() / self.given).sqrt().to(rows.device, rows.dtype)
 
@@ -143,9 +189,21 @@ def check_learned_temperature(name: str, given: float | Tensor) -> None:
     if isinstance(given, Tensor) and given.is_floating_point():
         if given.numel() != 1:
             raise ValueError(f"{name}: temperature has shape {list(given.shape)}, expected one number")
-        check_temperature(name, float(given.detach()))
+        check_temperature(name, _host_number(name, given))
     else:
         check_temperature(name, given)  # type: ignore[arg-type] # which refuses other tensors
+
+
+def _host_number(name: str, given: Tensor) -> float:
+    try:
+        return float(given.detach())
+    except RuntimeError as error:
+        if "vmap" not in str(error):
+            raise
+        raise RuntimeError(
+            f"{name}: torch.vmap runs over the temperature, whose value the loss has to read; call the loss once for "
+            "each temperature instead"
+        ) from error
 
 
 def shown(given: float | Tensor) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from contrastive_core.losses._inputs import check_floating, check_temperature, result_dtype
+from contrastive_core.losses._inputs import check_floating, check_temperature, result_dtype, tensors_first
 
 
+@tensors_first
 def distillation(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -62,6 +63,7 @@ def _over_temperature(logits: Tensor, temperature: float) -> Tensor:
 class DistillationLoss(nn.Module):
     """:func:`distillation` with its keywords held: ``DistillationLoss(temperature=0.1)(student, teacher)``."""
 
+    @tensors_first
     def __init__(self, *, temperature: float = 1.0, scale_by_temperature: bool = False) -> None:
         super().__init__()
         check_temperature("DistillationLoss", temperature)

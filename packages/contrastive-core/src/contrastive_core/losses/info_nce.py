@@ -10,12 +10,14 @@ from contrastive_core.losses._inputs import (
     Temperature,
     are_half,
     check_at_least_two,
+    check_bank,
     check_learned_temperature,
     check_rows,
     check_same_count,
     paired_similarity,
     result_dtype,
     shown,
+    tensors_first,
     unit_rows,
     working_dtype,
 )
@@ -23,6 +25,7 @@ from contrastive_core.losses.nt_xent import softplus
 from contrastive_core.similarity import row_lse
 
 
+@tensors_first
 def info_nce(
     query: Tensor, key: Tensor, bank: Tensor | None = None, *, temperature: float | Tensor = 0.1, gather: Gather = False
 ) -> Tensor:
@@ -64,6 +67,7 @@ def info_nce(
     >>> info_nce(torch.eye(4), torch.eye(4), temperature=1.0)
     tensor(0.7437)
     """
+    check_bank("info_nce", bank, "query", "key")
     t = Temperature("info_nce", temperature)
     inputs = {"query": query, "key": key} | ({} if bank is None else {"bank": bank})
     check_rows("info_nce", **inputs)
@@ -88,6 +92,7 @@ def info_nce(
 class InfoNCELoss(nn.Module):
     """:func:`info_nce` with its keywords held: ``InfoNCELoss(temperature=0.2)(query, key, bank)``."""
 
+    @tensors_first
     def __init__(self, *, temperature: float | Tensor = 0.1, gather: Gather = False) -> None:
         super().__init__()
         check_learned_temperature("InfoNCELoss", temperature)

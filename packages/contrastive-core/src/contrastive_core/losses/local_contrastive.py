@@ -7,92 +7,205 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from contrastive_core.losses._inputs import check_floating, check_temperature, result_dtype, unit_rows
+from contrastive_core.losses._candidates import check_ignore_index
+from contrastive_core.losses._inputs import check_floating, check_temperature, result_dtype, tensors_first, unit_rows
 from contrastive_core.similarity.precision import exact_dtype
 
 _NAME = "local_contrastive"
+_VOID = 255  # marks unlabelled pixels in PASCAL VOC, Cityscapes, ADE20K and most others
+
+Variant = Literal["inter", "intra"]
+Reduction = Literal["pair_mean", "official"]
+
+# Instead of -inf, so that a row in which every class is absent has a gradient of zeros rather than NaN.
+_ABSENT = -1e30
 
 
-def check_choices(variant: str, reduction: str, anchors_per_class: int) -> None:
-    """Raises ValueError for a choice that does not exist."""
-    for name, value, known in (
-        ("variant", variant, ("inter", "intra")),
-        ("reduction", reduction, ("pair_mean", "official")),
-    ):
-        if value not in known:
-            raise ValueError(f"{_NAME}: {name} is {value!r}, expected {known[0]!r} or {known[1]!r}")
-    if anchors_per_class < 1:
-        raise ValueError(f"{_NAME}: anchors_per_class is {anchors_per_class}, expected at least 1")
+@tensors_first
+def local_contrastive(
+    embedding: Tensor,
+    label: Tensor,
+    *,
+    pairs: Tensor,
+    variant: Variant = "inter",
+    temperature: float = 0.1,
+    anchors_per_class: int = 3,
+    anchors: Tensor | None = None,
+    num_classes: int | None = None,
+    ignore_index: int | None = None,
+    reduction: Reduction = "pair_mean",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Pixels of a class are to be close to the mean embedding of their class, in their own image and in the partner.
+
+    For an anchor pixel z of class k in image 1 of a pair (1, 2), with m_c^i the mean embedding of class c in image i
+    and s = cos / temperature:
+
+        intra:  -log( exp s(z, m_k^1) / sum_c exp s(z, m_c^1) )
+        inter:  -log( exp s(z, m_k^1) / D ) - log( exp s(z, m_k^2) / D ),
+                D = sum_c exp s(z, m_c^1) + sum_c exp s(z, m_c^2)
+
+    and the same with the images exchanged. Sums run over foreground classes; the background has neither anchors nor
+    prototypes. Gradients flow through anchors and prototypes. In `inter` each of the two positives is a negative of the
+    other, so the loss does not fall below 2 log 2.
+
+    The sum S over anchors, classes and images of a pair is divided by N = P F (intra) or 2 P F (inter), P anchors in
+    each of F classes: the result is twice the mean term. Memory O(size of the embedding), float64 inside.
+
+    Args:
+        embedding: [B, E, H, W], not normalised.
+        label: integers [B, H, W], 0 the background; true or pseudo-labels.
+        pairs: integers [Q, 2], indices into the batch; an image may be in several pairs, or paired with itself.
+        variant: "inter" (the paper's default) or "intra".
+        temperature: positive; 0.1 in the paper.
+        anchors_per_class: P, for drawn anchors.
+        anchors: None: drawn uniformly with replacement, for every image and class. Or recorded (row, col), integers
+            [B, num_classes - 1, P, 2]; where the class is absent they are not looked at.
+        num_classes: C, the background included. None: from `anchors`, else the largest label + 1.
+        ignore_index: label of pixels that are not labelled, usually 255. They are neither anchors nor part of a mean
+            embedding; as only means are candidates, they are no candidates either. That is how the background is
+            treated, and indeed 0 would say the same.
+        reduction: "pair_mean": mean over pairs of S / N, N being half the number of terms there are. "official": what
+            the released code computes: N is that of all classes, and is divided by again for every pair that follows,
+            so that the last pair counts most: (1 / Q) sum_b S_b N^-(Q - b + 1), b = 1 .. Q.
+        generator: for drawn anchors.
+
+    Returns:
+        Scalar, float64 if the embedding is, else float32.
+
+    Edges: a term exists where the anchor's class is in its image and in the image of the prototype; absent classes are
+    no candidates either. A pair without any term is left out of "pair_mean" and adds 0 to "official"; no term at all:
+    exactly 0, with zero gradient. NaN embeddings give NaN.
+
+    Raises:
+        ValueError: shapes that do not belong together, labels outside 0 .. C-1, pairs outside the batch, anchors
+            outside the image, unknown variant or reduction, temperature not positive and finite.
+        TypeError: an embedding that is not floating point; labels, pairs or anchors that are not integers.
+
+    Reference: Chaitanya et al. 2023, "Local contrastive loss with pseudo-label based self-training for semi-supervised
+    medical image segmentation", in the terms of the released code.
+
+    >>> import torch
+    >>> from contrastive_core import local_contrastive
+    >>> embedding = torch.eye(2)[torch.tensor([[[0, 1], [0, 1]]])].permute(0, 3, 1, 2)
+    >>> label = torch.tensor([[[1, 2], [1, 2]]])
+    >>> local_contrastive(embedding, label, pairs=torch.tensor([[0, 0]]), variant="intra", temperature=1.0)
+    tensor(0.6265)
+    """
+    check_temperature("local_contrastive", temperature)
+    check_choices(variant, reduction, anchors_per_class)
+    check_ignore_index("local_contrastive", ignore_index)
+    label, ignored = _without_ignored(label, ignore_index)
+    classes = check_maps(embedding, label, anchors, num_classes)
+    first, second = check_pairs(pairs, len(label)).to(label.device, non_blocking=True).unbind(1)
+
+    dtype = result_dtype(embedding)
+    # Anchors and prototypes meet here: the sum of their gradients is rounded once.
+    embedding = embedding.to(dtype)
+    prototypes, present = class_means(embedding, label, classes)
+    if anchors is None:
+        anchors = draw_anchors(label, num_classes=classes, anchors_per_class=anchors_per_class, generator=generator)
+    else:
+        anchors = check_anchors(anchors.to(label.device), present, label, ignored)
+    terms = _Terms(_pixels(embedding, anchors), prototypes, present, temperature, variant)
+    sums, counts = (a + b for a, b in zip(terms.of(first, second), terms.of(second, first), strict=True))
+
+    if reduction == "official":
+        full = anchors.shape[1] * anchors.shape[2] * (2 if variant == "inter" else 1)
+        later = torch.arange(len(sums), 0, -1, device=sums.device, dtype=sums.dtype)
+        loss = (sums * full**-later).mean()
+    else:
+        loss = (2 * sums / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)
+    return loss.to(dtype)
 
 
-def check_maps(embedding: Tensor, label: Tensor, anchors: Tensor | None, num_classes: int | None) -> int:
-    """The number of classes C; raises unless embedding is [B, E, H, W] and label integers [B, H, W] in 0 .. C-1."""
-    check_floating(_NAME, embedding=embedding)
-    _check_integers("label", label)
-    if embedding.ndim != 4 or label.shape != embedding.shape[:1] + embedding.shape[2:] or label.numel() == 0:
-        raise ValueError(
-            f"{_NAME}: embedding is {list(embedding.shape)} and label {list(label.shape)}, expected [B, E, H, W] and "
-            "[B, H, W] of the same size, not empty"
+class LocalContrastiveLoss(nn.Module):
+    """:func:`local_contrastive` with its keywords held: ``LocalContrastiveLoss()(embedding, label, pairs=pairs)``."""
+
+    @tensors_first
+    def __init__(
+        self,
+        *,
+        variant: Variant = "inter",
+        temperature: float = 0.1,
+        anchors_per_class: int = 3,
+        num_classes: int | None = None,
+        ignore_index: int | None = None,
+        reduction: Reduction = "pair_mean",
+    ) -> None:
+        super().__init__()
+        check_temperature("LocalContrastiveLoss", temperature)
+        check_choices(variant, reduction, anchors_per_class)
+        self.variant, self.temperature, self.reduction = variant, temperature, reduction
+        check_ignore_index("LocalContrastiveLoss", ignore_index)
+        self.anchors_per_class, self.num_classes = anchors_per_class, num_classes
+        self.ignore_index = ignore_index
+
+    def forward(
+        self,
+        embedding: Tensor,
+        label: Tensor,
+        *,
+        pairs: Tensor,
+        anchors: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        return local_contrastive(
+            embedding,
+            label,
+            pairs=pairs,
+            variant=self.variant,
+            temperature=self.temperature,
+            anchors_per_class=self.anchors_per_class,
+            anchors=anchors,
+            num_classes=self.num_classes,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            generator=generator,
         )
-    if embedding.device != label.device:
-        raise ValueError(f"{_NAME}: embedding is on {embedding.device}, label on {label.device}, expected one device")
-    lowest, highest = torch.stack(label.aminmax()).tolist()  # one wait for the device
-    classes = num_classes
-    if anchors is not None:
-        _check_integers("anchors", anchors)
-        if anchors.ndim != 4 or anchors.shape[0] != len(label) or anchors.shape[3] != 2 or anchors.shape[2] == 0:
-            raise ValueError(
-                f"{_NAME}: anchors are {list(anchors.shape)}, expected [B, num_classes - 1, anchors per class, 2] "
-                f"for the {len(label)} images of the batch"
-            )
-        classes = anchors.shape[1] + 1
-        if num_classes not in (None, classes):
-            raise ValueError(f"{_NAME}: num_classes is {num_classes}, anchors are for {classes} (background included)")
-    if classes is None:
-        # Without foreground there is no term; one empty class keeps the shapes.
-        classes = max(highest + 1, 2)
-    if classes < 2:
-        raise ValueError(f"{_NAME}: num_classes is {classes}, expected at least 2: the background and one class")
-    if lowest < 0 or highest >= classes:
-        raise ValueError(
-            f"{_NAME}: labels range from {lowest} to {highest}, expected 0 (background) to {classes - 1}; map "
-            "pixels that are to be ignored to 0"
+
+    def extra_repr(self) -> str:
+        return (
+            f"variant={self.variant!r}, temperature={self.temperature}, reduction={self.reduction!r}, "
+            f"ignore_index={self.ignore_index}"
         )
-    return classes
 
 
-def check_pairs(pairs: Tensor, images: int) -> Tensor:
-    """Pairs as int64 [Q, 2]; raises unless they are indices into the batch."""
-    _check_integers("pairs", pairs)
-    if pairs.ndim != 2 or pairs.shape[1] != 2 or len(pairs) == 0:
-        raise ValueError(f"{_NAME}: pairs have shape {list(pairs.shape)}, expected [Q, 2] with at least one pair")
-    lowest, highest = (int(value) for value in pairs.aminmax())
-    if lowest < 0 or highest >= images:
-        raise ValueError(
-            f"{_NAME}: pairs range from {lowest} to {highest}, expected indices 0 to {images - 1} into the batch"
-        )
-    return pairs.to(torch.int64)
+class _Terms:
+    """Terms of the loss for anchors in some images and prototypes of these and of partner images."""
+
+    def __init__(
+        self, anchors: Tensor, prototypes: Tensor, present: Tensor, temperature: float, variant: Variant
+    ) -> None:
+        exact = exact_dtype(anchors)
+        self.anchors, self.prototypes = unit_rows(anchors, exact), unit_rows(prototypes, exact)
+        self.present, self.temperature, self.inter = present, temperature, variant == "inter"
+
+    def of(self, image: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum of the terms of the anchors in each image [Q], paired with a partner [Q], and their number: [Q], [Q]."""
+        targets = [image, partner] if self.inter else [image]
+        logits = [self._logits(image, target) for target in targets]
+        normaliser = torch.cat(logits, -1).logsumexp(-1)
+        total, count = normaliser.new_zeros(len(image)), torch.zeros_like(image)
+        for target, logit in zip(targets, logits, strict=True):
+            # The logit of the anchor's own class: [Q, F, P, F] -> [Q, P, F].
+            term = normaliser.mT - logit.diagonal(dim1=1, dim2=3)
+            live = (self.present[image] & self.present[target])[:, None].expand_as(term)
+            total = total + torch.where(live, term, 0.0).sum((1, 2))
+            count = count + live.sum((1, 2))
+        return total, count
+
+    def _logits(self, image: Tensor, target: Tensor) -> Tensor:
+        """Similarities [Q, F, P, F] of the anchors of each class with the prototypes of the target image."""
+        logits = torch.einsum("qfpe,qce->qfpc", self.anchors[image], self.prototypes[target]) / self.temperature
+        return logits.masked_fill(~self.present[target][:, None, None], _ABSENT)
 
 
-def check_anchors(anchors: Tensor, present: Tensor, label: Tensor) -> Tensor:
-    """Anchors as int64, those of absent classes at (0, 0); raises if another lies outside the image."""
-    anchors = torch.where(present[:, :, None, None], anchors.to(torch.int64), 0)
-    size = torch.tensor(label.shape[1:], device=anchors.device)
-    outside = ((anchors < 0) | (anchors >= size)).any(-1)
-    if bool(outside.any()):
-        image, number, anchor = (int(i) for i in outside.nonzero()[0])
-        raise ValueError(
-            f"{_NAME}: an anchor of class {number + 1} in image {image} is {anchors[image, number, anchor].tolist()}, "
-            f"expected (row, col) inside {label.shape[1]} x {label.shape[2]} pixels"
-        )
-    return anchors
-
-
-def _check_integers(argument: str, x: Tensor) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{_NAME}: {argument} is {type(x).__name__}, expected an integer tensor")
-    if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
-        raise TypeError(f"{_NAME}: {argument} is {x.dtype}, expected an integer tensor")
+def _pixels(embedding: Tensor, anchors: Tensor) -> Tensor:
+    """Embeddings at (row, col): [B, E, H, W] at [B, F, P, 2] -> [B, F, P, E]."""
+    index = (anchors[..., 0] * embedding.shape[3] + anchors[..., 1]).flatten(1)
+    found = embedding.flatten(2).gather(2, index[:, None].expand(-1, embedding.shape[1], -1))
+    return found.mT.reshape(*anchors.shape[:3], -1)
 
 
 def class_means(embedding: Tensor, label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -150,180 +263,106 @@ def draw_anchors(
     return torch.stack([chosen // width, chosen % width], -1)
 
 
-Variant = Literal["inter", "intra"]
-Reduction = Literal["pair_mean", "official"]
-
-# Instead of -inf, so that a row in which every class is absent has a gradient of zeros rather than NaN.
-_ABSENT = -1e30
-
-
-def local_contrastive(
-    embedding: Tensor,
-    label: Tensor,
-    *,
-    pairs: Tensor,
-    variant: Variant = "inter",
-    temperature: float = 0.1,
-    anchors_per_class: int = 3,
-    anchors: Tensor | None = None,
-    num_classes: int | None = None,
-    reduction: Reduction = "pair_mean",
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Pixels of a class are to be close to the mean embedding of their class, in their own image and in the partner.
-
-    For an anchor pixel z of class k in image 1 of a pair (1, 2), with m_c^i the mean embedding of class c in image i
-    and s = cos / temperature:
-
-        intra:  -log( exp s(z, m_k^1) / sum_c exp s(z, m_c^1) )
-        inter:  -log( exp s(z, m_k^1) / D ) - log( exp s(z, m_k^2) / D ),
-                D = sum_c exp s(z, m_c^1) + sum_c exp s(z, m_c^2)
-
-    and the same with the images exchanged. Sums run over foreground classes; the background has neither anchors nor
-    prototypes. Gradients flow through anchors and prototypes. In `inter` each of the two positives is a negative of the
-    other, so the loss does not fall below 2 log 2.
-
-    The sum S over anchors, classes and images of a pair is divided by N = P F (intra) or 2 P F (inter), P anchors in
-    each of F classes: the result is twice the mean term. Memory O(size of the embedding), float64 inside.
-
-    Args:
-        embedding: [B, E, H, W], not normalised.
-        label: integers [B, H, W], 0 the background; true or pseudo-labels.
-        pairs: integers [Q, 2], indices into the batch; an image may be in several pairs, or paired with itself.
-        variant: "inter" (the paper's default) or "intra".
-        temperature: positive; 0.1 in the paper.
-        anchors_per_class: P, for drawn anchors.
-        anchors: None: drawn uniformly with replacement, for every image and class. Or recorded (row, col), integers
-            [B, num_classes - 1, P, 2]; where the class is absent they are not looked at.
-        num_classes: C, the background included. None: from `anchors`, else the largest label + 1.
-        reduction: "pair_mean": mean over pairs of S / N, N being half the number of terms there are. "official": what
-            the released code computes: N is that of all classes, and is divided by again for every pair that follows,
-            so that the last pair counts most: (1 / Q) sum_b S_b N^-(Q - b + 1), b = 1 .. Q.
-        generator: for drawn anchors.
-
-    Returns:
-        Scalar, float64 if the embedding is, else float32.
-
-    Edges: a term exists where the anchor's class is in its image and in the image of the prototype; absent classes are
-    no candidates either. A pair without any term is left out of "pair_mean" and adds 0 to "official"; no term at all:
-    exactly 0, with zero gradient. NaN embeddings give NaN.
-
-    Raises:
-        ValueError: shapes that do not belong together, labels outside 0 .. C-1, pairs outside the batch, anchors
-            outside the image, unknown variant or reduction, temperature not positive and finite.
-        TypeError: an embedding that is not floating point; labels, pairs or anchors that are not integers.
-
-    Reference: Chaitanya et al. 2023, "Local contrastive loss with pseudo-label based self-training for semi-supervised
-    medical image segmentation", in the terms of the released code.
-
-    >>> import torch
-    >>> from contrastive_core import local_contrastive
-    >>> embedding = torch.eye(2)[torch.tensor([[[0, 1], [0, 1]]])].permute(0, 3, 1, 2)
-    >>> label = torch.tensor([[[1, 2], [1, 2]]])
-    >>> local_contrastive(embedding, label, pairs=torch.tensor([[0, 0]]), variant="intra", temperature=1.0)
-    tensor(0.6265)
-    """
-    check_temperature("local_contrastive", temperature)
-    check_choices(variant, reduction, anchors_per_class)
-    classes = check_maps(embedding, label, anchors, num_classes)
-    first, second = check_pairs(pairs, len(label)).to(label.device, non_blocking=True).unbind(1)
-
-    dtype = result_dtype(embedding)
-    # Anchors and prototypes meet here: the sum of their gradients is rounded once.
-    embedding = embedding.to(dtype)
-    prototypes, present = class_means(embedding, label, classes)
-    if anchors is None:
-        anchors = draw_anchors(label, num_classes=classes, anchors_per_class=anchors_per_class, generator=generator)
-    else:
-        anchors = check_anchors(anchors.to(label.device), present, label)
-    terms = _Terms(_pixels(embedding, anchors), prototypes, present, temperature, variant)
-    sums, counts = (a + b for a, b in zip(terms.of(first, second), terms.of(second, first), strict=True))
-
-    if reduction == "official":
-        full = anchors.shape[1] * anchors.shape[2] * (2 if variant == "inter" else 1)
-        later = torch.arange(len(sums), 0, -1, device=sums.device, dtype=sums.dtype)
-        loss = (sums * full**-later).mean()
-    else:
-        loss = (2 * sums / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)
-    return loss.to(dtype)
+def check_choices(variant: str, reduction: str, anchors_per_class: int) -> None:
+    """Raises ValueError for a choice that does not exist."""
+    for name, value, known in (
+        ("variant", variant, ("inter", "intra")),
+        ("reduction", reduction, ("pair_mean", "official")),
+    ):
+        if value not in known:
+            raise ValueError(f"{_NAME}: {name} is {value!r}, expected {known[0]!r} or {known[1]!r}")
+    if anchors_per_class < 1:
+        raise ValueError(f"{_NAME}: anchors_per_class is {anchors_per_class}, expected at least 1")
 
 
-class _Terms:
-    """Terms of the loss for anchors in some images and prototypes of these and of partner images."""
-
-    def __init__(
-        self, anchors: Tensor, prototypes: Tensor, present: Tensor, temperature: float, variant: Variant
-    ) -> None:
-        exact = exact_dtype(anchors)
-        self.anchors, self.prototypes = unit_rows(anchors, exact), unit_rows(prototypes, exact)
-        self.present, self.temperature, self.inter = present, temperature, variant == "inter"
-
-    def of(self, image: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum of the terms of the anchors in each image [Q], paired with a partner [Q], and their number: [Q], [Q]."""
-        targets = [image, partner] if self.inter else [image]
-        logits = [self._logits(image, target) for target in targets]
-        normaliser = torch.cat(logits, -1).logsumexp(-1)
-        total, count = normaliser.new_zeros(len(image)), torch.zeros_like(image)
-        for target, logit in zip(targets, logits, strict=True):
-            # The logit of the anchor's own class: [Q, F, P, F] -> [Q, P, F].
-            term = normaliser.mT - logit.diagonal(dim1=1, dim2=3)
-            live = (self.present[image] & self.present[target])[:, None].expand_as(term)
-            total = total + torch.where(live, term, 0.0).sum((1, 2))
-            count = count + live.sum((1, 2))
-        return total, count
-
-    def _logits(self, image: Tensor, target: Tensor) -> Tensor:
-        """Similarities [Q, F, P, F] of the anchors of each class with the prototypes of the target image."""
-        logits = torch.einsum("qfpe,qce->qfpc", self.anchors[image], self.prototypes[target]) / self.temperature
-        return logits.masked_fill(~self.present[target][:, None, None], _ABSENT)
-
-
-def _pixels(embedding: Tensor, anchors: Tensor) -> Tensor:
-    """Embeddings at (row, col): [B, E, H, W] at [B, F, P, 2] -> [B, F, P, E]."""
-    index = (anchors[..., 0] * embedding.shape[3] + anchors[..., 1]).flatten(1)
-    found = embedding.flatten(2).gather(2, index[:, None].expand(-1, embedding.shape[1], -1))
-    return found.mT.reshape(*anchors.shape[:3], -1)
-
-
-class LocalContrastiveLoss(nn.Module):
-    """:func:`local_contrastive` with its keywords held: ``LocalContrastiveLoss()(embedding, label, pairs=pairs)``."""
-
-    def __init__(
-        self,
-        *,
-        variant: Variant = "inter",
-        temperature: float = 0.1,
-        anchors_per_class: int = 3,
-        num_classes: int | None = None,
-        reduction: Reduction = "pair_mean",
-    ) -> None:
-        super().__init__()
-        check_temperature("LocalContrastiveLoss", temperature)
-        check_choices(variant, reduction, anchors_per_class)
-        self.variant, self.temperature, self.reduction = variant, temperature, reduction
-        self.anchors_per_class, self.num_classes = anchors_per_class, num_classes
-
-    def forward(
-        self,
-        embedding: Tensor,
-        label: Tensor,
-        *,
-        pairs: Tensor,
-        anchors: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        return local_contrastive(
-            embedding,
-            label,
-            pairs=pairs,
-            variant=self.variant,
-            temperature=self.temperature,
-            anchors_per_class=self.anchors_per_class,
-            anchors=anchors,
-            num_classes=self.num_classes,
-            reduction=self.reduction,
-            generator=generator,
+def check_maps(embedding: Tensor, label: Tensor, anchors: Tensor | None, num_classes: int | None) -> int:
+    """The number of classes C; raises unless embedding is [B, E, H, W] and label integers [B, H, W] in 0 .. C-1."""
+    check_floating(_NAME, embedding=embedding)
+    _check_integers("label", label)
+    if embedding.ndim != 4 or label.shape != embedding.shape[:1] + embedding.shape[2:] or label.numel() == 0:
+        raise ValueError(
+            f"{_NAME}: embedding is {list(embedding.shape)} and label {list(label.shape)}, expected [B, E, H, W] and "
+            "[B, H, W] of the same size, not empty"
         )
+    if embedding.device != label.device:
+        raise ValueError(f"{_NAME}: embedding is on {embedding.device}, label on {label.device}, expected one device")
+    lowest, highest = torch.stack(label.aminmax()).tolist()  # one wait for the device
+    classes = num_classes
+    if anchors is not None:
+        _check_integers("anchors", anchors)
+        if anchors.ndim != 4 or anchors.shape[0] != len(label) or anchors.shape[3] != 2 or anchors.shape[2] == 0:
+            raise ValueError(
+                f"{_NAME}: anchors are {list(anchors.shape)}, expected [B, num_classes - 1, anchors per class, 2] "
+                f"for the {len(label)} images of the batch"
+            )
+        classes = anchors.shape[1] + 1
+        if num_classes not in (None, classes):
+            raise ValueError(f"{_NAME}: num_classes is {num_classes}, anchors are for {classes} (background included)")
+    if classes is None:
+        # Without foreground there is no term; one empty class keeps the shapes.
+        classes = max(highest + 1, 2)
+    if num_classes is None and anchors is None and highest == _VOID:
+        raise ValueError(
+            f"{_NAME}: labels go up to {_VOID}, the usual mark of pixels that are not labelled; pass "
+            f"ignore_index={_VOID}, or num_classes={_VOID + 1} if it is a class"
+        )
+    if classes < 2:
+        raise ValueError(f"{_NAME}: num_classes is {classes}, expected at least 2: the background and one class")
+    if lowest < 0 or highest >= classes:
+        raise ValueError(
+            f"{_NAME}: labels range from {lowest} to {highest}, expected 0 (background) to {classes - 1}; "
+            "pass ignore_index=... if one of them marks pixels that are not labelled"
+        )
+    return classes
 
-    def extra_repr(self) -> str:
-        return f"variant={self.variant!r}, temperature={self.temperature}, reduction={self.reduction!r}"
+
+def check_pairs(pairs: Tensor, images: int) -> Tensor:
+    """Pairs as int64 [Q, 2]; raises unless they are indices into the batch."""
+    _check_integers("pairs", pairs)
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or len(pairs) == 0:
+        raise ValueError(f"{_NAME}: pairs have shape {list(pairs.shape)}, expected [Q, 2] with at least one pair")
+    lowest, highest = (int(value) for value in pairs.aminmax())
+    if lowest < 0 or highest >= images:
+        raise ValueError(
+            f"{_NAME}: pairs range from {lowest} to {highest}, expected indices 0 to {images - 1} into the batch"
+        )
+    return pairs.to(torch.int64)
+
+
+def check_anchors(anchors: Tensor, present: Tensor, label: Tensor, ignored: Tensor | None = None) -> Tensor:
+    """Anchors as int64, those of absent classes at (0, 0); raises if another is outside the image or ignored."""
+    anchors = torch.where(present[:, :, None, None], anchors.to(torch.int64), 0)
+    size = torch.tensor(label.shape[1:], device=anchors.device)
+    outside = ((anchors < 0) | (anchors >= size)).any(-1)
+    if bool(outside.any()):
+        image, number, anchor = (int(i) for i in outside.nonzero()[0])
+        raise ValueError(
+            f"{_NAME}: an anchor of class {number + 1} in image {image} is {anchors[image, number, anchor].tolist()}, "
+            f"expected (row, col) inside {label.shape[1]} x {label.shape[2]} pixels"
+        )
+    if ignored is not None:
+        images = torch.arange(len(anchors), device=anchors.device)[:, None, None]
+        hit = ignored[images, anchors[..., 0], anchors[..., 1]] & present[:, :, None]
+        if bool(hit.any()):
+            image, number, anchor = (int(i) for i in hit.nonzero()[0])
+            raise ValueError(
+                f"{_NAME}: the anchor {anchors[image, number, anchor].tolist()} of class {number + 1} in image {image} "
+                "is a pixel labelled ignore_index, expected one of the class"
+            )
+    return anchors
+
+
+def _without_ignored(label: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor | None]:
+    """Labels with 0, the background, in place of ignore_index; and where that was, if there is one."""
+    if ignore_index is None:
+        return label, None
+    _check_integers("label", label)
+    ignored = label == ignore_index
+    return label.masked_fill(ignored, 0), ignored
+
+
+def _check_integers(argument: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{_NAME}: {argument} is {type(x).__name__}, expected an integer tensor")
+    if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+        raise TypeError(f"{_NAME}: {argument} is {x.dtype}, expected an integer tensor")

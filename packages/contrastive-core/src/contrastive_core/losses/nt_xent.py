@@ -12,18 +12,21 @@ from contrastive_core.losses._inputs import (
     Temperature,
     are_half,
     check_at_least_two,
+    check_bank,
     check_learned_temperature,
     check_rows,
     check_same_count,
     paired_similarity,
     result_dtype,
     shown,
+    tensors_first,
     unit_rows,
     working_dtype,
 )
 from contrastive_core.similarity import row_lse
 
 
+@tensors_first
 def nt_xent(
     view_a: Tensor,
     view_b: Tensor,
@@ -77,6 +80,7 @@ def nt_xent(
     >>> nt_xent(a, b, temperature=1.0)
     tensor(1.1654)
     """
+    check_bank("nt_xent", bank, "view_a", "view_b")
     t = Temperature("nt_xent", temperature)
     inputs = {"view_a": view_a, "view_b": view_b} | ({} if bank is None else {"bank": bank})
     check_rows("nt_xent", **inputs)
@@ -106,6 +110,7 @@ def softplus(x: Tensor) -> Tensor:
 class NTXentLoss(nn.Module):
     """:func:`nt_xent` with its keywords held: ``NTXentLoss(temperature=0.5)(view_a, view_b)``."""
 
+    @tensors_first
     def __init__(self, *, temperature: float | Tensor = 0.1, gather: Gather = False) -> None:
         super().__init__()
         check_learned_temperature("NTXentLoss", temperature)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contrastive_core.distributed import gather_labels, gather_rows
-from contrastive_core.losses._candidates import check_labels
+from contrastive_core.losses._candidates import check_ignore_index, class_numbers
 from contrastive_core.losses._class_probabilities import class_shares, sharpen
 from contrastive_core.losses._inputs import (
     check_at_least_two,
@@ -15,13 +15,16 @@ from contrastive_core.losses._inputs import (
     check_same_count,
     check_temperature,
     result_dtype,
+    tensors_first,
     unit_rows,
 )
 from contrastive_core.similarity.precision import exact_dtype
+from contrastive_core.similarity.ring import NO_CLASS
 
 _NEGLIGIBLE = 1e-4  # smaller probabilities of a target count as none, as in the released code
 
 
+@tensors_first
 def paws(
     view_a: Tensor,
     view_b: Tensor,
@@ -31,6 +34,7 @@ def paws(
     temperature: float = 0.1,
     sharpening: float = 0.25,
     label_smoothing: float = 0.1,
+    ignore_index: int | None = None,
     gather: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """How differently the labelled images classify two views, and how unevenly the classes are predicted; add both.
@@ -48,10 +52,12 @@ def paws(
         view_a: embeddings [N, D] of the first views, l2-normalised here.
         view_b: embeddings [N, D] of the second views.
         supports: embeddings [M, D] of labelled samples, l2-normalised here.
-        labels: their class numbers [M], integers; the classes that occur are those predicted.
+        labels: their class numbers [M], integers from 0; the classes that occur are those predicted.
         temperature: of the neighbours; 0.1 in the paper.
         sharpening: temperature of the targets; 0.25 in the paper.
         label_smoothing: in [0, 1); 0.1 in the paper.
+        ignore_index: label of supports without one, usually -1. They are left out, also as candidates: a neighbour
+            votes with its label, and they have none to vote with.
         gather: supports and mean prediction are those of all processes. With the mean of parameter gradients over
             processes that is the loss of the union batch.
 
@@ -62,8 +68,9 @@ def paws(
     other view is sure of it the loss is infinite.
 
     Raises:
-        ValueError: shapes that differ, fewer than two supports, temperature or sharpening not positive,
-            label_smoothing out of [0, 1); with `gather`, numbers of rows that differ between processes.
+        ValueError: shapes that differ, fewer than two labelled supports, negative labels other than ignore_index,
+            temperature or sharpening not positive, label_smoothing out of [0, 1); with `gather`, numbers of rows that
+            differ between processes.
         TypeError: embeddings that are not floating point, labels that are not integers.
 
     Reference: Assran et al. 2021, "Semi-Supervised Learning of Visual Features by Non-Parametrically Predicting View
@@ -77,14 +84,17 @@ def paws(
     _check_settings("paws", temperature, sharpening, label_smoothing)
     check_rows("paws", view_a=view_a, view_b=view_b, supports=supports)
     check_same_count("paws", view_a=view_a, view_b=view_b)
-    check_labels("paws", labels, supports)
+    labels = class_numbers("paws", labels, rows=supports, ignore_index=ignore_index)
     exact = exact_dtype(view_a)
     views = torch.cat([unit_rows(view_a, exact), unit_rows(view_b, exact)])
     candidates = unit_rows(supports, exact)
     if gather:
         candidates, labels = gather_rows(candidates), gather_labels(labels)
+    if ignore_index is not None:
+        labelled = labels != NO_CLASS
+        candidates, labels = candidates[labelled], labels[labelled]
     check_at_least_two("paws", len(candidates))
-    found, number = torch.unique(labels.to(candidates.device), return_inverse=True)
+    found, number = torch.unique(labels, return_inverse=True)
     spread = label_smoothing / len(found)
     smoothed = spread + (1 - label_smoothing) * F.one_hot(number, len(found)).to(exact)
     predicted = class_shares(views, candidates, smoothed, scale=1 / temperature)
@@ -109,18 +119,21 @@ def _check_settings(name: str, temperature: float, sharpening: float, label_smoo
 class PAWSLoss(nn.Module):
     """:func:`paws` with its keywords held and its parts added: ``PAWSLoss()(view_a, view_b, supports, labels)``."""
 
+    @tensors_first
     def __init__(
         self,
         *,
         temperature: float = 0.1,
         sharpening: float = 0.25,
         label_smoothing: float = 0.1,
+        ignore_index: int | None = None,
         gather: bool = False,
     ) -> None:
         super().__init__()
         _check_settings("PAWSLoss", temperature, sharpening, label_smoothing)
         self.temperature, self.sharpening = temperature, sharpening
-        self.label_smoothing, self.gather = label_smoothing, gather
+        check_ignore_index("PAWSLoss", ignore_index)
+        self.label_smoothing, self.ignore_index, self.gather = label_smoothing, ignore_index, gather
 
     def forward(self, view_a: Tensor, view_b: Tensor, supports: Tensor, labels: Tensor) -> Tensor:
         consistency, me_max = paws(
@@ -131,6 +144,7 @@ class PAWSLoss(nn.Module):
             temperature=self.temperature,
             sharpening=self.sharpening,
             label_smoothing=self.label_smoothing,
+            ignore_index=self.ignore_index,
             gather=self.gather,
         )
         return consistency + me_max
@@ -138,5 +152,5 @@ class PAWSLoss(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"temperature={self.temperature}, sharpening={self.sharpening}, label_smoothing={self.label_smoothing}, "
-            f"gather={self.gather}"
+            f"ignore_index={self.ignore_index}, gather={self.gather}"
         )

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_core.distributed import Gather, gather_rows, how_to_gather, refuse_unequal, split_own, visitors
-from contrastive_core.losses._candidates import Positives, Way, check_labels, find_positives, lse_among_all
+from contrastive_core.losses._candidates import (
+    Positives,
+    Way,
+    check_ignore_index,
+    class_numbers,
+    find_positives,
+    lse_among_all,
+)
 from contrastive_core.losses._inputs import (
     Temperature,
     are_half,
@@ -17,9 +24,11 @@ from contrastive_core.losses._inputs import (
     check_rows,
     result_dtype,
     shown,
+    tensors_first,
     unit_rows,
     working_dtype,
 )
+from contrastive_core.similarity.autograd import Looped, remember
 from contrastive_core.similarity.precision import exact_dtype
 
 
@@ -40,8 +49,26 @@ def class_sums(rows: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ValueError: on every process, if they hold different numbers of rows, or rows of different size or type.
     """
-    out: Tensor = _class_sums(rows, labels)
+    out: Tensor = (_class_sums if torch.compiler.is_compiling() else _ClassSums.apply)(rows, labels)
     return out
+
+
+class _ClassSums(Looped):
+    @staticmethod
+    def forward(rows: Tensor, labels: Tensor) -> Tensor:
+        return _class_sums(rows, labels)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        remember(ctx, inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None]:
+        return None if grad is None else class_sums(grad, *ctx.saved_tensors), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return class_sums(tangent, *ctx.saved_tensors)
 
 
 @torch.library.custom_op("contrastive_core::class_sums", mutates_args=())
@@ -79,7 +106,15 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
 _class_sums.register_autograd(_differentiate, setup_context=_save)
 
 
-def supcon(z: Tensor, labels: Tensor, *, temperature: float | Tensor = 0.1, gather: Gather = False) -> Tensor:
+@tensors_first
+def supcon(
+    z: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float | Tensor = 0.1,
+    ignore_index: int | None = None,
+    gather: Gather = False,
+) -> Tensor:
     """Supervised contrastive loss ("out" form): every sample of the class is to be recognised among all.
 
         loss = mean over anchors i of   mean over positives p of i of   -log( exp(s_ip) / sum_{j != i} exp(s_ij) ),
@@ -92,9 +127,12 @@ def supcon(z: Tensor, labels: Tensor, *, temperature: float | Tensor = 0.1, gath
 
     Args:
         z: embeddings [N, D], l2-normalised here.
-        labels: class numbers [N], integers in any order.
+        labels: class numbers [N], integers from 0 in any order.
         temperature: positive; 0.07 to 0.1 in the paper;
             a number, or a tensor of one to learn it (the host reads it in every call).
+        ignore_index: label of unlabelled samples, usually -1. They are neither anchors nor positives, but remain
+            candidates: the paper's denominator runs over all other samples of the batch, whatever they are, and
+            a sample of another class is what most of them are.
         gather: candidates are the samples of all processes, anchors those of this process; with the mean of parameter
             gradients over processes, the loss of the union batch. "all"
             and "ring" say how they come (`how_to_gather`).
@@ -108,8 +146,8 @@ def supcon(z: Tensor, labels: Tensor, *, temperature: float | Tensor = 0.1, gath
     under `torch.use_deterministic_algorithms(True)` only.
 
     Raises:
-        ValueError: wrong shapes, fewer than two samples, temperature not positive and finite; with `gather`, numbers of
-            samples that differ between processes (raised on each).
+        ValueError: wrong shapes, fewer than two samples, temperature not positive and finite, negative labels other
+            than ignore_index; with `gather`, numbers of samples that differ between processes (raised on each).
         TypeError: embeddings that are not floating point, labels that are not integers, temperature not a number.
 
     Reference: Khosla et al. 2020, "Supervised Contrastive Learning", equation 2.
@@ -120,17 +158,19 @@ def supcon(z: Tensor, labels: Tensor, *, temperature: float | Tensor = 0.1, gath
     >>> supcon(z, torch.tensor([0, 0, 1, 1]), temperature=1.0)
     tensor(0.5514)
     """
-    return _supcon("supcon", z, labels, temperature, gather)[0]
+    return _supcon("supcon", z, labels, temperature, ignore_index=ignore_index, gather=gather)[0]
 
 
-def _supcon(name: str, z: Tensor, labels: Tensor, temperature: float | Tensor, gather: Gather) -> tuple[Tensor, Tensor]:
+def _supcon(
+    name: str, z: Tensor, labels: Tensor, temperature: float | Tensor, *, ignore_index: int | None, gather: Gather
+) -> tuple[Tensor, Tensor]:
     """The loss, and how many anchors were left out."""
     t = Temperature(name, temperature)
     check_rows(name, z=z)
-    check_labels(name, labels, z)
+    labels = class_numbers(name, labels, rows=z, ignore_index=ignore_index)
     rows = unit_rows(z, working_dtype(z, temperature=t.value))
     way = how_to_gather(name, gather, rows)
-    positives = find_positives(labels.to(z.device), gather=way != "alone")
+    positives = find_positives(labels, gather=way != "alone")
     check_at_least_two(name, len(positives.everyone))
     everyone = gather_rows(rows) if way == "all" else None
     towards_positives = t.divide(_mean_over_positives(rows, everyone, positives, way))
@@ -149,7 +189,7 @@ def _mean_over_positives(rows: Tensor, everyone: Tensor | None, positives: Posit
     else:
         candidates = exact if everyone is None else everyone.to(exact.dtype)
         group = positives.group if everyone is None else split_own(positives.group)[0]
-        sums = torch.zeros_like(candidates).index_add(0, positives.group, candidates)[group]
+        sums = torch.zeros_like(candidates).index_add(0, positives.group, candidates).index_select(0, group)
     return (exact * (sums - exact)).sum(1) / positives.classmates.clamp(min=1)
 
 
@@ -162,14 +202,20 @@ class SupConLoss(nn.Module):
 
     skipped_anchors: Tensor | None = None
 
-    def __init__(self, *, temperature: float | Tensor = 0.1, gather: Gather = False) -> None:
+    @tensors_first
+    def __init__(
+        self, *, temperature: float | Tensor = 0.1, ignore_index: int | None = None, gather: Gather = False
+    ) -> None:
         super().__init__()
         check_learned_temperature("SupConLoss", temperature)
-        self.temperature, self.gather = temperature, gather
+        check_ignore_index("SupConLoss", ignore_index)
+        self.temperature, self.ignore_index, self.gather = temperature, ignore_index, gather
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
-        loss, self.skipped_anchors = _supcon("SupConLoss", z, labels, self.temperature, self.gather)
+        loss, self.skipped_anchors = _supcon(
+            "SupConLoss", z, labels, self.temperature, ignore_index=self.ignore_index, gather=self.gather
+        )
         return loss
 
     def extra_repr(self) -> str:
-        return f"temperature={shown(self.temperature)}, gather={self.gather}"
+        return f"temperature={shown(self.temperature)}, ignore_index={self.ignore_index}, gather={self.gather}"

@@ -1,7 +1,7 @@
 """LARS, the layer-wise adaptive optimizer of SimCLR, and its parameter groups.
 
-Follows the TensorFlow code of SimCLR: momentum SGD whose step for a weight is scaled by ||w|| / ||g||. Biases and the
-parameters of normalization layers are neither adapted nor decayed.
+Follows the TensorFlow code of SimCLR: momentum SGD whose step for a weight is scaled by ||w|| / ||g||. Biases, gains of
+norm layers and other one-dimensional parameters are neither adapted nor decayed.
 """
 
 from __future__ import annotations
@@ -14,22 +14,34 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 from torch.optim.optimizer import Optimizer, ParamsT
 
 _NORM_LAYERS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_WEIGHT_LAYERS = (nn.Linear, nn.Bilinear, _ConvNd, nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention, nn.RNNBase)
 
 
 def lars_param_groups(
     module: nn.Module, weight_decay: float = 0.0, *, exclude: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """Parameter groups for `LARS` as in the papers: norm layers and biases are neither decayed nor adapted.
+    """Parameter groups for `LARS` as in the papers: only weight matrices and kernels are decayed and adapted.
 
     The first group holds the weights (adapted, with `weight_decay`), the second everything left out (`adapt=False`, no
-    decay: plain momentum SGD at the full lr). Left out are the parameters of batch, instance, layer, group and RMS norm
-    layers, every parameter with "bias" in its own name, and all of the submodules named in `exclude`. A group without
-    parameters is not returned. Every parameter of the module is in exactly one group, frozen ones included.
+    decay: plain momentum SGD at the full lr). Left out are
 
-    The norm layers are found by type, so a conversion to synchronised BN before or after makes no difference.
+    - the parameters of batch, instance, layer, group and RMS norm layers, found by type, so that a conversion to
+      synchronised BN before or after makes no difference;
+    - parameters of at most one dimension, not counting dimensions of size 1: biases, gains of norms of any make, PReLU
+      slopes, layer scales [D, 1, 1], class tokens [1, 1, D], learned temperatures. The weight of a linear,
+      convolutional or embedding layer of torch is a weight whatever its shape;
+    - parameters whose own name contains "bias" or "token";
+    - parameters that a module names in a method `no_weight_decay()`, as timm's models do (position embeddings);
+    - all parameters of the submodules named in `exclude`.
+
+    The papers' own code leaves out norm layers and biases, the only such parameters of a ResNet. A trust ratio is made
+    for weights whose norm is that of many random numbers: a gain at 1 would move by 0.001 lr a step whatever its
+    gradient, and decay would pull a learned temperature to 0. Frozen parameters are in the groups too. A group without
+    parameters is not returned, and every parameter of the module is in exactly one.
 
     Args:
         module: the model, wrapped (DDP) or not.
@@ -49,23 +61,31 @@ def lars_param_groups(
         if not any(parameter.startswith(f"{name}.") for parameter, _ in module.named_parameters()):
             found = [child for child, _ in module.named_modules() if child]
             raise ValueError(f"lars_param_groups: got exclude={name!r}, expected one of the submodules {found}")
-    in_norms = {
-        id(p) for layer in module.modules() if isinstance(layer, _NORM_LAYERS) for p in layer.parameters(recurse=False)
-    }
+    left_out_of = _plain_parameters(module)
     weights: list[nn.Parameter] = []
-    left_out: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, p in module.named_parameters():
-        plain = (
-            id(p) in in_norms
-            or "bias" in name.rsplit(".", 1)[-1]
-            or any(name.startswith(f"{submodule}.") for submodule in exclude)
-        )
-        (left_out if plain else weights).append(p)
+        excluded = any(name.startswith(f"{submodule}.") for submodule in exclude)
+        (plain if excluded or id(p) in left_out_of else weights).append(p)
     groups = [
         {"params": weights, "weight_decay": weight_decay, "adapt": True},
-        {"params": left_out, "weight_decay": 0.0, "adapt": False},
+        {"params": plain, "weight_decay": 0.0, "adapt": False},
     ]
     return [group for group in groups if group["params"]]
+
+
+def _plain_parameters(module: nn.Module) -> set[int]:
+    """Ids of the parameters that are neither decayed nor adapted, whatever the user excludes."""
+    plain: set[int] = set()
+    for layer in module.modules():
+        named = layer.no_weight_decay() if callable(getattr(layer, "no_weight_decay", None)) else ()
+        plain |= {id(p) for name, p in layer.named_parameters() if name in named}
+        for name, p in layer.named_parameters(recurse=False):
+            is_weight = isinstance(layer, _WEIGHT_LAYERS) and name.endswith("weight")
+            one_dimensional = p.ndim <= 1 or (p.numel() == max(p.shape) and not is_weight)
+            if isinstance(layer, _NORM_LAYERS) or "bias" in name or "token" in name or one_dimensional:
+                plain.add(id(p))
+    return plain
 
 
 class LARS(Optimizer):
@@ -84,7 +104,8 @@ class LARS(Optimizer):
 
     A parameter group may set its own lr, momentum, weight_decay, trust_coefficient and nesterov, and `adapt` (default
     True): with `adapt=False` the group is plain momentum SGD at the full lr. The papers take norm layers and biases out
-    of both decay and adaptation; `lars_param_groups` makes those groups.
+    of both decay and adaptation; `lars_param_groups` makes those groups. Parameters passed without groups are adapted,
+    all of them.
 
     Args:
         params: parameters or groups of them, as for every torch optimiser.
@@ -163,6 +184,38 @@ class LARS(Optimizer):
                 update = _update_together if together else _update_one_by_one
                 update(params, [_dense_gradient(p) for p in params], [self._buffer(p) for p in params], group)
         return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a state that LARS saved.
+
+        Raises:
+            ValueError: the state of another optimiser, or of parameters of other shapes; nothing is changed.
+        """
+        for number, group in enumerate(state_dict["param_groups"]):
+            if missing := [name for name in self.defaults if name not in group]:
+                strange = [name for name in group if name not in self.defaults and name != "params"]
+                others = f" and has {', '.join(strange)}" if strange else ""
+                raise ValueError(
+                    f"LARS: parameter group {number} of the state lacks {', '.join(missing)}{others}: it was not saved "
+                    "by this optimiser, whose momentum holds steps rather than gradients; start LARS anew, or load the "
+                    "state into the optimiser that saved it"
+                )
+        saved = [key for group in state_dict["param_groups"] for key in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for number, (key, p) in enumerate(zip(saved, params, strict=False)):
+            state = state_dict["state"].get(key, {})
+            if strange := [name for name in state if name != "momentum_buffer"]:
+                raise ValueError(
+                    f"LARS: the state of parameter {number} holds {', '.join(strange)}, expected a momentum_buffer "
+                    "alone; it was not saved by this optimiser"
+                )
+            buffer = state.get("momentum_buffer")
+            if buffer is not None and buffer.shape != p.shape:
+                raise ValueError(
+                    f"LARS: the momentum of parameter {number} is {list(buffer.shape)}, the parameter is "
+                    f"{list(p.shape)}; the state belongs to another model, or the parameters are in another order"
+                )
+        super().load_state_dict(state_dict)
 
     def _buffer(self, p: Tensor) -> Tensor:
         state = self.state[p]

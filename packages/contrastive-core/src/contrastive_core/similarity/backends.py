@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.native.library import NotLoadedError
-from contrastive_core.similarity import native_backend, reference, torch_backend, unit_vectors
+from contrastive_core.similarity import autograd, native_backend, reference, unit_vectors
 
 VARIABLE = "CONTRASTIVE_CORE_BACKEND"
 
@@ -67,7 +67,7 @@ class Backend:
 
 
 _BACKENDS: Mapping[str, Backend] = {
-    "torch": Backend("torch", torch_backend.self_lse, torch_backend.row_lse),
+    "torch": Backend("torch", autograd.self_lse, autograd.row_lse),
     "reference": Backend("reference", reference.self_lse, reference.row_lse),
 }
 _NAMES = ("native", *_BACKENDS)

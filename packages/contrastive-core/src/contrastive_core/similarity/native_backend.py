@@ -1,4 +1,4 @@
-"""Native backend: the compiled operators, registered with autograd and torch.compile.
+"""Native backend: the operators of the compiled library.
 
 Tensors on other devices use the PyTorch backend.
 """
@@ -10,26 +10,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from contrastive_core.native.library import load
-from contrastive_core.similarity import torch_backend, unit_vectors
-from contrastive_core.similarity.precision import HALF_DTYPES, full
-from contrastive_core.similarity.torch_backend import register
+from contrastive_core.similarity import autograd, unit_vectors
+from contrastive_core.similarity.precision import HALF_DTYPES
 
 _OPS: Any = torch.ops.contrastive_core_native
-_LSE_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_UNIT_TYPES = (torch.float32, torch.float64)
 
 
 @functools.cache
 def load_operators() -> None:
-    """Load the library and make its operators known to autograd, once.
+    """Load the library and make its operators known to torch.compile, once.
 
     Raises:
         NotLoadedError: see :func:`contrastive_core.native.library.load`.
     """
     load()
-    register("contrastive_core_native")
+    autograd.register("contrastive_core_native")
     register_fakes()
 
 
@@ -44,13 +42,9 @@ def self_lse(
     half: bool,
 ) -> Tensor:
     """See :func:`contrastive_core.similarity.self_lse`."""
-    if z.device.type != "cpu":
-        return torch_backend.self_lse(
-            z, scale=scale, skip=skip, classes=classes, among=among, max_norm=max_norm, half=half
-        )
-    z = z if z.dtype in _LSE_TYPES else full(z)
-    out: Tensor = _OPS.self_lse(z, scale, skip, classes, among, max_norm)
-    return out
+    return autograd.self_lse(
+        z, scale=scale, skip=skip, classes=classes, among=among, max_norm=max_norm, half=half, compiled=_takes(z)
+    )
 
 
 def row_lse(
@@ -65,49 +59,14 @@ def row_lse(
     half: bool,
 ) -> Tensor:
     """See :func:`contrastive_core.similarity.row_lse`."""
-    if q.device.type != "cpu":
-        return torch_backend.row_lse(
-            q, k, scale=scale, self_offset=self_offset, classes=classes, among=among, max_norm=max_norm, half=half
-        )
-    q, k = (q, k) if q.dtype in _LSE_TYPES else (full(q), full(k))
-    q_classes, k_classes = classes or (None, None)
-    out: Tensor = _OPS.row_lse(q, k, scale, self_offset, q_classes, k_classes, among)
-    return out
+    return autograd.row_lse(
+        q, k, scale=scale, self_offset=self_offset, classes=classes, among=among, max_norm=max_norm, half=half,
+        compiled=_takes(q),
+    )  # fmt: skip
 
 
-_UNIT_TYPES = (torch.float32, torch.float64)
-
-
-class _UnitRows(torch.autograd.Function):
-    """As `contrastive_core.similarity.unit_vectors`, which says why the gradient is written out."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, in_double: bool) -> Tensor:
-        z: Tensor
-        z, length = _OPS.unit_rows(x, in_double)
-        ctx.save_for_backward(z, length)
-        ctx.dtype = x.dtype
-        return z
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        out = _OPS.unit_rows_backward(grad, *ctx.saved_tensors, ctx.dtype == torch.float64)
-        return out.to(ctx.dtype), None
-
-
-class _PairedSimilarity(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
-        ctx.save_for_backward(a, b)
-        out: Tensor = _OPS.pair_similarity(a, b)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        da, db = _OPS.pair_similarity_backward(grad, *ctx.saved_tensors)
-        return da, db
+def _takes(x: Tensor) -> bool:
+    return x.device.type == "cpu" and (x.dtype in _UNIT_TYPES or x.dtype in HALF_DTYPES)
 
 
 def unit_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -115,8 +74,17 @@ def unit_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     known = x.dtype in HALF_DTYPES or x.dtype in _UNIT_TYPES
     if x.device.type != "cpu" or not known or dtype not in _UNIT_TYPES or (x.dtype, dtype) == _UNIT_TYPES[::-1]:
         return unit_vectors.unit_rows(x, dtype)
-    z: Tensor = _UnitRows.apply(x, dtype == torch.float64)
-    return z
+    return unit_vectors.differentiable_unit_rows(x, dtype, _unit_forward, _unit_backward)
+
+
+def _unit_forward(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    z, length = _OPS.unit_rows(x, dtype == torch.float64)
+    return z, length[..., None]
+
+
+def _unit_backward(grad: Tensor, z: Tensor, length: Tensor, dtype: torch.dtype) -> Tensor:
+    out: Tensor = _OPS.unit_rows_backward(grad, z, length[..., 0], dtype == torch.float64)
+    return out.to(dtype)
 
 
 def paired_similarity(a: Tensor, b: Tensor) -> Tensor:
@@ -125,6 +93,38 @@ def paired_similarity(a: Tensor, b: Tensor) -> Tensor:
         return unit_vectors.paired_similarity(a, b)
     out: Tensor = _PairedSimilarity.apply(a, b)
     return out
+
+
+class _PairedSimilarity(autograd.Looped):
+    """The function of `unit_vectors.paired_similarity`, which says why its gradient is b - a."""
+
+    @staticmethod
+    def forward(a: Tensor, b: Tensor) -> Tensor:
+        out: Tensor = _OPS.pair_similarity(a, b)
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        autograd.remember(ctx, *inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        a, b = ctx.saved_tensors
+        if grad is None:
+            return None, None
+        if not torch.is_grad_enabled():
+            da, db = _OPS.pair_similarity_backward(grad, a, b)
+            return da, db
+        towards = (grad[:, None] * (b - a)).to(a.dtype)
+        return towards, -towards
+
+    @staticmethod
+    def jvp(ctx: Any, a_tangent: Tensor | None, b_tangent: Tensor | None) -> Tensor:
+        a, b = ctx.saved_tensors
+        parts = [
+            (x * y).sum(1, dtype=torch.float64) for x, y in ((a_tangent, b - a), (b_tangent, a - b)) if x is not None
+        ]
+        return sum(parts[1:], parts[0])
 
 
 def register_fakes() -> None:

@@ -7,7 +7,7 @@ last hop it is at home. That is W - 1 hops of keys in either pass, and W of a gr
 is computed.
 """
 
-# ruff: noqa: PLR0917 - arguments of operators are positional
+# ruff: noqa: PLR0917 - arguments of autograd functions and operators are positional
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ from torch import Tensor
 
 from contrastive_core.distributed import Hop, refuse_unequal, visitors
 from contrastive_core.similarity.api import row_lse, row_lse_gradient
+from contrastive_core.similarity.autograd import Looped
 from contrastive_core.similarity.precision import exact_dtype
+
+NO_CLASS = 2**63 - 1
+"""The class of a sample without a label: as a key it counts neither as the same class nor as another."""
 
 _GRADIENT = 1  # tag of the gradient's hops
 _INPUTS = "Tensor q, Tensor k, float scale, Tensor? q_classes, Tensor? k_classes"
@@ -28,13 +32,13 @@ def ring_lse(q: Tensor, k: Tensor, *, scale: float, classes: tuple[Tensor, Tenso
     """Log-sum-exp of this process's queries over the keys of all other processes, with gradient to both.
 
     As :func:`contrastive_core.similarity.row_lse` with the keys of the others gathered. Every process must call it, and
-    all must run the backward pass if one does. No second derivative.
+    all must run the backward pass if one does. No second derivative and no forward mode.
 
     Args:
         q: [n, D] of this process, in float32 or float64.
         k: [n, D] of this process, of the same type.
         scale: one over the temperature.
-        classes: integers [n] of q and of k, both ascending on every process.
+        classes: integers [n] of q and of k, both ascending on every process; keys of class NO_CLASS do not count.
 
     Returns:
         [1, n] without classes; with them [2, n]: over keys of the query's class, and over those of other classes.
@@ -44,11 +48,57 @@ def ring_lse(q: Tensor, k: Tensor, *, scale: float, classes: tuple[Tensor, Tenso
         ValueError: on every process, if they hold different numbers of rows, or rows of different size or type.
     """
     q_classes, k_classes = classes or (None, None)
-    out: Tensor = _ring_lse(q, k, scale, q_classes, k_classes)
+    out: Tensor
+    if torch.compiler.is_compiling():
+        out = _ring_lse(q, k, scale, q_classes, k_classes)
+    else:
+        out = _RingLse.apply(q, k, scale, q_classes, k_classes)
     return out
 
 
-# Operators rather than an autograd function: torch.compile does not look for messages inside them.
+class _RingLse(Looped):
+    @staticmethod
+    def forward(q: Tensor, k: Tensor, scale: float, q_classes: Tensor | None, k_classes: Tensor | None) -> Tensor:
+        return _ring_lse(q, k, scale, q_classes, k_classes)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _save(ctx, inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        lse, q, k, q_classes, k_classes = ctx.saved_tensors
+        needs = tuple(ctx.needs_input_grad[:2])
+        dq, dk = _RingGradient.apply(grad, lse, q, k, ctx.scale, q_classes, k_classes, *needs)
+        return dq if needs[0] else None, dk if needs[1] else None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> NoReturn:
+        _refuse_second_derivative(ctx)
+
+
+class _RingGradient(Looped):
+    @staticmethod
+    def forward(
+        grad: Tensor, lse: Tensor, q: Tensor, k: Tensor, scale: float, q_classes: Tensor | None,
+        k_classes: Tensor | None, needs_q: bool, needs_k: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        return _ring_lse_backward(grad, lse, q, k, scale, q_classes, k_classes, needs_q, needs_k)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        del ctx, inputs, output  # nothing is needed to refuse
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> NoReturn:
+        _refuse_second_derivative(ctx)
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> NoReturn:
+        _refuse_second_derivative(ctx)
+
+
+# Operators inside those functions: torch.compile does not look for messages in them.
 
 
 @torch.library.custom_op("contrastive_core::ring_lse", mutates_args=(), schema=f"({_INPUTS}) -> Tensor")
@@ -56,7 +106,7 @@ def _ring_lse(q: Tensor, k: Tensor, scale: float, q_classes: Tensor | None, k_cl
     refuse_unequal(k)
     kinds = _kinds(q_classes)
     total = q.new_full((len(kinds), len(q)), -torch.inf, dtype=exact_dtype(q))
-    for block, *block_classes in _passing(k, k_classes):
+    for block, *block_classes in _labelled(_passing(k, k_classes)):
         for i, among in enumerate(kinds):
             lse = row_lse(q, block, scale=scale, classes=_pair(q_classes, block_classes), among=among)
             total[i] = torch.logaddexp(total[i], lse)
@@ -81,7 +131,7 @@ def _ring_lse_backward(
 ) -> tuple[Tensor, Tensor]:
     dq, dk = _gradients(q, k, needs_q, needs_k)
     travelling: Hop | None = None
-    for block, *block_classes in _passing(k, k_classes):
+    for block, *block_classes in _labelled(_passing(k, k_classes)):
         dk = torch.zeros_like(dk)
         for i, among in enumerate(_kinds(q_classes)):
             parts = row_lse_gradient(
@@ -89,7 +139,8 @@ def _ring_lse_backward(
                 needs=(needs_q, needs_k),
             )  # fmt: skip
             dq += parts[0]
-            dk += parts[1]
+            if needs_k:
+                dk[: len(block)] += parts[1]
         if needs_k:
             # What the block's gradient was when its rows were at the left neighbour has been under way till now.
             if travelling:
@@ -106,6 +157,13 @@ def _passing(k: Tensor, classes: Tensor | None) -> Any:
     if len(k) == 0:
         return iter(())
     return visitors(k) if classes is None else visitors(k, classes)
+
+
+def _labelled(blocks: Any) -> Any:
+    """The blocks without the keys of class NO_CLASS, which are their last ones."""
+    for block, *classes in blocks:
+        count = int((classes[0] != NO_CLASS).sum()) if classes else len(block)
+        yield block[:count], *(x[:count] for x in classes)
 
 
 def _pair(q_classes: Tensor | None, block_classes: list[Tensor]) -> tuple[Tensor, Tensor] | None:
@@ -140,8 +198,11 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return dq if needs_q else None, dk if needs_k else None, None, None, None
 
 
-def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> NoReturn:
-    raise RuntimeError("contrastive_core: losses can be differentiated once, not twice")
+def _refuse_second_derivative(ctx: Any, *_: Any) -> NoReturn:
+    raise RuntimeError(
+        "contrastive_core: a loss whose rows pass by in a ring can be differentiated once, in reverse mode; where a "
+        'second derivative or forward mode is needed, gather the rows with gather="all"'
+    )
 
 
 _ring_lse.register_autograd(_differentiate, setup_context=_save)

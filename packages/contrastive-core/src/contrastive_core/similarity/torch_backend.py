@@ -1,7 +1,7 @@
 """PyTorch backend: the similarity matrix is computed in tiles and never stored.
 
 The tiles are recomputed in the backward pass, for which only the inputs and the result are kept: memory O(N D). The
-operators are registered with autograd and torch.compile; there is no second derivative.
+four operators are known to torch.compile; :mod:`contrastive_core.similarity.autograd` makes them differentiable.
 
 Square form. S is symmetric, and with E = exp(S) the gradient of sum_i g_i lse_i with respect to z is
 
@@ -19,13 +19,14 @@ in the forward pass; in the backward pass P_ij = exp(S_ij - lse_i) is recomputed
 scale * log2(e) is folded into the vectors, because exp2 is three times as fast as exp.
 """
 
+# ruff: noqa: PLR0917 - arguments of operators are positional
+
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -38,6 +39,408 @@ _BLOCK = {"cpu": 512}
 _BLOCK_ELSEWHERE = 4096
 # Rows of one class lie close to the diagonal: with small tiles, little is computed in vain beside it.
 _BLOCK_WITHIN_CLASSES = 256
+
+_LN2 = math.log(2)
+_NAME = "contrastive_core::"
+_SELF = "Tensor z, float scale, SymInt? skip, Tensor? classes, str among, float? max_norm"
+_ROW = "Tensor q, Tensor k, float scale, SymInt? self_offset, Tensor? q_classes, Tensor? k_classes, str among"
+# Arguments that the operators of the compiled library do without.
+_SELF_MORE = "bool half=False"
+_ROW_MORE = "float? max_norm=None, bool half=False"
+
+
+@torch.library.custom_op(f"{_NAME}self_lse", mutates_args=(), schema=f"({_SELF}, {_SELF_MORE}) -> Tensor")
+def _self_lse(
+    z: Tensor,
+    scale: float,
+    skip: int | None,
+    classes: Tensor | None,
+    among: str,
+    max_norm: float | None,
+    half: bool = False,
+) -> Tensor:
+    candidates = candidates_of(diagonals_of_self(skip), classes, classes, among)
+    if max_norm is not None and _on_tensor_cores(z, z, candidates, scale, max_norm):
+        problem = tensor_cores.Problem(z, None, candidates.diagonals, candidates.classes, scale, max_norm, half)
+        return tensor_cores.forward(problem)
+    with full_precision(z.device):
+        if _is_bounded(z, scale, max_norm):
+            return symmetric_forward(z, candidates, scale=scale)
+        return rectangular_forward(z, z, candidates, scale=scale)
+
+
+@torch.library.custom_op(
+    f"{_NAME}self_lse_backward", mutates_args=(), schema=f"(Tensor grad, Tensor lse, {_SELF}, {_SELF_MORE}) -> Tensor"
+)
+def _self_lse_backward(
+    grad: Tensor,
+    lse: Tensor,
+    z: Tensor,
+    scale: float,
+    skip: int | None,
+    classes: Tensor | None,
+    among: str,
+    max_norm: float | None,
+    half: bool = False,
+) -> Tensor:
+    candidates = candidates_of(diagonals_of_self(skip), classes, classes, among)
+    if max_norm is not None and _on_tensor_cores(z, z, candidates, scale, max_norm):
+        problem = tensor_cores.Problem(z, None, candidates.diagonals, candidates.classes, scale, max_norm, half)
+        return tensor_cores.backward(problem, grad, lse)[0]
+    with full_precision(z.device):
+        if _is_bounded(z, scale, max_norm):
+            return symmetric_backward(grad, lse, z, candidates, scale=scale)
+        dq, dk = rectangular_backward(grad, lse, z, z, candidates, scale=scale, needs=(True, True))
+        return dq.add_(dk)
+
+
+@torch.library.custom_op(f"{_NAME}row_lse", mutates_args=(), schema=f"({_ROW}, {_ROW_MORE}) -> Tensor")
+def _row_lse(
+    q: Tensor,
+    k: Tensor,
+    scale: float,
+    self_offset: int | None,
+    q_classes: Tensor | None,
+    k_classes: Tensor | None,
+    among: str,
+    max_norm: float | None = None,
+    half: bool = False,
+) -> Tensor:
+    candidates = candidates_of(diagonals_of_rows(self_offset), q_classes, k_classes, among)
+    if max_norm is not None and _on_tensor_cores(q, k, candidates, scale, max_norm):
+        problem = tensor_cores.Problem(q, k, candidates.diagonals, candidates.classes, scale, max_norm, half)
+        return tensor_cores.forward(problem)
+    with full_precision(q.device):
+        return rectangular_forward(q, k, candidates, scale=scale)
+
+
+@torch.library.custom_op(
+    f"{_NAME}row_lse_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad, Tensor lse, {_ROW}, bool needs_q, bool needs_k, {_ROW_MORE}) -> (Tensor, Tensor)",
+)
+def _row_lse_backward(
+    grad: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    scale: float,
+    self_offset: int | None,
+    q_classes: Tensor | None,
+    k_classes: Tensor | None,
+    among: str,
+    needs_q: bool,
+    needs_k: bool,
+    max_norm: float | None = None,
+    half: bool = False,
+) -> tuple[Tensor, Tensor]:
+    candidates = candidates_of(diagonals_of_rows(self_offset), q_classes, k_classes, among)
+    needs = (needs_q, needs_k)
+    if max_norm is not None and _on_tensor_cores(q, k, candidates, scale, max_norm):
+        problem = tensor_cores.Problem(q, k, candidates.diagonals, candidates.classes, scale, max_norm, half)
+        return tensor_cores.backward(problem, grad, lse, needs=needs)
+    with full_precision(q.device):
+        return rectangular_backward(grad, lse, q, k, candidates, scale=scale, needs=needs)
+
+
+_CANDIDATES = "Tensor? q_classes, Tensor? k_classes, float scale, int[] diagonals, str among"
+_SECOND = f"Tensor grad, Tensor lse, Tensor q, Tensor k, Tensor? u, Tensor? v, {_CANDIDATES}"
+
+
+# Operators too, though torch.compile never sees them: what `is_grads_batched` and `vectorize=True` of torch.autograd
+# vary is passed to operators one by one, but into everything else at once.
+@torch.library.custom_op(
+    f"{_NAME}lse_second_order",
+    mutates_args=(),
+    schema=f"({_SECOND}, bool only_rate) -> (Tensor, Tensor, Tensor)",
+)
+def lse_second_order(
+    grad: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    u: Tensor | None,
+    v: Tensor | None,
+    q_classes: Tensor | None,
+    k_classes: Tensor | None,
+    scale: float,
+    diagonals: Sequence[int],
+    among: str,
+    only_rate: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See :func:`second_order`."""
+    candidates = candidates_of(diagonals, q_classes, k_classes, among)
+    return second_order(grad, lse, q, k, u, v, candidates, scale=scale, only_rate=only_rate)
+
+
+@torch.library.custom_op(
+    f"{_NAME}lse_third_order",
+    mutates_args=(),
+    schema=f"(Tensor? rate_grad, Tensor? q_grad, Tensor? k_grad, {_SECOND}) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def lse_third_order(
+    rate_grad: Tensor | None,
+    q_grad: Tensor | None,
+    k_grad: Tensor | None,
+    grad: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    u: Tensor | None,
+    v: Tensor | None,
+    q_classes: Tensor | None,
+    k_classes: Tensor | None,
+    scale: float,
+    diagonals: Sequence[int],
+    among: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """See :func:`third_order`."""
+    u, v = (torch.zeros_like(x) if y is None else y for x, y in ((q, u), (k, v)))
+    candidates = candidates_of(diagonals, q_classes, k_classes, among)
+    return third_order((rate_grad, q_grad, k_grad), (grad, lse, q, k, u, v), candidates, scale=scale)
+
+
+def _on_tensor_cores(q: Tensor, k: Tensor, candidates: Candidates, scale: float, max_norm: float) -> bool:
+    """Whether exp(S) needs no maximum, and the tensor cores of a GPU are to compute it.
+
+    Candidates of the same class lie in small blocks, which the tiles here compute without their surroundings.
+    """
+    return (
+        scale * max_norm**2 <= symmetric_limit(torch.float32)
+        and not (candidates.classes and candidates.same)
+        and tensor_cores.take(q, k)
+    )
+
+
+def _is_bounded(z: Tensor, scale: float, max_norm: float | None) -> bool:
+    """Whether every |S| is small enough to do without the maximum of the row, which costs the symmetry."""
+    if max_norm is not None:
+        return scale * max_norm**2 <= symmetric_limit(z.dtype)
+    # NaN compares false, and the other path carries it through.
+    return len(z) > 0 and bool(scale * z.square().sum(1).amax() <= symmetric_limit(z.dtype))
+
+
+def candidates_of(
+    diagonals: Sequence[int], q_classes: Tensor | None, k_classes: Tensor | None, among: str
+) -> Candidates:
+    """Entries that count: `diagonals` left out, and the classes that `among` names."""
+    classes = None if q_classes is None or k_classes is None else (q_classes, k_classes)
+    return Candidates(tuple(diagonals), classes, same=among == "same")
+
+
+def diagonals_of_self(skip: int | None) -> tuple[int, ...]:
+    """Diagonals left out of the square form, see :func:`contrastive_core.similarity.self_lse`."""
+    return (0,) if skip is None else (0, skip, -skip)
+
+
+def diagonals_of_rows(self_offset: int | None) -> tuple[int, ...]:
+    """Diagonals left out of the rectangular form, see :func:`contrastive_core.similarity.row_lse`."""
+    return () if self_offset is None else (self_offset,)
+
+
+_LIMIT = {torch.float32: 40.0, torch.float64: 300.0}
+
+
+def symmetric_limit(dtype: torch.dtype) -> float:
+    """Largest |S| for which sums of exp(S), their inverses and products with gradients are normal numbers.
+
+    exp(40) = 2e17: sums over 1e6 rows stay below 1e24, inverses above 1e-24, where float32 reaches from 1e-38 to 3e38.
+    """
+    return _LIMIT[dtype]
+
+
+def symmetric_forward(z: Tensor, candidates: Candidates, *, scale: float) -> Tensor:
+    """Log-sum-exp [N] of each row over its candidates, which must be symmetric."""
+    folded = z.contiguous() * _factor(scale)
+    total = z.new_zeros(len(z), dtype=exact_dtype(z))
+    for rows, columns, s in tiles(folded, folded, candidates, upper=True):
+        e = s.exp2_()
+        total[rows] += e.sum(1)
+        if rows != columns:
+            total[columns] += e.sum(0)
+    return total.log_()
+
+
+def symmetric_backward(grad: Tensor, lse: Tensor, z: Tensor, candidates: Candidates, *, scale: float) -> Tensor:
+    """Gradient [N, D] with respect to z."""
+    folded = z.contiguous() * _factor(scale)
+    # A row without candidates has lse -inf: no gradient.
+    weight = torch.where(lse == -torch.inf, 0.0, grad * torch.exp(-lse)).to(z.dtype)
+    out = torch.zeros_like(folded)
+    buffer: Tensor | None = None
+    for rows, columns, s in tiles(folded, folded, candidates, upper=True):
+        # The first tile is the largest.
+        buffer = torch.empty_like(s) if buffer is None else buffer
+        both = torch.add(weight[rows, None], weight[columns], out=buffer.view(-1)[: s.numel()].view_as(s))
+        e = s.exp2_().mul_(both)
+        out[rows].addmm_(e, folded[columns])
+        if rows != columns:
+            out[columns].addmm_(e.T, folded[rows])
+    return out.mul_(scale / _factor(scale))
+
+
+def _factor(scale: float) -> float:
+    return math.sqrt(scale * math.log2(math.e))
+
+
+def rectangular_forward(q: Tensor, k: Tensor, candidates: Candidates, *, scale: float) -> Tensor:
+    """Log-sum-exp [Nq] of each query over its candidates."""
+    top = q.new_full((len(q),), -torch.inf)
+    total = q.new_zeros(len(q), dtype=exact_dtype(q))
+    for rows, _, s in tiles(_fold(q, scale), k.contiguous(), candidates, upper=False):
+        highest = torch.maximum(top[rows], s.amax(1))
+        # -inf: nothing counted so far, and -inf - -inf would be NaN.
+        shift = highest.masked_fill(highest == -torch.inf, 0.0)
+        total[rows] *= torch.exp2(top[rows] - shift)
+        total[rows] += s.sub_(shift[:, None]).exp2_().sum(1)
+        top[rows] = highest
+    return total.log2_().add_(top).mul_(_LN2)
+
+
+def rectangular_backward(
+    grad: Tensor, lse: Tensor, q: Tensor, k: Tensor, candidates: Candidates, *, scale: float, needs: tuple[bool, bool]
+) -> tuple[Tensor, Tensor]:
+    """Gradients with respect to q and k; one that is not needed is an empty tensor."""
+    folded, k = _fold(q, scale), k.contiguous()
+    dq = torch.zeros_like(folded) if needs[0] else q.new_empty(0)
+    dk = torch.zeros_like(k) if needs[1] else k.new_empty(0)
+    shift, factor = _shift(lse, q.dtype)
+    weight = (grad * factor).to(q.dtype)
+    for rows, columns, s in tiles(folded, k, candidates, upper=False):
+        p = s.sub_(shift[rows, None]).exp2_().mul_(weight[rows, None])
+        if needs[0]:
+            dq[rows].addmm_(p, k[columns])
+        if needs[1]:
+            dk[columns].addmm_(p.T, folded[rows])
+    return dq.mul_(scale), dk.mul_(_LN2)
+
+
+def second_order(
+    grad: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    u: Tensor | None,
+    v: Tensor | None,
+    candidates: Candidates,
+    *,
+    scale: float,
+    only_rate: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Derivatives of L = sum_i u_i . dq_i + sum_j v_j . dk_j, of the gradients dq and dk of the log-sum-exp.
+
+    With M_ij = u_i . k_j + q_i . v_j, L is scale * sum_ij g_i P_ij M_ij, and
+
+        rate_i = dL/dg_i = scale * sum_j P_ij M_ij,   dL/dlse_i = -g_i rate_i,
+        dL/dq_i = scale * g_i sum_j P_ij (scale M_ij k_j + v_j),
+        dL/dk_j = scale * sum_i g_i P_ij (scale M_ij q_i + u_i).
+
+    The matrix of second derivatives is symmetric, so these are as well the tangents of lse (the rate), dq and dk for
+    tangents u of q and v of k. Five to seven matrix products Nq x Nk x D.
+
+    Args:
+        grad: g, of the log-sum-exp [Nq].
+        lse: [Nq].
+        q: [Nq, D].
+        k: [Nk, D].
+        u: [Nq, D], or None for zeros.
+        v: [Nk, D], or None for zeros.
+        candidates: entries that count.
+        scale: one over the temperature.
+        only_rate: leave the other two results empty.
+
+    Returns:
+        rate [Nq], dL/dq [Nq, D], dL/dk [Nk, D].
+    """
+    dtypes = q.dtype, k.dtype
+    with full_precision(q.device):
+        q, k, u, v = (None if x is None else full(x).contiguous() for x in (q, k, u, v))
+        shift, factor = _shift(lse, q.dtype)
+        factor = factor.to(q.dtype)
+        rate = torch.zeros_like(lse)
+        dq, dk = (x.new_empty(0) if only_rate else torch.zeros_like(x) for x in (q, k))
+        for rows, columns, s in tiles(_fold(q, scale), k, candidates, upper=False):
+            p = s.sub_(shift[rows, None]).exp2_().mul_(factor[rows, None])
+            moved = torch.zeros_like(p)
+            if u is not None:
+                moved.addmm_(u[rows], k[columns].T)
+            if v is not None:
+                moved.addmm_(q[rows], v[columns].T)
+            rate[rows] += (p * moved).sum(1, dtype=rate.dtype)
+            if only_rate:
+                continue
+            p.mul_(grad[rows, None].to(p.dtype))
+            moved.mul_(p).mul_(scale)
+            dq[rows].addmm_(moved, k[columns])
+            dk[columns].addmm_(moved.T, q[rows])
+            if v is not None:
+                dq[rows].addmm_(p, v[columns])
+            if u is not None:
+                dk[columns].addmm_(p.T, u[rows])
+    return rate.mul_(scale), dq.mul_(scale).to(dtypes[0]), dk.mul_(scale).to(dtypes[1])
+
+
+def third_order(
+    outer: tuple[Tensor | None, Tensor | None, Tensor | None],
+    inner: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor],
+    candidates: Candidates,
+    *,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradient of :func:`second_order`, written to be followed rather than to be fast.
+
+    With gradients a of the rate, b of dL/dq and c of dL/dk, and n_ij = b_i . k_j + q_i . c_j, it is that of
+
+        scale * sum_ij P_ij W_ij,    W_ij = a_i M_ij + g_i (scale M_ij n_ij + b_i . v_j + u_i . c_j).
+
+    Args:
+        outer: a [Nq], b [Nq, D] and c [Nk, D]; None for zeros.
+        inner: the arguments grad, lse, q, k, u and v of `second_order`.
+        candidates: entries that count.
+        scale: one over the temperature.
+
+    Returns:
+        Gradients with respect to the six arguments.
+    """
+    dtypes = [x.dtype for x in inner]
+    work = torch.promote_types(inner[2].dtype, torch.float32)
+    zeros = (torch.zeros_like(x) for x in (inner[0], inner[2], inner[3]))
+    a, b, c = ((zero if x is None else x).to(work) for x, zero in zip(outer, zeros, strict=True))
+    shift, factor = _shift(inner[1], work)
+    g, _, q, k, u, v = (x.to(work).contiguous() for x in inner)
+    dg, dlse, dq, dk, du, dv = out = [torch.zeros_like(x, dtype=work) for x in inner]
+    with full_precision(q.device):
+        for rows, columns, s in tiles(_fold(q, scale), k, candidates, upper=False):
+            p = s.sub_(shift[rows, None]).exp2_().mul_((scale * factor[rows, None]).to(work))
+            qi, ui, bi, kj, vj, cj = q[rows], u[rows], b[rows], k[columns], v[columns], c[columns]
+            ai, gi = a[rows, None], g[rows, None]
+            m, n = ui @ kj.T + qi @ vj.T, bi @ kj.T + qi @ cj.T
+            by_g = scale * m * n + bi @ vj.T + ui @ cj.T
+            by_logit = p * (ai * m + gi * by_g)
+            by_m, by_n, by_rest = p * (ai + scale * gi * n), p * (scale * gi * m), p * gi
+            dg[rows] += (p * by_g).sum(1)
+            dlse[rows] -= by_logit.sum(1)
+            dq[rows] += scale * by_logit @ kj + by_m @ vj + by_n @ cj
+            dk[columns] += scale * by_logit.T @ qi + by_m.T @ ui + by_n.T @ bi
+            du[rows] += by_m @ kj + by_rest @ cj
+            dv[columns] += by_m.T @ qi + by_rest.T @ bi
+    dg, dlse, dq, dk, du, dv = (x.to(dtype) for x, dtype in zip(out, dtypes, strict=True))
+    return dg, dlse, dq, dk, du, dv
+
+
+def _shift(lse: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """log2 of the row's sum of exponentials, rounded to the type, and the factor that makes up for the rounding.
+
+    The rounding is the same for a whole row. A row without candidates gets 0 and 1.
+    """
+    log2_total = torch.where(lse == -torch.inf, 0.0, lse / _LN2)
+    shift = log2_total.to(dtype)
+    return shift, torch.exp2(shift - log2_total)
+
+
+def _fold(q: Tensor, scale: float) -> Tensor:
+    return q.contiguous() * (scale / _LN2)
 
 
 @dataclass(frozen=True)
@@ -126,329 +529,3 @@ def _ends(classes: Tensor, pieces: Sequence[slice]) -> list[tuple[int, int]]:
         return []
     ends = torch.tensor([[piece.start, piece.stop - 1] for piece in pieces], device=classes.device)
     return [(first, last) for first, last in classes[ends].tolist()]
-
-
-# ruff: noqa: PLR0917 - arguments of operators are positional
-
-
-_NAME = "contrastive_core::"
-_SELF = "Tensor z, float scale, SymInt? skip, Tensor? classes, str among, float? max_norm"
-_ROW = "Tensor q, Tensor k, float scale, SymInt? self_offset, Tensor? q_classes, Tensor? k_classes, str among"
-# Arguments that the operators of the compiled library do without.
-_SELF_MORE = "bool half=False"
-_ROW_MORE = "float? max_norm=None, bool half=False"
-
-
-def self_lse(
-    z: Tensor,
-    *,
-    scale: float,
-    skip: int | None,
-    classes: Tensor | None,
-    among: str,
-    max_norm: float | None,
-    half: bool,
-) -> Tensor:
-    """See :func:`contrastive_core.similarity.self_lse`."""
-    out: Tensor = _self_lse(full(z), scale, skip, classes, among, max_norm, half)
-    return out
-
-
-def row_lse(
-    q: Tensor,
-    k: Tensor,
-    *,
-    scale: float,
-    self_offset: int | None,
-    classes: tuple[Tensor, Tensor] | None,
-    among: str,
-    max_norm: float | None,
-    half: bool,
-) -> Tensor:
-    """See :func:`contrastive_core.similarity.row_lse`."""
-    q_classes, k_classes = classes or (None, None)
-    out: Tensor = _row_lse(full(q), full(k), scale, self_offset, q_classes, k_classes, among, max_norm, half)
-    return out
-
-
-@torch.library.custom_op(f"{_NAME}self_lse", mutates_args=(), schema=f"({_SELF}, {_SELF_MORE}) -> Tensor")
-def _self_lse(
-    z: Tensor,
-    scale: float,
-    skip: int | None,
-    classes: Tensor | None,
-    among: str,
-    max_norm: float | None,
-    half: bool = False,
-) -> Tensor:
-    candidates = _candidates_of_self(skip, classes, among)
-    if max_norm is not None and _on_tensor_cores(z, z, candidates, scale, max_norm):
-        problem = tensor_cores.Problem(z, None, candidates.diagonals, candidates.classes, scale, max_norm, half)
-        return tensor_cores.forward(problem)
-    with full_precision(z.device):
-        if _is_bounded(z, scale, max_norm):
-            return symmetric_forward(z, candidates, scale=scale)
-        return rectangular_forward(z, z, candidates, scale=scale)
-
-
-@torch.library.custom_op(
-    f"{_NAME}self_lse_backward", mutates_args=(), schema=f"(Tensor grad, Tensor lse, {_SELF}, {_SELF_MORE}) -> Tensor"
-)
-def _self_lse_backward(
-    grad: Tensor,
-    lse: Tensor,
-    z: Tensor,
-    scale: float,
-    skip: int | None,
-    classes: Tensor | None,
-    among: str,
-    max_norm: float | None,
-    half: bool = False,
-) -> Tensor:
-    candidates = _candidates_of_self(skip, classes, among)
-    if max_norm is not None and _on_tensor_cores(z, z, candidates, scale, max_norm):
-        problem = tensor_cores.Problem(z, None, candidates.diagonals, candidates.classes, scale, max_norm, half)
-        return tensor_cores.backward(problem, grad, lse)[0]
-    with full_precision(z.device):
-        if _is_bounded(z, scale, max_norm):
-            return symmetric_backward(grad, lse, z, candidates, scale=scale)
-        dq, dk = rectangular_backward(grad, lse, z, z, candidates, scale=scale, needs=(True, True))
-        return dq.add_(dk)
-
-
-@torch.library.custom_op(f"{_NAME}row_lse", mutates_args=(), schema=f"({_ROW}, {_ROW_MORE}) -> Tensor")
-def _row_lse(
-    q: Tensor,
-    k: Tensor,
-    scale: float,
-    self_offset: int | None,
-    q_classes: Tensor | None,
-    k_classes: Tensor | None,
-    among: str,
-    max_norm: float | None = None,
-    half: bool = False,
-) -> Tensor:
-    candidates = _candidates_of_rows(self_offset, q_classes, k_classes, among)
-    if max_norm is not None and _on_tensor_cores(q, k, candidates, scale, max_norm):
-        problem = tensor_cores.Problem(q, k, candidates.diagonals, candidates.classes, scale, max_norm, half)
-        return tensor_cores.forward(problem)
-    with full_precision(q.device):
-        return rectangular_forward(q, k, candidates, scale=scale)
-
-
-@torch.library.custom_op(
-    f"{_NAME}row_lse_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad, Tensor lse, {_ROW}, bool needs_q, bool needs_k, {_ROW_MORE}) -> (Tensor, Tensor)",
-)
-def _row_lse_backward(
-    grad: Tensor,
-    lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    scale: float,
-    self_offset: int | None,
-    q_classes: Tensor | None,
-    k_classes: Tensor | None,
-    among: str,
-    needs_q: bool,
-    needs_k: bool,
-    max_norm: float | None = None,
-    half: bool = False,
-) -> tuple[Tensor, Tensor]:
-    candidates = _candidates_of_rows(self_offset, q_classes, k_classes, among)
-    needs = (needs_q, needs_k)
-    if max_norm is not None and _on_tensor_cores(q, k, candidates, scale, max_norm):
-        problem = tensor_cores.Problem(q, k, candidates.diagonals, candidates.classes, scale, max_norm, half)
-        return tensor_cores.backward(problem, grad, lse, needs=needs)
-    with full_precision(q.device):
-        return rectangular_backward(grad, lse, q, k, candidates, scale=scale, needs=needs)
-
-
-def _on_tensor_cores(q: Tensor, k: Tensor, candidates: Candidates, scale: float, max_norm: float) -> bool:
-    """Whether exp(S) needs no maximum, and the tensor cores of a GPU are to compute it.
-
-    Candidates of the same class lie in small blocks, which the tiles here compute without their surroundings.
-    """
-    return (
-        scale * max_norm**2 <= symmetric_limit(torch.float32)
-        and not (candidates.classes and candidates.same)
-        and tensor_cores.take(q, k)
-    )
-
-
-def _is_bounded(z: Tensor, scale: float, max_norm: float | None) -> bool:
-    """Whether every |S| is small enough to do without the maximum of the row, which costs the symmetry."""
-    if max_norm is not None:
-        return scale * max_norm**2 <= symmetric_limit(z.dtype)
-    # NaN compares false, and the other path carries it through.
-    return len(z) > 0 and bool(scale * z.square().sum(1).amax() <= symmetric_limit(z.dtype))
-
-
-def _candidates_of_self(skip: int | None, classes: Tensor | None, among: str) -> Candidates:
-    diagonals = (0,) if skip is None else (0, skip, -skip)
-    return Candidates(diagonals, None if classes is None else (classes, classes), same=among == "same")
-
-
-def _candidates_of_rows(
-    self_offset: int | None, q_classes: Tensor | None, k_classes: Tensor | None, among: str
-) -> Candidates:
-    classes = None if q_classes is None or k_classes is None else (q_classes, k_classes)
-    return Candidates(() if self_offset is None else (self_offset,), classes, same=among == "same")
-
-
-_LIMIT = {torch.float32: 40.0, torch.float64: 300.0}
-
-
-def symmetric_limit(dtype: torch.dtype) -> float:
-    """Largest |S| for which sums of exp(S), their inverses and products with gradients are normal numbers.
-
-    exp(40) = 2e17: sums over 1e6 rows stay below 1e24, inverses above 1e-24, where float32 reaches from 1e-38 to 3e38.
-    """
-    return _LIMIT[dtype]
-
-
-def symmetric_forward(z: Tensor, candidates: Candidates, *, scale: float) -> Tensor:
-    """Log-sum-exp [N] of each row over its candidates, which must be symmetric."""
-    folded = z.contiguous() * _factor(scale)
-    total = z.new_zeros(len(z), dtype=exact_dtype(z))
-    for rows, columns, s in tiles(folded, folded, candidates, upper=True):
-        e = s.exp2_()
-        total[rows] += e.sum(1)
-        if rows != columns:
-            total[columns] += e.sum(0)
-    return total.log_()
-
-
-def symmetric_backward(grad: Tensor, lse: Tensor, z: Tensor, candidates: Candidates, *, scale: float) -> Tensor:
-    """Gradient [N, D] with respect to z."""
-    folded = z.contiguous() * _factor(scale)
-    # A row without candidates has lse -inf: no gradient.
-    weight = torch.where(lse == -torch.inf, 0.0, grad * torch.exp(-lse)).to(z.dtype)
-    out = torch.zeros_like(folded)
-    buffer: Tensor | None = None
-    for rows, columns, s in tiles(folded, folded, candidates, upper=True):
-        # The first tile is the largest.
-        buffer = torch.empty_like(s) if buffer is None else buffer
-        both = torch.add(weight[rows, None], weight[columns], out=buffer.view(-1)[: s.numel()].view_as(s))
-        e = s.exp2_().mul_(both)
-        out[rows].addmm_(e, folded[columns])
-        if rows != columns:
-            out[columns].addmm_(e.T, folded[rows])
-    return out.mul_(scale / _factor(scale))
-
-
-def _factor(scale: float) -> float:
-    return math.sqrt(scale * math.log2(math.e))
-
-
-_LN2 = math.log(2)
-
-
-def rectangular_forward(q: Tensor, k: Tensor, candidates: Candidates, *, scale: float) -> Tensor:
-    """Log-sum-exp [Nq] of each query over its candidates."""
-    top = q.new_full((len(q),), -torch.inf)
-    total = q.new_zeros(len(q), dtype=exact_dtype(q))
-    for rows, _, s in tiles(_fold(q, scale), k.contiguous(), candidates, upper=False):
-        highest = torch.maximum(top[rows], s.amax(1))
-        # -inf: nothing counted so far, and -inf - -inf would be NaN.
-        shift = highest.masked_fill(highest == -torch.inf, 0.0)
-        total[rows] *= torch.exp2(top[rows] - shift)
-        total[rows] += s.sub_(shift[:, None]).exp2_().sum(1)
-        top[rows] = highest
-    return total.log2_().add_(top).mul_(_LN2)
-
-
-def rectangular_backward(
-    grad: Tensor, lse: Tensor, q: Tensor, k: Tensor, candidates: Candidates, *, scale: float, needs: tuple[bool, bool]
-) -> tuple[Tensor, Tensor]:
-    """Gradients with respect to q and k; one that is not needed is an empty tensor."""
-    folded, k = _fold(q, scale), k.contiguous()
-    dq = torch.zeros_like(folded) if needs[0] else q.new_empty(0)
-    dk = torch.zeros_like(k) if needs[1] else k.new_empty(0)
-    log2_total = torch.where(lse == -torch.inf, 0.0, lse / _LN2)
-    # What rounding takes from the exponent, the same for a whole row, goes into its factor.
-    shift = log2_total.to(q.dtype)
-    weight = (grad * torch.exp2(shift - log2_total)).to(q.dtype)
-    for rows, columns, s in tiles(folded, k, candidates, upper=False):
-        p = s.sub_(shift[rows, None]).exp2_().mul_(weight[rows, None])
-        if needs[0]:
-            dq[rows].addmm_(p, k[columns])
-        if needs[1]:
-            dk[columns].addmm_(p.T, folded[rows])
-    return dq.mul_(scale), dk.mul_(_LN2)
-
-
-def _fold(q: Tensor, scale: float) -> Tensor:
-    return q.contiguous() * (scale / _LN2)
-
-
-def register(namespace: str) -> None:
-    """Register fake tensors and derivatives of the four operators of a namespace."""
-    ops = getattr(torch.ops, namespace)
-
-    def differentiate_self(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        lse, z, classes = ctx.saved_tensors
-        dz = ops.self_lse_backward(grad, lse, z, ctx.scale, ctx.skip, classes, ctx.among, ctx.max_norm, *ctx.more)
-        return dz, *[None] * (5 + len(ctx.more))
-
-    def differentiate_rows(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        lse, q, k, q_classes, k_classes = ctx.saved_tensors
-        needs_q, needs_k = ctx.needs_input_grad[:2]
-        dq, dk = ops.row_lse_backward(
-            grad, lse, q, k, ctx.scale, ctx.self_offset, q_classes, k_classes, ctx.among, needs_q, needs_k, *ctx.more
-        )
-        return dq if needs_q else None, dk if needs_k else None, *[None] * (5 + len(ctx.more))
-
-    for name, fake in _FAKES.items():
-        torch.library.register_fake(f"{namespace}::{name}", fake)
-    torch.library.register_autograd(f"{namespace}::self_lse", differentiate_self, setup_context=_save_self)
-    torch.library.register_autograd(f"{namespace}::row_lse", differentiate_rows, setup_context=_save_rows)
-    # Without these, a second derivative would leave out the gradient's dependence on the inputs.
-    for name in ("self_lse_backward", "row_lse_backward"):
-        torch.library.register_autograd(f"{namespace}::{name}", _refuse_second_derivative)
-
-
-def _lse_like(x: Tensor, *_: Any) -> Tensor:
-    return x.new_empty(x.shape[:1], dtype=exact_dtype(x))
-
-
-def _contiguous_like(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-def _self_gradient(grad: Tensor, lse: Tensor, z: Tensor, *_: Any) -> Tensor:
-    return _contiguous_like(z)
-
-
-def _row_gradients(grad: Tensor, lse: Tensor, q: Tensor, k: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    needs_q, needs_k = others[5:7]
-    return _contiguous_like(q) if needs_q else q.new_empty(0), _contiguous_like(k) if needs_k else k.new_empty(0)
-
-
-_FAKES: dict[str, Callable[..., Any]] = {
-    "self_lse": _lse_like,
-    "self_lse_backward": _self_gradient,
-    "row_lse": _lse_like,
-    "row_lse_backward": _row_gradients,
-}
-
-
-def _save_self(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    z, ctx.scale, ctx.skip, classes, ctx.among, ctx.max_norm, *ctx.more = inputs
-    ctx.save_for_backward(output, z, classes)
-
-
-def _save_rows(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    q, k, ctx.scale, ctx.self_offset, q_classes, k_classes, ctx.among, *ctx.more = inputs
-    ctx.save_for_backward(output, q, k, q_classes, k_classes)
-
-
-def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> NoReturn:
-    raise RuntimeError(
-        "contrastive_core: losses can be differentiated once, not twice; where a second derivative is needed, write "
-        "the loss with the full similarity matrix"
-    )
-
-
-register("contrastive_core")

@@ -1,56 +1,36 @@
-"""Unit vectors and similarities of pairs in PyTorch, with more exact gradients than autograd's."""
+"""Unit vectors and similarities of pairs, with more exact gradients than autograd's."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd import Function
 
 from contrastive_core.similarity.precision import exact_dtype
 
-
-class _UnitRows(torch.autograd.Function):
-    """Lengths, quotients and the projection of the gradient in float64, kept is the rounded result.
-
-    Rounding the length to float32 would turn every similarity of a row by the same 1e-7, and leave as much of the
-    gradient's radial part, which can be a hundred times the tangential one when two views are close.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
-        exact = x.to(exact_dtype(x))
-        top: Tensor | float = 1.0
-        if exact.dtype == x.dtype:
-            # No wider type to square in: first divide by the largest entry.
-            top = x.abs().amax(-1, keepdim=True)
-            top = top.masked_fill(top == 0, 1.0)
-            exact = exact / top
-        length = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
-        # Shorter than float32's smallest normal number, its inverse would be infinite. NaN compares false and stays.
-        dead = length * top < torch.finfo(torch.promote_types(x.dtype, torch.float32)).tiny
-        # An infinite divisor makes row and gradient 0.
-        length = length.masked_fill(dead, torch.inf)
-        # Not in place, and no conversion to the type it has: of a tensor that an operation returns as it came,
-        # torch.compile of torch 2.11 forgets the gradient.
-        z: Tensor = exact / length
-        z = z if z.dtype == dtype else z.to(dtype)
-        ctx.save_for_backward(z, length * top)
-        ctx.dtype = x.dtype
-        return z
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        z, length = ctx.saved_tensors
-        radial = (grad * z).sum(-1, keepdim=True, dtype=length.dtype)
-        return ((grad - z * radial) / length).to(ctx.dtype), None
+Forward = Callable[[Tensor, torch.dtype], tuple[Tensor, Tensor]]
+Backward = Callable[[Tensor, Tensor, Tensor, torch.dtype], Tensor]
 
 
 def unit_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     """See :func:`contrastive_core.losses._inputs.unit_rows`."""
-    z: Tensor = _UnitRows.apply(x, dtype)
+    return differentiable_unit_rows(x, dtype, _forward, _backward)
+
+
+def differentiable_unit_rows(x: Tensor, dtype: torch.dtype, forward: Forward, backward: Backward) -> Tensor:
+    """Unit rows with derivatives of every order, in reverse and forward mode and under `torch.func`.
+
+    Args:
+        x: [..., D].
+        dtype: of the result.
+        forward: unit rows [..., D] and lengths [..., 1] of x; infinite lengths for rows that count as zero.
+        backward: gradient with respect to x, given that of the unit rows, the unit rows, the lengths and x's dtype;
+            called where no second derivative is asked for.
+    """
+    z: Tensor = _UnitRows.apply(x, dtype, forward, backward)[0]
     return z
 
 
@@ -59,7 +39,78 @@ def paired_similarity(a: Tensor, b: Tensor) -> Tensor:
 
     Written as (|a_i|^2 + |b_i|^2 - |a_i - b_i|^2) / 2 with the lengths, 1 or 0, as constants. The gradient with respect
     to a_i is then b_i - a_i instead of b_i: a_i is radial and drops out when the unit length is differentiated, but for
-    close rows it is most of b_i, and its rounding would be most of the gradient's error.
+    close rows it is most of b_i, and its rounding would be most of the gradient's error. On unit vectors both
+    expressions are the same function, so that higher derivatives agree too.
     """
     a2, b2, distance = (x.square().sum(1, dtype=exact_dtype(a)) for x in (a.detach(), b.detach(), a - b))
     return (a2 + b2 - distance) / 2
+
+
+class _UnitRows(Function):
+    """Unit rows and lengths.
+
+    The lengths are an output, so that autograd knows how the gradient, which contains them, depends on x.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, dtype: torch.dtype, forward: Forward, backward: Backward) -> tuple[Tensor, Tensor]:
+        del backward
+        return forward(x, dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.dtype, ctx.fast_backward = inputs[0].dtype, inputs[3]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*output)
+        ctx.save_for_forward(*output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, length_grad: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+        z, length = ctx.saved_tensors
+        if length_grad is None and grad is not None and not torch.is_grad_enabled():
+            return ctx.fast_backward(grad, z, length, ctx.dtype), None, None, None
+        out = None if grad is None else _backward(grad, z, length, ctx.dtype)
+        if length_grad is not None:
+            by_length = (z * length_grad).to(ctx.dtype)
+            out = by_length if out is None else out + by_length
+        return out, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, x_tangent: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+        z, length = ctx.saved_tensors
+        radial = (x_tangent * z).sum(-1, keepdim=True, dtype=length.dtype)
+        return ((x_tangent - z * radial) / length).to(z.dtype), torch.where(length == torch.inf, 0.0, radial)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, *others: Any) -> tuple[Any, tuple[int, int]]:
+        return _UnitRows.apply(x.movedim(in_dims[0], 0), *others), (0, 0)
+
+
+def _forward(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Lengths and quotients in float64; only the result is rounded.
+
+    Rounding the length to float32 would turn every similarity of a row by the same 1e-7, and leave as much of the
+    gradient's radial part, which can be a hundred times the tangential one when two views are close.
+    """
+    exact = x.to(exact_dtype(x))
+    top: Tensor | float = 1.0
+    if exact.dtype == x.dtype:
+        # No wider type to square in: first divide by the largest entry.
+        top = x.abs().amax(-1, keepdim=True)
+        top = top.masked_fill(top == 0, 1.0)
+        exact = exact / top
+    length = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
+    # Shorter than float32's smallest normal number, its inverse would be infinite. NaN compares false and stays.
+    dead = length * top < torch.finfo(torch.promote_types(x.dtype, torch.float32)).tiny
+    # An infinite divisor makes row and gradient 0.
+    length = length.masked_fill(dead, torch.inf)
+    # Not in place, and no conversion to the type it has: of a tensor that an operation returns as it came,
+    # torch.compile of torch 2.11 forgets the gradient.
+    z: Tensor = exact / length
+    return z if z.dtype == dtype else z.to(dtype), length * top
+
+
+def _backward(grad: Tensor, z: Tensor, length: Tensor, dtype: torch.dtype) -> Tensor:
+    """The part of the gradient that is not along z, over the length: (dz - z (z . dz)) / |x|."""
+    radial = (grad * z).sum(-1, keepdim=True, dtype=length.dtype)
+    return ((grad - z * radial) / length).to(dtype)

@@ -5,12 +5,12 @@ torch.nn.SyncBatchNorm refuses CPUs; this one computes the same with two small c
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd import Function
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -21,7 +21,8 @@ class SyncBatchNorm(_BatchNorm):
     y = (x - mean) / sqrt(var + eps) * weight + bias, mean and (biased) var over all positions of all processes; the
     running variance takes the unbiased one, as nn.BatchNorm does on the union batch. The input gradient is that of the
     sum of the processes' losses; the parameter gradients are each process's own share, which DistributedDataParallel
-    averages. Without a process group, and in evaluation mode, it is nn.BatchNorm. Statistics are float32 or better.
+    averages. Second derivatives are those of the union batch too. Without a process group, and in evaluation mode, it
+    is nn.BatchNorm. Statistics are float32 or better.
 
     Shapes: [N, C] or [N, C, ...] with 0 to 3 more dimensions; N may differ between processes.
 
@@ -71,16 +72,17 @@ def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
     return module
 
 
-class _UnionNorm(torch.autograd.Function):
+class _UnionNorm(Function):
+    """The normalised batch, and its mean, biased variance and number of values over all processes."""
+
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+        x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if x.shape[0] == 0:
             raise ValueError("SyncBatchNorm got an empty batch on one process; give every process at least one sample")
         precise = torch.promote_types(x.dtype, torch.float32)
-        dims = [d for d in range(x.ndim) if d != 1]
-        own_var, own_mean = torch.var_mean(x.to(precise), dims, correction=0)
+        own_var, own_mean = torch.var_mean(x.to(precise), _all_but_channels(x), correction=0)
         own_count = own_mean.new_full((1,), x.numel() / x.shape[1], dtype=torch.float64)
         own = torch.cat([own_mean.double(), own_var.double(), own_count])
         parts = own.new_empty((dist.get_world_size(), own.numel()))
@@ -93,26 +95,97 @@ class _UnionNorm(torch.autograd.Function):
         mean = (counts * means).sum(0) / count
         var = (counts * (variances + (means - mean).square())).sum(0) / count
         mean, var = mean.to(precise), var.to(precise)
-        ctx.save_for_backward(x, weight, mean, torch.rsqrt(var + eps), count)
-        ctx.mark_non_differentiable(mean, var, count)
         return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps), mean, var, count
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        x, weight, mean, inverse, count = ctx.saved_tensors  # type: ignore[attr-defined]
-        dims = [d for d in range(x.ndim) if d != 1]
-        shape = [1, -1] + [1] * (x.ndim - 2)
-        grad = grads[0].to(mean.dtype)
-        normal = (x.to(mean.dtype) - mean.view(shape)) * inverse.view(shape)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, weight, bias, ctx.eps = inputs
+        _, mean, var, count = output
+        ctx.mark_non_differentiable(mean, var, count)
+        ctx.has_bias = bias is not None
+        ctx.save_for_backward(x, weight, mean, var, count)
+        ctx.save_for_forward(x, weight, mean, var, count)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x, weight, mean, var, count = ctx.saved_tensors
+        dims, shape = _all_but_channels(x), [1, -1] + [1] * (x.ndim - 2)
+        values, grad = x.to(mean.dtype), grads[0].to(mean.dtype)
+        if torch.is_grad_enabled():
+            # For a second derivative the statistics are computed again, as functions of the batches of all processes.
+            mean = _sum_over_processes(values.sum(dims)) / count.to(mean.dtype)
+            var = _sum_over_processes((values - mean.view(shape)).square().sum(dims)) / count.to(mean.dtype)
+        inverse = torch.rsqrt(var + ctx.eps)
+        normal = (values - mean.view(shape)) * inverse.view(shape)
         own_bias, own_weight = grad.sum(dims), (grad * normal).sum(dims)
         grad_x: Tensor | None = None
-        if ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
-            both = torch.cat([own_bias, own_weight])
-            dist.all_reduce(both)
+        if ctx.needs_input_grad[0]:
+            both = _sum_over_processes(torch.cat([own_bias, own_weight]))
             bias_mean, weight_mean = (both / count.to(both.dtype)).view(2, -1)
             scale = inverse if weight is None else inverse * weight
             grad_x = (grad - bias_mean.view(shape) - normal * weight_mean.view(shape)) * scale.view(shape)
             grad_x = grad_x.to(x.dtype)
-        needs_weight, needs_bias = ctx.needs_input_grad[1:3]  # type: ignore[attr-defined]
+        needs_weight, needs_bias = ctx.needs_input_grad[1:3]
         return grad_x, own_weight if needs_weight else None, own_bias if needs_bias else None, None
+
+    @staticmethod
+    def jvp(ctx: Any, x_tangent: Tensor, weight_tangent: Tensor | None, bias_tangent: Tensor | None, _: None) -> Any:
+        x, weight, mean, var, count = ctx.saved_tensors
+        dims, shape = _all_but_channels(x), [1, -1] + [1] * (x.ndim - 2)
+        values = x.to(mean.dtype)
+        moved = torch.zeros_like(values) if x_tangent is None else x_tangent.to(mean.dtype)
+        inverse = torch.rsqrt(var + ctx.eps)
+        centred = values - mean.view(shape)
+        both = _sum_over_processes(torch.cat([moved.sum(dims), (centred * moved).sum(dims)])) / count.to(mean.dtype)
+        mean_tangent, half_var_tangent = both.view(2, -1)
+        normal = centred * inverse.view(shape)
+        out = (moved - mean_tangent.view(shape)) * inverse.view(shape)
+        out = out - normal * (half_var_tangent * inverse.square()).view(shape)
+        out = out if weight is None else out * weight.view(shape)
+        out = out if weight_tangent is None else out + normal * weight_tangent.view(shape)
+        out = out if bias_tangent is None else out + bias_tangent.view(shape)
+        return out.to(x.dtype), None, None, None
+
+    @staticmethod
+    def vmap(*_: Any) -> NoReturn:
+        _refuse_vmap()
+
+
+class _SumOverProcesses(Function):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        del ctx, inputs, output  # linear: nothing to remember
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _sum_over_processes(grad)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return _sum_over_processes(tangent)
+
+    @staticmethod
+    def vmap(*_: Any) -> NoReturn:
+        _refuse_vmap()
+
+
+def _sum_over_processes(x: Tensor) -> Tensor:
+    total: Tensor = _SumOverProcesses.apply(x)
+    return total
+
+
+def _refuse_vmap() -> NoReturn:
+    raise RuntimeError(
+        "contrastive_core: torch.vmap (and jacrev, jacfwd and hessian, which use it) cannot run over SyncBatchNorm, "
+        "whose processes exchange statistics; loop over the elements, or use torch.func.grad, vjp and jvp"
+    )
+
+
+def _all_but_channels(x: Tensor) -> list[int]:
+    return [d for d in range(x.ndim) if d != 1]

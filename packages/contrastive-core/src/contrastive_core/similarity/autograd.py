@@ -1,0 +1,459 @@
+"""Derivatives of the row log-sum-exp, whichever backend computes it.
+
+With S = scale * q k^T and P_ij = exp(S_ij - lse_i) over the candidates of row i,
+
+    lse'_i = sum_j P_ij S'_ij                                         (forward mode)
+    dq_i   = scale * g_i sum_j P_ij k_j,   dk_j = scale * sum_i g_i P_ij q_i    (reverse mode)
+
+and both are differentiated once more, in either mode, by :func:`torch_backend.second_order`, and that in reverse mode
+by :func:`torch_backend.third_order`. All of them compute the matrix in tiles again: memory O(N D) at every order.
+Fourth derivatives are refused.
+
+The square form is the rectangular one with q = k = z; only its value and its gradient have faster operators.
+
+The functions carry rules for `torch.func` (`grad`, `vmap`, `jvp`, `jacrev`, `hessian`, ...). Under torch.compile the
+operators are called directly instead, with the gradient that :func:`register` gives them.
+"""
+
+# ruff: noqa: PLR0917 - arguments of autograd functions and operators are positional
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from contrastive_core.similarity.precision import exact_dtype, full, full_precision
+from contrastive_core.similarity.torch_backend import (
+    candidates_of,
+    diagonals_of_rows,
+    diagonals_of_self,
+    lse_second_order,
+    lse_third_order,
+    rectangular_backward,
+)
+
+Diagonals = tuple[int, ...]
+More = tuple[Any, ...]
+"""Arguments that the operators of the compiled library do without."""
+
+_TORCH, _NATIVE = "contrastive_core", "contrastive_core_native"
+
+
+def self_lse(
+    z: Tensor,
+    *,
+    scale: float,
+    skip: int | None,
+    classes: Tensor | None,
+    among: str,
+    max_norm: float | None,
+    half: bool,
+    compiled: bool = False,
+) -> Tensor:
+    """See :func:`contrastive_core.similarity.self_lse`; by the operators of the compiled library, or of PyTorch."""
+    namespace, more = (_NATIVE, ()) if compiled else (_TORCH, (half,))
+    arguments = (z if compiled else full(z), scale, skip, classes, among, max_norm)
+    out: Tensor
+    if torch.compiler.is_compiling():
+        out = getattr(torch.ops, namespace).self_lse(*arguments, *more)
+    else:
+        out = _SelfLse.apply(*arguments, namespace, more)
+    return out
+
+
+def row_lse(
+    q: Tensor,
+    k: Tensor,
+    *,
+    scale: float,
+    self_offset: int | None,
+    classes: tuple[Tensor, Tensor] | None,
+    among: str,
+    max_norm: float | None,
+    half: bool,
+    compiled: bool = False,
+) -> Tensor:
+    """See :func:`contrastive_core.similarity.row_lse`; by the operators of the compiled library, or of PyTorch."""
+    namespace, more = (_NATIVE, ()) if compiled else (_TORCH, (max_norm, half))
+    rows = (q, k) if compiled else (full(q), full(k))
+    arguments = (*rows, scale, self_offset, *(classes or (None, None)), among)
+    out: Tensor
+    if torch.compiler.is_compiling():
+        out = getattr(torch.ops, namespace).row_lse(*arguments, *more)
+    else:
+        out = _RowLse.apply(*arguments, namespace, more)
+    return out
+
+
+class Looped(Function):
+    """An autograd function that `torch.vmap` calls once for every element of the batch."""
+
+    @classmethod
+    def vmap(cls, info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+        """Stack the results of the single calls."""
+        if info.batch_size == 0:
+            raise ValueError("contrastive_core: torch.vmap over an empty dimension, expected at least one element")
+        results = [
+            cls.apply(
+                *(x.select(dim, i) if isinstance(dim, int) else x for x, dim in zip(arguments, in_dims, strict=True))
+            )
+            for i in range(info.batch_size)
+        ]
+        if isinstance(results[0], tuple):
+            return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0,) * len(results[0])
+        return torch.stack(results), 0
+
+
+def remember(ctx: Any, *tensors: Tensor | None) -> None:
+    """Save tensors for the backward pass and for forward mode."""
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors)
+    ctx.save_for_forward(*tensors)
+
+
+class _SelfLse(Looped):
+    @staticmethod
+    def forward(
+        z: Tensor, scale: float, skip: int | None, classes: Tensor | None, among: str, max_norm: float | None,
+        namespace: str, more: More,
+    ) -> Tensor:  # fmt: skip
+        out: Tensor = getattr(torch.ops, namespace).self_lse(z, scale, skip, classes, among, max_norm, *more)
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        z, *ctx.settings = inputs
+        remember(ctx, output, z, ctx.settings.pop(2))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        lse, z, classes = ctx.saved_tensors
+        dz = None if grad is None else _SelfGradient.apply(grad, lse, z, classes, *ctx.settings)
+        return dz, *[None] * 7
+
+    @staticmethod
+    def jvp(ctx: Any, z_tangent: Tensor, *_: Any) -> Tensor:
+        lse, z, classes = ctx.saved_tensors
+        scale, skip, among, *_ = ctx.settings
+        out: Tensor = _Tangent.apply(
+            lse, z, z, z_tangent, z_tangent, classes, classes, scale, diagonals_of_self(skip), among
+        )
+        return out
+
+
+class _SelfGradient(Looped):
+    @staticmethod
+    def forward(
+        grad: Tensor, lse: Tensor, z: Tensor, classes: Tensor | None, scale: float, skip: int | None, among: str,
+        max_norm: float | None, namespace: str, more: More,
+    ) -> Tensor:  # fmt: skip
+        operators = getattr(torch.ops, namespace)
+        dz: Tensor = operators.self_lse_backward(grad, lse, z, scale, skip, classes, among, max_norm, *more)
+        return dz
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        grad, lse, z, classes, *ctx.settings = inputs
+        remember(ctx, grad, lse, z, classes)
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad, lse, z, classes = ctx.saved_tensors
+        if u is None:
+            return (None,) * 10
+        rate, dq, dk = _second_order_of_self(ctx, grad, lse, z, classes, u)
+        return rate, -grad * rate, dq + dk, *[None] * 7
+
+    @staticmethod
+    def jvp(
+        ctx: Any, grad_tangent: Tensor | None, lse_tangent: Tensor | None, z_tangent: Tensor | None, *_: Any
+    ) -> Tensor:
+        grad, lse, z, classes = ctx.saved_tensors
+        weight = _weight_tangent(grad, grad_tangent, lse_tangent)
+        out: Tensor = torch.zeros_like(z)
+        if weight is not None:
+            out = out + _SelfGradient.apply(weight, lse, z, classes, *ctx.settings)
+        if z_tangent is not None:
+            _, dq, dk = _second_order_of_self(ctx, grad, lse, z, classes, z_tangent)
+            out = out + dq + dk
+        return out
+
+
+class _RowLse(Looped):
+    @staticmethod
+    def forward(
+        q: Tensor, k: Tensor, scale: float, self_offset: int | None, q_classes: Tensor | None,
+        k_classes: Tensor | None, among: str, namespace: str, more: More,
+    ) -> Tensor:  # fmt: skip
+        operators = getattr(torch.ops, namespace)
+        out: Tensor = operators.row_lse(q, k, scale, self_offset, q_classes, k_classes, among, *more)
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        q, k, scale, self_offset, q_classes, k_classes, among, namespace, more = inputs
+        ctx.settings = scale, diagonals_of_rows(self_offset), among, namespace, more
+        remember(ctx, output, q, k, q_classes, k_classes)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        needs = tuple(ctx.needs_input_grad[:2])
+        if grad is None or not any(needs):
+            return (None,) * 9
+        dq, dk = _RowGradient.apply(grad, *ctx.saved_tensors, *ctx.settings, *needs)
+        return dq if needs[0] else None, dk if needs[1] else None, *[None] * 7
+
+    @staticmethod
+    def jvp(ctx: Any, q_tangent: Tensor | None, k_tangent: Tensor | None, *_: Any) -> Tensor:
+        lse, q, k, q_classes, k_classes = ctx.saved_tensors
+        scale, diagonals, among, *_ = ctx.settings
+        out: Tensor = _Tangent.apply(lse, q, k, q_tangent, k_tangent, q_classes, k_classes, scale, diagonals, among)
+        return out
+
+
+class _RowGradient(Looped):
+    @staticmethod
+    def forward(
+        grad: Tensor, lse: Tensor, q: Tensor, k: Tensor, q_classes: Tensor | None, k_classes: Tensor | None,
+        scale: float, diagonals: Diagonals, among: str, namespace: str, more: More, needs_q: bool, needs_k: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        if len(diagonals) > 1:  # a square form, whose operator gives the sum of both
+            candidates = candidates_of(diagonals, q_classes, k_classes, among)
+            with full_precision(q.device):
+                return rectangular_backward(grad, lse, q, k, candidates, scale=scale, needs=(needs_q, needs_k))
+        self_offset = diagonals[0] if diagonals else None
+        parts: tuple[Tensor, Tensor] = getattr(torch.ops, namespace).row_lse_backward(
+            grad, lse, q, k, scale, self_offset, q_classes, k_classes, among, needs_q, needs_k, *more
+        )
+        return parts
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        *tensors, scale, diagonals, among, namespace, more, needs_q, needs_k = inputs
+        ctx.settings = scale, diagonals, among, namespace, more, needs_q, needs_k
+        remember(ctx, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor | None, v: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad, lse, q, k, q_classes, k_classes = ctx.saved_tensors
+        scale, diagonals, among, _, _, needs_q, needs_k = ctx.settings
+        # The gradient of an empty tensor, which stands for one that was not needed, says nothing.
+        u, v = u if needs_q else None, v if needs_k else None
+        if u is None and v is None:
+            return (None,) * 13
+        rate, dq, dk = _SecondOrder.apply(grad, lse, q, k, u, v, q_classes, k_classes, scale, diagonals, among)
+        return rate, -grad * rate, dq, dk, *[None] * 9
+
+    @staticmethod
+    def jvp(
+        ctx: Any,
+        grad_tangent: Tensor | None,
+        lse_tangent: Tensor | None,
+        q_tangent: Tensor | None,
+        k_tangent: Tensor | None,
+        *_: Any,
+    ) -> tuple[Tensor, Tensor]:
+        grad, lse, q, k, q_classes, k_classes = ctx.saved_tensors
+        scale, diagonals, among, _, _, needs_q, needs_k = ctx.settings
+        classes = q_classes, k_classes
+        weight = _weight_tangent(grad, grad_tangent, lse_tangent)
+        out = torch.zeros_like(q) if needs_q else q.new_zeros(0), torch.zeros_like(k) if needs_k else k.new_zeros(0)
+        if weight is not None:
+            parts = _RowGradient.apply(weight, lse, q, k, *classes, *ctx.settings)
+            out = out[0] + parts[0], out[1] + parts[1]
+        if q_tangent is not None or k_tangent is not None:
+            _, dq, dk = _SecondOrder.apply(grad, lse, q, k, q_tangent, k_tangent, *classes, scale, diagonals, among)
+            out = out[0] + dq if needs_q else out[0], out[1] + dk if needs_k else out[1]
+        return out
+
+
+class _Tangent(Looped):
+    """Tangent [Nq] of the log-sum-exp for tangents u of q and v of k: scale * sum_j P_ij (u_i . k_j + q_i . v_j)."""
+
+    @staticmethod
+    def forward(
+        lse: Tensor, q: Tensor, k: Tensor, u: Tensor | None, v: Tensor | None, q_classes: Tensor | None,
+        k_classes: Tensor | None, scale: float, diagonals: Diagonals, among: str,
+    ) -> Tensor:  # fmt: skip
+        one = torch.ones_like(lse)
+        return lse_second_order(one, lse, q, k, u, v, q_classes, k_classes, scale, diagonals, among, True)[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, scale, diagonals, among = inputs
+        ctx.settings = scale, diagonals, among
+        remember(ctx, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, weight: Tensor | None) -> tuple[Tensor | None, ...]:
+        if weight is None:
+            return (None,) * 10
+        lse, q, k, u, v, q_classes, k_classes = ctx.saved_tensors
+        scale, diagonals, among = ctx.settings
+        rate, dq, dk = _SecondOrder.apply(weight, lse, q, k, u, v, q_classes, k_classes, scale, diagonals, among)
+        du, dv = _RowGradient.apply(
+            weight, lse, q, k, q_classes, k_classes, scale, diagonals, among, _TORCH, (None, False), True, True
+        )
+        return -weight * rate, dq, dk, None if u is None else du, None if v is None else dv, *[None] * 5
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> NoReturn:
+        raise RuntimeError(
+            "contrastive_core: losses cannot be differentiated twice in forward mode; use forward over reverse, "
+            "torch.func.jvp or jacfwd of torch.func.grad, or reverse mode twice (torch.func.hessian does the former)"
+        )
+
+
+class _SecondOrder(Looped):
+    @staticmethod
+    def forward(
+        grad: Tensor, lse: Tensor, q: Tensor, k: Tensor, u: Tensor | None, v: Tensor | None, q_classes: Tensor | None,
+        k_classes: Tensor | None, scale: float, diagonals: Diagonals, among: str,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        return lse_second_order(grad, lse, q, k, u, v, q_classes, k_classes, scale, diagonals, among, False)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        *tensors, scale, diagonals, among = inputs
+        ctx.settings = scale, diagonals, among
+        remember(ctx, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if all(x is None for x in grads):
+            return (None,) * 11
+        parts = _ThirdOrder.apply(*grads, *ctx.saved_tensors, *ctx.settings)
+        needed = (part if need else None for part, need in zip(parts, ctx.needs_input_grad, strict=False))
+        return *needed, *[None] * 5
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> NoReturn:
+        raise RuntimeError(
+            "contrastive_core: third derivatives of a loss exist in reverse mode only (torch.func.jacrev), not in "
+            "forward mode (jvp, jacfwd)"
+        )
+
+
+class _ThirdOrder(Looped):
+    @staticmethod
+    def forward(
+        rate_grad: Tensor | None, q_grad: Tensor | None, k_grad: Tensor | None, grad: Tensor, lse: Tensor, q: Tensor,
+        k: Tensor, u: Tensor | None, v: Tensor | None, q_classes: Tensor | None, k_classes: Tensor | None,
+        scale: float, diagonals: Diagonals, among: str,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        return lse_third_order(
+            rate_grad, q_grad, k_grad, grad, lse, q, k, u, v, q_classes, k_classes, scale, diagonals, among
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        del ctx, inputs, output  # nothing is needed to refuse
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> NoReturn:
+        _refuse_fourth_derivative()
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> NoReturn:
+        _refuse_fourth_derivative()
+
+
+def _refuse_fourth_derivative() -> NoReturn:
+    raise RuntimeError(
+        "contrastive_core: losses can be differentiated three times, not four times; where a fourth derivative is "
+        'needed, compute the loss inside `with contrastive_core.similarity.use_backend("reference")`, which keeps the '
+        "full similarity matrix"
+    )
+
+
+def _second_order_of_self(
+    ctx: Any, grad: Tensor, lse: Tensor, z: Tensor, classes: Tensor | None, u: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    scale, skip, among, *_ = ctx.settings
+    parts: tuple[Tensor, Tensor, Tensor] = _SecondOrder.apply(
+        grad, lse, z, z, u, u, classes, classes, scale, diagonals_of_self(skip), among
+    )
+    return parts
+
+
+def _weight_tangent(grad: Tensor, grad_tangent: Tensor | None, lse_tangent: Tensor | None) -> Tensor | None:
+    """Tangent of the factors g_i exp(-lse_i), over exp(-lse_i)."""
+    by_lse = None if lse_tangent is None else -grad * lse_tangent
+    if grad_tangent is None or by_lse is None:
+        return by_lse if grad_tangent is None else grad_tangent
+    return grad_tangent + by_lse
+
+
+def register(namespace: str) -> None:
+    """Register shapes, types and the gradient of a namespace's four operators, for torch.compile."""
+    ops = getattr(torch.ops, namespace)
+
+    def differentiate_self(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        lse, z, classes = ctx.saved_tensors
+        dz = ops.self_lse_backward(grad, lse, z, ctx.scale, ctx.skip, classes, ctx.among, ctx.max_norm, *ctx.more)
+        return dz, *[None] * (5 + len(ctx.more))
+
+    def differentiate_rows(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        lse, q, k, q_classes, k_classes = ctx.saved_tensors
+        needs_q, needs_k = ctx.needs_input_grad[:2]
+        dq, dk = ops.row_lse_backward(
+            grad, lse, q, k, ctx.scale, ctx.self_offset, q_classes, k_classes, ctx.among, needs_q, needs_k, *ctx.more
+        )
+        return dq if needs_q else None, dk if needs_k else None, *[None] * (5 + len(ctx.more))
+
+    for name, fake in _FAKES.items():
+        torch.library.register_fake(f"{namespace}::{name}", fake)
+    torch.library.register_autograd(f"{namespace}::self_lse", differentiate_self, setup_context=_save_self)
+    torch.library.register_autograd(f"{namespace}::row_lse", differentiate_rows, setup_context=_save_rows)
+    # Without these, a second derivative would leave out the gradient's dependence on the inputs.
+    for name in ("self_lse_backward", "row_lse_backward"):
+        torch.library.register_autograd(f"{namespace}::{name}", _refuse_second_derivative)
+
+
+def _lse_like(x: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(x.shape[:1], dtype=exact_dtype(x))
+
+
+def _contiguous_like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _self_gradient(grad: Tensor, lse: Tensor, z: Tensor, *_: Any) -> Tensor:
+    return _contiguous_like(z)
+
+
+def _row_gradients(grad: Tensor, lse: Tensor, q: Tensor, k: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    needs_q, needs_k = others[5:7]
+    return _contiguous_like(q) if needs_q else q.new_empty(0), _contiguous_like(k) if needs_k else k.new_empty(0)
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    "self_lse": _lse_like,
+    "self_lse_backward": _self_gradient,
+    "row_lse": _lse_like,
+    "row_lse_backward": _row_gradients,
+}
+
+
+def _save_self(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    z, ctx.scale, ctx.skip, classes, ctx.among, ctx.max_norm, *ctx.more = inputs
+    ctx.save_for_backward(output, z, classes)
+
+
+def _save_rows(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    q, k, ctx.scale, ctx.self_offset, q_classes, k_classes, ctx.among, *ctx.more = inputs
+    ctx.save_for_backward(output, q, k, q_classes, k_classes)
+
+
+def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> NoReturn:
+    raise RuntimeError(
+        "contrastive_core: a compiled loss can be differentiated once, not twice; where a second derivative is needed, "
+        "compute the loss outside torch.compile"
+    )
+
+
+register(_TORCH)

@@ -84,7 +84,41 @@ def cases() -> list[Case]:
             lambda z, y, gather: info_nce(z[::2].detach(), z[1::2], temperature=0.3, gather=gather),
         ),
         ("supcon", lambda z, y, gather: supcon(z, y, temperature=0.3, gather=gather)),
+        (
+            "suncet with unlabelled samples",
+            lambda z, y, gather: suncet(z, unlabelled(y), temperature=0.3, ignore_index=-1, gather=gather),
+        ),
+        (
+            "smoothed suncet with unlabelled samples",
+            lambda z, y, gather: suncet(
+                z, unlabelled(y), temperature=0.3, label_smoothing=0.2, ignore_index=-1, gather=gather
+            ),
+        ),
+        (
+            "supcon with unlabelled samples",
+            lambda z, y, gather: supcon(z, unlabelled(y), temperature=0.3, ignore_index=-1, gather=gather),
+        ),
+        (
+            "paws with unlabelled supports",
+            lambda z, y, gather: sum(
+                paws(z[::2], z[1::2], z, unlabelled(y), temperature=0.3, ignore_index=-1, gather=gather)
+            ),
+        ),
     ]
+
+
+def unlabelled(y: Tensor) -> Tensor:
+    """Without the labels of one class, of which the processes hold unequal numbers."""
+    return y.masked_fill(y == 1, -1)
+
+
+def penalty(
+    loss: Callable[[Tensor, Tensor, Gather], Tensor], net: nn.Module, x: Tensor, y: Tensor, gather: Gather
+) -> list[Tensor]:
+    """Second derivatives: parameter gradients of the squared gradient of all processes' losses with respect to x."""
+    x = x.clone().requires_grad_()
+    (first,) = torch.autograd.grad(loss(net(x), y, gather), inputs=x, create_graph=True)
+    return gradients(first.square().sum(), net)
 
 
 def has_labels(name: str) -> bool:
@@ -115,6 +149,13 @@ def find(number: int, world: int) -> Found:
             for grad in grads:
                 dist.all_reduce(grad)
             found[f"{name}, {kind}"] = (value.item(), [grad / world for grad in grads])
+    found["penalty"] = {}
+    for name, loss in cases():
+        if "paws" not in name:
+            grads = penalty(loss, net, x, labels(world)["random"][number], True)
+            for grad in grads:
+                dist.all_reduce(grad)
+            found["penalty"][name] = grads
     found["skipped"] = {k: int(count_skipped_anchors(y[number], gather=True)) for k, y in labels(world).items()}
 
     if world == 2:

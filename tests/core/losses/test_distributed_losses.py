@@ -47,11 +47,24 @@ def test_union_of_the_batches(found: Found, name: str, kind: str) -> None:
     for own in grads:
         for ours, union in zip(own, expected, strict=True):
             torch.testing.assert_close(ours, union, rtol=1e-12, atol=1e-12 * max(1.0, union.abs().max().item()))
-    if kind == "no positives" and name in ("suncet", "supcon"):
+    if kind == "no positives" and name.removesuffix(" with unlabelled samples") in ("suncet", "supcon"):
         assert all(value == 0 for value in values)
         assert all((grad == 0).all() for own in grads for grad in own)
     else:
         assert loss != 0 or kind == "one class"
+
+
+@pytest.mark.parametrize("name", [name for name, _ in worker.cases() if "paws" not in name])
+def test_second_derivatives_are_those_of_the_union(found: Found, name: str) -> None:
+    world, net = len(found), worker.model()
+    loss = dict(worker.cases())[name]
+    expected = worker.penalty(
+        lambda z, y, gather: world * loss(z.flatten(0, 1), y.flatten(), gather),
+        net, worker.inputs(world), worker.labels(world)["random"], False,
+    )  # fmt: skip
+    for own in found:
+        for ours, union in zip(own["penalty"][name], expected, strict=True):
+            torch.testing.assert_close(ours, union, rtol=1e-9, atol=1e-10 * max(1.0, union.abs().max().item()))
 
 
 def test_the_cases_are_not_trivial(found: Found) -> None:

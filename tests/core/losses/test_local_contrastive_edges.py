@@ -189,7 +189,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "other size": ({"label": torch.ones(3, 24, 24).long()}, ValueError, r"label \[3, 24, 24\]"),
     "empty": ({"embedding": torch.ones(0, 6, 2, 2), "label": torch.ones(0, 2, 2).long()}, ValueError, "not empty"),
     "negative label": ({"label": -torch.ones(3, 12, 12).long()}, ValueError, "labels range from -1 to -1"),
-    "large label": ({"num_classes": 3}, ValueError, r"labels range from 0 to 3, expected 0 \(background\) to 2; pass ignore_index"),
+    "large label": ({"num_classes": 3}, ValueError, r"labels range from 0 to 3, expected 0 \(background\) to 2; pass"),
     "one class": ({"num_classes": 1}, ValueError, "num_classes is 1, expected at least 2"),
     "pairs as list": ({"pairs": [[0, 1]]}, TypeError, "pairs is list, expected an integer tensor"),
     "float pairs": ({"pairs": torch.ones(1, 2)}, TypeError, "pairs is torch.float32"),

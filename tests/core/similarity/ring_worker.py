@@ -17,7 +17,8 @@ from tests.core.losses.gather_worker import gradients, has_labels, inputs, label
 from tests.core.losses.gloo import Found, be_a_worker
 from tests.core.similarity.memory import allocations
 
-SKIPPED = ("smoothed suncet", "paws")  # they gather
+# They gather.
+SKIPPED = ("smoothed suncet", "paws", "smoothed suncet with unlabelled samples", "paws with unlabelled supports")
 BIG = (4096, 32)
 
 
@@ -39,6 +40,7 @@ def find(rank: int, world: int) -> Found:
     found["uneven"] = uneven(x, rank)
     found["memory"] = {way: memory(way) for way in ("all", "ring")}
     found["no rows"] = nt_xent_of_none()
+    found["twice"] = twice(x)
     return detached(found)
 
 
@@ -111,8 +113,25 @@ def nt_xent_of_none() -> str:
     return refused(lambda: nt_xent(torch.ones(0, 3), torch.ones(0, 3), gather="ring"))
 
 
-def memory(way: str) -> int:
-    """Bytes of the largest tensor made in either pass."""
+def twice(x: Tensor) -> list[str]:
+    """What a second derivative, forward mode and an empty reverse pass say."""
+    z = x.clone().requires_grad_()
+    texts = []
+    (grad,) = torch.autograd.grad(nt_xent(z[::2], z[1::2], gather="ring"), inputs=z, create_graph=True)
+    for call in (
+        lambda: torch.autograd.grad(grad.sum(), inputs=z),
+        lambda: torch.func.jvp(lambda z: nt_xent(z[::2], z[1::2], gather="ring"), (x,), (x,)),
+    ):
+        try:
+            call()
+            texts.append("accepted")
+        except RuntimeError as error:
+            texts.append(str(error))
+    return texts
+
+
+def memory(way: str) -> tuple[int, int]:
+    """Bytes of the largest tensor made in either pass, and the most held at a time."""
     torch_backend._BLOCK = {"cpu": 256}  # every tile is traced; one is half as large as the rows
     n, d = BIG
     z = torch.randn(n, d).requires_grad_()
@@ -120,7 +139,7 @@ def memory(way: str) -> int:
     with use_backend("torch"), tempfile.TemporaryDirectory() as folder:
         loss = nt_xent(z[: n // 2], z[n // 2 :], gather=way)  # what is loaded on first use is loaded
         loss.backward()
-        return allocations(lambda: nt_xent(z[: n // 2], z[n // 2 :], gather=way).backward(), Path(folder))[0]
+        return allocations(lambda: nt_xent(z[: n // 2], z[n // 2 :], gather=way).backward(), Path(folder))
 
 
 if __name__ == "__main__":

@@ -134,7 +134,8 @@ def split_own(gathered: Tensor) -> tuple[Tensor, Tensor]:
 class _Gather(Function):
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        return _gather(x)
+        rows: Tensor = _gather(x)
+        return rows
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -157,7 +158,8 @@ class _Gather(Function):
 class _GatherBackward(Function):
     @staticmethod
     def forward(grad: Tensor) -> Tensor:
-        return _gather_backward(grad)
+        own: Tensor = _gather_backward(grad)
+        return own
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:

@@ -174,12 +174,14 @@ def _(labels: Tensor, name: str, ignore_index: int | None) -> Tensor:
     return labels.new_empty(labels.shape, dtype=torch.int64)
 
 
-@torch.library.register_vmap("contrastive_core::class_numbers")
-def _(
+def _map_class_numbers(
     info: object, in_dims: tuple[int, ...], labels: Tensor, name: str, ignore_index: int | None
 ) -> tuple[Tensor, int]:
     numbers: Tensor = torch.ops.contrastive_core.class_numbers(labels.movedim(in_dims[0], 0), name, ignore_index)
     return numbers, 0
+
+
+_class_numbers.register_vmap(_map_class_numbers)
 
 
 def count_labelled(labels: Tensor) -> int:

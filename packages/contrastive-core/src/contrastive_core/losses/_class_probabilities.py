@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.losses._inputs import check_floating, check_temperature
-from contrastive_core.similarity.autograd import Looped, remember
+from contrastive_core.similarity.autograd import Looped, remember, traceable
 from contrastive_core.similarity.precision import full_precision
 
 _BLOCK = 512
@@ -29,8 +29,9 @@ def class_shares(
         first: place of the first anchor among the candidates, whose next ones are the others; an anchor is not its own
             candidate. None: they are not among them.
     """
+    function = _TracedShares if torch.compiler.is_compiling() else _Shares
     blocks = [
-        _Shares.apply(block, candidates, weights, scale, None if first is None else first + i * _BLOCK)
+        function.apply(block, candidates, weights, scale, None if first is None else first + i * _BLOCK)
         for i, block in enumerate(torch.split(rows, _BLOCK))
     ]
     return torch.cat(blocks)
@@ -86,6 +87,9 @@ class _Shares(Looped):
                     moved = softmax * (x @ y.T) * ctx.scale
                     out = out + moved @ weights - moved.sum(1, keepdim=True) * shares
             return out
+
+
+_TracedShares = traceable(_Shares)
 
 
 def _softmax(rows: Tensor, candidates: Tensor, scale: float, first: int | None) -> Tensor:

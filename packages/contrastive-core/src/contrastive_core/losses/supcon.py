@@ -56,7 +56,8 @@ def class_sums(rows: Tensor, labels: Tensor) -> Tensor:
 class _ClassSums(Looped):
     @staticmethod
     def forward(rows: Tensor, labels: Tensor) -> Tensor:
-        return _class_sums(rows, labels)
+        sums: Tensor = _class_sums(rows, labels)
+        return sums
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:

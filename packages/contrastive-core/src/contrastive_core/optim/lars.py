@@ -78,7 +78,8 @@ def _plain_parameters(module: nn.Module) -> set[int]:
     """Ids of the parameters that are neither decayed nor adapted, whatever the user excludes."""
     plain: set[int] = set()
     for layer in module.modules():
-        named = layer.no_weight_decay() if callable(getattr(layer, "no_weight_decay", None)) else ()
+        exempt = getattr(layer, "no_weight_decay", None)
+        named = exempt() if callable(exempt) else ()
         plain |= {id(p) for name, p in layer.named_parameters() if name in named}
         for name, p in layer.named_parameters(recurse=False):
             is_weight = isinstance(layer, _WEIGHT_LAYERS) and name.endswith("weight")

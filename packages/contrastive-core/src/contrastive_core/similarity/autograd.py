@@ -89,6 +89,12 @@ def row_lse(
     return out
 
 
+def traceable(function: type[Function]) -> type[Function]:
+    """The function without its rules for forward mode and vmap, with which torch.compile refuses it."""
+    parts = {name: function.__dict__[name] for name in ("forward", "setup_context", "backward")}
+    return type(f"Traced{function.__name__}", (Function,), parts)
+
+
 class Looped(Function):
     """An autograd function that `torch.vmap` calls once for every element of the batch."""
 
@@ -178,7 +184,7 @@ class _SelfGradient(Looped):
         if weight is not None:
             out = out + _SelfGradient.apply(weight, lse, z, classes, *ctx.settings)
         if z_tangent is not None:
-            _, dq, dk = _second_order_of_self(ctx, grad, lse, z, classes, z_tangent)
+            dq, dk = _second_order_of_self(ctx, grad, lse, z, classes, z_tangent)[1:]
             out = out + dq + dk
         return out
 
@@ -280,7 +286,8 @@ class _Tangent(Looped):
         k_classes: Tensor | None, scale: float, diagonals: Diagonals, among: str,
     ) -> Tensor:  # fmt: skip
         one = torch.ones_like(lse)
-        return lse_second_order(one, lse, q, k, u, v, q_classes, k_classes, scale, diagonals, among, True)[0]
+        out: Tensor = lse_second_order(one, lse, q, k, u, v, q_classes, k_classes, scale, diagonals, among, True)[0]
+        return out
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -314,7 +321,10 @@ class _SecondOrder(Looped):
         grad: Tensor, lse: Tensor, q: Tensor, k: Tensor, u: Tensor | None, v: Tensor | None, q_classes: Tensor | None,
         k_classes: Tensor | None, scale: float, diagonals: Diagonals, among: str,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        return lse_second_order(grad, lse, q, k, u, v, q_classes, k_classes, scale, diagonals, among, False)
+        parts: tuple[Tensor, Tensor, Tensor] = lse_second_order(
+            grad, lse, q, k, u, v, q_classes, k_classes, scale, diagonals, among, False
+        )
+        return parts
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -345,9 +355,10 @@ class _ThirdOrder(Looped):
         k: Tensor, u: Tensor | None, v: Tensor | None, q_classes: Tensor | None, k_classes: Tensor | None,
         scale: float, diagonals: Diagonals, among: str,
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        return lse_third_order(
+        parts: tuple[Tensor, ...] = lse_third_order(
             rate_grad, q_grad, k_grad, grad, lse, q, k, u, v, q_classes, k_classes, scale, diagonals, among
         )
+        return parts
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

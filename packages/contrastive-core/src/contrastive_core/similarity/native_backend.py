@@ -91,7 +91,8 @@ def paired_similarity(a: Tensor, b: Tensor) -> Tensor:
     """See :func:`contrastive_core.losses._inputs.paired_similarity`."""
     if a.device.type != "cpu" or a.dtype not in _UNIT_TYPES or a.dtype != b.dtype:
         return unit_vectors.paired_similarity(a, b)
-    out: Tensor = _PairedSimilarity.apply(a, b)
+    function = _TracedPairedSimilarity if torch.compiler.is_compiling() else _PairedSimilarity
+    out: Tensor = function.apply(a, b)
     return out
 
 
@@ -124,7 +125,11 @@ class _PairedSimilarity(autograd.Looped):
         parts = [
             (x * y).sum(1, dtype=torch.float64) for x, y in ((a_tangent, b - a), (b_tangent, a - b)) if x is not None
         ]
-        return sum(parts[1:], parts[0])
+        out: Tensor = sum(parts[1:], parts[0])
+        return out
+
+
+_TracedPairedSimilarity = autograd.traceable(_PairedSimilarity)
 
 
 def register_fakes() -> None:

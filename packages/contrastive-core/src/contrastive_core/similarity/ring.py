@@ -59,7 +59,8 @@ def ring_lse(q: Tensor, k: Tensor, *, scale: float, classes: tuple[Tensor, Tenso
 class _RingLse(Looped):
     @staticmethod
     def forward(q: Tensor, k: Tensor, scale: float, q_classes: Tensor | None, k_classes: Tensor | None) -> Tensor:
-        return _ring_lse(q, k, scale, q_classes, k_classes)
+        out: Tensor = _ring_lse(q, k, scale, q_classes, k_classes)
+        return out
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -83,7 +84,10 @@ class _RingGradient(Looped):
         grad: Tensor, lse: Tensor, q: Tensor, k: Tensor, scale: float, q_classes: Tensor | None,
         k_classes: Tensor | None, needs_q: bool, needs_k: bool,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        return _ring_lse_backward(grad, lse, q, k, scale, q_classes, k_classes, needs_q, needs_k)
+        parts: tuple[Tensor, Tensor] = _ring_lse_backward(
+            grad, lse, q, k, scale, q_classes, k_classes, needs_q, needs_k
+        )
+        return parts
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

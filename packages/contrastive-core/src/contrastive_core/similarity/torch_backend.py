@@ -355,7 +355,8 @@ def second_order(
     """
     dtypes = q.dtype, k.dtype
     with full_precision(q.device):
-        q, k, u, v = (None if x is None else full(x).contiguous() for x in (q, k, u, v))
+        q, k = full(q).contiguous(), full(k).contiguous()
+        u, v = (None if x is None else full(x).contiguous() for x in (u, v))
         shift, factor = _shift(lse, q.dtype)
         factor = factor.to(q.dtype)
         rate = torch.zeros_like(lse)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from contrastive_core.similarity.autograd import traceable
 from contrastive_core.similarity.precision import exact_dtype
 
 Forward = Callable[[Tensor, torch.dtype], tuple[Tensor, Tensor]]
@@ -30,7 +31,8 @@ def differentiable_unit_rows(x: Tensor, dtype: torch.dtype, forward: Forward, ba
         backward: gradient with respect to x, given that of the unit rows, the unit rows, the lengths and x's dtype;
             called where no second derivative is asked for.
     """
-    z: Tensor = _UnitRows.apply(x, dtype, forward, backward)[0]
+    function = _TracedUnitRows if torch.compiler.is_compiling() else _UnitRows
+    z: Tensor = function.apply(x, dtype, forward, backward)[0]
     return z
 
 
@@ -84,6 +86,9 @@ class _UnitRows(Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, *others: Any) -> tuple[Any, tuple[int, int]]:
         return _UnitRows.apply(x.movedim(in_dims[0], 0), *others), (0, 0)
+
+
+_TracedUnitRows = traceable(_UnitRows)
 
 
 def _forward(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -87,12 +87,12 @@ def test_nothing_is_as_large_as_the_rows_of_all(found: Found) -> None:
 
 
 def test_memory_does_not_grow_with_the_processes(run: Callable[[int], Found]) -> None:
-    """As many rows on each of two and of four processes: twice the batch, and the same peak on every one of them."""
+    """As many rows on each of three and of four processes: a larger batch, and the same peak on every one of them."""
     (few, many), (gathered_few, gathered_many) = (
-        [max(own["memory"][way][1] for own in run(world)) for world in (2, 4)] for way in ("ring", "all")
+        [max(own["memory"][way][1] for own in run(world)) for world in (3, 4)] for way in ("ring", "all")
     )
     assert many <= 1.02 * few
-    assert gathered_many >= 1.3 * gathered_few  # what the measure sees when rows are gathered
+    assert gathered_many >= 1.2 * gathered_few  # what the measure sees when rows are gathered
 
 
 def test_second_derivatives_are_refused_in_words(found: Found) -> None:

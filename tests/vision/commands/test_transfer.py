@@ -90,9 +90,9 @@ def test_validation_images_are_never_those_tested_on(model: str, tmp_path: Path)
     # Without a folder test, val is the test split, and no validation split.
     data = str(write_digits(tmp_path / "data", {"train": 12, "val": 4}))
     score = transfer(model, data, device="cpu", out=tmp_path / "score.json")
-    assert score.settings["val_split"] == "0.2 of train, seed 0"
+    assert score.settings["val_part"] == "0.2 of train, seed 0"
     assert score.images == 16
-    with pytest.raises(UserError, match="got 'test' as val_split"):
+    with pytest.raises(UserError, match="got 'test' as val_part"):
         transfer(model, data, val_part="test", device="cpu")
 
 

@@ -214,11 +214,11 @@ def test_groups_name_what_differs(runs: Path) -> None:
         config = {**settings.config, **changed}
         return group_of(type(settings)(**{**vars(settings), "config": config}))
 
-    assert group(model="runs/simclr-seed3") == group(model="runs/simclr-seed4/model")
-    assert group(model="runs/simclr-s3") == group(model="runs/simclr-seed3")
-    assert group(model="runs/a", from_layer=1).endswith("fine-tuned from a, head layer 1")
-    assert group(model="runs/a/models/epoch-0100").endswith("fine-tuned from a, epoch 100")
-    assert group(model="runs/a") != group(model="runs/b")
+    assert group(init="runs/simclr-seed3") == group(init="runs/simclr-seed4/model")
+    assert group(init="runs/simclr-s3") == group(init="runs/simclr-seed3")
+    assert group(init="runs/a", from_layer=1).endswith("fine-tuned from a, head layer 1")
+    assert group(init="runs/a/models/epoch-0100").endswith("fine-tuned from a, epoch 100")
+    assert group(init="runs/a") != group(init="runs/b")
 
 
 def test_classifier_that_was_not_evaluated(copy: Path) -> None:

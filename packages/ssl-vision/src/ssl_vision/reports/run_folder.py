@@ -145,11 +145,11 @@ def read_scores(run: RunFolder) -> list[RunScore]:
         UserError: a file there is no score.
     """
     found = []
-    for file in sorted(run.path.glob("evaluation/*.json")):
+    for file in sorted(run.path.glob("evaluation/[!.]*.json")):
         score = _read_score(file)
         if score is not None:
             found.append(RunScore(None if score.model == PIXELS else run.settings.epochs, score))
-    for file in sorted(run.path.glob("models/epoch-*/evaluation/*.json")):
+    for file in sorted(run.path.glob("models/epoch-*/evaluation/[!.]*.json")):
         number = re.fullmatch(r"epoch-(\d+)", file.parents[1].name)
         score = _read_score(file)
         if number and score is not None:
@@ -238,7 +238,7 @@ def read_evaluations(run: Path) -> list[Evaluated]:
     Raises:
         UserError: a damaged file.
     """
-    found = [(file, read_classifier_score(file)) for file in sorted(run.glob("evaluation/*.json"))]
+    found = [(file, read_classifier_score(file)) for file in sorted(run.glob("evaluation/[!.]*.json"))]
     evaluated = [Evaluated(file, score) for file, score in found if score is not None]
     return sorted(evaluated, key=lambda e: (-e.score.images, e.file.name))
 

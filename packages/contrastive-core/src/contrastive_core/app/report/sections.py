@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from html import escape
+from pathlib import PurePath
 from typing import Any
 
 from contrastive_core.app.report import page, run_record
@@ -29,7 +30,11 @@ def settings(config: Mapping[str, Any], command: Callable[..., Any], *, name: st
     tables = ""
     for group, inside in groups.items():
         prefix = f"{group}." if group else ""
-        changed = [n for n in inside if prefix + n in defaults and values[prefix + n] != defaults[prefix + n]]
+        changed = [
+            n
+            for n in inside
+            if prefix + n in defaults and _as_yaml(values[prefix + n]) != _as_yaml(defaults[prefix + n])
+        ]
         tables += f"<section><h3>{escape(group or name)}</h3>{page.settings_table(inside, changed=changed)}</section>"
     return page.section(
         "Settings",
@@ -72,6 +77,13 @@ def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from _leaves(item, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", item
+
+
+def _as_yaml(value: object) -> object:
+    """A value as the configuration file holds it, where tuples are lists and paths text."""
+    if isinstance(value, list | tuple):
+        return [_as_yaml(item) for item in value]
+    return str(value) if isinstance(value, PurePath) else value
 
 
 def _defaults(command: Callable[..., Any]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from contrastive_core.errors import UserError
-from contrastive_core.training import load_model
-from contrastive_core.training.model_file import save_model
+from contrastive_core.training import check_model_code, load_model, trust_model_code
+from contrastive_core.training.model_file import save_model, write_card
 
 
 @dataclass
@@ -64,10 +64,36 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
         load_model(target)
     weights.write_bytes(content)
     good = json.loads(card.read_text())
-    card.write_text(json.dumps({**good, "format": 2}))
-    with pytest.raises(UserError, match=r"format 2; this version reads format 1\. Update"):
+    write_card(card, {**good, "format": 3})
+    with pytest.raises(UserError, match=r"format 3; this version reads format 2\. Update"):
         load_model(target)
-    for text in ("{", "[]", "{}"):
+    for text in ("[]", "{}"):
         card.write_text(text)
         with pytest.raises(UserError, match=r"model\.json is damaged .*write the model again"):
             load_model(target)
+
+
+def test_every_altered_card_is_refused(tmp_path: Path) -> None:
+    target = save_model(tmp_path / "model", {"a": torch.ones(4)}, {"encoder": {"name": "resnet18", "width": 1}})
+    card = target / "model.json"
+    content = card.read_bytes()
+    for place in range(len(content)):
+        for other in (b"0", b"x", b"[", b""):
+            if content[place : place + 1] in (other, b" ", b"\n"):  # blanks between values mean nothing
+                continue
+            card.write_bytes(content[:place] + other + content[place + 1 :])
+            with pytest.raises(UserError, match=r"model\.json|damaged"):
+                load_model(target)
+    for text in ("[" * 100_000, "9" * 5000, "[]", "{}", "null", '{"format": []}'):
+        card.write_text(text)
+        with pytest.raises(UserError, match=r"model\.json"):
+            load_model(target)
+
+
+def test_code_of_a_model_runs_only_where_it_is_trusted() -> None:
+    with pytest.raises(UserError, match=r"run: its network is os:abort, code outside.*--trust_model_code"):
+        check_model_code("os:abort", model="run")
+    with trust_model_code():
+        check_model_code("os:abort", model="run")
+    with pytest.raises(UserError):
+        check_model_code("os:abort", model="run")

@@ -10,7 +10,7 @@ import torch
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import Run, RunOptions
-from contrastive_core.training.model_file import save_model
+from contrastive_core.training.model_file import save_model, write_card
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.models import NetworkOptions, build_network
 from ssl_medseg.models.checkpoint import load_segmenter, save_segmenter
@@ -56,7 +56,7 @@ def test_other_models_and_changed_cards_are_refused(tmp_path: Path) -> None:
     ):
         changed = json.loads(good)
         changed["metadata"][key] = value
-        (folder / "model.json").write_text(json.dumps(changed))
+        write_card(folder / "model.json", changed)
         with pytest.raises(UserError, match=said):
             load_segmenter(folder, device="cpu")
 

@@ -12,6 +12,7 @@ from torch import nn
 from contrastive_core.errors import UserError
 from contrastive_core.heads import ProjectionHead
 from contrastive_core.training import Run, RunOptions
+from contrastive_core.training.model_file import save_model, write_card
 from ssl_vision.methods import SimCLR
 from ssl_vision.models import Classifier, EncoderOptions, build_encoder
 from ssl_vision.models.checkpoint import (
@@ -77,7 +78,7 @@ def test_a_card_without_a_head_is_read(pretrained: tuple[Path, SimCLR]) -> None:
     path = folder / "model" / "model.json"
     card = json.loads(path.read_text())
     del card["metadata"]["head"]
-    path.write_text(json.dumps(card))
+    write_card(path, card)
     with torch.no_grad():
         assert torch.equal(load_simclr(str(folder)).eval()(IMAGES, IMAGES)[0], model(IMAGES, IMAGES)[0])
 
@@ -132,14 +133,22 @@ def test_other_models_are_refused(
     path = finetuned[0] / "model" / "model.json"
     card = json.loads(path.read_text())
     del card["metadata"]["from_layer"]
-    path.write_text(json.dumps(card))
+    write_card(path, card)
     with pytest.raises(UserError, match="does not describe a classifier"):
         load_classifier(str(finetuned[0]))
     card["metadata"]["encoder"] = {"depth": 3}
-    path.write_text(json.dumps(card))
+    write_card(path, card)
     with pytest.raises(UserError, match="does not describe an encoder"):
         load_encoder(str(finetuned[0]))
     card["metadata"]["format"] = "ssl-vision classifier 2"
-    path.write_text(json.dumps(card))
+    write_card(path, card)
     with pytest.raises(UserError, match="found a model of format 'ssl-vision classifier 2', expected"):
         load_encoder(str(finetuned[0]))
+
+
+def test_opening_a_model_runs_no_code_that_it_names(tmp_path: Path) -> None:
+    metadata = {"format": "ssl-vision encoder 1", "encoder": {"name": "os:abort"}, "image_size": 32, "head": None}
+    save_model(tmp_path / "model", {}, metadata)
+    for opened in (load_encoder, load_pretrained):
+        with pytest.raises(UserError, match=r"os:abort, code outside this package.*--trust_model_code"):
+            opened(str(tmp_path))

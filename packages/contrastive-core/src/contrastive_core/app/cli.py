@@ -30,6 +30,7 @@ from contrastive_core.app.declarations import UndeclaredError, declared_function
 from contrastive_core.app.flags import Flags, UsageError, nearest
 from contrastive_core.app.help import help_text
 from contrastive_core.errors import UserError
+from contrastive_core.training.model_code import trust_model_code
 from contrastive_core.training.signals import Interrupted
 
 #: As a shell reports a program that wrote to a pipe nobody reads: 128 + SIGPIPE.
@@ -201,7 +202,8 @@ def _run_verb(prog: str, verb: Verb, words: Sequence[str], *, configs: str | Non
         everything = any("all" in word for word in asked)
         print(help_text(prog, declared, flags, common=verb.common, everything=everything))
         return 0
-    canonical = flags.canonical(words, configs=configs)
+    trusted = [word for word in words if word.replace("-", "_") == _TRUST]
+    canonical = flags.canonical([word for word in words if word not in trusted], configs=configs)
     if any(map(_holds_dataclass, flags.types.values())):
         declared = _imported(verb)  # jsonargparse imports the module of such a dataclass, which a declaration has not
     if _parse(prog, declared, flags, canonical) is None or (verb.alone and not is_first()):
@@ -213,7 +215,8 @@ def _run_verb(prog: str, verb: Verb, words: Sequence[str], *, configs: str | Non
     parser, values = parsed
     # The name of the method changed between versions of jsonargparse.
     arguments = parser.instantiate(values) if hasattr(parser, "instantiate") else parser.instantiate_classes(values)
-    result = function(**{name: arguments[name] for name in inspect.signature(function).parameters})
+    with trust_model_code() if trusted else contextlib.nullcontext():
+        result = function(**{name: arguments[name] for name in inspect.signature(function).parameters})
     if isinstance(result, int):
         return result
     if result is not None:
@@ -221,6 +224,8 @@ def _run_verb(prog: str, verb: Verb, words: Sequence[str], *, configs: str | Non
     return 0
 
 
+#: For every verb: opening a model may run code of other packages that the model names.
+_TRUST = "__trust_model_code"
 _HELP = ("-h", "--help", "--help-all", "--help_all")
 
 

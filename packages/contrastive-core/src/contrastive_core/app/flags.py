@@ -13,7 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-_OWN = ("config", "print_config", "help", "help_all")
+from contrastive_core.errors import UserError
+from contrastive_core.training.documents import read_yaml
+
+_OWN = ("config", "print_config", "help", "help_all", "trust_model_code")
 
 #: What people who come from other programs type, and the flags that mean it, in order of preference.
 _SYNONYMS: dict[tuple[str, ...], tuple[str, ...]] = {
@@ -158,11 +161,9 @@ class Flags:
 
     def _checked(self, path: str) -> list[str]:
         """The configuration file, if there is anything in it, with no key that is no argument."""
-        import yaml  # noqa: PLC0415 - this module loads nothing heavy
-
         try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            content = read_yaml(Path(path))
+        except UserError as error:
             raise UsageError(f"--config {path} cannot be read: {error}") from error
         if content is None:
             return []

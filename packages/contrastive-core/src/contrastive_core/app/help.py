@@ -70,6 +70,9 @@ def help_text(
                 lines += [""]
     if everything:
         lines += _paragraphs(_NOTES, width)
+        lines += _paragraphs(
+            "--trust-model-code lets a model folder name code of other packages, which opening the model runs.", width
+        )
     else:
         rest = sum(len(entries) for _, entries in dict(_groups(function, {})).values()) - sum(
             len(entries) for _, entries in groups.values()

@@ -11,6 +11,7 @@ from contrastive_core._lazy import load_on_use
 
 if TYPE_CHECKING:
     from contrastive_core.training.config import RunOptions
+    from contrastive_core.training.model_code import check_model_code, trust_model_code
     from contrastive_core.training.model_file import load_model
     from contrastive_core.training.run import Run
     from contrastive_core.training.samplers import Batches, ClassBatches, ignore_stop_signals, make_loader
@@ -24,10 +25,12 @@ _MODULE = {
     "Run": "run",
     "RunOptions": "config",
     "SyncBatchNorm": "sync_batchnorm",
+    "check_model_code": "model_code",
     "convert_sync_batchnorm": "sync_batchnorm",
     "ignore_stop_signals": "samplers",
     "load_model": "model_file",
     "make_loader": "samplers",
+    "trust_model_code": "model_code",
 }
 
 __all__ = [
@@ -37,10 +40,12 @@ __all__ = [
     "Run",
     "RunOptions",
     "SyncBatchNorm",
+    "check_model_code",
     "convert_sync_batchnorm",
     "ignore_stop_signals",
     "load_model",
     "make_loader",
+    "trust_model_code",
 ]
 
 __getattr__, __dir__ = load_on_use(

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import files
+from contrastive_core.training.documents import read_yaml
 
 #: Settings that say where and how a run is executed, not what is computed: a resumed run may change them.
 FREE_ON_RESUME = frozenset(
@@ -143,12 +144,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         UserError: The file is not a YAML mapping.
     """
-    import yaml  # noqa: PLC0415
-
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable as YAML ({error}); restore it from a copy") from error
+    config = read_yaml(path)
     if not isinstance(config, dict):
         raise UserError(f"{path} holds no mapping of settings (found {type(config).__name__}); restore it from a copy")
     return config

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from contrastive_core.errors import UserError
 from contrastive_core.training import files
 from contrastive_core.training.config import plain
+from contrastive_core.training.documents import read_json
 
 _WEIGHTS, _CARD = "model.safetensors", "model.json"
 
@@ -39,8 +40,8 @@ def save_model(target: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     safetensors.torch.save_file(
         {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, new / _WEIGHTS
     )
-    card = {"format": 1, "sha256": files.sha256(new / _WEIGHTS), "metadata": plain(metadata, "metadata")}
-    (new / _CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    card = {"format": 2, "sha256": files.sha256(new / _WEIGHTS), "metadata": plain(metadata, "metadata")}
+    write_card(new / _CARD, card)
     files.replace_folder(new, target)
     return target
 
@@ -74,22 +75,42 @@ def load_model(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         )
     if not weights_path.is_file():
         raise UserError(f"{weights_path} is missing beside {_CARD}; restore it from a copy, or write the model again")
+    card = read_json(card_path)
     try:
-        card = json.loads(card_path.read_text(encoding="utf-8"))
-        version, digest, metadata = card["format"], card["sha256"], card["metadata"]
-    except (ValueError, KeyError, TypeError) as error:
+        version, digest, metadata, stated = (card[key] for key in ("format", "sha256", "metadata", "card_sha256"))
+    except (KeyError, TypeError) as error:
         raise UserError(
-            f"{card_path} is damaged ({type(error).__name__}: {error}); expected JSON with format, sha256 and "
-            "metadata. Restore it from a copy, or write the model again"
+            f"{card_path} is damaged ({type(error).__name__}: {error}); expected JSON with format, sha256, "
+            "metadata and card_sha256. Restore it from a copy, or write the model again"
         ) from error
-    if version != 1:
-        raise UserError(f"{card_path} has format {version}; this version reads format 1. Update contrastive-core")
+    if version != 2:
+        raise UserError(f"{card_path} has format {version}; this version reads format 2. Update contrastive-core")
+    if stated != _card_hash(card) or not isinstance(metadata, dict):
+        raise UserError(
+            f"{card_path} was changed after it was written: its content does not have the hash that it states. Restore "
+            "it from a copy, or write the model again"
+        )
     if files.sha256(weights_path) != digest:
         raise UserError(
             f"{weights_path} is damaged: its content is not what {_CARD} says was written. "
             "Restore it from a copy, or write the model again"
         )
-    return safetensors.torch.load_file(weights_path), metadata
+    try:
+        return safetensors.torch.load_file(weights_path), metadata
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{weights_path} cannot be read ({error}); restore it from a copy") from error
+
+
+def write_card(file: Path, card: Mapping[str, Any]) -> None:
+    """Write model.json with a hash of its own content."""
+    signed = {**card, "card_sha256": _card_hash(card)}
+    files.write_atomic(file, (json.dumps(signed, indent=1) + "\n").encode())
+
+
+def _card_hash(card: Mapping[str, Any]) -> str:
+    """SHA-256 over all of model.json but this hash."""
+    content = {name: value for name, value in card.items() if name != "card_sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def module_hash(module: nn.Module) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
-from contrastive_core.training import Run, load_model
+from contrastive_core.training import Run, check_model_code, load_model
 from contrastive_core.training.launch import choose_device
 from ssl_video.augment import ClipAugment
 from ssl_video.data.clip import ClipSpec
@@ -135,10 +135,7 @@ def load_recognizer(model: str | Path, *, device: str = "auto", network: str | N
             **given,
         )
         if recipe.network.is_own and recipe.network.name != network:
-            raise UserError(
-                f"{model}: its network is {recipe.network.name}, code that opening the model would run; if you "
-                f"trust it, say so with --network {recipe.network.name}"
-            )
+            check_model_code(recipe.network.name, model=model)
         built = recipe.build()
         built.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.heads import ProjectionHead
-from contrastive_core.training import Run, load_model
+from contrastive_core.training import Run, check_model_code, load_model
 from contrastive_core.training.launch import choose_device
 from ssl_vision.data import ImageSet, measure_statistics
 from ssl_vision.importing.named import load_weights
@@ -314,12 +314,15 @@ def _open(model: str, *formats: str) -> tuple[Path, dict[str, Tensor], dict[str,
 
 def _described(folder: Path, card: dict[str, Any]) -> tuple[EncoderOptions, int]:
     try:
-        return EncoderOptions(**card["encoder"]), int(card["image_size"])
+        options, size = EncoderOptions(**card["encoder"]), int(card["image_size"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{folder}: model.json does not describe an encoder and the size of its images ({error}); the file was "
             "changed by hand, or a newer version wrote it"
         ) from error
+    if ":" in options.name and not options.name.startswith("torchvision:"):
+        check_model_code(options.name, model=folder)
+    return options, size
 
 
 def _architecture(folder: Path, card: dict[str, Any]) -> tuple[Architecture, list[str]]:

@@ -50,25 +50,25 @@ def check(
     asked for. One volume is in memory at a time. `ssl_medseg.checks.examine` gives the same as an object.
 
     Args:
-        data: the data set: its folder, its dataset.json or a CSV file.
-        opening: how to open the data set.
-        split: also check this split file against it.
-        preprocessing: what of it you mean to give to training, whose slices are to show the labels whole.
-        out: also write everything found to this file, as JSON.
-        pictures: draw the cases that something was found about into this folder, as PNG.
-        picture_all: draw the other cases as well.
-        most_pictures: draw so many at most.
-        json: print JSON instead of text.
-        propose_map: write a label map of the values found to this file, for you to put names in and give as
-            --label_map.
-        repair: what to repair in a copy of the data set, of ``grid``: resample labels onto the grid of their image, by
-            nearest neighbour; ``header``: give labels of their image's shape that state no position the image's header;
-            ``fractions``: round label values; ``sform`` or ``qform``: where the two contradict each
-            other, the one to place an image by. Needs --repaired.
-        repaired: a new folder for that copy, whose repairs.json says what was done to every file and what was not.
-        show_headers: list text in headers, which may say who a patient is.
-        show_paths: say in JSON where files lie.
-        overwrite: replace files that this command did not write.
+        data: Data set: its folder, its dataset.json or a CSV file.
+        opening: How to open the data set.
+        split: Split file to check against the data set.
+        preprocessing: Preprocessing settings that training will get, whose slices are to show the labels whole.
+        out: JSON file for all findings.
+        pictures: Folder for a picture of every case with findings, as PNG.
+        picture_all: Draw the other cases as well.
+        most_pictures: Largest number of pictures.
+        json: Print JSON instead of text.
+        propose_map: File for a label map of the values found, to be completed with names and given as --label_map.
+        repair: Repairs to make in a copy of the data set: ``grid`` resamples labels onto the grid of their image by
+            nearest neighbour; ``header`` gives labels of their image's shape that state no position the image's header;
+            ``fractions`` rounds label values; ``sform`` or ``qform`` names the one to place an image by where the two
+            contradict each other. Needs --repaired.
+        repaired: New folder for the repaired copy, whose repairs.json lists what was done to every file and what was
+            not.
+        show_headers: List text in headers, which may identify patients.
+        show_paths: Include the paths of files in JSON.
+        overwrite: Replace files that this command did not write.
 
     Returns:
         1 if there are errors in the data as they are, else 0: the exit status.

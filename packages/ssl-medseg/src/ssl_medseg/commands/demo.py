@@ -79,10 +79,10 @@ def demo(
     goes on with the runs in the folder, or shows them again.
 
     Args:
-        out: folder of everything: data, split, runs, masks, report.
-        steps: of the baseline; each of two rounds of self-training has half as many.
-        seed: of everything.
-        device: auto, cpu, cuda or mps.
+        out: Folder for everything: data, split, runs, masks, report.
+        steps: Training steps of the baseline; each of two rounds of self-training has half as many.
+        seed: Seed of everything.
+        device: Device: auto, cpu, cuda or mps.
 
     Returns:
         The scores before and after self-training, and where masks and report are.

@@ -87,21 +87,21 @@ def evaluate(
     and the worst case with the masks on the image.
 
     Args:
-        predicted: folder with a mask per case, named like the case, as `ssl-medseg predict` writes them; or a run or
-            model folder, whose segmenter then predicts the cases first.
-        data: the data set with the truth.
-        split: the split training used, so that cases whose truth it has seen are kept out of the summary; of a run by
-            default its own.
-        part: which cases of the split; all: every case with a label. Without a split all are evaluated.
-        tolerance: of the surface Dice in mm: surfaces nearer than this count as the same. In voxels where the voxel
-            size is unknown.
-        name: of the files; by default of data set and part.
-        out: folder for them; by default ``evaluation`` in the folder of masks or the run, where `report` finds it.
-        pictures: draw the sheets and the plot of volumes.
-        opening: how to open the data set.
-        batch_size: slices per forward pass, of a model.
-        device: auto, cpu, cuda or mps, of a model.
-        overwrite: replace files in the output folder that this command did not write.
+        predicted: Folder with a mask per case, named like the case, as `ssl-medseg predict` writes them; or a run or
+            model folder, whose segmenter predicts the cases first.
+        data: Data set with the reference labels.
+        split: Split file of the training, so that cases whose labels it has seen are kept out of the summary; of a run
+            by default its own.
+        part: Part of the split to evaluate; all: every case with a label. Without a split all are evaluated.
+        tolerance: Tolerance of the surface Dice in mm; in voxels where the voxel size is unknown.
+        name: Name of the written files; by default of data set and part.
+        out: Folder for the results; by default ``evaluation`` in the folder of masks or the run, where `report` finds
+            it.
+        pictures: Draw sheets of cases and the plot of volumes.
+        opening: How to open the data set.
+        batch_size: Slices per forward pass of a model.
+        device: Device for a model: auto, cpu, cuda or mps.
+        overwrite: Replace files in the output folder that this command did not write.
 
     Returns:
         The scores, their summary and the files.
@@ -151,8 +151,9 @@ def _write(evaluation: Evaluation, summary: Summary, folder: Path, dataset: Data
     written = [file.with_name(f"{evaluation.name}-summary.csv")]
     write_atomic(written[0], summary_csv(summary).encode())
     if pictures:
-        written.append(file.with_name(f"{evaluation.name}-volumes.png"))
-        write_atomic(written[-1], to_png(bland_altman_figure(evaluation)))
+        if evaluation.unit == "mm":  # without a voxel size there are no volumes to draw
+            written.append(file.with_name(f"{evaluation.name}-volumes.png"))
+            write_atomic(written[-1], to_png(bland_altman_figure(evaluation)))
         for which, figure in case_sheets(evaluation, dataset, folder):
             written.append(file.with_name(f"{evaluation.name}-{which}.png"))
             write_atomic(written[-1], to_png(figure, dpi=110))

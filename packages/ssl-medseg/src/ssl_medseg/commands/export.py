@@ -27,9 +27,9 @@ def export(model: str, out: Path, *, overwrite: bool = False) -> str:
     ours: at least 99 % of the voxels are equal. `ssl-medseg predict` takes the folder too, in place of a model.
 
     Args:
-        model: a run folder or a model folder.
-        out: the file or folder to write, in place of an older one.
-        overwrite: replace files that this command did not write.
+        model: Run folder or model folder.
+        out: File or folder to write, in place of an older one.
+        overwrite: Replace files that this command did not write.
 
     Returns:
         What was written and how it was checked.

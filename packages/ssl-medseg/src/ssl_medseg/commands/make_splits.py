@@ -72,23 +72,23 @@ def make_splits(
     No label is read, but for its hash; that of an unlabelled case is not opened for that either.
 
     Args:
-        data: the data set: its folder, its dataset.json or a CSV file.
-        out: the folder of the files. Files that are there already must have the same content.
-        opening: how to open the data set.
-        labelled: numbers of labelled patients; by default those of 1, 2 and 8 that the data allow.
-        draws: how many choices of each number.
-        validation: patients for validation, the same for all draws.
-        test: patients to draw for test.
-        table: a CSV file with the columns split and case or patient, which says whom to keep for test.
-        table_test: the words of its column split that mean so.
-        only: take only cases in whose names this regular expression is found; the others are in no part.
-        combinations: named patients instead of draws: ``NAME: {labelled: [...], validation: [...]}``.
-        test_patients: patients for test, by name.
-        unlabelled_patients: the patients that unlabelled ones are taken from, by name; all if none are named.
-        missing: what to do when a named patient is not in the data set: stop, or leave them out and say so.
-            Combinations that lack a labelled or validation patient are then left out as a whole.
-        hashes: state hashes of the image files, and of the label files that are not unlabelled ones'.
-        seed: of the choices.
+        data: Data set: its folder, its dataset.json or a CSV file.
+        out: Folder of the split files. Files that are there already must have the same content.
+        opening: How to open the data set.
+        labelled: Numbers of labelled patients; by default those of 1, 2 and 8 that the data allow.
+        draws: Number of random choices of each number of patients.
+        validation: Number of patients for validation, the same for all draws.
+        test: Number of patients to draw for test.
+        table: CSV file with the columns split and case or patient, which names patients for test.
+        table_test: Words of its column split that mean test.
+        only: Regular expression; only cases in whose names it is found are in any part.
+        combinations: Named patients instead of draws: ``NAME: {labelled: [...], validation: [...]}``.
+        test_patients: Patients for test, by name.
+        unlabelled_patients: Patients that unlabelled ones are taken from, by name; all if none are named.
+        missing: Whether named patients that are not in the data set are an error or left out; combinations that lack a
+            labelled or validation patient are then left out as a whole.
+        hashes: Write hashes of the image files, and of the label files of all parts but the unlabelled one.
+        seed: Seed of the choices.
 
     Returns:
         The files and how many patients, volumes and slices they list.

@@ -123,25 +123,26 @@ def predict(
     read, and which masks in the folder are of an earlier run. An image that fails is named at the end.
 
     Args:
-        model: a run folder, its model folder, or the folder of an exported bundle.
-        data: an image, the folder of a DICOM series, a folder of images of any depth, or a data set.
-        out: the folder of the masks; for a single image also the name of a file that ends in .nii.gz, .nii, .nrrd,
-            .mha or .dcm.
-        split: of a data set, the file of `ssl-medseg make-splits`; only one part of it is segmented.
-        part: which part.
-        mask_format: auto writes DICOM segmentations of DICOM series and NIfTI of all else.
-        probabilities: also write the probability of every class, as NAME_probabilities.nii.gz with the classes along
+        model: Run folder, its model folder, or the folder of an exported bundle.
+        data: Image, folder of a DICOM series, folder of images at any depth, or data set.
+        out: Folder of the masks; for a single image also the name of a file that ends in .nii.gz, .nii, .nrrd, .mha or
+            .dcm.
+        split: Split file of a data set; only one part of it is segmented.
+        part: Part of the split to segment.
+        mask_format: Format of the masks; auto writes DICOM segmentations of DICOM series and NIfTI of all else.
+        probabilities: Also write the probability of every class, as NAME_probabilities.nii.gz with the classes along
             the fourth axis.
-        keep_largest: of each structure keep the largest connected part alone; as validation in training chose if not
+        keep_largest: Keep only the largest connected part of each structure; as validation in training chose if not
             given.
-        mirror: average over each slice and its mirror images; as validation in training chose if not given.
-        pictures: draw slices of every image with its mask, right way round and labelled, as NAME.png beside the mask.
-        batch_size: slices per forward pass at most; memory grows with it. A CPU takes as many as its caches hold.
-        device: auto, cpu, cuda or mps.
-        overwrite: replace files in the output folder that this command did not write. Images and labels of the data
+        mirror: Average over each slice and its mirror images; as validation in training chose if not given.
+        pictures: Draw slices of every image with its mask, in radiological orientation, as NAME.png beside the mask.
+        batch_size: Largest number of slices per forward pass; memory grows with it. A CPU takes as many as its caches
+            hold.
+        device: Device: auto, cpu, cuda or mps.
+        overwrite: Replace files in the output folder that this command did not write. Images and labels of the data
             set are never replaced.
-        opening: which channel and frame of images that have several, and how to open a data set; of single images a
-            case in the table of frames is a file's name below the folder, without its ending.
+        opening: Channel and frame of images that have several, and how to open a data set; of single images a case in
+            the table of frames is a file's name below the folder, without its ending.
 
     Returns:
         The files and what is in them.

@@ -23,10 +23,10 @@ def report(run: Path, *, out: Path | None = None, show_paths: bool = False, over
     not evaluated still gets its report.
 
     Args:
-        run: the out folder of ``ssl-medseg train``, ``selftrain`` or ``run``.
-        out: the HTML file; by default ``report.html`` in the run's folder.
-        show_paths: let the settings say where data and run lie, as the run's config.yaml does.
-        overwrite: replace a file that this command did not write.
+        run: Output folder of ``ssl-medseg train``, ``selftrain`` or ``run``.
+        out: HTML file; by default ``report.html`` in the run's folder.
+        show_paths: Show the paths of data and run in the settings, as the run's config.yaml has them.
+        overwrite: Replace a file that this command did not write.
 
     Returns:
         The HTML file.

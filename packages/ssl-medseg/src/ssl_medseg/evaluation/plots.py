@@ -10,13 +10,13 @@ from matplotlib.ticker import MaxNLocator
 
 from contrastive_core.app.report.figures import DASHES, MUTED, SERIES, new_figure, plain_axes
 from ssl_medseg.evaluation.results import Evaluation
-from ssl_medseg.evaluation.summary import bland_altman
+from ssl_medseg.evaluation.summary import LEAST_PAIRS, bland_altman
 
 _COLUMNS = 3
 
 
 def bland_altman_figure(evaluation: Evaluation) -> Figure:
-    """One panel per structure: a point per case with a true volume, the bias and the limits of agreement."""
+    """One panel per structure: a point per case with a true volume, the bias and, of ten cases or more, the limits."""
     names = evaluation.structures
     columns = min(_COLUMNS, len(names))
     rows = -(-len(names) // columns)
@@ -54,9 +54,8 @@ def _panel(axes: Axes, name: str, pairs: Sequence[tuple[float, float]], *, colou
     )  # fmt: skip
     found = bland_altman([t for t, _ in pairs], [p for _, p in pairs])
     if found is not None:
-        for value, what, style in (
-            (found.bias, "bias", "-"), (found.upper, "+1.96 sd", DASHES), (found.lower, "−1.96 sd", DASHES),
-        ):  # fmt: skip
+        limits = [(found.upper, "+1.96 sd", DASHES), (found.lower, "−1.96 sd", DASHES)]
+        for value, what, style in [(found.bias, "bias", "-"), *(limits if found.n >= LEAST_PAIRS else [])]:
             axes.axhline(value, color=colour, linewidth=1.2, linestyle=style)
             axes.annotate(
                 f"{what}\n{value:+.1f}", (1, value), xycoords=axes.get_yaxis_transform(), xytext=(4, 0),

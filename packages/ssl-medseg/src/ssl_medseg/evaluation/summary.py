@@ -18,6 +18,8 @@ from scipy import stats
 from ssl_medseg.evaluation.results import CaseScores, Evaluation, StructureScore
 
 _NORMAL_95 = 1.96
+LEAST_PAIRS = 10
+"""Cases from which limits of agreement are shown: those of fewer say little about other cases."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class Summary:
         cases: whose truth training has not seen.
         patients: of those.
         structures: their summaries.
-        mean_dice: Dice in the paper's convention: mean over the structures of each case, then over cases; a structure
+        mean_dice: Dice as the paper averages it: mean over the structures of each case, then over cases; a structure
             on one side only counts 0, one on neither side is left out.
         left_out: cases that were scored and are in none of the above, because training saw their truth.
     """

@@ -69,7 +69,7 @@ def table(evaluation: Evaluation, summary: Summary) -> list[str]:
                 f"{mean_and_sd(measure, found):>18}{median_and_quartiles(measure, found):>30}{found.n:>5}"
             )
     mean = summary.mean_dice
-    lines += ["", f"mean Dice in the paper's convention: {mean_and_sd('dice', mean)} ({mean.n} cases)"]
+    lines += ["", f"mean Dice over structures, then over cases: {mean_and_sd('dice', mean)} ({mean.n} cases)"]
     return lines
 
 
@@ -93,8 +93,8 @@ def warnings(evaluation: Evaluation, summary: Summary) -> Iterator[str]:
         yield "Training has seen the images of the unlabelled cases, though not their truth."
     if evaluation.unit == "voxel":
         yield (
-            "The files do not say how large a voxel is (at least one affine is the identity), so distances are in "
-            "voxels, and there are no volumes in mL."
+            "At least one file does not state the size of its voxels, so distances are in voxels, and there are no "
+            "volumes in mL. --voxel-size states it."
         )
     yield from _unfound(evaluation, summary)
     if summary.patients < summary.cases:

@@ -11,7 +11,7 @@ from contrastive_core.app.report.figures import to_inline_svg
 from contrastive_core.text import several
 from ssl_medseg.evaluation.plots import bland_altman_figure
 from ssl_medseg.evaluation.results import Evaluation, StructureScore
-from ssl_medseg.evaluation.summary import StructureSummary, Summary, case_dice, summarise
+from ssl_medseg.evaluation.summary import LEAST_PAIRS, StructureSummary, Summary, case_dice, summarise
 from ssl_medseg.evaluation.text import mean_and_sd, median_and_quartiles, number, title, warnings
 
 NBSP = "\u00a0"
@@ -121,8 +121,8 @@ def _unbroken(text: str) -> str:
 def _paper(summary: Summary) -> str:
     mean = summary.mean_dice
     return page.paragraph(
-        f"In the convention of the method's papers (mean over the structures of each case, a structure on one side "
-        f"only counting 0, then over cases) the Dice is {mean_and_sd('dice', mean)}, of {mean.n} cases.",
+        f"The mean over the structures of each case (a structure in the truth or the mask only counts 0), then over "
+        f"cases, is a Dice of {mean_and_sd('dice', mean)}, of {mean.n} cases.",
         kind="note",
     )
 
@@ -161,9 +161,9 @@ def _volumes(evaluation: Evaluation, summary: Summary, *, place: int) -> list[st
     parts += [
         page.figure(page.table(head, rows, kind="numbers")),
         page.paragraph(
-            "Bland and Altman's plot: every point is a case, its height the error of its volume. About 95 % of the "
-            "errors of new cases are expected between the dashed limits, as far as cases are independent and errors do "
-            "not grow with the volume.",
+            "Bland and Altman's plot: every point is a case, its height the error of its volume. Where there are "
+            f"at least {LEAST_PAIRS} cases, about 95 % of the errors of new cases are expected between the dashed "
+            "limits, as far as cases are independent and errors do not grow with the volume.",
             kind="note",
         ),
     ]
@@ -179,7 +179,9 @@ def _agreement(structure: StructureSummary) -> list[str]:
         structure.structure,
         f"{found.bias:+.1f}",
         f"{low:+.1f} to {high:+.1f}",
-        f"{found.lower:+.1f} to {found.upper:+.1f}",
+        f"{found.lower:+.1f} to {found.upper:+.1f}"
+        if found.n >= LEAST_PAIRS
+        else f"– (fewer than {LEAST_PAIRS} cases)",
         str(found.n),
     ]
 

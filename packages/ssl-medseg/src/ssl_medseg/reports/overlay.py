@@ -47,6 +47,8 @@ class View:
         spacing: height and width of a pixel.
         edges: letters at the left, right, top and bottom edge, of the patient's right, left, anterior, posterior,
             superior and inferior; empty where directions are unknown.
+        start: Position of the first slice along its normal, in mm towards the patient's right, front or head.
+        step: Distance to the next slice, likewise.
     """
 
     axis: int
@@ -56,6 +58,15 @@ class View:
     flip_columns: bool
     spacing: tuple[float, float]
     edges: tuple[str, str, str, str]
+    start: float = 0.0
+    step: float = 0.0
+
+    def title(self, index: int) -> str:
+        """``slice 8``, with its position such as ``S 12 mm`` where that is known."""
+        if not self.plane:
+            return f"slice {index + 1}"
+        position = round(self.start + index * self.step)
+        return f"slice {index + 1}, {_ENDS[_PLANES.index(self.plane)][int(position > 0)]} {abs(position)} mm"
 
     def slice(self, volume: NDArray[Any], index: int) -> NDArray[Any]:
         """One slice, rows downwards and columns to the right."""
@@ -82,6 +93,7 @@ def view(affine: NDArray[np.float64], axis: int, *, known: bool = True) -> View:
         return View(axis, "", False, False, False, (float(lengths[second]), float(lengths[first])), ("", "", "", ""))
     directions = affine[:3, :3] / lengths
     plane = _PLANES[int(np.argmax(np.abs(directions[:, axis])))]
+    normal = directions[:, axis] * np.sign(directions[_PLANES.index(plane), axis])
     right, down = _SHOWN[plane]
     a, b = directions[:, first], directions[:, second]
     transpose = bool(abs(a @ down) + abs(b @ right) > abs(a @ right) + abs(b @ down))
@@ -102,6 +114,8 @@ def view(affine: NDArray[np.float64], axis: int, *, known: bool = True) -> View:
             _edge_letters(-along),
             _edge_letters(along),
         ),
+        start=float(normal @ affine[:3, 3]),
+        step=float(normal @ affine[:3, axis]),
     )
 
 
@@ -172,7 +186,7 @@ def sheet_figure(sheet: Sheet, *, slices: int = 6) -> Figure:
             axes = grid[row, column]
             _picture(axes, view.slice(sheet.image, index)[box], window)
             if row == 0:
-                axes.set_title(f"slice {index + 1}", fontsize=8, color=MUTED, pad=3)
+                axes.set_title(view.title(index), fontsize=8, color=MUTED, pad=3)
             else:
                 _draw(axes, view.slice(sheet.masks[name], index)[box], len(sheet.structures))
             if row > 1:
@@ -265,7 +279,7 @@ def _overview(
             fill=False, edgecolor="#ffffff", linewidth=0.9,
         )
     )  # fmt: skip
-    axes.set_title("whole slice", fontsize=8, color=MUTED, pad=3)
+    axes.set_title(f"{view.plane}, whole slice" if view.plane else "whole slice", fontsize=8, color=MUTED, pad=3)
     _letters(axes, view)
 
 

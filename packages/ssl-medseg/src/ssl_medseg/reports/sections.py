@@ -15,6 +15,7 @@ from contrastive_core.app.report.figures import Panel, to_inline_svg, training_f
 from contrastive_core.text import duration, several
 from ssl_medseg.evaluation.summary import summarise
 from ssl_medseg.evaluation.text import number
+from ssl_medseg.preprocessing import Preprocessing
 from ssl_medseg.reports.run_folder import Reported, Stage
 
 _METHODS = {
@@ -137,8 +138,15 @@ def _preprocessing(p: Mapping[str, Any]) -> str:
         pixels = "taken with the pixels they have"
     low, high = p["percentiles"]
     bias = " after correction of the bias field (N4)" if p.get("n4") else ""
+    settings = Preprocessing.from_json(p)
+    if settings.plane:
+        slices = f"All volumes were turned to one orientation and cut into {settings.plane} slices"
+    else:
+        slices = (
+            f"Volumes were taken as they are stored and cut into slices along axis {settings.slice_axis} of the files"
+        )
     return (
-        f"Volumes were cut into their slices, which were {pixels} and cropped or padded to {size}; the distance "
+        f"{slices}, which were {pixels} and cropped or padded to {size}; the distance "
         f"between slices was left as it is. Brightness was scaled so that the percentiles {low:g} and {high:g} of each "
         f"volume became 0 and 1{bias}."
     )

@@ -123,7 +123,8 @@ def _stage(folder: Path, name: str) -> Stage:
 
 def _evaluations(path: Path) -> tuple[tuple[Evaluation, Path], ...]:
     """Those of a run or a stage, newest first."""
-    files = [file for folder in (path / "evaluation", path / "masks" / "evaluation") for file in folder.glob("*.json")]
+    places = (path / "evaluation", path / "masks" / "evaluation")
+    files = [file for folder in places for file in folder.glob("*.json") if not file.name.startswith(".")]
     files.sort(key=lambda file: (-file.stat().st_mtime_ns, file.name))
     return tuple((read_evaluation(file), file.parent) for file in files)
 

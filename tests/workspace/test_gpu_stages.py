@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ssl_video.data.synthetic import make_videos
 from tools.gpu import pack, run
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,8 @@ def call(tmp_path: Path, *arguments: object, timeout: float = 240.0) -> subproce
 
 
 def make_data(folder: Path) -> None:
-    """Images of two classes, and two-frame volumes of six patients with three structures."""
+    """Images of two classes, two-frame volumes of six patients with three structures, and videos of four classes."""
+    make_videos(folder / "ucf101_10", per_class=10)
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
         for label in ("airplane", "bird"):
@@ -73,7 +75,7 @@ def test_rehearsal_runs_every_stage(tmp_path: Path) -> None:
     log = tmp_path / "out" / "log.txt"
     assert done.returncode == 0, f"{done.stdout}{done.stderr}{log.read_text() if log.is_file() else ''}"
     stages = json.loads((tmp_path / "out" / "gpu.json").read_text())["stages"]
-    assert set(stages) == {"accuracy", "losses", "simclr", "acdc"}
+    assert set(stages) == {"accuracy", "losses", "simclr", "acdc", "mvpl", "profile"}
     assert stages["accuracy"]["results"]["accuracy.json"]["worst"]["float32"]["failed"] == 0
     assert {"network.json", "linear.json"} <= set(stages["simclr"]["results"])
     with tarfile.open(tmp_path / "out" / "runs.tar.gz") as archive:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,6 +18,27 @@ import torch
 from contrastive_core import LARS, lars_param_groups, nt_xent
 from ssl_vision.methods import SimCLR
 from ssl_vision.models import EncoderOptions, build_encoder
+
+
+def network_step(device: torch.device, *, batch: int, width: float) -> Callable[[], None]:
+    """A step of SimCLR with a ResNet-18 in bfloat16, on the same random views of `batch` images every time."""
+    options = EncoderOptions(name="resnet18", stem="cifar", width=width)
+    network = SimCLR(build_encoder(options, image_size=32), projection_dim=128, layers=2)
+    network = network.to(device).to(memory_format=torch.channels_last)
+    optim = LARS(lars_param_groups(network, weight_decay=1e-6), lr=0.1)
+    views = [
+        torch.rand(batch, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last) for _ in range(2)
+    ]
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16):
+            z = network(*views)
+        loss = nt_xent(z[0].float(), z[1].float(), temperature=0.5)
+        optim.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optim.step()
+
+    return step
 
 
 def main() -> None:
@@ -28,23 +50,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
-    options = EncoderOptions(name="resnet18", stem="cifar", width=arguments.width)
-    network = SimCLR(build_encoder(options, image_size=32), projection_dim=128, layers=2).to(
-        device, memory_format=torch.channels_last
-    )
-    optim = LARS(lars_param_groups(network, weight_decay=1e-6), lr=0.1)
-    views = [
-        torch.rand(arguments.batch, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
-        for _ in range(2)
-    ]
-
-    def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16):
-            z = network(*views)
-        loss = nt_xent(z[0].float(), z[1].float(), temperature=0.5)
-        optim.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optim.step()
+    step = network_step(device, batch=arguments.batch, width=arguments.width)
 
     def wait() -> float:
         if device.type == "cuda":

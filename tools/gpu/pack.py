@@ -4,6 +4,7 @@
 
 The folder holds the sources of the packages, the tools and the tests as they lie here, the wheels of `wheels.txt`, and
 the data: CIFAR-10 as it comes, ACDC with its longer side at 192 pixels and intensities in 8 bits, clips of UCF-101.
+Clips come with a large wheel, beside which only one of the others fits. Data that are there already stay.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel
@@ -45,9 +47,15 @@ def copy_sources(into: Path) -> None:
     (into / "COMMIT").write_text(head.stdout)
 
 
-def download_wheels(into: Path, cache: Path) -> None:
-    """The wheels of `wheels.txt`; those of an earlier call are taken from the cache."""
-    wanted = [line for line in Path(__file__).with_name("wheels.txt").read_text().splitlines() if line[:1] != "#"]
+def download_wheels(into: Path, cache: Path, lists: Sequence[str]) -> None:
+    """The wheels of some lists; those of an earlier call are taken from the cache."""
+    shutil.rmtree(into, ignore_errors=True)
+    for name in lists:
+        _download(into, cache / Path(name).stem, Path(__file__).with_name(name))
+
+
+def _download(into: Path, cache: Path, listed: Path) -> None:
+    wanted = [line for line in listed.read_text().splitlines() if line[:1] != "#"]
     if not cache.is_dir():
         pip = [
             sys.executable,
@@ -120,7 +128,8 @@ def main() -> None:
     data = into / "data"
     data.mkdir(parents=True, exist_ok=True)
     copy_sources(into)
-    download_wheels(into / "wheels", arguments.wheels)
+    lists = ["wheels.txt", *(["wheels-video.txt"] if arguments.ucf101 else [])]
+    download_wheels(into / "wheels", arguments.wheels, lists)
     if arguments.cifar10:
         shutil.copyfile(arguments.cifar10, data / "cifar10.tar.xz")
     if arguments.acdc:

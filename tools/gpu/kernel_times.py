@@ -1,0 +1,69 @@
+"""Where the time goes on a device: the kernels of a large NT-Xent, and of a step of SimCLR's network with its loss.
+
+    python -m tools.gpu.kernel_times --device cuda --out kernels.json
+
+The file lists the kernels by their time, in microseconds over all calls of one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from contrastive_core import nt_xent
+from tools.gpu.network_speed import network_step
+
+LISTED = 25
+
+
+def kernels(run: Callable[[], object], device: torch.device) -> list[dict[str, Any]]:
+    """The longest kernels of the third of three runs."""
+    run(), run()
+    activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
+    with profile(activities=[activity]) as found:
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    on_cuda = device.type == "cuda"
+    events = [
+        (event.self_device_time_total if on_cuda else event.self_cpu_time_total, event)
+        for event in found.key_averages()
+    ]
+    events.sort(key=lambda pair: -pair[0])
+    total = sum(time for time, _ in events)
+    return [{"kernel": "all", "us": total, "calls": sum(event.count for _, event in events)}] + [
+        {"kernel": event.key[:120], "us": time, "calls": event.count} for time, event in events[:LISTED]
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--rows", type=int, default=65536, help="embeddings of the loss")
+    parser.add_argument("--features", type=int, default=768)
+    parser.add_argument("--batch", type=int, default=512, help="images of a step, two views each")
+    parser.add_argument("--width", type=float, default=1.0, help="of the network")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    a, b = (
+        torch.randn(arguments.rows // 2, arguments.features, device=device, dtype=torch.bfloat16).requires_grad_()
+        for _ in range(2)
+    )
+    record = {
+        "nt_xent": kernels(lambda: nt_xent(a, b, temperature=0.1).backward(), device),  # type: ignore[no-untyped-call]
+        "simclr": kernels(network_step(device, batch=arguments.batch, width=arguments.width), device),
+    }
+    arguments.out.write_text(json.dumps(record, indent=1))
+    for name, found in record.items():
+        print(name, *(f"{entry['us']:9.0f} us {entry['calls']:4d}  {entry['kernel']}" for entry in found), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

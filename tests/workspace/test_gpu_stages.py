@@ -69,9 +69,10 @@ def make_data(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # about a minute on an idle machine
 def test_rehearsal_runs_every_stage(tmp_path: Path) -> None:
     make_data(tmp_path / "data")
-    done = call(tmp_path, "--data", tmp_path / "data", "--seconds", 400, timeout=420)
+    done = call(tmp_path, "--data", tmp_path / "data", "--seconds", 1700, timeout=1750)
     log = tmp_path / "out" / "log.txt"
     assert done.returncode == 0, f"{done.stdout}{done.stderr}{log.read_text() if log.is_file() else ''}"
     stages = json.loads((tmp_path / "out" / "gpu.json").read_text())["stages"]
@@ -92,7 +93,7 @@ def test_a_stage_that_fails_or_takes_too_long_stops_no_other(tmp_path: Path) -> 
             [
                 {"name": "broken", "group": 0, "seconds": 20, "commands": [["{python}", "-c", "exit(3)"], ["never"]]},
                 {"name": "absent", "group": 0, "seconds": 9, "commands": [["there-is-no-such-program"]]},
-                {"name": "slow", "group": 0, "seconds": 1.5, "commands": [["sleep", "60"]]},
+                {"name": "slow", "group": 0, "seconds": 0.3, "commands": [["sleep", "60"]]},
                 {"name": "good", "group": 1, "seconds": 20, "commands": [["{python}", "-c", write, "{work}/a.json"]]},
                 {"name": "gpu", "group": 1, "seconds": 20, "commands": [["never"]], "rehearse": None},
             ]

@@ -228,7 +228,7 @@ class _Work:
 
     @classmethod
     def of(cls, problem: Problem) -> _Work:
-        exponent = math.floor(15 - math.log2(problem.max_norm))
+        exponent = math.floor(15 - math.log2(max(problem.max_norm, 2.0**-30)))
         q_parts = _split(problem.q, exponent, half=problem.half)
         k_parts = q_parts if problem.k is None else _split(problem.k, exponent, half=problem.half)
         if problem.half:
@@ -257,11 +257,13 @@ class _Work:
         from contrastive_core.similarity import tensor_core_kernels  # noqa: PLC0415 - needs Triton
 
         tiles = (strip.height // _TILE) * (strip.width // _TILE)
-        getattr(tensor_core_kernels, name)[(tiles,)](
-            _described(self.q, _DEPTH), _described(self.k, _DEPTH), *arguments, *self.counts, self.factor,
-            self.q.shape[1], SYMMETRIC=self.square, HAS_CLASSES=self.counts[-1] is not None, HEIGHT=_TILE,
-            WIDTH=_TILE, DEPTH=_DEPTH, **options, **_LAUNCH,
-        )  # fmt: skip
+        # Triton launches on the current device, whichever the tensors are on.
+        with torch.cuda.device_of(self.q):
+            getattr(tensor_core_kernels, name)[(tiles,)](
+                _described(self.q, _DEPTH), _described(self.k, _DEPTH), *arguments, *self.counts, self.factor,
+                self.q.shape[1], SYMMETRIC=self.square, HAS_CLASSES=self.counts[-1] is not None, HEIGHT=_TILE,
+                WIDTH=_TILE, DEPTH=_DEPTH, **options, **_LAUNCH,
+            )  # fmt: skip
 
 
 def _split(x: Tensor, exponent: int, *, half: bool) -> list[Tensor]:

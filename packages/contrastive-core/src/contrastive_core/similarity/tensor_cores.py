@@ -258,7 +258,7 @@ class _Work:
 
         tiles = (strip.height // _TILE) * (strip.width // _TILE)
         # Triton launches on the current device, whichever the tensors are on.
-        with torch.cuda.device_of(self.q):
+        with torch.cuda.device_of(self.q):  # type: ignore[no-untyped-call]
             getattr(tensor_core_kernels, name)[(tiles,)](
                 _described(self.q, _DEPTH), _described(self.k, _DEPTH), *arguments, *self.counts, self.factor,
                 self.q.shape[1], SYMMETRIC=self.square, HAS_CLASSES=self.counts[-1] is not None, HEIGHT=_TILE,

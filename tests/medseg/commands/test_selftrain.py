@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from contrastive_core.errors import UserError
-from contrastive_core.training import RunOptions
+from contrastive_core.training import Run, RunOptions
 from ssl_medseg.commands.selftrain import selftrain
 from ssl_medseg.commands.train import train
 from ssl_medseg.datasets import DataOptions, Split, open_dataset, write_split
@@ -22,8 +22,10 @@ from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.preprocessing.cases import prepare_cases
 from ssl_medseg.selftraining.options import ContrastOptions, PseudoLabelOptions, TeacherOptions
+from ssl_medseg.selftraining.pool import Pool
 from ssl_medseg.selftraining.pseudo_labels import UNUSED, read_pseudo_labels
 from ssl_medseg.selftraining.rounds import read_rounds
+from ssl_medseg.training.data import TrainingData
 from ssl_medseg.training.optim import Pace
 from tests.medseg.two_processes import alone_and_together
 
@@ -214,6 +216,49 @@ def test_a_collapsed_round_stops_the_run_and_names_the_model_before(place: Place
     with pytest.raises(UserError, match=r"(?s)pseudo-labels of round 1 have collapsed: .* (vanishes|floods)"):
         place.selftrain(tmp_path / "run", method="rounds", pseudo=PseudoLabelOptions(least_area=1.0, most_area=1.001))
     assert (tmp_path / "run" / "rounds" / "round-01.json").is_file(), "what was found is written down all the same"
+
+
+@pytest.mark.parametrize("guard", ["stop", "warn"])
+def test_a_network_that_loses_a_structure_is_not_kept(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], guard: Any
+) -> None:
+    """The weights that a run without validation ends with are compared with the labels on the unlabelled volumes."""
+    dataset = open_dataset(place.data, patient_pattern="(patient[0-9]+)")
+    split = tmp_path / "split.json"
+    write_split(split, Split(dataset.names[:1], (), (), dataset.names[3:]), dataset)
+    begun = load_segmenter(place.start, device="cpu").network.state_dict()
+
+    def collapse(self: Pool, network: torch.nn.Module) -> list[str]:
+        same = all(torch.equal(value, begun[name]) for name, value in network.state_dict().items())
+        return [] if same else ["RV is 0.00% of the pixels"]
+
+    monkeypatch.setattr(Pool, "collapse", collapse)
+    model = selftrain(
+        str(place.start), str(place.data), split, tmp_path / "run",
+        **{**SHORT, "method": "consistency", "start": "whole", "pseudo": PseudoLabelOptions(guard=guard)},
+    )  # fmt: skip
+    kept = load_segmenter(model, device="cpu")
+    assert all(torch.equal(kept.network.state_dict()[name], value) for name, value in begun.items()) == (
+        guard == "stop"
+    )
+    assert kept.details["weights"].startswith("those it began with" if guard == "stop" else "the last")
+    assert "warning: on the unlabelled volumes, RV is 0.00% of the pixels" in capsys.readouterr().err
+
+
+def test_collapse_is_measured_on_the_unlabelled_volumes(place: Place, tmp_path: Path) -> None:
+    segmenter = load_segmenter(place.start, device="cpu")
+    dataset = open_dataset(place.data, patient_pattern="(patient[0-9]+)")
+    labelled = prepare_cases(dataset, dataset.names[:1], segmenter.preprocessing, labels=True)
+    others = prepare_cases(dataset, sorted(place.unlabelled), segmenter.preprocessing, labels=False)
+    data = TrainingData(segmenter.labels, segmenter.preprocessing, labelled, others)
+    with Run(tmp_path / "run", config={}, command="test", options=RUN) as run:
+        pool = Pool(run, data, PseudoLabelOptions(guard="warn", most_area=100.0))
+        torch.nn.init.zeros_(segmenter.network.head.classify.weight)
+        segmenter.network.head.classify.weight.data[0] = 1
+        lost = pool.collapse(segmenter.network)
+        assert len(lost) == len(segmenter.labels.structures)
+        assert all("vanishes" in words or "missing" in words for words in lost)
+        assert Pool(run, data, PseudoLabelOptions(guard="off")).collapse(segmenter.network) == []
 
 
 @pytest.mark.parametrize(

@@ -266,6 +266,11 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
         if not in_rounds:
             save("models/last", f"the last, after step {total}")
         kept = scoring.choose(student.kept, keep=keep, steps=total)
+        if not in_rounds and (lost := pool.collapse(student.kept)):
+            r.say(f"warning: on the unlabelled volumes, {'; '.join(lost)}")
+            if pseudo.guard == "stop" and not pool.collapse(found.network):
+                student.kept.load_state_dict(found.network.state_dict())
+                kept = f"those it began with, because after training, on the unlabelled volumes, {'; '.join(lost)}"
         r.say(f"weights kept: {kept}")
         refinement = choose_refinement(r, validation, student.kept) if chosen.test_time else Refinement()
         target = save("model", kept, refinement)

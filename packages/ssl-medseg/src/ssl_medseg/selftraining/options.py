@@ -32,8 +32,9 @@ class PseudoLabelOptions:
         agreement: Pixels on whose class a smaller share of the views agrees are not used.
         case_dice: Cases whose views agree less than this, as mean Dice over structures, are not used; 0.9 in the
             released code's quality control, which is off there as here.
-        guard: What happens if a class all but vanishes from the pseudo-labels or floods them, measured against the
-            labelled cases.
+        guard: What happens if a class all but vanishes from the unlabelled cases or floods them, measured against the
+            labelled ones: `rounds` stop, the other methods keep the segmenter they began with if that is free of it;
+            or a warning.
         least_area: A class has vanished below this share of its area in the labelled cases.
         most_area: A class floods above this multiple of its area in the labelled cases.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -92,6 +93,17 @@ class Pool:
         check_round(found, self._options, model=last if self.round > 1 else None)
         self._run.say(str(found))
         return found.metrics
+
+    def collapse(self, network: nn.Module) -> list[str]:
+        """What is missing or over-represented in its predictions of the unlabelled cases, in words; empty if nothing is."""
+        if self._options.guard == "off":
+            return []
+        plain = replace(PseudoLabelOptions(), least_area=self._options.least_area, most_area=self._options.most_area)
+        found = describe(
+            1, make_pseudo_labels(network, self._cases, plain), None, step=0, made_by="", structures=self._structures,
+            labelled=self._labelled, options=plain,
+        )  # fmt: skip
+        return found.warnings
 
     def finish(self, best: BestWeights) -> None:
         """End a round: write down the best score in it."""

@@ -130,6 +130,7 @@ def open_training_data(
         ):
             coarser = replace(preprocessing, size=largest)
             chosen, reasons = choose_preprocessing(dataset, seen, labelled=parts.labelled, options=coarser)
+            reasons.append(f"at most {largest} pixels along a side, by the effort; the data have more")
     notes = [f"{dataset.name}: {_counts(parts)}", *(f"warning: {note}" for note in dataset.notes), *reasons]
     labelled = prepare_cases(dataset, parts.labelled, chosen, labels=True, cache=cache)
     rest = prepare_cases(dataset, parts.unlabelled if unlabelled else (), chosen, labels=False, cache=cache)

@@ -95,7 +95,7 @@ class Pool:
         return found.metrics
 
     def collapse(self, network: nn.Module) -> list[str]:
-        """What is missing or over-represented in its predictions of the unlabelled cases, in words; empty if nothing is."""
+        """Structures that are missing or over-represented in its predictions of the unlabelled cases, in words."""
         if self._options.guard == "off":
             return []
         plain = replace(PseudoLabelOptions(), least_area=self._options.least_area, most_area=self._options.most_area)

@@ -28,7 +28,7 @@ from tests.vision.killed_runs import kill_after, outcome
 
 QUIET = RunOptions(device="cpu", threads=1, progress=False, log_every=3, checkpoint_every=4, seed=3)
 SMALL = {
-    "network": NetworkOptions(width=2),
+    "network": NetworkOptions("plain-unet", 2),
     "preprocessing": PreprocessingOptions(size=32),
     "batch_size": 4,
     "validate_every": 5,

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
+
+from contrastive_core.distributed import is_distributed, world_size
 
 _SMALLEST = 1e-10
 
@@ -85,8 +88,9 @@ def dice_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = N
         d[c] = (2 sum(p y) + 1) / (sum p + sum y + 1)
         loss = 1 - mean over foreground c of d[c] + mean over pixels of the cross-entropy
 
-    p = softmax of the logits; the sums run over the pixels of all images of the batch, so that what is predicted of a
-    structure in a slice without it lowers the Dice of that structure. Cross-entropy gives such a slice a gradient too.
+    p = softmax of the logits. The sums run over the pixels of all images of the batch, those of other processes too, so
+    that what is predicted of a structure in a slice without it lowers the Dice of that structure. Cross-entropy gives
+    such a slice a gradient as well.
 
     Args:
         logits: [B, C, H, W].
@@ -113,9 +117,19 @@ def dice_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = N
         weight = weight.to(logits)
         entropy = entropy * weight
         probability, share = probability * weight[:, None], share * weight[:, None]
-    overlap = (probability * share).sum((0, 2, 3))[1:]
-    total = (probability + share).sum((0, 2, 3))[1:]
+    sums = [x.sum((0, 2, 3))[1:] for x in (probability * share, probability + share)]
+    overlap, total = _over_processes(torch.stack(sums))
     return 1 - ((2 * overlap + 1) / (total + 1)).mean() + entropy.mean()
+
+
+def _over_processes(sums: Tensor) -> Tensor:
+    """Sums over the batches of all processes; the mean of gradients over processes is then that of the union batch."""
+    if not is_distributed():
+        return sums
+    total = sums.detach().clone()
+    dist.all_reduce(total)
+    own = sums * world_size()
+    return own + (total - own.detach())
 
 
 def class_weights(classes: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 
 from contrastive_core.app.report.page import to_image
 from contrastive_core.errors import UserError
@@ -81,7 +83,8 @@ def test_odd_file_names_come_back_whole(digit_classifier: Path, tmp_path: Path) 
     out = tmp_path / "out.csv"
     predict(str(digit_classifier), str(tmp_path / "images"), out, device="cpu")
     found = [row["path"] for row in read(out)]
-    assert sorted(found) == sorted([*names, "\\udcff.png"])
+    assert "./=1+1.png" in found  # which no spreadsheet calculates
+    assert sorted(path.removeprefix("./") for path in found) == sorted([*names, "\\udcff.png"])
     assert all(row["class"] for row in read(out))
 
 
@@ -190,3 +193,34 @@ def test_images_of_kinds_that_are_not_read_have_rows(digit_classifier: Path, fol
     assert "found a HEIC image, which is not read" in rows["a/IMG_7.HEIC"]["error"]
     assert rows["IMG_8.CR2"]["class"] == ""
     assert "cannot be decoded" in rows["IMG_8.CR2"]["error"] or "TIFF" in rows["IMG_8.CR2"]["error"]
+
+
+def test_the_name_of_the_file_says_its_format(digit_classifier: Path, folder: Path, tmp_path: Path) -> None:
+    tables = {}
+    for ending in (".csv", ".tsv", ".jsonl", ".parquet"):
+        out = tmp_path / f"out{ending}"
+        predict(str(digit_classifier), str(folder), out, top=2, batch_size=7, device="cpu")
+        if ending == ".jsonl":
+            tables[ending] = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+        elif ending == ".parquet":
+            tables[ending] = parquet.read_table(out).to_pylist()
+        else:
+            with out.open(newline="", encoding="utf-8") as stream:
+                tables[ending] = list(csv.DictReader(stream, delimiter="\t" if ending == ".tsv" else ",", strict=True))
+    assert tables[".tsv"] == tables[".csv"]
+    for ending in (".jsonl", ".parquet"):
+        for row, expected_row in zip(tables[ending], tables[".csv"], strict=True):
+            assert {name: "" if value is None else str(value) for name, value in row.items()} == expected_row
+    with pytest.raises(UserError, match=r"found the ending '\.xlsx', expected one of \.csv, \.tsv, \.jsonl, \.parquet"):
+        predict(str(digit_classifier), str(folder), tmp_path / "out.xlsx", device="cpu")
+
+
+def test_no_cell_is_a_formula(digit_classifier: Path, folder: Path, tmp_path: Path) -> None:
+    source = next(folder.rglob("*.png"))
+    for name in ("=cmd|' A0.png", "+1.png", "-x.png", "@sum.png"):
+        (folder / name).write_bytes(source.read_bytes())
+    predict(str(digit_classifier), str(folder), tmp_path / "out.csv", device="cpu")
+    rows = read(tmp_path / "out.csv")
+    assert not any(cell.startswith(("=", "+", "-", "@")) for row in rows for cell in row.values())
+    assert all((folder / row["path"]).is_file() for row in rows)
+    assert "./=cmd|' A0.png" in {row["path"] for row in rows}

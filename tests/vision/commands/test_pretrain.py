@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,3 +147,12 @@ def test_bad_arguments_are_refused(tmp_path: Path, arguments: dict[str, object],
     settings: dict[str, object] = {"data": "digits", "encoder": TINY, "epochs": 1, **arguments}
     with pytest.raises(UserError, match=message):
         pretrain(out=tmp_path / "run", **settings)  # type: ignore[arg-type]
+
+
+def test_without_a_length_the_recipes_are_listed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"needs a length: expected --epochs, or --config") as caught:
+        pretrain("digits", tmp_path / "run")
+    listed = {line.split()[0] for line in str(caught.value).splitlines()[1:]}
+    ready = {file.name.removesuffix(".yaml") for file in importlib.resources.files("ssl_vision.configs").iterdir()}
+    assert listed == {name for name in ready if name.startswith(("simclr", "suncet"))}
+    assert not (tmp_path / "run").exists()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from contrastive_core.app.report.figures import confusion_figure, to_inline_svg
 from contrastive_core.errors import UserError
@@ -24,7 +25,7 @@ from ssl_vision.data import open_images
 from ssl_vision.evaluation.predictions import Predictions, make_predictions, read_predictions, write_predictions
 from ssl_vision.evaluation.scores import score_classifier
 from ssl_vision.models import EncoderOptions
-from ssl_vision.reports.classifier_sections import most_confident
+from ssl_vision.reports.classifier_sections import constant_prediction, most_confident
 from ssl_vision.reports.comparison import collect, compare_predictions, comparison_figure, group_of
 from ssl_vision.reports.run_folder import count_labels, open_run, read_evaluations
 from ssl_vision.training.options import OptimizerOptions
@@ -310,3 +311,25 @@ def test_agreement_counts_every_image_once() -> None:
     parts = (found.both_right, found.student_only, found.teacher_only, found.same_mistake, found.other_mistake)
     assert sum(parts) == found.images == 500
     assert found.same == found.both_right + found.same_mistake
+
+
+def test_a_constant_classifier_is_warned_of() -> None:
+    labels = torch.arange(100) % 4
+    logits = torch.nn.functional.one_hot(labels, 4).float() * 5
+
+    def warning(scores: torch.Tensor, truth: torch.Tensor = labels) -> str:
+        score = score_classifier(
+            scores, truth, classes=list("abcd"), model="", model_hash="", data="", split="test", bins=5
+        )  # fmt: skip
+        return constant_prediction(score)
+
+    assert warning(logits) == ""
+    assert "100 % of the images are taken for the class c; the classifier has collapsed" in warning(
+        torch.eye(4)[2].repeat(100, 1)
+    )
+    assert "no better than chance" in warning(logits.roll(1, dims=1))
+    rare = torch.zeros(100, dtype=torch.int64)
+    rare[:4] = 1
+    assert (
+        warning(torch.nn.functional.one_hot(rare, 4).float(), rare) == ""
+    )  # nearly all are of one class, and rightly so

@@ -22,6 +22,7 @@ from rich.progress import (
 from contrastive_core.text import duration
 
 _SECONDS_BETWEEN_LINES = 5.0
+_SECONDS_WITHOUT_NUMBERS = 60.0
 _T = TypeVar("_T")
 
 
@@ -60,6 +61,7 @@ class Watch:
         self._begun = self._last = 0.0
         self._first_step = 0
         self._task: TaskID | None = None
+        self._is_new = False
 
     def start(self, step: int, total: int) -> None:
         """Begin at `step` of `total`."""
@@ -82,19 +84,24 @@ class Watch:
     def metrics(self, record: Mapping[str, float]) -> None:
         """New values to show."""
         self._text = "  ".join(f"{name} {value:.4g}" for name, value in record.items())
+        self._is_new = True
 
     def advance(self, done: int) -> None:
         """`done` steps are complete."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, metrics=self._text)
             return
-        now = time.monotonic()
-        if not self._shown or (now - self._last < _SECONDS_BETWEEN_LINES and done < self._total):
+        now, fresh = time.monotonic(), self._is_new
+        self._is_new = False
+        # A line shows the numbers of its own step, or after a long time without new ones, none.
+        wait = _SECONDS_BETWEEN_LINES if fresh else _SECONDS_WITHOUT_NUMBERS
+        if not self._shown or (now - self._last < wait and done < self._total):
             return
         self._last = now
         speed = (done - self._first_step) / max(now - self._begun, 1e-9)
         left = duration((self._total - done) / speed)
-        self.say(f"step {done}/{self._total}  {self._text}  {speed:.3g} steps/s  {left} left")
+        numbers = f"  {self._text}" if fresh else ""
+        self.say(f"step {done}/{self._total}{numbers}  {speed:.3g} steps/s  {left} left")
 
     def say(self, message: str) -> None:
         """Print a message, above the bar if there is one."""

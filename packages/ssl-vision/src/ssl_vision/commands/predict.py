@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +20,10 @@ from ssl_vision.data import ImageSet, open_images
 from ssl_vision.data.dataset import FileImages
 from ssl_vision.data.decode import ReadOptions
 from ssl_vision.data.listing import list_folder
-from ssl_vision.evaluation.features import decode, outputs, replace_file
+from ssl_vision.evaluation.features import decode, import_pyarrow, outputs, replace_file
 from ssl_vision.models.checkpoint import LoadedClassifier, load_classifier
+
+_ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -50,19 +54,20 @@ def predict(
     read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
     overwrite: bool = False,
 ) -> PredictResult:
-    r"""Classify images and write a CSV file with a row for each: path, class, probability, error.
+    r"""Classify images and write a table with a row for each: path, class, probability, error.
 
     Of a folder all images are taken, however deep they lie, in the order of their sorted paths; paths in the table are
     relative to it. An image that cannot be read, or is of a kind that is not read (HEIC, camera raw), has its row, with
-    an empty class and the reason under ``error``. The file is UTF-8 with all text in quotes, so that any file name
+    an empty class and the reason under ``error``. A CSV file is UTF-8 with all text in quotes, so that any file name
     comes back whole from a CSV reader (bytes that are no UTF-8 are written as escapes such as ``\udcff``). It is
     complete or not there: rows are written beside it as they are computed, and renamed at the end. Memory does not grow
-    with the number of images beyond their paths.
+    with the number of images beyond their paths. Text that a spreadsheet would take for a formula is written with
+    ``./`` (paths) or an apostrophe before it.
 
     Args:
         model: Run folder of ``ssl-vision finetune`` or ``distill``, or its model folder.
         data: Folder of images, CSV manifest, or named data set; labels are ignored.
-        out: CSV file to write.
+        out: Table to write: ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet``, as its name says.
         part: Part of a manifest or a named data set.
         top: Number of most probable classes to list: with 3, columns class, probability, class_2, probability_2,
             class_3, probability_3.
@@ -78,6 +83,11 @@ def predict(
     if batch_size < 1:
         raise UserError(f"predict needs batch_size >= 1, got {batch_size}")
     out = Path(out)
+    ending = out.suffix.lower()
+    if ending not in _ENDINGS:
+        raise UserError(f"{out}: found the ending {ending!r}, expected one of {', '.join(_ENDINGS)}")
+    if ending == ".parquet":
+        import_pyarrow()
     planned = Outputs([out], command="ssl-vision predict", inputs=[data], overwrite=overwrite)
     loaded = load_classifier(model, device=device)
     images = _open(data, part, channels=loaded.channels, read=read)
@@ -85,27 +95,72 @@ def predict(
         raise UserError(f"predict can list 1 to {len(loaded.classes)} classes of this model, got top={top}")
     unreadable = 0
 
+    head = _head(loaded.classes, top=top, probabilities=probabilities)
+
     def write(path: Path) -> None:
         nonlocal unreadable
-        with path.open("w", encoding="utf-8", newline="") as file:
-            # All text in quotes: of the rarer characters of file names, plain quoting forgets some.
-            writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-            writer.writerow(_head(loaded.classes, top=top, probabilities=probabilities))
+        with _open_table(path, ending, head) as write_rows:
             starts = range(0, len(images), batch_size)
             for start in track(starts, total=len(starts), what=f"{images.name}, batches"):
                 indices = range(start, min(start + batch_size, len(images)))
                 problems: dict[int, str] = {}
-                found = _probabilities(loaded, images, indices, problems)
-                readable = iter(found.tolist())
+                readable = iter(_probabilities(loaded, images, indices, problems).tolist())
+                rows: list[list[str | float]] = []
                 for index in indices:
                     given = None if index in problems else next(readable)
                     cells = _cells(given, loaded.classes, top=top, probabilities=probabilities)
-                    writer.writerow([images.key(index), *cells, problems.get(index, "")])
+                    rows.append([images.key(index), *cells, problems.get(index, "")])
+                write_rows(rows)
                 unreadable += len(problems)
 
     with planned:
         replace_file(out, write)
     return PredictResult(out, len(images), unreadable)
+
+
+@contextlib.contextmanager
+def _open_table(path: Path, ending: str, head: Sequence[str]) -> Iterator[Callable[[list[list[str | float]]], None]]:
+    """A table to which rows are written as they come, in the format of the ending."""
+    if ending == ".parquet":
+        pyarrow, parquet = import_pyarrow()
+        kinds = [
+            pyarrow.float64() if "probability" in name or name.startswith("p(") else pyarrow.string() for name in head
+        ]
+        schema = pyarrow.schema(list(zip(head, kinds, strict=True)))
+        with parquet.ParquetWriter(path, schema) as writer:
+
+            def write_batch(rows: list[list[str | float]]) -> None:
+                columns = zip(head, kinds, zip(*rows, strict=True), strict=True)
+                arrays = [
+                    pyarrow.array([None if kind == pyarrow.float64() and v == "" else v for v in values], kind)
+                    for _, kind, values in columns
+                ]
+                writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema))
+
+            yield write_batch
+        return
+    with path.open("w", encoding="utf-8", newline="") as file:
+        if ending == ".jsonl":
+
+            def write_lines(rows: list[list[str | float]]) -> None:
+                for row in rows:
+                    said = {name: None if value == "" else value for name, value in zip(head, row, strict=True)}
+                    file.write(json.dumps(said, ensure_ascii=False) + "\n")
+
+            yield write_lines
+            return
+        # All text in quotes: of the rarer characters of file names, plain quoting forgets some.
+        delimiter = "\t" if ending == ".tsv" else ","
+        table = csv.writer(file, delimiter=delimiter, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+        table.writerow(head)
+        yield lambda rows: table.writerows([_safe(row[0], path=True), *map(_safe, row[1:])] for row in rows)
+
+
+def _safe(cell: str | float, *, path: bool = False) -> str | float:
+    """A cell that no spreadsheet takes for a formula: ``./`` before such a path, an apostrophe before other text."""
+    if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return f"./{cell}" if path else f"'{cell}"
+    return cell
 
 
 def _open(data: str, part: str, *, channels: int = 3, read: ReadOptions = ReadOptions()) -> ImageSet:  # noqa: B008

@@ -30,6 +30,18 @@ from ssl_vision.training.options import (
 )
 from ssl_vision.training.setup import set_up
 
+RECIPES = """\
+  simclr-cifar10-cpu         32 px, quarter-width ResNet-18, 10 epochs: about an hour for 50,000 images on two CPU cores
+  simclrv2-cifar10-cpu       the same with SimCLRv2's head
+  suncet-cifar10-cpu         the same with labelled images in every step (--suncet.labels FILE)
+  simclr-cifar10-resnet18    32 px, ResNet-18, 1,000 epochs on one GPU, as the released code
+  simclr-cifar10             32 px, ResNet-50, 1,000 epochs on one or several GPUs, as the paper
+  suncet-cifar10             32 px, ResNet-50, 500 epochs on one or several GPUs
+  simclr-imagenet            224 px, ResNet-50, 100 epochs at batch 4096 on dozens of GPUs, as the paper
+  simclrv2-imagenet          224 px, with SimCLRv2's settings
+  suncet-imagenet            224 px, with labelled images in every step"""
+"""The recipes and what they cost, for those who gave no length."""
+
 
 def pretrain(
     data: str,
@@ -37,7 +49,7 @@ def pretrain(
     *,
     part: str = "train",
     init: str | None = None,
-    epochs: int = 1000,
+    epochs: int = 0,
     batch_size: int = 512,
     image_size: int = 32,
     temperature: float = 0.5,
@@ -57,9 +69,10 @@ def pretrain(
 ) -> Path:
     """Pre-train an encoder on images without labels with SimCLR, on a few labelled ones beside them with SuNCEt.
 
-    The defaults are the paper's recipe for CIFAR-10 with a ResNet-18; ``--config simclr-imagenet`` is that for
-    ImageNet. No label is read without ``suncet``, and with it none but those it names. A run is a function of its
-    arguments and seed alone: stopped or killed anywhere and continued with ``--resume`` it ends, on a CPU, in the same
+    The defaults, without a length, are the paper's for CIFAR-10 with a ResNet-18; ``--config simclr-imagenet`` is the
+    recipe for ImageNet. No label is read without ``suncet``, and with it none but those it names. A run is a function
+    of its arguments and seed alone: stopped or killed anywhere and continued with ``--resume`` it ends, on a CPU, in
+        the same
     bytes.
 
     Args:
@@ -68,7 +81,8 @@ def pretrain(
         part: Part of the data to train on.
         init: Weights to start from: a run folder or model folder, whose encoder is taken, and its projection head if it
             has the shape that `head` asks for; by default those of ``encoder.weights``, or random ones.
-        epochs: Number of passes over the images; what does not fill a last batch is left out of an epoch.
+        epochs: Number of passes over the images, which a recipe sets too; what does not fill a last batch is left out
+            of an epoch.
         batch_size: Unlabelled images (pairs of views) per step, over all processes. 0: SuNCEt alone; an epoch is then a
             pass over the labelled images.
         image_size: Side of the views in pixels.
@@ -164,6 +178,8 @@ def pretrain(
 
 
 def _check(*, epochs: int, temperature: float, batch_size: int, suncet: SuNCEtOptions, memory: MemoryOptions) -> None:
+    if epochs == 0:
+        raise UserError(f"pretrain needs a length: expected --epochs, or --config with a recipe\n{RECIPES}")
     if epochs < 1 or temperature <= 0:
         raise UserError(f"pretrain needs epochs >= 1 and temperature > 0, got {epochs} and {temperature}")
     if batch_size < 0 or (batch_size == 0 and (suncet.batch_size == 0 or suncet.epochs is not None)):

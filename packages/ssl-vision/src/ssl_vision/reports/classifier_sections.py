@@ -105,6 +105,8 @@ def _check(images: ImageSet, predictions: Predictions, chosen: Sequence[Mistake]
 
 
 _LISTED = 30
+_CONSTANT = 0.9  # share of one predicted class from which a classifier counts as constant
+_CHANCE = 1.1  # factor of the accuracy of guessing up to which a classifier is no better
 
 PANELS = {
     "finetune": (
@@ -143,11 +145,31 @@ def header(run: RunFolder, evaluations: Sequence[Evaluated], *, labelled: int | 
     numbers = {}
     for evaluated in evaluations[:2]:
         numbers[f"accuracy, {evaluated.name}"] = f"{evaluated.score.top1:.1f} %"
+    if evaluations and (warning := constant_prediction(evaluations[0].score)):
+        text += f" Warning: {warning}"
     if evaluations:
+        numbers["chance"] = f"{100 / len([c for c in evaluations[0].score.per_class if c.images]):.3g} %"
         numbers["calibration error"] = f"{100 * evaluations[0].score.calibration.ece:.1f} %"
     if labelled:
         numbers["labelled images" if s.kind == "finetune" else "labels behind it"] = f"{labelled:,}"
     return opening(run, title(s), text, numbers)
+
+
+def constant_prediction(score: ClassifierScore) -> str:
+    """A warning where a classifier predicts nearly always the same class, or is no better than chance; else nothing."""
+    taken = [sum(row[column] for row in score.confusion) for column in range(len(score.classes))]
+    present = [c for c in score.per_class if c.images]
+    most = max(range(len(taken)), key=taken.__getitem__)
+    largest = max(c.images for c in present) / score.images
+    share = taken[most] / score.images
+    if len(present) > 1 and share > max(_CONSTANT, largest + (1 - largest) / 2):
+        return (
+            f"{100 * share:.0f} % of the images are taken for the class {score.classes[most]}; the classifier has "
+            "collapsed. Lower the learning rate, train longer, or look at the labels."
+        )
+    if len(present) > 1 and score.mean_per_class < 100 / len(present) * _CHANCE:
+        return "the accuracy is no better than chance; look at the training curves and the labels."
+    return ""
 
 
 def training(run: RunFolder) -> str:

@@ -57,7 +57,7 @@ def draw_map(
 ) -> None:
     """Points coloured by class, the legend beside them; of more than twenty classes the largest are named."""
     axes.set_axis_off()
-    axes.set_aspect("equal", adjustable="datalim")
+    axes.margins(0.02)  # t-SNE has no scale of its own: the map fills its frame
     size = float(np.clip(9000 / len(positions), 4, 36))
     if labels is None:
         axes.scatter(positions[:, 0], positions[:, 1], s=size, color=SERIES[0], alpha=0.7, linewidths=0)

@@ -34,7 +34,11 @@ def pretraining_panels(batch_size: int, *, memory: int = 0) -> tuple[Panel, ...]
 
 
 def draw_accuracies(
-    panels: Sequence[Axes], curves: Mapping[str, Mapping[float, float]], baselines: Mapping[str, float] | None = None
+    panels: Sequence[Axes],
+    curves: Mapping[str, Mapping[float, float]],
+    baselines: Mapping[str, float] | None = None,
+    *,
+    chance: float | None = None,
 ) -> None:
     """Top-1 accuracy in percent over epochs, one evaluation per axes; dashed: that of raw pixels.
 
@@ -42,6 +46,7 @@ def draw_accuracies(
         panels: at least as many axes as curves; those left over become invisible.
         curves: evaluation -> epoch -> accuracy.
         baselines: evaluation -> accuracy of raw pixels.
+        chance: accuracy in percent of guessing among the classes; None draws no line.
     """
     width = _TITLE_WIDTH // accuracy_grid(len(curves))[1]
     for axes in panels[len(curves) :]:
@@ -60,17 +65,26 @@ def draw_accuracies(
             axes.axhline(pixels, color=MUTED, linewidth=1, linestyle=DASHES)
             _beside(axes, pixels, f"raw pixels\n{pixels:.1f} %", colour=MUTED, above=pixels > last)
         _beside(axes, last, f"{last:.1f} %", colour=SERIES[0], above=pixels is None or last >= pixels)
+        if chance is not None:
+            axes.axhline(chance, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
+            axes.text(
+                0.01, chance, f"chance {chance:.3g} %", transform=axes.get_yaxis_transform(), va="bottom", fontsize=8,
+                color=MUTED,
+            )  # fmt: skip
         axes.margins(x=0.03, y=0.15)
 
 
 def accuracy_figure(
-    curves: Mapping[str, Mapping[float, float]], baselines: Mapping[str, float] | None = None
+    curves: Mapping[str, Mapping[float, float]],
+    baselines: Mapping[str, float] | None = None,
+    *,
+    chance: float | None = None,
 ) -> Figure:
     """`draw_accuracies` as a figure."""
     rows, columns = accuracy_grid(len(curves))
     figure = new_figure(9.6, 2.8 * rows)
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    draw_accuracies(list(grid.flat), curves, baselines)
+    draw_accuracies(list(grid.flat), curves, baselines, chance=chance)
     return figure
 
 

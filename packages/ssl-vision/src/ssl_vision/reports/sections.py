@@ -260,7 +260,9 @@ def scores_section(
     parts = []
     curves, baselines = accuracy_curves(protocols)
     if curves:
-        figure = accuracy_figure(curves, baselines)
+        classes = {p.example.score.classes for p in protocols}
+        chance = 100 / classes.pop() if len(classes) == 1 else None
+        figure = accuracy_figure(curves, baselines, chance=chance)
         parts.append(page.figure(to_inline_svg(figure, name="accuracy", label="Top-1 accuracy by epoch")))
     parts.append(page.figure(_table(run, protocols)))
     notes = [f"{p.name}: {_conditions(p)}." for p in protocols]

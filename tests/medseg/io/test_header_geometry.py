@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 from pathlib import Path
 
 import nibabel
@@ -196,3 +197,20 @@ def test_itk_files_say_whether_they_know_the_size(tmp_path: Path, ending: str) -
         )
         assert not read_grid(ImageFile(path)).size_known
         assert read_grid(ImageFile(path, spacing=(1.0, 1.0, 3.0))).spacing == (1.0, 1.0, 3.0)
+
+
+def test_a_small_file_that_unpacks_to_much_is_refused_in_little_memory(tmp_path: Path) -> None:
+    """A file of 2 kB took 6.9 GB of memory."""
+    image = nibabel.Nifti1Image(np.ones((4, 5, 6), np.uint8), np.eye(4))
+    raw = image.to_bytes()
+    path = tmp_path / "bomb.nii.gz"
+    path.write_bytes(gzip.compress(raw + bytes(300 << 20), compresslevel=9))
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=r"bomb\.nii\.gz: unpacks to more than the 472 bytes that its header says"):
+            read_volume(ImageFile(path))
+        assert tracemalloc.get_traced_memory()[1] < 100 << 20
+    finally:
+        tracemalloc.stop()
+    path.write_bytes(gzip.compress(raw + bytes(1000)))  # a little more than the voxels is no bomb
+    assert read_volume(ImageFile(path)).array.shape == (4, 5, 6)

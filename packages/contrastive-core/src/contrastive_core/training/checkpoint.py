@@ -33,6 +33,7 @@ from torch.optim import Optimizer
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import files
+from contrastive_core.training.documents import DAMAGED
 from contrastive_core.training.processes import Processes
 
 # What the safetensors format stores by itself; other types travel as their bytes.
@@ -313,9 +314,9 @@ def verify(path: Path) -> None:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
         version, step = manifest["format"], manifest["step"]
         expected = {name: (manifest["files"][name]["bytes"], manifest["files"][name]["sha256"]) for name in _FILES}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except DAMAGED as error:
         raise Damaged(f"{_MANIFEST} cannot be read: {error!r}") from error
-    if path.name != f"step-{step:06d}":
+    if not isinstance(step, int) or path.name != f"step-{step:06d}":
         raise Damaged(f"{_MANIFEST} says step {step}")
     for name, (size, digest) in expected.items():
         try:

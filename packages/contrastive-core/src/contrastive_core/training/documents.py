@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 #: What reading and parsing text can raise.
 UNREADABLE = (OSError, ValueError, RecursionError, OverflowError, MemoryError, csv.Error)
 
+#: What interpreting the content of a document can raise as well. Every reader of a format catches these.
+DAMAGED = (*UNREADABLE, KeyError, IndexError, TypeError, AttributeError)
+
 _LARGEST = 256 << 20
 _DEEPEST = 100
 _NODES = 1_000_000

@@ -16,6 +16,7 @@ from typing import Any, Self
 from contrastive_core.errors import UserError
 from contrastive_core.text import several
 from contrastive_core.training import files
+from contrastive_core.training.documents import DAMAGED
 
 #: Files that commands wrote to this folder, by command: path and SHA-256, or null while they are being written.
 INDEX = ".outputs.json"
@@ -147,7 +148,7 @@ def _read(folder: Path) -> dict[str, dict[str, Any]]:
     # A damaged index records nothing: then nothing is replaced without --overwrite.
     try:
         found = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+    except DAMAGED:
         return {}
     known = found.items() if isinstance(found, dict) else ()
     return {command: names for command, names in known if isinstance(names, dict)}

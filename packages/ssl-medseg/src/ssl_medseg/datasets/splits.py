@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.documents import DAMAGED
 from contrastive_core.training.files import sha256, write_atomic
 from ssl_medseg.datasets.dataset import Case, DataSet
 from ssl_medseg.io.label_map import read_json
@@ -160,7 +161,7 @@ def read_split(path: str | Path, dataset: DataSet) -> Split:
     try:
         listed = {part: [[str(name), str(patient)] for name, patient in content[part]] for part in PARTS}
         digest, settings = content["sha256"], content.get("settings", {})
-    except (KeyError, TypeError, ValueError) as error:
+    except DAMAGED as error:
         raise UserError(f"{path}: is not a split ({type(error).__name__}: {error}); make it again") from error
     if digest != _digest(listed):
         raise UserError(

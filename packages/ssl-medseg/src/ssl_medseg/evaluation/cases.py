@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.documents import DAMAGED
 from ssl_medseg.datasets.dataset import Case, DataSet
 from ssl_medseg.datasets.splits import Split
 from ssl_medseg.evaluation.metrics import measure
@@ -78,7 +79,7 @@ def _stale(folder: Path) -> tuple[set[str], dict[str, str]]:
             name: f"its mask is of an earlier run of predict; in the last one: {error}"
             for name, error in failed.items()
         }
-    except (ValueError, KeyError, TypeError) as error:
+    except DAMAGED as error:
         raise UserError(
             f"{file}: is damaged ({error}); expected what `ssl-medseg predict` writes. Predict again"
         ) from error

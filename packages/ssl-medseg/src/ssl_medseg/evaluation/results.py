@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.documents import DAMAGED
 from contrastive_core.training.files import write_atomic
 
 FORMAT = "ssl-medseg evaluation 1"
@@ -146,7 +147,7 @@ def read_evaluation(file: Path) -> Evaluation:
         return Evaluation(
             **{**fields, "cases": cases, "structures": tuple(fields["structures"]), "missing": tuple(fields["missing"])}
         )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except DAMAGED as error:
         raise UserError(
             f"{file}: found no evaluation ({type(error).__name__}: {error}), expected what `ssl-medseg evaluate` "
             "writes; remove the file or evaluate again"

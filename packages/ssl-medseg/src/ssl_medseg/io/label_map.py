@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.documents import DAMAGED
 from contrastive_core.training.names import check_label
 from ssl_medseg.io.tables import read_table
 
@@ -154,7 +155,7 @@ def read_json(file: Path) -> Mapping[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}); expected a JSON file") from error
-    except ValueError as error:
+    except DAMAGED as error:
         raise UserError(f"{file}: is not JSON in UTF-8 ({error}); correct it at that place") from error
     if not isinstance(content, dict):
         raise UserError(f"{file}: holds a {type(content).__name__}, expected an object in braces")

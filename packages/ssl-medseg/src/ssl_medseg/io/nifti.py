@@ -118,24 +118,43 @@ def _voxels(opened: Any, path: Path) -> Any:
     if name.endswith(".nii"):
         _see_all(lazy, path.stat().st_size)
     elif name.endswith(".nii.gz") and math.prod(opened.shape[3:]) == 1:
-        content = _unpacked(path)
+        content = _unpacked(path, most=_needed(lazy) + _BEYOND)
         _see_all(lazy, len(content))
         return ArrayProxy(io.BytesIO(content), (lazy.shape, lazy.dtype, lazy.offset, lazy.slope, lazy.inter))
     return lazy
 
 
-def _unpacked(path: Path) -> bytes:
-    """The content of a gzip file of one or several members, which zeros may follow."""
+#: Bytes that may follow the voxels.
+_BEYOND = 16 << 20
+
+
+def _unpacked(path: Path, *, most: int) -> bytes:
+    """The content of a gzip file of one or several members, which zeros may follow.
+
+    Raises:
+        UserError: It unpacks to more than so many bytes, or something else follows.
+    """
+    bomb = UserError(
+        f"{path}: unpacks to more than the {most - _BEYOND:,} bytes that its header says; it is damaged or was made to "
+        "fill the memory. Export it again"
+    )
     packed = path.read_bytes()
     try:
-        return gzip.decompress(packed)
+        # Read to the end, where the checksum is compared.
+        with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
+            content = file.read(most + 1)
+        if len(content) > most:
+            raise bomb
+        return content
     except gzip.BadGzipFile as error:
         if "Not a gzipped file" not in str(error):  # a checksum that does not fit
             raise
         rest = packed
         while rest[:2] == b"\x1f\x8b":
             member = zlib.decompressobj(wbits=31)
-            member.decompress(rest)
+            member.decompress(rest, most + 1)
+            if member.unconsumed_tail:
+                raise bomb from error
             if not member.eof:  # damaged within, and not followed by something else
                 raise
             rest = member.unused_data
@@ -145,9 +164,14 @@ def _unpacked(path: Path) -> bytes:
         ) from error
 
 
+def _needed(lazy: Any) -> int:
+    """Bytes of a file up to its last voxel, as its header says."""
+    return int(lazy.offset) + math.prod(map(int, lazy.shape)) * int(lazy.dtype.itemsize)
+
+
 def _see_all(lazy: Any, size: int) -> None:
     """Refuse a file that is too short before there is memory taken for what a damaged header says."""
-    needed = int(lazy.offset) + math.prod(map(int, lazy.shape)) * lazy.dtype.itemsize
+    needed = _needed(lazy)
     if size < needed:
         raise EOFError(f"{size:,} bytes of the {needed:,} that its header says")
 
@@ -224,7 +248,7 @@ def take_form(path: Path, form: Literal["sform", "qform"]) -> str:
         return ""
     stored = path.read_bytes()
     is_packed = stored[:2] == b"\x1f\x8b"
-    content = gzip.decompress(stored) if is_packed else stored
+    content = _unpacked(path, most=_needed(opened.dataobj) + _BEYOND) if is_packed else stored
     # From the bytes: nibabel clears the scaling of voxels in the header of an image it has loaded.
     header = type(opened.header).from_fileobj(io.BytesIO(content))
     if form == "sform":

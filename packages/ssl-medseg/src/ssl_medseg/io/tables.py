@@ -45,12 +45,15 @@ def read_table(file: Path, *, needed: Sequence[str]) -> list[dict[str, str]]:
     return [dict(zip(columns, map(str.strip, row), strict=True)) for _, row in cells]
 
 
+_DIGITS = 9
+
+
 def whole_number(row: dict[str, str], column: str, file: Path) -> int:
     """A cell that counts from 0.
 
     Raises:
         UserError: it holds something else.
     """
-    if not row[column].isdecimal():
+    if not row[column].isdecimal() or len(row[column]) > _DIGITS:
         raise UserError(f"{file}: found {column} {row[column]!r}, expected a whole number, counted from 0")
     return int(row[column])

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.documents import DAMAGED
 from contrastive_core.training.launch import choose_device
 from contrastive_core.training.model_file import load_model, save_model
 from ssl_medseg.io.label_map import LabelMap
@@ -111,7 +112,7 @@ def load_segmenter(model: str | Path, *, device: str = "auto") -> Segmenter:
         details = dict(card["details"])
         refined = card.get("refinement", {})
         refinement = Refinement(bool(refined.get("mirror")), tuple(int(c) for c in refined.get("largest", ())))
-    except (KeyError, TypeError, ValueError) as error:
+    except DAMAGED as error:
         raise UserError(
             f"{model}: model.json does not describe a segmenter ({error}); the file was changed by hand, or a newer "
             "version wrote it"

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import files
+from contrastive_core.training.documents import DAMAGED
 from contrastive_core.training.progress import track
 from ssl_medseg.datasets.dataset import Case, DataSet
 from ssl_medseg.io import Grid, grid_difference, read_label, read_volume
@@ -60,7 +61,7 @@ def _read(file: Path) -> tuple[Tensor, dict[str, Any]] | None:
             return opened.get_tensor("tensor"), json.loads(opened.metadata()["facts"])
     except FileNotFoundError:
         return None
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):  # damaged: what it holds can be made again
+    except (*DAMAGED, SafetensorError):  # damaged: what it holds can be made again
         return None
 
 

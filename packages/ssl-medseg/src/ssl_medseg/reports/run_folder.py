@@ -10,6 +10,7 @@ from typing import Any
 
 from contrastive_core.app.report.run_record import RunRecord, read_record
 from contrastive_core.errors import UserError
+from contrastive_core.training.documents import DAMAGED
 from ssl_medseg.datasets.splits import PARTS
 from ssl_medseg.evaluation.results import Evaluation, read_evaluation
 
@@ -148,6 +149,8 @@ def _json(file: Path) -> dict[str, Any]:
         return {}
     try:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except DAMAGED as error:
         raise UserError(f"{file}: is damaged ({error}); expected JSON") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: is damaged; expected a JSON object, found a {type(content).__name__}")
     return content

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.documents import DAMAGED
 from contrastive_core.training.files import write_atomic
 from ssl_medseg.selftraining.options import PseudoLabelOptions
 from ssl_medseg.selftraining.pseudo_labels import UNUSED, PseudoCase, label_map_dice, read_pseudo_labels
@@ -199,7 +200,7 @@ def read_rounds(folder: Path) -> list[Round]:
             if content.pop("format") != FORMAT:
                 raise UserError(f"{path}: found another format, expected {FORMAT!r}; it was written by another version")
             found.append(Round(**content))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except DAMAGED as error:
             raise UserError(f"{path}: is damaged ({type(error).__name__}: {error}); expected a round's JSON") from error
     return found
 

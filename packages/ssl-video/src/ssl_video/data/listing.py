@@ -187,6 +187,13 @@ def read_table(file: Path) -> list[dict[str, str]] | None:
     Raises:
         UserError: it cannot be read as text, or a line has another number of columns than the first.
     """
+    try:
+        return _read_table(file)
+    except csv.Error as error:
+        raise UserError(f"{file}: cannot be read as CSV ({error}); export it again") from error
+
+
+def _read_table(file: Path) -> list[dict[str, str]] | None:
     text = read_text(file)
     first = text.partition("\n")[0]
     for delimiter in (",", ";", "\t"):

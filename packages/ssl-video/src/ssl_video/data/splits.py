@@ -17,6 +17,7 @@ from typing import Literal, TypeVar
 
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, permutation
+from contrastive_core.training.documents import DAMAGED
 from contrastive_core.training.files import write_atomic
 from ssl_video.data.videos import VideoSet
 
@@ -101,7 +102,7 @@ def read_split(file: str | Path) -> Split:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); expected a split file, as `ssl-video make-splits` writes"
         ) from error
-    except ValueError as error:
+    except DAMAGED as error:
         raise UserError(f"{path}: is not JSON ({error}); expected a split file") from error
     try:
         if content["format"] != FORMAT:
@@ -114,7 +115,7 @@ def read_split(file: str | Path) -> Split:
             **parts,
         )
         digest = content["sha256"]
-    except (KeyError, TypeError, ValueError) as error:
+    except DAMAGED as error:
         raise UserError(
             f"{path}: is not a split file ({type(error).__name__}: {error}); write it with `ssl-video make-splits`"
         ) from error

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import Run, check_model_code, load_model
+from contrastive_core.training.documents import DAMAGED
 from contrastive_core.training.launch import choose_device
 from ssl_video.augment import ClipAugment
 from ssl_video.data.clip import ClipSpec
@@ -138,7 +139,7 @@ def load_recognizer(model: str | Path, *, device: str = "auto", network: str | N
             check_model_code(recipe.network.name, model=model)
         built = recipe.build()
         built.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (*DAMAGED, RuntimeError) as error:
         raise UserError(
             f"{model}: model.json does not describe the network that is in the folder ({error}); the file was changed "
             "by hand, or a newer version wrote it"

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.documents import DAMAGED
 from contrastive_core.training.files import sha256, write_atomic
 from ssl_video.data.video_index import index_video
 from ssl_video.data.videos import Video, VideoSet
@@ -201,7 +202,7 @@ def read_settings(folder: Path) -> FlowSettings | None:
         return FlowSettings(**content)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except DAMAGED as error:
         raise UserError(f"{file}: does not describe stored flow of the format {FORMAT!r} ({error})") from error
 
 

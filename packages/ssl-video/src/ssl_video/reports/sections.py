@@ -14,6 +14,7 @@ from contrastive_core.app.report.figures import RATE, Panel, confusion_figure, t
 from contrastive_core.app.report.run_record import RunRecord
 from contrastive_core.errors import UserError
 from contrastive_core.text import duration
+from contrastive_core.training.documents import DAMAGED
 from ssl_video.evaluation import FORMAT
 
 _METHODS = {"mvpl": "Multiview pseudo-labelling", "fixmatch": "FixMatch", "supervised": "Labels alone"}
@@ -149,7 +150,7 @@ def read_evaluations(folder: Path, *, model_hash: str | None) -> tuple[list[dict
     for file in sorted((folder / "evaluation").glob("*.json")):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except DAMAGED as error:
             raise UserError(f"{file}: is not JSON ({error}); remove it, or evaluate again") from error
         if isinstance(content, dict) and content.get("format") == FORMAT:
             if model_hash is not None and content["model_hash"] != model_hash:

@@ -21,6 +21,7 @@ from contrastive_core.metrics import (
     per_class_accuracy,
     top_k_accuracy,
 )
+from contrastive_core.training.documents import DAMAGED
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.outputs import Outputs
 
@@ -278,7 +279,7 @@ def read_classifier_score(file: Path) -> ClassifierScore | None:
         calibration = Calibration(**fields.pop("calibration"), bins=bins)
         per_class = [ClassAccuracy(**c) for c in fields.pop("per_class")]
         return ClassifierScore(**fields, calibration=calibration, per_class=per_class)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except DAMAGED as error:
         raise UserError(
             f"{file}: found no evaluation ({error}), expected what `ssl-vision evaluate` writes; remove the file or "
             "evaluate again"

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.documents import DAMAGED
 from contrastive_core.training.files import write_atomic
 from ssl_vision.data import ImageSet
 from ssl_vision.data.manifest import COLUMNS, read_text
@@ -121,7 +122,7 @@ def read_label_file(file: Path) -> LabelFile | list[str]:
         pairs = tuple((str(name), str(label)) for name, label in content.pop("images"))
         digest = content.pop("sha256")
         result = LabelFile(str(content.pop("data")), str(content.pop("split")), pairs, content)
-    except (ValueError, KeyError, TypeError) as error:
+    except DAMAGED as error:
         raise UserError(
             f"{file}: is not a label file ({type(error).__name__}: {error}); write it again with `make-splits`"
         ) from error
@@ -209,7 +210,10 @@ def _table(lines: Sequence[str], place: _Places, file: Path) -> list[tuple[str, 
     delimiter = next((d for d in ",;\t" if lines and d in lines[0]), None)
     if delimiter is None or place.of(lines[0], file) is not None:
         return [(line, None) for line in lines]
-    rows = list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True))
+    try:
+        rows = list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True))
+    except csv.Error as error:
+        raise UserError(f"{file}: cannot be read as CSV ({error}); export it again") from error
     head = [cell.strip().lower() for cell in rows[0]]
     path = next((head.index(name) for name in COLUMNS["path"] if name in head), None)
     label = next((head.index(name) for name in COLUMNS["label"] if name in head), None)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from contrastive_core.errors import UserError
 from contrastive_core.heads import ProjectionHead
 from contrastive_core.training import Run, check_model_code, load_model
+from contrastive_core.training.documents import DAMAGED
 from contrastive_core.training.launch import choose_device
 from ssl_vision.data import ImageSet, measure_statistics
 from ssl_vision.importing.named import load_weights
@@ -315,7 +316,7 @@ def _open(model: str, *formats: str) -> tuple[Path, dict[str, Tensor], dict[str,
 def _described(folder: Path, card: dict[str, Any]) -> tuple[EncoderOptions, int]:
     try:
         options, size = EncoderOptions(**card["encoder"]), int(card["image_size"])
-    except (KeyError, TypeError, ValueError) as error:
+    except DAMAGED as error:
         raise UserError(
             f"{folder}: model.json does not describe an encoder and the size of its images ({error}); the file was "
             "changed by hand, or a newer version wrote it"
@@ -330,7 +331,7 @@ def _architecture(folder: Path, card: dict[str, Any]) -> tuple[Architecture, lis
     try:
         head = None if card["head"] is None else (int(card["head"]["layers"]), int(card["head"]["out_features"]))
         return Architecture(options, size, head, int(card["from_layer"])), [str(name) for name in card["classes"]]
-    except (KeyError, TypeError, ValueError) as error:
+    except DAMAGED as error:
         raise UserError(
             f"{folder}: model.json does not describe a classifier ({error}); the file was changed by hand, or a newer "
             "version wrote it"

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from contrastive_core.app.report.run_record import read_record
 from contrastive_core.errors import UserError
+from contrastive_core.training.documents import DAMAGED
 from ssl_vision.data import open_images
 from ssl_vision.data.bad_files import read_log
 from ssl_vision.data.decode import ReadOptions
@@ -161,7 +162,7 @@ def _read_score(file: Path) -> Score | None:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         return None if "format" in content else Score(**content)
-    except (ValueError, TypeError) as error:
+    except DAMAGED as error:
         raise UserError(
             f"{file}: found no score ({error}), expected what `ssl-vision knn` and `ssl-vision linear` write; "
             "remove the file or evaluate again"

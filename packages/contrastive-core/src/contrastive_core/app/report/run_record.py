@@ -17,6 +17,7 @@ import torch
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import config, recorder
+from contrastive_core.training.documents import DAMAGED
 
 _PACKAGES = ("contrastive-core", "torch", "lightning-fabric", "numpy")
 
@@ -115,7 +116,7 @@ def read_record(path: Path, *, made_by: str) -> RunRecord:
 def _lines(file: Path, read: Callable[[Path], list[dict[str, Any]]]) -> list[dict[str, Any]]:
     try:
         return read(file)
-    except ValueError as error:
+    except DAMAGED as error:
         raise UserError(f"{file}: damaged ({error}); expected one JSON object per line") from error
 
 

@@ -119,6 +119,7 @@ def make_splits(
         splits = draw(pool, how)
     if not splits:
         raise UserError(f"{dataset.name}: every combination names somebody who is missing, of {_some(gone)}")
+    remarks += dataset.notes
     if not any(split.test for split in splits.values()):
         remarks.append("no case is for test: nothing is left to evaluate on that training has not seen")
     return _write(dataset, {out / f"{name}.json": split for name, split in splits.items()}, remarks, hashes=hashes)

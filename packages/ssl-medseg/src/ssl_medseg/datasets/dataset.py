@@ -18,12 +18,12 @@ class Case:
     """One volume.
 
     Attributes:
-        name: of the case, which no other case of the data set has.
-        patient: whom it shows; all cases of a patient stay on one side of a split.
-        image: where the image is.
-        label: where its label is, if it has one. That a label exists says nothing about who may open it: a split does.
-        listed: the part of the data set's own list it stands in (``training``, ``test``, ``unlabelled``, a word of the
-            CSV file's column split), empty where there is no list.
+        name: Name of the case, unique in the data set.
+        patient: Patient the case shows; all cases of a patient are in one part of a split.
+        image: File of the image.
+        label: File of the label, if there is one. Whether training may open it is decided by the split.
+        listed: Part of the data set's own list (``training``, ``test``, ``unlabelled``, a word of the CSV file's column
+            split); empty where there is no list.
     """
 
     name: str
@@ -35,14 +35,14 @@ class Case:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set: its cases and what their labels mean.
+    """Cases and the meaning of their labels.
 
     Attributes:
-        name: of the data set; no path.
-        root: its folder, which paths are shown relative to.
-        cases: in a fixed order.
-        labels: names and values of the structures.
-        layout: how its files lie: ``decathlon``, ``nnunet``, ``bids``, ``folders`` or ``csv``.
+        name: Name of the data set; no path.
+        root: Folder of the data set; paths are shown relative to it.
+        cases: Cases in a fixed order.
+        labels: Names and values of the structures.
+        layout: Layout of the files: ``decathlon``, ``nnunet``, ``bids``, ``folders`` or ``csv``.
         notes: Findings about its files that do not stop anything, as sentences.
     """
 

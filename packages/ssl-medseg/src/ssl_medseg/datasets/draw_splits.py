@@ -8,6 +8,7 @@ from typing import Any
 
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, permutation
+from contrastive_core.text import several
 from ssl_medseg.datasets.dataset import Case, DataSet
 from ssl_medseg.datasets.splits import Split
 
@@ -219,9 +220,9 @@ def _enough(pool: Pool, how: Draws, available: int, rest: int) -> None:
         raise UserError("draws and numbers of labelled patients are at least 1, validation and test at least 0")
     if rest < largest:
         raise UserError(
-            f"{pool.name}: has {available} patients with labels for all their volumes; {how.test} for test and "
-            f"{how.validation} for validation leave {max(rest, 0)}, fewer than the {largest} labelled ones asked for. "
-            "Ask for fewer"
+            f"{pool.name}: has {several(available, 'patient')} with labels for all their volumes; {how.test} for test "
+            f"and {how.validation} for validation leave {max(rest, 0)}, fewer than the {largest} labelled ones asked "
+            "for. Ask for fewer, or say how patients are told from the names of cases: --patient-pattern or --patients"
         )
     if rest < how.draws:
         raise UserError(f"{pool.name}: {how.draws} draws were asked for, and {rest} patients are left to draw from")

@@ -146,7 +146,7 @@ def open_split(source: str | os.PathLike[str], split: str | Path, options: DataO
 
 
 def list_cases(source: str | os.PathLike[str], options: DataOptions) -> tuple[Listing, Resolved]:
-    """What lies there, and the cases and findings that follow.
+    """List the files of a data set, and resolve them to cases and findings.
 
     Raises:
         UserError: there is no such data set.
@@ -158,5 +158,5 @@ def list_cases(source: str | os.PathLike[str], options: DataOptions) -> tuple[Li
 
 
 def label_map_for(listing: Listing, options: DataOptions) -> LabelMap | None:
-    """What the label values mean: as the caller says, else as the data set does, None if nobody does."""
+    """The label map given by the options, else that of the data set; None if there is neither."""
     return listing.labels if options.label_map is None else read_label_map(options.label_map)

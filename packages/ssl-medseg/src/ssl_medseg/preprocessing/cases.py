@@ -25,7 +25,7 @@ from ssl_medseg.preprocessing import Geometry, Preprocessing, prepare, prepare_l
 from ssl_medseg.preprocessing.prepare import erased_structures, erased_words
 
 _VERSION = 2
-"""To be raised when preprocessing gives other numbers: what lies in caches is then made anew."""
+"""Version of the preprocessing; raising it invalidates cached results."""
 
 
 def kept(
@@ -34,13 +34,13 @@ def kept(
     settings: Sequence[Any],
     make: Callable[[], tuple[Tensor, dict[str, Any]]],
 ) -> tuple[Tensor, dict[str, Any]]:
-    """A tensor and facts in JSON: from the cache, or made and put there.
+    """Load a tensor with facts in JSON from the cache, or compute and store them.
 
     Args:
-        folder: of the cache; None makes it anew.
-        paths: files or folders it is computed from.
-        settings: all else it depends on, as JSON.
-        make: computes it.
+        folder: Folder of the cache; None computes the tensor anew.
+        paths: Files or folders that the tensor is computed from.
+        settings: Everything else that it depends on, as JSON.
+        make: Function that computes it.
     """
     if folder is None:
         return make()
@@ -79,14 +79,14 @@ class PreparedCase:
     """A case as the network sees it.
 
     Attributes:
-        name: of the case.
-        patient: whom it shows.
-        slices: float32 ``[S, 1, H, W]``.
-        label: uint8 ``[S, H, W]``, classes; None if it has none or was not asked for.
-        geometry: where the slices lie in the volume.
-        lost: per class, the share of its labelled voxels that lie outside the slices; empty without a label.
+        name: Name of the case.
+        patient: Patient the case shows.
+        slices: Float32 ``[S, 1, H, W]``.
+        label: Classes uint8 ``[S, H, W]``; None if there is no label or none was requested.
+        geometry: Geometry of the slices in the volume.
+        lost: Share of the labelled voxels of each class outside the slices; empty without a label.
         erased: Class -> voxels and pixels left, of structures that resampling removed for the most part.
-        notes: what was found odd, in plain words.
+        notes: Remarks about the image, as sentences.
     """
 
     name: str
@@ -105,12 +105,12 @@ def prepare_cases(
     """Read and preprocess some cases.
 
     Args:
-        dataset: the data set.
-        names: of the cases, which come back in this order.
-        p: the settings.
-        labels: read the labels too, all of which must be there; without it no label file is opened.
-        cache: a folder that keeps what was computed, under the hash of the image's content and the settings. It holds
-            arrays and JSON, is safe to delete, and may be shared by runs.
+        dataset: Data set of the cases.
+        names: Names of the cases, in the order of the result.
+        p: Settings.
+        labels: Read the labels too, all of which must exist; otherwise no label file is opened.
+        cache: Folder that keeps the results under the hash of the image's content and the settings. It holds arrays and
+            JSON, may be deleted at any time, and may be shared by runs.
 
     Raises:
         UserError: an image or label that cannot be used, a label that is not there or lies on another grid than its

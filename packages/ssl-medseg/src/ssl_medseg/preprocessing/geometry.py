@@ -31,19 +31,19 @@ _NEGLIGIBLE = 0.01
 
 @dataclass(frozen=True)
 class Geometry:
-    """How slices were cut out of one volume; together with the network's answer it gives the mask.
+    """Geometry of the slices of one volume, with which predictions are restored to the volume.
 
-    Pixel p of an axis of a slice lies at voxel ``step * (p + shift)`` of the volume's axis, ``shift`` being what
-    centred cropping took away (negative: padding added).
+    Pixel p of an axis of a slice is at voxel ``step * (p + shift)`` of the volume's axis; ``shift`` is the number of
+    pixels removed by centred cropping (negative: added by padding).
 
     Attributes:
         shape: ``(X, Y, Z)`` of the volume, in the file's own order of axes.
-        affine: ``[4][4]``, its voxels to mm in RAS+.
-        axes: the file's axes that slices, rows and columns are counted along.
-        flips: which of these run against the file.
-        step: voxels from one pixel to the next, down a column and along a row.
-        resampled: pixels before cropping, likewise.
-        size: height and width of the slices.
+        affine: ``[4][4]``, voxel index to mm in RAS+.
+        axes: Axes of the file along which slices, rows and columns are counted.
+        flips: Which of these axes are reversed.
+        step: Voxels from one pixel to the next, down a column and along a row.
+        resampled: Number of pixels before cropping, likewise.
+        size: Height and width of the slices.
         size_known: Whether the size of a voxel is known.
         place_known: Whether the positions of the voxels in the patient are known.
     """

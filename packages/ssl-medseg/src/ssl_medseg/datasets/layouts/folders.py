@@ -61,7 +61,7 @@ def list_folders(root: Path, options: DataOptions) -> Listing:
 
 
 def own_label_map(root: Path) -> LabelMap | None:
-    """The label map that lies in a folder under one of the names looked for.
+    """Read the label map of a folder: labels.json, labels.csv, labels.tsv or dataset.json; None if there is none.
 
     Raises:
         UserError: it cannot be read.
@@ -82,9 +82,9 @@ def list_table(file: Path, options: DataOptions) -> Listing:
     """The rows of a CSV or TSV file with the column ``image`` and, as wanted, ``case``, ``patient``, ``label``,
     ``split``, ``channel`` and ``frame``.
 
-    Paths are relative to the file, or absolute. A case is called as its image file where no column says so. An empty
-    label needs ``unlabelled`` or ``test`` in the column split, or the caller's consent. The label map lies beside the
-    file as labels.json, labels.csv or labels.tsv.
+    Paths are relative to the file, or absolute. Without the column case, a case has the name of its image file. An
+    empty label needs ``unlabelled`` or ``test`` in the column split, or the option `allow_unlabelled`. The label map is
+    read from labels.json, labels.csv or labels.tsv beside the file.
 
     Raises:
         UserError: the file is no such table.

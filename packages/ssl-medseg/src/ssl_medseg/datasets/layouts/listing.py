@@ -13,15 +13,15 @@ from ssl_medseg.io.volume import ImageFile
 
 @dataclass(frozen=True)
 class Entry:
-    """An image as the layout has it; its files may not exist.
+    """An image that a layout lists; its files may not exist.
 
     Attributes:
-        name: of the case.
-        image: file or DICOM folder.
-        label: where its label should be, None if the layout has none for it.
-        listed: the part of the data set it is listed in.
-        is_unlabelled: the data set says in so many words that it has no label.
-        patient: whom it shows, if the data set says so.
+        name: Name of the case.
+        image: File or DICOM folder.
+        label: Expected file of the label; None if the layout has none for it.
+        listed: Part of the data set that lists the image.
+        is_unlabelled: Whether the data set states that the image has no label.
+        patient: Patient, if the data set states it.
     """
 
     name: str
@@ -34,18 +34,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listing:
-    """A data set as it lies on disk.
+    """The files of a data set.
 
     Attributes:
-        name: of the data set.
-        root: folder that paths are shown relative to.
-        layout: name of the layout.
-        entries: every image.
-        labels: what the data set says its labels mean, None if it does not.
-        labels_without_image: label files that belong to no entry.
-        unlisted: images the data set has no entry for.
-        channels: names of the channels of every image, empty if the data set does not say.
-        findings: what is wrong beside all that.
+        name: Name of the data set.
+        root: Folder that paths are shown relative to.
+        layout: Name of the layout.
+        entries: All images.
+        labels: Label map of the data set, if it has one.
+        labels_without_image: Label files that belong to no entry.
+        unlisted: Images that the data set has no entry for.
+        channels: Names of the channels of every image; empty if the data set does not state them.
+        findings: Further problems.
         set_aside: Images of the data set that are left out on purpose: other channels, other kinds.
         unused: Files that hold images or seem to, and are not read: path and reason.
     """

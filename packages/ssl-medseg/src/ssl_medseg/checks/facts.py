@@ -37,7 +37,7 @@ def header_texts(path: Path) -> tuple[tuple[str, str], ...]:
         if is_series(path) or path.suffix.lower() in DICOM_ENDINGS:
             first = series_images(path, pixels=False)[0][0].dataset
             found = [(name, str(first.get(name, "") or "")) for name in _DICOM_FIELDS]
-        elif path.name.lower().endswith((".nii", ".nii.gz")):
+        elif path.name.lower().endswith((".nii", ".nii.gz", ".img")):
             found = _of_nifti(open_nifti(path).header)
         else:
             return ()

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contrastive_core.errors import UserError
-from ssl_video.views import MEAN, STD
 
 NetworkName = Literal["slow_r50", "small_slow", "x3d_xs", "x3d_s", "r3d_18"]
 NETWORKS: tuple[NetworkName, ...] = get_args(NetworkName)
@@ -39,8 +38,8 @@ class NetworkOptions:
     name: str = "slow_r50"
     width: int = 0
     dropout: float = 0.5
-    mean: tuple[float, ...] = (MEAN,)
-    std: tuple[float, ...] = (STD,)
+    mean: tuple[float, ...] = (0.45,)
+    std: tuple[float, ...] = (0.225,)
 
     def __post_init__(self) -> None:
         if self.name not in NETWORKS and not self.is_own:

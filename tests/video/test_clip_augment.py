@@ -23,6 +23,9 @@ from ssl_video.views import NEUTRAL, Clips
 VIEWS = ("rgb", "tg")
 
 
+FULL = StrongOptions(ops=2, magnitude=10, cutout=4 / 7, motion_ops="full")
+
+
 def clips(n: int = 4, *, frames: int = 3, height: int = 40, width: int = 52, seed: int = 0) -> Clips:
     generator = torch.Generator().manual_seed(seed)
     shape = (n, frames, 3, height, width)
@@ -124,7 +127,7 @@ def test_crops_to_test_on() -> None:
 
 def test_strong_changes_enough_and_keeps_the_scale() -> None:
     pictures = torch.rand(32, 2, 3, 28, 28) * 255
-    strong = strong_augment(pictures, view="rgb", seed=0, ids=torch.arange(32))
+    strong = strong_augment(pictures, view="rgb", seed=0, ids=torch.arange(32), options=FULL)
     assert strong.min() >= 0
     assert strong.max() <= 255.001
     assert torch.isfinite(strong).all()
@@ -154,7 +157,7 @@ def test_views_have_operations_of_their_own() -> None:
     rest = torch.full((20, 2, 3, 24, 24), 127.5)
     found = strong_augment(rest, view="tg", seed=0, ids=torch.arange(20), options=options)
     assert torch.allclose(found, rest, atol=1e-3)  # wherever rest is moved, there is rest
-    full = StrongOptions(ops=4, probability=1.0, cutout=0)
+    full = StrongOptions(ops=4, probability=1.0, cutout=0, magnitude=10, motion_ops="full")
     assert not torch.allclose(strong_augment(rest, view="tg", seed=0, ids=torch.arange(20), options=full), rest, atol=1)
 
 

@@ -453,3 +453,18 @@ def test_a_network_of_ones_own_trains_and_is_opened_only_when_trusted(
             train(out=tmp_path / "b", **settings(videos, network=NetworkOptions(name)))
     with pytest.raises(UserError, match="expected one of slow_r50"):
         NetworkOptions("resnet")
+
+
+def test_the_recipe_of_the_paper_keeps_what_was_set(videos: Path, tmp_path: Path) -> None:
+    given = {name: value for name, value in settings(videos, steps=2).items() if name != "views"}
+    train(out=tmp_path / "strong", **given)
+    assert load_recognizer(tmp_path / "strong", device="cpu").recipe.views == ("rgb", "tg")
+    train(out=tmp_path / "paper", recipe="paper", views=("rgb", "tg"), **{**given, "pseudo": PseudoOptions(weight=2.0)})
+    config = yaml.safe_load((tmp_path / "paper/config.yaml").read_text())
+    assert config["views"] == ["rgb", "flow", "tg"]
+    assert (config["bn"], config["pseudo"]["threshold"], config["pseudo"]["warmup"]) == ("joint", 0.3, 0.125)
+    assert config["pseudo"]["weight"] == 2.0
+    assert (config["strong"]["ops"], config["strong"]["magnitude"], config["strong"]["motion_ops"]) == (2, 10, "full")
+    train(out=tmp_path / "own", recipe="paper", **{**settings(videos, steps=2), "views": ("rgb",)})
+    config = yaml.safe_load((tmp_path / "own/config.yaml").read_text())
+    assert (config["views"], config["pseudo"]["threshold"]) == (["rgb"], 0.7)

@@ -77,7 +77,7 @@ def test_several_views_are_the_sums_of_the_spec() -> None:
     labelled, weak, strong = pictures(2, *views), pictures(4, *views, seed=1), pictures(4, *views, seed=2)
     y = torch.tensor([2, 0])
     net, other = small().train(), small().train()
-    method = MultiviewPseudoLabel(net, classes=4, views=views, threshold=0.6, unlabelled_weight=0.7)
+    method = MultiviewPseudoLabel(net, classes=4, views=views, threshold=0.6, unlabelled_weight=0.7, bn="joint")
     found = method(labelled, y, weak, strong, truth=torch.tensor([0, 1, 2, 3]))
     # Weak clips on their own, by batch statistics; then labelled and strong ones in one batch.
     with torch.no_grad():

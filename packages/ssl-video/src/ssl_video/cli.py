@@ -1,4 +1,4 @@
-"""The command line `ssl-video`. Importing it loads nothing heavy: a verb's code is imported when the verb is run."""
+"""The command line `ssl-video`. Importing it loads nothing heavy; a verb is imported when it runs."""
 
 from __future__ import annotations
 
@@ -11,28 +11,33 @@ VERBS = {
     "check": Verb("ssl_video.commands.check:check", "find every problem of a set of videos in one pass", alone=True),
     "make-splits": Verb(
         "ssl_video.commands.make_splits:make_splits",
-        "choose what is learned from, with few labels, and what is kept for testing",
+        "choose labelled, validation and test videos, as files",
         alone=True,
     ),
-    "flow": Verb(
-        "ssl_video.commands.flow:flow", "compute the optical flow of all videos once, to train on", alone=True
+    "flow": Verb("ssl_video.commands.flow:flow", "compute the optical flow of all videos once", alone=True),
+    "train": Verb(
+        "ssl_video.commands.train:train",
+        "train with few labels: MvPL, FixMatch or labels alone",
+        common=(
+            *("recipe", "method", "views", "steps", "batch_size", "size", "clip.frames", "network.name"),
+            *("pseudo.threshold", "validate_every", "optimizer.lr", "seed", "device", "workers", "resume"),
+        ),
     ),
-    "train": Verb("ssl_video.commands.train:train", "train with few labels: MvPL, FixMatch or supervised"),
     "evaluate": Verb(
         "ssl_video.commands.evaluate:evaluate",
-        "test a network on kept videos: each view and all together, per class, confusion",
+        "test a network: each view and all together, per class, confusion",
         alone=True,
     ),
     "report": Verb("ssl_video.commands.report:report", "write a run's self-contained HTML report", alone=True),
     "predict": Verb(
-        "ssl_video.commands.predict:predict", "classify a folder of videos into a CSV file and a sheet", alone=True
+        "ssl_video.commands.predict:predict", "classify videos into a CSV file and a sheet of pictures", alone=True
     ),
     "export": Verb(
         "ssl_video.commands.export:export",
         "write a network for other programs: ONNX, torch.export, weights",
         alone=True,
     ),
-    "demo": Verb("ssl_video.commands.demo:demo", "the whole of it on generated clips, in a few minutes on a CPU"),
+    "demo": Verb("ssl_video.commands.demo:demo", "run everything on generated clips, in a few minutes on a CPU"),
 }
 
 

@@ -17,12 +17,12 @@ from ssl_video.views import mirror_flow, resize_flow
 
 @dataclass(frozen=True)
 class WeakOptions:
-    """Of labelled clips, and of the clips that pseudo-labels are made of: resize, random crop, flip.
+    """Weak augmentation: resize, random crop, flip.
 
     Attributes:
-        smallest: short side after resizing, in crop sides; 256 / 224 in the recipe this follows.
-        largest: the same, at most; uniform between the two. 320 / 224 there.
-        flip: share mirrored left to right; 0 where left and right mean something.
+        smallest: Smallest short side after resizing, in sides of the crop.
+        largest: Largest short side after resizing; drawn uniformly between the two.
+        flip: Probability of a horizontal flip; 0 where left and right matter.
     """
 
     smallest: float = 256 / 224

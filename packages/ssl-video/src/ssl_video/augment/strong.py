@@ -26,24 +26,26 @@ _PER_OPERATION = 4
 
 @dataclass(frozen=True)
 class StrongOptions:
-    """Of the clips that learn pseudo-labels, on top of the weak augmentation: RandAugment and one square cut out.
+    """Strong augmentation on top of the weak one: some operations of RandAugment and one square cut out.
+
+    The defaults are what was measured best on ten classes of UCF-101; ``--recipe paper`` takes the full range.
 
     Attributes:
-        ops: operations drawn for a view.
-        probability: of each of them being applied.
-        magnitude: the largest of 1 to 10; uniform between 1 and it. 10 is the full range.
-        cutout: side of the square, in sides of the crop; 4 / 7 in the recipe this follows; 0: none.
-        rgb_ops: from which set: ``full``, ``geometric`` (position alone), ``colour`` (values alone), ``none``.
-        motion_ops: the same for flow and temporal gradient, where ``full`` treats them as pictures.
-        audio_ops: the same for the audio view.
+        ops: Number of operations drawn for a view.
+        probability: Probability of each of them being applied.
+        magnitude: Largest strength, 1 to 10; drawn uniformly between 1 and it. 10 is the full range.
+        cutout: Side of the square cut out, in sides of the crop; 0 for none.
+        rgb_ops: Operations on frames: ``full``, ``geometric`` (position alone), ``colour`` (values alone), ``none``.
+        motion_ops: Operations on flow and temporal gradient; ``full`` treats them as pictures.
+        audio_ops: Operations on spectrograms.
     """
 
-    ops: int = 2
+    ops: int = 1
     probability: float = 0.5
-    magnitude: int = 10
-    cutout: float = 4 / 7
+    magnitude: int = 5
+    cutout: float = 0.3
     rgb_ops: Literal["full", "geometric", "colour", "none"] = "full"
-    motion_ops: Literal["full", "geometric", "colour", "none"] = "full"
+    motion_ops: Literal["full", "geometric", "colour", "none"] = "geometric"
     audio_ops: Literal["full", "geometric", "colour", "none"] = "none"
 
     def __post_init__(self) -> None:

@@ -50,12 +50,11 @@ def check(
     videos.
 
     Args:
-        data: a folder of class folders, a CSV file, or a list; see `ssl_video.data.open_videos`.
-        part: only this part of the data, such as train or test.
-        out: also write a manifest: a CSV file with a line for each video, which serves as `data` too; broken videos
-            stand in it with their problem.
-        decode: decode every frame, which finds damage in the middle; ``--no-decode`` opens the files only.
-        json: print JSON instead of text.
+        data: Folder of class folders, CSV file or list of videos, see `ssl_video.data.open_videos`.
+        part: Part of the data, such as train or test; without it all of it.
+        out: CSV file to write, with a line for each video and its problem, which serves as `data` too.
+        decode: Decode every frame, which finds damage in the middle; ``--no-decode`` opens the files only.
+        json: Print JSON instead of text.
         overwrite: replace files that this command did not write.
 
     Returns:

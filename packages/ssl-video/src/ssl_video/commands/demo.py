@@ -90,7 +90,6 @@ def demo(
         clip=ClipSpec(frames=4, stride=4),
         network=NetworkOptions("small_slow", width=8, dropout=0.0),
         pseudo=PseudoOptions(threshold=0.6, warmup=0.15),
-        bn="split",
         recalibrate=96,
         # Colours are what two classes differ in, so they are left alone.
         strong=StrongOptions(ops=1, magnitude=5, cutout=0.3, rgb_ops="geometric", motion_ops="geometric"),

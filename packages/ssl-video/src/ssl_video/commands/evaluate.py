@@ -50,21 +50,21 @@ def evaluate(
     ``PART-confusion.png``.
 
     Args:
-        model: the out folder of ``ssl-video train``, or its model folder.
-        data: the videos, as for `train`.
-        split: the split file that it was trained by; None: all labelled videos of `data`.
+        model: Run folder or model folder to use.
+        data: Folder of class folders, CSV file or list of videos, see `ssl_video.data.open_videos`.
+        split: Split file of `make-splits` that the network was trained by; without it all labelled videos are tested.
         part: which part of the split, test (the default) or validation; without a split, which part of the data, such
             as test; None: all.
-        views: which views to report; None: all that the network has learned.
-        clips: of each video, spread evenly in time.
-        crops: of each clip, along its long side.
-        to_the_end: spread the clips to the very end of the video.
-        flow_cache: folder of ``ssl-video flow``, to read the view flow from; None: flow is computed for every clip.
-        max_bad: share of the videos that may be unreadable; they are listed, and count nowhere.
-        reader: of frames: pyav, or torchcodec (an extra), which gives the same and may be faster.
-        out: folder for the files; by default ``evaluation`` in the model's folder.
+        views: Views of a clip to report; without it all that the network has learned.
+        clips: Number of clips of each video, spread evenly in time.
+        crops: Number of crops of each clip, along its long side.
+        to_the_end: Spread the clips to the very end of the video.
+        flow_cache: Folder of `flow` to read the view flow from; without it flow is computed for every clip.
+        max_bad: Largest fraction of unreadable videos that does not stop the command; they are listed.
+        reader: Decoder of the frames: pyav, or torchcodec (an extra), which gives the same frames and may be faster.
+        out: Folder for the files; by default ``evaluation`` in the model's folder.
         device: auto, cpu, cuda or mps.
-        network: package.module:function of a model whose network is your own code; opening it runs that code.
+        network: Your own network, ``package.module:function``, of a model that was trained with it; opening it runs it.
         overwrite: Whether to replace files that this command did not write.
 
     Returns:

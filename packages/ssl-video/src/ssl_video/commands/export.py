@@ -39,11 +39,11 @@ def export(
     caller's for .safetensors. A JSON file beside the file says this, with classes, frames and differences.
 
     Args:
-        model: the out folder of ``ssl-video train``, or its model folder.
-        out: the file to write, in place of an older one.
-        view: which view's network; None: the one tested on, frames.
-        size: side of the pictures in pixels that .onnx and .pt2 take; 0: that of the crops it was trained on.
-        network: package.module:function of a model whose network is your own code; opening it runs that code.
+        model: Run folder or model folder to use.
+        out: File to write, in place of an older one.
+        view: View whose batch norm the network takes; by default the one tested on, frames.
+        size: Side in pixels of the pictures that .onnx and .pt2 take; 0 for that of the crops it was trained on.
+        network: Your own network, ``package.module:function``, of a model that was trained with it; opening it runs it.
         overwrite: Whether to replace files that this command did not write.
 
     Returns:

@@ -82,16 +82,16 @@ def flow(
     in the folder lists every video with its file, or with why it could not be read.
 
     Args:
-        data: a folder of class folders, a CSV file, or a list; see `ssl_video.data.open_videos`.
-        out: folder of the flow; several data sets may share it.
-        part: only this part of the data, such as train or test.
-        method: dis, dis_fast, dis_ultrafast, farneback, tvl1 or raft:FILE.
-        short_side: resize frames that are larger to this short side before; 0: never. About what clips are resized to
-            in training: 256 / 224 of ``train``'s size, or more.
-        precision: ``half``: 16 bits for a number; ``byte``: 8, in steps of 0.16 pixels at a short side of 256.
-        workers: processes; None: one for each core, and none of their own on another device.
-        device: of raft: cpu, or cuda.
-        dry_run: only say what it would take.
+        data: Folder of class folders, CSV file or list of videos, see `ssl_video.data.open_videos`.
+        out: Folder of the flow; several data sets may share it.
+        part: Part of the data, such as train or test; without it all of it.
+        method: Flow method: dis, dis_fast, dis_ultrafast, farneback, tvl1 or raft:FILE.
+        short_side: Short side in pixels to which larger frames are resized first, about what training resizes to (256 /
+            224 of its crops); 0 for full size.
+        precision: ``half`` for 16 bits a number, ``byte`` for 8, in steps of 0.16 pixels at a short side of 256.
+        workers: Number of processes; by default one for each core, and none of their own on another device.
+        device: Device of raft: cpu or cuda.
+        dry_run: Only state what it would take.
 
     Returns:
         The counts.

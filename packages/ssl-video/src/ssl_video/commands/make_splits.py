@@ -50,22 +50,22 @@ def make_splits(
     and says something else is an error.
 
     Args:
-        data: a folder of class folders, a CSV file, or a list; see `ssl_video.data.open_videos`.
-        out: folder for the files.
-        fractions: of the labels of each class.
-        per_class: numbers of labelled videos of each class, in files such as ``4each-draw0.json``.
-        draws: files for each of them.
-        by: what stays together. ``group``: the clips of one recording, from UCF-101's names or a CSV column. ``block``:
+        data: Folder of class folders, CSV file or list of videos, see `ssl_video.data.open_videos`.
+        out: Folder for the split files.
+        fractions: Fractions of the videos of each class to label.
+        per_class: Numbers of videos of each class to label, in files such as ``4each-draw0.json``.
+        draws: Number of independent draws of labelled videos.
+        by: What stays together. ``group``: the clips of one recording, from UCF-101's names or a CSV column. ``block``:
             neighbours in the order of names. ``clip``: nothing; where recordings were cut into clips this leaks.
             ``auto``: group where all videos have one, else block.
-        blocks: how many blocks a class is cut into.
-        validation: share of every class kept to choose settings by; 0: none.
-        test: share of every class kept to the end; 0: none. Not with `test_list`.
-        train_list: an official list of the videos to learn from: UCF-101's ``trainlist01.txt``, HMDB-51's folder of
+        blocks: Number of blocks that a class is cut into.
+        validation: Fraction of every class kept to choose settings by; 0 for none.
+        test: Fraction of every class kept to the end; 0 for none. Not with `test_list`.
+        train_list: Official list of the videos to learn from: UCF-101's ``trainlist01.txt``, HMDB-51's folder of
             ``*_test_split1.txt`` (which holds the test list too), Kinetics' CSV, or names one a line.
-        test_list: the official list of test videos.
-        labelled_list: a list of the labelled videos, instead of choosing some; one file ``listed.json`` is written.
-        seed: of all choices.
+        test_list: Official list of test videos.
+        labelled_list: List of the labelled videos, instead of drawing some; one file ``listed.json`` is written.
+        seed: Seed of every random draw.
 
     Returns:
         What was written.

@@ -59,19 +59,18 @@ def predict(
     has not written is never replaced.
 
     Args:
-        model: the out folder of ``ssl-video train``, or its model folder.
-        data: a folder, a video, a CSV file, or a list; see `ssl_video.data.open_videos`.
-        out: the CSV file.
-        views: which views, of those the network has learned; several are averaged. None: frames alone.
-        top: how many classes of largest probability to list.
-        clips: of each video, spread evenly in time.
-        crops: of each clip, along its long side.
-        sheet: how many videos, spread over all, to show; 0: no picture.
-        flow_cache: folder of ``ssl-video flow``, to read the view flow from; a video without its flow there counts as
-            one that cannot be read. None: flow is computed for every clip.
-        reader: of frames: pyav, or torchcodec (an extra), which gives the same and may be faster.
+        model: Run folder or model folder to use.
+        data: Folder of videos, one video, CSV file or list, see `ssl_video.data.open_videos`.
+        out: CSV file to write.
+        views: Views of a clip, of those the network has learned; several are averaged. Without it frames alone.
+        top: Number of most probable classes to list.
+        clips: Number of clips of each video, spread evenly in time.
+        crops: Number of crops of each clip, along its long side.
+        sheet: Number of videos to show in a picture, spread over all; 0 for no picture.
+        flow_cache: Folder of `flow` to read the view flow from; without it flow is computed for every clip.
+        reader: Decoder of the frames: pyav, or torchcodec (an extra), which gives the same frames and may be faster.
         device: auto, cpu, cuda or mps.
-        network: package.module:function of a model whose network is your own code; opening it runs that code.
+        network: Your own network, ``package.module:function``, of a model that was trained with it; opening it runs it.
         overwrite: Whether to replace files that this command did not write.
 
     Returns:

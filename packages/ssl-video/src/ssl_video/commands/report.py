@@ -38,13 +38,13 @@ def report(
     whose data lie elsewhere by now still gets its report, which says what is missing.
 
     Args:
-        run: the out folder of ``ssl-video train``.
-        data: where the videos lie by now; None: where they were.
-        split: where the split file lies by now.
-        out: the HTML file; by default ``report.html`` in the run's folder.
-        clips: how many are shown in all views.
-        seed: which.
-        network: package.module:function of a model whose network is your own code; opening it runs that code.
+        run: Run folder to report on.
+        data: Where the videos lie now, if they have moved.
+        split: Where the split file lies now, if it has moved.
+        out: HTML file to write; by default ``report.html`` in the run's folder.
+        clips: Number of clips shown in all views.
+        seed: Seed of the choice of clips.
+        network: Your own network, ``package.module:function``, of a model that was trained with it; opening it runs it.
         overwrite: Whether to replace files that this command did not write.
 
     Returns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -22,11 +22,12 @@ from ssl_video.evaluation import classify
 from ssl_video.models import NetworkOptions
 from ssl_video.models.checkpoint import Recipe, Recognizer, save_recognizer
 from ssl_video.models.networks import build_network
+from ssl_video.models.pretrained import begin_from
 from ssl_video.mvpl.method import MultiviewPseudoLabel
 from ssl_video.optical_flow.cache import open_flow
 from ssl_video.training.inference_model import make_tested
 from ssl_video.training.loader import Feed
-from ssl_video.training.options import OptimizerOptions, PseudoOptions, build_optimizer
+from ssl_video.training.options import OptimizerOptions, PseudoOptions, apply_recipe, build_optimizer
 from ssl_video.views import needs_following
 
 
@@ -35,8 +36,10 @@ def train(
     out: Path,
     *,
     split: Path,
+    recipe: Literal["strong", "paper"] = "strong",
     method: Literal["mvpl", "fixmatch", "supervised"] = "mvpl",
-    views: tuple[str, ...] = ("rgb", "flow", "tg"),
+    views: tuple[str, ...] = ("rgb", "tg"),
+    init: Path | None = None,
     steps: int = 10_000,
     batch_size: int = 8,
     mu: int = 4,
@@ -44,7 +47,7 @@ def train(
     clip: ClipSpec = ClipSpec(),  # noqa: B008
     network: NetworkOptions = NetworkOptions(),  # noqa: B008
     pseudo: PseudoOptions = PseudoOptions(),  # noqa: B008
-    bn: Literal["joint", "split"] = "joint",
+    bn: Literal["joint", "split"] = "split",
     recalibrate: int = 200,
     weak: WeakOptions = WeakOptions(),  # noqa: B008
     strong: StrongOptions = StrongOptions(),  # noqa: B008
@@ -64,45 +67,52 @@ def train(
     """Train a network to recognise actions from a few labelled videos and many without labels.
 
     ``mvpl``: pseudo-labels that all views agree on train every view. ``fixmatch``: the same with frames alone.
-    ``supervised``: labels alone, on all `views` (``--views [rgb]`` for the ordinary baseline). The network kept is that
-    of the last step, or its moving average, with batch norm recalibrated for every view; it is tested on frames.
+    ``supervised``: labels alone, on all `views` (``--views rgb`` for the ordinary baseline). The network of the last
+    step, or its moving average, is kept, with batch norm recalibrated for every view; it is tested on frames.
 
-    Labels of videos that the split does not list as labelled, and test videos, are never looked at. A run resumes
-    exactly.
+    The labels of videos that the split does not list as labelled are not read, and test videos are not opened. An
+    interrupted run resumes exactly, also where the data have moved.
 
     Args:
-        data: a folder of class folders, a CSV file, or a list; see `ssl_video.data.open_videos`.
-        out: the run's folder: config, metrics, checkpoints, model.
-        split: file of `make-splits`.
-        method: see above.
-        views: some of rgb, flow, tg, audio; the first is the one tested on. ``fixmatch`` takes the first alone.
-        steps: of the run.
-        batch_size: labelled clips per step, over all processes; if there are fewer, all of them.
-        mu: unlabelled clips for each of them.
-        size: side of the crops in pixels.
-        clip: which frames make a clip.
-        network: which network.
-        pseudo: how pseudo-labels are made.
-        bn: ``joint`` or ``split``, see `MultiviewPseudoLabel`.
-        recalibrate: clips that batch norm is recalibrated on, for each view; 0: not at all.
-        weak: resizing, crop and flip.
-        strong: what the clips that learn pseudo-labels undergo beyond that.
-        shared_geometry: crop all views of a clip alike.
-        flow: method of the view flow: dis, dis_fast, dis_ultrafast, farneback, tvl1 or raft:FILE.
-        flow_cache: folder of ``ssl-video flow``, to read the view flow from; None: flow is computed for every clip.
-        tg_gain: contrast of the view tg.
-        ema_decay: of a moving average of the network, which is then the one kept; 0: none.
-        exclude_labelled: leave the labelled videos out of the unlabelled ones.
-        diagnose: look at the labels of all videos to record how many pseudo-labels are right; it decides nothing.
-        validate_every: steps between two scores on the split's validation part (one clip, one crop); 0: none.
-        max_bad: share of the videos that may be unreadable.
-        reader: of frames: pyav, or torchcodec (an extra), which gives the same and may be faster.
-        optimizer: optimiser and schedule.
-        run: seed, device, precision, checkpoints, logs.
+        data: Folder of class folders, CSV file or list of videos, see `ssl_video.data.open_videos`.
+        out: Folder of the run: configuration, metrics, checkpoints, model.
+        split: Split file of `make-splits`.
+        recipe: Values of the settings that are left at their defaults: ``strong``, what was measured best, or
+            ``paper``, those of the paper: all three views, joint batch norm, threshold 0.3, augmentation at full
+            strength.
+        method: Method of learning.
+        views: Views of a clip, some of rgb, flow, tg and audio; the first is the one tested on. ``fixmatch`` takes the
+            first alone.
+        init: Weights to begin with: run folder, model folder, or a file of PyTorchVideo, torchvision or mmaction2, see
+            `ssl_video.models.pretrained`.
+        steps: Number of optimiser steps.
+        batch_size: Labelled clips in a step over all processes; all of them if there are fewer.
+        mu: Number of unlabelled clips for each labelled one.
+        size: Side of the crops in pixels.
+        clip: Frames of a clip.
+        network: Network.
+        pseudo: Pseudo-labels.
+        bn: Batch norm statistics: ``split`` for each view its own, ``joint`` for all together.
+        recalibrate: Number of clips to recalibrate batch norm on, for each view; 0 for no recalibration.
+        weak: Weak augmentation.
+        strong: Strong augmentation.
+        shared_geometry: Crop all views of a clip alike.
+        flow: Method of the view flow: dis, dis_fast, dis_ultrafast, farneback, tvl1 or raft:FILE.
+        flow_cache: Folder of `flow` to read the view flow from; without it flow is computed for every clip.
+        tg_gain: Contrast of the view tg.
+        ema_decay: Decay of a moving average of the network, which is then the one kept; 0 for none.
+        exclude_labelled: Leave the labelled videos out of the unlabelled ones.
+        diagnose: Read the labels of all videos to record how many pseudo-labels are right; training ignores them.
+        validate_every: Steps between two scores on the validation part of the split; 0 for none.
+        max_bad: Largest fraction of unreadable videos that does not stop the run.
+        reader: Decoder of the frames: pyav, or torchcodec (an extra), which gives the same frames and may be faster.
+        optimizer: Optimiser and learning rate.
+        run: Seed, device, precision, checkpoints, logs.
 
     Returns:
         The folder of the trained model.
     """
+    views, bn, pseudo, strong = apply_recipe(recipe, views=views, bn=bn, pseudo=pseudo, strong=strong)
     config = dict(locals())
     if method == "fixmatch":
         views = views[:1]
@@ -110,7 +120,7 @@ def train(
     labelled, learned, validated, truth = found.labelled, found.learned, found.validated, found.truth
     _check(steps=steps, mu=mu, size=size, recalibrate=recalibrate, validate_every=validate_every, validated=validated)
     stored = open_flow(flow_cache, method=flow, views=views, of=(labelled, learned), max_bad=max_bad)
-    recipe = Recipe(network, labelled.classes, clip, size, views, flow, tg_gain)
+    described = Recipe(network, labelled.classes, clip, size, views, flow, tg_gain)
     config |= {"views": views}
     with Run(out, config=config, command="ssl-video train", options=run, free=_FREE) as r:
         try:
@@ -118,10 +128,10 @@ def train(
                 size, views=views, weak=weak, strong=strong, shared_geometry=shared_geometry, flow=flow, tg_gain=tg_gain
             )
             torch.manual_seed(r.seed("weights"))
-            net = build_network(network, len(labelled.classes))
+            net = _network(network, labelled.classes, init, say=r.say)
             say = _quietly if method == "supervised" else r.say
             mvpl = _method(
-                net, pseudo, recipe, steps=steps, bn=bn, ema_decay=ema_decay, seed=r.seed("targets"), say=say
+                net, pseudo, described, steps=steps, bn=bn, ema_decay=ema_decay, seed=r.seed("targets"), say=say
             )
         except ValueError as error:
             raise UserError(str(error)) from error
@@ -148,9 +158,9 @@ def train(
         def tested(count: int) -> Recognizer:
             size_, seed = max(feed.batch_size, 16), r.seed("recalibrate")
             kept = make_tested(
-                mvpl.tested, recipe, unknown, weak=weak, count=count, batch_size=size_, seed=seed, device=r.device
+                mvpl.tested, described, unknown, weak=weak, count=count, batch_size=size_, seed=seed, device=r.device
             )
-            return Recognizer(kept, recipe, r.device, {})
+            return Recognizer(kept, described, r.device, {})
 
         for step in r.steps(steps, samples_per_step=feed.clips):
             batch = feed.batch(step)
@@ -174,7 +184,7 @@ def train(
                 r.record(validation_accuracy=_accuracy(tested(min(recalibrate, 64)), validated))
         seen = {video.path: video for of in (labelled, learned) for video in of.videos}.values()
         about = {"method": method, "steps": steps, "split": found.digest, "labelled": len(labelled), "bn": bn}
-        return save_recognizer(r, tested(recalibrate).network, recipe, learned_from=seen, about=about)
+        return save_recognizer(r, tested(recalibrate).network, described, learned_from=seen, about=about)
 
 
 _FREE = ("data", "split", "flow_cache", "reader", "max_bad")
@@ -216,6 +226,15 @@ def _open(data: str, split: Path, *, exclude_labelled: bool, diagnose: bool) -> 
         learned = learned.subset(i for i, video in enumerate(learned.videos) if video.key not in few)
     truth = VideoSet(data, learned.videos, classes=chosen.classes).labels() if diagnose else None
     return _Videos(labelled, learned, validated, truth, chosen.digest)
+
+
+def _network(
+    options: NetworkOptions, classes: Sequence[str], init: Path | None, *, say: Callable[[str], None]
+) -> nn.Module:
+    network = build_network(options, len(classes))
+    if init is not None:
+        say(begin_from(network, init))
+    return network
 
 
 def _method(

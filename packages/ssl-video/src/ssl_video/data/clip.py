@@ -14,14 +14,14 @@ from contrastive_core.rng import derive, uniform
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """A clip: so many frames, so far apart.
+    """Which frames of a video make a clip.
 
     Attributes:
-        frames: T.
-        stride: between two of them, in frames of a video of `fps`.
-        fps: nominal frames per second; 8 x 8 frames at 30 are 2.13 seconds of any video.
-        index_rule: ``stride``: frames 0, s, 2 s, ... of the window of T s frames; ``linspace``: spread from its first
-            to its last frame, as PyTorchVideo's ``uniform_temporal_subsample`` does.
+        frames: Number of frames T.
+        stride: Distance between two frames, in frames of a video of `fps`.
+        fps: Nominal frames per second; 8 frames at stride 8 and 30 fps are 2.13 seconds of any video.
+        index_rule: ``stride`` for frames 0, s, 2 s, ... of the window of T s frames; ``linspace`` for frames spread
+            from its first to its last, as PyTorchVideo's ``uniform_temporal_subsample`` takes them.
     """
 
     frames: int = 8
@@ -60,20 +60,20 @@ class ClipSpec:
 
 
 def clip_start(duration: float, spec: ClipSpec, *, seed: int, id: int) -> float:  # noqa: A002 - the field's name
-    """When a random clip of a video begins: uniform over those that fit, a function of (seed, id); 0 if none does."""
+    """Draw the start of a clip, uniformly over those that fit, as a function of (seed, id); 0 if none fits."""
     room = max(0.0, duration - spec.duration)
     draw = uniform(derive(seed, "clip"), torch.tensor([id]), 1).item()
     return draw * room
 
 
 def clip_starts(duration: float, spec: ClipSpec, clips: int, *, to_the_end: bool = False) -> list[float]:
-    """When the clips begin that a video is tested on: ``room * i / clips``, as SlowFast and PyTorchVideo take them.
+    """Starts of the clips that a video is tested on: ``room * i / clips``, as in SlowFast and PyTorchVideo.
 
     Args:
-        duration: of the video in seconds.
-        spec: of a clip.
-        clips: how many. One alone is in the middle.
-        to_the_end: spread them to the very end instead, ``room * i / (clips - 1)``.
+        duration: Duration of the video in seconds.
+        spec: Frames of a clip.
+        clips: Number of clips. One alone is in the middle.
+        to_the_end: Spread them to the very end instead, ``room * i / (clips - 1)``.
     """
     room = max(0.0, duration - spec.duration)
     if clips == 1:
@@ -83,7 +83,7 @@ def clip_starts(duration: float, spec: ClipSpec, clips: int, *, to_the_end: bool
 
 @dataclass(frozen=True)
 class Clips:
-    """A batch of N clips as it comes from a file.
+    """A batch of N clips as read from files.
 
     Attributes:
         frames: uint8 ``[N, T, 3, H, W]``.

@@ -82,6 +82,12 @@ def build_network(options: NetworkOptions, classes: int) -> nn.Module:
     return network.to(memory_format=torch.channels_last_3d)
 
 
+def last_layer(network: nn.Module) -> str:
+    """The name of the linear layer that gives the logits, such as ``fc.``: the last one of the network."""
+    names = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)]
+    return f"{names[-1]}." if names else "fc."
+
+
 def _own(name: str, classes: int) -> nn.Module:
     module, _, function = name.partition(":")
     if str(Path.cwd()) not in sys.path:

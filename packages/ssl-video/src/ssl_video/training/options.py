@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.optim import lars_param_groups
+from ssl_video.augment import StrongOptions
 from ssl_video.mvpl.losses import TargetKind
 
 REFERENCE_CLIPS = 40
@@ -22,28 +25,30 @@ class PseudoOptions:
     """Pseudo-labels: how they are made and which of them count.
 
     Attributes:
-        target: ``aggregated``, or for comparison ``self``, ``random``, ``cross``.
-        fuse_by: the mean of ``probabilities`` or of ``logits``.
-        fusion: ``exact``: the mean; ``adaptive``: views of small supervised loss count more.
-        view_weights: weights of the views in the fusion instead, one for each.
-        threshold: confidence of a pseudo-label that counts. 0.3 for hundreds of classes; for ten, 0.4 where several
-            views are fused, whose mean is less sure than one, and 0.6 to 0.8 for one.
-        soft: learn the whole distribution.
-        temperature: of soft targets.
-        weight: of the loss on pseudo-labels.
-        warmup: share of the steps with labels only, at the start.
-        align: distribution alignment.
+        target: Source of a view's pseudo-label: ``aggregated`` (all views), or for comparison ``self``, ``random``,
+            ``cross``.
+        fuse_by: What is averaged over views: ``probabilities`` or ``logits``.
+        fusion: Weights of the views: ``exact`` for equal ones, ``adaptive`` for more weight to views of small loss.
+        view_weights: Fixed weights of the views instead, one for each.
+        threshold: Smallest confidence of a pseudo-label that counts. 0.4 was measured best for ten classes and two or
+            three views, whose mean is less sure than one view; take 0.6 to 0.8 for one view or very few labels, 0.3 for
+            hundreds of classes.
+        soft: Learn the whole distribution instead of the most probable class.
+        temperature: Temperature of soft targets.
+        weight: Weight of the loss on pseudo-labels.
+        warmup: Fraction of the steps with labels only, at the start.
+        align: Align the distribution of pseudo-labels with that of the labels.
     """
 
     target: TargetKind = "aggregated"
     fuse_by: Literal["probabilities", "logits"] = "probabilities"
     fusion: Literal["exact", "adaptive"] = "exact"
     view_weights: tuple[float, ...] = ()
-    threshold: float = 0.3
+    threshold: float = 0.4
     soft: bool = False
     temperature: float = 1.0
     weight: float = 1.0
-    warmup: float = 0.125
+    warmup: float = 0.4
     align: bool = False
 
     def __post_init__(self) -> None:
@@ -62,11 +67,11 @@ class OptimizerOptions:
     """SGD with Nesterov momentum; warm-up from a tenth of the rate, then half a cosine to 0.
 
     Attributes:
-        lr: at the peak, for 40 clips a step; scaled with their number, labelled and not.
-        momentum: of SGD.
-        weight_decay: of weights; batch norm and biases have none.
-        warmup: share of the steps.
-        clip_gradients: largest norm of the gradient; 0: no limit.
+        lr: Peak learning rate for 40 clips a step; scaled with their number, labelled and not.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay; batch norm and biases have none.
+        warmup: Fraction of the steps in which the learning rate rises.
+        clip_gradients: Largest norm of the gradient; 0 for no limit.
     """
 
     lr: float = 0.1
@@ -98,3 +103,45 @@ def build_optimizer(network: nn.Module, options: OptimizerOptions, *, lr: float)
         for group in lars_param_groups(network, options.weight_decay)
     ]
     return torch.optim.SGD(groups, lr=lr, momentum=options.momentum, nesterov=True)
+
+
+BN = Literal["joint", "split"]
+
+_VIEWS: tuple[str, ...] = ("rgb", "tg")
+_PAPER_PSEUDO = {"threshold": 0.3, "warmup": 0.125}
+_PAPER_STRONG = {"ops": 2, "magnitude": 10, "cutout": 4 / 7, "motion_ops": "full"}
+
+
+def apply_recipe(
+    recipe: Literal["strong", "paper"],
+    *,
+    views: tuple[str, ...],
+    bn: BN,
+    pseudo: PseudoOptions,
+    strong: StrongOptions,
+) -> tuple[tuple[str, ...], BN, PseudoOptions, StrongOptions]:
+    """Settings with the values of a recipe in place of those that are the defaults.
+
+    ``strong`` leaves the defaults, which were measured best. ``paper`` has all three views, joint batch norm and the
+    paper's pseudo-labels and augmentation; what the paper leaves open is that of the reimplementation by the authors of
+    LTG (CVPR 2022).
+
+    Raises:
+        UserError: there is no such recipe.
+    """
+    if recipe not in ("strong", "paper"):
+        raise UserError(f"recipe is {recipe!r}; expected strong or paper")
+    if recipe == "paper":
+        views = ("rgb", "flow", "tg") if views == _VIEWS else views
+        bn = "joint" if bn == "split" else bn
+        pseudo, strong = _replaced(pseudo, _PAPER_PSEUDO), _replaced(strong, _PAPER_STRONG)
+    return views, bn, pseudo, strong
+
+
+_Options = TypeVar("_Options", PseudoOptions, StrongOptions)
+
+
+def _replaced(options: _Options, values: Mapping[str, Any]) -> _Options:
+    defaults = type(options)()
+    at_default = {name for name in values if getattr(options, name) == getattr(defaults, name)}
+    return dataclasses.replace(options, **{name: values[name] for name in at_default})

@@ -1,0 +1,113 @@
+"""Begin training from weights of other programs: PyTorchVideo, torchvision, mmaction2, and 2-D ResNets of ImageNet."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from contrastive_core.errors import UserError
+from ssl_video.models.batchnorm import join_batchnorm
+from ssl_video.models.checkpoint import load_recognizer
+from ssl_video.models.networks import last_layer
+from ssl_video.models.weights import read_weights
+
+# A bottleneck by PyTorchVideo's names and those of torchvision's 2-D ResNet and of mmaction2.
+_BLOCK = (
+    ("branch2.conv_a.", "conv1.", "conv1.conv."),
+    ("branch2.norm_a.", "bn1.", "conv1.bn."),
+    ("branch2.conv_b.", "conv2.", "conv2.conv."),
+    ("branch2.norm_b.", "bn2.", "conv2.bn."),
+    ("branch2.conv_c.", "conv3.", "conv3.conv."),
+    ("branch2.norm_c.", "bn3.", "conv3.bn."),
+    ("branch1_conv.", "downsample.0.", "downsample.conv."),
+    ("branch1_norm.", "downsample.1.", "downsample.bn."),
+)
+_STEM = (("blocks.0.conv.", "conv1.", "conv1.conv."), ("blocks.0.norm.", "bn1.", "conv1.bn."))
+_LAYER = re.compile(r"layer(\d)\.(\d+)\.(.+)")
+_HEADS = ("fc.", "cls_head.", "head.", "classifier.")
+
+
+def begin_from(network: nn.Module, init: Path) -> str:
+    """Load weights into a network, in place, all but its last layer if that is of other classes.
+
+    ====================================  ===================================================================
+    a run or model folder                 of `ssl-video train`, with the batch norm of its first view
+    weights of PyTorchVideo               into ``slow_r50``, ``x3d_xs``, ``x3d_s``
+    weights of torchvision                ``r3d_18`` of torchvision.models.video into ``r3d_18``
+    weights of mmaction2                  SlowOnly with ResNet-50 into ``slow_r50``
+    a 2-D ResNet-50 of torchvision        into ``slow_r50``: every filter becomes the middle frame of a 3-D one, so that
+                                          on a still clip the features are those of the picture
+    ====================================  ===================================================================
+
+    Args:
+        network: Built by `build_network`.
+        init: The folder, or the file, as .safetensors or as a PyTorch file of tensors alone.
+
+    Returns:
+        What was loaded and what was left out, in a sentence.
+
+    Raises:
+        UserError: no such weights, or of another network; the network is left as it was.
+    """
+    if init.is_dir():
+        opened = load_recognizer(init, device="cpu")
+        given = dict(join_batchnorm(opened.network, opened.recipe.views[0]).state_dict())
+    else:
+        given = read_weights(init)
+    expected = network.state_dict()
+    head = last_layer(network)
+    found = {_our_name(name, expected): tensor for name, tensor in given.items()}
+    found = {name: _inflated(tensor, expected.get(name)) for name, tensor in found.items()}
+    taken: dict[str, Tensor] = {}
+    for name, tensor in expected.items():
+        if name in found and found[name].shape == tensor.shape:
+            taken[name] = found[name]
+    missing = [name for name in expected if name not in taken and not name.startswith(head)]
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    if missing:
+        name = next((name for name in missing if name in found), missing[0])
+        detail = f"{name} {list(expected[name].shape)} is missing"
+        if name in found:
+            detail = f"{name} is {list(found[name].shape)}, expected {list(expected[name].shape)}"
+        raise UserError(
+            f"{init}: {len(missing)} of the {len(expected)} tensors of the network are not in it or have another shape "
+            f"({detail}); expected weights of the same network, see --network.name and --network.width"
+        )
+    unused = [name for name in found if name not in taken and not name.startswith((head, *_HEADS))]
+    network.load_state_dict({**expected, **taken})
+    kept = any(name.startswith(head) for name in taken)
+    told = f"begun from {init}: {len(taken)} of {len(expected)} tensors"
+    if not kept:
+        told += "; the last layer is new, for the classes are others"
+    return f"{told}; {len(unused)} tensors of the file are not used ({unused[0]})" if unused else told
+
+
+def _our_name(name: str, expected: dict[str, Tensor]) -> str:
+    """The name of a tensor in our networks."""
+    if name in expected:
+        return name
+    plain = name.removeprefix("backbone.")
+    layer = _LAYER.fullmatch(plain)
+    if layer:
+        for ours, two_d, mm in _BLOCK:
+            for theirs in (mm, two_d):
+                if layer[3].startswith(theirs):
+                    candidate = f"blocks.{layer[1]}.res_blocks.{layer[2]}.{ours}{layer[3].removeprefix(theirs)}"
+                    if candidate in expected:
+                        return candidate
+    for ours, two_d, mm in _STEM:
+        for theirs in (mm, two_d):
+            if plain.startswith(theirs) and f"{ours}{plain.removeprefix(theirs)}" in expected:
+                return f"{ours}{plain.removeprefix(theirs)}"
+    return name
+
+
+def _inflated(tensor: Tensor, expected: Tensor | None) -> Tensor:
+    """A 2-D filter as the middle frame of a 3-D one."""
+    if expected is None or tensor.ndim != 4 or expected.ndim != 5:
+        return tensor
+    result = tensor.new_zeros(*tensor.shape[:2], expected.shape[2], *tensor.shape[2:])
+    result[:, :, expected.shape[2] // 2] = tensor
+    return result

@@ -1,0 +1,121 @@
+"""Weights to begin with: files as other libraries write them give the same features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from contrastive_core.errors import UserError
+from ssl_video.models import NetworkOptions, build_network
+from ssl_video.models.networks import last_layer
+from ssl_video.models.pretrained import begin_from
+
+
+def random_statistics(network: nn.Module) -> nn.Module:
+    for name, buffer in network.named_buffers():
+        if name.endswith("running_var"):
+            buffer.uniform_(0.5, 2.0)
+        if name.endswith("running_mean"):
+            buffer.uniform_(-0.5, 0.5)
+    return network.eval()
+
+
+def features(network: nn.Module, layer: nn.Module, clips: Tensor) -> Tensor:
+    """What the last layer is given."""
+    seen: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
+    with torch.no_grad():
+        network.eval()(clips)
+    handle.remove()
+    return seen[0].flatten(1)
+
+
+def saved(network: nn.Module, file: Path, *, under: str | None = None, prefix: str = "") -> Path:
+    state = {f"{prefix}{name}": tensor for name, tensor in network.state_dict().items()}
+    torch.save({under: state} if under else state, file)
+    return file
+
+
+def theirs(name: str) -> nn.Module:
+    torch.manual_seed(1)
+    if name == "r3d_18":
+        from torchvision.models.video import r3d_18
+
+        return random_statistics(r3d_18(weights=None, num_classes=400))
+    if name == "slow_r50":
+        from pytorchvideo.models.hub import slow_r50
+
+        return random_statistics(slow_r50(pretrained=False))
+    from pytorchvideo.models.hub import x3d_xs
+
+    return random_statistics(x3d_xs(pretrained=False))
+
+
+CLIPS = {"r3d_18": (1, 3, 4, 32, 32), "slow_r50": (1, 3, 8, 224, 224), "x3d_xs": (1, 3, 4, 160, 160)}
+
+
+@pytest.mark.parametrize("name", CLIPS)
+@pytest.mark.parametrize("form", [None, "state_dict", "model_state"])
+def test_weights_of_the_libraries_give_their_features(name: str, form: str | None, tmp_path: Path) -> None:
+    if form is not None and name != "x3d_xs":
+        pytest.skip("one network is enough")
+    source = theirs(name)
+    file = saved(source, tmp_path / "kinetics.pyth", under=form, prefix="module." if form == "state_dict" else "")
+    ours = build_network(NetworkOptions(name), 5)  # type: ignore[arg-type]
+    told = begin_from(ours, file)
+    assert "the last layer is new" in told
+    x = torch.rand(*CLIPS[name])
+    layers = [dict(network.named_modules())[last_layer(network).rstrip(".")] for network in (source, ours)]
+    assert torch.allclose(features(source, layers[0], x), features(ours, layers[1], x), rtol=1e-4, atol=1e-5)
+
+
+def test_an_image_network_sees_a_still_clip_as_its_picture(tmp_path: Path) -> None:
+    from torchvision.models import resnet50
+
+    torch.manual_seed(0)
+    source = random_statistics(resnet50(weights=None))
+    ours = build_network(NetworkOptions("slow_r50"), 5)
+    begin_from(ours, saved(source, tmp_path / "resnet50.pth"))
+    picture = torch.rand(1, 3, 64, 64)
+    still = picture[:, :, None].expand(-1, -1, 4, -1, -1)
+    layer = dict(ours.named_modules())[last_layer(ours).rstrip(".")]
+    assert torch.allclose(features(ours, layer, still), features(source, source.fc, picture), rtol=1e-3, atol=1e-4)
+
+
+def test_names_of_mmaction2_are_understood(tmp_path: Path) -> None:
+    """SlowOnly: backbone.conv1.conv, layer1.0.conv1.bn, layer1.0.downsample.conv; the head is cls_head.fc_cls."""
+    torch.manual_seed(0)
+    source = random_statistics(build_network(NetworkOptions("slow_r50", width=8), 7))
+    parts = {"conv_a": "conv1.conv", "norm_a": "conv1.bn", "conv_b": "conv2.conv", "norm_b": "conv2.bn"}
+    parts |= {"conv_c": "conv3.conv", "norm_c": "conv3.bn"}
+    state = {}
+    for name, tensor in source.state_dict().items():
+        new = name.replace("blocks.0.conv.", "conv1.conv.").replace("blocks.0.norm.", "conv1.bn.")
+        for number in range(1, 5):
+            new = new.replace(f"blocks.{number}.res_blocks.", f"layer{number}.")
+        for a, b in parts.items():
+            new = new.replace(f"branch2.{a}.", f"{b}.")
+        new = new.replace("branch1_conv.", "downsample.conv.").replace("branch1_norm.", "downsample.bn.")
+        state["cls_head.fc_cls." + name.rpartition(".")[2] if "proj" in name else f"backbone.{new}"] = tensor
+    torch.save({"meta": {}, "state_dict": state}, tmp_path / "slowonly.pth")
+    ours = build_network(NetworkOptions("slow_r50", width=8), 5)
+    begin_from(ours, tmp_path / "slowonly.pth")
+    before, after = source.state_dict(), ours.state_dict()
+    assert all(
+        torch.equal(after[name], tensor) for name, tensor in before.items() if not name.startswith(last_layer(ours))
+    )
+
+
+def test_weights_of_another_network_are_refused_and_change_nothing(tmp_path: Path) -> None:
+    ours = build_network(NetworkOptions("small_slow", width=4), 5)
+    before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    for options in (NetworkOptions("small_slow", width=8), NetworkOptions("slow_r50", width=8)):
+        file = saved(build_network(options, 5), tmp_path / f"{options.name}.pth")
+        with pytest.raises(UserError, match=r"tensors of the network are not in it or have another shape"):
+            begin_from(ours, file)
+    assert all(torch.equal(before[name], tensor) for name, tensor in ours.state_dict().items())
+    told = begin_from(ours, saved(build_network(NetworkOptions("small_slow", width=4), 5), tmp_path / "same.pth"))
+    assert "last layer" not in told

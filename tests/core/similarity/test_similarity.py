@@ -224,3 +224,31 @@ def test_same_bits_every_time() -> None:
     for f, inputs in ((self_lse, (z,)), (row_lse, (z, k))):
         first, second = (both(f, *inputs, seed=2, scale=3.0)[0] for _ in range(2))
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("form", ["self", "row"])
+def test_entries_below_the_precision_are_left_out(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clusters in order, at a low temperature: most tiles of the backward pass hold nothing that counts."""
+    monkeypatch.setattr(torch_backend, "_BLOCK", {"cpu": 16})
+    centres = torch.nn.functional.normalize(randn(10, 40, seed=0), dim=1).repeat_interleave(16, 0)
+    z = torch.nn.functional.normalize(centres + 0.03 * randn(160, 40, seed=1), dim=1)
+    kept: list[int] = []
+    rows = torch_backend._Sieve.rows
+
+    def count(sieve: torch_backend._Sieve, weights: Tensor) -> Tensor | None:
+        found = rows(sieve, weights)
+        kept.append(len(weights) if found is None else len(found))
+        return found
+
+    def gradient(backend: str) -> Tensor:
+        x = z.clone().requires_grad_()
+        with use_backend(backend):
+            lse = self_lse(x, scale=100.0, max_norm=1.0) if form == "self" else row_lse(x, x.flip(0), scale=100.0)
+        return torch.autograd.grad((lse * randn(160, seed=2)).sum(), x)[0]
+
+    monkeypatch.setattr(torch_backend._Sieve, "rows", count)
+    exact, ours = gradient("reference"), gradient("torch")
+    assert (ours - exact).norm() <= 1e-12 * exact.norm()
+    assert sum(kept) < 0.5 * 16 * len(kept)
+    monkeypatch.setattr(torch_backend, "_least_entry", lambda *_: None)
+    assert (ours - gradient("torch")).norm() <= 1e-16 * exact.norm()

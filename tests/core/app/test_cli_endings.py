@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -10,10 +11,12 @@ import types
 from typing import Any
 
 import pytest
+import torch
+from safetensors import SafetensorError
 
 from contrastive_core.app.cli import Verb, run
 from contrastive_core.errors import UserError
-from contrastive_core.training import Interrupted
+from contrastive_core.training import Interrupted, RunOptions
 from tests.core.app.toy_program import VERBS, fit
 
 
@@ -45,6 +48,34 @@ def test_endings(
     module.check = check  # type: ignore[attr-defined]
     assert run("toy", VERBS, ["check"], version="1") == status
     assert capsys.readouterr().err == f"toy check: {said}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "o/x"), "o/x: No space left on device. The disk is full"),
+        (PermissionError(errno.EACCES, "Permission denied", "o"), "o: Permission denied. You have no permission"),
+        (OSError(errno.EROFS, "Read-only file system", "o"), "file system is read-only"),
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), "disk is full"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "a data loading process was ended"),
+        (RuntimeError("unable to write to file </torch_1_2>: No space left on device (28)"), "df -h /dev/shm"),
+        (MemoryError(), "too little memory"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "too little memory (CUDA out of memory.)"),
+    ],
+)
+def test_failures_of_the_machine_are_one_line_with_the_way_on(
+    module: types.ModuleType, capsys: pytest.CaptureFixture[str], error: Exception, said: str
+) -> None:
+    def failing(data: str, run: RunOptions = RunOptions()) -> None:  # noqa: B008
+        raise error
+
+    module.check = module.fit = failing  # type: ignore[attr-defined]
+    assert run("toy", VERBS, ["fit", "my data", "--seed", "3"], version="1") == 1
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.endswith(", then go on by\n  toy fit 'my data' --seed 3 --resume\n")
+    assert run("toy", VERBS, ["fit", "d", "--resume"], version="1") == 1
+    assert capsys.readouterr().err.endswith("\n  toy fit d --resume\n")
 
 
 def test_a_bug_keeps_its_traceback(module: types.ModuleType) -> None:

@@ -113,3 +113,15 @@ def test_many_files_are_named_in_short(tmp_path: Path) -> None:
         target.write_text("theirs")
     with pytest.raises(UserError, match=r"2\.csv and 9 more files exists"):
         write(*targets)
+
+
+def test_temporary_files_that_a_kill_left_are_removed(tmp_path: Path) -> None:
+    old, young, other = (
+        tmp_path / name for name in (".a.csv.0123abcd.tmp", ".a.csv.89abcdef.tmp", ".b.csv.0123abcd.tmp")
+    )
+    for path in (old, young, other):
+        path.write_text("half")
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    write(tmp_path / "a.csv")
+    assert [path.exists() for path in (old, young, other)] == [False, True, True]

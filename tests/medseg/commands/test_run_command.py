@@ -17,7 +17,7 @@ from contrastive_core.training import RunOptions
 from contrastive_core.training.recorder import read
 from ssl_medseg.commands import run as module
 from ssl_medseg.commands.run import run
-from ssl_medseg.datasets import open_dataset, read_split
+from ssl_medseg.datasets import Split, open_dataset, read_split, write_split
 from ssl_medseg.datasets.draw_splits import split_by_labels
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.models.checkpoint import load_segmenter
@@ -149,3 +149,20 @@ def test_two_processes_make_one_run(data: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (together / "model" / "model.safetensors").read_bytes() == model
     assert (together / "baseline" / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_labels_of_unlabelled_patients_may_be_missing(tmp_path: Path) -> None:
+    """The docs say so, and a split names who is unlabelled; `run --split` asked for their label files."""
+    write_phantom(tmp_path / "data", patients=6, frames=1, labelled=6, size=64)
+    dataset = open_dataset(tmp_path / "data")
+    names = list(dataset.names)
+    write_split(tmp_path / "split.json", Split(tuple(names[:2]), unlabelled=tuple(names[2:])), dataset)
+    for case in dataset.select(names[2:]):
+        assert case.label is not None
+        case.label.unlink()
+    settings: dict[str, Any] = {**SHORT, "rounds": 1, "baseline_steps": 1, "steps": 1}
+    folder = run(str(tmp_path / "data"), tmp_path / "run", split=tmp_path / "split.json", **settings)
+    assert load_segmenter(folder, device="cpu").details["method"] == "selftrain rounds"
+    next(iter(dataset.select(names[:1]))).label.unlink()  # type: ignore[union-attr]
+    with pytest.raises(UserError, match="has no label for it"):
+        run(str(tmp_path / "data"), tmp_path / "other", split=tmp_path / "split.json", **settings)

@@ -27,6 +27,7 @@ from datetime import timedelta
 from typing import Any, TextIO
 
 from contrastive_core.app.declarations import UndeclaredError, declared_function
+from contrastive_core.app.failures import advice, resume_line
 from contrastive_core.app.flags import Flags, UsageError, nearest
 from contrastive_core.app.help import help_text
 from contrastive_core.errors import UserError
@@ -215,13 +216,27 @@ def _run_verb(prog: str, verb: Verb, words: Sequence[str], *, configs: str | Non
     parser, values = parsed
     # The name of the method changed between versions of jsonargparse.
     arguments = parser.instantiate(values) if hasattr(parser, "instantiate") else parser.instantiate_classes(values)
-    with trust_model_code() if trusted else contextlib.nullcontext():
-        result = function(**{name: arguments[name] for name in inspect.signature(function).parameters})
+    try:
+        with trust_model_code() if trusted else contextlib.nullcontext():
+            result = function(**{name: arguments[name] for name in inspect.signature(function).parameters})
+    except BrokenPipeError:
+        raise
+    except (OSError, RuntimeError, MemoryError, *_safetensors_errors()) as error:
+        problem = advice(error)
+        if problem is None:
+            raise
+        again = f", then go on by\n  {resume_line(prog, words)}" if "run.resume" in flags.types else ""
+        raise UserError(f"{problem}{again}") from error
     if isinstance(result, int):
         return result
     if result is not None:
         print(result)
     return 0
+
+
+def _safetensors_errors() -> tuple[type[Exception], ...]:
+    loaded = sys.modules.get("safetensors")  # who has not imported it does not meet its errors
+    return () if loaded is None else (loaded.SafetensorError,)
 
 
 #: For every verb: opening a model may run code of other packages that the model names.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +49,21 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+_STALE_AFTER = 60.0
+
+
+def remove_stale(path: Path) -> None:
+    """Remove temporary files of `open_atomic` that a kill has left beside a file, unless they are a minute young."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.tmp")
+    try:
+        beside = [entry for entry in os.scandir(path.parent) if pattern.fullmatch(entry.name)]
+        for entry in beside:
+            if time.time() - entry.stat().st_mtime > _STALE_AFTER:
+                Path(entry.path).unlink(missing_ok=True)
+    except OSError:  # none there, or it is not ours to remove
+        return
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -58,6 +58,8 @@ class Outputs:
         # Recorded before they are written: a command that is killed finds its files again.
         if self._targets:
             self._before = {path: _version(path) for path in self._targets}
+            for path in self._targets:
+                files.remove_stale(path)
             self._recorded = _read(self._folder).get(self._command, {})
             _record(self._folder, self._command, dict.fromkeys(self._targets))
         return self

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import overload
 
 import numpy as np
+import safetensors
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -363,7 +364,7 @@ class Run:
         )
         try:
             self._snapshots.save(position)
-        except OSError as error:
+        except (OSError, safetensors.SafetensorError) as error:
             raise UserError(
                 f"cannot write the checkpoint of step {done} to {self._snapshots.folder}: {error}. Put that right, "
                 f"then go on by\n  {self.resume_command}"

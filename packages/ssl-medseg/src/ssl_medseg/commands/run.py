@@ -14,7 +14,7 @@ from contrastive_core.training.launch import make_fabric
 from contrastive_core.training.processes import Processes
 from ssl_medseg.commands.selftrain import selftrain
 from ssl_medseg.commands.train import train
-from ssl_medseg.datasets import DataOptions, open_with, read_split, write_split
+from ssl_medseg.datasets import DataOptions, open_split, open_with, write_split
 from ssl_medseg.datasets.draw_splits import split_by_labels
 from ssl_medseg.losses.segmentation import SegmentationLoss
 from ssl_medseg.models import NetworkOptions
@@ -215,14 +215,14 @@ def _split(
     quiet: bool,
 ) -> Path:
     """The split's file: the one given, or one made from who has labels."""
-    dataset = open_with(data, opening)
     if split is not None:
-        read_split(split, dataset)
+        open_split(data, split, opening)
         return split
     file = out / "split.json"
     if file.is_file():  # of the run that goes on, whose data may lie elsewhere now
-        read_split(file, dataset)
+        open_split(data, file, opening)
         return file
+    dataset = open_with(data, opening)
     made, reasons = split_by_labels(dataset, labelled=labelled, validation=validation)
     if not quiet:
         print("\n".join(reasons), file=sys.stderr)  # noqa: T201 - before there is a run that could say it

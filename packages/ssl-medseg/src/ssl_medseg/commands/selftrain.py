@@ -284,7 +284,7 @@ def _kind(augment: AugmentOptions, chosen: Settings) -> Literal["auto", "strong"
 
 
 def _score_withheld(out: Path, data: str, seen: TrainingData, *, opening: DataOptions, cache: Path | None) -> None:
-    dataset = open_with(data, opening)
+    dataset = open_with(data, replace(opening, allow_unlabelled=True))
     known = [case.name for case in seen.unlabelled if dataset.case(case.name).label is not None]
     cases = prepare_cases(dataset, known, seen.preprocessing, labels=True, cache=cache)
     labels = {case.name: case.label for case in cases if case.label is not None}

@@ -1,0 +1,56 @@
+"""Say what to do about failures of the machine: a full or read-only disk, no memory, a worker that was killed."""
+
+from __future__ import annotations
+
+import errno
+import re
+import shlex
+from collections.abc import Sequence
+
+_FULL = "free some space there"
+_ADVICE = {
+    errno.ENOSPC: f"The disk is full, or has no inodes left (df -h, df -i); {_FULL}",
+    errno.EDQUOT: f"Your quota is used up; {_FULL}",
+    errno.EROFS: "The file system is read-only; choose another place",
+    errno.EACCES: "You have no permission; change it, or choose another place",
+    errno.EPERM: "You have no permission; change it, or choose another place",
+    errno.ENAMETOOLONG: "The name is too long for the file system; choose a shorter one",
+    errno.ENOTDIR: "A part of the path is a file; choose another place",
+    errno.EIO: "The disk reports an error; copy what is on it to another one",
+    errno.ESTALE: "The network file system has lost the file; mount it again",
+    errno.EMFILE: "Too many files are open; raise the limit (ulimit -n) or use fewer --workers",
+    errno.ENFILE: "Too many files are open; raise the limit (ulimit -n) or use fewer --workers",
+    errno.ENOMEM: "There is too little memory; use fewer --workers or a smaller --batch_size",
+}
+
+
+def advice(error: Exception) -> str | None:
+    """What failed and what to do about it, in one line; None where the error is not one of the machine."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in _ADVICE:
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror}. {_ADVICE[error.errno]}"
+    kind = type(error).__name__
+    # safetensors raises an error of its own, with the number in its text.
+    number = re.search(r"os error (\d+)", text)
+    if kind == "SafetensorError" and number and int(number[1]) in _ADVICE:
+        return f"{text}. {_ADVICE[int(number[1])]}"
+    if isinstance(error, RuntimeError) and "DataLoader worker" in text:
+        return (
+            "a data loading process was ended from outside, usually by the system for lack of memory; use fewer "
+            "--workers (0 loads in the training process) or a smaller --batch_size"
+        )
+    if isinstance(error, RuntimeError) and re.search(r"unable to (write to|open|allocate) (file|shared memory)", text):
+        return (
+            "the shared memory through which data loading processes pass batches is full (df -h /dev/shm); use "
+            "--workers 0, or give the container more (docker run --shm-size)"
+        )
+    if isinstance(error, MemoryError) or kind == "OutOfMemoryError":
+        return f"there is too little memory ({text or kind}); use a smaller --batch_size or fewer --workers"
+    return None
+
+
+def resume_line(prog: str, words: Sequence[str]) -> str:
+    """The command line that goes on with a run that has failed."""
+    going_on = [] if any(word.split("=")[0] in ("--resume", "--run.resume") for word in words) else ["--resume"]
+    return f"{prog} {shlex.join([*words, *going_on])}"

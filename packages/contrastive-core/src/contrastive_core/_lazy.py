@@ -8,12 +8,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def load_on_use(package: str, places: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def load_on_use(
+    package: str, places: Mapping[str, str], *, extra: str | None = None
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """`__getattr__` and `__dir__` of a package, for its `__init__.py`.
 
     Args:
         package: `__name__` there.
         places: In which module each public name is.
+        extra: Extra of contrastive-core that installs what these modules import.
 
     >>> load_on_use("contrastive_core", {"LARS": "contrastive_core.optim"})[0]("LARS").__name__
     'LARS'
@@ -22,7 +25,17 @@ def load_on_use(package: str, places: Mapping[str, str]) -> tuple[Callable[[str]
     def get(name: str) -> Any:
         if name not in places:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(places[name]), name)
+        try:
+            module = importlib.import_module(places[name])
+        except ModuleNotFoundError as error:
+            if extra is None or error.name is None or error.name.startswith(package):
+                raise
+            raise ModuleNotFoundError(
+                f"{package}.{name} needs {error.name}, which is not installed. Install it with: "
+                f"pip install 'contrastive-core[{extra}]'",
+                name=error.name,
+            ) from error
+        value = getattr(module, name)
         setattr(sys.modules[package], name, value)
         return value
 

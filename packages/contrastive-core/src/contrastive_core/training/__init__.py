@@ -49,5 +49,5 @@ __all__ = [
 ]
 
 __getattr__, __dir__ = load_on_use(
-    __name__, {name: f"contrastive_core.training.{module}" for name, module in _MODULE.items()}
+    __name__, {name: f"contrastive_core.training.{module}" for name, module in _MODULE.items()}, extra="train"
 )

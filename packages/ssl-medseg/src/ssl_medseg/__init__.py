@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ssl_medseg.commands.evaluate import evaluate
     from ssl_medseg.commands.export import export
     from ssl_medseg.commands.make_splits import make_splits
+    from ssl_medseg.commands.next_cases import next_cases
     from ssl_medseg.commands.predict import predict
     from ssl_medseg.commands.pretrain import pretrain
     from ssl_medseg.commands.report import report
@@ -27,6 +28,7 @@ __all__ = [
     "evaluate",
     "export",
     "make_splits",
+    "next_cases",
     "predict",
     "pretrain",
     "report",

@@ -33,6 +33,11 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb(
         "ssl_medseg.commands.evaluate:evaluate", "compare masks with the truth, by case and structure", alone=True
     ),
+    "next": Verb(
+        "ssl_medseg.commands.next_cases:next_cases",
+        "rank the unlabelled cases by uncertainty: which to label next",
+        alone=True,
+    ),
     "report": Verb("ssl_medseg.commands.report:report", "write a run's self-contained HTML report", alone=True),
     "demo": Verb("ssl_medseg.commands.demo:demo", "the whole of it on generated hearts, in a few minutes on a CPU"),
     "export": Verb(

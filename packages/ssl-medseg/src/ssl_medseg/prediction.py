@@ -17,12 +17,13 @@ from contrastive_core.training.progress import track
 from ssl_medseg.datasets import DataOptions, open_with, read_split
 from ssl_medseg.datasets.dataset import Case, DataSet
 from ssl_medseg.datasets.open import read_frames
+from ssl_medseg.evaluation.uncertainty import agreement, predictive_entropy
 from ssl_medseg.io import read_volume, write_mask
 from ssl_medseg.io.dicom import series_in
 from ssl_medseg.io.file_types import DICOM_ENDINGS, is_companion, is_image, is_series, stem, why_unread, without_path
 from ssl_medseg.io.volume import ImageFile, Volume
 from ssl_medseg.models.checkpoint import load_segmenter
-from ssl_medseg.models.inference import Refinement, largest_parts
+from ssl_medseg.models.inference import Refinement, largest_parts, mirrored_probabilities
 from ssl_medseg.models.inference import probabilities as class_probabilities
 from ssl_medseg.preprocessing import Preprocessing, place, prepare, restore_slices
 
@@ -172,11 +173,16 @@ class Segmented:
         classes: uint8 ``[X, Y, Z]`` on the volume's own grid, 0 the background.
         probabilities: float32 ``[C, X, Y, Z]``, if they were asked for.
         notes: what was done beyond the settings or found odd, in plain words.
+        agreement: of each structure, between the predictions of the volume and of its mirror images, if it was asked
+            for; None where none of them contains the structure.
+        uncertainty: float32 ``[X, Y, Z]``, the entropy of the mean of these predictions in [0, 1], if it was asked for.
     """
 
     classes: NDArray[np.uint8]
     probabilities: NDArray[np.float32] | None
     notes: tuple[str, ...]
+    agreement: tuple[float | None, ...] | None = None
+    uncertainty: NDArray[np.float32] | None = None
 
 
 _PIXELS_ON_CPU = 192 * 192
@@ -191,6 +197,7 @@ def segment(
     batch_size: int = 16,
     probabilities: bool = False,
     refinement: Refinement = Refinement(),  # noqa: B008 - frozen
+    uncertainty: bool = False,
 ) -> Segmented:
     """Segment a volume.
 
@@ -206,6 +213,8 @@ def segment(
         probabilities: give them too.
         refinement: average over mirrored slices; keep the largest connected part of some structures, the rest of which
             becomes background. The probabilities do not lose the smaller parts.
+        uncertainty: also compare the predictions of the volume and of its mirror images; takes four passes of the
+            network. The mask stays that of `refinement`.
 
     Raises:
         UserError: the volume cannot be prepared.
@@ -213,11 +222,18 @@ def segment(
     prepared = prepare(volume, p)
     geometry, device = prepared.geometry, next(network.parameters()).device
     classes = np.empty((geometry.slices, *geometry.plane), dtype=np.uint8)
-    kept = []
+    kept, views, entropies = [], [], []
     count = _slices_at_once(batch_size, p, device)
     for start in range(0, geometry.slices, count):
         batch = prepared.slices[start : start + count].to(device).contiguous(memory_format=torch.channels_last)
-        native = restore_slices(class_probabilities(network, batch, mirror=refinement.mirror), geometry)
+        if uncertainty:
+            mirrored = [restore_slices(view, geometry) for view in mirrored_probabilities(network, batch)]
+            mean = torch.stack(mirrored).mean(0)
+            native = mean if refinement.mirror else mirrored[0]
+            views.append([view.max(dim=1).indices.to(torch.uint8).cpu().numpy() for view in mirrored])
+            entropies.append(predictive_entropy(mean).cpu().numpy())
+        else:
+            native = restore_slices(class_probabilities(network, batch, mirror=refinement.mirror), geometry)
         # Not argmax: over a middle axis on a CPU it takes twenty times as long.
         classes[start : start + count] = native.max(dim=1).indices.to(torch.uint8).cpu().numpy()
         if probabilities:
@@ -225,11 +241,16 @@ def segment(
     mask = place(classes, geometry)
     if refinement.largest:
         mask = largest_parts(mask, refinement.largest)
+    agreements, entropy = None, None
+    if uncertainty:
+        masks = [np.concatenate(slices) for slices in zip(*views, strict=True)]
+        agreements = agreement(masks, classes=native.shape[1])
+        entropy = place(np.concatenate(entropies), geometry)
     if not probabilities:
-        return Segmented(mask, None, prepared.notes)
+        return Segmented(mask, None, prepared.notes, agreements, entropy)
     native_all = np.concatenate(kept)
     by_class = np.stack([place(native_all[:, number], geometry) for number in range(native_all.shape[1])])
-    return Segmented(mask, by_class, prepared.notes)
+    return Segmented(mask, by_class, prepared.notes, agreements, entropy)
 
 
 def _slices_at_once(most: int, p: Preprocessing, device: torch.device) -> int:

@@ -18,6 +18,7 @@ from contrastive_core.training.files import write_atomic
 from contrastive_core.training.outputs import Outputs
 from contrastive_core.training.progress import track
 from ssl_medseg.datasets import DataOptions
+from ssl_medseg.evaluation.uncertainty import quality
 from ssl_medseg.io import Volume, read_volume, write_mask
 from ssl_medseg.io.dicom import missing_for_seg, write_dicom_seg
 from ssl_medseg.io.file_types import DICOM_ENDINGS, ENDINGS, stem, without_path
@@ -41,6 +42,9 @@ class PredictedCase:
         mask: the file, relative to the output folder; empty if there is none.
         millilitres: volume of each structure; None where the size of a voxel is unknown.
         seconds: reading, segmenting and writing.
+        quality: with `uncertainty`, the agreement of the predictions of the volume and of its mirror images, the mean
+            over structures, in [0, 1]. A low one says that the mask needs a look; a high one does not prove it right.
+        agreement: the same for each structure; None: found in none of the predictions.
         notes: what was found odd about the image, in plain words.
         error: why there is no mask.
     """
@@ -49,6 +53,8 @@ class PredictedCase:
     mask: str = ""
     millilitres: dict[str, float] | None = None
     seconds: float = 0.0
+    quality: float | None = None
+    agreement: dict[str, float | None] | None = None
     notes: tuple[str, ...] = ()
     error: str = ""
 
@@ -102,6 +108,7 @@ def predict(
     part: Literal["labelled", "validation", "test", "unlabelled"] = "test",
     mask_format: Literal["auto", "nifti", "dicom-seg"] = "auto",
     probabilities: bool = False,
+    uncertainty: bool = False,
     keep_largest: bool | None = None,
     mirror: bool | None = None,
     pictures: bool = False,
@@ -132,6 +139,8 @@ def predict(
         mask_format: Format of the masks; auto writes DICOM segmentations of DICOM series and NIfTI of all else.
         probabilities: Also write the probability of every class, as NAME_probabilities.nii.gz with the classes along
             the fourth axis.
+        uncertainty: Also write NAME_uncertainty.nii.gz, the entropy of the prediction in [0, 1] at each voxel, and a
+            quality score of every case to predictions.json; takes four times as long.
         keep_largest: Keep only the largest connected part of each structure; as validation in training chose if not
             given.
         mirror: Average over each slice and its mirror images; as validation in training chose if not given.
@@ -159,7 +168,9 @@ def predict(
     planned = [
         path
         for target in targets
-        for path in _files_of(target, mask_format, probabilities=probabilities, pictures=pictures)
+        for path in _files_of(
+            target, mask_format, probabilities=probabilities, uncertainty=uncertainty, pictures=pictures
+        )
     ]
     if folder == Path(out):
         planned.append(folder / _SUMMARY)
@@ -179,6 +190,7 @@ def predict(
                     batch_size=batch_size,
                     probabilities=probabilities,
                     refinement=refinement,
+                    uncertainty=uncertainty,
                 )
                 target, more = _writable(target, volume, mask_format)  # noqa: PLW2901
                 _write(segmented, volume, target, segmenter.labels)
@@ -189,6 +201,8 @@ def predict(
                     mask=target.relative_to(folder).as_posix(),
                     millilitres=_millilitres(segmented.classes, volume, segmenter.labels.structures),
                     seconds=time.perf_counter() - started,
+                    quality=None if segmented.agreement is None else round(quality(segmented.agreement), 4),
+                    agreement=_by_structure(segmented.agreement, segmenter.labels.structures),
                     notes=(*segmented.notes, *more),
                 )
             except _TROUBLE as error:
@@ -238,10 +252,11 @@ def _targets(found: list[Wanted], out: Path, mask_format: str) -> tuple[Path, li
     return folder, targets
 
 
-def _files_of(target: Path, mask_format: str, *, probabilities: bool, pictures: bool) -> list[Path]:
+def _files_of(target: Path, mask_format: str, *, probabilities: bool, uncertainty: bool, pictures: bool) -> list[Path]:
     """The files that may be written for an image: its mask and those beside it."""
     name = stem(target).removesuffix(".dcm")
-    beside = [f"{name}_probabilities.nii.gz"] * probabilities + [f"{name}.png"] * pictures
+    asked = {"_probabilities.nii.gz": probabilities, "_uncertainty.nii.gz": uncertainty, ".png": pictures}
+    beside = [f"{name}{ending}" for ending, wanted in asked.items() if wanted]
     if mask_format == "auto" and target.suffix.lower() in DICOM_ENDINGS:
         beside.append(f"{name}.nii.gz")
     return [target, *(target.with_name(each) for each in beside)]
@@ -254,7 +269,8 @@ def _masks_in(folder: Path) -> set[str]:
         file.relative_to(folder).as_posix()
         for file in folder.rglob("*")
         if file.is_file() and file.name.lower().endswith(endings) and not file.name.startswith(".")
-        and not stem(file).endswith("_probabilities") and "evaluation" not in file.relative_to(folder).parts
+        and not stem(file).endswith(("_probabilities", "_uncertainty"))
+        and "evaluation" not in file.relative_to(folder).parts
     }  # fmt: skip
 
 
@@ -278,6 +294,18 @@ def _write(segmented: Segmented, volume: Volume, target: Path, labels: LabelMap)
     if segmented.probabilities is not None:
         name = f"{stem(target).removesuffix('.dcm')}_probabilities.nii.gz"
         write_on_grid(segmented.probabilities.transpose(1, 2, 3, 0), volume, target.with_name(name))
+    if segmented.uncertainty is not None:
+        name = f"{stem(target).removesuffix('.dcm')}_uncertainty.nii.gz"
+        write_on_grid(segmented.uncertainty, volume, target.with_name(name))
+
+
+def _by_structure(
+    agreement: Sequence[float | None] | None, structures: Sequence[str]
+) -> dict[str, float | None] | None:
+    if agreement is None:
+        return None
+    rounded = (None if value is None else round(value, 4) for value in agreement)
+    return dict(zip(structures, rounded, strict=True))
 
 
 def _draw(segmented: Segmented, volume: Volume, target: Path, name: str, labels: LabelMap) -> None:

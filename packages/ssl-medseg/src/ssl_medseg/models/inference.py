@@ -65,10 +65,12 @@ def slice_probabilities(
 
 def probabilities(network: nn.Module, slices: Tensor, *, mirror: bool = False) -> Tensor:
     """Class probabilities of a batch, float32 [N, C, H, W]; with `mirror` the mean over four mirror images."""
-    if not mirror:
-        return _softmax(network(slices))
-    turned = [_softmax(network(slices.flip(dims))).flip(dims) for dims in _MIRRORS]
-    return torch.stack(turned).mean(0)
+    return mirrored_probabilities(network, slices).mean(0) if mirror else _softmax(network(slices))
+
+
+def mirrored_probabilities(network: nn.Module, slices: Tensor) -> Tensor:
+    """Class probabilities of a batch and of its three mirror images, mirrored back, float32 [4, N, C, H, W]."""
+    return torch.stack([_softmax(network(slices.flip(dims))).flip(dims) for dims in _MIRRORS])
 
 
 def largest_parts(mask: NDArray[np.uint8], classes: Collection[int] | None = None) -> NDArray[np.uint8]:

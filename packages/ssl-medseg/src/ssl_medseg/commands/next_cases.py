@@ -1,0 +1,227 @@
+"""`ssl-medseg next`: rank the unlabelled cases by how uncertain the model is about them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from contrastive_core.errors import UserError
+from contrastive_core.text import several
+from contrastive_core.training.files import write_atomic
+from contrastive_core.training.outputs import Outputs
+from contrastive_core.training.progress import track
+from ssl_medseg.commands.evaluate import own_split
+from ssl_medseg.datasets import DataOptions, open_with, read_split
+from ssl_medseg.datasets.dataset import Case, DataSet
+from ssl_medseg.evaluation.uncertainty import agreement, quality
+from ssl_medseg.io import read_volume
+from ssl_medseg.io.file_types import without_path
+from ssl_medseg.io.volume import Volume
+from ssl_medseg.models.checkpoint import Segmenter, load_segmenter
+from ssl_medseg.prediction import Segmented, segment
+
+_COMMAND = "ssl-medseg next"
+
+
+@dataclass(frozen=True)
+class RankedCase:
+    """An unlabelled case.
+
+    Attributes:
+        case: its name.
+        patient: whom it shows.
+        quality: mean of the two columns that follow, in [0, 1]; the lowest is labelled first.
+        mirrored: agreement of the predictions of the volume and of its mirror images, the mean over structures.
+        baseline: agreement of the prediction with that of the baseline of the run; None without one.
+        structures: agreement of the mirrored predictions for each structure; None: found in none of them.
+        error: why it has no prediction.
+    """
+
+    case: str
+    patient: str
+    quality: float | None = None
+    mirrored: float | None = None
+    baseline: float | None = None
+    structures: dict[str, float | None] | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The cases, the most uncertain first, and the files that hold the ranking."""
+
+    out: Path
+    cases: tuple[RankedCase, ...]
+    shown: int
+
+    def __str__(self) -> str:
+        ranked = [case for case in self.cases if case.quality is not None]
+        failed = [case for case in self.cases if case.quality is None]
+        lines = [f"{self.out}: {several(len(ranked), 'unlabelled case')}, the most uncertain first"]
+        width = max((len(case.case) for case in ranked), default=4)
+        lines.append(f"  {'case':{width}}  quality  mirrored  baseline")
+        for case in ranked[: self.shown]:
+            other = "       -" if case.baseline is None else f"{case.baseline:8.2f}"
+            lines.append(f"  {case.case:{width}}  {case.quality:7.2f}  {case.mirrored:8.2f}  {other}")
+        if len(ranked) > self.shown:
+            lines.append(f"  and {len(ranked) - self.shown:,} more in next.csv")
+        lines += [f"  {case.case}: no prediction: {case.error}" for case in failed]
+        lines.append("Label the first ones, add their labels to the data set, and train again.")
+        return "\n".join(lines)
+
+
+def next_cases(
+    model: Path,
+    data: str,
+    out: Path,
+    *,
+    split: Path | None = None,
+    number: int = 10,
+    pictures: bool = True,
+    overwrite: bool = False,
+    batch_size: int = 16,
+    device: str = "auto",
+    opening: DataOptions = DataOptions(),  # noqa: B008 - frozen
+) -> Ranking:
+    """Rank the unlabelled cases by uncertainty: which to label next.
+
+    The model segments every volume and its mirror images. Where these predictions disagree, the model is uncertain,
+    and a label teaches it most. In the folder of `ssl-medseg run` the prediction is also compared with that of the
+    baseline: where self-training changed much, a reader should look. Agreement is measured by Dice, as in
+
+        quality = mean of (pairwise Dice of the mirrored predictions, Dice of prediction and baseline).
+
+    OUT holds ``next.csv`` and ``next.json`` with every case, and a picture of each of the first ones with its mask.
+    Labels are never opened.
+
+    Args:
+        model: Folder of a run, or its model folder.
+        data: Data set: a folder in one of the layouts that `check` names, or a CSV file.
+        out: Folder of the ranking.
+        split: Split file; its unlabelled cases are ranked. By default the split of the run, or else every case whose
+            label the model was not trained with and that has none.
+        number: Number of cases that are printed and drawn.
+        pictures: Draw the first cases with their masks.
+        overwrite: Replace files in OUT that this command did not write.
+        batch_size: Slices per forward pass.
+        device: auto, cpu, cuda or mps.
+        opening: How to open the data set.
+
+    Returns:
+        The ranking.
+
+    Raises:
+        UserError: No model, no unlabelled cases, or a model of other structures.
+    """
+    if number < 1 or batch_size < 1:
+        raise UserError(f"next needs number >= 1 and batch_size >= 1, got {number} and {batch_size}")
+    model, out = Path(model), Path(out).expanduser()
+    dataset = open_with(data, opening)
+    segmenter = load_segmenter(model, device=device)
+    baseline = _baseline(model, segmenter, device=device)
+    cases = _unlabelled(dataset, segmenter, split or own_split(model))
+    done: list[tuple[RankedCase, Case]] = []
+    for case in track(cases, total=len(cases), what="volumes"):
+        try:
+            ranked = _examine(case, read_volume(case.image), segmenter, baseline, batch_size=batch_size)
+        except UserError as error:
+            ranked = RankedCase(case.name, case.patient, error=without_path(error, case.image.path))
+        done.append((ranked, case))
+    done.sort(key=lambda pair: (pair[0].quality is None, pair[0].quality or 0.0, pair[0].case))
+    drawn = [(rank, case) for rank, case in done[:number] if rank.quality is not None] if pictures else []
+    sheets = {case.name: out / f"{place:03d}-{case.name}.png" for place, (_, case) in enumerate(drawn, 1)}
+    ranking = Ranking(out, tuple(rank for rank, _ in done), number)
+    targets = [out / "next.json", out / "next.csv", *sheets.values()]
+    sources = [case.image.path for case in dataset.cases]
+    with Outputs(targets, command=_COMMAND, inputs=sources, folder=out, overwrite=overwrite):
+        out.mkdir(parents=True, exist_ok=True)
+        card = {"format": "ssl-medseg ranking 1", "cases": [asdict(case) for case in ranking.cases]}
+        write_atomic(out / "next.json", (json.dumps(card, indent=1) + "\n").encode())
+        write_atomic(out / "next.csv", _csv(ranking, segmenter.labels.structures).encode())
+        for _, case in drawn:
+            _draw(case, segmenter, sheets[case.name], batch_size=batch_size)
+    return ranking
+
+
+def _baseline(model: Path, segmenter: Segmenter, *, device: str) -> Segmenter | None:
+    """The baseline of a run of several stages, where it has one of the same structures."""
+    folder = model / "baseline"
+    if not (folder / "model" / "model.json").is_file():
+        return None
+    found = load_segmenter(folder, device=device)
+    return found if found.labels == segmenter.labels else None
+
+
+def _unlabelled(dataset: DataSet, segmenter: Segmenter, split: Path | None) -> tuple[Case, ...]:
+    if segmenter.labels != dataset.labels and dataset.labelled:
+        raise UserError(
+            f"{dataset.name} has the structures {dataset.labels}, and the model was trained for {segmenter.labels}; "
+            "expected the same. Give the label map of training (--label_map)"
+        )
+    if split is not None:
+        names = read_split(split, dataset).unlabelled
+        if not names:
+            raise UserError(f"{split}: the split has no unlabelled cases; expected some to rank")
+        return dataset.select(names)
+    seen = set(segmenter.details.get("labelled", ()))
+    cases = tuple(case for case in dataset.cases if case.label is None and case.name not in seen)
+    if not cases:
+        raise UserError(
+            f"{dataset.name}: every one of its {len(dataset)} cases has a label; nothing is left to rank. Give the "
+            "split file of training (--split) to rank the cases it calls unlabelled"
+        )
+    return cases
+
+
+def _examine(
+    case: Case, volume: Volume, segmenter: Segmenter, baseline: Segmenter | None, *, batch_size: int
+) -> RankedCase:
+    found = _segment(volume, segmenter, batch_size=batch_size, uncertainty=True)
+    structures = segmenter.labels.structures
+    views = found.agreement or ()
+    mirrored, between = quality(views), None
+    if baseline is not None:
+        before = _segment(volume, baseline, batch_size=batch_size)
+        between = quality(agreement([before.classes, found.classes], classes=len(structures) + 1))
+    return RankedCase(
+        case.name,
+        case.patient,
+        quality=mirrored if between is None else float(np.mean([mirrored, between])),
+        mirrored=mirrored,
+        baseline=between,
+        structures=dict(zip(structures, views, strict=True)),
+    )
+
+
+def _segment(volume: Volume, segmenter: Segmenter, *, batch_size: int, uncertainty: bool = False) -> Segmented:
+    return segment(
+        volume, segmenter.network, segmenter.preprocessing, batch_size=batch_size, refinement=segmenter.refinement,
+        uncertainty=uncertainty,
+    )  # fmt: skip
+
+
+def _csv(ranking: Ranking, structures: tuple[str, ...]) -> str:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["case", "patient", "quality", "mirrored", "baseline", *structures, "error"])
+    for case in ranking.cases:
+        views = case.structures or dict.fromkeys(structures)
+        row = [case.quality, case.mirrored, case.baseline, *views.values()]
+        numbers = ["" if value is None else f"{value:.4f}" for value in row]
+        table.writerow([case.case, case.patient, *numbers, case.error])
+    return text.getvalue()
+
+
+def _draw(case: Case, segmenter: Segmenter, target: Path, *, batch_size: int) -> None:
+    from contrastive_core.app.report.figures import to_png  # noqa: PLC0415 - the ranking needs no matplotlib
+    from ssl_medseg.reports.overlay import mask_sheet  # noqa: PLC0415
+
+    volume = read_volume(case.image)
+    found = _segment(volume, segmenter, batch_size=batch_size)
+    figure = mask_sheet(volume, found.classes, name=case.name, structures=segmenter.labels.structures)
+    write_atomic(target, to_png(figure, dpi=110))

@@ -1,0 +1,169 @@
+"""The most uncertain unlabelled case comes first, and no label is opened."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+from contrastive_core.errors import UserError
+from ssl_medseg.cli import main
+from ssl_medseg.commands.next_cases import next_cases
+from ssl_medseg.commands.predict import predict
+from ssl_medseg.datasets import open_dataset
+from ssl_medseg.datasets.splits import Split, write_split
+from ssl_medseg.evaluation.uncertainty import agreement, predictive_entropy, quality
+from ssl_medseg.io import read_volume
+from ssl_medseg.io.label_map import LabelMap
+from ssl_medseg.io.volume import ImageFile
+from ssl_medseg.models.checkpoint import load_segmenter
+from ssl_medseg.prediction import segment
+from ssl_medseg.preprocessing import Preprocessing
+from tests.medseg.small_models import random_segmenter
+from tests.medseg.small_sets import AFFINE, SHAPE, decathlon
+
+P = Preprocessing(size=(32, 32), spacing=(1.5, 1.5), orientation="RAS", percentiles=(0, 100))
+LABELS = LabelMap(("background", "shell", "core"), (0, 1, 2))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, and a data set with one labelled and three unlabelled cases."""
+    folder = tmp_path_factory.mktemp("next")
+    random_segmenter(folder / "run" / "model", P, labels=LABELS, width=4)
+    decathlon(folder / "data", ["a"], unlabelled=["b", "c", "d"])
+    return folder
+
+
+def test_agreement_is_the_mean_dice_of_all_pairs() -> None:
+    draws = np.random.default_rng(0)
+    masks = [draws.integers(0, 3, (5, 4, 3)).astype(np.uint8) for _ in range(4)]
+    expected = []
+    for structure in (1, 2):
+        pairs = [
+            2 * ((a == structure) & (b == structure)).sum() / ((a == structure).sum() + (b == structure).sum())
+            for a, b in itertools.combinations(masks, 2)
+        ]
+        expected.append(np.mean(pairs))
+    assert agreement(masks, classes=3) == pytest.approx(expected)
+    assert agreement(masks, classes=4)[2] is None
+
+
+def test_a_structure_in_one_prediction_alone_counts_against_the_agreement() -> None:
+    empty, full = np.zeros((2, 2, 1), np.uint8), np.ones((2, 2, 1), np.uint8)
+    # Of three pairs, two disagree entirely and one has the structure on neither side.
+    assert agreement([empty, empty, full], classes=2) == (0.0,)
+    assert agreement([full, full], classes=2) == (1.0,)
+    assert quality([None, None]) == 0.0
+    assert quality([0.5, None, 1.0]) == 0.75
+
+
+def test_entropy_is_that_of_scipy() -> None:
+    probabilities = torch.rand(7, 4, 3, generator=torch.Generator().manual_seed(0)).softmax(1)
+    expected = scipy.stats.entropy(probabilities.numpy(), axis=1, base=4)
+    np.testing.assert_allclose(predictive_entropy(probabilities).numpy(), expected, rtol=1e-5)
+
+
+def test_agreement_of_a_volume_is_that_of_its_mirrored_files(place: Path) -> None:
+    """Mirror the volume itself instead of its prepared slices."""
+    segmenter = load_segmenter(place / "run", device="cpu")
+    array = np.asarray(nibabel.load(place / "data" / "imagesTr" / "b.nii.gz").dataobj)
+    masks = []
+    for axes in ((), (0,), (1,), (0, 1)):
+        file = place / "mirrored.nii.gz"
+        nibabel.Nifti1Image(np.flip(array, axes), AFFINE).to_filename(file)
+        masks.append(np.flip(segment(read_volume(ImageFile(file)), segmenter.network, P).classes, axes))
+    volume = read_volume(ImageFile(place / "data" / "imagesTr" / "b.nii.gz"))
+    found = segment(volume, segmenter.network, P, uncertainty=True)
+    assert found.agreement == pytest.approx(agreement(masks, classes=3))
+    assert 0 < quality(found.agreement or ()) < 1
+    np.testing.assert_array_equal(found.classes, masks[0])
+    assert found.uncertainty is not None
+    assert found.uncertainty.shape == SHAPE
+
+
+def test_the_most_uncertain_case_comes_first(place: Path, tmp_path: Path) -> None:
+    ranking = next_cases(place / "run", str(place / "data"), tmp_path / "next", number=2)
+    qualities = [case.quality for case in ranking.cases]
+    assert sorted(case.case for case in ranking.cases) == ["b", "c", "d"]
+    assert qualities == sorted(qualities)
+    rows = list(csv.DictReader((tmp_path / "next" / "next.csv").open()))
+    assert [row["case"] for row in rows] == [case.case for case in ranking.cases]
+    card = json.loads((tmp_path / "next" / "next.json").read_text())
+    assert card["cases"][0]["quality"] == qualities[0]
+    pictures = sorted(file.name for file in (tmp_path / "next").glob("*.png"))
+    assert pictures == [f"{i:03d}-{case.case}.png" for i, case in enumerate(ranking.cases[:2], 1)]
+
+
+def test_prediction_and_baseline_are_compared_in_the_folder_of_a_run(place: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    random_segmenter(run / "model", P, labels=LABELS, width=4)
+    random_segmenter(run / "baseline" / "model", P, labels=LABELS, width=4)
+    ranking = next_cases(run, str(place / "data"), tmp_path / "next", pictures=False)
+    # The same weights, so the same masks.
+    assert [case.baseline for case in ranking.cases] == [1.0, 1.0, 1.0]
+    for case in ranking.cases:
+        assert case.mirrored is not None
+        assert case.quality == pytest.approx((case.mirrored + 1) / 2)
+
+
+def test_labels_are_never_opened(place: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    decathlon(data, ["a", "b", "c"])
+    split = tmp_path / "split.json"
+    write_split(split, Split(labelled=("a",), unlabelled=("b", "c")), open_dataset(data))
+    for name in "abc":
+        (data / "labelsTr" / f"{name}.nii.gz").write_bytes(b"not an image")
+    ranking = next_cases(place / "run", str(data), tmp_path / "next", split=split, pictures=False)
+    assert sorted(case.case for case in ranking.cases) == ["b", "c"]
+
+
+def test_a_damaged_volume_is_named_and_the_others_ranked(place: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    decathlon(data, ["a"], unlabelled=["b", "c"])
+    damaged = data / "imagesTr" / "b.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    ranking = next_cases(place / "run", str(data), tmp_path / "next", pictures=False)
+    assert [case.case for case in ranking.cases] == ["c", "b"]
+    assert ranking.cases[1].error
+    assert "b: no prediction" in str(ranking)
+
+
+def test_nothing_to_rank_is_said(place: Path, tmp_path: Path) -> None:
+    decathlon(tmp_path / "data", ["a", "b"])
+    with pytest.raises(UserError, match="every one of its 2 cases has a label"):
+        next_cases(place / "run", str(tmp_path / "data"), tmp_path / "next")
+
+
+def test_files_of_others_are_not_replaced(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "next"
+    out.mkdir()
+    (out / "next.csv").write_text("mine")
+    words = ["next", str(place / "run"), str(place / "data"), str(out), "--pictures", "false"]
+    assert main(words) == 1
+    assert "next.csv exists" in capsys.readouterr().err
+    assert (out / "next.csv").read_text() == "mine"
+    assert main([*words, "--overwrite"]) == 0
+    assert "3 unlabelled cases, the most uncertain first" in capsys.readouterr().out
+    assert main(words) == 0  # its own files are
+
+
+def test_predict_writes_the_uncertainty_on_the_grid_of_the_image(place: Path, tmp_path: Path) -> None:
+    image = place / "data" / "imagesTr" / "b.nii.gz"
+    result = predict(str(place / "run"), image, tmp_path / "masks", uncertainty=True)
+    found = nibabel.load(tmp_path / "masks" / "b_uncertainty.nii.gz")
+    np.testing.assert_array_equal(found.affine, nibabel.load(image).affine)
+    assert found.shape == SHAPE
+    values = np.asarray(found.dataobj)
+    assert values.min() >= 0
+    assert 0 < values.max() <= 1
+    case = json.loads((tmp_path / "masks" / "predictions.json").read_text())["cases"][0]
+    assert case["quality"] == result.cases[0].quality
+    assert set(case["agreement"]) == {"shell", "core"}

@@ -76,7 +76,7 @@ def test_check(place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
         assert main(["check", data, "--json", "--pictures", str(tmp_path / "pictures")]) == 1
         (tmp_path / "printed").write_text("".join(capfd.readouterr()).replace(str(tmp_path), ""))
         assert_silent(tmp_path)
-        main(["check", data, "--show_headers"])
+        main(["check", data, "--show-headers"])
         assert "Doe^Jane" in capfd.readouterr().out
         main(["check", data, "--json", "--show_paths"])
         assert "Doe_Jane" in capfd.readouterr().out

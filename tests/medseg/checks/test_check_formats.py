@@ -53,7 +53,7 @@ def test_dicom_series(series: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "PatientName 3" in printed
     assert "Jane" not in printed
     assert "19700101" not in printed
-    main(["check", str(series), "--show_headers"])
+    main(["check", str(series), "--show-headers"])
     assert "PatientName 'Doe^Jane'" in capsys.readouterr().out
 
 

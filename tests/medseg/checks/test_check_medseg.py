@@ -143,7 +143,7 @@ def test_paths_and_headers_only_when_asked_for(root: Path, capsys: pytest.Captur
     assert "header (descrip 1)" in printed
     assert "JANE" not in printed
     assert str(root) not in printed
-    main(["check", str(root), "--show_headers"])
+    main(["check", str(root), "--show-headers"])
     assert "sform: descrip 'DOE^JANE 1970-01-01'" in capsys.readouterr().out
     main(["check", str(root), "--json", "--show_paths"])
     assert str(root / "imagesTr" / "good1.nii.gz") in capsys.readouterr().out
@@ -187,11 +187,11 @@ def test_a_label_map_is_proposed(tmp_path: Path, capsys: pytest.CaptureFixture[s
     save(tmp_path / "images" / "a.nii.gz", image, AFFINE)
     save(tmp_path / "labels" / "a.nii.gz", (label.astype(np.int16) * 300), AFFINE)
     proposed = tmp_path / "map.json"
-    assert main(["check", str(tmp_path), "--propose_map", str(proposed)]) == 1
+    assert main(["check", str(tmp_path), "--propose-map", str(proposed)]) == 1
     assert "(0 in 1 label, 300 in 1 label, 600 in 1 label)" in capsys.readouterr().out
     assert json.loads(proposed.read_text()) == {"0": "background", "300": "structure 300", "600": "structure 600"}
-    assert main(["check", str(tmp_path), "--label_map", str(proposed)]) == 0
-    assert main(["check", str(tmp_path), "--propose_map", str(proposed)]) == 1
+    assert main(["check", str(tmp_path), "--label-map", str(proposed)]) == 0
+    assert main(["check", str(tmp_path), "--propose-map", str(proposed)]) == 1
     assert "is there already" in capsys.readouterr().err
 
 

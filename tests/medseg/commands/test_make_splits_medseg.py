@@ -272,7 +272,7 @@ def test_the_options_of_reading_are_flags(tmp_path: Path) -> None:
         "make-splits",
         str(root),
         str(tmp_path / "s"),
-        "--patient_pattern",
+        "--patient-pattern",
         "^[a-z]",
         "--labelled",
         "[1]",

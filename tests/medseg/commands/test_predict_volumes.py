@@ -246,7 +246,7 @@ def test_a_data_set_that_says_less_is_opened_as_for_training(tmp_path: Path, mod
     opening = DataOptions(label_map=meaning)
     write_split(split, Split(("a",), ("b",)), open_with(data, opening))
     assert main(["predict", str(model), str(data), str(tmp_path / "none"), "--split", str(split)]) == 1
-    words = ("--split", str(split), "--part", "validation", "--label_map", str(meaning), "--device", "cpu")
+    words = ("--split", str(split), "--part", "validation", "--label-map", str(meaning), "--device", "cpu")
     assert main(["predict", str(model), str(data), str(tmp_path / "out"), *words]) == 0
     assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == ["b.nii.gz"]
 

@@ -298,7 +298,7 @@ def test_two_processes_train_as_one(place: Place, tmp_path: Path, method: str) -
     words = [
         *("selftrain", str(place.start), str(place.data), str(place.split), "--method", method, "--rounds", "2"),
         *("--steps", "3", "--batch_size", "4", "--unlabelled_batch", "4", "--pseudo.guard", "off", "--log_every", "1"),
-        *("--patient_pattern", "(patient[0-9]+)", "--device", "cpu", "--threads", "1", "--validate_every", "3"),
+        *("--patient-pattern", "(patient[0-9]+)", "--device", "cpu", "--threads", "1", "--validate_every", "3"),
         *("--lr", "1e-3"),  # with the default, ten times as much, rounding grows beyond the tolerance
     ]
     one, both = alone_and_together(words, tmp_path)

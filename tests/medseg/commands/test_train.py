@@ -35,7 +35,7 @@ SMALL = {
     "opening": DataOptions(allow_unlabelled=True),
 }
 FLAGS = [
-    *("--network.width", "2", "--size", "32", "--batch_size", "4", "--validate_every", "5", "--allow_unlabelled"),
+    *("--network.width", "2", "--size", "32", "--batch_size", "4", "--validate_every", "5", "--allow-unlabelled"),
     *("--device", "cpu", "--threads", "1", "--log_every", "3", "--checkpoint_every", "4", "--seed", "3"),
 ]
 

@@ -142,7 +142,7 @@ def test_labels_without_a_meaning_are_refused(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "dataset.json").read_text())
     del content["labels"]
     (tmp_path / "dataset.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="does not say what the values of its labels mean; give --label_map"):
+    with pytest.raises(UserError, match="does not say what the values of its labels mean; give --label-map"):
         open_dataset(tmp_path)
     (tmp_path / "map.json").write_text('{"shell": 1, "core": 2}')
     assert open_dataset(tmp_path, label_map=tmp_path / "map.json").labels.structures == ("shell", "core")

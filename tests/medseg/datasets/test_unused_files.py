@@ -137,7 +137,7 @@ def test_cases_are_never_folded_into_patients_silently(tmp_path: Path, names: li
     (tmp_path / "data" / "labels.json").write_text(json.dumps(MAP))
     found = [f for f in examine(tmp_path / "data").findings if f.kind in ("one_patient", "folded")]
     assert [f.kind for f in found] == ([kind] if kind else [])
-    assert all("--patient_pattern" in f.title for f in found)
+    assert all("--patient-pattern" in f.title for f in found)
     (tmp_path / "patients.csv").write_text("case,patient\n" + "".join(f"{name},{name}\n" for name in names))
     report = examine(tmp_path / "data", opening=_patients(tmp_path / "patients.csv"))
     assert not [f for f in report.findings if f.kind in ("one_patient", "folded")]

@@ -103,7 +103,7 @@ def test_spacing_decides_the_plane_and_the_number_of_voxels_does_not(
 def test_volumes_acquired_in_different_planes_are_refused_with_the_remedy() -> None:
     mix = grids(((64, 64, 20), affine((1, 1, 5))), ((20, 64, 64), affine((5, 1, 1))))
     with pytest.raises(
-        UserError, match=r"axial: 1, case0; sagittal: 1, case1.*--slice_axis axial, coronal or sagittal"
+        UserError, match=r"axial: 1, case0; sagittal: 1, case1.*--slice-axis axial, coronal or sagittal"
     ):
         choose_slicing(mix, AUTO)
     slicing, _ = choose_slicing(mix, PreprocessingOptions(slice_axis="axial"))
@@ -111,7 +111,7 @@ def test_volumes_acquired_in_different_planes_are_refused_with_the_remedy() -> N
     _, notes = slice_geometry(mix["case1"], Preprocessing(size=(64, 64), **slicing.settings))
     assert "5 mm apart along another axis" in notes[0]
     stored_mix = {name: Grid(grid.shape, grid.affine, True, False) for name, grid in mix.items()}
-    with pytest.raises(UserError, match=r"axis 0: 1, case1; axis 2: 1, case0.*--slice_axis 0, 1 or 2"):
+    with pytest.raises(UserError, match=r"axis 0: 1, case1; axis 2: 1, case0.*--slice-axis 0, 1 or 2"):
         choose_slicing(stored_mix, AUTO)
 
 
@@ -132,12 +132,12 @@ def test_unknown_sides_or_sizes_are_not_mixed_with_known_ones() -> None:
         choose_slicing({"a": known, "b": lost}, AUTO)
     slicing, reasons = choose_slicing({"a": known, "b": lost}, PreprocessingOptions(orientation="stored"))
     assert (slicing.slice_axis, slicing.orientation, slicing.frame) == (2, "", None)
-    with pytest.raises(UserError, match=r"unknown in 1 \(b:.*--voxel_size"):
+    with pytest.raises(UserError, match=r"unknown in 1 \(b:.*--voxel-size"):
         check_sizes({"a": known, "b": lost}, AUTO)
     assert not check_sizes({"b": lost}, AUTO)
     assert choose_slicing({"b": lost}, AUTO)[0].slice_axis == 2
     assert "as they are stored" in reasons[1]
-    with pytest.raises(UserError, match=r"does not state the size of a voxel.*--voxel_size"):
+    with pytest.raises(UserError, match=r"does not state the size of a voxel.*--voxel-size"):
         prepare(
             Volume(np.zeros((60, 50, 40), np.float32), lost, ImageFile(Path("image.nii.gz"))),
             Preprocessing(size=(64, 64), spacing=(1.0, 1.0)),

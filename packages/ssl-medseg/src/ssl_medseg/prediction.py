@@ -299,7 +299,7 @@ def predict_cases(
     if segmenter.labels != dataset.labels:
         raise UserError(
             f"{model}: was trained for {segmenter.labels}, and {dataset.name} has {dataset.labels}; expected the same "
-            "names and values. Give the label map of training (--label_map)"
+            "names and values. Give the label map of training (--label-map)"
         )
     folder.mkdir(parents=True, exist_ok=True)
     masks: dict[str, Path] = {}

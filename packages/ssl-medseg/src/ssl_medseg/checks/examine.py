@@ -133,4 +133,4 @@ def _rule(opening: DataOptions) -> str:
         return f"as {opening.patients.name} says"
     if opening.patient_pattern is not None:
         return f"what {opening.patient_pattern!r} finds in the names of cases"
-    return "told from the names of cases (--patient_pattern or --patients say otherwise)"
+    return "told from the names of cases (--patient-pattern or --patients say otherwise)"

@@ -51,7 +51,7 @@ def unusable(
         looked,
         "error",
         "not_finite",
-        "with voxels that are no finite numbers: repair them, or let training fill them (--fill_nan)",
+        "with voxels that are no finite numbers: repair them, or let training fill them (--fill-nan)",
         lambda one: _bad_voxels(one) if one.image.bad and not (fill_nan and one.image.digest) else None,
         noun="image",
     )
@@ -86,7 +86,7 @@ def geometry(looked: Sequence[Looked]) -> Iterator[Finding]:
     good = [one for one in looked if one.image.grid is not None]
     for kind, what, names in (
         ("unknown_spacing", "the size of a voxel and the patient's sides are unknown, distances are in voxels: state "
-         "the size with --voxel_size X,Y,Z, or --trust_pixdim where pixdim is right",
+         "the size with --voxel-size X,Y,Z, or --trust-pixdim where pixdim is right",
          [one.case.name for one in good if one.image.grid and not one.image.size_known]),
         ("unknown_sides", "the patient's sides are unknown",
          [one.case.name for one in good if one.image.grid and one.image.size_known and not one.image.grid.place_known]),
@@ -233,7 +233,7 @@ def identifying(looked: Sequence[Looked], *, show: bool) -> Iterator[Finding]:
         listed = ", ".join(f"{field} {count}" for field, count in fields.items())
         title = (
             f"{several(len(having), 'image')} with text in the header ({listed}), which may say who the patient is"
-            + ("" if show else "; --show_headers lists it")
+            + ("" if show else "; --show-headers lists it")
         )
         items = [
             Item([one.case.name], ", ".join(f"{field} {text!r}" for field, text in one.image.texts)) for one in having

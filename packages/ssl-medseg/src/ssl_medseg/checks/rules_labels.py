@@ -84,7 +84,7 @@ def no_map(looked: Sequence[Looked], labels: LabelMap | None) -> Iterator[Findin
         found.update(dict.fromkeys(one.label.values, 1) if one.label is not None else {})
     if labels is None and found:
         listed = ", ".join(f"{value} in {several(count, 'label')}" for value, count in sorted(found.items()))
-        title = f"nothing says what the values of labels mean ({listed}): --propose_map FILE writes a map to complete"
+        title = f"nothing says what the values of labels mean ({listed}): --propose-map FILE writes a map to complete"
         yield Finding("error", "no_label_map", title)
 
 

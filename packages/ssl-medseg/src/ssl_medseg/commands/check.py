@@ -59,7 +59,7 @@ def check(
         picture_all: Draw the other cases as well.
         most_pictures: Largest number of pictures.
         json: Print JSON instead of text.
-        propose_map: File for a label map of the values found, to be completed with names and given as --label_map.
+        propose_map: File for a label map of the values found, to be completed with names and given as --label-map.
         repair: Repairs to make in a copy of the data set: ``grid`` resamples labels onto the grid of their image by
             nearest neighbour; ``header`` gives labels of their image's shape that state no position the image's header;
             ``fractions`` rounds label values; ``sform`` or ``qform`` names the one to place an image by where the two
@@ -97,7 +97,7 @@ def check(
     if written and not json:
         print(f"{len(written)} pictures in {pictures}")  # noqa: T201
     if proposed is not None and not json:
-        print(f"{propose_map}: put names in for {proposed}, then give it as --label_map")  # noqa: T201
+        print(f"{propose_map}: put names in for {proposed}, then give it as --label-map")  # noqa: T201
     if repaired is not None:
         from ssl_medseg.checks.repair import repair as repair_copy  # noqa: PLC0415 - scipy
 

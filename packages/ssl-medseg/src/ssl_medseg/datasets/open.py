@@ -124,8 +124,8 @@ def open_with(source: str | os.PathLike[str], options: DataOptions) -> DataSet:
     if labels is None:
         if any(case.label is not None for case in resolved.cases):
             raise UserError(
-                f"{listing.name}: does not say what the values of its labels mean; give --label_map FILE. "
-                "`ssl-medseg check --propose_map FILE` writes one from the values that it finds, for you to name"
+                f"{listing.name}: does not say what the values of its labels mean; give --label-map FILE. "
+                "`ssl-medseg check --propose-map FILE` writes one from the values that it finds, for you to name"
             )
         labels = LabelMap(("background",), (0,))
     notes = tuple(map(str, of_level(resolved.findings, "warning")))

@@ -86,7 +86,7 @@ def patient_of(name: str) -> str:
 
 _CONSENT = (
     "put the labels where they belong, or say that these have none: list their names in a file for --unlabelled, or "
-    "--allow_unlabelled"
+    "--allow-unlabelled"
 )
 
 
@@ -226,14 +226,14 @@ def _folded(cases: Sequence[Case], stated: set[str]) -> Iterator[Finding]:
         ((patient, names),) = shared.items()
         title = (
             f"all {len(names)} cases are taken to be of one patient ({patient}), by their names: if they are not, say "
-            "so with --patient_pattern or --patients"
+            "so with --patient-pattern or --patients"
         )
         yield Finding("warning", "one_patient", title, [Item(names)])
     elif shared:
         number = sum(map(len, shared.values()))
         title = (
             f"{several(number, 'case')} taken to be of {several(len(shared), 'patient')}, by their names; "
-            "--patient_pattern or --patients say otherwise"
+            "--patient-pattern or --patients say otherwise"
         )
         yield Finding("note", "folded", title, [Item(names, f"patient {patient}") for patient, names in shared.items()])
 

@@ -142,7 +142,7 @@ def choose_preprocessing(
         fit = round(options.size / needed) if options.size else round(float(np.median([max(v.voxels) for v in views])))
         reasons.append(
             "no file states the size of its voxels (form codes of 0, or an identity matrix without a unit), so the "
-            f"longer side of every image is scaled to {fit} pixels; --voxel_size X,Y,Z states it"
+            f"longer side of every image is scaled to {fit} pixels; --voxel-size X,Y,Z states it"
         )
     size = options.size or MULTIPLE * max(
         1, math.ceil(_pixels(needed, spacing, fit, known=known, views=views) / MULTIPLE)
@@ -229,13 +229,13 @@ def _as_stored(grids: Mapping[str, Grid], options: PreprocessingOptions, *, said
         raise UserError(
             "volumes were acquired in slices along different axes of their files ("
             + "; ".join(f"axis {axis}: {len(names)}, {_some(names)}" for axis, names in sorted(votes.items()))
-            + "); expected one. Say which by --slice_axis 0, 1 or 2, or leave the others out"
+            + "); expected one. Say which by --slice-axis 0, 1 or 2, or leave the others out"
         )
     if votes:
         ((axis, names),) = votes.items()
         return Slicing(axis), [f"slices along axis {axis} of the files, as {len(names)} volumes were acquired", reason]
     return Slicing(2), [
-        "slices along the last axis of the files, because nothing says how they were acquired; --slice_axis says "
+        "slices along the last axis of the files, because nothing says how they were acquired; --slice-axis says "
         "otherwise", reason,
     ]  # fmt: skip
 
@@ -255,7 +255,7 @@ def _normal(grids: Mapping[str, Grid], options: PreprocessingOptions) -> tuple[N
         if others:
             raise UserError(
                 f"axis {options.slice_axis} runs in another direction in {len(others)} volumes ({_some(others)}) than "
-                "in the others; name the plane of the slices: --slice_axis axial, coronal or sagittal"
+                "in the others; name the plane of the slices: --slice-axis axial, coronal or sagittal"
             )
         return normal, f"{plane_of(normal)} slices, along axis {options.slice_axis} of the files, as given"
     thick = _thick(grids, 1.5)
@@ -271,7 +271,7 @@ def _normal(grids: Mapping[str, Grid], options: PreprocessingOptions) -> tuple[N
             raise UserError(
                 "volumes were acquired in slices of different planes ("
                 + "; ".join(f"{plane}: {len(names)}, {_some(names)}" for plane, names in groups.items())
-                + "); expected one plane for all. Say which by --slice_axis axial, coronal or sagittal, or leave the "
+                + "); expected one plane for all. Say which by --slice-axis axial, coronal or sagittal, or leave the "
                 "others out"
             )
         steps = sorted(grids[name].spacing[thick_axis(grids[name]) or 0] for name in thick)
@@ -288,7 +288,7 @@ def _normal(grids: Mapping[str, Grid], options: PreprocessingOptions) -> tuple[N
                 f"{plane_of(normal)} slices, across which the voxels of all volumes are slightly further apart",
             )
     return np.array(DIRECTIONS["S"]), (
-        "axial slices, for voxels are about as far apart along every axis; --slice_axis coronal or sagittal "
+        "axial slices, for voxels are about as far apart along every axis; --slice-axis coronal or sagittal "
         "takes others"
     )
 
@@ -350,7 +350,7 @@ def check_sizes(grids: Mapping[str, Grid], options: PreprocessingOptions) -> boo
     if unknown and len(unknown) < len(grids) and not options.fit:
         raise UserError(
             f"the size of a voxel is known in {len(grids) - len(unknown)} volumes and unknown in {len(unknown)} "
-            f"({_some(unknown)}: form codes of 0, or an identity matrix without a unit); state it with --voxel_size "
+            f"({_some(unknown)}: form codes of 0, or an identity matrix without a unit); state it with --voxel-size "
             "X,Y,Z in mm, or leave those out"
         )
     return not unknown

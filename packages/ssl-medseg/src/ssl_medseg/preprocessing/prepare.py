@@ -79,7 +79,7 @@ def prepare(volume: Volume, p: Preprocessing) -> Prepared:
     if p.spacing is not None and not volume.grid.size_known:
         raise UserError(
             f"{volume.image.path}: the header does not state the size of a voxel, and pixels are to be resampled to "
-            f"{p.spacing[0]:g} mm; expected a size. State it with --voxel_size X,Y,Z in mm along the axes of the file"
+            f"{p.spacing[0]:g} mm; expected a size. State it with --voxel-size X,Y,Z in mm along the axes of the file"
         )
     geometry, notes = slice_geometry(volume.grid, p)
     array, filled = _finite(volume, p)

@@ -101,6 +101,6 @@ def _own_map(root: Path) -> LabelMap | None:
         other = next(file for file in others if maps[file] != maps[first])
         raise UserError(
             f"{other.relative_to(root)}: says {maps[other]}, and {first.relative_to(root)} says {maps[first]}; make "
-            "them agree, or give --label_map"
+            "them agree, or give --label-map"
         )
     return next(iter(maps.values()), None)

@@ -1,13 +1,15 @@
-"""Install every package alone, as users do, and show that it works and brings no library of its siblings.
+"""Install every package alone, as users do, and check that it works without the libraries of its siblings.
 
     python -m tools.isolation                     # every package under packages/
     python -m tools.isolation contrastive-core    # one of them
 
-For each package: wheels of it and of the core, a fresh environment of their own (deleted afterwards), then
-  - the wheel's version is `__version__` and the changelog's top entry, and the wheel holds py.typed and the licence;
-  - every module imports, the command line answers --help and --version, and a first use works;
-  - pip finds no conflict, and none of the siblings' libraries.
-The core is checked without its extra first, then, in the same environment, with it.
+Wheels of the package and of the core are installed in a fresh environment, which is deleted afterwards:
+
+  - the wheel's version equals `__version__` and the changelog's top entry; it contains py.typed and the licence;
+  - every module can be imported, the command line answers --help and --version, and a first use works;
+  - pip finds no conflict, and no library of the siblings is installed.
+
+The core is checked without its extras first, then with them in the same environment.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
-"""Semi-supervised segmentation of ACDC with 1, 2 and 8 labelled patients. Into docs/results/acdc.json.
+"""Semi-supervised segmentation of ACDC with 1, 2 and 8 labelled patients.
 
     python -m tools.studies.acdc --data data/acdc --runs runs/acdc --out docs/results/acdc.json
 
-Five draws of labelled patients; for each the supervised baseline, and from the same first segmenter plain self-training
-(Dice on the pseudo-labels), the paper's joint training (segmentation loss on labels, local contrastive loss on
-pseudo-labels), both together, and the lines beside them. Methods of a draw share everything but the loss, so their
-differences are paired. Scores are of the ten patients that `split.csv` keeps for validation, here the test part, which
-choose nothing; two other patients choose the step. Commands that have run are not run again; a cell whose draws are not
-all there says how many it has.
+Five draws of labelled patients. For each draw: the supervised baseline and, starting from the same model, plain self-
+training (Dice on the pseudo-labels), the paper's joint training (segmentation loss on labels, local contrastive loss
+on pseudo-labels), both together, and further baselines. Methods of a draw differ only in the loss, so differences are
+paired. Scores are those of the ten patients that `split.csv` reserves for validation, used here as the test part; two
+other patients select the step. Commands with a result are not repeated; the table states how many draws ran.
 """
 
 from __future__ import annotations

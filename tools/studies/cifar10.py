@@ -1,4 +1,4 @@
-"""Score a pre-training run on CIFAR-10 beside its peers and baselines.
+"""Score a pre-training run on CIFAR-10, other libraries' runs and baselines.
 
     ssl-vision pretrain cifar10 --out runs/ours --config simclr-cifar10-cpu
     python -m tools.studies.peers lightly --data cifar10/train --out runs/lightly --precision bf16
@@ -7,7 +7,7 @@
         --out docs/results/peers.json
 
 Linear and nearest-neighbour accuracy of every saved epoch (epoch 0 is the untrained network), of raw pixels, and of the
-encoders trained by `tools/studies/peers.py`. The test images are used here only.
+encoders trained by `tools/studies/peers.py`. Test images are used here only.
 """
 
 from __future__ import annotations

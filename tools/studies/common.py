@@ -1,7 +1,7 @@
-"""Experiments made of commands: what has a result already is not run again, the rest runs side by side.
+"""Run studies: lists of commands, in parallel, without repeating those that have a result.
 
-A study is a list of jobs, each a command line of a package that anybody can give by hand. A training killed half-way
-goes on from its last checkpoint when the study is run again.
+A study is a list of jobs, each a command line that can also be run by hand. A training that was killed continues from
+its last checkpoint when the study is run again.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Train our encoder with another library's transform, head, loss and optimiser: the peers of `results/`.
+"""Train our encoder with the transform, head, loss and optimiser of lightly or solo-learn, for comparison.
 
     python -m tools.studies.peers lightly --data cifar10/train --out runs/lightly --epochs 10
     python -m tools.studies.peers solo-learn --source solo-learn --data cifar10/train --out runs/solo --epochs 10
 
-The recipes are those that the libraries give for CIFAR-10 (`tools/studies/peers.py`), the loop is that of their
-examples. `--precision bf16` runs the network in bfloat16 and channels-last as our own run does; the default is what the
-examples do. The encoder is saved at every fifth epoch and the last.
+The recipes are those of the libraries for CIFAR-10; the loop is that of their examples. `--precision bf16` uses
+bfloat16 and channels-last as our own run does; the default is what the examples do. The encoder is saved after every
+fifth epoch and the last.
 """
 
 from __future__ import annotations

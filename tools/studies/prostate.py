@@ -1,11 +1,11 @@
-"""Prostate MRI with 2 labelled patients, scored on the images' own grids in mm. Into docs/results/prostate.json.
+"""Prostate MRI with 2 labelled patients, scored on the images' own grids in mm.
 
     python -m tools.studies.prostate --data data/prostate --runs runs/prostate --out docs/results/prostate.json
 
-For every draw of labelled patients `ssl-medseg run`: a first segmenter on the labels, then rounds of plain
-self-training; and as a control labels alone for as many steps. One patient, the same in all draws, chooses the step and
-whether self-training is kept; three, the same in all draws, are for test. Self-training is also scored by its last
-weights, which nothing chose. Commands that have run are not run again.
+For every draw of labelled patients: `ssl-medseg run`, which trains a baseline and then rounds of plain self-training,
+and as a control a training on the labels only with as many steps. One patient, the same in all draws, selects the
+step and decides whether self-training is kept; three patients are for the test. The last weights of self-training,
+which nothing selected, are scored as well. Commands with a result are not repeated.
 """
 
 from __future__ import annotations

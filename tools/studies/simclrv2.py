@@ -1,14 +1,14 @@
-"""SimCLRv2's claims on CIFAR-10 with 1 % and 10 % of the labels. Into docs/results/simclrv2.json and .png.
+"""SimCLRv2's claims on CIFAR-10 with 1 % and 10 % of the labels.
 
     python -m tools.studies.simclrv2 --data cifar10 --runs runs/few-labels --out docs/results/simclrv2.json
 
-A wide and a narrow ResNet-18 (a quarter and an eighth of the usual channels), pre-trained alike with a head of three
-layers, are fine-tuned from the encoder and from the head's first layer; the wide ones from the first layer then teach,
-on all training images without labels, a student of their own kind and the narrow network. Beside them both networks
-trained on the labels alone. Fine-tuning was set on a validation part of the training images with SimCLR's encoder of
-seed 0. Teaching was not searched, but for two things: self-distillation got its factor after a first run that ended at
-chance on the test images, and 16 epochs were tried beside 4 when students with 10 % of the labels stayed behind.
-Commands that have run are not run again; pre-training is shared with `tools/studies/suncet.py`.
+A wide and a narrow ResNet-18 (a quarter and an eighth of the usual channels) are pre-trained alike, with a head of
+three layers, and fine-tuned from the encoder and from the first layer of the head. The wide network fine-tuned from
+the first layer is then the teacher, on all training images without labels, of a student like itself and of the narrow
+network. Both networks are also trained on the labels only. Fine-tuning was tuned on a validation part of the training
+images with SimCLR's encoder of seed 0. Distillation was not tuned, with two exceptions: the factor of self-
+distillation was added after a first run that ended at chance on the test images, and 16 epochs were tried after 4.
+Commands with a result are not repeated; pre-training is shared with `tools/studies/suncet.py`.
 """
 
 from __future__ import annotations

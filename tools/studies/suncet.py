@@ -2,11 +2,11 @@
 
     python -m tools.studies.suncet --data cifar10 --runs runs/few-labels --out docs/results/suncet.json
 
-SimCLR and SimCLR with SuNCEt, matched in network inputs (512 and 506 a step, as many steps), learning rate and
-schedule; the encoder of a quarter, half, three quarters and all of the budget is fine-tuned with the 10 % of labels
-that SuNCEt saw. Beside them the same network trained on these labels alone. Fine-tuning was set on a validation part of
-the training images with SimCLR's encoder of seed 0; nothing of SuNCEt was searched. Test images give the numbers here
-and choose nothing. Commands that have run are not run again.
+SimCLR with and without SuNCEt, with equal network inputs (506 and 512 per step), number of steps, learning rate and
+schedule. The encoders after a quarter, half, three quarters and all of the budget are fine-tuned with the 10 % of
+labels that SuNCEt used. The same network is also trained on these labels only. Fine-tuning was tuned on a validation
+part of the training images with SimCLR's encoder of seed 0; nothing of SuNCEt was tuned. Test images select nothing.
+Commands with a result are not repeated.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""MvPL with few labels on ten classes of UCF-101. Into docs/results/ucf101_10.json and .png, and ..._ablations.json.
+"""MvPL with few labels on ten classes of UCF-101, and its ablations.
 
     python -m tools.studies.ucf101 --data data/ucf101_10 --runs runs/ucf101 --out docs/results/ucf101_10.json
 
-Clips of a class that stand side by side share a scene, so the last of each class are kept: a part to test on, before it
-one to validate on. Every draw has labelled videos and a seed of its own, and methods of a draw share both, so their
-differences are paired. Settings were chosen on the validation part with draws 3 and 4; the other draws, scored on the
-test part, chose nothing. Commands that have run are not run again, and `--collect` writes what is there.
+Neighbouring clips of a class share a scene, so the last clips of each class are reserved: a test part, and before it
+a validation part. Every draw has its own labelled videos and seed, which all methods share, so differences are
+paired. Settings were chosen on the validation part with draws 3 and 4; the other draws are scored on the test part
+and select nothing. Commands with a result are not repeated, and `--collect` writes what there is.
 """
 
 from __future__ import annotations

@@ -72,8 +72,7 @@ def pretrain(
     The defaults, without a length, are the paper's for CIFAR-10 with a ResNet-18; ``--config simclr-imagenet`` is the
     recipe for ImageNet. No label is read without ``suncet``, and with it none but those it names. A run is a function
     of its arguments and seed alone: stopped or killed anywhere and continued with ``--resume`` it ends, on a CPU, in
-        the same
-    bytes.
+    the same bytes.
 
     Args:
         data: Image folder (with or without classes), CSV manifest, or named data set such as ``cifar10:ROOT``.

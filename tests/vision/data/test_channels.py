@@ -13,6 +13,7 @@ from PIL import Image
 from contrastive_core.errors import UserError
 from contrastive_core.training import RunOptions
 from ssl_vision.augment import CropFlip, EvalTransform, SimCLRAugment
+from ssl_vision.checks import examine
 from ssl_vision.commands.embed import embed
 from ssl_vision.commands.evaluate import evaluate
 from ssl_vision.commands.export import export
@@ -124,6 +125,8 @@ def test_from_files_of_13_channels_to_a_classifier(tmp_path: Path) -> None:
                 tifffile.imwrite(
                     data / split / name / f"{i}.tif", scene, photometric="minisblack", planarconfig="separate"
                 )
+    assert list(examine(data, channels=13).findings) == []
+    assert [finding.kind for finding in examine(data).errors] == ["unreadable"]
     encoder = EncoderOptions(width=0.125, channels=13)
     model = pretrain(
         str(data), tmp_path / "pre", epochs=2, batch_size=16, image_size=16, encoder=encoder,

@@ -27,6 +27,7 @@ def examine(
     data: str | os.PathLike[str],
     *,
     split: str | None = None,
+    channels: int = 3,
     read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
 ) -> Report:
     """Look at every image of a data set once, and at how the images lie.
@@ -43,12 +44,13 @@ def examine(
     Args:
         data: as for `ssl_vision.data.open_images`.
         split: Split to examine; None: all splits, and what they have in common.
+        channels: Channels of the images.
         read: How files are read.
 
     Raises:
         UserError: there is no such data set or split, or an unreadable manifest.
     """
-    sets, findings = _open(data, [split] if split else list_splits(data), read)
+    sets, findings = _open(data, [split] if split else list_splits(data), channels=channels, read=read)
     with warnings.catch_warnings():
         # PIL's own, which name no file: what they are about is found, or does not matter.
         warnings.simplefilter("ignore", UserWarning)
@@ -81,14 +83,14 @@ def examine(
 
 
 def _open(
-    data: str | os.PathLike[str], splits: list[str], read: ReadOptions
+    data: str | os.PathLike[str], splits: list[str], *, channels: int, read: ReadOptions
 ) -> tuple[dict[str, ImageSet], list[Finding]]:
     """Every split that opens, and a finding for every one that does not, unless it is the only one."""
     sets: dict[str, ImageSet] = {}
     findings = []
     for split in splits:
         try:
-            sets[split] = open_images(data, split=split, read=read)
+            sets[split] = open_images(data, split=split, channels=channels, read=read)
         except UserError as error:
             if len(splits) == 1:
                 raise

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 import numpy as np
+from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
 from ssl_vision.data.dataset import FileImages, ImageSet
@@ -73,6 +74,8 @@ def look_at(images: ImageSet, index: int, *, split: str) -> Facts:
         size, blank, pixel_hash = _measured(pixels)
         return Facts(split, index, class_name, size=size, is_blank=blank, pixel_hash=pixel_hash)
     path = images.files[index]
+    if images.channels != 3:
+        return _of_channels(images, index, split=split, class_name=class_name)
     try:
         data = read_bytes(path)
         picture = decode(data, images.options)
@@ -98,7 +101,22 @@ def look_at(images: ImageSet, index: int, *, split: str) -> Facts:
     )
 
 
-def _measured(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> tuple[tuple[int, int], bool, bytes]:
+def _of_channels(images: FileImages, index: int, *, split: str, class_name: str | None) -> Facts:
+    """Facts about an image of other than three channels, whose file has no colour mode."""
+    path = images.files[index]
+    try:
+        pixels = images.read(index).numpy()
+        data = read_bytes(path)
+    except UserError as error:
+        return Facts(split, index, class_name, problem=str(error).removeprefix(f"{path}: "))
+    size, blank, pixel_hash = _measured(pixels)
+    mode = f"{images.channels} channels"
+    return Facts(
+        split, index, class_name, size=size, mode=mode, is_blank=blank, file_hash=_hash(data), pixel_hash=pixel_hash
+    )  # fmt: skip
+
+
+def _measured(pixels: NDArray[np.uint8] | NDArray[np.float32]) -> tuple[tuple[int, int], bool, bytes]:
     _, height, width = pixels.shape
     blank = bool((pixels == pixels[:, :1, :1]).all())
     return (width, height), blank, _hash(f"{width}x{height} ".encode(), np.ascontiguousarray(pixels).data)

@@ -105,7 +105,9 @@ def unlike_the_rest(facts: Sequence[Facts], name: Name) -> Iterator[Finding]:
 
 def converted(facts: Sequence[Facts], name: Name) -> Iterator[Finding]:
     """Pictures that are read, though not as they are stored; listed so that nobody is surprised."""
-    by_mode: Mapping[str, list[str]] = _grouped((fact.mode, name(fact)) for fact in facts if fact.mode != "RGB")
+    by_mode: Mapping[str, list[str]] = _grouped(
+        (fact.mode, name(fact)) for fact in facts if fact.mode != "RGB" and not fact.mode.endswith("channels")
+    )
     if by_mode:
         items = [Item(files, f"{mode} ({_mode_in_words(mode)})") for mode, files in by_mode.items()]
         count = sum(len(files) for files in by_mode.values())

@@ -32,9 +32,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from ssl_medseg.datasets.dataset import ImageFile
 from ssl_medseg.io import read_volume, write_mask
 from ssl_medseg.io.label_map import LabelMap
+from ssl_medseg.io.volume import ImageFile
 from ssl_medseg.models import NetworkOptions, build_network
 from ssl_medseg.prediction import segment
 from ssl_medseg.preprocessing import Preprocessing

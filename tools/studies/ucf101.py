@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from contrastive_core.app.report.figures import SERIES, new_figure, plain_axes, to_png
-from ssl_video.data import reader
+from ssl_video.data import reader, video_index
 from ssl_video.training.options import REFERENCE_CLIPS
 from tools.results import provenance, write_result
 from tools.studies.common import Job, mean_and_spread, run_all
@@ -218,7 +218,7 @@ def forking(videos: Path, pattern: str) -> Callable[[Job, Path], int]:
         importlib.import_module(name)
     plain, kept = reader.read_frames, {}
     for path in sorted(videos.glob(pattern)):
-        kept[str(path)] = plain(path, list(range(len(reader.index_video(path)))))
+        kept[str(path)] = plain(path, list(range(len(video_index.index_video(path)))))
 
     def read_frames(path: str | Path, frames: list[int]) -> dict[int, reader.Picture]:
         found = kept.get(str(path))

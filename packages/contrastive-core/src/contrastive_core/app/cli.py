@@ -221,8 +221,8 @@ def _run_verb(prog: str, verb: Verb, words: Sequence[str], *, configs: str | Non
             result = function(**{name: arguments[name] for name in inspect.signature(function).parameters})
     except BrokenPipeError:
         raise
-    except (OSError, RuntimeError, MemoryError, *_safetensors_errors()) as error:
-        problem = advice(error)
+    except Exception as error:
+        problem = advice(error) if isinstance(error, _environment_errors()) else None
         if problem is None:
             raise
         again = f", then go on by\n  {resume_line(prog, words)}" if "run.resume" in flags.types else ""
@@ -234,9 +234,9 @@ def _run_verb(prog: str, verb: Verb, words: Sequence[str], *, configs: str | Non
     return 0
 
 
-def _safetensors_errors() -> tuple[type[Exception], ...]:
+def _environment_errors() -> tuple[type[Exception], ...]:
     loaded = sys.modules.get("safetensors")  # who has not imported it does not meet its errors
-    return () if loaded is None else (loaded.SafetensorError,)
+    return (OSError, RuntimeError, MemoryError, *(() if loaded is None else (loaded.SafetensorError,)))
 
 
 #: For every verb: opening a model may run code of other packages that the model names.

@@ -84,7 +84,7 @@ def _load_yaml(text: str) -> Any:
             self.depth += 1
             if self.depth > _DEEPEST:
                 raise ValueError(f"nested deeper than {_DEEPEST} levels")
-            node: yaml.Node | None = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+            node: yaml.Node | None = super().compose_node(parent, index)
             self.depth -= 1
             return node
 
@@ -95,9 +95,9 @@ def _load_yaml(text: str) -> Any:
             return None
         if _expanded(node, {}) > _NODES:
             raise ValueError(f"its aliases stand for more than {_NODES:,} values")
-        return loader.construct_document(node)  # type: ignore[no-untyped-call]
+        return loader.construct_document(node)
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
 
 
 def _expanded(node: yaml.Node, known: dict[int, int]) -> int:

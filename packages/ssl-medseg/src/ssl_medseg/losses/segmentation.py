@@ -119,7 +119,8 @@ def dice_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = N
         probability, share = probability * weight[:, None], share * weight[:, None]
     sums = [x.sum((0, 2, 3))[1:] for x in (probability * share, probability + share)]
     overlap, total = _over_processes(torch.stack(sums))
-    return 1 - ((2 * overlap + 1) / (total + 1)).mean() + entropy.mean()
+    loss: Tensor = 1 - ((2 * overlap + 1) / (total + 1)).mean() + entropy.mean()
+    return loss
 
 
 def _over_processes(sums: Tensor) -> Tensor:

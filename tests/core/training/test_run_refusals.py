@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -169,3 +170,26 @@ def test_options(tmp_path: Path, options: dict[str, Any], message: str, monkeypa
     with pytest.raises(UserError, match=message), start(tmp_path / "run", **options):
         pass
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_will_not_fit_on_the_disk_is_refused_at_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 10**12 - 1000, 1000))  # type: ignore[attr-defined]
+    layer = nn.Linear(100, 10)
+    with start(tmp_path / "run") as run:
+        run.track(layer=layer, optimizer=torch.optim.Adam(layer.parameters()))
+        # Parameters and two averages of Adam, in two checkpoints kept, one being written, and the model.
+        with pytest.raises(UserError, match=r"1 kB are free, and 2 checkpoints .* about 48\.5 kB"):
+            next(run.steps(3))
+
+
+def test_what_a_kill_left_half_written_is_removed_at_the_next_start(tmp_path: Path) -> None:
+    with start(tmp_path / "run") as run:
+        go(run, 2)
+    left = [tmp_path / "run" / ".config.yaml.0123abcd.tmp", tmp_path / "run" / "checkpoints" / ".step-000009.tmp"]
+    left[0].write_text("half")
+    left[1].mkdir()
+    (left[1] / "tensors.safetensors").write_text("half")
+    with start(tmp_path / "run", resume=True):
+        assert not any(path.exists() for path in left)

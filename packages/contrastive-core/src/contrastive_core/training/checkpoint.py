@@ -207,6 +207,17 @@ class Snapshots:
             say(f"note: {position.world_size} process(es) wrote it, {processes.world_size} go on")
         return position
 
+    def bytes_of_one(self) -> int:
+        """About how many bytes a checkpoint takes; an optimiser that has not stepped yet counts as Adam."""
+        tensors: dict[str, Tensor] = {}
+        fresh = 0
+        for name, thing in self._tracked.items():
+            state = thing.state_dict()
+            tensors.update(encode(state, name=name)[1])
+            if isinstance(thing, Optimizer) and not state.get("state"):
+                fresh += 2 * sum(p.numel() * 4 for group in thing.param_groups for p in group["params"])
+        return fresh + sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
     def save(self, position: Position) -> None:
         """Write the state of the tracked objects, and delete what is older than the newest few.
 

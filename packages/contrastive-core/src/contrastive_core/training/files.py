@@ -66,6 +66,16 @@ def remove_stale(path: Path) -> None:
         return
 
 
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed processes have left half written in a folder, whose lock the caller holds, and one below."""
+    for inside in (folder, *(entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink())):
+        for path in inside.glob(".*.tmp"):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
 def write_atomic(path: Path, content: bytes) -> None:
     """Give `path` this content, see :func:`open_atomic`."""
     with open_atomic(path) as file:

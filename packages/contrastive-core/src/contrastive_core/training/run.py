@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shlex
+import shutil
 import signal
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from contrastive_core import text
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive
 from contrastive_core.training import config, files, model_file, recorder
@@ -73,6 +75,7 @@ class RunFolder:
         self._lock = files.FolderLock(self.path)
         if not self._lock.acquire():
             raise UserError(f"{self.path} is being written by another process; wait for it to end, or stop it")
+        files.remove_temporaries(self.path)
         if not begun:
             settings.write(self.config_path)
             return
@@ -280,6 +283,8 @@ class Run:
         start = self.restore()
         if start > total:
             raise UserError(f"{self.out} is at step {start}, past the end of a run of {total} steps; raise the number")
+        if start < total and self.is_main:
+            self._check_space()
         self._total, self._in_loop = total, True
         recorder = self._open_recorder
         recorder.start(start, total)
@@ -352,6 +357,17 @@ class Run:
         if self.is_main:
             message += f"; everything is saved in {self.out}. Go on by\n  {self.resume_command}"
         raise Interrupted(message, signum=signum)
+
+    def _check_space(self) -> None:
+        """Compare the space that the checkpoints and the model will take with what is free."""
+        needed = self._snapshots.bytes_of_one() * (self.options.keep_checkpoints + 2)
+        free = shutil.disk_usage(self.out).free
+        if free < needed:
+            raise UserError(
+                f"{self.out}: {text.size(free)} are free, and {self.options.keep_checkpoints} checkpoints with the one "
+                f"being written and the model take about {text.size(needed)}; free some space, choose "
+                "another --out, or lower --keep_checkpoints"
+            )
 
     def _save_checkpoint(self, done: int) -> None:
         if not self.is_main:

@@ -224,7 +224,8 @@ def _open(data: str, split: Path, *, exclude_labelled: bool, diagnose: bool) -> 
     if exclude_labelled:
         few = {video.key for video in labelled.videos}
         learned = learned.subset(i for i, video in enumerate(learned.videos) if video.key not in few)
-    truth = VideoSet(data, learned.videos, classes=chosen.classes).labels() if diagnose else None
+    number = {name: place for place, name in enumerate(chosen.classes)}
+    truth = torch.tensor([number.get(str(video.label), -1) for video in learned.videos]) if diagnose else None
     return _Videos(labelled, learned, validated, truth, chosen.digest)
 
 
@@ -264,6 +265,7 @@ def _method(
             warmup_steps=round(pseudo.warmup * steps),
             bn=bn,
             align=pseudo.align,
+            select=pseudo.select,
             ema_decay=ema_decay,
             seed=seed,
             mean=recipe.network.mean,

@@ -122,10 +122,11 @@ def pseudo_label_loss(
     logits: Tensor,
     targets: Targets,
     *,
-    threshold: float,
+    threshold: float | Tensor,
     soft: bool = False,
     temperature: float = 1.0,
     present: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> PseudoLabelLoss:
     """``1 / N sum_j 1 / M_j sum_v [max q_vj >= threshold] CE(logits_vj, target_vj)``, on strongly augmented clips.
 
@@ -134,10 +135,11 @@ def pseudo_label_loss(
     Args:
         logits: of M views, ``[M, N, K]``.
         targets: q, of `make_targets`.
-        threshold: how large the largest probability must be.
+        threshold: Smallest confidence that counts: a number, or one for each class ``[K]``.
         soft: learn the distribution ``q^(1 / temperature)``, normalised, instead of its largest class.
         temperature: of soft targets; the threshold is on q itself.
         present: bool ``[M, N]``, which views a clip has; None: all.
+        weights: Weight of each target ``[M, N]``; None: 1.
     """
     m, n, k = logits.shape
     flat, learned = _precise(logits).reshape(m * n, k), targets.probabilities.reshape(m * n, k)
@@ -150,7 +152,8 @@ def pseudo_label_loss(
         losses = F.cross_entropy(flat, sharp.to(flat.dtype), reduction="none")
     else:
         losses = F.cross_entropy(flat, labels.reshape(m * n), reduction="none")
-    loss = _mean_over_views(losses.view(m, n) * mask, there).mean()
+    counted = losses.view(m, n) * mask
+    loss = _mean_over_views(counted if weights is None else counted * weights, there).mean()
     return PseudoLabelLoss(loss, mask, labels, confidence)
 
 

@@ -20,7 +20,14 @@ from ssl_video.mvpl.losses import (
     pseudo_label_loss,
     supervised_loss,
 )
-from ssl_video.mvpl.state import Diagnostics, DistributionAlignment, ViewWeights, diagnose
+from ssl_video.mvpl.state import (
+    AdaptiveThreshold,
+    Diagnostics,
+    DistributionAlignment,
+    SoftWeights,
+    ViewWeights,
+    diagnose,
+)
 from ssl_video.views import MEAN, STD, check_views, normalize
 
 Pictures = Mapping[str, Tensor]
@@ -76,6 +83,8 @@ class MultiviewPseudoLabel(nn.Module):
             leaving a trace in batch norm; ``joint``: in one batch with all others, as in FixMatch's code.
         align: divide the targets by their running mean over steps and multiply by the classes' shares among the
             labelled clips (distribution alignment, ReMixMatch).
+        select: ``fixed``: pseudo-labels that reach `threshold` count; ``freematch``: each class has a threshold that
+            follows the confidence (`AdaptiveThreshold`); ``softmatch``: all count, by a weight (`SoftWeights`).
         ema_decay: keep a moving average of the network for testing (`tested`); 0: none.
         seed: of the choice of views for ``random``.
         mean: of the normalisation ``(x / 255 - mean) / std``, the same for every view; a number, or one for each
@@ -107,6 +116,7 @@ class MultiviewPseudoLabel(nn.Module):
         bn: Literal["joint", "split"] = "split",
         weak_batch: Literal["separate", "joint"] = "separate",
         align: bool = False,
+        select: Literal["fixed", "freematch", "softmatch"] = "fixed",
         ema_decay: float = 0.0,
         seed: int = 0,
         mean: float | Sequence[float] = MEAN,
@@ -123,6 +133,10 @@ class MultiviewPseudoLabel(nn.Module):
         self.network = split_batchnorm(network, self.views) if bn == "split" else network
         self.weights = ViewWeights(fusion, self.views)
         self.alignment = DistributionAlignment(classes) if align else None
+        if select not in ("fixed", "freematch", "softmatch"):
+            raise ValueError(f"select is {select!r}; expected fixed, freematch or softmatch")
+        self.adaptive = AdaptiveThreshold(classes) if select == "freematch" else None
+        self.soft_weights = SoftWeights(classes) if select == "softmatch" else None
         self.average: AveragedModel | None = None
         if ema_decay:
             follow = get_ema_multi_avg_fn(ema_decay)  # type: ignore[no-untyped-call]
@@ -188,13 +202,19 @@ class MultiviewPseudoLabel(nn.Module):
             few_logits, others = everything[:, : len(labels)], everything[:, len(labels) :]
             weak_logits, strong_logits = others.detach().chunk(2, dim=1)[0], others.chunk(2, dim=1)[1]
         supervised = self._learn_labels(few_logits, labels, there)
+        targets = self._targets(weak_logits, there_too, step)
+        threshold: float | Tensor = self.threshold
+        if self.adaptive is not None:
+            threshold = self.adaptive(*targets)
+        weights = None if self.soft_weights is None else self.soft_weights(*targets)
         unlabelled = pseudo_label_loss(
             strong_logits,
-            self._targets(weak_logits, there_too, step),
-            threshold=self.threshold,
+            targets,
+            threshold=threshold if weights is None else 0.0,
             soft=self.soft,
             temperature=self.temperature,
             present=there_too,
+            weights=weights,
         )
         found = diagnose(weak_logits, unlabelled, present=there_too, views=self.views, truth=truth)
         loss = supervised + self.unlabelled_weight * unlabelled.loss

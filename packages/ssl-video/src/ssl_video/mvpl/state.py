@@ -97,6 +97,75 @@ class DistributionAlignment(nn.Module):
         self.labels += _over_processes(seen) * world_size()
 
 
+class AdaptiveThreshold(nn.Module):
+    """Thresholds of pseudo-labels that follow what the network is sure of, one for each class (FreeMatch).
+
+        tau = EMA of the mean over targets of max_c q_c, from 1 / K
+        p_c = EMA of the mean of q_c, from 1 / K
+        threshold of class c = tau * p_c / max_k p_k
+
+    Reference: Wang et al., "FreeMatch: Self-adaptive Thresholding for Semi-supervised Learning", ICLR 2023, eq. 4 to 8.
+
+    Args:
+        classes: K.
+        decay: Decay of the averages in a step; 0.999 in the paper, 0.99 for runs of some thousand steps.
+    """
+
+    confidence: Tensor
+    mean: Tensor
+
+    def __init__(self, classes: int, *, decay: float = 0.99) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("confidence", torch.tensor(1 / classes))
+        self.register_buffer("mean", torch.full((classes,), 1 / classes))
+
+    @torch.no_grad()
+    def forward(self, probabilities: Tensor, usable: Tensor) -> Tensor:
+        """The thresholds ``[K]``, after the targets ``[M, N, K]`` that are usable ``[M, N]`` were taken in."""
+        if self.training and usable.any():
+            now = probabilities[usable].to(self.mean.dtype)
+            self.confidence.lerp_(_over_processes(now.amax(dim=1).mean()), 1 - self.decay)
+            self.mean.lerp_(_over_processes(now.mean(dim=0)), 1 - self.decay)
+        return self.confidence * self.mean / self.mean.amax()
+
+
+class SoftWeights(nn.Module):
+    """Weights of pseudo-labels by a truncated Gaussian of their confidence, in place of a threshold (SoftMatch).
+
+        mu, var = EMA of mean and variance over targets of max_c q_c, from 1 / K and 1
+        weight = exp(-min(max_c q_c - mu, 0)^2 / (2 var / 4))
+
+    Reference: Chen et al., "SoftMatch: Addressing the Quantity-Quality Trade-off in Semi-supervised Learning", ICLR
+    2023, eq. 5 to 7; the 4 is that of its code (two standard deviations).
+
+    Args:
+        classes: K.
+        decay: Decay of the averages in a step; 0.999 in the paper, 0.99 for runs of some thousand steps.
+    """
+
+    confidence: Tensor
+    variance: Tensor
+
+    def __init__(self, classes: int, *, decay: float = 0.99) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("confidence", torch.tensor(1 / classes))
+        self.register_buffer("variance", torch.tensor(1.0))
+
+    @torch.no_grad()
+    def forward(self, probabilities: Tensor, usable: Tensor) -> Tensor:
+        """The weights ``[M, N]``, after the targets ``[M, N, K]`` that are usable ``[M, N]`` were taken in."""
+        largest = probabilities.amax(dim=-1).to(self.confidence.dtype)
+        if self.training and usable.any():
+            now = largest[usable]
+            variance = now.var(correction=1 if len(now) > 1 else 0)
+            self.confidence.lerp_(_over_processes(now.mean()), 1 - self.decay)
+            self.variance.lerp_(_over_processes(variance), 1 - self.decay)
+        below = (largest - self.confidence).clamp(max=0)
+        return torch.exp(-below.square() / (2 * self.variance.clamp(min=1e-12) / 4))
+
+
 def _over_processes(value: Tensor) -> Tensor:
     """The mean over processes, so that the buffers stay the same on all."""
     if is_distributed() and world_size() > 1:
@@ -143,7 +212,7 @@ def diagnose(
         found: the loss on them.
         present: bool ``[M, N]``.
         views: names of the M views.
-        truth: int64 ``[N]``.
+        truth: Classes int64 ``[N]``, -1 where they are not known, which count nowhere.
     """
     m, _, k = logits.shape
     there = present.to(logits.dtype)
@@ -164,6 +233,9 @@ def diagnose(
     )
     if truth is None:
         return result
+    known = (truth >= 0).to(logits.dtype)
+    there, counted = there * known, counted * known
+    weight = there.sum().clamp(min=1)
     right = (found.labels == truth).to(logits.dtype)
     alone = (predicted == truth).to(logits.dtype)
     return result._replace(

@@ -38,6 +38,8 @@ class PseudoOptions:
         weight: Weight of the loss on pseudo-labels.
         warmup: Fraction of the steps with labels only, at the start.
         align: Align the distribution of pseudo-labels with that of the labels.
+        select: Rule by which pseudo-labels count: ``fixed`` for the threshold, ``freematch`` for thresholds of each
+            class that follow the confidence, ``softmatch`` for weights.
     """
 
     target: TargetKind = "aggregated"
@@ -50,6 +52,7 @@ class PseudoOptions:
     weight: float = 1.0
     warmup: float = 0.4
     align: bool = False
+    select: Literal["fixed", "freematch", "softmatch"] = "fixed"
 
     def __post_init__(self) -> None:
         for name, holds, expected in (

@@ -1,0 +1,89 @@
+"""Which pseudo-labels count: FreeMatch and SoftMatch against their formulas written in numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ssl_video import MultiviewPseudoLabel
+from ssl_video.models.networks import SmallSlow
+from ssl_video.mvpl.losses import Targets, pseudo_label_loss
+from ssl_video.mvpl.state import AdaptiveThreshold, SoftWeights, diagnose
+
+K = 4
+
+
+def drawn(steps: int = 6) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(steps):
+        q = (2 * torch.randn(2, 5, K, generator=generator)).softmax(dim=-1)
+        found.append((q, torch.rand(2, 5, generator=generator) > 0.2))
+    return found
+
+
+def test_thresholds_are_those_of_freematch() -> None:
+    module = AdaptiveThreshold(K, decay=0.9)
+    tau, p = 1 / K, np.full(K, 1 / K)
+    for q, usable in drawn():
+        rows = q[usable].numpy().astype(np.float64)
+        tau = 0.9 * tau + 0.1 * rows.max(axis=1).mean()
+        p = 0.9 * p + 0.1 * rows.mean(axis=0)
+        assert np.allclose(module(q, usable), tau * p / p.max(), atol=1e-6)
+    before = module.state_dict()["mean"].clone()
+    module.eval()(*drawn()[0])
+    assert torch.equal(before, module.mean)
+
+
+def test_weights_are_those_of_softmatch() -> None:
+    module = SoftWeights(K, decay=0.9)
+    mu, variance = 1 / K, 1.0
+    for q, usable in drawn():
+        largest = q.numpy().astype(np.float64).max(axis=-1)
+        mu = 0.9 * mu + 0.1 * largest[usable.numpy()].mean()
+        variance = 0.9 * variance + 0.1 * largest[usable.numpy()].var(ddof=1)
+        expected = np.exp(-(np.minimum(largest - mu, 0) ** 2) / (2 * variance / 4))
+        assert np.allclose(module(q, usable), expected, atol=1e-6)
+
+
+def test_loss_takes_thresholds_by_class_and_weights() -> None:
+    q, usable = drawn(1)[0]
+    logits = torch.randn(2, 5, K, generator=torch.Generator().manual_seed(1))
+    thresholds, weights = torch.tensor([0.9, 0.1, 0.6, 0.4]), torch.rand(2, 5)
+    found = pseudo_label_loss(logits, Targets(q, usable), threshold=thresholds, weights=weights)
+    total = 0.0
+    for v in range(2):
+        for n in range(5):
+            label = int(q[v, n].argmax())
+            if usable[v, n] and q[v, n, label] >= thresholds[label]:
+                total += float(weights[v, n]) * float(-logits[v, n].log_softmax(dim=0)[label])
+    assert found.loss.item() == pytest.approx(total / 10, rel=1e-5)
+
+
+@pytest.mark.parametrize("select", ["freematch", "softmatch"])
+def test_the_method_trains_and_resumes_with_its_averages(select: str) -> None:
+    torch.manual_seed(0)
+    network = SmallSlow(K, width=4, dropout=0.0)
+    nn.init.normal_(network.fc.weight)
+    method = MultiviewPseudoLabel(network, classes=K, views=("rgb", "tg"), threshold=0.99, select=select)  # type: ignore[arg-type]
+    batch = {view: torch.rand(4, 2, 3, 12, 12) * 255 for view in ("rgb", "tg")}
+    losses = method(batch, [0, 1, 2, 3], batch, batch)
+    assert losses.unlabelled > 0
+    losses.loss.backward()
+    state = method.state_dict()
+    name = "adaptive.confidence" if select == "freematch" else "soft_weights.confidence"
+    assert state[name] != 1 / K
+    with pytest.raises(ValueError, match="expected fixed, freematch or softmatch"):
+        MultiviewPseudoLabel(network, classes=K, threshold=0.9, select="some")  # type: ignore[arg-type]
+
+
+def test_videos_of_unknown_class_count_in_no_accuracy() -> None:
+    q = torch.eye(K)[None, :3].repeat(2, 1, 1) * 0.8 + 0.05
+    present = torch.ones(2, 3, dtype=torch.bool)
+    loss = pseudo_label_loss(q.log(), Targets(q, present), threshold=0.5)
+    found = diagnose(q.log(), loss, present=present, views=("rgb", "tg"), truth=torch.tensor([0, 3, -1]))
+    assert found.accuracy is not None
+    assert found.accuracy.item() == found.accuracy_all.item() == 0.5  # type: ignore[union-attr]
+    assert found.accuracy_by_view["rgb"].item() == 0.5

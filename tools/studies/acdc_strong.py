@@ -208,7 +208,7 @@ def main() -> None:
                 f"deviation over the draws that have run. Recipe strong, effort {study.effort}: slices of {size} x "
                 f"{size} pixels, N = {steps:,} steps of 12 labelled slices, and of the methods 12 unlabelled ones; "
                 f"precision {study.precision}. Two other patients choose the step, mirroring and largest components.",
-                "Steps are matched: the methods begin with the first line. A step of a method costs about 2.3 times "
+                "Steps are matched: the methods begin with the first line. A step of a method costs about 2.5 times "
                 "a step on labels alone, because unlabelled slices pass the student and the teacher.",
             ],
         },

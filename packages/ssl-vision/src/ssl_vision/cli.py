@@ -12,11 +12,11 @@ VERBS = {
     "pretrain": Verb("ssl_vision.commands.pretrain:pretrain", "pre-train an encoder with SimCLR, SuNCEt or both"),
     "make-splits": Verb(
         "ssl_vision.commands.make_splits:make_splits",
-        "choose images whose labels may be seen, as label files",
+        "choose the images whose labels may be seen, and write label files",
         alone=True,
     ),
     "finetune": Verb("ssl_vision.commands.finetune:finetune", "train a classifier from a pre-trained encoder"),
-    "distill": Verb("ssl_vision.commands.distill:distill", "train a student on what a classifier says of images"),
+    "distill": Verb("ssl_vision.commands.distill:distill", "distil a classifier into a student"),
     "few-labels": Verb(
         "ssl_vision.commands.few_labels:few_labels",
         "find the classifier to use with few labels: linear, nearest neighbours or fine-tuning",
@@ -39,14 +39,14 @@ VERBS = {
     "report": Verb("ssl_vision.commands.report:report", "write a run's self-contained HTML report", alone=True),
     "import-checkpoint": Verb(
         "ssl_vision.commands.import_checkpoint:import_checkpoint",
-        "make a model folder of another program's checkpoint: official SimCLR (TensorFlow), torchvision, timm, lightly",
+        "make a model folder of another program's checkpoint: SimCLR (TensorFlow), torchvision, timm, lightly",
         alone=True,
     ),
     "export": Verb(
         "ssl_vision.commands.export:export", "write a model for other programs: ONNX, torch.export, timm", alone=True
     ),
     "demo": Verb(
-        "ssl_vision.commands.demo:demo", "the whole of it on scikit-learn's digits, in a few minutes on a CPU"
+        "ssl_vision.commands.demo:demo", "pre-train and classify scikit-learn's digits in a few minutes on a CPU"
     ),
 }
 

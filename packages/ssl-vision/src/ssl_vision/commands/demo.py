@@ -87,14 +87,14 @@ class DemoResult:
 def demo(out: Path = Path("runs/demo"), *, epochs: int = 30, seed: int = 0, device: Device = "auto") -> DemoResult:
     """Pre-train on scikit-learn's digits without labels, then classify with few labels; a few minutes on a CPU.
 
-    Digits are not mirrored, and have no colour to drop: the views are crops and changes of brightness and contrast.
-    Given again with the same arguments, it goes on with the run in the folder, or shows it again.
+    Digits are not mirrored and have no colour: the views are crops and changes of brightness and contrast. Called again
+    with the same arguments, it continues the run in the folder, or shows its results again.
 
     Args:
-        out: the run's folder, new or empty or of this demo.
-        epochs: of pre-training.
-        seed: of everything.
-        device: auto, cpu, cuda or mps.
+        out: Folder of the run: new, empty or of this demo.
+        epochs: Epochs of pre-training.
+        seed: Seed of all random choices.
+        device: Device to run on: auto, cpu, cuda or mps.
 
     Returns:
         The accuracies of raw pixels, the untrained and the trained network, and where the report is.

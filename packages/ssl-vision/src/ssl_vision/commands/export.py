@@ -24,11 +24,11 @@ def export(model: str, out: Path, *, image_size: int = 0, approximate: bool = Fa
     file beside it, whose content is also in the file's own metadata, says this, with size, classes and differences.
 
     Args:
-        model: a run folder or a model folder.
-        out: the file to write, in place of an older one.
-        image_size: side of the images in pixels that .onnx and .pt2 take; 0: those the model was trained on.
-        approximate: write .safetensors of an official ResNet-50, -101 or -152 although torchvision's pads its max pool
-            otherwise and gives somewhat different features; the JSON file says how different.
+        model: Run folder or model folder.
+        out: File to write.
+        image_size: Side of the images in pixels that .onnx and .pt2 take; 0: that of training.
+        approximate: Whether to write .safetensors of an official ResNet-50, -101 or -152 although torchvision's pads
+            its max pool differently and gives somewhat different features; the JSON file says how different.
         overwrite: replace files that this command did not write.
 
     Returns:

@@ -41,19 +41,19 @@ def import_checkpoint(
     is not taken, and whatever had to be assumed, is said and written to import.json.
 
     Args:
-        source: the checkpoint: a file; for TensorFlow its name without ending, or its folder.
-        out: the folder to write; new or empty.
+        source: Checkpoint: a file; for TensorFlow its name without ending, or its folder.
+        out: Folder to write, new or empty.
         name: Architecture, where it is not to be found out: ``timm:NAME`` or ``torchvision:NAME``, such as a ResNet-D,
             a vision transformer, ConvNeXt or EfficientNet.
-        prefix: of the network's names, where the checkpoint holds several: ``ema_model/`` for the moving average of a
-            TensorFlow 1 checkpoint, ``encoder_k`` for MoCo's second encoder.
-        stem: of a network with a 3x3 stem, whose weights do not show how it pads.
-        normalize: how images were normalised in training; the encoder will do it itself.
-        image_size: side of the images in pixels; 0: 224, or 32 with a small stem.
-        classifier_layer: make a classifier that reads this layer of the projection head: 0, the features (linear
+        prefix: Prefix of the network's names, where the checkpoint holds several: ``ema_model/`` for the moving average
+            of a TensorFlow 1 checkpoint, ``encoder_k`` for MoCo's second encoder.
+        stem: Stem of a network whose first convolution is 3x3; the weights do not show how it pads.
+        normalize: Normalisation of the images in training; it becomes part of the encoder.
+        image_size: Side of the images in pixels; 0: 224, or 32 with a small stem.
+        classifier_layer: Layer of the projection head that the classifier reads: 0, the features (linear
             evaluation, and fine-tuned on all labels), or 1 (SimCLRv2 fine-tuned on 1 % or 10 %). Needed only where the
             checkpoint holds a head as well, because it does not say which.
-        classes: file with the classifier's class names, one a line; without it they are numbers.
+        classes: File of the classifier's class names, one per line; by default they are numbers.
 
     Returns:
         What was read, what was assumed and what was left out.

@@ -53,23 +53,23 @@ class Normalized(nn.Module):
 
 @dataclass(frozen=True)
 class EncoderOptions:
-    """Which network turns images into features.
+    """The network that maps images to features.
 
     Attributes:
-        name: ``resnet18`` ... ``resnet200`` (the official encoders), ``torchvision:NAME`` or ``timm:NAME`` (without
-            their classifier; timm is an extra), or ``package.module:function``, a function without arguments that
-            returns a module mapping ``[N, 3, H, W]`` images in [0, 1] to ``[N, D]`` features.
+        name: Network: ``resnet18`` ... ``resnet200`` (the official encoders), ``torchvision:NAME`` or ``timm:NAME``
+            (without their classifier; timm is an extra), or ``package.module:function``, a function without arguments
+            that returns a module mapping ``[N, 3, H, W]`` images in [0, 1] to ``[N, D]`` features.
         weights: File of weights for the network, ``.safetensors`` or what `torch.save` wrote; nothing is downloaded. By
             default weights are random.
-        width: channel multiplier of the official encoders.
-        stem: ``imagenet``, ``cifar`` (3x3, no pooling: images up to 32 px), ``cifar-pad2`` (solo-learn's) or
-            ``cifar-no-relu`` (lightly's).
-        sk_ratio: 0.0625 gives SimCLRv2's selective kernels and ResNet-D.
-        variant: ``simclr``, or ``torchvision`` for the official encoders' shape in torchvision (no projection in group
-            1 of ResNet-18 and -34, its padding of the pool, its initialisation).
-        normalize: what the encoder subtracts from and divides images in [0, 1] by: ``none``, or the statistics of
-            ``imagenet``, ``cifar10``, ``cifar100``; ``data``: those of the images that pre-training sees, which are
-            measured before it begins, and always taken with other than 3 channels.
+        width: Channel multiplier of the official encoders.
+        stem: First layers: ``imagenet``, ``cifar`` (3x3, no pooling, for images up to 32 px), ``cifar-pad2``
+            (solo-learn's) or ``cifar-no-relu`` (lightly's).
+        sk_ratio: Ratio of selective kernels; 0.0625 gives SimCLRv2's, and ResNet-D.
+        variant: Shape of the official encoders: ``simclr``, or ``torchvision`` (no projection in group 1 of ResNet-18
+            and -34, its padding of the pool, its initialisation).
+        normalize: Statistics that normalise images in [0, 1]: ``none``, ``imagenet``, ``cifar10``, ``cifar100``, or
+            ``data``: those of the images of pre-training, measured before it starts, which images of other than 3
+            channels always take.
         channels: Channels of the images; the first convolution is made for them.
         mean: Mean of every channel; by default that of `normalize`.
         std: Standard deviation of every channel; by default that of `normalize`.

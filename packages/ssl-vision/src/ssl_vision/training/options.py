@@ -21,12 +21,12 @@ class AugmentOptions:
     """The family of views.
 
     Attributes:
-        strength: of the colour jitter; 1.0 for ImageNet, 0.5 for CIFAR-10.
-        blur: Gaussian blur in half of the views; not for CIFAR-10.
-        flip: horizontal flip in half of the views; not where left and right mean something, as in digits.
-        gray: share of the views without colour.
-        jitter: share of the views with colour jitter.
-        ops: ``simclr``: the official TensorFlow semantics; ``torchvision``: torchvision's.
+        strength: Strength of the colour jitter; 1.0 for ImageNet, 0.5 for CIFAR-10.
+        blur: Whether half of the views are blurred; not for CIFAR-10.
+        flip: Whether half of the views are mirrored; not where left and right differ in meaning, as in digits.
+        gray: Share of the views without colour.
+        jitter: Share of the views with colour jitter.
+        ops: Operations: ``simclr``, the official TensorFlow code's, or ``torchvision``, torchvision's.
     """
 
     strength: float = 0.5
@@ -60,8 +60,8 @@ class HeadOptions:
     """The projection head.
 
     Attributes:
-        layers: linear layers; 2 in SimCLR, 3 in SimCLRv2.
-        out_features: size of the projection the loss sees.
+        layers: Number of linear layers; 2 in SimCLR, 3 in SimCLRv2.
+        out_features: Size of the projection that the loss sees.
     """
 
     layers: int = 2
@@ -76,30 +76,29 @@ class HeadOptions:
 
 @dataclass(frozen=True)
 class SuNCEtOptions:
-    """Labelled images beside the unlabelled ones: SuNCEt. Off until `classes_per_batch` is set.
+    """SuNCEt: labelled images beside the unlabelled ones. It is off until `classes_per_batch` is set.
 
     Every step takes one view, of the same augmentation, of ``classes_per_batch * images_per_class`` labelled images,
-    over all processes. They go through the network in one pass with the pairs; the loss is NT-Xent + weight * SuNCEt.
+    over all processes. They pass through the network together with the pairs; the loss is NT-Xent + weight * SuNCEt.
 
-    The first release of SuNCEt, which is the paper's, and today's code in its repository differ in much. `code` chooses
-    between them in what no other field says: the fate of the labelled images once SuNCEt is off. The rest is said by
-    fields: length (`epochs`: 250 on ImageNet in the release, 100 today), the head (`head`), augmentation (`augment`),
-    number format (`run.precision`). Not copied are bugs: gradients on one side only (the release's SuNCEt over several
-    processes, today's NT-Xent), the release's warm-up taken off the cosine twice, today's batch norms that are decayed
-    because of their names.
+    The first release of SuNCEt, which is that of the paper, and the present code of its repository differ in many ways.
+    `code` selects what becomes of labelled images after the last epoch with SuNCEt; other fields set the rest: length
+    (`epochs`: 250 on ImageNet in the release, 100 today), head (`head`), augmentation (`augment`), number format
+    (`run.precision`). Their bugs are not copied: gradients through one side only (SuNCEt over several processes in the
+    release, NT-Xent today), the warm-up subtracted from the cosine twice, batch norms decayed because of their names.
 
     Attributes:
-        classes_per_batch: different classes in a step; 0: no SuNCEt.
-        images_per_class: labelled images of each of these classes in a step, over all processes; at least 2.
-        labels: label file, as `make-splits` writes, or a list of file names; None: every image of the split is
-            labelled. Labels of images not listed are never looked at.
-        data: where the labelled images are, if not among the unlabelled ones: a folder, manifest or named set.
-        epochs: SuNCEt is on in the first this many epochs; None: in all.
-        weight: of SuNCEt beside NT-Xent; 1 in the paper.
-        temperature: of SuNCEt; None: that of NT-Xent.
-        label_smoothing: share of the label spread over all classes of the step; 0 in the paper.
-        code: ``release``: once SuNCEt is off, labelled images are no longer read. ``today``: they still go through the
-            network, where batch norm sees them.
+        classes_per_batch: Number of classes in a step; 0: no SuNCEt.
+        images_per_class: Labelled images of each of these classes in a step, over all processes; at least 2.
+        labels: Label file, as `make-splits` writes, or a list of file names; by default every image of the part is
+            labelled. Labels of images that are not listed are never read.
+        data: Folder, manifest or named set of the labelled images, if they are not among the unlabelled ones.
+        epochs: Number of epochs, from the first, with SuNCEt; by default all.
+        weight: Weight of SuNCEt beside NT-Xent; 1 in the paper.
+        temperature: Temperature of SuNCEt; by default that of NT-Xent.
+        label_smoothing: Share of the label spread over all classes of the step; 0 in the paper.
+        code: Behaviour after the last epoch with SuNCEt: with ``release`` labelled images are no longer read, with
+            ``today`` they still pass through the network, where batch norm sees them.
     """
 
     classes_per_batch: int = 0
@@ -143,15 +142,15 @@ class SuNCEtOptions:
 
 @dataclass(frozen=True)
 class MemoryOptions:
-    """SimCLRv2's memory: projections of a momentum network as further negatives. Off until `size` is set.
+    """SimCLRv2's memory: projections of a momentum network as additional negatives. It is off until `size` is set.
 
-    Our reading of a few lines of the paper (section 2), which the released code leaves out: a moving average of the
-    network projects the second views of every step, and the last `size` such projections are negatives of NT-Xent
-    beside the views of the batch. Its batch norm uses the batch it sees. One more forward pass of one view.
+    The released code has no memory; this is our reading of section 2 of the paper. A moving average of the network
+    projects the second views of every step, and the last `size` projections are negatives of NT-Xent beside the views
+    of the batch. Its batch norm uses the statistics of its batch. The cost is one more forward pass of one view.
 
     Attributes:
-        size: projections kept, fewer than there are images (or an image meets its own); 65536 in the paper; 0: none.
-        decay: of the moving average, after every step; 0.999 in the paper.
+        size: Number of projections kept, smaller than the number of images; 65536 in the paper; 0: no memory.
+        decay: Decay of the moving average in every step; 0.999 in the paper.
     """
 
     size: int = 0
@@ -170,10 +169,10 @@ class OptimizerOptions:
     """The optimiser and its schedule: warm-up from 0, then half a cosine to 0.
 
     Attributes:
-        name: ``lars`` as in the papers, ``sgd`` (Nesterov) for small batches, ``adamw`` for transformers.
-        lr: base learning rate.
-        scaling: ``linear``: peak ``lr * batch / 256``; ``sqrt``: peak ``lr * sqrt(batch)``.
-        warmup_epochs: epochs of linear warm-up; None takes the papers' 10, or a tenth of a run of fewer than 100.
+        name: Optimiser: ``lars`` as in the papers, ``sgd`` (Nesterov) for small batches, ``adamw`` for transformers.
+        lr: Base learning rate.
+        scaling: Rule of the peak rate: ``linear``, ``lr * batch / 256``, or ``sqrt``, ``lr * sqrt(batch)``.
+        warmup_epochs: Epochs of linear warm-up; by default 10, as in the papers, or a tenth of a shorter run than 100.
         momentum: Momentum; the first of AdamW's two decay rates, the second of which is 0.999.
         weight_decay: Weight decay of weights; normalisation layers and biases have none.
         layer_decay: Factor of the learning rate from each block of the network to the one before it; 1: the same rate

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
-NOT_API = frozenset({"__main__", "check", "cli", "commands", "configs", "native", "report", "reporting"})
+NOT_API = frozenset({"__main__", "cli", "commands", "configs", "native", "reports"})
 """Parts of a package whose Python names are not for users; commands have pages of their own."""
 
 

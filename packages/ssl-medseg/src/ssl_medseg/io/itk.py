@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ def read_itk(path: Path, image: ImageFile | None = None) -> tuple[NDArray[Any], 
         raise UserError(f"{path}: there is no such file; expected an image")
     if (what := content_of(path)) and "NRRD" not in what:
         raise UserError(f"{path}: {what}")
+    _check_header(path)
     try:
         found = sitk.ReadImage(str(path))
     except RuntimeError as error:
@@ -68,6 +70,33 @@ def read_itk(path: Path, image: ImageFile | None = None) -> tuple[NDArray[Any], 
         grid = replace(grid.with_spacing(stated or (1.0, 1.0, 1.0)), size_known=stated is not None)
     check_voxel_size(grid, path)
     return array, grid, axes
+
+
+_LINE, _LINES, _AXES, _VOXELS = 2000, 500, 16, 1 << 36
+
+
+def _check_header(path: Path) -> None:
+    """Refuse headers that ITK's native readers crash on: endless lines, and sizes that no image has.
+
+    Raises:
+        UserError: The header is damaged.
+    """
+    damaged = f"{path}: its header is damaged ({{}}); copy or convert the file again"
+    with path.open("rb") as file:
+        for _ in range(_LINES):
+            line = file.readline(_LINE + 1)
+            if len(line) > _LINE:
+                raise UserError(damaged.format(f"a line of more than {_LINE} bytes"))
+            key, _, value = line.replace(b"=", b":", 1).partition(b":")
+            key = key.strip().lower()
+            if key in (b"sizes", b"dimsize", b"dimension", b"ndims"):
+                numbers = value.split()
+                if not numbers or len(numbers) > _AXES or not all(n.isdigit() and len(n) <= 9 for n in numbers):
+                    raise UserError(damaged.format(f"{key.decode()} is {value.strip()[:40]!r}"))
+                if math.prod(map(int, numbers)) not in range(1, _VOXELS + 1):
+                    raise UserError(damaged.format(f"{key.decode()} is {value.strip()[:40]!r}"))
+            if not line or not line.strip() or key == b"elementdatafile":
+                return
 
 
 def write_itk(array: NDArray[Any], affine: NDArray[np.float64], path: Path, *, axes: int = 3) -> None:

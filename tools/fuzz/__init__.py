@@ -1,0 +1,1 @@
+"""Read damaged files with every reader and count what goes wrong."""

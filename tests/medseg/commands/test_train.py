@@ -16,7 +16,7 @@ import torch
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import RunOptions, load_model
-from ssl_medseg import train
+from ssl_medseg import predict, train
 from ssl_medseg.datasets import DataOptions, Split, open_dataset, write_split
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.models.checkpoint import load_segmenter
@@ -24,6 +24,8 @@ from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.training.optim import Pace
 from ssl_medseg.training.recipe import RecipeName
+from tests.medseg.small_sets import ball
+from tests.medseg.volumes_on_disk import write_nifti
 from tests.vision.killed_runs import kill_after, outcome
 
 QUIET = RunOptions(device="cpu", threads=1, progress=False, log_every=3, checkpoint_every=4, seed=3)
@@ -242,3 +244,37 @@ def test_a_run_goes_on_where_its_data_lie_now(
         train(str(changed), moved.parent / "split.json", tmp_path / "run", run=resumed, **run)
     train(str(moved), moved.parent / "split.json", tmp_path / "run", run=resumed, **run)
     assert outcome(tmp_path / "run") == outcome(untouched)
+
+
+def test_how_volumes_are_stored_changes_no_byte_of_the_model_and_no_voxel_of_the_masks(tmp_path: Path) -> None:
+    """Isotropic volumes, of which one set is stored LPS and the other in a direction per patient."""
+    matrix = np.diag([-1.0, -1.0, 1.0, 1.0])
+    outcomes = {}
+    for kind, storages in {"one": ("LPS",) * 3, "mixed": ("RAS", "SRA", "PIL")}.items():
+        root = tmp_path / kind
+        for number, letters in enumerate(storages):
+            turn = nibabel.orientations.ornt_transform(
+                nibabel.io_orientation(matrix), nibabel.orientations.axcodes2ornt(letters)
+            )
+            for folder, array in zip(("imagesTr", "labelsTr"), ball(number, (40, 36, 30)), strict=True):
+                turned = nibabel.orientations.apply_orientation(array, turn)
+                moved = matrix @ nibabel.orientations.inv_ornt_aff(turn, array.shape)
+                (root / folder).mkdir(parents=True, exist_ok=True)
+                write_nifti(root / folder / f"p{number}.nii.gz", np.ascontiguousarray(turned), moved)
+        entries = [{"image": f"imagesTr/p{n}.nii.gz", "label": f"labelsTr/p{n}.nii.gz"} for n in range(3)]
+        content = {"name": "balls", "labels": {"0": "background", "1": "shell", "2": "core"}, "training": entries}
+        (root / "dataset.json").write_text(json.dumps(content))
+        split = tmp_path / f"{kind}.json"
+        write_split(split, Split(labelled=("p0",), validation=("p1",), unlabelled=("p2",)), open_dataset(root))
+        train(str(root), split, tmp_path / f"run-{kind}", steps=6, run=QUIET, **SMALL)
+        predict(str(tmp_path / f"run-{kind}"), root / "imagesTr", tmp_path / f"masks-{kind}", device="cpu")
+        masks = []
+        for number in range(3):
+            image, mask = (
+                nibabel.load(folder / f"p{number}.nii.gz") for folder in (root / "imagesTr", tmp_path / f"masks-{kind}")
+            )
+            np.testing.assert_array_equal(mask.affine, image.affine)
+            masks.append(np.asarray(nibabel.as_closest_canonical(mask).dataobj))
+        outcomes[kind] = (tmp_path / f"run-{kind}" / "model" / "model.safetensors").read_bytes(), masks
+    assert outcomes["one"][0] == outcomes["mixed"][0]
+    np.testing.assert_array_equal(outcomes["one"][1], outcomes["mixed"][1])

@@ -121,6 +121,9 @@ def test_of_several_volumes_one_must_be_chosen(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_volume(ImageFile(five, frame=1, channel=1)).array, array[..., 1] + 1)
     single = write_nifti(tmp_path / "single.nii.gz", array[..., :1], OBLIQUE)
     assert read_volume(ImageFile(single)).array.shape == (10, 11, 4)
+    first = write_nifti(tmp_path / "first.nii.gz", array[None, ..., 0], OBLIQUE)
+    with pytest.raises(UserError, match=r"1 x 10 x 11 x 4; its first axis has one voxel.*Save it as 10 x 11 x 4"):
+        read_volume(ImageFile(first))
     flat = write_nifti(tmp_path / "flat.nii.gz", array[:, :, 0, 0], OBLIQUE)
     assert read_volume(ImageFile(flat)).array.shape == (10, 11, 1)
 

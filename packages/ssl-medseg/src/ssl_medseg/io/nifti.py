@@ -85,6 +85,11 @@ def one_volume(opened: Any, path: Path, *, channel: int | None, frame: int | Non
             f"{path}: has the shape {by(shape)}, so {_words(chosen)} cannot be chosen; "
             f"expected {'no channel or frame' if not more else 'an image of 3 to 5 axes'}"
         )
+    if len(more) > len(chosen) and len(shape) == 4 and shape[0] == 1:
+        raise UserError(
+            f"{path}: has the shape {by(shape)}; its first axis has one voxel, as arrays with their channel first do, so "
+            f"that its header places other axes than it means. Save it as {by(shape[1:])}, or choose a frame or channel"
+        )
     if len(more) > len(chosen):
         axes = "frames or channels" if len(more) == 1 else "frames and channels"
         raise UserError(

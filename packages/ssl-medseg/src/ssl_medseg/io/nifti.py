@@ -87,8 +87,9 @@ def one_volume(opened: Any, path: Path, *, channel: int | None, frame: int | Non
         )
     if len(more) > len(chosen) and len(shape) == 4 and shape[0] == 1:
         raise UserError(
-            f"{path}: has the shape {by(shape)}; its first axis has one voxel, as in arrays with the channel first, so that "
-            f"its header places other axes than it means. Save it as {by(shape[1:])}, or choose a frame or channel"
+            f"{path}: has the shape {by(shape)}; its first axis has one voxel, as in arrays with the channel first, so "
+            "that its header places other axes than it means. Save it as "
+            f"{by(shape[1:])}, or choose a frame or channel"
         )
     if len(more) > len(chosen):
         axes = "frames or channels" if len(more) == 1 else "frames and channels"

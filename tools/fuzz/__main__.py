@@ -130,8 +130,8 @@ def main(argv: list[str]) -> int:
         print(f"{name}: " + ", ".join(f"{count} {word}" for word, count in counts[name].items()), flush=True)
     if options.out:
         total = sum(sum(each.values()) for each in counts.values())
-        content = {"cases": total, "seed": options.seed, "failed": dict(failed), "formats": counts}
-        options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        report = {"cases": total, "seed": options.seed, "failed": dict(failed), "formats": counts}
+        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return len(failed)
 
 

@@ -233,12 +233,12 @@ def test_batch_norm_by_chunks_when_asked() -> None:
         (
             lambda: encode_in_chunks(Dual(), rows(4), rows(5), chunk_size=2),
             ValueError,
-            r"got \[4, 6\], \[5, 6\], expected tensors with equally many rows",
+            r"got \[4, 6\], \[5, 6\], expected tensors with the same number of rows",
         ),
         (
             lambda: encode_in_chunks(nn.Flatten(0), rows(4), chunk_size=2),
             ValueError,
-            r"for 2 rows the encoder returned a tensor \[12\], expected a row for each",
+            r"for 2 rows the encoder returned a tensor \[12\], expected one row for each",
         ),
         (
             lambda: encode_in_chunks(nn.LSTM(DIM, 2).double(), rows(4), chunk_size=2),

@@ -129,8 +129,8 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "not several": (lambda: agreement(torch.ones(2, 3)), ValueError, r"shape \[2, 3\], expected \[V, N, C, ...\]"),
     "integers": (lambda: fuse(torch.ones(2, 3, 4).long()), TypeError, "predictions is torch.int64"),
     "kind": (lambda: fuse(torch.ones(1, 1, 1), kind="both"), ValueError, "kind is 'both'"),  # type: ignore[arg-type]
-    "weights": (lambda: fuse(torch.ones(2, 1, 1), weights=[1.0]), ValueError, "expected 2 numbers"),
-    "negative": (lambda: fuse(torch.ones(2, 1, 1), weights=[1.0, -1.0]), ValueError, "of at least 0"),
+    "weights": (lambda: fuse(torch.ones(2, 1, 1), weights=[1.0]), ValueError, "expected 2 non-negative numbers"),
+    "negative": (lambda: fuse(torch.ones(2, 1, 1), weights=[1.0, -1.0]), ValueError, "non-negative numbers"),
     "all zero": (lambda: fuse(torch.ones(2, 1, 1), weights=[0.0, 0.0]), ValueError, "not all 0"),
     "temperature": (lambda: sharpen(torch.ones(1, 2), temperature=0), ValueError, "sharpen: temperature is 0"),
     "no classes": (lambda: sharpen(torch.ones(2), temperature=1), ValueError, r"shape \[2\], expected \[N, C"),

@@ -1,12 +1,12 @@
 """Gather rows from all processes with the gradient of the union batch, and pass them around a ring.
 
-Every process computes the loss of its own anchors among the rows of all processes. A row receives gradient from the
-anchors of every process, so the backward pass of the gather sums the incoming gradients over processes and takes the
-local part. With the mean over processes that data-parallel training applies to parameter gradients, the result is the
-gradient of the mean loss over the union batch. (`torch.distributed.all_gather` alone passes no gradient.)
+Each process computes the loss of its own anchors among the rows of all processes. A row receives gradient from the
+anchors of every process, so the backward pass of the gather sums the incoming gradients over processes and returns the
+local part. Data-parallel training averages parameter gradients over processes; the result is then the gradient of the
+mean loss over the union batch. (`torch.distributed.all_gather` alone propagates no gradient.)
 
-Ring: in a hop every process sends what it holds to its right neighbour, rank + 1, and receives what its left neighbour
-held; after W - 1 hops every process has seen the rows of all, and never held more than two parts.
+Ring: in each hop, a process sends the rows it holds to its right neighbour, rank + 1, and receives those of its left
+neighbour. After W - 1 hops each process has seen the rows of all W, and never held more than two parts at a time.
 """
 
 from __future__ import annotations
@@ -20,78 +20,37 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
 
-
-class Hop:
-    """Tensors on their way to the right neighbour, and equally many of the same kind coming from the left one.
-
-    It begins at once. Every process must make the same hops in the same order.
-
-    Args:
-        tensors: to be passed on; they must stay as they are until `arrived`.
-        tag: tells hops apart that are under way at the same time.
-    """
-
-    def __init__(self, tensors: Sequence[Tensor], *, tag: int = 0) -> None:
-        right, left = (rank() + 1) % world_size(), (rank() - 1) % world_size()
-        self._going = [x.contiguous() for x in tensors]
-        self._coming = [torch.empty_like(x) for x in self._going]
-        # All at once: one by one, NCCL would wait for the first to be received before it sends the next.
-        self._works = dist.batch_isend_irecv(
-            [dist.P2POp(dist.isend, x, right, tag=tag) for x in self._going]
-            + [dist.P2POp(dist.irecv, x, left, tag=tag) for x in self._coming]
-        )
-
-    def arrived(self) -> list[Tensor]:
-        """What came, once it is here and what was sent is gone."""
-        for work in self._works:
-            work.wait()
-        return self._coming
-
-
-def visitors(*own: Tensor) -> Iterator[list[Tensor]]:
-    """The tensors of the other processes, that of the left neighbour first; the next ones travel meanwhile.
-
-    Every process must go through all of it, with tensors of the same shapes and types.
-    """
-    hop = Hop(own)
-    for later in reversed(range(world_size() - 1)):
-        here = hop.arrived()
-        if later:
-            hop = Hop(here)
-        yield here
-
-
 Gather = bool | Literal["all", "ring"]
-"""How the rows of other processes reach this one: not; whichever way suits their size; or as said."""
+"""Exchange of rows between processes: False for none, True to choose by size, or the method "all" or "ring"."""
 
 RING_FROM = 2**26
-"""Bytes of all processes' rows from which `gather=True` lets them pass by in a ring instead of gathering them."""
+"""Size in bytes of all processes' rows from which `gather=True` uses the ring."""
 
 
 def is_distributed() -> bool:
-    """Whether this process is one of a process group."""
+    """Return whether this process belongs to a process group."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
-    """Number of this process, 0 when it is alone."""
+    """Return the rank of this process, 0 without a process group."""
     return dist.get_rank() if is_distributed() else 0
 
 
 def world_size() -> int:
-    """Number of processes, 1 when this one is alone."""
+    """Return the number of processes, 1 without a process group."""
     return dist.get_world_size() if is_distributed() else 1
 
 
 def gather_rows(x: Tensor) -> Tensor:
-    """Rows of all processes in the order of their ranks: [n, ...] on each of W -> [W n, ...], with gradient.
+    """Concatenate the rows of all processes in rank order, with gradient: [n, ...] on each of W -> [W n, ...].
 
-    Backwards the gradient of the result is summed over processes, and each takes the part of its rows. Every process
-    must call this, with the same number of rows, and all must run the backward pass if one does. Alone, x itself is
-    returned. Linear, and differentiable any number of times in reverse and forward mode.
+    The backward pass sums the gradient of the result over processes and returns to each the part of its own rows. Every
+    process must call this function with the same number of rows, and all must run the backward pass if one does. With a
+    single process, x itself is returned. Linear, and differentiable any number of times in reverse and forward mode.
 
     Raises:
-        ValueError: on every process, if they hold different numbers of rows, or rows of different size or type.
+        ValueError: On every process, if they hold different numbers of rows, or rows of different size or type.
 
     >>> gather_rows(torch.ones(2, 3)).shape
     torch.Size([2, 3])
@@ -103,18 +62,18 @@ def gather_rows(x: Tensor) -> Tensor:
 
 
 def gather_labels(y: Tensor) -> Tensor:
-    """As :func:`gather_rows`, without gradient: [n] -> [W n]."""
+    """Concatenate the labels of all processes as :func:`gather_rows` does, without gradient: [n] -> [W n]."""
     return gather_rows(y.detach())
 
 
 def how_to_gather(name: str, gather: Gather, rows: Tensor) -> Literal["alone", "all", "ring"]:
-    """Whether rows of other processes count, and how they come: gathered by all, or passing by in a ring.
+    """Choose how the rows of other processes are exchanged: not at all, gathered, or passed around a ring.
 
-    Both give the same values and gradients. The ring holds the rows of three processes instead of those of all; its
-    products are smaller, so it begins where memory matters: `RING_FROM`.
+    "all" and "ring" give the same values and gradients. The ring holds the rows of three processes instead of those of
+    all, but its matrix products are smaller, so True selects it only where memory matters: from `RING_FROM` bytes.
 
     Raises:
-        ValueError: gather is none of False, True, "all" and "ring".
+        ValueError: `gather` is none of False, True, "all" and "ring".
     """
     if gather not in (False, True, "all", "ring"):
         raise ValueError(f'{name}: gather is {gather!r}, expected False, True, "all" or "ring"')
@@ -126,9 +85,73 @@ def how_to_gather(name: str, gather: Gather, rows: Tensor) -> Literal["alone", "
 
 
 def split_own(gathered: Tensor) -> tuple[Tensor, Tensor]:
-    """Parts a tensor from :func:`gather_rows` into this process's rows and those of the others, in order."""
+    """Split a tensor from :func:`gather_rows` into this process's rows and those of the others, in order."""
     own, size = rank(), len(gathered) // world_size()
     return gathered[own * size : (own + 1) * size], torch.cat([gathered[: own * size], gathered[(own + 1) * size :]])
+
+
+def visitors(*own: Tensor) -> Iterator[list[Tensor]]:
+    """Yield the tensors of each other process, the left neighbour's first, while the next ones are in transit.
+
+    Every process must exhaust the iterator, with tensors of the same shapes and types.
+    """
+    hop = Hop(own)
+    for later in reversed(range(world_size() - 1)):
+        here = hop.arrived()
+        if later:
+            hop = Hop(here)
+        yield here
+
+
+class Hop:
+    """Asynchronous exchange: send tensors to the right neighbour, receive as many of the same shapes from the left.
+
+    The transfer starts on construction. Every process must make the same hops in the same order.
+
+    Args:
+        tensors: Tensors to send; they must not be modified before `arrived` returns.
+        tag: Number that distinguishes hops in progress at the same time.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], *, tag: int = 0) -> None:
+        right, left = (rank() + 1) % world_size(), (rank() - 1) % world_size()
+        self._going = [x.contiguous() for x in tensors]
+        self._coming = [torch.empty_like(x) for x in self._going]
+        # One batch: with separate calls, NCCL would wait for the first tensor to be received before sending the next.
+        self._works = dist.batch_isend_irecv(
+            [dist.P2POp(dist.isend, x, right, tag=tag) for x in self._going]
+            + [dist.P2POp(dist.irecv, x, left, tag=tag) for x in self._coming]
+        )
+
+    def arrived(self) -> list[Tensor]:
+        """Wait until both transfers are complete and return the received tensors."""
+        for work in self._works:
+            work.wait()
+        return self._coming
+
+
+def refuse_unequal(x: Tensor) -> None:
+    """Compare shapes and types over processes: a gather of unequal tensors would hang or read out of bounds.
+
+    Raises:
+        ValueError: On every process, if they hold different numbers of rows, or rows of different size or type.
+    """
+    mine = torch.tensor([len(x), math.prod(x.shape[1:]), _DTYPES.index(x.dtype)], device=x.device)
+    parts = _one_per_process(mine)
+    dist.all_gather(parts, mine)
+    rows, sizes, dtypes = torch.stack(parts).T.tolist()
+    if len(set(rows)) > 1:
+        counts = ", ".join(f"rank {number}: {count}" for number, count in enumerate(rows))
+        raise ValueError(
+            f"gather: the processes hold different numbers of rows ({counts}), expected the same on each: "
+            "otherwise means over processes would weight rows unequally; drop the uneven last batch (drop_last=True, "
+            "and a sampler that gives every process the same number of samples)"
+        )
+    if len(set(sizes)) > 1 or len(set(dtypes)) > 1:
+        found = ", ".join(
+            f"rank {i}: {size} x {_DTYPES[d]}" for i, (size, d) in enumerate(zip(sizes, dtypes, strict=True))
+        )
+        raise ValueError(f"gather: the processes hold rows of different kinds ({found}), expected the same on each")
 
 
 class _Gather(Function):
@@ -139,7 +162,7 @@ class _Gather(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        del ctx, inputs, output  # linear: nothing to remember
+        del ctx, inputs, output  # linear: nothing to save
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
@@ -179,7 +202,7 @@ class _GatherBackward(Function):
         return _GatherBackward.apply(grad.movedim(in_dims[0], -1)), -1
 
 
-# Operators inside those functions: torch.compile does not look for collectives in them.
+# Collectives are wrapped in custom operators, which torch.compile does not trace into.
 
 
 @torch.library.custom_op("contrastive_core::gather", mutates_args=())
@@ -225,27 +248,3 @@ def _one_per_process(x: Tensor) -> list[Tensor]:
 
 
 _DTYPES = tuple(sorted({value for value in vars(torch).values() if isinstance(value, torch.dtype)}, key=str))
-
-
-def refuse_unequal(x: Tensor) -> None:
-    """Compares shapes over processes first: a gather of unequal tensors would hang or read beyond them.
-
-    Raises:
-        ValueError: on every process, if they hold different numbers of rows, or rows of different size or type.
-    """
-    mine = torch.tensor([len(x), math.prod(x.shape[1:]), _DTYPES.index(x.dtype)], device=x.device)
-    parts = _one_per_process(mine)
-    dist.all_gather(parts, mine)
-    rows, sizes, dtypes = torch.stack(parts).T.tolist()
-    if len(set(rows)) > 1:
-        counts = ", ".join(f"rank {number}: {count}" for number, count in enumerate(rows))
-        raise ValueError(
-            f"gather: the processes hold different numbers of rows ({counts}), expected the same on each, or means "
-            "over processes would weigh rows unequally; drop the uneven last batch (drop_last=True, and a sampler "
-            "that gives every process equally many samples)"
-        )
-    if len(set(sizes)) > 1 or len(set(dtypes)) > 1:
-        found = ", ".join(
-            f"rank {i}: {size} x {_DTYPES[d]}" for i, (size, d) in enumerate(zip(sizes, dtypes, strict=True))
-        )
-        raise ValueError(f"gather: the processes hold rows of different kinds ({found}), expected the same on each")

@@ -1,4 +1,4 @@
-"""A large contrastive batch in the memory of a small one (GradCache): the encoder sees it in chunks, twice."""
+"""Large contrastive batches in the memory of a small one, by encoding in chunks (GradCache)."""
 
 from __future__ import annotations
 
@@ -15,49 +15,53 @@ BatchNorm = Literal["refuse", "chunk"]
 
 
 def encode_in_chunks(encoder: nn.Module, *inputs: Tensor, chunk_size: int, batch_norm: BatchNorm = "refuse") -> Any:
-    """What `encoder(*inputs)` gives, value and gradient, in the memory of `chunk_size` rows.
+    """Compute `encoder(*inputs)`, value and gradient, in the memory of `chunk_size` rows.
 
-    A contrastive loss needs all embeddings of a batch at once, but not all activations behind them. So the encoder is
-    given a chunk at a time and its activations are dropped; the loss of all embeddings is differentiated down to the
-    embeddings (the gradient cache of the paper); then chunk by chunk is encoded again and differentiated from there:
+    A contrastive loss needs all embeddings of a batch at once, but not all the activations that produced them. The
+    encoder therefore processes one chunk at a time and discards its activations. The backward pass first computes the
+    gradient of the loss with respect to the embeddings (the gradient cache of the paper), then encodes each chunk again
+    and propagates its part of that gradient to the parameters:
 
         z = encode_in_chunks(encoder, images, chunk_size=64)
         loss = nt_xent(*head(z).chunk(2))
         loss.backward()
 
-    The gradient is that of the whole batch: the chain rule is cut in two, nothing is approximated. Whatever comes after
-    the embeddings (heads, several losses, a GradScaler, an optimiser) stays as it is and sees the whole batch. Random
-    draws (dropout) and autocast are as in the first pass the second time; buffers change in the first pass only.
+    The gradient is exactly that of the whole batch: the chain rule is split in two, and nothing is approximated. Code
+    after the embeddings (heads, several losses, a GradScaler, an optimiser) is unchanged and sees the whole batch. The
+    second pass repeats the random draws (dropout) and the autocast state of the first; only the first pass updates
+    buffers.
 
-    There is one backward pass and in it every parameter gets its gradient once: inside `DistributedDataParallel` or
-    around it, gradients are averaged over processes once a step, without `no_sync`.
+    There is one backward pass, and each parameter receives its gradient once in it. With `DistributedDataParallel`,
+    inside or outside this function, gradients are averaged over processes once per step and `no_sync` is not needed.
 
-    Memory O(chunk) for activations and O(N) for inputs and embeddings. Time: one more forward pass of all chunks but
-    the last, whose activations are kept; a third more where a backward pass costs twice a forward pass.
+    Memory O(chunk) for activations and O(N) for inputs and embeddings. Time: one additional forward pass over all
+    chunks but the last, whose activations are kept; a third more if a backward pass costs twice a forward pass.
 
     Args:
-        encoder: called with one piece of each input; returns a tensor, or a tuple of tensors, with a row for each row
-            of the piece.
-        inputs: [N, ...] each, cut along their rows. They may lie elsewhere than the encoder, which then moves a piece.
-        chunk_size: rows the encoder sees at a time. With N or fewer rows it sees all of them, once.
-        batch_norm: `refuse`, or `chunk` to normalise every chunk by its own statistics (ghost batch norm), which is
-            another function than that of the whole batch. Rows are then put into chunks at random (by torch's global
-            generator, which `manual_seed` seeds), for where both views of the same images made a chunk, its statistics
-            would tell which views belong together. Running statistics take one update per chunk.
+        encoder: Module that is called with one chunk of each input and returns a tensor, or a tuple of tensors, with
+            one row for each row of the chunk.
+        inputs: Tensors [N, ...], split along their rows. They may be on another device than the encoder's parameters
+            if the encoder moves each chunk itself.
+        chunk_size: Number of rows per call of the encoder. If N is not larger, the encoder is called once.
+        batch_norm: `refuse`, or `chunk` to normalise each chunk by its own statistics (ghost batch norm), which
+            computes a different function from normalising the whole batch. Rows are then assigned to chunks at random
+            (by torch's global generator, which `manual_seed` seeds): if a chunk held both views of the same images, its
+            statistics would reveal which views belong together. Running statistics are updated once per chunk.
 
     Returns:
-        A tensor or a tuple of tensors [N, ...], as the encoder does.
+        A tensor or a tuple of tensors [N, ...], whichever the encoder returns.
 
     Edges: without gradient (`torch.no_grad()`), chunks are encoded once. Draws from generators other than torch's
-    global ones (numpy, Python, a `torch.Generator`) are not repeated: an encoder must not draw from those. Dropout
-    draws chunk by chunk, so its masks are not those that one call on the whole batch would draw. `torch.compile` takes
-    the encoder, not a function that calls this one.
+    global ones (numpy, Python, a `torch.Generator`) are not repeated, so an encoder must not use them. Dropout masks
+    are drawn per chunk and differ from those of a single call on the whole batch. Apply `torch.compile` to the encoder,
+    not to a function that calls this one.
 
     Raises:
-        TypeError: encoder is no module, an input no tensor, an output neither tensor nor tuple of tensors.
-        ValueError: batch norm in training mode (synchronised or not: the statistics of a chunk over processes are not
-            those of the batch either); inputs with different numbers of rows or none; chunk_size below 1; an output
-            that has not a row for each row of the input.
+        TypeError: The encoder is not a module, an input is not a tensor, or an output is neither a tensor nor a tuple
+            of tensors.
+        ValueError: Batch norm in training mode (also if synchronised: the statistics of a chunk over all processes
+            differ from those of the batch too); inputs with different numbers of rows, or none; chunk_size below 1; an
+            output without exactly one row for each row of the input.
 
     Reference: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", section 3.
 
@@ -80,7 +84,7 @@ def encode_in_chunks(encoder: nn.Module, *inputs: Tensor, chunk_size: int, batch
 
 
 def batch_norms(module: nn.Module) -> list[str]:
-    """Names of the parts that normalise by the statistics of the batch they see, which chunks would change."""
+    """Return the names of the submodules that normalise by batch statistics, which chunks would change."""
     return [
         name or "the encoder itself"
         for name, part in module.named_modules()
@@ -89,14 +93,15 @@ def batch_norms(module: nn.Module) -> list[str]:
 
 
 def _encode(encoder: nn.Module, pieces: list[Tensor], *, last: bool) -> tuple[bool, tuple[Tensor, ...]]:
-    """Whether the encoder returns a tuple, and its tensors; without activations unless it is the last chunk.
+    """Encode a chunk; return whether the output is a tuple, and its tensors.
 
-    The backward pass begins with the last chunk, so that its activations would be made again at once.
+    Activations are discarded, except those of the last chunk: the backward pass starts there and would recompute them
+    immediately.
     """
     if last or not torch.is_grad_enabled():
         output = encoder(*pieces)
     else:
-        # What lies on the encoder's devices tells the checkpoint whose generators to remember.
+        # The checkpoint saves the generator states of the devices of its arguments: pass a parameter of each device.
         devices = {p.device: p for p in encoder.parameters()}
         output = checkpoint(
             lambda count, *tensors: encoder(*tensors[:count]),
@@ -111,12 +116,12 @@ def _encode(encoder: nn.Module, pieces: list[Tensor], *, last: bool) -> tuple[bo
         if not isinstance(part, Tensor):
             raise TypeError(
                 f"encode_in_chunks: the encoder returned a {type(part).__name__}, expected a tensor or a tuple of "
-                "tensors; wrap it in a module that picks them"
+                "tensors; wrap it in a module that returns only those"
             )
         if part.ndim == 0 or len(part) != len(pieces[0]):
             raise ValueError(
                 f"encode_in_chunks: for {len(pieces[0])} rows the encoder returned a tensor {list(part.shape)}, "
-                "expected a row for each; losses and means over the batch come after encode_in_chunks"
+                "expected one row for each; compute losses and means over the batch after encode_in_chunks"
             )
     return isinstance(output, tuple), parts
 
@@ -133,9 +138,9 @@ def _joined(outputs: Sequence[tuple[bool, tuple[Tensor, ...]]], *, back: Tensor 
 
 
 class _Unchanged(AbstractContextManager[None]):
-    """Inside, the module's buffers are copies: what a second pass adds to running statistics is dropped.
+    """Replace a module's buffers by copies inside the block, so that a second pass leaves running statistics unchanged.
 
-    Copies rather than copying back, because the first pass may have saved the buffers themselves for backward.
+    The originals are not restored by copying back, because the first pass may have saved the buffers for backward.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -152,11 +157,11 @@ class _Unchanged(AbstractContextManager[None]):
 
 
 def _check(encoder: nn.Module, inputs: tuple[Tensor, ...], chunk_size: int) -> int:
-    """The number of rows."""
+    """Check the arguments and return the number of rows."""
     if not isinstance(encoder, nn.Module):
         raise TypeError(
-            f"encode_in_chunks: the encoder is a {type(encoder).__name__}, expected a torch.nn.Module, in which batch "
-            "norm and the device can be found; wrap functions in a module"
+            f"encode_in_chunks: the encoder is a {type(encoder).__name__}, expected a torch.nn.Module, whose batch "
+            "norm layers and devices can be inspected; wrap a function in a module"
         )
     for x in inputs:
         if not isinstance(x, Tensor):
@@ -166,7 +171,7 @@ def _check(encoder: nn.Module, inputs: tuple[Tensor, ...], chunk_size: int) -> i
     counts = {len(x) if x.ndim else 0 for x in inputs}
     if len(counts) != 1 or counts == {0}:
         found = ", ".join(str(list(x.shape)) for x in inputs) or "no inputs"
-        raise ValueError(f"encode_in_chunks: got {found}, expected tensors with equally many rows, at least one")
+        raise ValueError(f"encode_in_chunks: got {found}, expected tensors with the same number of rows, at least one")
     return counts.pop()
 
 
@@ -174,7 +179,7 @@ def _refusal(norms: list[str], rows: int, chunk_size: int) -> str:
     shown = ", ".join(norms[:3]) + (f" and {len(norms) - 3} more" if len(norms) > 3 else "")
     return (
         f"encode_in_chunks: batch norm in training mode ({shown}) normalises by all {rows} rows of the batch, which "
-        f"chunks of {chunk_size} cannot give it. Use an encoder without batch norm (group norm, layer norm), leave a "
-        'head that has it out of the chunks, freeze it with .eval(), or pass batch_norm="chunk" to normalise every '
-        "chunk by itself"
+        f"chunks of {chunk_size} cannot do. Use an encoder without batch norm (group norm, layer norm), apply a head "
+        'with batch norm after encode_in_chunks, freeze it with .eval(), or pass batch_norm="chunk" to normalise each '
+        "chunk separately"
     )

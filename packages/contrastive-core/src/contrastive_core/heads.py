@@ -1,4 +1,4 @@
-"""The projection head of SimCLR and SimCLRv2, with batch normalisation placed as in the released code."""
+"""Projection head of SimCLR and SimCLRv2, with batch normalisation placed as in the released code."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from torch import Tensor, nn
 
 
 class ProjectionHead(nn.Module):
-    """Maps features [N, in_features] to the embeddings [N, out_features] that a contrastive loss compares.
+    """Map features [N, in_features] to the embeddings [N, out_features] that a contrastive loss compares.
 
     Hidden layers:  x -> relu(BN(W x)),  W [hidden, in] without bias, BN with scale and shift
     Last layer:     x -> BN(W x),        W [out, in] without bias, BN with a scale only: no shift, no ReLU
 
-    The papers write z = W2 relu(W1 h); the released code, and so this head, normalises after every linear layer.
-    Weights start as N(0, 0.01^2), BN scales at 1. SimCLR has 2 layers, SimCLRv2 (and today's default of its code) 3.
-    The losses of this package l2-normalise z themselves.
+    The papers write z = W2 relu(W1 h). The released code normalises after every linear layer, and so does this head.
+    Weights are initialised from N(0, 0.01^2), BN scales to 1. SimCLR uses 2 layers; SimCLRv2 (and the current default
+    of its code) uses 3. The losses of this package l2-normalise z themselves.
 
-    For down-stream work SimCLR drops the head and uses its input. SimCLRv2 fine-tunes from the output of the first
-    hidden layer; `head.first_layers(1)` is that part, as a module that shares the head's weights:
+    For downstream tasks, SimCLR discards the head and uses its input. SimCLRv2 fine-tunes from the output of the first
+    hidden layer. `head.first_layers(1)` returns that part as a module that shares the head's weights:
 
         classifier = nn.Sequential(encoder, head.first_layers(1), nn.Linear(head.hidden_features, classes))
 
-    Running statistics are PyTorch's (eps 1e-5, momentum 0.1). Its running variance takes the unbiased estimate where
-    TensorFlow takes the biased one, a factor N / (N - 1) on what a step adds: 1.002 at N = 512. Outputs in training
-    mode are the same. The BN layers are plain `nn.BatchNorm1d` (the last with `bias=None`), so that a conversion to
-    synchronised BN finds them; across devices the papers aggregate the head's statistics too.
+    Running statistics follow PyTorch (eps 1e-5, momentum 0.1). PyTorch updates the running variance with the unbiased
+    estimate, TensorFlow with the biased one; the updates differ by a factor N / (N - 1), 1.002 at N = 512. Outputs in
+    training mode are the same. The BN layers are plain `nn.BatchNorm1d` (the last with `bias=None`), so that a
+    conversion to synchronised BN finds them; the papers aggregate the head's statistics across devices too.
 
     Args:
-        in_features: width of the encoder's features.
-        out_features: width of the embeddings; 128 in the papers.
-        hidden_features: width of the hidden layers; None: `in_features`, as in the papers.
-        layers: number of linear layers, at least 1.
+        in_features: Width of the encoder's features.
+        out_features: Width of the embeddings; 128 in the papers.
+        hidden_features: Width of the hidden layers. None: `in_features`, as in the papers.
+        layers: Number of linear layers, at least 1.
 
     Shape: [N, in_features] -> [N, out_features]. In training mode N must be at least 2.
 
@@ -63,7 +63,7 @@ class ProjectionHead(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """Embeddings [N, out_features] of features [N, in_features], not normalised."""
+        """Return the embeddings [N, out_features] of features [N, in_features], not normalised."""
         if features.ndim != 2 or features.shape[1] != self.in_features:
             raise ValueError(
                 f"ProjectionHead: got features of shape {list(features.shape)}, expected [N, {self.in_features}]; "
@@ -73,10 +73,10 @@ class ProjectionHead(nn.Module):
         return embeddings
 
     def first_layers(self, count: int) -> nn.Sequential:
-        """The first `count` layers, each up to its ReLU, as a module that shares this head's weights.
+        """Return the first `count` layers, each up to its ReLU, as a module that shares this head's weights.
 
-        0 is the head's input (an empty module, the identity), 1 the point from which SimCLRv2 fine-tunes, the number of
-        layers the whole head. Copy it (`copy.deepcopy`) to train it apart from the head.
+        With 0 the module is empty and returns the head's input; 1 gives the layer from which SimCLRv2 fine-tunes; the
+        number of layers gives the whole head. Copy the module (`copy.deepcopy`) to train it independently of the head.
 
         Raises:
             ValueError: `count` is negative or larger than the number of layers.

@@ -12,24 +12,24 @@ from contrastive_core.losses._inputs import check_rows, unit_rows
 
 
 class MemoryBank:
-    """The last `size` embeddings that were added, of unit length, without gradient.
+    """Queue of the last `size` embeddings added, l2-normalised and without gradient.
 
-    Give its `rows` to `nt_xent` or `info_nce` as `bank`, and `add` the batch's keys after the loss: a sample's own key
-    must not be among its negatives. Keys should come from a network that changes slowly, such as a moving average of
-    the trained one (`torch.optim.swa_utils.AveragedModel`), so that old rows remain comparable with new ones.
+    Pass its `rows` to `nt_xent` or `info_nce` as `bank`, and `add` the batch's keys after computing the loss: a
+    sample's own key must not be among its negatives. Keys should come from a slowly changing network, such as a moving
+    average of the trained one (`torch.optim.swa_utils.AveragedModel`), so that old rows stay comparable with new ones.
 
-    It starts empty and fills up; a new row takes the place of the oldest. Over several processes `add(keys,
-    gather=True)` takes the keys of all in the order of their ranks, so that every process holds the same bank as one
-    process with the union of the batches would. A bank restored with `load_state_dict` continues bit for bit.
+    The bank starts empty; once it is full, a new row replaces the oldest. With several processes, `add(keys,
+    gather=True)` adds the keys of all processes in rank order, so that each holds the bank that a single process would
+    build from the union of the batches. A bank restored with `load_state_dict` continues bit for bit.
 
     Args:
-        size: how many embeddings are kept, 65536 in MoCo.
-        features: their width D.
-        device: where they lie.
-        dtype: what they are kept in, float32 whatever autocast says: 4 size D bytes.
+        size: Number of embeddings kept; 65536 in MoCo.
+        features: Width D of the embeddings.
+        device: Device that stores them.
+        dtype: Storage type, independent of autocast. In float32 the bank takes 4 * size * D bytes.
 
     Raises:
-        ValueError: a size below 1.
+        ValueError: `size` or `features` is below 1.
 
     Reference: He et al. 2020, "Momentum Contrast for Unsupervised Visual Representation Learning", section 3.
 
@@ -59,16 +59,17 @@ class MemoryBank:
 
     @property
     def rows(self) -> Tensor:
-        """The embeddings [M, D], M at most `size`, in no particular order; the next `add` changes them in place."""
+        """Embeddings [M, D] with M at most `size`, in no particular order. The next `add` modifies them in place."""
         return self._rows[: len(self)]
 
     @torch.no_grad()
     def add(self, keys: Tensor, *, gather: bool = False) -> None:
-        """Take up embeddings [N, D], l2-normalised here; of more than `size` the last.
+        """Add embeddings [N, D], which are l2-normalised here; if N exceeds `size`, only the last `size`.
 
         Raises:
-            ValueError: another width; with `gather`, numbers of keys that differ between processes (raised on each).
-            TypeError: keys that are not floating point.
+            ValueError: The width differs from the bank's; with `gather`, the number of keys differs between processes
+                (raised on each).
+            TypeError: The keys are not floating point.
         """
         check_rows("MemoryBank.add", keys=keys, bank=self._rows)
         keys = unit_rows(keys, self._rows.dtype)
@@ -80,17 +81,19 @@ class MemoryBank:
         self._rows[place] = keys[-size:]
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows and how many were ever added, as a snapshot that later additions leave alone."""
+        """Return a copy of the rows and the total number of rows added."""
         return {"rows": self._rows.clone(), "added": self._added}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state.
+        """Restore the state that `state_dict` returned.
 
         Raises:
-            ValueError: the state is not that of a bank of this size.
+            ValueError: The state is not that of a bank of this size.
         """
         if missing := {"rows", "added"} - set(state):
-            raise ValueError(f"MemoryBank: the state lacks {' and '.join(sorted(missing))}; it is not a bank's")
+            raise ValueError(
+                f"MemoryBank: the state lacks {' and '.join(sorted(missing))}; it was not saved by a MemoryBank"
+            )
         if state["rows"].shape != self._rows.shape:
             raise ValueError(
                 f"MemoryBank: got the state of a bank {list(state['rows'].shape)}, expected {list(self._rows.shape)}"

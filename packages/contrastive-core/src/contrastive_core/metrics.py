@@ -1,4 +1,4 @@
-"""How good class probabilities are: accuracies, confusion, likelihood and calibration."""
+"""Classification metrics: accuracy, confusion matrix and calibration."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """The images whose confidence lies in ``(lower, upper]`` (the first bin holds 0 too).
+    """Statistics of the images whose confidence lies in ``(lower, upper]`` (the first bin includes 0).
 
     Attributes:
-        lower: edge.
-        upper: edge.
-        images: how many.
-        confidence: their mean confidence; None of no images.
-        accuracy: the share of them that is right; None of no images.
+        lower: Lower edge, exclusive.
+        upper: Upper edge, inclusive.
+        images: Number of images in the bin.
+        confidence: Mean confidence of the images; None if the bin is empty.
+        accuracy: Fraction of the images classified correctly; None if the bin is empty.
     """
 
     lower: float
@@ -29,12 +29,12 @@ class ReliabilityBin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Whether confidence means what it says: of the images given 80 %, 80 % should be right.
+    """Agreement of confidence with accuracy: 80 % of the images predicted with 80 % confidence should be correct.
 
     Attributes:
-        ece: expected calibration error, in [0, 1].
-        confidence: mean confidence of all images.
-        bins: of the reliability diagram.
+        ece: Expected calibration error, in [0, 1].
+        confidence: Mean confidence of all images.
+        bins: Bins of the reliability diagram.
     """
 
     ece: float
@@ -43,18 +43,18 @@ class Calibration:
 
 
 def calibrate(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> Calibration:
-    """Expected calibration error of the predicted class over bins of equal width in confidence.
+    """Compute the expected calibration error of the predicted class over bins of equal width in confidence.
 
-    ``ECE = sum over bins b of |b| / N * |accuracy(b) - confidence(b)|``, confidence being the largest probability of an
-    image: Naeini et al. 2015, with the 15 bins of Guo et al. 2017. The value depends on the number of bins, and of few
-    images it is biased upwards.
+    ``ECE = sum over bins b of |b| / N * |accuracy(b) - confidence(b)|``, where confidence is the largest probability of
+    an image (Naeini et al. 2015), with the 15 bins of Guo et al. 2017. The value depends on the number of bins and is
+    biased upwards for few images.
 
     Shapes: probabilities ``[N, C]``, labels ``[N]``, N > 0.
     """
     confidence, predicted = probabilities.double().max(dim=1)
     right = (predicted == labels).double()
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=confidence.device)
-    place = torch.bucketize(confidence, edges[1:-1])  # edge k belongs to the bin beneath it
+    place = torch.bucketize(confidence, edges[1:-1])  # an edge belongs to the bin below it
     images, confidences, rights = (
         torch.bincount(place, weights=weights, minlength=bins).tolist()
         for weights in (torch.ones_like(right), confidence, right)
@@ -74,17 +74,17 @@ def calibrate(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> Calib
 
 
 def confusion_matrix(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Counts int64 ``[C, C]``: how many images of class (row) were taken for class (column)."""
+    """Count the images of each true class (row) by predicted class (column): int64 ``[C, C]``."""
     cells = torch.bincount(labels * num_classes + predicted, minlength=num_classes**2)
     return cells.view(num_classes, num_classes)
 
 
 def per_class_accuracy(confusion: Tensor) -> Tensor:
-    """Share of each class's images that is right, float64 ``[C]``; NaN of a class without images."""
+    """Return the accuracy on each class's images, float64 ``[C]``; NaN for a class without images."""
     return confusion.diagonal().double() / confusion.sum(dim=1).double()
 
 
 def top_k_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
-    """Share of images whose class is among the k of largest score, ``[N, C]``."""
+    """Return the fraction of images whose class is among the k largest of its scores ``[N, C]``."""
     ranked = scores.topk(k, dim=1).indices == labels[:, None]
     return ranked.any(dim=1).double().mean().item()

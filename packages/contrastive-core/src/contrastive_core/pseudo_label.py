@@ -1,7 +1,8 @@
-"""Pseudo-labels from predictions: fused over views or models, sharpened, thresholded.
+"""Pseudo-labels from predictions: fusion over views or models, sharpening and confidence thresholds.
 
-Predictions are ``[N, C]`` (images, clips) or ``[N, C, ...]`` (pixels, voxels) with the classes in dimension 1, and have
-one leading dimension more, ``[V, N, C, ...]``, for several predictions of each sample. Nothing is detached here.
+Predictions are ``[N, C]`` (images, clips) or ``[N, C, ...]`` (pixels, voxels) with the classes in dimension 1. Several
+predictions per sample are stacked in an additional leading dimension: ``[V, N, C, ...]``. No function detaches its
+result.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ __all__ = ["PseudoLabels", "agreement", "class_thresholds", "fuse", "hard_labels
 
 
 class PseudoLabels(NamedTuple):
-    """Hard labels, how sure each is, and which shall be used."""
+    """Hard labels, their confidence, and a mask of those to use."""
 
     classes: Tensor
-    """int64 [N, ...]: the most probable class."""
+    """Most probable class: int64 [N, ...]."""
     confidence: Tensor
-    """[N, ...]: its probability."""
+    """Probability of that class: [N, ...]."""
     keep: Tensor
-    """bool [N, ...]: whether the confidence reaches the threshold of that class."""
+    """Whether the confidence reaches the threshold of that class: bool [N, ...]."""
 
 
 def fuse(
@@ -36,24 +37,24 @@ def fuse(
     kind: Literal["probabilities", "logits"] = "probabilities",
     present: Tensor | None = None,
 ) -> Tensor:
-    """One prediction from several of the same samples: q = sum_v w_v p^v, with w >= 0 divided by its sum.
+    """Fuse several predictions of the same samples: q = sum_v w_v p^v, with weights w >= 0 normalised to sum 1.
 
     Args:
         predictions: V tensors [N, C, ...] of one shape, or [V, N, C, ...]: views of a clip, augmented copies of a
             slice, models of an ensemble.
-        weights: V numbers, not negative, not all zero; None: all equal.
-        kind: What `predictions` are. Of logits the weighted mean is taken, and its softmax over the classes: a view
-            that is sure counts more than it does among probabilities.
-        present: bool [V, N], which predictions of a sample count: a view that a sample lacks does not, and the weights
-            of the others are divided by their sum. None: all.
+        weights: V non-negative numbers, not all zero. None: equal weights.
+        kind: Type of `predictions`. For logits, the result is the softmax of their weighted mean: a confident view then
+            has more influence than with probabilities.
+        present: Mask bool [V, N] of the predictions that exist. Missing views are left out, and the weights of the
+            others are normalised for each sample. None: all exist.
 
     Returns:
-        Probabilities [N, C, ...]; of a sample that has none, all 0, or equal ones if of logits.
+        Probabilities [N, C, ...]. For a sample without any prediction: all 0, or 1 / C if `kind` is "logits".
 
     Raises:
-        ValueError: no prediction, shapes that differ, weights that are not one number for each prediction, negative,
-            or all zero; `present` of another shape; an unknown kind.
-        TypeError: predictions that are not floating point.
+        ValueError: There is no prediction, shapes differ, weights are not one number per prediction, negative or all
+            zero, `present` has another shape, or `kind` is unknown.
+        TypeError: Predictions are not floating point.
 
     Reference: Xiong et al. 2021, "Multiview pseudo-labeling for semi-supervised learning from video".
 
@@ -71,8 +72,8 @@ def fuse(
         given = torch.as_tensor(weights, dtype=stacked.dtype, device=stacked.device)
         if given.shape != stacked.shape[:1] or not bool((given >= 0).all()) or not bool(given.sum() > 0):
             raise ValueError(
-                f"fuse: weights are {given.tolist()}, expected {len(stacked)} numbers of at least 0, not all 0: one "
-                "for each prediction"
+                f"fuse: weights are {given.tolist()}, expected {len(stacked)} non-negative numbers, one for "
+                "each prediction and not all 0"
             )
         if present is None:
             mean = torch.tensordot(given / given.sum(), stacked, dims=1)
@@ -82,16 +83,16 @@ def fuse(
 
 
 def agreement(predictions: Tensor | Sequence[Tensor]) -> Tensor:
-    """Share of several predictions of a sample that name the same class, the one named most often.
+    """Compute the fraction of a sample's predictions that agree with the most frequently predicted class.
 
     Args:
         predictions: V tensors [N, C, ...] of one shape, or [V, N, C, ...]; probabilities or logits.
 
     Returns:
-        [N, ...] in [1 / V, 1]; 1 where all agree.
+        Fractions [N, ...] in [1 / V, 1]; 1 where all predictions agree.
 
     Raises:
-        ValueError, TypeError: as `fuse`.
+        ValueError, TypeError: As for `fuse`.
 
     >>> agreement(torch.tensor([[[0.9, 0.1]], [[0.4, 0.6]]]))
     tensor([0.5000])
@@ -102,17 +103,18 @@ def agreement(predictions: Tensor | Sequence[Tensor]) -> Tensor:
 
 
 def hard_labels(probabilities: Tensor, *, threshold: float | Tensor = 0.0) -> PseudoLabels:
-    """The likeliest class of every sample, and whether it is sure enough: max_c p_c >= threshold.
+    """Select the most probable class of each sample, and keep it if max_c p_c >= threshold.
 
     Args:
-        probabilities: [N, C, ...].
-        threshold: One number, or one for each class [C]: that of the likeliest class decides. See `class_thresholds`.
+        probabilities: Class probabilities [N, C, ...].
+        threshold: One number, or one per class [C], of which that of the most probable class applies; see
+            `class_thresholds`.
 
-    Edges: of equally likely classes the first is taken. A sample with NaN is not kept.
+    Edges: of equally probable classes the first is selected. A sample with NaN is not kept.
 
     Raises:
-        ValueError: not one threshold or C of them; no dimension of classes.
-        TypeError: not floating point.
+        ValueError: `threshold` is neither one number nor C, or there is no class dimension.
+        TypeError: Probabilities are not floating point.
 
     Reference: Sohn et al. 2020, "FixMatch".
 
@@ -133,21 +135,21 @@ def hard_labels(probabilities: Tensor, *, threshold: float | Tensor = 0.0) -> Ps
 
 
 def class_thresholds(labels: PseudoLabels, *, share: float, num_classes: int, least: float = 0.0) -> Tensor:
-    """Thresholds that keep the same share of every class: its most confident labels.
+    """Compute per-class thresholds that keep the same share of each class: its most confident labels.
 
-    A single threshold keeps much of the classes that are predicted with confidence and little of the others.
+    A single threshold keeps many labels of the classes predicted with high confidence and few of the others.
 
     Args:
-        labels: As `hard_labels` gives them, of all samples that count.
-        share: of the labels of each class, in (0, 1].
-        num_classes: C.
-        least: No threshold is lower.
+        labels: Result of `hard_labels` for all samples to consider.
+        share: Share of each class's labels to keep, in (0, 1].
+        num_classes: Number of classes C.
+        least: Lower bound of the thresholds.
 
     Returns:
-        [C], for `hard_labels`; `least` for a class that no label names.
+        Thresholds [C], to pass to `hard_labels`; `least` for a class without labels.
 
     Raises:
-        ValueError: a share out of (0, 1].
+        ValueError: `share` is outside (0, 1].
 
     Reference: Zou et al. 2018, "Unsupervised domain adaptation for semantic segmentation via class-balanced
     self-training".
@@ -162,14 +164,14 @@ def class_thresholds(labels: PseudoLabels, *, share: float, num_classes: int, le
     for number in range(num_classes):
         own = labels.confidence[labels.classes == number]
         if len(own):
-            # The k-th largest, not a quantile between two: what is kept has exactly the wanted size, but for ties.
+            # The k-th largest, not an interpolated quantile: except for ties, exactly k labels are kept.
             kept = max(1, round(share * len(own)))
             thresholds[number] = own.kthvalue(len(own) - kept + 1).values.clamp(min=least)
     return thresholds
 
 
 def _shares(weights: Tensor, present: Tensor, stacked: Tensor) -> Tensor:
-    """Weights of each sample's predictions [V, N, 1, ...], of sum 1 over those that are there."""
+    """Return each sample's weights [V, N, 1, ...], normalised to sum 1 over the predictions that exist."""
     if present.shape != stacked.shape[:2]:
         raise ValueError(f"fuse: present has shape {list(present.shape)}, expected {list(stacked.shape[:2])}, [V, N]")
     counted = weights[:, None] * present.to(weights)

@@ -1,7 +1,7 @@
-"""Randomness as a function of its keys: the same draw whatever was drawn before, in any order, by any process.
+"""Counter-based random numbers: each draw depends only on its keys, not on earlier draws, order or process.
 
-A generator that is advanced gives draws that depend on history: on the number of loader workers, on the images that
-were skipped, on a restart. Here a draw is the hash of (seed, keys, sample, number of the draw).
+The draws of a stateful generator depend on its history: on the number of loader workers, on skipped images, on a
+restart. Here a draw is the hash of (seed, keys, sample, index of the draw).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 
 
 def derive(seed: int, *keys: int | str) -> int:
-    """A seed of its own for everything that has a name: `derive(seed, "order", epoch)`.
+    """Derive an independent seed from a seed and a sequence of keys: `derive(seed, "order", epoch)`.
 
-    Returns a number in [0, 2**63), the same in every process and on every platform. Different keys give independent
+    The result is in [0, 2**63) and the same in every process and on every platform. Different keys give independent
     seeds; 1 and "1" are different keys, and so are ("a", "b") and ("ab",).
     """
     digest = hashlib.blake2b(digest_size=8)
@@ -30,38 +30,38 @@ def derive(seed: int, *keys: int | str) -> int:
 
 
 def uniform(seed: int, ids: Tensor, draws: int, *, device: torch.device | str | None = None) -> Tensor:
-    """Uniform draws in [0, 1) for every sample: float32 ``[N, draws]`` with 24 random bits each.
+    """Draw uniform numbers in [0, 1) for each sample: float32 ``[N, draws]`` with 24 random bits each.
 
-    Row i is a function of (seed, ids[i]) alone, and draw j does not depend on how many draws are asked for. The bits
-    are the same on every device.
+    Row i is a function of (seed, ids[i]) alone, and draw j does not depend on the number of draws. The bits are the
+    same on every device.
 
     Args:
-        seed: of these draws; use :func:`derive` to give every purpose its own.
-        ids: int64 ``[N]``, which samples.
-        draws: how many numbers per sample.
-        device: where to draw; that of `ids` by default.
+        seed: Seed of these draws; use :func:`derive` to obtain a separate one for each purpose.
+        ids: Sample numbers, int64 ``[N]``.
+        draws: Number of draws per sample.
+        device: Device of the result. None: that of `ids`.
     """
     if ids.dtype != torch.int64 or ids.ndim != 1:
         raise TypeError(f"ids must be an int64 tensor [N], got {ids.dtype} {tuple(ids.shape)}")
     ids = ids if device is None else ids.to(device)
     counter = torch.arange(1, draws + 1, dtype=torch.int64, device=ids.device)
-    # The seed is hashed first: otherwise sample 1 of seed 0 would draw what sample 0 of seed 1 draws.
+    # Hash the seed first: otherwise sample 1 of seed 0 would get the draws of sample 0 of seed 1.
     state = _mix(_mix(ids + derive(seed, "uniform"))[:, None] + counter * _GOLDEN)
     return _shift(state, 40).to(torch.float32) * 2**-24
 
 
 def permutation(seed: int, n: int) -> Tensor:
-    """A permutation of 0 .. n-1 as int64 ``[n]`` on the CPU."""
+    """Return a random permutation of 0 .. n-1 as int64 ``[n]`` on the CPU."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
 
 
 def _mix(x: Tensor) -> Tensor:
-    """SplitMix64's finaliser: every bit of the result depends on every bit of x. Products wrap around, as they must."""
+    """Apply SplitMix64's finaliser: each bit of the result depends on each bit of x. Products wrap modulo 2^64."""
     x = (x ^ _shift(x, 30)) * _MIX_1
     x = (x ^ _shift(x, 27)) * _MIX_2
     return x ^ _shift(x, 31)
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical shift right; `>>` on int64 copies the sign."""
+    """Shift right logically; `>>` on int64 is arithmetic and copies the sign."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

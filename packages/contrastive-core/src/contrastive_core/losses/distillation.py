@@ -55,11 +55,6 @@ def distillation(
     return losses.mean() * (temperature**2 if scale_by_temperature else 1.0)
 
 
-def _over_temperature(logits: Tensor, temperature: float) -> Tensor:
-    """Logits over temperature, less their largest first: a low temperature then magnifies differences, not rounding."""
-    return (logits - logits.detach().amax(1, keepdim=True)) / temperature
-
-
 class DistillationLoss(nn.Module):
     """:func:`distillation` with its keywords held: ``DistillationLoss(temperature=0.1)(student, teacher)``."""
 
@@ -79,3 +74,8 @@ class DistillationLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, scale_by_temperature={self.scale_by_temperature}"
+
+
+def _over_temperature(logits: Tensor, temperature: float) -> Tensor:
+    """Logits over temperature, less their largest first: a low temperature then magnifies differences, not rounding."""
+    return (logits - logits.detach().amax(1, keepdim=True)) / temperature

@@ -102,11 +102,6 @@ def nt_xent(
     return softplus(rest - pair).mean().to(result_dtype(*inputs.values()))
 
 
-def softplus(x: Tensor) -> Tensor:
-    """log(1 + exp(x)), to the last digits of float64 too: torch's default returns x above 20."""
-    return F.softplus(x, threshold=50.0)
-
-
 class NTXentLoss(nn.Module):
     """:func:`nt_xent` with its keywords held: ``NTXentLoss(temperature=0.5)(view_a, view_b)``."""
 
@@ -121,3 +116,8 @@ class NTXentLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"temperature={shown(self.temperature)}, gather={self.gather}"
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)), to the last digits of float64 too: torch's default returns x above 20."""
+    return F.softplus(x, threshold=50.0)

@@ -108,14 +108,6 @@ def paws(
     return consistency.to(dtype), torch.xlogy(mean, mean).sum().to(dtype)
 
 
-def _check_settings(name: str, temperature: float, sharpening: float, label_smoothing: float) -> None:
-    check_temperature(name, temperature)
-    if not sharpening > 0:
-        raise ValueError(f"{name}: sharpening is {sharpening}, expected more than 0; 1 leaves the targets as they are")
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"{name}: label_smoothing is {label_smoothing}, expected a share in [0, 1)")
-
-
 class PAWSLoss(nn.Module):
     """:func:`paws` with its keywords held and its parts added: ``PAWSLoss()(view_a, view_b, supports, labels)``."""
 
@@ -154,3 +146,11 @@ class PAWSLoss(nn.Module):
             f"temperature={self.temperature}, sharpening={self.sharpening}, label_smoothing={self.label_smoothing}, "
             f"ignore_index={self.ignore_index}, gather={self.gather}"
         )
+
+
+def _check_settings(name: str, temperature: float, sharpening: float, label_smoothing: float) -> None:
+    check_temperature(name, temperature)
+    if not sharpening > 0:
+        raise ValueError(f"{name}: sharpening is {sharpening}, expected more than 0; 1 leaves the targets as they are")
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"{name}: label_smoothing is {label_smoothing}, expected a share in [0, 1)")

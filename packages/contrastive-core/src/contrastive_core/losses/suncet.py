@@ -32,44 +32,6 @@ from contrastive_core.similarity.precision import exact_dtype
 from contrastive_core.similarity.ring import NO_CLASS
 
 
-def smoothed_losses(
-    rows: Tensor,
-    everyone: Tensor,
-    labels: Tensor,
-    *,
-    first: int,
-    scale: float,
-    label_smoothing: float,
-    with_ignored: bool = False,
-) -> Tensor:
-    """Cross-entropy [n] between an anchor's smoothed label and the smoothed labels of its random neighbour.
-
-    Memory O(N (D + C)), see `class_shares`.
-
-    Args:
-        rows: the anchors, unit vectors [n, D].
-        everyone: the candidates, unit vectors [N, D].
-        labels: class numbers [N] of the candidates.
-        first: place of the first anchor among the candidates, whose next ones are the others.
-        scale: one over the temperature.
-        label_smoothing: in (0, 1).
-        with_ignored: leave out rows labelled NO_CLASS, as anchors and as candidates; the result has fewer rows then.
-    """
-    if with_ignored:
-        labelled = labels != NO_CLASS
-        own = labelled[first : first + len(rows)]
-        first = count_labelled(labels[:first])
-        rows, everyone, labels = rows[own], everyone[labelled], labels[labelled]
-        if len(labels) < 2:
-            return rows.sum(1) * 0.0  # no neighbour
-    classes, number = torch.unique(labels, return_inverse=True)
-    one_hot = F.one_hot(number, len(classes)).to(rows.dtype)
-    share = class_shares(rows, everyone, one_hot, scale=scale, first=first)
-    spread = label_smoothing / len(classes)
-    target, found = (spread + (1 - label_smoothing) * part for part in (one_hot[first : first + len(rows)], share))
-    return -(target * found.log()).sum(1)
-
-
 @tensors_first
 def suncet(
     z: Tensor,
@@ -137,6 +99,45 @@ def suncet(
     )[0]
 
 
+class SuNCEtLoss(nn.Module):
+    """:func:`suncet` with its keywords held.
+
+    After a call, `skipped_anchors` is how many anchors of the batch (with `gather`: of all processes) had no positive
+    and were left out, as an int64 scalar tensor.
+    """
+
+    skipped_anchors: Tensor | None = None
+
+    @tensors_first
+    def __init__(
+        self,
+        *,
+        temperature: float | Tensor = 0.1,
+        label_smoothing: float = 0.0,
+        ignore_index: int | None = None,
+        gather: Gather = False,
+    ) -> None:
+        super().__init__()
+        check_learned_temperature("SuNCEtLoss", temperature)
+        _check_smoothing("SuNCEtLoss", label_smoothing)
+        check_ignore_index("SuNCEtLoss", ignore_index)
+        self.temperature, self.label_smoothing = temperature, label_smoothing
+        self.ignore_index, self.gather = ignore_index, gather
+
+    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+        loss, self.skipped_anchors = _suncet(
+            "SuNCEtLoss", z, labels, self.temperature, label_smoothing=self.label_smoothing,
+            ignore_index=self.ignore_index, gather=self.gather,
+        )  # fmt: skip
+        return loss
+
+    def extra_repr(self) -> str:
+        return (
+            f"temperature={shown(self.temperature)}, label_smoothing={self.label_smoothing}, "
+            f"ignore_index={self.ignore_index}, gather={self.gather}"
+        )
+
+
 def _suncet(
     name: str,
     z: Tensor,
@@ -181,40 +182,39 @@ def _check_smoothing(name: str, label_smoothing: float) -> None:
         raise ValueError(f"{name}: label_smoothing is {label_smoothing}, expected a share in [0, 1)")
 
 
-class SuNCEtLoss(nn.Module):
-    """:func:`suncet` with its keywords held.
+def smoothed_losses(
+    rows: Tensor,
+    everyone: Tensor,
+    labels: Tensor,
+    *,
+    first: int,
+    scale: float,
+    label_smoothing: float,
+    with_ignored: bool = False,
+) -> Tensor:
+    """Cross-entropy [n] between an anchor's smoothed label and the smoothed labels of its random neighbour.
 
-    After a call, `skipped_anchors` is how many anchors of the batch (with `gather`: of all processes) had no positive
-    and were left out, as an int64 scalar tensor.
+    Memory O(N (D + C)), see `class_shares`.
+
+    Args:
+        rows: the anchors, unit vectors [n, D].
+        everyone: the candidates, unit vectors [N, D].
+        labels: class numbers [N] of the candidates.
+        first: place of the first anchor among the candidates, whose next ones are the others.
+        scale: one over the temperature.
+        label_smoothing: in (0, 1).
+        with_ignored: leave out rows labelled NO_CLASS, as anchors and as candidates; the result has fewer rows then.
     """
-
-    skipped_anchors: Tensor | None = None
-
-    @tensors_first
-    def __init__(
-        self,
-        *,
-        temperature: float | Tensor = 0.1,
-        label_smoothing: float = 0.0,
-        ignore_index: int | None = None,
-        gather: Gather = False,
-    ) -> None:
-        super().__init__()
-        check_learned_temperature("SuNCEtLoss", temperature)
-        _check_smoothing("SuNCEtLoss", label_smoothing)
-        check_ignore_index("SuNCEtLoss", ignore_index)
-        self.temperature, self.label_smoothing = temperature, label_smoothing
-        self.ignore_index, self.gather = ignore_index, gather
-
-    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
-        loss, self.skipped_anchors = _suncet(
-            "SuNCEtLoss", z, labels, self.temperature, label_smoothing=self.label_smoothing,
-            ignore_index=self.ignore_index, gather=self.gather,
-        )  # fmt: skip
-        return loss
-
-    def extra_repr(self) -> str:
-        return (
-            f"temperature={shown(self.temperature)}, label_smoothing={self.label_smoothing}, "
-            f"ignore_index={self.ignore_index}, gather={self.gather}"
-        )
+    if with_ignored:
+        labelled = labels != NO_CLASS
+        own = labelled[first : first + len(rows)]
+        first = count_labelled(labels[:first])
+        rows, everyone, labels = rows[own], everyone[labelled], labels[labelled]
+        if len(labels) < 2:
+            return rows.sum(1) * 0.0  # no neighbour
+    classes, number = torch.unique(labels, return_inverse=True)
+    one_hot = F.one_hot(number, len(classes)).to(rows.dtype)
+    share = class_shares(rows, everyone, one_hot, scale=scale, first=first)
+    spread = label_smoothing / len(classes)
+    target, found = (spread + (1 - label_smoothing) * part for part in (one_hot[first : first + len(rows)], share))
+    return -(target * found.log()).sum(1)

@@ -32,6 +32,121 @@ from contrastive_core.similarity.autograd import Looped, remember
 from contrastive_core.similarity.precision import exact_dtype
 
 
+@tensors_first
+def supcon(
+    z: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float | Tensor = 0.1,
+    ignore_index: int | None = None,
+    gather: Gather = False,
+) -> Tensor:
+    """Supervised contrastive loss ("out" form): every sample of the class is to be recognised among all.
+
+        loss = mean over anchors i of   mean over positives p of i of   -log( exp(s_ip) / sum_{j != i} exp(s_ij) ),
+        s_ij = cos(z_i, z_j) / temperature,   positives: the other samples of i's class
+
+    The mean over positives is linear in s and needs only the sums of the classes, no mask. Memory O(N D), time of two
+    matrix products N x N x D. Computed in float32 or better whatever autocast says; below temperature 0.1 in float64.
+
+    With two views of every sample, stack them and repeat the labels: `supcon(torch.cat([a, b]), labels.repeat(2))`.
+
+    Args:
+        z: embeddings [N, D], l2-normalised here.
+        labels: class numbers [N], integers from 0 in any order.
+        temperature: positive; 0.07 to 0.1 in the paper;
+            a number, or a tensor of one to learn it (the host reads it in every call).
+        ignore_index: label of unlabelled samples, usually -1. They are neither anchors nor positives, but remain
+            candidates: the paper's denominator runs over all other samples of the batch, whatever they are, and
+            a sample of another class is what most of them are.
+        gather: candidates are the samples of all processes, anchors those of this process; with the mean of parameter
+            gradients over processes, the loss of the union batch. "all"
+            and "ring" say how they come (`how_to_gather`).
+
+    Returns:
+        Scalar, float64 if z is, else float32. At least the mean of log(number of positives).
+
+    Edges: an anchor that is alone in its class has no positive and is left out of the mean;
+    `count_skipped_anchors(labels)` counts them. All left out: exactly 0, with zero gradient. A row of zeros has
+    similarity 0 with everything and no gradient; NaN embeddings give NaN. On CUDA, class sums are bitwise repeatable
+    under `torch.use_deterministic_algorithms(True)` only.
+
+    Raises:
+        ValueError: wrong shapes, fewer than two samples, temperature not positive and finite, negative labels other
+            than ignore_index; with `gather`, numbers of samples that differ between processes (raised on each).
+        TypeError: embeddings that are not floating point, labels that are not integers, temperature not a number.
+
+    Reference: Khosla et al. 2020, "Supervised Contrastive Learning", equation 2.
+
+    >>> import torch
+    >>> from contrastive_core import supcon
+    >>> z = torch.eye(4)[[0, 0, 1, 1]]
+    >>> supcon(z, torch.tensor([0, 0, 1, 1]), temperature=1.0)
+    tensor(0.5514)
+    """
+    return _supcon("supcon", z, labels, temperature, ignore_index=ignore_index, gather=gather)[0]
+
+
+class SupConLoss(nn.Module):
+    """:func:`supcon` with its keywords held.
+
+    After a call, `skipped_anchors` is how many anchors of the batch (with `gather`: of all processes) had no positive
+    and were left out, as an int64 scalar tensor.
+    """
+
+    skipped_anchors: Tensor | None = None
+
+    @tensors_first
+    def __init__(
+        self, *, temperature: float | Tensor = 0.1, ignore_index: int | None = None, gather: Gather = False
+    ) -> None:
+        super().__init__()
+        check_learned_temperature("SupConLoss", temperature)
+        check_ignore_index("SupConLoss", ignore_index)
+        self.temperature, self.ignore_index, self.gather = temperature, ignore_index, gather
+
+    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+        loss, self.skipped_anchors = _supcon(
+            "SupConLoss", z, labels, self.temperature, ignore_index=self.ignore_index, gather=self.gather
+        )
+        return loss
+
+    def extra_repr(self) -> str:
+        return f"temperature={shown(self.temperature)}, ignore_index={self.ignore_index}, gather={self.gather}"
+
+
+def _supcon(
+    name: str, z: Tensor, labels: Tensor, temperature: float | Tensor, *, ignore_index: int | None, gather: Gather
+) -> tuple[Tensor, Tensor]:
+    """The loss, and how many anchors were left out."""
+    t = Temperature(name, temperature)
+    check_rows(name, z=z)
+    labels = class_numbers(name, labels, rows=z, ignore_index=ignore_index)
+    rows = unit_rows(z, working_dtype(z, temperature=t.value))
+    way = how_to_gather(name, gather, rows)
+    positives = find_positives(labels, gather=way != "alone")
+    check_at_least_two(name, len(positives.everyone))
+    everyone = gather_rows(rows) if way == "all" else None
+    towards_positives = t.divide(_mean_over_positives(rows, everyone, positives, way))
+    candidates = None if everyone is None else t.link(everyone)
+    of_all = lse_among_all(t.link(rows), scale=t.scale, way=way, half=are_half(z), everyone=candidates)
+    losses = of_all - towards_positives
+    return positives.mean(losses).to(result_dtype(z)), positives.skipped
+
+
+def _mean_over_positives(rows: Tensor, everyone: Tensor | None, positives: Positives, way: Way) -> Tensor:
+    """Mean similarity [n] of each anchor with its positives: z_i . (sum of its class - z_i) / number of positives."""
+    # Sums over large classes in float64: their rounding is not to show beside that of single similarities.
+    exact = rows.to(exact_dtype(rows))
+    if way == "ring":
+        sums = class_sums(exact, positives.own)
+    else:
+        candidates = exact if everyone is None else everyone.to(exact.dtype)
+        group = positives.group if everyone is None else split_own(positives.group)[0]
+        sums = torch.zeros_like(candidates).index_add(0, positives.group, candidates).index_select(0, group)
+    return (exact * (sums - exact)).sum(1) / positives.classmates.clamp(min=1)
+
+
 def class_sums(rows: Tensor, labels: Tensor) -> Tensor:
     """For each of this process's rows, the sum of the rows of its class on all processes, itself included.
 
@@ -105,118 +220,3 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
 
 
 _class_sums.register_autograd(_differentiate, setup_context=_save)
-
-
-@tensors_first
-def supcon(
-    z: Tensor,
-    labels: Tensor,
-    *,
-    temperature: float | Tensor = 0.1,
-    ignore_index: int | None = None,
-    gather: Gather = False,
-) -> Tensor:
-    """Supervised contrastive loss ("out" form): every sample of the class is to be recognised among all.
-
-        loss = mean over anchors i of   mean over positives p of i of   -log( exp(s_ip) / sum_{j != i} exp(s_ij) ),
-        s_ij = cos(z_i, z_j) / temperature,   positives: the other samples of i's class
-
-    The mean over positives is linear in s and needs only the sums of the classes, no mask. Memory O(N D), time of two
-    matrix products N x N x D. Computed in float32 or better whatever autocast says; below temperature 0.1 in float64.
-
-    With two views of every sample, stack them and repeat the labels: `supcon(torch.cat([a, b]), labels.repeat(2))`.
-
-    Args:
-        z: embeddings [N, D], l2-normalised here.
-        labels: class numbers [N], integers from 0 in any order.
-        temperature: positive; 0.07 to 0.1 in the paper;
-            a number, or a tensor of one to learn it (the host reads it in every call).
-        ignore_index: label of unlabelled samples, usually -1. They are neither anchors nor positives, but remain
-            candidates: the paper's denominator runs over all other samples of the batch, whatever they are, and
-            a sample of another class is what most of them are.
-        gather: candidates are the samples of all processes, anchors those of this process; with the mean of parameter
-            gradients over processes, the loss of the union batch. "all"
-            and "ring" say how they come (`how_to_gather`).
-
-    Returns:
-        Scalar, float64 if z is, else float32. At least the mean of log(number of positives).
-
-    Edges: an anchor that is alone in its class has no positive and is left out of the mean;
-    `count_skipped_anchors(labels)` counts them. All left out: exactly 0, with zero gradient. A row of zeros has
-    similarity 0 with everything and no gradient; NaN embeddings give NaN. On CUDA, class sums are bitwise repeatable
-    under `torch.use_deterministic_algorithms(True)` only.
-
-    Raises:
-        ValueError: wrong shapes, fewer than two samples, temperature not positive and finite, negative labels other
-            than ignore_index; with `gather`, numbers of samples that differ between processes (raised on each).
-        TypeError: embeddings that are not floating point, labels that are not integers, temperature not a number.
-
-    Reference: Khosla et al. 2020, "Supervised Contrastive Learning", equation 2.
-
-    >>> import torch
-    >>> from contrastive_core import supcon
-    >>> z = torch.eye(4)[[0, 0, 1, 1]]
-    >>> supcon(z, torch.tensor([0, 0, 1, 1]), temperature=1.0)
-    tensor(0.5514)
-    """
-    return _supcon("supcon", z, labels, temperature, ignore_index=ignore_index, gather=gather)[0]
-
-
-def _supcon(
-    name: str, z: Tensor, labels: Tensor, temperature: float | Tensor, *, ignore_index: int | None, gather: Gather
-) -> tuple[Tensor, Tensor]:
-    """The loss, and how many anchors were left out."""
-    t = Temperature(name, temperature)
-    check_rows(name, z=z)
-    labels = class_numbers(name, labels, rows=z, ignore_index=ignore_index)
-    rows = unit_rows(z, working_dtype(z, temperature=t.value))
-    way = how_to_gather(name, gather, rows)
-    positives = find_positives(labels, gather=way != "alone")
-    check_at_least_two(name, len(positives.everyone))
-    everyone = gather_rows(rows) if way == "all" else None
-    towards_positives = t.divide(_mean_over_positives(rows, everyone, positives, way))
-    candidates = None if everyone is None else t.link(everyone)
-    of_all = lse_among_all(t.link(rows), scale=t.scale, way=way, half=are_half(z), everyone=candidates)
-    losses = of_all - towards_positives
-    return positives.mean(losses).to(result_dtype(z)), positives.skipped
-
-
-def _mean_over_positives(rows: Tensor, everyone: Tensor | None, positives: Positives, way: Way) -> Tensor:
-    """Mean similarity [n] of each anchor with its positives: z_i . (sum of its class - z_i) / number of positives."""
-    # Sums over large classes in float64: their rounding is not to show beside that of single similarities.
-    exact = rows.to(exact_dtype(rows))
-    if way == "ring":
-        sums = class_sums(exact, positives.own)
-    else:
-        candidates = exact if everyone is None else everyone.to(exact.dtype)
-        group = positives.group if everyone is None else split_own(positives.group)[0]
-        sums = torch.zeros_like(candidates).index_add(0, positives.group, candidates).index_select(0, group)
-    return (exact * (sums - exact)).sum(1) / positives.classmates.clamp(min=1)
-
-
-class SupConLoss(nn.Module):
-    """:func:`supcon` with its keywords held.
-
-    After a call, `skipped_anchors` is how many anchors of the batch (with `gather`: of all processes) had no positive
-    and were left out, as an int64 scalar tensor.
-    """
-
-    skipped_anchors: Tensor | None = None
-
-    @tensors_first
-    def __init__(
-        self, *, temperature: float | Tensor = 0.1, ignore_index: int | None = None, gather: Gather = False
-    ) -> None:
-        super().__init__()
-        check_learned_temperature("SupConLoss", temperature)
-        check_ignore_index("SupConLoss", ignore_index)
-        self.temperature, self.ignore_index, self.gather = temperature, ignore_index, gather
-
-    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
-        loss, self.skipped_anchors = _supcon(
-            "SupConLoss", z, labels, self.temperature, ignore_index=self.ignore_index, gather=self.gather
-        )
-        return loss
-
-    def extra_repr(self) -> str:
-        return f"temperature={shown(self.temperature)}, ignore_index={self.ignore_index}, gather={self.gather}"

@@ -1,4 +1,4 @@
-"""The optimiser and the learning-rate schedule of SimCLR."""
+"""Optimiser and learning-rate schedule of SimCLR."""
 
 from contrastive_core.optim.lars import LARS, lars_param_groups
 from contrastive_core.optim.schedule import Steps, WarmupCosine, scaled_lr, steps_for

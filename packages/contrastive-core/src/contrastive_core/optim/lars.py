@@ -1,7 +1,7 @@
-"""LARS, the layer-wise adaptive optimizer of SimCLR, and its parameter groups.
+"""LARS, the layer-wise adaptive optimiser of SimCLR, and its parameter groups.
 
-Follows the TensorFlow code of SimCLR: momentum SGD whose step for a weight is scaled by ||w|| / ||g||. Biases, gains of
-norm layers and other one-dimensional parameters are neither adapted nor decayed.
+Follows the TensorFlow code of SimCLR: momentum SGD that scales the step of each weight by ||w|| / ||g||. Biases, gains
+of norm layers and other one-dimensional parameters are neither adapted nor decayed.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ _WEIGHT_LAYERS = (nn.Linear, nn.Bilinear, _ConvNd, nn.Embedding, nn.EmbeddingBag
 def lars_param_groups(
     module: nn.Module, weight_decay: float = 0.0, *, exclude: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """Parameter groups for `LARS` as in the papers: only weight matrices and kernels are decayed and adapted.
+    """Build parameter groups for `LARS` as in the papers: only weight matrices and kernels are decayed and adapted.
 
-    The first group holds the weights (adapted, with `weight_decay`), the second everything left out (`adapt=False`, no
-    decay: plain momentum SGD at the full lr). Left out are
+    The first group holds the weights (adapted, with `weight_decay`), the second the excluded parameters (`adapt=False`,
+    no decay: plain momentum SGD at the full lr). Excluded are
 
-    - the parameters of batch, instance, layer, group and RMS norm layers, found by type, so that a conversion to
-      synchronised BN before or after makes no difference;
-    - parameters of at most one dimension, not counting dimensions of size 1: biases, gains of norms of any make, PReLU
+    - the parameters of batch, instance, layer, group and RMS norm layers, found by type, so that conversion to
+      synchronised BN makes no difference;
+    - parameters of at most one dimension, not counting dimensions of size 1: biases, gains of custom norm layers, PReLU
       slopes, layer scales [D, 1, 1], class tokens [1, 1, D], learned temperatures. The weight of a linear,
-      convolutional or embedding layer of torch is a weight whatever its shape;
+      convolutional or embedding layer of torch counts as a weight whatever its shape;
     - parameters whose own name contains "bias" or "token";
     - parameters that a module names in a method `no_weight_decay()`, as timm's models do (position embeddings);
     - all parameters of the submodules named in `exclude`.
 
-    The papers' own code leaves out norm layers and biases, the only such parameters of a ResNet. A trust ratio is made
-    for weights whose norm is that of many random numbers: a gain at 1 would move by 0.001 lr a step whatever its
-    gradient, and decay would pull a learned temperature to 0. Frozen parameters are in the groups too. A group without
-    parameters is not returned, and every parameter of the module is in exactly one.
+    The papers' own code excludes norm layers and biases, the only such parameters of a ResNet. The trust ratio suits
+    weights with many randomly initialised entries: a gain of 1 would change by 0.001 lr per step whatever its gradient,
+    and decay would pull a learned temperature to 0. Frozen parameters are included. Every parameter of the module is in
+    exactly one group, and empty groups are not returned.
 
     Args:
-        module: the model, wrapped (DDP) or not.
-        weight_decay: decay of the first group.
-        exclude: dotted names of submodules to leave out as well. SimCLRv2 leaves out the supervised head trained beside
+        module: Model, wrapped (DDP) or not.
+        weight_decay: Weight decay of the first group.
+        exclude: Dotted names of submodules to exclude as well. SimCLRv2 excludes the supervised head trained alongside
             the projection head ("head_supervised" in its code) and decays its kernel in the loss; a group
             `{"params": [head.weight], "weight_decay": wd, "adapt": False}` does the same.
 
     Raises:
-        ValueError: a name in `exclude` that is no submodule with parameters.
+        ValueError: A name in `exclude` is not that of a submodule with parameters.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
     >>> [(len(group["params"]), group["weight_decay"], group["adapt"]) for group in lars_param_groups(model, 1e-6)]
@@ -74,23 +74,8 @@ def lars_param_groups(
     return [group for group in groups if group["params"]]
 
 
-def _plain_parameters(module: nn.Module) -> set[int]:
-    """Ids of the parameters that are neither decayed nor adapted, whatever the user excludes."""
-    plain: set[int] = set()
-    for layer in module.modules():
-        exempt = getattr(layer, "no_weight_decay", None)
-        named = exempt() if callable(exempt) else ()
-        plain |= {id(p) for name, p in layer.named_parameters() if name in named}
-        for name, p in layer.named_parameters(recurse=False):
-            is_weight = isinstance(layer, _WEIGHT_LAYERS) and name.endswith("weight")
-            one_dimensional = p.ndim <= 1 or (p.numel() == max(p.shape) and not is_weight)
-            if isinstance(layer, _NORM_LAYERS) or "bias" in name or "token" in name or one_dimensional:
-                plain.add(id(p))
-    return plain
-
-
 class LARS(Optimizer):
-    """Momentum SGD with the layer-wise learning rates that let SimCLR train at batches of thousands.
+    """Momentum SGD with layer-wise learning rates, for training SimCLR with batches of thousands.
 
     For every parameter w with gradient g and momentum buffer v (zeros at the start):
 
@@ -104,27 +89,27 @@ class LARS(Optimizer):
     adaptation stays on at weight decay 0. Other PyTorch versions of LARS differ in one or more of these.
 
     A parameter group may set its own lr, momentum, weight_decay, trust_coefficient and nesterov, and `adapt` (default
-    True): with `adapt=False` the group is plain momentum SGD at the full lr. The papers take norm layers and biases out
-    of both decay and adaptation; `lars_param_groups` makes those groups. Parameters passed without groups are adapted,
-    all of them.
+    True): with `adapt=False` the group is plain momentum SGD at the full lr. The papers exclude norm layers and biases
+    from both decay and adaptation; `lars_param_groups` builds those groups. Parameters passed without groups are all
+    adapted.
 
     Args:
-        params: parameters or groups of them, as for every torch optimiser.
-        lr: learning rate, in the papers 0.3 * batch / 256 or 0.075 * sqrt(batch); see `scaled_lr` and `WarmupCosine`.
-        momentum: in [0, 1).
-        weight_decay: at least 0; 1e-6 in SimCLR, 1e-4 in SimCLRv2, 0 for its fine-tuning.
-        trust_coefficient: above 0.
-        nesterov: look one momentum step ahead.
-        foreach: True: few kernels over all parameters, False: one parameter after the other; None: the former on CUDA,
-            the latter elsewhere, where it keeps a parameter in cache and is the faster one. Results agree to rounding.
+        params: Parameters or parameter groups, as for every torch optimiser.
+        lr: Learning rate, in the papers 0.3 * batch / 256 or 0.075 * sqrt(batch); see `scaled_lr` and `WarmupCosine`.
+        momentum: Momentum, in [0, 1).
+        weight_decay: Weight decay, at least 0; 1e-6 in SimCLR, 1e-4 in SimCLRv2, 0 for its fine-tuning.
+        trust_coefficient: Factor of the trust ratio, above 0.
+        nesterov: Whether to use Nesterov momentum.
+        foreach: True: a few kernels over all parameters. False: one parameter after another. None: True on CUDA, False
+            elsewhere, where it keeps a parameter in cache and is faster. Results agree up to rounding.
 
     Memory: one buffer per parameter; `foreach` holds a copy of the gradients during a step. No step waits for the
-    device. Made for whole parameters (one process, DDP): the norm of a shard is not the norm of its weight.
+    device. Intended for whole parameters (one process, DDP): the norm of a shard is not the norm of its weight.
 
     Raises:
-        ValueError: a setting outside its range.
-        TypeError: a complex parameter.
-        RuntimeError: a sparse gradient.
+        ValueError: A setting is outside its range.
+        TypeError: A parameter is complex.
+        RuntimeError: A gradient is sparse.
 
     Reference: You et al. 2017, "Large Batch Training of Convolutional Networks"; Chen et al. 2020, "A Simple Framework
     for Contrastive Learning of Visual Representations", section 2.3 and its released code.
@@ -159,7 +144,7 @@ class LARS(Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group as every torch optimiser does, after checking its settings."""
+        """Check the settings of a parameter group and add it."""
         _check_settings({**self.defaults, **param_group})
         super().add_param_group(param_group)
         if any(p.is_complex() for p in self.param_groups[-1]["params"]):
@@ -174,7 +159,7 @@ class LARS(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One update of every parameter that has a gradient; returns what the closure, if given, returned."""
+        """Update every parameter that has a gradient; return the result of the closure, if given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -187,10 +172,10 @@ class LARS(Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a state that LARS saved.
+        """Restore a state that LARS saved.
 
         Raises:
-            ValueError: the state of another optimiser, or of parameters of other shapes; nothing is changed.
+            ValueError: The state is that of another optimiser or of parameters of other shapes; nothing is changed.
         """
         for number, group in enumerate(state_dict["param_groups"]):
             if missing := [name for name in self.defaults if name not in group]:
@@ -198,8 +183,8 @@ class LARS(Optimizer):
                 others = f" and has {', '.join(strange)}" if strange else ""
                 raise ValueError(
                     f"LARS: parameter group {number} of the state lacks {', '.join(missing)}{others}: it was not saved "
-                    "by this optimiser, whose momentum holds steps rather than gradients; start LARS anew, or load the "
-                    "state into the optimiser that saved it"
+                    "by this optimiser, whose momentum holds steps rather than gradients; start LARS without a state, "
+                    "or load it into the optimiser that saved it"
                 )
         saved = [key for group in state_dict["param_groups"] for key in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
@@ -243,7 +228,7 @@ def _update_one_by_one(params: list[Tensor], grads: list[Tensor], buffers: list[
 
 def _update_together(params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], group: dict[str, Any]) -> None:
     momentum, decay, rates = group["momentum"], group["weight_decay"], group["lr"]
-    # A copy either way: gradients belong to the caller.
+    # Copy in both cases: gradients belong to the caller.
     steps = torch._foreach_add(grads, params, alpha=decay) if decay else torch._foreach_mul(grads, 1.0)
     if group["adapt"]:
         dtype = _norm_dtype(params[0])
@@ -294,3 +279,18 @@ def _check_settings(group: dict[str, Any]) -> None:
     for name, (holds, what) in expected.items():
         if not holds:
             raise ValueError(f"LARS: got {name}={group[name]}, expected {what}")
+
+
+def _plain_parameters(module: nn.Module) -> set[int]:
+    """Return the ids of the parameters that are never decayed or adapted, independently of `exclude`."""
+    plain: set[int] = set()
+    for layer in module.modules():
+        exempt = getattr(layer, "no_weight_decay", None)
+        named = exempt() if callable(exempt) else ()
+        plain |= {id(p) for name, p in layer.named_parameters() if name in named}
+        for name, p in layer.named_parameters(recurse=False):
+            is_weight = isinstance(layer, _WEIGHT_LAYERS) and name.endswith("weight")
+            one_dimensional = p.ndim <= 1 or (p.numel() == max(p.shape) and not is_weight)
+            if isinstance(layer, _NORM_LAYERS) or "bias" in name or "token" in name or one_dimensional:
+                plain.add(id(p))
+    return plain

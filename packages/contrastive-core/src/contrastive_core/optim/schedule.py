@@ -1,4 +1,4 @@
-"""The learning-rate schedule of SimCLR: linear warm-up, then half a cosine to zero."""
+"""Learning-rate schedule of SimCLR: linear warm-up, then cosine decay to zero."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ from torch.optim.optimizer import Optimizer
 
 
 class WarmupCosine(LRScheduler):
-    """Sets every group's learning rate to the papers' schedule; call `step()` after each `optimizer.step()`.
+    """Linear warm-up and cosine decay of every group's learning rate; call `step()` after each `optimizer.step()`.
 
         start_lr + (peak_lr - start_lr) * step / warmup_steps                                  while step < warmup_steps
         peak_lr / 2 * (1 + cos(pi * (step - warmup_steps) / (total_steps - warmup_steps)))     until total_steps
         0                                                                                      afterwards
 
-    `step` counts the updates already made. As in the released code the first update therefore runs at lr 0 (it moves
-    nothing but the statistics of batch normalisation). With `warmup_steps=0` the first update runs at the peak.
+    `step` counts the updates already made. As in the released code, the first update therefore has lr 0 and changes
+    only the statistics of batch normalisation. With `warmup_steps=0` the first update has the peak lr.
 
-    A checkpoint needs `state_dict()` only: plain numbers; `load_state_dict` puts the groups' learning rates back too.
+    `state_dict()` holds plain numbers and is all that a checkpoint needs: `load_state_dict` restores the groups'
+    learning rates too.
 
     Args:
-        optimizer: any torch optimiser; its own lr is replaced from the start.
-        peak_lr: one number, or one per parameter group.
-        warmup_steps: updates of the warm-up, 0 for none; see `steps_for`.
-        total_steps: updates of the whole run.
-        start_lr: where the warm-up starts, one number or one per group; SuNCEt starts at 0.6 for a peak of 4.8.
+        optimizer: Any torch optimiser; its own lr is overwritten immediately.
+        peak_lr: Learning rate at the end of the warm-up, one number or one per parameter group.
+        warmup_steps: Number of updates in the warm-up, 0 for none; see `steps_for`.
+        total_steps: Number of updates in the whole run.
+        start_lr: Learning rate at the start of the warm-up, one number or one per group; SuNCEt starts at 0.6 for a
+            peak of 4.8.
 
     Raises:
-        ValueError: negative rates, a warm-up as long as the run, or another number of rates than of groups.
+        ValueError: A rate is negative, the warm-up is as long as the run, or the number of rates is not that of groups.
 
     Reference: Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations", section 2.3.
 
@@ -68,12 +70,12 @@ class WarmupCosine(LRScheduler):
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float]:  # type: ignore[override]  # torch allows tensors, this schedule sets numbers
-        """The learning rate of every group at the current step."""
+        """Return the learning rate of each group at the current step."""
         groups = len(self.optimizer.param_groups)
         if groups != len(self.peak_lr):
             raise ValueError(
                 f"WarmupCosine: got {groups} parameter groups, expected the {len(self.peak_lr)} of the start; "
-                "make the schedule after add_param_group"
+                "create the schedule after add_param_group"
             )
         step, warmup = self.last_epoch, self.warmup_steps
         if step < warmup:
@@ -84,7 +86,7 @@ class WarmupCosine(LRScheduler):
         return [peak * 0.5 * (1 + math.cos(math.pi * done)) for peak in self.peak_lr]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up the schedule where `state_dict()` left it, and sets the groups' learning rates accordingly."""
+        """Restore the schedule from `state_dict()` and set the groups' learning rates accordingly."""
         super().load_state_dict(state_dict)
         for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             if isinstance(group["lr"], Tensor):
@@ -94,26 +96,26 @@ class WarmupCosine(LRScheduler):
 
 
 class Steps(NamedTuple):
-    """Updates of a whole run and of its warm-up."""
+    """Numbers of updates in a run and in its warm-up."""
 
     total: int
     warmup: int
 
 
 def steps_for(epochs: int, samples: int, batch_size: int, *, warmup_epochs: float = 0.0) -> Steps:
-    """Updates of a run, counted as in the released code: the last incomplete batch is carried over to the next epoch.
+    """Count the updates of a run as in the released code, where an incomplete last batch continues in the next epoch.
 
         total = samples * epochs // batch_size + 1
         warmup = round(warmup_epochs * samples // batch_size)
 
     Args:
-        epochs: passes over the data.
-        samples: images (not views) in the data.
-        batch_size: images per update over all devices.
-        warmup_epochs: length of the warm-up, 10 in SimCLR.
+        epochs: Number of passes over the data.
+        samples: Number of images (not views) in the data.
+        batch_size: Number of images per update over all devices.
+        warmup_epochs: Length of the warm-up in epochs; 10 in SimCLR.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: A number is out of range.
 
     >>> steps_for(100, 1_281_167, 4096, warmup_epochs=10)
     Steps(total=31279, warmup=3127)
@@ -127,13 +129,14 @@ def steps_for(epochs: int, samples: int, batch_size: int, *, warmup_epochs: floa
 
 
 def scaled_lr(base: float, batch_size: int, rule: Literal["linear", "sqrt"] = "linear") -> float:
-    """The learning rate for a batch size: base * batch_size / 256 ("linear") or base * sqrt(batch_size) ("sqrt").
+    """Scale the learning rate: base * batch_size / 256 ("linear") or base * sqrt(batch_size) ("sqrt").
 
-    In SimCLR 0.3 linear or 0.075 sqrt, the same 4.8 at 4096; below that the sqrt rule is the larger and does better in
-    short runs. `batch_size` counts images over all devices.
+    SimCLR uses 0.3 with the linear rule or 0.075 with the sqrt rule; both give 4.8 at batch size 4096. For smaller
+    batches the sqrt rule gives the larger rate and works better in short runs. `batch_size` counts images over all
+    devices.
 
     Raises:
-        ValueError: an unknown rule, or a batch size below 1.
+        ValueError: The rule is unknown, or the batch size is below 1.
 
     >>> scaled_lr(0.3, 4096), scaled_lr(0.075, 4096, "sqrt")
     (4.8, 4.8)

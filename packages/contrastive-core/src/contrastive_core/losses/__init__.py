@@ -1,4 +1,4 @@
-"""The papers' losses: a pure function each, and a module that holds its keywords."""
+"""Contrastive, semi-supervised and distillation losses, each as a pure function and as a module."""
 
 from contrastive_core.losses._candidates import count_skipped_anchors
 from contrastive_core.losses.distillation import DistillationLoss, distillation

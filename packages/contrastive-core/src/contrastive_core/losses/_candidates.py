@@ -1,7 +1,7 @@
 """Candidates and positives of each anchor, across processes.
 
-The log-sum-exp over the candidates has two parts: the anchors of one process are compared with each other in the square
-form, which computes every similarity once, and with the rows of other processes in the rectangular form.
+The log-sum-exp over the candidates has two parts: the square form compares the anchors of one process with each other
+and computes each similarity once; the rectangular form compares them with the rows of other processes.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def log_add(a: Tensor, b: Tensor) -> Tensor:
-    """log(exp a + exp b) where either may be -inf, with derivatives that are 0 there.
+    """Compute log(exp a + exp b) where either may be -inf, with derivatives that are 0 there.
 
-    Of torch.logaddexp the first one is NaN where both are -inf, and the second wherever a and b are far apart.
+    The first derivative of torch.logaddexp is NaN where both are -inf, the second wherever a and b are far apart.
     """
     high, low = torch.maximum(a, b), torch.minimum(a, b)
     alone = low == -torch.inf
@@ -34,9 +34,9 @@ def log_add(a: Tensor, b: Tensor) -> Tensor:
 def lse_among_all(
     z: Tensor, *, scale: float, way: Way, half: bool, skip: int | None = None, everyone: Tensor | None = None
 ) -> Tensor:
-    """Over all unit rows but the anchor's own and, in z, those `skip` before and after: z [n, D] -> [n].
+    """Log-sum-exp over all unit rows except the anchor's own and, in z, those at distance `skip`: z [n, D] -> [n].
 
-    `half` as in :func:`contrastive_core.similarity.self_lse`.
+    For `half` see :func:`contrastive_core.similarity.self_lse`.
     """
     own = self_lse(z, scale=scale, skip=skip, max_norm=1.0, half=half)
     if way == "alone":
@@ -47,7 +47,10 @@ def lse_among_all(
 def lse_of_others(
     q: Tensor, k: Tensor, *, scale: float, way: Way, half: bool, everyone: Tensor | None = None
 ) -> Tensor:
-    """Over the keys of the other processes: q [n, D], k [n, D] -> [n]. `everyone`: k of all, if it is gathered."""
+    """Log-sum-exp over the keys of the other processes: q [n, D], k [n, D] -> [n].
+
+    `everyone` holds the keys of all processes if they are already gathered.
+    """
     if way == "ring":
         return ring_lse(q, k, scale=scale)[0]
     others = split_own(gather_rows(k) if everyone is None else everyone)[1]
@@ -57,10 +60,10 @@ def lse_of_others(
 def lse_by_class(
     z: Tensor, labels: Tensor, *, scale: float, way: Way, half: bool, with_ignored: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Over the anchor's class (itself left out) and over the other classes, each [n], in the order of z.
+    """Log-sum-exp over the anchor's class (itself excluded) and over the other classes, each [n], in the order of z.
 
-    Rows are sorted by class, so that either kind fills whole tiles: together they cost little more than one pass.
-    With `with_ignored`, rows labelled NO_CLASS count nowhere, and their own results mean nothing.
+    Rows are sorted by class, so that each kind fills whole tiles: both together cost little more than one pass. With
+    `with_ignored`, rows labelled NO_CLASS are excluded as candidates, and their own results are meaningless.
     """
     z, labels, back = _by_class(z, labels)
     count = count_labelled(labels) if with_ignored else len(labels)
@@ -81,7 +84,7 @@ def lse_by_class(
 
 
 def _by_class(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows and labels in ascending order of label, and the indices that undo it."""
+    """Sort rows and labels by label; return both and the indices that restore the order."""
     labels, order = labels.sort(stable=True)
     return z.index_select(0, order), labels, order.argsort()
 
@@ -91,19 +94,19 @@ def _pad(lse: Tensor, count: int) -> Tensor:
 
 
 def count_skipped_anchors(labels: Tensor, *, ignore_index: int | None = None, gather: bool = False) -> Tensor:
-    """How many labelled anchors have no other sample of their class, so that `suncet` and `supcon` leave them out.
+    """Count the labelled anchors without another sample of their class, which `suncet` and `supcon` exclude.
 
     Args:
-        labels: integers [N].
-        ignore_index: label of samples without one, which are not counted.
-        gather: look for positives in, and count the anchors of, all processes.
+        labels: Integers [N].
+        ignore_index: Label of unlabelled samples, which are not counted.
+        gather: Whether to count the anchors of all processes, with positives from all processes.
 
     Returns:
         int64 scalar on the labels' device.
 
     Raises:
-        TypeError, ValueError: labels are not integers [N], or negative; with `gather`, unequal numbers on the
-            processes.
+        TypeError, ValueError: Labels are not integers [N], or negative; with `gather`, the number of labels differs
+            between processes.
 
     >>> count_skipped_anchors(torch.tensor([0, 1, 1, 2]))
     tensor(2)
@@ -115,12 +118,12 @@ def count_skipped_anchors(labels: Tensor, *, ignore_index: int | None = None, ga
 def class_numbers(name: str, labels: Tensor, *, rows: Tensor | None = None, ignore_index: int | None = None) -> Tensor:
     """Check labels and return them as int64 [N], with NO_CLASS where they equal `ignore_index`.
 
-    The values are looked at, which makes a GPU wait: a negative number is nearly always the mark of an unlabelled
-    sample, and taken for a class it would draw all of those together.
+    Reading the values synchronises with the GPU. It is worth it: a negative number nearly always marks unlabelled
+    samples, and used as a class it would pull all of them together.
 
     Raises:
-        TypeError: labels are not integers; ignore_index is not an integer.
-        ValueError: not one label for each of `rows`, or a negative label other than `ignore_index`.
+        TypeError: Labels are not integers, or ignore_index is not an integer.
+        ValueError: There is not one label for each of `rows`, or a label other than `ignore_index` is negative.
     """
     if not isinstance(labels, Tensor) or labels.dtype not in _INTEGERS:
         found = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
@@ -144,9 +147,9 @@ def class_numbers(name: str, labels: Tensor, *, rows: Tensor | None = None, igno
 
 
 def check_ignore_index(name: str, ignore_index: int | None) -> None:
-    """Raises TypeError unless it is an integer or None."""
+    """Raise TypeError unless ignore_index is an integer or None."""
     if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
-        raise TypeError(f"{name}: ignore_index is {ignore_index!r}, expected an integer, or None where there is none")
+        raise TypeError(f"{name}: ignore_index is {ignore_index!r}, expected an integer or None")
 
 
 def _as_class_numbers(labels: Tensor, name: str, ignore_index: int | None) -> Tensor:
@@ -165,7 +168,7 @@ def _as_class_numbers(labels: Tensor, name: str, ignore_index: int | None) -> Te
     return numbers
 
 
-# As an operator torch.compile does not break its graph where values are looked at, and torch.vmap can pass through.
+# As an operator, reading values does not break the graph of torch.compile, and torch.vmap is supported.
 _class_numbers = torch.library.custom_op("contrastive_core::class_numbers", _as_class_numbers, mutates_args=())
 
 
@@ -194,40 +197,40 @@ class Positives:
     """The labels of this process's n anchors among those of all N candidates."""
 
     own: Tensor
-    """Labels [n] of the anchors; NO_CLASS without one."""
+    """Labels [n] of the anchors; NO_CLASS for unlabelled ones."""
     everyone: Tensor
     """Labels [N] of the candidates: those of all processes in the order of their ranks."""
     classmates: Tensor
-    """How many positives each anchor has: int64 [n], itself not counted."""
+    """Number of positives of each anchor, itself excluded: int64 [n]."""
     group: Tensor
-    """A number in 0 .. N-1 for the class of each candidate: int64 [N], the same for the same class, not consecutive."""
+    """Index in 0 .. N-1 of each candidate's class: int64 [N], equal for equal classes, not consecutive."""
     anchors: Tensor
-    """How many of all N candidates have a positive, as anchors: int64 scalar."""
+    """Number of candidates, of all N, that have a positive: int64 scalar."""
     skipped: Tensor
-    """How many of all labelled candidates have none: int64 scalar."""
+    """Number of labelled candidates without a positive: int64 scalar."""
     processes: int
-    """Over how many processes the candidates are spread."""
+    """Number of processes that hold the candidates."""
 
     @property
     def live(self) -> Tensor:
-        """Which anchors have a positive: bool [n]."""
+        """Mask of the anchors that have a positive: bool [n]."""
         return self.classmates > 0
 
     def mean(self, losses: Tensor) -> Tensor:
-        """Sum of this process's live losses [n] over the mean number of live anchors per process.
+        """Divide the sum of this process's live losses [n] by the mean number of live anchors per process.
 
-        For one process that is the mean over its live anchors. For several, the processes may skip unequal numbers;
-        this way the mean over processes is the mean over the live anchors of all. None at all: exactly 0.
+        For one process, this is the mean over its live anchors. Several processes may skip different numbers of
+        anchors; the mean of the results over processes is then the mean over all live anchors. Without any: exactly 0.
         """
         return torch.where(self.live, losses, 0.0).sum() * self.processes / self.anchors.clamp(min=1)
 
 
 def find_positives(labels: Tensor, *, gather: bool) -> Positives:
-    """Sort the labels of all candidates and look every one up: N log N, static shapes, no wait for a GPU.
+    """Find each anchor's positives by sorted search: O(N log N), static shapes, no synchronisation with a GPU.
 
     Args:
         labels: int64 [n] as :func:`class_numbers` returns them.
-        gather: candidates are those of all processes.
+        gather: Whether the candidates are those of all processes.
     """
     everyone = gather_labels(labels) if gather else labels
     ordered = everyone.sort().values

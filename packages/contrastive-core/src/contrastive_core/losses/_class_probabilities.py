@@ -1,4 +1,4 @@
-"""Class probabilities of an anchor from the labels of its neighbours, and their sharpening (PAWS, MixMatch)."""
+"""Soft nearest-neighbour class probabilities and their sharpening (PAWS, MixMatch)."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _BLOCK = 512
 def class_shares(
     rows: Tensor, candidates: Tensor, weights: Tensor, *, scale: float, first: int | None = None
 ) -> Tensor:
-    """Softmax of the similarities with the candidates, times their weights for the classes: [n, D], [N, D] -> [n, C].
+    """Average class weights of candidates by softmax similarity: [n, D], [N, D], [N, C] -> [n, C].
 
-    Blocks of anchors are computed again in the backward pass: memory O(N (D + C)) and one block of 512 rows.
+    Blocks of anchors are recomputed in the backward pass: memory O(N (D + C)) and one block of 512 rows.
 
     Args:
-        rows: the anchors, unit vectors [n, D].
-        candidates: unit vectors [N, D].
-        weights: of the candidates for the classes [N, C].
-        scale: one over the temperature.
-        first: place of the first anchor among the candidates, whose next ones are the others; an anchor is not its own
-            candidate. None: they are not among them.
+        rows: Anchors, unit vectors [n, D].
+        candidates: Unit vectors [N, D].
+        weights: Class weights [N, C] of the candidates.
+        scale: One over the temperature.
+        first: Index of the first anchor among the candidates, followed by the other anchors; an anchor is then not its
+            own candidate. None: the anchors are not among the candidates.
     """
     function = _TracedShares if torch.compiler.is_compiling() else _Shares
     blocks = [
@@ -38,7 +38,7 @@ def class_shares(
 
 
 class _Shares(Looped):
-    """Shares of one block of anchors, whose softmax is not kept but computed again in the backward pass."""
+    """Class shares of one block of anchors; the softmax is not saved but recomputed in the backward pass."""
 
     @staticmethod
     def forward(rows: Tensor, candidates: Tensor, weights: Tensor, scale: float, first: int | None) -> Tensor:
@@ -52,7 +52,7 @@ class _Shares(Looped):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        # Differentiable operations all, so that higher derivatives are autograd's.
+        # Only differentiable operations, so that autograd provides higher derivatives.
         if grad is None:
             return (None,) * 5
         shares, rows, candidates, weights = ctx.saved_tensors
@@ -100,20 +100,20 @@ def _softmax(rows: Tensor, candidates: Tensor, scale: float, first: int | None) 
 
 
 def sharpen(probabilities: Tensor, *, temperature: float) -> Tensor:
-    """Probabilities as if their logits were divided by a temperature: p_c^(1 / temperature), normalised to sum 1.
+    """Sharpen probabilities as if dividing their logits by a temperature: p_c^(1 / temperature), normalised to sum 1.
 
     Args:
-        probabilities: [N, C, ...].
-        temperature: Below 1 the likeliest classes gain, near 0 the likeliest takes all; 1 changes nothing.
+        probabilities: Class probabilities [N, C, ...].
+        temperature: Values below 1 favour the most probable classes, and near 0 the result is one-hot; 1 has no effect.
 
     Returns:
-        [N, C, ...], differentiable.
+        Probabilities [N, C, ...], differentiable.
 
-    Edges: probabilities that are all 0 have no direction; the result is NaN.
+    Edges: probabilities that are all 0 give NaN.
 
     Raises:
-        ValueError: a temperature that is not positive and finite; no dimension of classes.
-        TypeError: not floating point.
+        ValueError: The temperature is not positive and finite, or there is no class dimension.
+        TypeError: Probabilities are not floating point.
 
     Reference: Berthelot et al. 2019, "MixMatch", equation 7.
 
@@ -123,13 +123,13 @@ def sharpen(probabilities: Tensor, *, temperature: float) -> Tensor:
     """
     check_temperature("sharpen", temperature)
     check_probabilities("sharpen", probabilities)
-    # The largest is 1 then: no power of small numbers underflows to a row of zeros.
+    # Scale the largest to 1, so that powers of small numbers do not underflow to a row of zeros.
     powered = (probabilities / probabilities.detach().amax(1, keepdim=True)) ** (1 / temperature)
     return powered / powered.sum(1, keepdim=True)
 
 
 def check_probabilities(name: str, probabilities: Tensor) -> None:
-    """Raises TypeError unless it is floating point, ValueError unless it has classes in dimension 1."""
+    """Raise TypeError unless probabilities are floating point, ValueError without classes in dimension 1."""
     check_floating(name, probabilities=probabilities)
     if probabilities.ndim < 2 or probabilities.shape[1] == 0:
         raise ValueError(f"{name}: probabilities have shape {list(probabilities.shape)}, expected [N, C, ...]")

@@ -14,8 +14,9 @@ from torch import Tensor
 from contrastive_core.similarity.backends import active_backend
 from contrastive_core.similarity.precision import HALF_DTYPES, exact_dtype
 
-# Rounding of a similarity is multiplied by 1 / temperature. From here on float32 stays within 1e-6 of float64 (measured
-# for the value and for the gradient's norm, also with outliers and close views); below, the work is done in float64.
+# The rounding of a similarity is multiplied by 1 / temperature. From this temperature on, float32 stays within 1e-6 of
+# float64 (measured for the value and the norm of the gradient, also with outliers and close views); below it, losses
+# are computed in float64.
 FLOAT32_FROM = 0.1
 
 
@@ -24,10 +25,10 @@ R = TypeVar("R")
 
 
 def tensors_first(f: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a loss (or a module's `__init__`) whose settings go by name, to say so when one is passed by position.
+    """Decorate a loss (or a module's `__init__`) to explain keyword-only settings when one is passed by position.
 
     Raises:
-        TypeError: more positional arguments than `f` takes.
+        TypeError: There are more positional arguments than `f` takes.
     """
     parameters = inspect.signature(f).parameters.values()
     positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -51,7 +52,7 @@ def tensors_first(f: Callable[P, R]) -> Callable[P, R]:
 
 
 def check_bank(name: str, bank: object, first: str, second: str) -> None:
-    """Raises TypeError where a number stands in the place of a memory bank: it is meant to be the temperature."""
+    """Raise TypeError if the memory bank is a number, which is probably meant to be the temperature."""
     if isinstance(bank, (int, float)) or (isinstance(bank, Tensor) and bank.ndim == 0):
         shown = bank.item() if isinstance(bank, Tensor) else bank
         raise TypeError(
@@ -61,11 +62,11 @@ def check_bank(name: str, bank: object, first: str, second: str) -> None:
 
 
 def check_temperature(name: str, temperature: float) -> None:
-    """Raises TypeError unless it is a number, ValueError unless it is positive and finite, its inverse too."""
+    """Raise TypeError unless temperature is a number, ValueError unless it and its inverse are positive and finite."""
     if isinstance(temperature, (bool, str, Tensor)) or not hasattr(temperature, "__float__"):
         found = type(temperature).__name__
         raise TypeError(f"{name}: temperature is a {found}, expected a number (it is not a learned parameter here)")
-    # Comparisons, because torch.compile cannot ask math.isfinite of a number it treats as variable.
+    # Comparisons, because torch.compile does not support math.isfinite for a symbolic number.
     if not (0 < temperature < math.inf and 1 / temperature < math.inf):
         raise ValueError(
             f"{name}: temperature is {temperature}, expected a positive finite number; 0.1 is a usual choice"
@@ -73,7 +74,7 @@ def check_temperature(name: str, temperature: float) -> None:
 
 
 def check_floating(name: str, **tensors: Tensor) -> None:
-    """Raises TypeError unless every argument is a floating-point tensor."""
+    """Raise TypeError unless every argument is a floating-point tensor."""
     for argument, x in tensors.items():
         if not isinstance(x, Tensor) or not x.is_floating_point():
             kind = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
@@ -81,7 +82,7 @@ def check_floating(name: str, **tensors: Tensor) -> None:
 
 
 def check_rows(name: str, **rows: Tensor) -> None:
-    """Raises TypeError unless every argument is floating point, ValueError unless all are [rows, D] with the same D."""
+    """Raise TypeError unless every argument is floating point, ValueError unless all are [rows, D] with the same D."""
     check_floating(name, **rows)
     for argument, x in rows.items():
         if x.ndim != 2:
@@ -96,14 +97,14 @@ def check_rows(name: str, **rows: Tensor) -> None:
 
 
 def check_same_count(name: str, **rows: Tensor) -> None:
-    """Raises ValueError unless all have as many rows."""
+    """Raise ValueError unless all have the same number of rows."""
     if len({len(x) for x in rows.values()}) > 1:
         found = ", ".join(f"{argument} {list(x.shape)}" for argument, x in rows.items())
         raise ValueError(f"{name}: got {found}, expected as many rows: row i of each belongs to sample i")
 
 
 def check_at_least_two(name: str, count: int) -> None:
-    """Raises ValueError for a batch in which nothing can be contrasted."""
+    """Raise ValueError for a batch of fewer than two samples, in which nothing can be contrasted."""
     if count < 2:
         raise ValueError(
             f"{name}: got {count} sample(s), expected at least 2: an anchor is compared with other samples"
@@ -111,7 +112,7 @@ def check_at_least_two(name: str, count: int) -> None:
 
 
 def result_dtype(*inputs: Tensor) -> torch.dtype:
-    """float64 if one of the inputs is, else float32."""
+    """Return float64 if one of the inputs is float64, else float32."""
     dtype = torch.float32
     for x in inputs:
         dtype = torch.promote_types(dtype, x.dtype)
@@ -119,9 +120,9 @@ def result_dtype(*inputs: Tensor) -> torch.dtype:
 
 
 def working_dtype(*inputs: Tensor, temperature: float) -> torch.dtype:
-    """The type a loss computes in: that of its result, or float64 at low temperatures (not on MPS, which has none).
+    """Return the type a loss computes in: that of its result, or float64 at low temperatures (except on MPS).
 
-    Float16 and bfloat16 inputs on CUDA stay in float32: float64 costs much there, and their own rounding is larger.
+    Float16 and bfloat16 inputs on CUDA use float32: float64 is slow there, and the rounding of the inputs is larger.
     """
     if temperature >= FLOAT32_FROM or (inputs[0].is_cuda and are_half(*inputs)):
         return result_dtype(*inputs)
@@ -129,12 +130,12 @@ def working_dtype(*inputs: Tensor, temperature: float) -> torch.dtype:
 
 
 def are_half(*inputs: Tensor) -> bool:
-    """Whether all inputs are float16 or bfloat16, so that rounding to 11 bits adds little to their own."""
+    """Return whether all inputs are float16 or bfloat16, so that rounding to 11 bits adds little error."""
     return all(x.dtype in HALF_DTYPES for x in inputs)
 
 
 def unit_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x_i / |x_i| in `dtype`, for rows of any magnitude: [..., D] -> [..., D].
+    """Normalise rows of any magnitude to unit length, x_i / |x_i|, in `dtype`: [..., D] -> [..., D].
 
     A row of zeros has no direction: it stays zero (similarity 0 with everything) and its gradient is zero.
     """
@@ -142,22 +143,22 @@ def unit_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def paired_similarity(a: Tensor, b: Tensor) -> Tensor:
-    """a_i . b_i for unit rows: [N, D], [N, D] -> [N] in float64."""
+    """Compute a_i . b_i for unit rows: [N, D], [N, D] -> [N] in float64."""
     return active_backend().paired_similarity(a, b)
 
 
 class Temperature:
-    """One call's temperature.
+    """Temperature of one call of a loss.
 
-    The similarities' operators take it as a number. Where it is learned, its gradient comes by way of the rows: with
+    The similarity operators take it as a number. A learned temperature receives its gradient through the rows: with
     f = sqrt(t0 / t), where t0 = t is held constant, S = (f z_i . f z_j) / t0 is the same number and dS/dt = -S / t.
 
     Args:
-        name: of the loss, for errors.
-        given: positive; a tensor holding one number is learned if it requires a gradient.
+        name: Name of the loss, for error messages.
+        given: Positive number, or a tensor with one element, which is learned if it requires a gradient.
 
     Raises:
-        TypeError, ValueError: as :func:`check_temperature`; a tensor of several numbers.
+        TypeError, ValueError: As for :func:`check_temperature`; or a tensor has several elements.
     """
 
     def __init__(self, name: str, given: float | Tensor) -> None:
@@ -167,31 +168,31 @@ class Temperature:
 
     @property
     def scale(self) -> float:
-        """One over the temperature, as a number."""
+        """Return one over the temperature, as a number."""
         return 1 / self.value
 
     def link(self, rows: Tensor) -> Tensor:
-        """The rows, such that their products with one another pass a gradient to the temperature."""
-        # Not only where it requires a gradient: in forward mode and under torch.func it may have a tangent instead.
+        """Return the rows, linked so that products of two of them propagate a gradient to the temperature."""
+        # Also without requires_grad: in forward mode and under torch.func it may have a tangent instead.
         if not isinstance(self.given, Tensor):
             return rows
         return rows * (self.given.detach() / self.given).sqrt().to(rows.device, rows.dtype)
 
     def divide(self, similarities: Tensor) -> Tensor:
-        """Similarities over the temperature, with its gradient."""
+        """Divide similarities by the temperature, with gradient to it."""
         if isinstance(self.given, Tensor):
             return similarities / self.given.to(similarities.device, similarities.dtype)
         return similarities / self.given
 
 
 def check_learned_temperature(name: str, given: float | Tensor) -> None:
-    """As :func:`check_temperature`, which a tensor holding one number passes too."""
+    """Check a temperature as :func:`check_temperature` does, but accept a tensor with one element."""
     if isinstance(given, Tensor) and given.is_floating_point():
         if given.numel() != 1:
             raise ValueError(f"{name}: temperature has shape {list(given.shape)}, expected one number")
         check_temperature(name, _host_number(name, given))
     else:
-        check_temperature(name, given)  # type: ignore[arg-type] # which refuses other tensors
+        check_temperature(name, given)  # type: ignore[arg-type] # rejects other tensors
 
 
 def _host_number(name: str, given: Tensor) -> float:
@@ -207,5 +208,5 @@ def _host_number(name: str, given: Tensor) -> float:
 
 
 def shown(given: float | Tensor) -> str:
-    """For a module's `extra_repr`."""
+    """Format a temperature for a module's `extra_repr`."""
     return f"{given.item():g}, learned" if isinstance(given, torch.nn.Parameter) else f"{given}"

@@ -1,4 +1,4 @@
-"""Distillation: a student learns the class probabilities of a teacher."""
+"""Distillation loss between the class probabilities of a student and a teacher."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ def distillation(
     temperature: float = 1.0,
     scale_by_temperature: bool = False,
 ) -> Tensor:
-    """Cross-entropy of the student's class probabilities under the teacher's, both at the same temperature.
+    """Compute the cross-entropy between the class probabilities of teacher and student at the same temperature.
 
         loss = mean over samples of   - sum_c softmax(teacher / temperature)_c log softmax(student / temperature)_c
 
-    The teacher receives no gradient. Computed in float32 or better whatever autocast says.
+    The teacher receives no gradient. Computed in float32 or better regardless of autocast.
 
     Args:
-        student_logits: [N, C].
-        teacher_logits: [N, C].
-        temperature: positive; above 1 softens. SimCLRv2: 0.1 for self-distillation, 1 for a smaller student.
-        scale_by_temperature: multiply by temperature squared, which keeps the gradient's size about constant. The
+        student_logits: Logits [N, C] of the student.
+        teacher_logits: Logits [N, C] of the teacher.
+        temperature: Positive; above 1 softens the probabilities. SimCLRv2 uses 0.1 for self-distillation and 1 for a
+            smaller student.
+        scale_by_temperature: Whether to multiply by temperature squared, which keeps gradients about the same size. The
             paper's equation does not; the notebook released with SimCLRv2 does.
 
     Returns:
-        Scalar, float64 if an input is, else float32. Its smallest value is the entropy of the teacher's probabilities.
+        Scalar; float64 if an input is float64, else float32. Its minimum is the entropy of the teacher's probabilities.
 
     Raises:
-        ValueError: shapes that differ or are not [N, C], no samples, temperature not positive and finite.
-        TypeError: logits that are not floating point, temperature not a number.
+        ValueError: Shapes differ or are not [N, C], there is no sample, or the temperature is not positive and finite.
+        TypeError: Logits are not floating point, or the temperature is not a number.
 
     Reference: Chen et al. 2020, "Big Self-Supervised Models are Strong Semi-Supervised Learners", equation 2.
 
@@ -56,7 +57,7 @@ def distillation(
 
 
 class DistillationLoss(nn.Module):
-    """:func:`distillation` with its keywords held: ``DistillationLoss(temperature=0.1)(student, teacher)``."""
+    """:func:`distillation` as a module: ``DistillationLoss(temperature=0.1)(student, teacher)``."""
 
     @tensors_first
     def __init__(self, *, temperature: float = 1.0, scale_by_temperature: bool = False) -> None:
@@ -77,5 +78,5 @@ class DistillationLoss(nn.Module):
 
 
 def _over_temperature(logits: Tensor, temperature: float) -> Tensor:
-    """Logits over temperature, less their largest first: a low temperature then magnifies differences, not rounding."""
+    """Subtract the largest logit, so that a low temperature does not magnify rounding; divide by the temperature."""
     return (logits - logits.detach().amax(1, keepdim=True)) / temperature

@@ -1,4 +1,4 @@
-"""InfoNCE between queries and keys, with an optional memory bank of further negatives."""
+"""InfoNCE loss between queries and keys, with an optional memory bank of additional negatives."""
 
 from __future__ import annotations
 
@@ -29,35 +29,36 @@ from contrastive_core.similarity import row_lse
 def info_nce(
     query: Tensor, key: Tensor, bank: Tensor | None = None, *, temperature: float | Tensor = 0.1, gather: Gather = False
 ) -> Tensor:
-    """Of all keys, and the rows of a memory bank, which is the key of this query?
+    """Compute the InfoNCE loss: classify each query's key among all keys and the rows of an optional memory bank.
 
         loss = mean over queries i of   -log( exp(s(q_i, k_i)) / (sum_j exp(s(q_i, k_j)) + sum_m exp(s(q_i, b_m))) ),
         s = cos / temperature
 
-    One direction; for both, add `info_nce(key, query)`. Memory O((N + M) D), time of up to four matrix products
-    N x (N + M) x D. Gradients flow into whatever requires one; detach keys or bank to stop them (a bank usually holds
-    detached rows, and then costs nothing in the backward pass but the queries' gradient). Computed in float32 or better
-    whatever autocast says; below temperature 0.1 in float64. Close to 0 the loss keeps its relative precision.
+    The loss has one direction; for both, add `info_nce(key, query)`. Memory O((N + M) D), time of up to four matrix
+    products N x (N + M) x D. Gradients flow to every input that requires one; detach keys or bank to stop them. (A bank
+    usually holds detached rows; the backward pass then computes only the queries' gradient for it.) Computed in float32
+    or better regardless of autocast; below temperature 0.1 in float64. The loss keeps its relative precision when it is
+    close to 0.
 
     Args:
-        query: [N, D], l2-normalised here.
-        key: [N, D], row i is the positive of query i, the other rows are negatives; l2-normalised here.
-        bank: [M, D], negatives for every query; l2-normalised here. None or M = 0: no bank.
-        temperature: positive; 0.07 to 0.2 are usual;
-            a number, or a tensor of one to learn it (the host reads it in every call).
-        gather: the keys of all processes are negatives of this process's queries. With the mean of parameter gradients
-            over processes, the loss of the union batch. "all" and "ring" say how they come (`how_to_gather`).
+        query: Embeddings [N, D], l2-normalised here.
+        key: Embeddings [N, D], l2-normalised here. Row i is the positive of query i; the other rows are negatives.
+        bank: Embeddings [M, D], l2-normalised here, that are negatives for every query. None or M = 0: no bank.
+        temperature: Positive number, or a tensor with one element to learn it (the host reads it in every call); 0.07
+            to 0.2 are usual.
+        gather: Whether the keys of other processes are negatives of this process's queries too. With parameter
+            gradients averaged over processes, this is the loss of the union batch. "all" and "ring" select how rows are
+            exchanged (see `how_to_gather`).
 
     Returns:
-        Scalar, float64 if an input is, else float32.
+        Scalar; float64 if an input is float64, else float32.
 
     Edges: a row of zeros has similarity 0 with everything and no gradient; NaN embeddings give NaN.
 
     Raises:
-        ValueError: shapes that differ; a single query without a bank, for there is nothing to contrast it with;
-            temperature not positive and finite; with `gather`, numbers of queries that differ between processes (raised
-            on each).
-        TypeError: inputs that are not floating point, temperature not a number.
+        ValueError: Shapes differ; there is a single query and no bank, so that it has no negative; the temperature is
+            not positive and finite; with `gather`, the number of queries differs between processes (raised on each).
+        TypeError: Inputs are not floating point, or the temperature is not a number.
 
     References: van den Oord et al. 2018, "Representation Learning with Contrastive Predictive Coding", equation 4; the
     bank: He et al. 2020, "Momentum Contrast for Unsupervised Visual Representation Learning", section 3.
@@ -83,14 +84,14 @@ def info_nce(
     if bank is None or len(bank) == 0 or len(query) == 0:
         check_at_least_two("info_nce", len(query) if way == "alone" else len(query) * world_size())
     if bank is not None:
-        # Apart from the keys: the bank's gradient is then computed only if it is wanted.
+        # Separate from the keys, so that the bank's gradient is computed only if it is required.
         negatives = t.link(unit_rows(bank, dtype))
         rest = log_add(rest, row_lse(linked_q, negatives, scale=t.scale, max_norm=1.0, half=half))
     return softplus(rest - t.divide(paired_similarity(q, k))).mean().to(result_dtype(*inputs.values()))
 
 
 class InfoNCELoss(nn.Module):
-    """:func:`info_nce` with its keywords held: ``InfoNCELoss(temperature=0.2)(query, key, bank)``."""
+    """:func:`info_nce` as a module: ``InfoNCELoss(temperature=0.2)(query, key, bank)``."""
 
     @tensors_first
     def __init__(self, *, temperature: float | Tensor = 0.1, gather: Gather = False) -> None:

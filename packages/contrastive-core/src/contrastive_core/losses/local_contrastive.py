@@ -1,4 +1,4 @@
-"""Local (pixel) contrastive loss: pixels against the class prototypes of a pair of images."""
+"""Local contrastive loss between pixels and the class prototypes of a pair of images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _VOID = 255  # marks unlabelled pixels in PASCAL VOC, Cityscapes, ADE20K and mos
 Variant = Literal["inter", "intra"]
 Reduction = Literal["pair_mean", "official"]
 
-# Instead of -inf, so that a row in which every class is absent has a gradient of zeros rather than NaN.
+# Not -inf: a row in which every class is absent then has zero gradient rather than NaN.
 _ABSENT = -1e30
 
 
@@ -36,7 +36,7 @@ def local_contrastive(
     reduction: Reduction = "pair_mean",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Pixels of a class are to be close to the mean embedding of their class, in their own image and in the partner.
+    """Compute the local contrastive loss, which pulls pixels towards the mean embedding of their class in both images.
 
     For an anchor pixel z of class k in image 1 of a pair (1, 2), with m_c^i the mean embedding of class c in image i
     and s = cos / temperature:
@@ -45,45 +45,44 @@ def local_contrastive(
         inter:  -log( exp s(z, m_k^1) / D ) - log( exp s(z, m_k^2) / D ),
                 D = sum_c exp s(z, m_c^1) + sum_c exp s(z, m_c^2)
 
-    and the same with the images exchanged. Sums run over foreground classes; the background has neither anchors nor
-    prototypes. Gradients flow through anchors and prototypes. In `inter` each of the two positives is a negative of the
-    other, so the loss does not fall below 2 log 2.
+    and the same with the images swapped. Sums run over foreground classes; the background has neither anchors nor
+    prototypes. Gradients flow through anchors and prototypes. In `inter` each of the two positives is a negative for
+    the other, so the loss is at least 2 log 2.
 
     The sum S over anchors, classes and images of a pair is divided by N = P F (intra) or 2 P F (inter), P anchors in
     each of F classes: the result is twice the mean term. Memory O(size of the embedding), float64 inside.
 
     Args:
-        embedding: [B, E, H, W], not normalised.
-        label: integers [B, H, W], 0 the background; true or pseudo-labels.
-        pairs: integers [Q, 2], indices into the batch; an image may be in several pairs, or paired with itself.
+        embedding: Pixel embeddings [B, E, H, W], not normalised.
+        label: True or pseudo-labels, integers [B, H, W], 0 for the background.
+        pairs: Indices into the batch, integers [Q, 2]; an image may be in several pairs or be paired with itself.
         variant: "inter" (the paper's default) or "intra".
-        temperature: positive; 0.1 in the paper.
-        anchors_per_class: P, for drawn anchors.
-        anchors: None: drawn uniformly with replacement, for every image and class. Or recorded (row, col), integers
-            [B, num_classes - 1, P, 2]; where the class is absent they are not looked at.
-        num_classes: C, the background included. None: from `anchors`, else the largest label + 1.
-        ignore_index: label of pixels that are not labelled, usually 255. They are neither anchors nor part of a mean
-            embedding; as only means are candidates, they are no candidates either. That is how the background is
-            treated, and indeed 0 would say the same.
-        reduction: "pair_mean": mean over pairs of S / N, N being half the number of terms there are. "official": what
-            the released code computes: N is that of all classes, and is divided by again for every pair that follows,
-            so that the last pair counts most: (1 / Q) sum_b S_b N^-(Q - b + 1), b = 1 .. Q.
-        generator: for drawn anchors.
+        temperature: Positive; 0.1 in the paper.
+        anchors_per_class: Number P of randomly drawn anchors per image and class.
+        anchors: Anchors as (row, col), integers [B, num_classes - 1, P, 2]; those of absent classes are ignored. None:
+            drawn uniformly with replacement for each image and class.
+        num_classes: Number of classes C, including the background. None: from `anchors`, else the largest label + 1.
+        ignore_index: Label of unlabelled pixels, usually 255. They are neither anchors nor part of a mean embedding,
+            and so not candidates either, because only means are candidates. The background is treated the same way.
+        reduction: "pair_mean": mean over pairs of S / N, where N is half the number of existing terms. "official": the
+            formula of the released code, where N counts all classes and each pair is divided by N once more for every
+            pair that follows, so that the last pair counts most: (1 / Q) sum_b S_b N^-(Q - b + 1), b = 1 .. Q.
+        generator: Generator for drawn anchors.
 
     Returns:
-        Scalar, float64 if the embedding is, else float32.
+        Scalar; float64 if the embedding is float64, else float32.
 
-    Edges: a term exists where the anchor's class is in its image and in the image of the prototype; absent classes are
-    no candidates either. A pair without any term is left out of "pair_mean" and adds 0 to "official"; no term at all:
-    exactly 0, with zero gradient. NaN embeddings give NaN.
+    Edges: a term exists if the anchor's class is present in its own image and in that of the prototype; absent classes
+    are not candidates either. A pair without any term is excluded from "pair_mean" and adds 0 to "official". Without
+    any term the loss is exactly 0, with zero gradient. NaN embeddings give NaN.
 
     Raises:
-        ValueError: shapes that do not belong together, labels outside 0 .. C-1, pairs outside the batch, anchors
-            outside the image, unknown variant or reduction, temperature not positive and finite.
-        TypeError: an embedding that is not floating point; labels, pairs or anchors that are not integers.
+        ValueError: Shapes do not match, labels are outside 0 .. C-1, pairs are outside the batch, anchors are outside
+            the image, variant or reduction is unknown, or the temperature is not positive and finite.
+        TypeError: The embedding is not floating point, or labels, pairs or anchors are not integers.
 
     Reference: Chaitanya et al. 2023, "Local contrastive loss with pseudo-label based self-training for semi-supervised
-    medical image segmentation", in the terms of the released code.
+    medical image segmentation", with the terms of the released code.
 
     >>> import torch
     >>> from contrastive_core import local_contrastive
@@ -100,7 +99,7 @@ def local_contrastive(
     first, second = check_pairs(pairs, len(label)).to(label.device, non_blocking=True).unbind(1)
 
     dtype = result_dtype(embedding)
-    # Anchors and prototypes meet here: the sum of their gradients is rounded once.
+    # Convert once for anchors and prototypes: the sum of their gradients is then rounded once.
     embedding = embedding.to(dtype)
     prototypes, present = class_means(embedding, label, classes)
     if anchors is None:
@@ -120,7 +119,7 @@ def local_contrastive(
 
 
 class LocalContrastiveLoss(nn.Module):
-    """:func:`local_contrastive` with its keywords held: ``LocalContrastiveLoss()(embedding, label, pairs=pairs)``."""
+    """:func:`local_contrastive` as a module: ``LocalContrastiveLoss()(embedding, label, pairs=pairs)``."""
 
     @tensors_first
     def __init__(
@@ -172,7 +171,7 @@ class LocalContrastiveLoss(nn.Module):
 
 
 class _Terms:
-    """Terms of the loss for anchors in some images and prototypes of these and of partner images."""
+    """Terms of the loss between the anchors of images and the prototypes of these and of partner images."""
 
     def __init__(
         self, anchors: Tensor, prototypes: Tensor, present: Tensor, temperature: float, variant: Variant
@@ -182,7 +181,7 @@ class _Terms:
         self.present, self.temperature, self.inter = present, temperature, variant == "inter"
 
     def of(self, image: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum of the terms of the anchors in each image [Q], paired with a partner [Q], and their number: [Q], [Q]."""
+        """Return sum [Q] and number [Q] of the terms of the anchors in each image [Q], given its partner [Q]."""
         targets = [image, partner] if self.inter else [image]
         logits = [self._logits(image, target) for target in targets]
         normaliser = torch.cat(logits, -1).logsumexp(-1)
@@ -196,29 +195,29 @@ class _Terms:
         return total, count
 
     def _logits(self, image: Tensor, target: Tensor) -> Tensor:
-        """Similarities [Q, F, P, F] of the anchors of each class with the prototypes of the target image."""
+        """Return the similarities [Q, F, P, F] of the anchors of each class to the prototypes of the target image."""
         logits = torch.einsum("qfpe,qce->qfpc", self.anchors[image], self.prototypes[target]) / self.temperature
         return logits.masked_fill(~self.present[target][:, None, None], _ABSENT)
 
 
 def _pixels(embedding: Tensor, anchors: Tensor) -> Tensor:
-    """Embeddings at (row, col): [B, E, H, W] at [B, F, P, 2] -> [B, F, P, E]."""
+    """Return the embeddings at (row, col): [B, E, H, W] at [B, F, P, 2] -> [B, F, P, E]."""
     index = (anchors[..., 0] * embedding.shape[3] + anchors[..., 1]).flatten(1)
     found = embedding.flatten(2).gather(2, index[:, None].expand(-1, embedding.shape[1], -1))
     return found.mT.reshape(*anchors.shape[:3], -1)
 
 
 def class_means(embedding: Tensor, label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Mean embedding of every foreground class of every image, not normalised.
+    """Compute the mean embedding of each foreground class in each image, not normalised.
 
     Args:
-        embedding: [B, E, H, W].
-        label: integers [B, H, W], 0 the background.
-        num_classes: C, the background included.
+        embedding: Pixel embeddings [B, E, H, W].
+        label: Integers [B, H, W], 0 for the background.
+        num_classes: Number of classes C, including the background.
 
     Returns:
-        Means [B, C-1, E] in float64 (float32 on MPS), with gradient, 0 for a class that is absent; and whether the
-        class is present, bool [B, C-1].
+        Means [B, C-1, E] in float64 (float32 on MPS), with gradient, 0 for an absent class; and whether each class is
+        present, bool [B, C-1].
     """
     exact = exact_dtype(embedding)
     sums, counts = [], []
@@ -234,16 +233,17 @@ def class_means(embedding: Tensor, label: Tensor, num_classes: int) -> tuple[Ten
 def draw_anchors(
     label: Tensor, *, num_classes: int, anchors_per_class: int, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Pixels of every foreground class of every image, drawn uniformly with replacement.
+    """Draw pixels of each foreground class in each image, uniformly with replacement.
 
     Args:
-        label: integers [B, H, W], 0 the background.
-        num_classes: C, the background included.
-        anchors_per_class: P.
-        generator: of the draws; one on the CPU gives the same pixels for labels on any device. None: the global one.
+        label: Integers [B, H, W], 0 for the background.
+        num_classes: Number of classes C, including the background.
+        anchors_per_class: Number of draws P per image and class.
+        generator: Random generator; one on the CPU gives the same pixels for labels on any device. None: the global
+            one.
 
     Returns:
-        (row, col) as int64 [B, C-1, P, 2]; (0, 0) for a class that is absent.
+        (row, col) as int64 [B, C-1, P, 2]; (0, 0) for an absent class.
 
     >>> draw_anchors(torch.tensor([[[0, 1], [0, 0]]]), num_classes=3, anchors_per_class=2).tolist()
     [[[[0, 1], [0, 1]], [[0, 0], [0, 0]]]]
@@ -254,7 +254,7 @@ def draw_anchors(
     first, count = start[:, :-1], start.diff(dim=1)
     device = label.device if generator is None else generator.device
     share = torch.rand(len(label), num_classes - 1, anchors_per_class, generator=generator, device=device)
-    # In float64, so that a share just below 1 of many pixels does not round up to all of them.
+    # In float64, so that a fraction just below 1 times a large count does not round up to the count.
     drawn = (share.to(label.device, non_blocking=True).to(exact_dtype(label)) * count).to(torch.int64)
     position = first + torch.minimum(drawn, (count - 1).clamp(min=0))
     chosen = pixel.gather(1, position.flatten(1).clamp(max=ordered.shape[1] - 1)).view_as(position)
@@ -264,7 +264,7 @@ def draw_anchors(
 
 
 def check_choices(variant: str, reduction: str, anchors_per_class: int) -> None:
-    """Raises ValueError for a choice that does not exist."""
+    """Raise ValueError for an unknown variant or reduction, or for fewer than one anchor per class."""
     for name, value, known in (
         ("variant", variant, ("inter", "intra")),
         ("reduction", reduction, ("pair_mean", "official")),
@@ -276,7 +276,7 @@ def check_choices(variant: str, reduction: str, anchors_per_class: int) -> None:
 
 
 def check_maps(embedding: Tensor, label: Tensor, anchors: Tensor | None, num_classes: int | None) -> int:
-    """The number of classes C; raises unless embedding is [B, E, H, W] and label integers [B, H, W] in 0 .. C-1."""
+    """Check that embedding is [B, E, H, W] and label integers [B, H, W] in 0 .. C-1, and return C."""
     check_floating(_NAME, embedding=embedding)
     _check_integers("label", label)
     if embedding.ndim != 4 or label.shape != embedding.shape[:1] + embedding.shape[2:] or label.numel() == 0:
@@ -286,7 +286,7 @@ def check_maps(embedding: Tensor, label: Tensor, anchors: Tensor | None, num_cla
         )
     if embedding.device != label.device:
         raise ValueError(f"{_NAME}: embedding is on {embedding.device}, label on {label.device}, expected one device")
-    lowest, highest = torch.stack(label.aminmax()).tolist()  # one wait for the device
+    lowest, highest = torch.stack(label.aminmax()).tolist()  # one synchronisation with the device
     classes = num_classes
     if anchors is not None:
         _check_integers("anchors", anchors)
@@ -299,11 +299,11 @@ def check_maps(embedding: Tensor, label: Tensor, anchors: Tensor | None, num_cla
         if num_classes not in (None, classes):
             raise ValueError(f"{_NAME}: num_classes is {num_classes}, anchors are for {classes} (background included)")
     if classes is None:
-        # Without foreground there is no term; one empty class keeps the shapes.
+        # Without foreground there is no term; one empty class keeps shapes valid.
         classes = max(highest + 1, 2)
     if num_classes is None and anchors is None and highest == _VOID:
         raise ValueError(
-            f"{_NAME}: labels go up to {_VOID}, the usual mark of pixels that are not labelled; pass "
+            f"{_NAME}: labels go up to {_VOID}, the usual value for unlabelled pixels; pass "
             f"ignore_index={_VOID}, or num_classes={_VOID + 1} if it is a class"
         )
     if classes < 2:
@@ -311,13 +311,13 @@ def check_maps(embedding: Tensor, label: Tensor, anchors: Tensor | None, num_cla
     if lowest < 0 or highest >= classes:
         raise ValueError(
             f"{_NAME}: labels range from {lowest} to {highest}, expected 0 (background) to {classes - 1}; "
-            "pass ignore_index=... if one of them marks pixels that are not labelled"
+            "pass ignore_index=... if one of them marks unlabelled pixels"
         )
     return classes
 
 
 def check_pairs(pairs: Tensor, images: int) -> Tensor:
-    """Pairs as int64 [Q, 2]; raises unless they are indices into the batch."""
+    """Check that pairs are indices into the batch, and return them as int64 [Q, 2]."""
     _check_integers("pairs", pairs)
     if pairs.ndim != 2 or pairs.shape[1] != 2 or len(pairs) == 0:
         raise ValueError(f"{_NAME}: pairs have shape {list(pairs.shape)}, expected [Q, 2] with at least one pair")
@@ -330,7 +330,7 @@ def check_pairs(pairs: Tensor, images: int) -> Tensor:
 
 
 def check_anchors(anchors: Tensor, present: Tensor, label: Tensor, ignored: Tensor | None = None) -> Tensor:
-    """Anchors as int64, those of absent classes at (0, 0); raises if another is outside the image or ignored."""
+    """Return anchors as int64, with (0, 0) for absent classes; raise if another is outside the image or ignored."""
     anchors = torch.where(present[:, :, None, None], anchors.to(torch.int64), 0)
     size = torch.tensor(label.shape[1:], device=anchors.device)
     outside = ((anchors < 0) | (anchors >= size)).any(-1)
@@ -353,7 +353,7 @@ def check_anchors(anchors: Tensor, present: Tensor, label: Tensor, ignored: Tens
 
 
 def _without_ignored(label: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor | None]:
-    """Labels with 0, the background, in place of ignore_index; and where that was, if there is one."""
+    """Replace ignore_index by 0, the background; return the labels and the mask of the replaced pixels, if any."""
     if ignore_index is None:
         return label, None
     _check_integers("label", label)

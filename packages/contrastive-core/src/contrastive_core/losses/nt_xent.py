@@ -35,40 +35,41 @@ def nt_xent(
     temperature: float | Tensor = 0.1,
     gather: Gather = False,
 ) -> Tensor:
-    """Normalised temperature-scaled cross-entropy: of all views in the batch, which is the other view of this sample?
+    """Compute the normalised temperature-scaled cross-entropy loss between two views of each sample.
 
         loss = mean over the 2N views i of   -log( exp(s_i,pair(i)) / sum_{j != i} exp(s_ij) ),
         s_ij = cos(z_i, z_j) / temperature
 
-    The papers' scale; the TensorFlow code of SimCLR adds the two directions, which is exactly twice this.
+    The scale is that of the papers; the TensorFlow code of SimCLR adds the two directions, which is exactly twice this.
 
-    With a memory bank (SimCLRv2) its rows b_m are negatives of every view beside those of the batch:
+    With a memory bank (SimCLRv2), its rows b_m are additional negatives of every view:
 
         loss = mean over the 2N views i of   -log( exp(s_i,pair(i)) / (sum_{j != i} exp(s_ij) + sum_m exp(s_im)) )
 
     Memory O((N + M) D), time of two matrix products 2N x 2N x D, and of up to four 2N x M x D for a bank. Computed in
-    float32 or better whatever autocast says; below temperature 0.1 in float64. The loss keeps its relative precision
+    float32 or better regardless of autocast; below temperature 0.1 in float64. The loss keeps its relative precision
     when it is close to 0.
 
     Args:
-        view_a: embeddings [N, D] of the first views; they are l2-normalised here, so any magnitude will do.
-        view_b: embeddings [N, D] of the second views; row i belongs to the same sample.
-        bank: [M, D], further negatives; l2-normalised here. None or M = 0: no bank. Over processes, the same on each.
-        temperature: positive; 0.1 (the papers on ImageNet), 0.5 (on CIFAR-10);
-            a number, or a tensor of one to learn it (the host reads it in every call).
-        gather: candidates are the views of all processes, anchors those of this process. With the mean of parameter
-            gradients that data-parallel training takes, this is the loss of the union batch. "all"
-            and "ring" say how they come (`how_to_gather`).
+        view_a: Embeddings [N, D] of the first views, of any magnitude; l2-normalised here.
+        view_b: Embeddings [N, D] of the second views; row i belongs to the same sample as row i of `view_a`.
+        bank: Embeddings [M, D] of additional negatives, l2-normalised here. None or M = 0: no bank. With several
+            processes, each must hold the same bank.
+        temperature: Positive number, or a tensor with one element to learn it (the host reads it in every call). The
+            papers use 0.1 on ImageNet and 0.5 on CIFAR-10.
+        gather: Whether the candidates are the views of all processes; the anchors are those of this process. With
+            parameter gradients averaged over processes, this is the loss of the union batch. "all" and "ring" select
+            how rows are exchanged (see `how_to_gather`).
 
     Returns:
-        Scalar, float64 if an input is, else float32.
+        Scalar; float64 if an input is float64, else float32.
 
     Edges: a row of zeros has similarity 0 with everything and no gradient; NaN or infinite embeddings give NaN.
 
     Raises:
-        ValueError: shapes that differ, fewer than two samples without a bank, temperature not positive and finite; with
-            `gather`, numbers of samples that differ between processes (raised on each).
-        TypeError: embeddings that are not floating point, temperature not a number.
+        ValueError: Shapes differ, there are fewer than two samples and no bank, or the temperature is not positive and
+            finite; with `gather`, the number of samples differs between processes (raised on each).
+        TypeError: Embeddings are not floating point, or the temperature is not a number.
 
     References: Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations", equation 1;
     the bank: Chen et al. 2020, "Big Self-Supervised Models are Strong Semi-Supervised Learners", whose code does not
@@ -88,7 +89,7 @@ def nt_xent(
     n, dtype = len(view_a), working_dtype(*inputs.values(), temperature=t.value)
     z = torch.cat([unit_rows(view_a, dtype), unit_rows(view_b, dtype)])
     way = how_to_gather("nt_xent", gather, z)
-    # First the processes compare their numbers of rows: an error of a single one would leave the others waiting.
+    # Processes compare their numbers of rows first: an error on one of them would leave the others waiting.
     linked = t.link(z)
     half = are_half(*inputs.values())
     rest = lse_among_all(linked, scale=t.scale, way=way, half=half, skip=n)
@@ -103,7 +104,7 @@ def nt_xent(
 
 
 class NTXentLoss(nn.Module):
-    """:func:`nt_xent` with its keywords held: ``NTXentLoss(temperature=0.5)(view_a, view_b)``."""
+    """:func:`nt_xent` as a module: ``NTXentLoss(temperature=0.5)(view_a, view_b)``."""
 
     @tensors_first
     def __init__(self, *, temperature: float | Tensor = 0.1, gather: Gather = False) -> None:
@@ -119,5 +120,5 @@ class NTXentLoss(nn.Module):
 
 
 def softplus(x: Tensor) -> Tensor:
-    """log(1 + exp(x)), to the last digits of float64 too: torch's default returns x above 20."""
+    """Compute log(1 + exp(x)) to full float64 precision; with torch's default threshold the result is x above 20."""
     return F.softplus(x, threshold=50.0)

@@ -1,4 +1,4 @@
-"""PAWS: two views of an unlabelled image shall be classified alike by the labelled images nearest to them."""
+"""PAWS loss: consistent soft nearest-neighbour predictions for two views of an unlabelled image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from contrastive_core.losses._inputs import (
 from contrastive_core.similarity.precision import exact_dtype
 from contrastive_core.similarity.ring import NO_CLASS
 
-_NEGLIGIBLE = 1e-4  # smaller probabilities of a target count as none, as in the released code
+_NEGLIGIBLE = 1e-4  # smaller target probabilities are set to 0, as in the released code
 
 
 @tensors_first
@@ -37,41 +37,41 @@ def paws(
     ignore_index: int | None = None,
     gather: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """How differently the labelled images classify two views, and how unevenly the classes are predicted; add both.
+    """Compute the PAWS loss terms: consistency between two views, and mean-entropy maximisation; add both.
 
         p(z) = sum_j softmax_j(cos(z, support_j) / temperature) t_j,    t_j the smoothed label of support j
         rho(p)_c = p_c^(1 / sharpening), normalised to sum 1
         consistency = mean over the 2N views of   - sum_c rho(p(other view))_c log p(view)_c,  no gradient through rho
         me_max = sum_c q_c log q_c,    q = mean over the 2N views of rho(p(view))
 
-    There are no negatives: `me_max`, minus the entropy of the mean prediction, keeps all views from one class. Beside
-    `suncet` this is the other use of the same soft nearest neighbours. Computed in float64; for M supports
-    and C classes memory O((N + M) (D + C)) and a block of 512 views by M.
+    There are no negatives: `me_max`, the negative entropy of the mean prediction, prevents all views from collapsing to
+    one class. The soft nearest neighbours are those of `suncet`. Computed in float64; for M supports and C classes,
+    memory O((N + M) (D + C)) and a block of 512 views by M.
 
     Args:
-        view_a: embeddings [N, D] of the first views, l2-normalised here.
-        view_b: embeddings [N, D] of the second views.
-        supports: embeddings [M, D] of labelled samples, l2-normalised here.
-        labels: their class numbers [M], integers from 0; the classes that occur are those predicted.
-        temperature: of the neighbours; 0.1 in the paper.
-        sharpening: temperature of the targets; 0.25 in the paper.
-        label_smoothing: in [0, 1); 0.1 in the paper.
-        ignore_index: label of supports without one, usually -1. They are left out, also as candidates: a neighbour
-            votes with its label, and they have none to vote with.
-        gather: supports and mean prediction are those of all processes. With the mean of parameter gradients over
-            processes that is the loss of the union batch.
+        view_a: Embeddings [N, D] of the first views, l2-normalised here.
+        view_b: Embeddings [N, D] of the second views, l2-normalised here.
+        supports: Embeddings [M, D] of labelled samples, l2-normalised here.
+        labels: Class numbers [M] of the supports, integers from 0. Only the classes that occur are predicted.
+        temperature: Temperature of the similarities; 0.1 in the paper.
+        sharpening: Temperature of the targets; 0.25 in the paper.
+        label_smoothing: Label smoothing in [0, 1); 0.1 in the paper.
+        ignore_index: Label of unlabelled supports, usually -1. They are excluded as candidates, because they have no
+            label to contribute to the prediction.
+        gather: Whether supports and mean prediction are those of all processes. With parameter gradients averaged over
+            processes, this is the loss of the union batch.
 
     Returns:
-        consistency and me_max, scalars, float64 if an input is, else float32.
+        consistency and me_max, scalars; float64 if an input is float64, else float32.
 
-    Edges: without smoothing a class whose supports are all far away has probability 0 in floating point, and if the
-    other view is sure of it the loss is infinite.
+    Edges: without smoothing, a class whose supports are all distant has probability 0 in floating point; the loss is
+    then infinite if the other view is confident of it.
 
     Raises:
-        ValueError: shapes that differ, fewer than two labelled supports, negative labels other than ignore_index,
-            temperature or sharpening not positive, label_smoothing out of [0, 1); with `gather`, numbers of rows that
-            differ between processes.
-        TypeError: embeddings that are not floating point, labels that are not integers.
+        ValueError: Shapes differ, there are fewer than two labelled supports, a label other than ignore_index is
+            negative, temperature or sharpening is not positive, or label_smoothing is outside [0, 1); with `gather`,
+            numbers of rows differ between processes.
+        TypeError: Embeddings are not floating point, or labels are not integers.
 
     Reference: Assran et al. 2021, "Semi-Supervised Learning of Visual Features by Non-Parametrically Predicting View
     Assignments with Support Samples", equations 1 to 4, two views without small crops.
@@ -109,7 +109,7 @@ def paws(
 
 
 class PAWSLoss(nn.Module):
-    """:func:`paws` with its keywords held and its parts added: ``PAWSLoss()(view_a, view_b, supports, labels)``."""
+    """:func:`paws` as a module that returns the sum of its terms: ``PAWSLoss()(view_a, view_b, supports, labels)``."""
 
     @tensors_first
     def __init__(

@@ -1,4 +1,4 @@
-"""SuNCEt, the supervised noise-contrastive loss on a labelled mini-batch, with optional label smoothing."""
+"""SuNCEt, the supervised noise-contrastive estimation loss, with optional label smoothing."""
 
 from __future__ import annotations
 
@@ -42,48 +42,48 @@ def suncet(
     ignore_index: int | None = None,
     gather: Gather = False,
 ) -> Tensor:
-    """Neighbourhood-component loss with labels: is a random neighbour of this sample of its class?
+    """Compute the supervised noise-contrastive loss: is a randomly drawn neighbour of a sample of the same class?
 
         loss = mean over anchors i of   -log( sum_{j != i, y_j = y_i} exp(s_ij) / sum_{j != i} exp(s_ij) ),
         s_ij = cos(z_i, z_j) / temperature
 
-    The positives stand inside the logarithm (in `supcon` outside). Memory O(N D), time little more than that of two
-    matrix products N x N x D. Computed in float32 or better whatever autocast says; below temperature 0.1 in float64.
-    The loss keeps its relative precision when it is close to 0.
+    The sum over positives is inside the logarithm (in `supcon` outside). Memory O(N D), time little more than that of
+    two matrix products N x N x D. Computed in float32 or better regardless of autocast; below temperature 0.1 in
+    float64. The loss keeps its relative precision when it is close to 0.
 
-    With `label_smoothing` e over the C classes that occur among the candidates, as in today's released code:
+    With `label_smoothing` e over the C classes that occur among the candidates, as in the current released code:
 
         loss = mean over anchors i of   - sum_c t_ic log( sum_{j != i} p_ij t_jc ),
         t_ic = (1 - e) [y_i = c] + e / C,     p_i = softmax of s_ij over j != i
 
-    computed in float64, in time of three matrix products N x N x D, memory O(N (D + C)).
+    computed in float64, in the time of three matrix products N x N x D and memory O(N (D + C)).
 
     Args:
-        z: embeddings [N, D] of labelled samples, l2-normalised here.
-        labels: class numbers [N], integers from 0 in any order.
-        temperature: positive; 0.1 in the paper;
-            a number, or a tensor of one to learn it (the host reads it in every call).
-        label_smoothing: in [0, 1); 0 in the paper.
-        ignore_index: label of unlabelled samples, usually -1. They are neither anchors nor positives, and no candidates
-            either: the paper's sums run over the labelled mini-batch, and whether an unlabelled neighbour is of the
-            anchor's class, which is what the loss asks, is not known. The result is that of the labelled rows alone.
-        gather: candidates are the samples of all processes, anchors those of this process; with the mean of parameter
-            gradients over processes, the loss of the union batch. "all"
-            and "ring" say how they come (`how_to_gather`).
+        z: Embeddings [N, D] of labelled samples, l2-normalised here.
+        labels: Class numbers [N], integers from 0 in any order.
+        temperature: Positive number, or a tensor with one element to learn it (the host reads it in every call);
+            0.1 in the paper.
+        label_smoothing: Label smoothing in [0, 1); 0 in the paper.
+        ignore_index: Label of unlabelled samples, usually -1. They are excluded as anchors, positives and candidates:
+            the paper's sums run over the labelled mini-batch, and whether an unlabelled neighbour has the anchor's
+            class is unknown. The result is that of the labelled rows alone.
+        gather: Whether the candidates are the samples of all processes; the anchors are those of this process. With
+            parameter gradients averaged over processes, this is the loss of the union batch. "all" and "ring" select
+            how rows are exchanged (see `how_to_gather`).
 
     Returns:
-        Scalar, float64 if z is, else float32.
+        Scalar; float64 if z is float64, else float32.
 
-    Edges: an anchor that is alone in its class has no positive (its loss would be infinite, as it is in the released
-    code) and is left out of the mean; `count_skipped_anchors(labels)` counts them. All left out: exactly 0, with zero
-    gradient. With label smoothing every anchor counts: its loss is finite without a positive. A row of zeros has
-    similarity 0 with everything and no gradient; NaN embeddings give NaN.
+    Edges: an anchor that is the only sample of its class has no positive (its loss would be infinite, as in the
+    released code) and is excluded from the mean; `count_skipped_anchors(labels)` counts these anchors. If all are
+    excluded, the loss is exactly 0, with zero gradient. With label smoothing no anchor is excluded: the loss is finite
+    without a positive. A row of zeros has similarity 0 with everything and no gradient; NaN embeddings give NaN.
 
     Raises:
-        ValueError: wrong shapes, fewer than two samples, temperature not positive and finite, label_smoothing out of
-            [0, 1), negative labels other than ignore_index; with `gather`, numbers of samples that differ between
-            processes (raised on each).
-        TypeError: embeddings that are not floating point, labels that are not integers, temperature not a number.
+        ValueError: Shapes are wrong, there are fewer than two samples, the temperature is not positive and finite,
+            label_smoothing is outside [0, 1), or a label other than ignore_index is negative; with `gather`, the number
+            of samples differs between processes (raised on each).
+        TypeError: Embeddings are not floating point, labels are not integers, or the temperature is not a number.
 
     Reference: Assran et al. 2020, "Supervision Accelerates Pre-training in Contrastive Semi-Supervised Learning of
     Visual Representations", and its released src/losses.py.
@@ -100,10 +100,10 @@ def suncet(
 
 
 class SuNCEtLoss(nn.Module):
-    """:func:`suncet` with its keywords held.
+    """:func:`suncet` as a module.
 
-    After a call, `skipped_anchors` is how many anchors of the batch (with `gather`: of all processes) had no positive
-    and were left out, as an int64 scalar tensor.
+    After a call, `skipped_anchors` holds the number of anchors of the batch (with `gather`: of all processes) that had
+    no positive and were excluded, as an int64 scalar tensor.
     """
 
     skipped_anchors: Tensor | None = None
@@ -148,7 +148,7 @@ def _suncet(
     ignore_index: int | None,
     gather: Gather,
 ) -> tuple[Tensor, Tensor]:
-    """The loss, and how many anchors were left out."""
+    """Return the loss and the number of excluded anchors."""
     t = Temperature(name, temperature)
     _check_smoothing(name, label_smoothing)
     check_rows(name, z=z)
@@ -172,7 +172,7 @@ def _suncet(
     same, different = lse_by_class(
         t.link(rows), positives.own, scale=t.scale, way=way, half=are_half(z), with_ignored=ignore_index is not None
     )
-    # Where there is no positive, same is -inf; the values put in their place are not used.
+    # Without a positive, `same` is -inf; the values that replace it are not used.
     same, different = (torch.where(positives.live, x, 0.0) for x in (same, different))
     return positives.mean(softplus(different - same)).to(result_dtype(z)), positives.skipped
 
@@ -192,18 +192,19 @@ def smoothed_losses(
     label_smoothing: float,
     with_ignored: bool = False,
 ) -> Tensor:
-    """Cross-entropy [n] between an anchor's smoothed label and the smoothed labels of its random neighbour.
+    """Compute the cross-entropy [n] between an anchor's smoothed label and those of its randomly drawn neighbour.
 
     Memory O(N (D + C)), see `class_shares`.
 
     Args:
-        rows: the anchors, unit vectors [n, D].
-        everyone: the candidates, unit vectors [N, D].
-        labels: class numbers [N] of the candidates.
-        first: place of the first anchor among the candidates, whose next ones are the others.
-        scale: one over the temperature.
-        label_smoothing: in (0, 1).
-        with_ignored: leave out rows labelled NO_CLASS, as anchors and as candidates; the result has fewer rows then.
+        rows: Anchors, unit vectors [n, D].
+        everyone: Candidates, unit vectors [N, D].
+        labels: Class numbers [N] of the candidates.
+        first: Index of the first anchor among the candidates; the other anchors follow it.
+        scale: One over the temperature.
+        label_smoothing: Label smoothing in (0, 1).
+        with_ignored: Whether to exclude rows labelled NO_CLASS as anchors and candidates; the result then has fewer
+            rows.
     """
     if with_ignored:
         labelled = labels != NO_CLASS

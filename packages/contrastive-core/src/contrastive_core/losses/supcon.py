@@ -41,40 +41,41 @@ def supcon(
     ignore_index: int | None = None,
     gather: Gather = False,
 ) -> Tensor:
-    """Supervised contrastive loss ("out" form): every sample of the class is to be recognised among all.
+    """Compute the supervised contrastive loss in its "out" form: the mean over positives is outside the logarithm.
 
         loss = mean over anchors i of   mean over positives p of i of   -log( exp(s_ip) / sum_{j != i} exp(s_ij) ),
         s_ij = cos(z_i, z_j) / temperature,   positives: the other samples of i's class
 
-    The mean over positives is linear in s and needs only the sums of the classes, no mask. Memory O(N D), time of two
-    matrix products N x N x D. Computed in float32 or better whatever autocast says; below temperature 0.1 in float64.
+    The mean over positives is linear in s and requires only class sums, no mask. Memory O(N D), time of two
+    matrix products N x N x D. Computed in float32 or better regardless of autocast; below temperature 0.1 in float64.
 
     With two views of every sample, stack them and repeat the labels: `supcon(torch.cat([a, b]), labels.repeat(2))`.
 
     Args:
-        z: embeddings [N, D], l2-normalised here.
-        labels: class numbers [N], integers from 0 in any order.
-        temperature: positive; 0.07 to 0.1 in the paper;
-            a number, or a tensor of one to learn it (the host reads it in every call).
-        ignore_index: label of unlabelled samples, usually -1. They are neither anchors nor positives, but remain
-            candidates: the paper's denominator runs over all other samples of the batch, whatever they are, and
-            a sample of another class is what most of them are.
-        gather: candidates are the samples of all processes, anchors those of this process; with the mean of parameter
-            gradients over processes, the loss of the union batch. "all"
-            and "ring" say how they come (`how_to_gather`).
+        z: Embeddings [N, D], l2-normalised here.
+        labels: Class numbers [N], integers from 0 in any order.
+        temperature: Positive number, or a tensor with one element to learn it (the host reads it in every call);
+            0.07 to 0.1 in the paper.
+        ignore_index: Label of unlabelled samples, usually -1. They are neither anchors nor positives, but remain
+            candidates: the paper's denominator runs over all other samples of the batch, and most unlabelled samples
+            are of another class.
+        gather: Whether the candidates are the samples of all processes; the anchors are those of this process. With
+            parameter gradients averaged over processes, this is the loss of the union batch. "all" and "ring" select
+            how rows are exchanged (see `how_to_gather`).
 
     Returns:
-        Scalar, float64 if z is, else float32. At least the mean of log(number of positives).
+        Scalar; float64 if z is float64, else float32. At least the mean of log(number of positives).
 
-    Edges: an anchor that is alone in its class has no positive and is left out of the mean;
-    `count_skipped_anchors(labels)` counts them. All left out: exactly 0, with zero gradient. A row of zeros has
-    similarity 0 with everything and no gradient; NaN embeddings give NaN. On CUDA, class sums are bitwise repeatable
-    under `torch.use_deterministic_algorithms(True)` only.
+    Edges: an anchor that is the only sample of its class has no positive and is excluded from the mean;
+    `count_skipped_anchors(labels)` counts these anchors. If all are excluded, the loss is exactly 0, with zero
+    gradient. A row of zeros has similarity 0 with everything and no gradient; NaN embeddings give NaN. On CUDA, class
+    sums are bitwise reproducible only with `torch.use_deterministic_algorithms(True)`.
 
     Raises:
-        ValueError: wrong shapes, fewer than two samples, temperature not positive and finite, negative labels other
-            than ignore_index; with `gather`, numbers of samples that differ between processes (raised on each).
-        TypeError: embeddings that are not floating point, labels that are not integers, temperature not a number.
+        ValueError: Shapes are wrong, there are fewer than two samples, the temperature is not positive and finite, or
+            a label other than ignore_index is negative; with `gather`, the number of samples differs between processes
+            (raised on each).
+        TypeError: Embeddings are not floating point, labels are not integers, or the temperature is not a number.
 
     Reference: Khosla et al. 2020, "Supervised Contrastive Learning", equation 2.
 
@@ -88,10 +89,10 @@ def supcon(
 
 
 class SupConLoss(nn.Module):
-    """:func:`supcon` with its keywords held.
+    """:func:`supcon` as a module.
 
-    After a call, `skipped_anchors` is how many anchors of the batch (with `gather`: of all processes) had no positive
-    and were left out, as an int64 scalar tensor.
+    After a call, `skipped_anchors` holds the number of anchors of the batch (with `gather`: of all processes) that had
+    no positive and were excluded, as an int64 scalar tensor.
     """
 
     skipped_anchors: Tensor | None = None
@@ -118,7 +119,7 @@ class SupConLoss(nn.Module):
 def _supcon(
     name: str, z: Tensor, labels: Tensor, temperature: float | Tensor, *, ignore_index: int | None, gather: Gather
 ) -> tuple[Tensor, Tensor]:
-    """The loss, and how many anchors were left out."""
+    """Return the loss and the number of excluded anchors."""
     t = Temperature(name, temperature)
     check_rows(name, z=z)
     labels = class_numbers(name, labels, rows=z, ignore_index=ignore_index)
@@ -135,8 +136,8 @@ def _supcon(
 
 
 def _mean_over_positives(rows: Tensor, everyone: Tensor | None, positives: Positives, way: Way) -> Tensor:
-    """Mean similarity [n] of each anchor with its positives: z_i . (sum of its class - z_i) / number of positives."""
-    # Sums over large classes in float64: their rounding is not to show beside that of single similarities.
+    """Mean similarity [n] of each anchor to its positives: z_i . (sum of its class - z_i) / number of positives."""
+    # Sum large classes in float64, so that their rounding stays below that of single similarities.
     exact = rows.to(exact_dtype(rows))
     if way == "ring":
         sums = class_sums(exact, positives.own)
@@ -148,21 +149,21 @@ def _mean_over_positives(rows: Tensor, everyone: Tensor | None, positives: Posit
 
 
 def class_sums(rows: Tensor, labels: Tensor) -> Tensor:
-    """For each of this process's rows, the sum of the rows of its class on all processes, itself included.
+    """Sum the rows of all processes by class: for each row of this process, the sum over its class, itself included.
 
-    The rows of the others pass by in a ring: memory O(n D). The matrix A_ij = [y_i = y_j] that this multiplies with is
-    symmetric, so the gradient is the same sum of gradients. Every process must call it, and all must run the backward
-    pass if one does.
+    The rows of other processes are passed around a ring: memory O(n D). The function multiplies by the matrix
+    A_ij = [y_i = y_j], which is symmetric, so its gradient is the same sum over gradients. Every process must call it,
+    and all must run the backward pass if one does.
 
     Args:
-        rows: [n, D] of this process.
-        labels: integers [n].
+        rows: Rows [n, D] of this process.
+        labels: Integers [n].
 
     Returns:
-        [n, D].
+        Sums [n, D].
 
     Raises:
-        ValueError: on every process, if they hold different numbers of rows, or rows of different size or type.
+        ValueError: On every process, if they hold different numbers of rows, or rows of different size or type.
     """
     out: Tensor = (_class_sums if torch.compiler.is_compiling() else _ClassSums.apply)(rows, labels)
     return out

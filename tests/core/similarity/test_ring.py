@@ -98,7 +98,7 @@ def test_memory_does_not_grow_with_the_processes(run: Callable[[int], Found]) ->
 def test_second_derivatives_are_refused_in_words(found: Found) -> None:
     for own in found:
         for text in own["twice"]:
-            assert "contrastive_core: a loss whose rows pass by in a ring can be differentiated once" in text
+            assert "contrastive_core: a loss that passes rows around a ring can be differentiated once" in text
             assert 'gather="all"' in text
 
 

@@ -1,4 +1,4 @@
-"""Row statistics of a similarity matrix that is never stored: the one primitive behind every contrastive loss."""
+"""Row-wise log-sum-exp of a similarity matrix that is never stored: the primitive behind the contrastive losses."""
 
 from contrastive_core.similarity.api import Among, row_lse, self_lse
 from contrastive_core.similarity.backends import active_backend, use_backend

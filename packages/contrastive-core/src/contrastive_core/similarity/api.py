@@ -1,4 +1,4 @@
-"""Row log-sum-exp of a similarity matrix: argument checks, working precision, and the call of the backend."""
+"""Public functions for the row-wise log-sum-exp of a similarity matrix, which check arguments and call the backend."""
 
 from __future__ import annotations
 
@@ -24,32 +24,34 @@ def self_lse(
     max_norm: float | None = None,
     half: bool = False,
 ) -> Tensor:
-    """Row-wise log-sum-exp of the similarities of a set of vectors with each other, without the matrix.
+    """Compute the row-wise log-sum-exp of the similarities of a set of vectors with each other, without the matrix.
 
-        out[i] = log sum_{j in C(i)} exp(scale * z_i . z_j),    C(i) all rows but i, and fewer by `skip` or `classes`
+        out[i] = log sum_{j in C(i)} exp(scale * z_i . z_j),    C(i) all rows but i and those excluded below
 
-    A row whose C(i) is empty gives -inf and passes no gradient. Memory O(N D), time of two matrix products N x N x D
-    for value and gradient together. Similarities are computed in float32 (float64 for float64 input) whatever autocast
-    or the TF32 switch says, their sums in float64; a float32 gradient from the tensor cores of a GPU is within 2e-5.
-    Derivatives exist up to the third, in memory O(N D), forward mode and `torch.func` included.
+    A row with empty C(i) gives -inf and propagates no gradient. Memory O(N D), time of two matrix products N x N x D
+    for value and gradient together. Similarities are computed in float32 (float64 for float64 input) regardless of
+    autocast and TF32 settings, their sums in float64; a float32 gradient from the tensor cores of a GPU is within 2e-5.
+    Derivatives up to the third are available in memory O(N D), including forward mode and `torch.func`.
 
     Args:
-        z: [N, D], any floating type and strides; it is not normalised here.
-        scale: one over the temperature.
-        skip: also leave out rows i + skip and i - skip; with two views stacked, the other view of the same sample.
-        classes: integers [N] in ascending order, with `among`.
-        among: "same" keeps in C(i) the rows of i's class, "other" those of the other classes.
-        max_norm: a bound on the vectors' lengths known to the caller (1 for unit vectors). It spares a look at the
-            data, which on a GPU would wait for it, and lets one use its tensor cores; it must hold.
-        half: the vectors were made of float16 or bfloat16 numbers (z itself may be such): tensor cores may take them
-            rounded to 11 bits, in a third of the time. Sums stay float32.
+        z: Vectors [N, D] of any floating type and strides; not normalised here.
+        scale: One over the temperature.
+        skip: Offset of further rows to exclude, i + skip and i - skip; with two stacked views, the other view of the
+            same sample.
+        classes: Integers [N] in ascending order, to use with `among`.
+        among: "same" restricts C(i) to the rows of i's class, "other" to those of the other classes.
+        max_norm: Upper bound on the vectors' lengths (1 for unit vectors), which is not checked. It saves reading the
+            data, which would synchronise with a GPU, and permits the use of its tensor cores.
+        half: Whether the vectors were computed from float16 or bfloat16 numbers (z itself may be of such a type).
+            Tensor cores may then round them to 11 bits, in a third of the time. Sums stay float32.
 
     Returns:
-        [N] in float64 (on MPS float32): losses are differences of such numbers.
+        [N] in float64 (float32 on MPS), because losses are differences of such numbers.
 
     Raises:
         TypeError: z is not floating point.
-        ValueError: wrong shapes, scale not a positive finite number, `classes` without `among` or the reverse.
+        ValueError: Shapes are wrong, scale is not a positive finite number, or only one of `classes` and `among` is
+            given.
 
     >>> z = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
     >>> self_lse(z, scale=2.0).exp().round(decimals=3)
@@ -75,28 +77,28 @@ def row_lse(
     max_norm: float | None = None,
     half: bool = False,
 ) -> Tensor:
-    """Row-wise log-sum-exp of the similarities of queries with keys, without the matrix.
+    """Compute the row-wise log-sum-exp of the similarities of queries with keys, without the matrix.
 
         out[i] = log sum_{j in C(i)} exp(scale * q_i . k_j)
 
-    As :func:`self_lse`, for two sets: rows gathered from other processes, memory banks. Memory O((Nq + Nk) D), time of
-    four matrix products Nq x Nk x D; only the gradients that are needed are computed.
+    The counterpart of :func:`self_lse` for two sets, such as rows gathered from other processes or a memory bank.
+    Memory O((Nq + Nk) D), time of four matrix products Nq x Nk x D; only required gradients are computed.
 
     Args:
-        q: [Nq, D].
-        k: [Nk, D].
-        scale: one over the temperature.
-        self_offset: leave out column i + self_offset of row i, where there is one.
-        classes: integers [Nq] and [Nk], both ascending, with `among`.
-        among: "same" keeps the keys of the query's class, "other" those of other classes.
-        max_norm: a bound on the lengths of queries and keys; as in :func:`self_lse`.
-        half: as there.
+        q: Queries [Nq, D].
+        k: Keys [Nk, D].
+        scale: One over the temperature.
+        self_offset: Exclude column i + self_offset of row i, if it exists.
+        classes: Integers [Nq] and [Nk], both ascending, to use with `among`.
+        among: "same" restricts C(i) to the keys of the query's class, "other" to those of other classes.
+        max_norm: Upper bound on the lengths of queries and keys, as in :func:`self_lse`.
+        half: As in :func:`self_lse`.
 
     Returns:
-        [Nq] in float64 (on MPS float32); -inf where no key is left.
+        [Nq] in float64 (float32 on MPS); -inf for a query without candidates.
 
     Raises:
-        TypeError, ValueError: as :func:`self_lse`; widths or devices that differ.
+        TypeError, ValueError: As for :func:`self_lse`; or widths or devices differ.
 
     >>> row_lse(torch.eye(2), torch.eye(2), scale=1.0).exp().round(decimals=3)
     tensor([3.7180, 3.7180], dtype=torch.float64)
@@ -127,19 +129,19 @@ def row_lse_gradient(
     among: Among = "all",
     needs: tuple[bool, bool] = (True, True),
 ) -> tuple[Tensor, Tensor]:
-    """What keys contribute to the gradient of a log-sum-exp over more keys than these.
+    """Compute the contribution of some keys to the gradient of a log-sum-exp over more keys.
 
         dq_i = scale * grad_i sum_j exp(S_ij - lse_i) k_j,     dk_j = scale * sum_i grad_i exp(S_ij - lse_i) q_i
 
     Args:
-        grad: [Nq], of the log-sum-exp over all keys.
-        lse: [Nq], that log-sum-exp; at least that over `k`.
-        q: [Nq, D] in float32 or float64.
-        k: [Nk, D] of the same type, some of the keys.
-        scale: as in :func:`row_lse`.
-        classes: as there.
-        among: as there.
-        needs: which of both is wanted; the other is an empty tensor.
+        grad: Gradient [Nq] with respect to the log-sum-exp over all keys.
+        lse: Log-sum-exp [Nq] over all keys, which include `k`.
+        q: Queries [Nq, D] in float32 or float64.
+        k: Some of the keys, [Nk, D] of the same type.
+        scale: As in :func:`row_lse`.
+        classes: As in :func:`row_lse`.
+        among: As in :func:`row_lse`.
+        needs: Which of dq and dk to compute; the other is returned as an empty tensor.
     """
     q_classes, k_classes = classes or (None, None)
     compiled = active_backend().name == "native" and q.device.type == "cpu"
@@ -156,7 +158,7 @@ def _check(name: str, scale: float, among: str, with_classes: bool, **rows: Tens
             raise TypeError(f"{name}: {argument} is {x.dtype}, expected a floating-point tensor")
         if x.ndim != 2:
             raise ValueError(f"{name}: {argument} has shape {list(x.shape)}, expected [rows, features]")
-    # Comparisons, because torch.compile cannot ask math.isfinite of a number it treats as variable.
+    # Comparisons, because torch.compile does not support math.isfinite for a symbolic number.
     if not 0 < scale < math.inf:
         raise ValueError(f"{name}: scale is {scale}, expected a positive finite number (one over the temperature)")
     if among not in ("all", "same", "other") or (among != "all") != with_classes:

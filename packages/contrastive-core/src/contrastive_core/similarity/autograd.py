@@ -1,15 +1,15 @@
-"""Derivatives of the row log-sum-exp, whichever backend computes it.
+"""Derivatives of the row-wise log-sum-exp, for every backend.
 
 With S = scale * q k^T and P_ij = exp(S_ij - lse_i) over the candidates of row i,
 
     lse'_i = sum_j P_ij S'_ij                                         (forward mode)
     dq_i   = scale * g_i sum_j P_ij k_j,   dk_j = scale * sum_i g_i P_ij q_i    (reverse mode)
 
-and both are differentiated once more, in either mode, by :func:`torch_backend.second_order`, and that in reverse mode
-by :func:`torch_backend.third_order`. All of them compute the matrix in tiles again: memory O(N D) at every order.
-Fourth derivatives are refused.
+:func:`torch_backend.second_order` differentiates both once more, in either mode, and :func:`torch_backend.third_order`
+differentiates that in reverse mode. All recompute the matrix in tiles: memory O(N D) at every order. Fourth derivatives
+raise an error.
 
-The square form is the rectangular one with q = k = z; only its value and its gradient have faster operators.
+The square form is the rectangular one with q = k = z; only its value and gradient have faster operators of their own.
 
 The functions carry rules for `torch.func` (`grad`, `vmap`, `jvp`, `jacrev`, `hessian`, ...). Under torch.compile the
 operators are called directly instead, with the gradient that :func:`register` gives them.
@@ -38,7 +38,7 @@ from contrastive_core.similarity.torch_backend import (
 
 Diagonals = tuple[int, ...]
 More = tuple[Any, ...]
-"""Arguments that the operators of the compiled library do without."""
+"""Arguments that the operators of the compiled library do not take."""
 
 _TORCH, _NATIVE = "contrastive_core", "contrastive_core_native"
 
@@ -90,17 +90,17 @@ def row_lse(
 
 
 def traceable(function: type[Function]) -> type[Function]:
-    """The function without its rules for forward mode and vmap, with which torch.compile refuses it."""
+    """Copy a function without its rules for forward mode and vmap, which torch.compile does not support."""
     parts = {name: function.__dict__[name] for name in ("forward", "setup_context", "backward")}
     return type(f"Traced{function.__name__}", (Function,), parts)
 
 
 class Looped(Function):
-    """An autograd function that `torch.vmap` calls once for every element of the batch."""
+    """Autograd function that `torch.vmap` calls once for each element of the batch."""
 
     @classmethod
     def vmap(cls, info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
-        """Stack the results of the single calls."""
+        """Call the function for each element and stack the results."""
         if info.batch_size == 0:
             raise ValueError("contrastive_core: torch.vmap over an empty dimension, expected at least one element")
         results = [
@@ -227,7 +227,7 @@ class _RowGradient(Looped):
         grad: Tensor, lse: Tensor, q: Tensor, k: Tensor, q_classes: Tensor | None, k_classes: Tensor | None,
         scale: float, diagonals: Diagonals, among: str, namespace: str, more: More, needs_q: bool, needs_k: bool,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        if len(diagonals) > 1:  # a square form, whose operator gives the sum of both
+        if len(diagonals) > 1:  # square form, whose operator returns only the sum of both
             candidates = candidates_of(diagonals, q_classes, k_classes, among)
             with full_precision(q.device):
                 return rectangular_backward(grad, lse, q, k, candidates, scale=scale, needs=(needs_q, needs_k))
@@ -247,7 +247,7 @@ class _RowGradient(Looped):
     def backward(ctx: Any, u: Tensor | None, v: Tensor | None) -> tuple[Tensor | None, ...]:
         grad, lse, q, k, q_classes, k_classes = ctx.saved_tensors
         scale, diagonals, among, _, _, needs_q, needs_k = ctx.settings
-        # The gradient of an empty tensor, which stands for one that was not needed, says nothing.
+        # An empty tensor stands for a gradient that was not required; ignore its own gradient.
         u, v = u if needs_q else None, v if needs_k else None
         if u is None and v is None:
             return (None,) * 13
@@ -362,7 +362,7 @@ class _ThirdOrder(Looped):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        del ctx, inputs, output  # nothing is needed to refuse
+        del ctx, inputs, output  # nothing to save: derivatives raise an error
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> NoReturn:
@@ -392,7 +392,7 @@ def _second_order_of_self(
 
 
 def _weight_tangent(grad: Tensor, grad_tangent: Tensor | None, lse_tangent: Tensor | None) -> Tensor | None:
-    """Tangent of the factors g_i exp(-lse_i), over exp(-lse_i)."""
+    """Return the tangent of the factors g_i exp(-lse_i), divided by exp(-lse_i)."""
     by_lse = None if lse_tangent is None else -grad * lse_tangent
     if grad_tangent is None or by_lse is None:
         return by_lse if grad_tangent is None else grad_tangent
@@ -400,7 +400,7 @@ def _weight_tangent(grad: Tensor, grad_tangent: Tensor | None, lse_tangent: Tens
 
 
 def register(namespace: str) -> None:
-    """Register shapes, types and the gradient of a namespace's four operators, for torch.compile."""
+    """Register the shapes, types and gradients of a namespace's four operators for torch.compile."""
     ops = getattr(torch.ops, namespace)
 
     def differentiate_self(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -420,7 +420,7 @@ def register(namespace: str) -> None:
         torch.library.register_fake(f"{namespace}::{name}", fake)
     torch.library.register_autograd(f"{namespace}::self_lse", differentiate_self, setup_context=_save_self)
     torch.library.register_autograd(f"{namespace}::row_lse", differentiate_rows, setup_context=_save_rows)
-    # Without these, a second derivative would leave out the gradient's dependence on the inputs.
+    # Without these, a second derivative would silently omit the gradient's dependence on the inputs.
     for name in ("self_lse_backward", "row_lse_backward"):
         torch.library.register_autograd(f"{namespace}::{name}", _refuse_second_derivative)
 

@@ -1,7 +1,7 @@
-"""Which implementation of the primitive is used.
+"""Selection of the backend that computes similarities.
 
-`native` is the compiled library, where there is one; `torch` is the block path in PyTorch; `reference` is the full
-matrix (for tests).
+`native` is the compiled library, if available; `torch` computes tiles in PyTorch; `reference` computes the full matrix
+(for tests).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class RowLse(Protocol):
 
 @dataclass(frozen=True)
 class Backend:
-    """Differentiable functions and the name they go by (`losses.rows` describes the last two)."""
+    """Name and differentiable functions of a backend (`losses._inputs` describes the last two)."""
 
     name: str
     self_lse: SelfLse
@@ -75,7 +75,7 @@ _NAMES = ("native", *_BACKENDS)
 
 @functools.cache
 def _native() -> Backend | str:
-    """The compiled backend, or why it is not there."""
+    """Return the compiled backend, or the reason why it is unavailable."""
     try:
         native_backend.load_operators()
     except NotLoadedError as error:
@@ -90,7 +90,7 @@ def _native() -> Backend | str:
 
 
 def unavailable() -> dict[str, str]:
-    """For every backend that does not load: why, and what to do."""
+    """Return the reason and the remedy for each backend that does not load."""
     found = _native()
     return {"native": found} if isinstance(found, str) else {}
 
@@ -113,19 +113,20 @@ _active = _choose(os.environ.get(VARIABLE, "auto"), asked_by=f"the environment v
 
 
 def active_backend() -> Backend:
-    """The backend in use: as the environment variable CONTRASTIVE_CORE_BACKEND said when this package was first used.
+    """Return the backend in use.
 
-    auto (the default) takes the fastest that loads; native, torch and reference name one.
+    The environment variable CONTRASTIVE_CORE_BACKEND selects it when this package is first used: auto (the default)
+    for the fastest that loads, or native, torch or reference.
     """
     return _active
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Another backend inside a `with` block, to compare them; for the whole process, like the environment variable.
+    """Use another backend inside a `with` block, for the whole process, for example to compare backends.
 
     Raises:
-        ValueError: no backend of that name, or it did not load here.
+        ValueError: There is no backend of that name, or it does not load on this machine.
     """
     global _active  # noqa: PLW0603 - one choice for the process
     before = _active

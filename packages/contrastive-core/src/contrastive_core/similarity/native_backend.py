@@ -21,10 +21,10 @@ _UNIT_TYPES = (torch.float32, torch.float64)
 
 @functools.cache
 def load_operators() -> None:
-    """Load the library and make its operators known to torch.compile, once.
+    """Load the library and register its operators with torch.compile, once.
 
     Raises:
-        NotLoadedError: see :func:`contrastive_core.native.library.load`.
+        NotLoadedError: See :func:`contrastive_core.native.library.load`.
     """
     load()
     autograd.register("contrastive_core_native")
@@ -97,7 +97,7 @@ def paired_similarity(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _PairedSimilarity(autograd.Looped):
-    """The function of `unit_vectors.paired_similarity`, which says why its gradient is b - a."""
+    """Compiled `unit_vectors.paired_similarity`; its docstring explains why the gradient is b - a."""
 
     @staticmethod
     def forward(a: Tensor, b: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ _TracedPairedSimilarity = autograd.traceable(_PairedSimilarity)
 
 
 def register_fakes() -> None:
-    """Shapes and types of the operators, for torch.compile."""
+    """Register the shapes and types of the operators for torch.compile."""
 
     def unit_rows(x: Tensor, in_double: bool) -> tuple[Tensor, Tensor]:
         dtype = torch.float64 if in_double else torch.float32

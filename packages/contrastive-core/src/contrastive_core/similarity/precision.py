@@ -1,4 +1,4 @@
-"""Working precision: full float32 products whatever the caller enabled, and float64 where it costs nothing."""
+"""Working precision: full float32 products regardless of global settings, and float64 where it is cheap."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _MATMULS: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.m
 
 
 def exact_dtype(x: Tensor) -> torch.dtype:
-    """float64 where the device has it: for numbers per row, which cost nothing beside the matrix."""
+    """Return float64 if the device supports it: for per-row numbers, whose cost is negligible beside the matrix."""
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
 def full(x: Tensor) -> Tensor:
-    """float16 and bfloat16 as float32; float32 and float64 as they are."""
+    """Convert float16 and bfloat16 to float32; return float32 and float64 unchanged."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """No autocast, and no TF32 or bfloat16 in products of float32 (`torch.set_float32_matmul_precision("high")`).
+    """Disable autocast, and TF32 or bfloat16 in float32 products (`torch.set_float32_matmul_precision("high")`).
 
-    A logit is a similarity over the temperature: the 1e-3 of a TF32 product would be 1e-2 at temperature 0.1.
+    A logit is a similarity over the temperature: the 1e-3 error of a TF32 product would be 1e-2 at temperature 0.1.
     """
     with torch.autocast(device.type, enabled=False):
         if all(matmul.fp32_precision in ("none", "ieee") for matmul in _MATMULS):
@@ -42,8 +42,8 @@ def full_precision(device: torch.device) -> Iterator[None]:
 @contextmanager
 def _ieee_products() -> Iterator[None]:
     before = [matmul.fp32_precision for matmul in _MATMULS]
-    # The older switch must agree with the newer one whenever a product runs, or torch refuses the product. It cannot be
-    # read after somebody used the newer one alone; then it stands at its default, which is what is wanted here.
+    # The older setting must agree with the newer one whenever a product runs, or torch raises an error. It cannot be
+    # read once the newer one alone has been set; it then has its default, which is the value required here.
     try:
         older = torch.get_float32_matmul_precision()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""The primitive as its formula: the whole matrix, plain autograd. For tests; memory O(N^2)."""
+"""Reference backend for tests: the formula with the whole matrix and plain autograd, in memory O(N^2)."""
 
 from __future__ import annotations
 
@@ -61,6 +61,6 @@ def _wrong_class(classes: tuple[Tensor, Tensor] | None, among: str) -> Tensor | 
 def _lse(q: Tensor, k: Tensor, scale: float, left_out: Tensor) -> Tensor:
     with torch.autocast(q.device.type, enabled=False):
         logits = (scale * (q @ k.T)).masked_fill(left_out, -torch.inf)
-    # A row without candidates: -inf, and no NaN on the way back.
+    # A row without candidates gives -inf, and no NaN in the backward pass.
     empty = left_out.all(1)
     return logits.masked_fill(empty[:, None], 0).logsumexp(1).masked_fill(empty, -torch.inf).to(exact_dtype(q))

@@ -1,10 +1,10 @@
-"""The rectangular form against the rows of all other processes, which pass by instead of being gathered.
+"""Rectangular form over the rows of all other processes, passed around a ring instead of gathered.
 
-Every process keeps its queries and holds the keys of two others at a time: memory O(n D) for n rows a process, where a
-gather holds O(W n D). The sums of a query over the parts that have passed are merged as log-sum-exp. Backwards the keys
-pass by once more, and with them travels their gradient: every process adds what its queries contribute, and after the
-last hop it is at home. That is W - 1 hops of keys in either pass, and W of a gradient, each under way while a part
-is computed.
+Each process keeps its queries and holds the keys of two others at a time: memory O(n D) for n rows per process, where a
+gather needs O(W n D). The results for the parts received so far are merged as log-sum-exp. In the backward pass the
+keys go around once more together with their gradient: each process adds the contribution of its queries, and the last
+hop returns the gradient to its owner. That takes W - 1 hops of keys in each pass and W hops of a gradient, each
+overlapped with the computation of a part.
 """
 
 # ruff: noqa: PLR0917 - arguments of autograd functions and operators are positional
@@ -22,30 +22,30 @@ from contrastive_core.similarity.autograd import Looped
 from contrastive_core.similarity.precision import exact_dtype
 
 NO_CLASS = 2**63 - 1
-"""The class of a sample without a label: as a key it counts neither as the same class nor as another."""
+"""Class of unlabelled samples: as a key, such a sample belongs neither to the same class nor to another."""
 
-_GRADIENT = 1  # tag of the gradient's hops
+_GRADIENT = 1  # tag of the hops that carry gradients
 _INPUTS = "Tensor q, Tensor k, float scale, Tensor? q_classes, Tensor? k_classes"
 
 
 def ring_lse(q: Tensor, k: Tensor, *, scale: float, classes: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """Log-sum-exp of this process's queries over the keys of all other processes, with gradient to both.
+    """Compute the log-sum-exp of this process's queries over the keys of all other processes, with gradient to both.
 
-    As :func:`contrastive_core.similarity.row_lse` with the keys of the others gathered. Every process must call it, and
-    all must run the backward pass if one does. No second derivative and no forward mode.
+    Equivalent to :func:`contrastive_core.similarity.row_lse` with gathered keys. Every process must call it, and all
+    must run the backward pass if one does. Second derivatives and forward mode are not supported.
 
     Args:
-        q: [n, D] of this process, in float32 or float64.
-        k: [n, D] of this process, of the same type.
-        scale: one over the temperature.
-        classes: integers [n] of q and of k, both ascending on every process; keys of class NO_CLASS do not count.
+        q: Queries [n, D] of this process, in float32 or float64.
+        k: Keys [n, D] of this process, of the same type.
+        scale: One over the temperature.
+        classes: Integers [n] of q and of k, both ascending on every process; keys of class NO_CLASS are excluded.
 
     Returns:
-        [1, n] without classes; with them [2, n]: over keys of the query's class, and over those of other classes.
-        -inf where there is none.
+        [1, n] without classes; with classes [2, n]: over keys of the query's class, and over those of other classes.
+        -inf for a query without candidates.
 
     Raises:
-        ValueError: on every process, if they hold different numbers of rows, or rows of different size or type.
+        ValueError: On every process, if they hold different numbers of rows, or rows of different size or type.
     """
     q_classes, k_classes = classes or (None, None)
     out: Tensor
@@ -91,7 +91,7 @@ class _RingGradient(Looped):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        del ctx, inputs, output  # nothing is needed to refuse
+        del ctx, inputs, output  # nothing to save: derivatives raise an error
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> NoReturn:
@@ -102,7 +102,7 @@ class _RingGradient(Looped):
         _refuse_second_derivative(ctx)
 
 
-# Operators inside those functions: torch.compile does not look for messages in them.
+# Communication is wrapped in custom operators, which torch.compile does not trace into.
 
 
 @torch.library.custom_op("contrastive_core::ring_lse", mutates_args=(), schema=f"({_INPUTS}) -> Tensor")
@@ -146,7 +146,7 @@ def _ring_lse_backward(
             if needs_k:
                 dk[: len(block)] += parts[1]
         if needs_k:
-            # What the block's gradient was when its rows were at the left neighbour has been under way till now.
+            # The block's gradient as it was at the left neighbour arrives only now.
             if travelling:
                 dk += travelling.arrived()[0]
             travelling = Hop([dk], tag=_GRADIENT)
@@ -164,7 +164,7 @@ def _passing(k: Tensor, classes: Tensor | None) -> Any:
 
 
 def _labelled(blocks: Any) -> Any:
-    """The blocks without the keys of class NO_CLASS, which are their last ones."""
+    """Yield the blocks without their keys of class NO_CLASS, which come last."""
     for block, *classes in blocks:
         count = int((classes[0] != NO_CLASS).sum()) if classes else len(block)
         yield block[:count], *(x[:count] for x in classes)
@@ -175,7 +175,7 @@ def _pair(q_classes: Tensor | None, block_classes: list[Tensor]) -> tuple[Tensor
 
 
 def _gradients(q: Tensor, k: Tensor, needs_q: bool, needs_k: bool) -> tuple[Tensor, Tensor]:
-    """Zeros; of what is not needed, an empty tensor."""
+    """Return zeros for the required gradients, and an empty tensor for the others."""
     dq, dk = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k))
     return dq if needs_q else q.new_empty(0), dk if needs_k else k.new_empty(0)
 
@@ -204,8 +204,8 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 def _refuse_second_derivative(ctx: Any, *_: Any) -> NoReturn:
     raise RuntimeError(
-        "contrastive_core: a loss whose rows pass by in a ring can be differentiated once, in reverse mode; where a "
-        'second derivative or forward mode is needed, gather the rows with gather="all"'
+        "contrastive_core: a loss that passes rows around a ring can be differentiated once, in reverse mode; for a "
+        'second derivative or forward mode, gather the rows with gather="all"'
     )
 
 

@@ -1,7 +1,7 @@
-"""PyTorch backend: the similarity matrix is computed in tiles and never stored.
+"""PyTorch backend: computes the similarity matrix in tiles and never stores it.
 
-The tiles are recomputed in the backward pass, for which only the inputs and the result are kept: memory O(N D). The
-four operators are known to torch.compile; :mod:`contrastive_core.similarity.autograd` makes them differentiable.
+The backward pass recomputes the tiles, so that only the inputs and the result are saved: memory O(N D). The four
+operators are registered with torch.compile; :mod:`contrastive_core.similarity.autograd` makes them differentiable.
 
 Square form. S is symmetric, and with E = exp(S) the gradient of sum_i g_i lse_i with respect to z is
 
@@ -37,19 +37,19 @@ from contrastive_core.similarity.precision import exact_dtype, full, full_precis
 # Measured on one CPU: 512 is a tenth faster than 1024. A GPU needs larger tiles to be busy; that size is an estimate.
 _BLOCK = {"cpu": 512}
 _BLOCK_ELSEWHERE = 4096
-# Rows of one class lie close to the diagonal: with small tiles, little is computed in vain beside it.
+# Rows of one class lie close to the diagonal: small tiles waste little computation beside it.
 _BLOCK_WITHIN_CLASSES = 256
 
-# Products with fewer rows have to pay for their selection; measured on one CPU.
+# Least share of negligible rows for which selecting the others pays off; measured on one CPU.
 _WORTH_LEAVING_OUT = 0.3
-# After so many tiles in succession with nothing to leave out, nobody looks any more: it takes a fifth of a product.
+# After this many tiles in succession without rows to omit, stop checking: a check costs a fifth of a product.
 _MISSES = 8
 
 _LN2 = math.log(2)
 _NAME = "contrastive_core::"
 _SELF = "Tensor z, float scale, SymInt? skip, Tensor? classes, str among, float? max_norm"
 _ROW = "Tensor q, Tensor k, float scale, SymInt? self_offset, Tensor? q_classes, Tensor? k_classes, str among"
-# Arguments that the operators of the compiled library do without.
+# Arguments that the operators of the compiled library do not take.
 _SELF_MORE = "bool half=False"
 _ROW_MORE = "float? max_norm=None, bool half=False"
 
@@ -207,7 +207,7 @@ def lse_third_order(
 
 
 def _on_tensor_cores(q: Tensor, k: Tensor, candidates: Candidates, scale: float, max_norm: float) -> bool:
-    """Whether exp(S) needs no maximum, and the tensor cores of a GPU are to compute it.
+    """Return whether exp(S) needs no maximum and is to be computed on the tensor cores of a GPU.
 
     Candidates of the same class lie in small blocks, which the tiles here compute without their surroundings.
     """
@@ -219,28 +219,28 @@ def _on_tensor_cores(q: Tensor, k: Tensor, candidates: Candidates, scale: float,
 
 
 def _is_bounded(z: Tensor, scale: float, max_norm: float | None) -> bool:
-    """Whether every |S| is small enough to do without the maximum of the row, which costs the symmetry."""
+    """Return whether every |S| is small enough to omit the row maximum, which would break the symmetry."""
     if max_norm is not None:
         return scale * max_norm**2 <= symmetric_limit(z.dtype)
-    # NaN compares false, and the other path carries it through.
+    # NaN compares false, and the other path propagates it.
     return len(z) > 0 and bool(scale * z.square().sum(1).amax() <= symmetric_limit(z.dtype))
 
 
 def candidates_of(
     diagonals: Sequence[int], q_classes: Tensor | None, k_classes: Tensor | None, among: str
 ) -> Candidates:
-    """Entries that count: `diagonals` left out, and the classes that `among` names."""
+    """Build the candidates without `diagonals`, restricted to the classes that `among` selects."""
     classes = None if q_classes is None or k_classes is None else (q_classes, k_classes)
     return Candidates(tuple(diagonals), classes, same=among == "same")
 
 
 def diagonals_of_self(skip: int | None) -> tuple[int, ...]:
-    """Diagonals left out of the square form, see :func:`contrastive_core.similarity.self_lse`."""
+    """Return the diagonals excluded from the square form, see :func:`contrastive_core.similarity.self_lse`."""
     return (0,) if skip is None else (0, skip, -skip)
 
 
 def diagonals_of_rows(self_offset: int | None) -> tuple[int, ...]:
-    """Diagonals left out of the rectangular form, see :func:`contrastive_core.similarity.row_lse`."""
+    """Return the diagonals excluded from the rectangular form, see :func:`contrastive_core.similarity.row_lse`."""
     return () if self_offset is None else (self_offset,)
 
 
@@ -248,7 +248,7 @@ _LIMIT = {torch.float32: 40.0, torch.float64: 300.0}
 
 
 def symmetric_limit(dtype: torch.dtype) -> float:
-    """Largest |S| for which sums of exp(S), their inverses and products with gradients are normal numbers.
+    """Return the largest |S| for which sums of exp(S), their inverses and products with gradients are normal numbers.
 
     exp(40) = 2e17: sums over 1e6 rows stay below 1e24, inverses above 1e-24, where float32 reaches from 1e-38 to 3e38.
     """
@@ -256,7 +256,7 @@ def symmetric_limit(dtype: torch.dtype) -> float:
 
 
 def symmetric_forward(z: Tensor, candidates: Candidates, *, scale: float) -> Tensor:
-    """Log-sum-exp [N] of each row over its candidates, which must be symmetric."""
+    """Compute the log-sum-exp [N] of each row over its candidates, which must be symmetric."""
     folded = z.contiguous() * _factor(scale)
     total = z.new_zeros(len(z), dtype=exact_dtype(z))
     for rows, columns, s in tiles(folded, folded, candidates, upper=True):
@@ -268,7 +268,7 @@ def symmetric_forward(z: Tensor, candidates: Candidates, *, scale: float) -> Ten
 
 
 def symmetric_backward(grad: Tensor, lse: Tensor, z: Tensor, candidates: Candidates, *, scale: float) -> Tensor:
-    """Gradient [N, D] with respect to z."""
+    """Compute the gradient [N, D] with respect to z."""
     folded = z.contiguous() * _factor(scale)
     # A row without candidates has lse -inf: no gradient.
     weight = torch.where(lse == -torch.inf, 0.0, grad * torch.exp(-lse)).to(z.dtype)
@@ -294,11 +294,11 @@ def symmetric_backward(grad: Tensor, lse: Tensor, z: Tensor, candidates: Candida
 
 
 def _least_entry(grad: Tensor, count: int, lse: Tensor, q: Tensor, k: Tensor, scale: float) -> float | None:
-    """Below this, entries of the weights that multiply vectors are lost in the rounding of the gradient.
+    """Return the bound below which entries of the weights are lost in the rounding of the gradient.
 
-    A row sums at most `count` of them, and all that are left out change the gradient by less than an eighth of the
-    type's precision, relative to the norm of `grad`. At low temperatures most entries are that small. None: there
-    are no such entries (or none to look for: on a GPU the look would wait for the device).
+    A row sums at most `count` of them, and omitting all of them changes the gradient by less than an eighth of the
+    type's precision, relative to the norm of `grad`. At low temperatures most entries are that small. None: there are
+    no such entries, or the device is a GPU, where checking would synchronise with it.
     """
     if q.device.type != "cpu" or q.numel() == 0 or k.numel() == 0:
         return None
@@ -307,7 +307,7 @@ def _least_entry(grad: Tensor, count: int, lse: Tensor, q: Tensor, k: Tensor, sc
     lengths = (float(x.square().sum(1).amax()) for x in (q, k))
     lowest = math.exp(-min(scale * math.sqrt(math.prod(lengths)), 700.0))
     weights = (grad.abs() * torch.exp(-lse)).masked_fill(lse == -torch.inf, torch.inf)
-    # NaN compares false: nothing is left out then.
+    # NaN compares false: nothing is omitted then.
     return least if least > 0 and lowest * float(weights.amin()) < least else None
 
 
@@ -319,7 +319,7 @@ class _Sieve:
         self.misses = 0
 
     def rows(self, weights: Tensor) -> Tensor | None:
-        """Indices of the rows with an entry of at least `least`; None: (nearly) all."""
+        """Return the indices of the rows with an entry of at least `least`; None: (nearly) all."""
         if self.least is None:
             return None
         low, high = weights.aminmax(dim=1)
@@ -338,12 +338,12 @@ def _factor(scale: float) -> float:
 
 
 def rectangular_forward(q: Tensor, k: Tensor, candidates: Candidates, *, scale: float) -> Tensor:
-    """Log-sum-exp [Nq] of each query over its candidates."""
+    """Compute the log-sum-exp [Nq] of each query over its candidates."""
     top = q.new_full((len(q),), -torch.inf)
     total = q.new_zeros(len(q), dtype=exact_dtype(q))
     for rows, _, s in tiles(_fold(q, scale), k.contiguous(), candidates, upper=False):
         highest = torch.maximum(top[rows], s.amax(1))
-        # -inf: nothing counted so far, and -inf - -inf would be NaN.
+        # -inf: no candidate so far, and -inf - -inf would be NaN.
         shift = highest.masked_fill(highest == -torch.inf, 0.0)
         total[rows] *= torch.exp2(top[rows] - shift)
         total[rows] += s.sub_(shift[:, None]).exp2_().sum(1)
@@ -354,7 +354,7 @@ def rectangular_forward(q: Tensor, k: Tensor, candidates: Candidates, *, scale: 
 def rectangular_backward(
     grad: Tensor, lse: Tensor, q: Tensor, k: Tensor, candidates: Candidates, *, scale: float, needs: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor]:
-    """Gradients with respect to q and k; one that is not needed is an empty tensor."""
+    """Compute the gradients with respect to q and k; one that is not required is an empty tensor."""
     folded, k = _fold(q, scale), k.contiguous()
     dq = torch.zeros_like(folded) if needs[0] else q.new_empty(0)
     dk = torch.zeros_like(k) if needs[1] else k.new_empty(0)
@@ -390,7 +390,7 @@ def second_order(
     scale: float,
     only_rate: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Derivatives of L = sum_i u_i . dq_i + sum_j v_j . dk_j, of the gradients dq and dk of the log-sum-exp.
+    """Differentiate L = sum_i u_i . dq_i + sum_j v_j . dk_j, of the gradients dq and dk of the log-sum-exp.
 
     With M_ij = u_i . k_j + q_i . v_j, L is scale * sum_ij g_i P_ij M_ij, and
 
@@ -451,7 +451,7 @@ def third_order(
     *,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradient of :func:`second_order`, written to be followed rather than to be fast.
+    """Compute the gradient of :func:`second_order`, written for readability rather than speed.
 
     With gradients a of the rate, b of dL/dq and c of dL/dk, and n_ij = b_i . k_j + q_i . c_j, it is that of
 
@@ -493,7 +493,7 @@ def third_order(
 
 
 def _shift(lse: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """log2 of the row's sum of exponentials, rounded to the type, and the factor that makes up for the rounding.
+    """Return log2 of the row's sum of exponentials, rounded to the type, and the factor that corrects the rounding.
 
     The rounding is the same for a whole row. A row without candidates gets 0 and 1.
     """
@@ -508,17 +508,17 @@ def _fold(q: Tensor, scale: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Which entries (row, column) of the matrix count."""
+    """Entries (row, column) of the matrix that are candidates."""
 
     diagonals: tuple[int, ...] = ()
-    """Left out are the entries with column - row equal to one of these."""
+    """Values of column - row whose entries are excluded."""
     classes: tuple[Tensor, Tensor] | None = None
-    """Of rows and columns, ascending; None: all entries count."""
+    """Classes of rows and columns, ascending; None: no restriction."""
     same: bool = False
-    """Whether those of the same class count, or those of different ones."""
+    """Whether entries of the same class are candidates, or those of different classes."""
 
     def blank(self, tile: Tensor, rows: slice, columns: slice) -> Tensor:
-        """The tile with -inf on the diagonals left out."""
+        """Fill the excluded diagonals of a tile with -inf and return it."""
         for diagonal in self.diagonals:
             offset = diagonal + rows.start - columns.start
             if -tile.shape[0] < offset < tile.shape[1]:
@@ -527,9 +527,9 @@ class Candidates:
 
 
 def tiles(q: Tensor, k: Tensor, candidates: Candidates, *, upper: bool) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Rows, columns and q k^T of every tile in which an entry counts, -inf where one does not, in a fixed order.
+    """Yield rows, columns and q k^T of each tile with a candidate, -inf elsewhere, in a fixed order.
 
-    The next tile overwrites the last. With `upper` only tiles on and above the diagonal: the matrix is symmetric.
+    Each tile overwrites the previous one. With `upper`, only tiles on and above the diagonal: the matrix is symmetric.
     """
     block = _block_size(q.device, candidates)
     row_pieces, column_pieces = _pieces(len(q), block), _pieces(len(k), block)
@@ -563,9 +563,9 @@ class _Kind(Enum):
 
 
 class _Kinds:
-    """Which tiles hold pairs of the same class, of different ones, or both.
+    """Whether tiles hold pairs of the same class, of different classes, or both.
 
-    The classes at the ends of each piece are read once; as classes ascend, they tell all without looking into a tile.
+    The classes at the ends of each piece are read once; because classes ascend, they suffice to decide.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Unit vectors and similarities of pairs, with more exact gradients than autograd's."""
+"""Unit vectors and similarities of pairs, with more accurate gradients than those of autograd."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ def unit_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def differentiable_unit_rows(x: Tensor, dtype: torch.dtype, forward: Forward, backward: Backward) -> Tensor:
-    """Unit rows with derivatives of every order, in reverse and forward mode and under `torch.func`.
+    """Compute unit rows with derivatives of every order, in reverse and forward mode and under `torch.func`.
 
     Args:
-        x: [..., D].
-        dtype: of the result.
-        forward: unit rows [..., D] and lengths [..., 1] of x; infinite lengths for rows that count as zero.
-        backward: gradient with respect to x, given that of the unit rows, the unit rows, the lengths and x's dtype;
-            called where no second derivative is asked for.
+        x: Rows [..., D].
+        dtype: Type of the result.
+        forward: Function that returns the unit rows [..., D] and lengths [..., 1] of x; lengths are infinite for rows
+            that are treated as zero.
+        backward: Function that returns the gradient with respect to x, given that of the unit rows, the unit rows, the
+            lengths and x's dtype; called if no second derivative is required.
     """
     function = _TracedUnitRows if torch.compiler.is_compiling() else _UnitRows
     z: Tensor = function.apply(x, dtype, forward, backward)[0]
@@ -37,7 +38,7 @@ def differentiable_unit_rows(x: Tensor, dtype: torch.dtype, forward: Forward, ba
 
 
 def paired_similarity(a: Tensor, b: Tensor) -> Tensor:
-    """a_i . b_i for unit rows: [N, D], [N, D] -> [N] in float64.
+    """Compute a_i . b_i for unit rows: [N, D], [N, D] -> [N] in float64.
 
     Written as (|a_i|^2 + |b_i|^2 - |a_i - b_i|^2) / 2 with the lengths, 1 or 0, as constants. The gradient with respect
     to a_i is then b_i - a_i instead of b_i: a_i is radial and drops out when the unit length is differentiated, but for
@@ -51,7 +52,7 @@ def paired_similarity(a: Tensor, b: Tensor) -> Tensor:
 class _UnitRows(Function):
     """Unit rows and lengths.
 
-    The lengths are an output, so that autograd knows how the gradient, which contains them, depends on x.
+    The lengths are an output, so that autograd tracks how the gradient, which contains them, depends on x.
     """
 
     @staticmethod
@@ -92,9 +93,9 @@ _TracedUnitRows = traceable(_UnitRows)
 
 
 def _forward(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Lengths and quotients in float64; only the result is rounded.
+    """Compute lengths and quotients in float64; only the result is rounded.
 
-    Rounding the length to float32 would turn every similarity of a row by the same 1e-7, and leave as much of the
+    Rounding the length to float32 would change every similarity of a row by the same 1e-7, and leave as much of the
     gradient's radial part, which can be a hundred times the tangential one when two views are close.
     """
     exact = x.to(exact_dtype(x))
@@ -109,13 +110,13 @@ def _forward(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     dead = length * top < torch.finfo(torch.promote_types(x.dtype, torch.float32)).tiny
     # An infinite divisor makes row and gradient 0.
     length = length.masked_fill(dead, torch.inf)
-    # Not in place, and no conversion to the type it has: of a tensor that an operation returns as it came,
-    # torch.compile of torch 2.11 forgets the gradient.
+    # Neither in place nor converted to its own type: if an operation returns its input tensor unchanged,
+    # torch.compile of torch 2.11 loses the gradient.
     z: Tensor = exact / length
     return z if z.dtype == dtype else z.to(dtype), length * top
 
 
 def _backward(grad: Tensor, z: Tensor, length: Tensor, dtype: torch.dtype) -> Tensor:
-    """The part of the gradient that is not along z, over the length: (dz - z (z . dz)) / |x|."""
+    """Divide the component of the gradient orthogonal to z by the length: (dz - z (z . dz)) / |x|."""
     radial = (grad * z).sum(-1, keepdim=True, dtype=length.dtype)
     return ((grad - z * radial) / length).to(dtype)

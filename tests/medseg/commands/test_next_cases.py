@@ -90,7 +90,7 @@ def test_agreement_of_a_volume_is_that_of_its_mirrored_files(place: Path) -> Non
 
 
 def test_the_most_uncertain_case_comes_first(place: Path, tmp_path: Path) -> None:
-    ranking = next_cases(place / "run", str(place / "data"), tmp_path / "next", number=2)
+    ranking = next_cases(str(place / "run"), str(place / "data"), tmp_path / "next", number=2)
     qualities = [case.quality for case in ranking.cases]
     assert sorted(case.case for case in ranking.cases) == ["b", "c", "d"]
     assert qualities == sorted(qualities)
@@ -106,7 +106,7 @@ def test_prediction_and_baseline_are_compared_in_the_folder_of_a_run(place: Path
     run = tmp_path / "run"
     random_segmenter(run / "model", P, labels=LABELS, width=4)
     random_segmenter(run / "baseline" / "model", P, labels=LABELS, width=4)
-    ranking = next_cases(run, str(place / "data"), tmp_path / "next", pictures=False)
+    ranking = next_cases(str(run), str(place / "data"), tmp_path / "next", pictures=False)
     # The same weights, so the same masks.
     assert [case.baseline for case in ranking.cases] == [1.0, 1.0, 1.0]
     for case in ranking.cases:
@@ -121,7 +121,7 @@ def test_labels_are_never_opened(place: Path, tmp_path: Path) -> None:
     write_split(split, Split(labelled=("a",), unlabelled=("b", "c")), open_dataset(data))
     for name in "abc":
         (data / "labelsTr" / f"{name}.nii.gz").write_bytes(b"not an image")
-    ranking = next_cases(place / "run", str(data), tmp_path / "next", split=split, pictures=False)
+    ranking = next_cases(str(place / "run"), str(data), tmp_path / "next", split=split, pictures=False)
     assert sorted(case.case for case in ranking.cases) == ["b", "c"]
 
 
@@ -130,7 +130,7 @@ def test_a_damaged_volume_is_named_and_the_others_ranked(place: Path, tmp_path: 
     decathlon(data, ["a"], unlabelled=["b", "c"])
     damaged = data / "imagesTr" / "b.nii.gz"
     damaged.write_bytes(damaged.read_bytes()[:100])
-    ranking = next_cases(place / "run", str(data), tmp_path / "next", pictures=False)
+    ranking = next_cases(str(place / "run"), str(data), tmp_path / "next", pictures=False)
     assert [case.case for case in ranking.cases] == ["c", "b"]
     assert ranking.cases[1].error
     assert "b: no prediction" in str(ranking)
@@ -139,7 +139,7 @@ def test_a_damaged_volume_is_named_and_the_others_ranked(place: Path, tmp_path: 
 def test_nothing_to_rank_is_said(place: Path, tmp_path: Path) -> None:
     decathlon(tmp_path / "data", ["a", "b"])
     with pytest.raises(UserError, match="every one of its 2 cases has a label"):
-        next_cases(place / "run", str(tmp_path / "data"), tmp_path / "next")
+        next_cases(str(place / "run"), str(tmp_path / "data"), tmp_path / "next")
 
 
 def test_files_of_others_are_not_replaced(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

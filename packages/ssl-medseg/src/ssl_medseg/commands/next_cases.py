@@ -76,7 +76,7 @@ class Ranking:
 
 
 def next_cases(
-    model: Path,
+    model: str,
     data: str,
     out: Path,
     *,
@@ -120,11 +120,11 @@ def next_cases(
     """
     if number < 1 or batch_size < 1:
         raise UserError(f"next needs number >= 1 and batch_size >= 1, got {number} and {batch_size}")
-    model, out = Path(model), Path(out).expanduser()
+    run, out = Path(model), Path(out).expanduser()
     dataset = open_with(data, opening)
     segmenter = load_segmenter(model, device=device)
-    baseline = _baseline(model, segmenter, device=device)
-    cases = _unlabelled(dataset, segmenter, split or own_split(model))
+    baseline = _baseline(run, segmenter, device=device)
+    cases = _unlabelled(dataset, segmenter, split or own_split(run))
     done: list[tuple[RankedCase, Case]] = []
     for case in track(cases, total=len(cases), what="volumes"):
         try:
@@ -148,9 +148,9 @@ def next_cases(
     return ranking
 
 
-def _baseline(model: Path, segmenter: Segmenter, *, device: str) -> Segmenter | None:
+def _baseline(run: Path, segmenter: Segmenter, *, device: str) -> Segmenter | None:
     """The baseline of a run of several stages, where it has one of the same structures."""
-    folder = model / "baseline"
+    folder = run / "baseline"
     if not (folder / "model" / "model.json").is_file():
         return None
     found = load_segmenter(folder, device=device)

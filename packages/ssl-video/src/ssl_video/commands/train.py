@@ -39,7 +39,7 @@ def train(
     recipe: Literal["strong", "paper"] = "strong",
     method: Literal["mvpl", "fixmatch", "supervised"] = "mvpl",
     views: tuple[str, ...] = ("rgb", "tg"),
-    init: Path | None = None,
+    init: str | None = None,
     steps: int = 10_000,
     batch_size: int = 8,
     mu: int = 4,
@@ -230,7 +230,7 @@ def _open(data: str, split: Path, *, exclude_labelled: bool, diagnose: bool) -> 
 
 
 def _network(
-    options: NetworkOptions, classes: Sequence[str], init: Path | None, *, say: Callable[[str], None]
+    options: NetworkOptions, classes: Sequence[str], init: str | None, *, say: Callable[[str], None]
 ) -> nn.Module:
     network = build_network(options, len(classes))
     if init is not None:

@@ -63,6 +63,7 @@ class Study:
         draws: of labelled patients.
         effort: of every stage, which sets N.
         precision: of training.
+        device: of training and prediction.
     """
 
     data: Path
@@ -70,6 +71,7 @@ class Study:
     draws: int
     effort: str
     precision: str = "32-true"
+    device: str = "cpu"
 
     def jobs(self) -> list[Job]:
         """Every command: the main lines draw by draw, all labels, then the other methods."""
@@ -121,14 +123,23 @@ class Study:
         return found
 
     def _trained(self, out: Path, command: list[str], seed: int, after: str) -> list[Job]:
-        shared = ["--effort", self.effort, "--seed", str(seed), "--cache", str(self.runs / "cache"), "--device", "cpu"]
+        shared = [
+            "--effort",
+            self.effort,
+            "--seed",
+            str(seed),
+            "--cache",
+            str(self.runs / "cache"),
+            "--device",
+            self.device,
+        ]
         shared += ["--threads", "1", "--precision", self.precision, "--log_every", "25"]
         jobs = [Job(out.name, (*command, *shared), out / "model" / "model.json", (after,), "ssl-medseg")]
         for which, model in (("chosen", out), ("last", out / "models" / "last")):
             result = _scores(out, which)
             split = ("--split", _split(command), "--part", "test")
             words = ("evaluate", str(model), str(self.data), *split, "--name", which, "--out", str(result.parent))
-            flags = ("--pictures", "false", "--device", "cpu")
+            flags = ("--pictures", "false", "--device", self.device)
             jobs.append(Job(f"{out.name}-{which}", (*words, *flags), result, (out.name,), "ssl-medseg"))
         return jobs
 
@@ -178,11 +189,14 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--effort", choices=EFFORTS, default="hour")
     parser.add_argument("--precision", default="32-true", help="number format of training")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=1, help="commands side by side, a thread each")
     parser.add_argument("--collect", action="store_true", help="run nothing, write what is there")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    study = Study(arguments.data, arguments.runs, arguments.draws, arguments.effort, arguments.precision)
+    study = Study(
+        arguments.data, arguments.runs, arguments.draws, arguments.effort, arguments.precision, arguments.device
+    )
     jobs = study.jobs()
     if not arguments.collect:
         missing = run_all(jobs, logs=arguments.runs / "logs", workers=arguments.workers)

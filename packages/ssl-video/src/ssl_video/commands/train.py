@@ -234,7 +234,7 @@ def _network(
 ) -> nn.Module:
     network = build_network(options, len(classes))
     if init is not None:
-        say(begin_from(network, init))
+        say(begin_from(network, Path(init)))
     return network
 
 

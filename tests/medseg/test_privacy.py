@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -24,6 +26,8 @@ from tests.medseg.dicom_series import write_series
 
 NAMES = (b"jane", b"19700101")
 FIELDS = ("descrip", "db_name", "aux_file")
+# Letters of an encoded picture spell a short name by chance; what it decodes to is searched instead.
+PICTURE = re.compile(rb"(?<=;base64,)([A-Za-z0-9+/=]+)")
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +67,7 @@ def assert_silent(*written: Path, but: tuple[str, ...] = ()) -> None:
     for file in files:
         content = file.read_bytes()
         content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+        content = PICTURE.sub(lambda picture: base64.b64decode(picture[1], validate=True), content)
         found = [name for name in NAMES if name in content.lower()]
         assert not found, f"{file.name} holds {found}"
 

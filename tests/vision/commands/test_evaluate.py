@@ -108,7 +108,7 @@ def test_classes_are_matched_by_name(digit_classifier: Path, tmp_path: Path) -> 
     present = [c.accuracy for c in score.per_class if c.images]
     assert score.mean_per_class == pytest.approx(np.mean(present))
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
-        "few-confusion.png", "few-predictions.npz", "few-reliability.png", "few.json"
+        ".outputs.json", "few-confusion.png", "few-predictions.npz", "few-reliability.png", "few.json"
     ]  # fmt: skip
     assert "on 15 images of 3 classes" in str(score)
 

@@ -134,7 +134,8 @@ def test_the_command_runs_on_two_processes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"epochs": 0}, "epochs >= 1"),
+        ({"epochs": -1}, "epochs >= 1"),
+        ({"epochs": 0}, "needs a length"),
         ({"temperature": 0.0}, "temperature > 0"),
         ({"batch_size": 5000}, "1433"),
         ({"memory": MemoryOptions(size=5), "batch_size": 0}, "batch_size is 0"),

@@ -186,6 +186,6 @@ def test_wrong_options_are_refused(tmp_path: Path) -> None:
                 run=ONE_THREAD,
             )  # fmt: skip
     with pytest.raises(UserError, match="is 5 in SuNCEt alone"):
-        pretrain("digits", tmp_path / "run", batch_size=0, suncet=SuNCEtOptions(10), memory=MemoryOptions(5))
+        pretrain("digits", tmp_path / "run", epochs=2, batch_size=0, suncet=SuNCEtOptions(10), memory=MemoryOptions(5))
     with pytest.raises(UserError, match="of at least 0 and less than 1"):
         MemoryOptions(5, decay=1.0)

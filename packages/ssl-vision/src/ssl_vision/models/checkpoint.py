@@ -321,7 +321,8 @@ def _described(folder: Path, card: dict[str, Any]) -> tuple[EncoderOptions, int]
             f"{folder}: model.json does not describe an encoder and the size of its images ({error}); the file was "
             "changed by hand, or a newer version wrote it"
         ) from error
-    if ":" in options.name and not options.name.startswith("torchvision:"):
+    # Names of torchvision and timm are looked up in their registries; a model folder chooses no code of theirs.
+    if ":" in options.name and not options.name.startswith(("torchvision:", "timm:")):
         check_model_code(options.name, model=folder)
     return options, size
 

@@ -87,3 +87,7 @@ def test_videos_of_unknown_class_count_in_no_accuracy() -> None:
     assert found.accuracy is not None
     assert found.accuracy.item() == found.accuracy_all.item() == 0.5  # type: ignore[union-attr]
     assert found.accuracy_by_view["rgb"].item() == 0.5
+    unknown = diagnose(q.log(), loss, present=present, views=("rgb", "tg"), truth=torch.full((3,), -1))
+    for accuracy in (unknown.accuracy, unknown.accuracy_all, *unknown.accuracy_by_view.values()):
+        assert accuracy is not None
+        assert accuracy.isnan()

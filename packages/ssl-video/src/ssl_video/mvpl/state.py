@@ -235,13 +235,11 @@ def diagnose(
         return result
     known = (truth >= 0).to(logits.dtype)
     there, counted = there * known, counted * known
-    weight = there.sum().clamp(min=1)
     right = (found.labels == truth).to(logits.dtype)
     alone = (predicted == truth).to(logits.dtype)
     return result._replace(
+        # NaN where nothing of a known class counts: there is no accuracy then.
         accuracy=(right * counted).sum() / counted.sum(),
-        accuracy_all=(right * there).sum() / weight,
-        accuracy_by_view={
-            view: (alone[v] * there[v]).sum() / there[v].sum().clamp(min=1) for v, view in enumerate(views)
-        },
+        accuracy_all=(right * there).sum() / there.sum(),
+        accuracy_by_view={view: (alone[v] * there[v]).sum() / there[v].sum() for v, view in enumerate(views)},
     )

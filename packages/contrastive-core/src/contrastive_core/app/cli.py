@@ -222,7 +222,7 @@ def _run_verb(prog: str, verb: Verb, words: Sequence[str], *, configs: str | Non
     except BrokenPipeError:
         raise
     except Exception as error:
-        problem = advice(error) if isinstance(error, _environment_errors()) else None
+        problem = advice(error)
         if problem is None:
             raise
         again = f", then go on by\n  {resume_line(prog, words)}" if "run.resume" in flags.types else ""
@@ -232,11 +232,6 @@ def _run_verb(prog: str, verb: Verb, words: Sequence[str], *, configs: str | Non
     if result is not None:
         print(result)
     return 0
-
-
-def _environment_errors() -> tuple[type[Exception], ...]:
-    loaded = sys.modules.get("safetensors")  # who has not imported it does not meet its errors
-    return (OSError, RuntimeError, MemoryError, *(() if loaded is None else (loaded.SafetensorError,)))
 
 
 #: For every verb: opening a model may run code of other packages that the model names.

@@ -50,25 +50,25 @@ def pretrain(
     A run resumes exactly, as one of `train`.
 
     Args:
-        data: the data set, as in `train`.
-        split: the split's file; its labelled and unlabelled cases are taken.
-        out: the run's folder.
-        global_loss: of the encoder.
-        local_loss: of the decoder.
-        global_steps: of the first stage; 0 leaves it out.
-        local_steps: of the second; 0 leaves it out.
-        partitions: parts of a volume; volumes with fewer slices are left out.
-        global_volumes: volumes per step and process in the first stage, a slice of each of their parts.
-        local_volumes: the same in the second.
-        crop: side of the random box that a view of the first stage shows, over the side of the slice.
-        blocks: decoder blocks of the second stage, 1 to 5.
-        temperature: of both losses.
-        lr: learning rate of Adam.
-        network: the network; the paper's U-Net, for others have no decoder blocks to name.
-        preprocessing: what of it is given; the rest is derived from the data.
-        opening: how to open the data set.
-        cache: a folder that keeps prepared volumes, which runs may share.
-        run: seed, device, precision, checkpoints, logs.
+        data: Data set: a folder in one of the layouts that `check` names, or a CSV file.
+        split: Split file; its labelled and unlabelled cases are used.
+        out: Run folder.
+        global_loss: Loss of the encoder.
+        local_loss: Loss of the decoder.
+        global_steps: Training steps of the first stage; 0 leaves it out.
+        local_steps: Training steps of the second stage; 0 leaves it out.
+        partitions: Number of parts of a volume; volumes with fewer slices are left out.
+        global_volumes: Volumes per step and process in the first stage, with one slice of each of their parts.
+        local_volumes: Volumes per step and process in the second stage, with one slice of each of their parts.
+        crop: Side of the random box that a view of the first stage shows, as a share of the side of the slice.
+        blocks: Number of decoder blocks in the second stage, 1 to 5.
+        temperature: Temperature of both losses.
+        lr: Learning rate of Adam.
+        network: Network; the paper's U-Net, since others have no decoder blocks to name.
+        preprocessing: Preprocessing settings; those that are not given are derived from the data.
+        opening: How to open the data set.
+        cache: Folder that keeps prepared volumes; runs may share it.
+        run: How the run is executed: seed, device, precision, checkpoints, logs.
 
     Returns:
         The folder of the pre-trained trunk.

@@ -85,39 +85,41 @@ def run(
     opened.
 
     Args:
-        data: the data set: a folder in one of the layouts that `check` names, or a CSV file.
-        out: folder of the whole run.
-        split: a split's file, as `make-splits` writes it.
-        labelled: without a split: the patients whose labels may be seen.
-        validation: without a split: the patients to validate on.
-        recipe: as in `train`.
-        effort: as in `train`; the whole run takes about as long as its name says.
-        method: how unlabelled volumes take part, as in `selftrain`.
-        baseline_steps: of training on the labelled volumes alone; by the effort if not given.
-        rounds: pseudo-labels of the method ``rounds`` are made this many times.
-        steps: of training with the unlabelled volumes, in each round of ``rounds``; by the effort if not given.
-        batch_size: labelled slices per step; by the effort if not given.
-        unlabelled_batch: unlabelled slices per step; as many as labelled ones if not given.
-        lr: learning rate, the largest of the schedule; by the recipe if not given.
-        weight_decay: as in `train`.
-        schedule: of the learning rate, as in `train` and `selftrain`.
-        loss: the segmentation loss, as in `train`.
-        rare_share: as in `train`.
-        start: what self-training begins with, as in `selftrain`.
-        norm: of contrastive images, as in `selftrain`.
-        validate_every: steps between two scores on the validation cases.
-        test_time: as in `train`.
-        network: the network; by recipe and effort where it says auto or 0.
-        contrast: the local contrastive loss.
-        consistency: pseudo-labels of ``consistency`` and ``copy-paste``.
-        pseudo: how the pseudo-labels of ``rounds`` are made, cleaned and guarded.
-        teacher: an average of the weights.
-        augment: of the labelled slices.
-        unlabelled_augment: of the unlabelled slices.
-        preprocessing: what of it is given; the rest is derived from the data.
-        opening: how to open the data set.
-        cache: a folder that keeps prepared volumes; ``OUT/cache`` by default.
-        run: seed, device, precision, checkpoints, logs, of both stages.
+        data: Data set: a folder in one of the layouts that `check` names, or a CSV file.
+        out: Folder of the whole run.
+        split: Split file of `make-splits`.
+        labelled: Patients whose labels training may open, where no split is given.
+        validation: Patients to validate on, where no split is given.
+        recipe: ``strong``, made for few labels, or ``paper``, the settings of the released code.
+        effort: ``minutes``, ``hour``, ``night`` or ``gpu``: size, width, steps and batch of the strong recipe; ``auto``
+            is gpu on a GPU and hour elsewhere.
+        method: Use of the unlabelled volumes, see `selftrain`.
+        baseline_steps: Training steps on the labelled volumes alone; by default set by the effort.
+        rounds: Number of times that ``rounds`` makes pseudo-labels.
+        steps: Training steps with the unlabelled volumes, in each round of ``rounds``; by default set by the effort.
+        batch_size: Labelled slices per step, over all processes; by default set by the effort.
+        unlabelled_batch: Unlabelled slices per step; by default as many as labelled ones.
+        lr: Peak learning rate; by default set by the recipe.
+        weight_decay: Weight decay of AdamW; 0 selects Adam; by default set by the recipe.
+        schedule: Learning-rate schedule, see `train`.
+        loss: Segmentation loss, see `train`; by default set by the recipe.
+        rare_share: Share of each labelled batch that shows the rarest structure; by default set by the recipe.
+        start: Weights that self-training begins with, see `selftrain`.
+        norm: Batch norm of the contrastive images, see `selftrain`.
+        validate_every: Steps between two scores on the validation cases.
+        test_time: Choose on the validation cases whether prediction averages mirrored slices and keeps the largest part
+            of each structure; by default set by the recipe.
+        network: Network; `auto` and 0 leave the choice to recipe and effort.
+        contrast: Local contrastive loss.
+        consistency: Pseudo-labels of ``consistency`` and ``copy-paste``.
+        pseudo: Making, cleaning and guarding of the pseudo-labels of ``rounds``.
+        teacher: Moving average of the weights.
+        augment: Augmentation of the labelled slices.
+        unlabelled_augment: Augmentation of the unlabelled slices and their pseudo-labels.
+        preprocessing: Preprocessing settings; those that are not given are derived from the data.
+        opening: How to open the data set.
+        cache: Folder that keeps prepared volumes; by default ``OUT/cache``.
+        run: How the run is executed: seed, device, precision, checkpoints, logs.
 
     Returns:
         The folder of the trained segmenter.

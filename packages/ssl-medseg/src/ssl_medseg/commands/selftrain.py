@@ -97,48 +97,48 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
     round. That of the other methods holds ``models/last``, the model of the last step.
 
     Args:
-        model: run folder or model folder of the segmenter that makes the first pseudo-labels, as `train` writes it; its
-            network and preprocessing are taken over.
-        data: the data set, as in `train`.
-        split: the split's file.
-        out: the run's folder.
-        method: how unlabelled slices take part.
-        recipe: as in `train`; that of the segmenter if not given.
-        effort: as in `train`.
-        rounds: pseudo-labels of ``rounds`` are made this many times.
-        steps: of training, of ``rounds`` in each round; by the effort if not given, shared among the rounds.
-        batch_size: labelled slices per step, over all processes; by the effort if not given.
-        unlabelled_batch: unlabelled slices per step, mixed ones in ``copy-paste``; as many as labelled ones if not
-            given.
-        pseudo_weight: of the segmentation loss on the pseudo-labels of ``rounds``.
-        lr: learning rate, the largest of the schedule; by the recipe if not given.
-        weight_decay: as in `train`.
-        schedule: ``cosine``: up over the first steps, then down to 0, in every round; or ``constant``, at 1e-3 the
-            released code's.
-        loss: the segmentation loss, as in `train`.
-        rare_share: as in `train`.
-        least_classes: labelled slices that show fewer classes than this, the background included, are not drawn.
-        start: with the ``whole`` segmenter, with its ``trunk`` and a new head as the released code, or from
-            ``scratch``; the whole if not given, the trunk in the paper's recipe.
-        norm: the contrastive images of ``rounds`` pass on their own and stay out of batch norm's running averages
-            (``apart``), or are one batch with the segmented ones (``joint``, the released code; brightened and darkened
-            as they are, they cost much in short runs), or in the trunk alone (``trunk``).
-        validate_every: steps between two scores on the validation cases; as in `train`.
-        keep: the weights with the ``best`` mean foreground Dice on validation, or the ``last``; auto: the best if the
-            split has validation cases. If no step scores as high as the segmenter given, that one is kept. The best
-            of a round also makes the pseudo-labels of the next; training itself goes on from the last weights.
-        test_time: as in `train`.
-        contrast: the local contrastive loss.
-        consistency: pseudo-labels of ``consistency`` and ``copy-paste``.
-        pseudo: how the pseudo-labels of ``rounds`` are made, cleaned and guarded.
-        teacher: an average of the weights.
-        augment: of the labelled slices.
-        unlabelled_augment: of the unlabelled slices, with their pseudo-labels.
-        opening: how to open the data set.
-        cache: a folder that keeps prepared volumes, which runs may share.
-        score_withheld: when training is over, open such labels as the unlabelled cases do have, and write the Dice of
-            the pseudo-labels with them into the rounds: for studies of the method.
-        run: seed, device, precision, checkpoints, logs.
+        model: Run folder or model folder of the segmenter to begin with, as `train` writes it; it makes the first
+            pseudo-labels, and its network and preprocessing are used.
+        data: Data set: a folder in one of the layouts that `check` names, or a CSV file.
+        split: Split file.
+        out: Run folder.
+        method: Use of the unlabelled slices, one of the methods above.
+        recipe: ``strong`` or ``paper``, see `train`; by default that of the segmenter.
+        effort: Size, width, steps and batch, see `train`.
+        rounds: Number of times that ``rounds`` makes pseudo-labels.
+        steps: Training steps, for ``rounds`` in each round; by default set by the effort and shared among the rounds.
+        batch_size: Labelled slices per step, over all processes; by default set by the effort.
+        unlabelled_batch: Unlabelled slices per step, mixed ones in ``copy-paste``; by default as many as labelled ones.
+        pseudo_weight: Weight of the segmentation loss on the pseudo-labels of ``rounds``.
+        lr: Peak learning rate; by default set by the recipe.
+        weight_decay: Weight decay of AdamW; 0 selects Adam; by default set by the recipe.
+        schedule: ``cosine``: warm-up, then down to 0, in every round; or ``constant``, which at 1e-3 is the released
+            code's.
+        loss: Segmentation loss, see `train`; by default set by the recipe.
+        rare_share: Share of each labelled batch that shows the rarest structure; by default set by the recipe.
+        least_classes: Smallest number of classes, background included, in a labelled slice that is drawn.
+        start: Weights to begin with: the ``whole`` segmenter; its ``trunk`` with a new head, as the released code; or
+            ``scratch``; by default the whole, or the trunk in the paper's recipe.
+        norm: Batch norm of the contrastive images of ``rounds``: ``apart``, in a pass of their own that leaves the
+            running averages alone; ``joint``, in one batch with the segmented images, as the released code (costs much
+            accuracy in short runs); ``trunk``, joint in the trunk only.
+        validate_every: Steps between two scores on the validation cases, see `train`.
+        keep: Weights to keep: ``best`` mean foreground Dice on validation, or ``last``; auto is best if the split has
+            validation cases. If no step scores as high as the segmenter given, that one is kept. The best weights of a
+            round also make the pseudo-labels of the next; training itself goes on from the last weights.
+        test_time: Choose on the validation cases whether prediction averages mirrored slices and keeps the largest part
+            of each structure; by default set by the recipe.
+        contrast: Local contrastive loss.
+        consistency: Pseudo-labels of ``consistency`` and ``copy-paste``.
+        pseudo: Making, cleaning and guarding of the pseudo-labels of ``rounds``.
+        teacher: Moving average of the weights.
+        augment: Augmentation of the labelled slices.
+        unlabelled_augment: Augmentation of the unlabelled slices and their pseudo-labels.
+        opening: How to open the data set.
+        cache: Folder that keeps prepared volumes; runs may share it.
+        score_withheld: After training, open the labels that unlabelled cases have and write the Dice of the
+            pseudo-labels into the rounds, for studies of the method.
+        run: How the run is executed: seed, device, precision, checkpoints, logs.
 
     Returns:
         The folder of the trained segmenter.

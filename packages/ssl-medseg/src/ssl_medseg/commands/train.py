@@ -64,37 +64,37 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
     Files of test cases and labels of unlabelled cases are never opened; deleting them changes no byte of the result.
 
     Args:
-        data: the data set: a folder in one of the layouts that `check` names, or a CSV file.
-        split: the split's file, as `make-splits` writes it.
-        out: the run's folder: config, metrics, checkpoints, model.
-        recipe: ``strong``, or the ``paper``'s.
-        effort: ``minutes``, ``hour``, ``night`` or ``gpu``: sets size, width, steps and batch of the strong recipe;
-            ``auto`` is gpu on a GPU and hour elsewhere.
-        steps: of training; by the effort if not given.
-        batch_size: slices per step, over all processes; by the effort if not given.
-        lr: learning rate, the largest of the schedule; by the recipe if not given.
-        weight_decay: of AdamW; 0 is Adam; by the recipe if not given.
-        schedule: ``cosine``: up over the first steps, then down to 0; or ``constant``, at 1e-3 the released code's.
+        data: Data set: a folder in one of the layouts that `check` names, or a CSV file.
+        split: Split file of `make-splits`.
+        out: Run folder: configuration, metrics, checkpoints, model.
+        recipe: ``strong``, made for few labels, or ``paper``, the settings of the released code.
+        effort: ``minutes``, ``hour``, ``night`` or ``gpu``: size, width, steps and batch of the strong recipe; ``auto``
+            is gpu on a GPU and hour elsewhere.
+        steps: Training steps; by default set by the effort.
+        batch_size: Slices per step, over all processes; by default set by the effort.
+        lr: Peak learning rate; by default set by the recipe.
+        weight_decay: Weight decay of AdamW; 0 selects Adam; by default set by the recipe.
+        schedule: ``cosine``: warm-up, then down to 0; or ``constant``, which at 1e-3 is the released code's.
         loss: ``dice-ce``, Dice over the batch plus cross-entropy; ``dice``, the released code's; ``dice-foreground``
-            (without the background's), or weighted ``cross-entropy``; by the recipe if not given.
-        rare_share: share of a batch that shows the rarest structure; by the recipe if not given.
-        least_classes: slices that show fewer classes than this, the background included, are not drawn.
-        validate_every: steps between two scores on the validation cases, 3-D Dice on their own grids; a twentieth of
-            the steps if not given, 50 in the paper's recipe.
-        keep: the weights with the ``best`` mean foreground Dice on validation, or the ``last``; auto: the best if the
-            split has validation cases.
-        ema: decay of an exponential moving average of the weights, which then is what is scored and kept; 0: none; by
-            the recipe if not given.
-        test_time: choose on the validation cases whether prediction averages mirrored slices and keeps the largest
-            part of a structure; by the recipe if not given.
-        start: folder of `pretrain`, or of another segmenter: its trunk is what training begins with, its network and
-            preprocessing are taken over. None: random weights.
-        network: the network; by recipe and effort where it says auto or 0.
-        augment: of the labelled slices.
-        preprocessing: what of it is given; the rest is derived from the data, and the reasons are said.
-        opening: how to open the data set.
-        cache: a folder that keeps prepared volumes, which runs may share.
-        run: seed, device, precision, checkpoints, logs.
+            (without the background's); or weighted ``cross-entropy``; by default set by the recipe.
+        rare_share: Share of each labelled batch that shows the rarest structure; by default set by the recipe.
+        least_classes: Smallest number of classes, background included, in a slice that is drawn.
+        validate_every: Steps between two scores on the validation cases, 3-D Dice on their own grids; by default a
+            twentieth of the steps, or 50 in the paper's recipe.
+        keep: Weights to keep: ``best`` mean foreground Dice on validation, or ``last``; auto is best if the split has
+            validation cases.
+        ema: Decay of the exponential moving average of the weights that is scored and kept; 0 keeps the weights
+            themselves; by default set by the recipe.
+        test_time: Choose on the validation cases whether prediction averages mirrored slices and keeps the largest part
+            of each structure; by default set by the recipe.
+        start: Folder of `pretrain` or of another segmenter, whose trunk, network and preprocessing training begins
+            with; by default random weights.
+        network: Network; `auto` and 0 leave the choice to recipe and effort.
+        augment: Augmentation of the labelled slices.
+        preprocessing: Preprocessing settings; those that are not given are derived from the data.
+        opening: How to open the data set.
+        cache: Folder that keeps prepared volumes; runs may share it.
+        run: How the run is executed: seed, device, precision, checkpoints, logs.
 
     Returns:
         The folder of the trained segmenter.

@@ -18,10 +18,10 @@ class NetworkOptions:
     Attributes:
         name: ``plain-unet``, five levels with instance norm and leaky ReLU as in nnU-Net; ``unet``, the paper's, six
             levels with batch norm; ``monai:NAME``, a network of ``monai.networks.nets`` such as ``monai:DynUNet``; or
-            ``auto``: as the recipe says.
-        width: channels at full resolution; deeper levels have multiples of it. Half the width takes about a third of
-            the time on a CPU. 0: as the recipe and the effort say.
-        arguments: further arguments of MONAI's network, by name; BasicUNet, DynUNet, FlexibleUNet and UNet need none.
+            ``auto``, set by the recipe.
+        width: Channels at full resolution; deeper levels have multiples of it. Half the width takes about a third of
+            the time on a CPU. 0: set by recipe and effort.
+        arguments: Further arguments of MONAI's network, by name; BasicUNet, DynUNet, FlexibleUNet and UNet need none.
     """
 
     name: str = "unet"

@@ -24,19 +24,19 @@ class PseudoLabelOptions:
     """How predictions on unlabelled cases become labels.
 
     Args:
-        crf: Clean every slice with a fully connected CRF: mild, or as the released code sets it. Where a class would
-            lose more than half its area in a slice, the slice stays as the network predicted it.
-        threshold: Pixels less probable than this are not used.
-        class_share: Of the pixels of each class only this most confident share is used; 1 uses all.
+        crf: Clean-up of every slice with a fully connected CRF: off, mild, or as the released code sets it. Where a
+            class would lose more than half its area in a slice, the slice stays as predicted.
+        threshold: Smallest probability of a pixel that is used.
+        class_share: Share of the most confident pixels of each class that are used; 1 uses all.
         views: Predictions per slice: 1 as it is; 3 also mirrored left-right and up-down, averaged.
-        agreement: Pixels on whose class a smaller share of the views agrees are not used.
-        case_dice: Cases whose views agree less than this, as mean Dice over structures, are not used; 0.9 in the
+        agreement: Smallest share of the views that must agree on the class of a pixel that is used.
+        case_dice: Smallest agreement of the views, as mean Dice over structures, of a case that is used; 0.9 in the
             released code's quality control, which is off there as here.
-        guard: What happens if a class all but vanishes from the unlabelled cases or floods them, measured against the
-            labelled ones: `rounds` stop, the other methods keep the segmenter they began with if that is free of it;
-            or a warning.
-        least_area: A class has vanished below this share of its area in the labelled cases.
-        most_area: A class floods above this multiple of its area in the labelled cases.
+        guard: Reaction to a class that is nearly missing from the unlabelled cases or over-represented in them,
+            compared with the labelled ones. stop: `rounds` stop, the other methods keep the segmenter they began with
+            if it does not have the problem; warn: a warning; off: nothing.
+        least_area: Share of its area in the labelled cases below which a class counts as missing.
+        most_area: Multiple of its area in the labelled cases above which a class counts as over-represented.
     """
 
     crf: CrfName = "off"
@@ -67,11 +67,11 @@ class ContrastOptions:
     """The local contrastive loss on labelled and unlabelled slices.
 
     Args:
-        weight: of the loss, beside any method; 0 leaves it out. The paper's code has 0.1, under a reduction that
-            shrinks the gradient about tenfold; with `pair_mean` 0.03 to 0.1 is our choice.
+        weight: Weight of the loss beside any method; 0 leaves it out. The paper's code uses 0.1, under a reduction that
+            shrinks the gradient about tenfold; with `pair_mean` we use 0.03 to 0.1.
         variant: Pixels against the class means of both slices of a pair (inter) or of their own (intra).
         reduction: Mean over pairs, or the released code's, in which the last pair decides.
-        temperature: of the similarities.
+        temperature: Temperature of the similarities.
         anchors: Pixels drawn per class and slice.
         pairs: Pairs per step over all processes, a multiple of 10. Of `rounds` alone: the other methods compare each
             slice of the step with the next.
@@ -103,9 +103,9 @@ class ConsistencyOptions:
     """Pseudo-labels that an averaged teacher makes in every step, for `consistency` and `copy-paste`.
 
     Args:
-        weight: of the loss on unlabelled pixels; half of it in `copy-paste`.
-        confidence: Pixels for which the teacher's largest probability is below this are not used.
-        ramp: The weight grows to its value over this share of the steps.
+        weight: Weight of the loss on unlabelled pixels; half of it in `copy-paste`.
+        confidence: Smallest largest-class probability of the teacher for a pixel that is used.
+        ramp: Share of the steps over which the weight grows to its value.
         cutmix: Share of the slices into which a box of another one is pasted (`consistency`).
         smallest: Smallest area of that box, as a share of the slice.
         largest: Largest area of that box.
@@ -136,11 +136,11 @@ class TeacherOptions:
     """Averages of the weights.
 
     Args:
-        decay: Of an exponential moving average of the weights, which then makes the pseudo-labels, is scored and kept;
-            0: that of the recipe. All methods but rounds need one, 0.99 where the recipe has none.
+        decay: Decay of the exponential moving average of the weights that makes the pseudo-labels, is scored and kept;
+            0 takes that of the recipe. All methods but rounds need one: 0.99 where the recipe has none.
         consistency: Weight of the mean teacher's loss: squared distance of the class probabilities of student and
             teacher on the same unlabelled slice under two intensity changes.
-        ramp: That weight grows to its value over this share of the steps.
+        ramp: Share of the steps over which that weight grows to its value.
     """
 
     decay: float = 0.0

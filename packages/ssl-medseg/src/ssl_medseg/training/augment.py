@@ -25,27 +25,26 @@ class AugmentOptions:
     """How slices are augmented, each by draws of its own.
 
     Attributes:
-        kind: ``strong``, nnU-Net's kinds of change; ``paper``, the released code's; or ``auto``: as the recipe says.
-        affine: move slices. Of `strong` see rotation to mirror; of `paper` one of five with equal
-            chance: a rotation by up to 15 degrees, a zoom of 0.95 to 1.05, a left-right flip half of the time, a
-            rotation by a multiple of 45 degrees, nothing.
-        elastic: standard deviation of the 3 x 3 random displacements that bend a slice, in pixels of a slice of 192,
-            and in proportion for other sizes; 5 in the paper; 0: none.
-        elastic_share: share of the slices that are bent. The released code bends all after a random place of the batch
-            of 20, which is 0.525 of them on average.
-        intensity: change grey values. Of `strong` see gamma to blur; of `paper` brightness and contrast as for the
-            contrastive loss. The released code builds the latter and does not reach it; few labelled patients do not
-            show how differently bright others are.
-        rotation: largest angle in degrees, either way (`strong`, as all that follow).
-        scale: largest factor by which a slice grows or shrinks.
-        shift: largest shift along each axis, as a share of the side.
-        turn: share of the slices that are turned by a multiple of 90 degrees besides.
-        mirror: share of the slices that are flipped along each axis.
-        gamma: largest exponent of the grey values, and one over the smallest.
-        contrast: largest factor of the contrast about the mean, and one over the smallest.
-        brightness: largest value that is added or taken away.
-        noise: largest standard deviation of Gaussian noise, which 0.4 of the slices get.
-        blur: share of the slices that are blurred.
+        kind: ``strong``, nnU-Net's kinds of change; ``paper``, the released code's; or ``auto``, set by the recipe.
+        affine: Move slices. ``strong`` uses the options rotation to mirror; ``paper`` one of five with equal chance: a
+            rotation by up to 15 degrees, a zoom of 0.95 to 1.05, a left-right flip half of the time, a rotation by a
+            multiple of 45 degrees, nothing.
+        elastic: Standard deviation of the 3 x 3 random displacements that deform a slice, in pixels of a slice of 192
+            and in proportion for other sizes; 5 in the paper; 0 switches it off.
+        elastic_share: Share of the slices that are deformed. The released code deforms all after a random position in
+            the batch of 20, on average 0.525 of them.
+        intensity: Change grey values. ``strong`` uses the options gamma to blur; ``paper`` changes brightness and
+            contrast as for the contrastive loss, which the released code defines without using it.
+        rotation: Largest angle in degrees, either way (``strong``, like all options that follow).
+        scale: Largest factor by which a slice grows or shrinks.
+        shift: Largest shift along each axis, as a share of the side.
+        turn: Share of the slices that are also turned by a multiple of 90 degrees.
+        mirror: Share of the slices that are flipped along each axis.
+        gamma: Largest exponent of the grey values; its inverse is the smallest.
+        contrast: Largest factor of the contrast about the mean; its inverse is the smallest.
+        brightness: Largest value that is added or subtracted.
+        noise: Largest standard deviation of Gaussian noise, which is added to 0.4 of the slices.
+        blur: Share of the slices that are blurred.
     """
 
     kind: Literal["auto", "strong", "paper"] = "auto"

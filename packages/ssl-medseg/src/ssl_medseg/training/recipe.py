@@ -25,14 +25,14 @@ class Recipe:
     """What a recipe sets.
 
     Attributes:
-        network: name of the network.
-        loss: segmentation loss.
-        lr: largest learning rate.
-        weight_decay: of AdamW; 0 is Adam.
-        ema: decay of the average of the weights that is scored and kept; 0: none.
-        rare_share: share of a labelled batch that shows the rarest structure.
-        augment: kind of augmentation.
-        test_time: choose mirroring and the largest component on the validation cases.
+        network: Name of the network.
+        loss: Segmentation loss.
+        lr: Largest learning rate.
+        weight_decay: Weight decay of AdamW; 0 selects Adam.
+        ema: Decay of the average of the weights that is scored and kept; 0: none.
+        rare_share: Share of a labelled batch that shows the rarest structure.
+        augment: Kind of augmentation.
+        test_time: Choose mirroring and the largest component on the validation cases.
     """
 
     network: str
@@ -58,10 +58,10 @@ class Effort:
     """What an effort sets.
 
     Attributes:
-        size: largest height and width of the slices in pixels; 0: all the pixels that the data have.
-        width: channels of the network at full resolution.
-        steps: of training; every stage of a run has as many.
-        batch_size: labelled slices per step, and as many unlabelled ones.
+        size: Largest height and width of the slices in pixels; 0: all the pixels that the data have.
+        width: Channels of the network at full resolution.
+        steps: Training steps of each stage of a run.
+        batch_size: Labelled slices per step, and as many unlabelled ones.
     """
 
     size: int
@@ -76,7 +76,7 @@ EFFORTS: dict[str, Effort] = {
     "night": Effort(128, 24, 10_000, 12),
     "gpu": Effort(192, 32, 20_000, 24),
 }
-"""The times are those of a whole `run` with consistency on two CPU cores, or on one GPU."""
+"""Each name is the time that a whole `run` with consistency is meant to take, on two CPU cores or on one GPU."""
 
 PAPER = Effort(0, 16, 5000, 20)
 """Size, width, steps and batch of the released code, whatever the effort."""
@@ -87,20 +87,20 @@ class Settings:
     """Everything that a recipe, an effort and the options given beside them amount to.
 
     Attributes:
-        recipe: its name.
-        effort: its name, never `auto`.
-        steps: of training.
-        batch_size: labelled slices per step.
-        lr: largest learning rate.
-        weight_decay: of AdamW; 0 is Adam.
-        loss: segmentation loss.
-        ema: decay of the average of the weights; 0: none.
-        rare_share: share of a labelled batch that shows the rarest structure.
-        validate_every: steps between two scores on the validation cases.
-        test_time: choose mirroring and the largest component on the validation cases.
-        largest: largest size of the slices, in pixels; 0: any.
-        network: the network.
-        augment: of labelled slices.
+        recipe: Name of the recipe.
+        effort: Name of the effort, never `auto`.
+        steps: Training steps.
+        batch_size: Labelled slices per step.
+        lr: Largest learning rate.
+        weight_decay: Weight decay of AdamW; 0 selects Adam.
+        loss: Segmentation loss.
+        ema: Decay of the average of the weights; 0: none.
+        rare_share: Share of a labelled batch that shows the rarest structure.
+        validate_every: Steps between two scores on the validation cases.
+        test_time: Choose mirroring and the largest component on the validation cases.
+        largest: Largest size of the slices, in pixels; 0: any.
+        network: The network.
+        augment: Augmentation of the labelled slices.
     """
 
     recipe: RecipeName
@@ -153,23 +153,23 @@ def choose(
     """Fill in by recipe and effort whatever is not given.
 
     Args:
-        recipe: its name.
-        effort: its name; auto looks at the device.
-        device: name of the device: auto, cpu, cuda or mps.
-        steps: of training.
-        batch_size: labelled slices per step.
-        lr: largest learning rate.
-        weight_decay: of AdamW.
-        loss: segmentation loss.
-        ema: decay of the average of the weights.
-        rare_share: share of a labelled batch that shows the rarest structure.
-        validate_every: steps between two scores on validation; a twentieth of the steps, or 50 in the paper's recipe.
-        test_time: choose mirroring and the largest component on the validation cases.
-        network: with the name `auto` or the width 0 where the recipe is to choose.
-        augment: with the kind `auto` where the recipe is to choose.
+        recipe: Name of the recipe.
+        effort: Name of the effort; auto depends on the device.
+        device: Name of the device: auto, cpu, cuda or mps.
+        steps: Training steps.
+        batch_size: Labelled slices per step.
+        lr: Largest learning rate.
+        weight_decay: Weight decay of AdamW.
+        loss: Segmentation loss.
+        ema: Decay of the average of the weights.
+        rare_share: Share of a labelled batch that shows the rarest structure.
+        validate_every: Steps between two scores on validation; a twentieth of the steps, or 50 in the paper's recipe.
+        test_time: Choose mirroring and the largest component on the validation cases.
+        network: With the name `auto` or the width 0 where the recipe is to choose.
+        augment: With the kind `auto` where the recipe is to choose.
 
     Raises:
-        UserError: an unknown name, or a number out of its range.
+        UserError: An unknown name, or a number out of its range.
     """
     if recipe not in RECIPES or effort not in ("auto", *EFFORTS):
         raise UserError(

@@ -66,8 +66,8 @@ def demo(
 
     Args:
         out: folder for videos, split and run: new or empty, or of this demo.
-        steps: of training.
-        seed: of everything.
+        steps: Training steps.
+        seed: Seed of all random draws.
         device: auto, cpu, cuda or mps.
 
     Returns:

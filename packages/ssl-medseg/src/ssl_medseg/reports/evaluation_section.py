@@ -42,7 +42,7 @@ def evaluation_section(evaluation: Evaluation, folder: Path, *, place: int = 1) 
     parts = [
         page.paragraph(
             f"{cases} of {several(summary.patients, 'patient')} of {evaluation.data}, measured on the images' own "
-            f"grid. Numbers are of all {summary.cases} cases where no n is given."
+            f"grid. Numbers cover all {summary.cases} cases unless n says otherwise."
         ),
         page.warnings(warnings(evaluation, summary)),
         _structures(evaluation, summary),
@@ -89,8 +89,8 @@ def _worse(means: Mapping[str, float]) -> Iterator[str]:
     if means[best] - means[last] > _SAME:
         yield (
             f"The last stage, {last}, scores lower than {best} ({number('dice', means[last])} against "
-            f"{number('dice', means[best])}). Longer rounds, --start whole or more labelled patients may help; until "
-            f"then the model in the folder {best} is the better one."
+            f"{number('dice', means[best])}). More steps or more labelled patients may help; until then the model in "
+            f"the folder {best} is the better one."
         )
 
 
@@ -121,8 +121,8 @@ def _unbroken(text: str) -> str:
 def _paper(summary: Summary) -> str:
     mean = summary.mean_dice
     return page.paragraph(
-        f"The mean over the structures of each case (a structure in the truth or the mask only counts 0), then over "
-        f"cases, is a Dice of {mean_and_sd('dice', mean)}, of {mean.n} cases.",
+        f"Mean Dice {mean_and_sd('dice', mean)}, averaged over the structures of each case, then over {mean.n} cases. "
+        "A structure that only the truth or only the mask contains counts 0.",
         kind="note",
     )
 
@@ -139,10 +139,10 @@ def _pictures(evaluation: Evaluation, folder: Path) -> list[str]:
     return [
         "<h3>Best, median and worst case</h3>",
         page.paragraph(
-            "By mean Dice. Each column is a slice: image, truth, prediction with the truth as a white line. The "
-            "picture top left is a whole slice with the part that is shown. Letters name the patient's directions "
-            "(R right, L left, A anterior, P posterior, S superior, I inferior): the patient's right is on the left. "
-            "Proportions are those of the patient.",
+            "Ranked by mean Dice. Each column is a slice: image, truth, and prediction with the truth as a white line. "
+            "The picture at the top left marks the part of the slice that is shown. Letters name the patient's "
+            "directions (R right, L left, A anterior, P posterior, S superior, I inferior): the patient's right is on "
+            "the left. Proportions are those of the patient.",
             kind="note",
         ),
         *parts,
@@ -161,7 +161,7 @@ def _volumes(evaluation: Evaluation, summary: Summary, *, place: int) -> list[st
     parts += [
         page.figure(page.table(head, rows, kind="numbers")),
         page.paragraph(
-            "Bland and Altman's plot: every point is a case, its height the error of its volume. Where there are "
+            "Bland-Altman plot: every point is a case, its height the error of its volume. With "
             f"at least {LEAST_PAIRS} cases, about 95 % of the errors of new cases are expected between the dashed "
             "limits, as far as cases are independent and errors do not grow with the volume.",
             kind="note",

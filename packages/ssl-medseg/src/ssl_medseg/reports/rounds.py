@@ -34,15 +34,15 @@ def rounds_section(rounds: Sequence[Round], *, name: str = "") -> str:
     figure = to_inline_svg(rounds_figure(rounds), name=f"rounds-{name or 'run'}", label="Pseudo-labels by round")
     warned = [f"Round {r['round']}: {text}." for r in rounds for text in r.get("warnings", [])]
     text = (
-        "At the start of every round the network labels the unlabelled volumes itself, and then trains on these "
-        "pseudo-labels beside the true labels. Each structure should keep about the share of the pixels it has in the "
-        "labelled volumes (dashed), and less should change from round to round. A structure that shrinks towards "
-        "nothing or grows over the image is a loop that reinforces its own mistakes."
+        "At the start of every round the network predicts labels for the unlabelled volumes and then trains on these "
+        "pseudo-labels together with the true labels. Each structure should keep about the share of the pixels that it "
+        "has in the labelled volumes (dashed), and changes should become smaller from round to round. A structure that "
+        "vanishes or spreads over the image shows that training reinforces its own mistakes."
     )
     if withheld:
         text += (
-            " The last column compares the pseudo-labels with truth that exists and that training was not given: it is "
-            "known in a study only."
+            " The last column compares the pseudo-labels with true labels that training did not use; it exists in "
+            "studies only."
         )
     return page.section(
         f"Pseudo-labels, {name}" if name else "Pseudo-labels",

@@ -100,9 +100,9 @@ def _cautions(run: Reported) -> Iterator[str]:
     if run.last.method.startswith("pretrain"):
         yield "No segmenter yet: `train --start` goes on from this pre-training with the labelled volumes."
     elif not run.evaluations:
-        yield "Not evaluated yet: nothing is known of how good the masks of new patients are."
+        yield "Not evaluated yet: the quality of masks of new patients is unknown."
     if run.split and len({patient for _, patient in run.split["labelled"]}) == 1:
-        yield "One labelled patient: everything was learnt from one anatomy and one hand that drew it."
+        yield "One labelled patient covers one anatomy and one annotator."
 
 
 def learnt_from(run: Reported) -> str:
@@ -125,7 +125,7 @@ def learnt_from(run: Reported) -> str:
         labelled = stated.get("details", {}).get("labelled", [])
         if labelled:
             parts.append(page.paragraph(f"Labelled volumes: {', '.join(labelled)}.", kind="note"))
-    return page.section("What was learnt from what", *parts) if parts else ""
+    return page.section("Data", *parts) if parts else ""
 
 
 def _preprocessing(p: Mapping[str, Any]) -> str:
@@ -169,8 +169,8 @@ def training(run: Reported) -> str:
             parts.append(page.paragraph(f"Weights kept: {kept}.", kind="note"))
     parts.append(
         page.paragraph(
-            "Validation Dice is that of whole volumes on their own grid. Where it chose the step that was kept, its "
-            "best value is a little too good to be true; the test cases of the evaluation chose nothing.",
+            "Validation Dice is measured on whole volumes on their own grid. Where it selected the step that was kept, "
+            "its best value is optimistic; the test cases of the evaluation selected nothing.",
             kind="note",
         )
     )

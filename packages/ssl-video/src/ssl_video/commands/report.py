@@ -70,7 +70,7 @@ def report(
     ]
     if not found:
         parts.append(
-            sections.missing("Evaluation", "Not evaluated yet: `ssl-video evaluate` tests on the kept videos.")
+            sections.missing("Evaluation", "Not evaluated yet: `ssl-video evaluate` tests on the held-out videos.")
         )
     if recognizer is None:
         parts.append(sections.missing("What the network sees", "Shown once training has ended."))
@@ -80,7 +80,10 @@ def report(
             file = split or Path(str(config["split"]))
             learned = videos.subset(select(videos, read_split(file).train, file=file))
             sheet = view_sheet(learned, recognizer.recipe, config, clips=clips, seed=seed)
-            text = "Above weakly augmented, which pseudo-labels are made of; below strongly, which learns them."
+            text = (
+                "Top rows: weak augmentation, which pseudo-labels are made from; bottom rows: strong augmentation, "
+                "which learns them."
+            )
             picture = page.figure(page.picture(sheet, label="Clips in all views"))
             parts.append(page.section("What the network sees", page.paragraph(text), picture))
         except UserError as error:

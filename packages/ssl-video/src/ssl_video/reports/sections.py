@@ -39,9 +39,9 @@ def header(record: RunRecord, *, card: Mapping[str, Any] | None, evaluations: Se
     views = ", ".join(_VIEW_NAMES.get(view, view) for view in config["views"])
     known = "few labelled videos" if card is None else f"{card['labelled']} labelled videos"
     if config["method"] != "supervised":
-        known += f", and from {'others' if card is None else len(card['learned_from'])} without looking at labels"
+        known += f" and {'others' if card is None else len(card['learned_from'])} whose labels it does not use"
     text = (
-        f"A network that learns to recognise actions from {known}. It sees {views}; clips of "
+        f"An action recognition network trained on {known}. Views: {views}; clips of "
         f"{config['clip']['frames']} frames, {config['size']} × {config['size']} pixels; seed {config['run']['seed']}."
     )
     numbers: dict[str, str] = {}
@@ -55,7 +55,7 @@ def header(record: RunRecord, *, card: Mapping[str, Any] | None, evaluations: Se
         last = record.records[-1]
         numbers["loss at the end"] = f"{last['loss']:.3f}" if "loss" in last else "?"
         if "coverage" in last:
-            numbers["pseudo-labels that count"] = f"{100 * last['coverage']:.0f} %"
+            numbers["pseudo-labels used"] = f"{100 * last['coverage']:.0f} %"
     if record.seconds:
         numbers["training time"] = duration(record.seconds)
     if card is None:
@@ -74,19 +74,19 @@ def training(record: RunRecord) -> str:
             RATE,
         ]
     ]
-    text = page.paragraph("Over steps.", kind="note")
+    text = page.paragraph("By step.", kind="note")
     if record.config["method"] != "supervised":
         rows.append(
             [
-                Panel("Pseudo-labels", {"coverage": "that count", "confidence": "mean confidence"}, share=True),
+                Panel("Pseudo-labels", {"coverage": "used", "confidence": "mean confidence"}, share=True),
                 Panel("Views that agree", {"agreement": ""}, share=True),
-                Panel("Right", {"pseudo_accuracy": "of those that count", "pseudo_accuracy_all": "of all"}, share=True),
+                Panel("Accuracy", {"pseudo_accuracy": "of those used", "pseudo_accuracy_all": "of all"}, share=True),
             ]
         )
         text = page.paragraph(
-            "Over steps. `coverage`: share of the pseudo-labels that are confident enough to count; views that agree: "
-            "share of the pairs of views that see the same class in a clip. Whether pseudo-labels are right is known "
-            "where training was told to look (`--diagnose`)."
+            "By step. Pseudo-labels: share that is confident enough to be used, and mean confidence. Views that agree: "
+            "share of the pairs of views that predict the same class for a clip. The accuracy of the pseudo-labels is "
+            "recorded with `--diagnose` only."
         )
         if any(name in line for line in record.records for name in views):
             rows.append([Panel("Views alone, on unlabelled clips", views, share=True)])
@@ -103,7 +103,7 @@ def evaluation(found: Mapping[str, Any]) -> str:
     has_top5 = found["views"][names[0]]["top5"] is not None
     rows = [
         [
-            _VIEW_NAMES.get(name, name) + (" (the one that counts)" if name == found["headline"] else ""),
+            _VIEW_NAMES.get(name, name) + (" (headline)" if name == found["headline"] else ""),
             f"{score['top1']:.2f} %",
             *([f"{score['top5']:.2f} %"] if has_top5 else []),
             f"{score['mean_per_class']:.2f} %",

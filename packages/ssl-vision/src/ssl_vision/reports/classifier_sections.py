@@ -65,7 +65,7 @@ def mistakes(evaluated: Evaluated, *, data: str | None, count: int) -> list[str]
         return [title, page.paragraph("The predictions were taken away; evaluate again to see the mistakes.")]
     chosen = most_confident(predictions, count)
     if not chosen:
-        return [title, page.paragraph("There are none: every image is right.")]
+        return [title, page.paragraph("None: every image is right.")]
     try:
         images = open_images(data or evaluated.score.data, split=evaluated.score.split)
         _check(images, predictions, chosen)
@@ -75,8 +75,8 @@ def mistakes(evaluated: Evaluated, *, data: str | None, count: int) -> list[str]
         return [title, page.paragraph(text)]
     wrong = int((predictions.predicted != predictions.labels).sum())
     text = (
-        f"Of {wrong:,} wrong images those that the classifier is surest of. Beneath each: its class, what it was taken "
-        "for with which probability, and the probability of its class. Wrong labels and doubtful images gather here."
+        f"Of {wrong:,} wrong images, the most confident. Below each image: its class and the probability of that "
+        "class, then the predicted class and its probability. Wrong labels and ambiguous images often show up here."
     )
     cells = "".join(f"<div>{_cell(*shown)}</div>" for shown in zip(pictures, chosen, strict=True))
     return [title, page.paragraph(text), page.figure(f'<div class="mistakes sheet">{cells}</div>')]
@@ -178,13 +178,10 @@ def training(run: RunFolder) -> str:
         return nothing_logged()
     figure = training_figure(run.records, PANELS[run.settings.kind])
     batches = {
-        "finetune": "Training accuracy is that of single batches, cropped and flipped, while the network learns.",
+        "finetune": "Training accuracy is measured on single batches of cropped and flipped images during training.",
         "distill": "Agreement is the share of a batch's images whose most likely class is the teacher's.",
     }
-    note = (
-        f"{batches[run.settings.kind]} Where a line is faint, it is what was logged, and the strong one its running "
-        "mean."
-    )
+    note = f"{batches[run.settings.kind]} Faint lines show logged values, strong lines their running mean."
     return page.section(
         "Training",
         page.figure(to_inline_svg(figure, name="training", label="Loss, accuracy and learning rate by epoch")),
@@ -208,8 +205,8 @@ def evaluation(
         return page.section(
             "Evaluation",
             page.paragraph(
-                f"This classifier has not been evaluated. `ssl-vision evaluate {run.path} DATA` does it on labelled "
-                "data; a report written after it shows accuracies, confusion, calibration and mistakes."
+                f"This classifier has not been evaluated. Run `ssl-vision evaluate {run.path} DATA` on labelled data, "
+                "then write the report again to see accuracies, confusion, calibration and mistakes."
             ),
         )
     first = evaluations[0]
@@ -229,9 +226,9 @@ def evaluation(
     parts += [
         f'<div class="beside">{page.figure(confusion)}{page.figure(reliability)}</div>',
         page.paragraph(
-            f"{first.name}. Left, images of each class (row) by what they were taken for (column): blue is right, "
-            "orange wrong. Right, whether confidence means what it says: points on the dashed line do, points beneath "
-            f"it are sure too often. The calibration error is the mean distance to the line over "
+            f"{first.name}. Left: confusion matrix, true classes in rows, predicted classes in columns; blue is "
+            "correct, orange wrong. Right: reliability diagram; points on the dashed line are calibrated, points "
+            f"below it are overconfident. The calibration error is the mean distance to the line over "
             f"{len(score.calibration.bins)} bins of equal width, weighted by images.",
             kind="note",
         ),
@@ -246,20 +243,14 @@ def _what_was_done(s: RunSettings, labelled: int | None) -> str:
     count = f"{labelled:,} images" if labelled else "images"
     if s.kind == "distill":
         also = "" if s.config.get("alpha", 1.0) == 1 else f" and {count} with {which}"
-        return (
-            f"A network that learns to answer as the teacher in {s.config.get('teacher')} does, from images without "
-            f"labels{also}."
-        )
+        return f"A network distilled from the teacher in {s.config.get('teacher')}, on images without labels{also}."
     if s.config.get("init") == "none":
         return f"A classifier trained from scratch on {count} with {which}."
     kept = int(s.config.get("from_layer", 0))
     layers = {0: "", 1: " and the first layer of its projection head"}.get(
         kept, f" and the first {kept} layers of its projection head"
     )
-    return (
-        f"A classifier on the network in {s.config.get('init')}{layers}, all of it trained further on {count} with "
-        f"{which}."
-    )
+    return f"A classifier fine-tuned from the network in {s.config.get('init')}{layers}, on {count} with {which}."
 
 
 def _numbers(evaluations: Sequence[Evaluated]) -> str:

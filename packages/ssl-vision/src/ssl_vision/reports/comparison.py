@@ -82,15 +82,15 @@ def agreement(run: RunFolder, evaluations: list[Evaluated]) -> str:
             title,
             page.paragraph(
                 f"The teacher has not been evaluated on these images. `ssl-vision evaluate {teacher} "
-                f"{first.score.data} --part {first.score.split}` does it; a report written after it shows where the "
-                "two agree."
+                f"{first.score.data} --part {first.score.split}` does it; write the report again afterwards to see "
+                "where the two agree."
             ),
         )
     student, master = first.predictions(), taught.predictions()
     if student is None or master is None or not _comparable(student, master):
         return page.section(
             title,
-            page.paragraph("The predictions of the two are not of the same images and classes; evaluate both again."),
+            page.paragraph("The two sets of predictions are not for the same images and classes; evaluate both again."),
         )
     found = compare_predictions(student, master)
     rows = [
@@ -112,7 +112,7 @@ def agreement(run: RunFolder, evaluations: list[Evaluated]) -> str:
         ),
         page.paragraph(
             f"On {found.images:,} images of {first.name}, by their most likely class. Of the teacher's {wrong:,} "
-            f"mistakes the student repeats {found.same_mistake:,} and puts {found.student_only:,} right."
+            f"mistakes the student repeats {found.same_mistake:,} and corrects {found.student_only:,}."
         ),
         page.figure(page.table(["", "images", "share"], rows, kind="numbers")),
     )
@@ -212,7 +212,7 @@ def comparison(run: RunFolder, evaluated: Evaluated, points: Sequence[Point]) ->
     if several:
         figure = comparison_figure(points, run.path.resolve())
         parts.append(page.figure(to_inline_svg(figure, name="labels", label="Accuracy by number of labels")))
-        note = f"Each run is a point, lines go through means, a ring is around this run. {note}"
+        note = f"Points are runs, lines connect means, and a ring marks this run. {note}"
     ordered = points if several else sorted(points, key=lambda p: -p.top1)
     rows = [[p.run.name, p.group, f"{p.labels:,}", f"{p.top1:.1f} %"] for p in ordered]
     return [

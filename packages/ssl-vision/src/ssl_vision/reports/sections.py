@@ -41,7 +41,7 @@ def header(run: RunFolder, *, images: int | None, accuracies: Mapping[str, float
         text = (
             f"A network that learns from images {'without labels, and ' if s.batch_size else ''}with labels: random "
             f"views of {s.image_size} × {s.image_size} pixels of {'one image or ' if s.batch_size else ''}one class "
-            f"shall have like features. {s.epochs:,} epochs, seed {s.seed}."
+            f"should have similar features. {s.epochs:,} epochs, seed {s.seed}."
         )
     numbers = {f"accuracy, {name}": f"{value:.1f} %" for name, value in accuracies.items()}
     if run.records and "contrastive_accuracy" in run.records[-1]:
@@ -78,9 +78,9 @@ def training(run: RunFolder) -> str:
             to_inline_svg(figure, name="training", label="Loss, contrastive accuracy and learning rate by epoch")
         ),
         page.paragraph(
-            "Loss is that of each method by itself. Contrastive accuracy is the share of first views whose most "
-            "similar second view, among those of their batch, is their own. Dashed: SimCLR by a network that cannot "
-            "tell images apart. Where a line is faint, it is what was logged, and the strong one its running mean.",
+            "The loss of each method is shown separately. Contrastive accuracy is the share of first views whose most "
+            "similar second view in the batch is their own. Dashed: the SimCLR loss of a network that cannot tell "
+            "images apart. Faint lines show logged values, strong lines their running mean.",
             kind="note",
         ),
         *_bad_files(run.bad_files),
@@ -108,11 +108,11 @@ def views(sheets: Sheets, *, pairs: bool = True) -> str:
     return page.section(
         "What training sees",
         page.paragraph(
-            "Each image and the two views that training draws from it in the epochs named: the very pixels the network "
+            "Each image and the two views that training draws from it in the epochs shown: the very pixels the network "
             "gets. The two views of a pair should still show the same thing."
             if pairs
-            else "Images and views drawn from them as training draws its own, which are of labelled images and others "
-            "in every step. A view should still show what its image shows."
+            else "Images and views drawn from them in the way training draws views; training itself draws labelled "
+            "images at random in every step. A view should still show what its image shows."
         ),
         page.figure(f'<table class="sheet"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'),
     )
@@ -132,11 +132,11 @@ def neighbours(sheets: Sheets, *, data: str, split: str) -> str:
             body += f"<td>{_captioned(picture, like=row.query.label, more=f'{similarity:.3f}')}</td>"
         body += "</tr>"
     labelled = any(row.query.label is not None for row in rows)
-    marks = " ✓ marks an image of the query's class, ✗ one of another; training did not know the classes."
+    marks = " ✓ marks an image of the query's class, ✗ an image of another class; training did not see the classes."
     return page.section(
         "Nearest neighbours",
         page.paragraph(
-            "Random images and those most similar to them under the trained encoder, with the cosine similarity of "
+            "Random images and their nearest neighbours under the trained encoder, with the cosine similarity of "
             f"their features, among {sheets.bank:,} images of {data_name(data)}, split {split}."
             + (marks if labelled else "")
         ),
@@ -167,7 +167,7 @@ def _bad_files(found: Mapping[int, str]) -> list[str]:
         return []
     named = "; ".join(list(found.values())[:3])
     return [
-        page.paragraph(f"{len(found):,} images could not be read; others stood in for them ({named}).", kind="note")
+        page.paragraph(f"{len(found):,} images could not be read and were replaced by others ({named}).", kind="note")
     ]
 
 
@@ -253,8 +253,8 @@ def scores_section(
         return page.section(
             title,
             page.paragraph(
-                f"This run has not been evaluated. `ssl-vision knn {run.path} DATA` and `ssl-vision linear {run.path} "
-                "DATA` do it on labelled data; a report written after them shows the accuracies."
+                f"This run has not been evaluated. Run `ssl-vision knn {run.path} DATA` or `ssl-vision linear "
+                f"{run.path} DATA` on labelled data, then write the report again to see the accuracies."
             ),
         )
     parts = []

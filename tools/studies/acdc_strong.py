@@ -21,6 +21,7 @@ from tools.results import provenance, write_result
 from tools.studies.common import Job, mean_and_spread, run_all
 
 COUNTS = (2, 1, 3, 8)
+"""Labelled patients, in the order of the runs."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Study:
         effort: of every stage, which sets N.
         precision: of training.
         device: of training and prediction.
+        counts: numbers of labelled patients.
     """
 
     data: Path
@@ -72,10 +74,11 @@ class Study:
     effort: str
     precision: str = "32-true"
     device: str = "cpu"
+    counts: tuple[int, ...] = COUNTS
 
     def jobs(self) -> list[Job]:
         """Every command: the main lines draw by draw, all labels, then the other methods."""
-        cells = [(count, draw) for draw in range(1, self.draws + 1) for count in COUNTS]
+        cells = [(count, draw) for draw in range(1, self.draws + 1) for count in self.counts]
         rest = [name for name in METHODS if name not in MAIN]
         return [
             self.splits(),
@@ -187,6 +190,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="ACDC as a Decathlon folder with split.csv")
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--counts", type=int, nargs="+", choices=COUNTS, default=COUNTS, help="labelled patients")
     parser.add_argument("--effort", choices=EFFORTS, default="hour")
     parser.add_argument("--precision", default="32-true", help="number format of training")
     parser.add_argument("--device", default="cpu")
@@ -195,7 +199,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     study = Study(
-        arguments.data, arguments.runs, arguments.draws, arguments.effort, arguments.precision, arguments.device
+        arguments.data,
+        arguments.runs,
+        arguments.draws,
+        arguments.effort,
+        arguments.precision,
+        arguments.device,
+        tuple(arguments.counts),
     )
     jobs = study.jobs()
     if not arguments.collect:

@@ -13,7 +13,7 @@ from ssl_medseg.datasets.splits import Split, write_split
 from ssl_medseg.preprocessing import Preprocessing
 from tests.medseg.small_models import random_segmenter
 from tests.medseg.small_sets import decathlon
-from tools.studies import acdc, acdc_strong, prostate
+from tools.studies import acdc, prostate, strong
 from tools.studies.acdc import ceiling
 
 
@@ -21,7 +21,7 @@ def test_every_command_of_the_studies_is_one_that_the_program_takes(capsys: pyte
     studies = (
         acdc.Study(Path("data"), Path("runs"), 1, tuple(acdc.METHODS)),
         prostate.Study(Path("data"), Path("runs"), 1),
-        acdc_strong.Study(Path("data"), Path("runs"), 1, "minutes"),
+        *(strong.Study(material, Path("data"), Path("runs"), 1, "minutes") for material in strong.MATERIALS.values()),
     )
     jobs = {job.name: job for study in studies for job in study.jobs() if "-8-" not in job.name}
     assert {"both-1-draw1-test", "trunk-2-draw1", "all-seed3", "kept-draw1-test"} <= jobs.keys()
@@ -50,12 +50,12 @@ def test_differences_are_of_the_draws_that_both_methods_have(tmp_path: Path) -> 
 
 
 def test_gains_of_the_strong_recipe_are_paired_with_labels_trained_as_long(tmp_path: Path) -> None:
-    study = acdc_strong.Study(Path("data"), tmp_path, 5, "minutes")
+    study = strong.Study(strong.MATERIALS["acdc"], Path("data"), tmp_path, 5, "minutes")
     for name, draw, dice in [("labels", 1, 0.5), ("labels", 2, 0.75), ("consistency", 1, 0.625), ("first", 2, 0.5)]:
         write_scores(study.out(name, 2, draw) / "evaluation" / "chosen.json", LV={"dice": dice})
-    lines = {line[1]: line for line in acdc_strong.rows(study)}
-    assert lines["labels alone, 2N steps"][2:] == [2, "0.625 ± 0.177", "0.500", None, None]
-    assert lines["consistency"][2:] == [1, "0.625", "0.625", "+0.125 (1 of 1)", None]
+    lines = {line[1]: line for line in strong.rows(study)}
+    assert lines["labels alone, 2N steps"][2:] == [2, "0.625 ± 0.177", "0.500", None, None, None]
+    assert lines["consistency"][2:] == [1, "0.625", "0.625", "+0.125 (1 of 1)", None, None]
     assert lines["labels alone, N steps: where the methods begin"][5] == "-0.250 (0 of 1)"
 
 

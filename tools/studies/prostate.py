@@ -100,8 +100,8 @@ def measured(path: Path) -> dict[str, float | None]:
     structures = json.loads(path.read_text())["summary"]["structures"]
     found: dict[str, float | None] = {}
     for measure in MEASURES:
-        entries = [structure["measures"][measure] for structure in structures]
-        whole = all(not entry["n_missing"] for entry in entries)
+        entries = [structure["measures"].get(measure) for structure in structures]
+        whole = all(entry is not None and not entry["n_missing"] for entry in entries)
         found[measure] = statistics.mean(entry["mean"] for entry in entries) if whole else None
     return found
 

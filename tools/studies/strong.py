@@ -1,27 +1,70 @@
-"""The strong recipe on ACDC with 1, 2, 3 and 8 labelled patients and all. Into docs/results/acdc_strong.json.
+"""The strong recipe with few labelled patients, on ACDC, on the prostate data, or on these as isotropic volumes.
 
-    python -m tools.studies.acdc_strong --data data/acdc --runs runs/acdc-strong --out docs/results/acdc_strong.json
+    python -m tools.studies.strong acdc --data data/acdc --runs runs/acdc-strong --out docs/results/acdc_strong.json
+    python -m tools.studies.strong prostate --data data/prostate --runs runs/prostate --out runs/prostate_strong.json
 
 For each draw of labelled patients a baseline on the labels, N steps; from it N more steps of every method; and 2N
 steps on the labels alone, so that these are trained as long as the rest. Differences to that line are paired by draw.
-The test patients are those that `split.csv` keeps for validation; two other patients choose the step.
-The last step is scored beside the chosen one. Commands that have run are not run again.
+On ACDC the test patients are those that `split.csv` keeps for validation, and two other patients choose the step; of
+the ten of the prostate data three are for the test and one chooses. The last step is scored beside the chosen one.
+`prostate-1mm` resamples the prostate volumes to voxels of 1 mm first. Commands that have run are not run again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.processing import resample_to_output
 
 from ssl_medseg.training.recipe import EFFORTS
 from tools.results import provenance, write_result
 from tools.studies.common import Job, mean_and_spread, run_all
+from tools.studies.prostate import measured
 
-COUNTS = (2, 1, 3, 8)
-"""Labelled patients, in the order of the runs."""
+
+@dataclass(frozen=True)
+class Material:
+    """A data set of the study.
+
+    Attributes:
+        counts: numbers of labelled patients, in the order of the runs.
+        draws: of labelled patients.
+        splits: what the command that draws them adds; TABLE stands for the data's `split.csv`.
+        test: the test volumes, in words.
+        choosing: who chooses the step, in words.
+        upper: train on all labels, too.
+        spacing: voxels that the volumes are resampled to, in mm; None: as they are.
+    """
+
+    counts: tuple[int, ...]
+    draws: int
+    splits: tuple[str, ...]
+    test: str
+    choosing: str
+    upper: bool = False
+    spacing: tuple[float, float, float] | None = None
+
+
+_PROSTATE = Material((2,), 3, ("--validation", "1", "--test", "3"), "3 test patients", "One other patient chooses")
+MATERIALS = {
+    "acdc": Material(
+        (2, 1, 3, 8),
+        5,
+        ("--validation", "2", "--table", "TABLE", "--table_test", "val"),
+        "20 volumes of 10 test patients",
+        "Two other patients choose",
+        upper=True,
+    ),
+    "prostate": _PROSTATE,
+    "prostate-1mm": replace(_PROSTATE, spacing=(1.0, 1.0, 1.0)),
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +102,8 @@ class Study:
     """The data, the folder of the runs, and how much of the study is wanted.
 
     Attributes:
-        data: ACDC.
+        material: what kind of data.
+        data: their folder.
         runs: the folder.
         draws: of labelled patients.
         effort: of every stage, which sets N.
@@ -68,31 +112,33 @@ class Study:
         counts: numbers of labelled patients.
     """
 
+    material: Material
     data: Path
     runs: Path
     draws: int
     effort: str
     precision: str = "32-true"
     device: str = "cpu"
-    counts: tuple[int, ...] = COUNTS
+    counts: tuple[int, ...] = ()
 
     def jobs(self) -> list[Job]:
         """Every command: the main lines draw by draw, all labels, then the other methods."""
-        cells = [(count, draw) for draw in range(1, self.draws + 1) for count in self.counts]
+        cells = [(count, draw) for draw in range(1, self.draws + 1) for count in self._counts]
         rest = [name for name in METHODS if name not in MAIN]
         return [
             self.splits(),
             *(job for cell in cells for name in MAIN for job in self.line(name, *cell)),
-            *self.upper(),
+            *(self.upper() if self.material.upper else ()),
             *(job for name in rest for cell in cells for job in self.line(name, *cell)),
         ]
 
     def splits(self) -> Job:
         """Labelled, validation, test and unlabelled patients of every draw."""
-        out, table = self.runs / "splits", self.data / "split.csv"
-        words = ("make-splits", str(self.data), str(out), "--labelled", "[1,2,3,8]", "--draws", "5")
-        chosen = ("--validation", "2", "--table", str(table), "--table_test", "[val]")
-        return Job("splits", (*words, *chosen), out / "all-labelled.json", program="ssl-medseg")
+        out, counts = self.runs / "splits", ",".join(map(str, sorted(self.material.counts)))
+        words = ("make-splits", str(self.data), str(out), "--labelled", counts, "--draws", str(self.material.draws))
+        chosen = (str(self.data / "split.csv") if word == "TABLE" else word for word in self.material.splits)
+        last = f"{max(self.material.counts)}-labelled-draw{self.material.draws}.json"
+        return Job("splits", (*words, *chosen), out / last, program="ssl-medseg")
 
     def line(self, name: str, count: int, draw: int) -> list[Job]:
         """Training and test of one method with some labelled patients."""
@@ -112,18 +158,27 @@ class Study:
         steps = str(2 * EFFORTS[self.effort].steps)
         return self._trained(out, ["train", str(self.data), str(split), str(out), "--steps", steps], 1, "splits")
 
+    @property
+    def _counts(self) -> tuple[int, ...]:
+        return self.counts or self.material.counts
+
     def out(self, name: str, count: int, draw: int) -> Path:
         """A run's folder."""
         return self.runs / f"{name}-{count}-draw{draw}"
 
     def scores(self, name: str, count: int, which: str) -> dict[int, float]:
         """Draw -> mean Dice on the test patients, of the draws that have run; `which` is chosen or last."""
-        found = {}
-        for draw in range(1, self.draws + 1):
-            path = _scores(self.out(name, count, draw), which)
-            if path.exists():
-                found[draw] = _mean(path)
-        return found
+        return {draw: _mean(path) for draw, path in self.files(name, count, which).items()}
+
+    def distances(self, name: str, count: int, which: str) -> list[float]:
+        """95th percentile of the surface distance of each draw, in mm; none where a structure has no distance."""
+        found = [measured(path)["hd95"] for path in self.files(name, count, which).values()]
+        return [value for value in found if value is not None]
+
+    def files(self, name: str, count: int, which: str) -> dict[int, Path]:
+        """Draw -> scores, of the draws that have run."""
+        paths = {draw: _scores(self.out(name, count, draw), which) for draw in range(1, self.draws + 1)}
+        return {draw: path for draw, path in paths.items() if path.exists()}
 
     def _trained(self, out: Path, command: list[str], seed: int, after: str) -> list[Job]:
         shared = [
@@ -163,7 +218,7 @@ def _mean(path: Path) -> float:
 def rows(study: Study) -> list[list[object]]:
     """The table: a line per number of labelled patients and method."""
     lines: list[list[object]] = []
-    for count in sorted(COUNTS):
+    for count in sorted(study.material.counts):
         baseline = study.scores(LABELS, count, "chosen")
         for name, method in METHODS.items():
             chosen, last = (study.scores(name, count, which) for which in ("chosen", "last"))
@@ -171,26 +226,46 @@ def rows(study: Study) -> list[list[object]]:
                 continue
             gains = [chosen[draw] - baseline[draw] for draw in sorted(chosen.keys() & baseline.keys())]
             better = f"{statistics.mean(gains):+.3f} ({sum(g > 0 for g in gains)} of {len(gains)})" if gains else None
+            far = study.distances(name, count, "chosen")
             lines.append(
                 [
                     count, method.name, len(chosen), mean_and_spread(list(chosen.values()), decimals=3),
                     f"{min(chosen.values()):.3f}", None if name == LABELS else better,
                     mean_and_spread(list(last.values()), decimals=3) if last else None,
+                    mean_and_spread(far, decimals=1) if len(far) == len(chosen) else None,
                 ]
             )  # fmt: skip
     upper = {which: _scores(study.runs / "all", which) for which in ("chosen", "last")}
     if upper["chosen"].exists():
         values = [f"{_mean(path):.3f}" if path.exists() else None for path in upper.values()]
-        lines.append(["all", METHODS[LABELS].name, 1, values[0], values[0], None, values[1]])
+        lines.append(["all", METHODS[LABELS].name, 1, values[0], values[0], None, values[1], None])
     return lines
+
+
+def isotropic(data: Path, out: Path, spacing: tuple[float, float, float]) -> Path:
+    """A copy of a Decathlon folder whose volumes have voxels of the given size."""
+    for path in sorted(data.glob("*Tr/*.nii.gz")):
+        target = out / path.parent.name / path.name
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            image = nib.load(path)
+            order = 0 if path.parent.name == "labelsTr" else 1
+            resampled = resample_to_output(image, spacing, order=order)
+            if not order:
+                resampled = nib.Nifti1Image(np.asarray(resampled.dataobj).astype(np.uint8), resampled.affine)
+            resampled.header.set_xyzt_units("mm")
+            nib.save(resampled, target)
+    shutil.copy(data / "dataset.json", out / "dataset.json")
+    return out
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="ACDC as a Decathlon folder with split.csv")
+    parser.add_argument("material", choices=MATERIALS)
+    parser.add_argument("--data", type=Path, required=True, help="a Decathlon folder; of ACDC with split.csv")
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
-    parser.add_argument("--draws", type=int, default=5)
-    parser.add_argument("--counts", type=int, nargs="+", choices=COUNTS, default=COUNTS, help="labelled patients")
+    parser.add_argument("--draws", type=int, help="of labelled patients; all")
+    parser.add_argument("--counts", type=int, nargs="+", default=(), help="numbers of labelled patients; all")
     parser.add_argument("--effort", choices=EFFORTS, default="hour")
     parser.add_argument("--precision", default="32-true", help="number format of training")
     parser.add_argument("--device", default="cpu")
@@ -198,10 +273,13 @@ def main() -> None:
     parser.add_argument("--collect", action="store_true", help="run nothing, write what is there")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+    material = MATERIALS[arguments.material]
+    data = isotropic(arguments.data, arguments.runs / "data", material.spacing) if material.spacing else arguments.data
     study = Study(
-        arguments.data,
+        material,
+        data,
         arguments.runs,
-        arguments.draws,
+        arguments.draws or material.draws,
         arguments.effort,
         arguments.precision,
         arguments.device,
@@ -223,15 +301,15 @@ def main() -> None:
             "table": {
                 "columns": [
                     "labelled patients", "method", "draws", "Dice", "worst draw", "against labels alone, 2N steps",
-                    "Dice of the last step",
+                    "Dice of the last step", "HD95",
                 ],
                 "rows": rows(study),
             },
             "notes": [
-                "Mean foreground Dice of the 20 volumes of 10 test patients on their own grids: mean and standard "
-                f"deviation over the draws that have run. Recipe strong, effort {study.effort}: slices of {size} x "
-                f"{size} pixels, N = {steps:,} steps of 12 labelled slices, and of the methods 12 unlabelled ones; "
-                f"precision {study.precision}. Two other patients choose the step, mirroring and largest components.",
+                f"Mean foreground Dice of the {material.test} on their own grids: mean and standard deviation over "
+                f"the draws that have run. Recipe strong, effort {study.effort}: slices of {size} x {size} pixels, "
+                f"N = {steps:,} steps of 12 labelled slices, and of the methods 12 unlabelled ones; precision "
+                f"{study.precision}. {material.choosing} the step, mirroring and largest components. HD95 is in mm, on ACDC, whose files state no size, in voxels.",
                 "Steps are matched: the methods begin with the first line. A step of a method costs about 2.5 times "
                 "a step on labels alone, because unlabelled slices pass the student and the teacher.",
             ],

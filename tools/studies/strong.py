@@ -309,8 +309,8 @@ def main() -> None:
                 f"Mean foreground Dice of the {material.test} on their own grids: mean and standard deviation over "
                 f"the draws that have run. Recipe strong, effort {study.effort}: slices of {size} x {size} pixels, "
                 f"N = {steps:,} steps of 12 labelled slices, and of the methods 12 unlabelled ones; precision "
-                f"{study.precision}. {material.choosing} the step, mirroring and largest components. HD95 is in mm, on ACDC, whose files "
-                "state no size, in voxels.",
+                f"{study.precision}. {material.choosing} the step, mirroring and largest components. HD95 is in mm, on "
+                "ACDC, whose files state no size, in voxels.",
                 "Steps are matched: the methods begin with the first line. A step of a method costs about 2.5 times "
                 "a step on labels alone, because unlabelled slices pass the student and the teacher.",
             ],

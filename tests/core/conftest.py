@@ -13,21 +13,21 @@ from torch import Tensor
 
 from contrastive_core.native import library
 from contrastive_core.native.build import BuildError, build_cpu
-from contrastive_core.similarity import backends, torch_backend, use_backend
+from contrastive_core.similarity import api, torch_backend, use_backend
 
 
 @pytest.fixture(scope="session")
 def native() -> Iterator[None]:
     """The compiled library, built once for all tests, or a skip that says why there is none."""
     folder = library.cache_folder()
-    if backends.unavailable():
+    if api.unavailable():
         try:
             build_cpu(folder)
         except BuildError as error:
             pytest.skip(f"no compiled library: {error}")
         library.load.cache_clear()
-        backends._native.cache_clear()
-    if reason := backends.unavailable().get("native"):
+        api._native.cache_clear()
+    if reason := api.unavailable().get("native"):
         pytest.skip(f"no compiled library: {reason}")
     yield
     shutil.rmtree(folder.parent, ignore_errors=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.similarity import active_backend, row_lse, self_lse, torch_backend, use_backend
-from contrastive_core.similarity.backends import unavailable
+from contrastive_core.similarity.api import unavailable
 
 pytestmark = pytest.mark.usefixtures("small_tiles", "backend")
 

@@ -9,7 +9,7 @@ import torch
 import contrastive_core
 from contrastive_core.native.library import load
 from contrastive_core.similarity import tensor_cores
-from contrastive_core.similarity.backends import active_backend, unavailable
+from contrastive_core.similarity.api import active_backend, unavailable
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from contrastive_core.similarity.backends import active_backend
+from contrastive_core.similarity.api import active_backend
 from contrastive_core.similarity.precision import HALF_DTYPES, exact_dtype
 
 # The rounding of a similarity is multiplied by 1 / temperature. From this temperature on, float32 stays within 1e-6 of

@@ -1,6 +1,5 @@
 """Row-wise log-sum-exp of a similarity matrix that is never stored: the primitive behind the contrastive losses."""
 
-from contrastive_core.similarity.api import Among, row_lse, self_lse
-from contrastive_core.similarity.backends import active_backend, use_backend
+from contrastive_core.similarity.api import Among, active_backend, row_lse, self_lse, use_backend
 
 __all__ = ["Among", "active_backend", "row_lse", "self_lse", "use_backend"]

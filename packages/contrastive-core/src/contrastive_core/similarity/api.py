@@ -1,15 +1,28 @@
-"""Public functions for the row-wise log-sum-exp of a similarity matrix, which check arguments and call the backend."""
+"""Row-wise log-sum-exp of a similarity matrix: argument checks, and selection of the backend that computes it.
+
+`native` is the compiled library, if available; `torch` computes tiles in PyTorch; `reference` computes the full matrix
+(for tests).
+"""
 
 from __future__ import annotations
 
+import functools
 import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from contrastive_core.similarity.backends import active_backend
+from contrastive_core.native.library import NotLoadedError
+from contrastive_core.similarity import autograd, native_backend, reference, unit_vectors
 from contrastive_core.similarity.precision import HALF_DTYPES
+from contrastive_core.similarity.reference import Entries
+
+VARIABLE = "CONTRASTIVE_CORE_BACKEND"
 
 Among = Literal["all", "same", "other"]
 
@@ -61,9 +74,8 @@ def self_lse(
     if classes is not None:
         _check_classes("self_lse", z, classes)
     half = half or z.dtype in HALF_DTYPES
-    return active_backend().self_lse(
-        z, scale=scale, skip=skip, classes=classes, among=among, max_norm=max_norm, half=half
-    )
+    pair = None if classes is None else (classes, classes)
+    return active_backend().self_lse(z, Entries(scale, skip, pair, among, max_norm, half))
 
 
 def row_lse(
@@ -112,10 +124,8 @@ def row_lse(
         _check_classes("row_lse", q, classes[0])
         _check_classes("row_lse", k, classes[1])
     dtype = torch.promote_types(q.dtype, k.dtype)
-    return active_backend().row_lse(
-        q.to(dtype), k.to(dtype), scale=scale, self_offset=self_offset, classes=classes, among=among,
-        max_norm=max_norm, half=half or dtype in HALF_DTYPES,
-    )  # fmt: skip
+    entries = Entries(scale, self_offset, classes, among, max_norm, half or dtype in HALF_DTYPES)
+    return active_backend().row_lse(q.to(dtype), k.to(dtype), entries)
 
 
 def row_lse_gradient(
@@ -171,3 +181,85 @@ def _check(name: str, scale: float, among: str, with_classes: bool, **rows: Tens
 def _check_classes(name: str, x: Tensor, classes: Tensor) -> None:
     if classes.shape != x.shape[:1]:
         raise ValueError(f"{name}: classes has shape {list(classes.shape)}, expected [{len(x)}], one per row")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Name and differentiable functions of a backend (`losses._inputs` describes the last two)."""
+
+    name: str
+    self_lse: Callable[[Tensor, Entries], Tensor]
+    row_lse: Callable[[Tensor, Tensor, Entries], Tensor]
+    unit_rows: Callable[[Tensor, torch.dtype], Tensor] = unit_vectors.unit_rows
+    paired_similarity: Callable[[Tensor, Tensor], Tensor] = unit_vectors.paired_similarity
+
+
+_BACKENDS: Mapping[str, Backend] = {
+    "torch": Backend("torch", autograd.self_lse, autograd.row_lse),
+    "reference": Backend("reference", reference.self_lse, reference.row_lse),
+}
+_NAMES = ("native", *_BACKENDS)
+
+
+@functools.cache
+def _native() -> Backend | str:
+    """Return the compiled backend, or the reason why it is unavailable."""
+    try:
+        native_backend.load_operators()
+    except NotLoadedError as error:
+        return str(error)
+    return Backend(
+        "native",
+        native_backend.self_lse,
+        native_backend.row_lse,
+        native_backend.unit_rows,
+        native_backend.paired_similarity,
+    )
+
+
+def unavailable() -> dict[str, str]:
+    """Return the reason and the remedy for each backend that does not load."""
+    found = _native()
+    return {"native": found} if isinstance(found, str) else {}
+
+
+def _choose(name: str, *, asked_by: str) -> Backend:
+    if name in _BACKENDS:
+        return _BACKENDS[name]
+    if name not in ("auto", "native"):
+        raise ValueError(f"{asked_by} is {name!r}, expected auto or one of {', '.join(_NAMES)}")
+    found = _native()
+    if isinstance(found, Backend):
+        return found
+    if name == "native":
+        raise ValueError(f"{asked_by} is 'native', which did not load ({found}); or use auto")
+    return _BACKENDS["torch"]
+
+
+# Chosen once: reading the environment in every call would break graphs under torch.compile.
+_active = _choose(os.environ.get(VARIABLE, "auto"), asked_by=f"the environment variable {VARIABLE}")
+
+
+def active_backend() -> Backend:
+    """Return the backend in use.
+
+    The environment variable CONTRASTIVE_CORE_BACKEND selects it when this package is first used: auto (the default)
+    for the fastest that loads, or native, torch or reference.
+    """
+    return _active
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Use another backend inside a `with` block, for the whole process, for example to compare backends.
+
+    Raises:
+        ValueError: There is no backend of that name, or it does not load on this machine.
+    """
+    global _active  # noqa: PLW0603 - one choice for the process
+    before = _active
+    _active = _choose(name, asked_by="the backend")
+    try:
+        yield
+    finally:
+        _active = before

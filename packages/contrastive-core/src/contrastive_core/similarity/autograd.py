@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from contrastive_core.similarity.precision import exact_dtype, full, full_precision
+from contrastive_core.similarity.reference import Entries
 from contrastive_core.similarity.torch_backend import (
     candidates_of,
     diagonals_of_rows,
@@ -43,20 +44,13 @@ More = tuple[Any, ...]
 _TORCH, _NATIVE = "contrastive_core", "contrastive_core_native"
 
 
-def self_lse(
-    z: Tensor,
-    *,
-    scale: float,
-    skip: int | None,
-    classes: Tensor | None,
-    among: str,
-    max_norm: float | None,
-    half: bool,
-    compiled: bool = False,
-) -> Tensor:
+def self_lse(z: Tensor, entries: Entries, *, compiled: bool = False) -> Tensor:
     """See :func:`contrastive_core.similarity.self_lse`; by the operators of the compiled library, or of PyTorch."""
-    namespace, more = (_NATIVE, ()) if compiled else (_TORCH, (half,))
-    arguments = (z if compiled else full(z), scale, skip, classes, among, max_norm)
+    namespace, more = (_NATIVE, ()) if compiled else (_TORCH, (entries.half,))
+    classes = None if entries.classes is None else entries.classes[0]
+    arguments = (
+        z if compiled else full(z), entries.scale, entries.excluded, classes, entries.among, entries.max_norm,
+    )  # fmt: skip
     out: Tensor
     if torch.compiler.is_compiling():
         out = getattr(torch.ops, namespace).self_lse(*arguments, *more)
@@ -65,22 +59,11 @@ def self_lse(
     return out
 
 
-def row_lse(
-    q: Tensor,
-    k: Tensor,
-    *,
-    scale: float,
-    self_offset: int | None,
-    classes: tuple[Tensor, Tensor] | None,
-    among: str,
-    max_norm: float | None,
-    half: bool,
-    compiled: bool = False,
-) -> Tensor:
+def row_lse(q: Tensor, k: Tensor, entries: Entries, *, compiled: bool = False) -> Tensor:
     """See :func:`contrastive_core.similarity.row_lse`; by the operators of the compiled library, or of PyTorch."""
-    namespace, more = (_NATIVE, ()) if compiled else (_TORCH, (max_norm, half))
+    namespace, more = (_NATIVE, ()) if compiled else (_TORCH, (entries.max_norm, entries.half))
     rows = (q, k) if compiled else (full(q), full(k))
-    arguments = (*rows, scale, self_offset, *(classes or (None, None)), among)
+    arguments = (*rows, entries.scale, entries.excluded, *(entries.classes or (None, None)), entries.among)
     out: Tensor
     if torch.compiler.is_compiling():
         out = getattr(torch.ops, namespace).row_lse(*arguments, *more)

@@ -14,6 +14,7 @@ from torch import Tensor
 from contrastive_core.native.library import load
 from contrastive_core.similarity import autograd, unit_vectors
 from contrastive_core.similarity.precision import HALF_DTYPES
+from contrastive_core.similarity.reference import Entries
 
 _OPS: Any = torch.ops.contrastive_core_native
 _UNIT_TYPES = (torch.float32, torch.float64)
@@ -31,38 +32,14 @@ def load_operators() -> None:
     register_fakes()
 
 
-def self_lse(
-    z: Tensor,
-    *,
-    scale: float,
-    skip: int | None,
-    classes: Tensor | None,
-    among: str,
-    max_norm: float | None,
-    half: bool,
-) -> Tensor:
+def self_lse(z: Tensor, entries: Entries) -> Tensor:
     """See :func:`contrastive_core.similarity.self_lse`."""
-    return autograd.self_lse(
-        z, scale=scale, skip=skip, classes=classes, among=among, max_norm=max_norm, half=half, compiled=_takes(z)
-    )
+    return autograd.self_lse(z, entries, compiled=_takes(z))
 
 
-def row_lse(
-    q: Tensor,
-    k: Tensor,
-    *,
-    scale: float,
-    self_offset: int | None,
-    classes: tuple[Tensor, Tensor] | None,
-    among: str,
-    max_norm: float | None,
-    half: bool,
-) -> Tensor:
+def row_lse(q: Tensor, k: Tensor, entries: Entries) -> Tensor:
     """See :func:`contrastive_core.similarity.row_lse`."""
-    return autograd.row_lse(
-        q, k, scale=scale, self_offset=self_offset, classes=classes, among=among, max_norm=max_norm, half=half,
-        compiled=_takes(q),
-    )  # fmt: skip
+    return autograd.row_lse(q, k, entries, compiled=_takes(q))
 
 
 def _takes(x: Tensor) -> bool:

@@ -1,0 +1,233 @@
+"""Count the files that a value passes on six ways through the packages: ``python tools/ways.py [WAY ...]``.
+
+A way is run with a profile hook. Of the files of the packages whose functions run, it prints those that *hand the
+value on* (a function in them returns a new tensor, array, or an object that holds one) apart from those that only
+help (checks, names, options). The first number is how many files a reader opens to follow the value.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = f"{ROOT / 'packages'}{os.sep}"
+
+_SMALL = 16
+
+Way = Callable[[Path], AbstractContextManager[Callable[[], object]]]
+"""Prepares a way in an empty folder and gives the call that goes it."""
+
+
+def follow(call: Callable[[], object]) -> tuple[set[str], set[str]]:
+    """Run a call; return the files that hand a value on, and the others whose functions ran."""
+    handing, running = set(), set()
+
+    def hook(frame: FrameType, event: str, returned: object) -> None:
+        file = frame.f_code.co_filename
+        if not file.startswith(PACKAGES) or frame.f_code.co_name == "<module>":
+            return
+        running.add(file)
+        if event == "return" and (new := set(_values(returned))):
+            given = {
+                value for name, held in frame.f_locals.items() if name in _arguments(frame) for value in _values(held)
+            }
+            if new - given:
+                handing.add(file)
+
+    sys.setprofile(hook)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return handing, running - handing
+
+
+def _arguments(frame: FrameType) -> tuple[str, ...]:
+    code = frame.f_code
+    return code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+
+
+def _values(found: object, depth: int = 2) -> Iterator[int]:
+    """Identities of the arrays in an object; ids, affine matrices and other small arrays count only with a gradient."""
+    if isinstance(found, torch.Tensor):
+        if found.numel() > _SMALL or found.requires_grad:
+            yield id(found)
+    elif isinstance(found, np.ndarray):
+        if found.size > _SMALL:
+            yield id(found)
+    elif depth and isinstance(found, Mapping):
+        for value in found.values():
+            yield from _values(value, depth - 1)
+    elif depth and isinstance(found, Sequence) and not isinstance(found, str | bytes):
+        for value in found[:8]:
+            yield from _values(value, depth - 1)
+    elif depth and is_dataclass(found) and not isinstance(found, type):
+        for field in fields(found):
+            yield from _values(getattr(found, field.name, None), depth - 1)
+
+
+@contextlib.contextmanager
+def loss(folder: Path) -> Iterator[Callable[[], object]]:
+    """NT-Xent of two batches of embeddings and its gradient, on the PyTorch path."""
+    from contrastive_core import nt_xent
+    from contrastive_core.similarity import use_backend
+
+    a, b = torch.randn(64, 16, requires_grad=True), torch.randn(64, 16)
+    with use_backend("torch"):
+        yield lambda: nt_xent(a, b).backward()
+
+
+@contextlib.contextmanager
+def view(folder: Path) -> Iterator[Callable[[], object]]:
+    """An augmented view of a batch of images."""
+    from ssl_vision.augment import SimCLRAugment
+
+    augment, images = SimCLRAugment(32), torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    yield lambda: augment(images, seed=0, ids=torch.arange(4))
+
+
+@contextlib.contextmanager
+def batch(folder: Path) -> Iterator[Callable[[], object]]:
+    """Image files to the two views that a pre-training step takes."""
+    from PIL import Image
+
+    from contrastive_core.training import Batches
+    from ssl_vision.augment import SimCLRAugment
+    from ssl_vision.data import open_images
+    from ssl_vision.training.loading import Pairs, open_views
+
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    batches = Batches(4, batch_size=2, seed=0, rank=0, world_size=1, total_steps=2)
+    views = open_views(open_images(str(folder)), Pairs(batches, seed=0), SimCLRAugment(32), load="files", workers=0)
+    yield lambda: views.batch(0, torch.device("cpu"))
+
+
+@contextlib.contextmanager
+def mask(folder: Path) -> Iterator[Callable[[], object]]:
+    """A NIfTI file to the mask that `ssl-medseg predict` writes."""
+    import nibabel as nib
+
+    from ssl_medseg.commands.predict import predict
+
+    _segmenter(folder / "model")
+    voxels = np.random.default_rng(0).normal(100, 20, (40, 40, 4)).astype(np.float32)
+    image = nib.Nifti1Image(voxels, np.diag([1.5, 1.5, 8, 1]))
+    image.header.set_xyzt_units("mm")
+    image.set_sform(image.affine, 1)
+    image.to_filename(folder / "image.nii.gz")
+    places = iter("abc")
+    yield lambda: predict(str(folder / "model"), folder / "image.nii.gz", folder / next(places))
+
+
+@contextlib.contextmanager
+def selftraining(folder: Path) -> Iterator[Callable[[], object]]:
+    """Unlabelled slices to pseudo-labels to the loss of a step of self-training in rounds."""
+    from contrastive_core.training import Run, RunOptions
+    from ssl_medseg.losses.segmentation import segmentation_loss
+    from ssl_medseg.models.checkpoint import load_segmenter
+    from ssl_medseg.selftraining.options import PseudoLabelOptions
+    from ssl_medseg.selftraining.pool import Pool
+    from ssl_medseg.selftraining.student import Student
+    from ssl_medseg.selftraining.terms import PseudoTerm
+    from ssl_medseg.training.augment import AugmentOptions
+    from ssl_medseg.training.data import TrainingData
+    from ssl_medseg.training.optim import BestWeights
+    from tests.medseg.toy_cases import toy_case
+
+    _segmenter(folder / "model")
+    found = load_segmenter(folder / "model", device="cpu")
+    cases = [toy_case("a"), toy_case("b")]
+    data = TrainingData(
+        labels=found.labels, preprocessing=found.preprocessing, labelled=cases[:1], unlabelled=cases[1:]
+    )
+    with Run(folder / "run", config={}, command="ways", options=RunOptions(device="cpu")) as run:
+        pool = Pool(run, data, PseudoLabelOptions(guard="off"))
+        student = Student(
+            run, found, start="whole", embedding=0, norm="apart", lr=1e-3, weight_decay=0.0, schedule="constant",
+            cycle=4, decay=0.0, steps=4,
+        )  # fmt: skip
+        criterion = segmentation_loss("dice", classes=len(found.labels))
+
+        def call() -> None:
+            pool.refresh(student.kept, BestWeights(), step=0, made_by="", score=None)
+            term = PseudoTerm(
+                run, pool, classes=len(found.labels), batch_size=2, augment=AugmentOptions(kind="paper"),
+                criterion=criterion, weight=1.0,
+            )  # fmt: skip
+            images = term.images(0)
+            logits, _ = student.model(images, len(images))
+            student.update(run, term.loss(logits, 0))
+
+        for _ in run.steps(1):
+            yield call
+
+
+@contextlib.contextmanager
+def clip(folder: Path) -> Iterator[Callable[[], object]]:
+    """Video files to the loss of a step of multiview pseudo-labelling."""
+    from contrastive_core.training import Run, RunOptions
+    from ssl_video.augment import ClipAugment
+    from ssl_video.data import ClipDataset, ClipSpec, open_videos
+    from ssl_video.data.synthetic import make_videos
+    from ssl_video.models import NetworkOptions
+    from ssl_video.models.networks import build_network
+    from ssl_video.mvpl.method import MultiviewPseudoLabel
+    from ssl_video.training.loader import Feed
+
+    clips = ClipDataset(open_videos(str(make_videos(folder / "videos", per_class=1))), ClipSpec(4, 2), following=True)
+    with Run(folder / "run", config={}, command="ways", options=RunOptions(device="cpu", workers=0)) as run:
+        feed = Feed(run, clips, clips, ClipAugment(32), batch_size=2, mu=1, total_steps=1, first_unlabelled=0)
+        network = build_network(NetworkOptions(name="small_slow", width=4), len(clips.videos.classes))
+        method = MultiviewPseudoLabel(network, classes=len(clips.videos.classes), threshold=0.5, bn="split")
+
+        def call() -> None:
+            found = feed.batch(0)
+            method(found.labelled, found.labels, found.weak, found.strong, step=0).loss.backward()
+
+        for _ in run.steps(1):
+            yield call
+
+
+def _segmenter(folder: Path) -> None:
+    from ssl_medseg.preprocessing import Preprocessing
+    from tests.medseg.small_models import random_segmenter
+
+    random_segmenter(folder, Preprocessing(size=(64, 64), spacing=(1.5, 1.5), orientation="RAS", percentiles=(0, 100)))
+
+
+WAYS: dict[str, Way] = {
+    "loss": loss, "view": view, "batch": batch, "mask": mask, "selftraining": selftraining, "clip": clip,
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("ways", nargs="*", default=list(WAYS), metavar="WAY", help=", ".join(WAYS))
+    for name in parser.parse_args().ways:
+        with tempfile.TemporaryDirectory() as folder, WAYS[name](Path(folder)) as call:
+            call()  # caches and lazy imports
+            handing, helping = follow(call)
+        print(f"{name}: {WAYS[name].__doc__}")
+        for what, files in (("hand the value on", handing), ("help", helping)):
+            lines = sum(len(Path(file).read_text(encoding="utf-8").splitlines()) for file in files)
+            print(
+                f"  {len(files)} files, {lines} lines, {what}: {' '.join(sorted(f.split('/src/')[1] for f in files))}"
+            )
+
+
+if __name__ == "__main__":
+    main()

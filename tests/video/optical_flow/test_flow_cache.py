@@ -17,8 +17,7 @@ from torch import Tensor
 from contrastive_core.errors import UserError
 from contrastive_core.training import RunOptions
 from ssl_video import views
-from ssl_video.augment import ClipAugment, WeakOptions, spread_crops
-from ssl_video.augment.crops import weak_crop
+from ssl_video.augment import ClipAugment, WeakOptions, spread_crops, weak_crop
 from ssl_video.cli import main
 from ssl_video.commands.evaluate import evaluate
 from ssl_video.commands.flow import flow

@@ -1,0 +1,383 @@
+"""Augmentation of clips: random crops and flips, strong augmentation of each view, and the crops of testing.
+
+All frames of a clip are changed alike; clips, steps and views are drawn independently of each other. Strong
+augmentation is RandAugment and a square cut out. Strengths of operations are those of PyTorchVideo's RandAugment at
+level 10 (strength 1): colours +-0.9, rotation 30 degrees, shear 0.3, translation 0.45 of the side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as V
+
+from contrastive_core.errors import UserError
+from contrastive_core.rng import derive, uniform
+from ssl_video.data.clip import Clips, resize_short
+from ssl_video.optical_flow.methods import FlowMethod
+from ssl_video.views import NEUTRAL, check_views, make_views, mirror_flow, resize_flow
+
+__all__ = [
+    "OPERATIONS",
+    "SETS",
+    "ClipAugment",
+    "StrongOptions",
+    "WeakOptions",
+    "center_clip",
+    "spread_crops",
+    "strong_augment",
+    "weak_crop",
+]
+
+
+@dataclass(frozen=True)
+class WeakOptions:
+    """Weak augmentation: resize, random crop, flip.
+
+    Attributes:
+        smallest: Smallest short side after resizing, in sides of the crop.
+        largest: Largest short side after resizing; drawn uniformly between the two.
+        flip: Probability of a horizontal flip; 0 where left and right matter.
+    """
+
+    smallest: float = 256 / 224
+    largest: float = 320 / 224
+    flip: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.smallest <= self.largest:
+            raise UserError(
+                f"weak.smallest is {self.smallest} and weak.largest {self.largest}; expected 1 <= smallest <= largest"
+            )
+        if not 0 <= self.flip <= 1:
+            raise UserError(f"weak.flip is {self.flip}; expected a share of the clips")
+
+
+def weak_crop(
+    clips: Clips | Sequence[Clips],
+    *,
+    size: int,
+    seed: int,
+    ids: Tensor,
+    options: WeakOptions = WeakOptions(),
+) -> Clips:
+    """Resize, crop at random and mirror half of the clips, all frames of a clip alike.
+
+    What happens to a clip is a function of (seed, its id) alone.
+
+    Args:
+        clips: a batch, or a sequence of batches of one clip each where their sizes differ.
+        size: side of the square crop.
+        seed: of this step (and of this view, if views are to be cropped differently).
+        ids: int64 ``[N]``, which clips.
+        options: of the resizing and the flip.
+    """
+    draws = uniform(derive(seed, "weak"), ids, 4).tolist()
+    done = []
+    for clip, (scale, down, across, mirror) in zip(_each(clips), draws, strict=True):
+        short = round(size * (options.smallest + scale * (options.largest - options.smallest)))
+        cut = _resized(clip, max(short, size))
+        height, width = cut.frames.shape[-2:]
+        cut = _window(cut, int(down * (height - size + 1)), int(across * (width - size + 1)), size)
+        done.append(_mirrored(cut) if mirror < options.flip else cut)
+    return _rebuilt(clips, done)
+
+
+def center_clip(clips: Clips | Sequence[Clips], *, size: int) -> Clips:
+    """The middle of clips resized to a short side of `size`."""
+    return spread_crops(clips, size=size, crops=1)[0]
+
+
+def spread_crops(clips: Clips | Sequence[Clips], *, size: int, crops: int = 3) -> list[Clips]:
+    """Square crops of `size` spread evenly along the long side of clips resized to a short side of `size`.
+
+    One crop is the middle; three are left (or top), middle and right (or bottom).
+    """
+    done: list[list[_Cut]] = [[] for _ in range(crops)]
+    for clip in _each(clips):
+        cut = _resized(clip, size)
+        height, width = cut.frames.shape[-2:]
+        for number, into in enumerate(done):
+            place = 0.5 if crops == 1 else number / (crops - 1)
+            into.append(_window(cut, round(place * (height - size)), round(place * (width - size)), size))
+    return [_rebuilt(clips, cuts) for cuts in done]
+
+
+class _Cut(NamedTuple):
+    """Of one clip: frames and what follows them, one behind the other, ``[T or 2 T, 3, H, W]``; stored flow."""
+
+    frames: Tensor
+    flow: Tensor | None
+
+
+def _each(clips: Clips | Sequence[Clips]) -> Iterator[Clips]:
+    if not isinstance(clips, Clips):
+        yield from clips
+        return
+    for n in range(len(clips)):
+        part = slice(n, n + 1)
+        yield Clips(
+            clips.frames[part],
+            None if clips.following is None else clips.following[part],
+            None if clips.audio is None else clips.audio[part],
+            None if clips.has_audio is None else clips.has_audio[part],
+            None if clips.flow is None else clips.flow[part],
+        )
+
+
+def _resized(clip: Clips, short: int) -> _Cut:
+    frames = clip.frames[0] if clip.following is None else torch.cat([clip.frames[0], clip.following[0]])
+    frames = resize_short(frames, short)
+    return _Cut(frames, None if clip.flow is None else resize_flow(clip.flow[0], (frames.shape[-2], frames.shape[-1])))
+
+
+def _window(cut: _Cut, top: int, left: int, size: int) -> _Cut:
+    part = (..., slice(top, top + size), slice(left, left + size))
+    return _Cut(cut.frames[part], None if cut.flow is None else cut.flow[part])
+
+
+def _mirrored(cut: _Cut) -> _Cut:
+    return _Cut(cut.frames.flip(-1), None if cut.flow is None else mirror_flow(cut.flow))
+
+
+def _rebuilt(clips: Clips | Sequence[Clips], cuts: Sequence[_Cut]) -> Clips:
+    """The cropped frames as a batch, with the sound of the clips they are of."""
+    each = list(_each(clips))
+    stacked = torch.stack([cut.frames for cut in cuts])
+    flow = [cut.flow for cut in cuts if cut.flow is not None]
+    following = None
+    if each[0].following is not None:
+        stacked, following = stacked.chunk(2, dim=1)
+    audio = [clip.audio for clip in each if clip.audio is not None]
+    known = [clip.has_audio for clip in each if clip.has_audio is not None]
+    return Clips(
+        stacked,
+        following,
+        torch.cat(audio) if audio else None,
+        torch.cat(known) if known else None,
+        torch.stack(flow) if flow else None,
+    )
+
+
+_PER_OPERATION = 4
+
+
+@dataclass(frozen=True)
+class StrongOptions:
+    """Strong augmentation on top of the weak one: some operations of RandAugment and one square cut out.
+
+    The defaults are what was measured best on ten classes of UCF-101; ``--recipe paper`` takes the full range.
+
+    Attributes:
+        ops: Number of operations drawn for a view.
+        probability: Probability of each of them being applied.
+        magnitude: Largest strength, 1 to 10; drawn uniformly between 1 and it. 10 is the full range.
+        cutout: Side of the square cut out, in sides of the crop; 0 for none.
+        rgb_ops: Operations on frames: ``full``, ``geometric`` (position alone), ``colour`` (values alone), ``none``.
+        motion_ops: Operations on flow and temporal gradient; ``full`` treats them as pictures.
+        audio_ops: Operations on spectrograms.
+    """
+
+    ops: int = 1
+    probability: float = 0.5
+    magnitude: int = 5
+    cutout: float = 0.3
+    rgb_ops: Literal["full", "geometric", "colour", "none"] = "full"
+    motion_ops: Literal["full", "geometric", "colour", "none"] = "geometric"
+    audio_ops: Literal["full", "geometric", "colour", "none"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.ops < 0 or not 0 <= self.probability <= 1 or not 1 <= self.magnitude <= 10 or not 0 <= self.cutout < 1:
+            raise UserError(
+                f"strong augmentation got ops={self.ops}, probability={self.probability}, magnitude={self.magnitude}, "
+                f"cutout={self.cutout}; expected ops >= 0, a probability, a magnitude of 1 to 10 and a cutout of 0 to 1"
+            )
+
+    def set_for(self, view: str) -> str:
+        """Name of the set of operations for a view."""
+        return {"rgb": self.rgb_ops, "audio": self.audio_ops}.get(view, self.motion_ops)
+
+
+def strong_augment(
+    pictures: Tensor,
+    *,
+    view: str,
+    seed: int,
+    ids: Tensor,
+    options: StrongOptions = StrongOptions(),
+) -> Tensor:
+    """Strongly augmented copies of the pictures of one view.
+
+    What happens to a clip is a function of (seed, its id, view) alone, and the same for all its frames. Where the
+    operations leave a hole the view shows nothing (`views.NEUTRAL`).
+
+    Args:
+        pictures: weakly augmented, float ``[N, T, 3, H, W]``, 0 to 255.
+        view: which view they are of.
+        seed: of this step.
+        ids: int64 ``[N]``, which clips.
+        options: how strong.
+
+    Returns:
+        float32, the same shape.
+    """
+    names = SETS[options.set_for(view)]
+    draws = uniform(derive(seed, "strong", view), ids, 2 + _PER_OPERATION * options.ops).tolist()
+    fill = [value / 255 for value in NEUTRAL[view]]
+    changed = []
+    for clip, draw in zip(pictures, draws, strict=True):
+        result = clip / 255
+        for first in range(2, len(draw), _PER_OPERATION):
+            which, apply, level, sign = draw[first : first + _PER_OPERATION]
+            if names and apply < options.probability:
+                strength = (1 + int(level * options.magnitude)) / 10 * (1 if sign < 0.5 else -1)
+                result = OPERATIONS[names[int(which * len(names))]](result, strength, fill)
+        changed.append(_cut(result.clamp(0, 1), draw[0], draw[1], options.cutout, fill) * 255)
+    return torch.stack(changed)
+
+
+def _cut(pictures: Tensor, across: float, down: float, share: float, fill: list[float]) -> Tensor:
+    """A square of `share` of the short side, its centre anywhere, replaced by the fill."""
+    height, width = pictures.shape[-2:]
+    side = round(share * min(height, width))
+    if not side:
+        return pictures
+    pictures = pictures.clone()
+    top, left = round(down * height - side / 2), round(across * width - side / 2)
+    hole = pictures[..., max(0, top) : max(0, top + side), max(0, left) : max(0, left + side)]
+    hole[:] = pictures.new_tensor(fill).view(3, 1, 1)
+    return pictures
+
+
+Operation = Callable[[Tensor, float, Sequence[float]], Tensor]
+"""Pictures, strength in [-1, 1], fill by channel -> pictures."""
+
+
+def _moved(
+    *, angle: float = 0.0, x: float = 0.0, y: float = 0.0, shear_x: float = 0.0, shear_y: float = 0.0
+) -> Operation:
+    def move(pictures: Tensor, strength: float, fill: Sequence[float]) -> Tensor:
+        height, width = pictures.shape[-2:]
+        nothing = pictures.new_tensor(fill).view(3, 1, 1)
+        # Around 0, where a filled border needs no filling: torchvision's own darkens the pixels on the edge.
+        moved: Tensor = V.affine(
+            pictures - nothing,
+            angle=angle * strength,
+            translate=[round(x * strength * width), round(y * strength * height)],
+            scale=1.0,
+            shear=[math.degrees(math.atan(shear_x * strength)), math.degrees(math.atan(shear_y * strength))],
+            interpolation=InterpolationMode.BILINEAR,
+        )
+        return moved + nothing
+
+    return move
+
+
+def _adjusted(change: Callable[[Tensor, float], Tensor]) -> Operation:
+    return lambda pictures, strength, fill: change(pictures, 1 + 0.9 * strength)
+
+
+OPERATIONS: Mapping[str, Operation] = MappingProxyType(
+    {
+        "rotate": _moved(angle=30),
+        "shear_x": _moved(shear_x=0.3),
+        "shear_y": _moved(shear_y=0.3),
+        "translate_x": _moved(x=0.45),
+        "translate_y": _moved(y=0.45),
+        "brightness": _adjusted(V.adjust_brightness),
+        "contrast": _adjusted(V.adjust_contrast),
+        "saturation": _adjusted(V.adjust_saturation),
+        "sharpness": _adjusted(V.adjust_sharpness),
+        "posterize": lambda pictures, strength, fill: V.posterize(pictures, 8 - round(4 * abs(strength))),
+        "solarize": lambda pictures, strength, fill: V.solarize(pictures, 1 - abs(strength)),
+        "autocontrast": lambda pictures, strength, fill: V.autocontrast(pictures),
+        "equalize": lambda pictures, strength, fill: V.equalize(pictures),
+        "invert": lambda pictures, strength, fill: V.invert(pictures),
+    }
+)
+
+_GEOMETRIC = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
+
+SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "full": tuple(OPERATIONS),
+        "geometric": _GEOMETRIC,
+        "colour": tuple(name for name in OPERATIONS if name not in _GEOMETRIC),
+        "none": (),
+    }
+)
+"""Which operations a view is given. Inverting, solarising or equalising a signed field (flow, gradient) changes what it
+says; ``geometric`` leaves that alone."""
+
+
+class ClipAugment:
+    """Makes the pictures that `MultiviewPseudoLabel` takes.
+
+    Every draw is a function of (seed, id of the clip, view). Weak and strong pictures of a view share crop and flip.
+
+    Args:
+        size: side of the crop in pixels.
+        views: which views.
+        weak: options of crop and flip.
+        strong: options of what strong augmentation adds.
+        shared_geometry: all views of a clip are cropped alike; False: each for itself.
+        flow: method of the view ``flow``.
+        tg_gain: gain of the view ``tg``.
+
+    Raises:
+        ValueError: unknown views, or a size that is none.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        views: Sequence[str] = ("rgb", "tg"),
+        weak: WeakOptions = WeakOptions(),
+        strong: StrongOptions = StrongOptions(),
+        shared_geometry: bool = True,
+        flow: str | FlowMethod = "dis",
+        tg_gain: float = 1.0,
+    ) -> None:
+        if size < 1:
+            raise ValueError(f"ClipAugment got size={size}; expected at least 1 pixel")
+        self.size, self.views = size, check_views(views)
+        self.weak_options, self.strong_options, self.shared_geometry = weak, strong, shared_geometry
+        self.flow, self.tg_gain = flow, tg_gain
+
+    def weak(self, clips: Clips | Sequence[Clips], *, seed: int, ids: Tensor) -> dict[str, Tensor]:
+        """Weakly augmented pictures by view, float32 ``[N, T, 3, size, size]``."""
+        if self.shared_geometry:
+            return self._views(self._cropped(clips, seed, ids), self.views)
+        pictures: dict[str, Tensor] = {}
+        for view in self.views:
+            pictures |= self._views(self._cropped(clips, derive(seed, "geometry", view), ids), (view,))
+        return pictures
+
+    def weak_and_strong(
+        self, clips: Clips | Sequence[Clips], *, seed: int, ids: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Weakly augmented pictures, and strongly augmented ones of the same crops."""
+        weak = self.weak(clips, seed=seed, ids=ids)
+        strong = {
+            view: strong_augment(pictures, view=view, seed=seed, ids=ids, options=self.strong_options)
+            for view, pictures in weak.items()
+        }
+        return weak, strong
+
+    def plain(self, clips: Clips | Sequence[Clips], *, crops: int = 1) -> list[dict[str, Tensor]]:
+        """Pictures to test on: the middle, or several crops along the long side."""
+        return [self._views(crop, self.views) for crop in spread_crops(clips, size=self.size, crops=crops)]
+
+    def _cropped(self, clips: Clips | Sequence[Clips], seed: int, ids: Tensor) -> Clips:
+        return weak_crop(clips, size=self.size, seed=seed, ids=ids, options=self.weak_options)
+
+    def _views(self, clips: Clips, views: Sequence[str]) -> dict[str, Tensor]:
+        return make_views(clips, views, flow=self.flow, tg_gain=self.tg_gain)

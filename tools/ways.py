@@ -140,7 +140,7 @@ def selftraining(folder: Path) -> Iterator[Callable[[], object]]:
     from ssl_medseg.losses.segmentation import segmentation_loss
     from ssl_medseg.models.checkpoint import load_segmenter
     from ssl_medseg.selftraining.options import PseudoLabelOptions
-    from ssl_medseg.selftraining.pool import Pool
+    from ssl_medseg.selftraining.rounds import Pool
     from ssl_medseg.selftraining.student import Student
     from ssl_medseg.selftraining.terms import PseudoTerm
     from ssl_medseg.training.augment import AugmentOptions

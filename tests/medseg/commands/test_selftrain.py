@@ -22,9 +22,8 @@ from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.preprocessing.cases import prepare_cases
 from ssl_medseg.selftraining.options import ContrastOptions, PseudoLabelOptions, TeacherOptions
-from ssl_medseg.selftraining.pool import Pool
 from ssl_medseg.selftraining.pseudo_labels import UNUSED, read_pseudo_labels
-from ssl_medseg.selftraining.rounds import read_rounds
+from ssl_medseg.selftraining.rounds import Pool, read_rounds
 from ssl_medseg.training.data import TrainingData
 from ssl_medseg.training.optim import Pace
 from tests.medseg.two_processes import alone_and_together

@@ -18,7 +18,7 @@ from ssl_medseg.datasets import DataOptions, open_split, open_with, write_split
 from ssl_medseg.datasets.draw_splits import split_by_labels
 from ssl_medseg.losses.segmentation import SegmentationLoss
 from ssl_medseg.models import NetworkOptions
-from ssl_medseg.models.options import AUTO
+from ssl_medseg.models.network import AUTO
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.selftraining.options import (
     ConsistencyOptions,

@@ -25,8 +25,7 @@ from ssl_medseg.selftraining.options import (
     Start,
     TeacherOptions,
 )
-from ssl_medseg.selftraining.pool import Pool
-from ssl_medseg.selftraining.rounds import score_withheld_labels
+from ssl_medseg.selftraining.rounds import Pool, score_withheld_labels
 from ssl_medseg.selftraining.student import Scoring, Student
 from ssl_medseg.selftraining.terms import ConsistencyTerm, CopyPasteTerm, MeanTeacherTerm, PseudoTerm, Term
 from ssl_medseg.training.augment import AugmentOptions

@@ -15,7 +15,7 @@ from ssl_medseg.losses.segmentation import SegmentationLoss, segmentation_loss
 from ssl_medseg.models import NetworkOptions, build_network, settle_statistics
 from ssl_medseg.models.checkpoint import save_segmenter
 from ssl_medseg.models.inference import Refinement
-from ssl_medseg.models.options import AUTO
+from ssl_medseg.models.network import AUTO
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.pretraining.model import load_trunk
 from ssl_medseg.training.augment import AugmentOptions

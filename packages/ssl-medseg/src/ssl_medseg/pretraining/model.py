@@ -13,7 +13,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.training import Run, load_model
 from ssl_medseg.models import NetworkOptions, UNet
 from ssl_medseg.models.checkpoint import FORMAT as SEGMENTER
-from ssl_medseg.models.unet import BLOCKS, batch_norm, he_init
+from ssl_medseg.models.network import BLOCKS, batch_norm, he_init
 from ssl_medseg.preprocessing import Preprocessing
 
 

@@ -16,7 +16,7 @@ from contrastive_core.training import Run
 from ssl_medseg.losses.segmentation import Criterion
 from ssl_medseg.models.inference import largest_parts, slice_probabilities
 from ssl_medseg.selftraining.options import ConsistencyOptions, TeacherOptions
-from ssl_medseg.selftraining.pool import Pool
+from ssl_medseg.selftraining.rounds import Pool
 from ssl_medseg.training.augment import AugmentOptions, change_intensity, deform, jitter_intensity
 from ssl_medseg.training.slices import SegmentationBatches, SliceDraws, SliceSet
 

@@ -19,8 +19,7 @@ from ssl_vision.models import EncoderOptions
 from ssl_vision.models.checkpoint import NONE, load_architecture, load_classifier, open_start, save_classifier
 from ssl_vision.training.loading import Crops
 from ssl_vision.training.options import OptimizerOptions
-from ssl_vision.training.setup import Budget, plan_budget, set_up
-from ssl_vision.training.validation import Validation
+from ssl_vision.training.setup import Budget, Validation, plan_budget, set_up
 
 TEACHER = "teacher"
 """The name of the student that is built as the teacher is: self-distillation."""

@@ -17,8 +17,7 @@ from ssl_vision.models import EncoderOptions
 from ssl_vision.models.checkpoint import open_start, save_classifier
 from ssl_vision.training.loading import Crops
 from ssl_vision.training.options import OptimizerOptions
-from ssl_vision.training.setup import plan_budget, set_up
-from ssl_vision.training.validation import Validation
+from ssl_vision.training.setup import Validation, plan_budget, set_up
 
 SIMCLR = OptimizerOptions(name="sgd", lr=0.05, scaling="linear", warmup_epochs=0.0, momentum=0.9, weight_decay=0.0)
 """The optimiser of SimCLR's fine-tuning, Appendix B.5."""

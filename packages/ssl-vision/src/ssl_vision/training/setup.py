@@ -1,15 +1,18 @@
-"""Set up a run: number of steps, optimiser and schedule."""
+"""Set up a run: number of steps, optimiser and schedule, and accuracy on held-out images."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from contrastive_core.errors import UserError
 from contrastive_core.optim import WarmupCosine, scaled_lr
 from contrastive_core.training import Batches, Run
+from ssl_vision.data import ImageSet, Subset
+from ssl_vision.evaluation.features import evaluation_batches, outputs
 from ssl_vision.training.options import OptimizerOptions, build_optimizer
 
 
@@ -115,3 +118,24 @@ def set_up(
     schedule = WarmupCosine(optimizer, peak_lr=rates, warmup_steps=warmup_steps, total_steps=total_steps)
     run.track(model=model, optimizer=optimizer, schedule=schedule)
     return model, optimizer, schedule
+
+
+class Validation:
+    """Accuracy on held-out images while training goes on; the processes share the work."""
+
+    def __init__(self, run: Run, images: ImageSet, *, size: int, batch_size: int = 256) -> None:
+        self._run, self._total = run, len(images)
+        self._images = Subset(images, range(run.rank, len(images), run.world_size))
+        self._labels = images.labels()[run.rank :: run.world_size].to(run.device)
+        self._size, self._batch_size = size, batch_size
+
+    @torch.no_grad()
+    def accuracy(self, model: nn.Module) -> Tensor:
+        """Share of the images whose most likely class is theirs, batch norm in inference mode; in [0, 1]."""
+        batches = evaluation_batches(self._images, size=self._size, batch_size=self._batch_size)
+        right, start = torch.zeros((), device=self._run.device), 0
+        for logits in outputs(model, batches, device=self._run.device):
+            right += (logits.argmax(dim=1) == self._labels[start : start + len(logits)]).sum()
+            start += len(logits)
+        model.train()
+        return torch.as_tensor(self._run.fabric.all_reduce(right, reduce_op="sum")) / self._total

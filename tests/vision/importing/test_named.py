@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import RunOptions
+from contrastive_core.training.weights import read_tensors
 from ssl_vision.augment import EvalTransform
 from ssl_vision.cli import main
 from ssl_vision.commands.distill import distill
@@ -26,7 +27,6 @@ from ssl_vision.commands.knn import knn
 from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.data import open_images
 from ssl_vision.importing.named import load_weights
-from ssl_vision.importing.torch_resnets import read_tensors
 from ssl_vision.models import EncoderOptions, build_encoder
 from ssl_vision.models.checkpoint import load_classifier, load_encoder, load_pretrained, open_start
 from ssl_vision.training.options import AugmentOptions, OptimizerOptions, build_optimizer, layer_depths

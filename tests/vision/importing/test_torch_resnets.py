@@ -182,9 +182,9 @@ def test_files_that_would_run_code_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "is not a file"),
-        (b"", "was not read"),
-        (b"\x00" * 50, "was not read"),
+        (None, "no such file"),
+        (b"", "cannot be read as weights"),
+        (b"\x00" * 50, "cannot be read as weights"),
         ({"epoch": 3}, "holds a dict without tensors"),
         ({"weight": torch.zeros(2)}, "found no ResNet"),
         (prefixed(torchvision.models.resnet18().state_dict(), "net.") | {"net.conv1.weight": torch.zeros(64, 1, 7, 7)},
@@ -202,7 +202,7 @@ def test_other_files_are_refused(tmp_path: Path, content: object, message: str) 
 
 def test_damaged_safetensors_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"\xff" * 30)
-    with pytest.raises(UserError, match="damaged or no safetensors"):
+    with pytest.raises(UserError, match="damaged or not a safetensors"):
         import_checkpoint(tmp_path / "a.safetensors", tmp_path / "out")
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.weights import read_state_dict
 from ssl_video.models.batchnorm import join_batchnorm
 from ssl_video.models.checkpoint import load_recognizer
 from ssl_video.models.networks import last_layer
-from ssl_video.models.weights import read_weights
 
 # A bottleneck by PyTorchVideo's names and those of torchvision's 2-D ResNet and of mmaction2.
 _BLOCK = (
@@ -55,7 +55,7 @@ def begin_from(network: nn.Module, init: Path) -> str:
         opened = load_recognizer(init, device="cpu")
         given = dict(join_batchnorm(opened.network, opened.recipe.views[0]).state_dict())
     else:
-        given = read_weights(init)
+        given = read_state_dict(init)
     expected = network.state_dict()
     head = last_layer(network)
     found = {_our_name(name, expected): tensor for name, tensor in given.items()}

@@ -117,9 +117,9 @@ def _gray(frames: Tensor, pad: tuple[int, int, int, int]) -> Gray:
 def _raft(file: str) -> FlowMethod:
     from torchvision.models.optical_flow import raft_large, raft_small  # noqa: PLC0415 - heavy
 
-    from ssl_video.models.weights import read_weights  # noqa: PLC0415
+    from contrastive_core.training.weights import read_state_dict  # noqa: PLC0415
 
-    state = read_weights(Path(file))
+    state = read_state_dict(Path(file))
     for build in (raft_small, raft_large):
         network: nn.Module = build(weights=None)
         if network.state_dict().keys() == state.keys():

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
-from ssl_vision.importing.torch_resnets import SECOND, read_tensors
+from contrastive_core.training.weights import read_tensors
+from ssl_vision.importing.torch_resnets import SECOND
 from ssl_vision.models.encoder import EncoderOptions, build_encoder, core_network, default_image_size, timm_statistics
 
 _LISTED = 4

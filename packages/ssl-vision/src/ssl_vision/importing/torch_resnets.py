@@ -8,86 +8,23 @@ file, its habit is assumed and stated; elsewhere the user must say.
 
 from __future__ import annotations
 
-import argparse
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.weights import plain_name, read_tensors
 from ssl_vision.importing.imported import Imported
 from ssl_vision.models import EncoderOptions, resnet
 from ssl_vision.models.encoder import Normalization
 from ssl_vision.models.resnet import LAYOUTS, BasicBlock, Stem
 
-
-def read_tensors(source: Path) -> dict[str, Tensor]:
-    """Every tensor of a ``.safetensors`` file or of what `torch.save` wrote, as float32 where it is floating point.
-
-    What lies in nested dictionaries and lists gets the path to it as its name, ``state_dict.encoder.conv1.weight``,
-    without the parts ``module`` and ``_orig_mod`` that DistributedDataParallel and torch.compile put anywhere in it.
-
-    Raises:
-        UserError: the file is missing or damaged, holds no tensors, or needs to run code to be read.
-    """
-    if not source.is_file():
-        raise UserError(
-            f"{source} is not a file; expected a checkpoint (.pt, .pth, .ckpt, .safetensors, or TensorFlow's)"
-        )
-    if source.suffix == ".safetensors":
-        try:
-            content: object = safetensors.torch.load_file(source)
-        except safetensors.SafetensorError as error:
-            raise UserError(f"{source} is damaged or no safetensors file: {error}. Fetch it again") from error
-    else:
-        content = _load(source)
-    tensors = {plain(name): t.float() if t.is_floating_point() else t for name, t in _flat(content, "")}
-    if not tensors:
-        raise UserError(f"{source} holds a {type(content).__name__} without tensors; expected a state dict")
-    return tensors
-
-
-def plain(name: str) -> str:
-    """A name without the parts that wrappers of torch put into it."""
-    return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
-
-
-def _load(source: Path) -> object:
-    try:
-        # Containers of settings and numbers that training programs store beside their weights; they run nothing.
-        with torch.serialization.safe_globals(_HARMLESS):
-            return torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # what its unpickler, its zip reader and its checks raise has no common class
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        refused = next((line.strip() for line in reason if "GLOBAL" in line or "Unsupported" in line), reason[0])
-        raise UserError(
-            f"{source} was not read: {refused[:300]}\nOnly tensors, numbers, text and namespaces of these are "
-            "read, because anything more would run code that the file brings. If it is damaged, fetch it again. If you "
-            "trust it, save its weights alone where it was made: torch.save(model.state_dict(), 'weights.pt')"
-        ) from error
-
-
-def _flat(content: object, path: str, depth: int = 0) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(content, Tensor):
-        yield path, content.detach()
-    elif depth < 20 and isinstance(content, Mapping):
-        for key, value in content.items():
-            yield from _flat(value, f"{path}.{key}" if path else str(key), depth + 1)
-    elif depth < 20 and isinstance(content, Sequence) and not isinstance(content, str | bytes):
-        for index, value in enumerate(content):
-            yield from _flat(value, f"{path}.{index}" if path else str(index), depth + 1)
-
-
 _GROUPS = ("layer1", "layer2", "layer3", "layer4")
-_HARMLESS: list[Any] = [argparse.Namespace, np.dtype, *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"}]
-_HARMLESS.append(np.float64(0).__reduce__()[0])  # what NumPy builds a scalar with; its module differs between versions
 SECOND = re.compile(r"momentum|encoder_k|_k\.|key_|target|ema|teacher_|avg_")
 
 
@@ -130,7 +67,7 @@ def read_resnet(
         UserError: the file cannot be read safely, holds no such ResNet or several, or does not show what is asked.
     """
     tensors = read_tensors(source)
-    net = _choose(_nets(tensors), plain(prefix), tensors, source)
+    net = _choose(_nets(tensors), plain_name(prefix), tensors, source)
     weights = {ours: tensors[name] for ours, name in net.names.items()}
     depth, width = _size(weights, source)
     notes: list[str] = []

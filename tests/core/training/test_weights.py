@@ -1,0 +1,74 @@
+"""Weights of other programs: what is read, under which names, and that no code in a file runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from contrastive_core.errors import UserError
+from contrastive_core.training.weights import read_state_dict, read_tensors
+
+WEIGHTS = {"conv.weight": torch.arange(4.0), "steps": torch.tensor(3)}
+
+
+def test_a_state_dictionary_is_found_in_a_checkpoint(tmp_path: Path) -> None:
+    wrapped = {f"module.{name}": tensor for name, tensor in WEIGHTS.items()}
+    torch.save({"epoch": 3, "state_dict": wrapped, "args": argparse.Namespace(lr=0.1)}, tmp_path / "a.pth")
+    found = read_state_dict(tmp_path / "a.pth")
+    assert found.keys() == WEIGHTS.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in WEIGHTS.items())
+
+
+def test_safetensors_give_the_same(tmp_path: Path) -> None:
+    safetensors.torch.save_file(WEIGHTS, tmp_path / "a.safetensors")
+    found = read_state_dict(tmp_path / "a.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in WEIGHTS.items())
+
+
+def test_nested_tensors_are_named_by_their_path_in_float32(tmp_path: Path) -> None:
+    content = {"nets": [{"module.conv": torch.ones(2, dtype=torch.float16)}], "n": torch.tensor(3), "name": "x"}
+    torch.save(content, tmp_path / "a.pt")
+    found = read_tensors(tmp_path / "a.pt")
+    assert found["nets.0.conv"].dtype == torch.float32
+    assert set(found) == {"nets.0.conv", "n"}
+
+
+class _Code:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.touch, (Path("ran"),)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("read", [read_state_dict, read_tensors])
+def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path, read: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": _Code()}, "code.pth")
+    with pytest.raises(UserError, match="would run code"):
+        read(Path("code.pth"))  # type: ignore[operator]
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("gone.pth", None, "no such file"),
+        ("cut.pth", b"PK\x03\x04cut", "cannot be read as weights"),
+        ("cut.safetensors", b"\xff" * 30, "damaged or not a safetensors file"),
+    ],
+)
+def test_missing_and_damaged_files_are_refused(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_state_dict(tmp_path / name)
+
+
+def test_a_file_without_weights_is_refused(tmp_path: Path) -> None:
+    torch.save({"epoch": 3}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match="holds no state dictionary"):
+        read_state_dict(tmp_path / "a.pth")
+    with pytest.raises(UserError, match="without tensors"):
+        read_tensors(tmp_path / "a.pth")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from contrastive_core._lazy import load_on_use
 
 if TYPE_CHECKING:
-    from ssl_video.data.clip import Clips, ClipSpec, clip_start, clip_starts
+    from ssl_video.data.clip import Clips, ClipSource, ClipSpec, clip_start, clip_starts
     from ssl_video.data.dataset import ClipDataset
     from ssl_video.data.listing import open_videos
     from ssl_video.data.reader import read_clip
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _MODULE = {
     "ClipDataset": "dataset",
+    "ClipSource": "clip",
     "ClipSpec": "clip",
     "Clips": "clip",
     "Video": "videos",
@@ -30,6 +31,7 @@ _MODULE = {
 
 __all__ = [
     "ClipDataset",
+    "ClipSource",
     "ClipSpec",
     "Clips",
     "Video",

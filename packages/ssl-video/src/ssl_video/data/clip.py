@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, uniform
+
+if TYPE_CHECKING:
+    from ssl_video.data.videos import VideoSet
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,27 @@ class Clips:
 
     def __len__(self) -> int:
         return len(self.frames)
+
+
+class Sample(NamedTuple):
+    """A clip, and of which video it is: another one than asked for where that one cannot be read."""
+
+    clip: Clips
+    video: int
+
+
+class ClipSource(Protocol):
+    """What training reads clips from: `ClipDataset`, or frames that a user keeps in another form."""
+
+    @property
+    def videos(self) -> VideoSet:
+        """The videos, with their classes."""
+
+    def __len__(self) -> int:
+        """Number of videos."""
+
+    def clip(self, index: int, *, seed: int) -> Sample:
+        """Return the clip of a video that the seed chooses: a function of both."""
 
 
 def resize_short(frames: Tensor, short: int) -> Tensor:

@@ -7,26 +7,18 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 from torch.utils.data import Dataset
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.files import append_line
-from ssl_video.data.clip import Clips, ClipSpec, clip_start
+from ssl_video.data.clip import ClipSpec, Sample, clip_start
 from ssl_video.data.reader import StoredFlow, read_clip
 from ssl_video.data.torchcodec_reader import ReaderName, check_reader
 from ssl_video.data.video_index import index_video
 from ssl_video.data.videos import VideoSet
 
 _NAMED = 3
-
-
-class Sample(NamedTuple):
-    """A clip, and of which video it is: another one than asked for where that one cannot be read."""
-
-    clip: Clips
-    video: int
 
 
 class ClipDataset(Dataset[Sample]):

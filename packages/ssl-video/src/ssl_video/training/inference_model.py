@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, permutation
 from ssl_video.augment import ClipAugment, WeakOptions
-from ssl_video.data.dataset import ClipDataset
+from ssl_video.data.clip import ClipSource
 from ssl_video.models import build_network
 from ssl_video.models.batchnorm import recalibrate_bn, split_batchnorm
 from ssl_video.models.checkpoint import Recipe
@@ -21,7 +21,7 @@ from ssl_video.views import MEAN, STD, normalize
 def make_tested(
     trained: nn.Module,
     recipe: Recipe,
-    clips: ClipDataset,
+    clips: ClipSource,
     *,
     weak: WeakOptions,
     count: int,
@@ -60,7 +60,7 @@ def make_tested(
 
 def recalibrate_views(
     network: nn.Module,
-    clips: ClipDataset,
+    clips: ClipSource,
     augment: ClipAugment,
     *,
     count: int,

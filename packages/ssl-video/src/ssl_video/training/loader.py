@@ -13,8 +13,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.rng import derive
 from contrastive_core.training import Batches, Run, ignore_stop_signals
 from ssl_video.augment import ClipAugment
-from ssl_video.data.clip import Clips
-from ssl_video.data.dataset import ClipDataset
+from ssl_video.data.clip import Clips, ClipSource
 
 _TIMEOUT = 600  # seconds a worker may be silent: one that hangs shall say so
 
@@ -64,8 +63,8 @@ class Feed:
     def __init__(
         self,
         run: Run,
-        labelled: ClipDataset,
-        unlabelled: ClipDataset | None,
+        labelled: ClipSource,
+        unlabelled: ClipSource | None,
         augment: ClipAugment,
         *,
         batch_size: int,
@@ -82,7 +81,7 @@ class Feed:
         many = 0 if unlabelled is None else mu * batch_size
         self.clips = self.batch_size + many
 
-        def batches(clips: ClipDataset, size: int, purpose: str) -> Batches:
+        def batches(clips: ClipSource, size: int, purpose: str) -> Batches:
             return Batches(
                 len(clips),
                 batch_size=size // world,
@@ -135,9 +134,9 @@ class _Steps(Dataset[StepBatch | UserError]):
 
     def __init__(
         self,
-        labelled: ClipDataset,
+        labelled: ClipSource,
         few: Batches,
-        unlabelled: ClipDataset | None,
+        unlabelled: ClipSource | None,
         many: Batches | None,
         augment: ClipAugment,
         *,
@@ -174,7 +173,7 @@ class _Steps(Dataset[StepBatch | UserError]):
         return {"audio": torch.cat([clip.has_audio for clip in clips if clip.has_audio is not None])}
 
 
-def _read(data: ClipDataset, ids: Tensor, seed: int) -> tuple[list[Clips], Tensor]:
+def _read(data: ClipSource, ids: Tensor, seed: int) -> tuple[list[Clips], Tensor]:
     samples = [data.clip(index, seed=seed) for index in ids.tolist()]
     return [sample.clip for sample in samples], torch.tensor([sample.video for sample in samples])
 

@@ -17,11 +17,11 @@ from ssl_medseg.commands.evaluate import evaluate
 from ssl_medseg.commands.export import export
 from ssl_medseg.commands.predict import predict
 from ssl_medseg.commands.report import report
-from ssl_medseg.commands.train import train
 from ssl_medseg.datasets import Split, open_dataset, write_split
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import PreprocessingOptions
+from ssl_medseg.training.supervised import train
 from tests.medseg.dicom_series import write_series
 
 NAMES = (b"jane", b"19700101")

@@ -13,7 +13,6 @@ from torch import Tensor
 from contrastive_core.errors import UserError
 from contrastive_core.training import RunOptions
 from ssl_medseg.commands.pretrain import pretrain
-from ssl_medseg.commands.train import train
 from ssl_medseg.datasets import Split, open_dataset, write_split
 from ssl_medseg.models import NetworkOptions, UNet
 from ssl_medseg.models.checkpoint import load_segmenter
@@ -22,6 +21,7 @@ from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.pretraining.model import GlobalNetwork, LocalNetwork, load_trunk
 from ssl_medseg.pretraining.stages import VolumeBatches, crop_and_resize
 from ssl_medseg.training.optim import Pace
+from ssl_medseg.training.supervised import train
 
 RUN = RunOptions(device="cpu", threads=1, log_every=1, checkpoint_every=2, progress=False)
 SHORT: dict[str, Any] = {

@@ -13,8 +13,6 @@ import torch
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import Run, RunOptions
-from ssl_medseg.commands.selftrain import selftrain
-from ssl_medseg.commands.train import train
 from ssl_medseg.datasets import DataOptions, Split, open_dataset, write_split
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.models.checkpoint import load_segmenter
@@ -24,8 +22,10 @@ from ssl_medseg.preprocessing.cases import prepare_cases
 from ssl_medseg.selftraining.options import ContrastOptions, PseudoLabelOptions, TeacherOptions
 from ssl_medseg.selftraining.pseudo_labels import UNUSED, read_pseudo_labels
 from ssl_medseg.selftraining.rounds import Pool, read_rounds
+from ssl_medseg.selftraining.training import selftrain
 from ssl_medseg.training.data import TrainingData
 from ssl_medseg.training.optim import Pace
+from ssl_medseg.training.supervised import train
 from tests.medseg.two_processes import alone_and_together
 
 RUN = RunOptions(device="cpu", threads=1, log_every=1, checkpoint_every=2, progress=False)

@@ -19,7 +19,6 @@ from ssl_medseg.commands.evaluate import evaluate
 from ssl_medseg.commands.predict import predict
 from ssl_medseg.commands.pretrain import pretrain
 from ssl_medseg.commands.report import report
-from ssl_medseg.commands.train import train
 from ssl_medseg.datasets import Split, open_dataset, write_split
 from ssl_medseg.evaluation import read_evaluation
 from ssl_medseg.models import NetworkOptions
@@ -28,6 +27,7 @@ from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.reports.evaluation_section import stages_table
 from ssl_medseg.reports.rounds import rounds_figure
 from ssl_medseg.reports.run_folder import open_run
+from ssl_medseg.training.supervised import train
 from tests.pages import assert_stands_alone, read
 
 ROUND = {

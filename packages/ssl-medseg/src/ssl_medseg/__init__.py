@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from ssl_medseg.commands.pretrain import pretrain
     from ssl_medseg.commands.report import report
     from ssl_medseg.commands.run import run
-    from ssl_medseg.commands.selftrain import selftrain
-    from ssl_medseg.commands.train import train
+    from ssl_medseg.selftraining.training import selftrain
+    from ssl_medseg.training.supervised import train
 
 __all__ = [
     "check",
@@ -37,4 +37,8 @@ __all__ = [
     "train",
 ]
 
-__getattr__, __dir__ = load_on_use(__name__, {name: f"ssl_medseg.commands.{name}" for name in __all__})
+_ELSEWHERE = {"train": "training.supervised", "selftrain": "selftraining.training"}
+
+__getattr__, __dir__ = load_on_use(
+    __name__, {name: f"ssl_medseg.{_ELSEWHERE.get(name, f'commands.{name}')}" for name in __all__}
+)

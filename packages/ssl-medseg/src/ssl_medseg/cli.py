@@ -38,7 +38,7 @@ VERBS: dict[str, Verb] = {
         ),
     ),
     "train": Verb(
-        "ssl_medseg.commands.train:train",
+        "ssl_medseg.training.supervised:train",
         "train a segmenter on the labelled volumes alone: the baseline",
         common=(
             "recipe",
@@ -60,7 +60,7 @@ VERBS: dict[str, Verb] = {
         "ssl_medseg.commands.pretrain:pretrain", "train encoder and decoder without labels, for `train --start`"
     ),
     "selftrain": Verb(
-        "ssl_medseg.commands.selftrain:selftrain",
+        "ssl_medseg.selftraining.training:selftrain",
         "go on with the unlabelled volumes: consistency, copy-paste, rounds of pseudo-labels",
         common=(
             "method",

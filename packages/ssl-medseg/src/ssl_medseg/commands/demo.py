@@ -12,14 +12,14 @@ from ssl_medseg.checks import examine
 from ssl_medseg.commands.evaluate import Evaluated, evaluate
 from ssl_medseg.commands.predict import predict
 from ssl_medseg.commands.report import report
-from ssl_medseg.commands.selftrain import selftrain
-from ssl_medseg.commands.train import train
 from ssl_medseg.datasets import Split, open_dataset, write_split
 from ssl_medseg.evaluation.text import mean_and_sd, number
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.selftraining.options import ContrastOptions, PseudoLabelOptions
+from ssl_medseg.selftraining.training import selftrain
+from ssl_medseg.training.supervised import train
 
 _LABELLED, _VALIDATION, _UNLABELLED, _TEST = 1, 1, 5, 4  # patients
 _SIZE = 64

@@ -12,8 +12,6 @@ from contrastive_core.errors import UserError
 from contrastive_core.training import RunOptions, config, files
 from contrastive_core.training.launch import make_fabric
 from contrastive_core.training.processes import Processes
-from ssl_medseg.commands.selftrain import selftrain
-from ssl_medseg.commands.train import train
 from ssl_medseg.datasets import DataOptions, open_split, open_with, write_split
 from ssl_medseg.datasets.draw_splits import split_by_labels
 from ssl_medseg.losses.segmentation import SegmentationLoss
@@ -29,10 +27,12 @@ from ssl_medseg.selftraining.options import (
     Start,
     TeacherOptions,
 )
+from ssl_medseg.selftraining.training import selftrain
 from ssl_medseg.training.augment import AugmentOptions
 from ssl_medseg.training.data import open_training_data
 from ssl_medseg.training.optim import Schedule
 from ssl_medseg.training.recipe import EffortName, RecipeName, choose
+from ssl_medseg.training.supervised import train
 
 
 def run(

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from ssl_video.cli import main
-from tools.studies.ucf101 import METHODS, Study, equal_compute, paired, signed
+from tools.studies.ucf101 import METHODS, STEPS, Study, paired, signed
 
 
 def test_the_commands_are_taken(capsys: pytest.CaptureFixture[str]) -> None:
@@ -20,34 +20,46 @@ def test_the_commands_are_taken(capsys: pytest.CaptureFixture[str]) -> None:
         clips = settings["batch_size"] * (1 if chosen.supervised else 1 + settings["mu"])
         assert settings["optimizer"]["lr"] * clips / 40 == pytest.approx(0.3, rel=1e-3), method
         assert (settings["method"] == "supervised") == chosen.supervised
+        if settings["recipe"] == "strong":
+            views = settings["views"][:1] if settings["method"] == "fixmatch" else settings["views"]
+            assert tuple(views) == chosen.views, method
 
 
 def test_equal_compute_by_hand() -> None:
-    """Of a labelled clip and view: 3 passes. With pseudo-labels 3 for it, 2 x 3 for strong ones and 2 for weak ones."""
-    assert equal_compute() == pytest.approx((400 * 3 + 600 * (3 + 6 + 2)) / (1000 * 3))
+    """Of 8 labelled clips and a view: 3 passes each. Pseudo-labels: also 3 x 16 for strong clips and 16 for weak."""
+    budget = 2 * (0.4 * 24 + 0.6 * (24 + 48 + 16)) * STEPS
+    expected = {
+        "mvpl": STEPS,
+        "labels": budget / (2 * 24),
+        "labels-rgb": budget / 24,
+        "fixmatch": budget / (0.4 * 24 + 0.6 * 88),
+        "paper": budget / (3 * (0.125 * 24 + 0.875 * 88)),
+    }
+    for method, steps in expected.items():
+        assert METHODS[method].steps == round(steps), method
 
 
 def test_scores_are_paired_by_draw(tmp_path: Path) -> None:
     study = Study(Path("data"), tmp_path, draws=(0, 1, 2))
-    for method, draw, top1 in (("all", 0, 40.0), ("all", 2, 50.0), ("mvpl", 1, 90.0), ("mvpl", 2, 53.0)):
+    for method, draw, top1 in (("labels", 0, 40.0), ("labels", 2, 50.0), ("mvpl", 1, 90.0), ("mvpl", 2, 53.0)):
         path = study.out(10, method, draw) / "evaluation" / "test.json"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps({"views": {"rgb": {"top1": top1}}}))
     scores = study.scores(10, METHODS)
-    assert paired(scores, "mvpl", "all", "rgb") == [3.0]
-    assert paired(scores, "mvpl", "all", "fused") == []
+    assert paired(scores, "mvpl", "labels", "rgb") == [3.0]
+    assert paired(scores, "mvpl", "labels", "fused") == []
     assert signed([3.0]) == "+3.0"
     assert signed([-1.0, -3.0]) == "-2.0 ± 1.4"
 
 
 def test_steps_without_pseudo_labels_have_no_accuracy(tmp_path: Path) -> None:
     study = Study(Path("data"), tmp_path, draws=(0,))
-    path = study.out(10, "high", 0) / "metrics.jsonl"
+    path = study.out(10, "mvpl", 0) / "metrics.jsonl"
     path.parent.mkdir(parents=True)
     lines = [
         {"step": 100, "coverage": 1.0, "pseudo_accuracy": 0.1},  # before the last quarter
-        {"step": 800, "coverage": 0.0, "pseudo_accuracy": "NaN"},
-        {"step": 900, "coverage": 0.5, "pseudo_accuracy": 0.75},
+        {"step": 400, "coverage": 0.0, "pseudo_accuracy": "NaN"},
+        {"step": 450, "coverage": 0.5, "pseudo_accuracy": 0.75},
     ]
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    assert study.pseudo_labels(10, "high", 0) == {"coverage": 0.25, "pseudo_accuracy": 0.75}
+    assert study.pseudo_labels(10, "mvpl", 0) == {"coverage": 0.25, "pseudo_accuracy": 0.75}

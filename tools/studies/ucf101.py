@@ -1,11 +1,12 @@
-"""MvPL with few labels on ten classes of UCF-101, and its ablations.
+"""MvPL with few labels on ten classes of UCF-101: labels alone, FixMatch, MvPL, and each of its options.
 
-    python -m tools.studies.ucf101 --data data/ucf101_10 --runs runs/ucf101 --out docs/results/ucf101_10.json
+    python -m tools.studies.ucf101 --data data/ucf101_10 --runs runs/ucf101 --out docs/results/ucf101_10_8_frames.json
 
 Neighbouring clips of a class share a scene, so the last clips of each class are reserved: a test part, and before it
 a validation part. Every draw has its own labelled videos and seed, which all methods share, so differences are
-paired. Settings were chosen on the validation part with draws 3 and 4; the other draws are scored on the test part
-and select nothing. Commands with a result are not repeated, and `--collect` writes what there is.
+paired. All methods have the same compute. Settings were chosen on the validation part with draws 3 and 4; the other
+draws are scored on the test part and select nothing. Commands with a result are not repeated, and `--collect` writes
+what there is.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import os
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,74 +30,71 @@ from ssl_video.training.options import REFERENCE_CLIPS
 from tools.results import provenance, write_result
 from tools.studies.common import Job, mean_and_spread, run_all
 
-STEPS, MU, WARMUP, THRESHOLD = 1000, 2, 0.4, 0.4
-CLIPS = 8
-PEAK = 0.3
-CLIP = ("--clip.frames", "4", "--clip.stride", "16", "--size", "40", "--flow", "dis_fast")
-CPU = ("--device", "cpu", "--threads", "1", "--log_every", "5", "--progress", "false", "--checkpoint_every", "1000")
-ALL = "[rgb,flow,tg]"
+STEPS, MU, CLIPS, PEAK = 500, 2, 8, 0.3
+"""Of the recommended method: steps, unlabelled clips for each labelled one, labelled clips, peak learning rate."""
+CLIP = ("--clip.frames", "8", "--clip.stride", "12", "--size", "48")
+CPU = (
+    *("--device", "cpu", "--threads", "1", "--precision", "bf16-mixed", "--log_every", "5", "--progress", "false"),
+    *("--checkpoint_every", "250"),
+)
+VIEWS = ("rgb", "tg")
+"""Of the default."""
+WARMUP = 0.4
+"""Of the default: fraction of the steps with labels alone."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of a table: its name there, and what its command adds to the shared settings."""
+    """A row of a table: its name there, and what its command adds to the recipe."""
 
     name: str
-    words: tuple[str, ...]
+    words: tuple[str, ...] = ()
     supervised: bool = False
-    longer: float = 1.0
-    """Times the steps."""
+    views: tuple[str, ...] = VIEWS
+    warmup: float = WARMUP
+
+    @property
+    def passes(self) -> float:
+        """Passes of a clip through the network in a step on average, a backward pass counting as two forward ones.
+
+        A step with labels alone costs 3 for each clip and view; one with pseudo-labels as much for labelled and strong
+        clips, and 1 for the weak ones. Augmentation is not counted.
+        """
+        labels = 3 * CLIPS
+        with_pseudo_labels = labels + (3 + 1) * MU * CLIPS
+        share = 0.0 if self.supervised else 1 - self.warmup
+        return len(self.views) * ((1 - share) * labels + share * with_pseudo_labels)
+
+    @property
+    def steps(self) -> int:
+        """Steps for the compute of the recommended method."""
+        return round(STEPS * Method("").passes / self.passes)
 
 
-def equal_compute() -> float:
-    """How many times the steps labels alone may take for MvPL's passes through the network.
-
-    A backward pass counts as two forward ones: a step of labels alone costs 3 for each of its clips and views; one with
-    pseudo-labels as much for labelled and strong clips, and 1 for the weak ones. Augmentation is not counted.
-    """
-    with_pseudo_labels = 3 * (1 + MU) + MU
-    return (WARMUP * 3 + (1 - WARMUP) * with_pseudo_labels) / 3
-
-
-def mvpl(name: str, *words: str, views: str = ALL) -> Method:
-    return Method(name, ("--views", views, *words))
-
-
-MAIN: dict[str, Method] = {
-    "rgb": Method("labels alone, frames", ("--views", "[rgb]"), supervised=True),
-    "all": Method("labels alone, all views", ("--views", ALL), supervised=True),
-    "all-long": Method(
-        "labels alone, all views, MvPL's compute", ("--views", ALL), supervised=True, longer=equal_compute()
+PAPER_VIEWS = ("rgb", "flow", "tg")
+METHODS: dict[str, Method] = {
+    "labels-rgb": Method("labels alone, frames", ("--views", "[rgb]"), supervised=True, views=("rgb",)),
+    "labels": Method("labels alone, all views", supervised=True),
+    "fixmatch": Method("FixMatch", ("--method", "fixmatch"), views=("rgb",)),
+    "paper": Method(
+        "MvPL, settings of the paper", ("--recipe", "paper", "--flow", "dis_fast"), views=PAPER_VIEWS, warmup=0.125
     ),
-    "fixmatch": Method("FixMatch, frames", ("--method", "fixmatch")),
-    "mvpl-tg": mvpl("MvPL, frames + temporal gradient", views="[rgb,tg]"),
-    "mvpl-flow": mvpl("MvPL, frames + flow", views="[rgb,flow]"),
-    "mvpl": mvpl("MvPL, all views"),
-}
-ABLATIONS: dict[str, Method] = {
-    "self": mvpl("target: self", "--pseudo.target", "self"),
-    "cross": mvpl("target: cross", "--pseudo.target", "cross"),
-    "random": mvpl("target: random", "--pseudo.target", "random"),
-    "middle": mvpl("MvPL, threshold 0.6", "--pseudo.threshold", "0.6"),
-    "high": mvpl("MvPL, threshold 0.8", "--pseudo.threshold", "0.8"),
-    "strong": mvpl(
-        "augmentation at full strength",
-        *("--strong.ops", "2", "--strong.magnitude", "10", "--strong.cutout", "0.571", "--strong.motion_ops", "full"),
+    "mvpl": Method("MvPL, recommended"),
+    "freematch": Method("recommended, FreeMatch thresholds", ("--pseudo.select", "freematch")),
+    "softmatch": Method("recommended, SoftMatch weights", ("--pseudo.select", "softmatch")),
+    "align": Method("recommended, distribution alignment", ("--pseudo.align", "true")),
+    "average": Method("recommended, moving average tested", ("--ema_decay", "0.99")),
+    "teacher": Method(
+        "recommended, pseudo-labels of the average", ("--ema_decay", "0.99", "--pseudo.teacher", "average")
     ),
-    "fixmatch-high": Method("FixMatch, threshold 0.8", ("--method", "fixmatch", "--pseudo.threshold", "0.8")),
-    "joint": mvpl("joint batch norm, recalibrated", "--bn", "joint"),
-    "joint-raw": mvpl("joint batch norm, not recalibrated", "--bn", "joint", "--recalibrate", "0"),
-    "split-raw": mvpl("batch norm per view, not recalibrated", "--recalibrate", "0"),
+    "mix": Method("recommended, TubeMix", ("--pseudo.mix", "1")),
+    "order": Method("recommended, order of frames", ("--strong.temporal", "[reverse,shuffle,warp,speed]")),
+    "agreement": Method("recommended, agreeing features", ("--pseudo.agreement", "1")),
 }
-METHODS = {**MAIN, **ABLATIONS}
+CORE = ("mvpl", "labels", "fixmatch")
 DRAWS = (0, 1, 2, 5, 6)
 """Of labelled videos; 3 and 4 are those that settings were chosen with."""
-PAIRS = ("mvpl-tg", "mvpl-flow")
-SURER = ("middle", "high")
-"""With the fewest labels too, where most pseudo-labels are wrong."""
 FEW = 3
-"""Draws of what is not the main comparison."""
-FEWER_AND_MORE = ("rgb", "all", "mvpl", "fixmatch")
 
 Scores = dict[str, dict[int, dict[str, float]]]
 """Method -> draw -> view -> top-1 %."""
@@ -112,21 +110,15 @@ class Study:
 
     def jobs(self) -> list[Job]:
         """Every command; what says most comes first."""
-        main = (*FEWER_AND_MORE, *PAIRS, "all-long")
-        stages: list[tuple[int, Sequence[str], tuple[int, ...]]] = [
-            (10, main, DRAWS[:FEW]), (10, tuple(ABLATIONS), DRAWS[:FEW]), (5, FEWER_AND_MORE, DRAWS[:FEW]),
-            (20, FEWER_AND_MORE, DRAWS[:FEW]), (10, main, DRAWS[FEW:]), (5, SURER, DRAWS[:FEW]),
-            (5, PAIRS, DRAWS[:FEW]), (20, PAIRS, DRAWS[:FEW]), (5, ("all-long",), DRAWS[:FEW]),
-            (20, ("all-long",), DRAWS[:FEW]),
-        ]  # fmt: skip
-        cells = [
-            (percent, method, draw)
-            for percent, methods, draws in stages
-            for draw in draws
-            if draw in self.draws
-            for method in methods
-        ]
-        return [self.splits(), *(job for cell in cells for job in self.cell(*cell))]
+        first, later = DRAWS[:FEW], DRAWS[FEW:]
+        others = [method for method in METHODS if method not in CORE]
+        cells = [(percent, method, draw) for draw in first for percent in (10, 5) for method in CORE]
+        cells += [(10, method, draw) for draw in first for method in others]
+        cells += [(20, method, draw) for draw in first for method in CORE]
+        cells += [(percent, method, draw) for draw in later for percent in (10, 5) for method in CORE]
+        cells += [(5, method, draw) for draw in first for method in others]
+        wanted = [cell for cell in cells if cell[2] in self.draws]
+        return [self.splits(), *(job for cell in wanted for job in self.cell(*cell))]
 
     def splits(self) -> Job:
         """The labelled videos of every draw, and what is kept."""
@@ -146,13 +138,11 @@ class Study:
         rate = PEAK * REFERENCE_CLIPS / (CLIPS if chosen.supervised else CLIPS * (1 + MU))
         train = (
             *("train", str(self.data), str(out), "--split", split, "--config", recipe, *CLIP, "--seed", str(draw)),
-            *("--batch_size", str(CLIPS), "--mu", str(MU), "--steps", str(round(STEPS * chosen.longer))),
+            *("--batch_size", str(CLIPS), "--mu", str(MU), "--steps", str(chosen.steps)),
             *("--optimizer.lr", f"{rate:.4g}", *CPU, *chosen.words),
         )
         if not chosen.supervised:
             train += ("--diagnose",)
-            if "--pseudo.threshold" not in train:
-                train += ("--pseudo.threshold", str(THRESHOLD))
         test = (
             *("evaluate", str(out), str(self.data), "--split", split, "--clips", "2", "--crops", "1"),
             *("--to_the_end", "--device", "cpu"),
@@ -189,7 +179,7 @@ class Study:
         """Coverage and accuracy of the pseudo-labels in the last quarter of a run."""
         path = self.out(percent, method, draw) / "metrics.jsonl"
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        last = [line for line in lines if "coverage" in line and line["step"] >= 0.75 * STEPS]
+        last = [line for line in lines if "coverage" in line and line["step"] >= 0.75 * METHODS[method].steps]
         if not last:
             return None
         found = {}
@@ -249,8 +239,10 @@ def _command(job: Job, log: Path) -> None:
 
 ABOUT = (
     "Top-1 % on the 208 videos of the test part, 2 clips of each: mean and standard deviation over the draws, and of "
-    "the differences from the baseline, paired by draw. 3-D ResNet of 10 layers and width 8, clips of 4 frames at 40 "
-    f"pixels, {STEPS} steps, {CLIPS} labelled clips a step and {MU} unlabelled ones for each."
+    "the differences from labels alone on all views, paired by draw. 3-D ResNet of 10 layers and width 8 from scratch, "
+    f"clips of 8 frames at 48 pixels, bf16-mixed. MvPL: {STEPS} steps, {CLIPS} labelled clips a step and {MU} "
+    "unlabelled ones for each; the other methods take as many steps as the same number of passes through the "
+    "network allows."
 )
 PSEUDO_LABELS = (
     "Labelled: share of the unlabelled clips whose pseudo-label counted in the last quarter of the steps; and how many "
@@ -258,11 +250,10 @@ PSEUDO_LABELS = (
 )
 VIEW_NAMES = {"rgb": "frames", "fused": "all views"}
 CHOSEN = (
-    "Chosen on 96 validation videos with draws 3 and 4 in runs of 500 steps, one a setting: the peak of the learning "
-    "rate 0.3 (labels alone, all views, draw 3: frames 40.6, all views 54.2; with 0.1: 35.4, 46.9; with 0.6: 27.1, "
-    "47.9), and the threshold 0.4 (MvPL: frames 49.0 and 40.6; with 0.6: 43.8 and 37.5)."
+    "Settings are those chosen on the validation part with draws 3 and 4 for clips of 4 frames (see ucf101_10): peak "
+    "learning rate 0.3, threshold 0.4. None was chosen anew."
 )
-ABLATED = "As in the table before; each row changes one setting of MvPL on all views (or of FixMatch)."
+BASELINE = "labels"
 
 
 def paired(scores: Scores, method: str, baseline: str, view: str) -> list[float]:
@@ -275,15 +266,15 @@ def paired(scores: Scores, method: str, baseline: str, view: str) -> list[float]
     ]
 
 
-def row(study: Study, scores: Scores, method: str, percent: int, baseline: str) -> list[object]:
-    """One line of a table."""
+def row(study: Study, scores: Scores, method: str, percent: int) -> list[object]:
+    """One line of the table."""
     runs = scores[method]
     rgb, fused = ([run[view] for run in runs.values() if view in run] for view in ("rgb", "fused"))
     pseudo = [found for draw in runs if (found := study.pseudo_labels(percent, method, draw))]
     coverage = f"{100 * statistics.mean(found['coverage'] for found in pseudo):.0f}" if pseudo else None
     right = [found["pseudo_accuracy"] for found in pseudo if "pseudo_accuracy" in found]
     differences = [
-        signed(values) if method != baseline and (values := paired(scores, method, baseline, view)) else None
+        signed(values) if method != BASELINE and (values := paired(scores, method, BASELINE, view)) else None
         for view in ("rgb", "fused")
     ]
     return [
@@ -298,16 +289,16 @@ def signed(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):+.1f}{spread}"
 
 
-def columns(baseline: str) -> list[str]:
-    return [
-        "runs", "frames", f"against {baseline}", "all views", f"against {baseline}", "labelled, %", "of them right, %",
-    ]  # fmt: skip
+COLUMNS = (
+    "labels, %", "method", "runs", "frames", "against labels alone", "all views", "against labels alone", "labelled, %",
+    "of them right, %",
+)  # fmt: skip
 
 
 def draw(study: Study, path: Path) -> None:
     """Every run with a tenth of the labels as a dot, and the mean over draws, on frames and on all views."""
-    scores = study.scores(10, MAIN)
-    figure = new_figure(7.2, 3.6)
+    scores = study.scores(10, METHODS)
+    figure = new_figure(7.2, 1.2 + 0.35 * len(scores))
     axes = figure.subplots()
     plain_axes(axes, "10 % of the labels: top-1 % on the test part")
     for colour, view, name in zip(SERIES, ("rgb", "fused"), ("frames", "all views"), strict=False):
@@ -319,7 +310,7 @@ def draw(study: Study, path: Path) -> None:
                 axes.plot(values, [y] * len(values), "o", color=colour, alpha=0.5, label=label)
                 axes.plot([statistics.mean(values)], [y], "|", color=colour, markersize=16, markeredgewidth=2)
                 label = None
-    axes.set_yticks(range(len(scores)), [MAIN[method].name for method in scores])
+    axes.set_yticks(range(len(scores)), [METHODS[method].name for method in scores])
     axes.invert_yaxis()
     axes.legend(frameon=False)
     path.write_bytes(to_png(figure))
@@ -329,10 +320,8 @@ def verdict(scores: Scores, percent: int) -> str:
     """What the paired differences say: mean and standard error over draws."""
     said = []
     for method, baseline, view in (
-        ("all", "rgb", "rgb"), ("fixmatch", "rgb", "rgb"), ("mvpl", "rgb", "rgb"), ("mvpl", "fixmatch", "rgb"),
-        ("mvpl-tg", "all", "rgb"), ("mvpl-flow", "all", "rgb"), ("mvpl", "all", "rgb"), ("mvpl", "all", "fused"),
-        ("mvpl", "all-long", "rgb"), ("mvpl", "all-long", "fused"),
-        ("middle", "all", "rgb"), ("middle", "all", "fused"), ("high", "all", "rgb"), ("high", "all", "fused"),
+        ("mvpl", "labels", "rgb"), ("mvpl", "labels", "fused"), ("mvpl", "labels-rgb", "rgb"),
+        ("mvpl", "fixmatch", "rgb"), ("fixmatch", "labels", "rgb"), ("mvpl", "paper", "rgb"),
     ):  # fmt: skip
         values = paired(scores, method, baseline, view)
         if len(values) > 1:
@@ -345,39 +334,24 @@ def verdict(scores: Scores, percent: int) -> str:
 
 
 def write(study: Study, jobs: Sequence[Job], out: Path, commit: str | None) -> None:
-    """Both files and the plot, of what is there."""
-    shown = {5: {**MAIN, **{method: ABLATIONS[method] for method in SURER}}, 10: MAIN, 20: MAIN}
-    main_scores = {percent: study.scores(percent, methods) for percent, methods in shown.items()}
-    rows = [
-        [percent, *row(study, scores, method, percent, "all")]
-        for percent, scores in main_scores.items()
-        for method in scores
-    ]
-    verdicts = [verdict(scores, percent) for percent, scores in main_scores.items()]
-    shared = {
-        **provenance(),
-        **({"commit": commit} if commit else {}),
-        "seeds": list(study.draws),
-        "config": {"commands": [study.line(job) for job in jobs if job.result.exists()]},
-    }
+    """The results file and the plot, of what is there."""
+    scores = {percent: study.scores(percent, METHODS) for percent in (5, 10, 20)}
+    rows = [[percent, *row(study, found, method, percent)] for percent, found in scores.items() for method in found]
+    draws = {draw for found in scores.values() for runs in found.values() for draw in runs}
     write_result(
         out,
         {
             "name": out.stem,
-            **shared,
-            "table": {"columns": ["labels, %", "method", *columns("labels alone, all views")], "rows": rows},
-            "notes": [ABOUT, PSEUDO_LABELS, *filter(None, verdicts), CHOSEN],
-            "top1": {str(percent): scores for percent, scores in main_scores.items()},
+            **provenance(),
+            **({"commit": commit} if commit else {}),
+            "seeds": sorted(draws),
+            "config": {"commands": [study.line(job) for job in jobs if job.result.exists()]},
+            "table": {"columns": list(COLUMNS), "rows": rows},
+            "notes": [ABOUT, PSEUDO_LABELS, *filter(None, (verdict(scores[p], p) for p in scores)), CHOSEN],
+            "top1": {str(percent): found for percent, found in scores.items()},
         },
     )
     draw(study, out.with_suffix(".png"))
-    study = replace(study, draws=tuple(draw for draw in study.draws if draw in DRAWS[:FEW]))
-    scores = study.scores(10, {"mvpl": MAIN["mvpl"], **ABLATIONS})
-    if len(scores) > 1:
-        other = out.with_name(f"{out.stem}_ablations.json")
-        rows = [row(study, scores, method, 10, "mvpl") for method in scores]
-        table = {"columns": ["10 % of the labels", *columns("MvPL, all views")], "rows": rows}
-        write_result(other, {"name": other.stem, **shared, "table": table, "notes": [ABLATED], "top1": {"10": scores}})
 
 
 def main() -> None:

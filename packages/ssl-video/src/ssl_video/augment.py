@@ -1,4 +1,4 @@
-"""Augmentation of clips: random crops and flips, strong augmentation of each view, and the crops of testing.
+"""Augment clips: random crops and flips, strong augmentation of each view, another order of the frames, test crops.
 
 All frames of a clip are changed alike; clips, steps and views are drawn independently of each other. Strong
 augmentation is RandAugment and a square cut out. Strengths of operations are those of PyTorchVideo's RandAugment at
@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -27,10 +27,12 @@ from ssl_video.views import NEUTRAL, check_views, make_views, mirror_flow, resiz
 __all__ = [
     "OPERATIONS",
     "SETS",
+    "TEMPORAL",
     "ClipAugment",
     "StrongOptions",
     "WeakOptions",
     "center_clip",
+    "reorder_clip",
     "spread_crops",
     "strong_augment",
     "weak_crop",
@@ -147,6 +149,22 @@ def _mirrored(cut: _Cut) -> _Cut:
     return _Cut(cut.frames.flip(-1), None if cut.flow is None else mirror_flow(cut.flow))
 
 
+def _joined(clips: Sequence[Clips]) -> Clips:
+    """One batch of several, all of one size."""
+
+    def together(parts: list[Tensor | None]) -> Tensor | None:
+        there = [part for part in parts if part is not None]
+        return torch.cat(there) if there else None
+
+    return Clips(
+        torch.cat([clip.frames for clip in clips]),
+        together([clip.following for clip in clips]),
+        together([clip.audio for clip in clips]),
+        together([clip.has_audio for clip in clips]),
+        together([clip.flow for clip in clips]),
+    )
+
+
 def _rebuilt(clips: Clips | Sequence[Clips], cuts: Sequence[_Cut]) -> Clips:
     """The cropped frames as a batch, with the sound of the clips they are of."""
     each = list(_each(clips))
@@ -167,6 +185,12 @@ def _rebuilt(clips: Clips | Sequence[Clips], cuts: Sequence[_Cut]) -> Clips:
 
 
 _PER_OPERATION = 4
+Temporal = Literal["reverse", "shuffle", "warp", "speed"]
+TEMPORAL: tuple[Temporal, ...] = get_args(Temporal)
+"""Operations on the order of the frames."""
+REORDERING: tuple[Temporal, ...] = ("reverse", "shuffle")
+"""Those after which time does not run forwards."""
+_SEGMENTS = 4
 
 
 @dataclass(frozen=True)
@@ -183,6 +207,10 @@ class StrongOptions:
         rgb_ops: Operations on frames: ``full``, ``geometric`` (position alone), ``colour`` (values alone), ``none``.
         motion_ops: Operations on flow and temporal gradient; ``full`` treats them as pictures.
         audio_ops: Operations on spectrograms.
+        temporal: Operations on the order of the frames, of which one is drawn for a clip, the same for all its views:
+            ``reverse``; ``shuffle`` of neighbouring frames; ``warp``, 2 or 4 of the frames, each repeated; ``speed``,
+            half to twice as fast. Name the classes that direction defines by ``pseudo.directed``.
+        temporal_probability: Probability that the order of a clip changes.
     """
 
     ops: int = 1
@@ -192,8 +220,15 @@ class StrongOptions:
     rgb_ops: Literal["full", "geometric", "colour", "none"] = "full"
     motion_ops: Literal["full", "geometric", "colour", "none"] = "geometric"
     audio_ops: Literal["full", "geometric", "colour", "none"] = "none"
+    temporal: tuple[Temporal, ...] = ()
+    temporal_probability: float = 0.5
 
     def __post_init__(self) -> None:
+        if not set(self.temporal) <= set(TEMPORAL) or not 0 <= self.temporal_probability <= 1:
+            raise UserError(
+                f"strong.temporal is {', '.join(self.temporal) or 'empty'} with probability "
+                f"{self.temporal_probability}; expected some of {', '.join(TEMPORAL)}, and a probability of 0 to 1"
+            )
         if self.ops < 0 or not 0 <= self.probability <= 1 or not 1 <= self.magnitude <= 10 or not 0 <= self.cutout < 1:
             raise UserError(
                 f"strong augmentation got ops={self.ops}, probability={self.probability}, magnitude={self.magnitude}, "
@@ -203,6 +238,51 @@ class StrongOptions:
     def set_for(self, view: str) -> str:
         """Name of the set of operations for a view."""
         return {"rgb": self.rgb_ops, "audio": self.audio_ops}.get(view, self.motion_ops)
+
+
+def reorder_clip(clip: Clips, operation: Temporal, draws: Sequence[float]) -> Clips:
+    """The clip with its frames in another order, each together with the frame after it.
+
+    ``reverse`` gives the clip of the video played backwards: the frame after becomes the frame, and stored flow changes
+    its sign (that of the frame before, moved by itself, is close to it). ``shuffle``: the order within each quarter of
+    the clip is random. ``warp``: 2 or 4 frames, each repeated. ``speed``: moments are moved from or towards the middle
+    by a factor of 1/2 to 2; beyond the ends the first and the last frame stay. Sound is played backwards by ``reverse``
+    and stays as it is otherwise.
+
+    Args:
+        clip: One clip or a batch that is changed alike, T frames.
+        operation: One of `TEMPORAL`.
+        draws: T + 1 uniform numbers.
+
+    Reference: Huang et al., "SeFAR: Semi-supervised Fine-grained Action Recognition", AAAI 2025 (order); Xing et al.,
+    "SVFormer", CVPR 2023 (warp). Numbers of segments and the range of speeds are our choice.
+    """
+    frames = clip.frames.shape[1]
+    random, more = torch.tensor(draws[:frames]), draws[frames]
+    steps = torch.arange(frames)
+    if operation == "reverse":
+        return Clips(
+            (clip.frames if clip.following is None else clip.following).flip(1),
+            None if clip.following is None else clip.frames.flip(1),
+            None if clip.audio is None else clip.audio.flip(1),
+            clip.has_audio,
+            None if clip.flow is None else -clip.flow.flip(1),
+        )
+    if operation == "shuffle":
+        order = (steps * min(_SEGMENTS, max(1, frames // 2)) // frames + random).argsort()
+    elif operation == "warp":
+        distinct = min(2 if more < 0.5 else 4, frames)
+        order = random.argsort()[:distinct].sort().values[steps * distinct // frames]
+    else:
+        middle = (frames - 1) / 2
+        order = (middle + (steps - middle) * 2 ** (2 * more - 1)).round().long().clamp(0, frames - 1)
+    return Clips(
+        clip.frames[:, order],
+        None if clip.following is None else clip.following[:, order],
+        clip.audio,
+        clip.has_audio,
+        None if clip.flow is None else clip.flow[:, order],
+    )
 
 
 def strong_augment(
@@ -323,16 +403,16 @@ class ClipAugment:
     Every draw is a function of (seed, id of the clip, view). Weak and strong pictures of a view share crop and flip.
 
     Args:
-        size: side of the crop in pixels.
-        views: which views.
-        weak: options of crop and flip.
-        strong: options of what strong augmentation adds.
-        shared_geometry: all views of a clip are cropped alike; False: each for itself.
-        flow: method of the view ``flow``.
-        tg_gain: gain of the view ``tg``.
+        size: Side of the crop in pixels.
+        views: Names of the views.
+        weak: Options of crop and flip.
+        strong: Options of what strong augmentation adds.
+        shared_geometry: Crop all views of a clip alike; False: each for itself.
+        flow: Method of the view ``flow``.
+        tg_gain: Gain of the view ``tg``.
 
     Raises:
-        ValueError: unknown views, or a size that is none.
+        ValueError: Unknown views, or a size below 1.
     """
 
     def __init__(
@@ -354,30 +434,75 @@ class ClipAugment:
 
     def weak(self, clips: Clips | Sequence[Clips], *, seed: int, ids: Tensor) -> dict[str, Tensor]:
         """Weakly augmented pictures by view, float32 ``[N, T, 3, size, size]``."""
-        if self.shared_geometry:
-            return self._views(self._cropped(clips, seed, ids), self.views)
-        pictures: dict[str, Tensor] = {}
-        for view in self.views:
-            pictures |= self._views(self._cropped(clips, derive(seed, "geometry", view), ids), (view,))
-        return pictures
+        return self._pictures(self._cropped(clips, seed, ids))
 
     def weak_and_strong(
         self, clips: Clips | Sequence[Clips], *, seed: int, ids: Tensor
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Weakly augmented pictures, and strongly augmented ones of the same crops."""
-        weak = self.weak(clips, seed=seed, ids=ids)
+        cropped = self._cropped(clips, seed, ids)
+        weak = self._pictures(cropped)
+        ordered = self._other_order(cropped, weak, seed, ids) if self.strong_options.temporal else weak
         strong = {
             view: strong_augment(pictures, view=view, seed=seed, ids=ids, options=self.strong_options)
-            for view, pictures in weak.items()
+            for view, pictures in ordered.items()
         }
         return weak, strong
+
+    def reordered(self, *, seed: int, ids: Tensor) -> Tensor:
+        """Which strong clips have their frames in an order that does not run forwards: bool ``[N]``."""
+        return torch.tensor([operation in REORDERING for operation in self._operations(seed, ids)], dtype=torch.bool)
 
     def plain(self, clips: Clips | Sequence[Clips], *, crops: int = 1) -> list[dict[str, Tensor]]:
         """Pictures to test on: the middle, or several crops along the long side."""
         return [self._views(crop, self.views) for crop in spread_crops(clips, size=self.size, crops=crops)]
 
-    def _cropped(self, clips: Clips | Sequence[Clips], seed: int, ids: Tensor) -> Clips:
-        return weak_crop(clips, size=self.size, seed=seed, ids=ids, options=self.weak_options)
+    def _cropped(self, clips: Clips | Sequence[Clips], seed: int, ids: Tensor) -> list[tuple[Clips, Sequence[str]]]:
+        """Cropped clips and the views that are made of them."""
+        if self.shared_geometry:
+            return [(weak_crop(clips, size=self.size, seed=seed, ids=ids, options=self.weak_options), self.views)]
+        return [
+            (
+                weak_crop(
+                    clips, size=self.size, seed=derive(seed, "geometry", view), ids=ids, options=self.weak_options
+                ),
+                (view,),
+            )
+            for view in self.views
+        ]
+
+    def _pictures(self, cropped: Sequence[tuple[Clips, Sequence[str]]]) -> dict[str, Tensor]:
+        made: dict[str, Tensor] = {}
+        for clips, views in cropped:
+            made |= self._views(clips, views)
+        return made
+
+    def _operations(self, seed: int, ids: Tensor) -> list[Temporal | None]:
+        """The operation on the order of each clip's frames; None: no change."""
+        chosen, probability = self.strong_options.temporal, self.strong_options.temporal_probability
+        draws = uniform(derive(seed, "temporal"), ids, 2).tolist()
+        return [chosen[int(which * len(chosen))] if chosen and apply < probability else None for apply, which in draws]
+
+    def _other_order(
+        self, cropped: Sequence[tuple[Clips, Sequence[str]]], weak: Mapping[str, Tensor], seed: int, ids: Tensor
+    ) -> dict[str, Tensor]:
+        """The weak pictures, those of clips whose order changes made anew: motion is measured in that order."""
+        operations = self._operations(seed, ids)
+        changed = [place for place, operation in enumerate(operations) if operation is not None]
+        if not changed:
+            return dict(weak)
+        found = {view: pictures.clone() for view, pictures in weak.items()}
+        for clips, views in cropped:
+            draws = uniform(derive(seed, "order"), ids, clips.frames.shape[1] + 1).tolist()
+            each = list(_each(clips))
+            parts = [
+                reorder_clip(each[place], operation, draws[place])
+                for place, operation in enumerate(operations)
+                if operation is not None
+            ]
+            for view, pictures in self._views(_joined(parts), views).items():
+                found[view][changed] = pictures
+        return found
 
     def _views(self, clips: Clips, views: Sequence[str]) -> dict[str, Tensor]:
         return make_views(clips, views, flow=self.flow, tg_gain=self.tg_gain)

@@ -14,7 +14,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.metrics import top_k_accuracy
 from contrastive_core.optim import WarmupCosine
 from contrastive_core.training import Run, RunOptions
-from ssl_video.augment import ClipAugment, StrongOptions, WeakOptions
+from ssl_video.augment import REORDERING, ClipAugment, StrongOptions, WeakOptions
 from ssl_video.data import ClipDataset, ClipSpec, VideoSet, open_videos
 from ssl_video.data.splits import read_split, select, select_labelled
 from ssl_video.data.torchcodec_reader import ReaderName
@@ -130,6 +130,7 @@ def train(
             torch.manual_seed(r.seed("weights"))
             net = _network(network, labelled.classes, init, say=r.say)
             say = _quietly if method == "supervised" else r.say
+            _say_directed(pseudo, strong, labelled.classes, say=r.say)
             mvpl = _method(
                 net, pseudo, described, steps=steps, bn=bn, ema_decay=ema_decay, seed=r.seed("targets"), say=say
             )
@@ -168,6 +169,7 @@ def train(
                 batch.labelled, batch.labels, batch.weak or None, batch.strong or None,
                 step=step, present=batch.present, labelled_present=batch.labelled_present,
                 truth=truth[batch.unlabelled.cpu()].to(r.device) if truth is not None and batch.weak else None,
+                reordered=batch.reordered if strong.temporal else None,
             )  # fmt: skip
             optim.zero_grad()
             r.fabric.backward(losses.loss)
@@ -177,9 +179,7 @@ def train(
             optim.step()
             schedule.step()
             mvpl.update()
-            r.log(loss=losses.loss, supervised=losses.supervised, unlabelled=losses.unlabelled, lr=lr)
-            if losses.diagnostics is not None:
-                r.log(**losses.diagnostics.scalars())
+            r.log(**losses.scalars(), lr=lr)
             if validate_every and validated is not None and ((step + 1) % validate_every == 0 or step == steps - 1):
                 r.record(validation_accuracy=_accuracy(tested(min(recalibrate, 64)), validated))
         seen = {video.path: video for of in (labelled, learned) for video in of.videos}.values()
@@ -266,6 +266,10 @@ def _method(
             bn=bn,
             align=pseudo.align,
             select=pseudo.select,
+            teacher=pseudo.teacher,
+            mix=pseudo.mix,
+            directed=[recipe.classes.index(name) for name in pseudo.directed],
+            agreement_weight=pseudo.agreement,
             ema_decay=ema_decay,
             seed=seed,
             mean=recipe.network.mean,
@@ -274,6 +278,28 @@ def _method(
     for note in noted:
         say(f"note: {note.message}")
     return made
+
+
+def _say_directed(
+    pseudo: PseudoOptions, strong: StrongOptions, classes: Sequence[str], *, say: Callable[[str], None]
+) -> None:
+    unknown = [name for name in pseudo.directed if name not in classes]
+    if unknown:
+        raise UserError(
+            f"pseudo.directed names {', '.join(unknown)}; expected some of the {len(classes)} classes: "
+            f"{', '.join(classes)}"
+        )
+    reordering = [name for name in strong.temporal if name in REORDERING]
+    if reordering and pseudo.directed:
+        say(
+            f"note: {' and '.join(reordering)} of frames: pseudo-labels of {', '.join(pseudo.directed)} do not count "
+            "on clips in another order"
+        )
+    elif reordering:
+        say(
+            f"note: {' and '.join(reordering)} of frames treats all {len(classes)} classes as the same in any order; "
+            "name those that direction defines (such as opening and closing) by --pseudo.directed"
+        )
 
 
 def _quietly(_: str) -> None:

@@ -111,8 +111,7 @@ def supervised_loss(logits: Tensor, labels: Tensor, *, present: Tensor | None = 
     Returns:
         The loss, scalar, and the mean of each view over the clips that have it ``[M]``, without gradient (0 of none).
     """
-    m, n, k = logits.shape
-    losses = F.cross_entropy(_precise(logits).reshape(m * n, k), labels.repeat(m), reduction="none").view(m, n)
+    losses = _cross_entropy(logits, labels.expand(len(logits), -1))
     there = _there(present, losses)
     by_view = (losses.detach() * there).sum(dim=1) / there.sum(dim=1).clamp(min=1)
     return _mean_over_views(losses, there).mean(), by_view
@@ -127,34 +126,67 @@ def pseudo_label_loss(
     temperature: float = 1.0,
     present: Tensor | None = None,
     weights: Tensor | None = None,
+    partners: Tensor | None = None,
+    share: Tensor | None = None,
 ) -> PseudoLabelLoss:
-    """``1 / N sum_j 1 / M_j sum_v [max q_vj >= threshold] CE(logits_vj, target_vj)``, on strongly augmented clips.
+    """Cross-entropy of strongly augmented clips with the targets that are confident.
 
-    The mean is over all N clips, not over those selected, as in FixMatch: few confident clips, a small loss.
+        L = 1 / N sum_j 1 / M_j sum_v m_vj CE(logits_vj, target_vj),  m_vj = [max q_vj >= threshold]
+
+    The mean is over all N clips, not over those selected, as in FixMatch: few confident clips, a small loss. Of clips
+    that are mixed (see `ssl_video.mvpl.mixing`), a share s_vj is clip j and the rest is its partner p; the target is
+    mixed likewise, which for a cross-entropy is the same as mixing the losses:
+
+        s_vj m_vj CE(logits_vj, target_vj) + (1 - s_vj) m_vp CE(logits_vj, target_vp)
 
     Args:
-        logits: of M views, ``[M, N, K]``.
-        targets: q, of `make_targets`.
+        logits: Logits of M views ``[M, N, K]``.
+        targets: q of `make_targets`.
         threshold: Smallest confidence that counts: a number, or one for each class ``[K]``.
-        soft: learn the distribution ``q^(1 / temperature)``, normalised, instead of its largest class.
-        temperature: of soft targets; the threshold is on q itself.
+        soft: Learn the distribution ``q^(1 / temperature)``, normalised, instead of its largest class.
+        temperature: Temperature of soft targets; the threshold applies to q itself.
         present: bool ``[M, N]``, which views a clip has; None: all.
         weights: Weight of each target ``[M, N]``; None: 1.
+        partners: Partner of each clip, int64 ``[N]``; None: clips are not mixed.
+        share: Share of a clip that is its own ``[M, N]``; needed with `partners`.
     """
     m, n, k = logits.shape
-    flat, learned = _precise(logits).reshape(m * n, k), targets.probabilities.reshape(m * n, k)
+    learned = targets.probabilities.reshape(m * n, k)
     labels, confidence, sure = (part.view(m, n) for part in hard_labels(learned, threshold=threshold))
     there = _there(present, confidence)
     mask = sure & targets.usable & (there > 0)
+    counts = mask.to(confidence.dtype) if weights is None else mask * weights
+    target = labels
     if soft:
         # What does not count may be no distribution at all.
-        sharp = sharpen(learned.where(mask.view(-1, 1), 1 / k), temperature=temperature)
-        losses = F.cross_entropy(flat, sharp.to(flat.dtype), reduction="none")
-    else:
-        losses = F.cross_entropy(flat, labels.reshape(m * n), reduction="none")
-    counted = losses.view(m, n) * mask
-    loss = _mean_over_views(counted if weights is None else counted * weights, there).mean()
-    return PseudoLabelLoss(loss, mask, labels, confidence)
+        target = sharpen(learned.where(mask.view(-1, 1), 1 / k), temperature=temperature).view(m, n, k)
+    losses = counts * _cross_entropy(logits, target)
+    if partners is not None and share is not None:
+        others = counts[:, partners] * _cross_entropy(logits, target[:, partners])
+        losses = share * losses + (1 - share) * others
+    return PseudoLabelLoss(_mean_over_views(losses, there).mean(), mask, labels, confidence)
+
+
+def feature_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over clips of ``1 - cos(student, teacher)``; no gradient goes to the teacher.
+
+    Args:
+        student: Features of frames ``[N, D]``.
+        teacher: Features of the temporal gradient ``[N, D]``.
+
+    Reference: Xiao et al., "Learning from Temporal Gradient for Semi-supervised Action Recognition" (LTG), CVPR 2022,
+    section 3.3. There two networks are compared after each of four stages, and a contrastive loss is added; here it is
+    one network, after its last pooling.
+    """
+    return (1 - F.cosine_similarity(_precise(student), _precise(teacher.detach()), dim=-1)).mean()
+
+
+def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy ``[M, N]`` of logits ``[M, N, K]`` with classes ``[M, N]`` or distributions ``[M, N, K]``."""
+    m, n, k = logits.shape
+    flat = _precise(logits).reshape(m * n, k)
+    expected = target.reshape(m * n) if target.ndim == 2 else target.reshape(m * n, k).to(flat.dtype)
+    return F.cross_entropy(flat, expected, reduction="none").view(m, n)
 
 
 def _precise(logits: Tensor) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,15 +13,18 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ssl_video.models.batchnorm import labelling, split_batchnorm, views_in_batch
+from ssl_video.models.networks import last_layer
 from ssl_video.mvpl.losses import (
     TARGETS,
     TargetKind,
     Targets,
+    feature_distance,
     make_targets,
     other_views,
     pseudo_label_loss,
     supervised_loss,
 )
+from ssl_video.mvpl.mixing import Mix, draw_mix, tube_mix
 from ssl_video.mvpl.state import (
     AdaptiveThreshold,
     Diagnostics,
@@ -38,65 +43,84 @@ _ONE = 1e-3  # how far the sum of a row of probabilities may be from 1, in half 
 
 
 class Losses(NamedTuple):
-    """What one step gives."""
+    """Losses of a step."""
 
     loss: Tensor
-    """To go backward from: ``supervised + unlabelled_weight * unlabelled``."""
+    """The loss to differentiate: ``supervised + unlabelled_weight unlabelled + agreement_weight feature_distance``."""
     supervised: Tensor
-    """On labelled clips, without gradient."""
+    """Loss on labelled clips, without gradient."""
     unlabelled: Tensor
-    """On pseudo-labels, without gradient; 0 while there are labels only."""
+    """Loss on pseudo-labels, without gradient; 0 in steps with labels only."""
     diagnostics: Diagnostics | None
-    """Of the pseudo-labels; None while there are labels only."""
+    """Diagnostics of the pseudo-labels; None in steps with labels only."""
+    feature_distance: Tensor | None = None
+    """Distance of the features of frames from those of the temporal gradient, without gradient; None without
+    `agreement_weight`."""
+
+    def scalars(self) -> dict[str, Tensor]:
+        """The numbers by name, as a log takes them."""
+        named = {"loss": self.loss, "supervised": self.supervised, "unlabelled": self.unlabelled}
+        if self.feature_distance is not None:
+            named["feature_distance"] = self.feature_distance
+        return named | (self.diagnostics.scalars() if self.diagnostics is not None else {})
 
 
 class MultiviewPseudoLabel(nn.Module):
     """Losses of a step of multiview pseudo-labelling (MvPL), for a network and a loop of your own.
 
-    Every view of a weakly augmented unlabelled clip is classified by the same network, without gradient; the
-    predictions are fused into one pseudo-label; if it is confident, every view of the strongly augmented clip learns
-    it. Labelled clips are learned by cross-entropy on every view. With the single view ``rgb`` this is FixMatch.
+    The network classifies every view of a weakly augmented unlabelled clip, without gradient. The predictions are fused
+    into one pseudo-label. If it is confident, every view of the strongly augmented clip learns it. Labelled clips are
+    learned by cross-entropy on every view. With the single view ``rgb`` this is FixMatch.
 
-        L = L_s + unlabelled_weight * L_u;  L_s, L_u and the pseudo-labels: see `ssl_video.mvpl.losses`
+        L = L_s + unlabelled_weight L_u + agreement_weight L_f    (see `ssl_video.mvpl.losses`)
 
-    What is trained are the parameters of `network`; it is tested on one view, ``rgb``, at the cost of one view. State
-    that changes (batch norm, adaptive weights, moving average) is in `state_dict`.
+    The parameters of `network` are trained. It is tested on one view, ``rgb``, at the cost of one view. Batch norm,
+    adaptive weights and thresholds and the moving average are part of `state_dict`.
 
     Args:
-        network: ``[N, 3, T, H, W]`` -> logits ``[N, classes]``, in training mode and in evaluation mode; or a mapping
-            or an object with ``logits``, or a tuple whose first entry they are. No probabilities: of PyTorchVideo's X3D
-            take ``head_activation=None``.
-        classes: K.
-        views: which views, the first being the one tested on.
-        target: ``aggregated`` is the method; ``self``, ``random``, ``cross`` for comparison, see `make_targets`.
-        fuse_by: ``probabilities``, or ``logits``.
-        fusion: ``exact``: the mean; ``adaptive``: views of small supervised loss count more, in proportion to
-            ``exp(-loss)``, the loss averaged over steps; or weights, one for each view.
-        threshold: confidence of a pseudo-label that counts.
-        soft: learn the whole distribution instead of its largest class.
-        temperature: of soft targets.
-        unlabelled_weight: of the loss on pseudo-labels.
-        warmup_steps: first steps with labels only.
-        bn: ``joint``: batch norm sees all views of a step as one batch; recalibrate it on ``rgb`` before testing
-            (`recalibrate_bn`). ``split``: every view has statistics of its own; `network` is changed in place.
-        weak_batch: ``separate``: the weak clips go through the network on their own, without dropout and without
-            leaving a trace in batch norm; ``joint``: in one batch with all others, as in FixMatch's code.
-        align: divide the targets by their running mean over steps and multiply by the classes' shares among the
-            labelled clips (distribution alignment, ReMixMatch).
+        network: Module ``[N, 3, T, H, W]`` -> logits ``[N, classes]``, in training and evaluation mode. The output may
+            also be a mapping or an object with ``logits``, or a tuple that begins with them. Probabilities are refused:
+            build PyTorchVideo's X3D with ``head_activation=None``.
+        classes: Number of classes K.
+        views: Names of the views; the first is the one tested on.
+        target: Source of a view's pseudo-label: ``aggregated`` is the method; ``self``, ``random`` and ``cross`` are
+            for comparison, see `make_targets`.
+        fuse_by: What is averaged over views: ``probabilities`` or ``logits``.
+        fusion: Weights of the views: ``exact`` for equal ones; ``adaptive`` for weights in proportion to
+            ``exp(-loss)``, the supervised loss of a view averaged over steps; or one number for each view.
+        threshold: Smallest confidence of a pseudo-label that counts.
+        soft: Learn the whole distribution instead of the most probable class.
+        temperature: Temperature of soft targets.
+        unlabelled_weight: Weight of the loss on pseudo-labels.
+        warmup_steps: Number of steps with labels only, at the start.
+        bn: ``split``: every view has batch norm statistics of its own; `network` is changed in place. ``joint``: one
+            batch of all views; recalibrate on ``rgb`` before testing (`recalibrate_bn`).
+        weak_batch: ``separate``: weak clips pass through the network on their own, without dropout and without updating
+            the statistics of batch norm; ``joint``: in one batch with all others, as in FixMatch's code.
+        align: Distribution alignment of ReMixMatch: divide the targets by their running mean over steps and multiply
+            them by the classes' shares among the labelled clips.
         select: ``fixed``: pseudo-labels that reach `threshold` count; ``freematch``: each class has a threshold that
             follows the confidence (`AdaptiveThreshold`); ``softmatch``: all count, by a weight (`SoftWeights`).
-        ema_decay: keep a moving average of the network for testing (`tested`); 0: none.
-        seed: of the choice of views for ``random``.
-        mean: of the normalisation ``(x / 255 - mean) / std``, the same for every view; a number, or one for each
+        teacher: Network that makes the pseudo-labels: ``network`` itself, or its moving ``average``, which needs
+            `ema_decay` and ``weak_batch="separate"``.
+        mix: TubeMix: parameter of the Beta distribution of the share of a strong clip that stays its own. The rest is
+            one box of another clip in all frames, with mixed targets (`ssl_video.mvpl.mixing`). 0 for none.
+        directed: Numbers of the classes that the direction of time defines, such as opening and closing. Their
+            pseudo-labels do not count on clips whose frames are in another order (`reordered` of `forward`).
+        agreement_weight: Weight of `feature_distance` between the features of ``rgb`` and those of ``tg``, the inputs
+            of the last linear layer; 0 for none.
+        ema_decay: Decay of a moving average of the network for testing (`tested`); 0 for none.
+        seed: Seed of the choice of views for ``random`` and of `mix`.
+        mean: Mean of the normalisation ``(x / 255 - mean) / std``, the same for every view; a number, or one for each
             channel.
-        std: of the normalisation, likewise.
+        std: Standard deviation of the normalisation, likewise.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: A setting is out of its range, or needs another one.
 
     Reference: Xiong, Fan, Grauman and Feichtenhofer, "Multiview Pseudo-Labeling for Semi-supervised Learning from
-    Video", ICCV 2021. Sohn et al., "FixMatch", NeurIPS 2020. The paper has no code; what it leaves open is said in
-    docs/ssl-video.
+    Video", ICCV 2021. Sohn et al., "FixMatch", NeurIPS 2020. The paper has no code; docs/ssl-video states what it
+    leaves open.
     """
 
     def __init__(
@@ -117,6 +141,10 @@ class MultiviewPseudoLabel(nn.Module):
         weak_batch: Literal["separate", "joint"] = "separate",
         align: bool = False,
         select: Literal["fixed", "freematch", "softmatch"] = "fixed",
+        teacher: Literal["network", "average"] = "network",
+        mix: float = 0.0,
+        directed: Sequence[int] = (),
+        agreement_weight: float = 0.0,
         ema_decay: float = 0.0,
         seed: int = 0,
         mean: float | Sequence[float] = MEAN,
@@ -137,6 +165,25 @@ class MultiviewPseudoLabel(nn.Module):
             raise ValueError(f"select is {select!r}; expected fixed, freematch or softmatch")
         self.adaptive = AdaptiveThreshold(classes) if select == "freematch" else None
         self.soft_weights = SoftWeights(classes) if select == "softmatch" else None
+        if teacher not in ("network", "average"):
+            raise ValueError(f"teacher is {teacher!r}; expected network or average")
+        if teacher == "average" and (not ema_decay or weak_batch == "joint"):
+            raise ValueError(
+                f"teacher is average with ema_decay {ema_decay:g} and weak_batch {weak_batch}; expected a decay above "
+                "0 (0.99 for runs of some thousand steps) and separate"
+            )
+        if not 0 <= mix < math.inf or not 0 <= agreement_weight < math.inf:
+            raise ValueError(
+                f"mix is {mix} and agreement_weight {agreement_weight}; expected finite numbers, at least 0"
+            )
+        self.teacher, self.mix, self.agreement_weight = teacher, mix, agreement_weight
+        wrong = [number for number in directed if not 0 <= number < classes]
+        if wrong:
+            raise ValueError(f"directed names the classes {wrong}; expected numbers from 0 to {classes - 1}")
+        self.directed = tuple(directed)
+        self._head: nn.Module | None = None
+        if agreement_weight:
+            self._head = _agreeing_layer(self.network, self.views)
         self.average: AveragedModel | None = None
         if ema_decay:
             follow = get_ema_multi_avg_fn(ema_decay)  # type: ignore[no-untyped-call]
@@ -159,21 +206,24 @@ class MultiviewPseudoLabel(nn.Module):
         present: Pictures | None = None,
         labelled_present: Pictures | None = None,
         truth: Tensor | None = None,
+        reordered: Tensor | None = None,
     ) -> Losses:
-        """The losses of a step.
+        """Compute the losses of a step.
 
         Args:
-            labelled: labelled clips, every view.
-            labels: their classes, integers ``[B]``.
-            weak: unlabelled clips, every view, weakly augmented; None: labels only.
-            strong: the same clips, strongly augmented.
-            step: of the run, for `warmup_steps` and the choice of ``random``.
-            present: by view, which of the unlabelled clips have it, bool ``[N]``; a view not named here all have.
-            labelled_present: the same of the labelled clips.
-            truth: the classes of the unlabelled clips where they are known, for the diagnostics alone.
+            labelled: Labelled clips, every view.
+            labels: Their classes, integers ``[B]``.
+            weak: Unlabelled clips, every view, weakly augmented; None in steps with labels only.
+            strong: The same clips, strongly augmented.
+            step: Step of the run, for `warmup_steps` and the draws of ``random`` and `mix`.
+            present: By view, which of the unlabelled clips have it, bool ``[N]``; a view not named here all have.
+            labelled_present: The same for the labelled clips.
+            truth: Classes of the unlabelled clips where they are known, for the diagnostics only; -1 where not.
+            reordered: Which of the strong clips have their frames in another order, bool ``[N]``, see
+                `ClipAugment.reordered`; None: none.
 
         Raises:
-            ValueError: a view is missing; weak and strong clips differ in number; labels are no classes; pictures are
+            ValueError: A view is missing; weak and strong clips differ in number; labels are no classes; pictures are
                 not on the scale 0 to 255; or the network gives no logits of `classes`.
         """
         there = self._present(labelled, labelled_present)
@@ -185,20 +235,28 @@ class MultiviewPseudoLabel(nn.Module):
         # Known without a look at the device.
         complete = not labelled_present and not present
         if weak is None or strong is None or step < self.warmup_steps:
-            loss = self._learn_labels(self._classify(labelled, there, complete=complete), labels, there)
-            return Losses(loss, loss.detach(), torch.zeros_like(loss), None)
+            logits, distance = self._trained(labelled, there, complete=complete)
+            supervised = self._learn_labels(logits, labels, there)
+            return self._total(supervised, torch.zeros_like(supervised), None, distance)
         there_too = self._present(weak, present)
         if there_too.shape != self._present(strong, present).shape:
             raise ValueError("weak and strong clips differ in number; expected the same clips, augmented twice")
+        mixing, share = None, None
+        if self.mix:
+            mixing, share = self._mixing(strong, there_too, step)
+            strong = {
+                view: tube_mix(strong[view], mixing, where=row < 1) for view, row in zip(self.views, share, strict=True)
+            }
         if self.weak_batch == "separate":
-            with labelling(self.network):
-                weak_logits = self._classify(weak, there_too, complete=complete)
+            labeller = self.network if self.teacher == "network" else self.tested
+            with labelling(labeller):
+                weak_logits = self._classify(labeller, weak, there_too, complete=complete)
             present_in_both = torch.cat([there, there_too], dim=1)
-            both = self._classify(_stack(labelled, strong), present_in_both, complete=complete)
+            both, distance = self._trained(_stack(labelled, strong), present_in_both, complete=complete)
             few_logits, strong_logits = both[:, : len(labels)], both[:, len(labels) :]
         else:
             present_in_all = torch.cat([there, there_too, there_too], dim=1)
-            everything = self._classify(_stack(labelled, weak, strong), present_in_all, complete=complete)
+            everything, distance = self._trained(_stack(labelled, weak, strong), present_in_all, complete=complete)
             few_logits, others = everything[:, : len(labels)], everything[:, len(labels) :]
             weak_logits, strong_logits = others.detach().chunk(2, dim=1)[0], others.chunk(2, dim=1)[1]
         supervised = self._learn_labels(few_logits, labels, there)
@@ -209,16 +267,26 @@ class MultiviewPseudoLabel(nn.Module):
         weights = None if self.soft_weights is None else self.soft_weights(*targets)
         unlabelled = pseudo_label_loss(
             strong_logits,
-            targets,
+            self._without_directed(targets, reordered),
             threshold=threshold if weights is None else 0.0,
             soft=self.soft,
             temperature=self.temperature,
             present=there_too,
             weights=weights,
+            partners=None if mixing is None else mixing.partners.to(strong_logits.device),
+            share=share,
         )
         found = diagnose(weak_logits, unlabelled, present=there_too, views=self.views, truth=truth)
-        loss = supervised + self.unlabelled_weight * unlabelled.loss
-        return Losses(loss, supervised.detach(), unlabelled.loss.detach(), found)
+        return self._total(supervised, unlabelled.loss, found, distance)
+
+    def _total(
+        self, supervised: Tensor, unlabelled: Tensor, found: Diagnostics | None, distance: Tensor | None
+    ) -> Losses:
+        loss = supervised if found is None else supervised + self.unlabelled_weight * unlabelled
+        if distance is None:
+            return Losses(loss, supervised.detach(), unlabelled.detach(), found)
+        loss = loss + self.agreement_weight * distance
+        return Losses(loss, supervised.detach(), unlabelled.detach(), found, distance.detach())
 
     def update(self) -> None:
         """After the optimiser's step: let the moving average, if there is one, follow the network."""
@@ -237,6 +305,32 @@ class MultiviewPseudoLabel(nn.Module):
         if self.alignment is None:
             return targets
         return Targets(self.alignment(targets.probabilities, targets.usable), targets.usable)
+
+    def _mixing(self, strong: Pictures, present: Tensor, step: int) -> tuple[Mix, Tensor]:
+        """How the strong clips are mixed, and the share ``[M, N]`` of each view that stays its own."""
+        shape = strong[self.views[0]].shape
+        mixing = draw_mix(shape[0], height=shape[-2], width=shape[-1], alpha=self.mix, seed=self.seed, step=step)
+        partners, share = mixing.partners.to(present.device), mixing.share.to(present.device)
+        both = present & present[:, partners]
+        return mixing, torch.where(both, share, torch.ones_like(share))
+
+    def _without_directed(self, targets: Targets, reordered: Tensor | None) -> Targets:
+        """Targets of which those of directed classes on reordered clips are not usable."""
+        if reordered is None or not self.directed:
+            return targets
+        classes = torch.tensor(self.directed, device=targets.usable.device)
+        directed = torch.isin(targets.probabilities.argmax(dim=-1), classes)
+        return targets._replace(usable=targets.usable & ~(directed & reordered.to(targets.usable.device)))
+
+    def _trained(self, pictures: Pictures, present: Tensor, *, complete: bool) -> tuple[Tensor, Tensor | None]:
+        """Logits of the clips to learn from, and the distance of their features where it is wanted."""
+        if self._head is None:
+            return self._classify(self.network, pictures, present, complete=complete), None
+        with _inputs_of(self._head) as inputs:
+            logits = self._classify(self.network, pictures, present, complete=complete)
+        features = inputs[-1].reshape(len(inputs[-1]), -1, inputs[-1].shape[-1]).mean(dim=1)
+        by_view = dict(zip(self.views, features.split(present.sum(dim=1).tolist()), strict=True))
+        return logits, feature_distance(by_view["rgb"], by_view["tg"])
 
     def _learn_labels(self, logits: Tensor, labels: Tensor, present: Tensor) -> Tensor:
         loss, by_view = supervised_loss(logits, labels, present=present)
@@ -297,20 +391,41 @@ class MultiviewPseudoLabel(nn.Module):
         ]
         return torch.stack(rows)
 
-    def _classify(self, pictures: Pictures, present: Tensor, *, complete: bool) -> Tensor:
+    def _classify(self, network: nn.Module, pictures: Pictures, present: Tensor, *, complete: bool) -> Tensor:
         """Logits ``[M, N, K]`` of all views in one pass; zeros where a clip has no such view, if not `complete`."""
         everything = complete or bool(present.all())
         parts = [
             normalize(pictures[view] if everything else pictures[view][rows], mean=self.mean, std=self.std)
             for view, rows in zip(self.views, present, strict=True)
         ]
-        with views_in_batch(self.network, [(view, len(part)) for view, part in zip(self.views, parts, strict=True)]):
-            logits = self._logits(self.network(torch.cat(parts)), sum(map(len, parts)))
+        with views_in_batch(network, [(view, len(part)) for view, part in zip(self.views, parts, strict=True)]):
+            logits = self._logits(network(torch.cat(parts)), sum(map(len, parts)))
         if everything:
             return logits.view(*present.shape, -1)
         full = logits.new_zeros(*present.shape, logits.shape[-1])
         full[present] = logits
         return full
+
+
+def _agreeing_layer(network: nn.Module, views: Sequence[str]) -> nn.Module:
+    """The layer whose inputs are the features that are to agree."""
+    if not {"rgb", "tg"} <= set(views):
+        raise ValueError(f"agreement_weight needs the views rgb and tg; the views are {', '.join(views)}")
+    layer = dict(network.named_modules()).get(last_layer(network).removesuffix("."))
+    if not isinstance(layer, nn.Linear):
+        raise ValueError("agreement_weight needs a network with a linear last layer; this one has no linear layer")
+    return layer
+
+
+@contextmanager
+def _inputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """Inside, the inputs of a layer are collected."""
+    inputs: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    try:
+        yield inputs
+    finally:
+        handle.remove()
 
 
 def check_scale(pictures: Pictures) -> None:

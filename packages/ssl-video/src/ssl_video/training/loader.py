@@ -37,6 +37,8 @@ class StepBatch(NamedTuple):
     """The same of the labelled clips."""
     unlabelled: Tensor
     """Which unlabelled videos they are of: int64 ``[U]``."""
+    reordered: Tensor
+    """Which strong clips have frames in an order that does not run forwards: bool ``[U]``."""
 
 
 class Feed:
@@ -160,12 +162,13 @@ class _Steps(Dataset[StepBatch | UserError]):
         known, there = self.augment.weak(clips, seed=seed, ids=ids), self._present(clips)
         labels = self.labels[ids]
         if self.unlabelled is None or self.many is None or step < self.first_unlabelled:
-            return StepBatch(known, labels, {}, {}, {}, there, ids[:0])
+            return StepBatch(known, labels, {}, {}, {}, there, ids[:0], ids[:0].bool())
         ids = self.many.at(step)
         seed = derive(self.seed, "unlabelled", step)
         clips, videos = _read(self.unlabelled, ids, seed)
         weak, strong = self.augment.weak_and_strong(clips, seed=seed, ids=ids)
-        return StepBatch(known, labels, weak, strong, self._present(clips), there, videos)
+        reordered = self.augment.reordered(seed=seed, ids=ids)
+        return StepBatch(known, labels, weak, strong, self._present(clips), there, videos, reordered)
 
     def _present(self, clips: Sequence[Clips]) -> Pictures:
         if "audio" not in self.augment.views:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
 from contrastive_core.errors import UserError
-from ssl_vision.data import fits_in_memory, in_memory, open_images
+from ssl_vision.data import in_memory, open_images, small_in_memory
 from ssl_vision.data.dataset import map_images
 
 
 def test_in_memory_is_every_image_in_order(write, noise) -> None:
     images = open_images(write({f"{i:03d}.png": noise(i) for i in range(150)}))  # more than one thread takes at once
-    everything = in_memory(images)
+    everything = small_in_memory(images)
+    assert everything is not None
     assert everything.dtype == torch.uint8
     assert everything.shape == (150, 3, 10, 12)
     assert (everything == torch.stack([images.read(i) for i in range(150)])).all()
-    assert fits_in_memory(images)
+    assert (everything == in_memory(images)).all()
 
 
 def test_real_files_in_memory(write, cifar_files: dict[str, bytes]) -> None:
@@ -33,14 +35,15 @@ def test_real_files_in_memory(write, cifar_files: dict[str, bytes]) -> None:
 
 def test_a_set_in_memory_gives_its_own_tensor() -> None:
     images = open_images("digits")
-    assert in_memory(images).data_ptr() == images.read(0).data_ptr()
-    assert fits_in_memory(images)
+    for everything in (in_memory(images), small_in_memory(images)):
+        assert everything is not None
+        assert everything.data_ptr() == images.read(0).data_ptr()
 
 
 def test_two_sizes_are_named(write, noise) -> None:
     root = write({"a.png": noise(0), "b.png": noise(1), "c.png": noise(2, size=(12, 11))})
     images = open_images(root)
-    assert not fits_in_memory(images)
+    assert small_in_memory(images) is None
     with pytest.raises(UserError) as caught:
         in_memory(images)
     assert str(caught.value) == (
@@ -55,7 +58,7 @@ def test_rotated_images_count_as_they_are_seen(write, noise, tmp_path) -> None:
     write({"a.png": noise(0)})
     noise(1, size=(10, 12)).save(tmp_path / "b.jpg", exif=exif)  # stored upright, seen lying
     images = open_images(tmp_path)
-    assert fits_in_memory(images)
+    assert small_in_memory(images) is not None
     assert in_memory(images).shape == (2, 3, 10, 12)
 
 
@@ -64,23 +67,33 @@ def test_a_limit_says_how_much_is_needed(write, noise) -> None:
     images = open_images(root)
     needed = 4 * 3 * 64 * 64
     assert in_memory(images, limit=needed).numel() == needed
-    assert not fits_in_memory(images, limit=needed - 1)
+    assert small_in_memory(images, limit=needed - 1) is None
     with pytest.raises(UserError, match=r"4 images of 64x64 px take 4\.58e-05 GiB, the limit is .*--load files"):
         in_memory(images, limit=needed - 1)
 
 
 def test_large_images_stay_in_their_files(write, noise) -> None:
-    assert not fits_in_memory(open_images(write({"a.png": noise(0, size=(129, 8))})))
-    assert fits_in_memory(open_images(write({"a.png": noise(0, size=(128, 8))})))
+    assert small_in_memory(open_images(write({"a.png": noise(0, size=(129, 8))}))) is None
+    assert small_in_memory(open_images(write({"a.png": noise(0, size=(128, 8))}))) is not None
 
 
 def test_the_first_bad_file_is_named_and_the_rest_left(write, noise) -> None:
     files = {f"{i:04d}.png": noise(i) for i in range(40)}
     root = write({**files, "0007.png": b"", "0009.png": b""})
     images = open_images(root)
-    assert fits_in_memory(images)  # the header of a bad file has no size that could differ
-    with pytest.raises(UserError, match=r"0007\.png: found an empty file"):
-        in_memory(images)
+    for decode in (in_memory, small_in_memory):
+        with pytest.raises(UserError, match=r"0007\.png: found an empty file"):
+            decode(images)
+
+
+def test_small_images_are_read_once(write, noise, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = open_images(write({f"{i:02d}.png": noise(i) for i in range(20)}))
+    reads: list[str] = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (reads.append(path.name), read_bytes(path))[1])
+    assert small_in_memory(images) is not None
+    # The first one's size decides whether the others are decoded, and its pixels say of which kind they are.
+    assert sorted(reads) == sorted(["00.png", "00.png", *(f"{i:02d}.png" for i in range(20))])
 
 
 @pytest.fixture

@@ -1,16 +1,16 @@
 """Images from folders, manifests and named data sets, as uint8 RGB tensors."""
 
 from ssl_vision.data.bad_files import skip_bad
-from ssl_vision.data.dataset import ImageSet, Subset, fits_in_memory, in_memory, measure_statistics
+from ssl_vision.data.dataset import ImageSet, Subset, in_memory, measure_statistics, small_in_memory
 from ssl_vision.data.open import list_splits, open_images
 
 __all__ = [
     "ImageSet",
     "Subset",
-    "fits_in_memory",
     "in_memory",
     "list_splits",
     "measure_statistics",
     "open_images",
     "skip_bad",
+    "small_in_memory",
 ]

@@ -264,28 +264,28 @@ _SMALL_SIDE = 128
 _LIMIT = 8 << 30
 
 
-def fits_in_memory(images: ImageSet, *, limit: int = _LIMIT) -> bool:
-    """Whether the images are small (up to 128 px), of one size, and take no more than `limit` bytes together.
+class _OtherSizeError(UserError):
+    """An image that is not of the size of the first one."""
 
-    Reads the header of every file, if the first image is a small one.
+
+def small_in_memory(images: ImageSet, *, limit: int = _LIMIT) -> Tensor | None:
+    """Decode small images of one size in a single pass: `in_memory`, or None where they are better read from files.
+
+    None stands for a first image of more than 128 px, for images of several sizes, and for more than `limit` bytes.
 
     Raises:
-        UserError: the first image is unreadable; other unreadable ones are left for `in_memory` to report.
+        UserError: An unreadable image.
     """
     if isinstance(images, ArrayImages):
-        return True
-    first = images.size(0)
+        return images.images
+    height, width = images.size(0)
     pixel = 3 if images.channels == 3 else 4 * images.channels
-    if max(first) > _SMALL_SIDE or pixel * first[0] * first[1] * len(images) > limit:
-        return False
-
-    def is_alike(index: int) -> bool:
-        try:
-            return images.size(index) == first
-        except UserError:
-            return True
-
-    return all(map_images(is_alike, len(images)))
+    if max(height, width) > _SMALL_SIDE or pixel * height * width * len(images) > limit:
+        return None
+    try:
+        return in_memory(images, limit=limit)
+    except _OtherSizeError:
+        return None
 
 
 def in_memory(images: ImageSet, *, limit: int = _LIMIT) -> Tensor:
@@ -311,7 +311,7 @@ def in_memory(images: ImageSet, *, limit: int = _LIMIT) -> Tensor:
     def decode(index: int) -> None:
         image = images.read(index)
         if image.shape != first.shape:
-            raise UserError(
+            raise _OtherSizeError(
                 f"{images.path(index)} is {image.shape[2]}x{image.shape[1]} px, {images.path(0)} {first.shape[2]}x"
                 f"{first.shape[1]} px; images in memory must have one size. Read them from files (--load files)"
             )

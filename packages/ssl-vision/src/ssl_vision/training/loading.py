@@ -18,7 +18,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.rng import derive
 from contrastive_core.training import Batches, ClassBatches, Run, ignore_stop_signals
 from ssl_vision.augment import CropFlip
-from ssl_vision.data import ImageSet, fits_in_memory, in_memory, open_images, skip_bad
+from ssl_vision.data import ImageSet, in_memory, open_images, skip_bad, small_in_memory
 from ssl_vision.data.decode import ReadOptions
 from ssl_vision.labels.subsets import training_set
 from ssl_vision.training.options import SuNCEtOptions
@@ -88,8 +88,9 @@ def open_views(
     images: ImageSet, plan: Plan, augment: Augment, *, load: Literal["auto", "memory", "files"], workers: int
 ) -> MemoryViews | LoadedViews:
     """The source of views: all images decoded once, or read again for every view; the views are the same."""
-    if load == "memory" or (load == "auto" and fits_in_memory(images)):
-        return MemoryViews(in_memory(images), plan, augment)
+    pixels = in_memory(images) if load == "memory" else small_in_memory(images) if load == "auto" else None
+    if pixels is not None:
+        return MemoryViews(pixels, plan, augment)
     return LoadedViews(images, plan, augment, workers=workers)
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
-import numpy as np
 import pytest
+import torch
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import RunOptions
 from ssl_vision.cli import main
 from ssl_vision.commands.evaluate import evaluate
-from ssl_vision.commands.few_labels import Candidate, _recommended, few_labels
+from ssl_vision.commands.few_labels import Candidate, _recommended, _Tried, few_labels
 from ssl_vision.commands.knn import knn
 from ssl_vision.commands.make_splits import make_splits
 from ssl_vision.commands.pretrain import pretrain
@@ -86,14 +87,19 @@ def test_with_one_label_per_class_nothing_is_validated(labels: Path, tmp_path: P
     assert result.recommended == "linear"
 
 
-def test_a_cheaper_method_is_recommended_within_the_error_of_the_best() -> None:
-    linear, tuned = Candidate("linear", "", 80.0, 50, None), Candidate("finetune", "", 84.0, 50, None)
-    assert _recommended([linear, tuned]) == linear  # 84 ± 5.2
-    assert (
-        _recommended([Candidate("linear", "", 80.0, 5000, None), Candidate("finetune", "", 84.0, 5000, None)]).method
-        == "finetune"
-    )
-    assert Candidate("linear", "", 84.0, 50, None).error == pytest.approx(100 * np.sqrt(0.84 * 0.16 / 50))
+def tried(method: str, right: int, held_out: int = 100, *, first: int = 0) -> _Tried:
+    """A method that is right on images `first` to ``first + right - 1`` of 100, of which the first are held out."""
+    number = torch.arange(100)
+    return _Tried(method, "", (number >= first) & (number < first + right), number < held_out, None)  # type: ignore[arg-type]
+
+
+def test_a_cheaper_method_is_recommended_where_it_does_not_differ() -> None:
+    linear, tuned = tried("linear", 80), tried("finetune", 84)
+    assert _recommended([linear, tuned]) == tuned  # on the same images, and on four more: 4.0 ± 2.0
+    assert _recommended([linear, tried("finetune", 80, first=1)]) == linear  # one more here, one less there
+    assert _recommended([linear, tried("finetune", 18, held_out=20)]) == linear  # compared on the first 20 alone
+    assert _recommended([tried("linear", 80, held_out=0), tuned]).method == "linear"  # nothing to compare by
+    assert tuned.candidate() == Candidate("finetune", "", 84.0, 100, None, pytest.approx(math.sqrt(84 * 16 / 100)))
 
 
 def test_what_cannot_be_compared_is_refused(labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -141,6 +141,37 @@ def test_everything_is_trained_from_the_pretrained_weights(pretrained: Path, lab
     assert scored[-1]["validation_accuracy"] == pytest.approx(right.item())
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+def test_the_linear_layer_can_start_as_the_logistic_regression(
+    pretrained: Path, labels: Path, tmp_path: Path, layer: int
+) -> None:
+    file = labels / "10percent-draw0.json"
+    still = OptimizerOptions(name="sgd", lr=1e-30, weight_decay=0.0, warmup_epochs=0.0)
+    run = finetune(
+        str(pretrained), "digits", tmp_path, labels=file, from_layer=layer, classifier_init="linear", epochs=1,
+        optimizer=still, run=QUIET,
+    )  # fmt: skip
+    images = open_images("digits")
+    chosen = read_labelled(file, images)
+    pictures = torch.stack([images.read(i) for i in chosen.tolist()]).float() / 255
+    found = load_pretrained(str(pretrained))
+    assert found.head is not None
+    with torch.no_grad():
+        x = found.head.eval().first_layers(layer)(found.encoder.eval()(pictures)).double()
+    fc = load_classifier(str(run.parent), device="cpu").model.fc.double()
+    y = F.one_hot(images.labels()[chosen], 10).double()
+    error = (fc(x).softmax(dim=1) - y).detach()
+    # The optimum of an l2-regularised logistic regression: the gradient of the cross-entropy is -l2 W, and 0 for b.
+    gradient, weight = error.T @ x, fc.weight.detach()
+    l2 = -(gradient * weight).sum() / weight.square().sum()
+    assert l2 > 0
+    # Where the classes are separable, the gradient itself is of the size of the solver's tolerance.
+    assert (gradient + l2 * weight).norm() < max(1e-2 * gradient.norm().item(), 1e-5 * len(x))
+    assert error.sum(dim=0).abs().max() < 1e-2
+    assert (fc(x).argmax(dim=1) == y.argmax(dim=1)).double().mean() > 0.5
+
+
+
 def test_training_from_scratch_learns(tmp_path: Path, labels: Path) -> None:
     finetune(
         "none", "digits", tmp_path / "run", validation=str(labels / "validation.json"), validate_every=6, epochs=6,

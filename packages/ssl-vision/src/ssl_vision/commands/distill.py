@@ -153,6 +153,7 @@ def distill(
             epoch=epochs,
             labelled=labelled,
             validation=scored,
+            class_names=found.class_names,
         )
 
 

@@ -113,6 +113,7 @@ def evaluate(
         split=images.split,
         bins=bins,
         validation_share=share,
+        class_names=loaded.class_names,
     )
     predictions = make_predictions(
         logits.softmax(dim=1).numpy(),
@@ -154,7 +155,7 @@ def _write(folder: Path, stem: str, score: ClassifierScore, predictions: Predict
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{stem}{end}" for end in _ENDINGS]
     write_predictions(files[1], predictions)
-    write_atomic(files[2], to_png(confusion_figure(score.confusion, score.classes)))
+    write_atomic(files[2], to_png(confusion_figure(score.confusion, [score.label(name) for name in score.classes])))
     write_atomic(files[3], to_png(reliability_figure(score.calibration)))
     write_atomic(files[0], to_json(score).encode())  # last: where it stands, the others do
     return files

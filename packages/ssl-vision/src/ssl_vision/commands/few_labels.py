@@ -22,6 +22,7 @@ from contrastive_core.training.files import write_atomic
 from contrastive_core.training.model_file import save_model
 from ssl_vision.commands.finetune import SIMCLR, finetune
 from ssl_vision.data import ImageSet, Subset, list_splits, open_images
+from ssl_vision.data.class_names import find_class_names
 from ssl_vision.data.decode import ReadOptions
 from ssl_vision.evaluation.features import extract
 from ssl_vision.evaluation.probes import choose_logistic, knn_scores, stratified_folds
@@ -39,7 +40,10 @@ from ssl_vision.training.options import OptimizerOptions
 
 Method = Literal["linear", "knn", "finetune"]
 NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100, 200)
-RATES = (0.01, 0.05, 0.2)
+RATES = (0.003, 0.01, 0.03, 0.1)
+"""Peak learning rates of fine-tuning."""
+BATCH_SIZE = 64
+"""Images per step of fine-tuning."""
 _NAMES = {"linear": "linear classifier", "knn": "nearest neighbours", "finetune": "fine-tuning"}
 _ALL_FOLDS = 200  # labels up to which fine-tuning is validated on every fold, beyond it on one
 
@@ -54,6 +58,7 @@ class Candidate:
         validated: Share of right answers on held-out labelled images, in percent; None where nothing can be held out.
         held_out: Number of these images.
         test: Share of right answers on the test part, in percent; None without labelled test images.
+        error: Standard error of the validated accuracy, in percent.
     """
 
     method: Method
@@ -61,13 +66,35 @@ class Candidate:
     validated: float | None
     held_out: int
     test: float | None
+    error: float = 0.0
 
-    @property
-    def error(self) -> float:
-        """Standard error of the validated accuracy, in percent."""
-        if not self.held_out or self.validated is None:
-            return 0.0
-        return math.sqrt(max(self.validated * (100 - self.validated), 100.0) / self.held_out)
+
+@dataclass(frozen=True)
+class _Tried:
+    """A method with the setting that was chosen, and what it made of held-out images.
+
+    Attributes:
+        method: See `Candidate`.
+        setting: See `Candidate`.
+        right: Whether the class of each labelled image was predicted when it was held out: bool ``[N]``.
+        held_out: Which images were: bool ``[N]``.
+        test: See `Candidate`.
+    """
+
+    method: Method
+    setting: str
+    right: Tensor
+    held_out: Tensor
+    test: float | None
+
+    def candidate(self) -> Candidate:
+        """What the table shows."""
+        count = int(self.held_out.sum())
+        if not count:
+            return Candidate(self.method, self.setting, None, 0, self.test)
+        validated = 100 * int(self.right[self.held_out].sum()) / count
+        error = math.sqrt(max(validated * (100 - validated), 100.0) / count)
+        return Candidate(self.method, self.setting, validated, count, self.test, error)
 
 
 @dataclass(frozen=True)
@@ -106,7 +133,8 @@ class FewLabelsResult:
         lines += [
             "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
         ]
-        lines += ["", f"* recommended: {_NAMES[self.recommended]}, by cross-validation; within its error, the cheapest"]
+        chosen = _NAMES[self.recommended]
+        lines += ["", f"* recommended: {chosen}, by cross-validation; of methods that do not differ, the cheapest"]
         lines.append(f"classifier: {self.model}" if self.model else "classify with `ssl-vision knn`")
         return "\n".join(lines)
 
@@ -125,14 +153,17 @@ def few_labels(
     batch_size: int = 512,
     seed: int = 0,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true",
     read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
 ) -> FewLabelsResult:
     """Compare a linear classifier, nearest neighbours and fine-tuning with few labels, and recommend one.
 
     Every setting is chosen by stratified cross-validation on the labelled images alone: the l2 penalty of a logistic
     regression on frozen features, the number of neighbours, the learning rate of fine-tuning (on one fold with more
-    than 200 labels). The method with the best cross-validated accuracy is recommended, or a cheaper one within the
-    standard error of the best. Test images, where there are labelled ones, are scored at the end and choose nothing.
+    than 200 labels). Fine-tuning starts from the linear classifier (``finetune --classifier_init linear``), in batches
+    of 64. The method with the best accuracy on held-out images is recommended, or a cheaper one that is right on as
+    many of the same images to within the standard error of the difference. Test images, where there are labelled ones,
+    are scored at the end and choose nothing.
 
     Args:
         model: Run folder or model folder to start from, or ``pixels``.
@@ -144,10 +175,11 @@ def few_labels(
         test_part: Part of the data to score at the end, if the data have it.
         methods: Methods to compare.
         folds: Largest number of folds; at most as many as images of the rarest class.
-        epochs: Passes of fine-tuning over the labelled images; 0: 60, fewer with more than 500 labels, at least 10.
+        epochs: Passes of fine-tuning over the labelled images; 0: 60, fewer with more than 250 labels, at least 6.
         batch_size: Images per forward pass of feature extraction.
         seed: Seed of folds and of fine-tuning.
         device: Device to run on: auto, cpu, cuda or mps.
+        precision: Number format of fine-tuning, as for `finetune`.
         read: How image files are read.
 
     Returns:
@@ -170,21 +202,28 @@ def few_labels(
     if len(parts) < 2:
         parts = []
     out = Path(out)
-    candidates: list[Candidate] = []
+    tried: list[_Tried] = []
     if "linear" in methods:
-        candidates.append(_linear(model, x, y, queries, truth, classes=train.classes, folds=folds, seed=seed, out=out))
+        names = find_class_names(data, train.classes)
+        fitted = _linear(
+            model, x, y, queries, truth,
+            classes=train.classes, class_names=names, folds=folds, seed=seed, out=out,
+        )  # fmt: skip
+        tried.append(fitted)
     if "knn" in methods:
-        candidates.append(_neighbours(x, y, queries, truth, classes=len(train.classes), parts=parts))
+        tried.append(_neighbours(x, y, queries, truth, classes=len(train.classes), parts=parts))
     if "finetune" in methods and model != PIXELS:
-        work = _Finetuning(model, data, train, part, out, epochs=epochs, seed=seed, device=device, read=read)
-        candidates.append(work.candidate(parts, test, batch_size=batch_size))
-    if not candidates:
+        work = _Finetuning(
+            model, data, train, part, out, epochs=epochs, seed=seed, device=device, precision=precision, read=read
+        )
+        tried.append(work.tried(parts, test, batch_size=batch_size))
+    if not tried:
         raise UserError(f"{model}: fine-tuning needs a network; expected a run folder or model folder")
-    chosen = _recommended(candidates)
+    chosen = _recommended(tried)
     folder = {"linear": out / "linear", "finetune": out / "finetune", "knn": None}[chosen.method]
     result = FewLabelsResult(
-        tuple(candidates), chosen.method, len(train), len(torch.unique(y)), 0 if test is None else len(test),
-        test_part if test is None else test.split, folder,
+        tuple(t.candidate() for t in tried), chosen.method, len(train), len(torch.unique(y)),
+        0 if test is None else len(test), test_part if test is None else test.split, folder,
     )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     content = {**asdict(result), "model": str(folder) if folder else None, "from": model, "data": data}
@@ -192,13 +231,22 @@ def few_labels(
     return result
 
 
-def _recommended(candidates: Sequence[Candidate]) -> Candidate:
-    """The best by cross-validation, or the first one, which is the cheapest, within the standard error of the best."""
-    validated = [c for c in candidates if c.validated is not None]
-    if not validated:
-        return candidates[0]
-    best = max(validated, key=lambda c: c.validated or 0)
-    return next(c for c in validated if (c.validated or 0) >= (best.validated or 0) - best.error)
+def _recommended(tried: Sequence[_Tried]) -> _Tried:
+    """The method that is right on most images, or the first one, which is the cheapest, that does not differ from it.
+
+    Methods are compared on the images that all of them have held out; two differ if one is right on more of these by
+    more than the standard error of the difference.
+    """
+    common = torch.stack([t.held_out for t in tried]).all(dim=0)
+    if not common.any():
+        return tried[0]
+    right = [t.right[common].double() for t in tried]
+    best = max(right, key=lambda r: float(r.sum()))
+    for candidate, answers in zip(tried, right, strict=True):
+        difference = best - answers
+        if difference.mean() <= difference.std(correction=0) / math.sqrt(len(difference)):
+            return candidate
+    return tried[0]
 
 
 def _test_images(data: str, *, part: str, test_part: str, images: ImageSet) -> ImageSet | None:
@@ -215,9 +263,9 @@ def _test_images(data: str, *, part: str, test_part: str, images: ImageSet) -> I
 
 
 def _linear(
-    model: str, x: Tensor, y: Tensor, queries: Tensor | None, truth: Tensor | None, *, classes: list[str], folds: int,
-    seed: int, out: Path,
-) -> Candidate:  # fmt: skip
+    model: str, x: Tensor, y: Tensor, queries: Tensor | None, truth: Tensor | None, *, classes: list[str],
+    class_names: dict[str, str], folds: int, seed: int, out: Path,
+) -> _Tried:  # fmt: skip
     found = choose_logistic(x, y, len(classes), folds=folds, seed=derive(seed, "few labels"))
     classifier = found.fit.classifier
     if model != PIXELS:
@@ -226,31 +274,32 @@ def _linear(
         network = architecture.build(len(classes))
         network.encoder.load_state_dict(start.encoder.state_dict())
         network.fc.load_state_dict(classifier.state_dict())
-        save_model(out / "linear" / "model", dict(network.state_dict()), classifier_card(architecture, classes))
+        card = classifier_card(architecture, classes, class_names=class_names)
+        save_model(out / "linear" / "model", dict(network.state_dict()), card)
     with torch.no_grad():
         test = None if queries is None or truth is None else _percent(classifier(queries), truth)
-    validated = 100 * sum(found.accuracies) / len(found.accuracies) if found.accuracies else None
-    return Candidate("linear", f"l2 {found.fit.l2:.3g}", validated, len(y) if found.accuracies else 0, test)
+    right = torch.zeros(len(y), dtype=torch.bool) if found.right is None else found.right
+    return _Tried("linear", f"l2 {found.fit.l2:.3g}", right, torch.full_like(right, bool(found.accuracies)), test)
 
 
 def _neighbours(
     x: Tensor, y: Tensor, queries: Tensor | None, truth: Tensor | None, *, classes: int, parts: Sequence[Tensor]
-) -> Candidate:
-    best, validated = 1, None
+) -> _Tried:
+    best, answers = 1, torch.zeros(len(y), dtype=torch.bool)
     for k in NEIGHBOURS if parts else ():
         if k > len(y) - max(map(len, parts)):
             break
-        right = 0
+        right = torch.zeros(len(y), dtype=torch.bool)
         for held_out in parts:
             stay = _without(len(y), held_out)
             scores = knn_scores(x[held_out], x[stay], y[stay], num_classes=classes, k=k)
-            right += int((scores.argmax(dim=1) == y[held_out]).sum())
-        if validated is None or 100 * right / len(y) > validated:
-            best, validated = k, 100 * right / len(y)
+            right[held_out] = scores.argmax(dim=1) == y[held_out]
+        if right.sum() > answers.sum():
+            best, answers = k, right
     test = None
     if queries is not None and truth is not None:
         test = _percent(knn_scores(queries, x, y, num_classes=classes, k=best), truth)
-    return Candidate("knn", f"k {best}", validated, len(y) if parts else 0, test)
+    return _Tried("knn", f"k {best}", answers, torch.full_like(answers, bool(parts)), test)
 
 
 class _Finetuning:
@@ -258,57 +307,50 @@ class _Finetuning:
 
     def __init__(
         self, model: str, data: str, train: ImageSet, part: str, out: Path, *, epochs: int, seed: int,
-        device: Literal["auto", "cpu", "cuda", "mps"], read: ReadOptions,
+        device: Literal["auto", "cpu", "cuda", "mps"], precision: Literal["32-true", "bf16-mixed", "16-mixed"],
+        read: ReadOptions,
     ) -> None:  # fmt: skip
         self._model, self._data, self._train, self._part, self._out = model, data, train, part, out
-        self._epochs = epochs or min(60, max(10, 30_000 // len(train)))
-        self._seed, self._device, self._read = seed, device, read
+        self._epochs = epochs or min(60, max(6, 15_000 // len(train)))
+        self._run = RunOptions(seed=seed, device=device, precision=precision, progress=False, resume=True)
+        self._read = read
 
-    def candidate(self, parts: Sequence[Tensor], test: ImageSet | None, *, batch_size: int) -> Candidate:
+    def tried(self, parts: Sequence[Tensor], test: ImageSet | None, *, batch_size: int) -> _Tried:
         """Choose the learning rate, train with it on all labels, and score the test images."""
         used = list(parts) if len(self._train) <= _ALL_FOLDS else list(parts[:1])
-        best, validated = RATES[1], None
+        best, answers = RATES[1], torch.zeros(len(self._train), dtype=torch.bool)
+        held = answers.clone()
         for rate in RATES if used else ():
-            right = sum(
-                self._run(f"rate-{rate:g}-fold-{fold}", rate, _without(len(self._train), held_out), held_out)
-                for fold, held_out in enumerate(used)
-            )
-            accuracy = 100 * right / sum(map(len, used))
-            if validated is None or accuracy > validated:
-                best, validated = rate, accuracy
-        everything = torch.arange(len(self._train))
-        self._run("", best, everything, None)
-        folder = self._out / "finetune"
-        found = None
-        if test is not None:
-            classifier = load_classifier(str(folder), device=self._device)
-            found = _percent(extract(classifier, test, batch_size=batch_size).cpu(), test.labels())
-        return Candidate(
-            "finetune", f"learning rate {best:g}, {self._epochs} epochs", validated, sum(map(len, used)), found
-        )
+            right = torch.zeros_like(held)
+            for fold, held_out in enumerate(used):
+                held[held_out] = True
+                name = f"rate-{rate:g}-fold-{fold}"
+                folder = self._finetune(name, rate, _without(len(self._train), held_out))
+                right[held_out] = self._right(folder, Subset(self._train, held_out.tolist()), batch_size)
+            if right.sum() > answers.sum():
+                best, answers = rate, right
+        folder = self._finetune("", best, torch.arange(len(self._train)))
+        found = None if test is None else 100 * self._right(folder, test, batch_size).double().mean().item()
+        return _Tried("finetune", f"learning rate {best:g}, {self._epochs} epochs", answers, held, found)
 
-    def _run(self, name: str, rate: float, indices: Tensor, held_out: Tensor | None) -> float:
-        """Number of held-out images that a run classifies correctly."""
+    def _right(self, folder: Path, images: ImageSet, batch_size: int) -> Tensor:
+        """Whether the classifier of a run predicts the class of each image."""
+        classifier = load_classifier(str(folder), device=self._run.device)
+        return extract(classifier, images, batch_size=batch_size).argmax(dim=1).cpu() == images.labels()
+
+    def _finetune(self, name: str, rate: float, indices: Tensor) -> Path:
+        """Fine-tune on these images, quietly, and return the folder of the run."""
         folder = self._out / "cross-validation" / name if name else self._out / "finetune"
-        lists = self._out / "lists"
-        labels = self._list(lists / f"{name or 'all'}.json", indices)
-        validation = None if held_out is None else str(self._list(lists / f"{name}-held-out.json", held_out))
-        batch = min(256, len(indices))
+        labels = self._list(self._out / "lists" / f"{name or 'all'}.json", indices)
+        batch = min(BATCH_SIZE, len(indices))
         print(f"fine-tuning: {name or f'all labels, learning rate {rate:g}'}", file=sys.stderr, flush=True)  # noqa: T201
         with contextlib.redirect_stderr(io.StringIO()):  # one line a run is enough
-            self._finetune(folder, labels, validation, rate=rate, batch=batch)
-        if held_out is None:
-            return 0.0
-        records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        return float([r["validation_accuracy"] for r in records if "validation_accuracy" in r][-1]) * len(held_out)
-
-    def _finetune(self, folder: Path, labels: Path, validation: str | None, *, rate: float, batch: int) -> None:
-        finetune(
-            self._model, self._data, folder, labels=labels, part=self._part, validation=validation,
-            validate_every=self._epochs, epochs=self._epochs, batch_size=batch, read=self._read,
-            optimizer=OptimizerOptions(**{**vars(SIMCLR), "lr": rate * 256 / batch}),
-            run=RunOptions(seed=self._seed, device=self._device, progress=False, resume=True),
-        )  # fmt: skip
+            finetune(
+                self._model, self._data, folder, labels=labels, part=self._part, classifier_init="linear",
+                epochs=self._epochs, batch_size=batch, read=self._read, run=self._run,
+                optimizer=OptimizerOptions(**{**vars(SIMCLR), "lr": rate * 256 / batch}),
+            )  # fmt: skip
+        return folder
 
     def _list(self, file: Path, indices: Tensor) -> Path:
         some = Subset(self._train, indices.tolist())

@@ -6,15 +6,19 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import Run, RunOptions
 from ssl_vision.data import open_images
+from ssl_vision.data.class_names import find_class_names
 from ssl_vision.data.decode import ReadOptions
+from ssl_vision.evaluation.features import extract
+from ssl_vision.evaluation.probes import choose_logistic
 from ssl_vision.labels.subsets import require_two_classes, training_set, unseen_classes, validation_set
 from ssl_vision.models import EncoderOptions
-from ssl_vision.models.checkpoint import open_start, save_classifier
+from ssl_vision.models.checkpoint import LoadedModel, open_start, save_classifier
 from ssl_vision.training.loading import Crops
 from ssl_vision.training.options import OptimizerOptions
 from ssl_vision.training.setup import Validation, plan_budget, set_up
@@ -33,6 +37,7 @@ def finetune(
     validation: str | None = None,
     validate_every: int = 5,
     from_layer: int = 0,
+    classifier_init: Literal["zero", "linear"] = "zero",
     epochs: int = 60,
     batch_size: int = 256,
     image_size: int | None = None,
@@ -45,7 +50,7 @@ def finetune(
 ) -> Path:
     """Train a classifier on labelled images, from a pre-trained model or from scratch.
 
-    A linear layer, initialised to zero, is put on the encoder or on the first layers of its projection head, and the
+    A linear layer is put on the encoder or on the first layers of its projection head, and the
     whole network is trained on random crops and flips with softmax cross-entropy; batch norm is in training mode, over
     all processes. The defaults are SimCLR's (Appendix B.5): Nesterov momentum 0.9, learning rate ``0.05 * batch /
     256``, cosine, no warm-up, no weight decay. ``--config finetune-simclrv2`` is SimCLRv2's, from the head's first
@@ -64,6 +69,10 @@ def finetune(
             the name of another split, never the test split. The scores choose nothing.
         validate_every: Epochs between two scores.
         from_layer: Layers of the projection head to keep below the linear layer; 0: none. SimCLRv2 keeps 1.
+        classifier_init: Weights that the linear layer starts from: ``zero``, as in the papers' code, or ``linear``, the
+            logistic regression on the features of the network as it is, its penalty chosen by cross-validation. That is
+            linear probing, then fine-tuning (Kumar et al. 2022), which with few labels starts where `few-labels` and
+            `linear` end.
         epochs: Number of passes over the labelled images.
         batch_size: Images per step, over all processes; all of them if there are fewer.
         image_size: Side of the crops in pixels; by default the model's, or 32.
@@ -101,6 +110,11 @@ def finetune(
         batches = budget.batches(r)
         torch.manual_seed(r.seed("weights"))
         network = start.build(len(images.classes)).to(memory_format=torch.channels_last)
+        if classifier_init == "linear":
+            frozen = LoadedModel(nn.Sequential(network.encoder, network.neck), size, torch.device("cpu"))
+            probe = choose_logistic(extract(frozen, training), targets, len(images.classes), seed=r.seed("folds"))
+            network.fc.load_state_dict(probe.fit.classifier.state_dict())
+            network.train()
         crops = Crops(training, batches, size=size, seed=r.seed("crops"), load=load, workers=run.workers)
         wrapped, optim, schedule = set_up(
             r, network, optimizer,
@@ -131,4 +145,5 @@ def finetune(
             epoch=epochs,
             labelled=training,
             validation=scored,
+            class_names=find_class_names(data, images.classes),
         )

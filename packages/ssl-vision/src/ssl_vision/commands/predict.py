@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +62,8 @@ def predict(
     comes back whole from a CSV reader (bytes that are no UTF-8 are written as escapes such as ``\udcff``). It is
     complete or not there: rows are written beside it as they are computed, and renamed at the end. Memory does not grow
     with the number of images beyond their paths. Text that a spreadsheet would take for a formula is written with
-    ``./`` (paths) or an apostrophe before it.
+    ``./`` (paths) or an apostrophe before it. Classes that are WordNet identifiers (``n01440764``) have a column
+    ``name`` after the class, where the model knows their names.
 
     Args:
         model: Run folder of ``ssl-vision finetune`` or ``distill``, or its model folder.
@@ -95,7 +96,8 @@ def predict(
         raise UserError(f"predict can list 1 to {len(loaded.classes)} classes of this model, got top={top}")
     unreadable = 0
 
-    head = _head(loaded.classes, top=top, probabilities=probabilities)
+    names = loaded.class_names
+    head = _head(loaded.classes, top=top, probabilities=probabilities, named=bool(names))
 
     def write(path: Path) -> None:
         nonlocal unreadable
@@ -108,7 +110,7 @@ def predict(
                 rows: list[list[str | float]] = []
                 for index in indices:
                     given = None if index in problems else next(readable)
-                    cells = _cells(given, loaded.classes, top=top, probabilities=probabilities)
+                    cells = _cells(given, loaded.classes, names, top=top, probabilities=probabilities)
                     rows.append([images.key(index), *cells, problems.get(index, "")])
                 write_rows(rows)
                 unreadable += len(problems)
@@ -184,22 +186,26 @@ def _probabilities(loaded: LoadedClassifier, images: ImageSet, indices: range, p
     return logits.cpu().double().softmax(dim=1)
 
 
-def _head(classes: Sequence[str], *, top: int, probabilities: bool) -> list[str]:
+def _head(classes: Sequence[str], *, top: int, probabilities: bool, named: bool) -> list[str]:
     ranks = ["", *(f"_{rank}" for rank in range(2, top + 1))]
-    ranked = [f"{name}{rank}" for rank in ranks for name in ("class", "probability")]
+    columns = ("class", "name", "probability") if named else ("class", "probability")
+    ranked = [f"{name}{rank}" for rank in ranks for name in columns]
     return ["path", *ranked, *(f"p({name})" for name in classes if probabilities), "error"]
 
 
 def _cells(
-    given: list[float] | None, classes: Sequence[str], *, top: int, probabilities: bool
+    given: list[float] | None, classes: Sequence[str], names: Mapping[str, str], *, top: int, probabilities: bool
 ) -> Iterator[str | float]:
     """What stands between path and error: nothing, of an image that could not be read."""
     if given is None:
-        yield from [""] * (2 * top + len(classes) * probabilities)
+        yield from [""] * ((3 if names else 2) * top + len(classes) * probabilities)
         return
     ranked = sorted(range(len(classes)), key=lambda c: -given[c])
     for c in ranked[:top]:
-        yield from (classes[c], _number(given[c]))
+        yield classes[c]
+        if names:
+            yield names.get(classes[c], "")
+        yield _number(given[c])
     if probabilities:
         yield from map(_number, given)
 

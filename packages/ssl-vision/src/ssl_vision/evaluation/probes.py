@@ -210,10 +210,13 @@ class ChosenLogistic:
     Attributes:
         fit: The classifier, fitted to all samples.
         accuracies: Share of right answers in each fold, with the penalty chosen; empty without cross-validation.
+        right: Whether the class of each sample was predicted when its fold was held out, with the penalty chosen: bool
+            ``[N]``; None without cross-validation.
     """
 
     fit: LogisticFit
     accuracies: tuple[float, ...]
+    right: Tensor | None = None
 
 
 def choose_logistic(
@@ -239,18 +242,18 @@ def choose_logistic(
     if len(parts) < 2:
         (fit,) = fit_logistic(features, labels, num_classes, penalties=[_UNVALIDATED])
         return ChosenLogistic(_rescaled(fit, scale), ())
-    accuracies = torch.zeros(len(PENALTIES), len(parts), dtype=torch.float64)
-    for column, held_out in enumerate(parts):
+    right = torch.zeros(len(PENALTIES), len(labels), dtype=torch.bool)
+    for held_out in parts:
         stay = torch.ones(len(labels), dtype=torch.bool)
         stay[held_out] = False
         fits = fit_logistic(features[stay], labels[stay], num_classes, penalties=PENALTIES)
         for row, fit in enumerate(fits):
             with torch.no_grad():
-                right = fit.classifier(features[held_out]).argmax(dim=1) == labels[held_out]
-            accuracies[row, column] = right.double().mean()
+                right[row, held_out] = (fit.classifier(features[held_out]).argmax(dim=1) == labels[held_out]).cpu()
+    accuracies = torch.stack([right[:, held_out].double().mean(dim=1) for held_out in parts], dim=1)
     best = int(accuracies.mean(dim=1).argmax())
     fit = list(fit_logistic(features, labels, num_classes, penalties=PENALTIES[: best + 1]))[-1]
-    return ChosenLogistic(_rescaled(fit, scale), tuple(accuracies[best].tolist()))
+    return ChosenLogistic(_rescaled(fit, scale), tuple(accuracies[best].tolist()), right[best])
 
 
 def stratified_folds(labels: Tensor, *, folds: int, seed: int) -> list[Tensor]:

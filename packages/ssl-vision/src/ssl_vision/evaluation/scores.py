@@ -171,6 +171,7 @@ class ClassifierScore:
         per_class: in the classifier's order.
         confusion: counts, a row for each true class, a column for each predicted one.
         validation_share: share of the images that training was validated on; above 0 the score is no test score.
+        class_names: names of the classes that are called by WordNet identifiers.
     """
 
     model: str
@@ -186,6 +187,7 @@ class ClassifierScore:
     per_class: list[ClassAccuracy]
     confusion: list[list[int]]
     validation_share: float = 0.0
+    class_names: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         present = [c for c in self.per_class if c.images]
@@ -204,8 +206,12 @@ class ClassifierScore:
         imperfect = [c for c in present if c.right < c.images]
         weakest = sorted(imperfect, key=lambda c: (c.right / c.images, c.name))[:_NAMED]
         if weakest:
-            lines.append("weakest classes: " + ", ".join(f"{c.name} {c.accuracy:.1f} % of {c.images}" for c in weakest))
-        mistakes = [f"{true} taken for {taken} ({count})" for true, taken, count in self.mistakes()[:_NAMED]]
+            shown = [f"{self.label(c.name)} {c.accuracy:.1f} % of {c.images}" for c in weakest]
+            lines.append(f"weakest classes: {', '.join(shown)}")
+        mistakes = [
+            f"{self.label(true)} taken for {self.label(taken)} ({count})"
+            for true, taken, count in self.mistakes()[:_NAMED]
+        ]
         if mistakes:
             lines.append("most frequent mistakes: " + ", ".join(mistakes))
         return "\n".join(lines)
@@ -214,6 +220,10 @@ class ClassifierScore:
     def classes(self) -> list[str]:
         """Names in the order of rows and columns of the confusion."""
         return [c.name for c in self.per_class]
+
+    def label(self, name: str) -> str:
+        """A class as it is shown: by its name, where it has one beside its WordNet identifier."""
+        return self.class_names.get(name, name)
 
     def mistakes(self) -> list[tuple[str, str, int]]:
         """Pairs of true and predicted class with how often the one was taken for the other, most often first."""
@@ -228,7 +238,7 @@ class ClassifierScore:
 
 def score_classifier(
     logits: Tensor, labels: Tensor, *, classes: Sequence[str], model: str, model_hash: str, data: str, split: str,
-    bins: int, validation_share: float = 0.0,
+    bins: int, validation_share: float = 0.0, class_names: Mapping[str, str] = MappingProxyType({}),
 ) -> ClassifierScore:  # fmt: skip
     """Everything about logits ``[N, C]`` of images with labels ``[N]``, N > 0."""
     log_probabilities = logits.double().log_softmax(dim=1)
@@ -254,6 +264,7 @@ def score_classifier(
         per_class=per_class,
         confusion=confusion.tolist(),
         validation_share=validation_share,
+        class_names=dict(class_names),
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ class LoadedClassifier:
     channels: int = 3
     validated_on: tuple[str, ...] = ()
     """Fingerprints of the images that training was validated on; see `sample_fingerprints`."""
+    class_names: Mapping[str, str] = field(default_factory=dict)
+    """Names of the classes that are called by WordNet identifiers; see `find_class_names`."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +120,14 @@ def encoder_card(
     }
 
 
-def classifier_card(architecture: Architecture, classes: list[str], *, epoch: int | None = None) -> dict[str, object]:
-    """What model.json says of a classifier."""
+def classifier_card(
+    architecture: Architecture,
+    classes: list[str],
+    *,
+    epoch: int | None = None,
+    class_names: Mapping[str, str] | None = None,
+) -> dict[str, object]:
+    """What model.json says of a classifier; `class_names` are those of wnids."""
     head = architecture.head
     return {
         "format": CLASSIFIER_FORMAT,
@@ -126,6 +135,7 @@ def classifier_card(architecture: Architecture, classes: list[str], *, epoch: in
         "head": None if head is None else {"layers": head[0], "out_features": head[1]},
         "from_layer": architecture.from_layer,
         "classes": classes,
+        "class_names": dict(class_names or {}),
         "image_size": architecture.image_size,
         "epoch": epoch,
     }
@@ -148,6 +158,7 @@ def save_classifier(
     epoch: int,
     labelled: ImageSet | None = None,
     validation: ImageSet | None = None,
+    class_names: Mapping[str, str] | None = None,
     folder: str = "model",
 ) -> Path:
     """Write a classifier to the run's folder.
@@ -155,7 +166,8 @@ def save_classifier(
     Its card says which `labelled` images it has learned from and which ones training was validated on, if any.
     """
     learned_from = None if labelled is None else {"images": len(labelled), "sha256": labels_digest(labelled)}
-    card = {**classifier_card(architecture, classes, epoch=epoch), "labelled": learned_from}
+    card = classifier_card(architecture, classes, epoch=epoch, class_names=class_names)
+    card["labelled"] = learned_from
     if validation is not None:
         card["validation"] = {"images": len(validation), "fingerprints": sample_fingerprints(validation)}
     return run.save_model(dict(model.state_dict()), card, folder=folder)
@@ -282,7 +294,8 @@ def load_classifier(model: str, *, device: str = "auto") -> LoadedClassifier:
     classifier.load_state_dict(tensors)
     validated_on = tuple((card.get("validation") or {}).get("fingerprints", ()))
     size, channels = architecture.image_size, architecture.encoder.channels
-    return LoadedClassifier(_ready(classifier, place), classes, size, place, channels, validated_on)
+    names = {str(name): str(said) for name, said in dict(card.get("class_names") or {}).items()}
+    return LoadedClassifier(_ready(classifier, place), classes, size, place, channels, validated_on, names)
 
 
 def load_architecture(model: str) -> Architecture:

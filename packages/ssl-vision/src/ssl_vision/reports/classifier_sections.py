@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
@@ -63,7 +63,10 @@ def mistakes(evaluated: Evaluated, *, data: str | None, count: int) -> list[str]
     predictions = evaluated.predictions()
     if predictions is None:
         return [title, page.paragraph("The predictions were taken away; evaluate again to see the mistakes.")]
-    chosen = most_confident(predictions, count)
+    label = evaluated.score.label
+    chosen = [
+        replace(m, true=label(m.true), predicted=label(m.predicted)) for m in most_confident(predictions, count)
+    ]
     if not chosen:
         return [title, page.paragraph("None: every image is right.")]
     try:
@@ -164,8 +167,8 @@ def constant_prediction(score: ClassifierScore) -> str:
     share = taken[most] / score.images
     if len(present) > 1 and share > max(_CONSTANT, largest + (1 - largest) / 2):
         return (
-            f"{100 * share:.0f} % of the images are taken for the class {score.classes[most]}; the classifier has "
-            "collapsed. Lower the learning rate, train longer, or look at the labels."
+            f"{100 * share:.0f} % of the images are taken for the class {score.label(score.classes[most])}; the "
+            "classifier has collapsed. Lower the learning rate, train longer, or look at the labels."
         )
     if len(present) > 1 and score.mean_per_class < 100 / len(present) * _CHANCE:
         return "the accuracy is no better than chance; look at the training curves and the labels."
@@ -218,7 +221,9 @@ def evaluation(
         )
     score = first.score
     confusion = to_inline_svg(
-        confusion_figure(score.confusion, score.classes), name="confusion", label="Confusion of classes"
+        confusion_figure(score.confusion, [score.label(name) for name in score.classes]),
+        name="confusion",
+        label="Confusion of classes",
     )
     reliability = to_inline_svg(
         reliability_figure(score.calibration), name="reliability", label="Accuracy by confidence"
@@ -274,8 +279,8 @@ def _classes(score: ClassifierScore) -> list[str]:
     present = sorted((c for c in score.per_class if c.images), key=lambda c: (c.right / c.images, c.name))
     rows = [
         [
-            c.name, f"{c.images:,}", f"{100 * c.right / c.images:.1f} %",
-            f"{taken[c.name][0]} ({taken[c.name][1]:,})" if c.name in taken else "–",
+            score.label(c.name), f"{c.images:,}", f"{100 * c.right / c.images:.1f} %",
+            f"{score.label(taken[c.name][0])} ({taken[c.name][1]:,})" if c.name in taken else "–",
         ]
         for c in present[:_LISTED]
     ]  # fmt: skip

@@ -1,0 +1,70 @@
+"""Names of classes whose folders are called by WordNet identifiers (wnids), as ImageNet's are."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from contrastive_core.errors import UserError
+from ssl_vision.data.manifest import read_text
+from ssl_vision.data.open import locate
+
+NAME_FILES = ("LOC_synset_mapping.txt", "synset_words.txt", "words.txt")
+"""Files that list a wnid and its names a line, as they are published with ImageNet and Tiny ImageNet."""
+
+_WNID = re.compile(r"n\d{8}")
+
+
+def find_class_names(data: str, classes: Sequence[str]) -> dict[str, str]:
+    """Names of classes that are wnids: ``n01440764`` -> ``tench``; of synonyms the first. Empty for other classes.
+
+    They are looked up in `NAME_FILES` in the folder of the data and the one above it, in torchvision for the 1,000
+    classes of ImageNet, and in timm where that is installed. A class that none of them knows has no name.
+    """
+    if not classes or not all(_WNID.fullmatch(name) for name in classes):
+        return {}
+    found: dict[str, str] = {}
+    try:
+        root = locate(data)[1].resolve()
+    except UserError:
+        root = None
+    for folder in () if root is None else (root, root.parent):
+        for file in (folder / name for name in NAME_FILES):
+            if file.is_file():
+                found = _read(file) | found
+    missing = [name for name in classes if name not in found]
+    if missing:
+        found = _known(classes, missing) | found
+    return {name: found[name] for name in classes if name in found}
+
+
+def _read(file: Path) -> dict[str, str]:
+    """Wnid -> name, of the lines that begin with a wnid."""
+    names = {}
+    for line in read_text(file, expected="a wnid and its names a line").splitlines():
+        wnid, _, words = line.strip().replace("\t", " ").partition(" ")
+        if _WNID.fullmatch(wnid) and (name := words.partition(",")[0].strip()):
+            names[wnid] = name
+    return names
+
+
+def _known(classes: Sequence[str], missing: Sequence[str]) -> dict[str, str]:
+    """Names that installed libraries know."""
+    if len(classes) == 1000:
+        from torchvision.models import ResNet18_Weights  # noqa: PLC0415 - half a second
+
+        # torchvision lists the names in the order of the sorted wnids, without these.
+        return dict(zip(sorted(classes), ResNet18_Weights.DEFAULT.meta["categories"], strict=True))
+    if importlib.util.find_spec("timm") is None:
+        return {}
+    from timm.data import ImageNetInfo  # noqa: PLC0415 - an extra, and seconds
+
+    info = ImageNetInfo("imagenet-22k")
+    known = set(info.label_names())
+    return {
+        name: str(info.label_name_to_description(name, detailed=False)).partition(",")[0]
+        for name in missing
+        if name in known
+    }

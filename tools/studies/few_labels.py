@@ -85,15 +85,14 @@ def notes(found: Mapping[int, list[dict[str, Any]]]) -> list[str]:
     """What the table shows: fine-tuning beside the linear classifier, and what following the recommendation costs."""
     sentences = [
         "Top-1 % on 10,000 test images: mean and standard deviation of three draws of the labelled images. One "
-        "encoder: ResNet-18 with an eighth of the channels, 32 epochs of SimCLR on 25,000 images (half of CIFAR-10's training "
-        "images) at 32 px. Every setting and the recommendation come from cross-validation on the labelled images."
+        "encoder: ResNet-18 with an eighth of the channels, 32 epochs of SimCLR on 25,000 images (half of CIFAR-10's "
+        "training images) at 32 px. Every setting and the recommendation come from cross-validation on the labelled "
+        "images."
     ]
     for labels, draws in found.items():
         tests = [{c["method"]: float(c["test"]) for c in draw["candidates"]} for draw in draws]
         gains = [test["finetune"] - test["linear"] for test in tests]
-        losses = [
-            max(test.values()) - test[draw["recommended"]] for test, draw in zip(tests, draws, strict=True)
-        ]
+        losses = [max(test.values()) - test[draw["recommended"]] for test, draw in zip(tests, draws, strict=True)]
         settings = [next(c["setting"] for c in draw["candidates"] if c["method"] == "finetune") for draw in draws]
         sentences.append(
             f"{labels:,} labels: fine-tuning over the linear classifier {', '.join(f'{g:+.1f}' for g in gains)} points "

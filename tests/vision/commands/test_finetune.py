@@ -171,7 +171,6 @@ def test_the_linear_layer_can_start_as_the_logistic_regression(
     assert (fc(x).argmax(dim=1) == y.argmax(dim=1)).double().mean() > 0.5
 
 
-
 def test_training_from_scratch_learns(tmp_path: Path, labels: Path) -> None:
     finetune(
         "none", "digits", tmp_path / "run", validation=str(labels / "validation.json"), validate_every=6, epochs=6,

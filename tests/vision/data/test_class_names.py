@@ -21,8 +21,8 @@ WNIDS = ["n01440764", "n02102040", "n03028079"]
 @pytest.mark.parametrize(
     ("file", "text"),
     [
-        ("words.txt", "n01440764\ttench, Tinca tinca\nn02102040\tEnglish springer\nn03028079\tchurch, church building\n"),
-        ("LOC_synset_mapping.txt", "n01440764 tench, Tinca tinca\r\nn02102040 English springer\r\nn03028079 church\r\n"),
+        ("words.txt", "n01440764\ttench, Tinca tinca\nn02102040\tEnglish springer\nn03028079\tchurch, temple\n"),
+        ("LOC_synset_mapping.txt", "n01440764 tench, Tinca\r\nn02102040 English springer\r\nn03028079 church\r\n"),
         ("synset_words.txt", "\ufeffn01440764 tench\nn02102040 English springer\nn03028079 church\nno wnid\n\n"),
     ],
 )
@@ -44,7 +44,7 @@ def test_names_that_no_file_lists_come_from_timm(tmp_path: Path) -> None:
 
 def test_the_thousand_classes_of_imagenet_are_known(tmp_path: Path) -> None:
     pytest.importorskip("timm")
-    from timm.data import ImageNetInfo  # noqa: PLC0415
+    from timm.data import ImageNetInfo
 
     wnids = ImageNetInfo("imagenet-1k").label_names()
     found = find_class_names(str(tmp_path), wnids)

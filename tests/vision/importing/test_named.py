@@ -21,6 +21,7 @@ from ssl_vision.augment import EvalTransform
 from ssl_vision.cli import main
 from ssl_vision.commands.distill import distill
 from ssl_vision.commands.embed import embed
+from ssl_vision.commands.few_labels import few_labels
 from ssl_vision.commands.finetune import finetune
 from ssl_vision.commands.import_checkpoint import import_checkpoint
 from ssl_vision.commands.knn import knn
@@ -151,6 +152,23 @@ def test_a_classifier_and_a_student_start_from_a_file(tmp_path: Path, write, noi
     assert knn("none", data, k=1, device="cpu", encoder=encoder, out=tmp_path / "knn.json").images == 4
 
 
+def test_few_labels_compares_classifiers_on_a_network_from_a_file(tmp_path: Path, write, noise) -> None:
+    whole, _ = source("torchvision:resnet18", 32)
+    torch.save(whole.state_dict(), tmp_path / "net.pth")
+    encoder = EncoderOptions(name="torchvision:resnet18", weights=tmp_path / "net.pth")
+    places = [f"photos/{split}/{name}/{i}.png" for split in ("train", "test") for name in "ab" for i in "123"]
+    data = str(write({place: noise(number, size=(32, 32)) for number, place in enumerate(places)}) / "photos")
+    result = few_labels("none", data, tmp_path / "few", encoder=encoder, epochs=1, device="cpu")
+    assert [c.method for c in result.candidates] == ["linear", "knn", "finetune"]
+    found = load_classifier(str(tmp_path / "few" / "linear"), device="cpu").model.encoder.state_dict()
+    assert torch.equal(found["net.module.conv1.weight"], whole.conv1.weight)
+
+
+def test_a_learning_rate_of_lars_is_refused_for_adamw() -> None:
+    with pytest.raises(UserError, match=r"optimizer\.lr is 1 with adamw.*expected at most 0\.1"):
+        OptimizerOptions(name="adamw")
+
+
 def test_position_embeddings_are_resampled_by_timm(tmp_path: Path) -> None:
     whole, _ = source("timm:vit_tiny_patch16_224", 64)
     torch.save(whole.state_dict(), tmp_path / "vit.pth")
@@ -223,7 +241,7 @@ def test_learning_rates_fall_from_the_last_block_to_the_first(name: str) -> None
     deepest = max(depths.values())
     assert min(depths.values()) in (0, 1)
     assert deepest >= 5
-    optimizer = build_optimizer(encoder, OptimizerOptions(name="adamw", lr=1.0, layer_decay=0.5), lr=1.0)
+    optimizer = build_optimizer(encoder, OptimizerOptions(name="adamw", lr=1e-3, layer_decay=0.5), lr=1.0)
     names = {id(p): n for n, p in encoder.named_parameters()}
     for group in optimizer.param_groups:
         assert {0.5 ** (deepest - depths[names[id(p)]]) for p in group["params"]} == {group["lr_scale"]}

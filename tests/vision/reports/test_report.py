@@ -98,6 +98,16 @@ def test_page_stands_alone(recorded: tuple[Path, object], page: Page) -> None:
     assert_stands_alone(page, file.read_text(encoding="utf-8"))
 
 
+@pytest.mark.parametrize(("reached", "warned"), [(1 / 64, True), (0.5, False)])
+def test_a_network_that_has_learnt_nothing_is_warned_of(copy: Path, reached: float, warned: bool) -> None:
+    config = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(re.sub(r"(?m)^batch_size: \d+", "batch_size: 64", config))
+    lines = [{"step": i, "loss": 4.8, "contrastive_accuracy": reached, "epoch": i / 4} for i in range(8)]
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = read(report(copy, rows=1, bank=2, device="cpu", overwrite=True)).text
+    assert ("contrastive accuracy is no better than chance" in found) == warned
+
+
 def test_page_says_what_was_run(page: Page) -> None:
     assert page.tags.count("h1") == 1
     assert "SimCLR pre-training of resnet18 on few digits" in page.text

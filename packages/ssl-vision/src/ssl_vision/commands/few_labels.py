@@ -28,13 +28,13 @@ from ssl_vision.evaluation.features import extract
 from ssl_vision.evaluation.probes import choose_logistic, knn_scores, stratified_folds
 from ssl_vision.labels.files import LabelFile, write_label_file
 from ssl_vision.labels.subsets import check_classes, require_two_classes, training_set
+from ssl_vision.models import EncoderOptions
 from ssl_vision.models.checkpoint import (
     PIXELS,
-    Architecture,
     classifier_card,
     load_classifier,
     load_encoder,
-    load_pretrained,
+    open_start,
 )
 from ssl_vision.training.options import OptimizerOptions
 
@@ -148,6 +148,7 @@ def few_labels(
     part: str = "train",
     test_part: str = "test",
     methods: tuple[Method, ...] = ("linear", "knn", "finetune"),
+    encoder: EncoderOptions | None = None,
     folds: int = 5,
     epochs: int = 0,
     batch_size: int = 512,
@@ -166,7 +167,8 @@ def few_labels(
     are scored at the end and choose nothing.
 
     Args:
-        model: Run folder or model folder to start from, or ``pixels``.
+        model: Run folder or model folder to start from, ``none`` for a network with weights from a file (`encoder`), or
+            ``pixels``.
         data: Image folder, CSV manifest or named data set.
         out: Folder of the results: the recommended classifier as a model folder, the table as JSON, the fine-tuning
             runs.
@@ -174,6 +176,7 @@ def few_labels(
         part: Part of the data that holds the labelled images.
         test_part: Part of the data to score at the end, if the data have it.
         methods: Methods to compare.
+        encoder: Network and its file of weights, if `model` is ``none``.
         folds: Largest number of folds; at most as many as images of the rarest class.
         epochs: Passes of fine-tuning over the labelled images; 0: 60, fewer with more than 250 labels, at least 6.
         batch_size: Images per forward pass of feature extraction.
@@ -190,7 +193,7 @@ def few_labels(
     """
     if not methods or folds < 2:
         raise UserError(f"few-labels needs at least one method and 2 folds, got {len(methods)} and {folds}")
-    loaded = load_encoder(model, device=device)
+    loaded = load_encoder(model, device=device, encoder=encoder)
     images = open_images(data, split=part, channels=loaded.channels, read=read)
     train = training_set(images, labels)
     require_two_classes(train)
@@ -206,16 +209,17 @@ def few_labels(
     if "linear" in methods:
         names = find_class_names(data, train.classes)
         fitted = _linear(
-            model, x, y, queries, truth,
-            classes=train.classes, class_names=names, folds=folds, seed=seed, out=out,
+            x, y, queries, truth,
+            model=model, encoder=encoder, classes=train.classes, class_names=names, folds=folds, seed=seed, out=out,
         )  # fmt: skip
         tried.append(fitted)
     if "knn" in methods:
         tried.append(_neighbours(x, y, queries, truth, classes=len(train.classes), parts=parts))
     if "finetune" in methods and model != PIXELS:
         work = _Finetuning(
-            model, data, train, part, out, epochs=epochs, seed=seed, device=device, precision=precision, read=read
-        )
+            model, data, train, part, out,
+            encoder=encoder, epochs=epochs, seed=seed, device=device, precision=precision, read=read,
+        )  # fmt: skip
         tried.append(work.tried(parts, test, batch_size=batch_size))
     if not tried:
         raise UserError(f"{model}: fine-tuning needs a network; expected a run folder or model folder")
@@ -263,18 +267,16 @@ def _test_images(data: str, *, part: str, test_part: str, images: ImageSet) -> I
 
 
 def _linear(
-    model: str, x: Tensor, y: Tensor, queries: Tensor | None, truth: Tensor | None, *, classes: list[str],
-    class_names: dict[str, str], folds: int, seed: int, out: Path,
+    x: Tensor, y: Tensor, queries: Tensor | None, truth: Tensor | None, *, model: str, encoder: EncoderOptions | None,
+    classes: list[str], class_names: dict[str, str], folds: int, seed: int, out: Path,
 ) -> _Tried:  # fmt: skip
     found = choose_logistic(x, y, len(classes), folds=folds, seed=derive(seed, "few labels"))
     classifier = found.fit.classifier
     if model != PIXELS:
-        start = load_pretrained(model)
-        architecture = Architecture(start.options, start.image_size)
-        network = architecture.build(len(classes))
-        network.encoder.load_state_dict(start.encoder.state_dict())
+        start = open_start(model, encoder=encoder, from_layer=0, image_size=None)
+        network = start.build(len(classes))
         network.fc.load_state_dict(classifier.state_dict())
-        card = classifier_card(architecture, classes, class_names=class_names)
+        card = classifier_card(start.architecture, classes, class_names=class_names)
         save_model(out / "linear" / "model", dict(network.state_dict()), card)
     with torch.no_grad():
         test = None if queries is None or truth is None else _percent(classifier(queries), truth)
@@ -306,11 +308,12 @@ class _Finetuning:
     """Fine-tuning runs: one for each learning rate and fold, and the final one on all labels."""
 
     def __init__(
-        self, model: str, data: str, train: ImageSet, part: str, out: Path, *, epochs: int, seed: int,
-        device: Literal["auto", "cpu", "cuda", "mps"], precision: Literal["32-true", "bf16-mixed", "16-mixed"],
-        read: ReadOptions,
+        self, model: str, data: str, train: ImageSet, part: str, out: Path, *, encoder: EncoderOptions | None,
+        epochs: int, seed: int, device: Literal["auto", "cpu", "cuda", "mps"],
+        precision: Literal["32-true", "bf16-mixed", "16-mixed"], read: ReadOptions,
     ) -> None:  # fmt: skip
-        self._model, self._data, self._train, self._part, self._out = model, data, train, part, out
+        self._model, self._encoder, self._data, self._train = model, encoder, data, train
+        self._part, self._out = part, out
         self._epochs = epochs or min(60, max(6, 15_000 // len(train)))
         self._run = RunOptions(seed=seed, device=device, precision=precision, progress=False, resume=True)
         self._read = read
@@ -347,7 +350,7 @@ class _Finetuning:
         with contextlib.redirect_stderr(io.StringIO()):  # one line a run is enough
             finetune(
                 self._model, self._data, folder, labels=labels, part=self._part, classifier_init="linear",
-                epochs=self._epochs, batch_size=batch, read=self._read, run=self._run,
+                encoder=self._encoder, epochs=self._epochs, batch_size=batch, read=self._read, run=self._run,
                 optimizer=OptimizerOptions(**{**vars(SIMCLR), "lr": rate * 256 / batch}),
             )  # fmt: skip
         return folder

@@ -78,7 +78,7 @@ def _of_classifier(run: RunFolder, *, data: str | None, compare: Sequence[Path] 
     labelled = count_labels(run.settings)
     parts = [
         classifier_sections.header(run, evaluations, labelled=labelled),
-        classifier_sections.training(run),
+        classifier_sections.training(run, classes=len(model.classes) if model else None),
         classifier_sections.evaluation(
             run,
             evaluations,

@@ -64,9 +64,7 @@ def mistakes(evaluated: Evaluated, *, data: str | None, count: int) -> list[str]
     if predictions is None:
         return [title, page.paragraph("The predictions were taken away; evaluate again to see the mistakes.")]
     label = evaluated.score.label
-    chosen = [
-        replace(m, true=label(m.true), predicted=label(m.predicted)) for m in most_confident(predictions, count)
-    ]
+    chosen = [replace(m, true=label(m.true), predicted=label(m.predicted)) for m in most_confident(predictions, count)]
     if not chosen:
         return [title, page.paragraph("None: every image is right.")]
     try:
@@ -175,13 +173,17 @@ def constant_prediction(score: ClassifierScore) -> str:
     return ""
 
 
-def training(run: RunFolder) -> str:
-    """Curves of what was logged."""
+def training(run: RunFolder, *, classes: int | None) -> str:
+    """Curves of what was logged; `classes` is how many there are, where that is known."""
     if not run.records:
         return nothing_logged()
-    figure = training_figure(run.records, PANELS[run.settings.kind])
+    panels = PANELS[run.settings.kind]
+    if classes and run.settings.kind == "finetune":
+        panels = tuple(replace(p, chance=1 / classes) if p.title == "Accuracy" else p for p in panels)
+    figure = training_figure(run.records, panels)
     batches = {
-        "finetune": "Training accuracy is measured on single batches of cropped and flipped images during training.",
+        "finetune": "Training accuracy is measured on single batches of cropped and flipped images during training."
+        + (" Dashed: guessing." if classes else ""),
         "distill": "Agreement is the share of a batch's images whose most likely class is the teacher's.",
     }
     note = f"{batches[run.settings.kind]} Faint lines show logged values, strong lines their running mean."

@@ -16,6 +16,10 @@ from ssl_vision.reports.figures import accuracy_figure, pretraining_panels
 from ssl_vision.reports.run_folder import RunFolder, RunScore, RunSettings, data_name
 from ssl_vision.reports.sheets import Picture, Sheets
 
+_LAST = 5  # records at the end that are looked at
+_GUESSING = 2  # factor of the accuracy of guessing up to which a network has learnt nothing
+_FEWEST_IMAGES = 16  # in a batch, below which a right guess is too likely
+
 
 def title(settings: RunSettings) -> str:
     """What was run, in a few words."""
@@ -43,10 +47,24 @@ def header(run: RunFolder, *, images: int | None, accuracies: Mapping[str, float
             f"views of {s.image_size} × {s.image_size} pixels of {'one image or ' if s.batch_size else ''}one class "
             f"should have similar features. {s.epochs:,} epochs, seed {s.seed}."
         )
+    if warning := untrained(run):
+        text += f" Warning: {warning}"
     numbers = {f"accuracy, {name}": f"{value:.1f} %" for name, value in accuracies.items()}
     if run.records and "contrastive_accuracy" in run.records[-1]:
         numbers["contrastive accuracy"] = f"{100 * run.records[-1]['contrastive_accuracy']:.1f} %"
     return opening(run, title(s), text, numbers)
+
+
+def untrained(run: RunFolder) -> str:
+    """A warning where the views of an image are found no better at the end than by guessing; else nothing."""
+    found = [record["contrastive_accuracy"] for record in run.records if "contrastive_accuracy" in record][-_LAST:]
+    images = run.settings.batch_size
+    if len(found) < _LAST or images < _FEWEST_IMAGES or sum(found) / len(found) > _GUESSING / images:
+        return ""
+    return (
+        "contrastive accuracy is no better than chance; the features have collapsed or learnt nothing. Lower the "
+        "learning rate, or look at the views below."
+    )
 
 
 def opening(run: RunFolder, title: str, text: str, numbers: Mapping[str, str]) -> str:

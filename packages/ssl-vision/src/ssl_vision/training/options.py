@@ -164,6 +164,9 @@ class MemoryOptions:
             )
 
 
+_LARGEST_ADAMW = 0.1
+
+
 @dataclass(frozen=True)
 class OptimizerOptions:
     """The optimiser and its schedule: warm-up from 0, then half a cosine to 0.
@@ -188,6 +191,12 @@ class OptimizerOptions:
     layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.name == "adamw" and self.lr > _LARGEST_ADAMW:
+            raise UserError(
+                f"optimizer.lr is {self.lr:g} with adamw, with which every weight moves by about that much in a step; "
+                f"expected at most {_LARGEST_ADAMW:g}, for example 1e-3 to train and 1e-4 to continue from a "
+                "pre-trained model (--optimizer.lr)"
+            )
         nesterov = self.name == "sgd"
         for name, holds, expected in (
             ("lr", 0 < self.lr < math.inf, "a finite number above 0"),

@@ -72,7 +72,7 @@ def command(text: str) -> str:
 
 
 def figure(content: str) -> str:
-    """A figure that may be wider than a small screen."""
+    """A figure that may be wider than a small screen, where it scrolls and keeps its letters readable."""
     return f'<figure class="wide">\n{content}\n</figure>'
 
 

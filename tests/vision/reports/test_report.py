@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -104,7 +105,7 @@ def test_a_network_that_has_learnt_nothing_is_warned_of(copy: Path, reached: flo
     (copy / "config.yaml").write_text(re.sub(r"(?m)^batch_size: \d+", "batch_size: 64", config))
     lines = [{"step": i, "loss": 4.8, "contrastive_accuracy": reached, "epoch": i / 4} for i in range(8)]
     (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = read(report(copy, rows=1, bank=2, device="cpu", overwrite=True)).text
+    found = " ".join(read(report(copy, rows=1, bank=2, device="cpu", overwrite=True)).words)
     assert ("contrastive accuracy is no better than chance" in found) == warned
 
 

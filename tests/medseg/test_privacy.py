@@ -21,6 +21,7 @@ from ssl_medseg.datasets import Split, open_dataset, write_split
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import PreprocessingOptions
+from ssl_medseg.training.recipe import TrainingOptions
 from ssl_medseg.training.supervised import train
 from tests.medseg.dicom_series import write_series
 
@@ -47,8 +48,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     one, two, three, four = dataset.patients.values()
     write_split(place / "split.json", Split(labelled=one, validation=two, unlabelled=three, test=four), dataset)
     train(
-        str(data), place / "split.json", place / "run", steps=60, batch_size=4, validate_every=30,
-        network=NetworkOptions(width=4), preprocessing=PreprocessingOptions(size=32), cache=place / "cache",
+        str(data), place / "split.json", place / "run",
+        training=TrainingOptions(steps=60, batch_size=4, validate_every=30), network=NetworkOptions(width=4),
+        preprocessing=PreprocessingOptions(size=32), cache=place / "cache",
         run=RunOptions(progress=False, log_every=10, checkpoint_every=30),
     )  # fmt: skip
     new = place / "new"

@@ -163,7 +163,7 @@ class Study:
         stages = ("--global_steps", str(MORE // 2), "--local_steps", str(MORE // 2))
         command = ("pretrain", str(self.data), str(self.split(count, draw)), str(out), *stages, *NETWORK)
         trunk = self._job(out.name, (*command, *self._shared(draw)), out / "model" / "model.json", "splits")
-        return [trunk, self.train(method, count, draw, FIRST, "--start", str(out))]
+        return [trunk, self.train(method, count, draw, FIRST, "--init", str(out))]
 
     def go_on(self, method: str, count: int, draw: int) -> list[Job]:
         """From the first segmenter, with the unlabelled patients."""
@@ -171,7 +171,7 @@ class Study:
         rounds = 1 if method == "teacher" else ROUNDS
         words = (
             *("selftrain", str(first), str(self.data), str(self.split(count, draw)), str(out), *PAPER, *found.words),
-            *("--rounds", str(rounds), "--steps", str(found.steps // rounds), "--start", "whole"),
+            *("--rounds", str(rounds), "--steps", str(found.steps // rounds), "--reuse", "whole"),
             *("--pseudo.guard", "warn", "--score_withheld"),
         )
         return [self._job(out.name, (*words, *self._shared(draw)), out / "model" / "model.json", first.name)]

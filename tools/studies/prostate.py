@@ -64,7 +64,7 @@ class Study:
             "--split",
             str(split),
             *stages,
-            "--start",
+            "--reuse",
             "whole",
             "--method",
             "rounds",

@@ -22,6 +22,7 @@ from ssl_medseg.pretraining.model import GlobalNetwork, LocalNetwork, load_trunk
 from ssl_medseg.pretraining.stages import VolumeBatches, crop_and_resize
 from ssl_medseg.training.optim import Pace
 from ssl_medseg.training.supervised import train
+from tests.medseg.grouped import grouped
 
 RUN = RunOptions(device="cpu", threads=1, log_every=1, checkpoint_every=2, progress=False)
 SHORT: dict[str, Any] = {
@@ -104,7 +105,9 @@ def test_trained_without_labels_and_gone_on_with(place: tuple[Path, Path], tmp_p
     assert len(losses(out, "global_loss")) == len(losses(out, "local_loss")) == 3
     trunk = load_trunk(folder)
     assert trunk.options == NetworkOptions(width=2)
-    model = train(str(data), split, tmp_path / "train", start=str(out), steps=1, batch_size=2, lr=1e-12, run=RUN)
+    model = train(
+        str(data), split, tmp_path / "train", **grouped(init=str(out), steps=1, batch_size=2, lr=1e-12, run=RUN)
+    )
     segmenter = load_segmenter(model, device="cpu")
     assert segmenter.preprocessing == trunk.preprocessing
     for name, weight in segmenter.network.trunk.named_parameters():

@@ -25,6 +25,7 @@ from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.selftraining.options import PseudoLabelOptions
 from ssl_medseg.selftraining.rounds import read_rounds
+from tests.medseg.grouped import grouped
 
 RUN = RunOptions(device="cpu", threads=1, checkpoint_every=2, progress=False)
 SHORT: dict[str, Any] = {
@@ -45,7 +46,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_from_a_folder_to_a_segmenter(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    folder = run(str(data), out, **SHORT)
+    folder = run(str(data), out, **grouped(**SHORT))
     assert folder == out / "model"
     dataset = open_dataset(data)
     split = read_split(out / "split.json", dataset)
@@ -58,13 +59,13 @@ def test_from_a_folder_to_a_segmenter(data: Path, tmp_path: Path) -> None:
         out / "selftrain" / "model" / "model.safetensors"
     ).read_bytes()
     with pytest.raises(UserError, match="is not empty; go on with the run in it by --resume"):
-        run(str(data), out, **SHORT)
+        run(str(data), out, **grouped(**SHORT))
     with pytest.raises(UserError, match=r"(?s)other settings:.*rounds: 2 -> 3"):
-        run(str(data), out, **{**SHORT, "rounds": 3, "run": RunOptions(**{**vars(RUN), "resume": True})})
+        run(str(data), out, **grouped(**{**SHORT, "rounds": 3, "run": RunOptions(**{**vars(RUN), "resume": True})}))
 
 
 def test_a_stopped_run_goes_on_where_it_was(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(str(data), tmp_path / "whole", **SHORT)
+    run(str(data), tmp_path / "whole", **grouped(**SHORT))
 
     def stop(*words: Any, **named: Any) -> Path:
         raise KeyboardInterrupt
@@ -72,9 +73,9 @@ def test_a_stopped_run_goes_on_where_it_was(data: Path, tmp_path: Path, monkeypa
     with monkeypatch.context() as patched:
         patched.setattr(module, "selftrain", stop)
         with pytest.raises(KeyboardInterrupt):
-            run(str(data), tmp_path / "part", **SHORT)
+            run(str(data), tmp_path / "part", **grouped(**SHORT))
     monkeypatch.setattr(module, "train", stop)  # it is done, and must not begin again
-    run(str(data), tmp_path / "part", **{**SHORT, "run": RunOptions(**{**vars(RUN), "resume": True})})
+    run(str(data), tmp_path / "part", **grouped(**{**SHORT, "run": RunOptions(**{**vars(RUN), "resume": True})}))
     models = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "part")]
     assert models[0] == models[1]
 
@@ -107,13 +108,13 @@ def test_an_unlabelled_volume_that_cannot_be_used_stops_it_before_training(data:
     opened = nibabel.load(last.image.path)
     nibabel.save(nibabel.Nifti1Image(np.full(opened.shape, 7.0), opened.affine), last.image.path)
     with pytest.raises(UserError, match=rf"{last.name}.*all voxels are 7: the image is empty"):
-        run(str(tmp_path / "data"), tmp_path / "run", **SHORT)
+        run(str(tmp_path / "data"), tmp_path / "run", **grouped(**SHORT))
     assert not (tmp_path / "run" / "baseline").exists()
 
 
 def test_contradictions_are_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"got the split x\.json and names of patients"):
-        run(str(data), tmp_path / "run", split=Path("x.json"), labelled=("a",))
+        run(str(data), tmp_path / "run", **grouped(split=Path("x.json"), labelled=("a",)))
 
 
 @pytest.mark.slow
@@ -161,8 +162,8 @@ def test_labels_of_unlabelled_patients_may_be_missing(tmp_path: Path) -> None:
         assert case.label is not None
         case.label.unlink()
     settings: dict[str, Any] = {**SHORT, "rounds": 1, "baseline_steps": 1, "steps": 1}
-    folder = run(str(tmp_path / "data"), tmp_path / "run", split=tmp_path / "split.json", **settings)
+    folder = run(str(tmp_path / "data"), tmp_path / "run", **grouped(split=tmp_path / "split.json", **settings))
     assert load_segmenter(folder, device="cpu").details["method"] == "selftrain rounds"
     next(iter(dataset.select(names[:1]))).label.unlink()  # type: ignore[union-attr]
     with pytest.raises(UserError, match="has no label for it"):
-        run(str(tmp_path / "data"), tmp_path / "other", split=tmp_path / "split.json", **settings)
+        run(str(tmp_path / "data"), tmp_path / "other", **grouped(split=tmp_path / "split.json", **settings))

@@ -19,13 +19,15 @@ from ssl_medseg.models.checkpoint import load_segmenter
 from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.preprocessing.cases import prepare_cases
-from ssl_medseg.selftraining.options import ContrastOptions, PseudoLabelOptions, TeacherOptions
+from ssl_medseg.selftraining.options import ContrastOptions, PseudoLabelOptions
 from ssl_medseg.selftraining.pseudo_labels import UNUSED, read_pseudo_labels
 from ssl_medseg.selftraining.rounds import Pool, read_rounds
 from ssl_medseg.selftraining.training import selftrain
 from ssl_medseg.training.data import TrainingData
 from ssl_medseg.training.optim import Pace
+from ssl_medseg.training.recipe import TrainingOptions
 from ssl_medseg.training.supervised import train
+from tests.medseg.grouped import grouped
 from tests.medseg.two_processes import alone_and_together
 
 RUN = RunOptions(device="cpu", threads=1, log_every=1, checkpoint_every=2, progress=False)
@@ -46,13 +48,14 @@ class Place:
         names = dataset.names
         write_split(self.split, Split((names[0],), (names[1],), (names[2],), names[3:]), dataset)
         train(
-            str(self.data), self.split, self.start, recipe="paper", steps=80, batch_size=8, validate_every=80,
+            str(self.data), self.split, self.start,
+            training=TrainingOptions("paper", steps=80, batch_size=8, validate_every=80),
             network=NetworkOptions(width=4), preprocessing=PreprocessingOptions(size=32), opening=OPENING, run=RUN,
         )  # fmt: skip
         self.unlabelled = names[3:]
 
     def selftrain(self, out: Path, **changed: Any) -> Path:
-        return selftrain(str(self.start), str(self.data), self.split, out, **{**SHORT, **changed})
+        return selftrain(str(self.start), str(self.data), self.split, out, **grouped(**{**SHORT, **changed}))
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +182,7 @@ def test_labels_of_unlabelled_and_test_cases_change_nothing(
         content["training"].remove(entry)
         content.setdefault("unlabeled", []).append(entry["image"])
     (data / "dataset.json").write_text(json.dumps(content))
-    selftrain(str(place.start), str(data), place.split, tmp_path / "without", **{**SHORT, **changed})
+    selftrain(str(place.start), str(data), place.split, tmp_path / "without", **grouped(**{**SHORT, **changed}))
     assert outcome(tmp_path / "with") == outcome(tmp_path / "without")
 
 
@@ -195,7 +198,7 @@ def test_labels_of_unlabelled_and_test_cases_change_nothing(
 def test_a_killed_run_ends_in_the_same_bytes(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, changed: dict[str, Any]
 ) -> None:
-    changed = changed | {"teacher": TeacherOptions(decay=0.9)}
+    changed = changed | {"ema": 0.9}
     place.selftrain(tmp_path / "whole", **changed)
 
     def die(self: Pace, step: int) -> None:
@@ -234,7 +237,7 @@ def test_a_network_that_loses_a_structure_is_not_kept(
     monkeypatch.setattr(Pool, "collapse", collapse)
     model = selftrain(
         str(place.start), str(place.data), split, tmp_path / "run",
-        **{**SHORT, "method": "consistency", "start": "whole", "pseudo": PseudoLabelOptions(guard=guard)},
+        **grouped(**{**SHORT, "method": "consistency", "reuse": "whole", "pseudo": PseudoLabelOptions(guard=guard)}),
     )  # fmt: skip
     kept = load_segmenter(model, device="cpu")
     assert all(torch.equal(kept.network.state_dict()[name], value) for name, value in begun.items()) == (
@@ -263,9 +266,9 @@ def test_collapse_is_measured_on_the_unlabelled_volumes(place: Place, tmp_path: 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"rounds": 0}, "selftrain needs rounds and unlabelled_batch"),
+        ({"rounds": 0}, "expected at least one round"),
         ({"method": "copy-paste", "unlabelled_batch": 5}, "expected an even number"),
-        (BOTH | {"contrast": ContrastOptions(reduction="official", weight=0.1), "start": "scratch"}, None),
+        (BOTH | {"contrast": ContrastOptions(reduction="official", weight=0.1), "reuse": "none"}, None),
     ],
 )
 def test_settings(place: Place, tmp_path: Path, changed: dict[str, Any], message: str | None) -> None:
@@ -281,14 +284,14 @@ def test_what_does_not_fit_is_refused(place: Place, tmp_path: Path) -> None:
     nothing = tmp_path / "split.json"
     write_split(nothing, Split(dataset.names[:1]), dataset)
     with pytest.raises(UserError, match="names no unlabelled case"):
-        selftrain(str(place.start), str(place.data), nothing, tmp_path / "run", **SHORT)
+        selftrain(str(place.start), str(place.data), nothing, tmp_path / "run", **grouped(**SHORT))
     names = tmp_path / "map"
     shutil.copytree(place.data, names)
     content = json.loads((names / "dataset.json").read_text())
     content["labels"] = {value: f"new {name}" for value, name in content["labels"].items()}
     (names / "dataset.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="expected the same structures"):
-        selftrain(str(place.start), str(names), place.split, tmp_path / "run", **SHORT)
+        selftrain(str(place.start), str(names), place.split, tmp_path / "run", **grouped(**SHORT))
 
 
 @pytest.mark.slow
@@ -314,7 +317,7 @@ def test_two_processes_train_as_one(place: Place, tmp_path: Path, method: str) -
 def test_the_segmenter_it_began_with_stays_if_no_step_is_better(
     place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
 ) -> None:
-    model = place.selftrain(tmp_path / "run", method=method, start="trunk", rounds=1, steps=1, lr=1e-9)
+    model = place.selftrain(tmp_path / "run", method=method, reuse="trunk", rounds=1, steps=1, lr=1e-9)
     before = max(m["validation_dice"] for m in metrics(place.start) if "validation_dice" in m)
     [after] = [m["validation_dice"] for m in metrics(tmp_path / "run") if "validation_dice" in m]
     assert after < before  # a new head, not trained
@@ -325,13 +328,13 @@ def test_the_segmenter_it_began_with_stays_if_no_step_is_better(
     begun, kept = (load_segmenter(path, device="cpu").network.state_dict() for path in (place.start, model))
     assert all(torch.equal(kept[name], tensor) for name, tensor in begun.items())
     assert "those it began with" in json.loads((model / "model.json").read_text())["metadata"]["details"]["weights"]
-    last = place.selftrain(tmp_path / "last", method=method, start="trunk", rounds=1, steps=1, lr=1e-9, keep="last")
+    last = place.selftrain(tmp_path / "last", method=method, reuse="trunk", rounds=1, steps=1, lr=1e-9, keep="last")
     changed = load_segmenter(last, device="cpu").network.state_dict()
     assert any(not torch.equal(changed[name], tensor) for name, tensor in begun.items())
 
 
 def test_better_weights_than_those_it_began_with_are_kept(place: Place, tmp_path: Path) -> None:
-    model = place.selftrain(tmp_path / "run", method="rounds", rounds=2, steps=40, start="whole")
+    model = place.selftrain(tmp_path / "run", method="rounds", rounds=2, steps=40, reuse="whole")
     scores = [m["validation_dice"] for m in metrics(tmp_path / "run") if "validation_dice" in m]
     [first, _] = read_rounds(tmp_path / "run")
     words = json.loads((model / "model.json").read_text())["metadata"]["details"]["weights"]

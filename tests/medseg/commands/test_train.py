@@ -24,6 +24,7 @@ from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.training.optim import Pace
 from ssl_medseg.training.recipe import RecipeName
+from tests.medseg.grouped import grouped
 from tests.medseg.small_sets import ball
 from tests.medseg.volumes_on_disk import write_nifti
 from tests.vision.killed_runs import kill_after, outcome
@@ -66,7 +67,7 @@ def split(data: Path) -> Path:
 @pytest.fixture(scope="module")
 def untouched(data: Path, split: Path) -> Path:
     out = data.parent / "untouched"
-    train(str(data), split, out, steps=12, run=QUIET, **SMALL)
+    train(str(data), split, out, **grouped(steps=12, run=QUIET, **SMALL))
     return out
 
 
@@ -82,7 +83,7 @@ def test_labels_it_may_not_see_are_never_opened(data: Path, split: Path, untouch
     for name in names[1]:
         (image,) = (copy / "imagesTr").glob(f"{name}*")
         image.write_bytes(b"this is no image")
-    train(str(copy), split, tmp_path / "run", steps=12, run=QUIET, **SMALL)
+    train(str(copy), split, tmp_path / "run", **grouped(steps=12, run=QUIET, **SMALL))
     assert len([*names[0], *names[1]]) == 2
     assert outcome(tmp_path / "run") == outcome(untouched)
 
@@ -103,7 +104,7 @@ def test_a_validation_label_on_another_grid_is_refused(
         matrix[0, 3] += 20
     nibabel.save(nibabel.Nifti1Image(array, matrix), label)
     with pytest.raises(UserError, match=rf"{name}\.nii\.gz: the label does not lie on the grid of its image .*{words}"):
-        train(str(copy), split, tmp_path / "run", steps=2, run=QUIET, **SMALL)
+        train(str(copy), split, tmp_path / "run", **grouped(steps=2, run=QUIET, **SMALL))
 
 
 @pytest.mark.slow
@@ -140,7 +141,9 @@ def test_it_learns_and_keeps_the_best(
     data: Path, split: Path, tmp_path: Path, recipe: RecipeName, network: str, steps: int
 ) -> None:
     options = SMALL | {"network": NetworkOptions(network, 8), "batch_size": 8, "validate_every": 20}
-    folder = train(str(data), split, tmp_path / "run", recipe=recipe, lr=1e-2, steps=steps, run=QUIET, **options)
+    folder = train(
+        str(data), split, tmp_path / "run", **grouped(recipe=recipe, lr=1e-2, steps=steps, run=QUIET, **options)
+    )
     records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     scores = {r["step"] + 1: r["validation_dice"] for r in records if "validation_dice" in r}
     assert list(scores) == list(range(20, steps + 1, 20))
@@ -156,19 +159,19 @@ def test_it_learns_and_keeps_the_best(
 
 def test_without_validation_the_last_weights_or_their_average_are_kept(data: Path, tmp_path: Path) -> None:
     split = write_parts(data, tmp_path / "split.json", validation=False)
-    folder = train(str(data), split, tmp_path / "run", steps=3, ema=0.5, run=QUIET, **SMALL)
+    folder = train(str(data), split, tmp_path / "run", **grouped(steps=3, ema=0.5, run=QUIET, **SMALL))
     assert load_segmenter(folder, device="cpu").details["weights"] == "the last, after step 3, averaged with decay 0.5"
     averaged, _ = load_model(folder)
-    plain, _ = load_model(train(str(data), split, tmp_path / "plain", steps=3, run=QUIET, **SMALL))
+    plain, _ = load_model(train(str(data), split, tmp_path / "plain", **grouped(steps=3, run=QUIET, **SMALL)))
     assert averaged.keys() == plain.keys()
     assert any(not torch.equal(averaged[name], plain[name]) for name in plain)
     with pytest.raises(UserError, match=r"names no validation case.*--keep last"):
-        train(str(data), split, tmp_path / "best", steps=3, keep="best", run=QUIET, **SMALL)
+        train(str(data), split, tmp_path / "best", **grouped(steps=3, keep="best", run=QUIET, **SMALL))
 
 
 def test_half_precision_trains(data: Path, split: Path, tmp_path: Path) -> None:
     run = RunOptions(device="cpu", threads=1, progress=False, precision="bf16-mixed", log_every=1)
-    train(str(data), split, tmp_path / "run", steps=2, run=run, **(SMALL | {"validate_every": 2}))
+    train(str(data), split, tmp_path / "run", **grouped(steps=2, run=run, **(SMALL | {"validate_every": 2})))
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert all(0 < loss < 4 for loss in losses)
     weights, _ = load_model(tmp_path / "run")
@@ -176,7 +179,7 @@ def test_half_precision_trains(data: Path, split: Path, tmp_path: Path) -> None:
 
 
 def test_the_expected_time_is_said(data: Path, split: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train(str(data), split, tmp_path / "run", steps=6, run=QUIET, **SMALL)
+    train(str(data), split, tmp_path / "run", **grouped(steps=6, run=QUIET, **SMALL))
     said = capsys.readouterr().err
     assert "a step takes" in said
     assert "(4 slices of 32 x 32 pixels): about" in said
@@ -199,7 +202,7 @@ def test_bad_settings_are_one_clear_error(
     data: Path, split: Path, tmp_path: Path, changes: dict[str, object], said: str
 ) -> None:
     with pytest.raises(UserError, match=said):
-        train(str(data), split, tmp_path / "run", **(SMALL | {"steps": 2, "run": QUIET} | changes))
+        train(str(data), split, tmp_path / "run", **grouped(**(SMALL | {"steps": 2, "run": QUIET} | changes)))
 
 
 def test_a_structure_that_is_never_labelled_is_an_error_before_training(
@@ -211,7 +214,7 @@ def test_a_structure_that_is_never_labelled_is_an_error_before_training(
     meaning.write_text(json.dumps(dict(zip(names, [*labels.values, 77], strict=True))))
     opening = DataOptions(label_map=meaning)
     with pytest.raises(UserError, match=r"labelled slices .* shows aorta"):
-        train(str(data), split, tmp_path / "run", steps=2, run=QUIET, **(SMALL | {"opening": opening}))
+        train(str(data), split, tmp_path / "run", **grouped(steps=2, run=QUIET, **(SMALL | {"opening": opening})))
 
 
 def test_a_run_goes_on_where_its_data_lie_now(
@@ -228,7 +231,7 @@ def test_a_run_goes_on_where_its_data_lie_now(
     with monkeypatch.context() as patched:
         patched.setattr(Pace, "after", stop)
         with pytest.raises(KeyboardInterrupt):
-            train(str(first), split, tmp_path / "run", run=QUIET, **run)
+            train(str(first), split, tmp_path / "run", **grouped(run=QUIET, **run))
     moved = tmp_path / "elsewhere" / "the same data"
     moved.parent.mkdir()
     first.rename(moved)
@@ -241,8 +244,8 @@ def test_a_run_goes_on_where_its_data_lie_now(
     opened = nibabel.load(image)
     nibabel.save(nibabel.Nifti1Image(np.asarray(opened.dataobj) + 1, opened.affine, opened.header), image)
     with pytest.raises(UserError, match=rf"begun with other data.* of 1 cases differ \({name}\)"):
-        train(str(changed), moved.parent / "split.json", tmp_path / "run", run=resumed, **run)
-    train(str(moved), moved.parent / "split.json", tmp_path / "run", run=resumed, **run)
+        train(str(changed), moved.parent / "split.json", tmp_path / "run", **grouped(run=resumed, **run))
+    train(str(moved), moved.parent / "split.json", tmp_path / "run", **grouped(run=resumed, **run))
     assert outcome(tmp_path / "run") == outcome(untouched)
 
 
@@ -266,7 +269,7 @@ def test_how_volumes_are_stored_changes_no_byte_of_the_model_and_no_voxel_of_the
         (root / "dataset.json").write_text(json.dumps(content))
         split = tmp_path / f"{kind}.json"
         write_split(split, Split(labelled=("p0",), validation=("p1",), unlabelled=("p2",)), open_dataset(root))
-        train(str(root), split, tmp_path / f"run-{kind}", steps=6, run=QUIET, **SMALL)
+        train(str(root), split, tmp_path / f"run-{kind}", **grouped(steps=6, run=QUIET, **SMALL))
         predict(str(tmp_path / f"run-{kind}"), root / "imagesTr", tmp_path / f"masks-{kind}", device="cpu")
         masks = []
         for number in range(3):

@@ -27,6 +27,7 @@ from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.reports.evaluation_section import stages_table
 from ssl_medseg.reports.rounds import rounds_figure
 from ssl_medseg.reports.run_folder import open_run
+from ssl_medseg.training.recipe import TrainingOptions
 from ssl_medseg.training.supervised import train
 from tests.pages import assert_stands_alone, read
 
@@ -49,9 +50,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     one, two, three, four = dataset.patients.values()
     write_split(folder / "split.json", Split(labelled=one, validation=two, unlabelled=three, test=four), dataset)
     train(
-        str(data), folder / "split.json", folder / "run", steps=4, batch_size=2, validate_every=2,
-        network=NetworkOptions(width=4), preprocessing=PreprocessingOptions(size=32),
-        run=RunOptions(progress=False, log_every=1, checkpoint_every=4),
+        str(data), folder / "split.json", folder / "run",
+        training=TrainingOptions(steps=4, batch_size=2, validate_every=2), network=NetworkOptions(width=4),
+        preprocessing=PreprocessingOptions(size=32), run=RunOptions(progress=False, log_every=1, checkpoint_every=4),
     )  # fmt: skip
     (folder / "masks").mkdir()
     truth = nib.load(data / "labelsTr" / "patient004_frame01.nii.gz")

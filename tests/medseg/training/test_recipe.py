@@ -11,16 +11,17 @@ from contrastive_core.errors import UserError
 from contrastive_core.training import Run, RunOptions
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.training.augment import AugmentOptions
-from ssl_medseg.training.recipe import EFFORTS, choose
+from ssl_medseg.training.recipe import EFFORTS, OptimizerOptions, TrainingOptions, choose
 from ssl_medseg.training.slices import SegmentationBatches, stack_slices
+from tests.medseg.grouped import grouped
 from tests.medseg.toy_cases import toy_case
 
 
 def test_recipe_and_effort_fill_in_what_is_not_given() -> None:
-    strong = choose("strong", "auto", device="cpu")
+    strong = choose(device="cpu")
     assert (strong.effort, strong.largest, strong.steps) == ("hour", EFFORTS["hour"].size, EFFORTS["hour"].steps)
     assert (strong.network.name, strong.loss, strong.augment.kind) == ("plain-unet", "dice-ce", "strong")
-    paper = choose("paper", "night", device="cpu")
+    paper = choose(TrainingOptions("paper", "night"), device="cpu")
     assert (paper.network, paper.steps, paper.batch_size, paper.lr) == (NetworkOptions("unet", 16), 5000, 20, 1e-2)
     assert (paper.loss, paper.augment, paper.ema, paper.weight_decay) == ("dice", AugmentOptions("paper"), 0, 0)
     assert (paper.largest, paper.validate_every, paper.test_time) == (0, 50, False)
@@ -28,7 +29,8 @@ def test_recipe_and_effort_fill_in_what_is_not_given() -> None:
 
 def test_what_is_given_comes_first() -> None:
     chosen = choose(
-        "strong", "minutes", device="cpu", steps=100, lr=1e-4, ema=0.0, weight_decay=0.0, validate_every=7,
+        TrainingOptions("strong", "minutes", steps=100, validate_every=7),
+        OptimizerOptions(lr=1e-4, ema=0.0, weight_decay=0.0), device="cpu",
         network=NetworkOptions("unet", 0), augment=AugmentOptions("paper"),
     )  # fmt: skip
     assert (chosen.steps, chosen.lr, chosen.ema, chosen.weight_decay, chosen.validate_every) == (100, 1e-4, 0, 0, 7)
@@ -38,9 +40,9 @@ def test_what_is_given_comes_first() -> None:
 
 
 def test_a_short_run_is_averaged_over_its_last_tenth() -> None:
-    assert choose("strong", "hour", device="cpu", steps=50).ema == pytest.approx(0.8)
-    assert choose("strong", "hour", device="cpu", steps=5).ema == 0
-    assert choose("strong", "hour", device="cpu", steps=5000).ema == 0.99
+    assert choose(TrainingOptions(effort="hour", steps=50), device="cpu").ema == pytest.approx(0.8)
+    assert choose(TrainingOptions(effort="hour", steps=5), device="cpu").ema == 0
+    assert choose(TrainingOptions(effort="hour", steps=5000), device="cpu").ema == 0.99
 
 
 @pytest.mark.parametrize(
@@ -48,12 +50,12 @@ def test_a_short_run_is_averaged_over_its_last_tenth() -> None:
 )
 def test_numbers_out_of_range_are_refused(changed: dict[str, float]) -> None:
     with pytest.raises(UserError, match="training needs steps and validate_every of at least 1"):
-        choose("strong", "hour", device="cpu", **changed)  # type: ignore[arg-type]
+        choose(**grouped(effort="hour", **changed), device="cpu")
 
 
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(UserError, match="found recipe 'weak' and effort 'hour'"):
-        choose("weak", "hour", device="cpu")  # type: ignore[arg-type]
+        TrainingOptions("weak", "hour")  # type: ignore[arg-type]
 
 
 def test_half_of_a_batch_shows_the_rarest_structure(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ VERBS: dict[str, Verb] = {
             "lr",
             "loss",
             "keep",
-            "start",
+            "init",
             "cache",
             "run.seed",
             "run.device",
@@ -57,7 +57,7 @@ VERBS: dict[str, Verb] = {
         ),
     ),
     "pretrain": Verb(
-        "ssl_medseg.commands.pretrain:pretrain", "train encoder and decoder without labels, for `train --start`"
+        "ssl_medseg.commands.pretrain:pretrain", "train encoder and decoder without labels, for `train --init`"
     ),
     "selftrain": Verb(
         "ssl_medseg.selftraining.training:selftrain",

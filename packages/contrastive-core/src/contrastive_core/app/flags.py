@@ -132,10 +132,13 @@ class Flags:
         return matches[0] if matches else None
 
     def short_name(self, key: str) -> str:
-        """The last name of a nested flag where it is unambiguous, else the full one."""
-        last = key.rpartition(".")[2]
-        same = [other for other in self.types if other == last or other.endswith(f".{last}")]
-        return last if same == [key] else key
+        """The shortest end of a nested flag that is unambiguous: ``lr`` of ``optimizer.lr``, else the full name."""
+        parts = key.split(".")
+        for first in reversed(range(len(parts))):
+            last = ".".join(parts[first:])
+            if [other for other in self.types if other == last or other.endswith(f".{last}")] == [key]:
+                return last
+        return key
 
     def _as_list(self, flag: str, value: str) -> str:
         kind = self.types.get(flag.removeprefix("--"))

@@ -17,8 +17,9 @@ from ssl_medseg.evaluation.text import mean_and_sd, number
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import PreprocessingOptions
-from ssl_medseg.selftraining.options import ContrastOptions, PseudoLabelOptions
+from ssl_medseg.selftraining.options import ContrastOptions, PseudoLabelOptions, SelfTrainingOptions
 from ssl_medseg.selftraining.training import selftrain
+from ssl_medseg.training.recipe import TrainingOptions
 from ssl_medseg.training.supervised import train
 
 _LABELLED, _VALIDATION, _UNLABELLED, _TEST = 1, 1, 5, 4  # patients
@@ -98,16 +99,20 @@ def demo(
     options = RunOptions(seed=seed, device=device, resume=True, checkpoint_every=100)
     baseline, joint = out / "baseline", out / "selftrain"
     train(
-        str(data), split, baseline, steps=steps, batch_size=10, validate_every=max(1, steps // 6),
+        str(data), split, baseline,
+        training=TrainingOptions(steps=steps, batch_size=10, validate_every=max(1, steps // 6)),
         network=NetworkOptions("plain-unet", _WIDTH), preprocessing=PreprocessingOptions(size=_SIZE),
         cache=out / "prepared", run=options,
     )  # fmt: skip
     before = evaluate(baseline, str(data), device=device)
     each = steps // 2
     selftrain(
-        str(baseline), str(data), split, joint, method="rounds", start="whole", rounds=_ROUNDS, steps=each,
-        batch_size=10, unlabelled_batch=10, validate_every=max(1, each // 3), pseudo=PseudoLabelOptions(guard="warn"),
-        contrast=ContrastOptions(weight=0.1),
+        str(baseline), str(data), split, joint,
+        selftraining=SelfTrainingOptions(
+            method="rounds", rounds=_ROUNDS, reuse="whole", unlabelled_batch=10,
+            pseudo=PseudoLabelOptions(guard="warn"), contrast=ContrastOptions(weight=0.1),
+        ),
+        training=TrainingOptions(steps=each, batch_size=10, validate_every=max(1, each // 3)),
         cache=out / "prepared", run=options,
     )  # fmt: skip
     masks = out / "masks"

@@ -40,7 +40,7 @@ def pretrain(
     cache: Path | None = None,
     run: RunOptions = RunOptions(),  # noqa: B008
 ) -> Path:
-    """Pre-train the U-Net's trunk on labelled and unlabelled volumes without using a label; `train --start` goes on.
+    """Pre-train the U-Net's trunk on labelled and unlabelled volumes without using a label; `train --init` goes on.
 
     The parent method: volumes are cut into equally many parts along the slice axis. First the encoder learns to tell
     slices of different parts apart (``GD``: slices of the same part of different volumes are alike; ``GD-``: they are

@@ -14,24 +14,14 @@ from contrastive_core.training.launch import make_fabric
 from contrastive_core.training.processes import Processes
 from ssl_medseg.datasets import DataOptions, open_split, open_with, write_split
 from ssl_medseg.datasets.draw_splits import split_by_labels
-from ssl_medseg.losses.segmentation import SegmentationLoss
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.models.network import AUTO
 from ssl_medseg.preprocessing import PreprocessingOptions
-from ssl_medseg.selftraining.options import (
-    ConsistencyOptions,
-    ContrastOptions,
-    Method,
-    Norm,
-    PseudoLabelOptions,
-    Start,
-    TeacherOptions,
-)
+from ssl_medseg.selftraining.options import SelfTrainingOptions
 from ssl_medseg.selftraining.training import selftrain
 from ssl_medseg.training.augment import AugmentOptions
 from ssl_medseg.training.data import open_training_data
-from ssl_medseg.training.optim import Schedule
-from ssl_medseg.training.recipe import EffortName, RecipeName, choose
+from ssl_medseg.training.recipe import OptimizerOptions, TrainingOptions, choose
 from ssl_medseg.training.supervised import train
 
 
@@ -42,30 +32,12 @@ def run(
     split: Path | None = None,
     labelled: tuple[str, ...] = (),
     validation: tuple[str, ...] = (),
-    recipe: RecipeName = "strong",
-    effort: EffortName = "auto",
-    method: Method = "consistency",
     baseline_steps: int | None = None,
-    rounds: int = 3,
-    steps: int | None = None,
-    batch_size: int | None = None,
-    unlabelled_batch: int | None = None,
-    lr: float | None = None,
-    weight_decay: float | None = None,
-    schedule: Schedule = "cosine",
-    loss: SegmentationLoss | None = None,
-    rare_share: float | None = None,
-    start: Start | None = None,
-    norm: Norm = "apart",
-    validate_every: int | None = None,
-    test_time: bool | None = None,
+    selftraining: SelfTrainingOptions = SelfTrainingOptions(),  # noqa: B008 - frozen
+    training: TrainingOptions = TrainingOptions(),  # noqa: B008
+    optimizer: OptimizerOptions = OptimizerOptions(),  # noqa: B008
     network: NetworkOptions = AUTO,
-    contrast: ContrastOptions = ContrastOptions(),  # noqa: B008 - frozen
-    consistency: ConsistencyOptions = ConsistencyOptions(),  # noqa: B008
-    pseudo: PseudoLabelOptions = PseudoLabelOptions(),  # noqa: B008
-    teacher: TeacherOptions = TeacherOptions(),  # noqa: B008
     augment: AugmentOptions = AugmentOptions(),  # noqa: B008
-    unlabelled_augment: AugmentOptions = AugmentOptions(),  # noqa: B008
     preprocessing: PreprocessingOptions = PreprocessingOptions(),  # noqa: B008
     opening: DataOptions = DataOptions(),  # noqa: B008
     cache: Path | None = None,
@@ -90,32 +62,13 @@ def run(
         split: Split file of `make-splits`.
         labelled: Patients whose labels training may open, where no split is given.
         validation: Patients to validate on, where no split is given.
-        recipe: ``strong``, made for few labels, or ``paper``, the settings of the released code.
-        effort: ``minutes``, ``hour``, ``night`` or ``gpu``: size, width, steps and batch of the strong recipe; ``auto``
-            is gpu on a GPU and hour elsewhere.
-        method: Use of the unlabelled volumes, see `selftrain`.
         baseline_steps: Training steps on the labelled volumes alone; by default set by the effort.
-        rounds: Number of times that ``rounds`` makes pseudo-labels.
-        steps: Training steps with the unlabelled volumes, in each round of ``rounds``; by default set by the effort.
-        batch_size: Labelled slices per step, over all processes; by default set by the effort.
-        unlabelled_batch: Unlabelled slices per step; by default as many as labelled ones.
-        lr: Peak learning rate; by default set by the recipe.
-        weight_decay: Weight decay of AdamW; 0 selects Adam; by default set by the recipe.
-        schedule: Learning-rate schedule, see `train`.
-        loss: Segmentation loss, see `train`; by default set by the recipe.
-        rare_share: Share of each labelled batch that shows the rarest structure; by default set by the recipe.
-        start: Weights that self-training begins with, see `selftrain`.
-        norm: Batch norm of the contrastive images, see `selftrain`.
-        validate_every: Steps between two scores on the validation cases.
-        test_time: Choose on the validation cases whether prediction averages mirrored slices and keeps the largest part
-            of each structure; by default set by the recipe.
+        selftraining: Use of the unlabelled slices.
+        training: Length of both stages, their batches and loss, and the weights that are kept; ``steps`` are those with
+            the unlabelled volumes.
+        optimizer: Optimiser, learning rate, and average of the weights.
         network: Network; `auto` and 0 leave the choice to recipe and effort.
-        contrast: Local contrastive loss.
-        consistency: Pseudo-labels of ``consistency`` and ``copy-paste``.
-        pseudo: Making, cleaning and guarding of the pseudo-labels of ``rounds``.
-        teacher: Moving average of the weights.
         augment: Augmentation of the labelled slices.
-        unlabelled_augment: Augmentation of the unlabelled slices and their pseudo-labels.
         preprocessing: Preprocessing settings; those that are not given are derived from the data.
         opening: How to open the data set.
         cache: Folder that keeps prepared volumes; by default ``OUT/cache``.
@@ -139,23 +92,18 @@ def run(
     baseline, student = out / "baseline", out / "selftrain"
     if not processes.on_main(lambda: _is_done(baseline)):
         # An unlabelled volume that cannot be used shall stop the run now, and not when the baseline is trained.
-        largest = choose(recipe, effort, device=run.device).largest
+        largest = choose(training, optimizer, device=run.device).largest
         open_training_data(
             data, chosen, opening=opening, preprocessing=preprocessing, unlabelled=True, cache=cache, largest=largest
         ).slices()
         train(
-            data, chosen, baseline, recipe=recipe, effort=effort, steps=baseline_steps, batch_size=batch_size, lr=lr,
-            weight_decay=weight_decay, schedule=schedule, loss=loss, rare_share=rare_share,
-            validate_every=validate_every, test_time=test_time, network=network, augment=augment,
-            preprocessing=preprocessing, opening=opening, cache=cache, run=each,
+            data, chosen, baseline, training=replace(training, steps=baseline_steps), optimizer=optimizer,
+            network=network, augment=augment, preprocessing=preprocessing, opening=opening, cache=cache, run=each,
         )  # fmt: skip
     if not processes.on_main(lambda: _is_done(student)):
         selftrain(
-            str(baseline), data, chosen, student, method=method, recipe=recipe, effort=effort, rounds=rounds,
-            steps=steps, batch_size=batch_size, unlabelled_batch=unlabelled_batch, lr=lr, weight_decay=weight_decay,
-            schedule=schedule, loss=loss, rare_share=rare_share, start=start, norm=norm, validate_every=validate_every,
-            test_time=test_time, contrast=contrast, consistency=consistency, pseudo=pseudo, teacher=teacher,
-            augment=augment, unlabelled_augment=unlabelled_augment, opening=opening, cache=cache, run=each,
+            str(baseline), data, chosen, student, selftraining=selftraining, training=training, optimizer=optimizer,
+            augment=augment, opening=opening, cache=cache, run=each,
         )  # fmt: skip
     processes.on_main(lambda: _take_model(student, out))
     processes.close()

@@ -98,7 +98,7 @@ def _cautions(run: Reported) -> Iterator[str]:
             "weights were kept."
         )
     if run.last.method.startswith("pretrain"):
-        yield "No segmenter yet: `train --start` goes on from this pre-training with the labelled volumes."
+        yield "No segmenter yet: `train --init` goes on from this pre-training with the labelled volumes."
     elif not run.evaluations:
         yield "Not evaluated yet: the quality of masks of new patients is unknown."
     if run.split and len({patient for _, patient in run.split["labelled"]}) == 1:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from contrastive_core.errors import UserError
 from contrastive_core.losses.local_contrastive import Reduction, Variant
 from ssl_medseg.selftraining.crf import CrfName
+from ssl_medseg.training.augment import AugmentOptions
+from ssl_medseg.training.recipe import Settings
 
 Norm = Literal["joint", "trunk", "apart"]
 """With which images the contrastive ones share batch statistics."""
@@ -15,8 +17,8 @@ Norm = Literal["joint", "trunk", "apart"]
 Method = Literal["consistency", "copy-paste", "rounds", "mean-teacher"]
 """How unlabelled slices take part."""
 
-Start = Literal["trunk", "whole", "scratch"]
-"""What self-training begins with: the segmenter's trunk and a new head, all of it, or random weights."""
+Reuse = Literal["whole", "trunk", "none"]
+"""Part of the segmenter that self-training begins with: all of it, its trunk and a new head, or random weights."""
 
 
 @dataclass(frozen=True)
@@ -133,23 +135,81 @@ class ConsistencyOptions:
 
 @dataclass(frozen=True)
 class TeacherOptions:
-    """Averages of the weights.
+    """The loss of ``mean-teacher``.
 
     Args:
-        decay: Decay of the exponential moving average of the weights that makes the pseudo-labels, is scored and kept;
-            0 takes that of the recipe. All methods but rounds need one: 0.99 where the recipe has none.
         consistency: Weight of the mean teacher's loss: squared distance of the class probabilities of student and
             teacher on the same unlabelled slice under two intensity changes.
         ramp: Share of the steps over which that weight grows to its value.
     """
 
-    decay: float = 0.0
     consistency: float = 1.0
     ramp: float = 0.4
 
     def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1 or self.consistency < 0 or not 0 <= self.ramp <= 1:
+        if self.consistency < 0 or not 0 <= self.ramp <= 1:
             raise UserError(
-                f"teacher has decay {self.decay}, consistency {self.consistency} and ramp {self.ramp}; expected a "
-                "decay from 0 to below 1, a weight of at least 0, and a share"
+                f"teacher has consistency {self.consistency} and ramp {self.ramp}; expected a weight of at least 0, "
+                "and a share"
             )
+
+
+@dataclass(frozen=True)
+class SelfTrainingOptions:
+    """Use of the unlabelled slices.
+
+    Args:
+        method: Method of learning from the unlabelled slices: ``consistency``, ``copy-paste``, ``rounds`` or
+            ``mean-teacher``.
+        rounds: Number of times that ``rounds`` makes pseudo-labels.
+        unlabelled_batch: Unlabelled slices per step, mixed ones in ``copy-paste``; by default as many as labelled ones.
+        pseudo_weight: Weight of the segmentation loss on the pseudo-labels of ``rounds``.
+        reuse: Part of the segmenter to begin with: the ``whole``; its ``trunk`` with a new head, as the released code;
+            or ``none``, random weights; by default the whole, or the trunk in the paper's recipe.
+        norm: Batch norm of the contrastive images of ``rounds``: ``apart``, in a pass of their own that leaves the
+            running averages alone; ``joint``, in one batch with the segmented images, as the released code (costs much
+            accuracy in short runs); ``trunk``, joint in the trunk only.
+        contrast: Local contrastive loss.
+        consistency: Pseudo-labels of ``consistency`` and ``copy-paste``.
+        pseudo: Making, cleaning and guarding of the pseudo-labels of ``rounds``.
+        teacher: Loss of ``mean-teacher``.
+        unlabelled_augment: Augmentation of the unlabelled slices and their pseudo-labels.
+    """
+
+    method: Method = "consistency"
+    rounds: int = 3
+    unlabelled_batch: int | None = None
+    pseudo_weight: float = 1.0
+    reuse: Reuse | None = None
+    norm: Norm = "apart"
+    contrast: ContrastOptions = field(default_factory=ContrastOptions)
+    consistency: ConsistencyOptions = field(default_factory=ConsistencyOptions)
+    pseudo: PseudoLabelOptions = field(default_factory=PseudoLabelOptions)
+    teacher: TeacherOptions = field(default_factory=TeacherOptions)
+    unlabelled_augment: AugmentOptions = field(default_factory=AugmentOptions)
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or not 0 <= self.pseudo_weight < float("inf"):
+            raise UserError(
+                f"got rounds {self.rounds} and pseudo_weight {self.pseudo_weight}; expected at least one round and a "
+                "weight of at least 0"
+            )
+        if self.unlabelled_batch is not None and self.unlabelled_batch < 1:
+            raise UserError(f"unlabelled_batch is {self.unlabelled_batch}; expected at least 1")
+
+    def settled(self, training: Settings) -> SelfTrainingOptions:
+        """These options with every value that recipe and effort leave to set.
+
+        Raises:
+            UserError: `copy-paste` has an odd number of slices.
+        """
+        count = training.batch_size if self.unlabelled_batch is None else self.unlabelled_batch
+        if self.method == "copy-paste" and count % 2:
+            raise UserError(f"unlabelled_batch is {count}; expected an even number: copy-paste mixes slices in pairs")
+        kind = self.unlabelled_augment.kind
+        return replace(
+            self,
+            unlabelled_batch=count,
+            reuse=self.reuse or ("trunk" if training.recipe == "paper" else "whole"),
+            unlabelled_augment=replace(self.unlabelled_augment, kind=training.augment.kind if kind == "auto" else kind),
+        )

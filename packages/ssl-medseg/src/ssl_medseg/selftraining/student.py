@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from contrastive_core.training import Run
 from ssl_medseg.models import ContrastHead, SegmentationNetwork, build_network, settle_statistics
 from ssl_medseg.models.checkpoint import Segmenter
-from ssl_medseg.selftraining.options import Norm, Start
+from ssl_medseg.selftraining.options import Norm, Reuse
 from ssl_medseg.training.optim import BestWeights, Schedule, adam, moving_average, scheduler
 from ssl_medseg.training.validation import Validation
 
@@ -72,7 +72,7 @@ class Student:
     Args:
         run: the run, which tracks all of it.
         found: the segmenter it begins with.
-        start: with its trunk and a new head, with all of it, or with random weights.
+        reuse: Part of the segmenter to begin with.
         embedding: width of the contrastive head; 0: none.
         norm: see :class:`JointNetwork`.
         lr: learning rate, the largest of the schedule.
@@ -93,7 +93,7 @@ class Student:
         run: Run,
         found: Segmenter,
         *,
-        start: Start,
+        reuse: Reuse,
         embedding: int,
         norm: Norm,
         lr: float,
@@ -105,9 +105,9 @@ class Student:
     ) -> None:
         torch.manual_seed(run.seed("weights"))
         self._segmenter = build_network(found.options, len(found.labels))
-        if start == "whole":
+        if reuse == "whole":
             self._segmenter.load_state_dict(found.network.state_dict())
-        elif start == "trunk":
+        elif reuse == "trunk":
             self._segmenter.trunk.load_state_dict(found.network.trunk.state_dict())
         joint = JointNetwork(self._segmenter, embedding=embedding, norm=norm)
         settle_statistics(joint, steps=steps)

@@ -4,34 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import Run, RunOptions
 from ssl_medseg.datasets import DataOptions, open_with
-from ssl_medseg.losses.segmentation import SegmentationLoss, segmentation_loss
+from ssl_medseg.losses.segmentation import segmentation_loss
 from ssl_medseg.models.checkpoint import Segmenter, load_segmenter, save_segmenter
 from ssl_medseg.models.inference import Refinement
 from ssl_medseg.preprocessing.cases import prepare_cases
 from ssl_medseg.selftraining.contrast import BatchContrast, ContrastTerm
-from ssl_medseg.selftraining.options import (
-    ConsistencyOptions,
-    ContrastOptions,
-    Method,
-    Norm,
-    PseudoLabelOptions,
-    Start,
-    TeacherOptions,
-)
+from ssl_medseg.selftraining.options import SelfTrainingOptions
 from ssl_medseg.selftraining.rounds import Pool, score_withheld_labels
 from ssl_medseg.selftraining.student import Scoring, Student
 from ssl_medseg.selftraining.terms import ConsistencyTerm, CopyPasteTerm, MeanTeacherTerm, PseudoTerm, Term
 from ssl_medseg.training.augment import AugmentOptions
 from ssl_medseg.training.data import TrainingData, keep_identity, open_training_data
-from ssl_medseg.training.optim import Pace, Schedule
-from ssl_medseg.training.recipe import EffortName, RecipeName, Settings, choose
+from ssl_medseg.training.optim import Pace
+from ssl_medseg.training.recipe import OptimizerOptions, TrainingOptions, choose
 from ssl_medseg.training.slices import SegmentationBatches, slices_with
 from ssl_medseg.training.validation import choose_refinement
 
@@ -42,31 +33,10 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
     split: Path,
     out: Path,
     *,
-    method: Method = "consistency",
-    recipe: RecipeName | None = None,
-    effort: EffortName = "auto",
-    rounds: int = 3,
-    steps: int | None = None,
-    batch_size: int | None = None,
-    unlabelled_batch: int | None = None,
-    pseudo_weight: float = 1.0,
-    lr: float | None = None,
-    weight_decay: float | None = None,
-    schedule: Schedule = "cosine",
-    loss: SegmentationLoss | None = None,
-    rare_share: float | None = None,
-    least_classes: int = 1,
-    start: Start | None = None,
-    norm: Norm = "apart",
-    validate_every: int | None = None,
-    keep: Literal["auto", "best", "last"] = "auto",
-    test_time: bool | None = None,
-    contrast: ContrastOptions = ContrastOptions(),  # noqa: B008 - frozen
-    consistency: ConsistencyOptions = ConsistencyOptions(),  # noqa: B008
-    pseudo: PseudoLabelOptions = PseudoLabelOptions(),  # noqa: B008
-    teacher: TeacherOptions = TeacherOptions(),  # noqa: B008
+    selftraining: SelfTrainingOptions = SelfTrainingOptions(),  # noqa: B008 - frozen
+    training: TrainingOptions = TrainingOptions(),  # noqa: B008
+    optimizer: OptimizerOptions = OptimizerOptions(),  # noqa: B008
     augment: AugmentOptions = AugmentOptions(),  # noqa: B008
-    unlabelled_augment: AugmentOptions = AugmentOptions(),  # noqa: B008
     opening: DataOptions = DataOptions(),  # noqa: B008
     cache: Path | None = None,
     score_withheld: bool = False,
@@ -101,38 +71,11 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
         data: Data set: a folder in one of the layouts that `check` names, or a CSV file.
         split: Split file.
         out: Run folder.
-        method: Use of the unlabelled slices, one of the methods above.
-        recipe: ``strong`` or ``paper``, see `train`; by default that of the segmenter.
-        effort: Size, width, steps and batch, see `train`.
-        rounds: Number of times that ``rounds`` makes pseudo-labels.
-        steps: Training steps, for ``rounds`` in each round; by default set by the effort and shared among the rounds.
-        batch_size: Labelled slices per step, over all processes; by default set by the effort.
-        unlabelled_batch: Unlabelled slices per step, mixed ones in ``copy-paste``; by default as many as labelled ones.
-        pseudo_weight: Weight of the segmentation loss on the pseudo-labels of ``rounds``.
-        lr: Peak learning rate; by default set by the recipe.
-        weight_decay: Weight decay of AdamW; 0 selects Adam; by default set by the recipe.
-        schedule: ``cosine``: warm-up, then down to 0, in every round; or ``constant``, which at 1e-3 is the released
-            code's.
-        loss: Segmentation loss, see `train`; by default set by the recipe.
-        rare_share: Share of each labelled batch that shows the rarest structure; by default set by the recipe.
-        least_classes: Smallest number of classes, background included, in a labelled slice that is drawn.
-        start: Weights to begin with: the ``whole`` segmenter; its ``trunk`` with a new head, as the released code; or
-            ``scratch``; by default the whole, or the trunk in the paper's recipe.
-        norm: Batch norm of the contrastive images of ``rounds``: ``apart``, in a pass of their own that leaves the
-            running averages alone; ``joint``, in one batch with the segmented images, as the released code (costs much
-            accuracy in short runs); ``trunk``, joint in the trunk only.
-        validate_every: Steps between two scores on the validation cases, see `train`.
-        keep: Weights to keep: ``best`` mean foreground Dice on validation, or ``last``; auto is best if the split has
-            validation cases. If no step scores as high as the segmenter given, that one is kept. The best weights of a
-            round also make the pseudo-labels of the next; training itself goes on from the last weights.
-        test_time: Choose on the validation cases whether prediction averages mirrored slices and keeps the largest part
-            of each structure; by default set by the recipe.
-        contrast: Local contrastive loss.
-        consistency: Pseudo-labels of ``consistency`` and ``copy-paste``.
-        pseudo: Making, cleaning and guarding of the pseudo-labels of ``rounds``.
-        teacher: Moving average of the weights.
+        selftraining: Use of the unlabelled slices.
+        training: Length of training, its batches and loss, and the weights that are kept. The best weights of a round
+            also make the pseudo-labels of the next; training itself goes on from the last weights.
+        optimizer: Optimiser, learning rate, and average of the weights.
         augment: Augmentation of the labelled slices.
-        unlabelled_augment: Augmentation of the unlabelled slices and their pseudo-labels.
         opening: How to open the data set.
         cache: Folder that keeps prepared volumes; runs may share it.
         score_withheld: After training, open the labels that unlabelled cases have and write the Dice of the
@@ -144,28 +87,19 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
     """
     config = dict(locals())
     found = load_segmenter(model, device="cpu")
-    in_rounds = method == "rounds"
-    chosen = choose(
-        recipe or found.details.get("recipe", "paper"), effort, device=run.device,
-        steps=steps, batch_size=batch_size, lr=lr, weight_decay=weight_decay, loss=loss, rare_share=rare_share,
-        ema=teacher.decay or None, validate_every=validate_every, test_time=test_time, network=found.options,
-        augment=augment,
-    )  # fmt: skip
-    if in_rounds and steps is None:
-        chosen = replace(chosen, steps=-(-chosen.steps // max(1, rounds)))
-    begins = start or ("trunk" if chosen.recipe == "paper" else "whole")
-    unlabelled_batch = chosen.batch_size if unlabelled_batch is None else unlabelled_batch
-    unlabelled_augment = replace(unlabelled_augment, kind=_kind(unlabelled_augment, chosen))
-    config |= chosen.values | {
-        "start": begins, "unlabelled_batch": unlabelled_batch, "unlabelled_augment": unlabelled_augment,
-    }  # fmt: skip
-    _check(rounds=rounds, unlabelled_batch=unlabelled_batch, method=method, pseudo_weight=pseudo_weight)
+    training = replace(training, recipe=training.recipe or found.details.get("recipe", "paper"))
+    chosen = choose(training, optimizer, device=run.device, network=found.options, augment=augment)
+    how = selftraining.settled(chosen)
+    in_rounds, contrast = how.method == "rounds", how.contrast
+    if in_rounds and training.steps is None:
+        chosen = replace(chosen, steps=-(-chosen.steps // how.rounds))
+    config |= chosen.values | {"selftraining": how}
     seen = open_training_data(
         data, split, opening=opening, preprocessing=found.preprocessing, unlabelled=True, cache=cache
     )
-    _check_data(seen, found, model=model, split=split, keep=keep)
-    classes, slices = len(seen.labels), seen.slices()
-    total = rounds * chosen.steps if in_rounds else chosen.steps
+    _check_data(seen, found, model=model, split=split, keep=chosen.keep)
+    classes, slices, unlabelled = len(seen.labels), seen.slices(), how.unlabelled_batch or chosen.batch_size
+    total = how.rounds * chosen.steps if in_rounds else chosen.steps
     free = ("cache", "data", "split", "score_withheld")  # data are known by their content
     with Run(out, config=config, command="ssl-medseg selftrain", options=run, free=free) as r:
         keep_identity(r, seen)
@@ -174,26 +108,26 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
 
         def labelled(purpose: str, batch_size: int) -> SegmentationBatches:
             return SegmentationBatches(
-                r, slices, classes=classes, pool=slices_with(slices, classes=classes, least=least_classes),
+                r, slices, classes=classes, pool=slices_with(slices, classes=classes, least=chosen.least_classes),
                 batch_size=batch_size, augment=chosen.augment, purpose=purpose, rare_share=chosen.rare_share,
             )  # fmt: skip
 
         batches = labelled("labelled", chosen.batch_size)
         criterion = segmentation_loss(chosen.loss, classes=classes)
         student = Student(
-            r, found, start=begins, embedding=contrast.embedding if contrast.weight else 0, norm=norm, lr=chosen.lr,
-            weight_decay=chosen.weight_decay, schedule=schedule, cycle=chosen.steps,
+            r, found, reuse=how.reuse or "whole", embedding=contrast.embedding if contrast.weight else 0, norm=how.norm,
+            lr=chosen.lr, weight_decay=chosen.weight_decay, schedule=chosen.schedule, cycle=chosen.steps,
             decay=chosen.ema or (0.0 if in_rounds else 0.99), steps=total,
         )  # fmt: skip
         validation = seen.validate_with(r)
-        scoring, pool = Scoring(r, validation, every=chosen.validate_every), Pool(r, seen, pseudo)
+        scoring, pool = Scoring(r, validation, every=chosen.validate_every), Pool(r, seen, how.pseudo)
         r.track(pool=pool)
-        pace = Pace(r, total, each=f"{chosen.batch_size} labelled slices and {unlabelled_batch} unlabelled ones")
+        pace = Pace(r, total, each=f"{chosen.batch_size} labelled slices and {unlabelled} unlabelled ones")
 
         def save(folder: str, weights: str, refinement: Refinement = Refinement()) -> Path:  # noqa: B008 - frozen
             return save_segmenter(
                 r, student.kept, options=found.options, labels=seen.labels, preprocessing=seen.preprocessing,
-                details={"method": f"selftrain {method}", "labelled": list(slices.names), "steps": total,
+                details={"method": f"selftrain {how.method}", "labelled": list(slices.names), "steps": total,
                          "unlabelled": [case.name for case in seen.unlabelled], "weights": weights,
                          "recipe": chosen.recipe, "effort": chosen.effort, "contrast": contrast.weight},
                 refinement=refinement, folder=folder,
@@ -202,28 +136,28 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
         def new_terms() -> dict[str, Term]:
             """What unlabelled slices add to the loss; of `rounds` anew in every round, with its pseudo-labels."""
             terms: dict[str, Term] = {}
-            if in_rounds and pseudo_weight:
+            if in_rounds and how.pseudo_weight:
                 terms["pseudo"] = PseudoTerm(
-                    r, pool, classes=classes, batch_size=unlabelled_batch, augment=unlabelled_augment,
-                    criterion=criterion, weight=pseudo_weight,
+                    r, pool, classes=classes, batch_size=unlabelled, augment=how.unlabelled_augment,
+                    criterion=criterion, weight=how.pseudo_weight,
                 )  # fmt: skip
             if in_rounds and contrast.weight:
                 terms["contrast"] = ContrastTerm(r, slices, pool.slices, classes=classes, options=contrast)
                 r.say(str(terms["contrast"]))
-            if method == "consistency":
+            if how.method == "consistency":
                 terms["consistency"] = ConsistencyTerm(
-                    r, pool.slices, student.kept, classes=classes, batch_size=unlabelled_batch,
-                    augment=unlabelled_augment, criterion=criterion, steps=total, options=consistency,
+                    r, pool.slices, student.kept, classes=classes, batch_size=unlabelled,
+                    augment=how.unlabelled_augment, criterion=criterion, steps=total, options=how.consistency,
                 )  # fmt: skip
-            if method == "copy-paste":
+            if how.method == "copy-paste":
                 terms["copy-paste"] = CopyPasteTerm(
-                    r, labelled("pasted", unlabelled_batch // 2), pool.slices, student.kept, classes=classes,
-                    batch_size=unlabelled_batch, augment=unlabelled_augment, criterion=criterion, steps=total,
-                    options=consistency,
+                    r, labelled("pasted", unlabelled // 2), pool.slices, student.kept, classes=classes,
+                    batch_size=unlabelled, augment=how.unlabelled_augment, criterion=criterion, steps=total,
+                    options=how.consistency,
                 )  # fmt: skip
-            if method == "mean-teacher":
+            if how.method == "mean-teacher":
                 terms["mean-teacher"] = MeanTeacherTerm(
-                    r, pool.slices, student.kept, batch_size=unlabelled_batch, steps=total, options=teacher
+                    r, pool.slices, student.kept, batch_size=unlabelled, steps=total, options=how.teacher
                 )
             return terms
 
@@ -264,10 +198,10 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
                 save(f"models/round-{pool.round:02d}", f"the last of round {pool.round}")
         if not in_rounds:
             save("models/last", f"the last, after step {total}")
-        kept = scoring.choose(student.kept, keep=keep, steps=total)
+        kept = scoring.choose(student.kept, keep=chosen.keep, steps=total)
         if not in_rounds and (lost := pool.collapse(student.kept)):
             r.say(f"warning: on the unlabelled volumes, {'; '.join(lost)}")
-            if pseudo.guard == "stop" and not pool.collapse(found.network):
+            if how.pseudo.guard == "stop" and not pool.collapse(found.network):
                 student.kept.load_state_dict(found.network.state_dict())
                 kept = f"those it began with, because after training, on the unlabelled volumes, {'; '.join(lost)}"
         r.say(f"weights kept: {kept}")
@@ -278,28 +212,12 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
     return target
 
 
-def _kind(augment: AugmentOptions, chosen: Settings) -> Literal["auto", "strong", "paper"]:
-    return chosen.augment.kind if augment.kind == "auto" else augment.kind
-
-
 def _score_withheld(out: Path, data: str, seen: TrainingData, *, opening: DataOptions, cache: Path | None) -> None:
     dataset = open_with(data, replace(opening, allow_unlabelled=True))
     known = [case.name for case in seen.unlabelled if dataset.case(case.name).label is not None]
     cases = prepare_cases(dataset, known, seen.preprocessing, labels=True, cache=cache)
     labels = {case.name: case.label for case in cases if case.label is not None}
     score_withheld_labels(out, seen.labels.structures, labels)
-
-
-def _check(*, rounds: int, unlabelled_batch: int, method: str, pseudo_weight: float) -> None:
-    if min(rounds, unlabelled_batch) < 1 or not 0 <= pseudo_weight < float("inf"):
-        raise UserError(
-            "selftrain needs rounds and unlabelled_batch of at least 1 and a pseudo_weight of at least 0; got "
-            f"{rounds}, {unlabelled_batch} and {pseudo_weight}"
-        )
-    if method == "copy-paste" and unlabelled_batch % 2:
-        raise UserError(
-            f"unlabelled_batch is {unlabelled_batch}; expected an even number, for copy-paste mixes slices in pairs"
-        )
 
 
 def _check_data(seen: TrainingData, found: Segmenter, *, model: str, split: Path, keep: str) -> None:

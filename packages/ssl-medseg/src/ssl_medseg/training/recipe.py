@@ -8,8 +8,9 @@ from typing import Literal, TypeVar
 from contrastive_core.errors import UserError
 from contrastive_core.training.launch import choose_device
 from ssl_medseg.losses.segmentation import SegmentationLoss
-from ssl_medseg.models import NetworkOptions
+from ssl_medseg.models.network import AUTO, NetworkOptions
 from ssl_medseg.training.augment import AugmentOptions
+from ssl_medseg.training.optim import Schedule
 
 RecipeName = Literal["strong", "paper"]
 """How a network is trained: as few labels need it, or as the paper's released code does."""
@@ -18,6 +19,9 @@ Number = TypeVar("Number", int, float)
 
 EffortName = Literal["auto", "minutes", "hour", "night", "gpu"]
 """How much is spent: auto is `gpu` on a GPU and `hour` elsewhere."""
+
+Keep = Literal["auto", "best", "last"]
+"""Weights to keep."""
 
 
 @dataclass(frozen=True)
@@ -83,21 +87,86 @@ PAPER = Effort(0, 16, 5000, 20)
 
 
 @dataclass(frozen=True)
+class TrainingOptions:
+    """Length of training, its batches and loss, and the weights that are kept.
+
+    Args:
+        recipe: ``strong``, made for few labels, or ``paper``, the settings of the released code; by default strong, or
+            the recipe of the segmenter that self-training begins with.
+        effort: ``minutes``, ``hour``, ``night`` or ``gpu``: size, width, steps and batch of the strong recipe; ``auto``
+            is gpu on a GPU and hour elsewhere.
+        steps: Training steps, of self-training in ``rounds`` those of each round; by default set by the effort.
+        batch_size: Labelled slices per step, over all processes; by default set by the effort.
+        loss: ``dice-ce``, Dice over the batch plus cross-entropy; ``dice``, the released code's; ``dice-foreground``
+            (without the background's); or weighted ``cross-entropy``; by default set by the recipe.
+        rare_share: Share of each labelled batch that shows the rarest structure; by default set by the recipe.
+        least_classes: Smallest number of classes, background included, in a labelled slice that is drawn.
+        validate_every: Steps between two scores on the validation cases, 3-D Dice on their own grids; by default a
+            twentieth of the steps, or 50 in the paper's recipe.
+        keep: Weights to keep: ``best`` mean foreground Dice on validation, or ``last``; auto is best if the split has
+            validation cases. Self-training keeps the segmenter given if no step scores as high.
+        test_time: Choose on the validation cases whether prediction averages mirrored slices and keeps the largest part
+            of each structure; by default set by the recipe.
+    """
+
+    recipe: RecipeName | None = None
+    effort: EffortName = "auto"
+    steps: int | None = None
+    batch_size: int | None = None
+    loss: SegmentationLoss | None = None
+    rare_share: float | None = None
+    least_classes: int = 1
+    validate_every: int | None = None
+    keep: Keep = "auto"
+    test_time: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.recipe not in (None, *RECIPES) or self.effort not in ("auto", *EFFORTS):
+            raise UserError(
+                f"found recipe {self.recipe!r} and effort {self.effort!r}; expected a recipe of {', '.join(RECIPES)} "
+                f"and an effort of auto, {', '.join(EFFORTS)}"
+            )
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """Optimiser, learning rate, and average of the weights.
+
+    Args:
+        lr: Peak learning rate; by default set by the recipe.
+        weight_decay: Weight decay of AdamW; 0 selects Adam; by default set by the recipe.
+        schedule: ``cosine``: warm-up, then down to 0, in every round of self-training; or ``constant``, which at 1e-3
+            is the released code's.
+        ema: Decay of the exponential moving average of the weights that is scored and kept, and in self-training makes
+            the pseudo-labels; 0 keeps the weights themselves; by default set by the recipe. All methods of
+            self-training but ``rounds`` need an average and take 0.99 where there is none.
+    """
+
+    lr: float | None = None
+    weight_decay: float | None = None
+    schedule: Schedule = "cosine"
+    ema: float | None = None
+
+
+@dataclass(frozen=True)
 class Settings:
-    """Everything that a recipe, an effort and the options given beside them amount to.
+    """The values that a recipe, an effort and the options given beside them amount to.
 
     Attributes:
         recipe: Name of the recipe.
         effort: Name of the effort, never `auto`.
         steps: Training steps.
         batch_size: Labelled slices per step.
-        lr: Largest learning rate.
-        weight_decay: Weight decay of AdamW; 0 selects Adam.
         loss: Segmentation loss.
-        ema: Decay of the average of the weights; 0: none.
         rare_share: Share of a labelled batch that shows the rarest structure.
+        least_classes: Smallest number of classes in a labelled slice that is drawn.
         validate_every: Steps between two scores on the validation cases.
-        test_time: Choose mirroring and the largest component on the validation cases.
+        keep: Weights to keep.
+        test_time: Whether to choose mirroring and the largest component on the validation cases.
+        lr: Peak learning rate.
+        weight_decay: Weight decay of AdamW; 0 selects Adam.
+        schedule: Learning-rate schedule.
+        ema: Decay of the average of the weights; 0: none.
         largest: Largest size of the slices, in pixels; 0: any.
         network: The network.
         augment: Augmentation of the labelled slices.
@@ -107,21 +176,29 @@ class Settings:
     effort: EffortName
     steps: int
     batch_size: int
+    loss: SegmentationLoss
+    rare_share: float
+    least_classes: int
+    validate_every: int
+    keep: Keep
+    test_time: bool
     lr: float
     weight_decay: float
-    loss: SegmentationLoss
+    schedule: Schedule
     ema: float
-    rare_share: float
-    validate_every: int
-    test_time: bool
     largest: int
     network: NetworkOptions
     augment: AugmentOptions
 
     @property
     def values(self) -> dict[str, object]:
-        """The settings by the names that commands give them, for the configuration of a run."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "largest"}
+        """The settings as the options of a command, for the configuration of a run."""
+        groups = {"training": TrainingOptions, "optimizer": OptimizerOptions}
+        chosen = {
+            name: group(**{field.name: getattr(self, field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        return {**chosen, "network": self.network, "augment": self.augment}
 
     def __str__(self) -> str:
         """The choice in one line, for the person watching."""
@@ -134,67 +211,46 @@ class Settings:
 
 
 def choose(
-    recipe: RecipeName,
-    effort: EffortName,
+    training: TrainingOptions = TrainingOptions(),
+    optimizer: OptimizerOptions = OptimizerOptions(),
     *,
     device: str,
-    steps: int | None = None,
-    batch_size: int | None = None,
-    lr: float | None = None,
-    weight_decay: float | None = None,
-    loss: SegmentationLoss | None = None,
-    ema: float | None = None,
-    rare_share: float | None = None,
-    validate_every: int | None = None,
-    test_time: bool | None = None,
-    network: NetworkOptions | None = None,
-    augment: AugmentOptions | None = None,
+    network: NetworkOptions = AUTO,
+    augment: AugmentOptions = AugmentOptions(),  # noqa: B008
 ) -> Settings:
     """Fill in by recipe and effort whatever is not given.
 
     Args:
-        recipe: Name of the recipe.
-        effort: Name of the effort; auto depends on the device.
+        training: Length, batches, loss and kept weights.
+        optimizer: Optimiser and average of the weights.
         device: Name of the device: auto, cpu, cuda or mps.
-        steps: Training steps.
-        batch_size: Labelled slices per step.
-        lr: Largest learning rate.
-        weight_decay: Weight decay of AdamW.
-        loss: Segmentation loss.
-        ema: Decay of the average of the weights.
-        rare_share: Share of a labelled batch that shows the rarest structure.
-        validate_every: Steps between two scores on validation; a twentieth of the steps, or 50 in the paper's recipe.
-        test_time: Choose mirroring and the largest component on the validation cases.
         network: With the name `auto` or the width 0 where the recipe is to choose.
         augment: With the kind `auto` where the recipe is to choose.
 
     Raises:
-        UserError: An unknown name, or a number out of its range.
+        UserError: A number is out of its range.
     """
-    if recipe not in RECIPES or effort not in ("auto", *EFFORTS):
-        raise UserError(
-            f"found recipe {recipe!r} and effort {effort!r}; expected a recipe of {', '.join(RECIPES)} and an "
-            f"effort of auto, {', '.join(EFFORTS)}"
-        )
+    recipe, effort = training.recipe or "strong", training.effort
     if effort == "auto":
         effort = "hour" if choose_device(device).type == "cpu" else "gpu"
     base, size = RECIPES[recipe], PAPER if recipe == "paper" else EFFORTS[effort]
-    network = network or NetworkOptions("auto", 0)
-    augment = augment or AugmentOptions()
-    steps = _or(steps, size.steps)
+    steps = _or(training.steps, size.steps)
     chosen = Settings(
         recipe=recipe,
         effort=effort,
         steps=steps,
-        batch_size=_or(batch_size, size.batch_size),
-        lr=_or(lr, base.lr),
-        weight_decay=_or(weight_decay, base.weight_decay),
-        loss=loss or base.loss,
+        batch_size=_or(training.batch_size, size.batch_size),
+        loss=training.loss or base.loss,
+        rare_share=_or(training.rare_share, base.rare_share),
+        least_classes=training.least_classes,
+        validate_every=_or(training.validate_every, 50 if recipe == "paper" else max(1, steps // 20)),
+        keep=training.keep,
+        test_time=base.test_time if training.test_time is None else training.test_time,
+        lr=_or(optimizer.lr, base.lr),
+        weight_decay=_or(optimizer.weight_decay, base.weight_decay),
+        schedule=optimizer.schedule,
         # Over a tenth of a short run at most: what is averaged over most of it has the first steps in it.
-        ema=_or(ema, min(base.ema, max(0.0, 1 - 10 / steps)) if steps > 0 else base.ema),
-        rare_share=_or(rare_share, base.rare_share),
-        validate_every=_or(validate_every, 50 if recipe == "paper" else max(1, steps // 20)),
-        test_time=base.test_time if test_time is None else test_time,
+        ema=_or(optimizer.ema, min(base.ema, max(0.0, 1 - 10 / steps)) if steps > 0 else base.ema),
         largest=size.size,
         network=replace(
             network,

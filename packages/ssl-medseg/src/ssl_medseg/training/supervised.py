@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
@@ -11,7 +10,7 @@ from torch import nn
 from contrastive_core.errors import UserError
 from contrastive_core.training import Run, RunOptions
 from ssl_medseg.datasets import DataOptions
-from ssl_medseg.losses.segmentation import SegmentationLoss, segmentation_loss
+from ssl_medseg.losses.segmentation import segmentation_loss
 from ssl_medseg.models import NetworkOptions, build_network, settle_statistics
 from ssl_medseg.models.checkpoint import save_segmenter
 from ssl_medseg.models.inference import Refinement
@@ -20,8 +19,8 @@ from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.pretraining.model import load_trunk
 from ssl_medseg.training.augment import AugmentOptions
 from ssl_medseg.training.data import keep_identity, open_training_data
-from ssl_medseg.training.optim import BestWeights, Pace, Schedule, adam, moving_average, scheduler, seconds_of
-from ssl_medseg.training.recipe import EffortName, RecipeName, Settings, choose
+from ssl_medseg.training.optim import BestWeights, Pace, adam, moving_average, scheduler, seconds_of
+from ssl_medseg.training.recipe import OptimizerOptions, Settings, TrainingOptions, choose
 from ssl_medseg.training.slices import SegmentationBatches, SliceSet, slices_with
 from ssl_medseg.training.validation import Validation, choose_refinement
 
@@ -31,23 +30,11 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
     split: Path,
     out: Path,
     *,
-    recipe: RecipeName = "strong",
-    effort: EffortName = "auto",
-    steps: int | None = None,
-    batch_size: int | None = None,
-    lr: float | None = None,
-    weight_decay: float | None = None,
-    schedule: Schedule = "cosine",
-    loss: SegmentationLoss | None = None,
-    rare_share: float | None = None,
-    least_classes: int = 1,
-    validate_every: int | None = None,
-    keep: Literal["auto", "best", "last"] = "auto",
-    ema: float | None = None,
-    test_time: bool | None = None,
-    start: str | None = None,
+    init: str | None = None,
+    training: TrainingOptions = TrainingOptions(),  # noqa: B008 - frozen
+    optimizer: OptimizerOptions = OptimizerOptions(),  # noqa: B008
     network: NetworkOptions = AUTO,
-    augment: AugmentOptions = AugmentOptions(),  # noqa: B008 - frozen
+    augment: AugmentOptions = AugmentOptions(),  # noqa: B008
     preprocessing: PreprocessingOptions = PreprocessingOptions(),  # noqa: B008
     opening: DataOptions = DataOptions(),  # noqa: B008
     cache: Path | None = None,
@@ -67,28 +54,10 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
         data: Data set: a folder in one of the layouts that `check` names, or a CSV file.
         split: Split file of `make-splits`.
         out: Run folder: configuration, metrics, checkpoints, model.
-        recipe: ``strong``, made for few labels, or ``paper``, the settings of the released code.
-        effort: ``minutes``, ``hour``, ``night`` or ``gpu``: size, width, steps and batch of the strong recipe; ``auto``
-            is gpu on a GPU and hour elsewhere.
-        steps: Training steps; by default set by the effort.
-        batch_size: Slices per step, over all processes; by default set by the effort.
-        lr: Peak learning rate; by default set by the recipe.
-        weight_decay: Weight decay of AdamW; 0 selects Adam; by default set by the recipe.
-        schedule: ``cosine``: warm-up, then down to 0; or ``constant``, which at 1e-3 is the released code's.
-        loss: ``dice-ce``, Dice over the batch plus cross-entropy; ``dice``, the released code's; ``dice-foreground``
-            (without the background's); or weighted ``cross-entropy``; by default set by the recipe.
-        rare_share: Share of each labelled batch that shows the rarest structure; by default set by the recipe.
-        least_classes: Smallest number of classes, background included, in a slice that is drawn.
-        validate_every: Steps between two scores on the validation cases, 3-D Dice on their own grids; by default a
-            twentieth of the steps, or 50 in the paper's recipe.
-        keep: Weights to keep: ``best`` mean foreground Dice on validation, or ``last``; auto is best if the split has
-            validation cases.
-        ema: Decay of the exponential moving average of the weights that is scored and kept; 0 keeps the weights
-            themselves; by default set by the recipe.
-        test_time: Choose on the validation cases whether prediction averages mirrored slices and keeps the largest part
-            of each structure; by default set by the recipe.
-        start: Folder of `pretrain` or of another segmenter, whose trunk, network and preprocessing training begins
-            with; by default random weights.
+        init: Run folder or model folder of `pretrain` or of another segmenter, whose trunk, network and preprocessing
+            training begins with; by default random weights.
+        training: Length of training, its batches and loss, and the weights that are kept.
+        optimizer: Optimiser, learning rate, and average of the weights.
         network: Network; `auto` and 0 leave the choice to recipe and effort.
         augment: Augmentation of the labelled slices.
         preprocessing: Preprocessing settings; those that are not given are derived from the data.
@@ -100,18 +69,16 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
         The folder of the trained segmenter.
     """
     config = dict(locals())
-    begun = None if start is None else load_trunk(start)
+    begun = None if init is None else load_trunk(init)
     chosen = choose(
-        recipe, effort, device=run.device, steps=steps, batch_size=batch_size, lr=lr, weight_decay=weight_decay,
-        loss=loss, ema=ema, rare_share=rare_share, validate_every=validate_every, test_time=test_time,
-        network=network if begun is None else begun.options, augment=augment,
-    )  # fmt: skip
+        training, optimizer, device=run.device, network=network if begun is None else begun.options, augment=augment
+    )
     config |= chosen.values
     seen = open_training_data(
         data, split, opening=opening, preprocessing=preprocessing if begun is None else begun.preprocessing,
         unlabelled=False, cache=cache, largest=chosen.largest,
     )  # fmt: skip
-    if keep == "best" and not seen.validation:
+    if chosen.keep == "best" and not seen.validation:
         raise UserError(f"{split}: names no validation case, so there is no best step; use --keep last")
     classes, slices = len(seen.labels), seen.slices()
     with Run(out, config=config, command="ssl-medseg train", options=run, free=("cache", "data", "split")) as r:
@@ -119,7 +86,7 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
         for note in [str(chosen), *seen.notes]:
             r.say(note)
         batches = SegmentationBatches(
-            r, slices, classes=classes, pool=slices_with(slices, classes=classes, least=least_classes),
+            r, slices, classes=classes, pool=slices_with(slices, classes=classes, least=chosen.least_classes),
             batch_size=chosen.batch_size, augment=chosen.augment, rare_share=chosen.rare_share,
         )  # fmt: skip
         torch.manual_seed(r.seed("weights"))
@@ -128,11 +95,9 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
             segmenter.trunk.load_state_dict(begun.weights)
         settle_statistics(segmenter, steps=chosen.steps)
         criterion = segmentation_loss(chosen.loss, classes=classes)
-        model, optimizer = r.setup(
-            segmenter, adam(segmenter.parameters(), lr=chosen.lr, weight_decay=chosen.weight_decay)
-        )
-        rates, best = scheduler(optimizer, schedule, cycle=chosen.steps), BestWeights()
-        r.track(model=model, optimizer=optimizer, rates=rates, best=best)
+        model, adamw = r.setup(segmenter, adam(segmenter.parameters(), lr=chosen.lr, weight_decay=chosen.weight_decay))
+        rates, best = scheduler(adamw, chosen.schedule, cycle=chosen.steps), BestWeights()
+        r.track(model=model, optimizer=adamw, rates=rates, best=best)
         average = None
         if chosen.ema:
             average = moving_average(segmenter, chosen.ema)
@@ -144,9 +109,9 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
         for step in r.steps(chosen.steps, samples_per_step=chosen.batch_size):
             batch = batches.at(step)
             value = criterion(model(batch.images), batch.shares)
-            optimizer.zero_grad()
+            adamw.zero_grad()
             r.fabric.backward(value)
-            optimizer.step()
+            adamw.step()
             rates.step()
             if average is not None:
                 average.update_parameters(segmenter)
@@ -170,7 +135,7 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
 
         weights = f"the last, after step {chosen.steps}"
         save("models/last", weights, Refinement())
-        if validation is not None and keep != "last":
+        if validation is not None and chosen.keep != "last":
             best.give(kept)
             weights = f"the best of validation, Dice {best.score:.3f} after step {best.step}"
         weights += f", averaged with decay {chosen.ema:g}" if chosen.ema else ""

@@ -130,7 +130,7 @@ def mask(folder: Path) -> Iterator[Callable[[], object]]:
     image.set_sform(image.affine, 1)
     image.to_filename(folder / "image.nii.gz")
     places = iter("abc")
-    yield lambda: predict(str(folder / "model"), folder / "image.nii.gz", folder / next(places))
+    yield lambda: predict(str(folder / "model"), str(folder / "image.nii.gz"), folder / next(places))
 
 
 @contextlib.contextmanager

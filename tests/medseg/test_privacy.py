@@ -80,7 +80,7 @@ def test_check(place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     (place / "data" / "labelsTr" / "patient003_frame01.nii.gz").write_bytes(b"no label")
     try:
         assert main(["check", data, "--out", str(tmp_path / "check.json"), "--split", str(place / "split.json")]) == 1
-        assert main(["check", data, "--json", "--pictures", str(tmp_path / "pictures")]) == 1
+        assert main(["check", data, "--json", "--picture-folder", str(tmp_path / "pictures")]) == 1
         (tmp_path / "printed").write_text("".join(capfd.readouterr()).replace(str(tmp_path), ""))
         assert_silent(tmp_path)
         main(["check", data, "--show-headers"])
@@ -111,7 +111,7 @@ def test_predictions(place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert {"series.nii.gz", "whole.nii.gz", "whole.png", "predictions.json"} <= {f.name for f in masks.iterdir()}
     assert_silent(tmp_path)
     # A DICOM segmentation refers to a series and repeats its patient, as the standard demands; see docs dicom.md.
-    predict(str(place / "run"), place / "new" / "series", tmp_path / "mask.dcm")
+    predict(str(place / "run"), str(place / "new" / "series"), tmp_path / "mask.dcm")
     assert b"Doe^Jane" in (tmp_path / "mask.dcm").read_bytes()
 
 

@@ -69,20 +69,20 @@ for name, verb in VERBS.items():
 PACKAGES = ("ssl_vision", "ssl_medseg", "ssl_video")
 CONTRIBUTING = Path(__file__).parents[2] / ".github" / "CONTRIBUTING.md"
 
-#: Flags that do not yet keep the table, to be renamed. Nothing is added here.
-TO_RENAME = {"blocks", "data", "device", "labelled", "name", "part", "pictures", "split", "start", "test", "validation"}
-
 
 def values_of_flags() -> dict[str, dict[str, set[str]]]:
-    """What each flag takes (`N`, `PATH`, `TEXT`), by short name, with the commands that take it."""
+    """What each flag that a command shows takes (`N`, `PATH`, `TEXT`), by short name, with the commands."""
     found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for package in PACKAGES:
         for verb, about in importlib.import_module(f"{package}.cli").VERBS.items():
-            for key, kind in Flags(declared_function(about.target)).types.items():
-                if not dataclasses.is_dataclass(kind) and ("." not in key or key.startswith("run.")):
+            flags = Flags(declared_function(about.target))
+            for key, kind in flags.types.items():
+                name = flags.short_name(key)
+                shown = "." not in key or key.startswith("run.") or key in map(flags.full_name, about.common)
+                if not dataclasses.is_dataclass(kind) and shown:
                     # Choices of a word are words: methods differ between domains.
                     value = re.sub(r"\{[^}]*\}", "TEXT", placeholder(kind)) if kind is not bool else "on or off"
-                    found[key.rpartition(".")[2]][value].add(f"{package.replace('_', '-')} {verb}")
+                    found[name][value].add(f"{package.replace('_', '-')} {verb}")
     return found
 
 
@@ -96,7 +96,7 @@ def test_a_flag_takes_the_same_in_all_command_lines() -> None:
     several = {
         flag: {value: sorted(verbs) for value, verbs in values.items()}
         for flag, values in values_of_flags().items()
-        if len(values) > 1 and flag not in TO_RENAME
+        if len(values) > 1
     }
     assert several == {}
 
@@ -110,10 +110,10 @@ def test_flags_keep_the_table() -> None:
     wrong = {
         flag: {taken: sorted(verbs) for taken, verbs in found[flag].items()}
         for flag, value in said.items()
-        if flag in found and flag not in TO_RENAME and set(found[flag]) != {kinds.get(value, value)}
+        if flag in found and set(found[flag]) != {kinds.get(value, value)}
     }
     assert wrong == {}
     shared = {
         flag for flag, values in found.items() if len({verb.split()[0] for v in values.values() for verb in v}) > 1
     }
-    assert shared - set(said) - TO_RENAME == set()
+    assert shared - set(said) == set()

@@ -119,7 +119,17 @@ class Study:
     def splits(self) -> Job:
         """Labelled, validation, test and unlabelled patients of every draw."""
         out, table = self.runs / "splits", self.data / "split.csv"
-        words = ("make-splits", str(self.data), str(out), "--labelled", "[1,2,8]", "--draws", "5", "--validation", "2")
+        words = (
+            "make-splits",
+            str(self.data),
+            str(out),
+            "--n-labelled",
+            "[1,2,8]",
+            "--draws",
+            "5",
+            "--n-validation",
+            "2",
+        )
         return self._job("splits", (*words, "--table", str(table), "--table_test", "[val]"), out / "all-labelled.json")
 
     def cell(self, count: int, draw: int, methods: Sequence[str]) -> list[Job]:

@@ -147,7 +147,7 @@ class Place:
         """Labelled images, a draw for every seed, and 2,500 others that settings were chosen on."""
         counts = f"[{', '.join(map(str, PER_CLASS.values()))}]"
         words = ("make-splits", str(self.data), str(self.runs / "labels"), "--per_class", counts, "--fractions", "[]")
-        return Job("labels", (*words, "--validation", "0.1"), self.runs / "labels" / "validation.json")
+        return Job("labels", (*words, "--validation-fraction", "0.1"), self.runs / "labels" / "validation.json")
 
     def label_file(self, percent: int, seed: int) -> Path:
         """The labelled images of a seed."""

@@ -49,7 +49,7 @@ class Study:
     def splits(self) -> Job:
         """Labelled, validation, test and unlabelled patients of every draw."""
         out = self.runs / "splits"
-        words = ("make-splits", str(self.data), str(out), "--labelled", "[2]", "--validation", "1", "--test", "3")
+        words = ("make-splits", str(self.data), str(out), "--n-labelled", "[2]", "--n-validation", "1", "--n-test", "3")
         return _job("splits", (*words, "--draws", "3"), out / "2-labelled-draw1.json")
 
     def draw(self, draw: int) -> Iterator[Job]:

@@ -52,12 +52,12 @@ class Material:
     spacing: tuple[float, float, float] | None = None
 
 
-_PROSTATE = Material((2,), 3, ("--validation", "1", "--test", "3"), "3 test patients", "One other patient chooses")
+_PROSTATE = Material((2,), 3, ("--n-validation", "1", "--n-test", "3"), "3 test patients", "One other patient chooses")
 MATERIALS = {
     "acdc": Material(
         (2, 1, 3, 8),
         5,
-        ("--validation", "2", "--table", "TABLE", "--table_test", "val"),
+        ("--n-validation", "2", "--table", "TABLE", "--table_test", "val"),
         "20 volumes of 10 test patients",
         "Two other patients choose",
         upper=True,
@@ -135,7 +135,7 @@ class Study:
     def splits(self) -> Job:
         """Labelled, validation, test and unlabelled patients of every draw."""
         out, counts = self.runs / "splits", ",".join(map(str, sorted(self.material.counts)))
-        words = ("make-splits", str(self.data), str(out), "--labelled", counts, "--draws", str(self.material.draws))
+        words = ("make-splits", str(self.data), str(out), "--n-labelled", counts, "--draws", str(self.material.draws))
         chosen = (str(self.data / "split.csv") if word == "TABLE" else word for word in self.material.splits)
         last = f"{max(self.material.counts)}-labelled-draw{self.material.draws}.json"
         return Job("splits", (*words, *chosen), out / last, program="ssl-medseg")

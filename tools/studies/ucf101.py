@@ -125,7 +125,7 @@ class Study:
         out = self.runs / "splits"
         words = (
             *("make-splits", str(self.data), str(out), "--fractions", "[0.05,0.1,0.2]", "--draws", "7"),
-            *("--by", "block", "--blocks", "40", "--validation", "0.15", "--test", "0.25"),
+            *("--by", "block", "--blocks", "40", "--validation-fraction", "0.15", "--test-fraction", "0.25"),
         )
         return Job("splits", words, out / "20percent-draw6.json", program="ssl-video")
 

@@ -62,7 +62,7 @@ def test_splits_of_dicom_series(series: Path, tmp_path: Path) -> None:
         file.unlink()
     (series / "images" / "p1").rmdir()
     (series / "labels" / "p1.nii.gz").unlink()
-    written = make_splits(str(series), tmp_path / "s", labelled=(1,), draws=1, validation=1)
+    written = make_splits(str(series), tmp_path / "s", n_labelled=(1,), draws=1, n_validation=1)
     file = next(iter(written.files))
     assert {counts["labelled"] for counts in written.counts.values()} == {(1, 1, SHAPE[2])}
     before = read_fingerprints(file)["p0"]["image"]

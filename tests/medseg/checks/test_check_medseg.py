@@ -197,7 +197,7 @@ def test_a_label_map_is_proposed(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_a_split_is_checked(tmp_path: Path) -> None:
     data = decathlon(tmp_path / "data", ["p1", "p2", "p3", "p4"])
-    written = make_splits(str(data), tmp_path / "s", labelled=(1,), draws=1, validation=1, test=1)
+    written = make_splits(str(data), tmp_path / "s", n_labelled=(1,), draws=1, n_validation=1, n_test=1)
     file, split = next(iter(written.files.items()))
     kinds = {finding.kind for finding in examine(data, split=file).findings}
     assert kinds.isdisjoint({"split", "changed", "never_in_labelled"})

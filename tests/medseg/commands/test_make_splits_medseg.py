@@ -106,13 +106,13 @@ def test_files_and_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture
         "make-splits",
         str(root),
         str(out),
-        "--labelled",
+        "--n-labelled",
         "[1,2]",
         "--draws",
         "2",
-        "--validation",
+        "--n-validation",
         "1",
-        "--test",
+        "--n-test",
         "1",
     ]
     assert main(line) == 0
@@ -143,7 +143,7 @@ def test_files_and_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_hashes_say_nothing_of_unlabelled_cases_labels(tmp_path: Path) -> None:
     root = decathlon(tmp_path / "data", ["p1", "p2", "p3", "p4"])
-    written = make_splits(str(root), tmp_path / "a", labelled=(1,), draws=1, validation=1, test=1)
+    written = make_splits(str(root), tmp_path / "a", n_labelled=(1,), draws=1, n_validation=1, n_test=1)
     file, split = next(iter(written.files.items()))
     prints = read_fingerprints(file)
     assert {name: sorted(hashes) for name, hashes in prints.items()} == {
@@ -151,11 +151,11 @@ def test_hashes_say_nothing_of_unlabelled_cases_labels(tmp_path: Path) -> None:
     }
     (hidden,) = split.unlabelled
     (root / "labelsTr" / f"{hidden}.nii.gz").write_bytes(b"cannot be read")
-    again = make_splits(str(root), tmp_path / "b", labelled=(1,), draws=1, validation=1, test=1)
+    again = make_splits(str(root), tmp_path / "b", n_labelled=(1,), draws=1, n_validation=1, n_test=1)
     assert next(iter(again.files)).read_bytes() == file.read_bytes()
     (root / "imagesTr" / f"{hidden}.nii.gz").touch()
     save_case(root, hidden, number=9)
-    other = make_splits(str(root), tmp_path / "c", labelled=(1,), draws=1, validation=1, test=1)
+    other = make_splits(str(root), tmp_path / "c", n_labelled=(1,), draws=1, n_validation=1, n_test=1)
     assert read_fingerprints(next(iter(other.files)))[hidden] != prints[hidden]
 
 
@@ -194,7 +194,7 @@ def test_patients_who_are_not_there(tmp_path: Path) -> None:
 
 def test_only_some_cases(tmp_path: Path) -> None:
     root = decathlon(tmp_path / "data", [f"p{i}_{f}" for i in range(4) for f in ("ED", "ES")])
-    written = make_splits(str(root), tmp_path / "s", labelled=(1,), draws=1, only="_ED$")
+    written = make_splits(str(root), tmp_path / "s", n_labelled=(1,), draws=1, only="_ED$")
     for split in written.files.values():
         assert sorted(n for names in split.parts.values() for n in names) == ["p0_ED", "p1_ED", "p2_ED", "p3_ED"]
     assert "no case is for test" in str(written)
@@ -274,7 +274,7 @@ def test_the_options_of_reading_are_flags(tmp_path: Path) -> None:
         str(tmp_path / "s"),
         "--patient-pattern",
         "^[a-z]",
-        "--labelled",
+        "--n-labelled",
         "[1]",
         "--draws",
         "1",

@@ -157,7 +157,7 @@ def test_files_of_others_are_not_replaced(place: Path, tmp_path: Path, capsys: p
 
 def test_predict_writes_the_uncertainty_on_the_grid_of_the_image(place: Path, tmp_path: Path) -> None:
     image = place / "data" / "imagesTr" / "b.nii.gz"
-    result = predict(str(place / "run"), image, tmp_path / "masks", uncertainty=True)
+    result = predict(str(place / "run"), str(image), tmp_path / "masks", uncertainty=True)
     found = nibabel.load(tmp_path / "masks" / "b_uncertainty.nii.gz")
     np.testing.assert_array_equal(found.affine, nibabel.load(image).affine)
     assert found.shape == SHAPE

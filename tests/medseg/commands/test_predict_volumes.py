@@ -129,7 +129,7 @@ def test_every_image_of_a_folder_is_tried(tmp_path: Path, model: Path, capsys: p
 def test_probabilities_and_file_names_on_request(tmp_path: Path, model: Path) -> None:
     shape, matrix = GEOMETRIES["flipped"]
     image = write_nifti(tmp_path / "image.nii.gz", phantom(shape)[0], matrix)
-    result = predict(str(model), image, tmp_path / "a" / "mask.nii.gz", probabilities=True, device="cpu")
+    result = predict(str(model), str(image), tmp_path / "a" / "mask.nii.gz", probabilities=True, device="cpu")
     assert "1 mask," in str(result)
     assert sorted(p.name for p in (tmp_path / "a").glob("[!.]*")) == ["mask.nii.gz", "mask_probabilities.nii.gz"]
     probabilities = nibabel.load(tmp_path / "a" / "mask_probabilities.nii.gz")
@@ -137,7 +137,7 @@ def test_probabilities_and_file_names_on_request(tmp_path: Path, model: Path) ->
     np.testing.assert_allclose(probabilities.affine, nibabel.load(image).affine, atol=1e-5)
     classes, _ = read_label(tmp_path / "a" / "mask.nii.gz", LABELS)
     np.testing.assert_array_equal(np.asarray(probabilities.dataobj).argmax(-1), classes)
-    predict(str(model), image, tmp_path / "b", device="cpu")
+    predict(str(model), str(image), tmp_path / "b", device="cpu")
     assert sorted(p.name for p in (tmp_path / "b").glob("[!.]*")) == ["image.nii.gz", "predictions.json"]
     assert (tmp_path / "a" / "mask.nii.gz").read_bytes()[10:] == (tmp_path / "b" / "image.nii.gz").read_bytes()[10:]
 
@@ -149,18 +149,18 @@ def test_labels_and_images_are_never_replaced(tmp_path: Path, model: Path) -> No
     before = {path: path.read_bytes() for path in root.rglob("*.nii.gz")}
     for flags in ({}, {"overwrite": True}):
         with pytest.raises(UserError, match=r"labelsTr/case0\.nii\.gz"):
-            predict(str(model), root, root / "labelsTr", device="cpu", **flags)  # type: ignore[arg-type]
+            predict(str(model), str(root), root / "labelsTr", device="cpu", **flags)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="did not write it here"):
-        predict(str(model), root / "imagesTr", root / "labelsTr", device="cpu")
+        predict(str(model), str(root / "imagesTr"), root / "labelsTr", device="cpu")
     (root / "list.csv").write_text("case,image\ncase1,imagesTr/case0.nii.gz\ncase0,imagesTr/case1.nii.gz\n")
     with pytest.raises(UserError, match="which reads it"):
         predict(
-            str(model), root / "list.csv", root / "imagesTr", device="cpu", opening=DataOptions(allow_unlabelled=True),
-            overwrite=True,
+            str(model), str(root / "list.csv"), root / "imagesTr", device="cpu", overwrite=True,
+            opening=DataOptions(allow_unlabelled=True),
         )  # fmt: skip
     assert {path: path.read_bytes() for path in root.rglob("*.nii.gz")} == before
-    predict(str(model), root / "imagesTr", tmp_path / "out", device="cpu")
-    predict(str(model), root / "imagesTr", tmp_path / "out", device="cpu")
+    predict(str(model), str(root / "imagesTr"), tmp_path / "out", device="cpu")
+    predict(str(model), str(root / "imagesTr"), tmp_path / "out", device="cpu")
 
 
 @pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b", "..", "nul"])
@@ -169,7 +169,7 @@ def test_names_of_cases_stay_in_the_folder(tmp_path: Path, model: Path, name: st
     (tmp_path / "list.csv").write_text(f"case,image\n{name},imagesTr/case0.nii.gz\n")
     with pytest.raises(UserError, match="no file can"):
         predict(
-            str(model), tmp_path / "list.csv", tmp_path / "deep" / "out", device="cpu",
+            str(model), str(tmp_path / "list.csv"), tmp_path / "deep" / "out", device="cpu",
             opening=DataOptions(allow_unlabelled=True),
         )  # fmt: skip
     assert not (tmp_path / "deep").exists()
@@ -183,9 +183,9 @@ def test_a_dicom_series_gets_a_dicom_segmentation(tmp_path: Path, model: Path) -
     shape, matrix = GEOMETRIES["oblique"]
     series = write_series(tmp_path / "study" / "T2", phantom(shape)[0].round(), matrix)
     write_nifti(tmp_path / "study" / "other.nii.gz", phantom(shape)[0], matrix)
-    predict(str(model), tmp_path / "study", tmp_path / "out", device="cpu")
+    predict(str(model), str(tmp_path / "study"), tmp_path / "out", device="cpu")
     assert sorted(p.name for p in (tmp_path / "out").glob("[!.]*")) == ["T2.dcm", "other.nii.gz", "predictions.json"]
-    predict(str(model), series, tmp_path / "nifti", mask_format="nifti", device="cpu")
+    predict(str(model), str(series), tmp_path / "nifti", mask_format="nifti", device="cpu")
     expected, grid_of_mask = read_label(tmp_path / "nifti" / "T2.nii.gz", LABELS)
     np.testing.assert_allclose(grid_of_mask.affine, read_volume(ImageFile(series)).affine, atol=1e-5)
     seg = highdicom.seg.segread(tmp_path / "out" / "T2.dcm")
@@ -221,19 +221,19 @@ def test_what_cannot_be_done_is_said_before_anything_is(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(UserError, match=said):
-        predict(str(model), tmp_path / arguments[0], tmp_path / arguments[1], device="cpu")
+        predict(str(model), str(tmp_path / arguments[0]), tmp_path / arguments[1], device="cpu")
     assert not (tmp_path / "out").exists()
 
 
 def test_cases_of_a_split_are_segmented_by_name(tmp_path: Path, model: Path) -> None:
     root = decathlon(tmp_path / "data", ["a", "b"], unlabelled=["c"])
     write_split(tmp_path / "split.json", Split(("a",), ("b",), unlabelled=("c",)), open_dataset(root))
-    predict(str(model), root, tmp_path / "out", split=tmp_path / "split.json", part="validation", device="cpu")
+    predict(str(model), str(root), tmp_path / "out", split=tmp_path / "split.json", part="validation", device="cpu")
     assert [p.name for p in (tmp_path / "out").glob("*.nii.gz")] == ["b.nii.gz"]
-    predict(str(model), root, tmp_path / "all", device="cpu")  # images of the data set, none of its labels
+    predict(str(model), str(root), tmp_path / "all", device="cpu")  # images of the data set, none of its labels
     assert sorted(p.name for p in (tmp_path / "all").glob("*.nii.gz")) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
     with pytest.raises(UserError, match="part test"):
-        predict(str(model), root, tmp_path / "none", split=tmp_path / "split.json", device="cpu")
+        predict(str(model), str(root), tmp_path / "none", split=tmp_path / "split.json", device="cpu")
 
 
 def test_a_data_set_that_says_less_is_opened_as_for_training(tmp_path: Path, model: Path) -> None:
@@ -275,13 +275,13 @@ def test_masks_of_an_earlier_run_are_said_and_not_scored(tmp_path: Path, model: 
         image, classes = phantom(shape, seed=number)
         write_nifti(data / "images" / f"p{number}.nii.gz", image, matrix)
         write_nifti(data / "labels" / f"p{number}.nii.gz", LABELS.to_values(classes), matrix)
-    first = predict(str(model), data / "images", tmp_path / "out", device="cpu")
+    first = predict(str(model), str(data / "images"), tmp_path / "out", device="cpu")
     assert (first.replaced, first.stale) == (0, ())
     shutil.copy(data / "images" / "p0.nii.gz", data / "again")
     (data / "again" / "p1.nii.gz").write_bytes((data / "images" / "p1.nii.gz").read_bytes()[:3000])
     (data / "again" / "scan.npz").write_bytes(b"PK")
     with pytest.raises(UserError, match=r"p1: .*damaged") as caught:
-        predict(str(model), data / "again", tmp_path / "out", device="cpu")
+        predict(str(model), str(data / "again"), tmp_path / "out", device="cpu")
     said = str(caught.value)
     assert "1 mask of an earlier run replaced" in said
     assert "2 files of an earlier run left as they are, and not scored by evaluate: p1.nii.gz, p2.nii.gz" in said
@@ -315,7 +315,7 @@ def test_series_of_one_folder_are_segmented_apart_and_a_bad_one_stops_no_other(t
             (tmp_path / "study").mkdir(exist_ok=True)
             shutil.move(file, tmp_path / "study" / f"{name}{file.name}")
     with pytest.raises(UserError, match=r"1 of 3 .*\n.*study/5_bad-tra: badIM0002 lacks ImagePositionPatient"):
-        predict(str(model), tmp_path / "study", tmp_path / "out", device="cpu")
+        predict(str(model), str(tmp_path / "study"), tmp_path / "out", device="cpu")
     written = {path.name for path in (tmp_path / "out" / "study").iterdir()}
     assert written == {"3_t2-tra.nii.gz", "4_adc-tra.dcm"}
     summary = json.loads((tmp_path / "out" / "predictions.json").read_text())
@@ -329,7 +329,7 @@ def test_volumes_are_in_ml_where_the_size_is_known_alone(tmp_path: Path, model: 
         (tmp_path / "images").mkdir(exist_ok=True)
         write_nifti(tmp_path / "images" / f"{name}.nii.gz", phantom((40, 36, 20))[0], matrix, sform=codes, qform=codes)
     with pytest.raises(UserError, match=r"unknown: the header does not state the size of a voxel"):
-        predict(str(model), tmp_path / "images", tmp_path / "out", device="cpu")
+        predict(str(model), str(tmp_path / "images"), tmp_path / "out", device="cpu")
     stated = DataOptions(voxel_size=(1.0, 1.0, 1.0))
-    done = predict(str(model), tmp_path / "images", tmp_path / "stated", device="cpu", opening=stated)
+    done = predict(str(model), str(tmp_path / "images"), tmp_path / "stated", device="cpu", opening=stated)
     assert [case.millilitres is not None for case in done.cases] == [True, True]

@@ -270,7 +270,7 @@ def test_how_volumes_are_stored_changes_no_byte_of_the_model_and_no_voxel_of_the
         split = tmp_path / f"{kind}.json"
         write_split(split, Split(labelled=("p0",), validation=("p1",), unlabelled=("p2",)), open_dataset(root))
         train(str(root), split, tmp_path / f"run-{kind}", **grouped(steps=6, run=QUIET, **SMALL))
-        predict(str(tmp_path / f"run-{kind}"), root / "imagesTr", tmp_path / f"masks-{kind}", device="cpu")
+        predict(str(tmp_path / f"run-{kind}"), str(root / "imagesTr"), tmp_path / f"masks-{kind}", device="cpu")
         masks = []
         for number in range(3):
             image, mask = (

@@ -82,8 +82,8 @@ def test_a_bundle_runs_alone_and_gives_the_same_masks(tmp_path: Path, model: Pat
     for name, (shape, matrix) in geometries.items():
         write_nifti(images / f"{name}.nii.gz", phantom(shape)[0], matrix)
     run_bundle(tmp_path / "bundle", images, tmp_path / "theirs")
-    predict(str(tmp_path / "bundle"), images, tmp_path / "from_bundle", device="cpu")
-    predict(str(model), images, tmp_path / "ours", device="cpu")
+    predict(str(tmp_path / "bundle"), str(images), tmp_path / "from_bundle", device="cpu")
+    predict(str(model), str(images), tmp_path / "ours", device="cpu")
     for name, (_, matrix) in geometries.items():
         ours, _ = read_label(tmp_path / "ours" / f"{name}.nii.gz", LABELS)
         same, _ = read_label(tmp_path / "from_bundle" / f"{name}.nii.gz", LABELS)

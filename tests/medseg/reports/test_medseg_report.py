@@ -158,7 +158,7 @@ def test_a_model_is_evaluated_on_the_test_patients_of_its_run(finished: Path, tm
     data = finished / "secret-place" / "data"
     done = evaluate(finished / "run", str(data), out=tmp_path / "out", name="mine", pictures=False)
     assert [(case.case, case.part) for case in done.evaluation.cases] == [("patient004_frame01", "test")]
-    predict(str(finished / "run"), data, tmp_path / "masks", split=finished / "split.json", pictures=True)
+    predict(str(finished / "run"), str(data), tmp_path / "masks", split=finished / "split.json", pictures=True)
     again = evaluate(tmp_path / "masks", str(data), split=finished / "split.json", name="mine", pictures=False)
     assert again.evaluation.cases[0].structures == done.evaluation.cases[0].structures
     assert (tmp_path / "out" / done.evaluation.cases[0].mask).read_bytes()[:2] == b"\x1f\x8b"

@@ -27,7 +27,9 @@ def test_silent_videos_train_and_test_without_their_sound(
         for number in range(6):
             write_video(f"set/{label}/{number}.mkv", numbered(12, seed=number), tone=None if number % 3 == 2 else tone)
     data = str(tmp_path / "set")
-    make_splits(data, tmp_path, fractions=(), per_class=(2,), draws=1, blocks=6, validation=0.0, test=0.34)
+    make_splits(
+        data, tmp_path, fractions=(), per_class=(2,), draws=1, blocks=6, validation_fraction=0.0, test_fraction=0.34
+    )
     split = tmp_path / "2each-draw0.json"
     train(
         data,

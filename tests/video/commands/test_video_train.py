@@ -62,7 +62,14 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
             rows.append(f"{path},{name}")
     (root / "clips.csv").write_text("\n".join(rows) + "\n")
     make_splits(
-        str(root / "clips.csv"), root, fractions=(), per_class=(1,), draws=1, blocks=6, validation=0.16, test=0.33
+        str(root / "clips.csv"),
+        root,
+        fractions=(),
+        per_class=(1,),
+        draws=1,
+        blocks=6,
+        validation_fraction=0.16,
+        test_fraction=0.33,
     )
     return root
 
@@ -234,7 +241,7 @@ def test_videos_are_known_by_their_content(videos: Path, tmp_path: Path, capsys:
     make_splits(str(folder), tmp_path / "s", fractions=(0.5,), draws=1, by="clip")
     run = settings(videos, data=str(tmp_path / "man/manifest.csv"), split=tmp_path / "s/50percent-draw0.json", steps=2)
     train(out=tmp_path / "run", **run)
-    make_splits(str(folder), tmp_path / "s2", fractions=(0.5,), draws=1, by="clip", seed=7, test=0.5)
+    make_splits(str(folder), tmp_path / "s2", fractions=(0.5,), draws=1, by="clip", seed=7, test_fraction=0.5)
     with pytest.raises(UserError, match="videos to test on were trained on"):
         evaluate(str(tmp_path / "run"), str(folder), split=tmp_path / "s2/50percent-draw0.json", device="cpu")
     with pytest.raises(UserError, match="videos to test on were trained on"):

@@ -84,7 +84,14 @@ def test_blocks_are_taken_from_the_end(ucf: Path, tmp_path: Path) -> None:
 def test_a_group_of_several_classes_goes_out_of_all(tmp_path: Path) -> None:
     rows = [f"{label}/{g}{c}.avi,{label},film{g}" for label in "ab" for g in range(4) for c in range(2)]
     (tmp_path / "x.csv").write_text("path,class,group\n" + "\n".join(rows) + "\n")
-    make_splits(str(tmp_path / "x.csv"), tmp_path / "out", fractions=(0.5,), draws=1, validation=0.0, test=0.25)
+    make_splits(
+        str(tmp_path / "x.csv"),
+        tmp_path / "out",
+        fractions=(0.5,),
+        draws=1,
+        validation_fraction=0.0,
+        test_fraction=0.25,
+    )
     split = read_split(tmp_path / "out/50percent-draw0.json")
     films = {key[2] for key, _ in split.test}
     assert not films & {key[2] for key in split.train}
@@ -96,7 +103,11 @@ def test_official_lists_decide(ucf: Path, tmp_path: Path) -> None:
     (tmp_path / "trainlist01.txt").write_text("".join(f"{key} 1\n" for key in keys if "_g00_" not in key))
     (tmp_path / "testlist01.txt").write_text("".join(f"{key}\n" for key in keys if "_g00_" in key))
     (tmp_path / "few.txt").write_text(f"{keys[4]}\n{keys[-1]}\n")
-    lists = {"train_list": tmp_path / "trainlist01.txt", "test_list": tmp_path / "testlist01.txt", "validation": 0.0}
+    lists = {
+        "train_list": tmp_path / "trainlist01.txt",
+        "test_list": tmp_path / "testlist01.txt",
+        "validation_fraction": 0.0,
+    }
     make_splits(str(ucf), tmp_path / "out", fractions=(0.2,), draws=1, **lists)
     split = read_split(tmp_path / "out/20percent-draw0.json")
     assert {key for key, _ in split.test} == {key for key in keys if "_g00_" in key}
@@ -158,7 +169,7 @@ def test_wrong_numbers_are_refused(ucf: Path, tmp_path: Path) -> None:
     for wrong, said in (
         ({"fractions": (0.0,)}, "fractions are"),
         ({"fractions": ()}, "nothing to choose"),
-        ({"validation": 0.6, "test": 0.5}, "together less than 1"),
+        ({"validation_fraction": 0.6, "test_fraction": 0.5}, "together less than 1"),
         ({"per_class": (50,)}, "expected at least 50"),
     ):
         with pytest.raises(UserError, match=said):
@@ -188,7 +199,7 @@ def test_videos_without_a_class_are_learned_from_and_nothing_else(where: str, tm
         "folder": lambda: pool(tmp_path, *(f"unlabelled/u{i}.mp4" for i in range(6))),
         "csv": lambda: listed_pool(tmp_path),
     }[where]()
-    told = make_splits(str(data), tmp_path / "s", fractions=(0.5,), draws=2, validation=0.2)
+    told = make_splits(str(data), tmp_path / "s", fractions=(0.5,), draws=2, validation_fraction=0.2)
     assert "6 of them without a class" in told
     for draw in range(2):
         split = read_split(tmp_path / f"s/50percent-draw{draw}.json")
@@ -207,7 +218,7 @@ def test_a_list_of_labelled_videos_leaves_the_others_without_labels(tmp_path: Pa
     (tmp_path / "lab.txt").write_text(
         "".join(f"{label}/{number}.mp4\n" for label in ("blue", "red") for number in (0, 7))
     )
-    make_splits(str(data), tmp_path / "s", labelled_list=tmp_path / "lab.txt", test=0.5, validation=0)
+    make_splits(str(data), tmp_path / "s", labelled_list=tmp_path / "lab.txt", test_fraction=0.5, validation_fraction=0)
     split = read_split(tmp_path / "s/listed.json")
     assert dict(split.labelled) == {"blue/0.mp4": "blue", "blue/7.mp4": "blue", "red/0.mp4": "red", "red/7.mp4": "red"}
     assert len(split.test) == 6

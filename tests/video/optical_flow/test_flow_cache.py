@@ -272,7 +272,16 @@ def test_training_and_testing_read_it(
     for number in range(1, 4):  # all different: a copy of a video that was trained on is refused as a test
         write_video(f"set/b/{number}.mkv", moving(seed=2 + number))
         write_video(f"set/a/{number + 1}.mkv", moving(seed=5 + number))
-    make_splits(str(folder), tmp_path, fractions=(), per_class=(1,), draws=1, by="clip", validation=0, test=0.3)
+    make_splits(
+        str(folder),
+        tmp_path,
+        fractions=(),
+        per_class=(1,),
+        draws=1,
+        by="clip",
+        validation_fraction=0,
+        test_fraction=0.3,
+    )
     split = tmp_path / "1each-draw0.json"
     same = {
         "split": split,

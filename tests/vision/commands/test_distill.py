@@ -43,7 +43,7 @@ SGD = OptimizerOptions(name="sgd", lr=0.2, warmup_epochs=0.0, weight_decay=0.0)
 @pytest.fixture(scope="module")
 def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("labels")
-    make_splits("digits", folder, fractions=(0.2,), draws=1, validation=0.1)
+    make_splits("digits", folder, fractions=(0.2,), draws=1, validation_fraction=0.1)
     return folder
 
 
@@ -83,7 +83,7 @@ def test_a_student_learns_what_its_teacher_says(teacher: Path, labels: Path, tmp
     """The whole chain: make-splits, pretrain, finetune, distill, evaluate."""
     run = tmp_path / "run"
     assert distill(
-        str(teacher), "digits", run, encoder=TINY, validation=str(labels / "validation.json"), epochs=8, batch_size=64,
+        str(teacher), "digits", run, encoder=TINY, validate_on=str(labels / "validation.json"), epochs=8, batch_size=64,
         optimizer=dataclasses.replace(SGD, lr=0.4), run=QUIET,
     ) == run / "model"  # fmt: skip
     records = metrics(run)

@@ -57,7 +57,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("labels")
-    make_splits("digits", folder, fractions=(0.1,), draws=1, validation=0.1)
+    make_splits("digits", folder, fractions=(0.1,), draws=1, validation_fraction=0.1)
     return folder
 
 
@@ -111,7 +111,7 @@ def test_everything_is_trained_from_the_pretrained_weights(pretrained: Path, lab
     run = tmp_path / "run"
     file = labels / "10percent-draw0.json"
     assert finetune(
-        str(pretrained), "digits", run, labels=file, validation=str(labels / "validation.json"), validate_every=2,
+        str(pretrained), "digits", run, labels=file, validate_on=str(labels / "validation.json"), validate_every=2,
         from_layer=1, epochs=4, batch_size=32, optimizer=FAST, run=QUIET,
     ) == run / "model"  # fmt: skip
     records = metrics(run)
@@ -173,7 +173,7 @@ def test_the_linear_layer_can_start_as_the_logistic_regression(
 
 def test_training_from_scratch_learns(tmp_path: Path, labels: Path) -> None:
     finetune(
-        "none", "digits", tmp_path / "run", validation=str(labels / "validation.json"), validate_every=6, epochs=6,
+        "none", "digits", tmp_path / "run", validate_on=str(labels / "validation.json"), validate_every=6, epochs=6,
         batch_size=64, image_size=8, encoder=TINY, optimizer=OptimizerOptions(name="sgd", lr=0.4, warmup_epochs=0),
         run=QUIET,
     )  # fmt: skip
@@ -226,7 +226,7 @@ def test_a_run_that_breaks_off_goes_on_in_the_same_bytes(
     def start(out: Path, *, resume: bool = False) -> Path:
         options = dataclasses.replace(QUIET, checkpoint_every=4, log_every=3, resume=resume)
         return finetune(
-            "none", "digits", out, labels=labels / "10percent-draw0.json", validation=str(labels / "validation.json"),
+            "none", "digits", out, labels=labels / "10percent-draw0.json", validate_on=str(labels / "validation.json"),
             validate_every=1, epochs=3, batch_size=32, image_size=8, encoder=TINY, run=options,
         )  # fmt: skip
 
@@ -244,7 +244,7 @@ def test_a_run_that_breaks_off_goes_on_in_the_same_bytes(
 @pytest.mark.slow
 def test_killed_runs_end_in_the_same_bytes(tmp_path: Path, labels: Path) -> None:
     def command(out: Path, *more: str) -> list[str]:
-        validation = ["--validation", str(labels / "validation.json")]
+        validation = ["--validate-on", str(labels / "validation.json")]
         return [*COMMAND, "none", "digits", str(out), *validation, *more]
 
     subprocess.run(command(tmp_path / "untouched"), check=True, capture_output=True)
@@ -285,7 +285,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 def test_the_command_runs_on_two_processes(tmp_path: Path, labels: Path) -> None:
     arguments = [
         *("finetune", "none", "digits", "--labels", str(labels / "10percent-draw0.json"), "--epochs", "2"),
-        *("--validation", str(labels / "validation.json"), "--batch_size", "500", "--image_size", "8"),
+        *("--validate-on", str(labels / "validation.json"), "--batch_size", "500", "--image_size", "8"),
         *("--log_every", "1", "--encoder.width", "0.125", "--device", "cpu", "--threads", "1", "--no-progress"),
     ]
     alone, together = run_alone_and_together(arguments, tmp_path)
@@ -350,7 +350,7 @@ def test_what_does_not_fit_the_model_is_refused(pretrained: Path, labels: Path, 
         labels / "10percent-draw0.json", open_images("digits"))[0])))  # fmt: skip
     with pytest.raises(UserError, match="of the images held out for validation"):
         finetune(
-            "none", "digits", tmp_path / "run", labels=labels / "10percent-draw0.json", validation=str(overlapping),
+            "none", "digits", tmp_path / "run", labels=labels / "10percent-draw0.json", validate_on=str(overlapping),
             run=QUIET,
         )  # fmt: skip
 
@@ -375,11 +375,11 @@ def test_a_validation_part_is_no_test_score(write, noise, tmp_path: Path, held_o
     data = write({f"photos/{place}": noise(number) for number, place in enumerate(places)}) / "photos"
     labels, validation = None, "val"
     if held_out == "file":
-        make_splits(str(data), tmp_path / "labels", fractions=(1.0,), draws=1, validation=0.4)
+        make_splits(str(data), tmp_path / "labels", fractions=(1.0,), draws=1, validation_fraction=0.4)
         labels, validation = tmp_path / "labels" / "100percent-draw0.json", str(tmp_path / "labels/validation.json")
     model = tmp_path / "run"
     settings = {"epochs": 1, "image_size": 8, "encoder": TINY, "optimizer": FAST, "run": QUIET, "validate_every": 1}
-    finetune("none", str(data), model, labels=labels, validation=validation, **settings)
+    finetune("none", str(data), model, labels=labels, validate_on=validation, **settings)
     if held_out == "file":
         score = evaluate(str(model), str(data), device="cpu").score
         assert (score.split, score.validation_share) == ("val", 0)

@@ -77,7 +77,7 @@ def test_files_are_not_overwritten_and_none_is_written_if_one_cannot_be(tmp_path
 
 
 def test_validation_images_are_nobody_s_labelled_images(tmp_path: Path) -> None:
-    make_splits("digits", tmp_path, fractions=(0.5, 1.0), draws=2, validation=0.2)
+    make_splits("digits", tmp_path, fractions=(0.5, 1.0), draws=2, validation_fraction=0.2)
     held_out = chosen(tmp_path, "validation.json")
     assert len(held_out) == int(0.2 * 1433)
     shares = torch.tensor(per_class(held_out)) / torch.bincount(open_images("digits").labels())
@@ -138,7 +138,7 @@ def test_shares(sizes: list[int], balance: str, data: st.DataObject) -> None:
         ({"fractions": (), "per_class": (0,)}, "at least 1; got 0"),
         ({"fractions": ()}, "nothing to choose"),
         ({"draws": 0}, "nothing to choose"),
-        ({"validation": 1.0}, "below 1; got 1"),
+        ({"validation_fraction": 1.0}, "below 1; got 1"),
         ({"fractions": (), "per_class": (200,)}, r"fewer images than 200-per-class-draw0.json .*: 0 \(142\)"),
     ],
 )

@@ -86,7 +86,7 @@ def test_features_are_the_source_s_through_every_command(name: str, size: int, t
     options = EncoderOptions(name=name, weights=file)
     loaded = load_encoder("none", device="cpu", image_size=size, encoder=options)  # knn, linear, transfer, embed
     started = open_start("none", encoder=options, from_layer=0, image_size=size).build(7).eval()  # finetune, distill
-    import_checkpoint(file, tmp_path / "imported", name=name, image_size=size)
+    import_checkpoint(file, tmp_path / "imported", architecture=name, image_size=size)
     imported = load_pretrained(str(tmp_path / "imported"))
     assert imported.image_size == size
     with torch.no_grad():

@@ -163,7 +163,7 @@ class Repaired:
             [
                 f"REPAIRED in the copy {self.out} ({several(done, 'change')}, {len(lines) - done} left; see {LOG}):",
                 *lines,
-                "look at them: ssl-medseg check on the copy, with --pictures FOLDER --picture-all true",
+                "look at them: ssl-medseg check on the copy, with --picture-folder FOLDER --picture-all true",
             ]
         )
 

@@ -22,7 +22,7 @@ def check(
     split: Path | None = None,
     preprocessing: PreprocessingOptions = PreprocessingOptions(),  # noqa: B008
     out: Path | None = None,
-    pictures: Path | None = None,
+    picture_folder: Path | None = None,
     picture_all: bool = False,
     most_pictures: int = 40,
     json: bool = False,
@@ -55,7 +55,7 @@ def check(
         split: Split file to check against the data set.
         preprocessing: Preprocessing settings that training will get, whose slices are to show the labels whole.
         out: JSON file for all findings.
-        pictures: Folder for a picture of every case with findings, as PNG.
+        picture_folder: Folder for a picture of every case with findings, as PNG.
         picture_all: Draw the other cases as well.
         most_pictures: Largest number of pictures.
         json: Print JSON instead of text.
@@ -91,11 +91,11 @@ def check(
         with Outputs([out], command="ssl-medseg check", inputs=read, overwrite=overwrite):
             out.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(out, f"{report.to_json()}\n".encode())
-    written = _draw(report, pictures, every=picture_all, most=most_pictures, overwrite=overwrite)
+    written = _draw(report, picture_folder, every=picture_all, most=most_pictures, overwrite=overwrite)
     proposed = None if propose_map is None else _propose(report, propose_map)
     print(report.to_json() if json else report.text())  # noqa: T201 - what the command is for
     if written and not json:
-        print(f"{len(written)} pictures in {pictures}")  # noqa: T201
+        print(f"{len(written)} pictures in {picture_folder}")  # noqa: T201
     if proposed is not None and not json:
         print(f"{propose_map}: put names in for {proposed}, then give it as --label-map")  # noqa: T201
     if repaired is not None:

@@ -116,7 +116,7 @@ def demo(
         cache=out / "prepared", run=options,
     )  # fmt: skip
     masks = out / "masks"
-    predict(str(joint), data, masks, split=split, pictures=True, device=device)
+    predict(str(joint), str(data), masks, split=split, pictures=True, device=device)
     after = evaluate(masks, str(data), split=split, out=out / "evaluation")
     return DemoResult(before, after, masks, report(out))
 

@@ -49,10 +49,10 @@ def make_splits(
     out: Path,
     *,
     opening: DataOptions = DataOptions(),  # noqa: B008 - frozen
-    labelled: tuple[int, ...] | None = None,
+    n_labelled: tuple[int, ...] | None = None,
     draws: int = 5,
-    validation: int = 2,
-    test: int = 0,
+    n_validation: int = 2,
+    n_test: int = 0,
     table: Path | None = None,
     table_test: tuple[str, ...] = ("test",),
     only: str | None = None,
@@ -75,10 +75,10 @@ def make_splits(
         data: Data set: its folder, its dataset.json or a CSV file.
         out: Folder of the split files. Files that are there already must have the same content.
         opening: How to open the data set.
-        labelled: Numbers of labelled patients; by default those of 1, 2 and 8 that the data allow.
+        n_labelled: Numbers of labelled patients; by default those of 1, 2 and 8 that the data allow.
         draws: Number of random choices of each number of patients.
-        validation: Number of patients for validation, the same for all draws.
-        test: Number of patients to draw for test.
+        n_validation: Number of patients for validation, the same for all draws.
+        n_test: Number of patients to draw for test.
         table: CSV file with the columns split and case or patient, which names patients for test.
         table_test: Words of its column split that mean test.
         only: Regular expression; only cases in whose names it is found are in any part.
@@ -115,7 +115,7 @@ def make_splits(
         remarks += [f"without the combinations {_some(dropped)}, which need them"] if dropped else []
         splits = combine(pool, there, test=held_out, unlabelled=unlabelled)
     else:
-        how = Draws(labelled, draws, validation, test, tuple(held_out), unlabelled, seed)
+        how = Draws(n_labelled, draws, n_validation, n_test, tuple(held_out), unlabelled, seed)
         splits = draw(pool, how)
     if not splits:
         raise UserError(f"{dataset.name}: every combination names somebody who is missing, of {_some(gone)}")

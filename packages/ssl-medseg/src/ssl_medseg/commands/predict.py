@@ -101,7 +101,7 @@ class PredictResult:
 
 def predict(
     model: str,
-    data: Path,
+    data: str,
     out: Path,
     *,
     split: Path | None = None,
@@ -161,7 +161,7 @@ def predict(
     """
     if batch_size < 1:
         raise UserError(f"predict needs batch_size >= 1, got {batch_size}")
-    found = find_images(data, opening=opening, split=split, part=part)
+    found = find_images(Path(data), opening=opening, split=split, part=part)
     folder, targets = _targets(found, out, mask_format)
     segmenter = load_segmenter(model, device=device)
     refinement = _refinement(segmenter, keep_largest=keep_largest, mirror=mirror)

@@ -31,7 +31,7 @@ def pretrain(
     global_volumes: int = 6,
     local_volumes: int = 3,
     crop: float = 100 / 192,
-    blocks: int = 3,
+    decoder_blocks: int = 3,
     temperature: float = 0.1,
     lr: float = 1e-3,
     network: NetworkOptions = NetworkOptions(),  # noqa: B008 - frozen
@@ -61,7 +61,7 @@ def pretrain(
         global_volumes: Volumes per step and process in the first stage, with one slice of each of their parts.
         local_volumes: Volumes per step and process in the second stage, with one slice of each of their parts.
         crop: Side of the random box that a view of the first stage shows, as a share of the side of the slice.
-        blocks: Number of decoder blocks in the second stage, 1 to 5.
+        decoder_blocks: Number of decoder blocks in the second stage, 1 to 5.
         temperature: Temperature of both losses.
         lr: Learning rate of Adam.
         network: Network; the paper's U-Net, since others have no decoder blocks to name.
@@ -91,7 +91,7 @@ def pretrain(
         torch.manual_seed(r.seed("weights"))
         trunk = UNet(width=network.width)
         encoder = GlobalNetwork(trunk, (height, width))
-        decoder = LocalNetwork(trunk, blocks=blocks)
+        decoder = LocalNetwork(trunk, blocks=decoder_blocks)
         for each in (encoder, decoder):
             settle_statistics(each, steps=max(1, min(filter(None, (global_steps, local_steps)))))
             each.to(memory_format=torch.channels_last)
@@ -132,6 +132,6 @@ def pretrain(
             pace.after(step)
         return save_trunk(
             r, trunk, options=network, preprocessing=seen.preprocessing,
-            details={"method": "pretrain", "losses": [global_loss, local_loss], "blocks": blocks, "steps": total,
-                     "cases": list(slices.names)},
+            details={"method": "pretrain", "losses": [global_loss, local_loss], "blocks": decoder_blocks,
+                     "steps": total, "cases": list(slices.names)},
         )  # fmt: skip

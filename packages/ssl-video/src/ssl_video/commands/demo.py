@@ -77,7 +77,17 @@ def demo(
         raise UserError(f"demo needs steps >= 1, got {steps}")
     videos = str(make_videos(out / "videos", per_class=PER_CLASS, seed=seed))
     split, run = out / _SPLIT, out / "run"
-    make_splits(videos, out, fractions=(), per_class=(LABELS,), draws=1, by="clip", validation=0.0, test=0.4, seed=seed)
+    make_splits(
+        videos,
+        out,
+        fractions=(),
+        per_class=(LABELS,),
+        draws=1,
+        by="clip",
+        validation_fraction=0.0,
+        test_fraction=0.4,
+        seed=seed,
+    )
     train(
         videos,
         run,

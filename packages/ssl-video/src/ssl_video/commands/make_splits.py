@@ -33,8 +33,8 @@ def make_splits(
     draws: int = 3,
     by: Literal["auto", "clip", "group", "block"] = "auto",
     blocks: int = 10,
-    validation: float = 0.1,
-    test: float = 0.2,
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.2,
     train_list: Path | None = None,
     test_list: Path | None = None,
     labelled_list: Path | None = None,
@@ -59,8 +59,8 @@ def make_splits(
             neighbours in the order of names. ``clip``: nothing; where recordings were cut into clips this leaks.
             ``auto``: group where all videos have one, else block.
         blocks: Number of blocks that a class is cut into.
-        validation: Fraction of every class kept to choose settings by; 0 for none.
-        test: Fraction of every class kept to the end; 0 for none. Not with `test_list`.
+        validation_fraction: Fraction of every class kept to choose settings by; 0 for none.
+        test_fraction: Fraction of every class kept to the end; 0 for none. Not with `test_list`.
         train_list: Official list of the videos to learn from: UCF-101's ``trainlist01.txt``, HMDB-51's folder of
             ``*_test_split1.txt`` (which holds the test list too), Kinetics' CSV, or names one a line.
         test_list: Official list of test videos.
@@ -70,7 +70,7 @@ def make_splits(
     Returns:
         What was written.
     """
-    _check(fractions, per_class, draws=draws, blocks=blocks, validation=validation, test=test)
+    _check(fractions, per_class, draws=draws, blocks=blocks, validation=validation_fraction, test=test_fraction)
     parts = _parts(open_videos(data), train_list, test_list, labelled_list)
     videos, notes = parts.videos, parts.notes
     if len(videos.classes) < 2:
@@ -86,7 +86,10 @@ def make_splits(
     classes = groups_by_class(pool, by=together, blocks=blocks)
     listed = {labelled.index(place) for place in parts.listed or ()}
     kept: dict[str, list[int]] = {}
-    for purpose, share, given in (("test", test, parts.test), ("validation", validation, parts.validation)):
+    for purpose, share, given in (
+        ("test", test_fraction, parts.test),
+        ("validation", validation_fraction, parts.validation),
+    ):
         kept[purpose] = given
         if share and not given and not (purpose == "test" and parts.is_official):
             classes, held = _held(classes, share, listed, by=together, seed=seed, purpose=purpose, notes=notes)
@@ -261,5 +264,6 @@ def _check(
         raise UserError("there is nothing to choose: expected fractions or numbers per class, draws >= 1, blocks >= 2")
     if not 0 <= validation < 1 or not 0 <= test < 1 or validation + test >= 1:
         raise UserError(
-            f"validation is {validation:g} and test {test:g}; expected shares of at least 0, together less than 1"
+            f"validation_fraction is {validation:g} and test_fraction {test:g}; expected at least 0, together less "
+            "than 1"
         )

@@ -39,7 +39,7 @@ def distill(
     labels: Path | None = None,
     alpha: float = 1.0,
     labelled_batch_size: int = 256,
-    validation: str | None = None,
+    validate_on: str | None = None,
     validate_every: int = 5,
     epochs: int = 400,
     batch_size: int = 256,
@@ -76,7 +76,7 @@ def distill(
         labels: Label file, with alpha below 1; by default all images of the part.
         alpha: Share of the distillation in the loss; 1: no labels.
         labelled_batch_size: Labelled images per step, over all processes, with alpha below 1.
-        validation: Images to score during training, held out of it, as for `finetune`.
+        validate_on: Images to score during training, held out of it, as for `finetune`.
         validate_every: Epochs between two scores.
         epochs: Number of passes over the images.
         batch_size: Images per step, over all processes.
@@ -99,7 +99,7 @@ def distill(
     size = image_size or found.image_size
     start = open_start(NONE if init == TEACHER else init, encoder=encoder, from_layer=from_layer, image_size=size)
     config |= {"encoder": start.described(encoder), "image_size": size}
-    scored, held_out = (None, None) if validation is None else validation_set(validation, data, images)
+    scored, held_out = (None, None) if validate_on is None else validation_set(validate_on, data, images)
     labelled = None if alpha == 1 else training_set(images, labels, held_out=held_out)
     for some in (scored, labelled):
         if some is not None:

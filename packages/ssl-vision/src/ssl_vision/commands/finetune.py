@@ -34,7 +34,7 @@ def finetune(
     *,
     labels: Path | None = None,
     part: str = "train",
-    validation: str | None = None,
+    validate_on: str | None = None,
     validate_every: int = 5,
     from_layer: int = 0,
     classifier_init: Literal["zero", "linear"] = "zero",
@@ -65,7 +65,7 @@ def finetune(
         labels: Label file, as `make-splits` writes, or a list of file names; by default every image of the part that is
             not held out for validation.
         part: Part of the data to train on.
-        validation: Images to score during training: a label file of images of `part` that `labels` does not list, or
+        validate_on: Images to score during training: a label file of images of `part` that `labels` does not list, or
             the name of another split, never the test split. The scores choose nothing.
         validate_every: Epochs between two scores.
         from_layer: Layers of the projection head to keep below the linear layer; 0: none. SimCLRv2 keeps 1.
@@ -96,7 +96,7 @@ def finetune(
         )
     start = open_start(init, encoder=encoder, from_layer=from_layer, image_size=image_size)
     images = open_images(data, split=part, channels=start.architecture.encoder.channels, read=read)
-    scored, held_out = (None, None) if validation is None else validation_set(validation, data, images)
+    scored, held_out = (None, None) if validate_on is None else validation_set(validate_on, data, images)
     training = training_set(images, labels, held_out=held_out)
     require_two_classes(training)
     targets = training.labels()

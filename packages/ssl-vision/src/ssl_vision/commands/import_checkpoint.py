@@ -25,7 +25,7 @@ def import_checkpoint(
     source: Path,
     out: Path,
     *,
-    name: str = "",
+    architecture: str = "",
     prefix: str = "",
     stem: Stem | Literal["auto"] = "auto",
     normalize: Normalization | Literal["auto"] = "auto",
@@ -43,8 +43,8 @@ def import_checkpoint(
     Args:
         source: Checkpoint: a file; for TensorFlow its name without ending, or its folder.
         out: Folder to write, new or empty.
-        name: Architecture, where it is not to be found out: ``timm:NAME`` or ``torchvision:NAME``, such as a ResNet-D,
-            a vision transformer, ConvNeXt or EfficientNet.
+        architecture: Architecture that the names do not show: ``timm:NAME`` or ``torchvision:NAME``, such as a
+            ResNet-D, a vision transformer, ConvNeXt or EfficientNet.
         prefix: Prefix of the network's names, where the checkpoint holds several: ``ema_model/`` for the moving average
             of a TensorFlow 1 checkpoint, ``encoder_k`` for MoCo's second encoder.
         stem: Stem of a network whose first convolution is 3x3; the weights do not show how it pads.
@@ -61,8 +61,8 @@ def import_checkpoint(
     source, out = Path(source), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there and not an empty folder; choose another --out")
-    if name:
-        return _import_named(source, out, name, normalize=normalize, image_size=image_size)
+    if architecture:
+        return _import_named(source, out, architecture, normalize=normalize, image_size=image_size)
     if is_bundle(source):
         if stem != "auto" or normalize != "auto":
             raise UserError(f"{source}: --stem and --normalize are for PyTorch's checkpoints; this one is TensorFlow's")

@@ -46,7 +46,7 @@ def make_splits(
     per_class: tuple[int, ...] = (),
     draws: int = 3,
     balance: Balance = "equal",
-    validation: float = 0.0,
+    validation_fraction: float = 0.0,
     seed: int = 0,
 ) -> SplitsWritten:
     """Choose the images whose labels may be seen, and write label files that list them.
@@ -65,23 +65,24 @@ def make_splits(
         draws: Number of independent choices.
         balance: ``equal``: as many of every class, to within one, as in the papers; ``proportional``: by the size of
             the classes.
-        validation: Share of the images to hold out for choosing settings, proportional by class, in validation.json. It
-            is the same for all draws and shares no image with them; fractions are then of the other images.
+        validation_fraction: Fraction of the images to hold out for choosing settings, proportional by class, in
+            validation.json. It is the same for all draws and shares no image with them; `fractions` are then of the
+            other images.
         seed: Seed of the choices.
 
     Returns:
         The files and what they list.
     """
-    _check(fractions, per_class, draws=draws, validation=validation)
+    _check(fractions, per_class, draws=draws, validation=validation_fraction)
     images = open_images(data, split=part)
     files = _Files(data, part, images, out)
     groups = shuffled_by_class(images.labels(), images.classes, seed=derive(seed, "validation"))
     held_out: set[int] = set()
-    if validation:
+    if validation_fraction:
         sizes = {name: len(members) for name, members in groups.items()}
-        total = max(len(sizes), images_for(validation, len(images)))
+        total = max(len(sizes), images_for(validation_fraction, len(images)))
         counts = share_out(total, sizes, balance="proportional", at_least={}, seed=derive(seed, "validation"))
-        held_out = files.add(VALIDATION, groups, counts, {"fraction": validation, "seed": seed})
+        held_out = files.add(VALIDATION, groups, counts, {"fraction": validation_fraction, "seed": seed})
     for draw in range(draws):
         draw_seed = derive(seed, "draw", draw)
         groups = shuffled_by_class(images.labels(), images.classes, seed=draw_seed)
@@ -145,6 +146,6 @@ def _check(fractions: tuple[float, ...], per_class: tuple[int, ...], *, draws: i
     if few:
         raise UserError(f"per_class are numbers of images, at least 1; got {', '.join(few)}")
     if not 0 <= validation < 1:
-        raise UserError(f"validation is a share of the images, at least 0 and below 1; got {validation:g}")
+        raise UserError(f"validation_fraction is a share of the images, at least 0 and below 1; got {validation:g}")
     if draws < 1 or not (fractions or per_class):
         raise UserError("there is nothing to choose: expected draws >= 1 and some fractions or numbers per class")

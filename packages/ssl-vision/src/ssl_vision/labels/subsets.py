@@ -30,7 +30,7 @@ def training_set(images: ImageSet, labels: Path | None, *, held_out: Tensor | No
     if len(shared):
         raise UserError(
             f"{labels}: lists {len(shared)} of the images held out for validation ({images.key(int(shared[0]))}); "
-            "the two must not overlap. `ssl-vision make-splits --validation` writes files that do not"
+            "the two must not overlap. `ssl-vision make-splits --validation-fraction` writes files that do not"
         )
     return Subset(images, chosen.tolist())
 
@@ -62,7 +62,8 @@ def validation_set(validation: str, data: str, images: ImageSet) -> tuple[ImageS
     if shared:
         raise UserError(
             f"{data}: {len(shared)} images of split {validation!r} are trained on as well ({min(shared)}); the two "
-            "must not overlap. Name another split, or hold images out with `ssl-vision make-splits --validation`"
+            "must not overlap. Name another split, or hold images out with "
+            "`ssl-vision make-splits --validation-fraction`"
         )
     return found, None
 

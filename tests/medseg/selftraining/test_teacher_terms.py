@@ -13,9 +13,9 @@ from contrastive_core.errors import UserError
 from contrastive_core.training import Run, RunOptions
 from ssl_medseg.losses.segmentation import dice_cross_entropy
 from ssl_medseg.selftraining.options import ConsistencyOptions
-from ssl_medseg.selftraining.terms import ConsistencyTerm, CopyPasteTerm, boxes
+from ssl_medseg.selftraining.terms import ConsistencyTerm, CopyPasteTerm, TeacherBatches, boxes
 from ssl_medseg.training.augment import AugmentOptions
-from ssl_medseg.training.slices import SegmentationBatches, stack_slices
+from ssl_medseg.training.slices import SegmentationBatches, SliceSet, stack_slices
 from tests.medseg.toy_cases import toy_case
 
 STILL = AugmentOptions(affine=False, elastic=0, intensity=False)
@@ -42,6 +42,12 @@ def run(tmp_path: Path) -> Run:
         yield r
 
 
+def pseudo_labelled(run: Run, slices: SliceSet, *, batch_size: int, confidence: float) -> TeacherBatches:
+    return TeacherBatches(
+        run, slices, ByBrightness(), classes=CLASSES, batch_size=batch_size, augment=STILL, confidence=confidence
+    )
+
+
 def test_boxes_lie_inside_with_the_sides_asked_for() -> None:
     generator = torch.Generator().manual_seed(0)
     sides, places = torch.rand(50, 2, generator=generator), torch.rand(50, 2, generator=generator)
@@ -56,10 +62,9 @@ def test_boxes_lie_inside_with_the_sides_asked_for() -> None:
 
 def test_consistency_mixes_images_classes_and_certainty_alike(run: Run) -> None:
     slices = stack_slices([toy_case("u", labelled=False), toy_case("v", seed=1, labelled=False)])
-    term = ConsistencyTerm(
-        run, slices, ByBrightness(), classes=CLASSES, batch_size=8, augment=STILL, criterion=dice_cross_entropy,
-        steps=100, options=ConsistencyOptions(cutmix=1.0, ramp=0.5),
-    )  # fmt: skip
+    options = ConsistencyOptions(cutmix=1.0, ramp=0.5)
+    pseudo = pseudo_labelled(run, slices, batch_size=8, confidence=options.confidence)
+    term = ConsistencyTerm(run, pseudo, criterion=dice_cross_entropy, steps=100, options=options)
     images = term.images(3)
     expected = (images[:, 0] > 0.2).long() + (images[:, 0] > 0.6)
     assert torch.equal(term.labels, expected), "what is pasted takes its label along"
@@ -83,10 +88,9 @@ def test_copy_paste_puts_labels_and_pseudo_labels_where_their_pixels_are(run: Ru
     batches = SegmentationBatches(
         run, labelled, classes=CLASSES, pool=torch.arange(len(labelled)), batch_size=4, augment=STILL, purpose="pasted"
     )
-    term = CopyPasteTerm(
-        run, batches, slices, ByBrightness(), classes=CLASSES, batch_size=8, augment=STILL,
-        criterion=dice_cross_entropy, steps=100, options=ConsistencyOptions(ramp=0.5),
-    )  # fmt: skip
+    options = ConsistencyOptions(ramp=0.5)
+    pseudo = pseudo_labelled(run, slices, batch_size=4, confidence=options.confidence)
+    term = CopyPasteTerm(run, batches, pseudo, criterion=dice_cross_entropy, steps=100, options=options)
     images = term.images(50)
     known = batches.at(50)
     assert images.shape == (8, 1, 32, 32)

@@ -137,17 +137,17 @@ class MeanTeacherTerm:
         return ramp_up(step, self._ramp) * apart
 
 
-class _Teacher:
-    """Unlabelled slices of every step, moved, with the pseudo-labels of an averaged network on them.
+class TeacherBatches:
+    """Unlabelled slices of every step, augmented, with the pseudo-labels of an averaged network.
 
     Args:
-        run: gives seed, device and processes.
-        slices: unlabelled.
-        teacher: the averaged network.
-        classes: C, the background included.
-        batch_size: slices per step, over all processes.
-        augment: of the slices; the teacher sees them moved, the student with other grey values too.
-        confidence: pixels that are less probable are not used.
+        run: Provides seed, device and processes.
+        slices: Unlabelled slices.
+        teacher: The averaged network.
+        classes: Number of classes C, the background included.
+        batch_size: Slices per step, over all processes.
+        augment: Augmentation; the teacher sees the moved slices, the student also other grey values.
+        confidence: Probability below which a pixel is not used.
     """
 
     def __init__(
@@ -161,8 +161,9 @@ class _Teacher:
         augment: AugmentOptions,
         confidence: float,
     ) -> None:
+        self.classes = classes
         self._run, self._teacher, self._augment, self._confidence = run, teacher, augment, confidence
-        self._images, self._classes = slices.images.to(run.device), classes
+        self._images = slices.images.to(run.device)
         self._draws = SliceDraws(
             torch.arange(len(slices)), batch_size=batch_size, seed=run.seed("unlabelled"), rank=run.rank,
             world_size=run.world_size,
@@ -196,39 +197,21 @@ class ConsistencyTerm:
     which share a batch evenly compute the same.
 
     Args:
-        run: gives seed, device and processes.
-        slices: unlabelled.
-        teacher: the averaged network.
-        classes: C, the background included.
-        batch_size: slices per step, over all processes.
-        augment: of the slices.
-        criterion: of logits, class shares and weights [n, H, W] of the pixels.
-        steps: of the run.
-        options: confidence, CutMix, weight and ramp.
+        run: Provides the seed.
+        batches: Slices of the student with the pseudo-labels of the teacher.
+        criterion: Loss of logits, class shares and weights [n, H, W] of the pixels.
+        steps: Steps of the run.
+        options: CutMix, weight and ramp.
 
     References: Sohn et al. 2020, "FixMatch"; Yang et al. 2023, "Revisiting weak-to-strong consistency in
     semi-supervised semantic segmentation" (UniMatch); Yun et al. 2019, "CutMix".
     """
 
     def __init__(
-        self,
-        run: Run,
-        slices: SliceSet,
-        teacher: nn.Module,
-        *,
-        classes: int,
-        batch_size: int,
-        augment: AugmentOptions,
-        criterion: Criterion,
-        steps: int,
-        options: ConsistencyOptions,
+        self, run: Run, batches: TeacherBatches, *, criterion: Criterion, steps: int, options: ConsistencyOptions
     ) -> None:
-        self.weight, self._options, self._classes, self._criterion = options.weight, options, classes, criterion
+        self.weight, self._options, self._criterion, self._teacher = options.weight, options, criterion, batches
         self._ramp = options.ramp * steps
-        self._teacher = _Teacher(
-            run, slices, teacher, classes=classes, batch_size=batch_size, augment=augment,
-            confidence=options.confidence,
-        )  # fmt: skip
         self._seed = run.seed("cutmix")
         self.labels = self._used = torch.empty(0)
 
@@ -264,16 +247,12 @@ class CopyPasteTerm:
     ones half of `options.weight`, ramped up.
 
     Args:
-        run: gives seed, device and processes.
-        labelled: labelled slices, half as many per step as `batch_size`.
-        slices: unlabelled.
-        teacher: the averaged network.
-        classes: C, the background included.
-        batch_size: mixed slices per step, over all processes; even.
-        augment: of the unlabelled slices.
-        criterion: of logits, class shares and weights [n, H, W] of the pixels.
-        steps: of the run.
-        options: confidence, box, weight and ramp.
+        run: Provides the seed.
+        labelled: Labelled slices, as many per step as `batches` has.
+        batches: Unlabelled slices with the pseudo-labels of the teacher, half as many as there are mixed ones.
+        criterion: Loss of logits, class shares and weights [n, H, W] of the pixels.
+        steps: Steps of the run.
+        options: Box, weight and ramp.
 
     Reference: Bai et al. 2023, "Bidirectional copy-paste for semi-supervised medical image segmentation".
     """
@@ -284,22 +263,14 @@ class CopyPasteTerm:
         self,
         run: Run,
         labelled: SegmentationBatches,
-        slices: SliceSet,
-        teacher: nn.Module,
+        batches: TeacherBatches,
         *,
-        classes: int,
-        batch_size: int,
-        augment: AugmentOptions,
         criterion: Criterion,
         steps: int,
         options: ConsistencyOptions,
     ) -> None:
-        self._labelled, self._options, self._classes, self._criterion = labelled, options, classes, criterion
+        self._labelled, self._teacher, self._options, self._criterion = labelled, batches, options, criterion
         self._ramp = options.ramp * steps
-        self._teacher = _Teacher(
-            run, slices, teacher, classes=classes, batch_size=batch_size // 2, augment=augment,
-            confidence=options.confidence,
-        )  # fmt: skip
         self._seed = run.seed("copy-paste")
         self._shares = self._weights = torch.empty(0)
 
@@ -311,7 +282,7 @@ class CopyPasteTerm:
         draws = uniform(derive(self._seed, step), ids.to(images.device), 2)
         sides = torch.full_like(draws, self._options.box)
         box = boxes(images.shape[-2:], sides, draws)[:, None]
-        pseudo = F.one_hot(classes, self._classes).movedim(-1, 1).to(known.shares.dtype)
+        pseudo = F.one_hot(classes, self._teacher.classes).movedim(-1, 1).to(known.shares.dtype)
         sure = used * (0.5 * self._options.weight * ramp_up(step, self._ramp))
         self._shares = torch.cat([torch.where(box, pseudo, known.shares), torch.where(box, known.shares, pseudo)])
         ones = torch.ones_like(sure)

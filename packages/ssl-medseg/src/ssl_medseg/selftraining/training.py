@@ -18,7 +18,14 @@ from ssl_medseg.selftraining.contrast import BatchContrast, ContrastTerm
 from ssl_medseg.selftraining.options import SelfTrainingOptions
 from ssl_medseg.selftraining.rounds import Pool, score_withheld_labels
 from ssl_medseg.selftraining.student import Scoring, Student
-from ssl_medseg.selftraining.terms import ConsistencyTerm, CopyPasteTerm, MeanTeacherTerm, PseudoTerm, Term
+from ssl_medseg.selftraining.terms import (
+    ConsistencyTerm,
+    CopyPasteTerm,
+    MeanTeacherTerm,
+    PseudoTerm,
+    TeacherBatches,
+    Term,
+)
 from ssl_medseg.training.augment import AugmentOptions
 from ssl_medseg.training.data import TrainingData, keep_identity, open_training_data
 from ssl_medseg.training.optim import Pace
@@ -133,6 +140,12 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
                 refinement=refinement, folder=folder,
             )  # fmt: skip
 
+        def pseudo_labelled(batch_size: int) -> TeacherBatches:
+            return TeacherBatches(
+                r, pool.slices, student.kept, classes=classes, batch_size=batch_size, augment=how.unlabelled_augment,
+                confidence=how.consistency.confidence,
+            )  # fmt: skip
+
         def new_terms() -> dict[str, Term]:
             """What unlabelled slices add to the loss; of `rounds` anew in every round, with its pseudo-labels."""
             terms: dict[str, Term] = {}
@@ -146,14 +159,12 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
                 r.say(str(terms["contrast"]))
             if how.method == "consistency":
                 terms["consistency"] = ConsistencyTerm(
-                    r, pool.slices, student.kept, classes=classes, batch_size=unlabelled,
-                    augment=how.unlabelled_augment, criterion=criterion, steps=total, options=how.consistency,
-                )  # fmt: skip
+                    r, pseudo_labelled(unlabelled), criterion=criterion, steps=total, options=how.consistency
+                )
             if how.method == "copy-paste":
                 terms["copy-paste"] = CopyPasteTerm(
-                    r, labelled("pasted", unlabelled // 2), pool.slices, student.kept, classes=classes,
-                    batch_size=unlabelled, augment=how.unlabelled_augment, criterion=criterion, steps=total,
-                    options=how.consistency,
+                    r, labelled("pasted", unlabelled // 2), pseudo_labelled(unlabelled // 2), criterion=criterion,
+                    steps=total, options=how.consistency,
                 )  # fmt: skip
             if how.method == "mean-teacher":
                 terms["mean-teacher"] = MeanTeacherTerm(

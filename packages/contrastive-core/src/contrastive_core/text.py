@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 def several(number: int, noun: str, plural: str = "") -> str:
     """A number with its noun: ``1 file``, ``2,500 files``.
@@ -32,3 +34,13 @@ def size(number: float) -> str:
             return f"{number:.3g} {unit}"
         number /= 1000
     return f"{number:,.0f} TB"
+
+
+def some_of(names: Iterable[object], most: int = 5) -> str:
+    """The first names of many: ``a, b, c, d, e and 3 more``.
+
+    >>> some_of(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    found = list(map(str, names))
+    return ", ".join(found[:most]) + (f" and {len(found) - most:,} more" if len(found) > most else "")

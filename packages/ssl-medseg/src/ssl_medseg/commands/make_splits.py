@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 from contrastive_core.errors import UserError
+from contrastive_core.text import some_of
 from ssl_medseg.datasets import Case, DataOptions, DataSet, Split, open_with, write_split
 from ssl_medseg.datasets.draw_splits import Combination, Draws, Pool, absent, combine, draw
 from ssl_medseg.datasets.splits import Fingerprint, fingerprint
 from ssl_medseg.io import read_grid
 from ssl_medseg.io.tables import read_table
 from ssl_medseg.preprocessing.geometry import display_axis
-
-_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -103,22 +102,22 @@ def make_splits(
     gone = absent(pool, [*held_out, *unlabelled_patients, *named])
     if gone and missing == "error":
         raise UserError(
-            f"{dataset.name}: has no cases of {_some(gone)}; its patients are {_some(list(pool.cases))}. Correct the "
+            f"{dataset.name}: has no cases of {some_of(gone)}; its patients are {some_of(pool.cases)}. Correct the "
             "names, or give --missing leave_out to do without them"
         )
-    remarks = [f"without {_some(gone)}, who are not in {dataset.name}"] if gone else []
+    remarks = [f"without {some_of(gone)}, who are not in {dataset.name}"] if gone else []
     held_out = list(dict.fromkeys(patient for patient in held_out if patient not in gone))
     there = {k: c for k, c in (combinations or {}).items() if not {*c.labelled, *c.validation} & set(gone)}
     unlabelled = tuple(patient for patient in unlabelled_patients if patient not in gone)
     if combinations:
         dropped = [name for name in combinations if name not in there]
-        remarks += [f"without the combinations {_some(dropped)}, which need them"] if dropped else []
+        remarks += [f"without the combinations {some_of(dropped)}, which need them"] if dropped else []
         splits = combine(pool, there, test=held_out, unlabelled=unlabelled)
     else:
         how = Draws(n_labelled, draws, n_validation, n_test, tuple(held_out), unlabelled, seed)
         splits = draw(pool, how)
     if not splits:
-        raise UserError(f"{dataset.name}: every combination names somebody who is missing, of {_some(gone)}")
+        raise UserError(f"{dataset.name}: every combination names somebody who is missing, of {some_of(gone)}")
     remarks += dataset.notes
     if not any(split.test for split in splits.values()):
         remarks.append("no case is for test: nothing is left to evaluate on that training has not seen")
@@ -177,7 +176,3 @@ def _write(dataset: DataSet, splits: Mapping[Path, Split], remarks: list[str], *
             counts[file][part] = (patients, len(cases), sum(slices[name] for name in names))
         write_split(file, split, dataset, files=files if hashes else None)
     return SplitsWritten(splits, counts, tuple(remarks))
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -8,7 +8,7 @@ from typing import Any
 
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, permutation
-from contrastive_core.text import several
+from contrastive_core.text import several, some_of
 from ssl_medseg.datasets.dataset import Case, DataSet
 from ssl_medseg.datasets.splits import Split
 
@@ -41,20 +41,20 @@ def split_by_labels(
     full = [p for p in known if all(dataset.case(name).label is not None for name in dataset.patients[p])]
     for patient in (*labelled, *validation):
         if patient not in known:
-            raise UserError(f"{dataset.name}: no patient {patient!r} outside its test part; it has {_some(known)}")
+            raise UserError(f"{dataset.name}: no patient {patient!r} outside its test part; it has {some_of(known)}")
     chosen = list(labelled or [p for p in full if p not in validation])
-    reasons = [f"labelled: {_some(chosen)}" + ("" if labelled else ", the patients whose volumes all have labels")]
+    reasons = [f"labelled: {some_of(chosen)}" + ("" if labelled else ", the patients whose volumes all have labels")]
     held = list(validation)
     if not held and not labelled and len(chosen) >= _FROM:
         held = chosen[-(len(chosen) // _FROM) :]
         chosen = chosen[: -len(held)]
-        reasons = [f"labelled: {_some(chosen)}, the patients whose volumes all have labels but those for validation"]
+        reasons = [f"labelled: {some_of(chosen)}, the patients whose volumes all have labels but those for validation"]
     if not chosen:
         raise UserError(
             f"{dataset.name}: no patient has labels for all volumes, so there is nothing to learn from; label one"
         )
     reasons.append(
-        f"validation: {_some(held)}, which choose the best step"
+        f"validation: {some_of(held)}, which choose the best step"
         if held
         else f"validation: none, for {len(chosen)} labelled patient(s) are too few to give one away; the last step is "
         "kept"
@@ -71,10 +71,6 @@ def split_by_labels(
         return tuple(name for patient in patients for name in dataset.patients[patient])
 
     return Split(names(chosen), names(held), names(sorted(test)), names(rest)), reasons
-
-
-def _some(patients: Sequence[str]) -> str:
-    return ", ".join(patients[:6]) + (f" and {len(patients) - 6} more" if len(patients) > 6 else "")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from contrastive_core.text import several
+from contrastive_core.text import several, some_of
 from ssl_medseg.evaluation.results import Evaluation
 from ssl_medseg.evaluation.summary import Statistic, Summary
 
@@ -78,7 +78,7 @@ def warnings(evaluation: Evaluation, summary: Summary) -> Iterator[str]:
     if evaluation.missing:
         yield (
             f"Without a predicted mask, and in no number here: {several(len(evaluation.missing), 'case')} with a truth "
-            f"({_some(evaluation.missing)})."
+            f"({some_of(evaluation.missing)})."
         )
     if summary.left_out:
         yield (
@@ -119,7 +119,3 @@ def _unfound(evaluation: Evaluation, summary: Summary) -> Iterator[str]:
         apart = sum(score.found == "both" and (score.dice or 0) < _APART for score in evaluation.of(name))
         if apart:
             yield f"{name}: drawn in another place (Dice below {_APART:g}) in {apart} of {summary.cases} cases."
-
-
-def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 import ssl_medseg
 from contrastive_core.errors import UserError
+from contrastive_core.text import some_of
 from contrastive_core.training import files
 from ssl_medseg.io.file_types import DICOM_ENDINGS
 from ssl_medseg.io.label_map import LabelMap
@@ -122,7 +123,7 @@ def series_images(path: Path, *, series: str | None = None, pixels: bool = True)
     found = [image for image in _images(path, pixels=pixels, notes=notes) if series in (None, image.series)]
     localizers = [image for image in found if "LOCALIZER" in map(str.upper, image.dataset.get("ImageType", None) or ())]
     if localizers and len(localizers) < len(found):
-        notes.append(f"left out: {len(localizers)} localizer images ({_some(localizers)})")
+        notes.append(f"left out: {len(localizers)} localizer images ({some_of(image.name for image in localizers)})")
         found = [image for image in found if image not in localizers]
     if not found:
         raise UserError(f"{path}: holds no DICOM images; expected the folder of one series")
@@ -190,8 +191,9 @@ def _stack(images: Sequence[SeriesImage], path: Path) -> tuple[list[SeriesImage]
     odd = [image for image, o in zip(images, orientation, strict=True) if np.abs(o - usual).max() > _PARALLEL]
     if odd:
         raise UserError(
-            f"{path}: {len(odd)} of {len(images)} images lie in another plane than the others ({_some(odd)}); expected "
-            "parallel slices. Move them (a localizer?) to a folder of their own"
+            f"{path}: {len(odd)} of {len(images)} images lie in another plane than the others "
+            f"({some_of(image.name for image in odd)}); expected parallel slices. Move them (a localizer?) "
+            "to a folder of their own"
         )
     _check_sizes(images, path)
     rows, columns = usual[:3], usual[3:]  # directions along a row, and down a column
@@ -231,7 +233,7 @@ def _check_sizes(images: Sequence[SeriesImage], path: Path) -> None:
         if odd:
             found, expected = (" x ".join(f"{n:g}" for n in numbers) for numbers in (odd[0][1], usual))
             raise UserError(
-                f"{path}: {name} is {found} in {_some([image for image, _ in odd])} and {expected} in the others; "
+                f"{path}: {name} is {found} in {some_of(image.name for image, _ in odd)} and {expected} in the others; "
                 "expected the same in all. Move images of another series to a folder of their own"
             )
 
@@ -278,8 +280,9 @@ def _check_positions(
     if off.max() > _JITTER * step:
         uneven = [images[i] for i in np.argsort(-off) if off[i] > _JITTER * step]
         raise UserError(
-            f"{path}: the distances between its slices are uneven, by up to {off.max():.3g} mm ({_some(uneven)}); "
-            "expected equal distances. Export the series again, or split it"
+            f"{path}: the distances between its slices are uneven, by up to {off.max():.3g} mm "
+            f"({some_of(image.name for image in uneven)}); expected equal distances. Export the series again, or "
+            "split it"
         )
     if off.max() > _SAID_JITTER * step:
         return step, [f"positions of slices that are off by up to {off.max():.2g} mm were evened"]
@@ -316,11 +319,6 @@ def _check_decoder(image: SeriesImage, path: Path) -> None:
         needed = next((packages for part, packages in _DECODERS.items() if part in syntax.name), "")
         remedy = f"install a decoder: pip install {needed}" if needed else "export the series uncompressed"
         raise UserError(f"{path}: the pixels of {image.name} are compressed as {syntax.name}; {remedy}")
-
-
-def _some(images: Sequence[SeriesImage]) -> str:
-    more = f" and {len(images) - _SHOWN} more" if len(images) > _SHOWN else ""
-    return ", ".join(image.name for image in images[:_SHOWN]) + more
 
 
 def missing_for_seg(image: ImageFile) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
+from contrastive_core.text import some_of
 from ssl_medseg.datasets.dataset import Case, DataSet
 from ssl_medseg.io import Grid, read_grid, read_label
 from ssl_medseg.preprocessing.geometry import axis_directions, axis_letters, slice_geometry, thick_axis
@@ -26,7 +27,6 @@ _SLIGHTLY_THICK = 1.05
 _SNAP = np.cos(np.deg2rad(30))
 """Slices tilted by less than this are turned to the patient's axes; others have a frame of their own."""
 _ONE_PLANE = np.cos(np.deg2rad(45))
-_NAMED = 5
 
 SliceAxis = Literal["auto", "axial", "coronal", "sagittal", "0", "1", "2"]
 
@@ -189,7 +189,7 @@ def choose_slicing(grids: Mapping[str, Grid], options: PreprocessingOptions) -> 
     lost = [name for name in grids if name not in placed]
     if lost:
         raise UserError(
-            f"the patient's sides are known in {len(placed)} volumes and unknown in {len(lost)} ({_some(lost)}: form "
+            f"the patient's sides are known in {len(placed)} volumes and unknown in {len(lost)} ({some_of(lost)}: form "
             "codes of 0, or an identity matrix without a unit), so that they cannot be turned alike; leave those out, "
             "or take all as they are stored with --orientation stored"
         )
@@ -228,7 +228,7 @@ def _as_stored(grids: Mapping[str, Grid], options: PreprocessingOptions, *, said
     if len(votes) > 1:
         raise UserError(
             "volumes were acquired in slices along different axes of their files ("
-            + "; ".join(f"axis {axis}: {len(names)}, {_some(names)}" for axis, names in sorted(votes.items()))
+            + "; ".join(f"axis {axis}: {len(names)}, {some_of(names)}" for axis, names in sorted(votes.items()))
             + "); expected one. Say which by --slice-axis 0, 1 or 2, or leave the others out"
         )
     if votes:
@@ -254,8 +254,8 @@ def _normal(grids: Mapping[str, Grid], options: PreprocessingOptions) -> tuple[N
         others = [name for name, v in along.items() if abs(v @ normal) < _ONE_PLANE]
         if others:
             raise UserError(
-                f"axis {options.slice_axis} runs in another direction in {len(others)} volumes ({_some(others)}) than "
-                "in the others; name the plane of the slices: --slice-axis axial, coronal or sagittal"
+                f"axis {options.slice_axis} runs in another direction in {len(others)} volumes ({some_of(others)}) "
+                "than in the others; name the plane of the slices: --slice-axis axial, coronal or sagittal"
             )
         return normal, f"{plane_of(normal)} slices, along axis {options.slice_axis} of the files, as given"
     thick = _thick(grids, 1.5)
@@ -270,7 +270,7 @@ def _normal(grids: Mapping[str, Grid], options: PreprocessingOptions) -> tuple[N
                 groups[plane_of(v).removeprefix("oblique ")].append(name)
             raise UserError(
                 "volumes were acquired in slices of different planes ("
-                + "; ".join(f"{plane}: {len(names)}, {_some(names)}" for plane, names in groups.items())
+                + "; ".join(f"{plane}: {len(names)}, {some_of(names)}" for plane, names in groups.items())
                 + "); expected one plane for all. Say which by --slice-axis axial, coronal or sagittal, or leave the "
                 "others out"
             )
@@ -350,7 +350,7 @@ def check_sizes(grids: Mapping[str, Grid], options: PreprocessingOptions) -> boo
     if unknown and len(unknown) < len(grids) and not options.fit:
         raise UserError(
             f"the size of a voxel is known in {len(grids) - len(unknown)} volumes and unknown in {len(unknown)} "
-            f"({_some(unknown)}: form codes of 0, or an identity matrix without a unit); state it with --voxel-size "
+            f"({some_of(unknown)}: form codes of 0, or an identity matrix without a unit); state it with --voxel-size "
             "X,Y,Z in mm, or leave those out"
         )
     return not unknown
@@ -426,7 +426,3 @@ def _pixels(needed: float, spacing: float, fit: int, *, known: bool, views: Sequ
         return (needed if known else needed * longer) / spacing
     share = needed if not known else needed / float(np.median([view.longer for view in views]))
     return share * fit
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")

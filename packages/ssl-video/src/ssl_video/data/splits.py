@@ -17,12 +17,12 @@ from typing import Literal, TypeVar
 
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, permutation
+from contrastive_core.text import some_of
 from contrastive_core.training.documents import DAMAGED
 from contrastive_core.training.files import write_atomic
 from ssl_video.data.videos import VideoSet
 
 FORMAT = "ssl-video split 1"
-_NAMED = 3
 
 Labelled = tuple[tuple[str, str], ...]
 """Keys of videos, each with its class."""
@@ -65,17 +65,17 @@ class Split:
         for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
             shared = sorted(parts[first] & parts[second])
             if shared:
-                raise UserError(f"{name}: {len(shared)} videos are in {first} and in {second} ({_some(shared)})")
+                raise UserError(f"{name}: {len(shared)} videos are in {first} and in {second} ({some_of(shared)})")
         strangers = sorted({key for key, _ in self.labelled} - parts["train"])
         if strangers:
-            raise UserError(f"{name}: {len(strangers)} labelled videos are not in train ({_some(strangers)})")
+            raise UserError(f"{name}: {len(strangers)} labelled videos are not in train ({some_of(strangers)})")
         for listed in (self.labelled, self.validation, self.test):
             keys = [key for key, _ in listed]
             if len(set(keys)) < len(keys):
                 raise UserError(f"{name}: lists a video twice")
             unknown = sorted({label for _, label in listed} - set(self.classes))
             if unknown:
-                raise UserError(f"{name}: names classes that it does not list ({_some(unknown)})")
+                raise UserError(f"{name}: names classes that it does not list ({some_of(unknown)})")
         if not self.train or not self.labelled:
             raise UserError(f"{name}: lists no videos to learn from, or none with a label")
 
@@ -154,7 +154,7 @@ def select(videos: VideoSet, keys: Iterable[str], *, file: str | Path) -> list[i
     missing = [key for key, place in zip(listed, places, strict=True) if place is None]
     if missing:
         raise UserError(
-            f"{file}: lists {len(missing)} videos that are not in {videos.name} ({_some(missing)}), whose videos are "
+            f"{file}: lists {len(missing)} videos that are not in {videos.name} ({some_of(missing)}), whose videos are "
             f"called {videos[0].key}; give the data it was made for"
         )
     return [place for place in places if place is not None]
@@ -179,10 +179,6 @@ def select_labelled(videos: VideoSet, listed: Labelled, classes: Sequence[str], 
 
 def _pairs(listed: Iterable[Sequence[str]]) -> Labelled:
     return tuple((str(key), str(label)) for key, label in listed)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
 
 
 By = Literal["clip", "group", "block"]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from contrastive_core.app.report.figures import confusion_figure, to_png
 from contrastive_core.errors import UserError
+from contrastive_core.text import some_of
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.model_file import module_hash
 from contrastive_core.training.names import check_file_name
@@ -140,15 +141,10 @@ def match_classes(images: ImageSet, classes: list[str]) -> Tensor:
     if unknown:
         raise UserError(
             f"{images.name}: found images of {len(unknown)} classes that the classifier does not know "
-            f"({_some(unknown)}); it was trained on {_some(classes)}. Give data whose class names are among these"
+            f"({some_of(unknown)}); it was trained on {some_of(classes)}. Give data whose class names are among these"
         )
     number = torch.tensor([classes.index(name) if name in classes else -1 for name in images.classes])
     return number[labels]
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
 def _write(folder: Path, stem: str, score: ClassifierScore, predictions: Predictions) -> list[Path]:

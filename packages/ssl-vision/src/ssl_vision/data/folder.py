@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contrastive_core.errors import UserError
+from contrastive_core.text import some_of
 from ssl_vision.data.dataset import ADD_LABELS, FileImages
 from ssl_vision.data.decode import EXTENSIONS, ReadOptions
 from ssl_vision.data.listing import Listing, holds_image, is_image, list_folder, printable
@@ -22,7 +23,6 @@ _WORDS = {
 }  # fmt: skip
 # What people add to the name of a split: train_set, test-images, TrainData.
 _FILLERS = frozenset({"", "set", "data", "dataset", "image", "images", "img", "imgs", "split", "folder", "samples"})
-_LISTED = 5
 
 
 def canonical_split(name: str) -> str:
@@ -67,7 +67,10 @@ def folder_layout(root: Path) -> Layout:
     beside = [name for name in names if name not in splits.values() and holds_image(folder / name)]
     if len(splits) == 1 and beside and _is_class(folder, *splits.values(), beside=beside):
         (name,) = splits.values()
-        notes.append(f"the folder {name} is taken for a class, not for a split, because it lies beside {_some(beside)}")
+        notes.append(
+            f"the folder {name} is taken for a class, not for a split, because it lies beside "
+            f"{printable(some_of(beside))}"
+        )
         return Layout(folder, {}, tuple(notes))
     renamed = [f"{splits[split]} as {split}" for split in SPLITS if splits.get(split, split) != split]
     if renamed:
@@ -313,11 +316,9 @@ def _left_out(folder: Path, beside: Sequence[str]) -> list[str]:
     if not counts:
         return []
     total = sum(count for _, count in counts)
-    return [f"{total:,} images beside the folders of splits left out: in {_some([text for text, _ in counts])}"]
-
-
-def _some(names: Sequence[str]) -> str:
-    return printable(", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else ""))
+    return [
+        f"{total:,} images beside the folders of splits left out: in {printable(some_of([text for text, _ in counts]))}"
+    ]
 
 
 def _relative(folder: Path, root: Path) -> str:

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
+from contrastive_core.text import some_of
 from contrastive_core.training.documents import DAMAGED
 from contrastive_core.training.files import write_atomic
 from ssl_vision.data import ImageSet
 from ssl_vision.data.manifest import COLUMNS, read_text
 
 FORMAT = "ssl-vision labels 1"
-_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def read_labelled(file: Path, images: ImageSet) -> Tensor:
             )
     if missing:
         raise UserError(
-            f"{file}: lists {len(missing)} images that are not in {images.name} ({_some(missing)}); "
+            f"{file}: lists {len(missing)} images that are not in {images.name} ({some_of(missing)}); "
             f"{_reason(missing[0], listed, images)}"
         )
     if not found:
@@ -243,7 +243,3 @@ def _digest(images: Iterable[tuple[str, str]]) -> str:
     for name, label in images:
         digest.update(f"{json.dumps([name, label])}\n".encode())
     return digest.hexdigest()
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import shlex
 from collections.abc import Iterator, Mapping
@@ -10,6 +9,7 @@ from html import escape
 from pathlib import PurePath
 from typing import Any
 
+import ssl_medseg
 from contrastive_core.app.report import page, sections
 from contrastive_core.app.report.figures import Panel, to_inline_svg, training_figure
 from contrastive_core.text import duration, several
@@ -197,7 +197,7 @@ def settings(run: Reported, *, show_paths: bool = False) -> str:
     """Settings of the last stage, and the command that repeats it; where files lie only for those who ask for it."""
     stage = run.last
     verb = stage.method.split()[0]
-    command = getattr(importlib.import_module(f"ssl_medseg.commands.{verb}"), verb)
+    command = getattr(ssl_medseg, verb)
     place = stage.path if show_paths else PurePath("RUN", stage.name)
     again = f"ssl-medseg {verb} --config {shlex.quote(str(place / 'config.yaml'))} --out runs/again"
     config = stage.record.config if show_paths else _without_folders(stage.record.config)

@@ -1,4 +1,8 @@
-"""HTML building blocks of a report. A page loads nothing from the network; images are embedded."""
+"""HTML building blocks of a report. A page loads nothing from the network; images are embedded.
+
+Typed functions rather than templates: a section is made of figures and tables that are computed here anyway, each
+function escapes the text that it is given, and mypy checks the calls.
+"""
 
 from __future__ import annotations
 

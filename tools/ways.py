@@ -1,4 +1,4 @@
-"""Count the files that a value passes on six ways through the packages: ``python tools/ways.py [WAY ...]``.
+"""Count the files that a value passes on six ways through the packages: ``python -m tools.ways [WAY ...]``.
 
 A way is run with a profile hook. Of the files of the packages whose functions run, it prints those that *hand the
 value on* (a function in them returns a new tensor, array, or an object that holds one) apart from those that only

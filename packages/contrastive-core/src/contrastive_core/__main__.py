@@ -1,4 +1,4 @@
-"""`python -m contrastive_core`: which backend is in use here, and why another is not; `build` compiles the fast one."""
+"""`python -m contrastive_core`: report the backend in use, and why others are not; `build` compiles the fast one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contrastive_core.native.library import cache_folder
 
 
 def main() -> int:
-    """Answer one command line."""
+    """Run one command line."""
     parser = argparse.ArgumentParser(prog="python -m contrastive_core", description=__doc__)
     commands = parser.add_subparsers(dest="command", metavar="build")
     commands.add_parser("build", help="compile the library for this machine's processor into the user's cache")

@@ -1,4 +1,4 @@
-"""What of this package is in use on this machine, for bug reports and for `python -m contrastive_core`."""
+"""Report the backend, versions and devices in use, for bug reports and `python -m contrastive_core`."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from contrastive_core.similarity.api import active_backend, unavailable
 
 @dataclass(frozen=True)
 class Info:
-    """What runs; `print` shows it readable."""
+    """Backend, versions and devices in use; `print` shows them in readable form."""
 
     version: str
-    """Of contrastive-core."""
+    """Version of contrastive-core."""
     backend: str
-    """Implementation of the similarity primitive in use."""
+    """Backend of the similarity primitive."""
     library: str
-    """The compiled library that loaded: its instruction set and file; empty if none did."""
+    """Instruction set and file of the compiled library; empty if none is loaded."""
     unavailable: dict[str, str]
-    """Implementations that did not load, why, and what to do."""
+    """Backends that did not load, each with the reason and the remedy."""
     torch: str
     """Version of PyTorch."""
     devices: tuple[str, ...]
     """"cpu", and the accelerators PyTorch finds."""
     cuda: str
-    """What computes losses on CUDA devices: PyTorch tiles or Triton kernels for tensor cores."""
+    """Implementation on CUDA devices: PyTorch tiles, or Triton kernels for tensor cores."""
     threads: int
     """CPU threads PyTorch uses within an operation."""
 
@@ -48,7 +48,7 @@ class Info:
 
 
 def info() -> Info:
-    """Which backend is in use and why another is not, PyTorch, devices, threads.
+    """Return the backend in use, why others are not, and versions, devices and threads.
 
     >>> info().backend in ("native", "torch")
     True

@@ -1,4 +1,4 @@
-"""Packages whose names are loaded on first use, so that importing them costs nothing."""
+"""Load the names of a package on first use, so that importing it costs nothing."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 def load_on_use(
     package: str, places: Mapping[str, str], *, extra: str | None = None
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of a package, for its `__init__.py`.
+    """Return `__getattr__` and `__dir__` of a package, for its `__init__.py`.
 
     Args:
-        package: `__name__` there.
-        places: In which module each public name is.
+        package: `__name__` of the package.
+        places: Module of each public name.
         extra: Extra of contrastive-core that installs what these modules import.
 
     >>> load_on_use("contrastive_core", {"LARS": "contrastive_core.optim"})[0]("LARS").__name__

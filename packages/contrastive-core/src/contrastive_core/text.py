@@ -6,18 +6,18 @@ from collections.abc import Iterable
 
 
 def several(number: int, noun: str, plural: str = "") -> str:
-    """A number with its noun: ``1 file``, ``2,500 files``.
+    """Format a number with its noun: ``1 file``, ``2,500 files``.
 
     Args:
-        number: The number.
-        noun: In the singular.
-        plural: In the plural, where it does not end in s.
+        number: Number.
+        noun: Noun in the singular.
+        plural: Plural, if it is not formed with s.
     """
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def duration(seconds: float) -> str:
-    """A length of time: ``2 h 5 min``, ``18 min``, ``3 min 20 s``, ``1.5 s``."""
+    """Format a duration: ``2 h 5 min``, ``18 min``, ``3 min 20 s``, ``1.5 s``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -28,7 +28,7 @@ def duration(seconds: float) -> str:
 
 
 def size(number: float) -> str:
-    """A number of bytes: ``512 B``, ``1.4 MB``, ``20 GB``."""
+    """Format a number of bytes: ``512 B``, ``1.4 MB``, ``20 GB``."""
     for unit in ("B", "kB", "MB", "GB"):
         if number < 1000:
             return f"{number:.3g} {unit}"
@@ -37,7 +37,7 @@ def size(number: float) -> str:
 
 
 def some_of(names: Iterable[object], most: int = 5) -> str:
-    """The first names of many: ``a, b, c, d, e and 3 more``.
+    """Join names, with only the first of many: ``a, b, c, d, e and 3 more``.
 
     >>> some_of(["a", "b", "c"], most=2)
     'a, b and 1 more'

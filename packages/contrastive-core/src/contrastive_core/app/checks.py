@@ -1,4 +1,4 @@
-"""What a check of a data set finds: findings, each with all of its cases, as lines for people and as JSON."""
+"""Findings of a data-set check, each with all of its cases, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FILES_SHOWN = 3
 
 @dataclass(frozen=True)
 class Item:
-    """One case of a finding: the files it is about, and what there is to say of them."""
+    """One case of a finding: its files and a description."""
 
     files: Sequence[str]
     detail: str = ""
@@ -27,14 +27,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about a data set, with every case of it.
+    """A problem or property of a data set, with all of its cases.
 
     Attributes:
-        level: ``error``: training or its evaluation would stop or be wrong; ``warning``: is probably not meant;
-            ``note``: is dealt with, and good to know.
-        kind: one word for programs.
-        title: what it is and what to do.
-        items: the cases.
+        level: ``error``: training or evaluation would fail or be wrong; ``warning``: probably unintended; ``note``:
+            handled, for information.
+        kind: Identifier for programs, one word.
+        title: Description and remedy.
+        items: Cases.
     """
 
     level: Level
@@ -44,37 +44,37 @@ class Finding:
 
 
 def of_level(findings: Sequence[Finding], level: Level) -> list[Finding]:
-    """Those of one level, in their order."""
+    """Return the findings of one level, in their order."""
     return [finding for finding in findings if finding.level == level]
 
 
 class Findings:
-    """What a report of a check has in common with others: its findings by level.
+    """Base of check reports: findings by level.
 
     Attributes:
-        findings: everything found, worst first.
+        findings: All findings, worst first.
     """
 
     findings: Sequence[Finding]
 
     @property
     def errors(self) -> list[Finding]:
-        """What must be mended."""
+        """Findings to fix before training."""
         return of_level(self.findings, "error")
 
     @property
     def warnings(self) -> list[Finding]:
-        """What is probably not meant."""
+        """Findings that are probably unintended."""
         return of_level(self.findings, "warning")
 
     @property
     def notes(self) -> list[Finding]:
-        """What is good to know."""
+        """Findings for information."""
         return of_level(self.findings, "note")
 
 
 def findings_to_json(findings: Sequence[Finding]) -> dict[str, object]:
-    """For JSON: ``errors``, ``warnings`` and ``notes``, no list shortened."""
+    """Return the findings for JSON: ``errors``, ``warnings`` and ``notes``, with complete lists."""
     return {
         f"{level}s": [
             {
@@ -89,7 +89,7 @@ def findings_to_json(findings: Sequence[Finding]) -> dict[str, object]:
 
 
 def finding_lines(findings: Sequence[Finding]) -> Iterator[str]:
-    """For a terminal: a heading for every level that has findings, worst first, long lists shortened."""
+    """Return the lines for a terminal: a heading per level with findings, worst first, with long lists shortened."""
     for level in LEVELS:
         found = of_level(findings, level)
         if found:
@@ -100,12 +100,12 @@ def finding_lines(findings: Sequence[Finding]) -> Iterator[str]:
 
 
 def counted_levels(findings: Sequence[Finding]) -> str:
-    """``1 error, 0 warnings, 2 notes``."""
+    """Count the findings by level: ``1 error, 0 warnings, 2 notes``."""
     return ", ".join(several(len(of_level(findings, level)), level) for level in LEVELS)
 
 
 def most_first(counts: Mapping[_K, int]) -> dict[_K, int]:
-    """Ordered by falling count, then by key as text."""
+    """Sort by decreasing count, then by key as text."""
     return dict(sorted(counts.items(), key=lambda pair: (-pair[1], str(pair[0]))))
 
 

@@ -41,13 +41,13 @@ _PATIENCE = timedelta(seconds=5)
 
 
 def is_first() -> bool:
-    """Whether this process speaks for all: torchrun numbers them in RANK, and without it there is one."""
+    """Return whether this process prints for all: rank 0 under torchrun, or the only process."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextlib.contextmanager
 def first_only() -> Iterator[None]:
-    """Inside, what is printed to standard output appears once: process 0's."""
+    """Print standard output of process 0 only, inside the block."""
     if is_first():
         yield
         return
@@ -56,9 +56,10 @@ def first_only() -> Iterator[None]:
 
 
 def complain(text: str) -> None:
-    """Print an error to standard error, unless another process of the run has said the same.
+    """Print an error to standard error, unless another process of the run has printed the same.
 
-    Most errors meet all processes alike; one that a single process meets (a file that only it reads) must be seen too.
+    Most errors occur in all processes alike; one that occurs in a single process (a file that only it reads) must be
+    shown too.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _first_to_say(text):
         print(text, file=sys.stderr, flush=True)
@@ -78,7 +79,7 @@ def _first_to_say(text: str) -> bool:
 
 
 def drop_unread() -> bool:
-    """Whether the reader of standard output or error has left; what is still to be written goes nowhere then."""
+    """Return whether the reader of standard output or error has closed it; further output is then discarded."""
     left = [stream for stream in (sys.stdout, sys.stderr) if _is_unread(stream)]
     for stream in left:
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -101,10 +102,9 @@ class Verb:
     """A subcommand.
 
     Args:
-        target: Where its function is: "package.module:function".
+        target: Its function, "package.module:function".
         help: One line for the list of verbs.
-        alone: Its work is not shared among processes: under torchrun process 0 does all of it, and the others, given
-            the same command line, have nothing to do.
+        alone: Whether only process 0 works under torchrun, because the work cannot be shared among processes.
         common: Flags that `--help` shows beside the required arguments, by full or short name; ten to fifteen that most
             people need. None: the flags of the function's own signature. `--help-all` shows every flag.
     """
@@ -240,7 +240,7 @@ _HELP = ("-h", "--help", "--help-all", "--help_all")
 
 
 def _holds_dataclass(kind: Any) -> bool:
-    """Whether a type is an optional dataclass, or a list or mapping of them."""
+    """Return whether a type is an optional dataclass, or a list or mapping of dataclasses."""
     return any(dataclasses.is_dataclass(part) or _holds_dataclass(part) for part in typing.get_args(kind))
 
 
@@ -251,7 +251,7 @@ def _imported(verb: Verb) -> Callable[..., Any]:
 
 
 def _parse(prog: str, function: Callable[..., Any], flags: Flags, words: list[str]) -> tuple[Any, Any] | None:
-    """The parser and the values that it read; None if it printed them, for --print_config.
+    """Parse the command line; return None if --print_config printed the values instead.
 
     Raises:
         UsageError: A value does not fit its flag, or a required argument is missing.

@@ -19,14 +19,14 @@ _Binding: TypeAlias = ast.stmt | tuple[str, str | None]
 
 
 class UndeclaredError(Exception):
-    """A signature that the source alone does not settle; the module has to be imported."""
+    """The signature cannot be determined from the source; the module has to be imported."""
 
 
 def declared_function(target: str) -> Callable[..., Any]:
-    """A function of the same signature and docstring as the target, with nothing in it.
+    """Return an empty function with the signature and docstring of the target.
 
     Args:
-        target: Place of the function: "package.module:function".
+        target: Function, "package.module:function".
 
     Raises:
         UndeclaredError: The signature depends on more than declarations, or on a third package.
@@ -48,7 +48,7 @@ def declared_function(target: str) -> Callable[..., Any]:
 
 
 class _Reader:
-    """Objects by module and name, each made of the statement that binds it."""
+    """Evaluate objects by module and name, each from the statement that binds it."""
 
     def __init__(self, packages: set[str]) -> None:
         self._packages = packages
@@ -92,7 +92,7 @@ class _Reader:
 
 
 def _declaration(statement: ast.stmt) -> ast.stmt:
-    """The statement without code: no methods, no body, decorator or result of a function."""
+    """Strip a statement of code: methods of a class; body, decorators and return type of a function."""
     if isinstance(statement, ast.ClassDef):
         kept = [part for part in statement.body if not isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef))]
         return ast.ClassDef(**{**_fields(statement), "body": kept or [ast.Pass()]})

@@ -1,4 +1,4 @@
-"""Say what to do about failures of the machine: a full or read-only disk, no memory, a worker that was killed."""
+"""Explain failures of the machine: a full or read-only disk, too little memory, a killed worker."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ADVICE = {
 
 
 def advice(error: Exception) -> str | None:
-    """What failed and what to do about it, in one line; None where the error is not one of the machine."""
+    """Return cause and remedy of an error in one line; None if it is not a failure of the machine."""
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno in _ADVICE:
         place = f"{error.filename}: " if error.filename else ""
@@ -51,6 +51,6 @@ def advice(error: Exception) -> str | None:
 
 
 def resume_line(prog: str, words: Sequence[str]) -> str:
-    """The command line that goes on with a run that has failed."""
+    """Return the command line that resumes a failed run."""
     going_on = [] if any(word.split("=")[0] in ("--resume", "--run.resume") for word in words) else ["--resume"]
     return f"{prog} {shlex.join([*words, *going_on])}"

@@ -1,4 +1,4 @@
-"""Flags of a typed function: short forms and lists as people write them, and what to say about a wrong flag."""
+"""Flags of a typed function: short names, lists with commas, and messages about wrong flags."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ _SEVERAL_GPUS = "Start the command with `torchrun --nproc-per-node N --no-python
 
 
 class UsageError(Exception):
-    """A command line that does not say what to do; the message says what it could have said."""
+    """A command line that cannot be understood; the message names the alternatives."""
 
 
 class Flags:
-    """The arguments of a function: their names, nested ones behind dots, and types."""
+    """Names and types of the arguments of a function; nested names have dots."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         hints = typing.get_type_hints(function)
@@ -63,7 +63,7 @@ class Flags:
             self.types.update(_flatten(name, hints[name]))
 
     def canonical(self, words: Sequence[str], *, configs: str | None) -> list[str]:
-        """The command line with full names and explicit values, configuration files first."""
+        """Return the command line with full names and explicit values, configuration files first."""
         files: list[str] = []
         flags: list[tuple[str, str | None]] = []
         bare: list[str] = []
@@ -93,7 +93,7 @@ class Flags:
         return [f"--config={path}" for path in files] + written
 
     def explain(self, message: str) -> str:
-        """The parser's message in the words of this module, where it is about a value that does not fit."""
+        """Rephrase the parser's message about an invalid value; return other messages unchanged."""
         key = re.search(r'Parser key "([\w.]+)"', message)
         value = re.search(r"(?:Got|Given) value: (.*)", message)
         if key and value and key[1] in self.types:
@@ -119,10 +119,10 @@ class Flags:
         return f"--{key}{plus}", _value(word, rest)
 
     def full_name(self, name: str) -> str | None:
-        """The name behind a short one, None if there is none.
+        """Return the full name of a short one, None if there is none.
 
         Raises:
-            UsageError: There are several.
+            UsageError: The short name is ambiguous.
         """
         if name in self.types or self._inside_open(name):
             return name
@@ -132,7 +132,7 @@ class Flags:
         return matches[0] if matches else None
 
     def short_name(self, key: str) -> str:
-        """The shortest end of a nested flag that is unambiguous: ``lr`` of ``optimizer.lr``, else the full name."""
+        """Return the shortest unambiguous end of a nested flag: ``lr`` of ``optimizer.lr``, else the full name."""
         parts = key.split(".")
         for first in reversed(range(len(parts))):
             last = ".".join(parts[first:])
@@ -145,7 +145,7 @@ class Flags:
         return value if kind is None else _listed(flag, kind, value)
 
     def _instead(self, name: str) -> str:
-        """The end of a message about an unknown flag: the one that was probably meant."""
+        """Return the end of a message about an unknown flag: the flag that was probably meant."""
         meant = [flag for typed, flags in _SYNONYMS.items() if name in typed for flag in flags]
         for flag in meant:
             keys = [key for key in (*self.types, *_OWN) if key == flag or key.endswith(f".{flag}")]
@@ -163,7 +163,7 @@ class Flags:
         return list(dict.fromkeys([*self.types, *(key.rpartition(".")[2] for key in self.types), *_OWN]))
 
     def _checked(self, path: str) -> list[str]:
-        """The configuration file, if there is anything in it, with no key that is no argument."""
+        """Check that a configuration file has known keys only; return it in a list, empty if the file is empty."""
         try:
             content = read_yaml(Path(path))
         except UserError as error:
@@ -209,7 +209,7 @@ def _value(word: str, rest: list[str]) -> str:
 
 
 def _listed(flag: str, kind: Any, text: str) -> str:
-    """A list that is written with commas, as the YAML that the parser reads; every other value as it is."""
+    """Convert a list written with commas to the YAML that the parser reads; return other values unchanged."""
     choices = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
     lists = [choice for choice in choices if typing.get_origin(choice) in (list, tuple) and typing.get_args(choice)]
     text = text.strip()
@@ -231,7 +231,7 @@ def _listed(flag: str, kind: Any, text: str) -> str:
 
 
 def _fits(kind: Any, text: str) -> bool:
-    """Whether text that could be a list of one is a value of another type that the flag takes."""
+    """Return whether text that could be a list of one element is a value of another type of the flag."""
     if kind is type(None):
         return text in ("null", "None")
     if typing.get_origin(kind) is Literal:
@@ -263,7 +263,7 @@ def _find_config(name: str, configs: str | None) -> str:
 
 
 def nearest(name: str, known: Iterable[str], *, dashes: bool = False) -> str:
-    """The end of a message about a wrong name: the valid one that is near to it, if there is one."""
+    """Return the end of a message about a wrong name: the closest valid name, if one is close."""
     names = list(known)
     match = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
     if not match and len(name) > 2:
@@ -282,7 +282,7 @@ _WORDS = {
 
 
 def in_words(kind: Any) -> str:
-    """What a value of this type is, for people: "a whole number", "one of sgd, lars"."""
+    """Describe a type for people: "a whole number", "one of sgd, lars"."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return f"one of {', '.join(map(str, inner))}"

@@ -1,4 +1,4 @@
-"""The text of `prog verb --help`: the flags that most people need, grouped; `--help-all` shows every flag."""
+"""Text of `prog verb --help`, the flags that most people need in groups, and of `--help-all`, every flag."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class _Entry:
 def help_text(
     prog: str, function: Callable[..., Any], flags: Flags, *, common: Sequence[str] = (), everything: bool = False
 ) -> str:
-    """The help of one verb.
+    """Return the help text of one verb.
 
     Args:
         prog: Program and verb.
         function: The verb's function, or its declaration.
         flags: Its flags.
-        common: Names of the flags to show, full or short; none: the flags of the function's own signature.
-        everything: Show every flag, and the long description.
+        common: Names of the flags to show, full or short; empty: the flags of the function's own signature.
+        everything: Whether to show every flag and the long description.
     """
     from docstring_parser import parse  # noqa: PLC0415 - only where help is asked for
 
@@ -86,7 +86,7 @@ def help_text(
 
 
 def _groups(function: Callable[..., Any], texts: dict[str, str]) -> Iterator[tuple[str, tuple[str, dict[str, _Entry]]]]:
-    """By name, "" for the function's own: a heading and the flags of the group."""
+    """Yield each group by name ("" for the function's own flags) with a heading and its flags."""
     hints = typing.get_type_hints(function)
     own: dict[str, _Entry] = {}
     nested: list[tuple[str, tuple[str, dict[str, _Entry]]]] = []
@@ -141,7 +141,7 @@ def _rows(entry: _Entry, flags: Flags, width: int, *, everything: bool, required
 
 
 def placeholder(kind: Any) -> str:
-    """What stands for a value of this type in the help: ``N``, ``PATH``, ``{sgd,lars}``."""
+    """Return the placeholder of a type in the help: ``N``, ``PATH``, ``{sgd,lars}``."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return "{" + ",".join(map(str, inner)) + "}"

@@ -1,4 +1,8 @@
-"""NT-Xent, the loss of SimCLR."""
+"""NT-Xent, the loss of SimCLR.
+
+The gradient is that of a row-wise log-sum-exp, which `similarity.autograd` defines and `similarity.torch_backend` (or
+the compiled library) computes.
+"""
 
 from __future__ import annotations
 

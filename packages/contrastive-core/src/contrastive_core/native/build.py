@@ -1,8 +1,8 @@
-"""Compile `csrc/` into a library of the CPU for the installed torch.
+"""Compile `csrc/` into a CPU library for the installed torch.
 
-Used by the build hook of the package, by `python -m contrastive_core build` and by the tests. It speaks
-torch's stable ABI alone, so that one serves every torch from 2.10 on and every Python. This file imports nothing but
-Python's standard library: the build hook runs it where the package is not installed.
+Used by the build hook of the package, by `python -m contrastive_core build` and by the tests. The library uses torch's
+stable ABI only, so that it serves every torch from 2.10 on and every Python. This file imports nothing but Python's
+standard library, because the build hook runs it where the package is not installed.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ _CPU_FILES: dict[str, tuple[str, ...]] = {
 
 
 class BuildError(Exception):
-    """Why the library cannot be built here; the message says what to do."""
+    """The library cannot be built; the message gives reason and remedy."""
 
 
 @dataclass(frozen=True)
 class Torch:
-    """The installed torch, as far as a compiler needs it."""
+    """Paths and version of the installed torch that a compiler needs."""
 
     folder: Path
     version: str
 
 
 def find_torch() -> Torch:
-    """Where torch is, without importing it.
+    """Find torch without importing it.
 
     Raises:
-        BuildError: it is not installed, or too old.
+        BuildError: torch is not installed, or too old.
     """
     found = importlib.util.find_spec("torch")
     if found is None or not found.submodule_search_locations:
@@ -64,10 +64,10 @@ def find_torch() -> Torch:
 
 
 def build_cpu(folder: Path) -> Path:
-    """Compile and link the library of the CPU into a folder, and return its path. Some seconds.
+    """Compile and link the CPU library into a folder and return its path; takes some seconds.
 
     Raises:
-        BuildError: this is not Linux on x86-64, torch or a compiler is missing, or the compiler failed.
+        BuildError: The platform is not Linux on x86-64, torch or a compiler is missing, or the compiler failed.
     """
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         raise BuildError(
@@ -91,7 +91,7 @@ def build_cpu(folder: Path) -> Path:
 
 
 def source_hash() -> str:
-    """Of the sources and of this file: a library in the user's cache belongs to one state of them."""
+    """Return a hash of the sources and this file, which identifies a library in the user's cache."""
     digest = hashlib.sha256()
     for path in sorted([*SOURCES.iterdir(), Path(__file__)]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
@@ -115,7 +115,7 @@ def _run(command: Sequence[str]) -> None:
 
 
 def _put(library: Path, folder: Path) -> Path:
-    """Move a finished library to its place in one step: another process may be loading the old one."""
+    """Move a finished library to its place in one step, because another process may be loading the old one."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / library.name
     beside = folder / f".{library.name}.{os.getpid()}"

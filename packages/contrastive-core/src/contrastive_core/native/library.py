@@ -1,6 +1,6 @@
-"""Find the compiled library and load it: the installed one, else that which the user built.
+"""Find and load the compiled library: the installed one, else one that the user built.
 
-Loading registers the operators `contrastive_core_native::...` with torch, once in a process.
+Loading registers the operators `contrastive_core_native::...` with torch, once per process.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ INSTALLED = Path(__file__).parent / "_lib"
 
 
 class NotLoadedError(Exception):
-    """Why there is no compiled library in this process; the message says what to do."""
+    """No compiled library could be loaded; the message gives reason and remedy."""
 
 
 @dataclass(frozen=True)
 class Library:
-    """The library in use."""
+    """Loaded library."""
 
     path: Path
     instructions: str
@@ -32,9 +32,9 @@ class Library:
 
 
 def cache_folder() -> Path:
-    """Where `python -m contrastive_core build` puts the library made from the sources of this installation.
+    """Return the folder in which `python -m contrastive_core build` puts the library of these sources.
 
-    `CONTRASTIVE_CORE_CACHE` names another folder than the user's cache.
+    `CONTRASTIVE_CORE_CACHE` overrides the user's cache folder.
     """
     cache = os.environ.get("CONTRASTIVE_CORE_CACHE")
     if not cache:
@@ -47,7 +47,7 @@ def load() -> Library:
     """Load the library, once.
 
     Raises:
-        NotLoadedError: there is none, torch cannot load it, or the processor lacks its instructions.
+        NotLoadedError: There is no library, torch cannot load it, or the processor lacks its instructions.
     """
     path = _find(CPU_LIBRARY)
     if path is None:
@@ -71,10 +71,10 @@ def _find(name: str) -> Path | None:
 
 
 def set_up(*, instructions: str = "best", largest_block: int = 384) -> None:
-    """For tests: the kernels of another instruction set ("AVX-512", "AVX2"), and smaller blocks (multiples of 48).
+    """Select another instruction set ("AVX-512", "AVX2") and smaller blocks (multiples of 48), for tests.
 
     Raises:
-        NotLoadedError: there is no library, or this processor lacks the instructions.
+        NotLoadedError: There is no library, or the processor lacks the instructions.
     """
     library = ctypes.CDLL(str(load().path))
     library.contrastive_core_use.restype = ctypes.c_char_p

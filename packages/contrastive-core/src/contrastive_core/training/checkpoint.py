@@ -47,7 +47,7 @@ def encode(value: object, *, name: str) -> tuple[Any, dict[str, Tensor]]:
     """Split `value` into a JSON value and tensors on the CPU, named after their place below `name`.
 
     Raises:
-        TypeError: The state holds something else than tensors, numbers, strings, None and dict, list or tuple of them.
+        TypeError: The state holds objects other than tensors, numbers, strings, None and dict, list or tuple of them.
     """
     tensors: dict[str, Tensor] = {}
     storages: set[int] = set()
@@ -105,7 +105,7 @@ def encode(value: object, *, name: str) -> tuple[Any, dict[str, Tensor]]:
 
 
 def decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Join what `encode` has split."""
+    """Invert `encode`."""
 
     def raw(x: dict[str, Any]) -> Tensor:
         return tensors[x["raw"]].view(getattr(torch, x["dtype"])).reshape(x["shape"])
@@ -139,24 +139,24 @@ _POSITION = "_run"
 
 
 class Stateful(Protocol):
-    """What a checkpoint can hold."""
+    """Object whose state a checkpoint can hold."""
 
     def state_dict(self) -> Any:
-        """Everything that changes during training."""
+        """Return everything that changes during training."""
 
     def load_state_dict(self, state_dict: Any, /) -> Any:
-        """Take it back."""
+        """Restore the state."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run goes on.
+    """Position in a run at which it resumes.
 
     Attributes:
-        step: The next step to do.
-        metrics_bytes: How much of the metrics file belongs to the steps before it.
-        world_size: How many processes did them.
-        precision: State of the mixed precision, the loss scale.
+        step: Next step.
+        metrics_bytes: Size of the metrics file up to that step.
+        world_size: Number of processes.
+        precision: State of mixed precision (the loss scale).
     """
 
     step: int = 0
@@ -166,14 +166,14 @@ class Position:
 
 
 class Snapshots:
-    """The checkpoints of one run in `folder`, of which the `keep` newest stay."""
+    """Checkpoints of one run in `folder`; the `keep` newest are kept."""
 
     def __init__(self, folder: Path, *, keep: int) -> None:
         self.folder, self._keep = folder, keep
         self._tracked: dict[str, Stateful] = {}
 
     def track(self, name: str, thing: Stateful) -> None:
-        """Let checkpoints hold the state of an object.
+        """Add an object whose state checkpoints hold.
 
         Raises:
             TypeError: It has no state_dict and load_state_dict.
@@ -188,12 +188,12 @@ class Snapshots:
         self._tracked[name] = thing
 
     def restore(self, processes: Processes, *, say: Callable[[str], None]) -> Position:
-        """Give the tracked objects, on every process, their state in the newest checkpoint whose files are good.
+        """Restore the tracked objects, on every process, from the newest undamaged checkpoint.
 
-        Damaged ones are put aside, and `say` is told.
+        Damaged ones are renamed and reported to `say`.
 
         Returns:
-            Where it was written; the start if there is no checkpoint.
+            Position of the checkpoint; the start if there is none.
 
         Raises:
             UserError: There are checkpoints, and every one is damaged; or the newest does not hold what is tracked.
@@ -208,7 +208,7 @@ class Snapshots:
         return position
 
     def bytes_of_one(self) -> int:
-        """About how many bytes a checkpoint takes; an optimiser that has not stepped yet counts as Adam."""
+        """Estimate the size of a checkpoint in bytes; an optimiser without state yet counts as Adam."""
         tensors: dict[str, Tensor] = {}
         fresh = 0
         for name, thing in self._tracked.items():
@@ -219,7 +219,7 @@ class Snapshots:
         return fresh + sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
     def save(self, position: Position) -> None:
-        """Write the state of the tracked objects, and delete what is older than the newest few.
+        """Write the state of the tracked objects, and delete old checkpoints.
 
         Raises:
             OSError: The disk is full, or the folder cannot be written.
@@ -259,10 +259,10 @@ class Snapshots:
 
 
 def _lay_out_as_parameters(optimizer: Optimizer) -> None:
-    """Give an optimiser's tensors the memory layout of their parameters, as it made them itself.
+    """Give an optimiser's tensors the memory layout of their parameters, as the optimiser creates them.
 
-    They come contiguous from the checkpoint. torch's fused optimisers on the CPU walk parameter and state side by side
-    in memory, so that beside parameters in channels_last every number would meet another one's average, silently.
+    They are contiguous in the checkpoint. torch's fused CPU optimisers traverse parameter and state in memory order, so
+    that with parameters in channels_last every element would silently be combined with the average of another.
     """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
@@ -277,11 +277,11 @@ _FORMAT = 1
 
 
 class Damaged(Exception):  # noqa: N818
-    """A checkpoint whose files are not what its manifest says."""
+    """The files of a checkpoint do not match its manifest."""
 
 
 def listing(folder: Path) -> list[tuple[int, Path]]:
-    """(step, path) of the checkpoints in `folder`, oldest first."""
+    """List (step, path) of the checkpoints in `folder`, oldest first."""
     if not folder.is_dir():
         return []
     found = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
@@ -289,7 +289,7 @@ def listing(folder: Path) -> list[tuple[int, Path]]:
 
 
 def save(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
-    """Write the state after `step` steps; on return it is on the disk, and before that not under its name."""
+    """Write the state after `step` steps; the folder takes its name only once it is on the disk."""
     target = folder / f"step-{step:06d}"
     new = folder / f".{target.name}.tmp"
     if not folder.is_dir():
@@ -315,7 +315,7 @@ def save(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
 
 
 def verify(path: Path) -> None:
-    """Compare every file of a checkpoint with the manifest.
+    """Compare every file of a checkpoint with its manifest.
 
     Raises:
         Damaged: A file is missing, shortened or changed.
@@ -343,16 +343,16 @@ def verify(path: Path) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The state in a verified checkpoint, tensors on the CPU."""
+    """Load the state of a verified checkpoint, with tensors on the CPU."""
     tensors = safetensors.torch.load_file(path / _TENSORS)
     tree = json.loads((path / _STATE).read_text(encoding="utf-8"))
     return {name: decode(value, tensors) for name, value in tree.items()}
 
 
 def newest_good(folder: Path, *, say: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint whose files are what was written; None if there is no checkpoint at all.
+    """Return the newest undamaged checkpoint; None if there is no checkpoint at all.
 
-    Damaged ones that are newer are renamed to `<name>.damaged`, which `say` is told.
+    Newer damaged ones are renamed to `<name>.damaged` and reported to `say`.
 
     Raises:
         UserError: There are checkpoints, and every one is damaged.
@@ -380,7 +380,7 @@ def newest_good(folder: Path, *, say: Callable[[str], None]) -> Path | None:
 
 
 def prune(folder: Path, *, keep: int) -> None:
-    """Delete all but the `keep` newest checkpoints, and what an interrupted write or deletion has left."""
+    """Delete all but the `keep` newest checkpoints, and remains of interrupted writes and deletions."""
     _delete_hidden(folder)
     for _, path in listing(folder)[:-keep]:
         # Renamed first: a kill in the middle of the deletion leaves no half of a checkpoint under its name.

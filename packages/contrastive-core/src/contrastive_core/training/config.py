@@ -38,19 +38,19 @@ class RunOptions:
     """How a run is executed, logged and saved.
 
     Args:
-        seed: Every random draw of the run is a function of this number.
-        device: Where to compute; auto takes CUDA, then MPS, then the CPU. Another device changes results by rounding.
+        seed: Seed of every random draw of the run.
+        device: Device; auto takes CUDA, then MPS, then the CPU. Results differ by rounding between devices.
         precision: Number format of the model: 32-true is float32, the others are automatic mixed precision.
-        compile: Compile the model with torch.compile.
-        workers: Data loading processes; 0 loads in the training process. The result does not depend on it.
-        threads: CPU threads of torch; 0 leaves torch's choice. Another number changes results by rounding.
-        log_every: Steps between two lines of metrics.
-        checkpoint_every: Steps between two checkpoints.
-        keep_checkpoints: How many of the newest checkpoints stay on disk.
-        resume: Go on from the newest checkpoint of the run folder, if there is one.
-        tensorboard: Write the metrics for TensorBoard too (extra "tensorboard").
-        wandb: Send the metrics to Weights & Biases too (extra "wandb").
-        progress: Show progress: a bar in a terminal, else a line every few seconds.
+        compile: Whether to compile the model with torch.compile.
+        workers: Number of data loading processes; 0 loads in the training process. The result does not depend on it.
+        threads: Number of CPU threads; 0 keeps torch's default. Results differ by rounding between numbers of threads.
+        log_every: Number of steps between two lines of metrics.
+        checkpoint_every: Number of steps between two checkpoints.
+        keep_checkpoints: Number of newest checkpoints that stay on disk.
+        resume: Whether to continue from the newest checkpoint of the run folder.
+        tensorboard: Whether to also write metrics for TensorBoard (extra "tensorboard").
+        wandb: Whether to also send metrics to Weights & Biases (extra "wandb").
+        progress: Whether to show progress: a bar in a terminal, else a line every few seconds.
     """
 
     seed: int = 0
@@ -94,12 +94,12 @@ OPTIONS_KEY = "run"
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Plain values that `--config` reads back.
+    """Resolved configuration as plain values, which `--config` can read.
 
     Attributes:
-        values: The values.
-        options_key: The name under which the run options stand among them.
-        free: Names that a resumed run may change, because they do not decide what is computed.
+        values: Settings by name.
+        options_key: Name of the run options among them.
+        free: Names that a resumed run may change, because they do not affect the result.
     """
 
     values: dict[str, Any]
@@ -113,9 +113,9 @@ class Config:
         files.write_atomic(path, yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True).encode())
 
     def differences(self, before: Mapping[str, Any]) -> list[str]:
-        """One line `key: before -> now` for every setting that changed and decides what is computed.
+        """Return a line `key: before -> now` for every changed setting that affects the result.
 
-        Where the folder lies does not: it may have been moved.
+        The location of the folder does not: it may have been moved.
         """
         free = {"out", *self.free, *(f"{self.options_key}.{name}" for name in FREE_ON_RESUME)}
         old, new = dict(_leaves(before)), dict(_leaves(self.values))
@@ -127,10 +127,10 @@ class Config:
 
 
 def resolve(config: Mapping[str, object], options: RunOptions, *, free: Collection[str] = ()) -> Config:
-    """`config`, with the run options in it, as plain values: paths as strings, dataclasses as mappings.
+    """Convert `config`, with the run options, to plain values: paths to strings, dataclasses to mappings.
 
     Raises:
-        TypeError: A value has no plain form.
+        TypeError: A value cannot be converted.
     """
     key = next((name for name, value in config.items() if isinstance(value, RunOptions)), OPTIONS_KEY)
     values = {name: plain(value, f"the setting {name}") for name, value in config.items()}
@@ -139,7 +139,7 @@ def resolve(config: Mapping[str, object], options: RunOptions, *, free: Collecti
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The configuration of a run folder.
+    """Read the configuration of a run folder.
 
     Raises:
         UserError: The file is not a YAML mapping.
@@ -159,10 +159,10 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def plain(value: object, place: str) -> Any:
-    """`value` as YAML and JSON can hold it: paths as strings, dataclasses as mappings, tuples as lists.
+    """Convert `value` for YAML and JSON: paths to strings, dataclasses to mappings, tuples to lists.
 
     Raises:
-        TypeError: There is no such form; `place` is what the message calls the value.
+        TypeError: The value cannot be converted; `place` names it in the message.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value

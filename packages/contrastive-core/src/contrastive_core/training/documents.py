@@ -30,7 +30,7 @@ _NODES = 1_000_000
 
 
 def read_text(path: Path, *, largest: int = _LARGEST) -> str:
-    """The text of a UTF-8 file, with or without byte order mark.
+    """Read the text of a UTF-8 file, with or without byte order mark.
 
     Raises:
         UserError: The file cannot be read, is not UTF-8, or is larger than so many bytes.
@@ -46,7 +46,7 @@ def read_text(path: Path, *, largest: int = _LARGEST) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+    """Read a JSON file.
 
     Raises:
         UserError: The file cannot be read or is not JSON.
@@ -59,7 +59,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file of plain values.
+    """Read a YAML file of plain values.
 
     Raises:
         UserError: The file cannot be read, is not YAML, is nested deeper than 100 levels, or its aliases stand for
@@ -101,7 +101,7 @@ def _load_yaml(text: str) -> Any:
 
 
 def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
-    """Number of values that a node stands for, aliases followed."""
+    """Count the values of a node, with aliases expanded."""
     if id(node) in known:
         if not known[id(node)]:
             raise ValueError("an alias stands for the value it is in")
@@ -114,7 +114,7 @@ def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 def read_rows(path: Path, *, delimiter: str = ",") -> list[list[str]]:
-    """The rows of a CSV file, each a list of cells; empty lines are left out.
+    """Read the rows of a CSV file, each a list of cells; empty lines are skipped.
 
     Raises:
         UserError: The file cannot be read, or a cell is longer than 131,072 characters.

@@ -1,6 +1,6 @@
-"""A model with its computation as a file that other programs open: ONNX, and PyTorch's exported programs.
+"""Export a model with its computation for other programs: ONNX, and PyTorch's exported programs.
 
-Every file is opened by the program it is for and compared with the model before it is put in place.
+Every file is opened by its target program and compared with the model before it takes its place.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _PROTOBUF = 2 << 30
 
 @dataclass(frozen=True)
 class Program:
-    """A module to write, and what there is to know about its file.
+    """Module to export, with the names used in its file.
 
     Attributes:
-        module: in inference mode on the CPU; maps batches ``[N, ...]`` to one tensor ``[N, ...]``.
-        source: what errors call it: the folder it was opened from.
-        network: what errors call its architecture.
-        inputs: name of its input.
-        output: name of its output.
-        example: batches of so many, the same for the same number, to try it with.
-        package: whose file it is; ``ssl_vision`` is the name of the card in the file's metadata.
+        module: Module in inference mode on the CPU; maps batches ``[N, ...]`` to one tensor ``[N, ...]``.
+        source: Model folder, for error messages.
+        network: Architecture, for error messages.
+        inputs: Name of the input.
+        output: Name of the output.
+        example: Function that returns an example batch of a given size, always the same.
+        package: Package that exports, such as ``ssl_vision``; names the card in the metadata of the file.
     """
 
     module: nn.Module
@@ -49,10 +49,10 @@ class Program:
 
     @torch.no_grad()
     def compare(self, theirs: Callable[[Tensor], Tensor], what: str) -> float:
-        """The largest difference between what a written file gives and what the model gives, on several batch sizes.
+        """Return the largest difference between the outputs of the exported file and of the model, over batch sizes.
 
         Raises:
-            UserError: it is above 1e-4 of the largest value, or of 1 where all values are smaller.
+            UserError: It exceeds 1e-4 of the largest value, or of 1 where all values are smaller.
         """
         largest = 0.0
         for count in (1, 3):
@@ -72,15 +72,15 @@ def write_onnx(program: Program, file: Path, card: Mapping[str, Any]) -> dict[st
     """Write an ONNX model for any batch size and compare it, run by onnxruntime, with the model.
 
     Args:
-        program: what to write.
-        file: where.
-        card: what the program that opens it must know; it is put into the file's metadata.
+        program: Module to export.
+        file: File to write.
+        card: Description for the program that opens the file; stored in its metadata.
 
     Returns:
-        The card with how it was checked.
+        The card with the result of the comparison.
 
     Raises:
-        UserError: a package is missing, or the file gives something else.
+        UserError: A package is missing, or the file gives other results than the model.
     """
     runtime = _onnx_runtime(program.package)
     written = torch.onnx.export(
@@ -101,15 +101,15 @@ def write_onnx(program: Program, file: Path, card: Mapping[str, Any]) -> dict[st
 
 
 def write_exported_program(program: Program, file: Path, card: Mapping[str, Any]) -> dict[str, Any]:
-    """Write what `torch.export.load` opens, for any batch size, and compare it with the model.
+    """Write a file for `torch.export.load`, for any batch size, and compare it with the model.
 
     The card is also in the file, as its extra file ``PACKAGE.json``.
 
     Returns:
-        The card with how it was checked.
+        The card with the result of the comparison.
 
     Raises:
-        UserError: the file gives something else.
+        UserError: The file gives other results than the model.
     """
     torch.export.save(_exported(program), file, extra_files={f"{program.package}.json": json.dumps(card)})
     difference = program.compare(torch.export.load(file).module(), f"{file.name} in torch.export")

@@ -1,4 +1,4 @@
-"""Writing files so that a crash, a kill or a power failure leaves the old content or the new one, never a mixture."""
+"""Write files atomically: a crash, a kill or a power failure leaves the old content or the new one, never a mixture."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
-    """Open `path` for writing, such that what is written takes its place in one step that survives a power failure.
+    """Open `path` for writing; the new content replaces the old one in one step that survives a power failure.
 
-    Where the block raises, nothing of it stays; of several writers the last one wins.
+    If the block raises, the old content stays. Of several writers the last one wins.
     """
     # The process' number would not tell writers apart that share a folder from two machines or containers.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -55,7 +55,7 @@ _STALE_AFTER = 60.0
 
 
 def remove_stale(path: Path) -> None:
-    """Remove temporary files of `open_atomic` that a kill has left beside a file, unless they are a minute young."""
+    """Remove temporary files of `open_atomic` that a kill has left beside a file and that are older than a minute."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.tmp")
     try:
         beside = [entry for entry in os.scandir(path.parent) if pattern.fullmatch(entry.name)]
@@ -67,7 +67,7 @@ def remove_stale(path: Path) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what killed processes have left half written in a folder, whose lock the caller holds, and one below."""
+    """Remove unfinished files of killed processes from a folder, whose lock the caller holds, and its subfolders."""
     for inside in (folder, *(entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink())):
         for path in inside.glob(".*.tmp"):
             if path.is_dir() and not path.is_symlink():
@@ -77,13 +77,13 @@ def remove_temporaries(folder: Path) -> None:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Give `path` this content, see :func:`open_atomic`."""
+    """Write the content to `path`, see :func:`open_atomic`."""
     with open_atomic(path) as file:
         file.write(content)
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a file that several processes add to; it is made if it is not there. Their lines do not mix."""
+    """Append a line to a file, created if missing; lines of several processes do not mix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # One write to a file opened for appending.
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -94,10 +94,9 @@ def append_line(path: Path, line: str) -> None:
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Put the folder `new`, whose files are complete, in the place of `target`.
+    """Replace the folder `target` by `new`, whose files are complete.
 
-    The only moment at which neither stands under its name is between two renames; what stood there is then still
-    beside it, as `.<name>.old`.
+    Between two renames neither has its name; the old folder is then still beside it, as `.<name>.old`.
     """
     for file in new.iterdir():
         sync(file)
@@ -112,7 +111,7 @@ def replace_folder(new: Path, target: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Hash of a file's content, in hex."""
+    """Return the SHA-256 hash of a file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -142,5 +141,5 @@ class FolderLock:
         return True
 
     def release(self) -> None:
-        """Let others in."""
+        """Release the lock."""
         os.close(self._descriptor)

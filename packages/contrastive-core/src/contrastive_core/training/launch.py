@@ -21,10 +21,10 @@ from contrastive_core.training.sync_batchnorm import convert_sync_batchnorm
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` takes CUDA, then Apple's MPS, then the CPU.
+    """Resolve a device name; ``auto`` takes CUDA, then Apple's MPS, then the CPU.
 
     Raises:
-        UserError: there is no such device here.
+        UserError: The device does not exist on this machine.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -37,7 +37,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def make_fabric(options: RunOptions) -> Fabric:
-    """Fabric on the device that the options ask for, launched.
+    """Launch Fabric on the device of the options.
 
     The number of processes is torchrun's (WORLD_SIZE, LOCAL_WORLD_SIZE); they train by DistributedDataParallel, over
     gloo on CPUs and NCCL on CUDA. Buffers are not broadcast before each forward pass: they are equal on all processes
@@ -81,7 +81,7 @@ def make_fabric(options: RunOptions) -> Fabric:
 def set_up(
     fabric: Fabric, model: nn.Module, optimizer: Optimizer | None, *, compiled: bool
 ) -> nn.Module | tuple[nn.Module, Optimizer]:
-    """Move to the device, make batch norms synchronous over processes, compile if asked, and wrap by Fabric."""
+    """Move a model to the device, synchronise its batch norms over processes, compile if requested, wrap by Fabric."""
     if fabric.world_size > 1:
         if fabric.device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]

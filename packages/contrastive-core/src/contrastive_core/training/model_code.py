@@ -1,4 +1,4 @@
-"""Code that opening a model would run: refused unless the person trusts it."""
+"""Refuse to run foreign code that a model folder names, unless the user trusts it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TRUSTED: ContextVar[bool] = ContextVar("trusted", default=False)
 
 @contextmanager
 def trust_model_code() -> Iterator[None]:
-    """Inside, models may name code of other packages, which is run when they are opened."""
+    """Allow models to name code of other packages, which runs when they are opened, inside the block."""
     token = _TRUSTED.set(True)
     try:
         yield
@@ -25,11 +25,11 @@ def check_model_code(name: str, *, model: object) -> None:
     """Refuse to run code that a model folder names.
 
     Args:
-        name: What would be called: "package.module:function".
-        model: The folder, for the message.
+        name: Function that would be called, "package.module:function".
+        model: Model folder, for the message.
 
     Raises:
-        UserError: The person has not said that they trust the code of models.
+        UserError: The user has not declared to trust the code of models.
     """
     if not _TRUSTED.get():
         raise UserError(

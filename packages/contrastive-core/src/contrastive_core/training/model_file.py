@@ -1,4 +1,4 @@
-"""The model a run leaves behind: `model/model.safetensors` and `model/model.json`."""
+"""Read and write the model folder of a run: `model/model.safetensors` and `model/model.json`."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _WEIGHTS, _CARD = "model.safetensors", "model.json"
 
 
 def save_model(target: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> Path:
-    """Write the model folder `target` in one step, in place of an older one.
+    """Write the model folder `target` in one step, replacing an older one.
 
     Raises:
-        TypeError: A tensor or the metadata has no place in the files.
+        TypeError: A value is not a tensor, or the metadata cannot be written as JSON.
     """
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
@@ -47,7 +47,7 @@ def save_model(target: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 
 def load_model(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `Run.save_model` wrote.
+    """Read a model that `Run.save_model` wrote.
 
     Args:
         folder: A run folder or its `model` folder.
@@ -108,13 +108,13 @@ def write_card(file: Path, card: Mapping[str, Any]) -> None:
 
 
 def _card_hash(card: Mapping[str, Any]) -> str:
-    """SHA-256 over all of model.json but this hash."""
+    """Return the SHA-256 hash of model.json without this hash."""
     content = {name: value for name, value in card.items() if name != "card_sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def module_hash(module: nn.Module) -> str:
-    """SHA-256 over names and bytes of all parameters and buffers: equal if and only if nothing changed."""
+    """Return the SHA-256 hash of names and bytes of all parameters and buffers, for comparing two states."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())

@@ -18,12 +18,12 @@ _LONGEST = 200
 
 
 def check_file_name(name: str, *, what: str, source: object) -> str:
-    """The name, if a file of an output folder can be called so.
+    """Return the name if an output file can have it.
 
     Args:
-        name: The name.
-        what: What it is the name of: "case".
-        source: Where it was read, for the message.
+        name: Name to check.
+        what: Kind of thing named, such as "case".
+        source: File that the name comes from, for the message.
 
     Raises:
         UserError: It is empty, too long, hidden or reserved, or holds a separator or a control character.
@@ -45,10 +45,10 @@ def check_file_name(name: str, *, what: str, source: object) -> str:
 
 
 def check_label(name: str, *, what: str, source: object) -> str:
-    """The name, if it can be shown in tables and reports.
+    """Return the name if it can be shown in tables and reports.
 
     Raises:
-        UserError: It is no text, is empty, or holds control characters or characters that turn the text around.
+        UserError: It is not text, is empty, or holds control characters or characters that reverse the text direction.
     """
     if not isinstance(name, str):
         raise UserError(
@@ -62,10 +62,10 @@ def check_label(name: str, *, what: str, source: object) -> str:
 
 
 def check_relative_path(path: str, *, what: str, source: object) -> str:
-    """A path with forward slashes that stays inside the folder it is relative to, every part a file name.
+    """Return a relative path with forward slashes if it stays inside its folder and every part is a valid file name.
 
     Raises:
-        UserError: It is absolute, leads outside, or a part of it is no file name.
+        UserError: It is absolute, leads outside, or has a part that is not a valid file name.
     """
     for part in path.split("/"):
         check_file_name(part, what=what, source=source)
@@ -73,5 +73,5 @@ def check_relative_path(path: str, *, what: str, source: object) -> str:
 
 
 def inside(folder: Path, path: Path) -> bool:
-    """Whether a path, with all links followed, is below a folder."""
+    """Return whether a path, with all links resolved, is below a folder."""
     return path.resolve().is_relative_to(folder.resolve())

@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other beside the gradients."""
+"""Messages between the processes of a run, beside the gradients."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ T = TypeVar("T")
 
 
 class Processes:
-    """Small messages between the processes, over gloo (on the CPU) whatever the gradients travel by.
+    """Small messages between processes, over gloo on the CPU whatever backend the gradients use.
 
-    They have a group of their own: a vote may be under way while the loop's own collectives run.
+    They use a process group of their own, because a vote may be pending while the loop's own collectives run.
     """
 
     def __init__(self, *, rank: int, world_size: int) -> None:
@@ -28,7 +28,7 @@ class Processes:
         self._vote: tuple[Tensor, dist.Work | None] | None = None
 
     def gather(self, value: T) -> list[T]:
-        """The value of every process, in the order of their ranks."""
+        """Return the values of all processes in the order of their ranks."""
         if self._group is None:
             return [value]
         values: list[T | None] = [None] * self.world_size
@@ -36,7 +36,7 @@ class Processes:
         return values  # type: ignore[return-value]
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """Do something on process 0 only, and give every process the result or the same UserError."""
+        """Call a function on process 0 only; every process gets the result or the same UserError."""
         if self._group is None:
             return action()
         outcome: list[tuple[T | None, str | None]] = [(None, "process 0 failed; this one stops with it")]
@@ -56,10 +56,10 @@ class Processes:
         return result  # type: ignore[return-value]
 
     def vote(self, value: int, *, final: bool = False) -> int:
-        """The largest `value` any process gave in the call before this one; with `final`, in this one.
+        """Return the largest `value` that any process passed to the previous call; with `final`, to this one.
 
-        Nobody waits: the vote cast after one step is counted after the next, when it has long arrived. All processes
-        get the same answer in the same step.
+        No process waits: the vote after one step is counted after the next, when it has arrived. All processes get the
+        same answer in the same step.
         """
         if self._group is None:
             return value
@@ -69,16 +69,16 @@ class Processes:
         return max(counted, self._count()) if final else counted
 
     def wait(self) -> None:
-        """Go on when every process is here."""
+        """Wait for all processes."""
         if self._group is not None:
             self._count()
             dist.barrier(group=self._group)
 
     def close(self) -> None:
-        """End the group once all that was sent has arrived, and with it its threads.
+        """Destroy the group, with its threads, once all messages have arrived.
 
-        A thread that still holds a message's tensor when Python ends aborts the process: freeing it needs the
-        interpreter.
+        A thread that still holds the tensor of a message at the end of Python aborts the process, because freeing it
+        needs the interpreter.
         """
         if self._group is not None:
             self._count()

@@ -1,4 +1,4 @@
-"""What a person watching a run sees: a bar in a terminal, else a line every few seconds."""
+"""Progress display: a bar in a terminal, else a line every few seconds."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _T = TypeVar("_T")
 
 
 def track(items: Iterable[_T], *, total: int, what: str) -> Iterator[_T]:
-    """The items; while they are worked through, a terminal shows how far that is, on standard error, and then no more.
+    """Iterate over items with a temporary progress bar on standard error, in a terminal.
 
     Args:
-        items: To work through.
-        total: How many they are.
-        what: Before the bar.
+        items: Items to iterate over.
+        total: Number of items.
+        what: Label of the bar.
     """
     if not sys.stderr.isatty():
         yield from items
@@ -51,7 +51,7 @@ def track(items: Iterable[_T], *, total: int, what: str) -> Iterator[_T]:
 
 
 class Watch:
-    """Shows step, last metrics and speed on standard error; `say` prints a message among them."""
+    """Display of step, last metrics and speed on standard error; `say` prints a message between updates."""
 
     def __init__(self, *, shown: bool) -> None:
         self._shown = shown
@@ -82,12 +82,12 @@ class Watch:
             self._bar.start()
 
     def metrics(self, record: Mapping[str, float]) -> None:
-        """New values to show."""
+        """Set the values to show."""
         self._text = "  ".join(f"{name} {value:.4g}" for name, value in record.items())
         self._is_new = True
 
     def advance(self, done: int) -> None:
-        """`done` steps are complete."""
+        """Report that `done` steps are complete."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, metrics=self._text)
             return
@@ -111,7 +111,7 @@ class Watch:
             print(message, file=sys.stderr, flush=True)  # noqa: T201
 
     def stop(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

@@ -30,34 +30,34 @@ from contrastive_core.training.progress import Watch
 
 
 class Tracker(Protocol):
-    """Somewhere that records go."""
+    """Destination of records."""
 
     def write(self, step: int, record: Mapping[str, float]) -> None:
-        """Take the values of one step."""
+        """Record the values of one step."""
 
     def close(self) -> None:
-        """Hand over what is still held back."""
+        """Flush and close."""
 
 
 class TensorBoard:
-    """Event files in `<run>/tensorboard`; what an interrupted run wrote after its checkpoint is hidden."""
+    """Event files in `<run>/tensorboard`; records that an interrupted run wrote after its checkpoint are hidden."""
 
     def __init__(self, folder: Path, *, start_step: int) -> None:
         writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
         self._writer = writer(str(folder / "tensorboard"), purge_step=start_step if start_step else None)
 
     def write(self, step: int, record: Mapping[str, float]) -> None:
-        """Take the values of one step."""
+        """Record the values of one step."""
         for name, value in record.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Hand over what is still held back."""
+        """Flush and close."""
         self._writer.close()
 
 
 class WeightsAndBiases:
-    """A run at Weights & Biases, the same one again when the folder is resumed."""
+    """Run at Weights & Biases, continued when the folder is resumed."""
 
     def __init__(self, folder: Path, *, config: Mapping[str, Any]) -> None:
         wandb = importlib.import_module("wandb")
@@ -69,19 +69,19 @@ class WeightsAndBiases:
         )
 
     def write(self, step: int, record: Mapping[str, float]) -> None:
-        """Take the values of one step."""
+        """Record the values of one step."""
         self._run.log(dict(record), step=step)
 
     def close(self) -> None:
-        """Hand over what is still held back."""
+        """Flush and close."""
         self._run.finish()
 
 
 def check_installed(options: RunOptions) -> None:
-    """Fail before the run begins, not at its first metric.
+    """Check before the run that the libraries of the trackers are installed.
 
     Raises:
-        UserError: A tracker is asked for whose library is not installed.
+        UserError: The library of a requested tracker is not installed.
     """
     for wanted, module, extra in (
         (options.tensorboard, "tensorboard", "tensorboard"),
@@ -99,7 +99,7 @@ def check_installed(options: RunOptions) -> None:
 
 
 def open_trackers(options: RunOptions, folder: Path, *, config: Mapping[str, Any], start_step: int) -> list[Tracker]:
-    """The trackers that the options ask for."""
+    """Open the trackers that the options request."""
     trackers: list[Tracker] = []
     if options.tensorboard:
         trackers.append(TensorBoard(folder, start_step=start_step))
@@ -113,7 +113,7 @@ Record = Mapping[str, Value]
 
 
 class MetricsFile:
-    """Appends records to `metrics.jsonl` and `metrics.csv`.
+    """Append records to `metrics.jsonl` and `metrics.csv`.
 
     The table's columns are the names in their order of first appearance; a new name rewrites it. Numbers that JSON does
     not know are the strings "NaN", "Infinity" and "-Infinity", which float() reads.
@@ -124,7 +124,7 @@ class MetricsFile:
         self._columns: list[str] = []
 
     def append(self, record: Record) -> None:
-        """Add one record."""
+        """Append one record."""
         with self._jsonl.open("a", encoding="utf-8", newline="\n") as file:
             file.write(_line(record))
         if all(name in self._columns for name in record):
@@ -134,7 +134,7 @@ class MetricsFile:
             self._rewrite_table()
 
     def sync(self) -> int:
-        """Force the records to the disk; how many bytes they are."""
+        """Flush the records to the disk and return their size in bytes."""
         if not self._jsonl.exists():
             return 0
         files.sync(self._jsonl)
@@ -142,7 +142,7 @@ class MetricsFile:
         return self._jsonl.stat().st_size
 
     def cut(self, size: int) -> int:
-        """Keep the first `size` bytes, which a checkpoint covers; how many bytes of them are not there any more."""
+        """Keep the first `size` bytes, which a checkpoint covers; return the number of missing bytes."""
         if not self._jsonl.exists():
             return size
         content = self._jsonl.read_bytes()[:size]
@@ -159,25 +159,25 @@ class MetricsFile:
 
 
 class TimingFile:
-    """Appends to `timing.jsonl`: seconds, speed and the machine, which differ from run to run."""
+    """Append to `timing.jsonl`: seconds, speed and the machine, which differ from run to run."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "timing.jsonl"
 
     def begin(self, session: Mapping[str, object]) -> None:
-        """Add the record of a start, after removing a last line that a kill has cut short."""
+        """Append the record of a start, after removing a last line that a kill has truncated."""
         content = self._path.read_bytes() if self._path.exists() else b""
         files.write_atomic(self._path, content[: content.rfind(b"\n") + 1])
         self.append(session)
 
     def append(self, record: Mapping[str, object]) -> None:
-        """Add one record."""
+        """Append one record."""
         with self._path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(record) + "\n")
 
 
 def read(path: Path) -> list[dict[str, Value]]:
-    """Records of a `metrics.jsonl`; a last line that a kill has cut short is left out."""
+    """Read the records of a `metrics.jsonl`, without a last line that a kill has truncated."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -206,7 +206,7 @@ def _name(value: float) -> str:
 
 
 class Recorder:
-    """Collects the values of a step on every process and lets process 0 write their means."""
+    """Collect the values of a step on every process; process 0 writes their means."""
 
     def __init__(self, folder: Path, *, processes: Processes, options: RunOptions) -> None:
         self._folder, self._processes, self._options = folder, processes, options
@@ -238,16 +238,16 @@ class Recorder:
         self._trackers = open_trackers(self._options, self._folder, config=config, start_step=start.step)
 
     def start(self, step: int, total: int) -> None:
-        """The loop begins."""
+        """Start the loop."""
         self._begun = self._mark = time.monotonic()
         self._marked_step = step
         self._watch.start(step, total)
 
     def take(self, scalars: Mapping[str, float | Tensor], *, always: bool = False) -> None:
-        """Values of the current step; `always`: they are to be written even if it is no logged one.
+        """Collect values of the current step; with `always` they are written even if the step is not a logged one.
 
         Raises:
-            TypeError: One is not a number.
+            TypeError: A value is not a number.
             ValueError: A tensor holds several numbers, or the name is "step".
         """
         for name, value in scalars.items():
@@ -264,7 +264,7 @@ class Recorder:
         self._is_due |= always
 
     def end_step(self, step: int, *, is_logged: bool = False, samples_per_step: int | None = None) -> None:
-        """Write what was taken in `step`, if it is a logged one or must be written always, and the speed if logged."""
+        """Write the values collected in `step` if it is logged or `always` was set, and the speed if it is logged."""
         if is_logged or self._is_due:
             self._is_due = False
             self._write(step)
@@ -272,7 +272,7 @@ class Recorder:
             self._write_speed(step, samples_per_step)
 
     def _write(self, step: int) -> None:
-        """Write what was taken, as the record of `step`: the mean over processes."""
+        """Write the collected values as the record of `step`, averaged over processes."""
         everyone = self._processes.gather(self._values)
         self._values = {}
         names = list(everyone[0])
@@ -301,24 +301,24 @@ class Recorder:
         self._mark, self._marked_step = now, step + 1
 
     def advance(self, done: int) -> None:
-        """`done` steps are complete."""
+        """Report that `done` steps are complete."""
         self._watch.advance(done)
 
     def say(self, message: str) -> None:
-        """Tell the person watching, once for all processes."""
+        """Print a message, once for all processes."""
         if self._is_main:
             self._watch.say(message)
 
     def sync(self) -> int:
-        """Force the metrics to the disk; how many bytes they are."""
+        """Flush the metrics to the disk and return their size in bytes."""
         return self._metrics.sync()
 
     def pause(self) -> None:
-        """The loop is over; more values may come."""
+        """End the loop; more values may follow."""
         self._watch.stop()
 
     def close(self) -> None:
-        """No more values come."""
+        """Close all files and trackers."""
         self._watch.stop()
         for tracker in self._trackers:
             tracker.close()

@@ -33,7 +33,7 @@ from contrastive_core.training.signals import Interrupted, SignalWatch
 
 
 def resume_command(command: str, out: Path, *, world_size: int) -> str:
-    """The command line that goes on with the run in `out`, which `command` has started on `world_size` processes."""
+    """Return the command line that resumes the run in `out`, which `command` started on `world_size` processes."""
     line = f"{command} --config {shlex.quote(str(out / 'config.yaml'))} --out {shlex.quote(str(out))} --resume"
     if world_size == 1:
         return line
@@ -41,7 +41,7 @@ def resume_command(command: str, out: Path, *, world_size: int) -> str:
 
 
 class RunFolder:
-    """A folder that one process at a time writes one run to."""
+    """Run folder, locked against other processes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -49,7 +49,7 @@ class RunFolder:
         self._lock: files.FolderLock | None = None
 
     def open(self, settings: config.Config, *, resume: bool, resume_command: str) -> None:
-        """Make the folder and write the configuration, or find the same run in it, begun.
+        """Create the folder and write the configuration, or check that the folder holds the same run.
 
         Raises:
             UserError: It is a file, holds something else, is in use, holds a run and `resume` is not set, or that run
@@ -88,7 +88,7 @@ class RunFolder:
             )
 
     def close(self) -> None:
-        """Let other processes write it."""
+        """Release the folder."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -97,7 +97,7 @@ class RunFolder:
 def seed_global_generators(seed: int, device: torch.device) -> None:
     """Seed the global generators of torch (on the CPU and on `device`), random and numpy.
 
-    What torch.manual_seed does for the devices in use; that also formats a stack trace for each one that is not.
+    As torch.manual_seed, but only for the devices in use; for others that function formats a stack trace.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -109,28 +109,28 @@ def seed_global_generators(seed: int, device: torch.device) -> None:
 
 
 class Run:
-    """Context manager around a training loop that can be killed at any moment and go on as if nothing had happened.
+    """Context manager around a training loop that can be killed at any moment and resumed exactly.
 
-    On CPU, a resumed run ends with the same bytes (weights, optimiser, metrics) as one never interrupted, if every
-    random draw of the loop comes from `seed`, from torch, random or numpy (which `steps` seeds before each step), or
-    from the sample's index, and if everything that changes is tracked.
+    On CPU, a resumed run ends with the same bytes (weights, optimiser, metrics) as an uninterrupted one if every random
+    draw of the loop comes from `seed`, from torch, random or numpy (which `steps` seeds before each step), or from the
+    sample's index, and if everything that changes is tracked.
 
     Args:
-        out: The run folder; new, empty, or with options.resume the folder of the run to go on with.
-        config: The resolved arguments, written to config.yaml: numbers, strings, paths, dataclasses, lists, mappings.
-        command: What starts this run up to its arguments ("ssl-vision pretrain"), for the line that says how to resume.
+        out: Run folder; new, empty, or with options.resume the folder of the run to resume.
+        config: Resolved arguments, written to config.yaml: numbers, strings, paths, dataclasses, lists, mappings.
+        command: Program and verb that started the run ("ssl-vision pretrain"), for the message that says how to resume.
         options: See RunOptions.
-        free: Names in config that may differ when the run is resumed: they do not decide what is computed.
+        free: Names in config that may differ when the run is resumed, because they do not affect the result.
 
     Attributes:
-        fabric: The Fabric; `run.fabric.backward(loss)` instead of `loss.backward()`.
-        device: Where tensors go.
-        rank: This process.
+        fabric: The Fabric; call `run.fabric.backward(loss)` instead of `loss.backward()`.
+        device: Device of the tensors.
+        rank: Rank of this process.
         world_size: Number of processes.
 
     Raises:
-        UserError: On entering: the folder is in use, holds something else, or a run with another configuration; a
-            device or library that was asked for is not there.
+        UserError: On entering: the folder is in use, holds other files or a run with another configuration, or a
+            requested device or library is missing.
     """
 
     fabric: Fabric
@@ -204,15 +204,15 @@ class Run:
 
     @property
     def resume_command(self) -> str:
-        """The command line that goes on with this run."""
+        """Command line that resumes this run."""
         return resume_command(self.command, self.out, world_size=self.world_size)
 
     def seed(self, *keys: int | str) -> int:
-        """A seed for one purpose, a function of options.seed and the keys."""
+        """Derive the seed of one purpose from options.seed and the keys."""
         return derive(self.options.seed, *keys)
 
     def say(self, message: str) -> None:
-        """Tell the person watching, once for all processes."""
+        """Print a message, once for all processes."""
         self._open_recorder.say(message)
 
     @overload
@@ -220,11 +220,11 @@ class Run:
     @overload
     def setup(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]: ...
     def setup(self, model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module | tuple[nn.Module, Optimizer]:
-        """Move to the device, make batch norms synchronous over processes, compile if asked, and wrap by Fabric."""
+        """Move to the device, synchronise batch norms over processes, compile if requested, and wrap by Fabric."""
         return set_up(self.fabric, model, optimizer, compiled=self.options.compile)
 
     def track(self, **objects: Stateful) -> None:
-        """Name what a checkpoint holds: everything that changes during training (model, optimizer, schedule, ...).
+        """Add objects to the checkpoints: everything that changes during training (model, optimizer, schedule, ...).
 
         The state must be the same on all processes; process 0 writes it.
 
@@ -240,10 +240,10 @@ class Run:
             self._snapshots.track(name, thing)
 
     def restore(self) -> int:
-        """Read the newest good checkpoint if options.resume, and return the step to begin with; `steps` calls it too.
+        """Restore the newest undamaged checkpoint if options.resume, and return the first step; `steps` calls it too.
 
         Raises:
-            UserError: There are checkpoints but none can be used, or they do not hold what is tracked.
+            UserError: There are checkpoints but none can be used, or they do not hold the tracked objects.
         """
         if self._start is not None:
             return self._start
@@ -256,7 +256,7 @@ class Run:
         return self._start
 
     def batches(self, n: int, *, batch_size: int, total_steps: int) -> Batches:
-        """Indices into n samples for this process, beginning where the run goes on; see Batches. Track before."""
+        """Return this process's batches of n samples from the first step on; see Batches. Call `track` before."""
         return Batches(
             n,
             batch_size=batch_size,
@@ -268,15 +268,15 @@ class Run:
         )
 
     def steps(self, total: int, *, samples_per_step: int | None = None) -> Iterator[int]:
-        """The steps still to do; between two of them the engine records, saves and answers signals.
+        """Iterate over the remaining steps; between two of them the engine records, saves and answers signals.
 
         Before a step torch, random and numpy are seeded by (seed, step, rank). After its body the logged values are
         written, a checkpoint on its cadence and after the last step, and SIGTERM or SIGINT is answered by a checkpoint
         and Interrupted (over several processes one step later, when all have heard of it).
 
         Args:
-            total: Steps of the whole run.
-            samples_per_step: Samples per step over all processes, for the speed in timing.jsonl.
+            total: Number of steps of the whole run.
+            samples_per_step: Number of samples per step over all processes, for the speed in timing.jsonl.
         """
         if self._total is not None:
             raise RuntimeError("run.steps was called before; a run has one loop")
@@ -322,7 +322,7 @@ class Run:
     def save_model(
         self, tensors: Mapping[str, Tensor], metadata: Mapping[str, object], *, folder: str = "model"
     ) -> Path:
-        """Write model.safetensors and model.json, which `load_model` reads, to `folder` inside the run; returns it."""
+        """Write model.safetensors and model.json to `folder` inside the run, for `load_model`; return the folder."""
         target = self.out / folder
         self._processes.on_main(lambda: model_file.save_model(target, tensors, metadata))
         return target
@@ -359,7 +359,7 @@ class Run:
         raise Interrupted(message, signum=signum)
 
     def _check_space(self) -> None:
-        """Compare the space that the checkpoints and the model will take with what is free."""
+        """Check that the checkpoints and the model will fit on the disk."""
         needed = self._snapshots.bytes_of_one() * (self.options.keep_checkpoints + 2)
         free = shutil.disk_usage(self.out).free
         if free < needed:

@@ -38,12 +38,12 @@ _FILE_FONT = ["DejaVu Sans"]  # comes with matplotlib, so that a picture looks t
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of this size in inches."""
+    """Create an empty figure; width and height in inches."""
     return Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)
 
 
 def plain_axes(axes: Axes, title: str) -> None:
-    """Axes that leave the eye with the data: a title, faint horizontal lines, no box."""
+    """Style axes: a title, faint horizontal lines, no box."""
     axes.set_title(title, loc="left", fontsize=10, color=INK, fontweight="bold", pad=8)
     axes.set_facecolor("none")
     axes.grid(axis="y", color=RULE, linewidth=0.8)
@@ -57,7 +57,7 @@ def plain_axes(axes: Axes, title: str) -> None:
 
 
 def to_png(figure: Figure, *, dpi: int = 150) -> bytes:
-    """The figure as PNG; the same bytes for the same figure."""
+    """Render the figure as PNG; equal figures give equal bytes."""
     file = io.BytesIO()
     with rc_context({"font.family": _FILE_FONT}):
         figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
@@ -65,7 +65,7 @@ def to_png(figure: Figure, *, dpi: int = 150) -> bytes:
 
 
 def to_svg(figure: Figure) -> bytes:
-    """The figure as an SVG file whose text is text; the same bytes for the same figure."""
+    """Render the figure as an SVG file with text elements; equal figures give equal bytes."""
     file = io.BytesIO()
     with rc_context({"font.family": _FILE_FONT, "svg.fonttype": "none", "svg.hashsalt": "report"}):
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
@@ -73,12 +73,12 @@ def to_svg(figure: Figure) -> bytes:
 
 
 def to_inline_svg(figure: Figure, *, name: str, label: str) -> str:
-    """The figure as an ``<svg>`` element of an HTML page, in the page's font and colours.
+    """Render the figure as an ``<svg>`` element for an HTML page, in the page's font and colours.
 
     Args:
         figure: The figure; its background becomes transparent.
         name: Distinguishes the identifiers of this figure from those of others on the page.
-        label: What a screen reader says.
+        label: Text for screen readers.
     """
     figure.set_facecolor("none")
     text = to_svg(figure).decode()
@@ -104,7 +104,7 @@ def _font_size(found: re.Match[str]) -> str:
 
 
 def _without_size(attributes: str) -> str:
-    """The page decides how large the figure is; its viewBox keeps the proportions."""
+    """Remove the size: the page sets it, and the viewBox keeps the proportions."""
     return re.sub(r'\b(width|height)="[^"]*"\s*', "", attributes).strip()
 
 
@@ -119,13 +119,13 @@ class Panel:
     """One pair of axes over epochs.
 
     Attributes:
-        title: above it.
-        lines: logged names -> what they are called where there are several; those that were not logged are left out.
-        share: whether values are shares of 1, shown in percent.
-        chance: what a network that tells nothing apart would reach, as a dashed line.
-        from_zero: whether the axis begins at 0.
-        noisy: whether a running mean helps.
-        either: whether a line that is there alone gives the panel its name.
+        title: Title of the panel.
+        lines: Logged names -> labels, shown where there are several lines; names that were not logged are left out.
+        share: Whether values are shares of 1, shown in percent.
+        chance: Value at chance level, drawn as a dashed line.
+        from_zero: Whether the axis begins at 0.
+        noisy: Whether to draw a running mean.
+        either: Whether the label of a single line becomes the title of the panel.
     """
 
     title: str
@@ -141,7 +141,7 @@ RATE = Panel("Learning rate", {"lr": ""}, from_zero=True, noisy=False)
 
 
 def draw_training(axes: Sequence[Axes], records: Sequence[Record], panels: Sequence[Panel]) -> None:
-    """What was logged over epochs, a panel per axes; a loss that is not logged by its parts is drawn as a whole."""
+    """Draw logged values over epochs, one panel per axes; a loss without logged parts is drawn as a whole."""
     for place, panel in zip(axes, panels, strict=True):
         found = {name: _series(records, key) for key, name in panel.lines.items()}
         found = {name: series for name, series in found.items() if len(series[0])}
@@ -171,14 +171,14 @@ def draw_training(axes: Sequence[Axes], records: Sequence[Record], panels: Seque
 
 
 def training_figure(records: Sequence[Record], panels: Sequence[Panel]) -> Figure:
-    """`draw_training` as a figure, its panels beside each other."""
+    """Return `draw_training` as a figure with the panels side by side."""
     figure = new_figure(9.6, 2.7)
     draw_training(list(figure.subplots(1, len(panels), squeeze=False)[0]), records, panels)
     return figure
 
 
 def _series(records: Sequence[Record], key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Epoch and value where both are finite, thinned to at most 600 means of neighbours."""
+    """Return epochs and values where both are finite, reduced to at most 600 means of neighbours."""
     points = [(float(r.get("epoch", r["step"])), float(r[key])) for r in records if key in r]
     table = np.array(points, dtype=np.float64).reshape(-1, 2)
     table = table[np.isfinite(table).all(axis=1)]
@@ -188,7 +188,7 @@ def _series(records: Sequence[Record], key: str) -> tuple[NDArray[np.float64], N
 
 
 def _draw(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], *, colour: str, noisy: bool) -> None:
-    """The values, and where they are many and noisy a running mean over them."""
+    """Draw the values, with a running mean where they are many and noisy."""
     window = len(x) // 25
     if window < 2 or not noisy:
         axes.plot(x, y, color=colour, linewidth=1.8, marker="o" if len(x) <= _FEW else None, markersize=4)
@@ -201,7 +201,7 @@ def _draw(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], *, colour:
 
 
 def _name_lines(axes: Axes, names: Sequence[str]) -> None:
-    """Names in the colours of the lines, above the axes on the right."""
+    """Write the labels in the colours of their lines, above the axes on the right."""
     for number, name in enumerate(reversed(names)):
         axes.annotate(
             name, (1, 1), xycoords="axes fraction", xytext=(0, 2 + 10 * number), textcoords="offset points", ha="right",
@@ -216,10 +216,10 @@ _RIGHT, _WRONG = SERIES[0], SERIES[1]
 
 
 def draw_confusion(axes: Axes, confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
-    """A row for each true class, a column for each predicted one; a cell is as strong as its share of the row.
+    """Draw a row per true class and a column per predicted class; the opacity of a cell is its share of the row.
 
-    What is right is blue; mistakes are orange, and stand out by the square root of their share: a few among hundreds
-    can be seen.
+    Correct predictions are blue. Errors are orange, with the square root of their share as opacity, so that a few among
+    hundreds remain visible.
     """
     counts = np.asarray(confusion, dtype=np.int64)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -245,7 +245,7 @@ def draw_confusion(axes: Axes, confusion: Sequence[Sequence[int]], classes: Sequ
 
 
 def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
-    """`draw_confusion` as a figure."""
+    """Return `draw_confusion` as a figure."""
     side = float(np.clip(1.6 + 0.34 * len(classes), 3.2, 8.0))
     figure = new_figure(side, side)
     draw_confusion(figure.subplots(), confusion, classes)
@@ -266,7 +266,7 @@ def _draw_cells(axes: Axes, counts: NDArray[np.int64], strength: NDArray[np.floa
 
 
 def _as_image(strength: NDArray[np.float64]) -> NDArray[np.float64]:
-    """RGBA: the colours of the cells, as opaque as the cells are strong."""
+    """Return the colours of the cells as RGBA."""
     image = np.empty((*strength.shape, 4))
     image[..., :3] = to_rgb(_WRONG)
     image[np.eye(len(strength), dtype=bool), :3] = to_rgb(_RIGHT)

@@ -22,14 +22,14 @@ _LARGEST_SIDE = 160
 
 
 def to_image(picture: Tensor) -> Image.Image:
-    """uint8 or [0, 1] float ``[3, H, W]`` as a PIL image."""
+    """Convert a uint8 or [0, 1] float tensor ``[3, H, W]`` to a PIL image."""
     if picture.is_floating_point():
         picture = (picture.detach().clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(picture.cpu().permute(1, 2, 0).contiguous().numpy())
 
 
 def data_uri(picture: Tensor) -> str:
-    """The image inside a ``data:`` URI: up to 64 pixels a side exact (PNG), else at most 160 (JPEG)."""
+    """Encode an image as a ``data:`` URI: exactly up to 64 pixels a side (PNG), else reduced to at most 160 (JPEG)."""
     image, file = to_image(picture), io.BytesIO()
     if max(image.size) <= _EXACT_SIDE:
         image.save(file, "PNG", optimize=True)
@@ -45,7 +45,7 @@ _SMALL_SIDE = 48
 
 
 def document(title: str, parts: Iterable[str]) -> str:
-    """A complete page; the policy in its head forbids everything from outside, should anything ever slip in."""
+    """Return a complete page, whose security policy forbids loading anything from outside."""
     style = resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -59,35 +59,35 @@ def document(title: str, parts: Iterable[str]) -> str:
 
 
 def section(title: str, *parts: str) -> str:
-    """A heading with what belongs to it."""
+    """Return a section with a heading."""
     return f"<section>\n<h2>{escape(title)}</h2>\n" + "\n".join(parts) + "\n</section>"
 
 
 def paragraph(text: str, *, kind: str = "") -> str:
-    """A paragraph of plain text; what stands between backquotes is code."""
+    """Return a paragraph of plain text; text between backquotes is set as code."""
     pieces = escape(text).split("`")
     marked = "".join(f"<code>{piece}</code>" if i % 2 else piece for i, piece in enumerate(pieces))
     return f'<p class="{kind}">{marked}</p>' if kind else f"<p>{marked}</p>"
 
 
 def command(text: str) -> str:
-    """A command line."""
+    """Return a block with a command line."""
     return f"<pre><code>{escape(text)}</code></pre>"
 
 
 def figure(content: str) -> str:
-    """A figure that may be wider than a small screen, where it scrolls and keeps its letters readable."""
+    """Return a figure that scrolls on a small screen, so that its letters stay readable."""
     return f'<figure class="wide">\n{content}\n</figure>'
 
 
 def facts(values: Mapping[str, str]) -> str:
-    """What a reader wants to know first: names and large numbers."""
+    """Return the headline numbers with their names."""
     items = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in values.items())
     return f'<dl class="facts">{items}</dl>'
 
 
 def settings_table(values: Mapping[str, str], *, changed: Iterable[str] = ()) -> str:
-    """Names and values; those changed stand out."""
+    """Return a table of settings, with changed ones highlighted."""
     marked = set(changed)
     rows = "".join(
         f'<tr{" class=changed" if name in marked else ""}><th scope="row">{escape(name)}</th>'
@@ -98,7 +98,7 @@ def settings_table(values: Mapping[str, str], *, changed: Iterable[str] = ()) ->
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]], *, kind: str) -> str:
-    """A table of plain text whose first column names the rows."""
+    """Return a table of plain text whose first column holds the row headings."""
     header = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
     body = ""
     for row in rows:
@@ -110,20 +110,20 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]], *, kind: str) -> s
 
 
 def picture(png: bytes, *, label: str) -> str:
-    """A PNG inside the page, as wide as the page allows."""
+    """Return an embedded PNG, at most as wide as the page."""
     return (
         f'<img class="picture" src="data:image/png;base64,{b64encode(png).decode()}" alt="{escape(label, quote=True)}">'
     )
 
 
 def warnings(texts: Iterable[str]) -> str:
-    """What a reader must know before trusting the numbers; empty where there is nothing."""
+    """Return a list of warnings; an empty string if there are none."""
     items = "".join(f"<li>{escape(text)}</li>" for text in texts)
     return f'<ul class="warnings">{items}</ul>' if items else ""
 
 
 def image(pixels: Tensor, *, label: str) -> str:
-    """An image inside the page; one of few pixels is shown with hard edges."""
+    """Return an embedded image; small images are enlarged without smoothing."""
     small = max(pixels.shape[-2:]) <= _SMALL_SIDE
     kind = ' class="small"' if small else ""
     return f'<img{kind} src="{data_uri(pixels)}" alt="{escape(label, quote=True)}">'

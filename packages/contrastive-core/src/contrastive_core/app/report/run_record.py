@@ -23,7 +23,7 @@ _PACKAGES = ("contrastive-core", "torch", "lightning-fabric", "numpy")
 
 
 def versions(packages: Sequence[str] = ()) -> dict[str, str]:
-    """Python and the packages that decide what a run computes: those named, then the engine's own."""
+    """Return the versions of Python, of the packages named, and of the engine's dependencies."""
     found = {"Python": platform.python_version()}
     for package in (*packages, *_PACKAGES):
         try:
@@ -34,7 +34,7 @@ def versions(packages: Sequence[str] = ()) -> dict[str, str]:
 
 
 def hardware() -> dict[str, str]:
-    """Processor, cores and accelerator of this machine; never its name."""
+    """Return processor, cores and accelerator of this machine, without its host name."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "system": f"{platform.system()} {platform.machine()}",
@@ -44,7 +44,7 @@ def hardware() -> dict[str, str]:
 
 
 def source_commit() -> str | None:
-    """The commit of the checkout that this package runs from and whether it was changed; None for an installed copy."""
+    """Return the commit of the source checkout and whether it was changed; None for an installed package."""
     git = shutil.which("git")
     folder = Path(__file__).parent
 
@@ -77,13 +77,13 @@ def _processor() -> str:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as it lies on disk, finished or not.
+    """Content of a run folder, finished or not.
 
     Attributes:
-        config: all settings, as resolved.
-        records: the lines of ``metrics.jsonl``.
-        sessions: where and how it was started, each time.
-        seconds: spent in training steps; None when nothing was logged.
+        config: All resolved settings.
+        records: Records of ``metrics.jsonl``.
+        sessions: Hardware and software of each start.
+        seconds: Time spent in training steps; None if nothing was logged.
     """
 
     config: Mapping[str, Any]
@@ -96,11 +96,11 @@ def read_record(path: Path, *, made_by: str) -> RunRecord:
     """Read the folder of a run.
 
     Args:
-        path: of the folder.
-        made_by: the commands whose folder is expected, for the error message.
+        path: Run folder.
+        made_by: Commands whose folder is expected, for the error message.
 
     Raises:
-        UserError: it is none, or its files are damaged.
+        UserError: It is not a run folder, or its files are damaged.
     """
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path}: found no config.yaml there, expected the out folder of {made_by}")
@@ -128,7 +128,7 @@ def _read_timing(file: Path) -> list[dict[str, Any]]:
 
 
 def _seconds(timing: list[dict[str, Any]]) -> float | None:
-    """Time spent in steps over all sessions; what was lost by a kill and done again counts twice, as it was spent."""
+    """Return the time spent in steps over all sessions; steps repeated after a kill count twice."""
     total, current = 0.0, 0.0
     for line in timing:
         if "session" in line:

@@ -1,4 +1,4 @@
-"""The sections every report ends with: settings, and on what the run was trained."""
+"""Final sections of every report: settings and environment."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from contrastive_core.app.report import page, run_record
 
 
 def settings(config: Mapping[str, Any], command: Callable[..., Any], *, name: str, again: str) -> str:
-    """The resolved configuration, those that differ from the defaults in bold, and the command that repeats the run.
+    """Return the resolved configuration, with changed settings in bold, and the command that repeats the run.
 
     Args:
-        config: of the run.
-        command: whose defaults are compared with.
-        name: over the settings of no group.
-        again: the command line that repeats the run.
+        config: Configuration of the run.
+        command: Command whose defaults are compared.
+        name: Heading of the settings outside a group.
+        again: Command line that repeats the run.
     """
     values, defaults = dict(_leaves(config)), dict(_leaves(_defaults(command)))
     groups: dict[str, dict[str, str]] = {}
@@ -46,12 +46,12 @@ def settings(config: Mapping[str, Any], command: Callable[..., Any], *, name: st
 
 
 def surroundings(config: Mapping[str, Any], sessions: Sequence[Mapping[str, Any]], *, packages: Sequence[str]) -> str:
-    """On what the run was trained, and by what the report was written.
+    """Return hardware and software of the run, and the software that wrote the report.
 
     Args:
-        config: of the run, with the group ``run``.
-        sessions: where and how it was started, each time.
-        packages: whose versions matter, beside Python, PyTorch and the core.
+        config: Configuration of the run, with the group ``run``.
+        sessions: Hardware and software of each start.
+        packages: Packages whose versions are shown beside Python, PyTorch and the core.
     """
     options = config.get("run", {})
     trained: dict[str, str] = {}
@@ -80,7 +80,7 @@ def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def _as_yaml(value: object) -> object:
-    """A value as the configuration file holds it, where tuples are lists and paths text."""
+    """Convert a value to its form in the configuration file: tuples to lists, paths to text."""
     if isinstance(value, list | tuple):
         return [_as_yaml(item) for item in value]
     return str(value) if isinstance(value, PurePath) else value

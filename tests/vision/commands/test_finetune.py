@@ -328,9 +328,9 @@ def test_a_run_of_one_step_is_not_all_warm_up(labels: Path, tmp_path: Path) -> N
         ({"image_size": 0}, "image_size is 0"),
         ({"batch_size": 1}, "at least two images"),
         ({"init": "no-such-run"}, "not a folder"),
-        ({"validation": "test"}, "never opens test images"),
-        ({"validation": "train"}, "1433 images of split 'train' are trained on as well"),
-        ({"validation": "held_out.json"}, "cannot be read"),
+        ({"validate_on": "test"}, "never opens test images"),
+        ({"validate_on": "train"}, "1433 images of split 'train' are trained on as well"),
+        ({"validate_on": "held_out.json"}, "cannot be read"),
         ({"labels": Path("no-such-file")}, "no-such-file: cannot be read"),
     ],
 )

@@ -163,7 +163,7 @@ def test_test_patients_from_a_table_and_from_the_data_set(tmp_path: Path) -> Non
     root = decathlon(tmp_path / "data", [f"p{i}_{f}" for i in range(5) for f in ("ED", "ES")])
     table = tmp_path / "split.csv"
     table.write_text("case,patient,split\np1_ED,p1,val\np2_ED,p2,train\np3_ES,p3,val\n")
-    how = {"labelled": (1,), "draws": 1, "validation": 1}
+    how = {"n_labelled": (1,), "draws": 1, "n_validation": 1}
     written = make_splits(str(root), tmp_path / "a", table=table, table_test=("val",), **how)
     assert {patients(split.test) == {"p1", "p3"} for split in written.files.values()} == {True}
     with pytest.raises(UserError, match=r"no row has the split test; found train, val\. Say with --table_test"):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
 from ssl_video.models import NetworkOptions, build_network
-from ssl_video.models.networks import last_layer
+from ssl_video.models.networks import check_clip, last_layer
 from ssl_video.models.pretrained import begin_from
 
 
@@ -41,10 +41,10 @@ def saved(network: nn.Module, file: Path, *, under: str | None = None, prefix: s
 
 def theirs(name: str) -> nn.Module:
     torch.manual_seed(1)
-    if name == "r3d_18":
-        from torchvision.models.video import r3d_18
+    if name in ("r3d_18", "r2plus1d_18"):
+        from torchvision.models import video
 
-        return random_statistics(r3d_18(weights=None, num_classes=400))
+        return random_statistics(getattr(video, name)(weights=None, num_classes=400))
     if name == "slow_r50":
         from pytorchvideo.models.hub import slow_r50
 
@@ -54,7 +54,12 @@ def theirs(name: str) -> nn.Module:
     return random_statistics(x3d_xs(pretrained=False))
 
 
-CLIPS = {"r3d_18": (1, 3, 4, 32, 32), "slow_r50": (1, 3, 8, 224, 224), "x3d_xs": (1, 3, 4, 160, 160)}
+CLIPS = {
+    "r3d_18": (1, 3, 4, 32, 32),
+    "r2plus1d_18": (1, 3, 4, 32, 32),
+    "slow_r50": (1, 3, 8, 224, 224),
+    "x3d_xs": (1, 3, 4, 160, 160),
+}
 
 
 @pytest.mark.parametrize("name", CLIPS)
@@ -70,6 +75,93 @@ def test_weights_of_the_libraries_give_their_features(name: str, form: str | Non
     x = torch.rand(*CLIPS[name])
     layers = [dict(network.named_modules())[last_layer(network).rstrip(".")] for network in (source, ours)]
     assert torch.allclose(features(source, layers[0], x), features(ours, layers[1], x), rtol=1e-4, atol=1e-5)
+
+
+class _HeadReachedError(Exception):
+    """Ends a forward pass before the head, whose pools fit one size of clip alone."""
+
+
+def before_the_head(network: nn.Module, given: Tensor | list[Tensor]) -> list[Tensor]:
+    """What the last stage gives: of SlowFast that of both pathways."""
+    seen: list[Tensor] = []
+    blocks = network.get_submodule("blocks")
+    assert isinstance(blocks, nn.ModuleList)
+    pools = type(blocks[-2]).__name__ == "PoolConcatPathway"
+
+    def stop(_: nn.Module, inputs: tuple[Tensor | list[Tensor], ...]) -> None:
+        seen.extend(inputs[0] if isinstance(inputs[0], list) else [inputs[0]])
+        raise _HeadReachedError
+
+    handle = blocks[-2 if pools else -1].register_forward_pre_hook(stop)
+    with torch.no_grad(), pytest.raises(_HeadReachedError):
+        network.eval()(given)
+    handle.remove()
+    return seen
+
+
+BUILT_BY_PYTORCHVIDEO = ["slowfast_r50", "r2plus1d_r50", "csn_r101"]
+
+
+@pytest.mark.parametrize("name", BUILT_BY_PYTORCHVIDEO)
+def test_networks_of_pytorchvideo_are_theirs_to_the_bit(name: str, tmp_path: Path) -> None:
+    from pytorchvideo.models import hub
+
+    torch.manual_seed(1)
+    source = random_statistics(getattr(hub, name)(pretrained=False))
+    ours = build_network(NetworkOptions(name), 5)
+    assert "the last layer is new" in begin_from(ours, saved(source, tmp_path / "kinetics.pyth", under="model_state"))
+    clip = torch.rand(1, 3, 8, 32, 32)
+    given = [clip[:, :, ::4].clone(), clip.clone()] if name == "slowfast_r50" else clip
+    expected, found = before_the_head(source, given), before_the_head(ours, clip)
+    assert len(expected) == len(found) == (2 if name == "slowfast_r50" else 1)
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    assert ours.train()(torch.rand(2, 3, 9, 40, 32)).shape == (2, 5)  # of any length and size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "frames"), [("slowfast_r50", 32), ("r2plus1d_r50", 16), ("csn_r101", 32)])
+def test_all_classes_of_kinetics_give_the_logits_of_pytorchvideo(name: str, frames: int, tmp_path: Path) -> None:
+    from pytorchvideo.models import hub
+
+    torch.manual_seed(1)
+    source = random_statistics(getattr(hub, name)(pretrained=False))
+    ours = build_network(NetworkOptions(name), 400)
+    begin_from(ours, saved(source, tmp_path / "kinetics.pyth"))
+    clip = torch.rand(1, 3, frames, 224, 224)
+    given = [clip[:, :, ::4].clone(), clip.clone()] if name == "slowfast_r50" else clip
+    with torch.no_grad():
+        assert torch.allclose(source(given), ours.eval()(clip), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("library", ["torchvision", "pytorchvideo"])
+def test_mvit_of_both_libraries(library: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    if library == "torchvision":
+        from torchvision.models.video import mvit_v1_b
+
+        source = mvit_v1_b(weights=None).eval()
+    else:
+        from pytorchvideo.models.hub import mvit_base_16x4
+
+        source = mvit_base_16x4(pretrained=False).eval()
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape))  # what starts at 0 or 1 is told apart too
+    ours = build_network(NetworkOptions("mvit_b"), 5)
+    assert "the last layer is new" in begin_from(ours, saved(source, tmp_path / "mvit.pth"))
+    layers = [dict(network.named_modules())[last_layer(network).rstrip(".")] for network in (source, ours)]
+    clip = torch.rand(1, 3, 16, 224, 224)
+    expected, found = features(source, layers[0], clip), features(ours, layers[1], clip)
+    # The norms of pooled queries and keys add 1e-6 to the variance in one library, 1e-5 in the other.
+    tolerance = 1e-3 if library == "torchvision" else 1e-6
+    assert (expected - found).abs().max() < tolerance * expected.abs().max()
+
+
+def test_mvit_names_the_clips_it_takes() -> None:
+    with pytest.raises(UserError, match=r"8 frames at 112 pixels.*set clip\.frames to 16 and size to 224"):
+        check_clip(NetworkOptions("mvit_b"), frames=8, size=112)
+    check_clip(NetworkOptions("mvit_b"), frames=16, size=224)
+    check_clip(NetworkOptions("slow_r50"), frames=8, size=112)
 
 
 def test_an_image_network_sees_a_still_clip_as_its_picture(tmp_path: Path) -> None:

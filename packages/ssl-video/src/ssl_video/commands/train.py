@@ -21,7 +21,7 @@ from ssl_video.data.torchcodec_reader import ReaderName
 from ssl_video.evaluation import classify
 from ssl_video.models import NetworkOptions
 from ssl_video.models.checkpoint import Recipe, Recognizer, save_recognizer
-from ssl_video.models.networks import build_network
+from ssl_video.models.networks import build_network, check_clip
 from ssl_video.models.pretrained import begin_from
 from ssl_video.mvpl.method import MultiviewPseudoLabel
 from ssl_video.optical_flow.cache import open_flow
@@ -119,6 +119,7 @@ def train(
     found = _open(data, split, exclude_labelled=exclude_labelled, diagnose=diagnose)
     labelled, learned, validated, truth = found.labelled, found.learned, found.validated, found.truth
     _check(steps=steps, mu=mu, size=size, recalibrate=recalibrate, validate_every=validate_every, validated=validated)
+    check_clip(network, frames=clip.frames, size=size)
     stored = open_flow(flow_cache, method=flow, views=views, of=(labelled, learned), max_bad=max_bad)
     described = Recipe(network, labelled.classes, clip, size, views, flow, tg_gain)
     config |= {"views": views}

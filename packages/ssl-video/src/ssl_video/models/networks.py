@@ -14,10 +14,23 @@ from torch.nn import functional as F
 
 from contrastive_core.errors import UserError
 
-NetworkName = Literal["slow_r50", "small_slow", "x3d_xs", "x3d_s", "r3d_18"]
+NetworkName = Literal[
+    "slow_r50",
+    "small_slow",
+    "x3d_xs",
+    "x3d_s",
+    "r3d_18",
+    "r2plus1d_18",
+    "slowfast_r50",
+    "r2plus1d_r50",
+    "csn_r101",
+    "mvit_b",
+]
 NETWORKS: tuple[NetworkName, ...] = get_args(NetworkName)
 
 _X3D = {"x3d_xs": (4, 160), "x3d_s": (13, 160)}
+_FIXED = {"mvit_b": (16, 224)}
+"""Frames and side of the clips of networks with one embedding for each position."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +38,29 @@ class NetworkOptions:
     """A network by name.
 
     Attributes:
-        name: ``slow_r50``: the Slow pathway of SlowFast with ResNet-50, as PyTorchVideo builds it; ``small_slow``: the
-            same idea in 10 layers, for CPUs; ``x3d_xs``, ``x3d_s``: PyTorchVideo's X3D, made for 4 or 13 frames of 160
-            pixels; ``r3d_18``: torchvision's 3-D ResNet-18, made for 16 frames of 112 pixels. All take clips of any
-            length and size. Or a network of your own as ``package.module:function``, called with the number of classes.
-        width: channels after the stem of ``slow_r50`` (64 in the paper) and ``small_slow``; 0: 64 and 16.
-        dropout: before the last layer; of a network of your own, its own.
-        mean: of the normalisation of pictures in [0, 1]: one number, or three.
-        std: of the normalisation, likewise.
+        name: Name of the network, see the table; or a network of your own as ``package.module:function``, called with
+            the number of classes.
+        width: Channels after the stem of ``slow_r50`` (64 in the paper) and ``small_slow``; 0 for 64 and 16.
+        dropout: Dropout before the last layer; a network of your own has its own.
+        mean: Mean of the normalisation of pictures in [0, 1]: one number, or three.
+        std: Standard deviation of the normalisation, likewise.
+
+    ================  =====================================================  =======================================
+    name              network                                                clips it was made for, frames x stride
+    ================  =====================================================  =======================================
+    ``small_slow``    the Slow pathway in 10 layers, for CPUs                any
+    ``slow_r50``      Slow pathway of SlowFast, ResNet-50 (PyTorchVideo)     8 x 8, 224 pixels
+    ``slowfast_r50``  SlowFast, ResNet-50 (PyTorchVideo)                     32 x 2, 224; Slow sees every fourth frame
+    ``x3d_xs``        X3D-XS (PyTorchVideo)                                  4 x 12, 160
+    ``x3d_s``         X3D-S (PyTorchVideo)                                   13 x 6, 160
+    ``r2plus1d_r50``  R(2+1)D, ResNet-50 (PyTorchVideo)                      16 x 4, 224
+    ``csn_r101``      CSN, ResNet-101 (PyTorchVideo)                         32 x 2, 224
+    ``mvit_b``        MViT-B (PyTorchVideo)                                  16 x 4, 224; no others
+    ``r3d_18``        3-D ResNet-18 (torchvision)                            16 x 2, 112
+    ``r2plus1d_18``   R(2+1)D-18 (torchvision)                               16 x 2, 112
+    ================  =====================================================  =======================================
+
+    All but ``mvit_b`` take clips of any length and size.
     """
 
     name: str = "slow_r50"
@@ -64,6 +92,13 @@ class NetworkOptions:
         return function.isidentifier() and all(part.isidentifier() for part in module.split("."))
 
 
+_SLOW = 4
+"""Frames of the Fast pathway for each of the Slow one."""
+_CHANNELS_LAST = ("small_slow", "x3d_xs", "x3d_s", "r3d_18")
+"""A training step of these takes a sixth to a third less time on a CPU with channels last; Slow R50's takes no less,
+and the others were not measured."""
+
+
 def build_network(options: NetworkOptions, classes: int) -> nn.Module:
     """The network, randomly initialised: ``[N, 3, T, H, W]`` -> logits ``[N, classes]``, in both modes.
 
@@ -76,10 +111,34 @@ def build_network(options: NetworkOptions, classes: int) -> nn.Module:
         return _own(options.name, classes)
     if options.name == "slow_r50":
         return _slow_r50(options, classes)
-    makers = {"small_slow": _small_slow, "r3d_18": _r3d_18}
+    makers = {
+        "small_slow": _small_slow,
+        "r3d_18": _torchvision,
+        "r2plus1d_18": _torchvision,
+        "slowfast_r50": _slowfast,
+        "r2plus1d_r50": _r2plus1d,
+        "csn_r101": _csn,
+        "mvit_b": _mvit,
+    }
     network = makers.get(options.name, _x3d)(options, classes)
-    # A training step of these takes a sixth to a third less time on a CPU so; Slow R50's takes no less.
+    if options.name not in _CHANNELS_LAST:
+        return network
     return network.to(memory_format=torch.channels_last_3d)
+
+
+def check_clip(options: NetworkOptions, *, frames: int, size: int) -> None:
+    """Check that a network takes clips of this length and size.
+
+    Raises:
+        UserError: It takes others.
+    """
+    expected = _FIXED.get(options.name)
+    if expected is not None and (frames, size) != expected:
+        raise UserError(
+            f"network {options.name} got clips of {frames} frames at {size} pixels; it has an embedding for each "
+            f"position of {expected[0]} frames at {expected[1]} pixels: set clip.frames to {expected[0]} and size to "
+            f"{expected[1]}"
+        )
 
 
 def last_layer(network: nn.Module) -> str:
@@ -111,10 +170,10 @@ def _small_slow(options: NetworkOptions, classes: int) -> nn.Module:
     return SmallSlow(classes, width=options.width or 16, dropout=options.dropout)
 
 
-def _r3d_18(options: NetworkOptions, classes: int) -> nn.Module:
-    from torchvision.models.video import r3d_18  # noqa: PLC0415 - heavy
+def _torchvision(options: NetworkOptions, classes: int) -> nn.Module:
+    from torchvision.models import video  # noqa: PLC0415 - heavy
 
-    network: nn.Module = r3d_18(weights=None)
+    network: nn.Module = getattr(video, options.name)(weights=None)
     network.fc = nn.Sequential(nn.Dropout(options.dropout), _last(network.fc.in_features, classes))  # type: ignore[union-attr, arg-type]
     return network
 
@@ -148,6 +207,58 @@ def _x3d(options: NetworkOptions, classes: int) -> nn.Module:
         if isinstance(part, nn.Module) and type(part).__name__ == "ProjectedPool":
             part.pool = nn.AdaptiveAvgPool3d(1)
     return network
+
+
+def _slowfast(options: NetworkOptions, classes: int) -> nn.Module:
+    from pytorchvideo.models.hub import slowfast_r50  # noqa: PLC0415 - heavy
+
+    made = slowfast_r50(
+        pretrained=False, model_num_class=classes, dropout_rate=options.dropout, head_pool=nn.AdaptiveAvgPool3d
+    )
+    return SlowFast(made.blocks)
+
+
+def _r2plus1d(options: NetworkOptions, classes: int) -> nn.Module:
+    from pytorchvideo.models.r2plus1d import create_r2plus1d  # noqa: PLC0415 - heavy
+
+    network: nn.Module = create_r2plus1d(model_num_class=classes, dropout_rate=options.dropout, head_pool=_global_pool)
+    return network
+
+
+def _csn(options: NetworkOptions, classes: int) -> nn.Module:
+    from pytorchvideo.models.hub import csn_r101  # noqa: PLC0415 - heavy
+
+    network: nn.Module = csn_r101(
+        pretrained=False, model_num_class=classes, dropout_rate=options.dropout, head_pool=_global_pool
+    )
+    return network
+
+
+def _mvit(options: NetworkOptions, classes: int) -> nn.Module:
+    from pytorchvideo.models.hub import mvit_base_16x4  # noqa: PLC0415 - heavy
+
+    network: nn.Module = mvit_base_16x4(pretrained=False, head_num_classes=classes, head_dropout_rate=options.dropout)
+    return network
+
+
+class SlowFast(nn.Module):
+    """SlowFast for one clip: the Fast pathway takes all frames, the Slow pathway every fourth.
+
+    Args:
+        blocks: Blocks of PyTorchVideo's SlowFast, whose names the parameters keep.
+
+    Shapes: ``[N, 3, T, H, W]`` -> ``[N, classes]``.
+    """
+
+    def __init__(self, blocks: nn.ModuleList) -> None:
+        super().__init__()
+        self.blocks = blocks
+
+    def forward(self, clips: Tensor) -> Tensor:
+        x: list[Tensor] | Tensor = [clips[:, :, ::_SLOW], clips]
+        for block in self.blocks:
+            x = block(x)
+        return cast(Tensor, x)
 
 
 def _global_pool(**_: object) -> nn.Module:

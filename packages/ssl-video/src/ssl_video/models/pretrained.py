@@ -26,6 +26,24 @@ _BLOCK = (
 )
 _STEM = (("blocks.0.conv.", "conv1.", "conv1.conv."), ("blocks.0.norm.", "bn1.", "conv1.bn."))
 _LAYER = re.compile(r"layer(\d)\.(\d+)\.(.+)")
+# Of torchvision's MViT, and what PyTorchVideo calls it.
+_MVIT = tuple(
+    (re.compile(theirs), ours)
+    for theirs, ours in (
+        (r"^conv_proj\.", "patch_embed.patch_model."),
+        (r"^pos_encoding\.class_token$", "cls_positional_encoding.cls_token"),
+        (r"^pos_encoding\.(spatial|temporal)_pos$", r"cls_positional_encoding.pos_embed_\1"),
+        (r"^pos_encoding\.class_pos$", "cls_positional_encoding.pos_embed_class"),
+        (r"\.attn\.project\.0\.", ".attn.proj."),
+        (r"\.attn\.pool_([qkv])\.pool\.", r".attn.pool_\1."),
+        (r"\.attn\.pool_([qkv])\.norm_act\.0\.", r".attn.norm_\1."),
+        (r"\.mlp\.0\.", ".mlp.fc1."),
+        (r"\.mlp\.3\.", ".mlp.fc2."),
+        (r"^(blocks\.\d+)\.project\.", r"\1.proj."),
+        (r"^norm\.", "norm_embed."),
+        (r"^head\.1\.", "head.proj."),
+    )
+)
 _HEADS = ("fc.", "cls_head.", "head.", "classifier.")
 
 
@@ -34,8 +52,10 @@ def begin_from(network: nn.Module, init: Path) -> str:
 
     ====================================  ===================================================================
     a run or model folder                 of `ssl-video train`, with the batch norm of its first view
-    weights of PyTorchVideo               into ``slow_r50``, ``x3d_xs``, ``x3d_s``
-    weights of torchvision                ``r3d_18`` of torchvision.models.video into ``r3d_18``
+    weights of PyTorchVideo               into ``slow_r50``, ``slowfast_r50``, ``x3d_xs``, ``x3d_s``, ``r2plus1d_r50``,
+                                          ``csn_r101``, ``mvit_b``
+    weights of torchvision                ``r3d_18``, ``r2plus1d_18`` and ``mvit_v1_b`` of torchvision.models.video into
+                                          ``r3d_18``, ``r2plus1d_18`` and ``mvit_b``
     weights of mmaction2                  SlowOnly with ResNet-50 into ``slow_r50``
     a 2-D ResNet-50 of torchvision        into ``slow_r50``: every filter becomes the middle frame of a 3-D one, so that
                                           on a still clip the features are those of the picture
@@ -58,6 +78,8 @@ def begin_from(network: nn.Module, init: Path) -> str:
         given = read_state_dict(init)
     expected = network.state_dict()
     head = last_layer(network)
+    if "cls_positional_encoding.cls_token" in expected:
+        given = _pytorchvideo_mvit(given, expected)
     found = {_our_name(name, expected): tensor for name, tensor in given.items()}
     found = {name: _inflated(tensor, expected.get(name)) for name, tensor in found.items()}
     taken: dict[str, Tensor] = {}
@@ -102,6 +124,23 @@ def _our_name(name: str, expected: dict[str, Tensor]) -> str:
             if plain.startswith(theirs) and f"{ours}{plain.removeprefix(theirs)}" in expected:
                 return f"{ours}{plain.removeprefix(theirs)}"
     return name
+
+
+def _pytorchvideo_mvit(given: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of torchvision's MViT under the names of PyTorchVideo's, whose queries, keys and values are apart."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in given.items():
+        new = name
+        for pattern, ours in _MVIT:
+            new = pattern.sub(ours, new)
+        if ".attn.qkv." in new:
+            for part, third in zip("qkv", tensor.chunk(3), strict=True):
+                found[new.replace(".qkv.", f".{part}.")] = third
+        elif new in expected and tensor.numel() == expected[new].numel():
+            found[new] = tensor.reshape(expected[new].shape)
+        else:
+            found[new] = tensor
+    return found
 
 
 def _inflated(tensor: Tensor, expected: Tensor | None) -> Tensor:

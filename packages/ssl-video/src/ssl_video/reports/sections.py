@@ -65,11 +65,18 @@ def header(record: RunRecord, *, card: Mapping[str, Any] | None, evaluations: Se
 
 
 def training(record: RunRecord) -> str:
-    """Curves of the loss and the learning rate, and of the pseudo-labels where there are some."""
+    """Curves of the loss and the learning rate, and of the pseudo-labels where there are some.
+
+    Panels of numbers that the run did not record are left out.
+    """
     views = {f"pseudo_accuracy_{view}": _VIEW_NAMES.get(view, view) for view in record.config["views"]}
+    recorded = {name for line in record.records for name in line}
+    losses = {"supervised": "labels", "unlabelled": "pseudo-labels", "feature_distance": "distance of features"}
+    if record.config["method"] == "supervised":
+        del losses["unlabelled"]
     rows = [
         [
-            Panel("Loss", {"supervised": "labels", "unlabelled": "pseudo-labels"}, from_zero=True),
+            Panel("Loss", losses, from_zero=True),
             Panel("Validation accuracy", {"validation_accuracy": ""}, share=True, noisy=False),
             RATE,
         ]
@@ -80,19 +87,22 @@ def training(record: RunRecord) -> str:
             [
                 Panel("Pseudo-labels", {"coverage": "used", "confidence": "mean confidence"}, share=True),
                 Panel("Views that agree", {"agreement": ""}, share=True),
-                Panel("Accuracy", {"pseudo_accuracy": "of those used", "pseudo_accuracy_all": "of all"}, share=True),
+                Panel("Right", {"pseudo_accuracy": "of those used", "pseudo_accuracy_all": "of all"}, share=True),
             ]
         )
+        right = "Right: share of the pseudo-labels that name the class of the video."
+        if "pseudo_accuracy" not in recorded:
+            right = "How many pseudo-labels are right is recorded with `--diagnose`, where the labels are known."
         text = page.paragraph(
             "By step. Pseudo-labels: share that is confident enough to be used, and mean confidence. Views that agree: "
-            "share of the pairs of views that predict the same class for a clip. The accuracy of the pseudo-labels is "
-            "recorded with `--diagnose` only."
+            f"share of the pairs of views that predict the same class for a clip. {right}"
         )
-        if any(name in line for line in record.records for name in views):
-            rows.append([Panel("Views alone, on unlabelled clips", views, share=True)])
+        rows.append([Panel("Views alone, on unlabelled clips", views, share=True)])
+    rows = [[panel for panel in row if recorded & {*panel.lines}] for row in rows]
     figures = [
         page.figure(to_inline_svg(training_figure(record.records, row), name=f"training{i}", label=row[0].title))
         for i, row in enumerate(rows)
+        if row
     ]
     return page.section("Training", text, *figures)
 

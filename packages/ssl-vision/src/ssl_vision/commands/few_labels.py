@@ -41,7 +41,10 @@ from ssl_vision.training.options import OptimizerOptions
 Method = Literal["linear", "knn", "finetune"]
 NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100, 200)
 RATES = (0.003, 0.01, 0.03, 0.1)
-"""Peak learning rates of fine-tuning."""
+"""Peak learning rates of fine-tuning; the lowest one that does as well as the best is taken.
+
+With few held-out images rates do not differ, and a low one stays near the linear classifier that fine-tuning begins with.
+"""
 BATCH_SIZE = 64
 """Images per step of fine-tuning."""
 _NAMES = {"linear": "linear classifier", "knn": "nearest neighbours", "finetune": "fine-tuning"}
@@ -244,13 +247,21 @@ def _recommended(tried: Sequence[_Tried]) -> _Tried:
     common = torch.stack([t.held_out for t in tried]).all(dim=0)
     if not common.any():
         return tried[0]
-    right = [t.right[common].double() for t in tried]
-    best = max(right, key=lambda r: float(r.sum()))
-    for candidate, answers in zip(tried, right, strict=True):
-        difference = best - answers
+    return tried[_first_as_good_as_the_best([t.right[common] for t in tried])]
+
+
+def _first_as_good_as_the_best(right: Sequence[Tensor]) -> int:
+    """The first answers that are right on as many images as the best ones, to within the error of the difference.
+
+    Args:
+        right: Whether each of the same images is right, bool ``[N]``, for every alternative.
+    """
+    best = max(right, key=lambda answers: int(answers.sum())).double()
+    for place, answers in enumerate(right):
+        difference = best - answers.double()
         if difference.mean() <= difference.std(correction=0) / math.sqrt(len(difference)):
-            return candidate
-    return tried[0]
+            return place
+    return 0
 
 
 def _test_images(data: str, *, part: str, test_part: str, images: ImageSet) -> ImageSet | None:
@@ -321,8 +332,8 @@ class _Finetuning:
     def tried(self, parts: Sequence[Tensor], test: ImageSet | None, *, batch_size: int) -> _Tried:
         """Choose the learning rate, train with it on all labels, and score the test images."""
         used = list(parts) if len(self._train) <= _ALL_FOLDS else list(parts[:1])
-        best, answers = RATES[1], torch.zeros(len(self._train), dtype=torch.bool)
-        held = answers.clone()
+        held = torch.zeros(len(self._train), dtype=torch.bool)
+        answers: list[Tensor] = []
         for rate in RATES if used else ():
             right = torch.zeros_like(held)
             for fold, held_out in enumerate(used):
@@ -330,11 +341,12 @@ class _Finetuning:
                 name = f"rate-{rate:g}-fold-{fold}"
                 folder = self._finetune(name, rate, _without(len(self._train), held_out))
                 right[held_out] = self._right(folder, Subset(self._train, held_out.tolist()), batch_size)
-            if right.sum() > answers.sum():
-                best, answers = rate, right
+            answers.append(right)
+        chosen = _first_as_good_as_the_best([right[held] for right in answers]) if used else 0
+        best, right = RATES[chosen], answers[chosen] if used else held
         folder = self._finetune("", best, torch.arange(len(self._train)))
         found = None if test is None else 100 * self._right(folder, test, batch_size).double().mean().item()
-        return _Tried("finetune", f"learning rate {best:g}, {self._epochs} epochs", answers, held, found)
+        return _Tried("finetune", f"learning rate {best:g}, {self._epochs} epochs", right, held, found)
 
     def _right(self, folder: Path, images: ImageSet, batch_size: int) -> Tensor:
         """Whether the classifier of a run predicts the class of each image."""

@@ -2,10 +2,11 @@
 
     python -m tools.studies.paws --out docs/results/paws.json
 
-The loops are those of docs/ssl-vision/own-model.md. All methods see as many images in a step and take as many steps, with the same network, views, optimiser and schedule.
-SuNCEt and PAWS see the labelled images in training as well. The features are then classified with the same labels, by a
-logistic regression whose penalty is chosen by cross-validation on them and by the nearest neighbour. Nothing was tuned,
-so this compares the losses at settings chosen for SimCLR, with PAWS's own temperatures. A few CPU-minutes.
+The loops are those of docs/ssl-vision/own-model.md. All methods see as many images in a step and take as many steps,
+with the same network, views, optimiser and schedule. SuNCEt and PAWS see the labelled images in training as well. The
+features are then classified with the same labels, by a logistic regression whose penalty is chosen by cross-validation
+on them and by the nearest neighbour. Nothing was tuned, so this compares the losses at settings chosen for SimCLR, with
+PAWS's own temperatures. A few CPU-minutes.
 """
 
 from __future__ import annotations

@@ -107,6 +107,22 @@ def test_folds_hold_every_sample_out_once_and_classes_evenly() -> None:
     assert len(stratified_folds(torch.tensor([0, 0, 0, 1, 1]), folds=5, seed=0)) == 2
 
 
+def test_a_class_with_one_sample_does_not_keep_the_others_from_being_validated() -> None:
+    labels = torch.tensor([0] * 20 + [1] * 20 + [2])
+    parts = stratified_folds(labels, folds=5, seed=0)
+    assert len(parts) == 5
+    assert sorted(torch.cat(parts).tolist()) == list(range(41))
+    for held_out in parts:
+        stay = torch.ones(41, dtype=torch.bool)
+        stay[held_out] = False
+        assert len(torch.unique(labels[stay])) >= 2
+    features = F.one_hot(labels, 3).float() + 0.01 * torch.randn(41, 3, generator=torch.Generator().manual_seed(0))
+    chosen = choose_logistic(features, labels, 3, folds=5)
+    assert chosen.right is not None
+    assert chosen.right.tolist() == [True] * 40 + [False]  # nothing was learnt about the single one
+    assert len(stratified_folds(torch.tensor([0, 0, 0, 1]), folds=5, seed=0)) == 1  # a single class would be left
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 def test_the_penalty_is_chosen_whatever_the_scale_of_the_features(scale: float) -> None:
     """Against scikit-learn's own cross-validation over the same folds and penalties."""
@@ -123,7 +139,8 @@ def test_the_penalty_is_chosen_whatever_the_scale_of_the_features(scale: float) 
     assert np.mean(chosen.accuracies) == pytest.approx(search.best_score_, abs=0.02)
 
 
-def test_with_a_single_sample_of_a_class_nothing_is_validated() -> None:
-    features, labels = clouds(20, dim=4, classes=2, seed=6)
-    chosen = choose_logistic(torch.cat([features, torch.ones(1, 4)]), torch.cat([labels, torch.tensor([2])]), 3)
+def test_with_a_single_sample_of_every_class_nothing_is_validated() -> None:
+    features = torch.eye(3) + 0.1
+    chosen = choose_logistic(features, torch.arange(3), 3)
     assert chosen.accuracies == ()
+    assert chosen.right is None

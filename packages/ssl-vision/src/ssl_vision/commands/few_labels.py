@@ -180,7 +180,7 @@ def few_labels(
         test_part: Part of the data to score at the end, if the data have it.
         methods: Methods to compare.
         encoder: Network and its file of weights, if `model` is ``none``.
-        folds: Largest number of folds; at most as many as images of the rarest class.
+        folds: Largest number of folds; at most as many as two classes have images.
         epochs: Passes of fine-tuning over the labelled images; 0: 60, fewer with more than 250 labels, at least 6.
         batch_size: Images per forward pass of feature extraction.
         seed: Seed of folds and of fine-tuning.

@@ -225,8 +225,8 @@ def choose_logistic(
     """Fit a classifier with the penalty that cross-validates best; of equally good ones the largest.
 
     The penalties are `PENALTIES` times the mean squared length of the centred features, so that the scale of the
-    features does not matter. Folds are stratified; there are at most as many as samples of the rarest class. With a
-    single sample of some class nothing can be validated, and the penalty is 0.01 in the same units.
+    features does not matter. Folds are those of `stratified_folds`. Where all classes but one have a single sample,
+    nothing can be validated, and the penalty is 0.01 in the same units.
 
     Args:
         features: ``[N, D]``.
@@ -259,10 +259,12 @@ def choose_logistic(
 def stratified_folds(labels: Tensor, *, folds: int, seed: int) -> list[Tensor]:
     """Indices of the samples held out in each fold: every class is spread evenly, and every sample held out once.
 
-    There are at most as many folds as samples of the rarest class.
+    There are at most as many folds as two classes have samples, so that two classes are left whatever is held out. A
+    class with fewer samples than folds is held out in some of the folds; one with a single sample cannot be predicted
+    there, by any method.
     """
     classes, counts = torch.unique(labels, return_counts=True)
-    number = min(folds, int(counts.min()))
+    number = min(folds, int(counts.sort(descending=True).values[1])) if len(counts) > 1 else 1
     fold = torch.empty(len(labels), dtype=torch.int64)
     offset = 0
     for label in classes.tolist():

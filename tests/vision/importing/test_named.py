@@ -164,6 +164,51 @@ def test_few_labels_compares_classifiers_on_a_network_from_a_file(tmp_path: Path
     assert torch.equal(found["net.module.conv1.weight"], whole.conv1.weight)
 
 
+@pytest.mark.parametrize("name", ["timm:vit_tiny_patch16_224", "torchvision:vit_b_16"])
+def test_low_rank_updates_are_all_that_is_trained(name: str, tmp_path: Path, write, noise) -> None:
+    size = 64 if name.startswith("timm") else 32
+    torch.manual_seed(0)
+    if name.startswith("timm"):
+        whole = timm.create_model("vit_tiny_patch16_224", img_size=size, num_classes=7)
+    else:  # two narrow layers in place of twelve wide ones, by the same class
+        whole = torchvision.models.VisionTransformer(size, 16, 2, 2, 32, 64)
+    encoder = EncoderOptions(name=name, weights=tmp_path / "vit.pth")
+    torch.save(whole.state_dict(), tmp_path / "vit.pth")
+    places = [f"photos/train/{kind}/{i}.png" for kind in "ab" for i in "12"]
+    data = str(write({place: noise(number, size=(size, size)) for number, place in enumerate(places)}) / "photos")
+    with pytest.MonkeyPatch.context() as patch:
+        small = lambda *_, **__: torchvision.models.VisionTransformer(size, 16, 2, 2, 32, 64)  # noqa: E731
+        patch.setattr(torchvision.models, "get_model", small)
+        finetune(
+            "none", data, tmp_path / "run", encoder=encoder, image_size=size, lora_rank=2, epochs=3, batch_size=4,
+            optimizer=OptimizerOptions(name="adamw", lr=0.05, warmup_epochs=0), run=QUIET,
+        )  # fmt: skip
+        found = load_classifier(str(tmp_path / "run"), device="cpu").model
+    after = {key.removeprefix("net.module."): value for key, value in found.encoder.state_dict().items()}
+    before = {key: value for key, value in whole.state_dict().items() if key in after}
+    linear = {
+        key
+        for key in before
+        if re.search(r"(qkv|proj|fc\d|in_proj_|out_proj|mlp\.\d|linear_\d)\.?weight$", key) and "patch" not in key
+        and "conv" not in key
+    }  # fmt: skip
+    assert len(linear) >= 8
+    for key, tensor in before.items():
+        difference = after[key] - tensor
+        if key in linear:
+            singular = torch.linalg.svdvals(difference)
+            assert singular[1] > 1e-4
+            assert singular[2] < 1e-4 * singular[0]
+        else:
+            assert torch.equal(after[key], tensor), key
+    assert found.fc.weight.abs().max() > 0
+
+
+def test_low_rank_updates_of_convolutions_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="lora_rank needs an encoder with linear layers"):
+        finetune("none", "digits", tmp_path, encoder=EncoderOptions(width=0.125), lora_rank=4, run=QUIET)
+
+
 def test_a_learning_rate_of_lars_is_refused_for_adamw() -> None:
     with pytest.raises(UserError, match=r"optimizer\.lr is 1 with adamw.*expected at most 0\.1"):
         OptimizerOptions(name="adamw")

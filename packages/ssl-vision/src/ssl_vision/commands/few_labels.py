@@ -43,7 +43,8 @@ NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100, 200)
 RATES = (0.003, 0.01, 0.03, 0.1)
 """Peak learning rates of fine-tuning; the lowest one that does as well as the best is taken.
 
-With few held-out images rates do not differ, and a low one stays near the linear classifier that fine-tuning begins with.
+With few held-out images rates do not differ, and a low one stays near the linear classifier that fine-tuning starts
+from.
 """
 BATCH_SIZE = 64
 """Images per step of fine-tuning."""

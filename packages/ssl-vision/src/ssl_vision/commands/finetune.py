@@ -19,6 +19,7 @@ from ssl_vision.evaluation.probes import choose_logistic
 from ssl_vision.labels.subsets import require_two_classes, training_set, unseen_classes, validation_set
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.checkpoint import LoadedModel, open_start, save_classifier
+from ssl_vision.models.lora import add_low_rank, merge_low_rank
 from ssl_vision.training.loading import Crops
 from ssl_vision.training.options import OptimizerOptions
 from ssl_vision.training.setup import Validation, plan_budget, set_up
@@ -38,6 +39,7 @@ def finetune(
     validate_every: int = 5,
     from_layer: int = 0,
     classifier_init: Literal["zero", "linear"] = "zero",
+    lora_rank: int = 0,
     epochs: int = 60,
     batch_size: int = 256,
     image_size: int | None = None,
@@ -73,6 +75,9 @@ def finetune(
             logistic regression on the features of the network as it is, its penalty chosen by cross-validation. That is
             linear probing, then fine-tuning (Kumar et al. 2022), which with few labels starts where `few-labels` and
             `linear` end.
+        lora_rank: Rank of the updates that are trained in place of the weights of the encoder's linear layers (LoRA, Hu
+            et al. 2021); all other weights of the encoder stay as they are, and the updates are added to the weights
+            at the end. 0: train all weights. Low-rank updates suit transformers with few labels; 8 is usual.
         epochs: Number of passes over the labelled images.
         batch_size: Images per step, over all processes; all of them if there are fewer.
         image_size: Side of the crops in pixels; by default the model's, or 32.
@@ -89,10 +94,10 @@ def finetune(
         The folder of the trained model.
     """
     config = dict(locals())
-    if not 0 <= label_smoothing < 1 or validate_every < 1:
+    if not 0 <= label_smoothing < 1 or validate_every < 1 or lora_rank < 0:
         raise UserError(
-            f"finetune needs 0 <= label_smoothing < 1 and validate_every >= 1; got {label_smoothing} and "
-            f"{validate_every}"
+            f"finetune needs 0 <= label_smoothing < 1, validate_every >= 1 and lora_rank >= 0; got {label_smoothing}, "
+            f"{validate_every} and {lora_rank}"
         )
     start = open_start(init, encoder=encoder, from_layer=from_layer, image_size=image_size)
     images = open_images(data, split=part, channels=start.architecture.encoder.channels, read=read)
@@ -115,6 +120,8 @@ def finetune(
             probe = choose_logistic(extract(frozen, training), targets, len(images.classes), seed=r.seed("folds"))
             network.fc.load_state_dict(probe.fit.classifier.state_dict())
             network.train()
+        if lora_rank:
+            add_low_rank(network.encoder, lora_rank)
         crops = Crops(training, batches, size=size, seed=r.seed("crops"), load=load, workers=run.workers)
         wrapped, optim, schedule = set_up(
             r, network, optimizer,
@@ -137,6 +144,8 @@ def finetune(
                 r.log(accuracy=(logits.argmax(dim=1) == target).float().mean())
             if validating is not None and budget.ends_epoch(step, every=validate_every):
                 r.record(validation_accuracy=validating.accuracy(wrapped), epoch=budget.epoch(step + 1))
+        if lora_rank:
+            merge_low_rank(network.encoder)
         return save_classifier(
             r,
             network,

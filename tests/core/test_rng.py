@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contrastive_core.rng import derive, permutation, uniform
+from contrastive_core.rng import derive, permutation, uniform, uniform_number
 
 MASK = (1 << 64) - 1
 seeds = st.integers(min_value=0, max_value=(1 << 63) - 1)
@@ -124,3 +124,9 @@ def test_global_generator_is_left_alone() -> None:
 def test_wrong_ids_are_refused(wrong: torch.Tensor) -> None:
     with pytest.raises(TypeError, match=r"ids must be an int64 tensor \[N\], got"):
         uniform(0, wrong, 1)
+
+
+def test_a_single_number_is_the_first_draw_of_its_sample() -> None:
+    for seed in (0, 7, 2**62 + 3):
+        ids = [0, 1, 2, 41, 2**40, 2**62]
+        assert [uniform_number(seed, i) for i in ids] == uniform(seed, torch.tensor(ids), 3)[:, 0].tolist()

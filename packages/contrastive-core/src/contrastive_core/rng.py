@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed number: the step of SplitMix64
+_UNSIGNED = 2**64 - 1
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 
@@ -50,6 +51,12 @@ def uniform(seed: int, ids: Tensor, draws: int, *, device: torch.device | str | 
     return _shift(state, 40).to(torch.float32) * 2**-24
 
 
+def uniform_number(seed: int, sample: int) -> float:
+    """Return the first draw of :func:`uniform` for one sample, ``uniform(seed, [sample], 1)``, without a tensor."""
+    state = _mix_number(_mix_number(sample + derive(seed, "uniform")) + _GOLDEN)
+    return (state >> 40) * 2.0**-24
+
+
 def permutation(seed: int, n: int) -> Tensor:
     """Return a random permutation of 0 .. n-1 as int64 ``[n]`` on the CPU."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
@@ -60,6 +67,14 @@ def _mix(x: Tensor) -> Tensor:
     x = (x ^ _shift(x, 30)) * _MIX_1
     x = (x ^ _shift(x, 27)) * _MIX_2
     return x ^ _shift(x, 31)
+
+
+def _mix_number(x: int) -> int:
+    """Apply `_mix` to one number, unsigned."""
+    x &= _UNSIGNED
+    x = ((x ^ (x >> 30)) * _MIX_1) & _UNSIGNED
+    x = ((x ^ (x >> 27)) * _MIX_2) & _UNSIGNED
+    return x ^ (x >> 31)
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:

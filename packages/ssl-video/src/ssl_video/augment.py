@@ -72,14 +72,14 @@ def weak_crop(
 ) -> Clips:
     """Resize, crop at random and mirror half of the clips, all frames of a clip alike.
 
-    What happens to a clip is a function of (seed, its id) alone.
+    The draws of a clip are a function of (seed, its id).
 
     Args:
-        clips: a batch, or a sequence of batches of one clip each where their sizes differ.
-        size: side of the square crop.
-        seed: of this step (and of this view, if views are to be cropped differently).
-        ids: int64 ``[N]``, which clips.
-        options: of the resizing and the flip.
+        clips: A batch, or a sequence of batches of one clip each where their sizes differ.
+        size: Side of the square crop in pixels.
+        seed: Seed of this step (and of this view, if views are cropped differently).
+        ids: Numbers of the clips, int64 ``[N]``.
+        options: Options of the resizing and the flip.
     """
     draws = uniform(derive(seed, "weak"), ids, 4).tolist()
     done = []
@@ -93,12 +93,12 @@ def weak_crop(
 
 
 def center_clip(clips: Clips | Sequence[Clips], *, size: int) -> Clips:
-    """The middle of clips resized to a short side of `size`."""
+    """Return the middle of clips resized to a short side of `size`."""
     return spread_crops(clips, size=size, crops=1)[0]
 
 
 def spread_crops(clips: Clips | Sequence[Clips], *, size: int, crops: int = 3) -> list[Clips]:
-    """Square crops of `size` spread evenly along the long side of clips resized to a short side of `size`.
+    """Return square crops spread evenly along the long side of clips that are resized to a short side of `size`.
 
     One crop is the middle; three are left (or top), middle and right (or bottom).
     """
@@ -113,7 +113,7 @@ def spread_crops(clips: Clips | Sequence[Clips], *, size: int, crops: int = 3) -
 
 
 class _Cut(NamedTuple):
-    """Of one clip: frames and what follows them, one behind the other, ``[T or 2 T, 3, H, W]``; stored flow."""
+    """Frames of one clip and those after them, concatenated, ``[T or 2 T, 3, H, W]``; and its stored flow."""
 
     frames: Tensor
     flow: Tensor | None
@@ -166,7 +166,7 @@ def _joined(clips: Sequence[Clips]) -> Clips:
 
 
 def _rebuilt(clips: Clips | Sequence[Clips], cuts: Sequence[_Cut]) -> Clips:
-    """The cropped frames as a batch, with the sound of the clips they are of."""
+    """Put cropped frames together as a batch, with the sound of their clips."""
     each = list(_each(clips))
     stacked = torch.stack([cut.frames for cut in cuts])
     flow = [cut.flow for cut in cuts if cut.flow is not None]
@@ -236,7 +236,7 @@ class StrongOptions:
             )
 
     def set_for(self, view: str) -> str:
-        """Name of the set of operations for a view."""
+        """Return the name of the set of operations for a view."""
         return {"rgb": self.rgb_ops, "audio": self.audio_ops}.get(view, self.motion_ops)
 
 
@@ -293,20 +293,20 @@ def strong_augment(
     ids: Tensor,
     options: StrongOptions = StrongOptions(),
 ) -> Tensor:
-    """Strongly augmented copies of the pictures of one view.
+    """Return strongly augmented copies of the pictures of one view.
 
-    What happens to a clip is a function of (seed, its id, view) alone, and the same for all its frames. Where the
-    operations leave a hole the view shows nothing (`views.NEUTRAL`).
+    The draws of a clip are a function of (seed, its id, view), and the same for all its frames. Holes that the
+    operations leave are filled with `views.NEUTRAL`.
 
     Args:
-        pictures: weakly augmented, float ``[N, T, 3, H, W]``, 0 to 255.
-        view: which view they are of.
-        seed: of this step.
-        ids: int64 ``[N]``, which clips.
-        options: how strong.
+        pictures: Weakly augmented pictures, float ``[N, T, 3, H, W]``, 0 to 255.
+        view: Name of their view.
+        seed: Seed of this step.
+        ids: Numbers of the clips, int64 ``[N]``.
+        options: Operations and their strength.
 
     Returns:
-        float32, the same shape.
+        Pictures, float32, the same shape.
     """
     names = SETS[options.set_for(view)]
     draws = uniform(derive(seed, "strong", view), ids, 2 + _PER_OPERATION * options.ops).tolist()
@@ -324,7 +324,7 @@ def strong_augment(
 
 
 def _cut(pictures: Tensor, across: float, down: float, share: float, fill: list[float]) -> Tensor:
-    """A square of `share` of the short side, its centre anywhere, replaced by the fill."""
+    """Replace a square of `share` of the short side, its centre anywhere, by the fill."""
     height, width = pictures.shape[-2:]
     side = round(share * min(height, width))
     if not side:
@@ -393,8 +393,8 @@ SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "none": (),
     }
 )
-"""Which operations a view is given. Inverting, solarising or equalising a signed field (flow, gradient) changes what it
-says; ``geometric`` leaves that alone."""
+"""Sets of operations. Inverting, solarising or equalising a signed field (flow, gradient) changes its meaning;
+``geometric`` does not."""
 
 
 class ClipAugment:

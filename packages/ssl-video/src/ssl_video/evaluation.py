@@ -35,20 +35,23 @@ def classify(
     flow: StoredFlow | None = None,
     reader: ReaderName = "pyav",
 ) -> Tensor:
-    """Mean probabilities of a video over clips and crops, by view: float32 ``[M, K]``; NaN for a view it lacks.
+    """Compute the mean probabilities of a video over clips and crops, by view.
 
     Args:
-        recognizer: a trained network.
-        video: to classify.
-        views: which views, of those it was trained on.
-        clips: spread evenly in time.
-        crops: along the long side.
-        to_the_end: see `clip_starts`.
-        flow: see `read_clip`; None: computed where a view needs it.
-        reader: see `read_clip`.
+        recognizer: Trained network.
+        video: Video to classify.
+        views: Names of views that it was trained on.
+        clips: Number of clips, spread evenly in time.
+        crops: Number of crops along the long side.
+        to_the_end: See `clip_starts`.
+        flow: See `read_clip`; None: computed where a view needs it.
+        reader: See `read_clip`.
+
+    Returns:
+        Probabilities, float32 ``[M, K]``; NaN for a view that the video lacks.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: The file cannot be read.
     """
     recipe = recognizer.recipe
     stored = flow if "flow" in views else None
@@ -73,7 +76,7 @@ def classify(
 
 
 def fused(by_view: Tensor) -> Tensor:
-    """The mean over the views that a video has: ``[N, M, K]`` -> ``[N, K]``."""
+    """Compute the mean over the views that a video has: ``[N, M, K]`` -> ``[N, K]``."""
     present = ~by_view.isnan().any(dim=2)
     return fuse(by_view.nan_to_num(0).transpose(0, 1), present=present.T)
 
@@ -83,13 +86,13 @@ FORMAT = "ssl-video evaluation 1"
 
 @dataclass(frozen=True)
 class ViewScore:
-    """Of one view, in percent.
+    """Accuracy of one view in percent.
 
     Attributes:
-        videos: how many have it.
-        top1: share whose class has the largest probability.
-        top5: share whose class is among the five largest; None of up to five classes.
-        mean_per_class: mean over the classes that have videos.
+        videos: Number of videos that have the view.
+        top1: Share of videos whose class has the largest probability.
+        top5: Share of videos whose class is among the five largest; None with up to five classes.
+        mean_per_class: Mean accuracy over the classes that have videos.
     """
 
     videos: int
@@ -100,22 +103,22 @@ class ViewScore:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found; `str` is what the command prints.
+    """Result of `evaluate`; `str` gives the lines that the command prints.
 
     Attributes:
-        model: what was tested.
-        model_hash: of its weights.
-        data: the videos.
-        part: which part of the split.
-        split: hash of the split.
-        headline: name of the view that counts: the one tested on.
-        clips: of a video.
-        crops: of a clip.
-        views: by name of the view, and ``fused``.
-        classes: names.
-        per_class: share of each class's videos that is right, of the headline view; None of a class without videos.
-        confusion: counts of the headline view, a row for each true class.
-        skipped: videos that could not be read, with the reason.
+        model: Model that was tested.
+        model_hash: Hash of its weights.
+        data: Data set.
+        part: Part of the split.
+        split: Hash of the split.
+        headline: Name of the view whose accuracy is stated first: the one tested on.
+        clips: Number of clips of a video.
+        crops: Number of crops of a clip.
+        views: Accuracy by name of the view, and ``fused``.
+        classes: Names of the classes.
+        per_class: Accuracy of the headline view in each class, in percent; None for a class without videos.
+        confusion: Counts of the headline view, one row for each true class.
+        skipped: Videos that could not be read, with the reason.
     """
 
     model: str
@@ -148,7 +151,7 @@ class Evaluation:
         return "\n".join(lines)
 
     def to_json(self) -> str:
-        """All numbers; a row of the confusion is a line."""
+        """Return all numbers as JSON, with one line for each row of the confusion."""
         fields = dataclasses.asdict(self)
         rows = ",\n".join(f"  {json.dumps(row)}" for row in fields.pop("confusion"))
         head = json.dumps({"format": FORMAT, **fields}, indent=1).removesuffix("\n}")
@@ -156,7 +159,7 @@ class Evaluation:
 
 
 def score_view(probabilities: Tensor, labels: Tensor) -> ViewScore:
-    """Accuracies of probabilities ``[N, K]`` with labels ``[N]``; rows of NaN are videos without this view."""
+    """Score probabilities ``[N, K]`` against labels ``[N]``; rows of NaN are videos without this view."""
     there = ~probabilities.isnan().any(dim=1)
     probabilities, labels = probabilities[there], labels[there]
     classes = probabilities.shape[1]
@@ -170,7 +173,7 @@ def score_view(probabilities: Tensor, labels: Tensor) -> ViewScore:
 
 
 def confusion_of(probabilities: Tensor, labels: Tensor) -> tuple[list[list[int]], list[float | None]]:
-    """Confusion and accuracy of each class in percent, None of a class without videos."""
+    """Return the confusion, and the accuracy of each class in percent, None for a class without videos."""
     counts = confusion_matrix(probabilities.argmax(dim=1), labels, probabilities.shape[1])
     shares: Sequence[float] = per_class_accuracy(counts).tolist()
     return counts.tolist(), [None if share != share else 100 * share for share in shares]  # noqa: PLR0124 - NaN

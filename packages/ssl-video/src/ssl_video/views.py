@@ -39,15 +39,15 @@ __all__ = [
 
 
 VIEWS = ("rgb", "flow", "tg", "audio")
-"""Names of the views: frames, optical flow, temporal gradient, log-mel spectrogram."""
+"""Names of the views: frames, optical flow, temporal gradient and log-mel spectrogram."""
 
 NEUTRAL: Mapping[str, tuple[float, float, float]] = MappingProxyType(
     {"rgb": (114.75,) * 3, "flow": (127.5, 127.5, 0.0), "tg": (127.5,) * 3, "audio": (0.0,) * 3}
 )
-"""What a picture of each view shows where there is nothing: the mean grey, rest, no change, silence."""
+"""Values of an empty picture of each view: mean grey, rest, no change, silence."""
 
 MEAN, STD = 0.45, 0.225
-"""Of every view, on the scale 0 to 1: the values of SlowFast's recipes."""
+"""Normalisation of every view on the scale 0 to 1: the values of SlowFast's recipes."""
 
 Third = Literal["magnitude", "zero", "mid"]
 RATE = 16_000
@@ -58,19 +58,19 @@ _QUIET = 1e-10
 def make_views(
     clips: Clips, views: Sequence[str] = ("rgb", "tg"), *, flow: str | FlowMethod = "dis", tg_gain: float = 1.0
 ) -> dict[str, Tensor]:
-    """Pictures of the named views, float32 ``[N, T, 3, H, W]`` each.
+    """Make the pictures of the named views, float32 ``[N, T, 3, H, W]`` each.
 
-    The picture of a clip without sound is silence; which clips those are is `Clips.has_audio`.
+    Clips without sound (see `Clips.has_audio`) get the picture of silence.
 
     Args:
-        clips: cropped and resized already.
-        views: some of ``rgb``, ``flow``, ``tg``, ``audio``.
-        flow: the method, see `displacement`, for clips that bring no flow along.
-        tg_gain: see `temporal_gradient`.
+        clips: Cropped and resized clips.
+        views: Some of ``rgb``, ``flow``, ``tg``, ``audio``.
+        flow: Optical flow method for clips without stored flow, see `displacement`.
+        tg_gain: Gain of `temporal_gradient`.
 
     Raises:
-        ValueError: an unknown view, or audio of clips that were read without.
-        UserError: what a view needs is not installed.
+        ValueError: A view is unknown, or clips were read without the audio that a view needs.
+        UserError: A library that a view needs is not installed.
     """
     made = {}
     for view in check_views(views):
@@ -91,15 +91,15 @@ def make_views(
 
 
 def needs_following(views: Sequence[str], flow: object | None = None) -> bool:
-    """Whether these views need the frame after each; flow that is stored does not."""
+    """Return whether these views need the frame after each frame; stored flow does not."""
     return "tg" in views or ("flow" in views and flow is None)
 
 
 def check_views(views: Sequence[str]) -> tuple[str, ...]:
-    """The views, if there are such.
+    """Return the views as a tuple.
 
     Raises:
-        ValueError: none, an unknown one, or one twice.
+        ValueError: There is none, an unknown one, or one twice.
     """
     if not views or not set(views) <= set(VIEWS) or len(set(views)) < len(views):
         raise ValueError(f"views are {', '.join(views) or 'none'}; expected some of {', '.join(VIEWS)}, each once")
@@ -107,21 +107,21 @@ def check_views(views: Sequence[str]) -> tuple[str, ...]:
 
 
 def rgb(clips: Tensor) -> Tensor:
-    """The frames themselves: uint8 ``[..., T, 3, H, W]`` -> float32 of the same shape, 0 to 255.
+    """Return the frames as a picture: uint8 ``[..., T, 3, H, W]`` -> float32 of the same shape, 0 to 255.
 
     Raises:
-        ValueError: another shape or type.
+        ValueError: Shape or type is another one.
     """
     return checked(clips, "rgb").to(torch.float32)
 
 
 def normalize(pictures: Tensor, *, mean: float | Sequence[float] = MEAN, std: float | Sequence[float] = STD) -> Tensor:
-    """Pictures as the network takes them: ``(x / 255 - mean) / std``, ``[N, T, 3, H, W]`` -> ``[N, 3, T, H, W]``.
+    """Normalise pictures for the network: ``(x / 255 - mean) / std``, ``[N, T, 3, H, W]`` -> ``[N, 3, T, H, W]``.
 
     Args:
-        pictures: on the scale 0 to 255.
-        mean: a number, or one for each of the three channels.
-        std: likewise.
+        pictures: Pictures on the scale 0 to 255.
+        mean: Mean on the scale 0 to 1: a number, or one for each of the three channels.
+        std: Standard deviation, likewise.
     """
     scaled = pictures.transpose(-4, -3) / 255
     centre, spread = (
@@ -132,10 +132,10 @@ def normalize(pictures: Tensor, *, mean: float | Sequence[float] = MEAN, std: fl
 
 
 def checked(clips: Tensor, what: str) -> Tensor:
-    """The clips, if they are clips.
+    """Check that clips are uint8 ``[..., T, 3, H, W]``, and return them.
 
     Raises:
-        ValueError: another shape or type.
+        ValueError: Shape or type is another one.
     """
     if clips.dtype != torch.uint8 or clips.ndim < 4 or clips.shape[-3] != 3:
         raise ValueError(
@@ -146,13 +146,13 @@ def checked(clips: Tensor, what: str) -> Tensor:
 
 
 def checked_pair(clips: Tensor, following: Tensor | None, what: str) -> tuple[Tensor, Tensor]:
-    """The clips and the frame after each of theirs.
+    """Return the clips and the frame after each of their frames.
 
-    Without `following` the frames of a clip follow each other; the last, after which there is none, repeats the change
-    before it, so the pair (last but one, last) stands for it. A clip of one frame follows itself.
+    Without `following`, the frames of a clip follow each other. No frame follows the last one: it repeats the change
+    before it, the pair (last but one, last). A clip of one frame follows itself.
 
     Raises:
-        ValueError: another shape or type, or two that differ.
+        ValueError: Shape or type is another one, or the two differ.
     """
     checked(clips, what)
     if following is not None:
@@ -169,22 +169,22 @@ def checked_pair(clips: Tensor, following: Tensor | None, what: str) -> tuple[Te
 
 
 def temporal_gradient(clips: Tensor, following: Tensor | None = None, *, gain: float = 1.0) -> Tensor:
-    """The change from each frame to the one after it, in colour, with its sign: ``(x_t - x_{t+1} + 255) / 2``.
+    """Compute the signed change from each frame to the next one, in colour: ``(x_t - x_{t+1} + 255) / 2``.
 
-    Nothing moves: 127.5 exactly. With `gain` g the picture is ``127.5 + g (x_t - x_{t+1}) / 2``, clipped to 0 to 255;
-    changes are of low contrast.
+    Where nothing changes the value is exactly 127.5. With `gain` g the picture is ``127.5 + g (x_t - x_{t+1}) / 2``,
+    clipped to 0 to 255; most changes are of low contrast.
 
     Args:
-        clips: uint8 ``[..., T, 3, H, W]``.
-        following: the frame after each of them, the same shape; None: the clip's frames follow each other, and the
+        clips: Frames, uint8 ``[..., T, 3, H, W]``.
+        following: The frame after each of them, the same shape; None: the clip's frames follow each other, and the
             last repeats the change before it.
-        gain: 1.0 loses nothing.
+        gain: Contrast; 1.0 clips nothing.
 
     Returns:
         Pictures, float32, the same shape, 0 to 255.
 
     Raises:
-        ValueError: another shape or type, or a gain that is not positive.
+        ValueError: Shape or type is another one, or the gain is not positive.
     """
     if not gain > 0:
         raise ValueError(f"temporal_gradient got gain={gain}; expected a positive number")
@@ -203,28 +203,28 @@ def optical_flow(
     bound: float | None = None,
     third: Third = "magnitude",
 ) -> Tensor:
-    """Where each pixel goes until the next frame, as a picture; see `displacement` and `flow_picture`."""
+    """Compute optical flow as a picture, see `displacement` and `flow_picture`."""
     return flow_picture(displacement(clips, following, method=method), bound=bound, third=third)
 
 
 def displacement(clips: Tensor, following: Tensor | None = None, *, method: str | FlowMethod = "dis") -> Tensor:
-    """Optical flow in pixels: what is at (x, y) in a frame is at (x + u, y + v) in the one after it.
+    """Compute optical flow in pixels: what is at (x, y) in a frame is at (x + u, y + v) in the next one.
 
-    u is positive to the right, v downwards. Compute it on frames that are cropped, resized and mirrored already: then
-    no vector needs to be turned.
+    u is positive to the right, v downwards. Compute it on frames that are already cropped, resized and mirrored: then
+    no vector needs to be transformed, and the grid is that of training.
 
     Args:
-        clips: uint8 ``[..., T, 3, H, W]``.
-        following: the frame after each of them; None: as in `temporal_gradient`.
+        clips: Frames, uint8 ``[..., T, 3, H, W]``.
+        following: The frame after each of them; None: as in `temporal_gradient`.
         method: ``dis`` (also ``dis_fast``, ``dis_ultrafast``) and ``farneback`` of OpenCV, ``tvl1`` of its contrib
             build, ``raft:FILE`` with weights of torchvision's RAFT, or a function.
 
     Returns:
-        float32 ``[..., T, 2, H, W]``.
+        Displacements, float32 ``[..., T, 2, H, W]``.
 
     Raises:
-        ValueError: another shape or type.
-        UserError: the method is unknown, or what it needs is not installed.
+        ValueError: Shape or type is another one.
+        UserError: The method is unknown, or a library that it needs is not installed.
     """
     now, after = checked_pair(clips, following, "optical flow")
     if isinstance(method, str):
@@ -235,19 +235,19 @@ def displacement(clips: Tensor, following: Tensor | None = None, *, method: str 
 
 
 def flow_picture(flow: Tensor, *, bound: float | None = None, third: Third = "magnitude") -> Tensor:
-    """Displacements as a picture of three channels on a fixed scale, so that speed and rest keep their meaning.
+    """Convert displacements to a picture of three channels on a fixed scale, which keeps speed and rest comparable.
 
         u' = 255 (clip(u, -b, b) + b) / (2 b), v' alike, m' = 255 min(sqrt(u^2 + v^2), b) / b
 
     Rest is (127.5, 127.5, 0).
 
     Args:
-        flow: float ``[..., 2, H, W]`` in pixels.
+        flow: Displacements in pixels, float ``[..., 2, H, W]``.
         bound: b in pixels; None: 20 at a short side of 256, and in proportion.
-        third: the third channel: ``magnitude`` m', ``zero`` or ``mid`` (127.5).
+        third: Third channel: ``magnitude`` m', ``zero`` or ``mid`` (127.5).
 
     Raises:
-        ValueError: another shape, or a bound that is not positive.
+        ValueError: The shape is another one, or the bound is not positive.
     """
     if flow.ndim < 3 or flow.shape[-3] != 2:
         raise ValueError(f"flow_picture got {tuple(flow.shape)}; expected displacements [..., 2, H, W]")
@@ -264,13 +264,13 @@ def flow_picture(flow: Tensor, *, bound: float | None = None, third: Third = "ma
 
 
 def mirror_flow(flow: Tensor) -> Tensor:
-    """Displacements ``[..., 2, H, W]`` of the clip seen in a mirror: columns reversed, and u of opposite sign."""
+    """Mirror displacements ``[..., 2, H, W]``: reverse the columns and the sign of u."""
     mirrored = flow.flip(-1)
     return torch.cat([-mirrored[..., :1, :, :], mirrored[..., 1:, :, :]], dim=-3)
 
 
 def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
-    """Displacements ``[N, 2, H, W]`` of clips resized to (height, width): in the pixels of the new size."""
+    """Resize displacements ``[N, 2, H, W]`` to (height, width), in pixels of the new size."""
     height, width = flow.shape[-2:]
     if (height, width) == size:
         return flow
@@ -279,22 +279,22 @@ def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def log_mel(audio: Tensor, *, frames: int, size: tuple[int, int]) -> Tensor:
-    """Spectrograms as pictures: time from left to right, high notes on top, three equal channels.
+    """Compute log-mel spectrograms as pictures: time from left to right, high notes on top, three equal channels.
 
-    Power of 80 mel bands (16 kHz, windows of 25 ms every 10 ms, FFT of 512), in dB below the clip's loudest point, cut
-    off at -80 and scaled to 0 to 255. Time is cut into `frames` equal pieces, each resized to `size`. A silent clip is
-    all 0. The values are our choice, the usual ones for speech and sound.
+    The power of 80 mel bands (16 kHz, windows of 25 ms every 10 ms, FFT of 512) is expressed in dB below the clip's
+    loudest point, cut off at -80 and scaled to 0 to 255. Time is divided into `frames` equal pieces, each resized to
+    `size`. A silent clip is all 0. These are common values for speech and sound, and our choice.
 
     Args:
-        audio: float ``[..., S]``, mono samples at 16 kHz of the clip's whole duration.
-        frames: T, as the other views of the clip have.
-        size: height and width of a picture.
+        audio: Mono samples at 16 kHz of the clip's whole duration, float ``[..., S]``.
+        frames: Number of frames T of the other views.
+        size: Height and width of a picture.
 
     Returns:
-        float32 ``[..., T, 3, H, W]``, 0 to 255.
+        Pictures, float32 ``[..., T, 3, H, W]``, 0 to 255.
 
     Raises:
-        ValueError: too few samples for `frames` pieces.
+        ValueError: There are too few samples for `frames` pieces.
         UserError: torchaudio is not installed.
     """
     spectrogram = _spectrogram()(audio.reshape(-1, audio.shape[-1]).to(torch.float32))

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from contrastive_core.rng import derive, uniform
+from contrastive_core.rng import derive, uniform_number
 
 if TYPE_CHECKING:
     from ssl_video.data.videos import VideoSet
@@ -65,8 +64,7 @@ class ClipSpec:
 def clip_start(duration: float, spec: ClipSpec, *, seed: int, id: int) -> float:  # noqa: A002 - the field's name
     """Draw the start of a clip, uniformly over those that fit, as a function of (seed, id); 0 if none fits."""
     room = max(0.0, duration - spec.duration)
-    draw = uniform(derive(seed, "clip"), torch.tensor([id]), 1).item()
-    return draw * room
+    return uniform_number(derive(seed, "clip"), id) * room
 
 
 def clip_starts(duration: float, spec: ClipSpec, clips: int, *, to_the_end: bool = False) -> list[float]:

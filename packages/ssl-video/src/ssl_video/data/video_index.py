@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -126,10 +127,13 @@ class VideoIndex:
         """The number of a decoded frame: by its time, or by how many were decoded before it; None if not listed."""
         if not len(self.ticks):
             return count if count < len(self) else None
-        if tick is None:
-            return None
-        place = int(np.searchsorted(self.ticks, tick))
-        return place if place < len(self) and self.ticks[place] == tick else None
+        return None if tick is None else self._numbers.get(tick)
+
+    @functools.cached_property
+    def _numbers(self) -> dict[int, int]:
+        """The number of the frame of each tick; of equal ticks the first."""
+        ticks = self.ticks.tolist()
+        return dict(zip(reversed(ticks), reversed(range(len(ticks))), strict=True))
 
 
 def index_video(path: str | Path) -> VideoIndex:
@@ -143,7 +147,7 @@ def index_video(path: str | Path) -> VideoIndex:
         UserError: no such file, no video in it, or none that can be decoded.
     """
     try:
-        state = Path(path).stat()
+        state = os.stat(path)  # noqa: PTH116 - half the time of Path.stat, for every clip
     except OSError as error:
         raise UserError(f"{path}: cannot be opened ({error.strerror}); expected a video file") from error
     return _index(str(path), state.st_mtime_ns, state.st_size)

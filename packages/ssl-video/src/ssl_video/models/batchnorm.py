@@ -19,10 +19,10 @@ Layout = Sequence[tuple[str, int]]
 
 
 class ViewBatchNorm(nn.Module):
-    """A batch norm for every view, all with the same weight and bias.
+    """Batch norms of several views that share weight and bias.
 
-    Which rows are of which view is said by `views_in_batch`; without it all rows are of the first view, so that a
-    trained network, called as any other, is one for that view. With one view this is the batch norm it was made of.
+    `views_in_batch` states which rows belong to which view. Outside of it all rows belong to the first view, so a
+    trained network that is called like any other is one for that view. With one view this is an ordinary batch norm.
     """
 
     def __init__(self, norm: _BatchNorm, views: Sequence[str]) -> None:
@@ -43,10 +43,10 @@ class ViewBatchNorm(nn.Module):
 
 
 def split_batchnorm(network: nn.Module, views: Sequence[str]) -> nn.Module:
-    """Give every batch norm in `network` statistics for each view, in place; returns `network`.
+    """Give every batch norm in `network` statistics for each view, in place, and return `network`.
 
-    The statistics it has are the start of every view's. The weights stay the same objects: an optimiser made before
-    still trains them. Batch norms of a subclass are left alone, as they may compute something else.
+    Every view starts from the present statistics. The weights stay the same objects: an optimiser made before still
+    trains them. Subclasses of batch norm are not changed, as they may compute something else.
 
     Raises:
         ValueError: `network` is itself a batch norm.
@@ -64,7 +64,7 @@ def split_batchnorm(network: nn.Module, views: Sequence[str]) -> nn.Module:
 
 
 def join_batchnorm(network: nn.Module, view: str) -> nn.Module:
-    """Make every `ViewBatchNorm` the plain batch norm of one view, in place: what is exported; returns `network`."""
+    """Replace every `ViewBatchNorm` by the plain batch norm of one view, in place, for export; return `network`."""
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if isinstance(child, ViewBatchNorm):
@@ -74,7 +74,7 @@ def join_batchnorm(network: nn.Module, view: str) -> nn.Module:
 
 @contextmanager
 def views_in_batch(network: nn.Module, layout: Layout) -> Iterator[None]:
-    """Inside, the rows of a batch are, in order, of these views: ``[("rgb", 4), ("tg", 4)]``."""
+    """State the views of the rows of a batch, in order: ``[("rgb", 4), ("tg", 4)]``."""
     layout = [(view, rows) for view, rows in layout if rows]
     norms = [part for part in network.modules() if isinstance(part, ViewBatchNorm)]
     for norm in norms:
@@ -88,10 +88,9 @@ def views_in_batch(network: nn.Module, layout: Layout) -> Iterator[None]:
 
 @contextmanager
 def labelling(network: nn.Module) -> Iterator[None]:
-    """Inside, a network in training mode predicts as it would train, but leaves no trace.
+    """Let a network in training mode predict without changing its state.
 
-    Batch norm uses the statistics of the batch and does not remember them, nothing is dropped out, and no gradient is
-    kept.
+    Batch norm uses the statistics of the batch and does not update its own, dropout is off, and no gradient is kept.
     """
     norms = [part for part in network.modules() if isinstance(part, _BatchNorm) and part.training]
     kept = [(norm, norm.track_running_stats) for norm in norms]
@@ -115,7 +114,7 @@ def _drops(module: nn.Module) -> bool:
 
 
 def _twin(norm: _BatchNorm) -> _BatchNorm:
-    """Another batch norm with the same weight and bias, and a copy of the statistics."""
+    """Make another batch norm with the same weight and bias, and a copy of the statistics."""
     twin = type(norm)(
         norm.num_features,
         eps=norm.eps,
@@ -139,21 +138,21 @@ class _Moments:
 def recalibrate_bn(network: nn.Module, batches: Iterable[Tensor], *, view: str | None = None) -> int:
     """Replace the running statistics of every batch norm by those of these batches, in place.
 
-    Each layer gets the mean and the (unbiased) variance over all positions of all batches together, its input being
-    what the layers before it give in training mode, where they normalise by the batch. Nothing else changes: dropout
-    is off, no gradient is computed, and the network is left in the mode it was in.
+    Each layer gets the mean and the (unbiased) variance over all positions of all batches together. The layers before
+    it normalise by the batch, as in training. Nothing else changes: dropout is off, no gradient is computed, and the
+    network keeps its mode.
 
     Args:
-        network: with batch norms, plain or of `split_batchnorm`.
-        batches: what the network takes, ``[N, 3, T, H, W]``; a few dozen clips suffice for a small network. Batches of
+        network: Network with batch norms, plain or of `split_batchnorm`.
+        batches: Inputs of the network ``[N, 3, T, H, W]``; a few dozen clips suffice for a small network. Batches of
             the size and kind used in training fit best.
-        view: for a network with split statistics, whose they are; None: the first view's.
+        view: View whose statistics are replaced, for a network with split statistics; None: the first one.
 
     Returns:
-        How many clips were seen; 0 if the network has no batch norm.
+        Number of clips seen; 0 if the network has no batch norm.
 
     Raises:
-        UserError: no batches.
+        UserError: There are no batches.
     """
     norms = list(_norms(network, view))
     if not norms:

@@ -66,9 +66,9 @@ class Recognizer:
     card: Mapping[str, object]
 
     def learned_from(self, videos: Iterable[Video]) -> list[Video]:
-        """Those of these videos that the network was trained on, with labels or without.
+        """Return those of these videos that the network was trained on, with labels or without.
 
-        They are known by their content: another name or folder makes no other video.
+        Videos are identified by content, whatever their name or folder.
         """
         known = self.card.get("learned_from")
         seen = set(known) if isinstance(known, list) else set()
@@ -76,7 +76,7 @@ class Recognizer:
 
     @torch.no_grad()
     def probabilities(self, pictures: Tensor, view: str) -> Tensor:
-        """Of pictures of one view, ``[N, T, 3, H, W]`` -> float32 ``[N, K]`` on the CPU."""
+        """Compute probabilities for pictures of one view, ``[N, T, 3, H, W]`` -> float32 ``[N, K]`` on the CPU."""
         with views_in_batch(self.network, [(view, len(pictures))]):
             options = self.recipe.network
             logits: Tensor = self.network(normalize(pictures.to(self.device), mean=options.mean, std=options.std))
@@ -95,12 +95,12 @@ def save_recognizer(
     """Write a network, with batch norm split by views, to the run's folder.
 
     Args:
-        run: the run.
-        network: of `recipe`.
-        recipe: how it is built.
-        learned_from: all videos that were trained on, so that a test on them can be refused.
-        about: what else its card shall say: the split, the method, the steps.
-        folder: within the run.
+        run: Run to write to.
+        network: Network built from `recipe`.
+        recipe: Description of the network.
+        learned_from: All videos that were trained on, so that a test on them can be refused.
+        about: Other entries of its card: split, method, steps.
+        folder: Folder within the run.
     """
     marks = sorted({mark for _, mark in _marks(learned_from)})
     card = {"format": FORMAT, "recipe": asdict(recipe), **about, "learned_from": marks}
@@ -111,13 +111,13 @@ def load_recognizer(model: str | Path, *, device: str = "auto", network: str | N
     """Open a run folder or a model folder.
 
     Args:
-        model: the folder.
-        device: auto, cpu, cuda or mps.
-        network: ``package.module:function`` of a model whose network is the user's own code, which a file alone must
-            not cause to run.
+        model: Folder of the run or model.
+        device: Device: auto, cpu, cuda or mps.
+        network: ``package.module:function`` of a model whose network is the user's own code; a file alone never causes
+            code to run.
 
     Raises:
-        UserError: no model there, a damaged one, or one of another kind.
+        UserError: There is no model, it is damaged, or it is of another kind.
     """
     place = choose_device(device)
     tensors, card = load_model(model)
@@ -153,7 +153,7 @@ def _network_options(given: Mapping[str, Any]) -> NetworkOptions:
 
 
 def _marks(videos: Iterable[Video]) -> list[tuple[Video, str]]:
-    """Videos with the hash of their content; those that cannot be read are left out, nothing can be done with them."""
+    """Return videos with the hash of their content, without those that cannot be read."""
 
     def mark(video: Video) -> tuple[Video, str] | None:
         try:

@@ -20,9 +20,9 @@ class Targets(NamedTuple):
     """For M views of N clips and K classes."""
 
     probabilities: Tensor
-    """What each view is to learn: float ``[M, N, K]``, no gradient."""
+    """Target of each view: float ``[M, N, K]``, without gradient."""
     usable: Tensor
-    """Whether there is such a thing: bool ``[M, N]``; not where the view whose prediction it is, is missing."""
+    """Whether the target exists: bool ``[M, N]``; not where the view that it comes from is missing."""
 
 
 def make_targets(
@@ -34,21 +34,21 @@ def make_targets(
     present: Tensor | None = None,
     sources: Sequence[int] | None = None,
 ) -> Targets:
-    """The targets of every view from the predictions on weakly augmented clips.
+    """Make the targets of every view from the predictions on weakly augmented clips.
 
-    ``self``: its own prediction, FixMatch on every view. ``random`` and ``cross``: that of one other view.
-    ``aggregated``: the mean over the views, the same for all; this is the method, the others are for comparison.
+    ``aggregated``, the mean over the views, is the method. For comparison: ``self``, a view's own prediction (FixMatch
+    on every view), and ``random`` and ``cross``, the prediction of one other view.
 
     Args:
-        logits: of M views, float ``[M, N, K]``; no gradient goes back to them.
-        kind: see above.
-        fuse_by: for ``aggregated``, the mean of probabilities, or the softmax of the mean of logits.
-        weights: for ``aggregated``, of the views ``[M]``; None: equal.
+        logits: Logits of M views, float ``[M, N, K]``; they receive no gradient.
+        kind: Kind of the targets.
+        fuse_by: For ``aggregated``: mean of probabilities, or softmax of the mean of logits.
+        weights: For ``aggregated``: weights of the views ``[M]``; None: equal.
         present: bool ``[M, N]``, which views a clip has; None: all.
-        sources: for ``random`` and ``cross``, from which view each takes its target; see `other_views`.
+        sources: For ``random`` and ``cross``: the view from which each takes its target, see `other_views`.
 
     Raises:
-        ValueError: an unknown kind, or no sources where they are needed.
+        ValueError: The kind is unknown, or sources are missing.
 
     Reference: Xiong, Fan, Grauman and Feichtenhofer, "Multiview Pseudo-Labeling for Semi-supervised Learning from
     Video", ICCV 2021, figure 2.
@@ -71,9 +71,9 @@ def make_targets(
 
 
 def other_views(kind: TargetKind, views: int, *, seed: int = 0, step: int = 0) -> list[int]:
-    """From which view each takes its target: the next one (``cross``), or any other, drawn anew in every step.
+    """Return the view from which each takes its target: the next one (``cross``), or another one drawn for the step.
 
-    A single view has no other and takes its own.
+    A single view takes its own.
 
     >>> other_views("cross", 3)
     [1, 2, 0]
@@ -88,28 +88,29 @@ def other_views(kind: TargetKind, views: int, *, seed: int = 0, step: int = 0) -
 
 
 class PseudoLabelLoss(NamedTuple):
-    """The loss on unlabelled clips, and what it was made of."""
+    """Loss on unlabelled clips, and its parts."""
 
     loss: Tensor
     """Scalar."""
     mask: Tensor
-    """Which view of which clip counts: bool ``[M, N]``."""
+    """Whether the target of a view counts: bool ``[M, N]``."""
     labels: Tensor
-    """The class each view is to learn: int64 ``[M, N]``, also where it does not count."""
+    """Pseudo-label of each view: int64 ``[M, N]``, also where it does not count."""
     confidence: Tensor
     """The largest probability of each target: ``[M, N]``."""
 
 
 def supervised_loss(logits: Tensor, labels: Tensor, *, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """``1 / N sum_j 1 / M_j sum_v CE(logits_vj, y_j)``, over the M_j views that clip j has.
+    """Cross-entropy over the M_j views that clip j has: ``1 / N sum_j 1 / M_j sum_v CE(logits_vj, y_j)``.
 
     Args:
-        logits: of M views, ``[M, N, K]``.
-        labels: int64 ``[N]``.
+        logits: Logits of M views ``[M, N, K]``.
+        labels: Classes, int64 ``[N]``.
         present: bool ``[M, N]``, which views a clip has; None: all.
 
     Returns:
-        The loss, scalar, and the mean of each view over the clips that have it ``[M]``, without gradient (0 of none).
+        The loss, a scalar; and the mean loss of each view over the clips that have it ``[M]``, without gradient, 0 if
+        there are none.
     """
     losses = _cross_entropy(logits, labels.expand(len(logits), -1))
     there = _there(present, losses)

@@ -33,14 +33,14 @@ _LEVELS = 127
 
 @dataclass(frozen=True)
 class FlowSettings:
-    """What stored flow depends on, beside the video.
+    """Settings that stored flow depends on.
 
     Attributes:
-        method: name of the method, see `views.flow_method`.
+        method: Name of the method, see `views.flow_method`.
         weights: SHA-256 of RAFT's weights; empty for other methods.
-        library: what computed it, with its version.
-        short_side: frames with a longer short side were resized to this one; 0: never.
-        precision: ``half``: float16; ``byte``: 255 steps between -b and b, b as in `flow_picture`.
+        library: Library that computed it, with its version.
+        short_side: Short side that larger frames were resized to; 0 for no resizing.
+        precision: ``half`` for float16; ``byte`` for 255 steps between -b and b, b as in `flow_picture`.
     """
 
     method: str
@@ -50,7 +50,7 @@ class FlowSettings:
     precision: Literal["half", "byte"]
 
     def encode(self, flow: Tensor) -> NDArray[Any]:
-        """Displacements ``[..., 2, h, w]`` as they are stored; rest is rest in either precision."""
+        """Convert displacements ``[..., 2, h, w]`` to the stored form; 0 stays exactly 0 in both precisions."""
         if self.precision == "half":
             return flow.cpu().to(torch.float16).numpy()
         bound = BOUND_SHARE * min(flow.shape[-2:])
@@ -58,7 +58,7 @@ class FlowSettings:
         return steps.to(torch.uint8).numpy()
 
     def decode(self, stored: NDArray[Any]) -> Tensor:
-        """The reverse, float32."""
+        """Convert stored displacements to float32."""
         flow = torch.from_numpy(np.ascontiguousarray(stored)).to(torch.float32)
         if self.precision == "half":
             return flow
@@ -66,16 +66,16 @@ class FlowSettings:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of what is stored."""
+        """Type of the stored numbers."""
         return np.dtype(np.float16 if self.precision == "half" else np.uint8)
 
 
 class FlowCache:
-    """The flow of many videos in a folder.
+    """Flow of many videos in a folder.
 
     Args:
-        folder: the folder.
-        settings: how it was, or will be, computed.
+        folder: Folder of the cache.
+        settings: Settings of its flow.
     """
 
     def __init__(self, folder: Path, settings: FlowSettings) -> None:
@@ -83,14 +83,14 @@ class FlowCache:
 
     @classmethod
     def open(cls, folder: Path, *, method: str) -> FlowCache:
-        """The cache that stands in a folder.
+        """Open the cache in a folder.
 
         Args:
             folder: ``out`` of ``ssl-video flow``.
-            method: that the flow is expected to be of, ``raft:FILE`` with its weights.
+            method: Expected method, ``raft:FILE`` with its weights.
 
         Raises:
-            UserError: no cache there, or flow of another method.
+            UserError: There is no cache, or it holds flow of another method.
         """
         settings = read_settings(folder)
         if settings is None:
@@ -105,7 +105,7 @@ class FlowCache:
         return cls(folder, settings)
 
     def write_settings(self) -> None:
-        """Say in the folder how its flow is computed."""
+        """Write the settings into the folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"format": FORMAT, **asdict(self.settings)}, indent=1)
         write_atomic(self.folder / "flow.json", f"{text}\n".encode())

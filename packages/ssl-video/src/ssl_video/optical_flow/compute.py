@@ -30,12 +30,12 @@ _HEADER = 128  # bytes of an .npy file before its numbers
 
 @dataclass(frozen=True)
 class Work:
-    """One video and what its flow takes.
+    """Flow of one video that is to be computed.
 
     Attributes:
-        video: which.
-        file: where its flow belongs.
-        size: of that file in bytes.
+        video: Video.
+        file: File of its flow.
+        size: Size of that file in bytes.
     """
 
     video: Video
@@ -44,7 +44,7 @@ class Work:
 
 
 class Done(NamedTuple):
-    """What became of one video: a problem of its own, or one that ends everything, such as a full disk."""
+    """Outcome for one video: a problem of its own, or a fatal one for all, such as a full disk."""
 
     place: int
     problem: str | None
@@ -52,10 +52,10 @@ class Done(NamedTuple):
 
 
 def flow_settings(method: str, *, short_side: int, precision: Literal["half", "byte"]) -> FlowSettings:
-    """The settings that `method` has on this machine.
+    """Return the settings of `method` with the libraries of this machine.
 
     Raises:
-        UserError: an unknown method, or what it needs is not installed.
+        UserError: The method is unknown, or a library that it needs is not installed.
     """
     flow_method(method)
     name, weights = identity(method)
@@ -67,10 +67,10 @@ def flow_settings(method: str, *, short_side: int, precision: Literal["half", "b
 
 
 def plan(cache: FlowCache, video: Video) -> Work:
-    """Hash a video, count its frames, and say what its flow takes on the disk.
+    """Hash a video, count its frames, and compute the size of its flow on the disk.
 
     Raises:
-        UserError: the video cannot be opened.
+        UserError: The video cannot be opened.
     """
     index = index_video(video.path)
     height, width, short_side = index.height, index.width, cache.settings.short_side
@@ -81,11 +81,11 @@ def plan(cache: FlowCache, video: Video) -> Work:
 
 
 def store(cache: FlowCache, work: Work, *, method: str, device: torch.device) -> None:
-    """Compute the flow of a video and put it in place, whole or not at all.
+    """Compute the flow of a video and write it in one piece: an interrupted run leaves no part of a file.
 
     Raises:
-        UserError: the video cannot be read to its end.
-        OSError: the file cannot be written.
+        UserError: The video cannot be read to its end.
+        OSError: The file cannot be written.
     """
     path = work.video.path
     count = max(1, len(index_video(path)) - 1)
@@ -103,14 +103,14 @@ def store(cache: FlowCache, work: Work, *, method: str, device: torch.device) ->
 def store_all(
     cache: FlowCache, works: Sequence[Work], *, method: str, workers: int, device: torch.device
 ) -> Iterator[Done]:
-    """Compute the flow of many videos; what cannot be read is told, the others go on.
+    """Compute the flow of many videos; a video that cannot be read does not stop the others.
 
     Args:
-        cache: where to.
-        works: the videos.
-        method: see `flow_method`.
-        workers: processes; 0: this one.
-        device: of RAFT.
+        cache: Cache to write to.
+        works: Videos.
+        method: See `flow_method`.
+        workers: Number of processes; 0: this one.
+        device: Device of RAFT.
     """
     loader: DataLoader[Done] = DataLoader(
         _Works(cache, works, method, device),
@@ -144,7 +144,7 @@ class _Works(Dataset[Done]):
 
 
 def _flows(path: Path, settings: FlowSettings, method: str, device: torch.device) -> Iterator[Tensor]:
-    """Displacements of some frames after another, float32 ``[P, 2, h, w]``."""
+    """Yield the displacements of up to 16 successive pairs of frames, float32 ``[P, 2, h, w]``."""
     compute = flow_method(method)
     pairs = _pairs(_small_frames(path, settings.short_side))
     while chunk := list(itertools.islice(pairs, _PAIRS)):
@@ -153,7 +153,7 @@ def _flows(path: Path, settings: FlowSettings, method: str, device: torch.device
 
 
 def _pairs(frames: Iterator[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each frame with the next one; a video of one frame rests."""
+    """Yield each frame with the next one; the single frame of a video with itself."""
     before = first = next(frames)
     alone = True
     for after in frames:

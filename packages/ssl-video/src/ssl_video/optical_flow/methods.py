@@ -20,7 +20,7 @@ FlowMethod = Callable[[Tensor, Tensor], Tensor]
 """Frames and those after them, uint8 ``[P, 3, H, W]`` each -> displacements in pixels, float32 ``[P, 2, H, W]``."""
 
 BOUND_SHARE = 20 / 256
-"""Displacement that a flow picture shows at most, in short sides of the frame."""
+"""Largest displacement of a flow picture, in short sides of the frame."""
 
 NAMES = ("dis", "dis_fast", "dis_ultrafast", "farneback", "tvl1", "raft:FILE")
 _PRESETS = {
@@ -36,12 +36,13 @@ Gray = NDArray[np.uint8]
 
 
 def flow_method(name: str) -> FlowMethod:
-    """The method of that name: ``dis``, ``dis_fast``, ``dis_ultrafast``, ``farneback``, ``tvl1`` or ``raft:FILE``.
+    """Return the method of a name: ``dis``, ``dis_fast``, ``dis_ultrafast``, ``farneback``, ``tvl1`` or ``raft:FILE``.
 
-    A RAFT file is a state dictionary of torchvision's ``raft_small`` or ``raft_large``, as .safetensors or .pth.
+    A RAFT file is a state dictionary of torchvision's ``raft_small`` or ``raft_large``, as .safetensors or .pth. Below
+    about 100 pixels OpenCV has no coarse scale left for ``dis_fast``, which then takes longer than ``dis``.
 
     Raises:
-        UserError: no such method, or what it needs is not installed.
+        UserError: The method is unknown, or a library that it needs is not installed.
     """
     if name.startswith("raft:"):
         return _raft(name.removeprefix("raft:"))
@@ -87,6 +88,7 @@ def _on_gray(cv2: Any, make: Callable[[], Callable[[Gray, Gray, None], Any]]) ->
         pad = (0, max(0, _OPENCV_SIDE - width), 0, max(0, _OPENCV_SIDE - height))
         with _one_thread(cv2):
             calc = make()
+            # None: DIS would begin its search at displacements that were handed over to be overwritten.
             found = [calc(a, b, None) for a, b in zip(_gray(before, pad), _gray(after, pad), strict=True)]
         stacked = torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2)[..., :height, :width]
         return stacked.to(before.device, torch.float32).contiguous()

@@ -16,7 +16,7 @@ _COLUMNS, _SIDE, _WIDTH = 6, 1.6, 24
 
 
 class Thumbnail(NamedTuple):
-    """One video of a sheet."""
+    """Video of a sheet, with the title above it and the name below."""
 
     path: Path
     title: str
@@ -27,11 +27,11 @@ def contact_sheet(thumbnails: Sequence[Thumbnail], out: Path) -> None:
     """Write a PNG file of the middle frames of videos, six in a row, titles above and names below.
 
     Args:
-        thumbnails: the videos.
-        out: the file.
+        thumbnails: Videos to show.
+        out: File to write.
 
     Raises:
-        UserError: a video cannot be read.
+        UserError: A video cannot be read.
     """
     columns = min(_COLUMNS, len(thumbnails))
     rows = math.ceil(len(thumbnails) / columns)
@@ -48,10 +48,10 @@ def contact_sheet(thumbnails: Sequence[Thumbnail], out: Path) -> None:
 
 
 def beginning(text: str) -> str:
-    """As much of a title as there is room for."""
+    """Shorten a title to the width of a picture."""
     return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"
 
 
 def end(text: str) -> str:
-    """As much of a name as there is room for; what tells the files of a folder apart stands at its end."""
+    """Shorten a name to the width of a picture, at its beginning: files of a folder often differ at the end."""
     return text if len(text) <= _WIDTH else f"…{text[1 - _WIDTH :]}"

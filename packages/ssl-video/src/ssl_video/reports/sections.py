@@ -18,25 +18,26 @@ from contrastive_core.training.documents import DAMAGED
 from ssl_video.evaluation import FORMAT
 
 _METHODS = {"mvpl": "Multiview pseudo-labelling", "fixmatch": "FixMatch", "supervised": "Labels alone"}
-_VIEW_NAMES = {
+VIEW_NAMES = {
     "rgb": "frames",
     "flow": "optical flow",
     "tg": "temporal gradient",
     "audio": "sound",
     "fused": "together",
 }
+"""Names of the views in reports."""
 
 
 def title(config: Mapping[str, Any]) -> str:
-    """What was run, in a few words."""
+    """Return method, network and data in a few words."""
     method = _METHODS.get(str(config.get("method")), "Training")
     return f"{method}: {config['network']['name']} on {Path(str(config['data'])).name}"
 
 
 def header(record: RunRecord, *, card: Mapping[str, Any] | None, evaluations: Sequence[Mapping[str, Any]]) -> str:
-    """The title, what was done, and the numbers a reader wants first."""
+    """Return the title, a summary and the headline numbers."""
     config = record.config
-    views = ", ".join(_VIEW_NAMES.get(view, view) for view in config["views"])
+    views = ", ".join(VIEW_NAMES.get(view, view) for view in config["views"])
     known = "few labelled videos" if card is None else f"{card['labelled']} labelled videos"
     if config["method"] != "supervised":
         known += f" and {'others' if card is None else len(card['learned_from'])} whose labels it does not use"
@@ -47,7 +48,7 @@ def header(record: RunRecord, *, card: Mapping[str, Any] | None, evaluations: Se
     numbers: dict[str, str] = {}
     for found in evaluations:
         head = found["views"][found["headline"]]
-        name = _VIEW_NAMES.get(found["headline"], found["headline"])
+        name = VIEW_NAMES.get(found["headline"], found["headline"])
         numbers[f"top-1, {found['part']}, {name}"] = f"{head['top1']:.1f} %"
         if "fused" in found["views"]:
             numbers[f"top-1, {found['part']}, all views"] = f"{found['views']['fused']['top1']:.1f} %"
@@ -65,11 +66,11 @@ def header(record: RunRecord, *, card: Mapping[str, Any] | None, evaluations: Se
 
 
 def training(record: RunRecord) -> str:
-    """Curves of the loss and the learning rate, and of the pseudo-labels where there are some.
+    """Draw the curves of losses, learning rate and pseudo-labels.
 
     Panels of numbers that the run did not record are left out.
     """
-    views = {f"pseudo_accuracy_{view}": _VIEW_NAMES.get(view, view) for view in record.config["views"]}
+    views = {f"pseudo_accuracy_{view}": VIEW_NAMES.get(view, view) for view in record.config["views"]}
     recorded = {name for line in record.records for name in line}
     losses = {"supervised": "labels", "unlabelled": "pseudo-labels", "feature_distance": "distance of features"}
     if record.config["method"] == "supervised":
@@ -108,12 +109,12 @@ def training(record: RunRecord) -> str:
 
 
 def evaluation(found: Mapping[str, Any]) -> str:
-    """What `evaluate` has found on one part of the split."""
+    """Show the result of `evaluate` on one part of the split."""
     names = list(found["views"])
     has_top5 = found["views"][names[0]]["top5"] is not None
     rows = [
         [
-            _VIEW_NAMES.get(name, name) + (" (headline)" if name == found["headline"] else ""),
+            VIEW_NAMES.get(name, name) + (" (headline)" if name == found["headline"] else ""),
             f"{score['top1']:.2f} %",
             *([f"{score['top5']:.2f} %"] if has_top5 else []),
             f"{score['mean_per_class']:.2f} %",
@@ -139,21 +140,21 @@ def evaluation(found: Mapping[str, Any]) -> str:
 
 
 def missing(title: str, text: str) -> str:
-    """A section that says what is not there."""
+    """Return a section that states what is missing."""
     return page.section(title, page.paragraph(text, kind="note"))
 
 
 def again(config: Mapping[str, Any]) -> str:
-    """The command line that repeats a run."""
+    """Return the command line that repeats a run."""
     data, split = (shlex.quote(str(config[name])) for name in ("data", "split"))
     return f"ssl-video train {data} NEW --split {split} --config config.yaml"
 
 
 def read_evaluations(folder: Path, *, model_hash: str | None) -> tuple[list[dict[str, Any]], list[str]]:
-    """What `evaluate` has written into a run's folder, and what to say of results that are not this model's.
+    """Read the results of `evaluate` in a run's folder, with notes on those of another model, which are left out.
 
     Raises:
-        UserError: a damaged file.
+        UserError: A file is damaged.
     """
     found: list[dict[str, Any]] = []
     notes: list[str] = []

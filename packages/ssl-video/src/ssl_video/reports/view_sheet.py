@@ -13,19 +13,20 @@ from ssl_video.augment import ClipAugment, StrongOptions, WeakOptions
 from ssl_video.data import ClipDataset, VideoSet
 from ssl_video.models.checkpoint import Recipe
 from ssl_video.optical_flow.cache import open_flow
+from ssl_video.reports.sections import VIEW_NAMES
 
 _SHOWN = 3  # frames of a clip
 
 
 def view_sheet(videos: VideoSet, recipe: Recipe, config: Mapping[str, Any], *, clips: int, seed: int) -> bytes:
-    """A PNG file: two rows for each clip, weak above strong; for each view three of its frames.
+    """Draw a PNG file: two rows for each clip, weak above strong; three frames of each view.
 
     Args:
-        videos: to draw clips from.
-        recipe: of the network.
-        config: of the run, for its augmentation.
-        clips: how many.
-        seed: which.
+        videos: Videos to draw clips from.
+        recipe: Recipe of the network.
+        config: Configuration of the run, for its augmentation.
+        clips: Number of clips.
+        seed: Seed of the choice of clips.
     """
     views = recipe.views
     folder = config.get("flow_cache")
@@ -57,5 +58,5 @@ def view_sheet(videos: VideoSet, recipe: Recipe, config: Mapping[str, Any], *, c
                     name = videos[int(places[clip])].label or ""
                     axes.set_title(f"{name[:14]}\n{'strong' if row else 'weak'}" if not row else "strong", fontsize=6)
                 elif frame == frames[0]:
-                    axes.set_title(view, fontsize=6)
+                    axes.set_title(VIEW_NAMES.get(view, view), fontsize=6)
     return to_png(figure)

@@ -29,17 +29,17 @@ def make_tested(
     seed: int,
     device: torch.device,
 ) -> nn.Module:
-    """A copy of the trained network in which every view has its batch norm; the trained one is left as it is.
+    """Copy the trained network, with batch norm statistics for every view; the trained one is not changed.
 
     Args:
-        trained: with joint or split batch norm.
-        recipe: how it is built.
-        clips: videos it was trained on.
-        weak: how they were augmented.
-        count: recalibrate on so many clips; 0: every view keeps the statistics of training, joint or its own.
-        batch_size: clips in a pass, about as many as a view had in training.
-        seed: of the choice of clips.
-        device: where to.
+        trained: Network with joint or split batch norm.
+        recipe: Description from which it is built.
+        clips: Videos that it was trained on.
+        weak: Augmentation of training.
+        count: Number of clips to recalibrate on; 0: every view keeps the statistics of training, joint or its own.
+        batch_size: Number of clips in a pass, about that of a view in training.
+        seed: Seed of the choice of clips.
+        device: Device of the copy.
     """
     state = trained.state_dict()
     network = build_network(recipe.network, len(recipe.classes))

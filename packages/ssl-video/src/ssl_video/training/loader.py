@@ -15,51 +15,51 @@ from contrastive_core.training import Batches, Run, ignore_stop_signals
 from ssl_video.augment import ClipAugment
 from ssl_video.data.clip import Clips, ClipSource
 
-_TIMEOUT = 600  # seconds a worker may be silent: one that hangs shall say so
+_TIMEOUT = 600  # seconds without a batch after which a worker counts as hanging
 
 Pictures = dict[str, Tensor]
 
 
 class StepBatch(NamedTuple):
-    """The clips of one process in one step."""
+    """Clips of one process in one step."""
 
     labelled: Pictures
-    """By view, float32 ``[B, T, 3, S, S]``."""
+    """Labelled clips by view, float32 ``[B, T, 3, S, S]``."""
     labels: Tensor
-    """int64 ``[B]``."""
+    """Classes of the labelled clips, int64 ``[B]``."""
     weak: Pictures
-    """Unlabelled clips; none while there are labels only."""
+    """Weakly augmented unlabelled clips by view; empty in steps with labels only."""
     strong: Pictures
-    """The same, strongly augmented."""
+    """The same clips, strongly augmented."""
     present: Pictures
-    """Which unlabelled clips have a view, where some lack it: bool ``[U]``."""
+    """Which unlabelled clips have a view that some lack: bool ``[U]``."""
     labelled_present: Pictures
-    """The same of the labelled clips."""
+    """Which labelled clips have a view that some lack: bool ``[B]``."""
     unlabelled: Tensor
-    """Which unlabelled videos they are of: int64 ``[U]``."""
+    """Numbers of the unlabelled videos: int64 ``[U]``."""
     reordered: Tensor
     """Which strong clips have frames in an order that does not run forwards: bool ``[U]``."""
 
 
 class Feed:
-    """The batches of a run.
+    """Loads the batches of a run.
 
     Args:
-        run: whose seeds and processes count.
-        labelled: clips of labelled videos.
-        unlabelled: clips of all videos to learn from; None: labels only.
-        augment: makes pictures of them.
-        batch_size: labelled clips per step, over all processes; if there are fewer, all of them.
-        mu: unlabelled clips for each of them.
-        total_steps: of the run.
-        first_unlabelled: the step from which unlabelled clips are read.
+        run: Run, for seeds and processes.
+        labelled: Clips of labelled videos.
+        unlabelled: Clips of all videos to learn from; None: labels only.
+        augment: Augmentation.
+        batch_size: Number of labelled clips in a step over all processes; all of them if there are fewer.
+        mu: Number of unlabelled clips for each labelled one.
+        total_steps: Number of steps of the run.
+        first_unlabelled: First step that reads unlabelled clips.
 
     Attributes:
-        batch_size: labelled clips per step over all processes, as it came to be.
-        clips: clips per step over all processes, labelled and not.
+        batch_size: Number of labelled clips in a step over all processes, at most that of the labelled videos.
+        clips: Number of clips in a step over all processes, labelled and not.
 
     Raises:
-        UserError: fewer clips than a step takes, or numbers the processes cannot share.
+        UserError: There are fewer clips than a step takes, or numbers that the processes cannot share.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Feed:
         self._next_step = -1
 
     def batch(self, step: int) -> StepBatch:
-        """The clips of this step, on the run's device."""
+        """Return the clips of this step, on the run's device."""
         if step != self._next_step:
             self._loader = iter(
                 DataLoader(
@@ -132,7 +132,7 @@ class Feed:
 
 
 class _Steps(Dataset[StepBatch | UserError]):
-    """The batch of every step: a function of seed and step."""
+    """Data set of the batch of every step, a function of seed and step."""
 
     def __init__(
         self,

@@ -30,7 +30,7 @@ def test_cases_of_every_list(tmp_path: Path) -> None:
     assert [case.listed for case in data.cases] == ["training"] * 3 + ["unlabelled", "test"]
     assert data.labelled == ("p1_frame01", "p1_frame02", "p2_ED")
     image, label = tmp_path / "imagesTr" / "p2_ED.nii.gz", tmp_path / "labelsTr" / "p2_ED.nii.gz"
-    assert data.case("p2_ED") == Case("p2_ED", "p2", ImageFile(image), label, "training")
+    assert data.case("p2_ED") == Case("p2_ED", "p2", ImageFile(image, name="MRI"), label, "training")
     assert open_dataset(tmp_path / "dataset.json") == data
 
 
@@ -102,12 +102,8 @@ def test_everything_wrong_comes_in_one_message(tmp_path: Path) -> None:
         "imagesTr/p9.nii.gz",
         "labelsTr/p9.nii.gz",
         "1 name given to more than one case",
-        "several channels (0 T2, 1 ADC): choose one with --channel",
     ):
         assert words in str(caught.value)
-    edit(tmp_path, training=training)
-    data = open_dataset(tmp_path, channel=1, frame=2)
-    assert {(case.image.channel, case.image.frame) for case in data.cases} == {(1, 2)}
 
 
 def test_one_label_for_two_cases_is_an_error(tmp_path: Path) -> None:

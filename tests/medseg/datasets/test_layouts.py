@@ -52,7 +52,7 @@ def nnunet(root: Path, *more: str, version: int = 2) -> Path:
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_nnunet(version: int, tmp_path: Path) -> None:
-    data = open_dataset(nnunet(tmp_path, version=version), channel=1)
+    data = open_dataset(nnunet(tmp_path, version=version), channels=("ADC",))
     assert data.layout == "nnunet"
     assert data.labels == LABELS
     assert lies(data) == {
@@ -62,17 +62,17 @@ def test_nnunet(version: int, tmp_path: Path) -> None:
     }
     # The file has one channel, whichever it is.
     assert {case.image.channel for case in data.cases} == {None}
-    with pytest.raises(UserError, match=r"several channels \(0 T2, 1 ADC\): choose one with --channel"):
-        open_dataset(tmp_path)
+    assert data.channels == ("ADC",)
 
 
 def test_nnunet_problems(tmp_path: Path) -> None:
     nnunet(tmp_path, "imagesTr/c.nii.gz", "imagesTr/d_0000.nii.gz", "labelsTr/dd.nii.gz")
     with pytest.raises(UserError) as caught:
-        open_dataset(tmp_path, channel=1)
+        open_dataset(tmp_path)
     for words in (
         "1 file in imagesTr without the number of its channel (_0000), left out\n      c.nii.gz",
-        "1 case without channel 1\n      d (has 0)",
+        "1 case without a channel that others have (T2, ADC)",
+        "d: lacks ADC",
         "1 case without a label",
         "1 label file without an image",
     ):
@@ -147,10 +147,10 @@ def test_bids(tmp_path: Path) -> None:
     (tmp_path / "derivatives" / "dseg.tsv").write_text("index\tname\n1\tRV\n2\tLV\n")
     with pytest.raises(UserError) as caught:
         open_dataset(tmp_path)
-    assert "2 kinds of image (T1w, T2w): choose one with --suffix" in str(caught.value)
+    assert "3 cases without a channel that others have (T2w, T1w)" in str(caught.value)
     with pytest.raises(UserError, match=r"1 case without a label.*\n      sub-03_T2w$"):
-        open_dataset(tmp_path, suffix="T2w")
-    data = open_dataset(tmp_path, suffix="T2w", allow_unlabelled=True)
+        open_dataset(tmp_path, channels=("T2w",))
+    data = open_dataset(tmp_path, channels=("T2w",), allow_unlabelled=True)
     assert data.layout == "bids"
     assert data.labels == LABELS
     labels = "derivatives/labels/sub-01"
@@ -179,8 +179,8 @@ def test_bids_problems(tmp_path: Path) -> None:
         "sub-02/anat/sub-02_ses-2_T2w.nii.gz",
     )
     with pytest.raises(UserError) as caught:
-        open_dataset(tmp_path, suffix="T3w")
-    assert "no image has the suffix T3w; found T2w" in str(caught.value)
+        open_dataset(tmp_path, channels=("T3w",))
+    assert "there is no channel 'T3w'; it has 0 T2w" in str(caught.value)
     with pytest.raises(UserError) as caught:
         open_dataset(tmp_path)
     assert "sub-01_T2w has several labels" in str(caught.value)
@@ -223,7 +223,7 @@ def test_csv(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="found frame 'last', expected a whole number"):
         open_dataset(tmp_path / "cases.csv")
     (tmp_path / "cases.csv").write_text("case,patient\na,b\n")
-    with pytest.raises(UserError, match="found the columns case, patient, expected image as well"):
+    with pytest.raises(UserError, match="found the columns case, patient, expected image, or one for every channel"):
         open_dataset(tmp_path / "cases.csv")
 
 
@@ -236,7 +236,7 @@ def test_what_is_no_data_set(source: str, tmp_path: Path) -> None:
 
 def test_a_layout_can_be_insisted_on(tmp_path: Path) -> None:
     lay(nnunet(tmp_path), "images/z.nii.gz")
-    assert "z" not in open_dataset(tmp_path, channel=0).names
+    assert "z" not in open_dataset(tmp_path, channels=("0",)).names
     shutil.rmtree(tmp_path / "labelsTr")
     data = open_dataset(tmp_path, layout="folders", allow_unlabelled=True, label_map=tmp_path / "dataset.json")
     assert "z" in data.names

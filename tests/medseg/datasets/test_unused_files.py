@@ -173,7 +173,7 @@ def test_channels_of_some_cases_only_are_said(tmp_path: Path) -> None:
     root = nnunet(tmp_path / "data")
     write_nifti(root / "imagesTr" / "p0_0001.nii.gz", phantom((40, 36, 5), seed=7)[0], MATRIX)
     kinds = {found.kind: found for found in examine(root).findings}
-    assert kinds["fewer_channels"].items[0].files == ["p1 (_0000)"]
+    assert (kinds["missing_channel"].level, kinds["missing_channel"].items[0].files) == ("error", ["p1"])
 
 
 def test_spacings_that_vary_within_a_set_are_said(tmp_path: Path) -> None:

@@ -15,34 +15,18 @@ from torch import nn
 from contrastive_core.errors import UserError
 from contrastive_core.training.progress import track
 from ssl_medseg.datasets import DataOptions, open_with, read_split
+from ssl_medseg.datasets.channel_groups import Wanted, group_channels
 from ssl_medseg.datasets.dataset import Case, DataSet
 from ssl_medseg.datasets.open import read_frames
 from ssl_medseg.evaluation.uncertainty import agreement, predictive_entropy
 from ssl_medseg.io import read_volume, write_mask
-from ssl_medseg.io.dicom import series_in
-from ssl_medseg.io.file_types import DICOM_ENDINGS, is_companion, is_image, is_series, stem, why_unread, without_path
-from ssl_medseg.io.volume import ImageFile, Volume
+from ssl_medseg.io.dicom import list_series
+from ssl_medseg.io.file_types import DICOM_ENDINGS, is_companion, is_image, is_series, stem, why_unread, without_paths
+from ssl_medseg.io.volume import Volume
 from ssl_medseg.models.checkpoint import load_segmenter
 from ssl_medseg.models.inference import Refinement, largest_parts, mirrored_probabilities
 from ssl_medseg.models.inference import probabilities as class_probabilities
 from ssl_medseg.preprocessing import Preprocessing, place, prepare, restore_slices
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """An image to segment.
-
-    Attributes:
-        name: of its mask, a relative path without an ending.
-        image: where it is.
-        is_dicom: whether it is a DICOM series.
-        label: its label in a data set, which no mask may replace.
-    """
-
-    name: str
-    image: ImageFile
-    is_dicom: bool
-    label: Path | None = None
 
 
 def find_images(
@@ -51,15 +35,18 @@ def find_images(
     opening: DataOptions = DataOptions(),  # noqa: B008 - frozen
     split: Path | None = None,
     part: str = "test",
+    channels: Sequence[str] = (),
 ) -> list[Wanted]:
     """The images of a file, a DICOM series, a folder of any depth, or a data set.
 
     Args:
         data: what there is. A folder with a dataset.json is a data set, whose cases give the names, and so is what
             has a split or a stated layout; of other folders all images are taken.
-        opening: which channel and frame of images with several, and how to open a data set.
+        opening: which channels and frame of images with several, and how to open a data set.
         split: of a data set, the file that `ssl-medseg make-splits` wrote.
         part: of that split.
+        channels: of the model, in order. Where it has several, the files and series of a patient are put together: by
+            the name or number at the end of a file's name, and by the description of a DICOM series.
 
     Raises:
         UserError: nothing there, two images whose masks would have one name, a split without a data set, or a table of
@@ -68,21 +55,23 @@ def find_images(
     data = data.expanduser()
     stated = split is not None or opening.layout != "auto"
     if stated or (data / "dataset.json").is_file() or data.suffix.lower() in (".json", ".csv"):
-        return _of_dataset(data, opening, split, part)
+        return _of_dataset(data, opening, split, part, channels)
     if data.is_file() or is_series(data):
         dicom = data.is_dir() or data.suffix.lower() in DICOM_ENDINGS
         name = data.stem if dicom and data.is_file() else stem(data.resolve())
-        found = _series(name, data, opening) if data.is_dir() else [Wanted(name, _image(data, opening), dicom)]
+        found = _series(name, data, opening) if data.is_dir() else [Wanted(name, opening.image(data), dicom)]
+        found = group_channels(found, channels, opening, root=data.parent)
         return _at_their_frames(_checked(found), data, opening)
     if not data.is_dir():
         raise UserError(f"{data}: there is no such file or folder; expected an image, or a folder of images")
     found = [
         wanted
         for name, path in _walk(data)
-        for wanted in (_series(name, path, opening) if path.is_dir() else [Wanted(name, _image(path, opening), False)])
+        for wanted in (_series(name, path, opening) if path.is_dir() else [Wanted(name, opening.image(path), False)])
     ]
     if not found:
         raise UserError(f"{data}: found no images in it; expected NIfTI, NRRD or MetaImage files, or DICOM series")
+    found = group_channels(found, channels, opening, root=data)
     return _at_their_frames(_checked(found), data, opening)
 
 
@@ -103,19 +92,19 @@ def _walk(root: Path) -> list[tuple[str, Path]]:
 def _series(name: str, folder: Path, opening: DataOptions) -> list[Wanted]:
     """The series of a folder: one of its name, or several below it."""
     try:
-        series = series_in(folder)
+        series = list_series(folder)
     except UserError:  # is said of this image when it is read
-        series = {}
+        series = []
     if len(series) < 2:
-        return [Wanted(name, _image(folder, opening), True)]
-    return [Wanted(f"{name}/{own}", replace(_image(folder, opening), series=uid), True) for uid, own in series.items()]
+        return [Wanted(name, opening.image(folder), True)]
+    return [Wanted(f"{name}/{one.name}", replace(opening.image(folder), series=one.uid), True) for one in series]
 
 
 def unread_files(data: Path, found: Sequence[Wanted]) -> list[str]:
     """Files of a folder that hold images or seem to, and are not among those found: name and reason."""
     if not data.is_dir():
         return []
-    used = {Path(wanted.image.path) for wanted in found}
+    used = {path for wanted in found for path in wanted.image.paths}
     unread = []
     for current, folders, names in os.walk(data):
         folder = Path(current)
@@ -129,29 +118,26 @@ def unread_files(data: Path, found: Sequence[Wanted]) -> list[str]:
     return unread
 
 
-def _of_dataset(data: Path, opening: DataOptions, split: Path | None, part: str) -> list[Wanted]:
+def _of_dataset(
+    data: Path, opening: DataOptions, split: Path | None, part: str, channels: Sequence[str]
+) -> list[Wanted]:
     dataset = open_with(data, replace(opening, allow_unlabelled=True))
     names = dataset.names if split is None else getattr(read_split(split, dataset), part)
     if not names:
         raise UserError(f"{data}: there are no cases to segment" + (f" in part {part} of {split}" if split else ""))
+    if channels:
+        dataset = dataset.with_channels(channels)
     found = [
         Wanted(case.name, case.image, is_series(Path(case.image.path)), case.label) for case in dataset.select(names)
     ]
     return _checked(found)
 
 
-def _image(path: Path, opening: DataOptions) -> ImageFile:
-    return opening.image(path)
-
-
 def _at_their_frames(found: list[Wanted], data: Path, opening: DataOptions) -> list[Wanted]:
     if opening.frames is None:
         return found
     frames = read_frames(opening.frames, [wanted.name for wanted in found], owner=str(data))
-    return [
-        replace(wanted, image=replace(wanted.image, frame=frames.get(wanted.name, wanted.image.frame)))
-        for wanted in found
-    ]
+    return [replace(wanted, image=wanted.image.at_frame(frames.get(wanted.name))) for wanted in found]
 
 
 def _checked(found: list[Wanted]) -> list[Wanted]:
@@ -206,7 +192,7 @@ def segment(
 
     Args:
         volume: any volume.
-        network: slices ``[N, 1, H, W]`` to logits ``[N, C, H, W]``, in inference mode, on its device.
+        network: slices ``[N, K, H, W]`` to logits ``[N, C, H, W]``, in inference mode, on its device.
         p: the preprocessing it was trained with.
         batch_size: slices per forward pass at most. A CPU gets fewer: one of 192 x 192 pixels, nine of 64 x 64; more
             do not fit its caches and take up to twice as long.
@@ -301,6 +287,8 @@ def predict_cases(
             f"{model}: was trained for {segmenter.labels}, and {dataset.name} has {dataset.labels}; expected the same "
             "names and values. Give the label map of training (--label-map)"
         )
+    dataset = dataset.with_channels(segmenter.preprocessing.channels)
+    cases = dataset.select(case.name for case in cases)
     folder.mkdir(parents=True, exist_ok=True)
     masks: dict[str, Path] = {}
     failed: dict[str, str] = {}
@@ -315,5 +303,5 @@ def predict_cases(
             write_mask(found.classes, volume, path, dataset.labels)
             masks[case.name] = path
         except UserError as error:
-            failed[case.name] = without_path(error, case.image.path)
+            failed[case.name] = without_paths(error, case.image.paths)
     return Predicted(masks, failed, tuple(segmenter.details.get("labelled", ())))

@@ -65,6 +65,7 @@ def examine(
         *rules_images.duplicates(looked),
         *rules_labels.duplicates(looked),
         *rules_images.geometry(looked),
+        *rules_images.channels(looked),
         *rules_images.sizes(looked),
         *rules_images.identifying(looked, show=show_headers),
     ]
@@ -88,6 +89,7 @@ def examine(
         findings=sorted(findings, key=lambda finding: LEVELS.index(finding.level)),
         crop=crop,
         unused=len(listing.unused),
+        channels=tuple(listing.channels),
         show_paths=show_paths,
     )
 
@@ -98,7 +100,8 @@ def _look_at_all(cases: Sequence[Case], labels: LabelMap | None) -> Iterator[Loo
         task = progress.add_task("looking at volumes", total=len(cases))
         for case in cases:
             image = look_at_image(case.image)
-            label = None if case.label is None else look_at_label(case.label, image.grid, labels)
+            grids = {other.name: other.grid for other in image.others if other.grid is not None}
+            label = None if case.label is None else look_at_label(case.label, image.grid, labels, others=grids)
             yield Looked(case, image, label)
             progress.advance(task)
 

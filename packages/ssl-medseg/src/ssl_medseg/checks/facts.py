@@ -17,6 +17,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.text import several
 from ssl_medseg.datasets.dataset import Case
 from ssl_medseg.io import Grid, grid_difference, read_label_values, read_volume
+from ssl_medseg.io.channels import share_covered
 from ssl_medseg.io.dicom import series_images
 from ssl_medseg.io.file_types import DICOM_ENDINGS, is_series, without_path
 from ssl_medseg.io.label_map import ROUNDING, LabelMap
@@ -75,6 +76,10 @@ class ImageFacts:
         digest: of its voxels; "" if there are none that are finite.
         texts: header field -> text, which may say who the patient is: for those who ask for it only.
         axis: Axis that slices are counted along, the same direction for all images of the data set.
+        name: Name of the channel.
+        others: Further channels of the case, each as an image of its own.
+        difference: How the grid of this further channel differs from that of the first; empty if it does not.
+        covered: Share of the first channel's grid that this further one covers.
     """
 
     problem: str | None = None
@@ -88,6 +93,15 @@ class ImageFacts:
     digest: str = ""
     texts: tuple[tuple[str, str], ...] = ()
     axis: int = 2
+    name: str = ""
+    others: tuple[ImageFacts, ...] = ()
+    difference: str = ""
+    covered: float = 1.0
+
+    @property
+    def channels(self) -> tuple[ImageFacts, ...]:
+        """This image and its further channels."""
+        return (self, *self.others)
 
     @property
     def orientation(self) -> str:
@@ -106,13 +120,39 @@ class ImageFacts:
 
 
 def look_at_image(image: ImageFile) -> ImageFacts:
-    """Read one image and note what there is to note."""
+    """Read one image with all its channels and note what there is to note."""
+    first, *others = (_look_at_channel(channel) for channel in image.channels)
+    if not others:
+        return first
+    placed = tuple(_beside(first, other) for other in others)
+    texts = tuple(dict.fromkeys(text for channel in (first, *placed) for text in channel.texts))
+    problem = next((channel for channel in (first, *placed) if channel.problem is not None), None)
+    if problem is None:
+        return replace(first, others=placed, texts=texts)
+    return replace(first, others=placed, texts=texts, problem=f"{problem.name}: {problem.problem}", kind=problem.kind)
+
+
+def _beside(first: ImageFacts, other: ImageFacts) -> ImageFacts:
+    """A further channel, with how it lies on the first."""
+    if first.grid is None or other.grid is None:
+        return other
+    difference = grid_difference(other.grid, first.grid)
+    known = first.grid.place_known and other.grid.place_known
+    covered = share_covered(other.grid, first.grid) if difference and known else float(not difference)
+    if difference and not covered:
+        apart = "their fields of view do not meet" if known else "a header states no position"
+        problem = f"cannot be resampled to the grid of {first.name} ({difference}; {apart})"
+        return replace(other, difference=difference, covered=0.0, problem=problem, kind="unreadable")
+    return replace(other, difference=difference, covered=covered)
+
+
+def _look_at_channel(image: ImageFile) -> ImageFacts:
     texts = header_texts(image.path)
     try:
         volume = read_volume(image)
     except UserError as error:
         kind = "several_volumes" if _holds_several(image) else "unreadable"
-        return ImageFacts(without_path(error, image.path), kind, texts=texts)
+        return ImageFacts(without_path(error, image.path), kind, texts=texts, name=image.name)
     finite = np.isfinite(volume.array)
     bad = finite.size - int(np.count_nonzero(finite))
     voxels = volume.array[finite] if bad else volume.array
@@ -126,6 +166,7 @@ def look_at_image(image: ImageFile) -> ImageFacts:
         most=float(np.mean(voxels == low)) if voxels.size else 0.0,
         digest=digest_of(volume.array) if voxels.size else "",
         texts=texts,
+        name=image.name,
     )
 
 
@@ -206,13 +247,16 @@ class LabelFacts:
         return any(bool(line[0] or line[-1]) for line in others)
 
 
-def look_at_label(path: Path, image: Grid | None, labels: LabelMap | None) -> LabelFacts:
+def look_at_label(
+    path: Path, image: Grid | None, labels: LabelMap | None, *, others: Mapping[str, Grid] | None = None
+) -> LabelFacts:
     """Read one label and note what there is to note.
 
     Args:
         path: its file.
-        image: the grid of its image, if that can be read.
+        image: the grid of its image, if that can be read; of several channels that of the first.
         labels: what its values mean, if somebody says so.
+        others: Name -> grid of the further channels.
     """
     try:
         array, grid = read_label_values(path)
@@ -224,7 +268,7 @@ def look_at_label(path: Path, image: Grid | None, labels: LabelMap | None) -> La
     size = grid.millilitres if image is None else image.millilitres
     same_shape = image is not None and image.shape == grid.shape
     return LabelFacts(
-        difference="" if image is None else _difference(grid, image),
+        difference="" if image is None else _difference(grid, image) + _drawn_on(grid, image, others or {}),
         rounding="" if image is None else rounding_note(grid, image),
         has_no_place=same_shape and image is not None and image.place_known and not grid.place_known,
         values=dict(zip(values.tolist(), counts.tolist(), strict=True)),
@@ -280,6 +324,14 @@ def _difference(label: Grid, image: Grid) -> str:
             return f"{words}: stored the other way along axis {axis}, unless its affine is wrong"
     cosines = np.sum(label.affine[:3, :3] * image.affine[:3, :3], axis=0)
     return f"{words}: its {'axes run the other way' if (cosines < 0).any() else 'directions or spacing differ'}"
+
+
+def _drawn_on(label: Grid, image: Grid, others: Mapping[str, Grid]) -> str:
+    """The further channel that a label was drawn on, where that is not the first, with the remedy."""
+    if not grid_difference(label, image):
+        return ""
+    found = [name for name, grid in others.items() if not grid_difference(label, grid)]
+    return f"; it lies on the grid of {found[0]}: put that channel first with --channels" if found else ""
 
 
 def _mirrored(grid: Grid, axis: int) -> Grid:

@@ -74,7 +74,6 @@ def _by_case(finding: Finding) -> list[tuple[str, str]]:
 def _sheet(one: Looked, words: Sequence[str], labels: LabelMap | None) -> Sheet:
     volume = read_volume(one.case.image)
     finite = np.isfinite(volume.array)
-    fill = float(volume.array[finite].min()) if finite.any() else 0.0
     masks, structures = _masks(one.case, volume, labels)
     if not finite.all():
         structures = [*structures, "no number"]
@@ -84,11 +83,17 @@ def _sheet(one: Looked, words: Sequence[str], labels: LabelMap | None) -> Sheet:
     return Sheet(
         title=one.case.name,
         subtitle="\n".join(lines),
-        image=np.where(finite, volume.array, fill),
+        images={name if volume.others else "image": _filled(array) for name, array in volume.channels.items()},
         masks=masks,
         structures=structures,
         view=view(volume.affine, one.image.axis, known=volume.grid.place_known),
     )
+
+
+def _filled(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """An image whose voxels that are no numbers have its smallest value."""
+    finite = np.isfinite(array)
+    return np.where(finite, array, array[finite].min() if finite.any() else 0).astype(np.float32)
 
 
 def _masks(case: Case, volume: Volume, labels: LabelMap | None) -> tuple[Mapping[str, NDArray[np.uint8]], list[str]]:

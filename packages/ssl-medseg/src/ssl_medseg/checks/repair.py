@@ -23,7 +23,7 @@ from ssl_medseg.io.file_types import without_path
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.mask import write_on_grid
 from ssl_medseg.io.nifti import take_form
-from ssl_medseg.io.volume import ImageFile
+from ssl_medseg.io.volume import ImageFile, join_channels
 
 Fix = Literal["grid", "fractions", "header", "sform", "qform"]
 
@@ -64,7 +64,7 @@ def repair_label(
             like = image
             done["grid"] = f"resampled onto the image by nearest neighbour ({difference}): {kept}"
     if done:
-        write_on_grid(_small(array), read_volume(like), path)
+        write_on_grid(_small(array), read_volume(like.channels[0]), path)
     return done
 
 
@@ -192,7 +192,7 @@ def repair(data: str, out: Path, fixes: Sequence[Fix], *, opening: DataOptions |
     if is_taken or out.is_relative_to(root) or root.is_relative_to(out):
         raise UserError(f"{out}: expected a folder for the repaired copy that is new, and not inside the data set")
     for case in resolved.cases:
-        for path in (case.image.path, case.label):
+        for path in (*case.image.paths, case.label):
             if path is not None and not path.resolve().is_relative_to(root):
                 raise UserError(f"{path}: lies outside {root}, and would not be in a copy of it; move it there")
     new = out.with_name(f".{out.name}.tmp")
@@ -214,14 +214,15 @@ def repair(data: str, out: Path, fixes: Sequence[Fix], *, opening: DataOptions |
 
 
 def _moved(case: Case, root: Path, new: Path) -> Case:
-    image = replace(case.image, path=new / case.image.path.resolve().relative_to(root))
+    moved = [replace(image, path=new / image.path.resolve().relative_to(root)) for image in case.image.channels]
+    image = join_channels(moved)
     return replace(case, image=image, label=case.label and new / case.label.resolve().relative_to(root))
 
 
 def _of_case(case: Case, labels: LabelMap | None, fixes: Sequence[Fix]) -> list[Change]:
     changes = []
     for form in fixes:
-        for file, path in (("image", case.image.path), ("label", case.label)):
+        for file, path in (*(("image", path) for path in case.image.paths), ("label", case.label)):
             if form in ("sform", "qform") and path is not None and path.name.lower().endswith((".nii", ".nii.gz")):
                 try:
                     done = take_form(path, form)

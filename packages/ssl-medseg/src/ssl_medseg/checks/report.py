@@ -18,7 +18,7 @@ from contrastive_core.app.checks import (
     most_first,
 )
 from contrastive_core.text import several
-from ssl_medseg.checks.facts import Looked
+from ssl_medseg.checks.facts import ImageFacts, Looked
 from ssl_medseg.checks.rules_crop import Crop
 from ssl_medseg.io.label_map import LabelMap
 
@@ -36,6 +36,7 @@ class Report(Findings):
         findings: everything found, worst first.
         crop: the slices that training would make, and what they cut off.
         unused: Number of files beside the images that are not read.
+        channels: Names of the channels of every image, in order, where the data set states them.
         show_paths: whether JSON says where files lie.
     """
 
@@ -47,6 +48,7 @@ class Report(Findings):
     findings: Sequence[Finding]
     crop: Crop = field(default_factory=Crop)
     unused: int = 0
+    channels: tuple[str, ...] = ()
     show_paths: bool = False
 
     def text(self) -> str:
@@ -66,6 +68,7 @@ class Report(Findings):
             "data": self.name,
             "layout": self.layout,
             "patient_rule": self.rule,
+            "channels": list(self.channels),
             "labels": None if self.labels is None else self.labels.to_json(),
             **findings_to_json(self.findings),
             "preprocessing": None if self.crop.settings is None else self.crop.settings.to_json(),
@@ -91,6 +94,8 @@ def _numbers(report: Report) -> Iterator[str]:
     if counts:
         first = report.looked[0].case
         yield f"patients   {len(counts)}, {report.rule}: {first.name} is of {first.patient}"
+    if len(report.channels) > 1:
+        yield f"channels   {', '.join(report.channels)}, on the grid of {report.channels[0]}"
     if not good:
         return
     grids = [one.image.grid for one in good if one.image.grid is not None]
@@ -147,6 +152,18 @@ def _range(shapes: Sequence[tuple[int, ...]]) -> str:
     return first if first == last else f"{first} to {last}"
 
 
+def _channel(image: ImageFacts) -> dict[str, Any]:
+    return {
+        "name": image.name,
+        "shape": None if image.grid is None else list(image.grid.shape),
+        "grid_difference": image.difference or None,
+        "covered": round(image.covered, 4),
+        "not_finite": image.bad,
+        "percentile_1": image.low,
+        "percentile_99": image.high,
+    }
+
+
 def _case(one: Looked, report: Report) -> dict[str, Any]:
     image, label, grid, labels = one.image, one.label, one.image.grid, report.labels
     found: dict[str, Any] = {"case": one.case.name, "patient": one.case.patient, "listed": one.case.listed}
@@ -163,6 +180,8 @@ def _case(one: Looked, report: Report) -> dict[str, Any]:
             "percentile_1": image.low,
             "percentile_99": image.high,
         }
+    if image.others:
+        found["image"]["channels"] = [_channel(channel) for channel in image.channels]
     if label is not None:
         found["label"] = {
             "problem": label.problem,

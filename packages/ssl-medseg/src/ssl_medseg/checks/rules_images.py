@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from statistics import median
 
 from contrastive_core.app.checks import Finding, Item, most_first
 from contrastive_core.text import several
-from ssl_medseg.checks.facts import Looked, about
+from ssl_medseg.checks.facts import ImageFacts, Looked, about
 from ssl_medseg.preprocessing.prepare import nothing_to_scale
 
 _LEAST_SLICES = 3
 _LEAST_SIDE = 32
 _FAR = 2.0  # times larger or smaller than the median
+_COVERED = 0.995  # of the first channel's grid
 _MIXED = 1.5  # times from the smallest to the largest
 
 
@@ -30,7 +31,7 @@ def unusable(
         high: Percentile that training scales to 1.
         fill_nan: training is to fill voxels that are no numbers; where all are none it cannot.
     """
-    several_volumes = "holding several volumes: choose one with --frame, --frames or --channel"
+    several_volumes = "holding several volumes: choose with --frame, --frames or --channels"
     yield from about(
         looked,
         "error",
@@ -52,7 +53,9 @@ def unusable(
         "error",
         "not_finite",
         "with voxels that are no finite numbers: repair them, or let training fill them (--fill-nan)",
-        lambda one: _bad_voxels(one) if one.image.bad and not (fill_nan and one.image.digest) else None,
+        lambda one: _each(
+            one, lambda image: _bad_voxels(image) if image.bad and not (fill_nan and image.digest) else ""
+        ),
         noun="image",
     )
     yield from about(
@@ -60,7 +63,7 @@ def unusable(
         "note",
         "filled",
         "with voxels that are no finite numbers: filled with the smallest value of the image when read, as you say",
-        lambda one: _bad_voxels(one) if one.image.bad and fill_nan and one.image.digest else None,
+        lambda one: _each(one, lambda image: _bad_voxels(image) if image.bad and fill_nan and image.digest else ""),
         noun="image",
     )
     yield from about(
@@ -68,7 +71,9 @@ def unusable(
         "error",
         "constant",
         "without contrast: the percentiles of the intensities that are scaled to 0 and 1 are the same",
-        lambda one: nothing_to_scale(one.image.low, one.image.most) if _is_flat(one, low, high) else None,
+        lambda one: _each(
+            one, lambda image: nothing_to_scale(image.low, image.most) if _is_flat(image, low, high) else ""
+        ),
         noun="image",
     )
 
@@ -80,7 +85,7 @@ def geometry(looked: Sequence[Looked]) -> Iterator[Finding]:
         "warning",
         "geometry",
         "whose header is odd about its geometry",
-        lambda one: "; ".join(one.image.warnings) or None,
+        lambda one: _each(one, lambda image: "; ".join(image.warnings)),
         noun="image",
     )
     good = [one for one in looked if one.image.grid is not None]
@@ -101,6 +106,39 @@ def geometry(looked: Sequence[Looked]) -> Iterator[Finding]:
     if len(counts) > 1:
         listed = ", ".join(f"{letters} {count}" for letters, count in most_first(counts).items())
         yield Finding("note", "orientation", f"images stored in several directions ({listed}): all are turned to one")
+
+
+def channels(looked: Sequence[Looked]) -> Iterator[Finding]:
+    """Channels that lie on another grid than the first, or that hold the same voxels."""
+    yield from about(
+        looked,
+        "note",
+        "resampled",
+        "with channels on another grid than the first: they are resampled to it",
+        lambda one: _each(one, lambda image: image.difference if image.covered else ""),
+        noun="image",
+    )
+    yield from about(
+        looked,
+        "warning",
+        "covered",
+        "with channels that do not cover the first: what they do not show is filled with their smallest value",
+        lambda one: _each(one, lambda image: f"{image.covered:.0%} covered" if 0 < image.covered < _COVERED else ""),
+        noun="image",
+    )
+    yield from about(
+        looked,
+        "warning",
+        "same_channel",
+        "whose channels hold the same voxels, as if one file had been copied to another",
+        lambda one: " and ".join(_alike(one)) or None,
+        noun="image",
+    )
+
+
+def _alike(one: Looked) -> list[str]:
+    counts = Counter(image.digest for image in one.image.channels if image.digest)
+    return [image.name for image in one.image.channels if counts.get(image.digest, 0) > 1]
 
 
 def sizes(looked: Sequence[Looked]) -> Iterator[Finding]:
@@ -176,17 +214,26 @@ def duplicates(looked: Sequence[Looked]) -> Iterator[Finding]:
         yield Finding("warning", "duplicate", title, twice)
 
 
-def _is_flat(one: Looked, low: float, high: float) -> bool:
+def _is_flat(image: ImageFacts, low: float, high: float) -> bool:
     """Whether two percentiles are the same, as far as the share of the lowest value says."""
-    image = one.image
     if (low, high) == (1.0, 99.0) or not image.is_constant:
         return image.is_constant and (low, high) == (1.0, 99.0)
     return image.most * 100 >= high
 
 
-def _bad_voxels(one: Looked) -> str:
-    voxels = prod(one.image.grid.shape) if one.image.grid is not None else 0
-    return f"{one.image.bad:,} of {voxels:,} voxels"
+def _bad_voxels(image: ImageFacts) -> str:
+    voxels = prod(image.grid.shape) if image.grid is not None else 0
+    return f"{image.bad:,} of {voxels:,} voxels"
+
+
+def _each(one: Looked, detail: Callable[[ImageFacts], str]) -> str | None:
+    """What there is to say of the channels of a case, by name where there are several; None: nothing."""
+    said = [
+        f"{image.name}: {words}" if one.image.others else words
+        for image in one.image.channels
+        if (words := detail(image))
+    ]
+    return "; ".join(said) or None
 
 
 def _small(one: Looked) -> str | None:

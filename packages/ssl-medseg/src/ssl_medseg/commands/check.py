@@ -87,7 +87,7 @@ def check(
         show_paths=show_paths,
     )
     if out is not None:  # first: who reads what is printed may leave in the middle
-        read = [path for one in report.looked for path in (one.case.image.path, one.case.label) if path is not None]
+        read = [path for one in report.looked for path in (*one.case.image.paths, one.case.label) if path is not None]
         with Outputs([out], command="ssl-medseg check", inputs=read, overwrite=overwrite):
             out.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(out, f"{report.to_json()}\n".encode())

@@ -24,6 +24,7 @@ from ssl_medseg.evaluation.plots import bland_altman_figure
 from ssl_medseg.evaluation.results import Evaluation, write_evaluation
 from ssl_medseg.evaluation.summary import Summary, summarise, summary_csv
 from ssl_medseg.evaluation.text import table, warnings
+from ssl_medseg.models.checkpoint import load_segmenter
 from ssl_medseg.prediction import is_model, predict_cases
 from ssl_medseg.reports.overlay import case_sheets
 
@@ -110,6 +111,8 @@ def evaluate(
         raise UserError(f"evaluate needs a tolerance above 0 and batch_size >= 1, got {tolerance:g} and {batch_size}")
     folder, opened = Path(predicted), open_with(data, opening)
     model = is_model(folder)
+    if model and len(opened.channels) > 1:  # masks lie on the grid of the model's first channel
+        opened = opened.with_channels(load_segmenter(folder, device="cpu").preprocessing.channels)
     split = split or (own_split(folder) if model else None)
     chosen = read_split(split, opened) if split is not None else None
     shown = part if chosen is not None else "all"
@@ -120,7 +123,7 @@ def evaluate(
     masks, failed = ({}, {}) if model else find_masks(folder, cases)
     planned = [target / f"{stem}{ending}" for ending in _ENDINGS]
     planned += [target / f"{stem}-masks" / f"{case.name}.nii.gz" for case in cases if model]
-    read = [*masks.values(), *(path for case in cases for path in (case.image.path, case.label) if path is not None)]
+    read = [*masks.values(), *(path for case in cases for path in (*case.image.paths, case.label) if path is not None)]
     with Outputs(planned, command="ssl-medseg evaluate", inputs=read, folder=target, overwrite=overwrite):
         if model:
             done = predict_cases(folder, opened, cases, target / f"{stem}-masks", batch_size=batch_size, device=device)

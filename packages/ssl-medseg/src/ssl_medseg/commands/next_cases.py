@@ -20,7 +20,7 @@ from ssl_medseg.datasets import DataOptions, open_with, read_split
 from ssl_medseg.datasets.dataset import Case, DataSet
 from ssl_medseg.evaluation.uncertainty import agreement, quality
 from ssl_medseg.io import read_volume
-from ssl_medseg.io.file_types import without_path
+from ssl_medseg.io.file_types import without_paths
 from ssl_medseg.io.volume import Volume
 from ssl_medseg.models.checkpoint import Segmenter, load_segmenter
 from ssl_medseg.prediction import Segmented, segment
@@ -123,6 +123,7 @@ def next_cases(
     run, out = Path(model), Path(out).expanduser()
     dataset = open_with(data, opening)
     segmenter = load_segmenter(model, device=device)
+    dataset = dataset.with_channels(segmenter.preprocessing.channels)
     baseline = _baseline(run, segmenter, device=device)
     cases = _unlabelled(dataset, segmenter, split or own_split(run))
     done: list[tuple[RankedCase, Case]] = []
@@ -130,14 +131,14 @@ def next_cases(
         try:
             ranked = _examine(case, read_volume(case.image), segmenter, baseline, batch_size=batch_size)
         except UserError as error:
-            ranked = RankedCase(case.name, case.patient, error=without_path(error, case.image.path))
+            ranked = RankedCase(case.name, case.patient, error=without_paths(error, case.image.paths))
         done.append((ranked, case))
     done.sort(key=lambda pair: (pair[0].quality is None, pair[0].quality or 0.0, pair[0].case))
     drawn = [(rank, case) for rank, case in done[:number] if rank.quality is not None] if pictures else []
     sheets = {case.name: out / f"{place:03d}-{case.name}.png" for place, (_, case) in enumerate(drawn, 1)}
     ranking = Ranking(out, tuple(rank for rank, _ in done), number)
     targets = [out / "next.json", out / "next.csv", *sheets.values()]
-    sources = [case.image.path for case in dataset.cases]
+    sources = [path for case in dataset.cases for path in case.image.paths]
     with Outputs(targets, command=_COMMAND, inputs=sources, folder=out, overwrite=overwrite):
         out.mkdir(parents=True, exist_ok=True)
         card = {"format": "ssl-medseg ranking 1", "cases": [asdict(case) for case in ranking.cases]}

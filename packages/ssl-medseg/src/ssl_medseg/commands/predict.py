@@ -18,15 +18,16 @@ from contrastive_core.training.files import write_atomic
 from contrastive_core.training.outputs import Outputs
 from contrastive_core.training.progress import track
 from ssl_medseg.datasets import DataOptions
+from ssl_medseg.datasets.channel_groups import Wanted
 from ssl_medseg.evaluation.uncertainty import quality
 from ssl_medseg.io import Volume, read_volume, write_mask
 from ssl_medseg.io.dicom import missing_for_seg, write_dicom_seg
-from ssl_medseg.io.file_types import DICOM_ENDINGS, ENDINGS, stem, without_path
+from ssl_medseg.io.file_types import DICOM_ENDINGS, ENDINGS, stem, without_paths
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.mask import write_on_grid
 from ssl_medseg.models.checkpoint import Segmenter, load_segmenter
 from ssl_medseg.models.inference import Refinement
-from ssl_medseg.prediction import Segmented, Wanted, find_images, segment, unread_files
+from ssl_medseg.prediction import Segmented, find_images, segment, unread_files
 
 _TROUBLE = (UserError, OSError, ValueError, RuntimeError, ArithmeticError, MemoryError)
 _SHOWN = 10
@@ -125,6 +126,10 @@ def predict(
     is turned to their orientation, cut in their plane and resampled to their pixels, and the mask comes back on its own
     voxels.
 
+    A model of several channels (T2, ADC) takes a data set that names them, files that end in their names or numbers
+    (``case_T2.nii.gz``, ``case_0000.nii.gz``), 4-D files, or the series of a DICOM study, by their descriptions. Where
+    it is not stated which channel is which, ``--channels`` is asked for. A case that lacks a channel is named.
+
     Of a folder every image is tried, and of a DICOM folder every series. Masks lie in the output folder as the images
     do in theirs, and predictions.json beside them says what became of each, with volumes in mL, which files were not
     read, and which masks in the folder are of an earlier run. An image that fails is named at the end.
@@ -150,7 +155,7 @@ def predict(
         device: Device: auto, cpu, cuda or mps.
         overwrite: Replace files in the output folder that this command did not write. Images and labels of the data
             set are never replaced.
-        opening: Channel and frame of images that have several, and how to open a data set; of single images a case in
+        opening: Channels and frame of images that have several, and how to open a data set; of single images a case in
             the table of frames is a file's name below the folder, without its ending.
 
     Returns:
@@ -161,9 +166,11 @@ def predict(
     """
     if batch_size < 1:
         raise UserError(f"predict needs batch_size >= 1, got {batch_size}")
-    found = find_images(Path(data), opening=opening, split=split, part=part)
-    folder, targets = _targets(found, out, mask_format)
     segmenter = load_segmenter(model, device=device)
+    found = find_images(
+        Path(data), opening=opening, split=split, part=part, channels=segmenter.preprocessing.channels
+    )
+    folder, targets = _targets(found, out, mask_format)
     refinement = _refinement(segmenter, keep_largest=keep_largest, mirror=mirror)
     planned = [
         path
@@ -174,7 +181,7 @@ def predict(
     ]
     if folder == Path(out):
         planned.append(folder / _SUMMARY)
-    read = [path for wanted in found for path in (wanted.image.path, wanted.label) if path is not None]
+    read = [path for wanted in found for path in (*wanted.image.paths, wanted.label) if path is not None]
     with Outputs(planned, command="ssl-medseg predict", inputs=read, folder=folder, overwrite=overwrite):
         folder.mkdir(parents=True, exist_ok=True)
         before = _masks_in(folder) if folder == Path(out) else set()
@@ -182,6 +189,8 @@ def predict(
         for wanted, target in track(zip(found, targets, strict=True), total=len(found), what="volumes"):
             started = time.perf_counter()
             try:
+                if wanted.error:
+                    raise UserError(wanted.error)
                 volume = read_volume(wanted.image)
                 segmented = segment(
                     volume,
@@ -206,7 +215,7 @@ def predict(
                     notes=(*segmented.notes, *more),
                 )
             except _TROUBLE as error:
-                why = without_path(error, Path(wanted.image.path)).replace(f"{folder}/", "") or type(error).__name__
+                why = without_paths(error, wanted.image.paths).replace(f"{folder}/", "") or type(error).__name__
                 case = PredictedCase(wanted.name, error=why)
             done.append(case)
         written = {case.mask for case in done if case.mask}

@@ -89,7 +89,7 @@ def pretrain(
         for note in seen.notes:
             r.say(note)
         torch.manual_seed(r.seed("weights"))
-        trunk = UNet(width=network.width)
+        trunk = UNet(len(seen.preprocessing.channels), network.width)
         encoder = GlobalNetwork(trunk, (height, width))
         decoder = LocalNetwork(trunk, blocks=decoder_blocks)
         for each in (encoder, decoder):

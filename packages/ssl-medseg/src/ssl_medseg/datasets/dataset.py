@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from contrastive_core.errors import UserError
+from ssl_medseg.datasets.channels import UNNAMED, fit_channels
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.volume import ImageFile
 
@@ -20,7 +21,7 @@ class Case:
     Attributes:
         name: Name of the case, unique in the data set.
         patient: Patient the case shows; all cases of a patient are in one part of a split.
-        image: File of the image.
+        image: File of the image, or of each of its channels.
         label: File of the label, if there is one. Whether training may open it is decided by the split.
         listed: Part of the data set's own list (``training``, ``test``, ``unlabelled``, a word of the CSV file's column
             split); empty where there is no list.
@@ -61,6 +62,21 @@ class DataSet:
     def names(self) -> tuple[str, ...]:
         """The names of all cases."""
         return tuple(case.name for case in self.cases)
+
+    @cached_property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the channels of every image, in order: ``image`` for one that nobody names."""
+        names = self.cases[0].image.channel_names if self.cases else ("",)
+        return (names[0] or UNNAMED,) if len(names) == 1 else names
+
+    def with_channels(self, names: Sequence[str]) -> DataSet:
+        """The same cases with the channels that a model was trained with, in its order.
+
+        Raises:
+            UserError: They do not have them, or do not say which of their channels is which.
+        """
+        cases = tuple(replace(case, image=fit_channels(case.image, names)) for case in self.cases)
+        return replace(self, cases=cases)
 
     @cached_property
     def patients(self) -> dict[str, tuple[str, ...]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from contrastive_core.app.checks import finding_lines, of_level
 from contrastive_core.errors import UserError
+from ssl_medseg.datasets.channels import apply_channels
 from ssl_medseg.datasets.dataset import DataSet
 from ssl_medseg.datasets.layouts.detect import list_files
 from ssl_medseg.datasets.layouts.listing import Listing
@@ -23,10 +24,7 @@ from ssl_medseg.io.tables import read_table, whole_number
 def with_frames(listing: Listing, file: Path) -> Listing:
     """The listing with the frames of a table, see :func:`read_frames`; other cases stay."""
     frames = read_frames(file, [entry.name for entry in listing.entries], owner=listing.name)
-    entries = [
-        replace(entry, image=replace(entry.image, frame=frames.get(entry.name, entry.image.frame)))
-        for entry in listing.entries
-    ]
+    entries = [replace(entry, image=entry.image.at_frame(frames.get(entry.name))) for entry in listing.entries]
     return replace(listing, entries=entries)
 
 
@@ -60,10 +58,9 @@ def open_dataset(
     source: str | os.PathLike[str],
     *,
     layout: Layout = "auto",
-    channel: int | None = None,
+    channels: tuple[str, ...] = (),
     frame: int | None = None,
     frames: Path | None = None,
-    suffix: str | None = None,
     voxel_size: tuple[float, float, float] | None = None,
     trust_pixdim: bool = False,
     label_map: Path | None = None,
@@ -81,10 +78,9 @@ def open_dataset(
     Args:
         source: the data set's folder, its dataset.json, or a CSV file.
         layout: as are the others below: see `DataOptions`.
-        channel: which channel.
+        channels: which channels, by name or number.
         frame: which time point.
         frames: table of the time point of each case.
-        suffix: which kind of image of a BIDS data set.
         voxel_size: sides of a voxel in mm, for files that do not state them.
         trust_pixdim: take them from headers whose form codes are 0.
         label_map: file with the meaning of the label values.
@@ -98,10 +94,9 @@ def open_dataset(
     """
     options = DataOptions(
         layout=layout,
-        channel=channel,
+        channels=channels,
         frame=frame,
         frames=frames,
-        suffix=suffix,
         voxel_size=voxel_size,
         trust_pixdim=trust_pixdim,
         label_map=label_map,
@@ -151,7 +146,7 @@ def list_cases(source: str | os.PathLike[str], options: DataOptions) -> tuple[Li
     Raises:
         UserError: there is no such data set.
     """
-    listing = list_files(Path(source), options)
+    listing = apply_channels(list_files(Path(source), options), options)
     if options.frames is not None:
         listing = with_frames(listing, options.frames)
     return listing, resolve(listing, options)

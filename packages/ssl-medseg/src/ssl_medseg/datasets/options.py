@@ -18,11 +18,12 @@ class DataOptions:
 
     Args:
         layout: Layout of the files; auto: detected.
-        channel: Channel of images with several (T2, ADC, ...), counted from 0.
+        channels: Channels to use (T2, ADC, ...), by name or number, the first of which gives the grid: ``T2,ADC``;
+            NAME=CHANNEL calls one by another name, or finds a DICOM series by its description; by default all there
+            are. Channels that the data do not name get these names, in order.
         frame: Time point of images with several, counted from 0.
         frames: CSV file with the columns case and frame, for cases of which another time point is meant than --frame,
             such as end-diastole of each heart.
-        suffix: Kind of image to take from a BIDS data set with several: ``T2w``.
         voxel_size: Sides of a voxel in mm along the axes of the files, for files that do not state them: ``1,1,3``.
         trust_pixdim: Take the sides of a voxel from pixdim in NIfTI headers whose form codes are 0.
         label_map: File that says what the values of the labels mean, where the data set does not.
@@ -33,10 +34,9 @@ class DataOptions:
     """
 
     layout: Layout = "auto"
-    channel: int | None = None
+    channels: tuple[str, ...] = ()
     frame: int | None = None
     frames: Path | None = None
-    suffix: str | None = None
     voxel_size: tuple[float, float, float] | None = None
     trust_pixdim: bool = False
     label_map: Path | None = None
@@ -49,18 +49,20 @@ class DataOptions:
         if self.voxel_size is not None and not all(0 < side < float("inf") for side in self.voxel_size):
             raise UserError(f"voxel_size is {self.voxel_size}; expected three sides in mm above 0, such as 1,1,3")
 
-    def image(self, path: Path, *, channel: int | None = None, frame: int | None = None) -> ImageFile:
+    def image(self, path: Path, *, channel: int | None = None, frame: int | None = None, name: str = "") -> ImageFile:
         """The image in a file, with the part of it and the voxel size that these options state.
 
         Args:
             path: Of the file or folder.
-            channel: In place of the options' one.
+            channel: Channel of a file with several.
             frame: In place of the options' one.
+            name: Name of the channel.
         """
         return ImageFile(
             path,
-            channel=self.channel if channel is None else channel,
+            channel=channel,
             frame=self.frame if frame is None else frame,
             spacing=self.voxel_size,
             trust_pixdim=self.trust_pixdim,
+            name=name,
         )

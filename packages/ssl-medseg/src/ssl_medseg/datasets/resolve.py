@@ -112,7 +112,7 @@ def resolve(listing: Listing, options: DataOptions) -> Resolved:
         if _wrong_name(entry, said):
             continue
         label = entry.label if entry.label is not None and entry.label.exists() else None
-        if entry.image.path.exists():
+        if not entry.lacks and all(path.exists() for path in entry.image.paths):
             cases.append(Case(entry.name, said or patient(entry.name), entry.image, label, entry.listed))
     folded = [] if overridden else _folded(cases, {entry.name for entry in listing.entries if entry.patient})
     return Resolved(cases, [*_findings(listing, options), *folded])
@@ -126,9 +126,7 @@ def _findings(listing: Listing, options: DataOptions) -> Iterator[Finding]:
     yield from _left_over(listing)
     yield from _twice(listing)
     yield from _not_used(listing)
-    if len(listing.channels) > 1 and options.channel is None:
-        names = ", ".join(f"{number} {name}" for number, name in enumerate(listing.channels))
-        yield Finding("error", "channel", f"images have several channels ({names}): choose one with --channel")
+    yield from _without_channel(listing)
     if not listing.entries:
         yield Finding("error", "no_images", "no image is listed or found")
 
@@ -154,10 +152,21 @@ def _wrong_names(listing: Listing, options: DataOptions) -> Iterator[Finding]:
 
 
 def _missing_files(listing: Listing) -> Iterator[Finding]:
-    gone = [entry.image.path for entry in listing.entries if not entry.image.path.exists()]
+    gone = [path for entry in listing.entries for path in entry.image.paths if not path.exists()]
     if gone:
         title = f"{several(len(gone), 'image file')} listed and not there: correct the list or add the files"
         yield Finding("error", "missing_image", title, [Item([_relative(p, listing)], _like(p)) for p in gone])
+
+
+def _without_channel(listing: Listing) -> Iterator[Finding]:
+    short = [Item([entry.name], f"lacks {'; '.join(entry.lacks)}") for entry in listing.entries if entry.lacks]
+    if short:
+        names = ", ".join(listing.channels)
+        title = (
+            f"{several(len(short), 'case')} without a channel that others have ({names}): add it, leave the case out, "
+            "or choose the channels that all have with --channels"
+        )
+        yield Finding("error", "missing_channel", title, short)
 
 
 def _without_label(listing: Listing, options: DataOptions) -> Iterator[Finding]:
@@ -247,10 +256,10 @@ def _twice(listing: Listing) -> Iterator[Finding]:
         )
         files = {name: [_relative(e.image.path, listing) for e in entries if e.name == name] for name in names}
         yield Finding("error", "same_name", title, [Item([name], ", ".join(paths)) for name, paths in files.items()])
-    for what, paths in (
-        ("image", [(e.image.path, e.image.channel, e.image.frame) for e in entries if e.name not in names]),
-        ("label", [(e.label, None, None) for e in entries if e.label is not None and e.name not in names]),
-    ):
+    own = [entry for entry in entries if entry.name not in names]
+    images = [(c.path, c.channel, c.frame, c.series) for entry in own for c in entry.image.channels]
+    labels = [(entry.label, None, None, None) for entry in own if entry.label is not None]
+    for what, paths in (("image", images), ("label", labels)):
         shared = [str(path.name) for (path, *_), count in Counter(paths).items() if path is not None and count > 1]
         if shared:
             title = f"{several(len(shared), f'{what} file')} used by more than one case"

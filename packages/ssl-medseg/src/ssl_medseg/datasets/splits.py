@@ -22,8 +22,9 @@ Fingerprint = dict[str, str]
 
 
 def fingerprint(case: Case, *, label: bool) -> Fingerprint:
-    """SHA-256 of the bytes of the image and, if wanted, of the label: ``{"image": ..., "label": ...}``."""
-    found = {"image": _hash(case.image.path)}
+    """SHA-256 of the bytes of the image, of all its channels, and of the label if wanted: ``{"image": ...}``."""
+    first, *others = (_hash(path) for path in case.image.paths)
+    found = {"image": hashlib.sha256("\n".join([first, *others]).encode()).hexdigest() if others else first}
     if label and case.label is not None:
         found["label"] = _hash(case.label)
     return found

@@ -8,6 +8,7 @@ import logging
 import shutil
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,14 @@ from ssl_medseg.exports.programs import card_of, program_of
 from ssl_medseg.io import Grid, Volume, read_label, read_volume
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.mask import write_on_grid
-from ssl_medseg.io.volume import ImageFile
+from ssl_medseg.io.volume import ImageFile, join_channels
 from ssl_medseg.models.checkpoint import Segmenter, save_segmenter
 from ssl_medseg.prediction import segment
 from ssl_medseg.preprocessing import Preprocessing
 
+_FIRST = "_0000.nii"
+"""What the name of a file of the first channel ends in."""
+_NAME = f"filename_or_obj=str(x.meta['filename_or_obj']).replace('{_FIRST}', '.nii')"
 _ANSWER = "@inferer(case['image'][None].to(@device), @network_def)[0].cpu()"
 
 
@@ -51,8 +55,7 @@ def inference_config(p: Preprocessing, labels: LabelMap) -> dict[str, Any]:
         return {**config, "run": [f"${predict}"]}
     return {
         **config,
-        "channel": 0,
-        "images": "$[{'image': str(path)} for path in sorted(Path(@dataset_dir).glob('*.nii*'))]",
+        **_inputs(p),
         "network_def": "$torch.export.load(@bundle_root + '/models/network.pt2').module().to(@device)",
         "inferer": {
             "_target_": "SliceInferer",
@@ -63,25 +66,56 @@ def inference_config(p: Preprocessing, labels: LabelMap) -> dict[str, Any]:
         "preprocessing": {"_target_": "Compose", "transforms": _before(p)},
         "postprocessing": {"_target_": "Compose", "transforms": _after(labels)},
         "segment": f"$torch.no_grad()(lambda case: {{**case, 'pred': {_ANSWER}}})",
-        "run": ["$[@postprocessing(@segment(@preprocessing(image))) for image in @images]"],
+        "run": [
+            "$[@postprocessing(@segment(@preprocessing(image))) for image in @images]"
+            if len(p.channels) == 1
+            else "$[@postprocessing(@segment(@preprocessing(@together(image)))) for image in @images]"
+        ],
+    }
+
+
+def _inputs(p: Preprocessing) -> dict[str, Any]:
+    """Where images are found, and how the files of several channels become one image."""
+    if len(p.channels) == 1:
+        images = "$[{'image': str(path)} for path in sorted(Path(@dataset_dir).glob('*.nii*'))]"
+        return {"channel": 0, "images": images}
+    keys = [f"image_{number}" for number in range(len(p.channels))]
+    files = ", ".join(f"'{key}': str(path).replace('{_FIRST}', '_{number:04}.nii')" for number, key in enumerate(keys))
+    chain: list[dict[str, Any]] = [
+        {"_target_": "LoadImaged", "keys": keys, "ensure_channel_first": True},
+        # From 0, which is what there is beyond their field of view; percentiles do not mind.
+        {"_target_": "Lambdad", "keys": keys[1:], "func": "$lambda x: x - x[x == x].min()"},
+        {
+            "_target_": "ResampleToMatchd",
+            "keys": keys[1:],
+            "key_dst": keys[0],
+            "mode": "bilinear",
+            "padding_mode": "zeros",
+        },
+        {"_target_": "ConcatItemsd", "keys": keys, "name": "image"},
+        {"_target_": "Lambdad", "keys": "image", "func": f"$lambda x: (x.meta.update({_NAME}), x)[1]"},
+    ]
+    return {
+        "images": f"$[{{{files}}} for path in sorted(Path(@dataset_dir).glob('*{_FIRST}*'))]",
+        "together": {"_target_": "Compose", "transforms": chain},
     }
 
 
 def metadata(p: Preprocessing, labels: LabelMap, *, versions: dict[str, str]) -> dict[str, Any]:
     """The content of ``configs/metadata.json``, in MONAI's format."""
-    channels = {str(number): name for number, name in enumerate(labels.names)}
+    classes = {str(number): name for number, name in enumerate(labels.names)}
     image = {
         "type": "image",
         "format": "magnitude",
         "modality": "MR",
-        "num_channels": 1,
+        "num_channels": len(p.channels),
         "spatial_shape": list(p.size),
         "dtype": "float32",
         "value_range": [0, 1],
         "is_patch_data": True,
-        "channel_def": {"0": "image"},
+        "channel_def": {str(number): name for number, name in enumerate(p.channels)},
     }
-    answer = {**image, "format": "segmentation", "num_channels": len(labels), "channel_def": channels}
+    answer = {**image, "format": "segmentation", "num_channels": len(labels), "channel_def": classes}
     del answer["modality"]
     own = {} if is_monai_enough(p) else {"ssl_medseg": ssl_medseg.__version__}
     return {
@@ -103,10 +137,14 @@ def metadata(p: Preprocessing, labels: LabelMap, *, versions: dict[str, str]) ->
 
 def _before(p: Preprocessing) -> list[dict[str, Any]]:
     low, high = p.percentiles
-    chain: list[dict[str, Any]] = [
-        {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True},
-        {"_target_": "Lambdad", "keys": "image", "func": "$lambda x: x[@channel : @channel + 1]"},
-    ]
+    chain: list[dict[str, Any]] = []
+    if len(p.channels) == 1:
+        chain = [
+            {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True},
+            {"_target_": "Lambdad", "keys": "image", "func": "$lambda x: x[@channel : @channel + 1]"},
+        ]
+    if p.fill_nan:
+        chain.append({"_target_": "SignalFillEmptyd", "keys": "image"})
     if p.orientation:
         chain.append({"_target_": "Orientationd", "keys": "image", "axcodes": p.orientation})
     chain.append(
@@ -118,10 +156,9 @@ def _before(p: Preprocessing) -> list[dict[str, Any]]:
             "b_min": 0.0,
             "b_max": 1.0,
             "clip": False,
+            **({"channel_wise": True} if len(p.channels) > 1 else {}),
         }
     )
-    if p.fill_nan:
-        chain.insert(2, {"_target_": "SignalFillEmptyd", "keys": "image"})
     if p.spacing is not None:
         sigma = _sigma(p)
         if any(sigma):
@@ -199,7 +236,7 @@ Segments {structures}. Made by ssl-medseg {version}; research software, not a me
     python -m monai.bundle run --config_file configs/inference.json --meta_file configs/metadata.json \\
         --bundle_root . --dataset_dir IMAGES --output_dir MASKS
 
-writes a mask for every NIfTI file of the folder IMAGES, with the values {values}. It needs {needs}
+writes a mask for {inputs} of the folder IMAGES, with the values {values}. It needs {needs}
 (`pip install "monai[fire,nibabel]"`).
 `ssl-medseg predict . IMAGES MASKS` does it too, for DICOM series and nested folders as well. It converts other units
 than mm, takes the smoothing from every image, where the above takes that of the training images, and turns oblique
@@ -277,16 +314,29 @@ def _write(segmenter: Segmenter, source: str, new: Path) -> dict[str, Any]:
             version=ssl_medseg.__version__,
             values=labels,
             needs=needs,
+            inputs=_in_words(p),
         ),
         encoding="utf-8",
     )
     return {"network": checked}
 
 
+def _in_words(p: Preprocessing) -> str:
+    """Which files an image is read from."""
+    if len(p.channels) == 1:
+        return "every NIfTI file"
+    files = ", ".join(f"CASE_{number:04}.nii.gz ({name})" for number, name in enumerate(p.channels))
+    return f"every case, the NIfTI files {files}"
+
+
 def _agreement(segmenter: Segmenter, bundle: Path, scratch: Path) -> dict[str, Any]:
     volume = usual_volume(segmenter)
     (scratch / "images").mkdir()
-    write_on_grid(volume.array, volume, scratch / "images" / "volume.nii.gz")
+    names = segmenter.preprocessing.channels
+    endings = [""] if len(names) == 1 else [f"_{number:04}" for number in range(len(names))]
+    paths = [scratch / "images" / f"volume{ending}.nii.gz" for ending in endings]
+    for path, array in zip(paths, volume.channels.values(), strict=True):
+        write_on_grid(array, volume, path)
     _run_quietly(
         config_file=str(bundle / "configs" / "inference.json"),
         meta_file=str(bundle / "configs" / "metadata.json"),
@@ -296,7 +346,8 @@ def _agreement(segmenter: Segmenter, bundle: Path, scratch: Path) -> dict[str, A
         device="cpu",
     )
     theirs, _ = read_label(scratch / "masks" / "volume.nii.gz", segmenter.labels)
-    read = read_volume(ImageFile(scratch / "images" / "volume.nii.gz"))
+    channels = [ImageFile(path, name=name) for path, name in zip(paths, names, strict=True)]
+    read = read_volume(join_channels(channels))
     ours = segment(read, segmenter.network, segmenter.preprocessing).classes
     share = float((theirs == ours).mean()) if theirs.shape == ours.shape else 0.0
     if share < _LEAST_AGREEMENT:
@@ -341,7 +392,12 @@ def usual_volume(segmenter: Segmenter) -> Volume:
         for column, (row, sign) in enumerate(ornt):
             turn[int(row), column] = sign
         affine = turn @ affine
-    noise = np.random.default_rng(0).normal(size=shape)
-    array: NDArray[np.float32] = sum(gaussian_filter(noise, s) * s**1.5 for s in (1, 3, 9)).astype(np.float32)
-    x, y, z = array.shape
-    return Volume(array, Grid((x, y, z), affine), ImageFile(Path("generated.nii.gz")))
+    first, *others = (_blobs(shape, seed) for seed in range(len(p.channels)))
+    channels = [ImageFile(Path("generated.nii.gz"), name=name) for name in p.channels]
+    x, y, z = first.shape
+    return Volume(first, Grid((x, y, z), affine), join_channels(channels), others=tuple(others))
+
+
+def _blobs(shape: Sequence[int], seed: int) -> NDArray[np.float32]:
+    noise = np.random.default_rng(seed).normal(size=shape)
+    return np.asarray(sum(gaussian_filter(noise, s) * s**1.5 for s in (1, 3, 9)), dtype=np.float32)

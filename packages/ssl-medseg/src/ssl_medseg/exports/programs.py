@@ -13,20 +13,21 @@ from contrastive_core.training.export import Program
 from ssl_medseg.models.checkpoint import Segmenter
 
 PREPARATION = (
-    "Per volume: percentiles `percentiles` of all voxels to 0 and 1, without clipping; per slice: resampled linearly "
-    "to `spacing` mm (the first pixel on the first voxel), cropped or padded with zeros to `size` around the centre. "
-    "See ssl_medseg.preprocessing, whose Preprocessing.from_json reads these settings"
+    "Per volume: `channels` in their order, resampled to the grid of the first; of each channel the percentiles "
+    "`percentiles` of all voxels to 0 and 1, without clipping; per slice: resampled linearly to `spacing` mm (the "
+    "first pixel on the first voxel), cropped or padded with zeros to `size` around the centre. See "
+    "ssl_medseg.preprocessing, whose Preprocessing.from_json reads these settings"
 )
 
 
 def program_of(segmenter: Segmenter, source: str) -> Program:
-    """The network as a program: slices ``[N, 1, H, W]`` to logits ``[N, C, H, W]``, of the size it was trained with."""
+    """The network as a program: slices ``[N, K, H, W]`` to logits ``[N, C, H, W]``, of the size it was trained with."""
     network = segmenter.network.cpu().eval().to(memory_format=torch.contiguous_format)
-    size = segmenter.preprocessing.size
+    size, channels = segmenter.preprocessing.size, len(segmenter.preprocessing.channels)
 
     def example(count: int) -> Tensor:
         generator = torch.Generator().manual_seed(count)
-        return torch.rand(count, 1, *size, generator=generator)
+        return torch.rand(count, channels, *size, generator=generator)
 
     return Program(
         network.requires_grad_(False), source, segmenter.options.name, "slices", "logits", example, package="ssl_medseg"
@@ -41,7 +42,8 @@ def card_of(segmenter: Segmenter, file: Path) -> dict[str, Any]:
         "file": file.name,
         "input": {
             "name": "slices",
-            "shape": ["batch", 1, height, width],
+            "shape": ["batch", len(segmenter.preprocessing.channels), height, width],
+            "channels": list(segmenter.preprocessing.channels),
             "dtype": "float32",
             "preparation": PREPARATION,
             "preprocessing": segmenter.preprocessing.to_json(),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from ssl_medseg.io.mask import write_mask
 from ssl_medseg.io.read import read_grid, read_label, read_label_values, read_volume
-from ssl_medseg.io.volume import Grid, ImageFile, Volume, grid_difference
+from ssl_medseg.io.volume import Grid, ImageFile, Volume, grid_difference, join_channels
 
 __all__ = [
     "Grid",
     "ImageFile",
     "Volume",
     "grid_difference",
+    "join_channels",
     "read_grid",
     "read_label",
     "read_label_values",

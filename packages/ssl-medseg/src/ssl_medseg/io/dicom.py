@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,11 @@ class SeriesImage:
         """The UID of its series, empty if it has none."""
         return str(self.dataset.get("SeriesInstanceUID", ""))
 
+    @property
+    def is_localizer(self) -> bool:
+        """Whether it was made to plan other images by."""
+        return "LOCALIZER" in map(str.upper, self.dataset.get("ImageType", None) or ())
+
 
 def read_series(path: Path, *, series: str | None = None) -> tuple[NDArray[np.float32], Grid, tuple[str, ...]]:
     """Read the images of one series.
@@ -92,22 +97,49 @@ def read_series(path: Path, *, series: str | None = None) -> tuple[NDArray[np.fl
     return array, grid, tuple(notes)
 
 
-def series_in(folder: Path) -> dict[str, str]:
-    """The series of a folder: UID -> a name of its own, from its description and number.
+@dataclass(frozen=True)
+class Series:
+    """One series of a folder.
+
+    Attributes:
+        uid: Its UID.
+        study: UID of its study.
+        description: Its description, empty if it has none.
+        name: A name of its own in the folder, from its number and description.
+    """
+
+    uid: str
+    study: str
+    description: str
+    name: str
+
+
+def list_series(folder: Path) -> list[Series]:
+    """The series of a folder with images other than localizers, in the order of their files.
 
     Raises:
         UserError: A file is damaged, or there are no images.
     """
-    found: dict[str, str] = {}
+    first: dict[str, Any] = {}
+    localizers: set[str] = set()
     for image in _images(folder, pixels=False, notes=[]):
-        if image.series not in found:
-            words = [str(image.dataset.get(tag, "") or "") for tag in ("SeriesNumber", "SeriesDescription")]
-            name = "_".join(filter(None, ("".join(c if c.isalnum() else "-" for c in w).strip("-") for w in words)))
-            found[image.series] = name or f"series-{len(found) + 1}"
-    counts = Counter(found.values())
-    return {
-        uid: name if counts[name] == 1 else f"{name}_{number}" for number, (uid, name) in enumerate(found.items(), 1)
-    }
+        if image.is_localizer:
+            localizers.add(image.series)
+        elif image.series not in first:
+            first[image.series] = image.dataset
+    if not first:  # localizers alone
+        first = {image.series: image.dataset for image in _images(folder, pixels=False, notes=[])}
+    found = []
+    for number, (uid, dataset) in enumerate(first.items(), 1):
+        words = [str(dataset.get(tag, "") or "") for tag in ("SeriesNumber", "SeriesDescription")]
+        name = "_".join(filter(None, ("".join(c if c.isalnum() else "-" for c in w).strip("-") for w in words)))
+        study = str(dataset.get("StudyInstanceUID", ""))
+        found.append(Series(uid, study, words[1].strip(), name or f"series-{number}"))
+    counts = Counter(series.name for series in found)
+    return [
+        series if counts[series.name] == 1 else replace(series, name=f"{series.name}_{number}")
+        for number, series in enumerate(found, 1)
+    ]
 
 
 def series_images(path: Path, *, series: str | None = None, pixels: bool = True) -> tuple[list[SeriesImage], list[str]]:
@@ -121,7 +153,7 @@ def series_images(path: Path, *, series: str | None = None, pixels: bool = True)
     """
     notes: list[str] = []
     found = [image for image in _images(path, pixels=pixels, notes=notes) if series in (None, image.series)]
-    localizers = [image for image in found if "LOCALIZER" in map(str.upper, image.dataset.get("ImageType", None) or ())]
+    localizers = [image for image in found if image.is_localizer]
     if localizers and len(localizers) < len(found):
         notes.append(f"left out: {len(localizers)} localizer images ({some_of(image.name for image in localizers)})")
         found = [image for image in found if image not in localizers]
@@ -132,7 +164,8 @@ def series_images(path: Path, *, series: str | None = None, pixels: bool = True)
         names = sorted({str(image.dataset.get("SeriesDescription", "") or "without a description") for image in found})
         raise UserError(
             f"{path}: holds {len(counts)} DICOM series, of {', '.join(map(str, counts.values()))} images "
-            f"({', '.join(names)}); expected one. Give every series a folder of its own"
+            f"({', '.join(names)}); expected one. Choose the channels by their descriptions (--channels "
+            "T2=t2_tse,ADC=ADC), or give every series a folder of its own"
         )
     return found, notes
 

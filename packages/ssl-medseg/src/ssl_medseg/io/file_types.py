@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from contrastive_core.errors import UserError
 
 # NIfTI first; the others are read where their reader is installed. An .img file is an image if its .hdr lies beside it.
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".img", ".mgz", ".mgh")
@@ -141,6 +143,14 @@ def has_dicom_mark(file: Path) -> bool:
 def without_path(error: Exception, path: Path) -> str:
     """The message of an error about a file, without saying where the file lies."""
     return str(error).replace(f"{path}: ", "").replace(str(path), path.name).replace(f"{path.parent}/", "")
+
+
+def without_paths(error: Exception, paths: Iterable[Path]) -> str:
+    """The message of an error about an image of several files, without saying where they lie."""
+    message = str(error)
+    for path in paths:
+        message = without_path(UserError(message), path)
+    return message
 
 
 def _is_nifti(start: bytes) -> bool:

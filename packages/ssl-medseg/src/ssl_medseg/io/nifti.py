@@ -78,8 +78,11 @@ def one_volume(opened: Any, path: Path, *, channel: int | None, frame: int | Non
         )
     index: list[int | slice] = [slice(None)] * min(len(shape), 3)
     more = list(shape[3:])
-    while more and more[-1] == 1 and len(more) > len(chosen):
-        more.pop()
+    axes_of_more = list(range(3, len(shape)))
+    # Axes of one hold nothing to choose: vectors are stored as X x Y x Z x 1 x N.
+    for axis in reversed(range(len(more))):
+        if more[axis] == 1 and len(more) > len(chosen):
+            del more[axis], axes_of_more[axis]
     if len(chosen) > len(more) or len(more) > 2:
         raise UserError(
             f"{path}: has the shape {by(shape)}, so {_words(chosen)} cannot be chosen; "
@@ -97,11 +100,12 @@ def one_volume(opened: Any, path: Path, *, channel: int | None, frame: int | Non
             f"{path}: has the shape {by(shape)}, several volumes ({axes}: {by(more)}); expected one. Say which by "
             f"{'frame or channel' if len(more) == 1 else 'frame and channel'}, counted from 0; nothing is averaged"
         )
-    for (name, number), count in zip(chosen.items(), more, strict=True):
+    index += [0] * (len(shape) - len(index))
+    for (name, number), count, axis in zip(chosen.items(), more, axes_of_more, strict=True):
         if not 0 <= number < count:
             raise UserError(f"{path}: has no {name} {number}; it has {count}, counted from 0")
-        index.append(number)
-    return tuple(index + [0] * (len(shape) - len(index)))
+        index[axis] = number
+    return tuple(index)
 
 
 def nifti_array(opened: Any, path: Path, index: tuple[int | slice, ...], dtype: Any = None) -> NDArray[Any]:

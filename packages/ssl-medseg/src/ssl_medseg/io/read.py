@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
+from ssl_medseg.io.channels import align_channels
 from ssl_medseg.io.dicom import read_series
 from ssl_medseg.io.itk import ITK_ENDINGS, read_itk
 from ssl_medseg.io.label_map import LabelMap
@@ -18,13 +20,13 @@ from ssl_medseg.io.volume import Grid, ImageFile, Volume, by
 
 
 def read_volume(image: ImageFile) -> Volume:
-    """Read one 3-D image with its geometry.
+    """Read one 3-D image with its geometry; its further channels come on the grid of the first.
 
     NIfTI (and what else nibabel opens); the folder of one DICOM series with the extra ``dicom``; NRRD and MetaImage
     with the extra ``simpleitk``. Of a NIfTI file the sform gives the affine if its code is above 0, else the qform;
     where the two contradict each other the volume carries a warning. Positions are in mm whatever the file's unit.
     Voxels are not judged: NaN and constant images come back as they are, for `ssl-medseg check` to report, and are
-    refused by `prepare`.
+    refused by `prepare`. Channels on another grid are resampled to that of the first, which a warning says.
 
     Args:
         image: The file or folder, with the channel or frame where it holds several, and with the size of a voxel where
@@ -32,8 +34,16 @@ def read_volume(image: ImageFile) -> Volume:
 
     Raises:
         UserError: It cannot be read, holds several volumes and none was chosen, has no place in space or voxels that no
-            scanner makes, or needs an extra that is not installed.
+            scanner makes, or needs an extra that is not installed; channels that do not lie on each other.
     """
+    first, *others = (_read_channel(channel) for channel in image.channels)
+    if not others:
+        return first
+    arrays, notes = align_channels(first, others)
+    return replace(first, image=image, others=arrays, warnings=notes)
+
+
+def _read_channel(image: ImageFile) -> Volume:
     path = Path(image.path)
     if _is_dicom(path):
         _refuse_choice(image)
@@ -52,17 +62,28 @@ def read_volume(image: ImageFile) -> Volume:
 
 
 def read_grid(image: ImageFile) -> Grid:
-    """The positions of an image's voxels; of NIfTI files only the header is read.
+    """The positions of an image's voxels, of several channels those of the first; of NIfTI the header alone is read.
 
     Raises:
         UserError: As `read_volume`.
     """
     path = Path(image.path)
     if _is_dicom(path) or path.name.lower().endswith(ITK_ENDINGS):
-        return read_volume(image).grid
+        return _read_channel(image.channels[0]).grid
     opened = open_nifti(path)
     one_volume(opened, path, channel=image.channel, frame=image.frame)
     return nifti_grid(opened, path, image)
+
+
+def volumes_in(path: Path) -> tuple[int, ...]:
+    """Numbers of frames and channels in a NIfTI file, axes of one left out: ``(2,)``, or empty for a single volume.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    if _is_dicom(path) or path.name.lower().endswith(ITK_ENDINGS):
+        return ()
+    return tuple(int(count) for count in open_nifti(path).shape[3:] if count > 1)
 
 
 def read_label(path: Path, labels: LabelMap) -> tuple[NDArray[np.uint8], Grid]:

@@ -9,12 +9,13 @@ from pathlib import Path
 from contrastive_core.errors import UserError
 
 
-def read_table(file: Path, *, needed: Sequence[str]) -> list[dict[str, str]]:
+def read_table(file: Path, *, needed: Sequence[str] = (), named_by: str = "") -> list[dict[str, str]]:
     """The rows of a table as column -> cell, without the spaces around; column names in lower case.
 
     Args:
         file: Separated by tabs if its name ends in .tsv, else by commas or semicolons.
         needed: columns that must be there.
+        named_by: beginning of columns whose name goes on as people wrote it, such as ``image_`` in ``image_T2``.
 
     Raises:
         UserError: no such file, not a table in UTF-8, a column is missing, rows of another length.
@@ -25,7 +26,7 @@ def read_table(file: Path, *, needed: Sequence[str]) -> list[dict[str, str]]:
             opened.seek(0)
             delimiter = "\t" if file.suffix.lower() == ".tsv" else ";" if ";" in first and "," not in first else ","
             reader = csv.reader(opened, delimiter=delimiter, skipinitialspace=True, strict=True)
-            columns = [name.strip().lower() for name in next(reader, [])]
+            columns = [_column(name.strip(), named_by) for name in next(reader, [])]
             cells = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}); expected a table") from error
@@ -43,6 +44,12 @@ def read_table(file: Path, *, needed: Sequence[str]) -> list[dict[str, str]]:
             f"{', ...' if len(wrong) > 5 else ''}); put quotes around values that hold the separator"
         )
     return [dict(zip(columns, map(str.strip, row), strict=True)) for _, row in cells]
+
+
+def _column(name: str, named_by: str) -> str:
+    if named_by and name.lower().startswith(named_by):
+        return named_by + name[len(named_by) :]
+    return name.lower()
 
 
 _DIGITS = 9

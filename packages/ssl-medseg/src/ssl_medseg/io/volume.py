@@ -27,15 +27,17 @@ _ROUNDING = 1e-3
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A 3-D image: a file, or the folder of one DICOM series, with the part of it that is meant.
+    """A 3-D image of one or several channels: a file, or the folder of a DICOM series, with the part that is meant.
 
     Attributes:
-        path: The file or folder.
+        path: The file or folder; of several channels that of the first.
         channel: Channel of a file with several (T2, ADC, ...), counted from 0.
         frame: Time point of a file with several, counted from 0.
         spacing: Sides of a voxel in mm along the file's axes, as stated by the user for files that do not know it.
         trust_pixdim: Take the sides of a voxel from the header's pixdim where its form codes are 0.
         series: UID of the DICOM series that is meant, of a folder with several.
+        name: Name of the channel, such as T2; empty where nobody names it.
+        others: Further channels of the same anatomy, in order; they are resampled to the grid of this one.
     """
 
     path: Path
@@ -44,6 +46,34 @@ class ImageFile:
     spacing: tuple[float, float, float] | None = None
     trust_pixdim: bool = False
     series: str | None = None
+    name: str = ""
+    others: tuple[ImageFile, ...] = ()
+
+    @property
+    def channels(self) -> tuple[ImageFile, ...]:
+        """Every channel as an image of its own, in order."""
+        return (replace(self, others=()), *self.others)
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Names of the channels, in order."""
+        return tuple(channel.name for channel in self.channels)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Files and folders of all channels, each once."""
+        return tuple(dict.fromkeys(Path(channel.path) for channel in self.channels))
+
+    def at_frame(self, frame: int | None) -> ImageFile:
+        """The same image at a time point; None leaves it as it is."""
+        if frame is None:
+            return self
+        return join_channels([replace(channel, frame=frame) for channel in self.channels])
+
+
+def join_channels(channels: Sequence[ImageFile]) -> ImageFile:
+    """One image of several channels, the first of which gives the grid."""
+    return replace(channels[0], others=tuple(channels[1:]))
 
 
 @dataclass(frozen=True)
@@ -96,12 +126,14 @@ class Volume:
     """A 3-D image.
 
     Attributes:
-        array: Float32 ``[X, Y, Z]`` in the file's own order of axes, with the file's scaling applied.
+        array: Float32 ``[X, Y, Z]`` in the file's own order of axes, with the file's scaling applied; of several
+            channels the first.
         grid: The positions of its voxels.
         image: The file or folder it was read from.
         header: nibabel's header where that was a NIfTI file, with everything a mask must keep.
         warnings: Oddities of its geometry, as sentences without a path.
         ndim: Axes of the file: 2 for a single slice, else 3; a mask has as many.
+        others: Float32 ``[X, Y, Z]``, the further channels on the grid of the first.
     """
 
     array: NDArray[np.float32]
@@ -110,6 +142,15 @@ class Volume:
     header: Any = field(default=None, repr=False)
     warnings: tuple[str, ...] = ()
     ndim: int = 3
+    others: tuple[NDArray[np.float32], ...] = ()
+
+    @property
+    def channels(self) -> dict[str, NDArray[np.float32]]:
+        """Name -> voxels of every channel, in order; unnamed ones are called image, image 2 and so on."""
+        arrays = (self.array, *self.others)
+        names = self.image.channel_names if len(self.image.channels) == len(arrays) else ("",) * len(arrays)
+        unnamed = ("image", *(f"image {number}" for number in range(2, len(arrays) + 1)))
+        return {name or other: array for name, other, array in zip(names, unnamed, arrays, strict=True)}
 
     @property
     def affine(self) -> NDArray[np.float64]:

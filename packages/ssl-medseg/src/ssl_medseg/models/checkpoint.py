@@ -30,10 +30,10 @@ class Segmenter:
     """A trained network in inference mode with what belongs to it.
 
     Attributes:
-        network: on its device; slices [N, 1, H, W] -> logits [N, C, H, W].
+        network: on its device; slices [N, channels, H, W] -> logits [N, C, H, W].
         options: how it is built.
         labels: what its classes are, and the values that stand for them in mask files.
-        preprocessing: what is done to a volume before it.
+        preprocessing: what is done to a volume before it, and which channels it has, in order.
         details: how it came about, for reports: data, split, steps, how its weights were chosen.
         device: where the network is.
         refinement: what prediction does beyond one pass of the network.
@@ -117,7 +117,7 @@ def load_segmenter(model: str | Path, *, device: str = "auto") -> Segmenter:
             f"{model}: model.json does not describe a segmenter ({error}); the file was changed by hand, or a newer "
             "version wrote it"
         ) from error
-    network = build_network(options, len(labels))
+    network = build_network(options, len(labels), channels=len(preprocessing.channels))
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:

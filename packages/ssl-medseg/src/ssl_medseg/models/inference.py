@@ -40,8 +40,8 @@ def slice_probabilities(
     """Class probabilities of slices, with the network in inference mode while it works.
 
     Args:
-        network: slices [N, 1, H, W] -> logits [N, C, H, W].
-        slices: [S, 1, H, W], on any device.
+        network: slices [N, channels, H, W] -> logits [N, C, H, W].
+        slices: [S, channels, H, W], on any device.
         batch_size: slices at once.
         autocast: mixed precision to compute in; probabilities are float32 all the same.
         mirror: average over the slice and its mirror images.

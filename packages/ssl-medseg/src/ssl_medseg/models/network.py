@@ -104,7 +104,7 @@ class UNet(nn.Module):
     With width 16 and four classes, network and heads have the paper's 2,096,304 parameters.
 
     Args:
-        in_channels: 1 for a slice of one channel.
+        in_channels: of a slice: 1, or more for T2, ADC and the like together.
         width: channels at full resolution; 16 in the paper.
 
     Attributes:
@@ -163,7 +163,7 @@ class PlainUNet(nn.Module):
     convolution leads back up. Slices do not influence each other: training and inference compute the same.
 
     Args:
-        in_channels: 1 for a slice of one channel.
+        in_channels: of a slice: 1, or more for T2, ADC and the like together.
         width: channels at full resolution.
 
     Attributes:
@@ -269,10 +269,11 @@ class MonaiTrunk(nn.Module):
     MONAI's networks end in a linear layer to their output channels. Asked for `width` of them, any network gives a
     feature map at full resolution that both heads can read; it need not name its decoder.
 
-    [N, 1, H, W] -> [N, width, H, W], H and W multiples of 32.
+    [N, in_channels, H, W] -> [N, width, H, W], H and W multiples of 32.
 
     Args:
         options: ``monai:NAME``, width and further arguments of that class.
+        in_channels: of a slice.
 
     Attributes:
         feature_channels: channels of the output.
@@ -284,18 +285,18 @@ class MonaiTrunk(nn.Module):
 
     stride = 32
 
-    def __init__(self, options: NetworkOptions) -> None:
+    def __init__(self, options: NetworkOptions, in_channels: int = 1) -> None:
         super().__init__()
         self.feature_channels = options.width
-        self.net = _build_monai(options)
-        _check_feature_map(self.net, options)
+        self.net = _build_monai(options, in_channels)
+        _check_feature_map(self.net, options, in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         features: Tensor = self.net(x)
         return features
 
 
-def _build_monai(options: NetworkOptions) -> nn.Module:
+def _build_monai(options: NetworkOptions, in_channels: int) -> nn.Module:
     from monai.networks import nets  # noqa: PLC0415 - seconds, and only some need it
 
     name = options.name.removeprefix("monai:")
@@ -307,7 +308,7 @@ def _build_monai(options: NetworkOptions) -> nn.Module:
         )
     taken = inspect.signature(kind).parameters
     arguments = {"spatial_dims": 2} if "spatial_dims" in taken else {}
-    arguments |= {"in_channels": 1, "out_channels": options.width}
+    arguments |= {"in_channels": in_channels, "out_channels": options.width}
     arguments |= (_MONAI_DEFAULTS[name](options.width) if name in _MONAI_DEFAULTS else {}) | options.arguments
     try:
         network: nn.Module = kind(**arguments)
@@ -319,12 +320,12 @@ def _build_monai(options: NetworkOptions) -> nn.Module:
     return network
 
 
-def _check_feature_map(network: nn.Module, options: NetworkOptions) -> None:
+def _check_feature_map(network: nn.Module, options: NetworkOptions, in_channels: int) -> None:
     wanted = (1, options.width, 96, 64)
     training = network.training
     try:
         with torch.no_grad():
-            output = network.eval()(torch.zeros(1, 1, 96, 64))
+            output = network.eval()(torch.zeros(1, in_channels, 96, 64))
         found = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
     except (RuntimeError, ValueError, TypeError) as error:
         found = f"an error ({error})"
@@ -387,7 +388,7 @@ class ContrastHead(nn.Sequential):
 
 
 class SegmentationNetwork(nn.Module):
-    """Slices [N, 1, H, W] -> logits [N, C, H, W] of any size H x W.
+    """Slices [N, in_channels, H, W] -> logits [N, C, H, W] of any size H x W.
 
     Sizes that the trunk cannot halve often enough are padded with zeros below and to the right, and the features are
     cut back.
@@ -426,12 +427,13 @@ class SegmentationNetwork(nn.Module):
         return self.segment(self.features(x))
 
 
-def build_network(options: NetworkOptions, classes: int) -> SegmentationNetwork:
+def build_network(options: NetworkOptions, classes: int, *, channels: int = 1) -> SegmentationNetwork:
     """The network, randomly initialised from torch's global generator, in the memory format it is fastest in.
 
     Args:
         options: which trunk, and how wide.
         classes: the background included.
+        channels: of a slice.
 
     Raises:
         UserError: fewer than two classes, no MONAI network of that name, or one that gives no feature map.
@@ -444,11 +446,11 @@ def build_network(options: NetworkOptions, classes: int) -> SegmentationNetwork:
             "`ssl_medseg.training.recipe.choose` fills in"
         )
     if options.name == "unet":
-        return _channels_last(SegmentationNetwork(UNet(width=options.width), classes))
+        return _channels_last(SegmentationNetwork(UNet(channels, options.width), classes))
     if options.name == "plain-unet":
         # Not channels last: the gradient of group norm is several times slower there.
-        return SegmentationNetwork(PlainUNet(width=options.width), classes)
-    return _channels_last(SegmentationNetwork(MonaiTrunk(options), classes))
+        return SegmentationNetwork(PlainUNet(channels, options.width), classes)
+    return _channels_last(SegmentationNetwork(MonaiTrunk(options, channels), classes))
 
 
 def _channels_last(network: SegmentationNetwork) -> SegmentationNetwork:

@@ -81,7 +81,7 @@ class PreparedCase:
     Attributes:
         name: Name of the case.
         patient: Patient the case shows.
-        slices: Float32 ``[S, 1, H, W]``.
+        slices: Float32 ``[S, C, H, W]``, C channels.
         label: Classes uint8 ``[S, H, W]``; None if there is no label or none was requested.
         geometry: Geometry of the slices in the volume.
         lost: Share of the labelled voxels of each class outside the slices; empty without a label.
@@ -144,6 +144,7 @@ def read_truth(dataset: DataSet, case: Case, grid: Grid) -> NDArray[np.uint8]:
         raise UserError(
             f"{case.label}: the label does not lie on the grid of its image ({difference}); expected the same. "
             "`ssl-medseg check` lists all such cases and can repair some; draw or export the label on the image"
+            + (", or put the channel it was drawn on first with --channels" if case.image.others else "")
         )
     return classes
 
@@ -169,9 +170,11 @@ def erased_notes(cases: Sequence[PreparedCase], names: Sequence[str]) -> list[st
 
 
 def _one(dataset: DataSet, case: Case, p: Preprocessing, *, labels: bool, cache: Path | None) -> PreparedCase:
-    image = case.image
-    settings = [p.to_json(), image.channel, image.frame, image.spacing, image.trust_pixdim, image.series]
-    slices, facts = kept(cache, [case.image.path], ["image", *settings], lambda: _image(case, p))
+    settings: list[Any] = [p.to_json()]
+    for image in case.image.channels:
+        settings += [image.channel, image.frame, image.spacing, image.trust_pixdim, image.series, image.name]
+    paths = [Path(image.path) for image in case.image.channels]
+    slices, facts = kept(cache, paths, ["image", *settings], lambda: _image(case, p))
     geometry = Geometry.from_json(facts["geometry"])
     notes = tuple(facts["notes"])
     if not labels or case.label is None:

@@ -161,7 +161,13 @@ def choose_preprocessing(
         n4_shrink=options.n4_shrink,
         fill_nan=options.fill_nan,
         usual_spacing=(round(float(first), 4), round(float(second), 4)),
+        channels=dataset.channels,
     )
+    if len(dataset.channels) > 1:
+        reasons.append(
+            f"{len(dataset.channels)} channels ({', '.join(dataset.channels)}), each scaled by its own percentiles, on "
+            f"the grid of {dataset.channels[0]}"
+        )
     return chosen, reasons
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contrastive_core.errors import UserError
+from contrastive_core.text import several
 from ssl_medseg.io.volume import Volume, import_extra
 from ssl_medseg.preprocessing.geometry import (
     Geometry,
@@ -57,7 +58,7 @@ class Prepared:
     """A volume as slices.
 
     Attributes:
-        slices: float32 ``[S, 1, H, W]``.
+        slices: float32 ``[S, C, H, W]``, C channels.
         geometry: where they lie in the volume.
         notes: what was done beyond the settings or found odd, in plain words, without a path.
     """
@@ -72,24 +73,35 @@ def prepare(volume: Volume, p: Preprocessing) -> Prepared:
 
     In the order of the released code: N4 if asked for; x <- (x - p1) / (p99 - p1) with the percentiles of the whole
     volume, air included, without clipping; slices resampled linearly; cropped or padded with zeros around the centre.
+    Every channel is treated on its own.
 
     Raises:
-        UserError: voxels that are no numbers, or intensities without a range; the message names the file.
+        UserError: voxels that are no numbers, or intensities without a range; the message names the file. Other
+            channels than the settings are for.
     """
+    if len(volume.channels) != len(p.channels):
+        raise UserError(
+            f"{volume.image.path}: has {several(len(volume.channels), 'channel')} ({', '.join(volume.channels)}); "
+            f"expected {len(p.channels)} ({', '.join(p.channels)}), as in training"
+        )
     if p.spacing is not None and not volume.grid.size_known:
         raise UserError(
             f"{volume.image.path}: the header does not state the size of a voxel, and pixels are to be resampled to "
             f"{p.spacing[0]:g} mm; expected a size. State it with --voxel-size X,Y,Z in mm along the axes of the file"
         )
     geometry, notes = slice_geometry(volume.grid, p)
-    array, filled = _finite(volume, p)
-    if p.n4:
-        array = correct_bias_field(array, shrink=p.n4_shrink)
-    slices = np.ascontiguousarray(geometry.to_slices(_scaled(array, volume, p)))
-    if p.antialias:
-        slices = _smoothed(slices, geometry)
-    pixels = to_pixels(torch.from_numpy(slices), geometry)
-    return Prepared(pixels[:, None], geometry, (*volume.warnings, *filled, *notes))
+    pixels, filled = [], []
+    for image, array in zip(volume.image.channels, volume.channels.values(), strict=True):
+        source = f"{image.path}{f': channel {image.name}' if volume.others and image.name else ''}"
+        finite, remarks = _finite(array, p, source)
+        if p.n4:
+            finite = correct_bias_field(finite, shrink=p.n4_shrink)
+        slices = np.ascontiguousarray(geometry.to_slices(_scaled(finite, p, source)))
+        if p.antialias:
+            slices = _smoothed(slices, geometry)
+        pixels.append(to_pixels(torch.from_numpy(slices), geometry))
+        filled += [f"{image.name}: {remark}" if volume.others else remark for remark in remarks]
+    return Prepared(torch.stack(pixels, 1), geometry, (*volume.warnings, *filled, *notes))
 
 
 def prepare_label(classes: NDArray[np.uint8], geometry: Geometry) -> tuple[Tensor, NDArray[np.float64]]:
@@ -150,26 +162,26 @@ def share_outside(slices: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.f
     return np.asarray(lost)
 
 
-def _finite(volume: Volume, p: Preprocessing) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-    finite = np.isfinite(volume.array)
+def _finite(array: NDArray[np.float32], p: Preprocessing, source: str) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    finite = np.isfinite(array)
     if finite.all():
-        return volume.array, ()
+        return array, ()
     count = finite.size - int(np.count_nonzero(finite))
     if not p.fill_nan or not finite.any():
         raise UserError(
-            f"{volume.image.path}: {count:,} of {finite.size:,} voxels are no finite numbers; expected none. Repair "
+            f"{source}: {count:,} of {finite.size:,} voxels are no finite numbers; expected none. Repair "
             "the image, or let them be filled with its smallest value (fill_nan)"
         )
-    filled = np.where(finite, volume.array, volume.array[finite].min())
+    filled = np.where(finite, array, array[finite].min())
     return filled, (f"{count:,} voxels that are no finite numbers were filled with the smallest value of the image",)
 
 
-def _scaled(array: NDArray[np.float32], volume: Volume, p: Preprocessing) -> NDArray[np.float32]:
+def _scaled(array: NDArray[np.float32], p: Preprocessing, source: str) -> NDArray[np.float32]:
     low, high = np.percentile(array, p.percentiles)
     if not high > low:
         most = float(np.mean(array == low))
         raise UserError(
-            f"{volume.image.path}: percentiles {p.percentiles[0]:g} and {p.percentiles[1]:g} of its intensities are "
+            f"{source}: percentiles {p.percentiles[0]:g} and {p.percentiles[1]:g} of its intensities are "
             f"the same; {nothing_to_scale(float(low), most)}"
         )
     return np.asarray((array - np.float32(low)) / np.float32(high - low))

@@ -39,13 +39,15 @@ class Preprocessing:
             Empty: see `frame`.
         frame: Without `orientation`, for oblique volumes: unit vectors (RAS) along which the axes grow once a volume is
             turned. None: volumes are taken as they are stored.
-        percentiles: of a volume's intensities, which become 0 and 1; values beyond them are kept.
+        percentiles: of a channel's intensities over the volume, which become 0 and 1; values beyond them are kept.
         antialias: smooth an image before its pixels are made larger, by sigma = (factor - 1) / 2 pixels.
         n4: correct the bias field with N4 (extra ``simpleitk``).
         n4_shrink: estimate that field on every n-th voxel; the released code uses 1, which takes minutes per volume.
         fill_nan: replace voxels that are no numbers by the smallest number of the image, instead of refusing it.
         usual_spacing: Height and width of a pixel in most training images, in mm; only for programs that cannot look at
             every image, such as an exported bundle.
+        channels: Names of the channels of a slice, in order. The first gives the grid, the others are resampled to it,
+            and each is scaled by its own percentiles.
     """
 
     size: tuple[int, int]
@@ -60,6 +62,7 @@ class Preprocessing:
     n4_shrink: int = 4
     fill_nan: bool = False
     usual_spacing: tuple[float, float] | None = None
+    channels: tuple[str, ...] = ("image",)
 
     def __post_init__(self) -> None:
         low, high = self.percentiles
@@ -73,6 +76,8 @@ class Preprocessing:
             "both orientation and frame, expected one of them": bool(self.orientation) and self.frame is not None,
             f"percentiles {self.percentiles}, expected 0 <= low < high <= 100": not 0 <= low < high <= 100,
             f"n4_shrink {self.n4_shrink}, expected at least 1": self.n4_shrink < 1,
+            f"channels {self.channels}, expected different names": not self.channels
+            or len(set(self.channels)) < len(self.channels),
         }
         for problem, holds in wrong.items():
             if holds:
@@ -103,7 +108,7 @@ class Preprocessing:
         """
         try:
             known = dict(content)
-            for name in ("size", "percentiles", "spacing", "usual_spacing"):
+            for name in ("size", "percentiles", "spacing", "usual_spacing", "channels"):
                 known[name] = None if known[name] is None else tuple(known[name])
             known["frame"] = None if known["frame"] is None else tuple(map(tuple, known["frame"]))
             return cls(**known)

@@ -20,7 +20,7 @@ from ssl_medseg.preprocessing import Preprocessing
 class GlobalNetwork(nn.Module):
     """The encoder and the head g1: the flattened bottleneck, a dense layer of 1024 with ReLU, one of 128, no biases.
 
-    [N, 1, H, W] -> [N, embedding]. H and W are those of `size`. The decoder has no part in it.
+    [N, K, H, W] -> [N, embedding], K channels. H and W are those of `size`. The decoder has no part in it.
 
     Args:
         trunk: the U-Net.
@@ -53,7 +53,7 @@ class GlobalNetwork(nn.Module):
 class LocalNetwork(nn.Module):
     """The encoder as it is, the first decoder blocks, and the head g2: two 1x1 convolutions without bias.
 
-    [N, 1, H, W] -> [N, F, h, w], the map of the last of the blocks. The encoder works in inference mode, without
+    [N, K, H, W] -> [N, F, h, w], the map of the last of the blocks. The encoder works in inference mode, without
     gradient.
 
     Args:

@@ -97,7 +97,7 @@ def crop_and_resize(images: Tensor, *, share: float, seed: int, ids: Tensor) -> 
     """A random box of each image, enlarged to the image's size.
 
     Args:
-        images: float [N, 1, H, W].
+        images: float [N, K, H, W].
         share: side of the box over the image's; 100 / 192 in the released code. 1: nothing happens.
         seed: of the draws.
         ids: int64 [N]: an image's box is a function of (seed, id).

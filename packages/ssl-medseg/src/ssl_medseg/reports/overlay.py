@@ -141,7 +141,7 @@ class Sheet:
     Attributes:
         title: above it.
         subtitle: beneath the title.
-        image: ``[X, Y, Z]``.
+        images: name of the row -> ``[X, Y, Z]``, of several channels each.
         masks: name of the row -> classes ``[X, Y, Z]``; the outlines of the first mask are drawn on the others too, in
             white. None: the image alone is shown.
         structures: names of the classes from 1.
@@ -150,48 +150,51 @@ class Sheet:
 
     title: str
     subtitle: str
-    image: NDArray[Any]
+    images: Mapping[str, NDArray[Any]]
     masks: Mapping[str, NDArray[np.uint8]]
     structures: Sequence[str]
     view: View
 
 
 def sheet_figure(sheet: Sheet, *, slices: int = 6) -> Figure:
-    """The sheet: on the left a whole slice with the part that is shown, then the slices, image above masks.
+    """The sheet: on the left a whole slice with the part that is shown, then the slices, images above masks.
 
     Slices are spread evenly over those with a structure in any of the masks; with none, over the volume.
     """
     view = sheet.view
-    together = np.zeros(sheet.image.shape, dtype=bool)
+    first = next(iter(sheet.images.values()))
+    together = np.zeros(first.shape, dtype=bool)
     for mask in sheet.masks.values():
         together |= mask > 0
     chosen = choose_slices(together, view.axis, slices)
     anywhere = np.asarray(together.any(axis=view.axis, keepdims=True))
     box = _box(view.slice(anywhere, 0), view.spacing)
-    low, high = np.percentile(np.stack([view.slice(sheet.image, k)[box] for k in chosen]).astype(np.float64), _WINDOW)
-    window = {"cmap": "gray", "vmin": low, "vmax": max(high, low + 1e-9), "aspect": view.spacing[0] / view.spacing[1]}
-    names = ["image", *sheet.masks]
-    height, width = _size(view.slice(sheet.image, chosen[0])[box].shape, view)
+    windows = {name: _window(image, view, chosen, box) for name, image in sheet.images.items()}
+    names = [*sheet.images, *sheet.masks]
+    height, width = _size(view.slice(first, chosen[0])[box].shape, view)
     figure = new_figure(1.6 * width * (len(chosen) + 1) + 0.4, 1.6 * height * len(names) + 0.9)
     figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
     figure.suptitle(sheet.title, x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
     grid = figure.subplots(len(names), len(chosen) + 1, squeeze=False)
     middle = chosen[len(chosen) // 2]
-    _overview(grid[0, 0], view.slice(sheet.image, middle), box, window, view)
+    window = next(iter(windows.values()))
+    _overview(grid[0, 0], view.slice(first, middle), box, window, view)
     for axes in grid[1:, 0]:
         axes.set_axis_off()
     _legend(grid[-1, 0] if len(names) > 1 else None, sheet, together)
+    traced = next(iter(sheet.masks), None)
     for column, index in enumerate(chosen, 1):
         for row, name in enumerate(names):
             axes = grid[row, column]
-            _picture(axes, view.slice(sheet.image, index)[box], window)
+            shown = sheet.images.get(name, first)
+            _picture(axes, view.slice(shown, index)[box], windows.get(name, window))
             if row == 0:
                 axes.set_title(view.title(index), fontsize=8, color=MUTED, pad=3)
-            else:
+            if name in sheet.masks:
                 _draw(axes, view.slice(sheet.masks[name], index)[box], len(sheet.structures))
-            if row > 1:
-                _trace(axes, view.slice(sheet.masks[names[1]], index)[box], len(sheet.structures))
-            shape = view.slice(sheet.image, index)[box].shape
+            if name in sheet.masks and traced != name and traced is not None:
+                _trace(axes, view.slice(sheet.masks[traced], index)[box], len(sheet.structures))
+            shape = view.slice(first, index)[box].shape
             axes.set_xlim(-0.5, shape[1] - 0.5)  # outlines reach beyond it
             axes.set_ylim(shape[0] - 0.5, -0.5)
             if column == 1:
@@ -199,6 +202,13 @@ def sheet_figure(sheet: Sheet, *, slices: int = 6) -> Figure:
     _letters(grid[0, 1], view)
     figure.supxlabel(sheet.subtitle, x=0.01, ha="left", fontsize=8.5, color=MUTED)
     return figure
+
+
+def _window(image: NDArray[Any], view: View, chosen: Sequence[int], box: tuple[slice, slice]) -> dict[str, Any]:
+    """How the grey values of an image are drawn: by the percentiles of what is shown of it."""
+    shown = np.stack([view.slice(image, index)[box] for index in chosen]).astype(np.float64)
+    low, high = np.percentile(shown, _WINDOW)
+    return {"cmap": "gray", "vmin": low, "vmax": max(high, low + 1e-9), "aspect": view.spacing[0] / view.spacing[1]}
 
 
 def choose_slices(inside: NDArray[np.bool_], axis: int, count: int) -> list[int]:
@@ -335,7 +345,7 @@ def case_sheets(evaluation: Evaluation, dataset: DataSet, folder: Path) -> Itera
         sheet = Sheet(
             title=f"{which.capitalize()} case: {scores.case}",
             subtitle=in_words(scores, evaluation),
-            image=volume.array,
+            images=volume.channels if volume.others else {"image": volume.array},
             masks={"truth": truth, "predicted": predicted},
             structures=evaluation.structures,
             view=view(grid.affine, display_axis(grid), known=grid.place_known),
@@ -372,7 +382,7 @@ def mask_sheet(
     sheet = Sheet(
         title=name,
         subtitle="; ".join(found),
-        image=volume.array,
+        images=volume.channels if volume.others else {"image": volume.array},
         masks={"predicted": classes},
         structures=structures,
         view=view(grid.affine, display_axis(grid), known=grid.place_known),

@@ -139,6 +139,11 @@ def _preprocessing(p: Mapping[str, Any]) -> str:
     low, high = p["percentiles"]
     bias = " after correction of the bias field (N4)" if p.get("n4") else ""
     settings = Preprocessing.from_json(p)
+    each = "of each volume"
+    channels = ""
+    if len(settings.channels) > 1:
+        each = "of each channel of a volume"
+        channels = f" The network sees {len(settings.channels)} channels together: {', '.join(settings.channels)}."
     if settings.plane:
         slices = f"All volumes were turned to one orientation and cut into {settings.plane} slices"
     else:
@@ -147,8 +152,8 @@ def _preprocessing(p: Mapping[str, Any]) -> str:
         )
     return (
         f"{slices}, which were {pixels} and cropped or padded to {size}; the distance "
-        f"between slices was left as it is. Brightness was scaled so that the percentiles {low:g} and {high:g} of each "
-        f"volume became 0 and 1{bias}."
+        f"between slices was left as it is. Brightness was scaled so that the percentiles {low:g} and {high:g} {each} "
+        f"became 0 and 1{bias}.{channels}"
     )
 
 

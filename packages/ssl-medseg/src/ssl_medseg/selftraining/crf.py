@@ -70,7 +70,8 @@ def dense_crf(images: Tensor, probabilities: Tensor, options: CrfOptions) -> Ten
     sum of products over a few intensity levels (Nystroem), to about 1e-4.
 
     Args:
-        images: [S, 1, H, W], intensities scaled to about 0 .. 1; outside -0.5 .. 2 they are clamped.
+        images: [S, K, H, W], intensities scaled to about 0 .. 1; outside -0.5 .. 2 they are clamped. Each of several
+            channels has a kernel K_2 of its own, of 1 / K of the weight.
         probabilities: [S, C, H, W].
         options: the kernels.
 
@@ -85,8 +86,8 @@ def dense_crf(images: Tensor, probabilities: Tensor, options: CrfOptions) -> Ten
     Reference: Kraehenbuehl and Koltun 2011, "Efficient inference in fully connected CRFs with Gaussian edge
     potentials".
     """
-    if images.ndim != 4 or images.shape[1] != 1 or probabilities.ndim != 4:
-        raise ValueError(f"dense_crf: images {list(images.shape)}, expected [S, 1, H, W] beside [S, C, H, W]")
+    if images.ndim != 4 or not images.shape[1] or probabilities.ndim != 4:
+        raise ValueError(f"dense_crf: images {list(images.shape)}, expected [S, K, H, W] beside [S, C, H, W]")
     if images.shape[0::2] != probabilities.shape[0::2] or images.shape[3] != probabilities.shape[3]:
         raise ValueError(f"dense_crf: images {list(images.shape)} and probabilities {list(probabilities.shape)} differ")
     log_p = probabilities.to(torch.promote_types(probabilities.dtype, torch.float32)).clamp(min=_TINY).log()
@@ -94,8 +95,10 @@ def dense_crf(images: Tensor, probabilities: Tensor, options: CrfOptions) -> Ten
     if options.smooth_weight:
         kernels.append((options.smooth_weight, _Kernel(log_p, options.smooth_sigma, None)))
     if options.bilateral_weight:
-        basis = _intensity_basis(images.to(log_p.dtype), options.bilateral_intensity)
-        kernels.append((options.bilateral_weight, _Kernel(log_p, options.bilateral_sigma, basis)))
+        for channel in torch.split(images.to(log_p.dtype), 1, 1):
+            basis = _intensity_basis(channel, options.bilateral_intensity)
+            weight = options.bilateral_weight / images.shape[1]
+            kernels.append((weight, _Kernel(log_p, options.bilateral_sigma, basis)))
     q = log_p.softmax(1)
     for _ in range(options.iterations):
         total = log_p
@@ -120,7 +123,7 @@ def refine(images: Tensor, probabilities: Tensor, options: CrfOptions, *, most_l
     A strong CRF erases structures that are thin against its sigma. Arguments as `dense_crf`.
 
     Args:
-        images: [S, 1, H, W].
+        images: [S, K, H, W].
         probabilities: [S, C, H, W].
         options: the kernels.
         most_lost: share of its area that a class may lose in a slice.

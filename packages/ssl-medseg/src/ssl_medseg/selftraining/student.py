@@ -104,7 +104,7 @@ class Student:
         steps: int,
     ) -> None:
         torch.manual_seed(run.seed("weights"))
-        self._segmenter = build_network(found.options, len(found.labels))
+        self._segmenter = build_network(found.options, len(found.labels), channels=len(found.preprocessing.channels))
         if reuse == "whole":
             self._segmenter.load_state_dict(found.network.state_dict())
         elif reuse == "trunk":

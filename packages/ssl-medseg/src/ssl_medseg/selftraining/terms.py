@@ -31,7 +31,7 @@ class Term(Protocol):
         """Classes [n, H, W] of the images of the step as far as they are known, 0 elsewhere."""
 
     def images(self, step: int) -> Tensor:
-        """What goes through the network in `step`: [n, 1, H, W]."""
+        """What goes through the network in `step`: [n, K, H, W]."""
 
     def loss(self, output: Tensor, step: int) -> Tensor:
         """The loss of what came out for them: logits [n, C, H, W], or embeddings for the contrastive term."""
@@ -171,7 +171,7 @@ class TeacherBatches:
         self._seed = run.seed("unlabelled", "augment")
 
     def at(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Strongly augmented slices [n, 1, H, W]; classes [n, H, W]; which pixels are used, [n, H, W]; ids [n]."""
+        """Strongly augmented slices [n, K, H, W]; classes [n, H, W]; which pixels are used, [n, H, W]; ids [n]."""
         samples, ids = self._draws.at(step)
         index = samples.to(self._images.device)
         images = self._images[index]

@@ -78,6 +78,8 @@ class AugmentOptions:
 _KNOTS = 3
 _FULL_SIZE = 192
 _NOISY = 0.4
+_CHANNEL = 1 << 50
+"""Distance of the ids of two channels of an image."""
 _REACH = 4
 _AFFINE_DRAWS, _ELASTIC_DRAWS = 2, 1 + 2 * _KNOTS**2
 _ROTATE, _ZOOM, _FLIP, _TURN, _CHOICES = range(5)
@@ -94,7 +96,7 @@ def deform(
     border belongs to both sides in part. What lies outside is 0 and background.
 
     Args:
-        images: float [N, 1, H, W].
+        images: float [N, K, H, W]; the K channels of an image move alike.
         classes: integers [N, H, W].
         num_classes: C, the background included.
         seed: of the draws; give every step and view its own.
@@ -102,9 +104,9 @@ def deform(
         options: which maps.
 
     Returns:
-        Images [N, 1, H, W] and class shares [N, C, H, W], which sum to 1.
+        Images [N, K, H, W] and class shares [N, C, H, W], which sum to 1.
 
-    Time and memory: those of one ``grid_sample`` of C channels.
+    Time and memory: those of one ``grid_sample`` of K + C - 1 channels.
     """
     places = sampling_places(
         images.shape[-2:], seed=seed, ids=ids.to(images.device, non_blocking=True), options=options
@@ -112,9 +114,10 @@ def deform(
     structures = torch.arange(1, num_classes, device=images.device)[:, None, None]
     layers = torch.cat([images, (classes[:, None] == structures).to(images.dtype)], 1)
     moved = F.grid_sample(layers, places.to(images.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)
-    foreground = moved[:, 1:]
+    count = images.shape[1]
+    foreground = moved[:, count:]
     background = (1 - foreground.sum(1, keepdim=True)).clamp(min=0)
-    return moved[:, :1], torch.cat([background, foreground], 1)
+    return moved[:, :count], torch.cat([background, foreground], 1)
 
 
 def sampling_places(size: torch.Size, *, seed: int, ids: Tensor, options: AugmentOptions) -> Tensor:
@@ -195,40 +198,54 @@ def jitter_intensity(
         x <- x + b,   x <- (x - mean x) c + mean x,   b ~ U(-brightness, brightness),  c ~ U(1 - contrast, 1 + contrast)
 
     The pixels stay where they are, so labels stay valid. The released code draws one b and one c for the batch; here
-    every image has its own.
+    every channel of every image has its own.
 
     Args:
-        images: float [N, 1, H, W], about 0 to 1.
+        images: float [N, K, H, W], about 0 to 1.
         seed: of the draws; give every step and view its own.
         ids: int64 [N]: an image's draws are a function of (seed, id).
         brightness: largest change; 0.3 in the released code.
         contrast: largest change of the factor; 0.3 in the released code.
         largest: value above which is clipped.
     """
-    draws = uniform(seed, ids.to(images.device, non_blocking=True), 2).to(images.dtype)[..., None, None, None]
+    shape = images.shape
+    images, ids = _each_channel(images, ids)
+    draws = uniform(seed, ids, 2).to(images.dtype)[..., None, None, None]
     shift, factor = brightness * (2 * draws[:, 0] - 1), 1 + contrast * (2 * draws[:, 1] - 1)
     shifted = images + shift
     mean = shifted.mean((1, 2, 3), keepdim=True)
-    return ((shifted - mean) * factor + mean).clamp(0, largest)
+    return ((shifted - mean) * factor + mean).clamp(0, largest).view(shape)
+
+
+def _each_channel(images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Channels as images of their own, [N K, 1, H, W], with ids of their own; the first keeps that of its image.
+
+    Scanners change the intensities of T2 and ADC independently, so each channel has its own draws.
+    """
+    count, channels = images.shape[:2]
+    ids = ids.to(images.device, non_blocking=True)
+    own = ids[:, None] + _CHANNEL * torch.arange(channels, device=images.device)
+    return images.reshape(count * channels, 1, *images.shape[2:]), own.flatten()
 
 
 @torch.no_grad()
 def change_intensity(images: Tensor, *, seed: int, ids: Tensor, options: AugmentOptions) -> Tensor:
     """Change the grey values of slices as the options say; the pixels stay where they are, so labels stay valid.
 
-    `paper`: :func:`jitter_intensity`. `strong`, in this order, each image by draws of its own: gamma
+    `paper`: :func:`jitter_intensity`. `strong`, in this order, each channel by draws of its own: gamma
     ``x <- max(x, 0)^g``, contrast about the mean and brightness (0.8 of the images), a blend with a copy blurred by 1.5
     pixels, Gaussian noise.
 
     Args:
-        images: float [N, 1, H, W], about 0 to 1.
+        images: float [N, K, H, W], about 0 to 1.
         seed: of the draws; give every step and view its own.
         ids: int64 [N]: an image's draws are a function of (seed, id).
         options: which changes, and how large.
     """
     if options.kind != "strong":
         return jitter_intensity(images, seed=seed, ids=ids)
-    ids = ids.to(images.device)
+    shape = images.shape
+    images, ids = _each_channel(images, ids)
     draws = uniform(seed, ids, 8).to(images.dtype)[..., None, None, None]
     spread = 2 * draws - 1
     changed = (draws[:, 3] < 0.8).to(images.dtype)
@@ -246,7 +263,7 @@ def change_intensity(images: Tensor, *, seed: int, ids: Tensor, options: Augment
             height, width = images.shape[-2:]
             normal = _normal(uniform(derive(seed, "noise"), ids[noisy], height * width)).to(images.dtype)
             images[noisy] += normal.view(-1, 1, height, width) * sigma[noisy]
-    return images
+    return images.view(shape)
 
 
 def _blurred(images: Tensor) -> Tensor:

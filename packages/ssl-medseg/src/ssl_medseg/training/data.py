@@ -121,6 +121,7 @@ def open_training_data(
     seen = [*parts.labelled, *parts.unlabelled]
     if isinstance(preprocessing, Preprocessing):
         chosen, reasons = preprocessing, ["preprocessing as the model was trained with"]
+        dataset = dataset.with_channels(chosen.channels)
     else:
         chosen, reasons = choose_preprocessing(dataset, seen, labelled=parts.labelled, options=preprocessing)
         if (
@@ -136,7 +137,7 @@ def open_training_data(
     rest = prepare_cases(dataset, parts.unlabelled if unlabelled else (), chosen, labels=False, cache=cache)
     validation = prepare_cases(dataset, parts.validation, chosen, labels=False, cache=cache)
     notes += [*share_lost(labelled, dataset.labels.names), *erased_notes(labelled, dataset.labels.names)]
-    notes += [f"{case.name}: {note}" for case in [*labelled, *rest, *validation] for note in case.notes]
+    notes += _by_note([*labelled, *rest, *validation])
     truths = [read_truth(dataset, dataset.case(case.name), case.geometry.grid) for case in validation]
     identity = identify(dataset, parts)
     return TrainingData(dataset.labels, chosen, labelled, rest, validation, truths, notes, identity)
@@ -163,6 +164,20 @@ def keep_identity(run: Run, seen: TrainingData) -> None:
             f"differ ({', '.join(changed[:_SHOWN])}{', ...' if len(changed) > _SHOWN else ''}). Give the same files, "
             "wherever they lie now, or another --out"
         )
+
+
+def _by_note(cases: Sequence[PreparedCase]) -> list[str]:
+    """What was found of each image; what is true of many is said once."""
+    found: dict[str, list[str]] = {}
+    for case in cases:
+        for note in case.notes:
+            found.setdefault(note, []).append(case.name)
+    return [
+        f"{', '.join(names)}: {note}"
+        if len(names) <= _SHOWN
+        else f"{', '.join(names[:_SHOWN])} and {len(names) - _SHOWN} more: {note}"
+        for note, names in found.items()
+    ]
 
 
 def _counts(split: Split) -> str:

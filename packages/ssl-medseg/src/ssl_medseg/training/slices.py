@@ -24,7 +24,7 @@ class SliceSet:
     """All slices of some cases, in their order.
 
     Attributes:
-        images: float32 [N, 1, H, W].
+        images: float32 [N, K, H, W], K channels.
         labels: uint8 [N, H, W], true or pseudo-labels; None without.
         case: int64 [N], which case.
         number: int64 [N], which slice of it.
@@ -169,7 +169,7 @@ class SegmentationBatch(NamedTuple):
     """What the segmentation loss sees in a step."""
 
     images: Tensor
-    """Float32 [n, 1, H, W]."""
+    """Float32 [n, K, H, W]."""
     shares: Tensor
     """Class shares [n, C, H, W]: labels moved with the images."""
 

@@ -90,7 +90,7 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
             batch_size=chosen.batch_size, augment=chosen.augment, rare_share=chosen.rare_share,
         )  # fmt: skip
         torch.manual_seed(r.seed("weights"))
-        segmenter = build_network(chosen.network, classes)
+        segmenter = build_network(chosen.network, classes, channels=len(seen.preprocessing.channels))
         if begun is not None:
             segmenter.trunk.load_state_dict(begun.weights)
         settle_statistics(segmenter, steps=chosen.steps)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from contrastive_core.app.checks import Finding, Item
 from contrastive_core.errors import UserError
 from contrastive_core.text import several
+from ssl_medseg.datasets.channels import choose_channels
 from ssl_medseg.datasets.layouts.listing import Entry, Listing
 from ssl_medseg.datasets.options import DataOptions
 from ssl_medseg.io.file_types import is_image, stem
 from ssl_medseg.io.label_map import LabelMap, read_label_map
+from ssl_medseg.io.volume import join_channels
 
 LABEL_SUFFIX = "dseg"
 # What a label's name may say beyond its image's.
 _OF_LABELS = frozenset(("space", "desc", "label", "res", "den", "seg", "atlas"))
 _NO_IMAGES = frozenset((LABEL_SUFFIX, "mask", "probseg"))
+
+
+_OF_SESSIONS = ("sub", "ses", "run")
+"""Entities that tell images of one session from those of another; the others tell kinds of image apart."""
 
 
 @dataclass(frozen=True)
@@ -26,16 +32,36 @@ class _File:
     entities: frozenset[tuple[str, str]]
     suffix: str
 
+    @property
+    def session(self) -> tuple[str, ...]:
+        """Subject, session and run."""
+        stated = dict(self.entities)
+        return tuple(f"{name}-{stated[name]}" for name in _OF_SESSIONS if name in stated)
+
+    @property
+    def named_images(self) -> set[str]:
+        """Words in a label's name that may be the kind of image it was drawn on: ``T2w``, ``space-T2w``."""
+        return {key for key, value in self.entities if not value} | {v for k, v in self.entities if k == "space"}
+
+    @property
+    def kind(self) -> str:
+        """What kind of image it is: ``T1w``, ``ce-gadolinium_T1w``."""
+        _, *others = self.path.name.split("_")
+        pairs = [part for part in others[:-1] if part.partition("-")[0] not in _OF_SESSIONS]
+        return "_".join([*pairs, self.suffix])
+
 
 def list_bids(root: Path, options: DataOptions) -> Listing:
     """Images of every subject and session, with the segmentation whose name has the same entities.
 
-    A label may say ``space``, ``desc``, ``seg`` and the like beyond its image's name; where the image kinds are told
-    apart by suffix only, `DataOptions.suffix` chooses one. The values are named by the ``*dseg.tsv`` files (columns
-    index and name), which must agree.
+    Kinds of image with different suffixes are the channels of a case: T2w, FLAIR. The one that a segmentation is named
+    after comes first, else the order is that of the alphabet; `DataOptions.channels` chooses some, in its order. Where
+    there is one suffix, every image is a case. A label may say ``space``, ``desc``, ``seg`` and the like beyond its
+    image's name. The values are named by the ``*dseg.tsv`` files (columns index and name), which must agree.
 
     Raises:
-        UserError: the tables of label names cannot be read or contradict each other.
+        UserError: the tables of label names cannot be read or contradict each other, or a channel was asked for that is
+            not there.
     """
     files = [_parsed(path) for path in sorted(root.glob("**/sub-*.nii*")) if is_image(path) and path.is_file()]
     labels = [file for file in files if file.suffix == LABEL_SUFFIX]
@@ -44,28 +70,61 @@ def list_bids(root: Path, options: DataOptions) -> Listing:
         for file in files
         if file.suffix not in _NO_IMAGES and "derivatives" not in file.path.relative_to(root).parts
     ]  # fmt: skip
-    kinds = sorted({file.suffix for file in images})
-    chosen = [file for file in images if options.suffix in (None, file.suffix)]
-    findings = list(_of_kinds(kinds, options))
+    name = root.resolve().name
+    channels = _channels(images, labels, options, name)
+    cases = _cases(images, channels)
+    findings: list[Finding] = []
     entries: list[Entry] = []
     used: set[Path] = set()
-    for image in chosen:
-        matching = [label for label in labels if _belongs(label, image)]
-        used.update(label.path for label in matching)
+    for there in cases:
+        matching = {label.path: label for image in there.values() for label in labels if _belongs(label, image, there)}
+        used.update(matching)
+        first = next(iter(there.values()))
+        own = stem(first.path) if len(channels) < 2 else "_".join(first.session)
         if len(matching) > 1:
-            title = f"{stem(image.path)} has several labels: leave one, or list the cases in a CSV file"
-            findings.append(Finding("error", "several_labels", title, [Item([m.path.name for m in matching])]))
-        label = matching[0].path if matching else None
-        file = options.image(image.path)
-        entries.append(Entry(stem(image.path), file, label, "training", patient=f"sub-{dict(image.entities)['sub']}"))
+            title = f"{own} has several labels: leave one, or list the cases in a CSV file"
+            findings.append(Finding("error", "several_labels", title, [Item([label.name for label in matching])]))
+        image = join_channels([options.image(each.path, name=channels[kind]) for kind, each in there.items()])
+        lacks = tuple(called for kind, called in channels.items() if kind not in there)
+        label = next(iter(matching), None)
+        entries.append(Entry(own, image, label, "training", patient=first.session[0], lacks=lacks))
     others = [label.path for label in labels if label.path not in used]
-    unchosen = [file.path for file in images if file not in chosen]
-    if unchosen and options.suffix is not None:
-        title = f"{several(len(unchosen), 'image')} with other suffixes than {options.suffix}, left out as you say"
-        findings.append(Finding("note", "other_suffix", title))
+    chosen = {image.path for there in cases for image in there.values()}
+    unchosen = [file.path for file in images if file.path not in chosen]
+    if unchosen and options.channels:
+        title = f"{several(len(unchosen), 'image')} of other kinds than {', '.join(options.channels)}, left out"
+        findings.append(Finding("note", "other_kind", title))
+    elif unchosen:
+        title = f"{several(len(unchosen), 'image')} of a kind that their session has already, left out"
+        findings.append(Finding("warning", "same_kind", title, [Item([file.path.name for file in unchosen])]))
     return Listing(
-        root.resolve().name, root, "bids", entries, _own_map(root), others, findings=findings, set_aside=unchosen
-    )
+        name, root, "bids", entries, _own_map(root), labels_without_image=others, channels=list(channels.values()),
+        findings=findings, set_aside=unchosen,
+    )  # fmt: skip
+
+
+def _channels(images: Sequence[_File], labels: Sequence[_File], options: DataOptions, name: str) -> dict[str, str]:
+    """Kind of image -> name of its channel, in order; images of one suffix are one channel."""
+    suffixes = {image.suffix for image in images}
+    if len(suffixes) < 2:
+        kinds = sorted(suffixes)
+    else:
+        kinds = sorted({image.kind for image in images}, key=str.casefold)
+        drawn_on = {part for label in labels for part in label.named_images}
+        kinds.sort(key=lambda kind: kind not in drawn_on and kind.rpartition("_")[2] not in drawn_on)
+    chosen = choose_channels(dict(enumerate(kinds)), options.channels, named=True, source=name)
+    return {kinds[number]: called for number, called in chosen.items()}
+
+
+def _cases(images: Sequence[_File], channels: Mapping[str, str]) -> list[dict[str, _File]]:
+    """Kind -> image of every case, in the order of the channels."""
+    if len({image.suffix for image in images}) < 2:
+        return [{image.suffix: image} for image in images]
+    sessions: dict[tuple[str, ...], dict[str, _File]] = {}
+    for image in images:
+        if image.kind in channels:
+            sessions.setdefault(image.session, {}).setdefault(image.kind, image)
+    return [{kind: found[kind] for kind in channels if kind in found} for found in sessions.values()]
 
 
 def is_bids(root: Path) -> bool:
@@ -79,19 +138,16 @@ def _parsed(path: Path) -> _File:
     return _File(path, frozenset((key, value) for key, _, value in entities), suffix)
 
 
-def _belongs(label: _File, image: _File) -> bool:
-    """The label says all that the image says, the suffix perhaps (sub-01_T2w_dseg), and no more than labels may."""
+def _belongs(label: _File, image: _File, there: Mapping[str, _File]) -> bool:
+    """Whether a label says all that its image says, and beyond that only what labels may, or the image's suffix.
+
+    Where several kinds of image make a case, it need not repeat what tells the kinds apart.
+    """
+    said = image.entities
+    if len(there) > 1:
+        said = frozenset(pair for pair in said if pair[0] in _OF_SESSIONS)
     beyond = {(key, value) for key, value in label.entities - image.entities if key not in _OF_LABELS}
-    return image.entities <= label.entities and beyond <= {(image.suffix, "")}
-
-
-def _of_kinds(kinds: Sequence[str], options: DataOptions) -> Iterator[Finding]:
-    if options.suffix is not None and options.suffix not in kinds:
-        title = f"no image has the suffix {options.suffix}; found {', '.join(kinds) or 'none at all'}"
-        yield Finding("error", "suffix", title)
-    if options.suffix is None and len(kinds) > 1:
-        title = f"{several(len(kinds), 'kind')} of image ({', '.join(kinds)}): choose one with --suffix"
-        yield Finding("error", "suffix", title)
+    return said <= label.entities and beyond <= {(image.suffix, "")}
 
 
 def _own_map(root: Path) -> LabelMap | None:

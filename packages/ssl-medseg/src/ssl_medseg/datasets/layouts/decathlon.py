@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from contrastive_core.errors import UserError
+from ssl_medseg.datasets.channels import choose_channels, unique_names
 from ssl_medseg.datasets.layouts.listing import Entry, Listing
 from ssl_medseg.datasets.options import DataOptions
 from ssl_medseg.io.file_types import images_in, stem
 from ssl_medseg.io.label_map import label_map_of, read_json
+from ssl_medseg.io.volume import join_channels
 
 # Lists whose images need no label. `validation` is what MONAI's tutorials call a second list of labelled images.
 _LISTS = {"training": False, "validation": False, "unlabeled": True, "unlabelled": True, "test": True}
@@ -19,17 +22,20 @@ _LISTS = {"training": False, "validation": False, "unlabeled": True, "unlabelled
 def list_decathlon(file: Path, options: DataOptions) -> Listing:
     """The cases in a dataset.json: its lists ``training``, ``validation``, ``unlabeled`` (or ``unlabelled``), ``test``.
 
+    The channels of an image are the volumes of its 4-D file, named by ``modality``, or a list of files.
+
     Raises:
         UserError: the file is no such list.
     """
     content, root = read_json(file), file.parent
+    names = unique_names(channel_names(content))
     entries = [
-        _entry(root, item, part, file, options)
+        _entry(item, part, file, options, names)
         for part in _LISTS
         for item in _items(content, part, file)
     ]  # fmt: skip
-    known = {path for entry in entries for path in (entry.image.path, entry.label)}
-    folders = sorted({entry.image.path.parent for entry in entries})
+    known = {path for entry in entries for path in (*entry.image.paths, entry.label)}
+    folders = sorted({path.parent for entry in entries for path in entry.image.paths})
     label_folders = sorted({entry.label.parent for entry in entries if entry.label is not None} | {root / "labelsTr"})
     return Listing(
         name=str(content.get("name") or root.name),
@@ -44,7 +50,7 @@ def list_decathlon(file: Path, options: DataOptions) -> Listing:
             for path in images_in(folder)
             if path not in known and folder not in label_folders
         ],
-        channels=channel_names(content),
+        channels=names,
     )
 
 
@@ -63,19 +69,29 @@ def _items(content: Mapping[str, Any], part: str, file: Path) -> list[Any]:
     return items
 
 
-def _entry(root: Path, item: Any, part: str, file: Path, options: DataOptions) -> Entry:
+def _entry(item: Any, part: str, file: Path, options: DataOptions, names: Sequence[str]) -> Entry:
     if isinstance(item, str):
         item = {"image": item}
     image, label = (item.get("image"), item.get("label")) if isinstance(item, dict) else (None, None)
-    if isinstance(image, list) and len(image) == 1:
-        (image,) = image
-    if not isinstance(image, str) or not isinstance(label, str | None):
+    images: list[Any] = image if isinstance(image, list) else [image]
+    if not images or not all(isinstance(each, str) for each in images) or not isinstance(label, str | None):
         raise UserError(f"{file}: found {item!r} in {part!r}, expected a path or {{'image': path, 'label': path}}")
-    path = root / image
-    return Entry(
-        name=stem(path),
-        image=options.image(path),
+    root = file.parent
+    entry = Entry(
+        name=stem(root / images[0]),
+        image=options.image(root / images[0]),
         label=root / label if label else None,
         listed="unlabelled" if part == "unlabeled" else part,
         is_unlabelled=_LISTS[part],
     )
+    return entry if len(images) == 1 else _of_several(entry, [root / each for each in images], file, options, names)
+
+
+def _of_several(entry: Entry, paths: Sequence[Path], file: Path, options: DataOptions, names: Sequence[str]) -> Entry:
+    """An image that is listed with a file for every channel, as MONAI's lists do."""
+    every = max(len(paths), len(names))
+    available = {number: names[number] if number < len(names) else str(number) for number in range(every)}
+    chosen = choose_channels(available, options.channels, named=bool(names), source=str(file))
+    there = [options.image(paths[number], name=name) for number, name in chosen.items() if number < len(paths)]
+    lacks = tuple(name for number, name in chosen.items() if number >= len(paths))
+    return replace(entry, image=join_channels(there or [entry.image]), lacks=lacks)

@@ -51,7 +51,7 @@ def list_files(source: Path, options: DataOptions) -> Listing:
 
 def _unused(listing: Listing) -> Iterator[tuple[Path, str]]:
     """Files in the data set's folder that hold images or seem to, and that the layout does not claim."""
-    claimed = {entry.image.path for entry in listing.entries} | {entry.label for entry in listing.entries}
+    claimed = {path for entry in listing.entries for path in (*entry.image.paths, entry.label)}
     claimed |= {*listing.labels_without_image, *listing.unlisted, *listing.set_aside}
     beside = {path.parent for path in claimed if path is not None} | {listing.root / name for name in IMAGES}
     # A CSV file may lie anywhere; only the folders that it names are its data set's.

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from contrastive_core.app.checks import Finding, Item
 from contrastive_core.errors import UserError
+from ssl_medseg.datasets.channels import choose_channels, unique_names
 from ssl_medseg.datasets.layouts.listing import Entry, Listing
 from ssl_medseg.datasets.options import DataOptions
 from ssl_medseg.io.file_types import images_in, stem
 from ssl_medseg.io.label_map import LabelMap, read_label_map
 from ssl_medseg.io.tables import read_table, whole_number
+from ssl_medseg.io.volume import join_channels
 
 IMAGES = ("images", "image", "imagesTr")
 LABELS = ("labels", "label", "masks", "labelsTr")
@@ -80,7 +83,8 @@ def _short(path: Path, endings: Iterable[str]) -> str:
 
 def list_table(file: Path, options: DataOptions) -> Listing:
     """The rows of a CSV or TSV file with the column ``image`` and, as wanted, ``case``, ``patient``, ``label``,
-    ``split``, ``channel`` and ``frame``.
+    ``split``, ``channel`` and ``frame``. Images of several channels have a column for each, such as ``image_T2`` and
+    ``image_ADC``.
 
     Paths are relative to the file, or absolute. Without the column case, a case has the name of its image file. An
     empty label needs ``unlabelled`` or ``test`` in the column split, or the option `allow_unlabelled`. The label map is
@@ -89,14 +93,41 @@ def list_table(file: Path, options: DataOptions) -> Listing:
     Raises:
         UserError: the file is no such table.
     """  # noqa: D205 - the columns do not fit into one line
-    entries = [_entry(row, file, options) for row in read_table(file, needed=("image",))]
-    return Listing(file.stem, file.parent, "csv", entries, own_label_map(file.parent))
+    rows = read_table(file, named_by="image_")
+    columns = [name for name in rows[0] if name == "image" or name.startswith("image_")] if rows else ["image"]
+    if not columns:
+        raise UserError(f"{file}: found the columns {', '.join(rows[0])}, expected image, or one for every channel")
+    if len(columns) == 1:
+        entries = [_entry(row, file, options, columns) for row in rows]
+        name = columns[0].removeprefix("image").removeprefix("_")
+        return Listing(
+            file.stem, file.parent, "csv", entries, own_label_map(file.parent), channels=[name] if name else []
+        )
+    names = unique_names([column.removeprefix("image_") for column in columns])
+    chosen = choose_channels(dict(enumerate(names)), options.channels, named=True, source=file.name)
+    of_channel = {columns[number]: name for number, name in chosen.items()}
+    entries = [_of_several(row, file, options, of_channel) for row in rows]
+    return Listing(
+        file.stem, file.parent, "csv", entries, own_label_map(file.parent), channels=list(of_channel.values()),
+        set_aside=[file.parent / row[c] for row in rows for c in columns if row[c] and c not in of_channel],
+    )  # fmt: skip
 
 
-def _entry(row: dict[str, str], file: Path, options: DataOptions) -> Entry:
-    if not row["image"]:
+def _of_several(row: dict[str, str], file: Path, options: DataOptions, of_channel: dict[str, str]) -> Entry:
+    """A row with a column for every channel; an empty cell is a channel that is not there."""
+    if row.get("channel"):
+        raise UserError(f"{file}: has a column channel beside several columns of images; expected one or the other")
+    there = [column for column in of_channel if row[column]]
+    entry = _entry(row, file, options, there or list(of_channel))
+    frame = entry.image.frame
+    images = [options.image(file.parent / row[c], name=of_channel[c]).at_frame(frame) for c in there]
+    return replace(entry, image=join_channels(images), lacks=tuple(n for c, n in of_channel.items() if c not in there))
+
+
+def _entry(row: dict[str, str], file: Path, options: DataOptions, columns: Sequence[str]) -> Entry:
+    path = file.parent / row[columns[0]]
+    if not row[columns[0]]:
         raise UserError(f"{file}: found a row without an image ({row}), expected a path in each; remove the row")
-    path = file.parent / row["image"]
     name = row.get("case") or stem(path)
     image = options.image(
         path,

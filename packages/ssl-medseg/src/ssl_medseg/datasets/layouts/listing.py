@@ -22,6 +22,7 @@ class Entry:
         listed: Part of the data set that lists the image.
         is_unlabelled: Whether the data set states that the image has no label.
         patient: Patient, if the data set states it.
+        lacks: Channels that other cases have and this one lacks.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Entry:
     listed: str = ""
     is_unlabelled: bool = False
     patient: str | None = None
+    lacks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Listing:
         labels: Label map of the data set, if it has one.
         labels_without_image: Label files that belong to no entry.
         unlisted: Images that the data set has no entry for.
-        channels: Names of the channels of every image; empty if the data set does not state them.
+        channels: Names of the channels of every image, in order; empty if the data set does not state them.
         findings: Further problems.
         set_aside: Images of the data set that are left out on purpose: other channels, other kinds.
         unused: Files that hold images or seem to, and are not read: path and reason.

@@ -1,0 +1,246 @@
+"""Channels of images: which there are, which are used, in which order, and whether they are those of a model."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from contrastive_core.app.checks import Finding, Item
+from contrastive_core.errors import UserError
+from contrastive_core.text import several
+from contrastive_core.training.names import check_label
+from ssl_medseg.datasets.layouts.listing import Entry, Listing
+from ssl_medseg.datasets.options import DataOptions
+from ssl_medseg.io.dicom import Series, list_series
+from ssl_medseg.io.file_types import is_series
+from ssl_medseg.io.read import volumes_in
+from ssl_medseg.io.volume import ImageFile, join_channels
+
+UNNAMED = "image"
+"""Name of the only channel of images that nobody names."""
+
+
+def parse_channels(wanted: Sequence[str]) -> list[tuple[str, str]]:
+    """The entries of ``--channels`` as pairs: what the data call a channel, and its name.
+
+    >>> parse_channels(["T2", "ADC=ep2d_diff_ADC"])
+    [('T2', 'T2'), ('ep2d_diff_ADC', 'ADC')]
+    """
+    pairs = []
+    for entry in wanted:
+        name, equals, source = entry.partition("=")
+        pairs.append(((source if equals else name).strip(), name.strip()))
+    names = [name for _, name in pairs]
+    if not all(source and name for source, name in pairs) or len(set(names)) < len(names):
+        raise UserError(f"--channels is {','.join(wanted)}; expected different names or numbers, such as T2,ADC")
+    for name in names:
+        check_label(name, what="channel", source="--channels")
+    return pairs
+
+
+def choose_channels(available: Mapping[int, str], wanted: Sequence[str], *, named: bool, source: str) -> dict[int, str]:
+    """The channels to use: number -> name, in order.
+
+    Args:
+        available: Number -> name of every channel that there is.
+        wanted: Entries of ``--channels``: a name or number, or NAME=NAME_OR_NUMBER. Empty: all.
+        named: Whether the data name their channels. If not, names that are no numbers name them in order.
+        source: Name of the data set, for errors.
+
+    Raises:
+        UserError: A channel that is not there, is named twice, or another number of names than of channels.
+    """
+    if not wanted:
+        return dict(available)
+    pairs = parse_channels(wanted)
+    places = [_place(asked, available) for asked, _ in pairs]
+    listed = ", ".join(f"{number} {name}" if named else str(number) for number, name in available.items())
+    if not named and all(place is None for place in places) and not any("=" in entry for entry in wanted):
+        if len(pairs) != len(available):
+            raise UserError(
+                f"{source}: --channels gives {several(len(pairs), 'name')} ({', '.join(wanted)}) to "
+                f"{several(len(available), 'channel')} without names; expected a name for each, or numbers"
+            )
+        return {number: name for number, (_, name) in zip(available, pairs, strict=True)}
+    for (asked, _), place in zip(pairs, places, strict=True):
+        if place is None:
+            raise UserError(f"{source}: there is no channel {asked!r}; it has {listed or 'none'}")
+    chosen: dict[int, str] = {}
+    for (asked, name), place in zip(pairs, places, strict=True):
+        if place is not None and place in chosen:
+            raise UserError(f"{source}: --channels names the channel {asked} twice")
+        if place is not None:
+            # A number that stands alone selects the channel with the name it has.
+            chosen[place] = available[place] if named and name == asked else name
+    return chosen
+
+
+def fit_channels(image: ImageFile, names: Sequence[str]) -> ImageFile:
+    """The channels of an image that a model was trained with, in its order.
+
+    Raises:
+        UserError: The image does not have them, or does not say which of its channels is which.
+    """
+    given = image.channel_names
+    if len(given) == len(names) == 1 or given == tuple(names):
+        return image
+    places: dict[str, ImageFile] = {channel.name.casefold(): channel for channel in image.channels}
+    missing = [name for name in names if name.casefold() not in places]
+    if not missing:
+        return join_channels([places[name.casefold()] for name in names])
+    if any(name and not name.isdecimal() for name in given):
+        found = f"has {'the channels' if len(given) > 1 else 'the channel'} {', '.join(given)}"
+        remedy = f"add {' and '.join(missing)}, or say what the data call it: --channels {missing[0]}=..."
+    else:
+        found = f"has {several(len(given), 'channel')} without a name"
+        remedy = f"state their order with --channels {','.join(names)}, if that is it"
+    raise UserError(
+        f"{image.path}: {found}; the model was trained with {', '.join(names)}. {remedy[0].upper()}{remedy[1:]}"
+    )
+
+
+def choose_series(found: Sequence[Series], asked: str) -> Series:
+    """The series whose description is, or contains, some text; letter case makes no difference.
+
+    Raises:
+        UserError: None, or several that match equally well.
+    """
+    wanted, words = asked.casefold(), set(_words(asked))
+    exact = [series for series in found if series.description.casefold() == wanted]
+    by_word = [series for series in found if words and words <= set(_words(series.description))]
+    by_part = [series for series in found if wanted in series.description.casefold()]
+    matching = exact or by_word or by_part
+    if len(matching) == 1:
+        return matching[0]
+    shown = ", ".join(series.description or "without a description" for series in matching or found)
+    how_many = f"{len(matching)} series match {asked!r}" if matching else f"no series matches {asked!r}"
+    raise UserError(f"{how_many} ({shown})")
+
+
+def apply_channels(listing: Listing, options: DataOptions) -> Listing:
+    """Split images that hold several channels: the volumes of a 4-D file, the series of a DICOM study.
+
+    Images that the layout lists with a file for every channel stay as they are.
+
+    Raises:
+        UserError: ``--channels`` asks for a channel that is not there.
+    """
+    whole = [e for e in listing.entries if not e.image.others and not e.image.name and e.image.channel is None]
+    folders = {entry.name for entry in whole if entry.image.path.is_dir()}
+    files = [entry for entry in whole if entry.name not in folders]
+    if not whole:
+        return listing
+    findings: list[Finding] = []
+    numbers: dict[int, str] = {}
+    counts: dict[Path, int] = {}
+    if files and (len(listing.channels) > 1 or options.channels):
+        counts = {entry.image.path: count for entry in files if (count := _volumes(entry.image, options)) is not None}
+        numbers, findings = _of_files(listing, options, counts)
+    elif files and listing.channels:
+        numbers = {0: listing.channels[0]}
+    entries = []
+    for entry in listing.entries:
+        if entry not in whole:
+            entries.append(entry)
+        elif entry.name in folders:
+            entries.append(_of_study(entry, options) if options.channels else entry)
+        else:
+            entries.append(_of_file(entry, numbers, counts.get(entry.image.path)))
+    names = tuple(numbers.values()) or tuple(name for _, name in parse_channels(options.channels))
+    return replace(listing, entries=entries, channels=names, findings=[*listing.findings, *findings])
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Names with their number behind where several are the same."""
+    counts = Counter(name.casefold() for name in names)
+    return [name if counts[name.casefold()] == 1 else f"{name} {number}" for number, name in enumerate(names)]
+
+
+def series_below(folder: Path) -> list[tuple[Path, Series]]:
+    """Every DICOM series in a folder and the folders below it."""
+    found = []
+    for place, inside, _ in os.walk(folder):
+        inside.sort()
+        if is_series(Path(place)):
+            found += [(Path(place), series) for series in list_series(Path(place))]
+    return found
+
+
+def _place(asked: str, available: Mapping[int, str]) -> int | None:
+    for number, name in available.items():
+        if name.casefold() == asked.casefold():
+            return number
+    return int(asked) if asked.isdecimal() and int(asked) in available else None
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in re.split(r"[^a-z0-9]+", text.casefold()) if word]
+
+
+def _volumes(image: ImageFile, options: DataOptions) -> int | None:
+    """Number of channels in a file; None where it cannot be read, which is said when it is."""
+    if not image.path.is_file():
+        return None
+    try:
+        more = volumes_in(image.path)
+    except UserError:
+        return None
+    if image.frame is not None or options.frames is not None:
+        more = more[1:]  # the fourth axis is time
+    return more[0] if more else 1
+
+
+def _of_files(
+    listing: Listing, options: DataOptions, counts: Mapping[Path, int]
+) -> tuple[dict[int, str], list[Finding]]:
+    """The channels of files that hold them all, and what dataset.json states otherwise."""
+    stated = unique_names(listing.channels)
+    most = max(counts.values(), default=0)
+    if not counts:  # nothing could be read: as stated
+        highest = max(
+            (int(source) + 1 for source, _ in parse_channels(options.channels) if source.isdecimal()), default=0
+        )
+        most = max(len(stated), highest, 0 if stated or highest else len(options.channels))
+    findings = []
+    total = most
+    if len(stated) > 1 and most != len(stated):
+        others = [path.name for path, count in counts.items() if count != len(stated)]
+        use = f"the first, {stated[0]}" if most == 1 else f"the first {min(most, len(stated))}"
+        title = (
+            f"dataset.json names {several(len(stated), 'channel')} ({', '.join(stated)}), and the files hold "
+            f"{several(most, 'volume')} at most: {use} is used"
+        )
+        findings.append(Finding("warning", "channel_names", title, [Item(others)]))
+        total = min(most, len(stated)) if not options.channels else most
+    available = {number: stated[number] if number < len(stated) else str(number) for number in range(total)}
+    return choose_channels(available, options.channels, named=bool(stated), source=listing.name), findings
+
+
+def _of_file(entry: Entry, numbers: Mapping[int, str], count: int | None) -> Entry:
+    there = {number: name for number, name in numbers.items() if count is None or number < count}
+    lacks = tuple(name for number, name in numbers.items() if number not in there)
+    if not there:
+        return replace(entry, lacks=lacks)
+    is_single = count == 1 or (count is None and len(numbers) == 1)
+    channels = [
+        replace(entry.image, channel=None if is_single else number, name=name) for number, name in there.items()
+    ]
+    return replace(entry, image=join_channels(channels), lacks=lacks)
+
+
+def _of_study(entry: Entry, options: DataOptions) -> Entry:
+    found = series_below(entry.image.path)
+    channels, lacks = [], []
+    for asked, name in parse_channels(options.channels):
+        try:
+            chosen = choose_series([series for _, series in found], asked)
+        except UserError as error:
+            lacks.append(f"{name}: {error}")
+            continue
+        folder = next(folder for folder, series in found if series is chosen)
+        channels.append(replace(entry.image, path=folder, series=chosen.uid, name=name))
+    return replace(entry, image=join_channels(channels) if channels else entry.image, lacks=tuple(lacks))

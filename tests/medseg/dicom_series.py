@@ -13,11 +13,19 @@ LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def write_series(
-    folder: Path, array: np.ndarray, affine: np.ndarray, *, leave_out: Sequence[int] = (), slope: float = 1.0
+    folder: Path,
+    array: np.ndarray,
+    affine: np.ndarray,
+    *,
+    leave_out: Sequence[int] = (),
+    slope: float = 1.0,
+    study: str = "",
+    description: str = "",
+    prefix: str = "IM",
 ) -> Path:
     """One file per slice of whole numbers ``[columns, rows, slices]``; numbers and file names in shuffled order."""
     folder.mkdir(parents=True, exist_ok=True)
-    study, series, frame = generate_uid(), generate_uid(), generate_uid()
+    study, series, frame = study or generate_uid(), generate_uid(), generate_uid()
     lps = LPS @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     order = np.random.default_rng(0).permutation(array.shape[2])
@@ -34,6 +42,8 @@ def write_series(
         ds.StudyDate, ds.StudyTime, ds.StudyID, ds.AccessionNumber = "20260101", "120000", "1", "1"
         ds.ReferringPhysicianName = ""
         ds.Modality, ds.SeriesNumber, ds.InstanceNumber = "MR", 3, int(order[z]) + 1
+        if description:
+            ds.SeriesDescription = description
         ds.Manufacturer, ds.PositionReferenceIndicator = "none", ""
         ds.ImageType = ["ORIGINAL", "PRIMARY"]
         ds.ImageOrientationPatient = [f"{v:.10g}" for v in (*(lps[:3, 0] / spacing[0]), *(lps[:3, 1] / spacing[1]))]
@@ -44,5 +54,5 @@ def write_series(
         ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
         ds.RescaleSlope, ds.RescaleIntercept = slope, 0
         ds.PixelData = np.ascontiguousarray(array[:, :, z].T.astype("<u2")).tobytes()
-        ds.save_as(folder / f"IM{order[z]:04d}", enforce_file_format=True)
+        ds.save_as(folder / f"{prefix}{order[z]:04d}", enforce_file_format=True)
     return folder

@@ -19,10 +19,10 @@ def random_segmenter(folder: Path, p: Preprocessing, *, labels: LabelMap = LABEL
     """A model folder of an untrained U-Net, with batch statistics that are not those of the beginning."""
     torch.manual_seed(3)
     options = NetworkOptions(width=width)
-    network = build_network(options, len(labels))
+    network = build_network(options, len(labels), channels=len(p.channels))
     with torch.no_grad():
         for _ in range(3):
-            network(torch.rand(2, 1, 64, 64))
+            network(torch.rand(2, len(p.channels), 64, 64))
         network.head.classify.weight *= 3
     return save_segmenter(folder, network, options=options, labels=labels, preprocessing=p)
 

@@ -16,6 +16,7 @@ from contrastive_core.errors import UserError
 from ssl_medseg.cli import main
 from ssl_medseg.commands.export import export
 from ssl_medseg.commands.predict import predict
+from ssl_medseg.datasets import DataOptions
 from ssl_medseg.exports import monai_bundle
 from ssl_medseg.io import read_label
 from ssl_medseg.models.checkpoint import load_segmenter
@@ -136,3 +137,35 @@ def test_what_is_there_is_not_overwritten_by_a_bundle(tmp_path: Path, model: Pat
     with pytest.raises(UserError, match=r"found the ending '\.pkl'"):
         export(str(model), tmp_path / "net.pkl")
     assert (tmp_path / "thesis" / "chapter").read_text() == "one"
+
+
+def test_exports_of_several_channels_give_the_same(tmp_path: Path) -> None:
+    p = replace(P, size=(64, 64), channels=("T2", "ADC"))
+    model = random_segmenter(tmp_path / "model", p)
+    assert main(["export", str(model), str(tmp_path / "net.pt2")]) == 0
+    beside = json.loads((tmp_path / "net.pt2.json").read_text())
+    assert (beside["input"]["shape"], beside["input"]["channels"]) == (["batch", 2, 64, 64], ["T2", "ADC"])
+    slices = torch.randn(3, 2, 64, 64)
+    with torch.no_grad():
+        wanted = load_segmenter(model, device="cpu").network(slices)
+        torch.testing.assert_close(
+            torch.export.load(tmp_path / "net.pt2").module()(slices), wanted, rtol=1e-4, atol=1e-4
+        )
+    # The bundle is run by MONAI, which compares its mask with ours; then on a channel of another grid.
+    export(str(model), tmp_path / "bundle")
+    meta = json.loads((tmp_path / "bundle" / "configs" / "metadata.json").read_text())
+    assert meta["network_data_format"]["inputs"]["image"]["channel_def"] == {"0": "T2", "1": "ADC"}
+    fine, coarse = affine((1.2, 1.2, 8), letters="LPS"), affine((1.8, 1.8, 8), letters="LPS")
+    (tmp_path / "images").mkdir()
+    write_nifti(tmp_path / "images" / "x_0000.nii.gz", phantom((60, 60, 3))[0], fine)
+    write_nifti(tmp_path / "images" / "x_0001.nii.gz", phantom((42, 42, 3), seed=1)[0], coarse)
+    monai_bundle._run_quietly(
+        config_file=str(tmp_path / "bundle" / "configs" / "inference.json"), bundle_root=str(tmp_path / "bundle"),
+        meta_file=str(tmp_path / "bundle" / "configs" / "metadata.json"), dataset_dir=str(tmp_path / "images"),
+        output_dir=str(tmp_path / "theirs"), device="cpu",
+    )  # fmt: skip
+    opening = DataOptions(channels=("T2", "ADC"))
+    predict(str(tmp_path / "bundle"), tmp_path / "images", tmp_path / "ours", opening=opening, device="cpu")
+    ours, _ = read_label(tmp_path / "ours" / "x.nii.gz", LABELS)
+    theirs, _ = read_label(tmp_path / "theirs" / "x.nii.gz", LABELS)
+    assert (ours == theirs).mean() > 0.98

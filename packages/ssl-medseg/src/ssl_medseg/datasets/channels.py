@@ -92,15 +92,20 @@ def fit_channels(image: ImageFile, names: Sequence[str]) -> ImageFile:
     missing = [name for name in names if name.casefold() not in places]
     if not missing:
         return join_channels([places[name.casefold()] for name in names])
-    if any(name and not name.isdecimal() for name in given):
+    expected = f"was trained with {', '.join(names)}"
+    if tuple(names) == (UNNAMED,):
+        found = f"has {several(len(given), 'channel')} ({', '.join(given)})"
+        expected, remedy = "was trained with one", f"choose it with --channels, as in --channels {given[0]}"
+    elif any(name and not name.isdecimal() for name in given):
         found = f"has {'the channels' if len(given) > 1 else 'the channel'} {', '.join(given)}"
         remedy = f"add {' and '.join(missing)}, or say what the data call it: --channels {missing[0]}=..."
+    elif len(given) < len(names):
+        found = f"has {several(len(given), 'channel')}, which is not named"
+        remedy = f"name the files of a case after the channels: CASE_{names[0]}, CASE_{names[1]}"
     else:
         found = f"has {several(len(given), 'channel')} without a name"
         remedy = f"state their order with --channels {','.join(names)}, if that is it"
-    raise UserError(
-        f"{image.path}: {found}; the model was trained with {', '.join(names)}. {remedy[0].upper()}{remedy[1:]}"
-    )
+    raise UserError(f"{image.path}: {found}; the model {expected}. {remedy[0].upper()}{remedy[1:]}")
 
 
 def choose_series(found: Sequence[Series], asked: str) -> Series:

@@ -79,7 +79,7 @@ def _inputs(p: Preprocessing) -> dict[str, Any]:
     if len(p.channels) == 1:
         images = "$[{'image': str(path)} for path in sorted(Path(@dataset_dir).glob('*.nii*'))]"
         return {"channel": 0, "images": images}
-    keys = [f"image_{number}" for number in range(len(p.channels))]
+    keys = [f"channel_{number}" for number in range(len(p.channels))]
     files = ", ".join(f"'{key}': str(path).replace('{_FIRST}', '_{number:04}.nii')" for number, key in enumerate(keys))
     chain: list[dict[str, Any]] = [
         {"_target_": "LoadImaged", "keys": keys, "ensure_channel_first": True},

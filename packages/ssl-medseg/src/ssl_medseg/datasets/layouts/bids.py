@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,11 +73,12 @@ def list_bids(root: Path, options: DataOptions) -> Listing:
     name = root.resolve().name
     channels = _channels(images, labels, options, name)
     cases = _cases(images, channels)
+    suffixes = {image.suffix for image in images}
     findings: list[Finding] = []
     entries: list[Entry] = []
     used: set[Path] = set()
     for there in cases:
-        matching = {label.path: label for image in there.values() for label in labels if _belongs(label, image, there)}
+        matching = _labels_of(there.values(), labels, suffixes)
         used.update(matching)
         first = next(iter(there.values()))
         own = stem(first.path) if len(channels) < 2 else "_".join(first.session)
@@ -88,7 +89,11 @@ def list_bids(root: Path, options: DataOptions) -> Listing:
         lacks = tuple(called for kind, called in channels.items() if kind not in there)
         label = next(iter(matching), None)
         entries.append(Entry(own, image, label, "training", patient=first.session[0], lacks=lacks))
-    others = [label.path for label in labels if label.path not in used]
+    # A label that was drawn on a kind of image that is not used is not missing its image.
+    others = [
+        label.path for label in labels
+        if label.path not in used and not (options.channels and label.named_images & suffixes)
+    ]  # fmt: skip
     chosen = {image.path for there in cases for image in there.values()}
     unchosen = [file.path for file in images if file.path not in chosen]
     if unchosen and options.channels:
@@ -138,16 +143,25 @@ def _parsed(path: Path) -> _File:
     return _File(path, frozenset((key, value) for key, _, value in entities), suffix)
 
 
-def _belongs(label: _File, image: _File, there: Mapping[str, _File]) -> bool:
-    """Whether a label says all that its image says, and beyond that only what labels may, or the image's suffix.
+def _labels_of(there: Collection[_File], labels: Sequence[_File], suffixes: Collection[str]) -> dict[Path, _File]:
+    """The labels of a case: those that name one of its images or none, else those that name another of its session."""
+    if len(suffixes) < 2:
+        return {label.path: label for image in there for label in labels if _belongs(label, image)}
+    session = next(iter(there)).session
+    kinds = {word for image in there for word in (image.kind, image.suffix)}
+    beyond = _OF_LABELS | suffixes | {name for image in there for name, _ in image.entities}
+    own = [
+        label for label in labels
+        if label.session == session and {key for key, _ in label.entities} <= beyond
+    ]  # fmt: skip
+    nearest = [label for label in own if not (named := label.named_images & set(suffixes)) or named & kinds]
+    return {label.path: label for label in nearest or own}
 
-    Where several kinds of image make a case, it need not repeat what tells the kinds apart.
-    """
-    said = image.entities
-    if len(there) > 1:
-        said = frozenset(pair for pair in said if pair[0] in _OF_SESSIONS)
+
+def _belongs(label: _File, image: _File) -> bool:
+    """The label says all that the image says, the suffix perhaps (sub-01_T2w_dseg), and no more than labels may."""
     beyond = {(key, value) for key, value in label.entities - image.entities if key not in _OF_LABELS}
-    return said <= label.entities and beyond <= {(image.suffix, "")}
+    return image.entities <= label.entities and beyond <= {(image.suffix, "")}
 
 
 def _own_map(root: Path) -> LabelMap | None:

@@ -11,7 +11,7 @@ from contrastive_core.errors import UserError
 from ssl_medseg.datasets.channels import choose_channels, unique_names
 from ssl_medseg.datasets.layouts.listing import Entry, Listing
 from ssl_medseg.datasets.options import DataOptions
-from ssl_medseg.io.file_types import images_in, stem
+from ssl_medseg.io.file_types import images_in, is_series, stem
 from ssl_medseg.io.label_map import LabelMap, read_label_map
 from ssl_medseg.io.tables import read_table, whole_number
 from ssl_medseg.io.volume import join_channels
@@ -26,6 +26,9 @@ _MAPS = ("labels.json", "labels.csv", "labels.tsv", "dataset.json")
 
 def list_folders(root: Path, options: DataOptions) -> Listing:
     """Files and DICOM series in ``images``, with labels of the same name in ``labels``; ``unlabelled`` has none.
+
+    A folder with the series of a study, or a folder for each, is an image where `DataOptions.channels` names series by
+    their descriptions.
 
     A label may be called as its image is with ``_label``, ``_seg``, ``_mask`` or ``_gt`` behind; ``_image`` at the end
     of an image is not part of the name. What the values mean is read from labels.json, labels.csv or labels.tsv.
@@ -44,11 +47,11 @@ def list_folders(root: Path, options: DataOptions) -> Listing:
         if len(paths) > 1
     ]  # fmt: skip
     entries = []
-    for path in _all(root, IMAGES):
+    for path in sorted([*_all(root, IMAGES), *_studies(root, IMAGES, options)]):
         name = _short(path, _IMAGE_ENDINGS)
         image = options.image(path)
         entries.append(Entry(name, image, label_of.pop(name, None), "training"))
-    for path in _all(root, UNLABELLED):
+    for path in [*_all(root, UNLABELLED), *_studies(root, UNLABELLED, options)]:
         image = options.image(path)
         entries.append(Entry(_short(path, _IMAGE_ENDINGS), image, None, "unlabelled", is_unlabelled=True))
     return Listing(
@@ -74,6 +77,16 @@ def own_label_map(root: Path) -> LabelMap | None:
 
 def _all(root: Path, folders: Iterable[str]) -> list[Path]:
     return [path for folder in folders for path in images_in(root / folder)]
+
+
+def _studies(root: Path, folders: Iterable[str], options: DataOptions) -> list[Path]:
+    """Folders with a folder for every series of a DICOM study, of which channels are chosen."""
+    if not options.channels:
+        return []
+    inside = [path for name in folders if (root / name).is_dir() for path in sorted((root / name).iterdir())]
+    return [
+        path for path in inside if path.is_dir() and not is_series(path) and any(map(is_series, sorted(path.iterdir())))
+    ]
 
 
 def _short(path: Path, endings: Iterable[str]) -> str:

@@ -79,6 +79,7 @@ def _inputs(p: Preprocessing) -> dict[str, Any]:
     if len(p.channels) == 1:
         images = "$[{'image': str(path)} for path in sorted(Path(@dataset_dir).glob('*.nii*'))]"
         return {"channel": 0, "images": images}
+    # Not image_0: Spacingd takes what begins with image_ for the image's metadata.
     keys = [f"channel_{number}" for number in range(len(p.channels))]
     files = ", ".join(f"'{key}': str(path).replace('{_FIRST}', '_{number:04}.nii')" for number, key in enumerate(keys))
     chain: list[dict[str, Any]] = [

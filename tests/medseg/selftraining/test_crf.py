@@ -100,7 +100,7 @@ def test_weights_of_zero_change_nothing() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((torch.ones(1, 8, 8), torch.ones(1, 2, 8, 8)), r"images \[1, 8, 8\], expected \[S, 1, H, W\]"),
+        ((torch.ones(1, 8, 8), torch.ones(1, 2, 8, 8)), r"images \[1, 8, 8\], expected \[S, K, H, W\]"),
         ((torch.ones(1, 1, 8, 8), torch.ones(2, 2, 8, 8)), "differ"),
         ((torch.ones(1, 1, 8, 8), torch.ones(1, 2, 8, 9)), "differ"),
     ],

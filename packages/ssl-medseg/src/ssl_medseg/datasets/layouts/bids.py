@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,7 +94,7 @@ def list_bids(root: Path, options: DataOptions) -> Listing:
         label.path for label in labels
         if label.path not in used and not (options.channels and label.named_images & suffixes)
     ]  # fmt: skip
-    chosen = {image.path for there in cases for image in there.values()}
+    chosen = {each.path for there in cases for each in there.values()}
     unchosen = [file.path for file in images if file.path not in chosen]
     if unchosen and options.channels:
         title = f"{several(len(unchosen), 'image')} of other kinds than {', '.join(options.channels)}, left out"
@@ -143,7 +143,7 @@ def _parsed(path: Path) -> _File:
     return _File(path, frozenset((key, value) for key, _, value in entities), suffix)
 
 
-def _labels_of(there: Collection[_File], labels: Sequence[_File], suffixes: Collection[str]) -> dict[Path, _File]:
+def _labels_of(there: Collection[_File], labels: Sequence[_File], suffixes: Set[str]) -> dict[Path, _File]:
     """The labels of a case: those that name one of its images or none, else those that name another of its session."""
     if len(suffixes) < 2:
         return {label.path: label for image in there for label in labels if _belongs(label, image)}
@@ -154,7 +154,7 @@ def _labels_of(there: Collection[_File], labels: Sequence[_File], suffixes: Coll
         label for label in labels
         if label.session == session and {key for key, _ in label.entities} <= beyond
     ]  # fmt: skip
-    nearest = [label for label in own if not (named := label.named_images & set(suffixes)) or named & kinds]
+    nearest = [label for label in own if not (named := label.named_images & suffixes) or named & kinds]
     return {label.path: label for label in nearest or own}
 
 

@@ -212,3 +212,11 @@ def test_check_says_how_channels_lie(tmp_path: Path) -> None:
     found = {finding.kind: finding for finding in examine(root).findings}
     (wrong,) = [f for f in found.values() if any("it lies on the grid of ADC" in item.detail for item in f.items)]
     assert wrong.level == "error"
+
+
+def test_two_images_of_one_kind_in_a_bids_session_are_said(tmp_path: Path) -> None:
+    root = bids(tmp_path)
+    put(root / "sub-p1" / "other" / "sub-p1_ADC.nii.gz", image("p1", 0))
+    data = open_dataset(root)
+    assert "1 image of a kind that their session has already, left out" in data.notes[0]
+    np.testing.assert_array_equal(read_volume(data.cases[0].image).channels["ADC"], image("p1", 1))

@@ -101,7 +101,7 @@ def list_bids(root: Path, options: DataOptions) -> Listing:
         findings.append(Finding("note", "other_kind", title))
     elif unchosen:
         title = f"{several(len(unchosen), 'image')} of a kind that their session has already, left out"
-        findings.append(Finding("warning", "same_kind", title, [Item([file.path.name for file in unchosen])]))
+        findings.append(Finding("warning", "same_kind", title, [Item([path.name for path in unchosen])]))
     return Listing(
         name, root, "bids", entries, _own_map(root), labels_without_image=others, channels=list(channels.values()),
         findings=findings, set_aside=unchosen,

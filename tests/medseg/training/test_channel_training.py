@@ -23,6 +23,7 @@ from ssl_medseg.pretraining.model import load_trunk
 from ssl_medseg.selftraining.crf import SETTINGS, dense_crf
 from ssl_medseg.selftraining.training import selftrain
 from ssl_medseg.training.augment import AugmentOptions, change_intensity, deform
+from ssl_medseg.training.recipe import TrainingOptions
 from ssl_medseg.training.supervised import train
 from tests.medseg.volumes_on_disk import affine, phantom, write_nifti
 
@@ -96,10 +97,11 @@ def test_two_channels_from_pre_training_to_a_model(tmp_path: Path, capsys: pytes
         local_volumes=2, network=NetworkOptions(width=4), **small,
     )  # fmt: skip
     assert load_trunk(tmp_path / "trunk").preprocessing.channels == ("noise", "signal")
-    train(str(data), split, tmp_path / "begun", recipe="paper", steps=1, batch_size=2, start=str(tmp_path / "trunk"),
-          run=RUN)  # fmt: skip
+    train(str(data), split, tmp_path / "begun", init=str(tmp_path / "trunk"),
+          training=TrainingOptions("paper", steps=1, batch_size=2), run=RUN)  # fmt: skip
     train(
-        str(data), split, tmp_path / "base", effort="minutes", steps=60, batch_size=4,
+        str(data), split, tmp_path / "base",
+        training=TrainingOptions(effort="minutes", steps=60, batch_size=4),
         network=NetworkOptions("plain-unet", 8), augment=AugmentOptions(affine=False, elastic=0), **small,
     )  # fmt: skip
     model = json.loads((tmp_path / "base" / "model" / "model.json").read_text())
@@ -111,10 +113,11 @@ def test_two_channels_from_pre_training_to_a_model(tmp_path: Path, capsys: pytes
     done = evaluate(str(tmp_path / "base"), str(data), pictures=False, device="cpu")
     (dice,) = [score.dice for case in done.evaluation.cases for score in case.structures]
     assert dice > 0.6
-    selftrain(str(tmp_path / "base"), str(data), split, tmp_path / "self", steps=2, batch_size=2, run=RUN)
+    few = TrainingOptions(effort="minutes", steps=2, batch_size=2)
+    selftrain(str(tmp_path / "base"), str(data), split, tmp_path / "self", training=few, run=RUN)
     assert load_segmenter(tmp_path / "self").preprocessing.channels == ("noise", "signal")
     with pytest.raises(UserError, match=r"has the channel noise; the model was trained with noise, signal"):
         selftrain(
-            str(tmp_path / "base"), str(data), split, tmp_path / "x", steps=2, opening=DataOptions(channels=("noise",)),
-            run=RUN,
+            str(tmp_path / "base"), str(data), split, tmp_path / "x", training=few,
+            opening=DataOptions(channels=("noise",)), run=RUN,
         )  # fmt: skip

@@ -167,9 +167,7 @@ def predict(
     if batch_size < 1:
         raise UserError(f"predict needs batch_size >= 1, got {batch_size}")
     segmenter = load_segmenter(model, device=device)
-    found = find_images(
-        Path(data), opening=opening, split=split, part=part, channels=segmenter.preprocessing.channels
-    )
+    found = find_images(Path(data), opening=opening, split=split, part=part, channels=segmenter.preprocessing.channels)
     folder, targets = _targets(found, out, mask_format)
     refinement = _refinement(segmenter, keep_largest=keep_largest, mirror=mirror)
     planned = [

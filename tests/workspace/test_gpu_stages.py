@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from ssl_video.data.synthetic import make_videos
+from ssl_video.data.videos import SUFFIXES
 from tools.gpu import pack, run
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +38,16 @@ def call(tmp_path: Path, *arguments: object, timeout: float = 240.0) -> subproce
 
 def make_data(folder: Path) -> None:
     """Images of two classes, two-frame volumes of six patients with three structures, and videos of four classes."""
-    make_videos(folder / "ucf101_10", per_class=10)
+    clips = folder / "videos"
+    make_videos(clips, per_class=4)
+    listed = [(path, path.parent.name) for path in sorted(clips.rglob("*.*")) if path.suffix in SUFFIXES]
+    with (clips / "clips.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "class", "label"])
+        rows.writerows([path.relative_to(clips), label, 0] for path, label in listed)
+    pack.pack_clips(clips, folder, 4)
+    with tarfile.open(folder / "clips.tar") as archive:
+        archive.extractall(folder / "clips", filter="data")
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
         for label in ("airplane", "bird"):
@@ -68,17 +78,24 @@ def make_data(folder: Path) -> None:
         rows.writerows([name, name[:10], "val" if name < "patient002" else "train"] for name in names)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)  # about a minute on an idle machine
+@pytest.mark.timeout(180)  # half a minute on an idle machine
 def test_rehearsal_runs_every_stage(tmp_path: Path) -> None:
     make_data(tmp_path / "data")
-    done = call(tmp_path, "--data", tmp_path / "data", "--seconds", 1700, timeout=1750)
+    done = call(tmp_path, "--data", tmp_path / "data", timeout=170)
     log = tmp_path / "out" / "log.txt"
     assert done.returncode == 0, f"{done.stdout}{done.stderr}{log.read_text() if log.is_file() else ''}"
     stages = json.loads((tmp_path / "out" / "gpu.json").read_text())["stages"]
-    assert set(stages) == {"accuracy", "losses", "simclr", "acdc", "mvpl", "profile"}
+    assert set(stages) == {"accuracy", "losses", "simclr", "suncet", "acdc", "mvpl", "profile"}
     assert stages["accuracy"]["results"]["accuracy.json"]["worst"]["float32"]["failed"] == 0
-    assert {"network.json", "linear.json"} <= set(stages["simclr"]["results"])
+    assert stages["simclr"]["results"]["network.json"]["share_outside_network"] < 1
+    simclr, suncet = stages["suncet"]["results"]["linear.json"].values()
+    assert [point["steps"] for point in simclr] == [0, 2, 4]
+    assert [point["images"] for point in simclr] == [0, 32, 64]
+    assert [point["images"] for point in suncet] == [0, 64]
+    assert stages["mvpl"]["results"]["mvpl.json"]["clips"] == {"labelled": 8, "unlabelled": 12, "test": 4}
+    rows = stages["acdc"]["results"]["acdc_strong.json"]["table"]["rows"]
+    assert [row[1].partition(",")[0] for row in rows] == ["labels alone", "consistency"]
+    assert stages["profile"]["results"]["kernels.json"]["simclr"]
     with tarfile.open(tmp_path / "out" / "runs.tar.gz") as archive:
         names = archive.getnames()
     assert "simclr/run/metrics.jsonl" in names
@@ -94,6 +111,17 @@ def test_a_stage_that_fails_or_takes_too_long_stops_no_other(tmp_path: Path) -> 
                 {"name": "broken", "group": 0, "seconds": 20, "commands": [["{python}", "-c", "exit(3)"], ["never"]]},
                 {"name": "absent", "group": 0, "seconds": 9, "commands": [["there-is-no-such-program"]]},
                 {"name": "slow", "group": 0, "seconds": 0.3, "commands": [["sleep", "60"]]},
+                {
+                    "name": "collected",
+                    "group": 0,
+                    "seconds": 20,
+                    "last": 19.7,
+                    "commands": [
+                        ["sleep", "60"],
+                        ["never"],
+                        ["{python}", "-c", write, "{work}/b.json"],
+                    ],
+                },
                 {"name": "good", "group": 1, "seconds": 20, "commands": [["{python}", "-c", write, "{work}/a.json"]]},
                 {"name": "gpu", "group": 1, "seconds": 20, "commands": [["never"]], "rehearse": None},
             ]
@@ -101,11 +129,13 @@ def test_a_stage_that_fails_or_takes_too_long_stops_no_other(tmp_path: Path) -> 
     )
     done = call(tmp_path, "--file", file)
     assert done.returncode == 1
-    assert "failed: broken, absent, slow" in done.stderr
+    assert "failed: broken, absent, slow, collected" in done.stderr
     stages = json.loads((tmp_path / "out" / "gpu.json").read_text())["stages"]
     assert [command["status"] for command in stages["broken"]["commands"]] == [3]
     assert "did not start: [Errno 2]" in stages["absent"]["commands"][0]["status"]
     assert stages["slow"]["commands"][0]["status"] == "out of time"
+    assert [command["status"] for command in stages["collected"]["commands"]] == ["out of time", 0]
+    assert stages["collected"]["results"] == {"b.json": [1]}
     assert stages["good"]["results"] == {"a.json": [1]}
     assert "gpu" not in stages
     assert "$ sleep 60" in (tmp_path / "out" / "log.txt").read_text()

@@ -40,6 +40,7 @@ from tools.bench.loss_cell import METHODS, measure, peak_flops
 from tools.results import provenance, render, write_result
 
 OURS = "nt_xent"
+PEERS = frozenset({"lightly", "pml_supcon", "pml_nt_xent"})  # methods of libraries that take long to import
 DEFAULT = (OURS, "nt_xent_torch", "gemm2", "full_matrix", "lightly")
 Result = dict[str, Any]
 Key = tuple[int, str, int, int, str]  # threads, dtype, dim, rows, method
@@ -90,6 +91,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--long", type=float, default=4.0, help="seconds of a call from which one round is enough")
     parser.add_argument("--timeout", type=float, default=900.0, help="give a cell up after this many seconds")
     parser.add_argument("--limit-gb", type=float, default=8.0, help="extra memory a cell may take")
+    parser.add_argument("--in-process", action="store_true", help="all cells in this process, as on CUDA")
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     arguments = parser.parse_args()
     arguments.sizes.sort()
@@ -102,10 +104,11 @@ def run_cell(arguments: argparse.Namespace, **cell: Any) -> Result:
     """The cell's result from a process of its own (on CUDA from this one), or {"skipped": why}."""
     options = {"device": arguments.device, "repeats": arguments.repeats, "seconds": arguments.seconds}
     options |= {"long": arguments.long, "limit_mb": arguments.limit_gb * 1024}
-    if arguments.device == "cuda":
+    if arguments.device == "cuda" or arguments.in_process:
         return measure(**cell, **options)
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["tools.bench.loss_cell", "tools.bench.peers"])
+    peers = ["tools.bench.peers"] if PEERS.intersection(arguments.methods) else []
+    processes.set_forkserver_preload(["tools.bench.loss_cell", *peers])
     results, end = processes.Pipe(duplex=False)
     process = processes.Process(target=work, args=(end, {**cell, **options}))
     process.start()

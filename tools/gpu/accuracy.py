@@ -102,12 +102,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--largest", type=int, default=2048, help="rows of a view in the largest case")
+    parser.add_argument("--smallest", type=int, default=0, help="rows of a view in the smallest case")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     begun = time.monotonic()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        rows = compare(arguments.device, tuple(size for size in SIZES if size[0] <= arguments.largest))
+        sizes = tuple(size for size in SIZES if arguments.smallest <= size[0] <= arguments.largest)
+        rows = compare(arguments.device, sizes)
     record = {
         "info": str(info()),
         "warnings": sorted({f"{warning.message}" for warning in said}),

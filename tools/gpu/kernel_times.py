@@ -42,6 +42,12 @@ def kernels(run: Callable[[], object], device: torch.device) -> list[dict[str, A
     ]
 
 
+def loss_step(device: torch.device, *, rows: int, features: int) -> Callable[[], None]:
+    """Value and gradient of NT-Xent on `rows` embeddings in bfloat16."""
+    a, b = (torch.randn(rows // 2, features, device=device, dtype=torch.bfloat16).requires_grad_() for _ in range(2))
+    return lambda: nt_xent(a, b, temperature=0.1).backward()  # type: ignore[no-untyped-call, no-any-return]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
@@ -49,17 +55,15 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=768)
     parser.add_argument("--batch", type=int, default=512, help="images of a step, two views each")
     parser.add_argument("--width", type=float, default=1.0, help="of the network")
+    parser.add_argument("--only", choices=["nt_xent", "simclr"], nargs="+", default=["nt_xent", "simclr"])
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
-    a, b = (
-        torch.randn(arguments.rows // 2, arguments.features, device=device, dtype=torch.bfloat16).requires_grad_()
-        for _ in range(2)
-    )
-    record = {
-        "nt_xent": kernels(lambda: nt_xent(a, b, temperature=0.1).backward(), device),  # type: ignore[no-untyped-call]
-        "simclr": kernels(network_step(device, batch=arguments.batch, width=arguments.width), device),
+    runs: dict[str, Callable[[], Callable[[], object]]] = {
+        "nt_xent": lambda: loss_step(device, rows=arguments.rows, features=arguments.features),
+        "simclr": lambda: network_step(device, batch=arguments.batch, width=arguments.width),
     }
+    record = {name: kernels(runs[name](), device) for name in arguments.only}
     arguments.out.write_text(json.dumps(record, indent=1))
     for name, found in record.items():
         print(name, *(f"{entry['us']:9.0f} us {entry['calls']:4d}  {entry['kernel']}" for entry in found), sep="\n")

@@ -1,14 +1,16 @@
 """Images per second of SimCLR's network alone: no loading, no augmentation, the same images in every step.
 
-    python -m tools.gpu.network_speed --device cuda --out network.json
+    python -m tools.gpu.network_speed --device cuda --run runs/simclr --out network.json
 
-What a training run takes beyond this is loading, augmentation and logging.
+What a training run takes beyond this is loading, augmentation and logging: with `--run`, a run of `ssl-vision pretrain`
+with this network and batch on this device, its share of a step.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,12 +43,20 @@ def network_step(device: torch.device, *, batch: int, width: float) -> Callable[
     return step
 
 
+def steps_per_second(run: Path) -> float:
+    """Median over the records of a run's speed but the first, which has the start in it."""
+    records = [json.loads(line) for line in (run / "timing.jsonl").read_text().splitlines()]
+    speeds = [record["steps_per_second"] for record in records if "steps_per_second" in record]
+    return statistics.median(speeds[1:] or speeds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--batch", type=int, default=512, help="images, two views each")
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--run", type=Path, help="folder of a training run to compare with")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
@@ -64,6 +74,9 @@ def main() -> None:
         step()
     seconds = (wait() - begun) / arguments.steps
     record = {"seconds_per_step": seconds, "images_per_second": arguments.batch / seconds, "batch": arguments.batch}
+    if arguments.run is not None:
+        speed = steps_per_second(arguments.run)
+        record |= {"run_images_per_second": arguments.batch * speed, "share_outside_network": 1 - seconds * speed}
     arguments.out.write_text(json.dumps(record))
     print(record)
 

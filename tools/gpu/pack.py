@@ -3,30 +3,36 @@
     python -m tools.gpu.pack --cifar10 cifar10.tar.xz --acdc acdc --ucf101 ucf101_10 --into .gpu
 
 The folder holds the sources of the packages, the tools and the tests as they lie here, the wheels of `wheels.txt`, and
-the data: CIFAR-10 as it comes, ACDC with its longer side at 192 pixels and intensities in 8 bits, clips of UCF-101.
-Clips come with a large wheel, beside which only one of the others fits. Data that are there already stay.
+the data: CIFAR-10 as it comes, ACDC with its longer side at 192 pixels and intensities in 8 bits, clips of UCF-101 as
+pictures that need no video decoder. Data that are there already stay. At the end the size is printed, and the command
+line that runs everything on the machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import itertools
 import json
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("packages", "tools", "tests", "pyproject.toml")
 SIDE = 192
+CLIP_SIDE = 64
+LONGEST = 500  # frames of a clip: a JPEG has at most 65,535 rows
+SECONDS = 540
 LIMIT = 64 << 20
 # The machine's Python, and the names of platforms whose wheels run there.
 PLATFORMS = [f"--platform=manylinux_2_{minor}_x86_64" for minor in (28, 27, 17)] + ["--platform=manylinux2014_x86_64"]
@@ -47,15 +53,11 @@ def copy_sources(into: Path) -> None:
     (into / "COMMIT").write_text(head.stdout)
 
 
-def download_wheels(into: Path, cache: Path, lists: Sequence[str]) -> None:
-    """The wheels of some lists; those of an earlier call are taken from the cache."""
+def download_wheels(into: Path, cache: Path) -> None:
+    """The wheels of `wheels.txt`; those of an earlier call are taken from the cache."""
     shutil.rmtree(into, ignore_errors=True)
-    for name in lists:
-        _download(into, cache / Path(name).stem, Path(__file__).with_name(name))
-
-
-def _download(into: Path, cache: Path, listed: Path) -> None:
-    wanted = [line for line in listed.read_text().splitlines() if line[:1] != "#"]
+    lines = Path(__file__).with_name("wheels.txt").read_text().splitlines()
+    wanted = [line for line in lines if line[:1] != "#"]
     if not cache.is_dir():
         pip = [
             sys.executable,
@@ -68,7 +70,7 @@ def _download(into: Path, cache: Path, listed: Path) -> None:
             "--python-version=3.12",
         ]
         subprocess.run([*pip, "--implementation=cp", *PLATFORMS, "-d", str(cache), *wanted], check=True)
-    shutil.copytree(cache, into, dirs_exist_ok=True)
+    shutil.copytree(cache, into)
 
 
 def pack_acdc(source: Path, into: Path) -> None:
@@ -96,20 +98,58 @@ def pack_acdc(source: Path, into: Path) -> None:
 
 
 def pack_clips(source: Path, into: Path, per_class: int) -> None:
-    """The first clips of every class with their lists, as one archive `ucf101_10.tar.xz`."""
-    header, *lines = (source / "clips.csv").read_text().splitlines()
-    taken: dict[str, list[str]] = {}
+    """Some clips of every class as `tools.gpu.mvpl` reads them, without a video decoder, as one archive `clips.tar`.
+
+    A clip becomes one JPEG, its frames one below the other. Of each class the first clips are for training, a fifth of
+    these with labels, and the last ones, a quarter of all, for the test: clips of one recording follow each other.
+    """
+    _, *lines = (source / "clips.csv").read_text().splitlines()
+    found: dict[str, list[str]] = {}
     for line in lines:
-        taken.setdefault(line.split(",")[1], []).append(line)
-    kept = [line for lines in taken.values() for line in lines[:per_class]]
-    with tempfile.TemporaryDirectory() as scratch, tarfile.open(into / "ucf101_10.tar.xz", "w:xz") as archive:
-        listing = Path(scratch, "clips.csv")
-        listing.write_text("\n".join([header, *kept]) + "\n")
-        archive.add(listing, "clips.csv")
-        archive.add(source / "classes.json", "classes.json")
-        for line in kept:
-            name = line.split(",")[0]
-            archive.add(source / name, name)
+        path, label, *_ = line.split(",")
+        found.setdefault(label, []).append(path)
+    tested = per_class // 4
+    with tempfile.TemporaryDirectory() as scratch, tarfile.open(into / "clips.tar", "w") as archive:
+        table = Path(scratch, "clips.csv")
+        with table.open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["file", "class", "part", "frames", "fps"])
+            for label, paths in found.items():
+                known = max(2, (per_class - tested) // 5)
+                parts = ["labelled"] * known + ["unlabelled"] * (per_class - tested - known) + ["test"] * tested
+                for path, part in zip(paths[: per_class - tested] + paths[-tested:], parts, strict=True):
+                    name = f"{label}-{Path(path).stem}.jpg"
+                    frames, fps = write_strip(source / path, Path(scratch, name))
+                    rows.writerow([name, label, part, frames, fps])
+                    archive.add(Path(scratch, name), name)
+        archive.add(table, "clips.csv")
+
+
+def write_strip(video: Path, to: Path) -> tuple[int, float]:
+    """Write the first `LONGEST` frames of a video, short side at most `CLIP_SIDE`, below each other as one JPEG.
+
+    Returns:
+        Number of frames, and frames per second.
+    """
+    from ssl_video.data import index_video  # they need PyAV, which a machine without videos need not have
+    from ssl_video.data.clip import resize_short
+    from ssl_video.data.reader import every_frame
+
+    index = index_video(video)
+    frames = torch.from_numpy(np.stack(list(itertools.islice(every_frame(video), LONGEST)))).permute(0, 3, 1, 2)
+    if min(frames.shape[2:]) > CLIP_SIDE:
+        frames = resize_short(frames, CLIP_SIDE)
+    strip = frames.permute(0, 2, 3, 1).reshape(-1, frames.shape[3], 3)
+    Image.fromarray(strip.numpy()).save(to, quality=90)
+    return len(frames), len(index) / index.duration
+
+
+def command_line(into: Path) -> str:
+    """What runs everything on the machine, from the folder that holds `into`; results are in $OUT."""
+    return (
+        f"cd {into.name} && export PYTHONPATH=$PWD && timeout {SECONDS + 40} "
+        f"python3 -m tools.gpu.run --out $OUT --work /tmp/gpu --seconds {SECONDS}"
+    )
 
 
 def main() -> None:
@@ -118,7 +158,7 @@ def main() -> None:
     parser.add_argument("--cifar10", type=Path, help="archive of CIFAR-10 with train/ and test/, a folder per class")
     parser.add_argument("--acdc", type=Path, help="ACDC as a Decathlon folder with split.csv")
     parser.add_argument("--ucf101", type=Path, help="folder of clips with clips.csv and classes.json")
-    parser.add_argument("--clips", type=int, default=24, help="clips of every class")
+    parser.add_argument("--clips", type=int, default=24, help="clips of every class, a quarter for the test")
     parser.add_argument("--wheels", type=Path, default=Path("~/.cache/contrastive-gpu-wheels").expanduser())
     arguments = parser.parse_args()
     into: Path = arguments.into
@@ -128,8 +168,7 @@ def main() -> None:
     data = into / "data"
     data.mkdir(parents=True, exist_ok=True)
     copy_sources(into)
-    lists = ["wheels.txt", *(["wheels-video.txt"] if arguments.ucf101 else [])]
-    download_wheels(into / "wheels", arguments.wheels, lists)
+    download_wheels(into / "wheels", arguments.wheels)
     if arguments.cifar10:
         shutil.copyfile(arguments.cifar10, data / "cifar10.tar.xz")
     if arguments.acdc:
@@ -140,6 +179,7 @@ def main() -> None:
     print(f"{into}: {size / 2**20:.1f} MiB")
     if size > LIMIT:
         raise SystemExit(f"{into} takes {size / 2**20:.1f} MiB, more than {LIMIT >> 20}; leave out data")
+    print(command_line(into))
 
 
 if __name__ == "__main__":

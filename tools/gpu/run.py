@@ -6,7 +6,8 @@
 `stages.yaml` lists the stages. A stage is a few commands with a time limit together; stages of one group run side by
 side. After every stage `gpu.json` (the results), `log.txt` (what the commands printed) and `runs.tar.gz` (metrics and
 records of the training runs) are written again, so that a run that is cut off keeps what it had. A stage that fails or
-runs out of time is recorded as such and stops no other.
+runs out of time is recorded as such and stops no other. A rehearsal forks its commands from a process that has imported
+their libraries, so that it takes less than a minute; what they do is the same.
 """
 
 from __future__ import annotations
@@ -31,11 +32,18 @@ from typing import Any
 
 import yaml
 
+from tools.forked import Forked
+
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = Path(__file__).with_name("stages.yaml")
 SOURCES = [ROOT, *sorted((ROOT / "packages").glob("*/src"))]
 LARGEST_FILE = 2 << 20  # of a run's files, the largest that is kept
 _PATIENCE = 5  # times the limits in a rehearsal: a CPU may be busy with other work
+# What the stages import; those of the GPU machine that are missing here, and the other way round, are passed over.
+LIBRARIES = (
+    "torch", "torchvision", "monai", "nibabel", "matplotlib", "ssl_vision.commands.pretrain",
+    "ssl_medseg.commands.selftrain", "ssl_medseg.commands.evaluate", "ssl_video.mvpl.method",
+)  # fmt: skip
 LARGEST_LOG = 200_000  # characters of a stage's output, its end
 
 
@@ -48,8 +56,10 @@ class Stage:
         seconds: time limit of all its commands together.
         commands: argument lists; `{python}`, `{device}`, `{data}`, `{work}` (the stage's folder), `{runs}` (the folder
             of all stages) and `{acdc}` (what `--acdc` says) are replaced.
-        rehearse: arguments added to each command in a rehearsal; None leaves the stage out.
         group: stages that follow each other with the same number run side by side.
+        last: seconds of the limit that are kept for the last command, which then runs even if those before it ran out
+            of time or failed: it collects what they have left.
+        rehearse: arguments added to each command in a rehearsal; None leaves the stage out.
         record: of the run: seconds, the commands with their exit status, and the JSON files they wrote.
     """
 
@@ -57,6 +67,7 @@ class Stage:
     seconds: float
     commands: list[list[str]]
     group: int
+    last: float = 0
     rehearse: list[list[str]] | None = field(default_factory=list)
     record: dict[str, Any] = field(default_factory=dict)
 
@@ -69,6 +80,7 @@ class Session:
         self.begun, self.budget = time.monotonic(), budget
         self.stages: list[Stage] = []
         self.more: dict[str, list[str]] = {}
+        self.forked: Forked | None = None
         self.environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": self.search_path()}
         self._lock = threading.Lock()
 
@@ -86,14 +98,18 @@ class Session:
         folder.mkdir(parents=True, exist_ok=True)
         begun, deadline = time.monotonic(), time.monotonic() + min(stage.seconds, self.left())
         stage.record = {"begun": round(begun - self.begun, 1), "commands": []}
-        with self._log(stage).open("w") as log:
-            for command in stage.commands:
+        self._log(stage).unlink(missing_ok=True)
+        with self._log(stage).open("a") as log:  # commands write to its end, too
+            for number, command in enumerate(stage.commands, 1):
+                is_last = number == len(stage.commands)
                 names = {"python": sys.executable, "device": self.device, "data": self.data, "runs": self.work}
                 words = [word.format(work=folder, **names) for word in self._extended(command)]
                 print("$", *words, file=log, flush=True)
-                status = self._wait(words, log, deadline)
+                if stage.last and not is_last and any(c["status"] != 0 for c in stage.record["commands"]):
+                    continue
+                status = self._wait(words, self._log(stage), deadline if is_last else deadline - stage.last)
                 stage.record["commands"].append({"line": " ".join(words[1:]), "status": status})
-                if status != 0:
+                if status != 0 and not stage.last:
                     break
         stage.record["seconds"] = round(time.monotonic() - begun, 1)
         stage.record["results"] = {
@@ -108,18 +124,23 @@ class Session:
         """The command with the arguments that were given for `{NAME}`."""
         return [part for word in command for part in (self.more.get(word, [word]))]
 
-    def _wait(self, words: Sequence[str], log: Any, deadline: float) -> int | str:
+    def _wait(self, words: Sequence[str], log: Path, deadline: float) -> int | str:
         """Exit status, or what happened instead."""
-        if deadline - time.monotonic() < 0.1:
+        left = deadline - time.monotonic()
+        if left < 0.1:
             return "out of time"
+        if self.forked is not None and words[1:2] == ["-m"]:
+            status = self.forked.run(words[2], words[3:], log, seconds=left)
+            return "out of time" if status is None else status
         try:
-            process = subprocess.Popen(
-                words, cwd=ROOT, env=self.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
+            with log.open("ab") as file:
+                process = subprocess.Popen(
+                    words, cwd=ROOT, env=self.environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+                )
         except OSError as error:
             return f"did not start: {error}"
         try:
-            return process.wait(deadline - time.monotonic())
+            return process.wait(left)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -181,8 +202,8 @@ def prepare(session: Session) -> dict[str, Any]:
     site, data = session.work / "site", session.data
     wheels = sorted(map(str, (ROOT / "wheels").glob("*.whl")))
     jobs: dict[str, list[str]] = {}
-    for path in sorted((ROOT / "data").glob("*.tar.xz")):
-        folder = data / path.name.removesuffix(".tar.xz")
+    for path in sorted((ROOT / "data").glob("*.tar*")):
+        folder = data / path.name.partition(".")[0]
         folder.mkdir(parents=True, exist_ok=True)
         jobs[f"unpack {path.name}"] = ["tar", "-C", str(folder), "-xf", str(path)]
     if wheels:
@@ -219,7 +240,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of the unpacked data; by default in the scratch folder")
     parser.add_argument("--stages", nargs="+", default=[], help="stages to run; by default all")
     parser.add_argument("--file", type=Path, default=STAGES, help="file of the stages")
-    parser.add_argument("--acdc", default="", help="further flags of the segmentation run, in one string")
+    parser.add_argument("--acdc", default="", help="further arguments of the segmentation study, in one string")
     parser.add_argument("--seconds", type=float, default=540, help="budget of the whole call")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU, nothing installed")
     arguments = parser.parse_args()
@@ -232,6 +253,8 @@ def main() -> None:
     )  # fmt: skip
     session.more = {"{acdc}": shlex.split(arguments.acdc)}
     session.stages = read_stages(arguments.file, arguments.stages, rehearse=arguments.rehearse)
+    if arguments.rehearse:
+        session.forked = Forked(LIBRARIES)
     if not arguments.rehearse:
         setup = Stage("prepare", 0, [], -1, record=prepare(session))
         print(f"{time.monotonic() - session.begun:5.0f} s  prepare: {json.dumps(setup.record)[:1500]}", flush=True)

@@ -3,7 +3,8 @@
     python -m tools.gpu.waits --out waits.json ssl_vision pretrain DATA OUT ...
 
 The command runs in this process under `torch.cuda.set_sync_debug_mode`, which reports every wait that PyTorch knows of.
-The file lists how many waits there were, by the innermost line of our packages.
+In place of a package with a command line, a module that is a program may stand, such as tools.gpu.mvpl. The file lists
+how many waits there were, by the innermost line of our packages.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import collections
 import importlib
 import json
+import sys
 import traceback
 import warnings
 from pathlib import Path
@@ -20,6 +22,17 @@ from typing import Any
 import torch
 
 PACKAGES = ("contrastive_core", "ssl_vision", "ssl_medseg", "ssl_video")
+OWN = (*PACKAGES, "tools/gpu")
+
+
+def run(package: str, words: list[str]) -> int:
+    """Exit status of a package's command line, or of a module run as a program."""
+    if package in PACKAGES:
+        status: int = importlib.import_module(f"{package}.cli").main(words)
+        return status
+    sys.argv[1:] = words
+    importlib.import_module(package).main()
+    return 0
 
 
 def main() -> None:
@@ -35,7 +48,7 @@ def main() -> None:
         if "synchronizing CUDA operation" not in str(message):
             usual(message, *others, **more)
             return
-        own = [frame for frame in traceback.extract_stack() if any(f"/{name}/" in frame.filename for name in PACKAGES)]
+        own = [frame for frame in traceback.extract_stack() if any(f"/{name}/" in frame.filename for name in OWN)]
         last = own[-1] if own else traceback.extract_stack()[-3]
         found[f"{'/'.join(Path(last.filename).parts[-3:])}:{last.lineno} {last.line}"] += 1
 
@@ -43,7 +56,7 @@ def main() -> None:
     warnings.simplefilter("always")
     if torch.cuda.is_available():
         torch.cuda.set_sync_debug_mode("warn")
-    status = importlib.import_module(f"{package}.cli").main(words)
+    status = run(package, words)
     arguments.out.write_text(json.dumps({"status": status, "waits": dict(found.most_common())}, indent=1))
     print(json.dumps(dict(found.most_common(25)), indent=1))
     raise SystemExit(status)

@@ -14,11 +14,13 @@ import statistics
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+from tools.forked import Forked
 from tools.results import provenance, write_result
 
 _TRAINING = frozenset({"pretrain", "finetune", "distill", "train", "selftrain", "run"})
@@ -54,7 +56,12 @@ class Job:
 
 
 def run_all(
-    jobs: Sequence[Job], *, logs: Path, workers: int, call: Callable[[Job, Path], int] | None = None
+    jobs: Sequence[Job],
+    *,
+    logs: Path,
+    workers: int,
+    call: Callable[[Job, Path], int | None] | None = None,
+    deadline: float | None = None,
 ) -> list[str]:
     """Run what has no result yet, in order as far as the needs allow.
 
@@ -63,9 +70,10 @@ def run_all(
         logs: folder of their logs.
         workers: jobs at a time.
         call: how one is run, its output going to the log, and which status it ends with; None: as a program.
+        deadline: by `time.monotonic`, after which no job begins; `call` ends those that run.
 
     Returns:
-        Names of the jobs without a result: failed, or waiting for one that did.
+        Names of the jobs without a result: failed, waiting for one that did, or out of time.
     """
     logs.mkdir(parents=True, exist_ok=True)
     waiting = [job for job in jobs if not job.result.exists()]
@@ -75,7 +83,10 @@ def run_all(
     lock = threading.Lock()
     with ThreadPoolExecutor(workers) as pool:
         while True:
-            for job in [job for job in waiting if done.issuperset(job.after)][: workers - len(running)]:
+            ready = [job for job in waiting if done.issuperset(job.after)]
+            if deadline is not None and time.monotonic() > deadline:
+                ready = []
+            for job in ready[: workers - len(running)]:
                 waiting.remove(job)
                 running[pool.submit(_run, job, logs, lock, call or start)] = job
             if not running:
@@ -93,7 +104,26 @@ def start(job: Job, log: Path) -> int:
         return subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment, check=False).returncode
 
 
-def _run(job: Job, logs: Path, lock: threading.Lock, call: Callable[[Job, Path], int]) -> bool:
+class Starter:
+    """Runs jobs in processes forked from one that has imported the programs' libraries, until a deadline.
+
+    Args:
+        modules: to import.
+        deadline: by `time.monotonic`, at which running jobs are ended; None: never.
+    """
+
+    def __init__(self, modules: Sequence[str], deadline: float | None) -> None:
+        self._forked, self._deadline = Forked(modules), deadline
+
+    def __call__(self, job: Job, log: Path) -> int | None:
+        """Exit status; None: out of time."""
+        log.write_bytes(b"")
+        seconds = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        module = job.program.replace("-", "_")
+        return self._forked.run(module, job.resuming, log, seconds=seconds, OMP_NUM_THREADS="1")
+
+
+def _run(job: Job, logs: Path, lock: threading.Lock, call: Callable[[Job, Path], int | None]) -> bool:
     with lock:
         print(f"{job.name}: {job.line}", flush=True)
     log = logs / f"{job.name}.log"
@@ -101,7 +131,8 @@ def _run(job: Job, logs: Path, lock: threading.Lock, call: Callable[[Job, Path],
     good = status == 0 and job.result.exists()
     if not good:
         with lock:
-            print(f"{job.name}: FAILED with status {status}; see {log}", file=sys.stderr, flush=True)
+            ended = "out of time" if status is None else f"FAILED with status {status}"
+            print(f"{job.name}: {ended}; see {log}", file=sys.stderr, flush=True)
     return good
 
 

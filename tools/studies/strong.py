@@ -1,4 +1,4 @@
-"""The strong recipe with few labelled patients, on ACDC, on the prostate data, or on these as isotropic volumes.
+r"""The strong recipe with few labelled patients, on ACDC, on the prostate data, or on these as isotropic volumes.
 
     python -m tools.studies.strong acdc --data data/acdc --runs runs/acdc-strong --out docs/results/acdc_strong.json
     python -m tools.studies.strong prostate --data data/prostate --runs runs/prostate --out runs/prostate_strong.json
@@ -8,14 +8,22 @@ steps on the labels alone, so that these are trained as long as the rest. Differ
 On ACDC the test patients are those that `split.csv` keeps for validation, and two other patients choose the step; of
 the ten of the prostate data three are for the test and one chooses. The last step is scored beside the chosen one.
 `prostate-1mm` resamples the prostate volumes to voxels of 1 mm first. Commands that have run are not run again.
+
+    python -m tools.studies.strong acdc --data data/acdc --runs runs/gpu --out acdc.json --device cuda --counts 2 \
+        --effort minutes --precision bf16-mixed --workers 12 --by-draw --seconds 240
+
+On a GPU many small trainings run side by side. `--by-draw` finishes every method on a draw before the next draw, and
+`--seconds` ends what runs then and writes the table of what is there, so that a short session leaves whole rows.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 import statistics
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +33,7 @@ from nibabel.processing import resample_to_output
 
 from ssl_medseg.training.recipe import EFFORTS
 from tools.results import provenance, write_result
-from tools.studies.common import Job, mean_and_spread, run_all
+from tools.studies.common import Job, Starter, mean_and_spread, run_all
 from tools.studies.prostate import measured
 
 
@@ -88,11 +96,16 @@ METHODS = {
     "copy-paste-contrast": Method(
         "copy-paste + local contrastive loss, 0.1", ("--method", "copy-paste", "--contrast.weight", "0.1")
     ),
+    "rounds-contrast": Method(
+        "rounds of pseudo-labels + local contrastive loss, 0.1",
+        ("--method", "rounds", "--contrast.weight", "0.1", "--pseudo.guard", "warn"),
+    ),
     "contrast": Method(
         "rounds, local contrastive loss in place of pseudo-labels",
         ("--method", "rounds", "--pseudo_weight", "0", "--contrast.weight", "0.1", "--pseudo.guard", "warn"),
     ),
 }
+LIBRARIES = ("torch", "monai", "ssl_medseg.commands.train", "ssl_medseg.commands.selftrain", "ssl_medseg.evaluation")
 MAIN = ("first", "consistency", LABELS)
 """Run first, draw by draw."""
 
@@ -110,6 +123,10 @@ class Study:
         precision: of training.
         device: of training and prediction.
         counts: numbers of labelled patients.
+        methods: names of the lines.
+        by_draw: every line of a draw before the next draw.
+        steps: N; 0: that of the effort.
+        flags: of every training on labels, whose size and network the methods inherit.
     """
 
     material: Material
@@ -120,24 +137,31 @@ class Study:
     precision: str = "32-true"
     device: str = "cpu"
     counts: tuple[int, ...] = ()
+    methods: tuple[str, ...] = tuple(METHODS)
+    by_draw: bool = False
+    steps: int = 0
+    flags: tuple[str, ...] = ()
 
     def jobs(self) -> list[Job]:
-        """Every command: the main lines draw by draw, all labels, then the other methods."""
+        """Every command: the main lines draw by draw, all labels, then the other methods; or all of them by draw."""
         cells = [(count, draw) for draw in range(1, self.draws + 1) for count in self._counts]
-        rest = [name for name in METHODS if name not in MAIN]
+        if self.by_draw:
+            lines = [job for cell in cells for name in self.methods for job in self.line(name, *cell)]
+            return [self.splits(), *lines]
+        rest = [name for name in self.methods if name not in MAIN]
         return [
             self.splits(),
-            *(job for cell in cells for name in MAIN for job in self.line(name, *cell)),
+            *(job for cell in cells for name in MAIN if name in self.methods for job in self.line(name, *cell)),
             *(self.upper() if self.material.upper else ()),
             *(job for name in rest for cell in cells for job in self.line(name, *cell)),
         ]
 
     def splits(self) -> Job:
         """Labelled, validation, test and unlabelled patients of every draw."""
-        out, counts = self.runs / "splits", ",".join(map(str, sorted(self.material.counts)))
-        words = ("make-splits", str(self.data), str(out), "--n-labelled", counts, "--draws", str(self.material.draws))
+        out, counts = self.runs / "splits", ",".join(map(str, sorted(self._counts)))
+        words = ("make-splits", str(self.data), str(out), "--n-labelled", counts, "--draws", str(self.draws))
         chosen = (str(self.data / "split.csv") if word == "TABLE" else word for word in self.material.splits)
-        last = f"{max(self.material.counts)}-labelled-draw{self.material.draws}.json"
+        last = f"{max(self._counts)}-labelled-draw{self.draws}.json"
         return Job("splits", (*words, *chosen), out / last, program="ssl-medseg")
 
     def line(self, name: str, count: int, draw: int) -> list[Job]:
@@ -147,16 +171,26 @@ class Study:
         words = METHODS[name].words
         if words is None:
             command = ["train", str(self.data), str(split), str(out)]
-            command += ["--steps", str(2 * EFFORTS[self.effort].steps)] if name == LABELS else []
+            command += [*self._steps(2 if name == LABELS else 1), *self.flags]
             return self._trained(out, command, draw, "splits")
-        command = ["selftrain", str(first), str(self.data), str(split), str(out), *words]
+        command = ["selftrain", str(first), str(self.data), str(split), str(out), *words, *self._steps(1)]
         return self._trained(out, command, draw, first.name)
 
     def upper(self) -> list[Job]:
         """All labels but those of validation and test, 2N steps."""
         out, split = self.runs / "all", self.runs / "splits" / "all-labelled.json"
-        steps = str(2 * EFFORTS[self.effort].steps)
-        return self._trained(out, ["train", str(self.data), str(split), str(out), "--steps", steps], 1, "splits")
+        return self._trained(
+            out, ["train", str(self.data), str(split), str(out), *self._steps(2), *self.flags], 1, "splits"
+        )
+
+    @property
+    def n(self) -> int:
+        """N, the steps of the first training and of every method."""
+        return self.steps or EFFORTS[self.effort].steps
+
+    def _steps(self, times: int) -> list[str]:
+        """The flag for so many times N steps, where it is not what the effort says."""
+        return ["--steps", str(times * self.n)] if times > 1 or self.steps else []
 
     @property
     def _counts(self) -> tuple[int, ...]:
@@ -270,9 +304,15 @@ def main() -> None:
     parser.add_argument("--precision", default="32-true", help="number format of training")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=1, help="commands side by side, a thread each")
+    parser.add_argument("--methods", choices=METHODS, nargs="+", default=list(METHODS), help="lines; all")
+    parser.add_argument("--by-draw", action="store_true", help="every line of a draw before the next draw")
+    parser.add_argument("--seconds", type=float, help="write what there is after so long")
+    parser.add_argument("--steps", type=int, default=0, help="N; by default that of the effort")
+    parser.add_argument("--flags", default="", help="further flags of training on labels, in one string")
     parser.add_argument("--collect", action="store_true", help="run nothing, write what is there")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+    deadline = None if arguments.seconds is None else time.monotonic() + arguments.seconds
     material = MATERIALS[arguments.material]
     data = isotropic(arguments.data, arguments.runs / "data", material.spacing) if material.spacing else arguments.data
     study = Study(
@@ -284,13 +324,20 @@ def main() -> None:
         arguments.precision,
         arguments.device,
         tuple(arguments.counts),
+        tuple(arguments.methods),
+        arguments.by_draw,
+        arguments.steps,
+        tuple(shlex.split(arguments.flags)),
     )
     jobs = study.jobs()
     if not arguments.collect:
-        missing = run_all(jobs, logs=arguments.runs / "logs", workers=arguments.workers)
-        if missing:
+        call = Starter(LIBRARIES, deadline)
+        missing = run_all(
+            jobs, logs=arguments.runs / "logs", workers=arguments.workers, call=call, deadline=deadline
+        )  # fmt: skip
+        if missing and (deadline is None or time.monotonic() < deadline):
             raise SystemExit(f"these jobs have no result: {', '.join(missing)}; see their logs")
-    size, steps = EFFORTS[study.effort].size, EFFORTS[study.effort].steps
+    size, steps = EFFORTS[study.effort].size, study.n
     write_result(
         arguments.out,
         {

@@ -1,0 +1,92 @@
+"""Accuracy of a linear classifier over the images that pre-training has seen, for several runs.
+
+    python -m tools.gpu.linear_curve --data cifar10 --device cuda --out curve.json runs/simclr runs/suncet
+
+Each run was made with `ssl-vision pretrain --save_every`. Its models are scored in the order of their epochs: features
+of the images as they are, computed once, a linear classifier on those of the training images, top-1 on the test images.
+Images are decoded once for all models. The file is written after every model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssl_vision.data import in_memory, open_images
+from ssl_vision.data.dataset import ArrayImages, ImageSet
+from ssl_vision.evaluation.features import extract
+from ssl_vision.evaluation.probes import Cached, fit_linear
+from ssl_vision.models.checkpoint import load_encoder
+
+
+def models(run: Path) -> Iterator[tuple[int, Path]]:
+    """Steps of training and folder of each kept model of a run, in order; the one at the end last, if it has ended."""
+    for folder in sorted((run / "models").glob("epoch-*")):
+        yield _steps(run, int(folder.name.removeprefix("epoch-"))), folder
+    if (run / "model" / "model.json").is_file():
+        yield _lines(run / "metrics.jsonl")[-1]["step"] + 1, run / "model"
+
+
+def _steps(run: Path, epoch: int) -> int:
+    """Steps until the end of an epoch, by the records, which count epochs as fractions."""
+    record = _lines(run / "metrics.jsonl")[-1]
+    return round(epoch * (record["step"] + 1) / record["epoch"])
+
+
+def inputs(run: Path, steps: int) -> int:
+    """Images that had gone through the network after so many steps, each view counted."""
+    record = _lines(run / "metrics.jsonl")[-1]
+    return round(record["inputs"] * steps / (record["step"] + 1))
+
+
+def score(model: Path, train: ImageSet, test: ImageSet, *, device: str, epochs: int) -> float:
+    """Top-1 in percent."""
+    loaded = load_encoder(str(model), device=device)
+    features = extract(loaded, train, batch_size=2048)
+    classes = len(train.classes)
+    labels = train.labels().to(features.device)
+    classifier = fit_linear(
+        Cached(features), labels, classes, features=features.shape[1], epochs=epochs,
+        batch_size=min(512, len(labels)), lr=0.1, seed=0,
+    )  # fmt: skip
+    with torch.no_grad():
+        found = classifier(extract(loaded, test, batch_size=2048)).argmax(1)
+    return 100 * (found == test.labels().to(found.device)).float().mean().item()
+
+
+def decoded(data: str, part: str) -> ImageSet:
+    """The images of a part, in memory."""
+    images = open_images(data, split=part)
+    labels = images.labels().tolist()
+    return ArrayImages(images.name, in_memory(images), labels=labels, classes=images.classes, split=part)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders of pretrain")
+    parser.add_argument("--data", required=True, help="images with labels, in train and test")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--epochs", type=int, default=30, help="of the linear classifier")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    train, test = decoded(arguments.data, "train"), decoded(arguments.data, "test")
+    curves: dict[str, list[dict[str, float]]] = {run.name: [] for run in arguments.runs}
+    for run in arguments.runs:
+        for steps, model in models(run):
+            top1 = score(model, train, test, device=arguments.device, epochs=arguments.epochs)
+            curves[run.name].append({"steps": steps, "images": inputs(run, steps), "top1": round(top1, 2)})
+            arguments.out.write_text(json.dumps(curves, indent=1))
+            print(run.name, curves[run.name][-1], flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -192,6 +192,7 @@ def read_stages(path: Path, names: Sequence[str], *, rehearse: bool) -> list[Sta
         return chosen
     for stage in chosen:
         stage.seconds *= _PATIENCE
+        stage.last *= _PATIENCE
         for command, more in zip(stage.commands, stage.rehearse or [], strict=False):
             command.extend(more)
     return [stage for stage in chosen if stage.rehearse is not None]

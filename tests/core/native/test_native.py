@@ -131,6 +131,55 @@ def test_nothing_depends_on_the_number_of_threads(instructions: str) -> None:
         torch.set_num_threads(before)
 
 
+def pairs(n: int, d: int, *, noise: float, dtype: torch.dtype) -> Tensor:
+    """Two stacked views, as close as trained embeddings if the noise is small."""
+    a = randn(n, d, seed=n)
+    return F.normalize(torch.cat([a, a + noise * randn(n, d, seed=d)])).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("noise", [0.3, 2.0])
+def test_what_is_left_out_of_the_gradient_is_below_the_precision(
+    instructions: str, dtype: torch.dtype, noise: float
+) -> None:
+    """Relative to the norm of the incoming gradient times the scale, the size of the result without cancellation."""
+    z, keys = pairs(250, 24, noise=noise, dtype=dtype), pairs(140, 24, noise=noise, dtype=dtype)
+    ascending = sorted_labels(500, 4, seed=1)
+    cases: list[tuple[tuple[Tensor, ...], dict[str, Any]]] = [
+        ((z,), {}), ((z,), {"skip": 250}), ((z,), {"classes": ascending, "among": "other"}), ((z, keys), {}),
+        ((keys, z), {"self_offset": 3}),
+    ]  # fmt: skip
+    changed = 0
+    try:
+        for (inputs, options), scale in itertools.product(cases, (30.0, 100.0, 1000.0)):
+            ours = differentiated("native", inputs, scale=scale, **options)
+            library.set_up(instructions=instructions, largest_block=48, part_omitted=0)
+            whole = differentiated("native", inputs, scale=scale, **options)
+            library.set_up(instructions=instructions, largest_block=48)
+            size = scale * (randn(len(inputs[0]), seed=9).abs() + 0.1).norm().item()
+            assert torch.equal(ours[0], whole[0])
+            for mine, every in zip(ours[1:], whole[1:], strict=True):
+                assert (mine - every).norm().item() <= torch.finfo(dtype).eps * size
+                changed += not torch.equal(mine, every)
+    finally:
+        library.set_up()
+    assert changed >= 5
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_nothing_that_is_not_finite_is_left_out(instructions: str, value: float) -> None:
+    z, keys = (pairs(60, 24, noise=0.3, dtype=torch.float32) for _ in range(2))
+    z[70, 3] = value
+    for inputs in ((z,), (z, keys), (keys, z)):
+        ours = differentiated("native", inputs, scale=100.0)
+        library.set_up(instructions=instructions, largest_block=48, part_omitted=0)
+        whole = differentiated("native", inputs, scale=100.0)
+        library.set_up(instructions=instructions, largest_block=48)
+        assert any(not x.isfinite().all() for x in whole)
+        for mine, every in zip(ours, whole, strict=True):
+            assert torch.equal(mine, every) or torch.equal(mine.isnan(), every.isnan())
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_types_are_computed_in_float32(little_blocks: None, dtype: torch.dtype) -> None:
     z, k = unit(100, 24, seed=0, dtype=dtype), unit(60, 24, seed=1, dtype=dtype)

@@ -70,14 +70,20 @@ def _find(name: str) -> Path | None:
     return next((path for path in places if path.is_file()), None)
 
 
-def set_up(*, instructions: str = "best", largest_block: int = 384) -> None:
-    """Select another instruction set ("AVX-512", "AVX2") and smaller blocks (multiples of 48), for tests.
+def set_up(*, instructions: str = "best", largest_block: int = 384, part_omitted: float = 0.5) -> None:
+    """Select instruction set, block size and omission, for tests.
+
+    Args:
+        instructions: Instruction set whose kernels run: "AVX-512" or "AVX2".
+        largest_block: Rows of the largest block, a multiple of 48.
+        part_omitted: How much of the backward pass may be left out as negligible, as a part of the type's precision.
 
     Raises:
-        NotLoadedError: There is no library, or the processor lacks the instructions.
+        NotLoadedError: There is no library, or this processor lacks the instructions.
     """
     library = ctypes.CDLL(str(load().path))
     library.contrastive_core_use.restype = ctypes.c_char_p
     if not library.contrastive_core_use(instructions.encode()):
         raise NotLoadedError(f"this processor lacks {instructions}")
     library.contrastive_core_largest_block(ctypes.c_int64(largest_block))
+    library.contrastive_core_part_omitted(ctypes.c_double(part_omitted))

@@ -37,6 +37,9 @@ struct Single {
   static Mask both(Mask a, Mask b) { return _mm256_and_ps(a, b); }
   static Mask without(Mask a, Mask b) { return _mm256_andnot_ps(b, a); }
   static V pick(Mask m, V x, V other) { return _mm256_blendv_ps(other, x, m); }
+  static V abs(V x) { return _mm256_andnot_ps(all(-0.0f), x); }
+  static Mask above(V a, V b) { return _mm256_cmp_ps(a, b, _CMP_GT_OQ); }
+  static unsigned bits(Mask m) { return _mm256_movemask_ps(m); }
   static V exp2(V x) {
     const V n = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const V p = contrastive::power_of_fraction<Single>(_mm256_sub_ps(x, n));
@@ -76,6 +79,9 @@ struct Double {
   static Mask both(Mask a, Mask b) { return _mm256_and_pd(a, b); }
   static Mask without(Mask a, Mask b) { return _mm256_andnot_pd(b, a); }
   static V pick(Mask m, V x, V other) { return _mm256_blendv_pd(other, x, m); }
+  static V abs(V x) { return _mm256_andnot_pd(all(-0.0), x); }
+  static Mask above(V a, V b) { return _mm256_cmp_pd(a, b, _CMP_GT_OQ); }
+  static unsigned bits(Mask m) { return _mm256_movemask_pd(m); }
   static V exp2(V x) {
     const V n = _mm256_round_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const V p = contrastive::power_of_fraction<Double>(_mm256_sub_pd(x, n));

@@ -27,6 +27,9 @@ struct Single {
   static Mask both(Mask a, Mask b) { return a & b; }
   static Mask without(Mask a, Mask b) { return a & ~b; }
   static V pick(Mask m, V x, V other) { return _mm512_mask_blend_ps(m, other, x); }
+  static V abs(V x) { return _mm512_abs_ps(x); }
+  static Mask above(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+  static unsigned bits(Mask m) { return m; }
   static V exp2(V x) {
     const V n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     return _mm512_scalef_ps(contrastive::power_of_fraction<Single>(_mm512_sub_ps(x, n)), n);
@@ -53,6 +56,9 @@ struct Double {
   static Mask both(Mask a, Mask b) { return a & b; }
   static Mask without(Mask a, Mask b) { return a & ~b; }
   static V pick(Mask m, V x, V other) { return _mm512_mask_blend_pd(m, other, x); }
+  static V abs(V x) { return _mm512_abs_pd(x); }
+  static Mask above(V a, V b) { return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ); }
+  static unsigned bits(Mask m) { return m; }
   static V exp2(V x) {
     const V n = _mm512_roundscale_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     return _mm512_scalef_pd(contrastive::power_of_fraction<Double>(_mm512_sub_pd(x, n)), n);

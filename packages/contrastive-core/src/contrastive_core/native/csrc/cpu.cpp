@@ -1,6 +1,8 @@
 // The operators on the CPU: from tensors to arrays, and which way the similarities are summed.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -45,6 +47,18 @@ bool is_bounded(const T* z, int64_t count, int64_t depth, double scale, std::opt
   return true;
 }
 
+// The largest square of a length.
+template <class T>
+double longest(const T* z, int64_t count, int64_t depth) {
+  double most = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    double square = 0;
+    for (int64_t k = 0; k < depth; ++k) square += static_cast<double>(z[i * depth + k]) * z[i * depth + k];
+    most = std::fmax(most, square);
+  }
+  return most;
+}
+
 // Diagonals that a vector leaves out beside itself; in the upper triangle one of them.
 std::vector<int64_t> left_out(std::optional<int64_t> skip, bool upper) {
   if (upper) return skip && *skip != 0 ? std::vector<int64_t>{std::abs(*skip)} : std::vector<int64_t>{};
@@ -71,11 +85,19 @@ Tensor self_lse(
   return out;
 }
 
+// Of the precision. Tests set it to 0, to compare with.
+double part_omitted = 0.5;
+
 // exp(S - lse) and its factor, scale * gradient, per row.
+//
+// `omit` says how much may be left out of a result: entries whose sizes add up to a part of the type's precision, relative to
+// the norm of the gradient. At low temperatures, and between embeddings that have been trained, most entries are that small.
 template <class T>
 struct Weights {
   Weights(const Tensor& grad, const Tensor& lse, double scale, bool with_shift)
       : count(lse.size(0)), shift(count + kPadding), weight(count + kPadding) {
+    double square = 0;
+    bool finite = true;
     const Tensor g = torch::stable::contiguous(grad), l = torch::stable::contiguous(lse);
     const double *gradient = g.const_data_ptr<double>(), *exact = l.const_data_ptr<double>();
     for (int64_t i = 0; i < count; ++i) {
@@ -85,13 +107,33 @@ struct Weights {
       // What rounding takes from the exponent, the same for a whole row, goes into its factor.
       const double rest = std::exp2(*shift.at(i) - log2_sum);
       *weight.at(i) = static_cast<T>(exact[i] == -HUGE_VAL ? 0.0 : scale * gradient[i] * rest);
+      square += gradient[i] * gradient[i];
+      finite &= std::isfinite(*weight.at(i)) && std::isfinite(log2_sum);
     }
+    // Where something is infinite or NaN, nothing may hide it.
+    const bool known = finite && std::isfinite(square);
+    omit = known ? scale * std::sqrt(square) * std::numeric_limits<T>::epsilon() * part_omitted : 0;
     std::fill_n(shift.at(count), kPadding, T(0));
     std::fill_n(weight.at(count), kPadding, T(0));
   }
 
+  // What may be left out, 0 if no entry can be that small, which spares looking for some: with |S| of `reach` at most, and
+  // `rows` and `columns` of the matrix, of which an entry is added to one of each.
+  double negligible(double reach, int64_t rows, int64_t columns) const {
+    const double fewer = static_cast<double>(std::min(rows, columns));
+    const double in_a_block = omit / (std::sqrt(fewer) * std::max(rows, columns)) * kLargestBlock;
+    const bool positive = *weight.at(0) > 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const double factor = *weight.at(i);
+      // Where signs differ, weights of two rows may cancel.
+      if ((factor > 0) != positive || std::fabs(factor) * std::exp2(-*shift.at(i) - reach * M_LOG2E) <= in_a_block) return omit;
+    }
+    return 0;
+  }
+
   int64_t count;
   Scratch<T> shift, weight;
+  double omit;
 };
 
 Tensor self_lse_backward(
@@ -107,13 +149,15 @@ Tensor self_lse_backward(
     const bool bounded = is_bounded(at, count, depth, scale, max_norm);
     const CandidateSet candidates(count, count, left_out(skip, bounded), classes, classes, among == "same");
     const Weights<T> rows(grad, lse, scale, !bounded);
+    const double reach = scale * (max_norm ? *max_norm * *max_norm : longest(at, count, depth));
     if (bounded) {
-      Square<T>(kernels<T>(), at, count, depth, scale, candidates.get()).backward(rows.weight.at(), out);
+      Square<T>(kernels<T>(), at, count, depth, scale, candidates.get())
+          .backward(rows.weight.at(), rows.negligible(reach, count, count) / std::sqrt(static_cast<double>(count)), out);
       return;
     }
     const Rectangle<T> all(kernels<T>(), at, count, at, count, depth, scale, candidates.get());
     const Scratch<T> as_key(count * depth);
-    all.backward(rows.shift.at(), rows.weight.at(), out, as_key.at());
+    all.backward(rows.shift.at(), rows.weight.at(), rows.negligible(reach, count, count), out, as_key.at());
     for (int64_t i = 0; i < count * depth; ++i) out[i] += *as_key.at(i);
   });
   return narrowed(dz, vectors);
@@ -154,10 +198,12 @@ std::tuple<Tensor, Tensor> row_lse_backward(
   with_type(q, [&](auto zero) {
     using T = decltype(zero);
     const Weights<T> each(grad, lse, scale, true);
+    const double reach = scale * std::sqrt(
+        longest(q.const_data_ptr<T>(), rows, depth) * longest(k.const_data_ptr<T>(), columns, depth));
     Rectangle<T>(
         kernels<T>(), q.const_data_ptr<T>(), rows, k.const_data_ptr<T>(), columns, depth, scale, candidates.get())
         .backward(
-            each.shift.at(), each.weight.at(), needs_q ? dq.mutable_data_ptr<T>() : nullptr,
+            each.shift.at(), each.weight.at(), each.negligible(reach, rows, columns), needs_q ? dq.mutable_data_ptr<T>() : nullptr,
             needs_k ? dk.mutable_data_ptr<T>() : nullptr);
   });
   return {narrowed(dq, queries), narrowed(dk, keys)};
@@ -175,6 +221,10 @@ extern "C" __attribute__((visibility("default"))) const char* contrastive_core_u
   for (const auto* set : {avx512 ? &contrastive::kAvx512 : nullptr, avx2 ? &contrastive::kAvx2 : nullptr})
     if (set && (std::strcmp(wanted, "best") == 0 || std::strcmp(wanted, set->name) == 0)) return (chosen = set)->name;
   return "";
+}
+
+extern "C" __attribute__((visibility("default"))) void contrastive_core_part_omitted(double part) {
+  contrastive::part_omitted = part;
 }
 
 extern "C" __attribute__((visibility("default"))) void contrastive_core_largest_block(int64_t rows) {

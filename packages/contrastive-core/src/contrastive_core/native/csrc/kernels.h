@@ -57,8 +57,9 @@ struct Kernels {
   // out = exp2(S - shift) weight, both per row.
   bool (*rectangle_weights)(const Tile<T>&, const T* shift, const T* weight, T* out);
   // out [height, depth] += matrix vectors, or [width, depth] += matrix^T vectors. `vectors` in packed panels,
-  // [panel][vector][gradient_panel features]; rows of out lie `depth` apart.
-  void (*add_product)(const Matrix<T>&, bool transposed, const T* vectors, int64_t depth, T* out);
+  // [panel][vector][gradient_panel features]; rows of out lie `depth` apart. Small entries may be left out: in a row of the
+  // result their sizes add up to `omit` at most for each entry that the row sums; 0: none.
+  void (*add_product)(const Matrix<T>&, bool transposed, const T* vectors, int64_t depth, T omit, T* out);
 };
 
 // Of single vectors [count, depth]: see vectors.h. X is the type of the input, Z that of the directions.

@@ -3,16 +3,105 @@
 
 namespace {
 
-// One strip: R rows of the (transposed) matrix, entries [first, last) of each, with every panel of features.
-template <class L, int R>
-inline __attribute__((always_inline)) void product_strip(
-    const typename L::T* a, int64_t row_step, int64_t depth_step, int first, int last, int depth, int rows_left,
-    const typename L::T* vectors, int64_t features, typename L::T* out) {
+// Which entries of a strip are worth a product. The others are so small that, in every row of the result, their sizes add
+// up to `omit` for each entry of the strip at most: less than the rounding of the gradient, see cpu.cpp.
+template <class L>
+struct Sieve {
   using T = typename L::T;
-  constexpr int N = L::gradient_vectors, panel = N * L::width;
+  using V = typename L::V;
+  static constexpr int W = L::width, R = L::gradient_rows, N = (R + W - 1) / W;
+
+  // Of `rows` rows of the matrix the columns [first, last), as many at a time as a register holds. Every lane has an equal
+  // part of what may be left out.
+  static int columns(const T* at, int rows, int first, int last, T omit, int* kept) {
+    const V share = L::all(omit * (last - first) / W);
+    V omitted = L::all(0);
+    int count = 0;
+    for (int column = first; column < last; column += W) {
+      V largest = L::abs(L::load(at + column));
+      for (int r = 1; r < rows; ++r) largest = L::max(largest, L::abs(L::load(at + r * kStride + column)));
+      const V sum = omitted + largest;
+      const typename L::Mask keep = L::above(sum, share);
+      omitted = L::pick(keep, omitted, sum);
+      unsigned bits = L::bits(keep);
+      if (last - column < W) bits &= (1u << (last - column)) - 1;
+      for (; bits; bits &= bits - 1) kept[count++] = column + __builtin_ctz(bits);
+    }
+    return count;
+  }
+
+  // Of R columns of the matrix the rows [first, last). A large entry must not use up what many small ones need.
+  static int rows(const T* at, int first, int last, T omit, int* kept) {
+    constexpr int kLargestPart = 8;
+    const V share = L::all(omit * (last - first)), largest = L::all(omit * (last - first) / kLargestPart);
+    V omitted[N];
+    for (int n = 0; n < N; ++n) omitted[n] = L::all(0);
+    int count = 0;
+    for (int row = first; row < last; ++row) {
+      V sum[N];
+      unsigned keep = 0;
+      for (int n = 0; n < N; ++n) {
+        V x = L::abs(L::load(at + row * kStride + n * W));
+        if (R - n * W < W) x = L::pick(L::before(R - n * W), x, L::all(0));
+        sum[n] = omitted[n] + x;
+        keep |= L::bits(L::above(x, largest)) | L::bits(L::above(sum[n], share));
+      }
+      if (keep) {
+        kept[count++] = row;
+      } else {
+        for (int n = 0; n < N; ++n) omitted[n] = sum[n];
+      }
+    }
+    return count;
+  }
+};
+
+// As `multiply`, of the depths listed in `kept` alone.
+template <class L, int R, int V>
+inline __attribute__((always_inline)) void multiply_kept(
+    const typename L::T* a, int64_t row_step, int64_t depth_step, const typename L::T* b, const int* kept, int count,
+    typename L::V (&acc)[R][V]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) acc[r][v] = L::all(0);
+  for (int i = 0; i < count; ++i) {
+    const typename L::T *rows = a + kept[i] * depth_step, *vector = b + static_cast<int64_t>(kept[i]) * V * L::width;
+    typename L::V column[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) column[v] = L::load(vector + v * L::width);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const typename L::V row = L::all(rows[r * row_step]);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) acc[r][v] = L::fma(row, column[v], acc[r][v]);
+    }
+  }
+}
+
+// Of a strip the entries [first, last), or those listed in `kept`.
+struct Entries {
+  int first, last;
+  const int* kept;
+  int count;
+};
+
+// One strip: R rows of the (transposed) matrix with every panel of features. The steps are known when this is compiled.
+template <class L, bool Transposed, bool Sieved>
+inline __attribute__((always_inline)) void product_strip(
+    const typename L::T* a, const Entries& entries, int depth, int rows_left, const typename L::T* vectors,
+    int64_t features, typename L::T* out) {
+  using T = typename L::T;
+  constexpr int N = L::gradient_vectors, R = L::gradient_rows, panel = N * L::width;
+  constexpr int64_t row_step = Transposed ? 1 : kStride, depth_step = Transposed ? kStride : 1;
   for (int64_t f = 0; f < features; f += panel) {
     typename L::V acc[R][N];
-    multiply<L, R, N>(a + first * depth_step, row_step, depth_step, vectors + f * depth + first * panel, last - first, acc);
+    if (Sieved)
+      multiply_kept<L, R, N>(a, row_step, depth_step, vectors + f * depth, entries.kept, entries.count, acc);
+    else
+      multiply<L, R, N>(
+          a + entries.first * depth_step, row_step, depth_step, vectors + f * depth + entries.first * panel,
+          entries.last - entries.first, acc);
     if (rows_left >= R && f + panel <= features) {
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r)
@@ -31,25 +120,42 @@ inline __attribute__((always_inline)) void product_strip(
   }
 }
 
+template <class L, bool Transposed>
+void add_strips(
+    const contrastive::Matrix<typename L::T>& m, const typename L::T* vectors, int64_t features, typename L::T omit,
+    typename L::T* out) {
+  constexpr int R = L::gradient_rows;
+  constexpr int kRest = 15;  // strips that are not looked at after one in which nearly every entry is worth a product
+  int kept[contrastive::kLargestBlock], rest = 0;
+  const int strips = Transposed ? m.width : m.height, depth = Transposed ? m.height : m.width;
+  for (int strip = 0; strip < strips; strip += R) {
+    Entries entries = {0, depth, kept, 0};
+    if (m.upper && Transposed && strip + R < depth) entries.last = strip + R;  // above the diagonal: row < column
+    if (m.upper && !Transposed) entries.first = strip;
+    const int left = strips - strip, first = entries.first, last = entries.last;
+    const typename L::T* a = m.at + strip * (Transposed ? 1 : kStride);
+    if (omit > 0 && rest-- <= 0) {
+      entries.count = Transposed ? Sieve<L>::rows(a, first, last, omit, kept)
+                                 : Sieve<L>::columns(a, left < R ? left : R, first, last, omit, kept);
+      if (8 * entries.count < 7 * (last - first)) {
+        rest = 0;
+        product_strip<L, Transposed, true>(a, entries, depth, left, vectors, features, out + strip * features);
+        continue;
+      }
+      rest = kRest;
+    }
+    product_strip<L, Transposed, false>(a, entries, depth, left, vectors, features, out + strip * features);
+  }
+}
+
 template <class L>
 void add_product(
     const contrastive::Matrix<typename L::T>& m, bool transposed, const typename L::T* vectors, int64_t features,
-    typename L::T* out) {
-  constexpr int R = L::gradient_rows;
-  if (transposed) {
-    for (int column = 0; column < m.width; column += R) {
-      const int last = m.upper && column + R < m.height ? column + R : m.height;  // above the diagonal: row < column
-      product_strip<L, R>(
-          m.at + column, 1, kStride, 0, last, m.height, m.width - column, vectors, features, out + column * features);
-    }
-    return;
-  }
-  for (int row = 0; row < m.height; row += R) {
-    const int first = m.upper ? row : 0;
-    product_strip<L, R>(
-        m.at + row * kStride, kStride, 1, first, m.width, m.width, m.height - row, vectors, features,
-        out + row * features);
-  }
+    typename L::T omit, typename L::T* out) {
+  if (transposed)
+    add_strips<L, true>(m, vectors, features, omit, out);
+  else
+    add_strips<L, false>(m, vectors, features, omit, out);
 }
 
 template <class L>

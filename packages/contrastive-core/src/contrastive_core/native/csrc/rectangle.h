@@ -50,8 +50,11 @@ class Rectangle {
   }
 
   // dq [rows, depth] = sum_j P_ij k_j and dk [columns, depth] = sum_i P_ij q_i with P_ij = exp2(S'_ij - shift_i) weight_i,
-  // S' = S log2 e; one that is null is not wanted. `shift` and `weight` are padded.
-  void backward(const T* shift, const T* weight, T* dq, T* dk) const {
+  // S' = S log2 e; one that is null is not wanted. `shift` and `weight` are padded. Entries that may be left out: `omit` is
+  // their size together, in the Euclidean norm over all rows of a result.
+  void backward(const T* shift, const T* weight, double omit, T* dq, T* dk) const {
+    const T each_key = static_cast<T>(omit / std::sqrt(static_cast<double>(rows_)) / columns_);
+    const T each_query = static_cast<T>(omit / std::sqrt(static_cast<double>(columns_)) / rows_);
     if (dq) std::fill_n(dq, rows_ * depth_, T(0));
     if (dk) std::fill_n(dk, columns_ * depth_, T(0));
     const int64_t matrix = Desk::matrix(row_block_), panel = kernels_.gradient_panel;
@@ -59,10 +62,10 @@ class Rectangle {
     const Features<T> keys(k_, dq ? columns_ : 0, depth_, column_block_, panel, threads_);
     const Features<T> queries(q_, dk ? rows_ : 0, depth_, row_block_, panel, threads_);
     std::vector<char> any(threads_);
-    const auto add = [&](int64_t slot, const Turn& turn, bool transposed, const T* vectors, T* out) {
+    const auto add = [&](int64_t slot, const Turn& turn, bool transposed, const T* vectors, T each, T* out) {
       const Matrix<T> weights = {matrices.at(slot * matrix), static_cast<int>(row_size(turn.row)),
                                 static_cast<int>(column_size(turn.column)), false};
-      if (any[slot]) kernels_.add_product(weights, transposed, vectors, depth_, out);
+      if (any[slot]) kernels_.add_product(weights, transposed, vectors, depth_, each, out);
     };
     rounds(
         [&](int64_t slot, const Turn& turn) {
@@ -71,10 +74,10 @@ class Rectangle {
               tile(slot, turn), shift + row, weight + row, matrices.at(slot * matrix));
         },
         [&](int64_t slot, const Turn& turn) {
-          if (dq) add(slot, turn, false, keys.of(turn.column), dq + turn.row * row_block_ * depth_);
+          if (dq) add(slot, turn, false, keys.of(turn.column), each_key, dq + turn.row * row_block_ * depth_);
         },
         [&](int64_t slot, const Turn& turn) {
-          if (dk) add(slot, turn, true, queries.of(turn.row), dk + turn.column * column_block_ * depth_);
+          if (dk) add(slot, turn, true, queries.of(turn.row), each_query, dk + turn.column * column_block_ * depth_);
         });
   }
 

@@ -40,8 +40,10 @@ class Square {
     for (int64_t i = 0; i < count_; ++i) lse[i] = std::log(lse[i]);
   }
 
-  // out [count, depth] = sum_j exp(S_ij) (weight_i + weight_j) z_j; `weight` is padded.
-  void backward(const T* weight, T* out) const {
+  // out [count, depth] = sum_j exp(S_ij) (weight_i + weight_j) z_j; `weight` is padded. Entries of a row that together are
+  // no larger than `omit` may be left out.
+  void backward(const T* weight, double omit, T* out) const {
+    const T each = static_cast<T>(omit / count_);
     std::fill_n(out, count_ * depth_, T(0));
     const int64_t matrix = Desk::matrix(block_);
     const Scratch<T> matrices(threads_ * matrix);
@@ -51,7 +53,7 @@ class Square {
       if (!any[slot]) return;
       const Matrix<T> weights = {matrices.at(slot * matrix), static_cast<int>(size(turn.row)),
                                 static_cast<int>(size(turn.column)), turn.row == turn.column};
-      kernels_.add_product(weights, transposed, vectors.of(from), depth_, out + to * block_ * depth_);
+      kernels_.add_product(weights, transposed, vectors.of(from), depth_, each, out + to * block_ * depth_);
     };
     rounds(
         [&](int64_t slot, const Turn& turn) {

@@ -21,7 +21,8 @@ from torch import Tensor
 
 TEMPERATURE = 0.1
 WARM_UP_ROWS = {"cpu": 64, "cuda": 2048}
-PEAK_SIDE = 8192
+PEAK_SIDE = {"cpu": 2048, "cuda": 8192}
+COPIED = 1 << 28  # bytes
 TILE = 1024
 SHORT_SECONDS = 0.3
 
@@ -126,12 +127,35 @@ def views(rows: int, dim: int, device: str, dtype: torch.dtype) -> tuple[Tensor,
     return a.to(device, dtype).requires_grad_(), b.to(device, dtype).requires_grad_()
 
 
-def peak_flops(dtype: torch.dtype) -> float:
-    """Operations per second of a bare product of the CUDA device, inputs of this type and float32 sums."""
-    a, b = torch.randn(2, PEAK_SIDE, PEAK_SIDE, device="cuda").to(dtype).unbind()
-    torch.mm(a, b)
-    times, _ = _times(lambda: torch.mm(a, b), "cuda", 10, 1.0)
-    return 2 * PEAK_SIDE**3 / statistics.median(times)
+def peak_flops(dtype: torch.dtype, device: str, threads: int) -> float:
+    """Operations per second of a bare product of square matrices, inputs of this type and float32 sums.
+
+    On the CPU the faster of the two libraries that torch brings, and the best of some calls: other programs may run.
+    """
+    torch.set_num_threads(threads)
+    side = PEAK_SIDE[device]
+    a, b = torch.randn(2, side, side, device=device).to(dtype).unbind()
+    products: list[Callable[[], Tensor]] = [lambda: torch.mm(a, b)]
+    if device == "cpu" and torch.backends.mkldnn.is_available():
+        products.append(lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""))
+    rates = []
+    with torch.no_grad():
+        for product in products:
+            product()
+            wall, cpu = _times(product, device, 10, 1.0)
+            seconds = min(cpu if cpu and threads == 1 else wall) if device == "cpu" else statistics.median(wall)
+            rates.append(2 * side**3 / seconds)
+    return max(rates)
+
+
+def peak_bytes(device: str, threads: int) -> float:
+    """Bytes read and written per second by a copy that no cache holds."""
+    torch.set_num_threads(threads)
+    source = torch.zeros(COPIED // 4, device=device)
+    target = torch.empty_like(source)
+    target.copy_(source)  # the first one has the pages to get
+    wall, cpu = _times(lambda: target.copy_(source), device, 10, 3.0)
+    return 2 * COPIED / min(cpu if cpu and threads == 1 else wall)
 
 
 def call(loss: Loss, a: Tensor, b: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ Peers that are not installed and cells that do not fit into the memory limit are
     python -m tools.bench.losses --device cuda --sizes 4096 16384 65536 --dims 128 768 --dtypes float32 bfloat16 \
         --methods nt_xent nt_xent_torch full_matrix full_matrix_compiled --limit-gb 60 --out bench_losses_cuda.json
 
-On CUDA all cells run in one process. The last column compares nt_xent with a bare product there: the operations that a
-loss needs (two products N x N x D) a second, over those of a product of 8192 x 8192 float16 or bfloat16 matrices.
+On CUDA all cells run in one process. The last columns compare nt_xent with what the machine can do at most, measured in
+the same run: two products N x N x D at the rate of a bare product of large matrices (float16 on CUDA), and reading the
+embeddings twice and writing the gradient once at the rate of a copy.
 
 `nt_xent` uses the compiled library where it is built (`python -m contrastive_core build`), `nt_xent_torch` does not.
 Times are CPU seconds at one thread (they hold on a machine that is also busy), wall seconds at more, device seconds on
@@ -22,6 +23,7 @@ CUDA. The table has a row for every size: seconds and megabytes of nt_xent, and 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import math
 import multiprocessing
@@ -36,11 +38,40 @@ from typing import Any
 import torch
 
 from contrastive_core import info
-from tools.bench.loss_cell import METHODS, measure, peak_flops
+from tools.bench.loss_cell import METHODS, measure, peak_bytes, peak_flops
 from tools.results import provenance, render, write_result
 
 OURS = "nt_xent"
 PEERS = frozenset({"lightly", "pml_supcon", "pml_nt_xent"})  # methods of libraries that take long to import
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What the machine can do at most, measured beside the losses.
+
+    Attributes:
+        flops: operations per second of a bare product, float32 on the CPU and float16 on CUDA.
+        bytes: read and written per second by a copy.
+    """
+
+    flops: float
+    bytes: float
+
+    @classmethod
+    def measure(cls, device: str, threads: int) -> Limits:
+        dtype = torch.float16 if device == "cuda" else torch.float32
+        return cls(peak_flops(dtype, device, threads), peak_bytes(device, threads))
+
+    def shares(self, rows: int, dim: int, dtype: str, seconds: float) -> list[str]:
+        """Shares of the time that products and memory alone would take."""
+        size = 4 if dtype == "float32" else 2
+        products, memory = 4 * rows**2 * dim / self.flops, 3 * rows * dim * size / self.bytes
+        return [f"{products / seconds:.0%}", f"{memory / seconds:.1%}"]
+
+    def __str__(self) -> str:
+        return f"{self.flops / 1e9:,.0f} GFLOP/s, {self.bytes / 1e9:,.0f} GB/s"
+
+
 DEFAULT = (OURS, "nt_xent_torch", "gemm2", "full_matrix", "lightly")
 Result = dict[str, Any]
 Key = tuple[int, str, int, int, str]  # threads, dtype, dim, rows, method
@@ -158,7 +189,7 @@ def as_result(merged: Mapping[Key, Result], arguments: argparse.Namespace) -> di
     """The results file: every cell, and a table with a row for every size."""
     names = ("threads", "dtype", "dim", "rows", "method")
     on_cuda = arguments.device == "cuda"
-    peak = peak_flops(torch.float16) if on_cuda else 0.0
+    limits = {threads: Limits.measure(arguments.device, threads) for threads in arguments.threads}
     config = {name: value for name, value in vars(arguments).items() if name != "out"}
     config["library"] = info().library or "none: nt_xent is nt_xent_torch"
     instructions, _, path = config["library"].partition(", ")
@@ -171,24 +202,23 @@ def as_result(merged: Mapping[Key, Result], arguments: argparse.Namespace) -> di
         cells = [merged[threads, dtype, dim, size, method] for method in arguments.methods]
         row = [size, dim, dtype if on_cuda else threads]
         row += [multiple(cell, ours, clock_of(threads, arguments)) for cell in cells]
-        if on_cuda:
-            rate = 4 * size**2 * dim / ours["wall_s"] if "wall_s" in ours else math.nan
-            row.append(f"{rate / peak:.0%}")
-        rows.append(row)
+        clock, limit = clock_of(threads, arguments), limits[threads]
+        rows.append([*row, *(limit.shares(size, dim, dtype, ours[clock]) if clock in ours else ["-", "-"])])
     missing = {f"{cell['skipped']}" for cell in merged.values() if "not installed" in cell.get("skipped", "")}
     return {
         "name": arguments.out.stem if arguments.out else "bench_losses",
         **provenance(),
         "seeds": [0],
         "config": config,
-        **({"peak_flops": peak} if on_cuda else {}),
+        "limits": {threads: dataclasses.asdict(limit) for threads, limit in limits.items()},
         "table": {
             "columns": [
                 "N",
                 "D",
                 "type" if on_cuda else "threads",
                 *arguments.methods,
-                *(["share of peak"] if on_cuda else []),
+                "products / limit",
+                "memory / limit",
             ],
             "rows": rows,
         },
@@ -198,13 +228,17 @@ def as_result(merged: Mapping[Key, Result], arguments: argparse.Namespace) -> di
             "memory likewise. "
             + (
                 "nt_xent_torch lacks the kernels for tensor cores. The full matrix of bfloat16 inputs is multiplied in "
-                "bfloat16. The last column: two products N x N x D over the time of nt_xent, against the rate of a "
-                f"bare float16 product in the same run, {peak / 1e12:.0f} TFLOP/s."
+                "bfloat16. "
                 if on_cuda
                 else f"nt_xent_torch lacks the compiled library ({instructions}). gemm2 and gemm3 are two and three "
                 "N x N x D products by torch and nothing else: the work of a symmetric loss, and of one that stores "
-                "N x N."
-            ),
+                "N x N. "
+            )
+            + "The last columns: the share of nt_xent's time that its products and its memory traffic would take at "
+            "the limit of the machine, with two products N x N x D at the rate of the fastest bare product in the same "
+            "run, the embeddings read twice and the gradient written once at the rate of a copy: "
+            + ", ".join(f"{limit}" for limit in limits.values())
+            + ".",
             f"Medians over {arguments.rounds} rounds, of calls over {arguments.long:g} s over one; "
             + ("CPU seconds at one thread, wall seconds at more. " if arguments.device == "cpu" else "Device seconds. ")
             + f"A dash: more than {arguments.limit_gb:g} GB or {arguments.timeout:g} s would be needed"

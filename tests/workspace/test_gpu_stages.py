@@ -78,10 +78,10 @@ def make_data(folder: Path) -> None:
         rows.writerows([name, name[:10], "val" if name < "patient002" else "train"] for name in names)
 
 
-@pytest.mark.timeout(180)  # half a minute on an idle machine
+@pytest.mark.timeout(900)  # half a minute on an idle machine
 def test_rehearsal_runs_every_stage(tmp_path: Path) -> None:
     make_data(tmp_path / "data")
-    done = call(tmp_path, "--data", tmp_path / "data", timeout=170)
+    done = call(tmp_path, "--data", tmp_path / "data", timeout=850)
     log = tmp_path / "out" / "log.txt"
     assert done.returncode == 0, f"{done.stdout}{done.stderr}{log.read_text() if log.is_file() else ''}"
     stages = json.loads((tmp_path / "out" / "gpu.json").read_text())["stages"]

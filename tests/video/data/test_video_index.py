@@ -167,6 +167,11 @@ MADE: dict[str, Callable[[Path], Path]] = {
     "times that repeat": lambda at: plain(
         at, "a.mkv", *X264, "-bf", "0", "-vf", "setpts='if(eq(mod(N,7),3),PTS-1,PTS)'", "-fps_mode", "passthrough"
     ),
+    "a palette that is stated once, in AVI": lambda at: plain(at, "a.avi", "-c:v", "rawvideo", "-pix_fmt", "pal8"),
+    "colours 4:1:1": lambda at: plain(at, "a.avi", "-c:v", "rawvideo", "-pix_fmt", "yuv411p"),
+    "colours 4:1:0": lambda at: plain(at, "a.avi", "-c:v", "rawvideo", "-pix_fmt", "yuv410p"),
+    "a transparent WebM": lambda at: plain(at, "a.webm", "-c:v", "libvpx-vp9", "-pix_fmt", "yuva420p"),
+    "an odd size": lambda at: plain(at, "a.webm", "-vf", "scale=63:47", "-c:v", "libvpx-vp9"),
     "metadata that are no text": with_metadata,
     "a cover picture first": with_cover,
     "the default stream second": with_two_streams,

@@ -193,7 +193,8 @@ def _from_key_frame(path: str | Path, index: VideoIndex, wanted: set[int], lead:
     first, last = int(index.ticks[min(wanted)]), int(index.ticks[max(wanted)])
     with open_video(path) as (container, stream):
         target = first - round(lead / float(stream.time_base))
-        if target <= index.ticks[0]:
+        # AVI and MOV state a palette before the first picture: pictures after a seek would have no colours.
+        if target <= index.ticks[0] or stream.codec_context.pix_fmt == "pal8":
             return {}
         try:
             container.seek(target, stream=stream, backward=True)
@@ -215,10 +216,10 @@ def _from_key_frame(path: str | Path, index: VideoIndex, wanted: set[int], lead:
 
 def _picture(frame: Any, index: VideoIndex) -> Picture:
     """RGB as displayed. A picture of another size than the first one's is scaled to it, as the ffmpeg program does."""
-    options: dict[str, Any] = {"format": "rgb24"}
+    # Bicubic as in the ffmpeg program, also for the colours of formats such as 4:1:1.
+    options: dict[str, Any] = {"format": "rgb24", "interpolation": "BICUBIC"}
     if (frame.width, frame.height) != index.stored_size:
         options["width"], options["height"] = index.stored_size
-        options["interpolation"] = "BICUBIC"
     try:
         # One thread: PyAV's own choice is one for each core, and takes twenty times as long for a small frame.
         converted = frame.reformat(**options, threads=1)

@@ -26,16 +26,16 @@ _NO_CLASSES = f"found images without classes, {ADD_LABELS}"
 
 
 class ImageSet(ABC):
-    """Images numbered 0 .. N-1; the number is an image's identity in every random draw.
+    """Images numbered 0 to N - 1; the number is an image's identity in every random draw.
 
-    A set may be sent to loader workers and read there, and read from several threads.
+    A set can be pickled for loader workers and read from several threads.
 
     Attributes:
-        name: how the set was asked for, for messages.
-        classes: class names in the order of the labels; empty without labels.
-        channels: channels of every image.
-        split: the part of the data that this is; ``val`` where that stands for a test split that the data lack.
-        notes: what was inferred when the set was opened, and what was left out; sentences.
+        name: Name of the set in messages.
+        classes: Class names in the order of the labels; empty without labels.
+        channels: Number of channels of every image.
+        split: Part of the data; ``val`` where it stands in for a missing test split.
+        notes: Sentences about what was inferred when the set was opened, and what was left out.
     """
 
     def __init__(
@@ -65,36 +65,36 @@ class ImageSet(ABC):
 
     @abstractmethod
     def read(self, index: int) -> Tensor:
-        """One image: uint8 ``[3, H, W]`` RGB, or float32 ``[channels, H, W]`` in [0, 1] with other than 3 channels.
+        """Read an image: uint8 RGB ``[3, H, W]``, or float32 ``[channels, H, W]`` in [0, 1] with other than 3 channels.
 
         Raises:
-            UserError: the file cannot be read.
+            UserError: The file cannot be read.
         """
 
     @abstractmethod
     def path(self, index: int) -> str:
-        """Where an image comes from, for messages and tables; printable whatever bytes the file's name is made of."""
+        """Path of an image for messages and tables; printable whatever bytes the file name contains."""
 
     def key(self, index: int) -> str:
-        """An image's name within its set, wherever the set lies: what a label file calls it. Printable."""
+        """Path of an image relative to its set, as in label files; printable."""
         return self.path(index)
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width of an image, found without decoding it where that is possible.
+        """Height and width of an image, read from its header where possible.
 
         Raises:
-            UserError: the file cannot be read.
+            UserError: The file cannot be read.
         """
         _, height, width = self.read(index).shape
         return height, width
 
     def fingerprint(self, index: int) -> str:
-        """Hexadecimal digest of an image's content: equal where the same file, or the same pixels, are met again."""
+        """Hexadecimal digest of an image's content; equal for equal files, or for equal pixels in memory."""
         return _digest(self.read(index).numpy().tobytes())
 
     @property
     def ids(self) -> Tensor:
-        """int64 ``[N]``: the identities of the images."""
+        """Identities of the images, int64 ``[N]``."""
         return torch.arange(len(self))
 
     @property
@@ -107,10 +107,10 @@ class ImageSet(ABC):
         return None if self._labels is None else int(self._labels[index])
 
     def labels(self) -> Tensor:
-        """Labels int64 ``[N]``.
+        """Return the labels, int64 ``[N]``.
 
         Raises:
-            UserError: the set has no labels, or not for all of its images.
+            UserError: Some images of the set have no label.
         """
         if self._labels is None:
             raise UserError(f"{self.name}: {self._unlabelled}")
@@ -121,17 +121,17 @@ class FileImages(ImageSet):
     """Images in files, decoded when read.
 
     Args:
-        name: for messages.
-        root: the folder that paths are relative to.
-        paths: of the images.
-        labels: one per image, or None.
-        classes: names of the classes.
-        unlabelled: without labels, why that is and what to do.
-        split: the part of the data that this is.
-        notes: see `ImageSet`.
-        unread: paths of images of kinds that are not read, which are no members of the set.
-        channels: of the images.
-        options: how files are read.
+        name: Name of the set in messages.
+        root: Folder that paths are relative to.
+        paths: Paths of the images.
+        labels: Label of each image, or None.
+        classes: Names of the classes.
+        unlabelled: Reason why there are no labels, and what to do.
+        split: Part of the data.
+        notes: See `ImageSet`.
+        unread: Paths of images of unsupported kinds, which are not part of the set.
+        channels: Number of channels of the images.
+        options: How files are read.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class FileImages(ImageSet):
 
 
 class ArrayImages(ImageSet):
-    """Images that lie decoded in memory: uint8 ``[N, 3, H, W]``."""
+    """Decoded images in memory, uint8 ``[N, 3, H, W]``."""
 
     def __init__(
         self,
@@ -207,7 +207,7 @@ def _digest(content: bytes) -> str:
 
 
 class Subset(ImageSet):
-    """Images of another set, in the order given; of the labels of that set only theirs are looked at."""
+    """Some images of another set, in the order given; labels of its other images are not read."""
 
     def __init__(self, images: ImageSet, indices: Sequence[int]) -> None:
         labels = [label for i in indices if (label := images.label(i)) is not None]
@@ -245,10 +245,10 @@ _T = TypeVar("_T")
 
 
 def map_images(function: Callable[[int], _T], count: int, *, chunk: int = 64) -> Iterator[_T]:
-    """Yield ``function(0) .. function(count - 1)``, in order, computed by as many threads as there are cores.
+    """Yield ``function(0)`` to ``function(count - 1)`` in order, computed by one thread per core.
 
-    The first exception in this order is raised, and what has not begun by then is left undone. A thread computes
-    `chunk` results before it takes others on.
+    The first exception in this order is raised and cancels the calls that have not started. A thread computes `chunk`
+    results at a time.
     """
     threads = min(32, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
@@ -289,12 +289,12 @@ def small_in_memory(images: ImageSet, *, limit: int = _LIMIT) -> Tensor | None:
 
 
 def in_memory(images: ImageSet, *, limit: int = _LIMIT) -> Tensor:
-    """Decode all images, several at a time: uint8 ``[N, 3, H, W]``, ``3 N H W`` bytes.
+    """Decode all images with several threads: uint8 ``[N, 3, H, W]``, ``3 N H W`` bytes.
 
-    A set that lies in memory already gives its own tensor, no copy.
+    A set that is in memory already returns its own tensor, not a copy.
 
     Raises:
-        UserError: an unreadable image, two of different sizes, or more than `limit` bytes.
+        UserError: An unreadable image, images of different sizes, or more than `limit` bytes.
     """
     if isinstance(images, ArrayImages):
         return images.images

@@ -25,32 +25,32 @@ from ssl_vision.training.options import SuNCEtOptions
 
 
 def view_seed(seed: int, epoch: int, view: int) -> int:
-    """The seed of all draws for one view in one epoch."""
+    """Seed of all random draws for one view in one epoch."""
     return derive(seed, "view", epoch, view)
 
 
 class Draw(NamedTuple):
-    """The images of a step and how they are augmented."""
+    """The images of a step and the seeds of their views."""
 
     images: Tensor
-    """Which images: int64 [B]."""
+    """Indices of the images, int64 [B]."""
     ids: Tensor
-    """What stands for each image in the draws: int64 [B]."""
+    """Identity of each image in random draws, int64 [B]."""
     seeds: tuple[int, ...]
-    """One for each view that is wanted of all of them."""
+    """One seed per view; each view shows all images."""
 
 
 class Plan(Protocol):
-    """What is drawn in each step."""
+    """Images and seeds of every step."""
 
     total_steps: int
 
     def at(self, step: int) -> Draw:
-        """The images of a step and how they are augmented."""
+        """Return the images of a step and the seeds of their views."""
 
 
 class Pairs:
-    """Two views of every image of a batch, drawn anew in every epoch."""
+    """Two views of every image of a batch, with new seeds in every epoch."""
 
     def __init__(self, batches: Batches, *, seed: int) -> None:
         self.batches, self.seed, self.total_steps = batches, seed, batches.total_steps
@@ -62,7 +62,7 @@ class Pairs:
 
 
 class Labelled:
-    """One view of every image of a class-stratified batch, drawn anew in every step, for an image that repeats too."""
+    """One view of every image of a class-stratified batch, with a new seed in every step and for every repetition."""
 
     def __init__(self, batches: ClassBatches, labels: Tensor, *, seed: int, total_steps: int) -> None:
         self.batches, self.labels, self.seed, self.total_steps = batches, labels, seed, total_steps
@@ -73,21 +73,21 @@ class Labelled:
         return Draw(index, index + copy * len(self.labels), (derive(self.seed, "labelled", step),))
 
     def labels_at(self, step: int) -> Tensor:
-        """Class numbers int64 [B] of the images of a step."""
+        """Return the class numbers of the images of a step, int64 [B]."""
         return self.labels[self.batches.at(step).samples]
 
 
 class Augment(Protocol):
-    """What makes one view of each image: `SimCLRAugment`, `CropFlip`."""
+    """An augmentation that makes one view of each image: `SimCLRAugment` or `CropFlip`."""
 
     def __call__(self, images: Tensor | Sequence[Tensor], *, seed: int, ids: Tensor) -> Tensor:
-        """float32 ``[B, 3, size, size]`` in [0, 1], a function of the image, its id and the seed."""
+        """Return float32 ``[B, 3, size, size]`` in [0, 1], a function of the image, its id and the seed."""
 
 
 def open_views(
     images: ImageSet, plan: Plan, augment: Augment, *, load: Literal["auto", "memory", "files"], workers: int
 ) -> MemoryViews | LoadedViews:
-    """The source of views: all images decoded once, or read again for every view; the views are the same."""
+    """Decode all images once into memory, or read them from files for every view; the views are the same."""
     pixels = in_memory(images) if load == "memory" else small_in_memory(images) if load == "auto" else None
     if pixels is not None:
         return MemoryViews(pixels, plan, augment)
@@ -95,9 +95,9 @@ def open_views(
 
 
 class MemoryViews:
-    """Views of images that lie in memory as one uint8 tensor ``[N, 3, H, W]``; everything runs on whole batches.
+    """Views of images in memory, one uint8 tensor ``[N, 3, H, W]``; augmentation runs on whole batches.
 
-    On an accelerator with room for them the images lie there.
+    The images move to the accelerator if it has room for them.
     """
 
     def __init__(self, images: Tensor, plan: Plan, augment: Augment) -> None:
@@ -105,7 +105,7 @@ class MemoryViews:
         self._place = images.device
 
     def batch(self, step: int, device: torch.device) -> list[Tensor]:
-        """The views ``[B, 3, size, size]`` of this step."""
+        """Return the views of a step, each ``[B, 3, size, size]``."""
         images, ids, seeds = self.plan.at(step)
         if self._place != device:
             self._place, self.images = device, _to_device_if_small(self.images, device)
@@ -114,14 +114,14 @@ class MemoryViews:
 
 
 def _to_device_if_small(images: Tensor, device: torch.device) -> Tensor:
-    """The images on a CUDA device of which they take a quarter of the free memory at most; elsewhere as they are."""
+    """Move the images to a CUDA device if they take at most a quarter of its free memory."""
     if device.type != "cuda" or images.nbytes > torch.cuda.mem_get_info(device)[0] // 4:
         return images
     return images.to(device)
 
 
 class LoadedViews:
-    """Views of images read from files; each worker makes whole batches, images of any size side by side."""
+    """Views of images read from files; each worker makes whole batches of images of any size."""
 
     def __init__(self, images: ImageSet, plan: Plan, augment: Augment, *, workers: int) -> None:
         self.dataset = _Steps(images, plan, augment)
@@ -130,7 +130,7 @@ class LoadedViews:
         self._next_step = -1
 
     def batch(self, step: int, device: torch.device) -> list[Tensor]:
-        """The views ``[B, 3, size, size]`` of this step."""
+        """Return the views of a step, each ``[B, 3, size, size]``."""
         if step != self._next_step:
             loader = DataLoader(
                 self.dataset,
@@ -178,7 +178,7 @@ def _as_it_is(batch: Any) -> Any:
 
 
 class CropPlan:
-    """One crop of every image of a batch, drawn anew whenever the images have been gone through."""
+    """One crop of every image of a batch, with a new seed in every pass over the images."""
 
     def __init__(self, batches: Batches, *, seed: int) -> None:
         self.batches, self.seed, self.total_steps = batches, seed, batches.total_steps
@@ -193,12 +193,12 @@ class Crops:
     """The crops of every step, a function of (seed, step, image) alone.
 
     Args:
-        images: to crop; small ones are decoded once.
-        batches: which of them in each step.
-        size: side of the crops in pixels.
-        seed: of the crops.
-        load: ``memory``, ``files`` or ``auto``, as for `open_views`.
-        workers: loading processes where images are read from files.
+        images: Images to crop; small ones are decoded once.
+        batches: Indices of the images of each step.
+        size: Side of the crops in pixels.
+        seed: Seed of the crops.
+        load: Source of the images, as for `open_views`.
+        workers: Number of processes that read image files.
     """
 
     def __init__(
@@ -214,7 +214,7 @@ class Crops:
         self._views = open_views(images, CropPlan(batches, seed=seed), CropFlip(size), load=load, workers=workers)
 
     def batch(self, step: int, device: torch.device) -> Tensor:
-        """The images ``[B, 3, size, size]`` of this step, in [0, 1]."""
+        """Return the crops of a step, ``[B, 3, size, size]`` in [0, 1]."""
         (images,) = self._views.batch(step, device)
         return images
 
@@ -223,11 +223,11 @@ class Batch(NamedTuple):
     """The images of one process in one step."""
 
     pair: list[Tensor]
-    """Views a and b ``[N, 3, size, size]``; none in SuNCEt alone."""
+    """Views a and b, each ``[N, 3, size, size]``; empty with SuNCEt alone."""
     labelled: list[Tensor]
-    """One view ``[L, 3, size, size]`` of the labelled images; none where there are none in this step."""
+    """One view of the labelled images, ``[L, 3, size, size]``; empty in steps without them."""
     classes: Tensor
-    """Their class numbers: int64 ``[L]``."""
+    """Class numbers of the labelled images, int64 ``[L]``."""
 
 
 def open_labelled(
@@ -238,36 +238,36 @@ def open_labelled(
     channels: int = 3,
     read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
 ) -> ImageSet:
-    """The labelled images of SuNCEt, in the order of their data set; no label of another image is looked at.
+    """Open the labelled images of SuNCEt, in the order of their data set; labels of other images are not read.
 
     Raises:
-        UserError: no such data, no labels, or a label file that does not fit.
+        UserError: No such data, no labels, or a label file that does not match the data.
     """
     return training_set(open_images(options.data or data, split=split, channels=channels, read=read), options.labels)
 
 
 class Feed:
-    """The batches of a run, and how many there are.
+    """The batches of a pre-training run.
 
     Args:
-        run: whose seeds and processes count.
-        unlabelled: images of the pairs; None: SuNCEt alone.
-        labelled: images of SuNCEt; None: SimCLR alone.
-        suncet: its options.
-        epochs: passes over the unlabelled images, or in SuNCEt alone over the labelled ones.
-        batch_size: unlabelled images per step, over all processes.
-        augment: what makes a view.
-        load: where from, as in `open_views`.
-        max_bad: share of the unlabelled images that may be unreadable. A labelled one must not be.
+        run: Run that gives the seeds and the number of processes.
+        unlabelled: Images of the pairs; None for SuNCEt alone.
+        labelled: Images of SuNCEt; None for SimCLR alone.
+        suncet: Options of SuNCEt.
+        epochs: Number of passes over the unlabelled images, or over the labelled ones with SuNCEt alone.
+        batch_size: Unlabelled images per step, over all processes.
+        augment: Augmentation that makes a view.
+        load: Source of the images, as for `open_views`.
+        max_bad: Share of the unlabelled images that may be unreadable; labelled ones must be readable.
 
     Attributes:
-        steps_per_epoch: steps of an epoch.
-        total_steps: of the run.
-        suncet_steps: in how many of them, from the first, SuNCEt is on.
-        labelled_steps: in how many of them labelled images go through the network.
+        steps_per_epoch: Number of steps per epoch.
+        total_steps: Number of steps of the run.
+        suncet_steps: Number of steps with SuNCEt, from the first.
+        labelled_steps: Number of steps in which labelled images pass through the network.
 
     Raises:
-        UserError: fewer images or classes than a step takes, or images that the processes cannot share evenly.
+        UserError: Fewer images or classes than a step takes, or a batch that the processes cannot share evenly.
     """
 
     def __init__(
@@ -314,7 +314,7 @@ class Feed:
             self._labelled = open_views(labelled, self._few, augment, load=load, workers=run.options.workers)
 
     def batch(self, step: int) -> Batch:
-        """The images of this step, on the run's device."""
+        """Return the images of a step on the run's device."""
         pair = [] if self._pairs is None else self._pairs.batch(step, self._device)
         if self._few is None or step >= self._few.total_steps:
             return Batch(pair, [], torch.empty(0, dtype=torch.int64, device=self._device))
@@ -322,16 +322,16 @@ class Feed:
         return Batch(pair, self._labelled.batch(step, self._device), classes)
 
     def inputs(self, step: int) -> int:
-        """Images that go through the network in a step, over all processes, both views of a pair counted."""
+        """Number of images that pass through the network in a step, over all processes, counting both views."""
         return 2 * self._batch_size + (self._suncet.batch_size if step < self.labelled_steps else 0)
 
     def inputs_until(self, step: int) -> int:
-        """Images that have gone through the network before a step, by which runs of equal compute are matched."""
+        """Number of images that passed through the network before a step, to match runs of equal compute."""
         return 2 * self._batch_size * step + self._suncet.batch_size * min(step, self.labelled_steps)
 
     @property
     def summary(self) -> str:
-        """What a step is made of, for the person watching."""
+        """Describe a step in one line."""
         text = f"{self.total_steps} steps, images a step: {self.inputs(0)}"
         if self.labelled_steps:
             text += f" = 2 x {self._batch_size} + {self._suncet.batch_size} labelled"

@@ -18,13 +18,13 @@ from ssl_vision.training.options import OptimizerOptions, build_optimizer
 
 @dataclass(frozen=True)
 class Budget:
-    """Images per step and steps of a run.
+    """Batch size and number of steps of a run.
 
     Attributes:
-        images: how many there are.
-        batch_size: images per step, over all processes.
-        total_steps: steps of the run.
-        reduced: whether the batch is smaller than was asked for, because there are too few images.
+        images: Number of images.
+        batch_size: Images per step, over all processes.
+        total_steps: Number of steps of the run.
+        reduced: Whether the batch is smaller than requested because there are too few images.
     """
 
     images: int
@@ -33,7 +33,7 @@ class Budget:
     reduced: bool
 
     def epoch(self, steps: int) -> float:
-        """Epochs, counted in images, after that many steps."""
+        """Number of epochs after a number of steps, counted in images."""
         return steps * self.batch_size / self.images
 
     def ends_epoch(self, step: int, *, every: int = 1) -> bool:
@@ -41,7 +41,7 @@ class Budget:
         return self.epoch(step) // every < self.epoch(step + 1) // every or step == self.total_steps - 1
 
     def batches(self, run: Run, purpose: str = "order") -> Batches:
-        """Which images this process takes in each step; the purpose gives the order a seed of its own."""
+        """Indices of the images of this process in each step; `purpose` selects the seed of their order."""
         return Batches(
             self.images,
             batch_size=self.batch_size // run.world_size,
@@ -57,14 +57,14 @@ class Budget:
 
 
 def plan_budget(images: int, *, epochs: int, batch_size: int, world_size: int) -> Budget:
-    """The steps that show ``epochs * images`` images, rounded down, as the released code counts them.
+    """Plan the steps that show ``epochs * images`` images, rounded down, as the released code counts them.
 
-    What does not fill a batch at the end of a pass waits for the next pass, which is shuffled anew. So few images are
-    shown as often as many, which they would not be if every epoch left its remainder out: 500 images in batches of 256
-    make 1.95 steps of an epoch. A batch larger than the set becomes the set (divided evenly by the processes).
+    Images that do not fill a batch at the end of a pass are shown in the next pass, which is shuffled again. Small sets
+    are therefore shown as often as large ones: 500 images in batches of 256 make 1.95 steps per epoch. A batch larger
+    than the set is reduced to the set, divided evenly by the processes.
 
     Raises:
-        UserError: no epochs, fewer than two images per process and step, a batch the processes cannot share evenly.
+        UserError: No epochs, fewer than two images per process and step, or a batch that the processes cannot share.
 
     >>> print(plan_budget(500, epochs=60, batch_size=256, world_size=1))
     500 images, 256 per step, 117 steps
@@ -96,19 +96,19 @@ def set_up(
     total_steps: int,
     unadapted: tuple[str, ...] = (),
 ) -> tuple[nn.Module, Optimizer, WarmupCosine]:
-    """The network on its device and over all processes, its optimiser and the schedule, all of them in checkpoints.
+    """Set up network, optimiser and schedule on the run's device and processes, and register them for checkpoints.
 
     Args:
-        run: the run they belong to.
-        network: what is trained.
-        options: of optimiser and schedule.
-        batch_size: images per step over all processes, by which the learning rate is scaled.
-        epochs: of the run, by which the warm-up is measured.
-        total_steps: of the run.
-        unadapted: submodules that LARS does not adapt, see `build_optimizer`.
+        run: Run that they belong to.
+        network: Network to train.
+        options: Options of optimiser and schedule.
+        batch_size: Images per step over all processes; the learning rate scales with it.
+        epochs: Number of epochs of the run; the warm-up is given in epochs.
+        total_steps: Number of steps of the run.
+        unadapted: Submodules that LARS does not adapt; see `build_optimizer`.
 
     Raises:
-        UserError: the warm-up does not end before the run does.
+        UserError: The warm-up is as long as the run.
     """
     peak_lr = scaled_lr(options.lr, batch_size, rule=options.scaling)
     model, optimizer = run.setup(network, build_optimizer(network, options, lr=peak_lr, unadapted=unadapted))
@@ -121,7 +121,7 @@ def set_up(
 
 
 class Validation:
-    """Accuracy on held-out images while training goes on; the processes share the work."""
+    """Accuracy on held-out images during training, computed by all processes together."""
 
     def __init__(self, run: Run, images: ImageSet, *, size: int, batch_size: int = 256) -> None:
         self._run, self._total = run, len(images)
@@ -131,7 +131,7 @@ class Validation:
 
     @torch.no_grad()
     def accuracy(self, model: nn.Module) -> Tensor:
-        """Share of the images whose most likely class is theirs, batch norm in inference mode; in [0, 1]."""
+        """Share of images that are classified correctly, in [0, 1], with batch norm in inference mode."""
         batches = evaluation_batches(self._images, size=self._size, batch_size=self._batch_size)
         right, start = torch.zeros((), device=self._run.device), 0
         for logits in outputs(model, batches, device=self._run.device):

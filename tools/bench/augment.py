@@ -1,10 +1,12 @@
-"""Two augmented views per image and second, on one core: `SimCLRAugment` beside lightly's PIL pipeline, in one run.
+"""Two augmented views per image and second on one core, beside lightly, torchvision v2 and AlbumentationsX.
 
     python -m tools.bench.augment --images CIFAR10/train --out docs/results/bench_augment.json
 
-Images are decoded beforehand, as PIL images for lightly and as one uint8 tensor for ours; for views of 224 pixels they
-are first enlarged to 256. Methods take turns, round by round, and the time is that of the processor, so that a machine
-busy with something else slows all of them. lightly's normalisation is left out, ours has none. "one by one" gives our
+Images are decoded beforehand, as PIL images for lightly, as uint8 tensors for torchvision v2, as arrays for
+AlbumentationsX, and as one uint8 tensor for ours; for views of 224 pixels they are first enlarged to 256. All make the
+same family of views: crop, flip, colour jitter, grey, with blur at 96 and 224 px. Libraries that are not installed are
+left out. Methods take turns, round by round, and the time is that of the processor, so that a machine
+busy with something else slows all of them. Normalisation is left out. "one by one" gives our
 module single images instead of whole batches.
 """
 
@@ -17,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -24,6 +27,7 @@ from torch import Tensor
 from ssl_vision.augment import SimCLRAugment
 from tools.results import provenance, write_result
 
+Work = Callable[[int], None]
 LIGHTLY = "lightly"
 CASES = {  # size: (side of the images, images, strength of the jitter, blur, rounds)
     32: (32, 256, 0.5, False, 15),
@@ -50,7 +54,26 @@ def main() -> int:
         print(f"| {cell['size']} | {cell['method']} | {cell['images_per_s']:.0f} | {ratio} |")
     if arguments.out:
         config = {"images": "noise" if arguments.images is None else arguments.images.name, "threads": 1, "views": 2}
-        write_result(arguments.out, {**provenance(), "config": config, "cells": cells})
+        rows = [
+            [cell["size"], cell["method"], round(float(cell["images_per_s"])), round(float(cell.get("ratio", 1)), 2)]
+            for cell in cells
+        ]
+        write_result(
+            arguments.out,
+            {
+                "name": arguments.out.stem,
+                **provenance(),
+                "seeds": [0],
+                "config": config,
+                "table": {"columns": ["view, px", "method", "images/s, 2 views", "ratio to lightly"], "rows": rows},
+                "notes": [
+                    "Decoded images, one thread, processor time: medians over rounds in which methods take turns. "
+                    "Crop, flip, colour jitter and grey, with blur at 224 px; without normalisation. 'One by one' gives "
+                    "our module single images, as loader workers do with files."
+                ],
+                "cells": cells,
+            },
+        )
     return 0
 
 
@@ -79,13 +102,11 @@ def measure(size: int, folder: Path | None, rounds: int | None) -> list[dict[str
     return cells
 
 
-def make_methods(
-    size: int, pictures: Sequence[Image.Image], *, strength: float, blur: bool
-) -> dict[str, Callable[[int], None]]:
+def make_methods(size: int, pictures: Sequence[Image.Image], *, strength: float, blur: bool) -> dict[str, Work]:
     """What takes turns: each call makes two views of every picture."""
     batch = torch.stack([as_tensor(picture) for picture in pictures])
     ids = torch.arange(len(batch))
-    methods: dict[str, Callable[[int], None]] = {}
+    methods: dict[str, Work] = {}
     for ops in ("simclr", "torchvision"):
         augment = SimCLRAugment(size, strength=strength, blur=blur, ops="simclr" if ops == "simclr" else "torchvision")
 
@@ -100,20 +121,84 @@ def make_methods(
 
         methods[f"ours, ops={ops}"] = ours
         methods[f"ours, ops={ops}, one by one"] = single
+    peers = {
+        LIGHTLY: _lightly(size, pictures, strength=strength, blur=blur),
+        "torchvision v2": _torchvision(size, batch, strength=strength, blur=blur),
+        "AlbumentationsX": _albumentations(size, pictures, strength=strength, blur=blur),
+    }
+    return {**{name: work for name, work in peers.items() if work is not None}, **methods}
+
+
+def _lightly(size: int, pictures: Sequence[Image.Image], *, strength: float, blur: bool) -> Work | None:
     try:
         from lightly.transforms import SimCLRTransform
     except ImportError:
         print("lightly is not installed: left out", file=sys.stderr)
-        return methods
+        return None
     transform = SimCLRTransform(
         input_size=size, cj_strength=strength, gaussian_blur=0.5 if blur else 0.0, normalize=None
     )
 
-    def theirs(number: int) -> None:
+    def work(number: int) -> None:
         for picture in pictures:
             transform(picture)
 
-    return {LIGHTLY: theirs, **methods}
+    return work
+
+
+def _taps(size: int) -> int:
+    """Odd number of taps of the blur, about a tenth of the side."""
+    return 2 * (size // 10 // 2) + 1
+
+
+def _torchvision(size: int, batch: Tensor, *, strength: float, blur: bool) -> Work:
+    from torchvision.transforms import v2
+
+    s = strength
+    steps: list[torch.nn.Module] = [
+        v2.RandomResizedCrop(size, (0.08, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
+        v2.RandomHorizontalFlip(),
+        v2.RandomApply([v2.ColorJitter(0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s)], p=0.8),
+        v2.RandomGrayscale(0.2),
+    ]
+    if blur:
+        steps.append(v2.RandomApply([v2.GaussianBlur(_taps(size), (0.1, 2.0))], p=0.5))
+    transform = v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True)])
+
+    def work(number: int) -> None:
+        for image in batch:
+            for _ in (0, 1):
+                transform(image)
+
+    return work
+
+
+def _albumentations(size: int, pictures: Sequence[Image.Image], *, strength: float, blur: bool) -> Work | None:
+    try:
+        import albumentations
+    except ImportError:
+        print("AlbumentationsX is not installed: left out", file=sys.stderr)
+        return None
+    s = 0.8 * strength
+    transform = albumentations.Compose(
+        [
+            albumentations.RandomResizedCrop((size, size), scale=(0.08, 1.0), interpolation=2),
+            albumentations.HorizontalFlip(p=0.5),
+            albumentations.ColorJitter(
+                (1 - s, 1 + s), (1 - s, 1 + s), (1 - s, 1 + s), (-0.2 * strength, 0.2 * strength), p=0.8
+            ),
+            albumentations.ToGray(p=0.2),
+            *([albumentations.GaussianBlur(blur_limit=_taps(size), sigma_limit=(0.1, 2.0), p=0.5)] if blur else []),
+        ]
+    )
+    arrays = [np.asarray(picture) for picture in pictures]
+
+    def work(number: int) -> None:
+        for array in arrays:
+            for _ in (0, 1):
+                torch.from_numpy(transform(image=array)["image"]).permute(2, 0, 1).float().div_(255)
+
+    return work
 
 
 def read(folder: Path | None, count: int, side: int) -> list[Image.Image]:

@@ -296,3 +296,22 @@ def test_learning_rates_fall_from_the_last_block_to_the_first(name: str) -> None
         }
         assert plain == {group["weight_decay"] == 0}
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
+
+
+def test_a_network_from_a_file_teaches_a_small_student_from_few_labels(tmp_path: Path, write, noise) -> None:
+    """The three commands of docs/ssl-vision/few-labels.md, "A teacher that is better in kind"."""
+    whole, _ = source("timm:vit_tiny_patch16_224", 32)
+    safetensors.torch.save_file(whole.state_dict(), tmp_path / "vit.safetensors")
+    places = [f"photos/{split}/{name}/{i}.png" for split in ("train", "test") for name in "ab" for i in "1234"]
+    data = str(write({place: noise(number, size=(32, 32)) for number, place in enumerate(places)}) / "photos")
+    listed = tmp_path / "labels.txt"
+    listed.write_text("a/1.png\na/2.png\nb/1.png\nb/2.png\n")
+    network = ["--encoder.name", "timm:vit_tiny_patch16_224", "--encoder.weights", str(tmp_path / "vit.safetensors")]
+    few, student = tmp_path / "few", tmp_path / "student"
+    words = ["few-labels", "none", data, str(few), "--labels", str(listed), *network, "--methods", "[linear]"]
+    assert main(words) == 0
+    words = ["distill", str(few / "linear"), data, str(student), "--encoder.width", "0.125", "--epochs", "1"]
+    assert main([*words, "--batch_size", "4", "--image_size", "224"]) == 0
+    taught = load_classifier(str(student), device="cpu")
+    assert taught.classes == ["a", "b"]
+    assert main(["evaluate", str(student), data]) == 0

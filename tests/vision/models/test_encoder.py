@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import types
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 
 from contrastive_core.errors import UserError
 from ssl_vision.models import EncoderOptions, build_encoder, resnet
-from ssl_vision.models.resnet import Bottleneck, ResNetDPool, SameMaxPool, SelectiveKernel
+from ssl_vision.models.resnet import Bottleneck, ResNetDPool, SameMaxPool, SelectiveKernel, shortcut
 
 
 def load_official(module: nn.Module, values: Any, tag: str, order: list[str]) -> None:
@@ -183,3 +184,24 @@ def test_features_of_torchvision_s_convnext_are_those_before_its_linear_layer() 
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(encoder(images), whole(images))
+
+
+def test_narrow_networks_train_on_large_images() -> None:
+    """In a process of its own: oneDNN's gradient of a strided 1x1 convolution of 8 channels has crashed there."""
+    program = (
+        "import torch; from ssl_vision.models import resnet; torch.set_num_threads(1); torch.manual_seed(0)\n"
+        "net = resnet(18, width=0.125, stem='imagenet').to(memory_format=torch.channels_last)\n"
+        "images = torch.rand(2, 3, 224, 224).contiguous(memory_format=torch.channels_last)\n"
+        "net(images).square().sum().backward(); print('trained')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "trained\n"), done.stderr
+
+
+def test_a_strided_convolution_of_few_channels_is_the_plain_one() -> None:
+    torch.manual_seed(0)
+    conv = shortcut(8, 16, 2, resnet_d=False)[0]
+    images = torch.rand(2, 8, 15, 18, dtype=torch.float64)
+    conv.double()
+    expected = torch.nn.functional.conv2d(images, conv.weight, stride=2)
+    torch.testing.assert_close(conv(images), expected, rtol=1e-12, atol=0)

@@ -56,12 +56,28 @@ class ResNetDPool(nn.Module):
         return F.avg_pool2d(padded, 2, self.stride)
 
 
+_FEWEST_CHANNELS = 16
+
+
+class _StridedPointwise(nn.Conv2d):
+    """A 1x1 convolution with a stride that takes every n-th pixel first.
+
+    oneDNN 3.12, as in torch 2.14, writes outside its memory in the gradient of the weights of a strided 1x1 convolution
+    with fewer than 16 input channels, stored channels-last, from about 50 pixels on: training crashes.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as the parent calls it
+        rows, columns = self.stride
+        return F.conv2d(input[:, :, ::rows, ::columns], self.weight)
+
+
 def shortcut(in_channels: int, out_channels: int, stride: int, *, resnet_d: bool) -> nn.Sequential:
     """The projection shortcut: 1x1 convolution and batch norm, after an average pool in ResNet-D."""
     if resnet_d:
         conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
         return nn.Sequential(ResNetDPool(stride), conv, nn.BatchNorm2d(out_channels))
-    conv = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+    kind = _StridedPointwise if stride > 1 and in_channels < _FEWEST_CHANNELS else nn.Conv2d
+    conv = kind(in_channels, out_channels, 1, stride, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
 
 

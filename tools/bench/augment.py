@@ -191,12 +191,13 @@ def _albumentations(size: int, pictures: Sequence[Image.Image], *, strength: flo
             *([albumentations.GaussianBlur(blur_limit=_taps(size), sigma_limit=(0.1, 2.0), p=0.5)] if blur else []),
         ]
     )
-    arrays = [np.asarray(picture) for picture in pictures]
+    arrays = [np.array(picture) for picture in pictures]
 
     def work(number: int) -> None:
         for array in arrays:
             for _ in (0, 1):
-                torch.from_numpy(transform(image=array)["image"]).permute(2, 0, 1).float().div_(255)
+                view = np.ascontiguousarray(transform(image=array)["image"])
+                torch.from_numpy(view).permute(2, 0, 1).float().div_(255)
 
     return work
 

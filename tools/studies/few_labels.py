@@ -37,7 +37,7 @@ def study(data: Path, runs: Path) -> list[Job]:
         Job("encoder", pretraining, encoder / "model" / "model.json"),
         Job("labels", (*splits, "--draws", str(len(DRAWS))), labels / _label_file(PER_CLASS[0], 0)),
     ]
-    for draw, per_class in itertools.product(DRAWS, PER_CLASS):
+    for per_class, draw in itertools.product(PER_CLASS, DRAWS):
         out = runs / _name(per_class, draw)
         words = (
             *("few-labels", str(encoder), str(data), str(out), "--labels", str(labels / _label_file(per_class, draw))),

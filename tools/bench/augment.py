@@ -68,8 +68,8 @@ def main() -> int:
                 "table": {"columns": ["view, px", "method", "images/s, 2 views", "ratio to lightly"], "rows": rows},
                 "notes": [
                     "Decoded images, one thread, processor time: medians over rounds in which methods take turns. "
-                    "Crop, flip, colour jitter and grey, with blur at 224 px; without normalisation. 'One by one' "
-                    "gives our module single images, as loader workers do with files."
+                    "Crop, flip, colour jitter and grey, with blur at 224 px; without normalisation. Training passes whole "
+                    "batches, from memory and from files; 'one by one' gives our module single images."
                 ],
                 "cells": cells,
             },
@@ -188,7 +188,7 @@ def _albumentations(size: int, pictures: Sequence[Image.Image], *, strength: flo
                 (1 - s, 1 + s), (1 - s, 1 + s), (1 - s, 1 + s), (-0.2 * strength, 0.2 * strength), p=0.8
             ),
             albumentations.ToGray(p=0.2),
-            *([albumentations.GaussianBlur(blur_limit=_taps(size), sigma_limit=(0.1, 2.0), p=0.5)] if blur else []),
+            *([albumentations.GaussianBlur((_taps(size), _taps(size)), (0.1, 2.0), p=0.5)] if blur else []),
         ]
     )
     arrays = [np.array(picture) for picture in pictures]

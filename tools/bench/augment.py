@@ -68,8 +68,8 @@ def main() -> int:
                 "table": {"columns": ["view, px", "method", "images/s, 2 views", "ratio to lightly"], "rows": rows},
                 "notes": [
                     "Decoded images, one thread, processor time: medians over rounds in which methods take turns. "
-                    "Crop, flip, colour jitter and grey, with blur at 224 px; without normalisation. Training passes whole "
-                    "batches, from memory and from files; 'one by one' gives our module single images."
+                    "Crop, flip, colour jitter and grey, with blur at 224 px; without normalisation. Training passes "
+                    "whole batches, from memory and from files; 'one by one' gives our module single images."
                 ],
                 "cells": cells,
             },

@@ -1,10 +1,12 @@
 """Damage valid files at random and read them, each in a process that may die.
 
-    python -m tools.fuzz --cases 50                       # of every format; what CI runs
-    python -m tools.fuzz --cases 700 --out fuzz.json
+    python -m tools.fuzz --cases 8                          # of every format; what CI runs
+    python -m tools.fuzz --cases 230 --log fuzz.jsonl --out docs/results/fuzz.json
+    python -m tools.fuzz --only nrrd --case 17 --keep found # one case again, with its files
 
-A case fails if its reader raises anything but a UserError, crashes, takes over 10 s or over 2 GB, or, in formats with
-a checksum, reads something else than was written. The exit status is the number of kinds of failure.
+A case fails if its reader raises anything but a UserError that names the file, crashes, takes over 10 s or over 2 GB,
+or, in formats with a checksum, reads something else than was written. With --log, an interrupted run goes on where it
+was. The exit status is 1 if a case fails.
 """
 
 from __future__ import annotations
@@ -12,127 +14,185 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import resource
-import signal
+import shutil
+import subprocess
 import sys
-import tempfile
-import traceback
-import warnings
-from collections import Counter
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from contrastive_core.errors import UserError
-from tools.fuzz.formats import FORMATS, Format
+from tools.fuzz.server import HARMLESS, OTHER, REFUSED, SAME, Corpus, isolate, load_formats
+from tools.results import ROOT, provenance, write_result
 
-_SECONDS, _BYTES = 10, 2 << 30
-_TOKENS = (
-    b"[" * 3000,
-    b"{" * 3000,
-    b"9" * 5000,
-    b"-1",
-    b"1e999",
-    b"NaN",
-    b"null",
-    b"\x00",
-    b"\xff\xff\xff\x7f",
-    b'"',
-    b"../",
-)
-
-
-def damage(content: bytes, draw: random.Random) -> bytes:
-    """A copy with one to four changes: bits, bytes, what was cut out, doubled or put in."""
-    made = bytearray(content)
-    for _ in range(draw.randint(1, 4)):
-        place = draw.randrange(len(made) + 1)
-        kind = draw.randrange(6)
-        if kind == 0 and place < len(made):
-            made[place] ^= 1 << draw.randrange(8)
-        elif kind == 1 and place < len(made):
-            made[place] = draw.choice((0, 255, 127, 128, draw.randrange(256)))
-        elif kind == 2:
-            del made[place:]
-        elif kind == 3:
-            del made[place : place + draw.randint(1, 64)]
-        elif kind == 4:
-            made[place:place] = made[place : place + draw.randint(1, 64)]
-        else:
-            made[place:place] = draw.choice(_TOKENS)
-    return bytes(made)
-
-
-def outcome(kind: Format, file: Path, good: str) -> tuple[str, str]:
-    """What became of one case, and its traceback if there was one."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(read)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(_SECONDS)
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1)
-        os.dup2(quiet, 2)
-        warnings.simplefilter("ignore")
-        try:
-            said = "same" if kind.read(file) == good else "other content"
-        except UserError:
-            said = "refused"
-        except BaseException:  # noqa: BLE001 - what is counted
-            said = "traceback\n" + traceback.format_exc()
-        os.write(write, said.encode()[:60_000])
-        os._exit(0)
-    os.close(write)
-    with os.fdopen(read, "rb") as pipe:
-        said = pipe.read().decode()
-    _, status, usage = os.wait4(child, 0)
-    if os.WIFSIGNALED(status):
-        return ("over 10 s" if os.WTERMSIG(status) == signal.SIGALRM else f"signal {os.WTERMSIG(status)}"), ""
-    if usage.ru_maxrss * 1024 > _BYTES:
-        return "over 2 GB", ""
-    word, _, trace = said.partition("\n")
-    if word == "other content" and kind.has_checksum:
-        return "silent difference", ""
-    return word, trace
+PACKAGES = {
+    "core": "contrastive-core",
+    "vision": "ssl-vision",
+    "medseg": "ssl-medseg",
+    "video": "ssl-video",
+}
+"""Groups of formats and the packages that read them."""
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
 def main(argv: list[str]) -> int:
-    """Try all formats and print the counts."""
+    """Try the formats and print the counts."""
     parser = argparse.ArgumentParser(prog="python -m tools.fuzz", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cases", type=int, default=50, help="damaged files of each format")
-    parser.add_argument("--seed", type=int, default=0, help="of the damage")
-    parser.add_argument("--only", choices=sorted(FORMATS), help="a single format")
-    parser.add_argument("--out", type=Path, help="JSON file for the counts")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the damage")
+    parser.add_argument("--package", choices=sorted(PACKAGES), action="append", help="formats of this package alone")
+    parser.add_argument("--only", help="a single format")
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="packages tried at a time")
+    parser.add_argument("--log", type=Path, help="file of JSON lines with every case; a run that is in it goes on")
+    parser.add_argument("--out", type=Path, help="results file for the counts")
+    parser.add_argument("--case", type=int, help="try this case of --only alone and print what it says")
+    parser.add_argument("--keep", type=Path, help="folder for the files of --case")
     options = parser.parse_args(argv)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    counts: dict[str, dict[str, int]] = {}
-    failed: Counter[str] = Counter()
-    for name, kind in FORMATS.items():
-        if options.only not in (None, name):
-            continue
-        draw = random.Random(f"{options.seed} {name}")  # noqa: S311 - no secret
-        found: Counter[str] = Counter()
-        with tempfile.TemporaryDirectory() as folder:
-            file = kind.make(Path(folder))
-            content = file.read_bytes()
-            try:
-                good = kind.read(file)
-            except UserError:  # a file of another kind, which its reader refuses
-                good = ""
-            for number in range(options.cases):
-                file.write_bytes(damage(content, draw))
-                word, trace = outcome(kind, file, good)
-                found[word] += 1
-                if word not in ("same", "refused", "other content"):
-                    failed[f"{name}: {word}"] += 1
-                    print(f"{name}, case {number}: {word}\n{trace}", file=sys.stderr)
-        counts[name] = dict(sorted(found.items()))
-        print(f"{name}: " + ", ".join(f"{count} {word}" for word, count in counts[name].items()), flush=True)
+    if options.case is not None:
+        return try_one(options.package or list(PACKAGES), options.only, options.case, options.seed, options.keep)
+    log = Log(options.log, seed=options.seed)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        done = pool.map(lambda package: run(package, options, log), options.package or list(PACKAGES))
+        problems = [problem for each in done for problem in each]
+    if options.only and not log.counts:
+        problems.append(f"there is no format {options.only!r}")
+    print(summary(log.counts))
+    print("\n".join(problems), end="\n" if problems else "", file=sys.stderr)
     if options.out:
-        total = sum(sum(each.values()) for each in counts.values())
-        report = {"cases": total, "seed": options.seed, "failed": dict(failed), "formats": counts}
-        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    return len(failed)
+        write_result(options.out, result(log, options))
+    return int(bool(log.failures or problems))
+
+
+class Log:
+    """The outcomes of all cases, kept in a file if there is one.
+
+    The first line states what was run; a file of another commit or seed is refused.
+    """
+
+    def __init__(self, file: Path | None, *, seed: int) -> None:
+        self.counts: dict[str, Counter[str]] = defaultdict(Counter)
+        self.failures: list[dict[str, Any]] = []
+        self.slowest = self.largest = 0.0
+        self.seconds = 0.0
+        self._lock, self._file = threading.Lock(), file
+        self.head = {"seed": seed, **provenance()}
+        if file is None:
+            return
+        if file.is_file():
+            head, *records = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+            if (head["seed"], head["commit"]) != (seed, self.head["commit"]):
+                raise SystemExit(f"{file}: is of seed {head['seed']} and commit {head['commit']}; choose another file")
+            for record in records:
+                self._count(record)
+        else:
+            self._append(self.head)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Count a case and write it down."""
+        with self._lock:
+            self._count(record)
+            self._append(record)
+
+    def _count(self, record: dict[str, Any]) -> None:
+        self.counts[record["format"]][record["word"]] += 1
+        self.seconds += record["seconds"]
+        self.slowest = max(self.slowest, record["seconds"])
+        self.largest = max(self.largest, record["megabytes"])
+        if record["word"] not in HARMLESS:
+            self.failures.append(record)
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        if self._file is not None:
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+
+def run(package: str, options: argparse.Namespace, log: Log) -> list[str]:
+    """Try the formats of a package in a server of its own; problems of the server, not of the readers."""
+    start = {name: found.total() for name, found in log.counts.items()}
+    wanted = {"package": package, "seed": options.seed, "only": options.only, "cases": options.cases, "start": start}
+    request = json.dumps(wanted)
+    command = [sys.executable, "-m", "tools.fuzz.server", request]
+    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, **_ONE_THREAD}, stdout=subprocess.PIPE) as server:
+        for record in _records(server):
+            log.add(record)
+            if record["word"] not in HARMLESS:
+                print(f"{record['format']}, case {record['case']}: {record['word']}\n{record.get('detail', '')}\n",
+                      file=sys.stderr, flush=True)  # fmt: skip
+    return [f"the server of {package} ended with status {server.returncode}"] if server.returncode else []
+
+
+def _records(server: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
+    for line in server.stdout or ():
+        yield json.loads(line)
+
+
+def try_one(packages: list[str], name: str, number: int, seed: int, keep: Path | None) -> int:
+    """Try one case again, say what it does, and keep its files."""
+    import tempfile
+
+    formats = {name: kind for package in packages for name, kind in load_formats(package).items()}
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = Corpus(formats[name], Path(folder))
+        with corpus.case(number, seed) as (place, example, file):
+            print(f"{name} {example}: damaged {file.name}, {file.stat().st_size:,} bytes")
+            if keep is not None:
+                shutil.copytree(place, keep, dirs_exist_ok=True)
+            found = isolate({0: lambda: corpus.kind.read(place)})[0]
+        print(f"{found.word}\n{found.detail}\n{found.seconds:.2f} s, {found.megabytes:.0f} MB")
+    return 0
+
+
+def summary(counts: Mapping[str, Counter[str]]) -> str:
+    """The counts of every format, a line each, and the sum."""
+    lines = [f"{name}: " + ", ".join(f"{n} {word}" for word, n in found.items()) for name, found in counts.items()]
+    total = sum((found for found in counts.values()), Counter[str]())
+    return "\n".join([*lines, f"{total.total():,} cases: " + ", ".join(f"{n:,} {word}" for word, n in total.items())])
+
+
+def result(log: Log, options: argparse.Namespace) -> dict[str, Any]:
+    """The counts as a results file."""
+    rows: list[list[Any]] = []
+    silent = 0
+    for package, title in PACKAGES.items():
+        for name, kind in load_formats(package).items():
+            found = log.counts.get(name)
+            if not found:
+                continue
+            bad = sum(count for word, count in found.items() if word not in HARMLESS)
+            protection = "made to fit" if kind.sign else "yes" if kind.has_checksum else "no"
+            rows.append([title, name, protection, found.total(), found[REFUSED], found[SAME], found[OTHER], bad])
+            silent += found[OTHER]
+    total = sum(row[3] for row in rows)
+    words = Counter(record["word"] for record in log.failures)
+    failures = ", ".join(f"{count} {word}" for word, count in words.items()) or "none"
+    sums = [sum(row[at] for row in rows) for at in range(3, 8)]
+    return {
+        "name": "fuzz",
+        **log.head,
+        "seeds": [options.seed],
+        "config": {"cases of each format": options.cases, "limit": "10 s and 2 GB for each case"},
+        "failures": dict(words),
+        "slowest_seconds": log.slowest,
+        "largest_megabytes": log.largest,
+        "table": {
+            "columns": ["package", "format", "checksum", "cases", "refused", "same content", "other content", "failures"],
+            "rows": [*rows, ["all", "", "", *sums]],
+        },
+        "notes": [
+            f"{total:,} damaged files; failures (tracebacks, crashes, hangs over 10 s, over 2 GB, errors that do not "
+            f"name the file, other content in spite of a checksum): {failures}.",
+            "Checksum: `yes` - the format has one, and other content counts as a failure; `made to fit` - the checksums "
+            "were computed anew over the damage, as a forger would, to reach the code behind them; `no` - the format "
+            "has none, so that damage within the content goes unnoticed.",
+            f"The slowest case took {log.slowest:.1f} s, the largest process held {log.largest:,.0f} MB, libraries "
+            f"included; {log.seconds:,.0f} s in all.",
+        ],
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

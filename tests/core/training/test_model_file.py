@@ -69,7 +69,7 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
         load_model(target)
     for text in ("[]", "{}"):
         card.write_text(text)
-        with pytest.raises(UserError, match=r"model\.json is damaged .*write the model again"):
+        with pytest.raises(UserError, match=r"model\.json: is damaged .*write the model again"):
             load_model(target)
 
 

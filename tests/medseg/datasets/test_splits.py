@@ -85,7 +85,7 @@ def test_patients_must_be_those_the_split_was_made_with(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("no", "is not JSON"),
+        ("no", "is not readable as JSON"),
         ("{}", "found format None"),
         ('{"format": "ssl-medseg split 1"}', "is not a split"),
         (

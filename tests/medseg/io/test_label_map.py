@@ -101,7 +101,7 @@ def test_the_background_may_have_another_value(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "is not JSON"),
+        ("{", "is not readable as JSON"),
         ("[1]", "holds a list"),
         ("{}", "found no label map"),
         ('{"labels": {"whole": [1, 2], "core": 2}}', "whole stand for several values"),

@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+_CONTROLS = (*range(32), *range(127, 160))
+_DIRECTIONS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+UNPRINTABLE = frozenset(map(chr, (*_CONTROLS, *_DIRECTIONS)))
+"""Control characters, and those that change the direction of text, so that a name reads as another one."""
+_ESCAPES = {ord(letter): letter.encode("unicode_escape").decode() for letter in UNPRINTABLE - {"\n", "\t"}}
+_LONGEST = 2000
+
 
 class UserError(Exception):
     """Bad input; the message names the file or argument, what was found, what was expected and what to do.
 
-    Command lines print the message alone, without a traceback.
+    Command lines print the message alone, without a traceback. What it quotes of a file is made fit for a terminal:
+    control characters are escaped, and lines of more than 2,000 characters are shortened.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("\n".join(map(_shortened, message.translate(_ESCAPES).split("\n"))))
+
+
+def _shortened(line: str) -> str:
+    if len(line) <= _LONGEST:
+        return line
+    kept = _LONGEST // 2 - 50
+    return f"{line[:kept]} ... ({len(line) - 2 * kept:,} characters) ... {line[-kept:]}"

@@ -33,7 +33,8 @@ from torch.optim import Optimizer
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import files
-from contrastive_core.training.documents import DAMAGED
+from contrastive_core.training.config import from_plain
+from contrastive_core.training.documents import read_json, reading
 from contrastive_core.training.processes import Processes
 
 # What the safetensors format stores by itself; other types travel as their bytes.
@@ -134,6 +135,7 @@ def decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     return walk(value)
 
 
+_OTHER_VERSION = "resume with the version of the program that wrote it"
 # Where a Position stands in a checkpoint, beside the tracked objects.
 _POSITION = "_run"
 
@@ -235,18 +237,14 @@ class Snapshots:
 
     def _load(self, path: Path) -> Position:
         state = load(path)
-        position = Position(**state.pop(_POSITION))
+        with reading(path, "states no position", _OTHER_VERSION):
+            position = from_plain(Position, state.pop(_POSITION), "position")
         self._check_names(path, state)
         for name, thing in self._tracked.items():
-            try:
+            with reading(path, f"does not fit: {name} refuses its state", _OTHER_VERSION):
                 thing.load_state_dict(state[name])
-            except (RuntimeError, ValueError, KeyError) as error:
-                raise UserError(
-                    f"{path} does not fit: {name} refuses its state ({error}). Resume with the version of the program "
-                    "that wrote it"
-                ) from error
-            if isinstance(thing, Optimizer):
-                _lay_out_as_parameters(thing)
+                if isinstance(thing, Optimizer):
+                    _lay_out_as_parameters(thing)
         return position
 
     def _check_names(self, path: Path, state: Mapping[str, Any]) -> None:
@@ -322,11 +320,12 @@ def verify(path: Path) -> None:
         UserError: A newer version of this library wrote it.
     """
     try:
-        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        version, step = manifest["format"], manifest["step"]
-        expected = {name: (manifest["files"][name]["bytes"], manifest["files"][name]["sha256"]) for name in _FILES}
-    except DAMAGED as error:
-        raise Damaged(f"{_MANIFEST} cannot be read: {error!r}") from error
+        with reading(path / _MANIFEST, "cannot be read", "restore it from a copy"):
+            manifest = read_json(path / _MANIFEST)
+            version, step = manifest["format"], manifest["step"]
+            expected = {name: (manifest["files"][name]["bytes"], manifest["files"][name]["sha256"]) for name in _FILES}
+    except UserError as error:
+        raise Damaged(f"{_MANIFEST} cannot be read: {error}") from error
     if not isinstance(step, int) or path.name != f"step-{step:06d}":
         raise Damaged(f"{_MANIFEST} says step {step}")
     for name, (size, digest) in expected.items():
@@ -343,10 +342,15 @@ def verify(path: Path) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Load the state of a verified checkpoint, with tensors on the CPU."""
-    tensors = safetensors.torch.load_file(path / _TENSORS)
-    tree = json.loads((path / _STATE).read_text(encoding="utf-8"))
-    return {name: decode(value, tensors) for name, value in tree.items()}
+    """Load the state of a verified checkpoint, with tensors on the CPU.
+
+    Raises:
+        UserError: Another program wrote it: its files are intact, and hold no state.
+    """
+    tree = read_json(path / _STATE)
+    with reading(path, "holds no state of a run", _OTHER_VERSION):
+        tensors = safetensors.torch.load_file(path / _TENSORS)
+        return {name: decode(value, tensors) for name, value in tree.items()}
 
 
 def newest_good(folder: Path, *, say: Callable[[str], None]) -> Path | None:

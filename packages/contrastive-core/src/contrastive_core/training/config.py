@@ -8,10 +8,12 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import files
@@ -156,6 +158,52 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield from _leaves(item, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, json.dumps(value, default=str)
+
+
+def from_plain(kind: Any, value: Any, place: str) -> Any:  # noqa: PLR0911 - one return per kind of type
+    """`value`, as `plain` has written it, as an object of a type again.
+
+    Args:
+        kind: Type: a dataclass, bool, int, float, str, None, Path, Literal, or unions, tuples, lists and mappings of
+            them.
+        value: Plain value.
+        place: What the message calls it.
+
+    Raises:
+        TypeError: The value is of another type, or lacks a field or has one that is unknown.
+        ValueError: It is none of the values that are allowed.
+    """
+    origin, inside = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        # None, and plain values before what may be made of them.
+        for option in sorted(inside, key=lambda option: option is not NoneType):
+            with suppress(TypeError, ValueError):
+                return from_plain(option, value, place)
+    elif origin is Literal:
+        if value in inside:
+            return value
+        raise ValueError(f"{place} is {value!r}; expected one of {', '.join(map(str, inside))}")
+    elif dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+        known = get_type_hints(kind)
+        unknown = sorted({*map(str, value)}.difference(field.name for field in dataclasses.fields(kind)))
+        if unknown:
+            raise TypeError(f"{place} has the unknown entry {unknown[0]!r}")
+        return kind(**{name: from_plain(known[name], item, f"{place}.{name}") for name, item in value.items()})
+    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif kind is Path and isinstance(value, str):
+        return Path(value)
+    elif origin in (tuple, list, Sequence) and isinstance(value, list | tuple):
+        kinds = inside if origin is tuple and inside[-1] is not Ellipsis else (inside[0],) * len(value)
+        if len(kinds) != len(value):
+            raise ValueError(f"{place} has {len(value)} entries; expected {len(kinds)}")
+        made = [from_plain(k, item, f"{place}[{i}]") for i, (k, item) in enumerate(zip(kinds, value, strict=True))]
+        return made if origin is list else tuple(made)
+    elif origin in (dict, Mapping) and isinstance(value, Mapping):
+        return {str(key): from_plain(inside[1], item, f"{place}.{key}") for key, item in value.items()}
+    elif kind is Any or (isinstance(kind, type) and type(value) is kind):
+        return value
+    raise TypeError(f"{place} is {value!r}; expected {getattr(kind, '__name__', kind)}")
 
 
 def plain(value: object, place: str) -> Any:

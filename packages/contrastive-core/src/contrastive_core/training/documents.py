@@ -9,6 +9,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +20,44 @@ from contrastive_core.text import size
 if TYPE_CHECKING:
     import yaml
 
-#: What reading and parsing text can raise.
-UNREADABLE = (OSError, ValueError, RecursionError, OverflowError, MemoryError, csv.Error)
 
-#: What interpreting the content of a document can raise as well. Every reader of a format catches these.
-DAMAGED = (*UNREADABLE, KeyError, IndexError, TypeError, AttributeError)
+@contextmanager
+def reading(path: Path | str, problem: str, remedy: str) -> Iterator[None]:
+    """Turn whatever is raised while a file is read into one error that names the file.
+
+    Libraries raise what a damaged file leads them to, down to SyntaxError (NumPy) and AssertionError, so that no list
+    of classes is complete; what interprets the content raises KeyError, TypeError and the like.
+
+    Args:
+        path: The file or folder.
+        problem: What is wrong then: "is not readable as JSON".
+        remedy: What to do: "restore it from a copy".
+
+    Raises:
+        UserError: ``path: problem (reason); remedy``. A UserError from inside stays, with the path in front if it names
+            none.
+    """
+    try:
+        yield
+    except UserError as error:
+        if str(path) in str(error):
+            raise
+        raise UserError(f"{path}: {error}") from error
+    except Exception as error:
+        raise UserError(f"{path}: {problem} ({reason(error)}); {remedy}") from error
+
+
+def reason(error: BaseException) -> str:
+    """The message of an error in one printable line of at most 300 characters."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, KeyError):
+        text = f"{text} is missing"
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text) or type(error).__name__
+
 
 _LARGEST = 256 << 20
 _DEEPEST = 100
@@ -35,13 +70,11 @@ def read_text(path: Path, *, largest: int = _LARGEST) -> str:
     Raises:
         UserError: The file cannot be read, is not UTF-8, or is larger than so many bytes.
     """
-    try:
+    with reading(path, "cannot be read", "expected a text file in UTF-8"):
         with path.open("rb") as file:
             content = file.read(largest + 1)
         if len(content) <= largest:
             return content.decode("utf-8-sig")
-    except UNREADABLE as error:
-        raise UserError(f"{path}: cannot be read ({_reason(error)}); expected a text file in UTF-8") from error
     raise UserError(f"{path}: is larger than {size(largest)}, which no file of this kind is; is it the right one?")
 
 
@@ -52,10 +85,22 @@ def read_json(path: Path) -> Any:
         UserError: The file cannot be read or is not JSON.
     """
     text = read_text(path)
-    try:
+    with reading(path, "is not readable as JSON", "restore it from a copy"):
         return json.loads(text)
-    except UNREADABLE as error:
-        raise UserError(f"{path}: is not readable as JSON ({_reason(error)}); restore it from a copy") from error
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one JSON object a line; a last line that a kill has cut short is left out.
+
+    Raises:
+        UserError: The file cannot be read, or a line is no JSON object.
+    """
+    lines = read_text(path).split("\n")[:-1]
+    with reading(path, "is damaged", "expected one JSON object per line; restore it from a copy"):
+        records = [json.loads(line) for line in lines]
+        if not all(isinstance(record, dict) for record in records):
+            raise ValueError("a line is no object")
+    return records
 
 
 def read_yaml(path: Path) -> Any:
@@ -65,17 +110,13 @@ def read_yaml(path: Path) -> Any:
         UserError: The file cannot be read, is not YAML, is nested deeper than 100 levels, or its aliases stand for
             more than a million values.
     """
-    import yaml  # noqa: PLC0415 - command lines import this module before they know what to do
-
     text = read_text(path)
-    try:
+    with reading(path, "is not readable as YAML", "restore it from a copy"):
         return _load_yaml(text)
-    except (*UNREADABLE, yaml.YAMLError) as error:
-        raise UserError(f"{path}: is not readable as YAML ({_reason(error)}); restore it from a copy") from error
 
 
 def _load_yaml(text: str) -> Any:
-    import yaml  # noqa: PLC0415
+    import yaml  # noqa: PLC0415 - command lines import this module before they know what to do
 
     class Loader(yaml.SafeLoader):
         depth = 0
@@ -120,15 +161,5 @@ def read_rows(path: Path, *, delimiter: str = ",") -> list[list[str]]:
         UserError: The file cannot be read, or a cell is longer than 131,072 characters.
     """
     text = read_text(path)
-    try:
+    with reading(path, "is not readable as a table", "restore it from a copy"):
         return [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row]
-    except UNREADABLE as error:
-        raise UserError(f"{path}: is not readable as a table ({_reason(error)}); restore it from a copy") from error
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,9 @@ from torch import Tensor, nn
 from contrastive_core.errors import UserError
 from contrastive_core.training import files
 from contrastive_core.training.config import plain
-from contrastive_core.training.documents import read_json
+from contrastive_core.training.documents import read_json, reading
+
+M = TypeVar("M", bound=nn.Module)
 
 _WEIGHTS, _CARD = "model.safetensors", "model.json"
 
@@ -76,13 +77,8 @@ def load_model(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not weights_path.is_file():
         raise UserError(f"{weights_path} is missing beside {_CARD}; restore it from a copy, or write the model again")
     card = read_json(card_path)
-    try:
+    with reading(card_path, "is damaged", "restore it from a copy, or write the model again"):
         version, digest, metadata, stated = (card[key] for key in ("format", "sha256", "metadata", "card_sha256"))
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{card_path} is damaged ({type(error).__name__}: {error}); expected JSON with format, sha256, "
-            "metadata and card_sha256. Restore it from a copy, or write the model again"
-        ) from error
     if version != 2:
         raise UserError(f"{card_path} has format {version}; this version reads format 2. Update contrastive-core")
     if stated != _card_hash(card) or not isinstance(metadata, dict):
@@ -95,10 +91,34 @@ def load_model(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{weights_path} is damaged: its content is not what {_CARD} says was written. "
             "Restore it from a copy, or write the model again"
         )
-    try:
+    with reading(weights_path, "cannot be read", "restore it from a copy"):
         return safetensors.torch.load_file(weights_path), metadata
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{weights_path} cannot be read ({error}); restore it from a copy") from error
+
+
+def build_from(build: Callable[[], M], tensors: Mapping[str, Tensor], *, source: object) -> M:
+    """Build the network that a model.json describes and load its weights.
+
+    The shapes are compared before memory is taken, because a changed model.json may state any size.
+
+    Args:
+        build: Function that builds the network, randomly initialised.
+        tensors: Its weights.
+        source: Model folder, for errors.
+
+    Raises:
+        UserError: The network cannot be built, or has other weights.
+    """
+    remedy = "the file was changed by hand, or a newer version wrote it"
+    with reading(str(source), "model.json does not describe the network that is in the folder", remedy):
+        with torch.device("meta"):
+            described = build().state_dict()
+        for name in sorted({*described, *tensors}):
+            shapes = [list(each[name].shape) if name in each else "missing" for each in (described, tensors)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(f"{name} is {shapes[0]} by model.json and {shapes[1]} in the weights")
+        network = build()
+        network.load_state_dict(tensors)
+    return network
 
 
 def write_card(file: Path, card: Mapping[str, Any]) -> None:

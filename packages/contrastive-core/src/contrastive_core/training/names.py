@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from pathlib import Path
 
-from contrastive_core.errors import UserError
+from contrastive_core.errors import UNPRINTABLE, UserError
 
 #: Devices on Windows, whatever the ending.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
-#: Characters that change the direction of text, so that a name reads as another one.
-_DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 #: A file system takes 255 bytes; endings and temporary names are added to a name.
 _LONGEST = 200
 
@@ -56,7 +53,7 @@ def check_label(name: str, *, what: str, source: object) -> str:
         )
     if not name.strip():
         raise UserError(f"{source}: a {what} has no name; name it there")
-    if any(unicodedata.category(letter) == "Cc" or letter in _DIRECTIONS for letter in name):
+    if UNPRINTABLE.intersection(name):
         raise UserError(f"{source}: the {what} {name!r} holds control characters; rename it there")
     return name
 

@@ -16,7 +16,7 @@ from typing import Any, Self
 from contrastive_core.errors import UserError
 from contrastive_core.text import several
 from contrastive_core.training import files
-from contrastive_core.training.documents import DAMAGED
+from contrastive_core.training.documents import read_json
 
 #: Files that commands wrote to this folder, by command: path and SHA-256, or null while they are being written.
 INDEX = ".outputs.json"
@@ -149,8 +149,8 @@ def _identities(inputs: Iterable[Path | str]) -> set[tuple[int, int]]:
 def _read(folder: Path) -> dict[str, dict[str, Any]]:
     # A damaged index records nothing: then nothing is replaced without --overwrite.
     try:
-        found = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except DAMAGED:
+        found = read_json(folder / INDEX)
+    except UserError:
         return {}
     known = found.items() if isinstance(found, dict) else ()
     return {command: names for command, names in known if isinstance(names, dict)}

@@ -25,6 +25,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.training import files
 from contrastive_core.training.checkpoint import Position
 from contrastive_core.training.config import RunOptions
+from contrastive_core.training.documents import read_json_lines, reading
 from contrastive_core.training.processes import Processes
 from contrastive_core.training.progress import Watch
 
@@ -180,12 +181,17 @@ def read(path: Path) -> list[dict[str, Value]]:
     """Read the records of a `metrics.jsonl`, without a last line that a kill has truncated."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [
-        {name: float(value) if isinstance(value, str) else value for name, value in json.loads(line).items()}
-        for line in lines
-        if line.endswith("\n")
-    ]
+    records = read_json_lines(path)
+    with reading(path, "is damaged", "expected numbers by name on every line; restore it from a copy"):
+        return [{name: _number(value) for name, value in record.items()} for record in records]
+
+
+def _number(value: Any) -> Value:
+    if isinstance(value, str):  # "nan", "inf": JSON has none
+        return float(value)
+    if not isinstance(value, int | float):
+        raise TypeError(f"found a {type(value).__name__} in place of a number")
+    return value
 
 
 def _line(record: Record) -> str:

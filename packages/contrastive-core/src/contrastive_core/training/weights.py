@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.documents import reading
 
 _DEPTH = 20
 """Levels of nested containers that are searched for tensors."""
@@ -70,10 +70,8 @@ def _read(file: Path) -> Any:
     if not file.is_file():
         raise UserError(f"{file}: no such file; expected weights as .safetensors, .pt, .pth or .ckpt")
     if file.suffix == ".safetensors":
-        try:
+        with reading(file, "is damaged or not a safetensors file", "fetch it again"):
             return safetensors.torch.load_file(file)
-        except (safetensors.SafetensorError, OSError) as error:
-            raise UserError(f"{file}: is damaged or not a safetensors file ({error}); fetch it again") from error
     try:
         with torch.serialization.safe_globals(_HARMLESS):
             return torch.load(file, map_location="cpu", weights_only=True)

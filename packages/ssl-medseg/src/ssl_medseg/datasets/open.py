@@ -114,12 +114,12 @@ def open_with(source: str | os.PathLike[str], options: DataOptions) -> DataSet:
     errors = of_level(resolved.findings, "error")
     if errors:
         _, _, *lines = finding_lines(errors)  # the heading is for several levels
-        raise UserError("\n".join([f"{listing.name}: cannot be used as it is", *lines]))
+        raise UserError("\n".join([f"{Path(source)}: cannot be used as it is", *lines]))
     labels = label_map_for(listing, options)
     if labels is None:
         if any(case.label is not None for case in resolved.cases):
             raise UserError(
-                f"{listing.name}: does not say what the values of its labels mean; give --label-map FILE. "
+                f"{Path(source)}: does not say what the values of its labels mean; give --label-map FILE. "
                 "`ssl-medseg check --propose-map FILE` writes one from the values that it finds, for you to name"
             )
         labels = LabelMap(("background",), (0,))

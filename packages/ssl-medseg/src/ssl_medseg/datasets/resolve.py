@@ -12,6 +12,7 @@ from pathlib import Path
 from contrastive_core.app.checks import Finding, Item
 from contrastive_core.errors import UserError
 from contrastive_core.text import several
+from contrastive_core.training.documents import read_text
 from contrastive_core.training.names import check_file_name, check_label
 from ssl_medseg.datasets.dataset import Case
 from ssl_medseg.datasets.layouts.listing import Entry, Listing
@@ -267,11 +268,7 @@ def _twice(listing: Listing) -> Iterator[Finding]:
 
 
 def _read_names(file: Path) -> set[str]:
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); expected the name of a case on every line") from error
-    return {line.strip() for line in lines} - {""}
+    return {line.strip() for line in read_text(file).splitlines()} - {""}
 
 
 def _like(path: Path) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from contrastive_core.errors import UserError
-from contrastive_core.training.documents import DAMAGED
+from contrastive_core.training.documents import reading
 from contrastive_core.training.files import sha256, write_atomic
 from ssl_medseg.datasets.dataset import Case, DataSet
 from ssl_medseg.io.label_map import read_json
@@ -159,11 +159,9 @@ def read_split(path: str | Path, dataset: DataSet) -> Split:
         raise UserError(
             f"{path}: found format {content.get('format')!r}, expected {FORMAT!r}; make one with `make-splits`"
         )
-    try:
+    with reading(path, "is not a split", "make it again with `ssl-medseg make-splits`"):
         listed = {part: [[str(name), str(patient)] for name, patient in content[part]] for part in PARTS}
         digest, settings = content["sha256"], content.get("settings", {})
-    except DAMAGED as error:
-        raise UserError(f"{path}: is not a split ({type(error).__name__}: {error}); make it again") from error
     if digest != _digest(listed):
         raise UserError(
             f"{path}: was changed after it was written, its cases do not have the hash it states; make it again with "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
-from contrastive_core.training.documents import DAMAGED
+from contrastive_core.training.documents import read_json, reading
 from ssl_medseg.datasets.dataset import Case, DataSet
 from ssl_medseg.datasets.splits import Split
 from ssl_medseg.evaluation.metrics import measure
@@ -72,17 +71,13 @@ def _stale(folder: Path) -> tuple[set[str], dict[str, str]]:
     file = folder / "predictions.json"
     if not file.is_file():
         return set(), {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+    content = read_json(file)
+    with reading(file, "is damaged", "expected what `ssl-medseg predict` writes; predict again"):
         failed = {str(case["image"]): str(case["error"]) for case in content["cases"] if case["error"]}
         return set(content.get("stale", [])), {
             name: f"its mask is of an earlier run of predict; in the last one: {error}"
             for name, error in failed.items()
         }
-    except DAMAGED as error:
-        raise UserError(
-            f"{file}: is damaged ({error}); expected what `ssl-medseg predict` writes. Predict again"
-        ) from error
 
 
 def read_pair(mask: Path, case: Case, dataset: DataSet) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Grid]:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from contrastive_core.errors import UserError
-from contrastive_core.training.documents import DAMAGED
+from contrastive_core.training.config import from_plain
+from contrastive_core.training.documents import read_json, reading
 from contrastive_core.training.files import write_atomic
 
 FORMAT = "ssl-medseg evaluation 1"
@@ -129,29 +129,14 @@ def read_evaluation(file: Path) -> Evaluation:
     Raises:
         UserError: it is something else.
     """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+    content = read_json(file)
+    remedy = "expected what `ssl-medseg evaluate` writes; remove the file or evaluate again"
+    with reading(file, "found no evaluation", remedy):
         if content.get("format") != FORMAT:
             raise ValueError(f"format {content.get('format')!r}")
-        cases = tuple(
-            CaseScores(
-                **{
-                    **case,
-                    "spacing": None if case["spacing"] is None else tuple(case["spacing"]),
-                    "structures": tuple(StructureScore(**score) for score in case["structures"]),
-                }
-            )
-            for case in content["cases"]
-        )
         fields = {field.name: content[field.name] for field in dataclasses.fields(Evaluation)}
-        return Evaluation(
-            **{**fields, "cases": cases, "structures": tuple(fields["structures"]), "missing": tuple(fields["missing"])}
-        )
-    except DAMAGED as error:
-        raise UserError(
-            f"{file}: found no evaluation ({type(error).__name__}: {error}), expected what `ssl-medseg evaluate` "
-            "writes; remove the file or evaluate again"
-        ) from error
+        found: Evaluation = from_plain(Evaluation, fields, "evaluation")
+    return found
 
 
 def scores_csv(evaluation: Evaluation) -> str:

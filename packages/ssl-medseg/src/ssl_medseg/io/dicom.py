@@ -21,6 +21,7 @@ import ssl_medseg
 from contrastive_core.errors import UserError
 from contrastive_core.text import some_of
 from contrastive_core.training import files
+from contrastive_core.training.documents import reading
 from ssl_medseg.io.file_types import DICOM_ENDINGS
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.volume import Grid, ImageFile, Volume, check_voxel_size, checked_affine, import_extra
@@ -179,15 +180,16 @@ def _images(path: Path, *, pixels: bool, notes: list[str]) -> Iterator[SeriesIma
         if not file.is_file() or file.name.startswith(".") or file.suffix.lower() in _NOT_IMAGES:
             continue
         try:
-            dataset = pydicom.dcmread(file, stop_before_pixels=not pixels)
-        except pydicom.errors.InvalidDicomError as error:
+            with reading(file, "cannot be read as DICOM", "copy it again"):
+                dataset = pydicom.dcmread(file, stop_before_pixels=not pixels)
+        except UserError as error:
+            if not isinstance(error.__cause__, pydicom.errors.InvalidDicomError):
+                raise
             if file.suffix.lower() in DICOM_ENDINGS or not file.stat().st_size:
                 raise UserError(
                     f"{file}: is empty or damaged, expected a DICOM file; copy it again, or remove it"
                 ) from error
             continue
-        except (OSError, EOFError, ValueError) as error:
-            raise UserError(f"{file}: cannot be read as DICOM ({error}); copy it again") from error
         kind = dataset.file_meta.get("MediaStorageSOPClassUID") or dataset.get("SOPClassUID")
         name = getattr(kind, "name", "") or "unknown kind"
         if kind is not None and "Image Storage" not in name:
@@ -204,13 +206,9 @@ def _images(path: Path, *, pixels: bool, notes: list[str]) -> Iterator[SeriesIma
 def _multi_frame(image: SeriesImage, path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     highdicom = import_extra("highdicom", extra="dicom", needed_for=f"{path}: reading DICOM")
     _check_decoder(image, path)
-    try:
+    problem = f"the frames of {image.name} do not make one volume"
+    with reading(path, problem, "expected parallel frames at equal distances. Export the series again, or split it"):
         volume = highdicom.Image.from_dataset(image.dataset, copy=False).get_volume(dtype=np.float32)
-    except (ValueError, AttributeError, RuntimeError, NotImplementedError) as error:
-        raise UserError(
-            f"{path}: the frames of {image.name} do not make one volume ({error}); expected parallel frames at equal "
-            "distances. Export the series again, or split it"
-        ) from error
     if volume.array.ndim != 3:
         raise UserError(f"{path}: {image.name} holds colour images, expected one number per voxel")
     return volume.array.transpose(2, 1, 0), volume.get_affine("RAS")[:, [2, 1, 0, 3]]
@@ -327,14 +325,9 @@ def _pixels(image: SeriesImage, path: Path) -> NDArray[np.float32]:
     from pydicom.pixels.processing import apply_modality_lut  # noqa: PLC0415 - an extra
 
     _check_decoder(image, path)
-    try:
+    with reading(path, f"the pixels of {image.name} cannot be read", "the file is damaged. Copy it again"):
         stored = image.dataset.pixel_array
-    except (ValueError, AttributeError, RuntimeError, NotImplementedError, EOFError) as error:
-        raise UserError(
-            f"{path}: the pixels of {image.name} cannot be read ({str(error).splitlines()[0]}); the file is damaged. "
-            "Copy it again"
-        ) from error
-    return np.asarray(apply_modality_lut(stored, image.dataset), dtype=np.float32).T
+        return np.asarray(apply_modality_lut(stored, image.dataset), dtype=np.float32).T
 
 
 def _check_decoder(image: SeriesImage, path: Path) -> None:

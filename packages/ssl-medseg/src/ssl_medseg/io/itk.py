@@ -38,11 +38,11 @@ def read_itk(path: Path, image: ImageFile | None = None) -> tuple[NDArray[Any], 
     if (what := content_of(path)) and "NRRD" not in what:
         raise UserError(f"{path}: {what}")
     _check_header(path)
+    beside = ", or the file of its voxels is not beside it" if path.suffix.lower() in (".mhd", ".nhdr") else ""
     try:
         found = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        beside = ", or the file of its voxels is not beside it" if path.suffix.lower() in (".mhd", ".nhdr") else ""
-        raise UserError(  # what ITK says names its own source files and runs over many lines
+    except RuntimeError as error:  # what ITK says names its own source files and runs over many lines
+        raise UserError(
             f"{path}: cannot be read as an image; the file is damaged, cut off or of another kind{beside}. Copy or "
             "convert it again"
         ) from error

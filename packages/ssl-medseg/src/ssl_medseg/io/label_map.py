@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
-from contrastive_core.training.documents import DAMAGED
+from contrastive_core.training import documents
+from contrastive_core.training.documents import reading
 from contrastive_core.training.names import check_label
 from ssl_medseg.io.tables import read_table
 
@@ -151,12 +151,7 @@ def read_json(file: Path) -> Mapping[str, Any]:
     Raises:
         UserError: no such file, or something else in it.
     """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); expected a JSON file") from error
-    except DAMAGED as error:
-        raise UserError(f"{file}: is not JSON in UTF-8 ({error}); correct it at that place") from error
+    content = documents.read_json(file)
     if not isinstance(content, dict):
         raise UserError(f"{file}: holds a {type(content).__name__}, expected an object in braces")
     return content
@@ -170,7 +165,8 @@ def label_map_of(content: Mapping[str, Any], file: Path) -> LabelMap:
     """
     entries = content.get("labels", content)
     if isinstance(entries, dict) and set(entries) == {"names", "values"}:
-        return LabelMap.from_json(entries)
+        with reading(file, "holds no label map", f"expected {_FORMS}"):
+            return LabelMap.from_json(entries)
     if not isinstance(entries, dict) or not entries:
         raise UserError(f"{file}: found no label map; expected {_FORMS}")
     several = [name for name, value in entries.items() if isinstance(value, list)]
@@ -184,10 +180,8 @@ def label_map_of(content: Mapping[str, Any], file: Path) -> LabelMap:
 
 
 def _checked(file: Path, pairs: list[tuple[Any, Any]]) -> LabelMap:
-    try:
+    with reading(file, "the values of labels are whole numbers", f"expected {_FORMS}"):
         entries = sorted((int(value), str(name)) for value, name in pairs)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{file}: the values of labels are whole numbers ({error}); expected {_FORMS}") from error
     ignored = [name for _, name in entries if name == "ignore"]
     if ignored:
         raise UserError(f"{file}: has a label 'ignore', which is not supported; take these voxels to be background")
@@ -196,7 +190,5 @@ def _checked(file: Path, pairs: list[tuple[Any, Any]]) -> LabelMap:
     ]
     first = background[0] if background else (0, "background")
     ordered = [first, *(entry for entry in entries if entry != first)]
-    try:
+    with reading(file, "holds no label map", f"expected {_FORMS}"):
         return LabelMap(tuple(name for _, name in ordered), tuple(value for value, _ in ordered))
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from error

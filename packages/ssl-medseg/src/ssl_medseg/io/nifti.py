@@ -14,19 +14,16 @@ from typing import Any, Literal
 import nibabel
 import numpy as np
 from nibabel.arrayproxy import ArrayProxy
-from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.documents import reading
 from contrastive_core.training.files import write_atomic
 from ssl_medseg.io.file_types import content_of
 from ssl_medseg.io.volume import Grid, ImageFile, by, check_voxel_size, checked_affine
 
-_DAMAGED = (
-    ImageFileError, WrapStructError, HeaderDataError, OSError, EOFError, ValueError, OverflowError, zlib.error,
-)  # fmt: skip
+_KINDS = "the file is damaged, cut off or of another kind"
 _DISAGREE = 0.01
 """Share of a voxel's side by which sform and qform may differ: rounding of quaternions stays far below it."""
 _MILLIMETRES = {"mm": 1.0, "meter": 1000.0, "micron": 0.001}
@@ -51,13 +48,8 @@ def open_nifti(path: Path) -> Any:
     what = content_of(path)
     if what:
         raise UserError(f"{path}: {what}")
-    try:
+    with reading(path, "cannot be read as an image", f"{_KINDS}. Copy or convert it again"):
         return nibabel.load(path)
-    except _DAMAGED as error:
-        raise UserError(
-            f"{path}: cannot be read as an image ({_said(error)}); the file is damaged, cut off or of another kind. "
-            "Copy or convert it again"
-        ) from error
 
 
 def one_volume(opened: Any, path: Path, *, channel: int | None, frame: int | None) -> tuple[int | slice, ...]:
@@ -110,12 +102,8 @@ def one_volume(opened: Any, path: Path, *, channel: int | None, frame: int | Non
 
 def nifti_array(opened: Any, path: Path, index: tuple[int | slice, ...], dtype: Any = None) -> NDArray[Any]:
     """The voxels of one 3-D volume; `dtype` None keeps whole numbers whole."""
-    try:
+    with reading(path, "its voxels cannot be read", "the file is damaged or cut off. Copy it again"):
         array = np.asarray(_voxels(opened, path)[index], dtype=dtype)
-    except _DAMAGED as error:
-        raise UserError(
-            f"{path}: its voxels cannot be read ({_said(error)}); the file is damaged or cut off. Copy it again"
-        ) from error
     return array.reshape(array.shape + (1,) * (3 - array.ndim))
 
 
@@ -125,15 +113,20 @@ def _voxels(opened: Any, path: Path) -> Any:
     A compressed file of one volume is unpacked as a whole, which compares it with the checksum at its end.
     """
     lazy, name = opened.dataobj, path.name.lower()
-    if name.endswith(".nii"):
-        _see_all(lazy, path.stat().st_size)
-    elif name.endswith(".nii.gz") and math.prod(opened.shape[3:]) == 1:
+    holder = Path(opened.file_map["image"].filename)
+    stored = holder.stat().st_size
+    with holder.open("rb") as file:
+        is_packed = file.read(2) == b"\x1f\x8b"
+    _see_all(lazy, stored * _DEFLATE if is_packed else stored)
+    if name.endswith(".nii.gz") and math.prod(opened.shape[3:]) == 1:
         content = _unpacked(path, most=_needed(lazy) + _BEYOND)
         _see_all(lazy, len(content))
         return ArrayProxy(io.BytesIO(content), (lazy.shape, lazy.dtype, lazy.offset, lazy.slope, lazy.inter))
     return lazy
 
 
+#: How many bytes a compressed byte can stand for.
+_DEFLATE = 1032
 #: Bytes that may follow the voxels.
 _BEYOND = 16 << 20
 
@@ -332,7 +325,3 @@ def _qform(opened: Any) -> Any:
 
 def _words(chosen: dict[str, int]) -> str:
     return " and ".join(f"{name} {number}" for name, number in chosen.items()) or "one volume"
-
-
-def _said(error: BaseException) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

@@ -11,12 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.documents import reading
 from ssl_medseg.io.channels import align_channels
 from ssl_medseg.io.dicom import read_series
 from ssl_medseg.io.itk import ITK_ENDINGS, read_itk
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.nifti import nifti_array, nifti_grid, nifti_warnings, one_volume, open_nifti
 from ssl_medseg.io.volume import Grid, ImageFile, Volume, by
+
+_UNREADABLE = ("cannot be read as an image", "the file is damaged, or of another kind. Copy or convert it again")
 
 
 def read_volume(image: ImageFile) -> Volume:
@@ -45,6 +48,11 @@ def read_volume(image: ImageFile) -> Volume:
 
 def _read_channel(image: ImageFile) -> Volume:
     path = Path(image.path)
+    with reading(path, *_UNREADABLE):
+        return _read_volume(path, image)
+
+
+def _read_volume(path: Path, image: ImageFile) -> Volume:
     if _is_dicom(path):
         _refuse_choice(image)
         array, grid, notes = read_series(path, series=image.series)
@@ -70,9 +78,10 @@ def read_grid(image: ImageFile) -> Grid:
     path = Path(image.path)
     if _is_dicom(path) or path.name.lower().endswith(ITK_ENDINGS):
         return _read_channel(image.channels[0]).grid
-    opened = open_nifti(path)
-    one_volume(opened, path, channel=image.channel, frame=image.frame)
-    return nifti_grid(opened, path, image)
+    with reading(path, *_UNREADABLE):
+        opened = open_nifti(path)
+        one_volume(opened, path, channel=image.channel, frame=image.frame)
+        return nifti_grid(opened, path, image)
 
 
 def volumes_in(path: Path) -> tuple[int, ...]:
@@ -105,6 +114,11 @@ def read_label_values(path: Path) -> tuple[NDArray[Any], Grid]:
     Raises:
         UserError: It cannot be read, or holds several volumes, of which none can be chosen.
     """
+    with reading(path, *_UNREADABLE):
+        return _read_label_values(path)
+
+
+def _read_label_values(path: Path) -> tuple[NDArray[Any], Grid]:
     if path.name.lower().endswith(ITK_ENDINGS):
         array, grid, _ = read_itk(path)
         return array, grid

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.documents import read_text, reading
 
 
 def read_table(file: Path, *, needed: Sequence[str] = (), named_by: str = "") -> list[dict[str, str]]:
@@ -20,18 +22,13 @@ def read_table(file: Path, *, needed: Sequence[str] = (), named_by: str = "") ->
     Raises:
         UserError: no such file, not a table in UTF-8, a column is missing, rows of another length.
     """
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as opened:
-            first = opened.readline()
-            opened.seek(0)
-            delimiter = "\t" if file.suffix.lower() == ".tsv" else ";" if ";" in first and "," not in first else ","
-            reader = csv.reader(opened, delimiter=delimiter, skipinitialspace=True, strict=True)
-            columns = [_column(name.strip(), named_by) for name in next(reader, [])]
-            cells = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); expected a table") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file}: cannot be read as a table in UTF-8 ({error}); export it again") from error
+    text = read_text(file)
+    first = text.partition("\n")[0]
+    delimiter = "\t" if file.suffix.lower() == ".tsv" else ";" if ";" in first and "," not in first else ","
+    with reading(file, "cannot be read as a table", "export it again"):
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+        columns = [_column(name.strip(), named_by) for name in next(reader, [])]
+        cells = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
     missing = [name for name in needed if name not in columns]
     if missing:
         raise UserError(

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from contrastive_core.errors import UserError
-from contrastive_core.training.documents import DAMAGED
+from contrastive_core.training.config import from_plain
+from contrastive_core.training.documents import reading
 from contrastive_core.training.launch import choose_device
-from contrastive_core.training.model_file import load_model, save_model
+from contrastive_core.training.model_file import build_from, load_model, save_model
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.models import NetworkOptions, SegmentationNetwork, build_network
 from ssl_medseg.models.inference import Refinement
@@ -105,22 +106,16 @@ def load_segmenter(model: str | Path, *, device: str = "auto") -> Segmenter:
             f"{model}: found a model of format {card.get('format')!r}, expected {FORMAT!r}; point at the out folder of "
             "`ssl-medseg train`, `selftrain` or `run`"
         )
-    try:
-        options = NetworkOptions(**card["network"])
+    with reading(
+        model, "model.json does not describe a segmenter", "the file was changed by hand, or a newer version wrote it"
+    ):
+        options = from_plain(NetworkOptions, card["network"], "network")
         labels = LabelMap.from_json(card["labels"])
-        preprocessing = Preprocessing.from_json(card["preprocessing"])
+        preprocessing = from_plain(Preprocessing, card["preprocessing"], "preprocessing")
         details = dict(card["details"])
         refined = card.get("refinement", {})
         refinement = Refinement(bool(refined.get("mirror")), tuple(int(c) for c in refined.get("largest", ())))
-    except DAMAGED as error:
-        raise UserError(
-            f"{model}: model.json does not describe a segmenter ({error}); the file was changed by hand, or a newer "
-            "version wrote it"
-        ) from error
-    network = build_network(options, len(labels), channels=len(preprocessing.channels))
-    try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise UserError(f"{model}: the weights are not those of the network in model.json ({error})") from error
+    channels = len(preprocessing.channels)
+    network = build_from(lambda: build_network(options, len(labels), channels=channels), tensors, source=model)
     ready = network.eval().to(place)
     return Segmenter(ready, options, labels, preprocessing, details, place, refinement)

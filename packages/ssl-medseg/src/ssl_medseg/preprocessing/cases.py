@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import files
-from contrastive_core.training.documents import DAMAGED
+from contrastive_core.training.documents import reading
 from contrastive_core.training.progress import track
 from ssl_medseg.datasets.dataset import Case, DataSet
 from ssl_medseg.io import Grid, grid_difference, read_label, read_volume
@@ -57,11 +57,9 @@ def kept(
 
 def _read(file: Path) -> tuple[Tensor, dict[str, Any]] | None:
     try:
-        with safe_open(file, framework="pt") as opened:
+        with reading(file, "is damaged", "it is made again"), safe_open(file, framework="pt") as opened:
             return opened.get_tensor("tensor"), json.loads(opened.metadata()["facts"])
-    except FileNotFoundError:
-        return None
-    except (*DAMAGED, SafetensorError):  # damaged: what it holds can be made again
+    except UserError:  # not there, or damaged: what it holds can be made again
         return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from contrastive_core.app.report.run_record import RunRecord, read_record
 from contrastive_core.errors import UserError
-from contrastive_core.training.documents import DAMAGED
+from contrastive_core.training.documents import read_json
 from ssl_medseg.datasets.splits import PARTS
 from ssl_medseg.evaluation.results import Evaluation, read_evaluation
 
@@ -147,10 +146,7 @@ def _json(file: Path) -> dict[str, Any]:
     """The content of a file; nothing where there is no file."""
     if not file.is_file():
         return {}
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except DAMAGED as error:
-        raise UserError(f"{file}: is damaged ({error}); expected JSON") from error
+    content: dict[str, Any] = read_json(file)
     if not isinstance(content, dict):
         raise UserError(f"{file}: is damaged; expected a JSON object, found a {type(content).__name__}")
     return content

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.pseudo_label import PseudoLabels, agreement, class_thresholds, fuse, hard_labels
+from contrastive_core.training.documents import reading
 from contrastive_core.training.files import write_atomic
 from ssl_medseg.evaluation.metrics import class_dice
 from ssl_medseg.models.inference import slice_probabilities
@@ -136,9 +137,7 @@ def read_pseudo_labels(path: Path) -> list[PseudoCase]:
     Raises:
         UserError: no such file, or a damaged one.
     """
-    try:
+    with reading(path, "cannot be read as pseudo-labels", "start the run again"):
         tensors = safetensors.torch.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read as pseudo-labels ({error}); start the run again") from error
     names = [name for name in tensors if f"{name}.predicted" in tensors]
     return [PseudoCase(name, tensors[name], tensors[f"{name}.predicted"]) for name in sorted(names)]

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import Run
-from contrastive_core.training.documents import DAMAGED
+from contrastive_core.training.config import from_plain
+from contrastive_core.training.documents import read_json, reading
 from contrastive_core.training.files import write_atomic
 from ssl_medseg.selftraining.options import PseudoLabelOptions
 from ssl_medseg.selftraining.pseudo_labels import (
@@ -207,13 +208,11 @@ def read_rounds(folder: Path) -> list[Round]:
     """
     found = []
     for path in sorted((folder / "rounds").glob("round-*.json")):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
+        with reading(path, "is damaged", "expected the JSON of a round; restore it from a copy"):
             if content.pop("format") != FORMAT:
                 raise UserError(f"{path}: found another format, expected {FORMAT!r}; it was written by another version")
-            found.append(Round(**content))
-        except DAMAGED as error:
-            raise UserError(f"{path}: is damaged ({type(error).__name__}: {error}); expected a round's JSON") from error
+            found.append(from_plain(Round, content, "round"))
     return found
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.documents import read_json_lines, reading
 from contrastive_core.training.files import append_line
 from ssl_video.data.clip import ClipSpec, Sample, clip_start
 from ssl_video.data.reader import StoredFlow, read_clip
@@ -117,5 +118,6 @@ class ClipDataset(Dataset[Sample]):
     def _listed(self) -> set[int]:
         if self._log is None or not self._log.is_file():
             return set()
-        lines = self._log.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last break is being written
-        return {json.loads(line)["index"] for line in lines}
+        records = read_json_lines(self._log)
+        with reading(self._log, "is damaged", "remove it"):
+            return {int(record["index"]) for record in records}

@@ -13,6 +13,7 @@ from pathlib import Path
 from contrastive_core.app.checks import most_first
 from contrastive_core.errors import UserError
 from contrastive_core.text import several
+from contrastive_core.training.documents import reading
 from ssl_video.data.videos import PARTS, SUFFIXES, Video, VideoSet
 
 _UCF_GROUP = re.compile(r"_(g\d+)_c\d+")
@@ -86,12 +87,10 @@ def read_text(file: Path) -> str:
     Raises:
         UserError: it cannot be read as text.
     """
-    try:
+    with reading(file, "cannot be read as text", "expected UTF-8"):
         content = file.read_bytes()
         is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read as text ({error}); expected UTF-8") from error
     if "\0" in text:
         raise UserError(f"{file}: is no text; expected a list of videos")
     return text.replace("\r\n", "\n").replace("\r", "\n")
@@ -187,10 +186,8 @@ def read_table(file: Path) -> list[dict[str, str]] | None:
     Raises:
         UserError: it cannot be read as text, or a line has another number of columns than the first.
     """
-    try:
+    with reading(file, "cannot be read as CSV", "export it again"):
         return _read_table(file)
-    except csv.Error as error:
-        raise UserError(f"{file}: cannot be read as CSV ({error}); export it again") from error
 
 
 def _read_table(file: Path) -> list[dict[str, str]] | None:

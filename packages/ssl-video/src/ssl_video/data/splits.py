@@ -18,7 +18,7 @@ from typing import Literal, TypeVar
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, permutation
 from contrastive_core.text import some_of
-from contrastive_core.training.documents import DAMAGED
+from contrastive_core.training.documents import read_json, reading
 from contrastive_core.training.files import write_atomic
 from ssl_video.data.videos import VideoSet
 
@@ -96,15 +96,8 @@ def read_split(file: str | Path) -> Split:
         UserError: no such file, not one of ours, changed after it was written, or parts that overlap.
     """
     path = Path(file)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); expected a split file, as `ssl-video make-splits` writes"
-        ) from error
-    except DAMAGED as error:
-        raise UserError(f"{path}: is not JSON ({error}); expected a split file") from error
-    try:
+    content = read_json(path)
+    with reading(path, "is not a split file", "write it with `ssl-video make-splits`"):
         if content["format"] != FORMAT:
             raise UserError(f"{path}: found format {content['format']!r}, expected {FORMAT!r}")
         parts = {name: _pairs(content[name]) for name in ("labelled", "validation", "test")}
@@ -115,10 +108,6 @@ def read_split(file: str | Path) -> Split:
             **parts,
         )
         digest = content["sha256"]
-    except DAMAGED as error:
-        raise UserError(
-            f"{path}: is not a split file ({type(error).__name__}: {error}); write it with `ssl-video make-splits`"
-        ) from error
     if digest != split.digest:
         raise UserError(
             f"{path}: was changed after it was written, its lists do not have the hash it states; write it again with "

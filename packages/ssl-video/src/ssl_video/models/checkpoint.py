@@ -6,15 +6,16 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import Run, check_model_code, load_model
-from contrastive_core.training.documents import DAMAGED
+from contrastive_core.training.config import from_plain
+from contrastive_core.training.documents import reading
 from contrastive_core.training.launch import choose_device
+from contrastive_core.training.model_file import build_from
 from ssl_video.augment import ClipAugment
 from ssl_video.data.clip import ClipSpec
 from ssl_video.data.videos import Video, content_mark
@@ -126,30 +127,14 @@ def load_recognizer(model: str | Path, *, device: str = "auto", network: str | N
             f"{model}: found a model of format {card.get('format')!r}, expected {FORMAT!r}; point at the out folder of "
             "`ssl-video train`"
         )
-    try:
-        given = dict(card["recipe"])
-        recipe = Recipe(
-            network=_network_options(given.pop("network")),
-            clip=ClipSpec(**given.pop("clip")),
-            classes=tuple(given.pop("classes")),
-            views=tuple(given.pop("views")),
-            **given,
-        )
-        if recipe.network.is_own and recipe.network.name != network:
-            check_model_code(recipe.network.name, model=model)
-        built = recipe.build()
-        built.load_state_dict(tensors)
-    except (*DAMAGED, RuntimeError) as error:
-        raise UserError(
-            f"{model}: model.json does not describe the network that is in the folder ({error}); the file was changed "
-            "by hand, or a newer version wrote it"
-        ) from error
+    with reading(
+        model, "model.json does not describe a recognizer", "the file was changed by hand, or a newer version wrote it"
+    ):
+        recipe = from_plain(Recipe, card["recipe"], "recipe")
+    if recipe.network.is_own and recipe.network.name != network:
+        check_model_code(recipe.network.name, model=model)
+    built = build_from(recipe.build, tensors, source=model)
     return Recognizer(built.eval().to(place), recipe, place, card)
-
-
-def _network_options(given: Mapping[str, Any]) -> NetworkOptions:
-    lists = {name: tuple(given[name]) for name in ("mean", "std")}
-    return NetworkOptions(**{**given, **lists})
 
 
 def _marks(videos: Iterable[Video]) -> list[tuple[Video, str]]:

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from contrastive_core.training.documents import DAMAGED
+from contrastive_core.training.config import from_plain
+from contrastive_core.training.documents import read_json, reading
 from contrastive_core.training.files import sha256, write_atomic
 from ssl_video.data.video_index import index_video
 from ssl_video.data.videos import Video, VideoSet
@@ -153,17 +154,13 @@ class FlowCache:
             UserError: the video's flow is not there, for instance because the video has changed, or is damaged.
         """
         file = self.file(path)
-        try:
-            stored = np.load(file, mmap_mode="r", allow_pickle=False)
-        except FileNotFoundError as error:
+        if not file.is_file():
             raise UserError(
                 f"{path}: its flow is not in {self.folder}; the video is new or has changed. Run `ssl-video flow` on "
                 "this folder again"
-            ) from error
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(
-                f"{file}: cannot be read as flow ({error}); delete it and run `ssl-video flow` again"
-            ) from error
+            )
+        with reading(file, "cannot be read as flow", "delete it and run `ssl-video flow` again"):
+            stored = np.load(file, mmap_mode="r", allow_pickle=False)
         expected = max(1, len(index_video(path)) - 1)
         if stored.dtype != self.settings.dtype or stored.ndim != 4 or len(stored) != expected or stored.shape[1] != 2:
             raise UserError(
@@ -195,15 +192,14 @@ def read_settings(folder: Path) -> FlowSettings | None:
         UserError: ``flow.json`` is there but not to be understood.
     """
     file = folder / "flow.json"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+    if not file.is_file():
+        return None
+    content = read_json(file)
+    with reading(file, f"does not describe stored flow of the format {FORMAT!r}", "compute the flow again"):
         if content.pop("format") != FORMAT:
             raise ValueError("its format is another one")
-        return FlowSettings(**content)
-    except FileNotFoundError:
-        return None
-    except DAMAGED as error:
-        raise UserError(f"{file}: does not describe stored flow of the format {FORMAT!r} ({error})") from error
+        settings: FlowSettings = from_plain(FlowSettings, content, "settings")
+        return settings
 
 
 def identity(method: str) -> tuple[str, str]:

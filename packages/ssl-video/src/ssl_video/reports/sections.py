@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -12,9 +11,8 @@ from typing import Any
 from contrastive_core.app.report import page
 from contrastive_core.app.report.figures import RATE, Panel, confusion_figure, to_inline_svg, training_figure
 from contrastive_core.app.report.run_record import RunRecord
-from contrastive_core.errors import UserError
 from contrastive_core.text import duration
-from contrastive_core.training.documents import DAMAGED
+from contrastive_core.training.documents import read_json, reading
 from ssl_video.evaluation import FORMAT
 
 _METHODS = {"mvpl": "Multiview pseudo-labelling", "fixmatch": "FixMatch", "supervised": "Labels alone"}
@@ -159,13 +157,13 @@ def read_evaluations(folder: Path, *, model_hash: str | None) -> tuple[list[dict
     found: list[dict[str, Any]] = []
     notes: list[str] = []
     for file in sorted((folder / "evaluation").glob("*.json")):
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except DAMAGED as error:
-            raise UserError(f"{file}: is not JSON ({error}); remove it, or evaluate again") from error
-        if isinstance(content, dict) and content.get("format") == FORMAT:
-            if model_hash is not None and content["model_hash"] != model_hash:
-                notes.append(f"{file.name} is of other weights than the model now in the folder, and left out")
-            else:
-                found.append(content)
-    return sorted(found, key=lambda entry: entry["part"]), notes
+        content = read_json(file)
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            continue
+        with reading(file, "is damaged", "remove it, or evaluate again"):
+            part, of = str(content["part"]), content["model_hash"]
+        if model_hash is not None and of != model_hash:
+            notes.append(f"{file.name} is of other weights than the model now in the folder, and left out")
+        else:
+            found.append({**content, "part": part})
+    return sorted(found, key=lambda entry: str(entry["part"])), notes

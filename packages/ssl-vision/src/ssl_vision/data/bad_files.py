@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from contrastive_core.training.documents import DAMAGED
+from contrastive_core.training.documents import read_json_lines, reading
 from contrastive_core.training.files import append_line
 from ssl_vision.data.dataset import ArrayImages, ImageSet
 
@@ -46,12 +46,9 @@ def read_log(log: Path) -> dict[int, str]:
     """The bad files listed so far, by any process: image number -> message, in the order of the numbers."""
     if not log.is_file():
         return {}
-    lines = log.read_text(encoding="utf-8").split("\n")
-    try:
-        records = [json.loads(line) for line in lines[:-1]]  # what follows the last line break is being written
+    records = read_json_lines(log)
+    with reading(log, "is damaged", "remove it"):
         return dict(sorted((int(record["index"]), str(record["reason"])) for record in records))
-    except DAMAGED as error:
-        raise UserError(f"{log}: is damaged ({error}); expected a JSON object per line. Remove it") from error
 
 
 class _Skipping(ImageSet):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import sys
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -227,6 +228,7 @@ def read_channels(path: Path, channels: int, options: ReadOptions = ReadOptions(
 
 
 def _plain_channels(data: bytes, channels: int, options: ReadOptions) -> Float:
+    _check_png(data)
     with _open(_without_text(data) or data, options) as image:
         image.load()
         if channels == 1 and not image.mode.startswith("I"):
@@ -334,6 +336,7 @@ def decode(data: bytes, options: ReadOptions = ReadOptions()) -> Picture:
 
 
 def _decode(data: bytes, options: ReadOptions) -> Picture:
+    _check_png(data)
     bands = describe_tiff(data, more_than=4)
     if bands is not None:
         raise UndecodableError(bands)
@@ -349,6 +352,22 @@ def _decode(data: bytes, options: ReadOptions) -> Picture:
             rgb = rgb.transpose(_UPRIGHT[orientation])
         pixels = np.asarray(rgb).transpose(2, 0, 1).copy()
         return Picture(pixels, image.format or "", mode, max(orientation, turned), dark)
+
+
+def _check_png(data: bytes) -> None:
+    """Compare the chunks of a PNG, but for its texts, with their checksums; PIL leaves those of the pixels unread."""
+    at = 8
+    while data.startswith(b"\x89PNG\r\n\x1a\n") and at + 12 <= len(data):
+        kind, end = data[at + 4 : at + 8], at + 8 + int.from_bytes(data[at : at + 4], "big")
+        if end + 4 > len(data):
+            return  # cut off, which PIL says
+        stored = int.from_bytes(data[end : end + 4], "big")
+        if kind not in _NO_PIXELS and zlib.crc32(memoryview(data)[at + 4 : end]) != stored:
+            raise UndecodableError(
+                f"is damaged: the checksum of its part {kind!r} at byte {at} does not hold; copy or export it again, "
+                "or remove it"
+            )
+        at = end + 4
 
 
 def count_frames(data: bytes, options: ReadOptions = ReadOptions()) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.documents import reading
 from ssl_vision.data.dataset import FileImages
 from ssl_vision.data.decode import ReadOptions
 from ssl_vision.data.folder import canonical_split
@@ -111,12 +112,10 @@ def read_manifest(manifest: Path) -> Manifest:
     text = read_text(manifest, expected="a CSV file")
     head = text.partition("\n")[0]
     delimiter = max(",;\t", key=head.count)
-    try:
+    with reading(manifest, "cannot be read as CSV", "export it again"):
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
         columns = [name.strip().lower() for name in next(reader, [])]
         cells = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
-    except csv.Error as error:
-        raise UserError(f"{manifest}: cannot be read as CSV ({error}); export it again") from error
     place, notes = _places(manifest, columns)
     wrong = [line for line, row in cells if len(row) != len(columns)]
     if wrong:
@@ -155,17 +154,10 @@ def read_text(file: Path, *, expected: str) -> str:
     Raises:
         UserError: It cannot be opened, or is not text.
     """
-    try:
+    with reading(file, "cannot be read as text in UTF-8", f"expected {expected}; save it again as UTF-8"):
         data = file.read_bytes()
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); expected {expected}") from error
-    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
-    try:
+        encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
         text = data.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{file}: cannot be read as text in UTF-8 ({error}), expected {expected}; save it again as UTF-8"
-        ) from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from contrastive_core.errors import UserError
+from contrastive_core.training.documents import reading
 from ssl_vision.evaluation.features import replace_file
 
 _ARRAYS = ("probabilities", "labels", "paths", "classes")
@@ -68,10 +67,6 @@ def read_predictions(file: Path) -> Predictions:
     Raises:
         UserError: there is no such file, or it is damaged.
     """
-    try:
-        with np.load(file) as arrays:
-            return Predictions(**{name: arrays[name] for name in _ARRAYS})
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{file}: found no predictions ({error}), expected what `ssl-vision evaluate` writes; evaluate again"
-        ) from error
+    remedy = "expected what `ssl-vision evaluate` writes; evaluate again"
+    with reading(file, "found no predictions", remedy), np.load(file) as arrays:
+        return Predictions(**{name: arrays[name] for name in _ARRAYS})

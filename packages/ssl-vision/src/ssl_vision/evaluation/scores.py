@@ -12,7 +12,6 @@ from types import MappingProxyType
 from torch import Tensor
 from torch.nn import functional as F
 
-from contrastive_core.errors import UserError
 from contrastive_core.metrics import (
     Calibration,
     ReliabilityBin,
@@ -21,7 +20,7 @@ from contrastive_core.metrics import (
     per_class_accuracy,
     top_k_accuracy,
 )
-from contrastive_core.training.documents import DAMAGED
+from contrastive_core.training.documents import read_json, reading
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.outputs import Outputs
 
@@ -282,16 +281,13 @@ def read_classifier_score(file: Path) -> ClassifierScore | None:
     Raises:
         UserError: the file is damaged.
     """
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
+    fields = read_json(file)
+    with reading(
+        file, "found no evaluation", "expected what `ssl-vision evaluate` writes; remove it or evaluate again"
+    ):
         if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
             return None
         bins = [ReliabilityBin(**b) for b in fields["calibration"].pop("bins")]
         calibration = Calibration(**fields.pop("calibration"), bins=bins)
         per_class = [ClassAccuracy(**c) for c in fields.pop("per_class")]
         return ClassifierScore(**fields, calibration=calibration, per_class=per_class)
-    except DAMAGED as error:
-        raise UserError(
-            f"{file}: found no evaluation ({error}), expected what `ssl-vision evaluate` writes; remove the file or "
-            "evaluate again"
-        ) from error

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from contrastive_core.errors import UserError
 from contrastive_core.text import some_of
-from contrastive_core.training.documents import DAMAGED
+from contrastive_core.training.documents import reading
 from contrastive_core.training.files import write_atomic
 from ssl_vision.data import ImageSet
 from ssl_vision.data.manifest import COLUMNS, read_text
@@ -114,7 +114,7 @@ def read_label_file(file: Path) -> LabelFile | list[str]:
     text = read_text(file, expected="a label file, as `ssl-vision make-splits` writes")
     if not text.lstrip().startswith("{"):
         return [name for line in text.splitlines() if (name := line.strip())]
-    try:
+    with reading(file, "is not a label file", "write it again with `make-splits`"):
         content = json.loads(text)
         kind = content.pop("format", None)
         if kind != FORMAT:
@@ -122,10 +122,6 @@ def read_label_file(file: Path) -> LabelFile | list[str]:
         pairs = tuple((str(name), str(label)) for name, label in content.pop("images"))
         digest = content.pop("sha256")
         result = LabelFile(str(content.pop("data")), str(content.pop("split")), pairs, content)
-    except DAMAGED as error:
-        raise UserError(
-            f"{file}: is not a label file ({type(error).__name__}: {error}); write it again with `make-splits`"
-        ) from error
     if digest != result.digest:
         raise UserError(
             f"{file}: was changed after it was written, its images do not have the hash it states; write it again with "
@@ -210,10 +206,8 @@ def _table(lines: Sequence[str], place: _Places, file: Path) -> list[tuple[str, 
     delimiter = next((d for d in ",;\t" if lines and d in lines[0]), None)
     if delimiter is None or place.of(lines[0], file) is not None:
         return [(line, None) for line in lines]
-    try:
+    with reading(file, "cannot be read as CSV", "export it again"):
         rows = list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True))
-    except csv.Error as error:
-        raise UserError(f"{file}: cannot be read as CSV ({error}); export it again") from error
     head = [cell.strip().lower() for cell in rows[0]]
     path = next((head.index(name) for name in COLUMNS["path"] if name in head), None)
     label = next((head.index(name) for name in COLUMNS["label"] if name in head), None)

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from contrastive_core.errors import UserError
 from contrastive_core.heads import ProjectionHead
 from contrastive_core.training import Run, check_model_code, load_model
-from contrastive_core.training.documents import DAMAGED
+from contrastive_core.training.config import from_plain
+from contrastive_core.training.documents import reading
 from contrastive_core.training.launch import choose_device
+from contrastive_core.training.model_file import build_from
 from ssl_vision.data import ImageSet, measure_statistics
 from ssl_vision.importing.named import load_weights
 from ssl_vision.labels.files import labels_digest
@@ -30,6 +32,8 @@ NONE = "none"
 
 ENCODER_FORMAT = "ssl-vision encoder 1"
 CLASSIFIER_FORMAT = "ssl-vision classifier 1"
+_LARGEST_IMAGE, _MOST_LAYERS = 8192, 100
+_CHANGED = "the file was changed by hand, or a newer version wrote it"
 
 
 @dataclass(frozen=True)
@@ -193,8 +197,7 @@ def load_encoder(
         )
     folder, tensors, card = _open(model, ENCODER_FORMAT, CLASSIFIER_FORMAT)
     options, size = _described(folder, card)
-    net = build_encoder(options, image_size=size)
-    net.load_state_dict(_part(tensors, "encoder."))
+    net = _build_encoder(options, size, tensors, folder)
     return LoadedModel(_ready(net, place), size, place, options.channels)
 
 
@@ -208,16 +211,16 @@ def load_pretrained(model: str) -> Pretrained:
     """
     folder, tensors, card = _open(model, ENCODER_FORMAT, CLASSIFIER_FORMAT)
     options, size = _described(folder, card)
-    encoder = build_encoder(options, image_size=size)
-    encoder.load_state_dict(_part(tensors, "encoder."))
+    encoder = _build_encoder(options, size, tensors, folder)
     head = None
     in_head = _part(tensors, "head.")
     if in_head:
         # Counted, not read from the card, which did not describe the head in the first runs.
         layers = sum(name.endswith(".linear.weight") for name in in_head)
-        out_features = in_head[f"layers.{layers - 1}.linear.weight"].shape[0]
-        head = ProjectionHead(_feature_dim(encoder), out_features, layers=layers)
-        head.load_state_dict(in_head)
+        with reading(folder, "its projection head is none of ours", _CHANGED):
+            out_features = in_head[f"layers.{layers - 1}.linear.weight"].shape[0]
+        features = _feature_dim(encoder)
+        head = build_from(lambda: ProjectionHead(features, out_features, layers=layers), in_head, source=folder)
     return Pretrained(encoder, head, options, size)
 
 
@@ -290,9 +293,9 @@ def load_classifier(model: str, *, device: str = "auto") -> LoadedClassifier:
     place = choose_device(device)
     folder, tensors, card = _open(model, CLASSIFIER_FORMAT)
     architecture, classes = _architecture(folder, card)
-    classifier = architecture.build(len(classes))
-    classifier.load_state_dict(tensors)
-    validated_on = tuple((card.get("validation") or {}).get("fingerprints", ()))
+    classifier = build_from(lambda: architecture.build(len(classes)), tensors, source=folder)
+    with reading(folder, "model.json lists no validation images", _CHANGED):
+        validated_on = tuple(map(str, (card.get("validation") or {}).get("fingerprints", ())))
     size, channels = architecture.image_size, architecture.encoder.channels
     names = {str(name): str(said) for name, said in dict(card.get("class_names") or {}).items()}
     return LoadedClassifier(_ready(classifier, place), classes, size, place, channels, validated_on, names)
@@ -327,13 +330,11 @@ def _open(model: str, *formats: str) -> tuple[Path, dict[str, Tensor], dict[str,
 
 
 def _described(folder: Path, card: dict[str, Any]) -> tuple[EncoderOptions, int]:
-    try:
-        options, size = EncoderOptions(**card["encoder"]), int(card["image_size"])
-    except DAMAGED as error:
-        raise UserError(
-            f"{folder}: model.json does not describe an encoder and the size of its images ({error}); the file was "
-            "changed by hand, or a newer version wrote it"
-        ) from error
+    with reading(folder, "model.json does not describe an encoder and the size of its images", _CHANGED):
+        options = from_plain(EncoderOptions, card["encoder"], "encoder")
+        size = from_plain(int, card["image_size"], "image_size")
+        if not 1 <= size <= _LARGEST_IMAGE:
+            raise ValueError(f"image_size is {size}; expected 1 to {_LARGEST_IMAGE}")
     # Names of torchvision and timm are looked up in their registries; a model folder chooses no code of theirs.
     if ":" in options.name and not options.name.startswith(("torchvision:", "timm:")):
         check_model_code(options.name, model=folder)
@@ -342,14 +343,19 @@ def _described(folder: Path, card: dict[str, Any]) -> tuple[EncoderOptions, int]
 
 def _architecture(folder: Path, card: dict[str, Any]) -> tuple[Architecture, list[str]]:
     options, size = _described(folder, card)
-    try:
-        head = None if card["head"] is None else (int(card["head"]["layers"]), int(card["head"]["out_features"]))
-        return Architecture(options, size, head, int(card["from_layer"])), [str(name) for name in card["classes"]]
-    except DAMAGED as error:
-        raise UserError(
-            f"{folder}: model.json does not describe a classifier ({error}); the file was changed by hand, or a newer "
-            "version wrote it"
-        ) from error
+    with reading(folder, "model.json does not describe a classifier", _CHANGED):
+        head = None
+        if card["head"] is not None:
+            layers = from_plain(int, card["head"]["layers"], "head.layers")
+            if not 1 <= layers <= _MOST_LAYERS:
+                raise ValueError(f"head.layers is {layers}; expected 1 to {_MOST_LAYERS}")
+            head = (layers, from_plain(int, card["head"]["out_features"], "head.out_features"))
+        from_layer = from_plain(int, card["from_layer"], "from_layer")
+        return Architecture(options, size, head, from_layer), from_plain(list[str], card["classes"], "classes")
+
+
+def _build_encoder(options: EncoderOptions, size: int, tensors: dict[str, Tensor], folder: Path) -> nn.Module:
+    return build_from(lambda: build_encoder(options, image_size=size), _part(tensors, "encoder."), source=folder)
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from contrastive_core.app.report.run_record import read_record
 from contrastive_core.errors import UserError
-from contrastive_core.training.documents import DAMAGED
+from contrastive_core.training.documents import read_json, reading
 from ssl_vision.data import open_images
 from ssl_vision.data.bad_files import read_log
 from ssl_vision.data.decode import ReadOptions
@@ -159,18 +159,15 @@ def read_scores(run: RunFolder) -> list[RunScore]:
 
 
 def _read_score(file: Path) -> Score | None:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+    content = read_json(file)
+    remedy = "expected what `ssl-vision knn` and `ssl-vision linear` write; remove it or evaluate again"
+    with reading(file, "found no score", remedy):
         return None if "format" in content else Score(**content)
-    except DAMAGED as error:
-        raise UserError(
-            f"{file}: found no score ({error}), expected what `ssl-vision knn` and `ssl-vision linear` write; "
-            "remove the file or evaluate again"
-        ) from error
 
 
 def _settings(file: Path, config: Mapping[str, Any]) -> RunSettings:
-    try:
+    remedy = "expected the file as `ssl-vision pretrain`, `finetune` or `distill` wrote it"
+    with reading(file, "is not the configuration of a run of ssl-vision", remedy):
         return RunSettings(
             kind=_kind(config),
             config=config,
@@ -182,11 +179,6 @@ def _settings(file: Path, config: Mapping[str, Any]) -> RunSettings:
             image_size=int(config["image_size"]),
             seed=int(config["run"]["seed"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{file}: not the configuration of a run of ssl-vision ({type(error).__name__}: {error}); expected the "
-            "file as `ssl-vision pretrain`, `finetune` or `distill` wrote it"
-        ) from error
 
 
 def _kind(config: Mapping[str, Any]) -> Kind:

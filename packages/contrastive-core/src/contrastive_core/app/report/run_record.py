@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import config, recorder
-from contrastive_core.training.documents import DAMAGED
+from contrastive_core.training.documents import read_json_lines, reading
 
 _PACKAGES = ("contrastive-core", "torch", "lightning-fabric", "numpy")
 
@@ -104,27 +103,16 @@ def read_record(path: Path, *, made_by: str) -> RunRecord:
     """
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path}: found no config.yaml there, expected the out folder of {made_by}")
-    timing = _lines(path / "timing.jsonl", _read_timing)
+    file = path / "timing.jsonl"
+    timing = read_json_lines(file) if file.exists() else []
+    with reading(file, "is damaged", "expected seconds on every line; remove it, or restore it from a copy"):
+        seconds = _seconds(timing)
     return RunRecord(
         config=config.read(path / "config.yaml"),
-        records=_lines(path / "metrics.jsonl", recorder.read),
+        records=recorder.read(path / "metrics.jsonl"),
         sessions=[line for line in timing if "session" in line],
-        seconds=_seconds(timing),
+        seconds=seconds,
     )
-
-
-def _lines(file: Path, read: Callable[[Path], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    try:
-        return read(file)
-    except DAMAGED as error:
-        raise UserError(f"{file}: damaged ({error}); expected one JSON object per line") from error
-
-
-def _read_timing(file: Path) -> list[dict[str, Any]]:
-    if not file.exists():
-        return []
-    # A kill may have cut the last line short.
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"]
 
 
 def _seconds(timing: list[dict[str, Any]]) -> float | None:

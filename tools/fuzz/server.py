@@ -1,0 +1,290 @@
+"""Try the formats of one package: imports its readers once and forks a process for each case."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import math
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import unicodedata
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NoReturn
+
+from contrastive_core.errors import UserError
+from tools.fuzz.damage import damage
+from tools.fuzz.format import Format
+
+SECONDS = 10
+"""Processor time after which a case counts as a hang."""
+MEMORY = 2 << 30
+"""Bytes above which a case counts as too large."""
+_CEILING = 6 << 30
+_LONGEST = 4000
+_PATIENCE = 12  # seconds on the clock for each second of processor time
+_TOGETHER = 25
+_MODULES = {"core": "core", "vision": "vision", "medseg": "medseg", "video": "video"}
+
+SAME, OTHER, REFUSED = "same", "other content", "refused"
+HARMLESS = (SAME, OTHER, REFUSED)
+"""Outcomes that are no failures."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one case.
+
+    Attributes:
+        word: One of `HARMLESS`, or the failure.
+        detail: The message or the traceback.
+        seconds: Time that it took.
+        megabytes: Largest resident memory.
+    """
+
+    word: str
+    detail: str = ""
+    seconds: float = 0.0
+    megabytes: float = 0.0
+
+
+def load_formats(package: str) -> dict[str, Format]:
+    """The formats of a package by name."""
+    module = importlib.import_module(f"tools.fuzz.{_MODULES[package]}")
+    return {each.name: each for each in module.FORMATS}
+
+
+def isolate(calls: Mapping[int, Callable[[], str]], *, seconds: int = SECONDS) -> dict[int, Outcome]:
+    """Call functions one after another in a forked process, each limited in time and memory.
+
+    A function at which the process ends gets that as its outcome; the functions after it are not called.
+    """
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read)
+        _run_child(calls, write, seconds)
+    os.close(write)
+    found: dict[int, Outcome] = {}
+    begun: int | None = None
+    with os.fdopen(read, "rb") as pipe:
+        for line in pipe:
+            record = json.loads(line)
+            number = record.pop("number")
+            begun = None if record else number
+            if record:
+                found[number] = Outcome(**record)
+    _, status, _ = os.wait4(child, 0)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child, signal.SIGKILL)  # what it has started
+    if begun is not None:
+        number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        word = f"crash ({signal.Signals(number).name if number else f'exit status {os.WEXITSTATUS(status)}'})"
+        is_late = number in (signal.SIGALRM, signal.SIGXCPU)
+        found[begun] = Outcome(f"over {SECONDS} s" if is_late else word, "", float(seconds) if is_late else 0.0)
+    return found
+
+
+def _run_child(calls: Mapping[int, Callable[[], str]], write: int, seconds: int) -> NoReturn:
+    os.setsid()
+    for number in (signal.SIGALRM, signal.SIGXCPU):
+        signal.signal(number, signal.SIG_DFL)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + _CEILING, used + _CEILING))
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    warnings.simplefilter("ignore")
+    with os.fdopen(write, "w", encoding="ascii") as pipe:
+        for number, call in calls.items():
+            print(json.dumps({"number": number}), file=pipe, flush=True)
+            signal.alarm(_PATIENCE * seconds)
+            start = time.process_time()
+            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(start) + seconds, resource.RLIM_INFINITY))
+            Path("/proc/self/clear_refs").write_text("5")  # the largest resident memory is counted from here on
+            word, detail = _call(call)
+            megabytes = _largest_memory() / (1 << 20)
+            if megabytes > MEMORY >> 20:
+                word = "over 2 GB"
+            took = time.process_time() - start
+            record = {"number": number, "word": word, "detail": detail[:200_000], "seconds": took}
+            print(json.dumps({**record, "megabytes": megabytes}), file=pipe, flush=True)
+    os._exit(0)
+
+
+def _call(call: Callable[[], str]) -> tuple[str, str]:
+    try:
+        return "read", call()
+    except UserError as error:
+        return "over 2 GB" if _lacked_memory(error) else REFUSED, str(error)
+    except MemoryError:
+        return "over 2 GB", traceback.format_exc()
+    except BaseException:  # noqa: BLE001 - what is counted
+        return "traceback", traceback.format_exc()
+
+
+def _largest_memory() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) << 10
+    return 0
+
+
+def _lacked_memory(error: BaseException | None) -> bool:
+    """Whether an error comes from an allocation that failed: on a larger machine it would have succeeded."""
+    while error is not None:
+        if isinstance(error, MemoryError) or "bad_alloc" in str(error) or "allocate" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+class Corpus:
+    """Valid examples of a format, and what its reader gives for each."""
+
+    def __init__(self, kind: Format, folder: Path) -> None:
+        self.kind, self.folder = kind, folder
+        self.files: dict[str, list[Path]] = {}
+        self.good: dict[str, str] = {}
+        for number, example in enumerate(kind.examples):
+            place = folder / f"example{number}"
+            place.mkdir()
+            made = isolate({0: lambda: json.dumps([str(f) for f in kind.make(place, example)])}, seconds=300)[0]  # noqa: B023
+            if made.word != "read":
+                raise RuntimeError(f"{kind.name}, {example}: cannot be made ({made.word})\n{made.detail}")
+            self.files[example] = [Path(name).relative_to(place) for name in json.loads(made.detail)]
+            found = isolate({0: lambda: kind.read(place)}, seconds=300)[0]  # noqa: B023
+            if found.word != "read":
+                raise RuntimeError(f"{kind.name}, {example}: is not read ({found.word})\n{found.detail}")
+            self.good[example] = found.detail
+
+    @contextmanager
+    def case(self, number: int, seed: int) -> Iterator[tuple[Path, str, Path]]:
+        """A folder with an example of which one file is damaged; its name, and the file."""
+        draw = random.Random(f"{seed} {self.kind.name} {number}")  # noqa: S311 - no secret
+        example = draw.choice(list(self.kind.examples))
+        file = draw.choice(self.files[example])
+        source = self._source(example)
+        another = draw.choice(list(self.kind.examples))
+        other = (self._source(another) / draw.choice(self.files[another])).read_bytes()
+        content = (source / file).read_bytes()
+        place = self.folder / f"case{number}"
+        shutil.copytree(source, place)
+        try:
+            changed = content
+            while changed == content:
+                changed = damage(content, self.kind.kind, draw, other=other, header=self.kind.header)
+            (place / file).write_bytes(changed)
+            if self.kind.sign is not None:
+                self.kind.sign(place)
+            yield place, example, place / file
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+    def _source(self, example: str) -> Path:
+        return self.folder / f"example{list(self.kind.examples).index(example)}"
+
+    def attempt(self, numbers: Sequence[int], seed: int) -> Iterator[tuple[int, Outcome]]:
+        """Read damaged examples, several in one process; what fails is tried again in a process of its own."""
+        left = list(numbers)
+        while left:
+            found = isolate({number: lambda n=number: self._judged(n, seed) for number in left})
+            for number, outcome in found.items():
+                left.remove(number)
+                judged = self._outcome(outcome)
+                if judged.word not in HARMLESS:
+                    shutil.rmtree(self.folder / f"case{number}", ignore_errors=True)
+                    alone = self._outcome(isolate({number: lambda n=number: self._judged(n, seed)})[number])
+                    if alone.word in HARMLESS and judged.word.startswith("over"):  # the machine was busy
+                        judged = alone
+                    elif alone.word in HARMLESS:
+                        judged = replace(judged, detail=f"(not when read alone)\n{judged.detail}")
+                    shutil.rmtree(self.folder / f"case{number}", ignore_errors=True)
+                yield number, judged
+
+    def _judged(self, number: int, seed: int) -> str:
+        with self.case(number, seed) as (place, example, _):
+            word, detail = _call(lambda: self.kind.read(place))
+            return json.dumps(judge(word, detail, self.good[example], place, self.kind))
+
+    @staticmethod
+    def _outcome(found: Outcome) -> Outcome:
+        if found.word != "read":
+            return found
+        word, detail = json.loads(found.detail)
+        return replace(found, word=word, detail=detail)
+
+
+def judge(word: str, detail: str, good: str, place: Path, kind: Format) -> tuple[str, str]:
+    """The outcome of a case and its message, from what the reader did."""
+    if word == "read":
+        return (SAME if detail == good else "silent difference" if kind.has_checksum else OTHER), ""
+    if word == REFUSED:
+        if str(place) not in detail:
+            word = "error without the file"
+        elif len(detail) > _LONGEST:
+            word = "endless error"
+        elif any(unicodedata.category(letter) == "Cc" and letter not in "\n\t" for letter in detail):
+            word = "error with control characters"
+    return word, detail
+
+
+def serve(package: str, *, seed: int, cases: int, only: str | None, start: Mapping[str, int]) -> None:
+    """Try so many cases of each format, but for those before `start`; a line of JSON for each.
+
+    Args:
+        package: Group of formats.
+        seed: Seed of the damage.
+        cases: Number of cases of each format.
+        only: Name of a single format; None: all of the package.
+        start: Number of the first case of a format, if it is not 0.
+    """
+    formats = load_formats(package)
+    gc.collect()
+    gc.freeze()
+    # In memory where there is such a place: writers of checkpoints wait for the disk.
+    shared = Path("/dev/shm")  # noqa: S108
+    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=shared if os.access(shared, os.W_OK) else None) as folder:
+        for name, kind in formats.items():
+            first = start.get(name, 0)
+            if only not in (None, name) or first >= cases:
+                continue
+            place = Path(folder) / name.replace(" ", "-").replace("/", "-")
+            place.mkdir()
+            try:
+                corpus = Corpus(kind, place)
+            except RuntimeError as error:
+                print(json.dumps(_record(name, first, Outcome("no valid example", str(error)))), flush=True)
+                continue
+            for begin in range(first, cases, _TOGETHER):
+                for number, found in corpus.attempt(range(begin, min(begin + _TOGETHER, cases)), seed):
+                    print(json.dumps(_record(name, number, found)), flush=True)
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _record(name: str, number: int, found: Outcome) -> dict[str, object]:
+    record: dict[str, object] = {
+        "format": name,
+        "case": number,
+        "word": found.word,
+        "seconds": round(found.seconds, 3),
+        "megabytes": round(found.megabytes),
+    }
+    return record if found.word in HARMLESS else {**record, "detail": found.detail[-6000:]}
+
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    serve(**json.loads(sys.argv[1]))

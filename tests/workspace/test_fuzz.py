@@ -1,44 +1,103 @@
-"""The fuzzer finds what it looks for, and the readers of text survive it."""
+"""The fuzzer finds what it looks for, and readers survive it."""
 
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from contrastive_core.errors import UserError
 from tools.fuzz import __main__ as fuzz
-from tools.fuzz.formats import Format
+from tools.fuzz.damage import Kind, damage
+from tools.fuzz.format import Format
+from tools.fuzz.server import Corpus
 
 
-def _refuse(_: Path) -> str:
-    raise UserError("x")
+def _refuse(root: Path, words: str) -> str:
+    raise UserError(words.format(root=root))
+
+
+def _compute(_: Path) -> str:
+    while True:
+        time.process_time()
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "same": lambda _: "good",
+    "other content": lambda _: "bad",
+    "refused": lambda root: _refuse(root, "{root}/x: is damaged"),
+    "error without the file": lambda root: _refuse(root, "it is damaged"),
+    "traceback": lambda _: {}["x"],
+    "crash (SIGKILL)": lambda _: os.kill(os.getpid(), 9),
+    "crash (exit status 3)": lambda _: os._exit(3),
+    "over 10 s": _compute,
+    "over 2 GB": lambda _: str(np.ones(3 << 28).sum()),
+}
+
+
+def _example(root: Path, _: str) -> list[Path]:
+    (root / "x").write_bytes(bytes(range(100)))
+    return [root / "x"]
+
+
+def _outcomes(read: Callable[[Path], Any], folder: Path, cases: range, **more: Any) -> dict[int, str]:
+    """Outcomes of a reader that reads the valid example well."""
+    folder.mkdir(exist_ok=True)
+
+    def either(root: Path) -> str:
+        is_valid = (root / "x").read_bytes() == bytes(range(100))
+        return "good" if is_valid else str(read(root))
+
+    return {n: found.word for n, found in Corpus(Format("x", _example, either, **more), folder).attempt(cases, 0)}
+
+
+@pytest.mark.parametrize("word", list(READERS))
+def test_outcomes(word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tools.fuzz.server.isolate.__kwdefaults__", {"seconds": 1})
+    assert _outcomes(READERS[word], tmp_path / "cases", range(1)) == {0: word}
+
+
+def test_other_content_in_spite_of_a_checksum_is_a_failure(tmp_path: Path) -> None:
+    assert _outcomes(READERS["other content"], tmp_path / "a", range(1), has_checksum=True) == {0: "silent difference"}
+
+
+def test_a_crash_is_of_the_case_that_was_read_and_the_others_are_tried(tmp_path: Path) -> None:
+    def read(root: Path) -> str:
+        return "good" if root.name != "case2" else str(os.kill(os.getpid(), 11))
+
+    expected = {number: "crash (SIGSEGV)" if number == 2 else "same" for number in range(5)}
+    assert _outcomes(read, tmp_path / "cases", range(5)) == expected
+
+
+@pytest.mark.parametrize("kind", ["bytes", "lines", "json", "yaml", "csv"])
+def test_damage_is_a_function_of_the_seed(kind: Kind) -> None:
+    content = b'{"a": [1, 2, {"b": "c"}], "d": null}'
+
+    def made() -> list[bytes]:
+        return [damage(content, kind, random.Random(seed), other=b"other content") for seed in range(300)]
+
+    assert made() == made()
+    assert len({*made()} - {content}) > 200
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    arguments = ["--package", "core", "--only", "YAML", "--log", str(log)]
+    assert fuzz.main([*arguments, "--cases", "4"]) == 0
+    before = log.read_text()
+    assert fuzz.main([*arguments, "--cases", "6"]) == 0
+    assert log.read_text().startswith(before)
+    assert [line.count('"case"') for line in log.read_text().splitlines()] == [0, 1, 1, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize(
-    ("read", "has_checksum", "word"),
-    [
-        (lambda _: "good", True, "same"),
-        (lambda _: "bad", False, "other content"),
-        (lambda _: "bad", True, "silent difference"),
-        (_refuse, True, "refused"),
-        (lambda _: {}["x"], True, "traceback"),
-        (lambda _: os.kill(os.getpid(), 9), True, "signal 9"),
-        (lambda _: time.sleep(30), True, "over 10 s"),
-    ],
+    ("group", "name"), [("core", "model folder, signed"), ("medseg", "NRRD"), ("video", "stored flow")]
 )
-def test_outcomes(
-    read: Callable[[Path], Any], has_checksum: bool, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fuzz, "_SECONDS", 1)
-    kind = Format(lambda folder: folder, read, has_checksum)
-    assert fuzz.outcome(kind, tmp_path, "good")[0] == word
-
-
-@pytest.mark.parametrize("name", ["yaml", "model.json", "nrrd"])
-def test_readers_survive(name: str) -> None:
-    assert fuzz.main(["--only", name, "--cases", "12"]) == 0
+def test_readers_survive(group: str, name: str) -> None:
+    assert fuzz.main(["--package", group, "--only", name, "--cases", "25"]) == 0

@@ -180,15 +180,15 @@ def result(log: Log, options: argparse.Namespace) -> dict[str, Any]:
         "slowest_seconds": log.slowest,
         "largest_megabytes": log.largest,
         "table": {
-            "columns": ["package", "format", "checksum", "cases", "refused", "same content", "other content", "failures"],
+            "columns": ["package", "format", "checksum", "cases", "refused", "same", "other content", "failures"],
             "rows": [*rows, ["all", "", "", *sums]],
         },
         "notes": [
             f"{total:,} damaged files; failures (tracebacks, crashes, hangs over 10 s, over 2 GB, errors that do not "
             f"name the file, other content in spite of a checksum): {failures}.",
-            "Checksum: `yes` - the format has one, and other content counts as a failure; `made to fit` - the checksums "
-            "were computed anew over the damage, as a forger would, to reach the code behind them; `no` - the format "
-            "has none, so that damage within the content goes unnoticed.",
+            "Checksum: `yes`: the format has one, and other content counts as a failure; `made to fit`: the checksums "
+            "were computed anew over the damage, to reach the code behind them; `no`: the format has none, so that "
+            "damage within the content goes unnoticed.",
             f"The slowest case took {log.slowest:.1f} s, the largest process held {log.largest:,.0f} MB, libraries "
             f"included; {log.seconds:,.0f} s in all.",
         ],

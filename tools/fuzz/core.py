@@ -114,6 +114,10 @@ def _make_run(root: Path, _: str) -> list[Path]:
     return [root / "metrics.jsonl", root / "timing.jsonl"]
 
 
+def _read_run(root: Path) -> str:
+    return digest(vars(read_record(root, made_by="x")))
+
+
 FORMATS = (
     Format("JSON", document("x.json", json.dumps({"labels": {"0": "a", "1": "b"}, "list": [1, 2.5, None, [True]]})),
            lambda root: digest(read_json(root / "x.json")), kind="json"),
@@ -123,7 +127,7 @@ FORMATS = (
            lambda root: digest(read_rows(root / "x.csv")), kind="csv"),
     Format("configuration of a run", document("config.yaml", yaml.safe_dump(_CONFIG)),
            lambda root: digest(config.read(root / "config.yaml")), kind="yaml"),
-    Format("metrics and timing of a run", _make_run, lambda root: digest(vars(read_record(root, made_by="x"))), kind="json"),
+    Format("metrics and timing of a run", _make_run, _read_run, kind="json"),
     Format("model folder", _make_model, _read_model, has_checksum=True),
     Format("model folder, signed", _make_model, _read_model, kind="json", sign=sign_card),
     Format("checkpoint", _make_checkpoints, _read_checkpoint, has_checksum=True),

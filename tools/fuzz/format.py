@@ -52,5 +52,5 @@ def _encoded(value: Any) -> bytes:
     if hasattr(value, "detach"):
         value = value.detach().float().numpy() if value.dtype.is_floating_point else value.detach().numpy()
     if hasattr(value, "tobytes") and hasattr(value, "shape"):
-        return f"{value.dtype}{value.shape}".encode() + value.tobytes()
+        return f"{value.dtype}{value.shape}".encode() + bytes(value.tobytes())
     return repr(value).encode("utf-8", "backslashreplace")

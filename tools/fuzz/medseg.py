@@ -84,7 +84,7 @@ def _make_mgh(root: Path, example: str) -> list[Path]:
 
 
 def _make_itk(root: Path, example: str) -> list[Path]:
-    image = SimpleITK.GetImageFromArray(_array())
+    image: Any = SimpleITK.GetImageFromArray(_array())
     image.SetSpacing((1.0, 1.5, 3.0))
     image.SetOrigin((4.0, -5.0, 6.5))
     ending, _, compressed = example.partition(" ")
@@ -142,7 +142,7 @@ def _slice(z: int, syntax: UID) -> FileDataset:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = MRImageStorage, UID(f"1.2.3.{z + 1}")
     meta.TransferSyntaxUID = ExplicitVRLittleEndian if syntax == RLELossless else syntax
-    ds = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+    ds = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     ds.SOPClassUID, ds.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
     ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = UID("1.2.4"), UID("1.2.5"), UID("1.2.6")
     ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = "A^B", "1", "19700101", "F"
@@ -297,6 +297,17 @@ def _read_pseudo(root: Path) -> str:
     return digest([(case.name, case.label, case.predicted) for case in read_pseudo_labels(root / "x.safetensors")])
 
 
+_NETWORKS = ("unet", "plain-unet", "monai")
+
+
+def _read_evaluation(root: Path) -> str:
+    return digest(vars(read_evaluation(root / "x.json")))
+
+
+def _read_rounds(root: Path) -> str:
+    return digest([vars(each) for each in read_rounds(root)])
+
+
 FORMATS = (
     Format("NIfTI", _make_nifti(".nii"), _read_volume, _NIFTI, header=352),
     Format("NIfTI, gzip", _make_nifti(".nii.gz"), _read_volume, _NIFTI, has_checksum=True),
@@ -315,9 +326,9 @@ FORMATS = (
     Format("table of volumes", _make_table, _read_dataset, kind="csv"),
     Format("split of volumes", _make_split, _read_split, kind="json", has_checksum=True),
     Format("split of volumes, signed", _make_split, _read_split, kind="json", sign=_sign_split),
-    Format("segmenter, signed", _make_segmenter, _read_segmenter, ("unet", "plain-unet", "monai"), "json", sign=sign_card),
+    Format("segmenter, signed", _make_segmenter, _read_segmenter, _NETWORKS, "json", sign=sign_card),
     Format("list of predictions", _make_predicted, _read_predicted, kind="json"),
-    Format("evaluation of masks", _make_evaluation, lambda root: digest(vars(read_evaluation(root / "x.json"))), kind="json"),
-    Format("rounds of self-training", _make_rounds, lambda root: digest([vars(r) for r in read_rounds(root)]), kind="json"),
+    Format("evaluation of masks", _make_evaluation, _read_evaluation, kind="json"),
+    Format("rounds of self-training", _make_rounds, _read_rounds, kind="json"),
     Format("pseudo-labels", _make_pseudo, _read_pseudo),
 )  # fmt: skip

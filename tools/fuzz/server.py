@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import gc
 import importlib
 import json
@@ -21,6 +22,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -99,8 +101,9 @@ def isolate(calls: Mapping[int, Callable[[], str]], *, seconds: int = SECONDS) -
 
 def _run_child(calls: Mapping[int, Callable[[], str]], write: int, seconds: int) -> NoReturn:
     os.setsid()
-    for number in (signal.SIGALRM, signal.SIGXCPU):
-        signal.signal(number, signal.SIG_DFL)
+    for late in (signal.SIGALRM, signal.SIGXCPU):
+        signal.signal(late, signal.SIG_DFL)
+    faulthandler.disable()
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + _CEILING, used + _CEILING))
     quiet = os.open(os.devnull, os.O_WRONLY)
@@ -200,13 +203,13 @@ class Corpus:
         """Read damaged examples, several in one process; what fails is tried again in a process of its own."""
         left = list(numbers)
         while left:
-            found = isolate({number: lambda n=number: self._judged(n, seed) for number in left})
+            found = isolate({number: partial(self._judged, number, seed) for number in left})
             for number, outcome in found.items():
                 left.remove(number)
                 judged = self._outcome(outcome)
                 if judged.word not in HARMLESS:
                     shutil.rmtree(self.folder / f"case{number}", ignore_errors=True)
-                    alone = self._outcome(isolate({number: lambda n=number: self._judged(n, seed)})[number])
+                    alone = self._outcome(isolate({number: partial(self._judged, number, seed)})[number])
                     if alone.word in HARMLESS and judged.word.startswith("over"):  # the machine was busy
                         judged = alone
                     elif alone.word in HARMLESS:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -58,13 +59,13 @@ def _make_video(root: Path, example: str) -> list[Path]:
     random = np.random.default_rng(0)
     size = (64, 64) if codec in ("libsvtav1", "libx265") else (32, 48)
     with av.open(str(root / f"x{ending}"), "w") as container:
-        stream = container.add_stream(codec, rate=25)
+        stream: Any = container.add_stream(codec, rate=25)
         stream.height, stream.width, stream.pix_fmt = *size, pixels
         stream.codec_context.gop_size = 6
         stream.codec_context.thread_count = 1
         if codec == "libx265":
             stream.codec_context.options = {"x265-params": "pools=none:frame-threads=1:log-level=none"}
-        track = None
+        track: Any = None
         if sound is not None:
             track = container.add_stream(sound, rate=48000 if sound == "libopus" else 44100)
             track.layout = "stereo"
@@ -103,7 +104,7 @@ def _read_video(root: Path) -> str:
 def _make_sound(root: Path, example: str) -> list[Path]:
     codec = {"wav": "pcm_s16le", "mp3": "mp3", "flac": "flac", "ogg": "libopus", "m4a": "aac"}[example]
     with av.open(str(root / f"x.{example}"), "w") as container:
-        track = container.add_stream(codec, rate=48000 if codec == "libopus" else 44100)
+        track: Any = container.add_stream(codec, rate=48000 if codec == "libopus" else 44100)
         track.layout = "stereo"
         _add_sound(container, track)
     return [root / f"x.{example}"]
@@ -163,7 +164,9 @@ def _make_split(root: Path, _: str) -> list[Path]:
 def _sign_split(root: Path) -> None:
     try:
         content = json.loads((root / "split.json").read_bytes())
-        pairs = {n: tuple((str(k), str(v)) for k, v in content[n]) for n in ("labelled", "validation", "test")}
+        pairs: dict[str, Any] = {
+            n: tuple((str(k), str(v)) for k, v in content[n]) for n in ("labelled", "validation", "test")
+        }
         split = Split(tuple(map(str, content["classes"])), tuple(map(str, content["train"])), **pairs)
         content["sha256"] = split.digest
         (root / "split.json").write_text(json.dumps(content))
@@ -229,7 +232,7 @@ def _read_flow(root: Path) -> str:
 
 
 def _make_evaluation(root: Path, _: str) -> list[Path]:
-    from ssl_video.reports.sections import FORMAT as EVALUATION
+    from ssl_video.evaluation import FORMAT as EVALUATION
 
     (root / "evaluation").mkdir()
     content = {"format": EVALUATION, "part": "test", "model_hash": "0", "views": {"rgb": {"top1": 50.0}}}
@@ -247,7 +250,8 @@ FORMATS = (
     Format("Matroska and WebM", _make_video, _read_video,
            _of("ffv1.mkv", "vp9.webm", "vp8.webm", "av1.mkv", "nut"), header=2048),
     Format("AVI", _make_video, _read_video, _of("mpeg4.avi", "mjpeg.avi"), header=2048),
-    Format("MPEG and transport streams", _make_video, _read_video, _of("mpeg2.mpg", "h264.ts", "h264.264"), header=2048),
+    Format("MPEG and transport streams", _make_video, _read_video,
+           _of("mpeg2.mpg", "h264.ts", "h264.264"), header=2048),
     Format("Ogg, FLV, WMV, GIF, Y4M", _make_video, _read_video,
            _of("theora.ogv", "flv", "wmv", "gif", "raw.y4m"), header=2048),
     Format("sound", _make_sound, _read_sound, ("wav", "mp3", "flac", "ogg", "m4a")),

@@ -16,6 +16,7 @@ from PIL import Image
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.model_file import save_model
+from contrastive_core.training.weights import read_tensors
 from ssl_vision.data import open_images
 from ssl_vision.data.bad_files import read_log
 from ssl_vision.data.decode import read_channels, read_image, read_size
@@ -23,7 +24,6 @@ from ssl_vision.evaluation.predictions import make_predictions, read_predictions
 from ssl_vision.evaluation.scores import read_classifier_score
 from ssl_vision.importing.named import load_weights
 from ssl_vision.importing.tensorflow import TensorBundle, masked_crc32c
-from ssl_vision.importing.torch_resnets import read_tensors
 from ssl_vision.labels.files import LabelFile, read_labelled, write_label_file
 from ssl_vision.methods import SimCLR
 from ssl_vision.models import EncoderOptions, build_encoder
@@ -209,17 +209,6 @@ def _read_weights(root: Path) -> str:
     options = EncoderOptions("resnet18", width=0.0625, weights=file)
     encoder, _, _ = load_weights(options, image_size=16)
     return digest(encoder.state_dict(), read_tensors(file))
-
-
-def _make_resnet(root: Path, _: str) -> list[Path]:
-    from safetensors.torch import save_file
-    from torchvision.models import resnet18
-
-    torch.manual_seed(0)
-    state = {name: tensor[:8, :8] if tensor.ndim == 4 else tensor[:8] if tensor.ndim else tensor
-             for name, tensor in resnet18().state_dict().items() if not name.startswith("fc.")}  # fmt: skip
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, root / "x.safetensors")
-    return [root / "x.safetensors"]
 
 
 _TENSORFLOW = Path(__file__).parents[2] / "tests" / "vision" / "importing" / "tensorflow_files"

@@ -13,11 +13,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import files
 from contrastive_core.training.documents import read_yaml
+
+T = TypeVar("T")
 
 #: Settings that say where and how a run is executed, not what is computed: a resumed run may change them.
 FREE_ON_RESUME = frozenset(
@@ -160,7 +162,7 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         yield prefix, json.dumps(value, default=str)
 
 
-def from_plain(kind: Any, value: Any, place: str) -> Any:  # noqa: PLR0911 - one return per kind of type
+def from_plain(kind: type[T], value: Any, place: str) -> T:
     """`value`, as `plain` has written it, as an object of a type again.
 
     Args:
@@ -173,12 +175,17 @@ def from_plain(kind: Any, value: Any, place: str) -> Any:  # noqa: PLR0911 - one
         TypeError: The value is of another type, or lacks a field or has one that is unknown.
         ValueError: It is none of the values that are allowed.
     """
+    made: T = _from_plain(kind, value, place)
+    return made
+
+
+def _from_plain(kind: Any, value: Any, place: str) -> Any:  # noqa: PLR0911 - one return per kind of type
     origin, inside = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         # None, and plain values before what may be made of them.
         for option in sorted(inside, key=lambda option: option is not NoneType):
             with suppress(TypeError, ValueError):
-                return from_plain(option, value, place)
+                return _from_plain(option, value, place)
     elif origin is Literal:
         if value in inside:
             return value
@@ -188,7 +195,7 @@ def from_plain(kind: Any, value: Any, place: str) -> Any:  # noqa: PLR0911 - one
         unknown = sorted({*map(str, value)}.difference(field.name for field in dataclasses.fields(kind)))
         if unknown:
             raise TypeError(f"{place} has the unknown entry {unknown[0]!r}")
-        return kind(**{name: from_plain(known[name], item, f"{place}.{name}") for name, item in value.items()})
+        return kind(**{name: _from_plain(known[name], item, f"{place}.{name}") for name, item in value.items()})
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     elif kind is Path and isinstance(value, str):
@@ -197,10 +204,10 @@ def from_plain(kind: Any, value: Any, place: str) -> Any:  # noqa: PLR0911 - one
         kinds = inside if origin is tuple and inside[-1] is not Ellipsis else (inside[0],) * len(value)
         if len(kinds) != len(value):
             raise ValueError(f"{place} has {len(value)} entries; expected {len(kinds)}")
-        made = [from_plain(k, item, f"{place}[{i}]") for i, (k, item) in enumerate(zip(kinds, value, strict=True))]
+        made = [_from_plain(k, item, f"{place}[{i}]") for i, (k, item) in enumerate(zip(kinds, value, strict=True))]
         return made if origin is list else tuple(made)
     elif origin in (dict, Mapping) and isinstance(value, Mapping):
-        return {str(key): from_plain(inside[1], item, f"{place}.{key}") for key, item in value.items()}
+        return {str(key): _from_plain(inside[1], item, f"{place}.{key}") for key, item in value.items()}
     elif kind is Any or (isinstance(kind, type) and type(value) is kind):
         return value
     raise TypeError(f"{place} is {value!r}; expected {getattr(kind, '__name__', kind)}")

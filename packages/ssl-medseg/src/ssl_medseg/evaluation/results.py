@@ -135,8 +135,7 @@ def read_evaluation(file: Path) -> Evaluation:
         if content.get("format") != FORMAT:
             raise ValueError(f"format {content.get('format')!r}")
         fields = {field.name: content[field.name] for field in dataclasses.fields(Evaluation)}
-        found: Evaluation = from_plain(Evaluation, fields, "evaluation")
-    return found
+        return from_plain(Evaluation, fields, "evaluation")
 
 
 def scores_csv(evaluation: Evaluation) -> str:

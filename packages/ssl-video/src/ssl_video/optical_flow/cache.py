@@ -198,8 +198,7 @@ def read_settings(folder: Path) -> FlowSettings | None:
     with reading(file, f"does not describe stored flow of the format {FORMAT!r}", "compute the flow again"):
         if content.pop("format") != FORMAT:
             raise ValueError("its format is another one")
-        settings: FlowSettings = from_plain(FlowSettings, content, "settings")
-        return settings
+        return from_plain(FlowSettings, content, "settings")
 
 
 def identity(method: str) -> tuple[str, str]:

@@ -37,7 +37,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "crash (SIGKILL)": lambda _: os.kill(os.getpid(), 9),
     "crash (exit status 3)": lambda _: os._exit(3),
     "over 10 s": _compute,
-    "over 2 GB": lambda _: str(np.ones(3 << 28).sum()),
+    "over 2 GB": lambda _: str(np.ones(11 << 25).sum()),
 }
 
 
@@ -59,7 +59,8 @@ def _outcomes(read: Callable[[Path], Any], folder: Path, cases: range, **more: A
 
 @pytest.mark.parametrize("word", list(READERS))
 def test_outcomes(word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tools.fuzz.server.isolate.__kwdefaults__", {"seconds": 1})
+    if word == "over 10 s":
+        monkeypatch.setattr("tools.fuzz.server.isolate.__kwdefaults__", {"seconds": 1})
     assert _outcomes(READERS[word], tmp_path / "cases", range(1)) == {0: word}
 
 
@@ -83,7 +84,7 @@ def test_damage_is_a_function_of_the_seed(kind: Kind) -> None:
         return [damage(content, kind, random.Random(seed), other=b"other content") for seed in range(300)]
 
     assert made() == made()
-    assert len({*made()} - {content}) > 200
+    assert len({*made()} - {content}) > 150
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:

@@ -164,9 +164,8 @@ def _make_split(root: Path, _: str) -> list[Path]:
 def _sign_split(root: Path) -> None:
     try:
         content = json.loads((root / "split.json").read_bytes())
-        pairs: dict[str, Any] = {
-            n: tuple((str(k), str(v)) for k, v in content[n]) for n in ("labelled", "validation", "test")
-        }
+        parts = ("labelled", "validation", "test")
+        pairs: dict[str, Any] = {name: tuple((str(k), str(v)) for k, v in content[name]) for name in parts}
         split = Split(tuple(map(str, content["classes"])), tuple(map(str, content["train"])), **pairs)
         content["sha256"] = split.digest
         (root / "split.json").write_text(json.dumps(content))

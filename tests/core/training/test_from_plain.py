@@ -73,10 +73,8 @@ def test_fields_without_a_default_must_be_there() -> None:
     "error", [SyntaxError("x"), KeyError("x"), AssertionError("x"), MemoryError(), OSError(28, "x")]
 )
 def test_whatever_a_reader_raises_is_the_error_of_the_file(error: Exception) -> None:
-    with (
-        pytest.raises(UserError, match=r"^a/b: is damaged \(.+\); copy it again$"),
-        reading("a/b", "is damaged", "copy it again"),
-    ):
+    expected = pytest.raises(UserError, match=r"^a/b: is damaged \(.+\); copy it again$")
+    with expected, reading("a/b", "is damaged", "copy it again"):
         raise error
 
 

@@ -190,7 +190,7 @@ def _from_plain(kind: Any, value: Any, place: str) -> Any:  # noqa: PLR0911 - on
         if value in inside:
             return value
         raise ValueError(f"{place} is {value!r}; expected one of {', '.join(map(str, inside))}")
-    elif dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+    elif isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
         known = get_type_hints(kind)
         unknown = sorted({*map(str, value)}.difference(field.name for field in dataclasses.fields(kind)))
         if unknown:

@@ -153,6 +153,12 @@ def test_derivatives_are_those_of_the_formula(pair: tuple[Loss, Loss], way: str)
     torch.testing.assert_close(WAYS[way](ours), expected, rtol=1e-9, atol=1e-11 * float(expected.abs().max()))
 
 
+def test_forward_mode_twice_is_refused(pair: tuple[Loss, Loss]) -> None:
+    """PyTorch does not follow the rules for forward mode in forward mode: results would be wrong without a word."""
+    with pytest.raises(RuntimeError, match="losses cannot be differentiated twice in forward mode; use forward over"):
+        torch.func.jacfwd(torch.func.jacfwd(pair[0]))(randn(N, D))
+
+
 def test_third_derivative(pair: tuple[Loss, Loss]) -> None:
     ours, formula = pair
     torch.testing.assert_close(third(ours), third(formula), rtol=1e-9, atol=1e-11)

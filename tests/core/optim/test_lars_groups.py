@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -176,3 +177,18 @@ def test_states_of_other_optimisers_are_refused() -> None:
     assert ours.param_groups[0]["lr"] == 0.1
     ours.step()
     assert all((p != q).any() for p, q in zip(model.parameters(), before, strict=True))
+
+
+def test_parameters_without_groups_are_warned_of() -> None:
+    """A network's parameters as they come: biases and gains would be decayed and adapted."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    with pytest.warns(UserWarning, match="3 of 4 parameters have at most one dimension .* pass lars_param_groups"):
+        LARS(model.parameters(), lr=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LARS(lars_param_groups(model, 1e-4), lr=0.1)
+        LARS([{"params": model.parameters(), "adapt": True}], lr=0.1)
+        LARS([model[0].weight], lr=0.1)
+        LARS([model[0].bias], lr=0.1)
+    with pytest.raises(TypeError, match=r"got a module, expected parameters; pass lars_param_groups\(module"):
+        LARS(model, lr=0.1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.losses._inputs import check_floating, check_temperature
-from contrastive_core.similarity.autograd import Looped, remember, traceable
+from contrastive_core.similarity.autograd import Looped, once_in_forward_mode, remember, traceable
 from contrastive_core.similarity.precision import full_precision
 
 _BLOCK = 512
@@ -76,7 +76,8 @@ class _Shares(Looped):
         weights_tangent: Tensor | None,
         *_: Any,
     ) -> Tensor:
-        shares, rows, candidates, weights = ctx.saved_tensors
+        shares = ctx.saved_tensors[0]
+        rows, candidates, weights = (once_in_forward_mode(x) for x in ctx.saved_tensors[1:])
         with full_precision(rows.device):
             softmax = _softmax(rows, candidates, ctx.scale, ctx.first)
             out = torch.zeros_like(shares)

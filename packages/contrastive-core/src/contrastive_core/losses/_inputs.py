@@ -35,13 +35,15 @@ def tensors_first(f: Callable[P, R]) -> Callable[P, R]:
     settings = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     tensors = [name for name in positional if name != "self"]
     owner = f.__qualname__.removesuffix(".__init__")
+    numeric = "temperature" if "temperature" in settings else settings[0]
 
     @functools.wraps(f)
     def call(*args: P.args, **keywords: P.kwargs) -> R:
         if len(args) > len(positional):
             found = args[len(positional)]
             shown = repr(found) if isinstance(found, (int, float, str)) else f"a {type(found).__name__}"
-            example = ", ".join([*tensors, f"{settings[0]}={shown if isinstance(found, (int, float, str)) else '...'}"])
+            setting = numeric if isinstance(found, (int, float)) else settings[0]
+            example = ", ".join([*tensors, f"{setting}={shown if isinstance(found, (int, float, str)) else '...'}"])
             raise TypeError(
                 f"{owner}: got {shown} as positional argument {len(tensors) + 1}; settings ({', '.join(settings)}) go "
                 f"by name, for example {owner}({example})"

@@ -7,6 +7,7 @@ of norm layers and other one-dimensional parameters are neither adapted nor deca
 from __future__ import annotations
 
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, overload
@@ -91,7 +92,7 @@ class LARS(Optimizer):
     A parameter group may set its own lr, momentum, weight_decay, trust_coefficient and nesterov, and `adapt` (default
     True): with `adapt=False` the group is plain momentum SGD at the full lr. The papers exclude norm layers and biases
     from both decay and adaptation; `lars_param_groups` builds those groups. Parameters passed without groups are all
-    adapted.
+    adapted and decayed; a warning is given if there are weights as well as biases or gains among them.
 
     Args:
         params: Parameters or parameter groups, as for every torch optimiser.
@@ -141,12 +142,23 @@ class LARS(Optimizer):
             "adapt": True,
             "foreach": foreach,
         }
+        if isinstance(params, nn.Module):
+            raise TypeError("LARS: got a module, expected parameters; pass lars_param_groups(module, weight_decay)")
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Check the settings of a parameter group and add it."""
         _check_settings({**self.defaults, **param_group})
+        chosen = "adapt" in param_group
         super().add_param_group(param_group)
+        flat = [p for p in self.param_groups[-1]["params"] if p.ndim <= 1]
+        if not chosen and 0 < len(flat) < len(self.param_groups[-1]["params"]):
+            warnings.warn(
+                f"LARS: {len(flat)} of {len(self.param_groups[-1]['params'])} parameters have at most one dimension "
+                "(biases, gains of norm layers) and are adapted and decayed like weights, which the papers exclude; "
+                "pass lars_param_groups(module, weight_decay), or set adapt in the parameter group",
+                stacklevel=4,
+            )
         if any(p.is_complex() for p in self.param_groups[-1]["params"]):
             del self.param_groups[-1]
             raise TypeError("LARS: got a complex parameter, expected real ones; use torch.view_as_real")

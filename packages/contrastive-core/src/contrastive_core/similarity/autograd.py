@@ -104,6 +104,40 @@ def remember(ctx: Any, *tensors: Tensor | None) -> None:
     ctx.save_for_forward(*tensors)
 
 
+def once_in_forward_mode(x: Tensor) -> Tensor:
+    """Return a tensor that a `jvp` starts from, such that a second differentiation in forward mode is an error.
+
+    PyTorch does not follow the operations of a `jvp` in forward mode: the result would silently lack their derivative.
+    """
+    out: Tensor = _OnceInForwardMode.apply(x)
+    return out
+
+
+class _OnceInForwardMode(Looped):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        del ctx, inputs, output  # the identity: nothing to remember
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> NoReturn:
+        _refuse_forward_over_forward()
+
+
+def _refuse_forward_over_forward() -> NoReturn:
+    raise RuntimeError(
+        "contrastive_core: losses cannot be differentiated twice in forward mode; use forward over reverse, "
+        "torch.func.jvp or jacfwd of torch.func.grad, or reverse mode twice (torch.func.hessian does the former)"
+    )
+
+
 class _SelfLse(Looped):
     @staticmethod
     def forward(
@@ -292,10 +326,7 @@ class _Tangent(Looped):
 
     @staticmethod
     def jvp(ctx: Any, *_: Any) -> NoReturn:
-        raise RuntimeError(
-            "contrastive_core: losses cannot be differentiated twice in forward mode; use forward over reverse, "
-            "torch.func.jvp or jacfwd of torch.func.grad, or reverse mode twice (torch.func.hessian does the former)"
-        )
+        _refuse_forward_over_forward()
 
 
 class _SecondOrder(Looped):

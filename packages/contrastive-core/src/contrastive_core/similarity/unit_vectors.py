@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from contrastive_core.similarity.autograd import traceable
+from contrastive_core.similarity.autograd import once_in_forward_mode, traceable
 from contrastive_core.similarity.precision import exact_dtype
 
 Forward = Callable[[Tensor, torch.dtype], tuple[Tensor, Tensor]]
@@ -65,7 +65,7 @@ class _UnitRows(Function):
         ctx.dtype, ctx.fast_backward = inputs[0].dtype, inputs[3]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*output)
-        ctx.save_for_forward(*output)
+        ctx.save_for_forward(*output, inputs[0])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, length_grad: Tensor | None) -> tuple[Tensor | None, None, None, None]:
@@ -80,7 +80,8 @@ class _UnitRows(Function):
 
     @staticmethod
     def jvp(ctx: Any, x_tangent: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-        z, length = ctx.saved_tensors
+        z, length, x = ctx.saved_tensors
+        once_in_forward_mode(x)
         radial = (x_tangent * z).sum(-1, keepdim=True, dtype=length.dtype)
         return ((x_tangent - z * radial) / length).to(z.dtype), torch.where(length == torch.inf, 0.0, radial)
 

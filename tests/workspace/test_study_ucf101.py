@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from ssl_video.cli import main
 from tools.studies.ucf101 import METHODS, STEPS, Study, paired, signed
+from tools.studies.ucf101_linear import flow_histogram, predict
 
 
 def test_the_commands_are_taken(capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,3 +65,22 @@ def test_steps_without_pseudo_labels_have_no_accuracy(tmp_path: Path) -> None:
     ]
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     assert study.pseudo_labels(10, "mvpl", 0) == {"coverage": 0.25, "pseudo_accuracy": 0.75}
+
+
+def test_flow_histograms_count_place_speed_and_direction() -> None:
+    flow = torch.zeros(1, 2, 8, 8)
+    flow[0, 0, :4, :4] = 3.0  # the upper left quarter moves right, fast; the rest is still
+    found = flow_histogram(flow).view(4, 4, 4, 8)
+    for row in range(4):
+        for column in range(4):
+            expected = torch.zeros(4, 8)
+            expected[3 if row < 2 and column < 2 else 0, 0] = 1 / 16
+            assert torch.equal(found[row, column], expected)
+
+
+def test_a_linear_classifier_finds_what_is_linear() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 5, generator=generator)
+    labels = (x @ torch.randn(5, 3, generator=generator)).argmax(dim=1)
+    (found,) = predict(x, labels, [x], classes=3, decay=1e-6)
+    assert (found == labels).float().mean() > 0.95

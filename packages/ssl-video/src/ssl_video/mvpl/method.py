@@ -329,7 +329,7 @@ class MultiviewPseudoLabel(nn.Module):
         with _inputs_of(self._head) as inputs:
             logits = self._classify(self.network, pictures, present, complete=complete)
         features = inputs[-1].reshape(len(inputs[-1]), -1, inputs[-1].shape[-1]).mean(dim=1)
-        by_view = dict(zip(self.views, features.split(present.sum(dim=1).tolist()), strict=True))
+        by_view = dict(zip(self.views, torch.split(features, present.sum(dim=1).tolist()), strict=True))
         return logits, feature_distance(by_view["rgb"], by_view["tg"])
 
     def _learn_labels(self, logits: Tensor, labels: Tensor, present: Tensor) -> Tensor:

@@ -398,9 +398,13 @@ def test_a_low_threshold_is_said_once_where_it_matters(
 ) -> None:
     low = PseudoOptions(threshold=0.3)
     train(out=tmp_path / "a", **settings(videos, steps=1, pseudo=low))
-    assert capfd.readouterr().err.count("note: threshold 0.3 is below twice chance") == 1
+    said = capfd.readouterr().err
+    assert said.count("note: threshold 0.3 is below twice chance") == 1
+    assert "note: 1.0 labelled videos per class" in said
     train(out=tmp_path / "b", **settings(videos, steps=1, pseudo=low, method="supervised"))
-    assert "below twice chance" not in capfd.readouterr().err
+    assert "note:" not in capfd.readouterr().err
+    train(out=tmp_path / "c", **settings(videos, steps=1, pseudo=PseudoOptions(threshold=0.8)))
+    assert "labelled videos per class" not in capfd.readouterr().err
     assert not [warning for warning in recwarn if "chance" in str(warning.message)]
 
 

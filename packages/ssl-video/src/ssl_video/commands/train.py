@@ -131,7 +131,7 @@ def train(
             torch.manual_seed(r.seed("weights"))
             net = _network(network, labelled.classes, init, say=r.say)
             say = _quietly if method == "supervised" else r.say
-            _say_directed(pseudo, strong, labelled.classes, say=r.say)
+            _say_notes(pseudo, strong, labelled, say=say)
             mvpl = _method(
                 net, pseudo, described, steps=steps, bn=bn, ema_decay=ema_decay, seed=r.seed("targets"), say=say
             )
@@ -188,6 +188,8 @@ def train(
         return save_recognizer(r, tested(recalibrate).network, described, learned_from=seen, about=about)
 
 
+_FEW, _SURE = 4, 0.8
+"""Labelled videos per class below which a low threshold did harm, and one that did not."""
 _FREE = ("data", "split", "flow_cache", "reader", "max_bad")
 """Settings that a resumed run may change: where the data lie now, and how they are read. The split must be the same."""
 
@@ -281,6 +283,12 @@ def _method(
     return made
 
 
+def _say_notes(pseudo: PseudoOptions, strong: StrongOptions, labelled: VideoSet, *, say: Callable[[str], None]) -> None:
+    """Tell what may make pseudo-labels harm."""
+    _say_directed(pseudo, strong, labelled.classes, say=say)
+    _say_few(pseudo, labelled, say=say)
+
+
 def _say_directed(
     pseudo: PseudoOptions, strong: StrongOptions, classes: Sequence[str], *, say: Callable[[str], None]
 ) -> None:
@@ -300,6 +308,16 @@ def _say_directed(
         say(
             f"note: {' and '.join(reordering)} of frames treats all {len(classes)} classes as the same in any order; "
             "name those that direction defines (such as opening and closing) by --pseudo.directed"
+        )
+
+
+def _say_few(pseudo: PseudoOptions, labelled: VideoSet, *, say: Callable[[str], None]) -> None:
+    each = len(labelled) / len(labelled.classes)
+    if each < _FEW and pseudo.select == "fixed" and pseudo.threshold < _SURE:
+        say(
+            f"note: {each:.1f} labelled videos per class. With so few, most pseudo-labels may be wrong, and in our "
+            f"measurements a threshold of {pseudo.threshold:g} did harm: also train --method supervised, and compare; "
+            f"--pseudo.threshold {_SURE} takes fewer pseudo-labels, of which more are right"
         )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from contrastive_core.errors import UserError
-from contrastive_core.training import RunOptions
+from contrastive_core.training import Run, RunOptions
 from contrastive_core.training.recorder import read
 from ssl_medseg.commands import run as module
 from ssl_medseg.commands.run import run
@@ -94,7 +94,7 @@ def test_splits_by_labels(data: Path, tmp_path: Path) -> None:
     most = open_dataset(tmp_path / "most")
     split, reasons = split_by_labels(most)
     assert [len(part) for part in (split.labelled, split.validation, split.test, split.unlabelled)] == [4, 1, 0, 1]
-    assert "which choose the best step" in reasons[1]
+    assert "on which training is scored" in reasons[1]
     assert "the last step is kept" in split_by_labels(open_dataset(data))[1][1]
     with pytest.raises(UserError, match=r"no patient 'nobody' outside its test part; it has"):
         split_by_labels(most, labelled=["nobody"])
@@ -110,6 +110,47 @@ def test_an_unlabelled_volume_that_cannot_be_used_stops_it_before_training(data:
     with pytest.raises(UserError, match=rf"{last.name}.*all voxels are 7: the image is empty"):
         run(str(tmp_path / "data"), tmp_path / "run", **grouped(**SHORT))
     assert not (tmp_path / "run" / "baseline").exists()
+
+
+def test_a_baseline_that_finds_nothing_stops_the_run_with_a_picture(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_phantom(tmp_path / "data", patients=5, frames=1, labelled=3, size=64)
+    dataset = open_dataset(tmp_path / "data")
+    cases = [case.name for case in dataset.cases]
+    write_split(
+        tmp_path / "split.json", Split(tuple(cases[:2]), validation=(cases[2],), unlabelled=tuple(cases[3:])), dataset
+    )
+    untaught = {**SHORT, "lr": 1e-9, "split": tmp_path / "split.json"}
+    with pytest.raises(
+        UserError, match=r"the baseline (never finds|has a validation Dice).*--baseline_floor 0 --resume"
+    ):
+        run(str(tmp_path / "data"), tmp_path / "run", **grouped(**untaught))
+    assert list((tmp_path / "run" / "baseline" / "evaluation").glob("validation-*.png"))
+    assert not (tmp_path / "run" / "selftrain").exists()
+    resumed = RunOptions(**{**vars(RUN), "resume": True})
+    run(str(tmp_path / "data"), tmp_path / "run", **grouped(**{**untaught, "baseline_floor": 0.0, "run": resumed}))
+    assert (tmp_path / "run" / "model" / "model.json").is_file()
+
+
+def test_a_run_that_is_stopped_in_a_stage_is_resumed_as_a_whole(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def stop(*words: Any, **named: Any) -> Path:
+        with Run(tmp_path / "x", config={}, command="ssl-medseg train", options=RUN) as stage:
+            told.append(stage.resume_command)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "train", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(str(data), tmp_path / "run", **grouped(**SHORT))
+    out = tmp_path / "run"
+    assert told == [f"ssl-medseg run --config {out / 'config.yaml'} --out {out} --resume"]
+    with pytest.raises(KeyboardInterrupt):
+        stop()
+    assert "ssl-medseg train" in told[1]
 
 
 def test_contradictions_are_refused(data: Path, tmp_path: Path) -> None:

@@ -137,12 +137,15 @@ def test_two_processes_train_as_one(data: Path, split: Path, untouched: Path, tm
 
 
 @pytest.mark.parametrize(("recipe", "network", "steps"), [("strong", "plain-unet", 160), ("paper", "unet", 80)])
-def test_it_learns_and_keeps_the_best(
+def test_it_learns_and_keeps_the_best_if_asked_to(
     data: Path, split: Path, tmp_path: Path, recipe: RecipeName, network: str, steps: int
 ) -> None:
     options = SMALL | {"network": NetworkOptions(network, 8), "batch_size": 8, "validate_every": 20}
     folder = train(
-        str(data), split, tmp_path / "run", **grouped(recipe=recipe, lr=1e-2, steps=steps, run=QUIET, **options)
+        str(data),
+        split,
+        tmp_path / "run",
+        **grouped(recipe=recipe, lr=1e-2, steps=steps, keep="best", run=QUIET, **options),
     )
     records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     scores = {r["step"] + 1: r["validation_dice"] for r in records if "validation_dice" in r}
@@ -155,6 +158,14 @@ def test_it_learns_and_keeps_the_best(
     assert found.details["weights"].startswith(f"the best of validation, Dice {scores[best]:.3f} after step {best}")
     assert found.labels.structures
     assert found.preprocessing.size == (32, 32)
+
+
+def test_the_strong_recipe_keeps_the_last_weights_and_the_papers_the_best(
+    data: Path, split: Path, tmp_path: Path
+) -> None:
+    for recipe, words in (("strong", "the last, after step 3"), ("paper", "the best of validation")):
+        folder = train(str(data), split, tmp_path / recipe, **grouped(recipe=recipe, steps=3, run=QUIET, **SMALL))
+        assert load_segmenter(folder, device="cpu").details["weights"].startswith(words)
 
 
 def test_without_validation_the_last_weights_or_their_average_are_kept(data: Path, tmp_path: Path) -> None:

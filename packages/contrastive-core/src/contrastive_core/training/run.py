@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shlex
 import shutil
 import signal
 from collections.abc import Collection, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
 from typing import overload
@@ -38,6 +40,19 @@ def resume_command(command: str, out: Path, *, world_size: int) -> str:
     if world_size == 1:
         return line
     return f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', world_size)} --no-python {line}"
+
+
+_WHOLE: ContextVar[tuple[str, Path] | None] = ContextVar("whole", default=None)
+
+
+@contextlib.contextmanager
+def stages_of(command: str, out: Path) -> Iterator[None]:
+    """Runs inside are stages of `command`, whose folder is `out`: that is what a person who stopped one resumes."""
+    token = _WHOLE.set((command, Path(out)))
+    try:
+        yield
+    finally:
+        _WHOLE.reset(token)
 
 
 class RunFolder:
@@ -204,8 +219,9 @@ class Run:
 
     @property
     def resume_command(self) -> str:
-        """Command line that resumes this run."""
-        return resume_command(self.command, self.out, world_size=self.world_size)
+        """Command line that resumes this run, or the command that it is a stage of."""
+        command, out = _WHOLE.get() or (self.command, self.out)
+        return resume_command(command, out, world_size=self.world_size)
 
     def seed(self, *keys: int | str) -> int:
         """Derive the seed of one purpose from options.seed and the keys."""

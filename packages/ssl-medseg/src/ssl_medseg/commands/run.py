@@ -9,10 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from contrastive_core.errors import UserError
+from contrastive_core.text import some_of
 from contrastive_core.training import RunOptions, config, files
 from contrastive_core.training.launch import make_fabric
 from contrastive_core.training.processes import Processes
-from ssl_medseg.datasets import DataOptions, open_split, open_with, write_split
+from contrastive_core.training.run import stages_of
+from ssl_medseg.commands.evaluate import evaluate
+from ssl_medseg.datasets import DataOptions, open_split, open_with, read_split, write_split
 from ssl_medseg.datasets.draw_splits import split_by_labels
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.models.network import AUTO
@@ -33,6 +36,7 @@ def run(
     labelled: tuple[str, ...] = (),
     validation: tuple[str, ...] = (),
     baseline_steps: int | None = None,
+    baseline_floor: float = 0.1,
     selftraining: SelfTrainingOptions = SelfTrainingOptions(),  # noqa: B008 - frozen
     training: TrainingOptions = TrainingOptions(),  # noqa: B008
     optimizer: OptimizerOptions = OptimizerOptions(),  # noqa: B008
@@ -63,6 +67,8 @@ def run(
         labelled: Patients whose labels training may open, where no split is given.
         validation: Patients to validate on, where no split is given.
         baseline_steps: Training steps on the labelled volumes alone; by default set by the effort.
+        baseline_floor: Validation Dice of the baseline below which the run stops before the unlabelled volumes, as it
+            does if a structure is never found; 0 goes on whatever it is.
         selftraining: Use of the unlabelled slices.
         training: Length of both stages, their batches and loss, and the weights that are kept; ``steps`` are those with
             the unlabelled volumes.
@@ -77,7 +83,9 @@ def run(
     Returns:
         The folder of the trained segmenter.
     """
-    resolved = config.resolve(dict(locals()), run, free=("cache", "data", "split"))
+    resolved = config.resolve(dict(locals()), run, free=("baseline_floor", "cache", "data", "split"))
+    if not 0 <= baseline_floor < 1:
+        raise UserError(f"--baseline_floor is {baseline_floor:g}; expected a Dice from 0 to below 1")
     if split is not None and (labelled or validation):
         raise UserError(
             f"got the split {split} and names of patients; expected one of them, for the split names them all"
@@ -90,24 +98,65 @@ def run(
     cache = cache or out / "cache"
     each = replace(run, resume=True)  # an interrupted stage goes on; one that has not begun, begins
     baseline, student = out / "baseline", out / "selftrain"
-    if not processes.on_main(lambda: _is_done(baseline)):
-        # An unlabelled volume that cannot be used shall stop the run now, and not when the baseline is trained.
-        largest = choose(training, optimizer, device=run.device).largest
-        open_training_data(
-            data, chosen, opening=opening, preprocessing=preprocessing, unlabelled=True, cache=cache, largest=largest
-        ).slices()
-        train(
-            data, chosen, baseline, training=replace(training, steps=baseline_steps), optimizer=optimizer,
-            network=network, augment=augment, preprocessing=preprocessing, opening=opening, cache=cache, run=each,
-        )  # fmt: skip
-    if not processes.on_main(lambda: _is_done(student)):
-        selftrain(
-            str(baseline), data, chosen, student, selftraining=selftraining, training=training, optimizer=optimizer,
-            augment=augment, opening=opening, cache=cache, run=each,
-        )  # fmt: skip
+    with stages_of("ssl-medseg run", out):
+        if not processes.on_main(lambda: _is_done(baseline)):
+            # An unlabelled volume that cannot be used shall stop the run now, and not when the baseline is trained.
+            largest = choose(training, optimizer, device=run.device).largest
+            open_training_data(
+                data, chosen, opening=opening, preprocessing=preprocessing, unlabelled=True, cache=cache,
+                largest=largest,
+            ).slices()  # fmt: skip
+            train(
+                data, chosen, baseline, training=replace(training, steps=baseline_steps), optimizer=optimizer,
+                network=network, augment=augment, preprocessing=preprocessing, opening=opening, cache=cache, run=each,
+            )  # fmt: skip
+        if not processes.on_main(lambda: _is_done(student)):
+            if baseline_floor:
+                processes.on_main(
+                    lambda: check_baseline(
+                        baseline, data, chosen, opening=opening, device=run.device, floor=baseline_floor
+                    )
+                )
+            selftrain(
+                str(baseline), data, chosen, student, selftraining=selftraining, training=training,
+                optimizer=optimizer, augment=augment, opening=opening, cache=cache, run=each,
+            )  # fmt: skip
     processes.on_main(lambda: _take_model(student, out))
     processes.close()
     return out / "model"
+
+
+_FOUND = 0.02
+"""Mean Dice below which a structure counts as never found."""
+
+
+def check_baseline(baseline: Path, data: str, split: Path, *, opening: DataOptions, device: str, floor: float) -> None:
+    """Score the baseline on the validation cases, with pictures, and stop where it has failed.
+
+    Pseudo-labels of a network that does not find a structure teach the student its errors.
+
+    Raises:
+        UserError: Its Dice is below the floor, or it never finds a structure that the validation cases have.
+    """
+    opening = replace(opening, allow_unlabelled=True)  # the split names who is; their labels may be missing
+    if not read_split(split, open_with(data, opening)).validation:
+        return
+    scored = evaluate(baseline, data, split=split, part="validation", name="validation", opening=opening, device=device)
+    dice = {each.structure: each.measures["dice"].mean for each in scored.summary.structures if each.measures["dice"].n}
+    mean = scored.summary.mean_dice.mean or 0.0
+    never = [name for name, value in dice.items() if value is not None and value < _FOUND]
+    if mean >= floor and not never:
+        return
+    each = ", ".join(f"{name} {value:.2f}" for name, value in dice.items() if value is not None)
+    what = f"never finds {some_of(never)}" if never else f"has a validation Dice of {mean:.2f}, below {floor:g}"
+    pictures = [file for file in scored.written if file.suffix == ".png"]
+    raise UserError(
+        f"{baseline}: the baseline {what} (Dice {each}), and pseudo-labels of such a network teach its errors, so the "
+        f"run stops before the unlabelled volumes. Look at {pictures[-1] if pictures else baseline}. What may help: "
+        f"ssl-medseg check {data}, for labels that do not fit their images; another or one more labelled patient "
+        "(--labelled); more steps (--baseline_steps) or a larger --effort. To go on all the same, give "
+        "--baseline_floor 0 --resume"
+    )
 
 
 def _processes(run: RunOptions) -> Processes:

@@ -54,7 +54,7 @@ def split_by_labels(
             f"{dataset.name}: no patient has labels for all volumes, so there is nothing to learn from; label one"
         )
     reasons.append(
-        f"validation: {some_of(held)}, which choose the best step"
+        f"validation: {some_of(held)}, on which training is scored"
         if held
         else f"validation: none, for {len(chosen)} labelled patient(s) are too few to give one away; the last step is "
         "kept"

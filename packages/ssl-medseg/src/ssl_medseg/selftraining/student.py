@@ -130,6 +130,10 @@ class Student:
             self._average.update_parameters(self._segmenter)
 
 
+_LOSS = 0.05
+"""Validation Dice that the last weights may lose and still be kept: one or two patients cannot tell smaller ones."""
+
+
 class Scoring:
     """Scores on the validation cases, the best weights of the run and of its current round, and those it began with.
 
@@ -168,6 +172,11 @@ class Scoring:
                 f"then {best.score:.3f}: the unlabelled volumes did not help, or the run was too short"
             )
         if self._validation is None or keep == "last":
+            if self._validation is not None and begun.score is not None:
+                last = self._validation.scores(network).mean
+                if last < begun.score - _LOSS:
+                    begun.give(network)
+                    return f"those it began with, validation Dice {begun.score:.3f}; the last had {last:.3f}"
             return f"the last, after step {steps}"
         if worse:
             begun.give(network)

@@ -34,7 +34,7 @@ class TrainingData:
         preprocessing: as given, or derived from the training images and labels.
         labelled: cases with labels.
         unlabelled: cases without; empty where a method does not use them.
-        validation: cases with labels to choose the best step by.
+        validation: cases with labels on which training is scored.
         truths: of these, the classes [X, Y, Z] on their own grids.
         notes: sentences for the person watching.
         identity: Case -> its part of the split and the hashes of its files, by which a resumed run knows its data

@@ -37,6 +37,7 @@ class Recipe:
         rare_share: Share of a labelled batch that shows the rarest structure.
         augment: Kind of augmentation.
         test_time: Choose mirroring and the largest component on the validation cases.
+        keep: Weights to keep, where that is not given.
     """
 
     network: str
@@ -47,11 +48,12 @@ class Recipe:
     rare_share: float
     augment: Literal["strong", "paper"]
     test_time: bool
+    keep: Keep
 
 
 RECIPES: dict[str, Recipe] = {
-    "strong": Recipe("plain-unet", "dice-ce", 3e-3, 1e-2, 0.99, 0.5, "strong", test_time=True),
-    "paper": Recipe("unet", "dice", 1e-2, 0.0, 0.0, 0.0, "paper", test_time=False),
+    "strong": Recipe("plain-unet", "dice-ce", 3e-3, 1e-2, 0.99, 0.5, "strong", test_time=True, keep="last"),
+    "paper": Recipe("unet", "dice", 1e-2, 0.0, 0.0, 0.0, "paper", test_time=False, keep="auto"),
 }
 """`strong`: the loss, the norm and the augmentation of nnU-Net, AdamW and averaged weights. `paper`: the released code
 but for the learning rate, which is 1e-3 throughout there."""
@@ -103,8 +105,10 @@ class TrainingOptions:
         least_classes: Smallest number of classes, background included, in a labelled slice that is drawn.
         validate_every: Steps between two scores on the validation cases, 3-D Dice on their own grids; by default a
             twentieth of the steps, or 50 in the paper's recipe.
-        keep: Weights to keep: ``best`` mean foreground Dice on validation, or ``last``; auto is best if the split has
-            validation cases. Self-training keeps the segmenter given if no step scores as high.
+        keep: Weights to keep: ``best`` mean foreground Dice on validation, or ``last``. ``auto`` is last in the strong
+            recipe, whose averaged weights get better to the end, while a validation patient or two cannot tell steps
+            apart; in the paper's it is best if the split has validation cases. Self-training keeps the segmenter given
+            if, by the validation cases, the best step is worse or the last one much worse (by 0.05 Dice).
         test_time: Choose on the validation cases whether prediction averages mirrored slices and keeps the largest part
             of each structure; by default set by the recipe.
     """
@@ -244,7 +248,7 @@ def choose(
         rare_share=_or(training.rare_share, base.rare_share),
         least_classes=training.least_classes,
         validate_every=_or(training.validate_every, 50 if recipe == "paper" else max(1, steps // 20)),
-        keep=training.keep,
+        keep=base.keep if training.keep == "auto" else training.keep,
         test_time=base.test_time if training.test_time is None else training.test_time,
         lr=_or(optimizer.lr, base.lr),
         weight_decay=_or(optimizer.weight_decay, base.weight_decay),

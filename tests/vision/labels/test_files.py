@@ -118,10 +118,20 @@ def test_a_manifest_is_named_by_its_own_paths(photos: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
+    "text", ['"cat/1.png"\n', "# chosen by hand\ncat/1.png\n", "path\ncat/1.png\n", 'File\n"cat/1.png"\n']
+)
+def test_quotes_comments_and_a_header_of_one_column_are_understood(photos: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "plain").write_text("cat/1.png\n")
+    (tmp_path / "list").write_text(text)
+    images = open_images(photos)
+    assert read_labelled(tmp_path / "list", images).tolist() == read_labelled(tmp_path / "plain", images).tolist()
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("2.png\n", "lists 2.png, and several images of .* are called so"),
-        ("cat/1.png\n1.png\n", "lists cat/1.png twice, as 1.png too"),
+        ("cat/1.png\n1.png\n", "lists cat/1.png twice, as 1.png too; remove one of the lines"),
         ("4.png\ncat/1.png\n", r"lists 1 images that are not in .* \(4.png\); .* called cat/1.png here"),
         ("\n", "lists no images"),
         ("{", "not a label file"),

@@ -87,7 +87,7 @@ def read_labelled(file: Path, images: ImageSet) -> Tensor:
             continue
         if index in found:
             as_well = f", as {name} too" if name != found[index] else ""
-            raise UserError(f"{file}: lists {found[index]} twice{as_well}")
+            raise UserError(f"{file}: lists {found[index]} twice{as_well}; remove one of the lines")
         found[index] = name
         own = images.label(index)
         if label is not None and own is not None and images.classes[own] != normalize("NFC", label):
@@ -202,10 +202,13 @@ class _Places:
 
 
 def _table(lines: Sequence[str], place: _Places, file: Path) -> list[tuple[str, str | None]]:
-    """Names, and classes where the lines are those of a table."""
+    """Names, and classes where the lines are those of a table; comments (``#``) are left out."""
+    lines = [line for line in lines if not line.startswith("#") or place.of(line, file) is not None]
+    if len(lines) > 1 and lines[0].lower() in COLUMNS["path"] and place.of(lines[0], file) is None:
+        lines = lines[1:]  # the header of a single column
     delimiter = next((d for d in ",;\t" if lines and d in lines[0]), None)
     if delimiter is None or place.of(lines[0], file) is not None:
-        return [(line, None) for line in lines]
+        return [(_unquoted(line, place, file), None) for line in lines]
     with reading(file, "cannot be read as CSV", "export it again"):
         rows = list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True))
     head = [cell.strip().lower() for cell in rows[0]]
@@ -219,6 +222,12 @@ def _table(lines: Sequence[str], place: _Places, file: Path) -> list[tuple[str, 
     if short:
         raise UserError(f"{file}: found the row {delimiter.join(short[0])!r}, expected as many columns as in the first")
     return [(row[path].strip(), None if label is None else row[label].strip()) for row in rows if row[path].strip()]
+
+
+def _unquoted(line: str, place: _Places, file: Path) -> str:
+    """A name without the quotes that spreadsheets put around it, unless an image is called so with them."""
+    quoted = len(line) > 2 and line[0] == line[-1] == '"'
+    return line[1:-1].replace('""', '"') if quoted and place.of(line, file) is None else line
 
 
 def _reason(name: str, listed: LabelFile | Sequence[str], images: ImageSet) -> str:

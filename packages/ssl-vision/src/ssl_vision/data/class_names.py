@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from contrastive_core.errors import UserError
 from ssl_vision.data.manifest import read_text
@@ -59,9 +61,8 @@ def _known(classes: Sequence[str], missing: Sequence[str]) -> dict[str, str]:
         return dict(zip(sorted(classes), ResNet18_Weights.DEFAULT.meta["categories"], strict=True))
     if importlib.util.find_spec("timm") is None:
         return {}
-    from timm.data import ImageNetInfo  # noqa: PLC0415 - an extra, and seconds
-
-    info = ImageNetInfo("imagenet-22k")
+    timm_data: Any = importlib.import_module("timm.data")  # an extra, and seconds
+    info = timm_data.ImageNetInfo("imagenet-22k")
     known = set(info.label_names())
     return {
         name: str(info.label_name_to_description(name, detailed=False)).partition(",")[0]

@@ -177,7 +177,7 @@ def training(run: RunFolder, *, classes: int | None) -> str:
     """Curves of what was logged; `classes` is how many there are, where that is known."""
     if not run.records:
         return nothing_logged()
-    panels = PANELS[run.settings.kind]
+    panels: tuple[Panel, ...] = PANELS[run.settings.kind]
     if classes and run.settings.kind == "finetune":
         panels = tuple(replace(p, chance=1 / classes) if p.title == "Accuracy" else p for p in panels)
     figure = training_figure(run.records, panels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import nibabel
@@ -196,3 +197,22 @@ def test_grids_are_compared_with_the_size_of_a_voxel(image: Path) -> None:
     assert "apart" in grid_difference(large, Grid(large.shape, large.affine.round(3)))
     assert grid_difference(grid, type(grid)((21, 34, 8), OBLIQUE)) == "21 x 34 x 7 voxels against 21 x 34 x 8"
     assert grid_difference(grid, type(grid)(grid.shape, OBLIQUE)) == ""
+
+
+def _state_more(file: Path, sizes: tuple[int, int, int]) -> None:
+    """Let the header of a NIfTI file, packed or not, state another shape than that of its voxels."""
+    packed = file.suffix == ".gz"
+    content = bytearray(gzip.decompress(file.read_bytes()) if packed else file.read_bytes())
+    content[42:48] = np.array(sizes, dtype="<i2").tobytes()
+    file.write_bytes(gzip.compress(bytes(content)) if packed else bytes(content))
+
+
+@pytest.mark.parametrize(("name", "header"), [("x.nii", "x.nii"), ("x.nii.gz", "x.nii.gz"), ("x.img", "x.hdr")])
+def test_a_header_that_states_more_than_the_file_holds_takes_no_memory(tmp_path: Path, name: str, header: str) -> None:
+    kind = nibabel.Nifti1Pair if name == "x.img" else nibabel.Nifti1Image
+    nibabel.save(kind(np.ones((4, 5, 6), np.int16), np.diag([-1.0, 1.0, 1.0, 1.0])), tmp_path / name)
+    assert read_volume(ImageFile(tmp_path / name)).array.shape == (4, 5, 6)
+    _state_more(tmp_path / header, (30_000, 30_000, 30_000))
+    with pytest.raises(UserError, match=rf"{name}: .*of the 54,000,000,000,\d+ that its header says") as caught:
+        read_volume(ImageFile(tmp_path / name))
+    assert not isinstance(caught.value.__cause__, MemoryError)

@@ -319,3 +319,25 @@ def test_training_and_testing_read_it(
     assert "its flow is not in" in table.read_text()
     with pytest.raises(UserError, match="have no flow there"):
         train(str(folder), tmp_path / "stale", flow_cache=tmp_path / "flow", **same)
+
+
+@pytest.mark.parametrize("at", [6, 9, 20, 60])
+def test_damaged_flow_is_an_error_that_names_the_file(folder: Path, tmp_path: Path, at: int) -> None:
+    """NumPy reads the header as a Python literal, so that null bytes in it are a SyntaxError."""
+    cache = cached(folder, tmp_path / "flow")
+    video = folder / "a/0.mkv"
+    file = cache.file(video)
+    content = bytearray(file.read_bytes())
+    content[at : at + 4] = bytes(4)
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=rf"{file.name}: .*delete it and run"):
+        cache.read(video, [0])
+
+
+@pytest.mark.parametrize("change", [{"weights": 3}, {"short_side": "32"}, {"precision": "double"}, {"more": 1}])
+def test_changed_settings_of_stored_flow_are_refused(folder: Path, tmp_path: Path, change: dict[str, object]) -> None:
+    cached(folder, tmp_path / "flow")
+    file = tmp_path / "flow" / "flow.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(UserError, match=r"flow\.json: does not describe stored flow"):
+        FlowCache.open(tmp_path / "flow", method="dis")

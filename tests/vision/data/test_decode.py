@@ -393,3 +393,12 @@ def test_real_files(cifar_files: dict[str, bytes]) -> None:
     for data in cifar_files.values():
         expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
         assert (decode(data).pixels.transpose(1, 2, 0) == expected).all()
+
+
+@pytest.mark.parametrize("part", [b"IDAT", b"IHDR", b"PLTE"])
+def test_a_png_whose_checksum_does_not_hold_is_refused(part: bytes) -> None:
+    data = bytearray(encoded(Image.new("P", (9, 7), 3), "PNG"))
+    checksum = data.index(part) + 4 + int.from_bytes(data[data.index(part) - 4 : data.index(part)], "big")
+    data[checksum] ^= 1
+    with pytest.raises(UndecodableError, match=r"checksum|damaged"):
+        decode(bytes(data))

@@ -17,6 +17,7 @@ from ssl_vision.methods import SimCLR
 from ssl_vision.models import Classifier, EncoderOptions, build_encoder
 from ssl_vision.models.checkpoint import (
     Architecture,
+    encoder_card,
     load_architecture,
     load_classifier,
     load_encoder,
@@ -152,3 +153,25 @@ def test_opening_a_model_runs_no_code_that_it_names(tmp_path: Path) -> None:
     for opened in (load_encoder, load_pretrained):
         with pytest.raises(UserError, match=r"os:abort, code outside this package.*--trust_model_code"):
             opened(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"encoder": {"name": 3}}, "encoder.name is 3; expected str"),
+        ({"encoder": {"name": "resnet18", "width": 4096}}, r"by model\.json and .* in the weights"),
+        ({"encoder": {"name": "resnet18", "layers": 3}}, "unknown entry 'layers'"),
+        ({"image_size": 1 << 31}, "image_size is 2147483648"),
+        ({"image_size": True}, "image_size is True; expected int"),
+    ],
+)
+def test_a_changed_description_is_refused_before_memory_is_taken(
+    change: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    options = EncoderOptions("resnet18", width=0.0625)
+    network = SimCLR(build_encoder(options, image_size=16), projection_dim=4, layers=2)
+    card = encoder_card(options, image_size=16, head=network.head)
+    save_model(tmp_path / "model", dict(network.state_dict()), {**card, **change})
+    with pytest.raises(UserError, match=words) as caught:
+        load_pretrained(str(tmp_path))
+    assert str(tmp_path) in str(caught.value)

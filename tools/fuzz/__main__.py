@@ -1,7 +1,7 @@
 """Damage valid files at random and read them, each in a process that may die.
 
-    python -m tools.fuzz --cases 8                          # of every format; what CI runs
-    python -m tools.fuzz --cases 230 --log fuzz.jsonl --out docs/results/fuzz.json
+    python -m tools.fuzz --cases 60                         # of every format; what CI runs
+    python -m tools.fuzz --cases 170 --log fuzz.jsonl --out docs/results/fuzz.json
     python -m tools.fuzz --only nrrd --case 17 --keep found # one case again, with its files
 
 A case fails if its reader raises anything but a UserError that names the file, crashes, takes over 10 s or over 2 GB,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,17 +47,21 @@ def save_model(target: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     return target
 
 
-def load_model(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_model(
+    folder: str | Path, *, formats: Collection[str] = (), remedy: str | Callable[[object], str] = ""
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a model that `Run.save_model` wrote.
 
     Args:
         folder: A run folder or its `model` folder.
+        formats: Accepted values of ``format`` in the metadata; empty: any.
+        remedy: What to do about another format, or a function of that format.
 
     Returns:
         Tensors by name, on the CPU, and the metadata.
 
     Raises:
-        UserError: There is no model, it was damaged, or a newer version of this library wrote it.
+        UserError: There is no model, it is damaged, it has another format, or a newer version wrote it.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -91,6 +95,11 @@ def load_model(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{weights_path} is damaged: its content is not what {_CARD} says was written. "
             "Restore it from a copy, or write the model again"
         )
+    found = metadata.get("format")
+    if formats and found not in formats:
+        expected = " or ".join(map(repr, formats))
+        todo = remedy if isinstance(remedy, str) else remedy(found)
+        raise UserError(f"{folder}: found a model of format {found!r}, expected {expected}; {todo}")
     with reading(weights_path, "cannot be read", "restore it from a copy"):
         return safetensors.torch.load_file(weights_path), metadata
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from contrastive_core.errors import UserError
 from contrastive_core.training.config import from_plain
 from contrastive_core.training.documents import reading
 from contrastive_core.training.launch import choose_device
@@ -100,12 +99,8 @@ def load_segmenter(model: str | Path, *, device: str = "auto") -> Segmenter:
         UserError: no model there, a damaged one, or one of another kind.
     """
     place = choose_device(device)
-    tensors, card = load_model(model)
-    if card.get("format") != FORMAT:
-        raise UserError(
-            f"{model}: found a model of format {card.get('format')!r}, expected {FORMAT!r}; point at the out folder of "
-            "`ssl-medseg train`, `selftrain` or `run`"
-        )
+    remedy = "point at the out folder of `ssl-medseg train`, `selftrain` or `run`"
+    tensors, card = load_model(model, formats=(FORMAT,), remedy=remedy)
     with reading(
         model, "model.json does not describe a segmenter", "the file was changed by hand, or a newer version wrote it"
     ):

@@ -122,12 +122,8 @@ def load_trunk(model: str | Path) -> Trunk:
     Raises:
         UserError: no model there, a damaged one, or one of another kind.
     """
-    tensors, card = load_model(model)
-    if card.get("format") not in (FORMAT, SEGMENTER):
-        raise UserError(
-            f"{model}: found a model of format {card.get('format')!r}, expected {FORMAT!r} or {SEGMENTER!r}; point at "
-            "the out folder of `ssl-medseg pretrain` or `train`"
-        )
+    remedy = "point at the out folder of `ssl-medseg pretrain` or `train`"
+    tensors, card = load_model(model, formats=(FORMAT, SEGMENTER), remedy=remedy)
     if card["format"] == SEGMENTER:
         tensors = {name.removeprefix("trunk."): x for name, x in tensors.items() if name.startswith("trunk.")}
     try:

@@ -121,12 +121,7 @@ def load_recognizer(model: str | Path, *, device: str = "auto", network: str | N
         UserError: There is no model, it is damaged, or it is of another kind.
     """
     place = choose_device(device)
-    tensors, card = load_model(model)
-    if card.get("format") != FORMAT:
-        raise UserError(
-            f"{model}: found a model of format {card.get('format')!r}, expected {FORMAT!r}; point at the out folder of "
-            "`ssl-video train`"
-        )
+    tensors, card = load_model(model, formats=(FORMAT,), remedy="point at the out folder of `ssl-video train`")
     with reading(
         model, "model.json does not describe a recognizer", "the file was changed by hand, or a newer version wrote it"
     ):

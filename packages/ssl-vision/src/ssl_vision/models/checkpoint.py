@@ -316,17 +316,14 @@ def _open(model: str, *formats: str) -> tuple[Path, dict[str, Tensor], dict[str,
     folder = Path(model)
     if (folder / "model").is_dir():
         folder = folder / "model"
-    tensors, card = load_model(folder)
-    found = card.get("format")
-    if found not in formats:
-        expected = " or ".join(map(repr, formats))
-        todo = (
-            "fine-tune it first (`ssl-vision finetune`)"
-            if found == ENCODER_FORMAT
-            else "point at the out folder of `ssl-vision pretrain`, `finetune` or `distill`"
-        )
-        raise UserError(f"{folder}: found a model of format {found!r}, expected {expected}; {todo}")
+    tensors, card = load_model(folder, formats=formats, remedy=_remedy)
     return folder, tensors, card
+
+
+def _remedy(found: object) -> str:
+    if found == ENCODER_FORMAT:
+        return "fine-tune it first (`ssl-vision finetune`)"
+    return "point at the out folder of `ssl-vision pretrain`, `finetune` or `distill`"
 
 
 def _described(folder: Path, card: dict[str, Any]) -> tuple[EncoderOptions, int]:

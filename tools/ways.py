@@ -94,8 +94,8 @@ def view(folder: Path) -> Iterator[Callable[[], object]]:
     """An augmented view of a batch of images."""
     from ssl_vision.augment import SimCLRAugment
 
-    augment, images = SimCLRAugment(32), torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    yield lambda: augment(images, seed=0, ids=torch.arange(4))
+    augment, images = SimCLRAugment(32), torch.randint(0, 256, (32, 3, 32, 32), dtype=torch.uint8)
+    yield lambda: augment(images, seed=0, ids=torch.arange(32))
 
 
 @contextlib.contextmanager
@@ -108,20 +108,22 @@ def batch(folder: Path) -> Iterator[Callable[[], object]]:
     from ssl_vision.data import open_images
     from ssl_vision.training.loading import Pairs, open_views
 
-    for number in range(4):
+    for number in range(32):
         pixels = np.random.default_rng(number).integers(0, 256, (40, 50, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
-    batches = Batches(4, batch_size=2, seed=0, rank=0, world_size=1, total_steps=2)
+    batches = Batches(32, batch_size=32, seed=0, rank=0, world_size=1, total_steps=2)
     views = open_views(open_images(str(folder)), Pairs(batches, seed=0), SimCLRAugment(32), load="files", workers=0)
     yield lambda: views.batch(0, torch.device("cpu"))
 
 
 @contextlib.contextmanager
 def mask(folder: Path) -> Iterator[Callable[[], object]]:
-    """A NIfTI file to the mask that `ssl-medseg predict` writes."""
+    """A NIfTI file to a mask file on its grid, by an open model, as `ssl-medseg predict` does for every image."""
     import nibabel as nib
 
-    from ssl_medseg.commands.predict import predict
+    from ssl_medseg.io import ImageFile, read_volume, write_mask
+    from ssl_medseg.models.checkpoint import load_segmenter
+    from ssl_medseg.prediction import segment
 
     _segmenter(folder / "model")
     voxels = np.random.default_rng(0).normal(100, 20, (40, 40, 4)).astype(np.float32)
@@ -129,8 +131,14 @@ def mask(folder: Path) -> Iterator[Callable[[], object]]:
     image.header.set_xyzt_units("mm")
     image.set_sform(image.affine, 1)
     image.to_filename(folder / "image.nii.gz")
-    places = iter("abc")
-    yield lambda: predict(str(folder / "model"), str(folder / "image.nii.gz"), folder / next(places))
+    model = load_segmenter(folder / "model", device="cpu")
+
+    def call() -> None:
+        volume = read_volume(ImageFile(folder / "image.nii.gz"))
+        found = segment(volume, model.network, model.preprocessing, refinement=model.refinement)
+        write_mask(found.classes, volume, folder / "mask.nii.gz", model.labels)
+
+    yield call
 
 
 @contextlib.contextmanager
@@ -157,7 +165,7 @@ def selftraining(folder: Path) -> Iterator[Callable[[], object]]:
     with Run(folder / "run", config={}, command="ways", options=RunOptions(device="cpu")) as run:
         pool = Pool(run, data, PseudoLabelOptions(guard="off"))
         student = Student(
-            run, found, start="whole", embedding=0, norm="apart", lr=1e-3, weight_decay=0.0, schedule="constant",
+            run, found, reuse="whole", embedding=0, norm="apart", lr=1e-3, weight_decay=0.0, schedule="constant",
             cycle=4, decay=0.0, steps=4,
         )  # fmt: skip
         criterion = segmentation_loss("dice", classes=len(found.labels))
@@ -224,9 +232,9 @@ def main() -> None:
         print(f"{name}: {WAYS[name].__doc__}")
         for what, files in (("hand the value on", handing), ("help", helping)):
             lines = sum(len(Path(file).read_text(encoding="utf-8").splitlines()) for file in files)
-            print(
-                f"  {len(files)} files, {lines} lines, {what}: {' '.join(sorted(f.split('/src/')[1] for f in files))}"
-            )
+            print(f"  {len(files)} files, {lines} lines, {what}")
+            for file in sorted(files):
+                print(f"    {file.split('/src/')[1]}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ssl_medseg.checks import Report, examine
-from ssl_medseg.checks.facts import LabelFacts, look_at_image, look_at_label
+from ssl_medseg.checks.facts import LabelFacts, read_image_facts, read_label_facts
 from ssl_medseg.io import Grid
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.volume import ImageFile
@@ -86,23 +86,23 @@ def test_no_header_ends_the_check(tmp_path: Path) -> None:
             changed[place] = rng.choice([0, 1, 127, 128, 255])
         path = tmp_path / "changed.nii"
         path.write_bytes(bytes(changed))
-        unusable += look_at_image(ImageFile(path)).problem is not None
-        look_at_label(path, None, LABELS)
+        unusable += read_image_facts(ImageFile(path)).problem is not None
+        read_label_facts(path, None, LABELS)
     assert 30 < unusable < 270, "some bytes matter, some do not"
 
 
 def test_what_holds_no_voxel_is_said(tmp_path: Path) -> None:
     path = save(tmp_path / "none.nii.gz", np.zeros((3, 3, 0), dtype=np.uint8))
     words = "has the shape 3 x 3 x 0, so no voxel at all; expected a volume. Export it again"
-    assert look_at_image(ImageFile(path)).problem == words
-    assert look_at_label(path, None, LABELS).problem == words
+    assert read_image_facts(ImageFile(path)).problem == words
+    assert read_label_facts(path, None, LABELS).problem == words
 
 
 def label(path: Path, *, first: float, affine: np.ndarray = AFFINE) -> LabelFacts:
     """A label as floats, whose first voxel has this value."""
     array = ball(0, SHAPE)[1].astype(np.float32)
     array[0, 0, 0] = first
-    return look_at_label(save(path / "label.nii.gz", array, affine), Grid(SHAPE, AFFINE), LABELS)
+    return read_label_facts(save(path / "label.nii.gz", array, affine), Grid(SHAPE, AFFINE), LABELS)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_values_are_rounded_within_a_thousandth(tmp_path: Path, value: float, fr
 def test_a_label_of_several_volumes_is_not_one(tmp_path: Path) -> None:
     path = save(tmp_path / "label.nii.gz", np.stack([ball(0, SHAPE)[1]] * 2, axis=3), AFFINE)
     words = "has the shape 40 x 36 x 5 x 2, several volumes; expected a label of one volume with a value "
-    assert str(look_at_label(path, None, LABELS).problem).startswith(words)
+    assert str(read_label_facts(path, None, LABELS).problem).startswith(words)
 
 
 @pytest.mark.parametrize(

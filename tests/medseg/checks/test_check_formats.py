@@ -41,7 +41,7 @@ def test_dicom_series(series: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     report = examine(series)
     errors = {finding.kind: [item.files for item in finding.items] for finding in report.errors}
     assert errors == {"unreadable": [["p1"]], "grid": [["p2"]]}
-    first, gap, mirrored = report.looked
+    first, gap, mirrored = report.facts
     assert first.label is not None
     assert first.label.difference == ""
     assert "slices seem to be missing" in str(gap.image.problem)
@@ -84,4 +84,4 @@ def test_nrrd_and_metaimage(ending: str, tmp_path: Path) -> None:
     (tmp_path / "labels.json").write_text('{"shell": 1, "core": 2}')
     report = examine(tmp_path)
     assert report.findings == []
-    assert [one.image.grid.spacing for one in report.looked if one.image.grid] == [(1.5, 1.5, 8.0)] * 2
+    assert [one.image.grid.spacing for one in report.facts if one.image.grid] == [(1.5, 1.5, 8.0)] * 2

@@ -151,7 +151,7 @@ def test_paths_and_headers_only_when_asked_for(root: Path, capsys: pytest.Captur
 
 def test_pictures_of_suspicious_cases(report: Report, tmp_path: Path) -> None:
     names = ("unknown", "grid_mirror", "nan", "rounded", "cut_off")
-    few = replace(report, looked=[one for one in report.looked if one.case.name in names])
+    few = replace(report, facts=[one for one in report.facts if one.case.name in names])
     files = draw_pictures(few, tmp_path)
     assert {path.stem for path in files} == {"unknown", "grid_mirror", "nan"}
     colours = {path.stem: np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3).astype(int) for path in files}
@@ -247,7 +247,7 @@ def test_layouts_are_looked_at_alike(tmp_path: Path) -> None:
     save(tmp_path / "unlabelled" / "b.nii.gz", image + 1, AFFINE)
     (tmp_path / "labels.json").write_text('{"shell": 1, "core": 2}')
     report = examine(tmp_path)
-    assert (report.layout, len(report.looked), report.errors) == ("folders", 2, [])
+    assert (report.layout, len(report.facts), report.errors) == ("folders", 2, [])
     assert one(report, "unlabelled").title.startswith("1 case of 2 without a label")
     with pytest.raises(UserError, match="there is no such file or folder"):
         examine(tmp_path / "nowhere")
@@ -256,5 +256,5 @@ def test_layouts_are_looked_at_alike(tmp_path: Path) -> None:
 def test_real_data(shared_data: Path, tmp_path: Path) -> None:
     report = examine(shared_data / "prostate")
     assert report.findings == []
-    assert [one.image.grid.shape[:2] for one in report.looked if one.image.grid] == [(320, 320)] * 10
-    assert {one.image.orientation for one in report.looked} == {"LPS"}
+    assert [one.image.grid.shape[:2] for one in report.facts if one.image.grid] == [(320, 320)] * 10
+    assert {one.image.orientation for one in report.facts} == {"LPS"}

@@ -119,7 +119,7 @@ def test_pairs_of_img_and_hdr_are_images(tmp_path: Path) -> None:
         pair.header.set_xyzt_units("mm")
         nibabel.save(pair, root / folder / "pair.img")
     report = examine(root)
-    assert (len(report.looked), report.unused, report.errors) == (3, 0, [])
+    assert (len(report.facts), report.unused, report.errors) == (3, 0, [])
 
 
 @pytest.mark.parametrize(

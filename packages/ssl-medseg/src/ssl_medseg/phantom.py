@@ -39,14 +39,14 @@ class Heart:
     """A heart at one moment; lengths in mm, angles in radians.
 
     Attributes:
-        cavity: radius of the left ventricle's cavity at its base.
-        wall: thickness of its wall.
-        length: from the base to the apex of the cavity.
-        right: radius of the right ventricle at its base.
-        oval: by how much of its radius the cavity differs from a circle.
-        turn: of the oval about the long axis.
-        axes: ``[3, 3]``, columns: towards the right ventricle, across, along the long axis to the apex.
-        base: where the long axis begins.
+        cavity: Radius of the left ventricle's cavity at its base.
+        wall: Thickness of its wall.
+        length: Length of the cavity from base to apex.
+        right: Radius of the right ventricle at its base.
+        oval: Deviation of the cavity from a circle, as a share of its radius.
+        turn: Rotation of the oval about the long axis.
+        axes: Columns of ``[3, 3]``: towards the right ventricle, across, and along the long axis to the apex.
+        base: Start of the long axis.
     """
 
     cavity: float
@@ -60,7 +60,7 @@ class Heart:
 
 
 def draw_heart(rng: np.random.Generator) -> tuple[Heart, Heart]:
-    """A patient's heart at end-diastole and at end-systole; one in four is dilated, one in four thick-walled."""
+    """Draw a patient's heart at end-diastole and end-systole; one in four is dilated, one in four thick-walled."""
     kind = rng.choice(["normal", "normal", "dilated", "thick"])
     cavity = rng.uniform(22, 26) + (6 if kind == "dilated" else 0)
     wall = rng.uniform(8.5, 10.5) + (4 if kind == "thick" else 0)
@@ -80,11 +80,11 @@ def draw_heart(rng: np.random.Generator) -> tuple[Heart, Heart]:
 
 
 def structures(points: Points, heart: Heart) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Structure and tissue at every point.
+    """Determine structure and tissue at every point.
 
     Args:
-        points: ``[..., 3]`` in mm, RAS+.
-        heart: at this moment.
+        points: Positions ``[..., 3]`` in mm, RAS+.
+        heart: Heart at one moment.
 
     Returns:
         Structures ``[...]``: 0 none, 1 right ventricle, 2 myocardium, 3 left ventricle (papillary muscles belong to
@@ -121,7 +121,7 @@ def structures(points: Points, heart: Heart) -> tuple[NDArray[np.uint8], NDArray
 
 
 def _chest(points: Points) -> NDArray[np.uint8]:
-    """Everything but the heart: fat and muscle of the wall, lungs, spine, liver."""
+    """Determine the tissue outside the heart: fat and muscle of the chest wall, lungs, spine, liver."""
     x, y, z = np.moveaxis(points, -1, 0)
     tissue = np.zeros(points.shape[:-1], dtype=np.uint8)
     depth = np.hypot(x / 165, y / 115)
@@ -135,7 +135,7 @@ def _chest(points: Points) -> NDArray[np.uint8]:
 
 
 def _taper(along: Points, length: float) -> Points:
-    """Radius as a share of that at the base: half an ellipsoid, and nothing above it."""
+    """Return the radius as a share of that at the base: half an ellipsoid, and 0 above it."""
     share = np.clip(along / length, 0, 1)
     return np.where(along > 0, np.sqrt(1 - share**2), 0.0)
 
@@ -154,14 +154,14 @@ _INSIDE = ((-0.25, -0.25, -0.25), (0.25, -0.25, 0.25), (-0.25, 0.25, 0.25), (0.2
 
 @dataclass(frozen=True)
 class PhantomCase:
-    """A volume and its truth.
+    """A volume and its label.
 
     Attributes:
-        name: ``patient001_frame01``.
-        patient: ``patient001``.
-        image: int16 ``[X, Y, Z]``.
-        label: uint8 ``[X, Y, Z]``, values of `LABELS`.
-        affine: ``[4, 4]``, voxels to mm, RAS+.
+        name: Name, such as ``patient001_frame01``.
+        patient: Patient, such as ``patient001``.
+        image: Voxels, int16 ``[X, Y, Z]``.
+        label: Label, uint8 ``[X, Y, Z]``, with the values of `LABELS`.
+        affine: Affine ``[4, 4]``, voxels to mm, RAS+.
     """
 
     name: str
@@ -172,19 +172,19 @@ class PhantomCase:
 
 
 def make_case(patient: int, frame: int, *, size: int = 96, seed: int = 0) -> PhantomCase:
-    """One frame of a patient: a function of its arguments alone.
+    """Generate one frame of a patient, a function of its arguments alone.
 
     Slices are 8 to 10 mm thick across the long axis, pixels 190 mm / size within some percent, so that every affine is
     oblique and anisotropic; axes run in either direction. Both frames of a patient share heart, affine and shading.
 
     Args:
-        patient: its number, from 1.
-        frame: 1 is end-diastole, 2 end-systole.
-        size: pixels along the longer side of a slice.
-        seed: of the whole data set.
+        patient: Number of the patient, from 1.
+        frame: 1 for end-diastole, 2 for end-systole.
+        size: Number of pixels along the longer side of a slice.
+        seed: Seed of the whole data set.
 
     Raises:
-        UserError: a number out of range.
+        UserError: A number is out of range.
     """
     if patient < 1 or frame not in (1, 2) or size < 16:
         raise UserError(f"make_case needs patient >= 1, frame 1 or 2 and size >= 16, got {patient}, {frame} and {size}")
@@ -208,7 +208,7 @@ def make_case(patient: int, frame: int, *, size: int = 96, seed: int = 0) -> Pha
 
 
 def _grid(rng: np.random.Generator, heart: Heart, *, size: int) -> tuple[NDArray[np.float64], tuple[int, int, int]]:
-    """The affine of a patient's scan and its numbers of voxels."""
+    """Return the affine of a patient's scan and its shape."""
     spacing = np.array([1, 1, 0]) * _FIELD_OF_VIEW / size * rng.uniform(0.94, 1.06)
     spacing[2] = rng.choice([8.0, 9.0, 10.0])
     shape = (size, size - int(rng.integers(1, 1 + size // 8)), 2 + int(np.ceil((heart.length + 14) / spacing[2])))
@@ -229,13 +229,13 @@ def _grid(rng: np.random.Generator, heart: Heart, *, size: int) -> tuple[NDArray
 def _positions(
     affine: NDArray[np.float64], shape: tuple[int, int, int], *, shift: tuple[float, float, float] = (0, 0, 0)
 ) -> NDArray[np.float64]:
-    """``[X, Y, Z, 3]`` in mm: the centres of the voxels, or points beside them by a share of a voxel."""
+    """Return the centres of the voxels in mm, ``[X, Y, Z, 3]``, or points shifted by a share of a voxel."""
     index = np.stack(np.meshgrid(*(np.arange(n) + s for n, s in zip(shape, shift, strict=True)), indexing="ij"), -1)
     return np.asarray(index @ affine[:3, :3].T + affine[:3, 3])
 
 
 def _bias(shape: tuple[int, int, int], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Smooth shading, as a coil near one side makes it: the exponential of a polynomial of degree 2."""
+    """Return smooth shading, as of a coil near one side: the exponential of a polynomial of degree 2."""
     x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
     terms = np.stack([x, y, 0.5 * z, x * y, x * x, y * y], -1)
     return np.exp(terms @ weights)
@@ -247,13 +247,13 @@ def write_phantom(
     """Write patients of the phantom, each with its frames, and a ``dataset.json``.
 
     Args:
-        folder: where ``imagesTr``, ``labelsTr`` and ``dataset.json`` go.
-        patients: how many; patient i is the same however many there are.
-        frames: 1 (end-diastole) or 2 (and end-systole) of each.
-        labelled: how many patients, the first ones, get label files; all by default. The others are listed under
+        folder: Folder for ``imagesTr``, ``labelsTr`` and ``dataset.json``.
+        patients: Number of patients; patient i does not depend on it.
+        frames: Number of frames of each: 1 (end-diastole) or 2 (and end-systole).
+        labelled: Number of patients, the first ones, that get label files; by default all. The others are listed under
             ``unlabeled``.
-        size: pixels along the longer side of a slice.
-        seed: of everything.
+        size: Number of pixels along the longer side of a slice.
+        seed: Seed of the data set.
 
     Returns:
         The file ``dataset.json``.

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from contrastive_core.app.checks import LEVELS, Finding
 from contrastive_core.errors import UserError
 from ssl_medseg.checks import rules_crop, rules_images, rules_labels
-from ssl_medseg.checks.facts import Looked, look_at_image, look_at_label
+from ssl_medseg.checks.facts import CaseFacts, read_image_facts, read_label_facts
 from ssl_medseg.checks.report import Report
 from ssl_medseg.datasets import Case, DataOptions, DataSet
 from ssl_medseg.datasets.open import label_map_for, list_cases
@@ -33,59 +33,59 @@ def examine(
     show_headers: bool = False,
     show_paths: bool = False,
 ) -> Report:
-    """Look at every volume and label of a data set once, and at how they lie.
+    """Check every volume and label of a data set, and their geometry.
 
-    Memory is that of one volume and its label at a time; time that of reading images once and labels three times: what
-    slices show is known when all have been seen.
+    Memory is that of one volume and its label; time that of reading images once and labels three times, because the
+    slices of training are known only after the first pass.
 
     Args:
-        data: as for `ssl_medseg.datasets.open_dataset`.
-        opening: how to open it.
-        split: a split file that must fit the data set.
-        preprocessing: what of it is given; slices as training would make them show how much of the labels.
-        show_headers: list texts in headers, which may identify patients.
-        show_paths: let the JSON say where files lie.
+        data: Data set, as for `ssl_medseg.datasets.open_dataset`.
+        opening: How to open the data set.
+        split: Split file to check against the data set.
+        preprocessing: Given preprocessing settings, for the slices that training would make.
+        show_headers: Whether to list texts in headers, which may identify patients.
+        show_paths: Whether the JSON contains the paths of files.
 
     Raises:
-        UserError: there is no such data set, or the options cannot be used.
+        UserError: There is no such data set, or the options cannot be used.
     """
     opening = opening or DataOptions()
     listing, resolved = list_cases(data, opening)
     labels = label_map_for(listing, opening)
-    looked = list(_look_at_all(resolved.cases, labels))
+    facts = list(_look_at_all(resolved.cases, labels))
     preprocessing = preprocessing or PreprocessingOptions()
-    looked, planes = _with_axes(looked, preprocessing)
+    facts, planes = _with_axes(facts, preprocessing)
     findings = [
         *resolved.findings,
         *planes,
-        *rules_images.unusable(looked, fill_nan=preprocessing.fill_nan, low=preprocessing.low, high=preprocessing.high),
-        *rules_labels.unusable(looked, labels),
-        *rules_labels.no_map(looked, labels),
-        *rules_labels.contents(looked, labels),
-        *rules_images.duplicates(looked),
-        *rules_labels.duplicates(looked),
-        *rules_images.geometry(looked),
-        *rules_images.channels(looked),
-        *rules_images.sizes(looked),
-        *rules_images.identifying(looked, show=show_headers),
+        *rules_images.unusable(facts, fill_nan=preprocessing.fill_nan, low=preprocessing.low, high=preprocessing.high),
+        *rules_labels.unusable(facts, labels),
+        *rules_labels.no_map(facts, labels),
+        *rules_labels.contents(facts, labels),
+        *rules_images.duplicates(facts),
+        *rules_labels.duplicates(facts),
+        *rules_images.geometry(facts),
+        *rules_images.channels(facts),
+        *rules_images.sizes(facts),
+        *rules_images.identifying(facts, show=show_headers),
     ]
     crop = rules_crop.Crop()
     if labels is not None and not any(found.kind == "same_name" for found in resolved.findings):
         crop_possible = not any(found.level == "error" for found in planes)
         dataset = DataSet(listing.name, listing.root, tuple(resolved.cases), labels, listing.layout)
         if crop_possible:
-            crop = rules_crop.crop_of(dataset, looked, preprocessing, split=split)
+            crop = rules_crop.crop_of(dataset, facts, preprocessing, split=split)
         findings += [*rules_crop.cut_off(crop), *rules_crop.erased(crop)]
-        findings += [] if split is None else rules_labels.fits(split, dataset, looked)
+        findings += [] if split is None else rules_labels.fits(split, dataset, facts)
     elif split is not None:
-        title = f"{split.name}: not looked at, as long as cases share names or labels have no meaning"
+        title = f"{split.name}: not checked as long as cases share names or labels have no meaning"
         findings.append(Finding("warning", "split_unseen", title))
     return Report(
         name=listing.name,
         layout=listing.layout,
         rule=_rule(opening),
         labels=labels,
-        looked=looked,
+        facts=facts,
         findings=sorted(findings, key=lambda finding: LEVELS.index(finding.level)),
         crop=crop,
         unused=len(listing.unused),
@@ -94,23 +94,23 @@ def examine(
     )
 
 
-def _look_at_all(cases: Sequence[Case], labels: LabelMap | None) -> Iterator[Looked]:
+def _look_at_all(cases: Sequence[Case], labels: LabelMap | None) -> Iterator[CaseFacts]:
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("looking at volumes", total=len(cases))
         for case in cases:
-            image = look_at_image(case.image)
+            image = read_image_facts(case.image)
             grids = {other.name: other.grid for other in image.others if other.grid is not None}
-            label = None if case.label is None else look_at_label(case.label, image.grid, labels, others=grids)
-            yield Looked(case, image, label)
+            label = None if case.label is None else read_label_facts(case.label, image.grid, labels, others=grids)
+            yield CaseFacts(case, image, label)
             progress.advance(task)
 
 
-def _with_axes(looked: Sequence[Looked], options: PreprocessingOptions) -> tuple[list[Looked], list[Finding]]:
-    """The cases with the axis that their slices are counted along, and findings about that."""
-    grids = {one.case.name: one.image.grid for one in looked if one.image.grid is not None}
+def _with_axes(facts: Sequence[CaseFacts], options: PreprocessingOptions) -> tuple[list[CaseFacts], list[Finding]]:
+    """Return the cases with their slice axis, and findings about it."""
+    grids = {one.case.name: one.image.grid for one in facts if one.image.grid is not None}
     if not grids:
-        return list(looked), []
+        return list(facts), []
     findings: list[Finding] = []
     try:
         slicing, reasons = choose_slicing(grids, options)
@@ -126,7 +126,7 @@ def _with_axes(looked: Sequence[Looked], options: PreprocessingOptions) -> tuple
         findings.append(Finding("error", "unknown_size", str(error)))
     placed = [
         replace(one, image=replace(one.image, axis=axes[one.case.name])) if one.case.name in axes else one
-        for one in looked
+        for one in facts
     ]
     return placed, findings
 

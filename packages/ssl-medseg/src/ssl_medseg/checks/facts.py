@@ -33,7 +33,7 @@ _DICOM_FIELDS = (
 
 
 def header_texts(path: Path) -> tuple[tuple[str, str], ...]:
-    """Header fields with free text in them: field and text. Of a file that cannot be read, none."""
+    """Return the header fields with free text as (field, text); none for an unreadable file."""
     try:
         if is_series(path) or path.suffix.lower() in DICOM_ENDINGS:
             first = series_images(path, pixels=False)[0][0].dataset
@@ -63,18 +63,18 @@ _PERCENTILES = (1, 99)  # what intensities are scaled by
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """One image; of an unreadable one only `problem` and `kind` are known.
+    """Facts about one image; for an unreadable one only `problem` and `kind` are known.
 
     Attributes:
-        problem: why it cannot be used.
-        kind: of the problem: ``unreadable``, ``several_volumes``.
-        grid: where its voxels are.
-        warnings: what its reader found odd about its geometry.
-        bad: voxels that are no finite numbers.
-        low, high: percentiles 1 and 99 of the finite voxels.
+        problem: Reason why it cannot be used.
+        kind: Kind of the problem: ``unreadable``, ``several_volumes``.
+        grid: Positions of its voxels.
+        warnings: Warnings of the reader about its geometry.
+        bad: Number of voxels that are not finite.
+        low, high: Percentiles 1 and 99 of the finite voxels.
         most: Share of the voxels that have the value of the lower percentile.
-        digest: of its voxels; "" if there are none that are finite.
-        texts: header field -> text, which may say who the patient is: for those who ask for it only.
+        digest: Hash of its voxels; "" if none is finite.
+        texts: Header field -> text, which may identify the patient; shown on request only.
         axis: Axis that slices are counted along, the same direction for all images of the data set.
         name: Name of the channel.
         others: Further channels of the case, each as an image of its own.
@@ -105,7 +105,7 @@ class ImageFacts:
 
     @property
     def orientation(self) -> str:
-        """Directions in which the axes grow, such as LPS; empty if unknown."""
+        """Directions of the axes, such as LPS; empty if unknown."""
         return axis_letters(self.grid) if self.grid is not None else ""
 
     @property
@@ -115,11 +115,11 @@ class ImageFacts:
 
     @property
     def is_constant(self) -> bool:
-        """There is nothing to scale intensities by."""
+        """Whether all voxels have one value, so that intensities cannot be scaled."""
         return bool(self.digest) and not self.high > self.low
 
 
-def look_at_image(image: ImageFile) -> ImageFacts:
+def read_image_facts(image: ImageFile) -> ImageFacts:
     """Read one image with all its channels and note what there is to note."""
     first, *others = (_look_at_channel(channel) for channel in image.channels)
     if not others:
@@ -171,7 +171,7 @@ def _look_at_channel(image: ImageFile) -> ImageFacts:
 
 
 def digest_of(array: NDArray[Any]) -> str:
-    """Hash of shape and values."""
+    """Return a hash of shape and values."""
     digest = hashlib.blake2b(str(array.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
@@ -195,21 +195,21 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class LabelFacts:
-    """One label; of an unreadable one only `problem` is known.
+    """Facts about one label; for an unreadable one only `problem` is known.
 
     Attributes:
-        problem: why it cannot be read.
-        difference: how its grid differs from its image's; empty if it does not, or the image cannot be read.
+        problem: Reason why it cannot be read.
+        difference: Difference of its grid from that of its image; empty if there is none, or the image is unreadable.
         rounding: A difference of the grids that is too small to matter, as a phrase.
-        has_no_place: Whether only its shape can be compared with its image's, which is the same.
-        values: whole number -> voxels.
-        fractions: voxels whose value is no whole number to within 1e-3, or none that a label can have.
-        examples: of such values, the first few; those that are no finite numbers before the others.
-        rounded: voxels whose value is a whole number only after rounding.
-        voxels: of every structure in the map.
-        profiles: Per axis of the volume, bool [structures, places along it]: where each structure is.
-        millilitres: of a voxel; 0 where it is unknown.
-        digest: of its values; "" if no structure is in it.
+        has_no_place: Whether only its shape can be compared with that of its image, which is the same.
+        values: Value -> number of voxels.
+        fractions: Number of voxels whose value is not a whole number to within 1e-3, or out of range for a label.
+        examples: First such values, non-finite ones before others.
+        rounded: Number of voxels whose value is a whole number only after rounding.
+        voxels: Number of voxels of every structure in the map.
+        profiles: Per axis of the volume, bool [structures, positions along it]: where each structure is.
+        millilitres: Volume of a voxel; 0 where it is unknown.
+        digest: Hash of its values; "" if it contains no structure.
     """
 
     problem: str | None = None
@@ -226,28 +226,28 @@ class LabelFacts:
     digest: str = ""
 
     def unknown(self, labels: LabelMap) -> dict[int, int]:
-        """Values that are not in the map -> voxels."""
+        """Values that are not in the map -> number of voxels."""
         return {value: count for value, count in self.values.items() if value not in labels.values}
 
     def slices(self, axis: int) -> tuple[int, ...]:
-        """Number of slices across an axis with each structure."""
+        """Count the slices across an axis that contain each structure."""
         return tuple(int(row.sum()) for row in self.profiles[axis]) if self.profiles else ()
 
     def full_slices(self, axis: int) -> int:
-        """Number of slices with every structure."""
+        """Count the slices that contain every structure."""
         return int(self.profiles[axis].all(axis=0).sum()) if self.voxels else 0
 
     def labelled_slices(self, axis: int) -> int:
-        """Number of slices with any structure."""
+        """Count the slices that contain any structure."""
         return int(self.profiles[axis].any(axis=0).sum()) if self.voxels else 0
 
     def at_edge(self, structure: int, axis: int) -> bool:
-        """Whether a structure touches the edge of a slice across an axis, where the image may cut it off."""
+        """Return whether a structure touches the edge of a slice across an axis, where the image may cut it off."""
         others = [profile[structure] for other, profile in enumerate(self.profiles) if other != axis]
         return any(bool(line[0] or line[-1]) for line in others)
 
 
-def look_at_label(
+def read_label_facts(
     path: Path, image: Grid | None, labels: LabelMap | None, *, others: Mapping[str, Grid] | None = None
 ) -> LabelFacts:
     """Read one label and note what there is to note.
@@ -283,7 +283,7 @@ def look_at_label(
 
 
 def _whole(array: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], int]:
-    """Whole numbers, those values that are none, and how many had to be rounded."""
+    """Return the values as whole numbers, those that are not whole, and the number of rounded ones."""
     if not np.issubdtype(array.dtype, np.floating):
         return array, array[:0].ravel(), 0
     nearest = np.round(np.nan_to_num(array, nan=0, posinf=0, neginf=0))
@@ -300,7 +300,7 @@ def _examples(odd: NDArray[Any]) -> tuple[float, ...]:
 
 
 def _by_structure(whole: NDArray[Any], values: Sequence[int]) -> tuple[tuple[int, ...], tuple[NDArray[np.bool_], ...]]:
-    """Voxels of every structure, and where along each axis it is."""
+    """Count the voxels of every structure, and find its positions along each axis."""
     masks = [whole == value for value in values]
     profiles = tuple(
         np.array([mask.any(axis=tuple(a for a in range(3) if a != axis)) for mask in masks]).reshape(len(masks), n)
@@ -341,13 +341,13 @@ def _mirrored(grid: Grid, axis: int) -> Grid:
 
 
 @dataclass(frozen=True)
-class Looked:
-    """A case with what is known of its files.
+class CaseFacts:
+    """A case with the facts about its files.
 
     Attributes:
-        case: of the data set.
-        image: what is known of its image.
-        label: what is known of its label, None if it has none.
+        case: Case of the data set.
+        image: Facts about its image.
+        label: Facts about its label; None if it has none.
     """
 
     case: Case
@@ -361,18 +361,24 @@ class Looked:
 
 
 def about(
-    looked: Sequence[Looked], level: Level, kind: str, title: str, detail: Callable[[Looked], str | None], *, noun: str
+    facts: Sequence[CaseFacts],
+    level: Level,
+    kind: str,
+    title: str,
+    detail: Callable[[CaseFacts], str | None],
+    *,
+    noun: str,
 ) -> Iterator[Finding]:
-    """A finding about every case that `detail` says something of, if it does of any.
+    """Return a finding with every case for which `detail` returns a text, in a list; empty if there is none.
 
     Args:
-        looked: all cases.
-        level: of the finding.
-        kind: one word.
-        title: what follows the number of cases in its title.
-        detail: what there is to say of a case; None: nothing.
-        noun: what is counted: ``image``, ``label``.
+        facts: All cases.
+        level: Level of the finding.
+        kind: Identifier, one word.
+        title: Text after the number of cases in its title.
+        detail: Function that returns the text about a case, or None.
+        noun: Thing counted: ``image``, ``label``.
     """
-    items = [Item([one.case.name], words) for one in looked if (words := detail(one)) is not None]
+    items = [Item([one.case.name], words) for one in facts if (words := detail(one)) is not None]
     if items:
         yield Finding(level, kind, f"{several(len(items), noun)} {title}", items)

@@ -16,7 +16,7 @@ from contrastive_core.app.report.figures import to_png
 from contrastive_core.errors import UserError
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.outputs import Outputs
-from ssl_medseg.checks.facts import Looked
+from ssl_medseg.checks.facts import CaseFacts
 from ssl_medseg.checks.report import Report
 from ssl_medseg.datasets.dataset import Case
 from ssl_medseg.io import Volume, grid_difference, read_label_values, read_volume
@@ -32,17 +32,17 @@ _MOST_VALUES = 12
 def draw_pictures(
     report: Report, folder: Path, *, every: bool = False, most: int = 40, overwrite: bool = False
 ) -> list[Path]:
-    """Draw the cases with errors and warnings that can be seen, into a file each.
+    """Draw the cases that have visible errors or warnings, one file each.
 
-    The label lies on the image as its voxels do; where its grid is another one, also as its own affine says. Voxels
-    that are no numbers, and values that are not in the map, have colours of their own.
+    The label is drawn voxel for voxel on the image and, where its grid differs, also according to its own affine.
+    Voxels that are not finite, and values that are not in the map, have colours of their own.
 
     Args:
-        report: what was found.
-        folder: of the pictures; a file is called as its case.
-        every: draw cases that nothing was found about as well.
-        most: pictures at most; the worst cases are drawn first.
-        overwrite: replace files that this function did not write.
+        report: Report of the check.
+        folder: Folder of the pictures, which are named after the cases.
+        every: Whether to draw cases without findings as well.
+        most: Largest number of pictures; the worst cases are drawn first.
+        overwrite: Whether to replace files that this function did not write.
 
     Returns:
         The files.
@@ -52,7 +52,7 @@ def draw_pictures(
         if finding.level != "note" and finding.kind not in _NOT_SEEN:
             for name, said in _by_case(finding):
                 words.setdefault(name, []).append(said)
-    cases = {one.case.name: one for one in report.looked if one.is_good}
+    cases = {one.case.name: one for one in report.facts if one.is_good}
     names = [name for name in words if name in cases]
     names += [name for name in cases if every and name not in words]
     paths = [folder / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.png" for name in names[:most]]
@@ -71,7 +71,7 @@ def _by_case(finding: Finding) -> list[tuple[str, str]]:
     ]
 
 
-def _sheet(one: Looked, words: Sequence[str], labels: LabelMap | None) -> Sheet:
+def _sheet(one: CaseFacts, words: Sequence[str], labels: LabelMap | None) -> Sheet:
     volume = read_volume(one.case.image)
     finite = np.isfinite(volume.array)
     masks, structures = _masks(one.case, volume, labels)
@@ -113,7 +113,7 @@ def _masks(case: Case, volume: Volume, labels: LabelMap | None) -> tuple[Mapping
 
 
 def _classes(array: NDArray[Any], labels: LabelMap | None) -> tuple[NDArray[np.uint8], list[str]]:
-    """Places in the map; what is not in it is one more structure."""
+    """Convert values to class numbers; values that are not in the map become one more class."""
     whole = np.round(np.nan_to_num(array.astype(np.float64)))
     if labels is None:
         values = [int(value) for value in np.unique(whole) if value][:_MOST_VALUES]
@@ -126,7 +126,7 @@ def _classes(array: NDArray[Any], labels: LabelMap | None) -> tuple[NDArray[np.u
 
 
 def _placed(classes: NDArray[np.uint8], affine: NDArray[np.float64], volume: Volume) -> NDArray[np.uint8]:
-    """A label on the grid of an image, by nearest neighbour."""
+    """Resample a label to the grid of an image, by nearest neighbour."""
     from scipy.ndimage import affine_transform  # noqa: PLC0415 - needed for few cases
 
     step = np.linalg.inv(affine) @ volume.affine

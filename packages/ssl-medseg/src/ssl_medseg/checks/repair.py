@@ -31,21 +31,21 @@ Fix = Literal["grid", "fractions", "header", "sform", "qform"]
 def repair_label(
     image: ImageFile, path: Path, labels: LabelMap | None, *, fractions: bool, grid: bool, header: bool = False
 ) -> dict[str, str]:
-    """Repair a label in its place.
+    """Repair a label in place.
 
     Args:
-        image: its image.
-        path: of the label.
-        labels: what its values may be; None: any.
-        fractions: make values that are no whole numbers the nearest one.
-        grid: bring it onto the image's grid by nearest neighbour; 0 where it does not reach.
-        header: give it the header of its image, if it has its shape and no geometry of its own.
+        image: Its image.
+        path: File of the label.
+        labels: Label map with the allowed values; None: any.
+        fractions: Whether to round values that are not whole numbers.
+        grid: Whether to resample it to the image's grid by nearest neighbour, with 0 outside.
+        header: Whether to copy the header of its image, if the shapes agree and it has no geometry of its own.
 
     Returns:
-        What was done -> in words; empty if there was nothing to do.
+        Repair -> description; empty if there was nothing to do.
 
     Raises:
-        UserError: it cannot be done, or would lose a structure; then the label stays as it is.
+        UserError: The repair is impossible or would lose a structure; the label is then left unchanged.
     """
     array, own = read_label_values(path)
     like, done = ImageFile(path), dict[str, str]()
@@ -107,7 +107,7 @@ def _onto(array: NDArray[Any], own: Grid, target: Grid, path: Path) -> tuple[NDA
 
 
 def _small(array: NDArray[Any]) -> NDArray[Any]:
-    """In the smallest of uint8, int16 and int32 that holds it; fractions stay as they are."""
+    """Convert to the smallest of uint8, int16 and int32 that holds the values; fractions stay as they are."""
     if np.issubdtype(array.dtype, np.floating):
         return array
     low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
@@ -122,14 +122,14 @@ LOG = "repairs.json"
 
 @dataclass(frozen=True)
 class Change:
-    """What became of a file.
+    """Result for one file.
 
     Attributes:
-        case: its name.
+        case: Name of the case.
         file: ``image`` or ``label``.
-        fix: what was asked for; empty where something failed.
-        done: what was done, in words; empty if nothing was.
-        left: why nothing was done.
+        fix: Requested repair; empty where an error occurred.
+        done: Description of the repair; empty if nothing was changed.
+        left: Reason why nothing was changed.
     """
 
     case: str
@@ -139,24 +139,24 @@ class Change:
     left: str = ""
 
     def __str__(self) -> str:
-        """As a line."""
+        """Format as one line."""
         return f"{self.case}: {self.file} {self.done or f'left as it is: {self.left}'}"
 
 
 @dataclass(frozen=True)
 class Repaired:
-    """The copy.
+    """Repaired copy of a data set.
 
     Attributes:
-        out: its folder.
-        changes: every file something was done to, or could not be.
+        out: Folder of the copy.
+        changes: Files that were repaired, or could not be.
     """
 
     out: Path
     changes: Sequence[Change]
 
     def __str__(self) -> str:
-        """Every change, and what to do next."""
+        """List every change and the next step."""
         done = sum(bool(change.done) for change in self.changes)
         lines = [f"  {change}" for change in self.changes]
         return "\n".join(
@@ -172,16 +172,16 @@ def repair(data: str, out: Path, fixes: Sequence[Fix], *, opening: DataOptions |
     """Copy a data set and repair the copy.
 
     Args:
-        data: the data set, all of whose files lie in its folder.
-        out: folder of the copy, which is complete or not there.
-        fixes: what to do, in this order whatever theirs: ``sform`` or ``qform``: where the two contradict each other,
-            the other one is set to this; ``fractions``: label values that are no whole numbers become the nearest one;
-            ``header``: a label of its image's shape that states no position gets the image's header; ``grid``: a label
-            on another grid than its image is resampled onto it by nearest neighbour.
-        opening: how to open the data set.
+        data: Data set, with all files in its folder.
+        out: Folder of the copy; it appears only when it is complete.
+        fixes: Repairs, always in this order. ``sform`` or ``qform``: where the two contradict each other, the other one
+            is set to this one. ``fractions``: label values that are not whole numbers are rounded. ``header``: a label
+            of its image's shape that states no position gets the image's header. ``grid``: a label on another grid
+            than its image is resampled to it by nearest neighbour.
+        opening: How to open the data set.
 
     Raises:
-        UserError: fixes that exclude each other, a folder that holds something, files outside the data set's folder.
+        UserError: Repairs exclude each other, the folder is not empty, or files lie outside the data set's folder.
     """
     if not fixes or {"sform", "qform"} <= set(fixes):
         raise UserError(f"repair got {', '.join(fixes)}; expected grid, fractions, header, and one of sform, qform")

@@ -18,7 +18,7 @@ from contrastive_core.app.checks import (
     most_first,
 )
 from contrastive_core.text import several
-from ssl_medseg.checks.facts import ImageFacts, Looked
+from ssl_medseg.checks.facts import ImageFacts, CaseFacts
 from ssl_medseg.checks.rules_crop import Crop
 from ssl_medseg.io.label_map import LabelMap
 
@@ -32,7 +32,7 @@ class Report(Findings):
         layout: how its files lie.
         rule: how patients were told from the names of cases.
         labels: what the values mean, None if nobody says so.
-        looked: every case that is there, with what is known of it.
+        facts: every case that is there, with what is known of it.
         findings: everything found, worst first.
         crop: the slices that training would make, and what they cut off.
         unused: Number of files beside the images that are not read.
@@ -44,7 +44,7 @@ class Report(Findings):
     layout: str
     rule: str
     labels: LabelMap | None
-    looked: Sequence[Looked]
+    facts: Sequence[CaseFacts]
     findings: Sequence[Finding]
     crop: Crop = field(default_factory=Crop)
     unused: int = 0
@@ -52,9 +52,9 @@ class Report(Findings):
     show_paths: bool = False
 
     def text(self) -> str:
-        """For a terminal: findings, worst first, long lists shortened; then the numbers."""
+        """Format for a terminal: findings, worst first, with long lists shortened; then the numbers."""
         lines = [
-            f"{self.name} ({self.layout}): {_counts(self.looked)}{_unused(self)}",
+            f"{self.name} ({self.layout}): {_counts(self.facts)}{_unused(self)}",
             *finding_lines(self.findings),
             "",
         ]
@@ -63,7 +63,7 @@ class Report(Findings):
     __str__ = text
 
     def to_json(self) -> str:
-        """Everything, no list shortened."""
+        """Return everything, with complete lists."""
         content: dict[str, object] = {
             "data": self.name,
             "layout": self.layout,
@@ -73,7 +73,7 @@ class Report(Findings):
             **findings_to_json(self.findings),
             "preprocessing": None if self.crop.settings is None else self.crop.settings.to_json(),
             "reasons": list(self.crop.reasons),
-            "cases": [_case(one, self) for one in self.looked],
+            "cases": [_case(one, self) for one in self.facts],
         }
         return json.dumps(content, indent=1)
 
@@ -82,17 +82,17 @@ def _unused(report: Report) -> str:
     return f"; {several(report.unused, 'file')} not used" if report.unused else ""
 
 
-def _counts(looked: Sequence[Looked]) -> str:
-    patients = len({one.case.patient for one in looked})
-    labelled = sum(one.label is not None for one in looked)
-    return f"{several(len(looked), 'volume')} of {several(patients, 'patient')}, {labelled} with labels"
+def _counts(facts: Sequence[CaseFacts]) -> str:
+    patients = len({one.case.patient for one in facts})
+    labelled = sum(one.label is not None for one in facts)
+    return f"{several(len(facts), 'volume')} of {several(patients, 'patient')}, {labelled} with labels"
 
 
 def _numbers(report: Report) -> Iterator[str]:
-    good = [one for one in report.looked if one.image.grid is not None]
-    counts = Counter(one.case.patient for one in report.looked)
+    good = [one for one in report.facts if one.image.grid is not None]
+    counts = Counter(one.case.patient for one in report.facts)
     if counts:
-        first = report.looked[0].case
+        first = report.facts[0].case
         yield f"patients   {len(counts)}, {report.rule}: {first.name} is of {first.patient}"
     if len(report.channels) > 1:
         yield f"channels   {', '.join(report.channels)}, on the grid of {report.channels[0]}"
@@ -120,7 +120,7 @@ def _numbers(report: Report) -> Iterator[str]:
 
 
 def _structures(report: Report) -> Iterator[str]:
-    read = [(one.label, one.image.axis) for one in report.looked if one.label is not None and one.label.voxels]
+    read = [(one.label, one.image.axis) for one in report.facts if one.label is not None and one.label.voxels]
     if report.labels is None or not read:
         return
     known = all(label.millilitres for label, _ in read)
@@ -164,7 +164,7 @@ def _channel(image: ImageFacts) -> dict[str, Any]:
     }
 
 
-def _case(one: Looked, report: Report) -> dict[str, Any]:
+def _case(one: CaseFacts, report: Report) -> dict[str, Any]:
     image, label, grid, labels = one.image, one.label, one.image.grid, report.labels
     found: dict[str, Any] = {"case": one.case.name, "patient": one.case.patient, "listed": one.case.listed}
     if report.show_paths:

@@ -9,7 +9,7 @@ from pathlib import Path
 from contrastive_core.app.checks import Finding, Item
 from contrastive_core.errors import UserError
 from contrastive_core.text import several
-from ssl_medseg.checks.facts import Looked
+from ssl_medseg.checks.facts import CaseFacts
 from ssl_medseg.datasets import DataSet, read_split
 from ssl_medseg.io import read_label
 from ssl_medseg.preprocessing import (
@@ -24,13 +24,13 @@ from ssl_medseg.preprocessing.prepare import erased_structures, erased_words
 
 @dataclass(frozen=True)
 class Crop:
-    """The slices of training.
+    """Slices that training would make.
 
     Attributes:
-        settings: of the preprocessing, which training would derive from the same cases; None: from none of them.
-        reasons: one sentence per decision.
-        lost: case -> structure -> share of its labelled voxels that lie outside of the slices.
-        erased: case -> structure -> voxels of the label and pixels of the slices, where few or none remain.
+        settings: Preprocessing that training would derive from the same cases; None if no case can be used.
+        reasons: One sentence per decision.
+        lost: Case -> structure -> share of its labelled voxels outside the slices.
+        erased: Case -> structure -> voxels of the label and pixels of the slices, where few or none remain.
     """
 
     settings: Preprocessing | None = None
@@ -39,7 +39,7 @@ class Crop:
     erased: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """Of what size the slices are."""
+        """Format the size of the slices."""
         if self.settings is None:
             return "unknown"
         pixels = f" of {self.settings.spacing[0]:.3g} mm" if self.settings.spacing is not None else ""
@@ -47,18 +47,18 @@ class Crop:
 
 
 def crop_of(
-    dataset: DataSet, looked: Sequence[Looked], options: PreprocessingOptions, *, split: Path | None = None
+    dataset: DataSet, facts: Sequence[CaseFacts], options: PreprocessingOptions, *, split: Path | None = None
 ) -> Crop:
-    """The slices that training would make of the cases without errors, and what every label loses by them.
+    """Derive the slices that training would make of the cases without errors, and what every label loses by them.
 
     Args:
-        dataset: the data set.
-        looked: its cases.
-        options: what of the preprocessing is given.
-        split: whose labelled and unlabelled cases alone decide, as in training; else all do.
+        dataset: Data set.
+        facts: Its cases.
+        options: Given preprocessing settings.
+        split: Split whose labelled and unlabelled cases decide, as in training; None: all cases.
     """
-    grids = {one.case.name: one.image.grid for one in looked if one.image.grid is not None}
-    labelled = [one.case.name for one in looked if _is_usable(one, dataset)]
+    grids = {one.case.name: one.image.grid for one in facts if one.image.grid is not None}
+    labelled = [one.case.name for one in facts if _is_usable(one, dataset)]
     seen, known = list(grids), labelled
     if split is not None:
         try:
@@ -87,7 +87,7 @@ def crop_of(
 
 
 def cut_off(crop: Crop) -> Iterator[Finding]:
-    """Labels of which a part lies outside of the slices, most of it first."""
+    """Find labels of which a part lies outside the slices, the largest part first."""
     items = [
         (
             max(shares.values()),
@@ -106,7 +106,7 @@ def cut_off(crop: Crop) -> Iterator[Finding]:
 
 
 def erased(crop: Crop) -> Iterator[Finding]:
-    """Structures that resampling to the pixels of the slices removes from labels, in whole or for the most part."""
+    """Find structures that resampling to the pixels of the slices removes from labels, completely or mostly."""
     items = [
         Item([case], ", ".join(erased_words(name, *counts) for name, counts in structures.items()))
         for case, structures in crop.erased.items()
@@ -120,7 +120,7 @@ def erased(crop: Crop) -> Iterator[Finding]:
         yield Finding("warning", "erased", title, items)
 
 
-def _is_usable(one: Looked, dataset: DataSet) -> bool:
+def _is_usable(one: CaseFacts, dataset: DataSet) -> bool:
     label = one.label
     if label is None or one.image.grid is None or label.problem is not None:
         return False

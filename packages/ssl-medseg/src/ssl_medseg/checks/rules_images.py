@@ -10,7 +10,7 @@ from statistics import median
 
 from contrastive_core.app.checks import Finding, Item, most_first
 from contrastive_core.text import several
-from ssl_medseg.checks.facts import ImageFacts, Looked, about
+from ssl_medseg.checks.facts import ImageFacts, CaseFacts, about
 from ssl_medseg.preprocessing.prepare import nothing_to_scale
 
 _LEAST_SLICES = 3
@@ -21,19 +21,19 @@ _MIXED = 1.5  # times from the smallest to the largest
 
 
 def unusable(
-    looked: Sequence[Looked], *, fill_nan: bool = False, low: float = 1.0, high: float = 99.0
+    facts: Sequence[CaseFacts], *, fill_nan: bool = False, low: float = 1.0, high: float = 99.0
 ) -> Iterator[Finding]:
-    """Images that training would stop at.
+    """Find images that training would refuse.
 
     Args:
-        looked: all cases.
+        facts: All cases.
         low: Percentile that training scales to 0.
         high: Percentile that training scales to 1.
-        fill_nan: training is to fill voxels that are no numbers; where all are none it cannot.
+        fill_nan: Whether training fills voxels that are not finite, which needs some that are.
     """
     several_volumes = "holding several volumes: choose with --frame, --frames or --channels"
     yield from about(
-        looked,
+        facts,
         "error",
         "unreadable",
         "that cannot be read",
@@ -41,7 +41,7 @@ def unusable(
         noun="image",
     )
     yield from about(
-        looked,
+        facts,
         "error",
         "several_volumes",
         several_volumes,
@@ -49,7 +49,7 @@ def unusable(
         noun="image",
     )
     yield from about(
-        looked,
+        facts,
         "error",
         "not_finite",
         "with voxels that are no finite numbers: repair them, or let training fill them (--fill-nan)",
@@ -59,7 +59,7 @@ def unusable(
         noun="image",
     )
     yield from about(
-        looked,
+        facts,
         "note",
         "filled",
         "with voxels that are no finite numbers: filled with the smallest value of the image when read, as you say",
@@ -67,7 +67,7 @@ def unusable(
         noun="image",
     )
     yield from about(
-        looked,
+        facts,
         "error",
         "constant",
         "without contrast: the percentiles of the intensities that are scaled to 0 and 1 are the same",
@@ -78,17 +78,17 @@ def unusable(
     )
 
 
-def geometry(looked: Sequence[Looked]) -> Iterator[Finding]:
-    """Images whose place in the patient is unknown, contradictory or unlike that of the others."""
+def geometry(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+    """Find images whose position in the patient is unknown, contradictory or unlike that of the others."""
     yield from about(
-        looked,
+        facts,
         "warning",
         "geometry",
         "whose header is odd about its geometry",
         lambda one: _each(one, lambda image: "; ".join(image.warnings)),
         noun="image",
     )
-    good = [one for one in looked if one.image.grid is not None]
+    good = [one for one in facts if one.image.grid is not None]
     for kind, what, names in (
         ("unknown_spacing", "the size of a voxel and the patient's sides are unknown, distances are in voxels: state "
          "the size with --voxel-size X,Y,Z, or --trust-pixdim where pixdim is right",
@@ -108,10 +108,10 @@ def geometry(looked: Sequence[Looked]) -> Iterator[Finding]:
         yield Finding("note", "orientation", f"images stored in several directions ({listed}): all are turned to one")
 
 
-def channels(looked: Sequence[Looked]) -> Iterator[Finding]:
+def channels(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
     """Channels that lie on another grid than the first, or that hold the same voxels."""
     yield from about(
-        looked,
+        facts,
         "note",
         "resampled",
         "with channels on another grid than the first: they are resampled to it",
@@ -119,7 +119,7 @@ def channels(looked: Sequence[Looked]) -> Iterator[Finding]:
         noun="image",
     )
     yield from about(
-        looked,
+        facts,
         "warning",
         "covered",
         "with channels that do not cover the first: what they do not show is filled with their smallest value",
@@ -127,7 +127,7 @@ def channels(looked: Sequence[Looked]) -> Iterator[Finding]:
         noun="image",
     )
     yield from about(
-        looked,
+        facts,
         "warning",
         "same_channel",
         "whose channels hold the same voxels, as if one file had been copied to another",
@@ -136,14 +136,14 @@ def channels(looked: Sequence[Looked]) -> Iterator[Finding]:
     )
 
 
-def _alike(one: Looked) -> list[str]:
+def _alike(one: CaseFacts) -> list[str]:
     counts = Counter(image.digest for image in one.image.channels if image.digest)
     return [image.name for image in one.image.channels if counts.get(image.digest, 0) > 1]
 
 
-def sizes(looked: Sequence[Looked]) -> Iterator[Finding]:
-    """Images that are very small, or far from what is usual here."""
-    good = [one for one in looked if one.image.grid is not None]
+def sizes(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+    """Find images that are very small, or of unusual size for the data set."""
+    good = [one for one in facts if one.image.grid is not None]
     yield from about(
         good,
         "warning",
@@ -156,7 +156,7 @@ def sizes(looked: Sequence[Looked]) -> Iterator[Finding]:
     pixels = median(_pixel(one) for one in good) if good else 1.0
     fields = median(_field(one) for one in good) if good else 1.0
 
-    def far(one: Looked) -> str | None:
+    def far(one: CaseFacts) -> str | None:
         words = [
             f"{name} {value:.3g} {unit}, {usual:.3g} is usual"
             for name, value, usual, unit in (
@@ -173,8 +173,8 @@ def sizes(looked: Sequence[Looked]) -> Iterator[Finding]:
     yield from _mixed([one for one in good if one.image.size_known and far(one) is None])
 
 
-def _mixed(good: Sequence[Looked]) -> Iterator[Finding]:
-    """Spacings that vary within the data set."""
+def _mixed(good: Sequence[CaseFacts]) -> Iterator[Finding]:
+    """Find spacings that vary within the data set."""
     words = [
         f"{name} {min(values):.3g} to {max(values):.3g} mm"
         for name, values in (("slices every", list(map(_step, good))), ("pixels of", list(map(_pixel, good))))
@@ -188,10 +188,10 @@ def _mixed(good: Sequence[Looked]) -> Iterator[Finding]:
         yield Finding("warning", "mixed_spacing", title)
 
 
-def duplicates(looked: Sequence[Looked]) -> Iterator[Finding]:
-    """The same voxels in more than one case."""
-    groups: dict[str, list[Looked]] = defaultdict(list)
-    for one in looked:
+def duplicates(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+    """Find equal voxels in several cases."""
+    groups: dict[str, list[CaseFacts]] = defaultdict(list)
+    for one in facts:
         if one.image.digest and not one.image.is_constant:
             groups[one.image.digest].append(one)
     leaked: list[Item] = []
@@ -215,7 +215,7 @@ def duplicates(looked: Sequence[Looked]) -> Iterator[Finding]:
 
 
 def _is_flat(image: ImageFacts, low: float, high: float) -> bool:
-    """Whether two percentiles are the same, as far as the share of the lowest value says."""
+    """Return whether two percentiles are equal, judging by the share of the lowest value."""
     if (low, high) == (1.0, 99.0) or not image.is_constant:
         return image.is_constant and (low, high) == (1.0, 99.0)
     return image.most * 100 >= high
@@ -226,7 +226,7 @@ def _bad_voxels(image: ImageFacts) -> str:
     return f"{image.bad:,} of {voxels:,} voxels"
 
 
-def _each(one: Looked, detail: Callable[[ImageFacts], str]) -> str | None:
+def _each(one: CaseFacts, detail: Callable[[ImageFacts], str]) -> str | None:
     """What there is to say of the channels of a case, by name where there are several; None: nothing."""
     said = [
         f"{image.name}: {words}" if one.image.others else words
@@ -236,7 +236,7 @@ def _each(one: Looked, detail: Callable[[ImageFacts], str]) -> str | None:
     return "; ".join(said) or None
 
 
-def _small(one: Looked) -> str | None:
+def _small(one: CaseFacts) -> str | None:
     if one.image.grid is None:
         return None
     shape = one.image.grid.shape
@@ -245,36 +245,36 @@ def _small(one: Looked) -> str | None:
     return " x ".join(map(str, shape)) if slices < _LEAST_SLICES or min(plane) < _LEAST_SIDE else None
 
 
-def _step(one: Looked) -> float:
+def _step(one: CaseFacts) -> float:
     return one.image.grid.spacing[one.image.axis] if one.image.grid is not None else 1.0
 
 
-def _plane(one: Looked) -> list[tuple[int, float]]:
+def _plane(one: CaseFacts) -> list[tuple[int, float]]:
     if one.image.grid is None:
         return [(1, 1.0)]
     pairs = zip(one.image.grid.shape, one.image.grid.spacing, strict=True)
     return [pair for axis, pair in enumerate(pairs) if axis != one.image.axis]
 
 
-def _pixel(one: Looked) -> float:
+def _pixel(one: CaseFacts) -> float:
     return max(spacing for _, spacing in _plane(one))
 
 
-def _field(one: Looked) -> float:
+def _field(one: CaseFacts) -> float:
     return max(voxels * spacing for voxels, spacing in _plane(one))
 
 
 _DATE = re.compile(r"(?<!\d)(?:19|20)\d\d[-_.]?(?:0[1-9]|1[0-2])[-_.]?(?:0[1-9]|[12]\d|3[01])(?!\d)")
 
 
-def identifying(looked: Sequence[Looked], *, show: bool) -> Iterator[Finding]:
-    """Header fields with text, and names that hold a date.
+def identifying(facts: Sequence[CaseFacts], *, show: bool) -> Iterator[Finding]:
+    """Find header fields with text, and names that contain a date.
 
     Args:
-        looked: all cases.
-        show: list the text itself.
+        facts: All cases.
+        show: Whether to list the text itself.
     """
-    having = [one for one in looked if one.image.texts]
+    having = [one for one in facts if one.image.texts]
     if having:
         fields = Counter(field for one in having for field, _ in one.image.texts)
         listed = ", ".join(f"{field} {count}" for field, count in fields.items())
@@ -286,7 +286,7 @@ def identifying(looked: Sequence[Looked], *, show: bool) -> Iterator[Finding]:
             Item([one.case.name], ", ".join(f"{field} {text!r}" for field, text in one.image.texts)) for one in having
         ]
         yield Finding("note", "header_text", title, items if show else ())
-    dated = [one.case.name for one in looked if _DATE.search(one.case.name)]
+    dated = [one.case.name for one in facts if _DATE.search(one.case.name)]
     if dated:
         title = (
             f"{several(len(dated), 'case')} whose name holds what looks like a date: reports repeat the names of cases"

@@ -10,7 +10,7 @@ from statistics import median
 from contrastive_core.app.checks import Finding, Item
 from contrastive_core.errors import UserError
 from contrastive_core.text import several
-from ssl_medseg.checks.facts import LabelFacts, Looked, about
+from ssl_medseg.checks.facts import CaseFacts, LabelFacts, about
 from ssl_medseg.datasets import DataSet, Split, read_split
 from ssl_medseg.datasets.splits import fingerprint, read_fingerprints
 from ssl_medseg.io.label_map import LabelMap
@@ -20,20 +20,20 @@ _FEWEST = 5  # labels for which a median says something
 _SHOWN = 8
 
 
-def unusable(looked: Sequence[Looked], labels: LabelMap | None) -> Iterator[Finding]:
-    """Labels that training would stop at, or be wrong by."""
+def unusable(facts: Sequence[CaseFacts], labels: LabelMap | None) -> Iterator[Finding]:
+    """Find labels that training would refuse or learn wrongly from."""
 
     def say(detail: object) -> str | None:
         return str(detail) if detail else None
 
-    def of(one: Looked) -> LabelFacts:
+    def of(one: CaseFacts) -> LabelFacts:
         return one.label or LabelFacts()
 
     yield from about(
-        looked, "error", "unreadable_label", "that cannot be read", lambda one: say(of(one).problem), noun="label"
+        facts, "error", "unreadable_label", "that cannot be read", lambda one: say(of(one).problem), noun="label"
     )
     yield from about(
-        looked,
+        facts,
         "error",
         "grid",
         "not on the grid of the image: the mask would lie beside the organ. Draw or export them on the image, or see "
@@ -42,7 +42,7 @@ def unusable(looked: Sequence[Looked], labels: LabelMap | None) -> Iterator[Find
         noun="label",
     )
     yield from about(
-        looked,
+        facts,
         "error",
         "fraction",
         "with values that are no whole numbers: was it interpolated? Export it again with nearest neighbours, or see "
@@ -52,7 +52,7 @@ def unusable(looked: Sequence[Looked], labels: LabelMap | None) -> Iterator[Find
     )
     if labels is not None:
         yield from about(
-            looked,
+            facts,
             "error",
             "unknown_value",
             f"with values that are not in the label map ({labels}): correct the labels or the map",
@@ -60,7 +60,7 @@ def unusable(looked: Sequence[Looked], labels: LabelMap | None) -> Iterator[Find
             noun="label",
         )
     yield from about(
-        looked,
+        facts,
         "note",
         "grid_rounding",
         "whose header differs from its image's by rounding: accepted",
@@ -68,7 +68,7 @@ def unusable(looked: Sequence[Looked], labels: LabelMap | None) -> Iterator[Find
         noun="label",
     )
     yield from about(
-        looked,
+        facts,
         "note",
         "rounded",
         "saved as fractions such as 0.9999: rounded when read",
@@ -77,10 +77,10 @@ def unusable(looked: Sequence[Looked], labels: LabelMap | None) -> Iterator[Find
     )
 
 
-def no_map(looked: Sequence[Looked], labels: LabelMap | None) -> Iterator[Finding]:
-    """That nobody says what the values mean."""
+def no_map(facts: Sequence[CaseFacts], labels: LabelMap | None) -> Iterator[Finding]:
+    """Report that the label map is missing."""
     found: Counter[int] = Counter()
-    for one in looked:
+    for one in facts:
         found.update(dict.fromkeys(one.label.values, 1) if one.label is not None else {})
     if labels is None and found:
         listed = ", ".join(f"{value} in {several(count, 'label')}" for value, count in sorted(found.items()))
@@ -88,13 +88,13 @@ def no_map(looked: Sequence[Looked], labels: LabelMap | None) -> Iterator[Findin
         yield Finding("error", "no_label_map", title)
 
 
-def contents(looked: Sequence[Looked], labels: LabelMap | None) -> Iterator[Finding]:
-    """Labels that lack structures, or have unusual amounts of them."""
-    read = [one for one in looked if one.label is not None and one.label.problem is None]
+def contents(facts: Sequence[CaseFacts], labels: LabelMap | None) -> Iterator[Finding]:
+    """Find labels that lack structures, or contain unusual amounts of them."""
+    read = [one for one in facts if one.label is not None and one.label.problem is None]
     if labels is None or not read:
         return
-    facts = [one.label for one in read if one.label is not None]
-    totals = [sum(fact.voxels[i] for fact in facts) for i in range(len(labels.structures))]
+    label_facts = [one.label for one in read if one.label is not None]
+    totals = [sum(fact.voxels[i] for fact in label_facts) for i in range(len(labels.structures))]
     never = [name for name, total in zip(labels.structures, totals, strict=True) if not total]
     if never:
         title = f"{', '.join(never)}: in no label, so that it can never be learned. Remove it from the map, or label it"
@@ -119,10 +119,10 @@ def contents(looked: Sequence[Looked], labels: LabelMap | None) -> Iterator[Find
             yield Finding("note", "cut_off", title, [Item(edge)])
 
 
-def duplicates(looked: Sequence[Looked]) -> Iterator[Finding]:
-    """The same label for more than one image."""
+def duplicates(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+    """Find equal labels of several images."""
     groups: dict[str, list[str]] = defaultdict(list)
-    for one in looked:
+    for one in facts:
         if one.label is not None and one.label.digest:
             groups[one.label.digest].append(one.case.name)
     items = [Item(names) for names in groups.values() if len(names) > 1]
@@ -131,7 +131,7 @@ def duplicates(looked: Sequence[Looked]) -> Iterator[Finding]:
         yield Finding("warning", "same_label_voxels", title, items)
 
 
-def _odd_volumes(read: Sequence[Looked], structure: int, name: str) -> Iterator[Finding]:
+def _odd_volumes(read: Sequence[CaseFacts], structure: int, name: str) -> Iterator[Finding]:
     amounts = {}
     for one in read:
         if one.label is not None and one.label.voxels[structure]:
@@ -164,8 +164,8 @@ def _values(unknown: dict[int, int]) -> str:
     return ", ".join(words) + (f" and {len(unknown) - _SHOWN} further values" if len(unknown) > _SHOWN else "")
 
 
-def fits(file: Path, dataset: DataSet, looked: Sequence[Looked]) -> Iterator[Finding]:
-    """Findings about a split file."""
+def fits(file: Path, dataset: DataSet, facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+    """Check a split file against the data set."""
     try:
         split, prints = read_split(file, dataset), read_fingerprints(file)
     except UserError as error:
@@ -179,11 +179,11 @@ def fits(file: Path, dataset: DataSet, looked: Sequence[Looked]) -> Iterator[Fin
     if changed:
         title = f"{several(len(changed), 'case')} whose files are no longer those that {file.name} was made of"
         yield Finding("error", "changed", title, changed)
-    yield from _coverage(split, dataset, looked)
+    yield from _coverage(split, dataset, facts)
 
 
-def _coverage(split: Split, dataset: DataSet, looked: Sequence[Looked]) -> Iterator[Finding]:
-    voxels = {one.case.name: one.label.voxels for one in looked if one.label is not None and one.label.voxels}
+def _coverage(split: Split, dataset: DataSet, facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+    voxels = {one.case.name: one.label.voxels for one in facts if one.label is not None and one.label.voxels}
     for part, level in (("labelled", "error"), ("validation", "warning"), ("test", "warning")):
         names = [name for name in split.parts[part] if name in voxels]
         lacking = [

@@ -87,7 +87,7 @@ def check(
         show_paths=show_paths,
     )
     if out is not None:  # first: who reads what is printed may leave in the middle
-        read = [path for one in report.looked for path in (*one.case.image.paths, one.case.label) if path is not None]
+        read = [path for one in report.facts for path in (*one.case.image.paths, one.case.label) if path is not None]
         with Outputs([out], command="ssl-medseg check", inputs=read, overwrite=overwrite):
             out.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(out, f"{report.to_json()}\n".encode())
@@ -116,7 +116,7 @@ def _draw(report: Report, folder: Path | None, *, every: bool, most: int, overwr
 def _propose(report: Report, file: Path) -> str:
     if file.exists():
         raise UserError(f"{file}: is there already; choose another name for the proposed label map")
-    values = sorted({value for one in report.looked if one.label is not None for value in one.label.values} | {0})
+    values = sorted({value for one in report.facts if one.label is not None for value in one.label.values} | {0})
     names = {str(value): "background" if value == 0 else f"structure {value}" for value in values}
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, f"{json_format.dumps(names, indent=1)}\n".encode())

@@ -23,14 +23,14 @@ _NAMED = 5
 
 
 def find_masks(folder: Path, cases: Iterable[Case]) -> tuple[dict[str, Path], dict[str, str]]:
-    """Masks of cases in a folder: files named like the case, whatever their ending.
+    """Find the masks of cases in a folder: files named like the case, with any ending.
 
     Returns:
-        Case -> file; and case -> the reason why its file is not taken: it is of an earlier run of `predict`, as
-        predictions.json says.
+        Case -> file; and case -> the reason why its file is not used: predictions.json says that an earlier run of
+        `predict` wrote it.
 
     Raises:
-        UserError: there is no such folder, two files for a case, or none for all of them.
+        UserError: The folder does not exist, holds two files for a case, or holds no mask at all.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: is no folder; expected predicted masks, one file per case, named like the case")
@@ -67,7 +67,7 @@ def find_masks(folder: Path, cases: Iterable[Case]) -> tuple[dict[str, Path], di
 
 
 def _stale(folder: Path) -> tuple[set[str], dict[str, str]]:
-    """Files that predictions.json says are of an earlier run, and image -> why it failed in the last one."""
+    """Return the files of earlier runs according to predictions.json, and image -> reason of its failure."""
     file = folder / "predictions.json"
     if not file.is_file():
         return set(), {}
@@ -81,10 +81,10 @@ def _stale(folder: Path) -> tuple[set[str], dict[str, str]]:
 
 
 def read_pair(mask: Path, case: Case, dataset: DataSet) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Grid]:
-    """Predicted classes, true classes and the grid of the image, which both lie on.
+    """Read predicted classes, true classes and the grid of the image, on which both lie.
 
     Raises:
-        UserError: one cannot be read, holds a value the data set does not know, or their grids differ.
+        UserError: A file cannot be read or holds an unknown value, or the grids differ.
     """
     if case.label is None:
         raise UserError(f"{case.name}: has no label to evaluate with")
@@ -101,10 +101,10 @@ def read_pair(mask: Path, case: Case, dataset: DataSet) -> tuple[NDArray[np.uint
 
 
 def choose_cases(dataset: DataSet, split: Split | None, part: str) -> tuple[Case, ...]:
-    """The cases with a truth that are to be evaluated.
+    """Select the cases with a reference label that are to be evaluated.
 
     Raises:
-        UserError: there are none.
+        UserError: There are none.
     """
     names = dataset.names if split is None or part == "all" else split.parts[part]
     cases = tuple(case for case in dataset.select(names) if case.label is not None)
@@ -125,17 +125,17 @@ def score_cases(
     tolerance: float,
     folder: Path,
 ) -> Evaluation:
-    """Scores of all cases that have a mask.
+    """Score all cases that have a mask.
 
     Args:
-        dataset: with the truth.
-        cases: to be evaluated.
-        masks: case -> file; a case without one is listed as missing.
-        split: that training used, if known.
-        name: of the evaluation.
-        part: of the split, or "all".
-        tolerance: of the surface Dice.
-        folder: that paths of masks are noted relative to.
+        dataset: Data set with the reference labels.
+        cases: Cases to evaluate.
+        masks: Case -> file; a case without one is listed as missing.
+        split: Split of the training, if known.
+        name: Name of the evaluation.
+        part: Part of the split, or "all".
+        tolerance: Tolerance of the surface Dice.
+        folder: Folder to which stored paths of masks are relative.
     """
     of_split = {name: which for which, names in split.parts.items() for name in names} if split else {}
     pairs = [(case, read_pair(masks[case.name], case, dataset)) for case in cases if case.name in masks]
@@ -171,5 +171,5 @@ def score_cases(
 
 
 def _relative(path: Path, folder: Path) -> str:
-    """From one to the other, without naming what lies above both."""
+    """Return the relative path, without the names of folders above both."""
     return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()

@@ -17,17 +17,17 @@ Classes = NDArray[np.uint8]
 
 
 def class_dice(prediction: NDArray[Any], truth: NDArray[Any], *, classes: int) -> NDArray[np.float64]:
-    """Dice of every class over all voxels, as the official evaluation of the paper computes it.
+    """Compute the Dice of every class over all voxels, as the evaluation of the paper does.
 
         2 |P and T| / (|P| + |T|)
 
     Args:
-        prediction: classes of any shape.
-        truth: classes of the same shape.
-        classes: C, the background included.
+        prediction: Classes, of any shape.
+        truth: Classes of the same shape.
+        classes: Number of classes C, the background included.
 
     Returns:
-        Float64 [C]; 0 for a class on one side only, NaN for a class on neither side.
+        Float64 [C]; 0 for a class that only one of them contains, NaN for a class that neither contains.
     """
     both, predicted, true = _overlap(prediction, truth, classes)
     with np.errstate(invalid="ignore"):
@@ -43,22 +43,22 @@ def measure(
     tolerance: float,
     volumes: bool = True,
 ) -> tuple[StructureScore, ...]:
-    """Scores of every structure of one case.
+    """Score every structure of one case.
 
     Distances are those of MONAI (HD95: the larger of the two directed 95th percentiles; average surface distance:
-    symmetric; surface Dice), between the surface voxels of the masks. A structure that is missing on one side or both
-    has no distances; `StructureScore` says which.
+    symmetric; surface Dice), between the surface voxels of the masks. A structure that is missing in one or both masks
+    has no distances; `StructureScore` tells which.
 
     Args:
-        predicted: ``[X, Y, Z]``, 0 the background, structure i + 1 under the i-th name.
-        truth: the same.
-        structures: their names.
-        spacing: of the voxels along the three axes, in the unit of the distances: mm, or 1 for distances in voxels.
-        tolerance: of the surface Dice, in the same unit.
-        volumes: whether `spacing` is in mm, so that volumes in mL mean something.
+        predicted: Classes ``[X, Y, Z]``: 0 the background, i + 1 the i-th structure.
+        truth: Reference classes of the same shape.
+        structures: Names of the structures.
+        spacing: Spacing of the voxels along the three axes, in the unit of the distances: mm, or 1 for voxels.
+        tolerance: Tolerance of the surface Dice, in the same unit.
+        volumes: Whether `spacing` is in mm, so that volumes in mL are defined.
 
     Raises:
-        UserError: the shapes differ.
+        UserError: The shapes differ.
     """
     if predicted.shape != truth.shape:
         raise UserError(f"the mask has {predicted.shape} voxels and its truth {truth.shape}; expected the same grid")
@@ -90,7 +90,7 @@ def measure(
 
 
 def _overlap(prediction: NDArray[Any], truth: NDArray[Any], classes: int) -> tuple[NDArray[np.int64], ...]:
-    """Voxels of every class in both, in the prediction and in the truth: three arrays [C]."""
+    """Count the voxels of every class in both, in the prediction and in the truth: three arrays [C]."""
     joint = np.bincount(truth.ravel().astype(np.int64) * classes + prediction.ravel(), minlength=classes**2)
     table = joint.reshape(classes, classes)
     return np.diag(table), table.sum(0), table.sum(1)
@@ -99,7 +99,7 @@ def _overlap(prediction: NDArray[Any], truth: NDArray[Any], classes: int) -> tup
 def _distances(
     predicted: Classes, truth: Classes, present: Sequence[int], spacing: tuple[float, float, float], tolerance: float
 ) -> list[tuple[float, float, float]]:
-    """HD95, ASSD and surface Dice of the structures that are on both sides."""
+    """Compute HD95, ASSD and surface Dice of the structures that both masks contain."""
     if not present:
         return []
     # Here, not above: importing MONAI takes seconds, which Dice need not wait for.

@@ -16,7 +16,7 @@ _COLUMNS = 3
 
 
 def bland_altman_figure(evaluation: Evaluation) -> Figure:
-    """One panel per structure: a point per case with a true volume, the bias and, of ten cases or more, the limits."""
+    """Draw a panel per structure: a point per case with a true volume, the bias and, from ten cases on, the limits."""
     names = evaluation.structures
     columns = min(_COLUMNS, len(names))
     rows = -(-len(names) // columns)
@@ -30,7 +30,7 @@ def bland_altman_figure(evaluation: Evaluation) -> Figure:
 
 
 def _volumes(evaluation: Evaluation, structure: str) -> list[tuple[float, float]]:
-    """True and predicted mL of the cases that have the structure."""
+    """Return true and predicted mL of the cases that have the structure."""
     return [
         (score.truth_ml, score.predicted_ml)
         for score in evaluation.of(structure)

@@ -22,22 +22,22 @@ Unit = Literal["mm", "voxel"]
 
 @dataclass(frozen=True)
 class StructureScore:
-    """One structure of one case. What cannot be measured is None, never a stand-in.
+    """Scores of one structure of one case; values that cannot be measured are None.
 
     Attributes:
-        structure: its name.
-        found: where the structure is.
-        dice: ``2 |A and B| / (|A| + |B|)``; 0 if it is on one side only, None if on neither.
+        structure: Name of the structure.
+        found: Masks that contain the structure.
+        dice: ``2 |A and B| / (|A| + |B|)``; 0 if one mask alone contains it, None if neither does.
         hd95: 95th percentile of the distances between the surfaces, the larger of the two directions; in the
-            evaluation's unit, and like all distances None unless the structure is on both sides.
-        assd: average symmetric surface distance.
-        surface_dice: share of both surfaces within the tolerance of the other one.
-        truth_voxels: of the truth.
-        predicted_voxels: of the prediction.
-        truth_ml: volume of the truth; None where the size of a voxel is unknown.
-        predicted_ml: volume of the prediction.
-        error_ml: predicted less true volume; None as well if the structure is on neither side.
-        error_percent: the same in percent of the true volume; None if that is 0.
+            evaluation's unit and, like all distances, None unless both masks contain the structure.
+        assd: Average symmetric surface distance.
+        surface_dice: Share of both surfaces within the tolerance of the other one.
+        truth_voxels: Number of voxels in the truth.
+        predicted_voxels: Number of voxels in the prediction.
+        truth_ml: Volume in the truth; None where the size of a voxel is unknown.
+        predicted_ml: Volume in the prediction.
+        error_ml: Predicted minus true volume; None also if neither mask contains the structure.
+        error_percent: The same in percent of the true volume; None if that is 0.
     """
 
     structure: str
@@ -56,16 +56,16 @@ class StructureScore:
 
 @dataclass(frozen=True)
 class CaseScores:
-    """All structures of one case.
+    """Scores of all structures of one case.
 
     Attributes:
-        case: its name.
-        patient: whom it shows.
-        spacing: of the voxels in mm, as the file says; None where that is unknown.
-        part: of the split it stands in; empty where no split was given. Scores of ``labelled`` and ``validation``
-            cases say nothing about new patients: training saw their truth.
-        mask: the file of the predicted mask, relative to the evaluation's folder; empty if none was kept.
-        structures: their scores.
+        case: Name of the case.
+        patient: Patient of the case.
+        spacing: Spacing of the voxels in mm, from the file; None where it is unknown.
+        part: Part of the split; empty without a split. Scores of ``labelled`` and ``validation`` cases do not predict
+            those of new patients, because training saw their labels.
+        mask: File of the predicted mask, relative to the evaluation's folder; empty if none was kept.
+        structures: Scores of the structures.
     """
 
     case: str
@@ -77,23 +77,23 @@ class CaseScores:
 
     @property
     def unseen(self) -> bool:
-        """Whether training has not seen the truth of this case, as far as is known."""
+        """Whether training has not seen the label of this case, as far as is known."""
         return self.part not in ("labelled", "validation")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of a set of cases, and how they were measured.
+    """Scores of a set of cases, with the settings of the measurement.
 
     Attributes:
-        name: of the evaluation.
-        data: name of the data set.
-        part: of the split, or "all".
-        unit: of the distances. "voxel" if the size of the voxels is unknown for any case.
-        tolerance: of the surface Dice, in that unit.
-        structures: their names, without the background.
-        cases: their scores.
-        missing: cases with a truth and without a prediction.
+        name: Name of the evaluation.
+        data: Name of the data set.
+        part: Part of the split, or "all".
+        unit: Unit of the distances: "voxel" if the size of the voxels is unknown for any case, else "mm".
+        tolerance: Tolerance of the surface Dice, in that unit.
+        structures: Names of the structures, without the background.
+        cases: Scores of the cases.
+        missing: Cases with a reference label and without a prediction.
     """
 
     name: str
@@ -107,16 +107,16 @@ class Evaluation:
 
     @property
     def judged(self) -> tuple[CaseScores, ...]:
-        """The cases a summary is of: those whose truth training has not seen; all, if it has seen all."""
+        """Cases of a summary: those whose label training has not seen; all, if it has seen all."""
         return tuple(case for case in self.cases if case.unseen) or self.cases
 
     def of(self, structure: str) -> list[StructureScore]:
-        """The scores of one structure in the judged cases, in their order."""
+        """Return the scores of one structure in the judged cases, in their order."""
         return [score for case in self.judged for score in case.structures if score.structure == structure]
 
 
 def write_evaluation(evaluation: Evaluation, file: Path, *, more: dict[str, Any] | None = None) -> None:
-    """Write an evaluation as JSON, with `more` (a summary) beside it, and as CSV under the same name."""
+    """Write an evaluation as JSON, with `more` (a summary) in it, and as CSV of the same name."""
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file.with_suffix(".csv"), scores_csv(evaluation).encode())
     content = {"format": FORMAT, **dataclasses.asdict(evaluation), **(more or {})}
@@ -124,10 +124,10 @@ def write_evaluation(evaluation: Evaluation, file: Path, *, more: dict[str, Any]
 
 
 def read_evaluation(file: Path) -> Evaluation:
-    """Read what `write_evaluation` wrote.
+    """Read an evaluation that `write_evaluation` wrote.
 
     Raises:
-        UserError: it is something else.
+        UserError: The file is not an evaluation.
     """
     content = read_json(file)
     remedy = "expected what `ssl-medseg evaluate` writes; remove the file or evaluate again"
@@ -139,7 +139,7 @@ def read_evaluation(file: Path) -> Evaluation:
 
 
 def scores_csv(evaluation: Evaluation) -> str:
-    """One row per case and structure; the columns of distances are named with their unit."""
+    """Return one row per case and structure; the columns of distances are named with their unit."""
     unit = evaluation.unit
     named = {
         "hd95": f"hd95_{unit}",
@@ -158,7 +158,7 @@ def scores_csv(evaluation: Evaluation) -> str:
 
 
 def _cell(value: Any) -> str:
-    """A number to six digits; what is missing stays empty, and is not taken for a 0."""
+    """Format a number with six digits; a missing value stays empty, which is not 0."""
     if value is None:
         return ""
     return f"{value:.6g}" if isinstance(value, float) else str(value)

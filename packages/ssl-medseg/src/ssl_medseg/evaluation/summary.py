@@ -27,14 +27,14 @@ class BlandAltman:
     """Differences of predicted and true volumes, in the unit of the volumes.
 
     Attributes:
-        n: pairs.
-        bias: mean difference, predicted less true.
-        sd: standard deviation of the differences (n - 1).
-        lower: bias - 1.96 sd: about 95 % of differences are expected above it.
-        upper: bias + 1.96 sd.
+        n: Number of pairs.
+        bias: Mean difference, predicted minus true.
+        sd: Standard deviation of the differences (n - 1).
+        lower: Lower limit of agreement, bias - 1.96 sd.
+        upper: Upper limit of agreement, bias + 1.96 sd; about 95 % of differences are expected between the two.
         bias_interval: 95 % confidence interval of the bias.
-        lower_interval: of the lower limit.
-        upper_interval: of the upper limit.
+        lower_interval: 95 % confidence interval of the lower limit.
+        upper_interval: 95 % confidence interval of the upper limit.
     """
 
     n: int
@@ -48,7 +48,7 @@ class BlandAltman:
 
 
 def bland_altman(truth: Sequence[float], predicted: Sequence[float]) -> BlandAltman | None:
-    """Bias and limits of agreement with their confidence intervals; None for fewer than two pairs.
+    """Compute bias and limits of agreement with their confidence intervals; None for fewer than two pairs.
 
     The standard error of the bias is ``sd / sqrt(n)``, that of a limit ``sd sqrt(1/n + 1.96^2 / (2 (n - 1)))``, and
     intervals use Student's t with n - 1 degrees of freedom. They hold for independent pairs: two volumes of one
@@ -73,18 +73,18 @@ MEASURES = ("dice", "hd95", "assd", "surface_dice", "error_ml", "error_percent")
 
 @dataclass(frozen=True)
 class Statistic:
-    """Of the values there are; `n` says how many that is, `n_missing` how many cases have none.
+    """Statistics of the values that exist.
 
     Attributes:
-        n: values.
-        n_missing: cases without one.
-        mean: of the values; None if there are none.
-        sd: with n - 1; None for fewer than two.
-        median: of the values.
-        q1: first quartile.
-        q3: third quartile; q3 - q1 is the interquartile range.
-        low: smallest.
-        high: largest.
+        n: Number of values.
+        n_missing: Number of cases without a value.
+        mean: Mean; None if there are no values.
+        sd: Standard deviation with n - 1; None for fewer than two values.
+        median: Median.
+        q1: First quartile.
+        q3: Third quartile; q3 - q1 is the interquartile range.
+        low: Smallest value.
+        high: Largest value.
     """
 
     n: int
@@ -100,16 +100,16 @@ class Statistic:
 
 @dataclass(frozen=True)
 class StructureSummary:
-    """One structure over the cases.
+    """Summary of one structure over the cases.
 
     Attributes:
-        structure: its name.
-        both: cases with the structure in truth and prediction.
-        truth_only: cases where the prediction misses it altogether: Dice 0, no distance.
-        prediction_only: cases where it is predicted and is not there: Dice 0, no distance.
-        neither: cases without it, rightly: no Dice, no distance.
-        measures: name of the measure -> its statistic.
-        volumes: agreement of volumes in mL over the cases with a true one, None if unknown or fewer than two.
+        structure: Name of the structure.
+        both: Number of cases with the structure in truth and prediction.
+        truth_only: Number of cases in which the prediction misses it completely: Dice 0, no distance.
+        prediction_only: Number of cases in which it is predicted but absent: Dice 0, no distance.
+        neither: Number of cases in which it is absent and not predicted: no Dice, no distance.
+        measures: Name of the measure -> statistic.
+        volumes: Agreement of volumes in mL over the cases with a true volume; None if unknown or fewer than two.
     """
 
     structure: str
@@ -123,15 +123,15 @@ class StructureSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """The whole of an evaluation.
+    """Summary of an evaluation.
 
     Attributes:
-        cases: whose truth training has not seen.
-        patients: of those.
-        structures: their summaries.
+        cases: Number of cases whose label training has not seen.
+        patients: Number of patients of these cases.
+        structures: Summaries of the structures.
         mean_dice: Dice as the paper averages it: mean over the structures of each case, then over cases; a structure
-            on one side only counts 0, one on neither side is left out.
-        left_out: cases that were scored and are in none of the above, because training saw their truth.
+            that only one mask contains counts 0, one that neither contains is left out.
+        left_out: Number of scored cases that are left out, because training saw their labels.
     """
 
     cases: int
@@ -142,7 +142,7 @@ class Summary:
 
 
 def summarise(evaluation: Evaluation) -> Summary:
-    """Summaries by structure over the cases that training has not seen; of all, if it has seen all."""
+    """Summarise by structure the cases that training has not seen; all, if it has seen all."""
     cases = evaluation.judged
     return Summary(
         cases=len(cases),
@@ -154,7 +154,7 @@ def summarise(evaluation: Evaluation) -> Summary:
 
 
 def statistic(values: Iterable[float | None]) -> Statistic:
-    """Mean, spread and quartiles of the values that are there."""
+    """Compute mean, spread and quartiles of the values that exist."""
     listed = list(values)
     there = [value for value in listed if value is not None]
     missing = len(listed) - len(there)
@@ -175,13 +175,13 @@ def statistic(values: Iterable[float | None]) -> Statistic:
 
 
 def case_dice(case: CaseScores) -> float | None:
-    """Mean Dice over the structures of a case in the paper's convention; None if neither side has any."""
+    """Compute the mean Dice over the structures of a case in the paper's convention; None if there is no structure."""
     there = [score.dice for score in case.structures if score.dice is not None]
     return statistics.fmean(there) if there else None
 
 
 def summary_csv(summary: Summary) -> str:
-    """One row per structure and measure."""
+    """Return one row per structure and measure."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = [field.name for field in dataclasses.fields(Statistic)]

@@ -1,4 +1,4 @@
-"""An evaluation as text: the printed table, and what limits its meaning."""
+"""Format an evaluation as text: the printed table, and warnings that limit its validity."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TITLES = {
 
 
 def title(measure: str, evaluation: Evaluation) -> str:
-    """The name of a measure with its unit."""
+    """Return the name of a measure with its unit."""
     if measure in ("hd95", "assd"):
         return f"{_TITLES[measure]}, {evaluation.unit}"
     if measure == "surface_dice":
@@ -30,7 +30,7 @@ def title(measure: str, evaluation: Evaluation) -> str:
 
 
 def number(measure: str, value: float | None) -> str:
-    """A value with as many digits as mean something."""
+    """Format a value with its significant digits."""
     if value is None:
         return "–"
     if measure in ("dice", "surface_dice"):
@@ -39,14 +39,14 @@ def number(measure: str, value: float | None) -> str:
 
 
 def mean_and_sd(measure: str, found: Statistic) -> str:
-    """``0.872 ± 0.031``; the mean alone for a single value."""
+    """Format mean and standard deviation, ``0.872 ± 0.031``; the mean alone for a single value."""
     if found.sd is None:
         return number(measure, found.mean)
     return f"{number(measure, found.mean)} ± {number(measure, found.sd).lstrip('+')}"
 
 
 def median_and_quartiles(measure: str, found: Statistic) -> str:
-    """``0.880 (0.851 to 0.893)``."""
+    """Format median and quartiles, ``0.880 (0.851 to 0.893)``."""
     if found.n == 0:
         return "–"
     low, high = number(measure, found.q1), number(measure, found.q3)
@@ -54,7 +54,7 @@ def median_and_quartiles(measure: str, found: Statistic) -> str:
 
 
 def table(evaluation: Evaluation, summary: Summary) -> list[str]:
-    """Lines of text: one per structure and measure, with the number of cases behind it."""
+    """Return a line per structure and measure, with the number of cases."""
     lines = [
         f"{evaluation.name}: {several(summary.cases, 'case')} of {several(summary.patients, 'patient')}",
         "",
@@ -74,7 +74,7 @@ def table(evaluation: Evaluation, summary: Summary) -> list[str]:
 
 
 def warnings(evaluation: Evaluation, summary: Summary) -> Iterator[str]:
-    """What a reader must know, in plain words."""
+    """Return warnings about the validity of the numbers."""
     if evaluation.missing:
         yield (
             f"Without a predicted mask, and in no number here: {several(len(evaluation.missing), 'case')} with a truth "
@@ -107,7 +107,7 @@ def warnings(evaluation: Evaluation, summary: Summary) -> Iterator[str]:
 
 
 def _unfound(evaluation: Evaluation, summary: Summary) -> Iterator[str]:
-    """Structures that the averages say least about."""
+    """Return warnings about structures that predictions miss or invent."""
     for structure in summary.structures:
         for count, what in (
             (structure.truth_only, "missed altogether (Dice 0, no distance)"),

@@ -1,1 +1,1 @@
-"""Checkpoints of other programs, read without running code that they hold, as networks of this package."""
+"""Import checkpoints of other programs as networks of this package, without running code that they contain."""

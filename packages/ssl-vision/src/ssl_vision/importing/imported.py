@@ -1,4 +1,4 @@
-"""Imported weights, whatever they were read from, and the networks made of them."""
+"""Imported weights of any source, and the networks built from them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ssl_vision.models import Classifier, EncoderOptions, build_encoder
 
 @dataclass
 class Imported:
-    """Weights under our names.
+    """Imported weights, under the names of this package.
 
     Attributes:
-        options: the encoder.
-        image_size: side of the images it is meant for, in pixels.
-        encoder: state of the encoder's network, without its normalisation.
-        head: states of the layers of the projection head, if there is one.
-        classifier: weight ``[classes, features]`` and bias ``[classes]`` of a linear classifier, if there is one.
-        classifier_names: what its two are called in the source.
-        left_out: names in the source of the tensors that are not taken.
-        notes: what was assumed and could be otherwise.
+        options: Encoder options.
+        image_size: Side of the images it is meant for, in pixels.
+        encoder: State of the encoder's network, without its normalisation.
+        head: States of the layers of the projection head, if there is one.
+        classifier: Weight ``[classes, features]`` and bias ``[classes]`` of a linear classifier, if there is one.
+        classifier_names: Names of these two in the source.
+        left_out: Names in the source of tensors that are not imported.
+        notes: Assumptions that the source does not confirm.
     """
 
     options: EncoderOptions
@@ -37,14 +37,14 @@ class Imported:
     notes: list[str] = field(default_factory=list)
 
     def build_encoder(self) -> nn.Module:
-        """The encoder with its weights, in inference mode."""
+        """Build the encoder with its weights, in inference mode."""
         encoder = build_encoder(self.options, image_size=self.image_size)
         net = encoder if self.options.normalize == "none" else encoder.get_submodule("net")
         net.load_state_dict(self.encoder)
         return encoder.eval()
 
     def build_head(self) -> ProjectionHead | None:
-        """The projection head with its weights, in inference mode."""
+        """Build the projection head with its weights, in inference mode."""
         if not self.head:
             return None
         weights = [tensor for name, tensor in self.head.items() if name.endswith("linear.weight")]
@@ -54,10 +54,10 @@ class Imported:
         return head.eval()
 
     def build_classifier(self, layer: int) -> Classifier:
-        """The classifier on the output of a layer of the head (0: on the features), in inference mode.
+        """Build the classifier on the output of a layer of the head (0: on the features), in inference mode.
 
         Raises:
-            UserError: that layer is not there, or of another width than the classifier takes.
+            UserError: The layer does not exist, or its width does not fit the classifier.
         """
         if self.classifier is None:
             raise UserError("the source has no classifier")

@@ -1,4 +1,4 @@
-"""Weights from local files for networks of timm, torchvision or the user, by the names of their tensors."""
+"""Load weights from local files into networks of timm, torchvision or the user, by the names of the tensors."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _LISTED = 4
 def load_weights(options: EncoderOptions, *, image_size: int | None = None) -> tuple[nn.Module, EncoderOptions, int]:
     """Build the encoder that the options name, with the weights in `options.weights`.
 
-    Where the options say nothing of normalisation, that of the network's library is taken: timm's configuration of the
-    model, ImageNet's statistics for torchvision. A classifier in the file is left out.
+    Where the options state no normalisation, that of the network's library is used: timm's configuration of the model,
+    ImageNet's statistics for torchvision. A classifier in the file is ignored.
 
     Args:
         options: Encoder and file.
@@ -52,10 +52,10 @@ def load_weights(options: EncoderOptions, *, image_size: int | None = None) -> t
 
 
 def match_names(tensors: Mapping[str, Tensor], net: nn.Module, source: Path) -> dict[str, Tensor]:
-    """The tensors of a network among those of a file, whatever prefix their names have.
+    """Find the tensors of a network among those of a file, under any prefix.
 
-    Names are those of the network behind a common prefix (``backbone.``, ``model.``); a network of timm's may bring a
-    function of its own that translates the names of other releases and resamples position embeddings.
+    Names are those of the network behind a common prefix (``backbone.``, ``model.``); a timm network may
+    have a function that translates the names of other releases and resamples position embeddings.
 
     Raises:
         UserError: Tensors are missing, or have other shapes.
@@ -90,7 +90,7 @@ def match_names(tensors: Mapping[str, Tensor], net: nn.Module, source: Path) -> 
 
 
 def _prefixes(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """The prefixes under which some tensor of the network is found; those of averages and second networks last."""
+    """Return the prefixes under which tensors of the network are found; those of averages and second networks last."""
     found: dict[str, None] = {}
     for name in list(wanted)[:_LISTED]:
         found |= {key[: -len(name)]: None for key in tensors if key.endswith(f".{name}")}

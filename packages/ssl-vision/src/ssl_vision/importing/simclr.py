@@ -1,4 +1,4 @@
-"""Official SimCLR and SimCLRv2 checkpoints as encoder, head and classifier.
+"""Import official SimCLR and SimCLRv2 checkpoints as encoder, head and classifier.
 
 Variables are found by name in checkpoints of the TensorFlow 1 code, and by the tree of objects in those of TensorFlow
 2.
@@ -31,7 +31,7 @@ class Norm:
     variance: str
 
     def names(self) -> list[str]:
-        """Those that exist."""
+        """Return the names that exist."""
         return [self.gamma, *([self.beta] if self.beta else []), self.mean, self.variance]
 
 
@@ -45,7 +45,7 @@ class Variables:
     classifier: tuple[str, str] | None = None
 
     def names(self) -> set[str]:
-        """All of them."""
+        """Return all names."""
         in_head = [name for kernel, norm in self.head for name in (kernel, *norm.names())]
         return {
             *self.kernels,
@@ -62,10 +62,10 @@ _STATISTICS = ("beta", "moving_mean", "moving_variance")
 
 
 def by_name(shapes: Mapping[str, tuple[int, ...]], prefix: str, source: object) -> Variables:
-    """The variables of a checkpoint of the TensorFlow 1 code, of which all that count begin with `prefix`.
+    """Find the variables of a checkpoint of the TensorFlow 1 code, whose names begin with `prefix`.
 
     Raises:
-        UserError: it holds no official encoder, or not the whole of one.
+        UserError: It contains no official encoder, or an incomplete one.
     """
     own = {name.removeprefix(prefix): name for name in shapes if name.startswith(prefix)}
     kernels = _numbered(own, _KERNEL, 1, source)
@@ -90,7 +90,7 @@ def by_name(shapes: Mapping[str, tuple[int, ...]], prefix: str, source: object) 
 
 
 def _numbered(own: Mapping[str, str], pattern: re.Pattern[str], group: int, source: object) -> list[str]:
-    """Names of a pattern in the order of their number, which counts from 0; none is missing."""
+    """Return the names that match a pattern, in the order of their numbers, which count from 0 without gaps."""
     found = sorted((int(match[group] or 0), name) for name in own if (match := pattern.fullmatch(name)))
     numbers = [number for number, _ in found]
     if numbers != list(range(len(numbers))):
@@ -117,10 +117,10 @@ _PARTS = (
 
 
 def by_objects(graph: ObjectGraph, source: object) -> Variables:
-    """The variables of a checkpoint or SavedModel of the TensorFlow 2 code.
+    """Find the variables of a checkpoint or SavedModel of the TensorFlow 2 code.
 
     Raises:
-        UserError: it holds no official encoder, or one with squeeze-and-excitation.
+        UserError: It contains no official encoder, or one with squeeze-and-excitation.
     """
     model = graph.with_child("resnet_model")
     if model is None:
@@ -147,7 +147,7 @@ def by_objects(graph: ObjectGraph, source: object) -> Variables:
 
 
 def _layers(graph: ObjectGraph, node: Node, seen: set[int] | None = None) -> Iterator[Node]:
-    """Every layer under a node, once, the node first."""
+    """List every layer under a node once, the node first."""
     seen = set() if seen is None else seen
     if id(node) in seen:  # a damaged tree may lead back to itself
         return
@@ -161,7 +161,7 @@ def _layers(graph: ObjectGraph, node: Node, seen: set[int] | None = None) -> Ite
 
 
 def _children(graph: ObjectGraph, node: Node) -> list[Node]:
-    """The items of a node that is a list."""
+    """Return the items of a node that is a list."""
     numbers = sorted(int(name) for name in node.children if name.isdigit())
     return [graph.nodes[node.children[str(number)]] for number in numbers]
 
@@ -180,12 +180,12 @@ def read_simclr(source: Path, *, prefix: str = "") -> Imported:
     """Read an official checkpoint: a file or folder of `tf.train.Saver` or `tf.train.Checkpoint`, or a SavedModel.
 
     Args:
-        source: see `TensorBundle`.
-        prefix: what stands before ``base_model/`` in the names of a TensorFlow 1 checkpoint; ``ema_model/`` takes the
+        source: Checkpoint, see `TensorBundle`.
+        prefix: Prefix before ``base_model/`` in the names of a TensorFlow 1 checkpoint; ``ema_model/`` selects the
             moving average of a checkpoint that has one.
 
     Raises:
-        UserError: there is no such checkpoint, it is damaged, or it is not one of these networks.
+        UserError: There is no such checkpoint, it is damaged, or it is not one of these networks.
     """
     bundle = TensorBundle(source)
     shapes = {name: entry.shape for name, entry in bundle.entries.items() if name != KEY}
@@ -212,7 +212,7 @@ def read_simclr(source: Path, *, prefix: str = "") -> Imported:
 
 
 def _architecture(kernels: list[tuple[int, ...]], source: Path) -> EncoderOptions:
-    """Depth, width, stem and selective kernels from the shapes of the convolutions, in their order."""
+    """Derive depth, width, stem and selective kernels from the shapes of the convolutions, in their order."""
     for depth, (block, repeats) in LAYOUTS.items():
         blocks = sum(repeats)
         plain = 4 + blocks * (2 if block is BasicBlock else 3)
@@ -236,7 +236,7 @@ def _architecture(kernels: list[tuple[int, ...]], source: Path) -> EncoderOption
 
 
 def _sk_ratio(kernels: list[tuple[int, ...]], basic: bool) -> float:
-    """From the last block: ..., squeeze, attend, 1x1. Narrow networks do not show it: the width is at least 32."""
+    """Derive the ratio from the last block (..., squeeze, attend, 1x1); narrow networks have a minimum width of 32."""
     if basic:
         return _SK_RATIO
     channels, hidden = kernels[-3][-2:]
@@ -269,7 +269,7 @@ def _encoder(bundle: TensorBundle, found: Variables, options: EncoderOptions) ->
 
 
 def _in_order(net: ResNet) -> Iterator[tuple[str, nn.Conv2d | nn.BatchNorm2d]]:
-    """The layers with weights in the order in which the official code creates them: a block's shortcut first."""
+    """List the layers with weights in the order in which the official code creates them: a block's shortcut first."""
     parts: list[tuple[str, nn.Module]] = [("conv1", net.conv1), ("bn1", net.bn1)]
     for group in ("layer1", "layer2", "layer3", "layer4"):
         for index, block in net.get_submodule(group).named_children():

@@ -29,11 +29,11 @@ Buffer = bytes | memoryview
 
 
 class DamagedError(ValueError):
-    """Bytes that are not what the format asks for."""
+    """The bytes do not follow the format."""
 
 
 def varint(data: Buffer, at: int) -> tuple[int, int]:
-    """The unsigned integer of up to 64 bits that begins at `at`, and where it ends."""
+    """Read the unsigned integer of up to 64 bits at `at`; return it and its end."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):
@@ -49,14 +49,14 @@ def varint(data: Buffer, at: int) -> tuple[int, int]:
 
 
 def take(data: Buffer, at: int, count: int) -> tuple[bytes, int]:
-    """`count` bytes from `at` on, and where they end."""
+    """Read `count` bytes at `at`; return them and their end."""
     if count > len(data) - at:
         raise DamagedError(f"ends {at + count - len(data)} bytes too early")
     return bytes(data[at : at + count]), at + count
 
 
 def fields(message: Buffer) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a protocol buffer message: its number with an integer, or with the bytes of a string or message."""
+    """Yield the fields of a protocol buffer message: number, and an integer or the bytes of a string or message."""
     at = 0
     while at < len(message):
         tag, at = varint(message, at)
@@ -76,21 +76,21 @@ def fields(message: Buffer) -> Iterator[tuple[int, int | bytes]]:
 
 
 def number(value: int | bytes) -> int:
-    """The value of a field that must be a number, not negative."""
+    """Return the value of a field that must be a non-negative number."""
     if isinstance(value, bytes) or value >= 1 << 63:
         raise DamagedError("a field that must be a number of at least 0 is not")
     return value
 
 
 def content(value: int | bytes) -> bytes:
-    """The value of a field that must be a string or a message."""
+    """Return the value of a field that must be a string or a message."""
     if isinstance(value, int):
         raise DamagedError("a field that must be a string or a message is a number")
     return value
 
 
 def text(value: int | bytes) -> str:
-    """The value of a field that must be UTF-8 text, fit for a message on a terminal."""
+    """Return the value of a field that must be printable UTF-8 text."""
     try:
         name = content(value).decode()
     except UnicodeDecodeError as error:
@@ -118,7 +118,7 @@ _TABLE = _byte_table()
 
 
 def crc32c(data: bytes | memoryview) -> int:
-    """The checksum of some bytes; of ``b"123456789"`` it is 0xE3069283."""
+    """Compute the CRC-32C checksum; that of ``b"123456789"`` is 0xE3069283."""
     octets = np.frombuffer(data, np.uint8)
     state = np.array([0xFFFFFFFF], np.uint32)
     for start in range(0, len(octets), _BLOCK):
@@ -128,16 +128,16 @@ def crc32c(data: bytes | memoryview) -> int:
 
 
 def masked_crc32c(data: bytes | memoryview) -> int:
-    """The checksum as TensorFlow and LevelDB store it, so that a checksum of stored checksums stays a good one."""
+    """Compute the checksum as TensorFlow and LevelDB store it, masked so that checksums of checksums stay effective."""
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
 
 
 def _remainder(octets: NDArray[np.uint8]) -> Words:
-    """The state after these bytes, from state 0.
+    """Compute the state after the bytes, from state 0.
 
-    The bytes are cut into lanes of equal length that take one step together; as the state is linear in the bytes
-    (over GF(2)), two neighbours join by moving the first over as many zero bytes as the second is long.
+    The bytes are cut into lanes of equal length that advance together. Because the state is linear in the bytes (over
+    GF(2)), two neighbours are joined by advancing the first over as many zero bytes as the second is long.
     """
     length = min(1024, isqrt(len(octets)) + 1)
     lanes = 1 << (-(-len(octets) // length) - 1).bit_length()
@@ -156,7 +156,7 @@ def _remainder(octets: NDArray[np.uint8]) -> Words:
 
 @lru_cache(256)  # the lengths of a network's tensors recur
 def _zeros(count: int) -> Words:
-    """What `count` zero bytes do to a state: a 32 x 32 matrix over GF(2), as the images of the 32 single bits."""
+    """Return the effect of `count` zero bytes on a state: a 32 x 32 matrix over GF(2), by the images of single bits."""
     bits = np.uint32(1) << np.arange(32, dtype=np.uint32)
     power, result = _TABLE[bits & 0xFF] ^ (bits >> 8), bits
     while count:
@@ -179,15 +179,15 @@ _TRAILER = 5  # a byte for the compression, four for the checksum
 
 
 def is_table(data: bytes) -> bool:
-    """Whether the bytes end as a table does."""
+    """Return whether the bytes end with the footer of a table."""
     return len(data) >= _FOOTER and data.endswith(_MAGIC)
 
 
 def read_table(data: bytes) -> dict[bytes, bytes]:
-    """All entries of a table.
+    """Read all entries of a table.
 
     Raises:
-        DamagedError: it is no table, a checksum does not hold, or it is compressed, as no checkpoint is.
+        DamagedError: It is not a table, a checksum is wrong, or it is compressed, which checkpoints are not.
     """
     if not is_table(data):
         raise DamagedError("it does not end with the mark of a table; it is cut off, or another kind of file")
@@ -225,7 +225,7 @@ def _block(data: bytes, offset: int, size: int) -> bytes:
 
 
 def _entries(block: bytes) -> list[tuple[bytes, bytes]]:
-    """The entries of a block. A key is stored as what it shares with the one before and the rest."""
+    """Yield the entries of a block; a key is stored as the length shared with the previous one, and the rest."""
     if len(block) < 4:
         raise DamagedError("a block is too short")
     restarts = int.from_bytes(block[-4:], "little")
@@ -264,7 +264,7 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies."""
+    """Position of a tensor in the data files."""
 
     dtype: int = 0
     shape: tuple[int, ...] = ()
@@ -276,14 +276,14 @@ class Entry:
 
 
 class TensorBundle:
-    """The tensors of a checkpoint by name; content is read when it is asked for.
+    """Tensors of a checkpoint by name; content is read on access.
 
     Args:
-        source: the checkpoint's name without ending, one of its files, or a folder that holds one checkpoint or says in
-            a file ``checkpoint`` which is the latest; a SavedModel too.
+        source: Name of the checkpoint without ending, one of its files, a folder with one checkpoint or with a file
+            ``checkpoint`` that names the latest, or a SavedModel.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: There is no checkpoint, or it is damaged.
     """
 
     def __init__(self, source: Path) -> None:
@@ -299,14 +299,14 @@ class TensorBundle:
             raise UserError(f"{self.index} is damaged or no TensorFlow checkpoint: {error}. Fetch it again") from error
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, without reading it."""
+        """Return the shape of a tensor without reading it."""
         return self.entries[name].shape
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor, checked against its checksum.
+        """Read one tensor and verify its checksum.
 
         Raises:
-            UserError: its file is missing or damaged, or it is of a kind that holds no weights.
+            UserError: Its file is missing or damaged, or its type is not one of weights.
         """
         entry = self.entries[name]
         dtype = _DTYPES.get(entry.dtype)
@@ -327,7 +327,7 @@ class TensorBundle:
         return torch.frombuffer(bytearray(raw), dtype=dtype).reshape(entry.shape)
 
     def string(self, name: str) -> bytes:
-        """The content of a tensor that is one string."""
+        """Read a tensor that is one string."""
         entry = self.entries[name]
         if entry.dtype != _STRING or entry.shape or entry.partitioned:
             raise UserError(f"{self.index} is damaged: {name} is not a single string")
@@ -366,15 +366,15 @@ class TensorBundle:
 
 
 def is_bundle(source: Path) -> bool:
-    """Whether there is something that `find_bundle` looks at: a folder, or files named after `source`."""
+    """Return whether a folder or files named after `source` exist, which `find_bundle` could read."""
     return source.is_dir() or source.suffix == ".index" or source.with_name(f"{source.name}.index").is_file()
 
 
 def find_bundle(source: Path) -> Path:
-    """The name without ending of the checkpoint meant by a path.
+    """Return the name without ending of the checkpoint that a path denotes.
 
     Raises:
-        UserError: there is none there, or more than one.
+        UserError: There is no checkpoint, or more than one.
     """
     if source.is_dir():
         return _in_folder(source)
@@ -447,17 +447,17 @@ KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 @dataclass
 class Node:
-    """An object: its attributes that are objects, and, for a variable, the name of its tensor in the checkpoint."""
+    """Object of a checkpoint: its object attributes and, for a variable, the name of its tensor."""
 
     children: dict[str, int] = field(default_factory=dict)
     tensor: str | None = None
 
 
 class ObjectGraph:
-    """The objects of a checkpoint. A variable may be reached on several paths; its tensor is stored once.
+    """Objects of a checkpoint; a variable may have several paths, but its tensor is stored once.
 
     Raises:
-        UserError: the checkpoint is damaged.
+        UserError: The checkpoint is damaged.
     """
 
     def __init__(self, bundle: TensorBundle) -> None:
@@ -472,11 +472,11 @@ class ObjectGraph:
             raise UserError(f"{bundle.prefix}: the tree of its objects is damaged: {error}. Fetch it again") from error
 
     def with_child(self, name: str) -> Node | None:
-        """The first object with an attribute of that name."""
+        """Return the first object with an attribute of that name."""
         return next((node for node in self.nodes if name in node.children), None)
 
     def child(self, node: Node, *path: str) -> Node | None:
-        """The object at the end of a path of attributes."""
+        """Return the object at the end of a path of attributes."""
         for name in path:
             if name not in node.children:
                 return None
@@ -484,7 +484,7 @@ class ObjectGraph:
         return node
 
     def tensor(self, node: Node, *path: str) -> str | None:
-        """Name in the checkpoint of the variable at the end of a path of attributes."""
+        """Return the tensor name of the variable at the end of a path of attributes."""
         found = self.child(node, *path)
         return None if found is None else found.tensor
 

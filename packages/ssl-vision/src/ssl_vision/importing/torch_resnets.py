@@ -1,9 +1,9 @@
-"""ResNets of PyTorch programs as encoders: torchvision, timm, lightly, solo-learn, VISSL, MoCo, suncet.
+"""Import ResNets of PyTorch programs as encoders: torchvision, timm, lightly, solo-learn, VISSL, MoCo, suncet.
 
 All of them are torchvision's ResNet under some prefix (``module.``, ``backbone.``, ``encoder_q.``), lightly's with its
 parts numbered. Weights are read as one flat mapping of names to tensors, and no code in a file is run. Neither the
-normalisation of the input nor the padding of a stem is part of the weights: where names show the program that wrote a
-file, its habit is assumed and stated; elsewhere the user must say.
+normalisation of the input nor the padding of a stem is part of the weights: where names identify the program that wrote
+a file, its convention is assumed and reported; elsewhere the user must state them.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Net:
     """A ResNet found among tensors.
 
     Attributes:
-        prefix: of its names.
-        names: torchvision's names -> the names in the file.
-        activations: whether the parts of a Sequential leave room for the activation and pool of the stem.
+        prefix: Prefix of its names.
+        names: torchvision's names -> names in the file.
+        activations: Whether the numbers in a Sequential count the activation and pool of the stem.
     """
 
     prefix: str
@@ -44,7 +44,7 @@ class Net:
 
     @property
     def parent(self) -> str:
-        """The prefix of what stands beside it."""
+        """Prefix of the modules beside it."""
         return self.prefix[: self.prefix[:-1].rfind(".") + 1]
 
 
@@ -58,13 +58,13 @@ def read_resnet(
     """Read a ResNet from a ``.safetensors`` file or from what `torch.save` wrote.
 
     Args:
-        source: the file.
-        prefix: the prefix of the network's names, where the file holds several.
-        stem: how the stem of a 3x3 convolution pads; see `resnet`.
-        normalize: the statistics by which its images were normalised.
+        source: File.
+        prefix: Prefix of the network's names, where the file contains several networks.
+        stem: Padding of a stem with a 3x3 convolution; see `resnet`.
+        normalize: Statistics by which its images were normalised.
 
     Raises:
-        UserError: the file cannot be read safely, holds no such ResNet or several, or does not show what is asked.
+        UserError: The file cannot be read safely, contains no such ResNet or several, or does not determine a setting.
     """
     tensors = read_tensors(source)
     net = _choose(_nets(tensors), plain_name(prefix), tensors, source)
@@ -217,7 +217,7 @@ def _normalization(
 
 
 def _classifier(net: Net, tensors: Mapping[str, Tensor], features: int) -> tuple[str, str] | None:
-    """Names of a linear classifier: torchvision's and timm's ``fc``, solo-learn's ``classifier`` beside the network."""
+    """Find a linear classifier: torchvision's and timm's ``fc``, solo-learn's ``classifier`` beside the network."""
     places = [f"{net.parent}classifier"]
     if "encoder_q" not in net.prefix:  # MoCo keeps its projection there
         places.append(f"{net.prefix}fc")

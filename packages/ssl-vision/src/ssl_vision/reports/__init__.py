@@ -1,1 +1,1 @@
-"""Reports: figures, sheets of images, maps of features, and the HTML page that holds them."""
+"""Reports: figures, image sheets, feature maps, and the HTML page with them."""

@@ -1,4 +1,4 @@
-"""Sections of the report of a classifier: training, evaluation, most confident mistakes."""
+"""Sections of a classifier's report: training, evaluation, most confident errors."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from ssl_vision.reports.sheets import Picture
 
 @dataclass(frozen=True)
 class Mistake:
-    """An image whose class is not the predicted one.
+    """A misclassified image.
 
     Attributes:
-        index: of the image.
-        true: its class.
-        predicted: the class of largest probability.
-        confidence: that probability.
-        given: the probability of the true class.
+        index: Index of the image.
+        true: True class.
+        predicted: Class of largest probability.
+        confidence: That probability.
+        given: Probability of the true class.
     """
 
     index: int
@@ -41,7 +41,7 @@ class Mistake:
 
 
 def most_confident(predictions: Predictions, count: int) -> list[Mistake]:
-    """The wrong images of largest confidence, the surest first; of equals the first in the set."""
+    """Select the misclassified images of largest confidence, in decreasing order; ties in the order of the set."""
     predicted, confidences = predictions.predicted, predictions.confidences
     wrong = np.flatnonzero(predicted != predictions.labels)
     ranked = wrong[np.argsort(-confidences[wrong], kind="stable")][:count]
@@ -97,7 +97,7 @@ def _percent(probability: float) -> str:
 
 
 def _check(images: ImageSet, predictions: Predictions, chosen: Sequence[Mistake]) -> None:
-    """That the images are those that were predicted."""
+    """Check that the images are those of the predictions."""
     name = [images.path(m.index) if m.index < len(images) else "" for m in chosen]
     before = [str(predictions.paths[m.index]) for m in chosen]
     endings = [(now.rpartition("/")[2], then.rpartition("/")[2]) for now, then in zip(name, before, strict=True)]
@@ -129,7 +129,7 @@ PANELS = {
 
 
 def title(settings: RunSettings) -> str:
-    """What was run, in a few words."""
+    """Return the title of the report."""
     data = data_name(settings.data)
     if settings.kind == "distill":
         return f"Distillation into {settings.encoder} on {data}"
@@ -140,7 +140,7 @@ def title(settings: RunSettings) -> str:
 
 
 def header(run: RunFolder, evaluations: Sequence[Evaluated], *, labelled: int | None) -> str:
-    """The title, what was done in two sentences, and the numbers a reader wants first."""
+    """Return the title, a summary in two sentences, and the headline numbers."""
     s = run.settings
     text = f"{_what_was_done(s, labelled)} {s.epochs:,} epochs in batches of {s.batch_size:,}, seed {s.seed}."
     numbers = {}
@@ -174,7 +174,7 @@ def constant_prediction(score: ClassifierScore) -> str:
 
 
 def training(run: RunFolder, *, classes: int | None) -> str:
-    """Curves of what was logged; `classes` is how many there are, where that is known."""
+    """Return the curves of the logged values; `classes` is the number of classes, if known."""
     if not run.records:
         return nothing_logged()
     panels: tuple[Panel, ...] = PANELS[run.settings.kind]
@@ -197,14 +197,14 @@ def training(run: RunFolder, *, classes: int | None) -> str:
 def evaluation(
     run: RunFolder, evaluations: Sequence[Evaluated], *, model_hash: str | None, data: str | None, pictures: int
 ) -> str:
-    """Numbers of every evaluation, then confusion, classes, calibration and mistakes of the first.
+    """Return the numbers of every evaluation, then confusion, classes, calibration and errors of the first.
 
     Args:
-        run: whose report it is.
-        evaluations: that were found.
-        model_hash: of the classifier that is in the folder now.
-        data: where the images lie by now, if elsewhere.
-        pictures: how many mistakes to show.
+        run: Run of the report.
+        evaluations: Evaluations in its folder.
+        model_hash: Hash of the classifier in the folder.
+        data: Present location of the images, if they were moved.
+        pictures: Number of misclassified images to show.
     """
     if not evaluations:
         return page.section(
@@ -274,7 +274,7 @@ def _numbers(evaluations: Sequence[Evaluated]) -> str:
 
 
 def _classes(score: ClassifierScore) -> list[str]:
-    """A table of the classes, the weakest first; of many classes the weakest alone."""
+    """Return a table of the classes, the weakest first; of many classes only the weakest."""
     taken: dict[str, tuple[str, int]] = {}
     for true, predicted, count in score.mistakes():
         taken.setdefault(true, (predicted, count))

@@ -1,4 +1,4 @@
-"""Comparison of a classifier with other runs by number of labels, and of a distilled one with its teacher."""
+"""Compare a classifier with other runs by number of labels, and a distilled one with its teacher."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from ssl_vision.reports.run_folder import (
 
 @dataclass(frozen=True)
 class Agreement:
-    """Counts of images.
+    """Numbers of images by agreement of student and teacher.
 
     Attributes:
-        images: all.
-        same: with the same predicted class.
-        both_right: right by both.
-        student_only: right by the student alone.
-        teacher_only: right by the teacher alone.
-        same_mistake: wrong by both, with the same class.
-        other_mistake: wrong by both, with different classes.
+        images: All images.
+        same: Images with the same predicted class.
+        both_right: Images that both classify correctly.
+        student_only: Images that only the student classifies correctly.
+        teacher_only: Images that only the teacher classifies correctly.
+        same_mistake: Images that both misclassify as the same class.
+        other_mistake: Images that both misclassify as different classes.
     """
 
     images: int
@@ -52,7 +52,7 @@ class Agreement:
 
 
 def compare_predictions(student: Predictions, teacher: Predictions) -> Agreement:
-    """Counts over images that both have predicted, of the same classes."""
+    """Count the agreement on images that both have predicted, with the same classes."""
     given, taught, labels = student.predicted, teacher.predicted, student.labels
     right, also_right, same = given == labels, taught == labels, given == taught
 
@@ -71,7 +71,7 @@ def compare_predictions(student: Predictions, teacher: Predictions) -> Agreement
 
 
 def agreement(run: RunFolder, evaluations: list[Evaluated]) -> str:
-    """The section of a distilled network: its answers beside its teacher's on the images it was evaluated on."""
+    """Return the section of a distilled network: its predictions beside its teacher's on the evaluated images."""
     title, teacher = "Teacher and student", Path(str(run.settings.config["teacher"]))
     if not evaluations:
         return page.section(title, page.paragraph("The student has not been evaluated."))
@@ -131,13 +131,13 @@ _APART = 1.3  # ratio of numbers that can be written beside each other
 
 @dataclass(frozen=True)
 class Point:
-    """A run among others.
+    """One run of a comparison.
 
     Attributes:
-        run: its folder.
-        group: how it was trained, the labels and the seed aside.
-        labels: how many it has seen.
-        top1: its accuracy in percent.
+        run: Run folder.
+        group: Training settings, apart from labels and seed.
+        labels: Number of labels seen in training.
+        top1: Accuracy in percent.
     """
 
     run: Path
@@ -147,10 +147,10 @@ class Point:
 
 
 def find_runs(run: Path, compare: Sequence[Path] | None) -> list[Path]:
-    """The runs to compare: those given, and the runs in folders given; by default the runs beside this one.
+    """Find the runs to compare: those given, and the runs in folders given; by default the runs beside this one.
 
     Raises:
-        UserError: one that was given is no run, and holds none.
+        UserError: A given folder is not a run, and contains none.
     """
     found: list[Path] = []
     for place in [run.resolve().parent] if compare is None else compare:
@@ -164,12 +164,12 @@ def find_runs(run: Path, compare: Sequence[Path] | None) -> list[Path]:
 
 
 def collect(run: RunFolder, evaluated: Evaluated, compare: Sequence[Path] | None) -> list[Point]:
-    """The run and all others that were evaluated on the same images, and whose number of labels is known.
+    """Collect the run and all others that were evaluated on the same images and whose number of labels is known.
 
-    A folder beside this one that turns out not to be a run of a classifier is passed over; one that was given is not.
+    Folders beside this one that are not runs of classifiers are skipped; given ones are not.
 
     Raises:
-        UserError: a run that was given cannot be read.
+        UserError: A given run cannot be read.
     """
     points = []
     for folder in dict.fromkeys([run.path.resolve(), *find_runs(run.path, compare)]):
@@ -189,7 +189,7 @@ def collect(run: RunFolder, evaluated: Evaluated, compare: Sequence[Path] | None
 
 
 def group_of(settings: RunSettings) -> str:
-    """How a classifier was trained, the labels and the seed aside."""
+    """Describe the training of a classifier, apart from labels and seed."""
     config = settings.config
     encoder = config["encoder"]
     width = "" if encoder.get("width", 1.0) == 1 else f" {encoder['width']:g}x"
@@ -203,7 +203,7 @@ def group_of(settings: RunSettings) -> str:
 
 
 def comparison(run: RunFolder, evaluated: Evaluated, points: Sequence[Point]) -> list[str]:
-    """The section; nothing, where there is no other run. With one number of labels a figure would show nothing more."""
+    """Return the section; empty without another run. With a single number of labels it has no figure."""
     if len(points) < 2:
         return []
     several = len({p.labels for p in points}) > 1
@@ -226,7 +226,7 @@ def comparison(run: RunFolder, evaluated: Evaluated, points: Sequence[Point]) ->
 
 
 def comparison_figure(points: Sequence[Point], this: Path) -> Figure:
-    """Accuracy over labels, a colour for each way of training."""
+    """Draw accuracy over labels, in one colour per group."""
     groups = list(dict.fromkeys(p.group for p in points))
     figure = new_figure(9.6, max(3.4, 0.3 * len(groups) + 1.2))
     axes = figure.subplots()
@@ -248,7 +248,7 @@ def comparison_figure(points: Sequence[Point], this: Path) -> Figure:
 
 
 def _apart(counts: Sequence[int]) -> list[int]:
-    """The ascending counts, without those whose names would fall on the one before."""
+    """Return the ascending counts, without those whose tick labels would overlap the previous one."""
     kept: list[int] = []
     for count in counts:
         if not kept or count >= _APART * kept[-1]:
@@ -257,7 +257,7 @@ def _apart(counts: Sequence[int]) -> list[int]:
 
 
 def _draw_group(axes: Axes, points: Sequence[Point], this: Path, *, colour: str) -> tuple[str, float]:
-    """Colour and last mean of a group that was drawn."""
+    """Draw a group; return its colour and last mean."""
     counts = sorted({p.labels for p in points})
     means = {count: statistics.mean(p.top1 for p in points if p.labels == count) for count in counts}
     axes.plot(list(means), list(means.values()), color=colour, linewidth=1.8)
@@ -271,7 +271,7 @@ def _draw_group(axes: Axes, points: Sequence[Point], this: Path, *, colour: str)
 
 
 def _name_groups(axes: Axes, ends: Mapping[str, tuple[str, float]]) -> None:
-    """Names beside the axes, in the order of the lines' ends."""
+    """Write the labels beside the axes, in the order of the ends of the lines."""
     ordered = sorted(ends.items(), key=lambda end: -end[1][1])
     for place, (group, (colour, _)) in enumerate(ordered):
         axes.annotate(
@@ -281,7 +281,7 @@ def _name_groups(axes: Axes, ends: Mapping[str, tuple[str, float]]) -> None:
 
 
 def _start(model: str) -> str:
-    """The run that a network was pre-trained in, without the number of its seed."""
+    """Return the name of the pre-training run, without the number of its seed."""
     parts = Path(model).parts
     epoch = ""
     if len(parts) > 2 and parts[-2] == "models":

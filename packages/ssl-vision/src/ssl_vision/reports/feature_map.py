@@ -1,4 +1,4 @@
-"""A map of features by PCA and t-SNE: every image a point, similar ones close together."""
+"""Map of features by PCA and t-SNE: every image is a point, similar ones are close together."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _PCA_DIMENSIONS = 50
 
 
 def layout(features: NDArray[np.float32], *, seed: int) -> tuple[NDArray[np.float64], str]:
-    """Positions ``[N, 2]`` of features ``[N, D]``, and how they were found in words.
+    """Compute positions ``[N, 2]`` of features ``[N, D]``, and describe the method.
 
     Features are scaled to length 1, as for nearest neighbours; PCA leaves at most 50 dimensions, t-SNE two, starting
     from the first two of PCA. A function of features and seed: it runs on one thread, because sums of several have no
     fixed order.
 
     Raises:
-        UserError: fewer than five images.
+        UserError: There are fewer than five images.
     """
     if len(features) < _FEWEST:
         raise UserError(f"a map needs at least {_FEWEST} images, found {len(features)}")
@@ -55,7 +55,7 @@ def layout(features: NDArray[np.float32], *, seed: int) -> tuple[NDArray[np.floa
 def draw_map(
     axes: Axes, positions: NDArray[np.float64], labels: NDArray[np.int64] | None, classes: Sequence[str]
 ) -> None:
-    """Points coloured by class, the legend beside them; of more than twenty classes the largest are named."""
+    """Draw points coloured by class, with a legend; of more than twenty classes the largest are named."""
     axes.set_axis_off()
     axes.margins(0.02)  # t-SNE has no scale of its own: the map fills its frame
     size = float(np.clip(9000 / len(positions), 4, 36))
@@ -92,7 +92,7 @@ def map_figure(
     title: str,
     caption: str,
 ) -> Figure:
-    """The map with its title and, beneath, what it shows and how it was made."""
+    """Return the map as a figure with title and caption."""
     figure = new_figure(8, 6.8)
     figure.set_facecolor(PAPER)
     draw_map(figure.subplots(), positions, labels, classes)

@@ -18,10 +18,10 @@ _TITLE_WIDTH = 100  # letters of titles beside each other
 
 
 def pretraining_panels(batch_size: int, *, memory: int = 0) -> tuple[Panel, ...]:
-    """Loss, contrastive accuracy and learning rate of pre-training.
+    """Return panels of loss, contrastive accuracy and learning rate of pre-training.
 
-    By chance: loss ``ln(2N - 1 + M)`` and accuracy ``1/N`` for batches of N images and a memory of M; a batch size of 0
-    is SuNCEt alone.
+    Chance level: loss ``ln(2N - 1 + M)`` and accuracy ``1/N`` for batches of N images and a memory of M. A batch size
+    of 0 means SuNCEt alone.
     """
     loss = Panel("Loss", {"nt_xent": "NT-Xent", "suncet": "SuNCEt"})
     if not batch_size:
@@ -40,13 +40,13 @@ def draw_accuracies(
     *,
     chance: float | None = None,
 ) -> None:
-    """Top-1 accuracy in percent over epochs, one evaluation per axes; dashed: that of raw pixels.
+    """Draw top-1 accuracy in percent over epochs, one evaluation per axes; dashed: raw pixels.
 
     Args:
-        panels: at least as many axes as curves; those left over become invisible.
-        curves: evaluation -> epoch -> accuracy.
-        baselines: evaluation -> accuracy of raw pixels.
-        chance: accuracy in percent of guessing among the classes; None draws no line.
+        panels: Axes, at least as many as curves; unused ones become invisible.
+        curves: Evaluation -> epoch -> accuracy.
+        baselines: Evaluation -> accuracy of raw pixels.
+        chance: Chance level in percent; None draws no line.
     """
     width = _TITLE_WIDTH // accuracy_grid(len(curves))[1]
     for axes in panels[len(curves) :]:
@@ -80,7 +80,7 @@ def accuracy_figure(
     *,
     chance: float | None = None,
 ) -> Figure:
-    """`draw_accuracies` as a figure."""
+    """Return `draw_accuracies` as a figure."""
     rows, columns = accuracy_grid(len(curves))
     figure = new_figure(9.6, 2.8 * rows)
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
@@ -89,13 +89,13 @@ def accuracy_figure(
 
 
 def accuracy_grid(count: int) -> tuple[int, int]:
-    """Rows and columns of a figure with so many panels of accuracies."""
+    """Return rows and columns of a figure with this number of accuracy panels."""
     columns = 2 if count in (1, 2, 4) else 3
     return math.ceil(count / columns), columns
 
 
 def _beside(axes: Axes, y: float, text: str, *, colour: str, above: bool) -> None:
-    """A line to the right of the axes, growing away from the other one there."""
+    """Write a line to the right of the axes, growing away from the other one."""
     axes.annotate(
         text, (1, y), xycoords=axes.get_yaxis_transform(), xytext=(4, 0), textcoords="offset points",
         va="bottom" if above else "top", fontsize=8.5, color=colour, annotation_clip=False, linespacing=1.1,
@@ -103,7 +103,7 @@ def _beside(axes: Axes, y: float, text: str, *, colour: str, above: bool) -> Non
 
 
 def draw_reliability(above: Axes, below: Axes, calibration: Calibration) -> None:
-    """Above, the accuracy of the images in each bin of confidence, and as dashes what it should be; below, how many."""
+    """Draw the accuracy per bin of confidence, dashed the ideal one; below, the number of images."""
     width = 1 / len(calibration.bins)
     filled = [b for b in calibration.bins if b.accuracy is not None]
     plain_axes(above, "Accuracy by confidence")
@@ -130,7 +130,7 @@ def draw_reliability(above: Axes, below: Axes, calibration: Calibration) -> None
 
 
 def reliability_figure(calibration: Calibration) -> Figure:
-    """`draw_reliability` as a figure."""
+    """Return `draw_reliability` as a figure."""
     figure = new_figure(4.8, 4.8)
     above, below = figure.subplots(2, 1, height_ratios=[3, 1])
     draw_reliability(above, below, calibration)

@@ -1,4 +1,4 @@
-"""A run in one picture: curves above, views and nearest neighbours below."""
+"""Overview of a run in one figure: curves above, views and nearest neighbours below."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def run_picture(
     accuracies: Mapping[str, Mapping[float, float]],
     baselines: Mapping[str, float],
 ) -> Figure:
-    """The figure.
+    """Draw the overview.
 
     Args:
-        run: whose curves are drawn.
-        sheets: views and neighbours.
-        accuracies: evaluation -> epoch -> top-1 in percent; may be empty.
-        baselines: evaluation -> top-1 of raw pixels.
+        run: Run whose curves are drawn.
+        sheets: Views and neighbours.
+        accuracies: Evaluation -> epoch -> top-1 in percent; may be empty.
+        baselines: Evaluation -> top-1 of raw pixels.
     """
     neighbours = sheets.neighbours or []
     rows = max(len(sheets.views), len(neighbours))
@@ -79,7 +79,7 @@ def _neighbours(part: SubFigure, rows: Sequence[NeighbourRow]) -> None:
 
 
 def _show(axes: Axes, picture: Picture, caption: str) -> None:
-    """An image with its pixels as they are, and a line beneath."""
+    """Draw an image without smoothing, with a caption."""
     axes.set_axis_off()
     axes.imshow(np.asarray(to_image(picture.pixels)), interpolation="nearest")
     axes.text(0.5, -0.04, caption, transform=axes.transAxes, ha="center", va="top", fontsize=7.5, color=MUTED)

@@ -26,7 +26,7 @@ Kind = Literal["pretrain", "finetune", "distill"]
 
 @dataclass(frozen=True)
 class RunSettings:
-    """The settings of a run that a report works with; `config` holds all of them, `kind` is the command."""
+    """Settings of a run that a report uses; `config` holds all of them, `kind` is the command."""
 
     kind: Kind
     config: Mapping[str, Any]
@@ -40,42 +40,42 @@ class RunSettings:
 
     @property
     def augment(self) -> AugmentOptions:
-        """The family of views, of a run of `pretrain`."""
+        """Family of views of a run of `pretrain`."""
         return AugmentOptions(**self.config["augment"])
 
     @property
     def channels(self) -> int:
-        """Channels of the images."""
+        """Number of channels of the images."""
         return int(self.config["encoder"].get("channels", 3))
 
     @property
     def read(self) -> ReadOptions:
-        """How image files are read."""
+        """Options for reading image files."""
         return ReadOptions(**(self.config.get("read") or {}))
 
     @property
     def memory(self) -> int:
-        """Projections that SimCLRv2's memory keeps, of a run of `pretrain`; 0: there is none."""
+        """Size of SimCLRv2's memory, of a run of `pretrain`; 0: no memory."""
         return int((self.config.get("memory") or {}).get("size", 0))
 
     @property
     def labels(self) -> str | None:
-        """The label file; None where no list says which labels may be seen."""
+        """Label file; None if all labels are used."""
         named = self.config.get("labels")
         return None if named is None else str(named)
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run as it lies on disk, finished or not.
+    """Content of a run folder, finished or not.
 
     Attributes:
-        path: of the folder.
-        settings: of the run.
-        records: the lines of ``metrics.jsonl``.
-        sessions: where and how it was started, each time.
-        seconds: spent in training steps; None when nothing was logged.
-        bad_files: images that could not be read, and why.
+        path: Run folder.
+        settings: Settings of the run.
+        records: Records of ``metrics.jsonl``.
+        sessions: Hardware and software of each start.
+        seconds: Time spent in training steps; None if nothing was logged.
+        bad_files: Unreadable images with the reason.
     """
 
     path: Path
@@ -87,22 +87,22 @@ class RunFolder:
 
     @property
     def has_model(self) -> bool:
-        """Whether training has ended and left its model."""
+        """Whether training has finished and written its model."""
         return (self.path / "model" / "model.json").is_file()
 
     @property
     def epoch(self) -> float:
-        """How far training has come, by its last record."""
+        """Epoch of the last record."""
         return float(self.records[-1].get("epoch", 0)) if self.records else 0.0
 
 
 @dataclass(frozen=True)
 class RunScore:
-    """A score and whose it is.
+    """Score of one model.
 
     Attributes:
-        epoch: of the model; None for raw pixels.
-        score: as evaluation wrote it.
+        epoch: Epoch of the model; None for raw pixels.
+        score: Score of the evaluation.
     """
 
     epoch: int | None
@@ -110,12 +110,12 @@ class RunScore:
 
     @property
     def protocol(self) -> str:
-        """What distinguishes one way to evaluate from another: the protocol, its data and its settings."""
+        """Key of an evaluation: protocol, data and settings."""
         return json.dumps([self.score.protocol, self.score.data, self.score.settings], sort_keys=True, default=str)
 
 
 def data_name(spec: str) -> str:
-    """A data set as one calls it: the name of a named one, else the last part of its path."""
+    """Return the name of a data set: that of a named one, else the last part of its path."""
     name, colon, _ = spec.partition(":")
     return name if colon and len(name) > 1 else PurePath(spec).name or spec
 
@@ -124,7 +124,7 @@ def open_run(path: Path) -> RunFolder:
     """Read the folder of a run of `ssl-vision pretrain`, `finetune` or `distill`.
 
     Raises:
-        UserError: it is none, or its files are damaged.
+        UserError: It is not a run folder, or its files are damaged.
     """
     record = read_record(path, made_by="`ssl-vision pretrain`, `finetune` or `distill`")
     return RunFolder(
@@ -138,12 +138,12 @@ def open_run(path: Path) -> RunFolder:
 
 
 def read_scores(run: RunFolder) -> list[RunScore]:
-    """Every score of features under ``RUN/evaluation`` and ``RUN/models/epoch-*/evaluation``.
+    """Read every score of features under ``RUN/evaluation`` and ``RUN/models/epoch-*/evaluation``.
 
-    Raw pixels come first, then models by epoch. What `evaluate` says of a classifier is left to `read_evaluations`.
+    Raw pixels come first, then models by epoch. Evaluations of classifiers are read by `read_evaluations`.
 
     Raises:
-        UserError: a file there is no score.
+        UserError: A file is not a score.
     """
     found = []
     for file in sorted(run.path.glob("evaluation/[!.]*.json")):
@@ -182,7 +182,7 @@ def _settings(file: Path, config: Mapping[str, Any]) -> RunSettings:
 
 
 def _kind(config: Mapping[str, Any]) -> Kind:
-    """The command whose configuration this is, by the setting that only it has."""
+    """Identify the command of a configuration by the setting that only it has."""
     settings: dict[str, Kind] = {"teacher": "distill", "from_layer": "finetune", "augment": "pretrain"}
     kind = next((kind for setting, kind in settings.items() if setting in config), None)
     if kind is None:
@@ -197,8 +197,8 @@ class Evaluated:
     """An evaluation of a classifier.
 
     Attributes:
-        file: the JSON file.
-        score: its numbers.
+        file: JSON file.
+        score: Score in it.
     """
 
     file: Path
@@ -206,30 +206,30 @@ class Evaluated:
 
     @property
     def name(self) -> str:
-        """The images in words."""
+        """Name of the images."""
         seen = " (validated on in training)" if self.score.validation_share else ""
         return f"{data_name(self.score.data)}, split {self.score.split}{seen}"
 
     @property
     def images(self) -> tuple[str, str]:
-        """Which images: scores of the same ones may be compared."""
+        """Key of the images; scores of the same images can be compared."""
         return self.score.data, self.score.split
 
     def predictions(self) -> Predictions | None:
-        """The probabilities beside it; None if the file was taken away.
+        """Read the probabilities beside it; None if the file is missing.
 
         Raises:
-            UserError: it is damaged.
+            UserError: The file is damaged.
         """
         file = self.file.with_name(f"{self.file.stem}-predictions.npz")
         return read_predictions(file) if file.is_file() else None
 
 
 def read_evaluations(run: Path) -> list[Evaluated]:
-    """Every evaluation in ``RUN/evaluation``, the one on most images first.
+    """Read every evaluation in ``RUN/evaluation``, the one with most images first.
 
     Raises:
-        UserError: a damaged file.
+        UserError: A file is damaged.
     """
     found = [(file, read_classifier_score(file)) for file in sorted(run.glob("evaluation/[!.]*.json"))]
     evaluated = [Evaluated(file, score) for file, score in found if score is not None]
@@ -240,9 +240,9 @@ _DEEPEST = 5  # teachers of teachers
 
 
 def count_labels(settings: RunSettings, *, depth: int = 0) -> int | None:
-    """Labelled images that a run has learnt from; of a distilled one, those of its teacher or its own, if more.
+    """Count the labelled images of training; for a distilled network those of its teacher or its own, if more.
 
-    None where that cannot be found out, because a label file, data or the teacher's run are gone.
+    None where the number is unknown because a label file, the data or the teacher's run are missing.
     """
     if settings.kind != "distill":
         return _listed(settings)
@@ -256,7 +256,7 @@ def count_labels(settings: RunSettings, *, depth: int = 0) -> int | None:
 
 
 def run_of(model: Path) -> Path:
-    """The run that a model folder lies in."""
+    """Return the run folder of a model folder."""
     return model.parent if model.name == "model" else model
 
 

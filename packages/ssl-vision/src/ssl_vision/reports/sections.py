@@ -1,4 +1,4 @@
-"""Sections of the report of pre-training: training curves, accuracies, views, nearest neighbours, settings."""
+"""Sections of the pre-training report: training curves, accuracies, views, nearest neighbours, settings."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _FEWEST_IMAGES = 16  # in a batch, below which a right guess is too likely
 
 
 def title(settings: RunSettings) -> str:
-    """What was run, in a few words."""
+    """Return the title of the report."""
     return f"{method(settings)} pre-training of {settings.encoder} on {data_name(settings.data)}"
 
 
 def method(settings: RunSettings) -> str:
-    """The method of pre-training: SimCLR, SuNCEt or both."""
+    """Return the method of pre-training: SimCLR, SuNCEt or both."""
     suncet = (settings.config.get("suncet") or {}).get("classes_per_batch", 0)
     simclr = "SimCLR with a memory" if settings.memory else "SimCLR"
     return " + ".join([*([simclr] if settings.batch_size else []), *(["SuNCEt"] if suncet else [])])
 
 
 def header(run: RunFolder, *, images: int | None, accuracies: Mapping[str, float]) -> str:
-    """The title, what was done in two sentences, and the numbers a reader wants first."""
+    """Return the title, a summary in two sentences, and the headline numbers."""
     s = run.settings
     text = (
         f"A network trained on {f'{images:,} images' if images else 'images'} without their labels: it learns to tell "
@@ -56,7 +56,7 @@ def header(run: RunFolder, *, images: int | None, accuracies: Mapping[str, float
 
 
 def untrained(run: RunFolder) -> str:
-    """A warning where the views of an image are found no better at the end than by guessing; else nothing."""
+    """Return a warning if the contrastive accuracy stays at chance level; else nothing."""
     found = [record["contrastive_accuracy"] for record in run.records if "contrastive_accuracy" in record][-_LAST:]
     images = run.settings.batch_size
     if len(found) < _LAST or images < _FEWEST_IMAGES or sum(found) / len(found) > _GUESSING / images:
@@ -68,7 +68,7 @@ def untrained(run: RunFolder) -> str:
 
 
 def opening(run: RunFolder, title: str, text: str, numbers: Mapping[str, str]) -> str:
-    """A title, a text that also says whether the run has ended, and numbers, to which those of any run are added."""
+    """Return title, summary with the state of the run, and headline numbers, to which common ones are added."""
     if not run.has_model:
         text += f" Training has not ended: {run.epoch:.4g} epochs are done."
     numbers = dict(numbers)
@@ -85,7 +85,7 @@ def opening(run: RunFolder, title: str, text: str, numbers: Mapping[str, str]) -
 
 
 def training(run: RunFolder) -> str:
-    """Curves of what was logged."""
+    """Return the curves of the logged values."""
     if not run.records:
         return nothing_logged()
     panels = pretraining_panels(run.settings.batch_size, memory=run.settings.memory)
@@ -106,12 +106,12 @@ def training(run: RunFolder) -> str:
 
 
 def nothing_logged() -> str:
-    """The section of curves of a run that has only just begun."""
+    """Return the curves section of a run without records."""
     return page.section("Training", page.paragraph("Nothing has been logged yet."))
 
 
 def views(sheets: Sheets, *, pairs: bool = True) -> str:
-    """Images beside the pairs of views that training draws from them, or without pairs (SuNCEt alone) beside others."""
+    """Return images beside the views that training draws from them."""
     head = '<th scope="col" class="first">image</th>' + "".join(
         f'<th scope="colgroup" colspan="2" class="pair">epoch {epoch + 1}</th>' for epoch in sheets.epochs
     )
@@ -137,7 +137,7 @@ def views(sheets: Sheets, *, pairs: bool = True) -> str:
 
 
 def neighbours(sheets: Sheets, *, data: str, split: str) -> str:
-    """Queries beside the images most similar to them."""
+    """Return queries beside the most similar images."""
     rows = sheets.neighbours
     if rows is None:
         return missing("Nearest neighbours", "There is no trained model yet.")
@@ -163,12 +163,12 @@ def neighbours(sheets: Sheets, *, data: str, split: str) -> str:
 
 
 def missing(name: str, reason: str) -> str:
-    """A section that could not be made, and why."""
+    """Return a section that could not be created, with the reason."""
     return page.section(name, page.paragraph(reason))
 
 
 def settings(run: RunFolder) -> str:
-    """The resolved configuration, those that differ from the defaults in bold, and the command that repeats the run."""
+    """Return the resolved configuration, with changed settings in bold, and the command that repeats the run."""
     kind = run.settings.kind
     command = getattr(importlib.import_module(f"ssl_vision.commands.{kind}"), kind)
     again = f"ssl-vision {kind} --config {shlex.quote(str(run.path / 'config.yaml'))} --out runs/again"
@@ -176,7 +176,7 @@ def settings(run: RunFolder) -> str:
 
 
 def surroundings(run: RunFolder) -> str:
-    """On what the run was trained, and by what the report was written."""
+    """Return hardware and software of the run, and the software that wrote the report."""
     return sections.surroundings(run.settings.config, run.sessions, packages=("ssl-vision", "torchvision"))
 
 
@@ -190,7 +190,7 @@ def _bad_files(found: Mapping[int, str]) -> list[str]:
 
 
 def _captioned(picture: Picture, *, like: str | None = None, more: str = "") -> str:
-    """An image with its class and a number beneath; with `like`, whether the classes agree."""
+    """Return an image with class and number as caption; with `like`, marked by agreement of the classes."""
     label = page.image(picture.pixels, label=picture.label or picture.path)
     lines = []
     if picture.label is not None:
@@ -209,13 +209,13 @@ _NAMES = {"knn": "nearest neighbours", "linear": "linear classifier"}
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way to evaluate, and what it found: the column of a table, the curve of a figure.
+    """Evaluation protocol with its scores: the column of a table, the curve of a figure.
 
     Attributes:
-        name: in words.
-        example: one of its scores, for what they have in common.
-        by_epoch: epoch -> score.
-        pixels: the score of raw pixels.
+        name: Name for display.
+        example: One of its scores, for their common settings.
+        by_epoch: Epoch -> score.
+        pixels: Score of raw pixels.
     """
 
     name: str
@@ -225,7 +225,7 @@ class Protocol:
 
 
 def by_protocol(scores: Sequence[RunScore]) -> list[Protocol]:
-    """Scores that may be compared with each other: of one protocol, one data set, the same settings."""
+    """Group scores that can be compared: of one protocol, one data set and the same settings."""
     groups: dict[str, list[RunScore]] = {}
     for score in scores:
         groups.setdefault(score.protocol, []).append(score)
@@ -241,7 +241,7 @@ def by_protocol(scores: Sequence[RunScore]) -> list[Protocol]:
 
 
 def _names(scores: Sequence[Score]) -> list[str]:
-    """Protocols in words: with the data where that tells two apart, and a number where it does not."""
+    """Name the protocols: with the data where that distinguishes two, and a number where it does not."""
     names = [_NAMES.get(score.protocol, score.protocol) for score in scores]
     names = [
         f"{name}, {data_name(score.data)}" if names.count(name) > 1 else name
@@ -251,13 +251,13 @@ def _names(scores: Sequence[Score]) -> list[str]:
 
 
 def final_accuracies(run: RunFolder, protocols: Sequence[Protocol]) -> dict[str, float]:
-    """Top-1 of the trained model, in percent, by protocol."""
+    """Return the top-1 accuracy of the trained model in percent, by protocol."""
     last = run.settings.epochs
     return {p.name: p.by_epoch[last].score.top1 for p in protocols if last in p.by_epoch}
 
 
 def accuracy_curves(protocols: Sequence[Protocol]) -> tuple[dict[str, dict[float, float]], dict[str, float]]:
-    """Curves over epochs of the protocols with at least two, and the accuracy of raw pixels under them."""
+    """Return curves over epochs of the protocols with at least two, and the accuracy of raw pixels."""
     several = [p for p in protocols if len(p.by_epoch) > 1]
     curves = {p.name: {float(e): s.score.top1 for e, s in p.by_epoch.items()} for p in several}
     return curves, {p.name: p.pixels.score.top1 for p in several if p.pixels is not None}
@@ -266,7 +266,7 @@ def accuracy_curves(protocols: Sequence[Protocol]) -> tuple[dict[str, dict[float
 def scores_section(
     run: RunFolder, protocols: Sequence[Protocol], *, encoder_hash: str | None, title: str = "Evaluation"
 ) -> str:
-    """The section; `encoder_hash` is of the model that is in the folder now."""
+    """Return the section of scores; `encoder_hash` identifies the model in the folder."""
     if not protocols:
         return page.section(
             title,

@@ -1,4 +1,4 @@
-"""Sheets of images: the views that training draws, and nearest neighbours under the trained encoder."""
+"""Image sheets: the views that training draws, and nearest neighbours under the trained encoder."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _LOOKED_THROUGH = 5000
 
 @dataclass(frozen=True)
 class Picture:
-    """An image with what is known about it; pixels uint8 or [0, 1] float ``[3, H, W]``.
+    """An image with its description; pixels uint8 or [0, 1] float ``[3, H, W]``.
 
-    Of other than 3 channels, one is shown in grey, and of several the first three in false colours, stretched between
-    their 2nd and 98th percentile.
+    An image with another number of channels is shown in grey (one), or its first three in false colours, stretched
+    between their 2nd and 98th percentile.
     """
 
     pixels: Tensor
@@ -38,7 +38,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class ViewRow:
-    """An image and, for every epoch of the sheet, its pair of views."""
+    """An image and its pair of views in every epoch of the sheet."""
 
     original: Picture
     pairs: list[tuple[Tensor, Tensor]]
@@ -46,7 +46,7 @@ class ViewRow:
 
 @dataclass(frozen=True)
 class NeighbourRow:
-    """A query and the images most similar to it, with their cosine similarities, most similar first."""
+    """A query and the most similar images with their cosine similarities, most similar first."""
 
     query: Picture
     nearest: list[tuple[Picture, float]]
@@ -54,7 +54,7 @@ class NeighbourRow:
 
 @dataclass(frozen=True)
 class Sheets:
-    """Both sheets of a run; `epochs`, from 0, are those of the views, `bank` how many images neighbours were sought in.
+    """Both sheets of a run: `epochs`, from 0, of the views, and `bank`, the number of images searched for neighbours.
 
     Without a trained model there are no neighbours.
     """
@@ -75,16 +75,16 @@ def make_sheets(
     seed: int,
     without: Collection[int] = (),
 ) -> Sheets:
-    """Views of random images in the first two epochs and the last, and the neighbours of random images.
+    """Draw views of random images in the first two epochs and the last, and find neighbours of random images.
 
     Args:
-        settings: of the run, which decide how views are drawn.
-        images: to choose from.
-        model: under which images are alike.
-        rows: images on either sheet.
-        bank: the most images to look for neighbours in.
-        seed: of the choices.
-        without: images to leave out, because they cannot be read.
+        settings: Settings of the run, for the views.
+        images: Images to choose from.
+        model: Model whose features are compared.
+        rows: Number of images on each sheet.
+        bank: Largest number of images to search for neighbours.
+        seed: Seed of the choices.
+        without: Unreadable images to leave out.
     """
     epochs = sorted({0, 1, settings.epochs - 1} & set(range(settings.epochs)))
     views = draw_views(images, settings, choose_images(images, rows, seed=seed, without=without), epochs)
@@ -96,7 +96,7 @@ def make_sheets(
 
 
 def draw_views(images: ImageSet, settings: RunSettings, indices: Sequence[int], epochs: Sequence[int]) -> list[ViewRow]:
-    """The views of these images in these epochs, from 0: the same pixels that the run trains on."""
+    """Draw the views of these images in these epochs, from 0: the same pixels as in training."""
     augment = build_augment(settings.augment, settings.image_size)
     seed = derive(settings.seed, "views")  # as `pretrain` seeds its views
     rows = []
@@ -116,7 +116,7 @@ def draw_views(images: ImageSet, settings: RunSettings, indices: Sequence[int], 
 def find_neighbours(
     model: LoadedModel, images: ImageSet, queries: Sequence[int], *, count: int = 5, batch_size: int = 512
 ) -> list[NeighbourRow]:
-    """For every query the `count` most similar other images of the set under the model."""
+    """Find the `count` most similar other images of the set for every query, under the model."""
     similarity, index = nearest(extract(model, images, batch_size=batch_size).cpu(), torch.tensor(queries), count)
     return [
         NeighbourRow(
@@ -128,9 +128,9 @@ def find_neighbours(
 
 
 def nearest(features: Tensor, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Cosine similarity and index, each ``[Q, count]``, of the rows most similar to rows `queries`, these left out.
+    """Return cosine similarity and index, each ``[Q, count]``, of the other rows most similar to rows `queries`.
 
-    Of equally similar rows the first comes first; with fewer than ``count + 1`` rows, all others are returned.
+    Ties are in the order of the rows; with fewer than ``count + 1`` rows, all others are returned.
     """
     unit = F.normalize(features.float(), dim=1)
     similarity = unit[queries] @ unit.T
@@ -141,7 +141,7 @@ def nearest(features: Tensor, queries: Tensor, count: int) -> tuple[Tensor, Tens
 
 
 def choose_images(images: ImageSet, count: int, *, seed: int, without: Collection[int] = ()) -> list[int]:
-    """Images to show: random ones, of as many different classes as there are, none of those `without`."""
+    """Choose random images of as many different classes as possible, without those in `without`."""
     order = permutation(derive(seed, "show"), len(images))[:_LOOKED_THROUGH].tolist()
     rank = dict.fromkeys(range(-1, len(images.classes)), 0)
     turns = []
@@ -154,7 +154,7 @@ def choose_images(images: ImageSet, count: int, *, seed: int, without: Collectio
 
 
 def choose_bank(images: ImageSet, count: int, *, seed: int, without: Collection[int] = ()) -> Subset:
-    """At most `count` random images of a set, in its order, none of those `without`."""
+    """Choose at most `count` random images of a set, in its order, without those in `without`."""
     order = permutation(derive(seed, "bank"), len(images)).tolist()
     return Subset(images, sorted([i for i in order if i not in without][:count]))
 
@@ -169,7 +169,7 @@ def _picture(images: ImageSet, index: int) -> Picture:
 
 
 def displayable(pixels: Tensor) -> Tensor:
-    """Three channels of an image ``[C, H, W]`` that can be shown; see `Picture`."""
+    """Convert an image ``[C, H, W]`` to three channels for display; see `Picture`."""
     if len(pixels) == 3:
         return pixels
     shown = pixels[:3] if len(pixels) > 3 else pixels[:1]

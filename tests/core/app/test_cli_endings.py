@@ -73,7 +73,7 @@ def test_failures_of_the_machine_are_one_line_with_the_way_on(
     assert run("toy", VERBS, ["fit", "my data", "--seed", "3"], version="1") == 1
     err = capsys.readouterr().err
     assert said in err
-    assert err.endswith(", then go on by\n  toy fit 'my data' --seed 3 --resume\n")
+    assert err.endswith(", then resume with\n  toy fit 'my data' --seed 3 --resume\n")
     assert run("toy", VERBS, ["fit", "d", "--resume"], version="1") == 1
     assert capsys.readouterr().err.endswith("\n  toy fit d --resume\n")
 

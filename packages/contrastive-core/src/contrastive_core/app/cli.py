@@ -225,7 +225,7 @@ def _run_verb(prog: str, verb: Verb, words: Sequence[str], *, configs: str | Non
         problem = advice(error)
         if problem is None:
             raise
-        again = f", then go on by\n  {resume_line(prog, words)}" if "run.resume" in flags.types else ""
+        again = f", then resume with\n  {resume_line(prog, words)}" if "run.resume" in flags.types else ""
         raise UserError(f"{problem}{again}") from error
     if isinstance(result, int):
         return result

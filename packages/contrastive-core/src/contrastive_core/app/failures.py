@@ -16,7 +16,7 @@ _ADVICE = {
     errno.EPERM: "You have no permission; change it, or choose another place",
     errno.ENAMETOOLONG: "The name is too long for the file system; choose a shorter one",
     errno.ENOTDIR: "A part of the path is a file; choose another place",
-    errno.EIO: "The disk reports an error; copy what is on it to another one",
+    errno.EIO: "The disk reports an error; copy its files to another one",
     errno.ESTALE: "The network file system has lost the file; mount it again",
     errno.EMFILE: "Too many files are open; raise the limit (ulimit -n) or use fewer --workers",
     errno.ENFILE: "Too many files are open; raise the limit (ulimit -n) or use fewer --workers",

@@ -37,7 +37,7 @@ from contrastive_core.training.config import from_plain
 from contrastive_core.training.documents import read_json, reading
 from contrastive_core.training.processes import Processes
 
-# What the safetensors format stores by itself; other types travel as their bytes.
+# Types that the safetensors format stores; others are stored as bytes.
 _PLAIN = {
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
     torch.float16, torch.bfloat16, torch.float32, torch.float64,
@@ -136,7 +136,7 @@ def decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 _OTHER_VERSION = "resume with the version of the program that wrote it"
-# Where a Position stands in a checkpoint, beside the tracked objects.
+# Key of the Position in a checkpoint, beside the tracked objects.
 _POSITION = "_run"
 
 
@@ -198,7 +198,7 @@ class Snapshots:
             Position of the checkpoint; the start if there is none.
 
         Raises:
-            UserError: There are checkpoints, and every one is damaged; or the newest does not hold what is tracked.
+            UserError: There are checkpoints, and every one is damaged, or the newest does not hold the tracked objects.
         """
         path = processes.on_main(lambda: self._newest(say))
         if path is None:
@@ -206,7 +206,9 @@ class Snapshots:
         position = self._load(path)
         say(f"resumed from {path}")
         if position.world_size != processes.world_size:
-            say(f"note: {position.world_size} process(es) wrote it, {processes.world_size} go on")
+            say(
+                f"note: the checkpoint is of {position.world_size} process(es), the run resumes on {processes.world_size}"
+            )
         return position
 
     def bytes_of_one(self) -> int:
@@ -387,7 +389,7 @@ def prune(folder: Path, *, keep: int) -> None:
     """Delete all but the `keep` newest checkpoints, and remains of interrupted writes and deletions."""
     _delete_hidden(folder)
     for _, path in listing(folder)[:-keep]:
-        # Renamed first: a kill in the middle of the deletion leaves no half of a checkpoint under its name.
+        # Renamed first, so that a kill during the deletion leaves no incomplete checkpoint under its name.
         path.rename(path.with_name(f".{path.name}.old"))
     _delete_hidden(folder)
 

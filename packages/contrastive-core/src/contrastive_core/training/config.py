@@ -21,7 +21,7 @@ from contrastive_core.training.documents import read_yaml
 
 T = TypeVar("T")
 
-#: Settings that say where and how a run is executed, not what is computed: a resumed run may change them.
+#: Settings of the execution of a run that do not affect its result; a resumed run may change them.
 FREE_ON_RESUME = frozenset(
     {
         "device",
@@ -92,7 +92,7 @@ class RunOptions:
                 raise UserError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
 
 
-#: Where the run options stand in a configuration, unless a command has given them another name.
+#: Name of the run options in a configuration, unless a command names them otherwise.
 OPTIONS_KEY = "run"
 
 
@@ -138,7 +138,7 @@ def resolve(config: Mapping[str, object], options: RunOptions, *, free: Collecti
     """
     key = next((name for name, value in config.items() if isinstance(value, RunOptions)), OPTIONS_KEY)
     values = {name: plain(value, f"the setting {name}") for name, value in config.items()}
-    # Whether this start resumed is not a setting of the run, and a new run made from its file should not.
+    # Whether this start resumed is not a setting of the run; a new run with this configuration should not resume.
     return Config({**values, key: {**dataclasses.asdict(options), "resume": False}}, key, frozenset(free))
 
 

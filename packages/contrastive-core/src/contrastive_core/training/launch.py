@@ -44,7 +44,7 @@ def make_fabric(options: RunOptions) -> Fabric:
     by construction, and a broadcast would overwrite what the first of two passes has saved for backward.
 
     Raises:
-        UserError: The device does not exist here, or cannot do what is asked.
+        UserError: The device does not exist on this machine, or lacks a requested feature.
     """
     device = _device(options.device)
     if device == "cpu" and options.precision == "16-mixed":

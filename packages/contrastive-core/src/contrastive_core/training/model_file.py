@@ -73,7 +73,7 @@ def load_model(
         if (folder / "config.yaml").is_file():
             raise UserError(
                 f"{folder} holds a run that has not written its model yet (no model/{_CARD}); "
-                "let it end, or go on with it by --resume"
+                "let it finish, or resume it with --resume"
             )
         raise UserError(
             f"{folder} holds no model: expected {_CARD} and {_WEIGHTS} in it, or in a folder 'model' inside it"

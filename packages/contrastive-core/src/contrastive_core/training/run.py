@@ -73,18 +73,18 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file; expected a folder to write the run to")
         self.path.mkdir(parents=True, exist_ok=True)
-        # The configuration is the first file of a run and appears complete, so what lies here without it is not ours.
+        # The configuration is the first file of a run and appears complete: files without it are not those of a run.
         found = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
         if found and not self.config_path.is_file():
             raise UserError(
                 f"{self.path} is not empty (it holds {found[0]}{', ...' if len(found) > 1 else ''}) and not a run "
                 "folder (it holds no config.yaml); expected a new or empty folder. Choose another --out"
             )
-        # A start that failed before its first step (a typing error in a flag) has left nothing that could be lost.
+        # A start that failed before its first step (a typing error in a flag) leaves nothing to lose.
         begun = any((self.path / name).exists() for name in ("metrics.jsonl", "checkpoints"))
         if begun and not resume:
             raise UserError(
-                f"{self.path} already holds a run; expected a new or empty folder. Go on with that run by adding "
+                f"{self.path} already holds a run; expected a new or empty folder. Resume that run with "
                 "--resume, or choose another --out"
             )
         self._lock = files.FolderLock(self.path)
@@ -99,7 +99,7 @@ class RunFolder:
             lines = "\n".join(f"  {line}" for line in changed)
             raise UserError(
                 f"{self.path} holds a run with other settings; in its config.yaml -> now:\n{lines}\n"
-                f"Go on with the settings it has by\n  {resume_command}\nor start a new run with another --out"
+                f"Resume with its settings by\n  {resume_command}\nor start a new run with another --out"
             )
 
     def close(self) -> None:
@@ -371,7 +371,7 @@ class Run:
         self._processes.wait()  # nobody leaves, and makes torchrun end the others, before the checkpoint is complete
         message = f"stopped by {signal.Signals(signum).name} after step {done} of {total}"
         if self.is_main:
-            message += f"; everything is saved in {self.out}. Go on by\n  {self.resume_command}"
+            message += f"; everything is saved in {self.out}. Resume with\n  {self.resume_command}"
         raise Interrupted(message, signum=signum)
 
     def _check_space(self) -> None:
@@ -398,8 +398,8 @@ class Run:
             self._snapshots.save(position)
         except (OSError, safetensors.SafetensorError) as error:
             raise UserError(
-                f"cannot write the checkpoint of step {done} to {self._snapshots.folder}: {error}. Put that right, "
-                f"then go on by\n  {self.resume_command}"
+                f"cannot write the checkpoint of step {done} to {self._snapshots.folder}: {error}. Fix the cause, "
+                f"then resume with\n  {self.resume_command}"
             ) from error
 
     def _close(self) -> None:

@@ -18,7 +18,7 @@ from contrastive_core.rng import derive, permutation
 
 
 class Batches:
-    """Sample indices of every step, shuffled anew in each epoch, the same whatever the number of workers or restarts.
+    """Sample indices of every step, reshuffled in each epoch, independent of the number of workers and of restarts.
 
     Step t belongs to epoch t // steps_per_epoch. The order of an epoch is permutation(derive(seed, "order", epoch), n);
     the global batch is the next batch_size * world_size of it, of which each process takes its own consecutive part, so
@@ -28,9 +28,9 @@ class Batches:
 
     Args:
         n: Number of samples.
-        batch_size: Samples per step of one process.
-        seed: Decides the order.
-        rank: This process, 0 <= rank < world_size.
+        batch_size: Number of samples per step of one process.
+        seed: Seed of the order.
+        rank: Rank of this process, 0 <= rank < world_size.
         world_size: Number of processes.
         start_step: First step to yield.
         total_steps: Step to stop before.
@@ -71,7 +71,7 @@ class Batches:
         self._order = torch.empty(0, dtype=torch.int64)
 
     def at(self, step: int) -> Tensor:
-        """Indices [batch_size] int64 that this process takes in `step`."""
+        """Return the indices int64 [batch_size] of this process in `step`."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, permutation(derive(self._seed, "order", epoch), self._n)
@@ -87,16 +87,16 @@ class Batches:
 
 
 class ClassBatch(NamedTuple):
-    """What one process takes in one step."""
+    """Samples of one process in one step."""
 
     samples: Tensor
-    """Which samples: int64 [n]."""
+    """Indices of the samples: int64 [n]."""
     copy: Tensor
-    """How often the sample has come before in the step's batch, over all processes: int64 [n], 0 the first time."""
+    """Number of earlier occurrences of the sample in the step's batch, over all processes: int64 [n]."""
 
 
 class ClassBatches:
-    """Sample indices of every step: some classes, and as many samples of each, as SuNCEt takes its labelled images.
+    """Sample indices of every step: some classes with equally many samples of each, as for SuNCEt.
 
     The steps go through the classes in a random order, `classes_per_batch` at a time, and then in a new one; classes
     that do not fill a last batch are left out of a round. Whenever a class comes up, it gives its next
@@ -109,11 +109,11 @@ class ClassBatches:
     fixed part of each class's samples; here they are dealt out anew.)
 
     Args:
-        labels: class numbers int64 [N]; only which of them are equal, and their order, matters.
-        classes_per_batch: different classes in a step.
-        samples_per_class: samples of each, over all processes: a multiple of `world_size`.
-        seed: Decides classes and samples.
-        rank: This process, 0 <= rank < world_size.
+        labels: Class numbers int64 [N]; only their equality and order matter.
+        classes_per_batch: Number of different classes in a step.
+        samples_per_class: Number of samples of each, over all processes; a multiple of `world_size`.
+        seed: Seed of classes and samples.
+        rank: Rank of this process, 0 <= rank < world_size.
         world_size: Number of processes.
 
     Raises:
@@ -160,7 +160,7 @@ class ClassBatches:
         self._own = slice(rank * share, (rank + 1) * share)
 
     def at(self, step: int) -> ClassBatch:
-        """The samples that this process takes in `step`, class by class: [batch_size] of each."""
+        """Return the samples of this process in `step`, class by class: [batch_size]."""
         turn, part = divmod(step, self.steps_per_round)
         order = permutation(derive(self._seed, "classes", turn), len(self._members))
         chosen = order[part * self._classes : (part + 1) * self._classes].tolist()
@@ -199,13 +199,13 @@ def make_loader(
         collate_fn=collate,
         pin_memory=pin_memory,
         worker_init_fn=ignore_stop_signals,
-        # A generator of its own: the loader must not draw from the global one, which the steps are seeded by.
+        # A separate generator, because the loader must not draw from the global one, which `steps` seeds.
         generator=torch.Generator().manual_seed(0),
     )
 
 
 def ignore_stop_signals(worker: int) -> None:
-    """For DataLoader's `worker_init_fn`: leave SIGINT and SIGTERM to the training process.
+    """Leave SIGINT and SIGTERM to the training process; for DataLoader's `worker_init_fn`.
 
     A terminal, a batch system or `timeout` sends them to all processes of a job; a worker that died of one would take
     the training process with it before its checkpoint. The workers end when the training process does.

@@ -1,4 +1,4 @@
-"""Stopping on SIGTERM or SIGINT at the end of a step."""
+"""Stop on SIGTERM or SIGINT at the end of a step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _REPEAT_SECONDS = 0.5
 
 
 class Interrupted(Exception):  # noqa: N818 - the name says what happened; nothing went wrong
-    """A run was asked to stop, wrote a checkpoint and stopped.
+    """A run received a signal, wrote a checkpoint and stopped.
 
     Attributes:
         signum: The signal, as in `signal.SIGTERM`.
@@ -28,7 +28,7 @@ class Interrupted(Exception):  # noqa: N818 - the name says what happened; nothi
 
 
 class SignalWatch:
-    """Context manager that notes SIGTERM and SIGINT in `signum`; a repeated signal ends the process at once.
+    """Context manager that stores SIGTERM and SIGINT in `signum`; a repeated signal ends the process at once.
 
     Python delivers signals to the main thread only: elsewhere the watch does nothing. The handlers that were there
     before come back on exit.

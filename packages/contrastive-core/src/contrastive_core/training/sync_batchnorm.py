@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class SyncBatchNorm(_BatchNorm):
-    """nn.BatchNorm1d/2d/3d with the mean and variance of all processes' batches together.
+    """nn.BatchNorm1d/2d/3d with mean and variance over the batches of all processes.
 
     y = (x - mean) / sqrt(var + eps) * weight + bias, mean and (biased) var over all positions of all processes; the
     running variance takes the unbiased one, as nn.BatchNorm does on the union batch. The input gradient is that of the
@@ -37,7 +37,7 @@ class SyncBatchNorm(_BatchNorm):
             )
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        """Normalise `input`, shape and type unchanged."""
+        """Normalise `input`, keeping shape and type."""
         from_batch = self.training or self.running_mean is None
         if not from_batch or not dist.is_initialized() or dist.get_world_size() == 1:
             return super().forward(input)
@@ -61,7 +61,7 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
-    """Make every BatchNorm1d/2d/3d (and torch's SyncBatchNorm) in `module` a SyncBatchNorm, in place; returns `module`.
+    """Convert each BatchNorm1d/2d/3d (and torch's SyncBatchNorm) in `module` to SyncBatchNorm in place; return `module`.
 
     Only the class of the objects changes: parameters, buffers, hooks, names in the state dictionary and references that
     others hold stay. Subclasses of the batch norms, which may compute something else, are left alone.
@@ -73,7 +73,7 @@ def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
 
 
 class _UnionNorm(Function):
-    """The normalised batch, and its mean, biased variance and number of values over all processes."""
+    """Return the normalised batch, and mean, biased variance and number of values over all processes."""
 
     @staticmethod
     def forward(

@@ -206,9 +206,7 @@ class Snapshots:
         position = self._load(path)
         say(f"resumed from {path}")
         if position.world_size != processes.world_size:
-            say(
-                f"note: the checkpoint is of {position.world_size} process(es), the run resumes on {processes.world_size}"
-            )
+            say(f"note: the checkpoint is of {position.world_size} process(es), this run has {processes.world_size}")
         return position
 
     def bytes_of_one(self) -> int:

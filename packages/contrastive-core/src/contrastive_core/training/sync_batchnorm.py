@@ -61,7 +61,7 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
-    """Convert each BatchNorm1d/2d/3d (and torch's SyncBatchNorm) in `module` to SyncBatchNorm in place; return `module`.
+    """Convert BatchNorm1d/2d/3d (and torch's SyncBatchNorm) in `module` to SyncBatchNorm in place; return `module`.
 
     Only the class of the objects changes: parameters, buffers, hooks, names in the state dictionary and references that
     others hold stay. Subclasses of the batch norms, which may compute something else, are left alone.

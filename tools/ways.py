@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from contextlib import AbstractContextManager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,7 +88,7 @@ def loss(folder: Path) -> Iterator[Callable[[], object]]:
 
     a, b = torch.randn(64, 16, requires_grad=True), torch.randn(64, 16)
     with use_backend("torch"):
-        yield lambda: nt_xent(a, b).backward()
+        yield lambda: torch.autograd.grad(nt_xent(a, b), a)
 
 
 @contextlib.contextmanager
@@ -154,10 +156,10 @@ def selftraining(folder: Path) -> Iterator[Callable[[], object]]:
     from ssl_medseg.training.augment import AugmentOptions
     from ssl_medseg.training.data import TrainingData
     from ssl_medseg.training.optim import BestWeights
-    from tests.medseg.toy_cases import toy_case
 
     _segmenter(folder / "model")
     found = load_segmenter(folder / "model", device="cpu")
+    toy_case = _of_tests("toy_cases").toy_case
     cases = [toy_case("a"), toy_case("b")]
     data = TrainingData(
         labels=found.labels, preprocessing=found.preprocessing, labelled=cases[:1], unlabelled=cases[1:]
@@ -212,9 +214,15 @@ def clip(folder: Path) -> Iterator[Callable[[], object]]:
 
 def _segmenter(folder: Path) -> None:
     from ssl_medseg.preprocessing import Preprocessing
-    from tests.medseg.small_models import random_segmenter
 
-    random_segmenter(folder, Preprocessing(size=(64, 64), spacing=(1.5, 1.5), orientation="RAS", percentiles=(0, 100)))
+    _of_tests("small_models").random_segmenter(
+        folder, Preprocessing(size=(64, 64), spacing=(1.5, 1.5), orientation="RAS", percentiles=(0, 100))
+    )
+
+
+def _of_tests(name: str) -> Any:
+    """A module of medseg's tests, which are not typed."""
+    return importlib.import_module(f"tests.medseg.{name}")
 
 
 WAYS: dict[str, Way] = {

@@ -111,7 +111,7 @@ def test_killed_and_stopped_ends_in_the_same_bytes(tmp_path: Path, start: Callab
     os.killpg(third.process.pid, signal.SIGTERM)  # as a batch system does: the workers too
     assert third.wait() == 128 + signal.SIGTERM, third.said()
     assert not list(out.glob("checkpoints/.step-*"))
-    stopped = re.search(r"stopped by SIGTERM after step (\d+) of 40; .*Go on by\n  (.*)\n", third.said())
+    stopped = re.search(r"stopped by SIGTERM after step (\d+) of 40; .*Resume with\n  (.*)\n", third.said())
     assert stopped, third.said()
     assert checkpoint.listing(out / "checkpoints")[-1][0] == int(stopped[1])
 

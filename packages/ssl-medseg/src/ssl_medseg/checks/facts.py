@@ -120,7 +120,7 @@ class ImageFacts:
 
 
 def read_image_facts(image: ImageFile) -> ImageFacts:
-    """Read one image with all its channels and note what there is to note."""
+    """Read one image with all its channels and collect its facts."""
     first, *others = (_look_at_channel(channel) for channel in image.channels)
     if not others:
         return first
@@ -133,7 +133,7 @@ def read_image_facts(image: ImageFile) -> ImageFacts:
 
 
 def _beside(first: ImageFacts, other: ImageFacts) -> ImageFacts:
-    """A further channel, with how it lies on the first."""
+    """Return the facts about a further channel, with the difference of its grid from the first channel's."""
     if first.grid is None or other.grid is None:
         return other
     difference = grid_difference(other.grid, first.grid)
@@ -199,7 +199,7 @@ class LabelFacts:
 
     Attributes:
         problem: Reason why it cannot be read.
-        difference: Difference of its grid from that of its image; empty if there is none, or the image is unreadable.
+        difference: Difference of its grid from its image's; empty if there is none, or the image is unreadable.
         rounding: A difference of the grids that is too small to matter, as a phrase.
         has_no_place: Whether only its shape can be compared with that of its image, which is the same.
         values: Value -> number of voxels.
@@ -250,12 +250,12 @@ class LabelFacts:
 def read_label_facts(
     path: Path, image: Grid | None, labels: LabelMap | None, *, others: Mapping[str, Grid] | None = None
 ) -> LabelFacts:
-    """Read one label and note what there is to note.
+    """Read one label and collect its facts.
 
     Args:
-        path: its file.
-        image: the grid of its image, if that can be read; of several channels that of the first.
-        labels: what its values mean, if somebody says so.
+        path: File of the label.
+        image: Grid of its image, if that can be read; of several channels that of the first.
+        labels: Label map, if one is given.
         others: Name -> grid of the further channels.
     """
     try:
@@ -369,7 +369,7 @@ def about(
     *,
     noun: str,
 ) -> Iterator[Finding]:
-    """Return a finding with every case for which `detail` returns a text, in a list; empty if there is none.
+    """Yield a finding with every case for which `detail` returns a text, if there is any.
 
     Args:
         facts: All cases.

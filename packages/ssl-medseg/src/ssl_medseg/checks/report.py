@@ -18,26 +18,26 @@ from contrastive_core.app.checks import (
     most_first,
 )
 from contrastive_core.text import several
-from ssl_medseg.checks.facts import ImageFacts, CaseFacts
+from ssl_medseg.checks.facts import CaseFacts, ImageFacts
 from ssl_medseg.checks.rules_crop import Crop
 from ssl_medseg.io.label_map import LabelMap
 
 
 @dataclass(frozen=True)
 class Report(Findings):
-    """A data set after `examine`; printed, it is the text.
+    """Result of `examine`; `print` shows it as text.
 
     Attributes:
-        name: of the data set.
-        layout: how its files lie.
-        rule: how patients were told from the names of cases.
-        labels: what the values mean, None if nobody says so.
-        facts: every case that is there, with what is known of it.
-        findings: everything found, worst first.
-        crop: the slices that training would make, and what they cut off.
+        name: Name of the data set.
+        layout: Layout of its files.
+        rule: Rule by which patients were found in the names of cases.
+        labels: Label map; None if there is none.
+        facts: Every case with its facts.
+        findings: All findings, worst first.
+        crop: Slices that training would make, and what they cut off.
         unused: Number of files beside the images that are not read.
         channels: Names of the channels of every image, in order, where the data set states them.
-        show_paths: whether JSON says where files lie.
+        show_paths: Whether the JSON contains the paths of files.
     """
 
     name: str

@@ -10,7 +10,7 @@ from statistics import median
 
 from contrastive_core.app.checks import Finding, Item, most_first
 from contrastive_core.text import several
-from ssl_medseg.checks.facts import ImageFacts, CaseFacts, about
+from ssl_medseg.checks.facts import CaseFacts, ImageFacts, about
 from ssl_medseg.preprocessing.prepare import nothing_to_scale
 
 _LEAST_SLICES = 3

@@ -16,8 +16,9 @@ import torch
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import RunOptions, load_model
-from ssl_medseg import predict, train
-from ssl_medseg.datasets import DataOptions, Split, open_dataset, write_split
+from ssl_medseg import predict, report, train
+from ssl_medseg.commands.evaluate import evaluate
+from ssl_medseg.datasets import DataOptions, Split, open_dataset, read_split, write_split
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.models.checkpoint import load_segmenter
 from ssl_medseg.phantom import write_phantom
@@ -292,3 +293,27 @@ def test_how_volumes_are_stored_changes_no_byte_of_the_model_and_no_voxel_of_the
         outcomes[kind] = (tmp_path / f"run-{kind}" / "model" / "model.safetensors").read_bytes(), masks
     assert outcomes["one"][0] == outcomes["mixed"][0]
     np.testing.assert_array_equal(outcomes["one"][1], outcomes["mixed"][1])
+
+
+def test_another_data_set_is_evaluated_whole_and_known_cases_are_recognised(
+    data: Path, split: Path, tmp_path: Path
+) -> None:
+    train(str(data), split, tmp_path / "run", **grouped(steps=2, run=QUIET, **SMALL))
+    first = open_dataset(data).select(read_split(split, open_dataset(data)).labelled)[0]
+    write_phantom(tmp_path / "other", patients=2, frames=1, size=64, seed=7)  # the same names, other hearts
+    found = evaluate(tmp_path / "run", str(tmp_path / "other"), pictures=False).evaluation
+    assert found.part == "all"
+    assert [case.part for case in found.cases] == ["test", "test"]
+    known = next(case for case in open_dataset(tmp_path / "other").cases)
+    shutil.copy(first.image.path, known.image.path)
+    assert first.label is not None
+    assert known.label is not None
+    shutil.copy(first.label, known.label)
+    again = evaluate(tmp_path / "run", str(tmp_path / "other"), name="again", pictures=False)
+    assert {case.case: case.part for case in again.evaluation.cases}[known.name] == "labelled"
+    assert f"whose truth training has seen ({known.name})" in str(again)
+    own = evaluate(tmp_path / "run", str(data), pictures=False).evaluation
+    assert own.part == "test"
+    page = report(tmp_path / "run", out=tmp_path / "report.html").read_text()
+    assert "Evaluation: again" in page
+    assert f"Evaluation: {found.name}" in page

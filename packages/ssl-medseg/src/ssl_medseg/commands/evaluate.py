@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Mapping
@@ -12,13 +13,14 @@ from typing import Literal
 from contrastive_core.app.report.figures import to_png
 from contrastive_core.errors import UserError
 from contrastive_core.training import config
+from contrastive_core.training.documents import read_json
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.names import check_file_name
 from contrastive_core.training.outputs import Outputs
 from ssl_medseg.datasets.dataset import DataSet
 from ssl_medseg.datasets.open import open_with
 from ssl_medseg.datasets.options import DataOptions
-from ssl_medseg.datasets.splits import Split, read_split
+from ssl_medseg.datasets.splits import Split, fingerprint, read_split
 from ssl_medseg.evaluation.cases import choose_cases, find_masks, score_cases
 from ssl_medseg.evaluation.plots import bland_altman_figure
 from ssl_medseg.evaluation.results import Evaluation, write_evaluation
@@ -92,7 +94,8 @@ def evaluate(
             model folder, whose segmenter predicts the cases first.
         data: Data set with the reference labels.
         split: Split file of the training, so that cases whose labels it has seen are kept out of the summary; of a run
-            by default its own.
+            by default its own. Of data that are not the run's all cases are evaluated, and files that training has read
+            are recognised by their content.
         part: Part of the split to evaluate; all: every case with a label. Without a split all are evaluated.
         tolerance: Tolerance of the surface Dice in mm; in voxels where the voxel size is unknown.
         name: Name of the written files; by default of data set and part.
@@ -113,9 +116,10 @@ def evaluate(
     model = is_model(folder)
     if model and len(opened.channels) > 1:  # masks lie on the grid of the model's first channel
         opened = opened.with_channels(load_segmenter(folder, device="cpu").preprocessing.channels)
-    split = split or (own_split(folder) if model else None)
-    chosen = read_split(split, opened) if split is not None else None
-    shown = part if chosen is not None else "all"
+    if split is not None:
+        chosen, shown = read_split(split, opened), part
+    else:
+        chosen, shown = _of_run(folder, opened, part) if model else (None, "all")
     cases = choose_cases(opened, chosen, shown)
     stem = name or re.sub(r"[^\w.-]+", "-", f"{opened.name}-{shown}")
     check_file_name(stem, what="name", source="--name")
@@ -136,6 +140,38 @@ def evaluate(
         summary = summarise(evaluation)
         written = _write(evaluation, summary, target, opened, pictures=pictures)
     return Evaluated(evaluation, summary, written, failed)
+
+
+def _of_run(run: Path, dataset: DataSet, part: Part) -> tuple[Split | None, Part]:
+    """The split of a run, if these are its data, and the part that is asked for; of other data all cases.
+
+    Data are known by their content: a set with the same names and other files is another set, and a file that training
+    read is recognised under any name. None for a model that is not in the folder of a run.
+    """
+    seen = _seen(run)
+    if not seen:
+        file = own_split(run)
+        return (read_split(file, dataset), part) if file is not None else (None, "all")
+    file = own_split(run)
+    names = set(dataset.names)
+    if file is not None and names.issuperset(seen):
+        with contextlib.suppress(UserError):
+            split = read_split(file, dataset)
+            if all(fingerprint(dataset.case(name), label=False)["image"] == seen[name]["image"] for name in seen):
+                return split, part
+    part_of = {found["image"]: found["part"] for found in seen.values()}
+    parts: dict[str, list[str]] = {"labelled": []}
+    for case in dataset.cases:
+        parts.setdefault(part_of.get(fingerprint(case, label=False)["image"], "test"), []).append(case.name)
+    return Split(**{name: tuple(cases) for name, cases in parts.items()}), "all"
+
+
+def _seen(run: Path) -> dict[str, dict[str, str]]:
+    """Case -> part and hashes of what training read: of a training, or of the last stage of a run that has stages."""
+    files = [run / "data.json", run / "selftrain" / "data.json", run.parent / "data.json"]
+    file = next((file for file in files if file.is_file()), None)
+    cases = {} if file is None else read_json(file).get("cases", {})
+    return {str(name): found for name, found in cases.items() if isinstance(found, dict) and "image" in found}
 
 
 _ENDINGS = (".json", ".csv", "-summary.csv", "-volumes.png", "-best.png", "-median.png", "-worst.png")

@@ -14,7 +14,7 @@ from contrastive_core.training import RunOptions, config, files
 from contrastive_core.training.launch import make_fabric
 from contrastive_core.training.processes import Processes
 from contrastive_core.training.run import stages_of
-from ssl_medseg.commands.evaluate import evaluate
+from ssl_medseg.commands.evaluate import Evaluated, evaluate
 from ssl_medseg.datasets import DataOptions, open_split, open_with, read_split, write_split
 from ssl_medseg.datasets.draw_splits import split_by_labels
 from ssl_medseg.models import NetworkOptions
@@ -122,12 +122,22 @@ def run(
                 optimizer=optimizer, augment=augment, opening=opening, cache=cache, run=each,
             )  # fmt: skip
     processes.on_main(lambda: _take_model(student, out))
+    # Beside the baseline on the same cases, so that the report shows what the unlabelled volumes have added.
+    processes.on_main(lambda: score_validation(out, data, chosen, opening=opening, device=run.device))
     processes.close()
     return out / "model"
 
 
 _FOUND = 0.02
 """Mean Dice below which a structure counts as never found."""
+
+
+def score_validation(model: Path, data: str, split: Path, *, opening: DataOptions, device: str) -> Evaluated | None:
+    """Score a model on the validation cases of a split, with pictures, into its folder; None if there are no cases."""
+    opening = replace(opening, allow_unlabelled=True)  # the split names who is; their labels may be missing
+    if not read_split(split, open_with(data, opening)).validation:
+        return None
+    return evaluate(model, data, split=split, part="validation", name="validation", opening=opening, device=device)
 
 
 def check_baseline(baseline: Path, data: str, split: Path, *, opening: DataOptions, device: str, floor: float) -> None:
@@ -138,10 +148,9 @@ def check_baseline(baseline: Path, data: str, split: Path, *, opening: DataOptio
     Raises:
         UserError: Its Dice is below the floor, or it never finds a structure that the validation cases have.
     """
-    opening = replace(opening, allow_unlabelled=True)  # the split names who is; their labels may be missing
-    if not read_split(split, open_with(data, opening)).validation:
+    scored = score_validation(baseline, data, split, opening=opening, device=device)
+    if scored is None:
         return
-    scored = evaluate(baseline, data, split=split, part="validation", name="validation", opening=opening, device=device)
     dice = {each.structure: each.measures["dice"].mean for each in scored.summary.structures if each.measures["dice"].n}
     mean = scored.summary.mean_dice.mean or 0.0
     never = [name for name, value in dice.items() if value is not None and value < _FOUND]

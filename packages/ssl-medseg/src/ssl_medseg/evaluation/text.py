@@ -81,9 +81,10 @@ def warnings(evaluation: Evaluation, summary: Summary) -> Iterator[str]:
             f"({some_of(evaluation.missing)})."
         )
     if summary.left_out:
+        seen = some_of(case.case for case in evaluation.cases if not case.unseen)
         yield (
-            f"Left out of the summary: {several(summary.left_out, 'case')} whose truth training has seen, so that "
-            "their scores say nothing about new patients."
+            f"Left out of the summary: {several(summary.left_out, 'case')} whose truth training has seen ({seen}), so "
+            "that their scores say nothing about new patients."
         )
     elif evaluation.cases and not any(case.unseen for case in evaluation.cases):
         yield "Training has seen the truth of all these cases: the numbers say nothing about new patients."

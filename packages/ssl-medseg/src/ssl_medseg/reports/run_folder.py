@@ -80,11 +80,23 @@ class Reported:
 
     @property
     def stage_evaluations(self) -> dict[str, Evaluation]:
-        """Stage -> the newest evaluation of its model, the run's own standing for the last stage's."""
+        """Stage -> an evaluation of its model on the same cases, the run's own standing for the last stage's.
+
+        Of several sets of cases that more than one stage was evaluated on, the one evaluated last; empty without one.
+        """
         found = {stage.name: _evaluations(stage.path) for stage in self.stages if stage.path != self.path}
         if self.evaluations and found:
             found[self.last.name] = self.evaluations
-        return {name: evaluations[0][0] for name, evaluations in found.items() if evaluations}
+        for evaluation, _ in found.get(self.last.name, ()):
+            wanted = {case.case for case in evaluation.judged}
+            same = {
+                name: next((e for e, _ in each if {case.case for case in e.judged} == wanted), None)
+                for name, each in found.items()
+            }
+            matching = {name: each for name, each in same.items() if each is not None}
+            if len(matching) > 1:
+                return {**matching, self.last.name: evaluation}
+        return {}
 
     @property
     def structures(self) -> tuple[str, ...]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from contrastive_core.errors import UserError
-from contrastive_core.training.names import check_file_name, check_label, check_relative_path, inside
+from contrastive_core.training.names import as_file_name, check_file_name, check_label, check_relative_path, inside
 
 
 @pytest.mark.parametrize("name", ["case 1", "Doe^John", "患者一", "sub-01_ses-2.nii", "a" * 200, "CONTROL", "x..y"])
@@ -58,3 +60,25 @@ def test_inside(tmp_path: Path) -> None:
     (tmp_path / "in" / "link").symlink_to(tmp_path)
     assert inside(tmp_path / "in", tmp_path / "in" / "a")
     assert not inside(tmp_path / "in", tmp_path / "in" / "link" / "a")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("../../etc/passwd", "etc-passwd"), ("C:\\dir\\t2", "C-dir-t2"), ("t2\ntse\x00", "t2-tse"),
+        (".hidden", "hidden"),
+        ("con", "other-con"), ("aux.txt", "other-aux.txt"), ("...", "other"), ("", "other"),
+        ("Müller 3.5 mm", "Müller-3.5-mm"),
+        ("é" * 300, "é" * 100), ("\u202egnp", "gnp"),
+    ],
+)  # fmt: skip
+def test_free_text_becomes_a_file_name(text: str, expected: str) -> None:
+    name = as_file_name(text, otherwise="other")
+    assert name == expected
+    assert check_file_name(name, what="name", source="here") == name
+
+
+@given(st.text())
+def test_any_text_becomes_a_file_name(text: str) -> None:
+    name = as_file_name(text, otherwise="other")
+    assert check_file_name(name, what="name", source="here") == name

@@ -9,7 +9,7 @@ import pytest
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import files
-from contrastive_core.training.outputs import INDEX, Outputs
+from contrastive_core.training.outputs import INDEX, Outputs, claim_folder, write_once
 
 
 def write(*targets: Path, command: str = "prog verb", text: str = "ours", **options: object) -> None:
@@ -116,12 +116,72 @@ def test_many_files_are_named_in_short(tmp_path: Path) -> None:
 
 
 def test_temporary_files_that_a_kill_left_are_removed(tmp_path: Path) -> None:
-    old, young, other = (
-        tmp_path / name for name in (".a.csv.0123abcd.tmp", ".a.csv.89abcdef.tmp", ".b.csv.0123abcd.tmp")
-    )
-    for path in (old, young, other):
-        path.write_text("half")
-    for path in (old, other):
+    target, other = tmp_path / "a.csv", tmp_path / ".b.csv.0123abcd.tmp"
+    child = os.fork()
+    if child == 0:
+        with files.open_atomic(target) as file:
+            file.write(b"half")
+            os.kill(os.getpid(), 9)
+    os.waitpid(child, 0)
+    (left,) = tmp_path.iterdir()
+    for path in (left, other):
+        path.touch()
         os.utime(path, (0, 0))
-    write(tmp_path / "a.csv")
-    assert [path.exists() for path in (old, young, other)] == [False, True, True]
+    with files.open_atomic(target) as file:
+        (alive,) = set(tmp_path.iterdir()) - {left, other}
+        os.utime(alive, (0, 0))  # a writer may take hours
+        write(target)
+        assert [path.exists() for path in (left, alive, other)] == [False, True, True]
+        file.write(b"theirs")
+    assert target.read_text() == "theirs"
+
+
+def test_overwrite_names_what_it_replaces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own, foreign, new = (tmp_path / name for name in ("own.csv", "foreign.csv", "new.csv"))
+    write(own)
+    foreign.write_text("theirs")
+    write(own, foreign, new, overwrite=True)
+    assert capsys.readouterr().err == f"--overwrite replaces {foreign}\n"
+
+
+def test_files_that_others_rely_on_are_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    split, other = tmp_path / "splits" / "a.json", tmp_path / "splits" / "b.json"
+    write_once({split: b"split"}, command="prog make-splits")
+    before = split.stat()
+    write_once({split: b"split"}, command="prog make-splits")
+    assert split.stat() == before
+    for content, change in ((b"drawn again", b""), (b"split", b"edited by hand")):
+        split.write_bytes(change or b"split")
+        with pytest.raises(UserError, match=r"a\.json: is there already and says something else"):
+            write_once({other: b"new", split: content}, command="prog make-splits")
+        assert split.read_bytes() == (change or b"split")
+        assert not other.exists()
+    write_once({split: b"drawn again"}, command="prog make-splits", overwrite=True)
+    assert capsys.readouterr().err == f"--overwrite replaces {split}\n"
+    with pytest.raises(UserError, match="which reads it"):
+        write_once({split: b"third"}, command="prog make-splits", inputs=[split], overwrite=True)
+    assert split.read_bytes() == b"drawn again"
+
+
+@pytest.mark.parametrize("theirs", ["file", "config.yaml"])
+def test_a_folder_is_claimed_only_if_it_is_empty_or_was_claimed_before(tmp_path: Path, theirs: str) -> None:
+    own, foreign = tmp_path / "own" / "deep", tmp_path / "foreign"
+    claim_folder(own, command="prog demo")
+    (own / "data").write_text("ours")
+    claim_folder(own, command="prog demo")
+    with pytest.raises(UserError, match="not empty"):
+        claim_folder(own, command="prog other")
+    foreign.mkdir()
+    (foreign / theirs).write_text("{}")
+    with pytest.raises(UserError, match=r"is not empty \(it holds .*`prog demo` did not make it"):
+        claim_folder(foreign, command="prog demo")
+    assert [path.name for path in foreign.iterdir()] == [theirs]
+    with pytest.raises(UserError, match="is a file where"):
+        claim_folder(own / "data", command="prog demo")
+
+
+def test_other_commands_in_a_claimed_folder_leave_the_claim(tmp_path: Path) -> None:
+    claim_folder(tmp_path / "out", command="prog demo")
+    for _ in range(2):
+        write(tmp_path / "out" / "report.html", command="prog report")
+    claim_folder(tmp_path / "out", command="prog demo")

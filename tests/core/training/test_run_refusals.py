@@ -180,7 +180,7 @@ def test_a_run_that_will_not_fit_on_the_disk_is_refused_at_its_start(
     with start(tmp_path / "run") as run:
         run.track(layer=layer, optimizer=torch.optim.Adam(layer.parameters()))
         # Parameters and two averages of Adam, in two checkpoints kept, one being written, and the model.
-        with pytest.raises(UserError, match=r"1 kB are free, and 2 checkpoints .* about 48\.5 kB"):
+        with pytest.raises(UserError, match=r"2 checkpoints, .* take about 48\.5 kB, and 1 kB are free"):
             next(run.steps(3))
 
 

@@ -191,8 +191,10 @@ def test_a_label_map_is_proposed(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "(0 in 1 label, 300 in 1 label, 600 in 1 label)" in capsys.readouterr().out
     assert json.loads(proposed.read_text()) == {"0": "background", "300": "structure 300", "600": "structure 600"}
     assert main(["check", str(tmp_path), "--label-map", str(proposed)]) == 0
+    proposed.write_text(proposed.read_text().replace("structure 300", "liver"))
     assert main(["check", str(tmp_path), "--propose-map", str(proposed)]) == 1
-    assert "is there already" in capsys.readouterr().err
+    assert "did not write it here or it has been changed since" in capsys.readouterr().err
+    assert "liver" in proposed.read_text()
 
 
 def test_a_split_is_checked(tmp_path: Path) -> None:

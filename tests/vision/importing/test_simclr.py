@@ -146,8 +146,13 @@ def test_flags_without_a_meaning_are_refused(official: Path, tmp_path: Path) -> 
 
 
 def test_nothing_is_overwritten(official: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not an empty folder"):
-        import_checkpoint(official, official)
+    theirs = tmp_path / "out" / "import.json"
+    theirs.parent.mkdir()
+    theirs.write_text("theirs")
+    with pytest.raises(UserError, match="did not write it here"):
+        import_checkpoint(official, tmp_path / "out")
+    assert [path.name for path in theirs.parent.iterdir()] == ["import.json"]
+    assert theirs.read_text() == "theirs"
 
 
 def shapes(**more: tuple[int, ...]) -> dict[str, tuple[int, ...]]:

@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from contrastive_core.errors import UserError
+from contrastive_core.text import size
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -37,14 +40,26 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
 
     If the block raises, the old content stays. Of several writers the last one wins.
     """
+    with atomic_path(path) as temporary, temporary.open("r+b") as file:
+        yield file
+
+
+@contextmanager
+def atomic_path(path: Path, *, ending: str = "") -> Iterator[Path]:
+    """A temporary name for a library to write to, whose file then takes the place of `path` as `open_atomic` says.
+
+    Args:
+        path: File to write; its folder exists.
+        ending: Ending of the temporary name, for libraries that choose the format by it.
+    """
     # The process' number would not tell writers apart that share a folder from two machines or containers.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp{ending}")
     try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with temporary.open("xb") as held:
+            _lock(held.fileno())  # says to others that its writer is alive
+            yield temporary
+            sync(temporary)
+            temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -55,21 +70,56 @@ _STALE_AFTER = 60.0
 
 
 def remove_stale(path: Path) -> None:
-    """Remove temporary files of `open_atomic` that a kill has left beside a file and that are older than a minute."""
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.tmp")
+    """Remove temporary files of `open_atomic` and `atomic_path` that a kill has left beside a file."""
+    _remove_stale(path.parent, re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.tmp(\..*)?"))
+
+
+def remove_stale_files(folder: Path) -> None:
+    """Remove the temporary files that kills have left in a folder of our own, of whatever file."""
+    _remove_stale(folder, re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\..*)?"))
+
+
+def _remove_stale(folder: Path, pattern: re.Pattern[str]) -> None:
     try:
-        beside = [entry for entry in os.scandir(path.parent) if pattern.fullmatch(entry.name)]
-        for entry in beside:
-            if time.time() - entry.stat().st_mtime > _STALE_AFTER:
-                Path(entry.path).unlink(missing_ok=True)
+        left = [Path(entry.path) for entry in os.scandir(folder) if pattern.fullmatch(entry.name)]
+        for temporary in left:
+            if not _is_being_written(temporary):
+                temporary.unlink(missing_ok=True)
     except OSError:  # none there, or it is not ours to remove
         return
+
+
+def _is_being_written(temporary: Path) -> bool:
+    """Whether a live process holds the lock of a temporary file, or may be about to take it.
+
+    Without locks it is young for a minute, with them for the second between its creation and its lock.
+    """
+    descriptor = os.open(temporary, os.O_RDONLY)
+    try:
+        free = _lock(descriptor)
+        age = time.time() - os.fstat(descriptor).st_mtime
+        return free is False or age < (_STALE_AFTER if free is None else 1.0)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Try to lock an open file for as long as it is open; None where the system or file system has no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 def remove_temporaries(folder: Path) -> None:
     """Remove unfinished files of killed processes from a folder, whose lock the caller holds, and its subfolders."""
     for inside in (folder, *(entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink())):
-        for path in inside.glob(".*.tmp"):
+        for path in inside.glob(".*.tmp*"):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -80,6 +130,37 @@ def write_atomic(path: Path, content: bytes) -> None:
     """Write the content to `path`, see :func:`open_atomic`."""
     with open_atomic(path) as file:
         file.write(content)
+
+
+def check_space(folder: Path, needed: int, *, what: str, files: int = 0, advice: str = "choose another --out") -> None:
+    """Compare what will be written with what is free, before the work.
+
+    Args:
+        folder: Where it will be written; it need not exist.
+        needed: Number of bytes.
+        what: What takes them, as subject of a sentence: "the masks of 12 images".
+        files: Number of files, each of which takes an inode.
+        advice: What to do beside freeing space.
+
+    Raises:
+        UserError: There is too little space, or there are too few inodes.
+    """
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise UserError(
+            f"{folder}: {what} take about {size(needed)}, and {size(free)} are free; free some space there, or {advice}"
+        )
+    if not hasattr(os, "statvfs"):  # Windows
+        return
+    nodes = os.statvfs(place)
+    if nodes.f_files and nodes.f_favail < files:  # file systems that make inodes as needed state 0
+        raise UserError(
+            f"{folder}: {what} are {files:,} files, and the file system has room for {nodes.f_favail:,} more (df -i); "
+            f"delete some there, or {advice}"
+        )
 
 
 def append_line(path: Path, line: str) -> None:
@@ -108,6 +189,16 @@ def replace_folder(new: Path, target: Path) -> None:
     new.rename(target)
     sync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def keep_others(target: Path, new: Path) -> None:
+    """Copy what lies in the folder `target` and not in `new`, which will take its place: nothing of others vanishes."""
+    for entry in target.iterdir() if target.is_dir() else ():
+        if not (new / entry.name).exists():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.copytree(entry, new / entry.name, symlinks=True)
+            else:
+                shutil.copy2(entry, new / entry.name, follow_symlinks=False)
 
 
 def sha256(path: Path) -> str:

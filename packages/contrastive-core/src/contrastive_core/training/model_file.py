@@ -24,7 +24,7 @@ _WEIGHTS, _CARD = "model.safetensors", "model.json"
 
 
 def save_model(target: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> Path:
-    """Write the model folder `target` in one step, replacing an older one.
+    """Write the model folder `target` in one step, replacing an older one. Other files in it stay.
 
     Raises:
         TypeError: A value is not a tensor, or the metadata cannot be written as JSON.
@@ -43,8 +43,14 @@ def save_model(target: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     )
     card = {"format": 2, "sha256": files.sha256(new / _WEIGHTS), "metadata": plain(metadata, "metadata")}
     write_card(new / _CARD, card)
+    files.keep_others(target, new)
     files.replace_folder(new, target)
     return target
+
+
+def model_files(folder: Path) -> tuple[Path, Path]:
+    """The files that `save_model` writes to a folder."""
+    return folder / _WEIGHTS, folder / _CARD
 
 
 def load_model(

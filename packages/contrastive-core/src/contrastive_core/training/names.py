@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from contrastive_core.errors import UNPRINTABLE, UserError
@@ -39,6 +40,31 @@ def check_file_name(name: str, *, what: str, source: object) -> str:
     else:
         return name
     raise UserError(f"{source}: the {what} {name!r} {problem}, so no file can be named after it; rename it there")
+
+
+def as_file_name(text: str, *, otherwise: str) -> str:
+    """A file name that resembles free text, such as the description of a DICOM series or the name of a data set.
+
+    Args:
+        text: The text; letters, digits, points and underscores of it are kept, all else becomes a dash.
+        otherwise: The name where nothing of the text can be kept.
+
+    >>> as_file_name("../t2 tse (axial)", otherwise="series")
+    't2-tse-axial'
+    """
+    name = re.sub(r"[^\w.]+", "-", text).strip("-.")
+    name = os.fsencode(name)[:_LONGEST].decode(errors="ignore").rstrip("-.")
+    return f"{otherwise}-{name}" if _DEVICES.fullmatch(name) else name or otherwise
+
+
+def check_labels(names: Iterable[str], *, what: str, source: object) -> None:
+    """Check several names, see `check_label`.
+
+    Raises:
+        UserError: One of them is none.
+    """
+    for name in names:
+        check_label(name, what=what, source=source)
 
 
 def check_label(name: str, *, what: str, source: object) -> str:

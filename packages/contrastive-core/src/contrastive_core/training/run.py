@@ -6,7 +6,6 @@ import contextlib
 import os
 import random
 import shlex
-import shutil
 import signal
 from collections.abc import Collection, Iterator, Mapping
 from contextvars import ContextVar
@@ -21,13 +20,13 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from contrastive_core import text
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive
 from contrastive_core.training import config, files, model_file, recorder
 from contrastive_core.training.checkpoint import Position, Snapshots, Stateful
 from contrastive_core.training.config import RunOptions
 from contrastive_core.training.launch import make_fabric, set_up
+from contrastive_core.training.outputs import claim_folder
 from contrastive_core.training.processes import Processes
 from contrastive_core.training.recorder import Recorder
 from contrastive_core.training.samplers import Batches
@@ -63,7 +62,7 @@ class RunFolder:
         self.config_path = path / "config.yaml"
         self._lock: files.FolderLock | None = None
 
-    def open(self, settings: config.Config, *, resume: bool, resume_command: str) -> None:
+    def open(self, settings: config.Config, *, command: str, resume: bool, resume_command: str) -> None:
         """Create the folder and write the configuration, or check that the folder holds the same run.
 
         Raises:
@@ -92,6 +91,7 @@ class RunFolder:
             raise UserError(f"{self.path} is being written by another process; wait for it to end, or stop it")
         files.remove_temporaries(self.path)
         if not begun:
+            claim_folder(self.path, command=command)  # a config.yaml of somebody else is none of a start that failed
             settings.write(self.config_path)
             return
         changed = settings.differences(config.read(self.config_path))
@@ -184,7 +184,12 @@ class Run:
         self._threads = torch.get_num_threads()
         try:
             self._processes.on_main(
-                lambda: self._folder.open(self._config, resume=self.options.resume, resume_command=self.resume_command)
+                lambda: self._folder.open(
+                    self._config,
+                    command=self.command,
+                    resume=self.options.resume,
+                    resume_command=self.resume_command,
+                )
             )
         except BaseException:
             self._folder.close()
@@ -376,14 +381,14 @@ class Run:
 
     def _check_space(self) -> None:
         """Check that the checkpoints and the model will fit on the disk."""
-        needed = self._snapshots.bytes_of_one() * (self.options.keep_checkpoints + 2)
-        free = shutil.disk_usage(self.out).free
-        if free < needed:
-            raise UserError(
-                f"{self.out}: {text.size(free)} are free, and {self.options.keep_checkpoints} checkpoints with the one "
-                f"being written and the model take about {text.size(needed)}; free some space, choose "
-                "another --out, or lower --keep_checkpoints"
-            )
+        checkpoints = self.options.keep_checkpoints
+        files.check_space(
+            self.out,
+            self._snapshots.bytes_of_one() * (checkpoints + 2),
+            what=f"{checkpoints} checkpoints, the one being written and the model",
+            files=4 * (checkpoints + 2) + 10,
+            advice="choose another --out or fewer --keep-checkpoints",
+        )
 
     def _save_checkpoint(self, done: int) -> None:
         if not self.is_main:

@@ -29,23 +29,14 @@ _WIDTH = 110
 _MOST_VALUES = 12
 
 
-def draw_pictures(
-    report: Report, folder: Path, *, every: bool = False, most: int = 40, overwrite: bool = False
-) -> list[Path]:
-    """Draw the cases that have visible errors or warnings, one file each.
-
-    The label is drawn voxel for voxel on the image and, where its grid differs, also according to its own affine.
-    Voxels that are not finite, and values that are not in the map, have colours of their own.
+def plan_pictures(report: Report, folder: Path, *, every: bool = False, most: int = 40) -> dict[Path, list[str]]:
+    """The files of `draw_pictures`, each with the name of its case and what was found about it.
 
     Args:
-        report: Report of the check.
-        folder: Folder of the pictures, which are named after the cases.
-        every: Whether to draw cases without findings as well.
+        report: What was found.
+        folder: Folder of the pictures; a file is called as its case.
+        every: Draw cases that nothing was found about as well.
         most: Largest number of pictures; the worst cases are drawn first.
-        overwrite: Whether to replace files that this function did not write.
-
-    Returns:
-        The files.
     """
     words: dict[str, list[str]] = {}
     for finding in report.findings:
@@ -55,13 +46,39 @@ def draw_pictures(
     cases = {one.case.name: one for one in report.facts if one.is_good}
     names = [name for name in words if name in cases]
     names += [name for name in cases if every and name not in words]
-    paths = [folder / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.png" for name in names[:most]]
-    with Outputs(paths, command="ssl-medseg check", folder=folder, overwrite=overwrite):
+    return {folder / f"{name}.png": [name, *words.get(name, [])] for name in names[:most]}
+
+
+def draw_pictures(
+    report: Report, folder: Path, *, every: bool = False, most: int = 40, overwrite: bool = False
+) -> list[Path]:
+    """Draw the cases with errors and warnings that can be seen, into a file each.
+
+    The label lies on the image as its voxels do; where its grid is another one, also as its own affine says. Voxels
+    that are no numbers, and values that are not in the map, have colours of their own.
+
+    Args:
+        report: What was found.
+        folder: Folder of the pictures; a file is called as its case.
+        every: Draw cases that nothing was found about as well.
+        most: Largest number of pictures; the worst cases are drawn first.
+        overwrite: Replace files that `ssl-medseg check` did not write.
+
+    Returns:
+        The files.
+    """
+    planned = plan_pictures(report, folder, every=every, most=most)
+    cases = {one.case.name: one for one in report.facts}
+    with Outputs(planned, command="ssl-medseg check", inputs=inputs_of(report), folder=folder, overwrite=overwrite):
         folder.mkdir(parents=True, exist_ok=True)
-        for name, path in zip(names, paths, strict=False):
-            figure = sheet_figure(_sheet(cases[name], words.get(name, []), report.labels))
-            write_atomic(path, to_png(figure, dpi=110))
-    return paths
+        for path, (name, *words) in planned.items():
+            write_atomic(path, to_png(sheet_figure(_sheet(cases[name], words, report.labels)), dpi=110))
+    return list(planned)
+
+
+def inputs_of(report: Report) -> list[Path]:
+    """The images and labels that were looked at, which no output replaces."""
+    return [path for one in report.facts for path in (*one.case.image.paths, one.case.label) if path is not None]
 
 
 def _by_case(finding: Finding) -> list[tuple[str, str]]:

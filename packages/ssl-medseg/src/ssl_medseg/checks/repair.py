@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
 from contrastive_core.text import several
-from contrastive_core.training.files import replace_folder, write_atomic
+from contrastive_core.training.files import check_space, replace_folder, write_atomic
 from ssl_medseg.datasets import Case, DataOptions
 from ssl_medseg.datasets.open import label_map_for, list_cases
 from ssl_medseg.io import Grid, grid_difference, read_grid, read_label_values, read_volume
@@ -168,6 +168,28 @@ class Repaired:
         )
 
 
+def check_copy(data: str, out: Path, *, opening: DataOptions | None = None) -> None:
+    """See that a data set can be copied to a place.
+
+    Raises:
+        UserError: There is no such data set, the place holds something or lies inside it, or there is too little space.
+    """
+    listing, _ = list_cases(data, opening or DataOptions())
+    root, out = _places(listing.root, out)
+    found = [path.stat().st_size for path in root.rglob("*") if path.is_file()]
+    check_space(
+        out, sum(found), what="the copied files", files=len(found), advice="choose another folder with --repaired"
+    )
+
+
+def _places(root: Path, out: Path) -> tuple[Path, Path]:
+    root, out = root.resolve(), out.expanduser().resolve()
+    is_taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if is_taken or out.is_relative_to(root) or root.is_relative_to(out):
+        raise UserError(f"{out}: expected a folder for the repaired copy that is new, and not inside the data set")
+    return root, out
+
+
 def repair(data: str, out: Path, fixes: Sequence[Fix], *, opening: DataOptions | None = None) -> Repaired:
     """Copy a data set and repair the copy.
 
@@ -187,10 +209,7 @@ def repair(data: str, out: Path, fixes: Sequence[Fix], *, opening: DataOptions |
         raise UserError(f"repair got {', '.join(fixes)}; expected grid, fractions, header, and one of sform, qform")
     listing, resolved = list_cases(data, opening or DataOptions())
     labels = label_map_for(listing, opening or DataOptions())
-    root, out = listing.root.resolve(), out.expanduser().resolve()
-    is_taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
-    if is_taken or out.is_relative_to(root) or root.is_relative_to(out):
-        raise UserError(f"{out}: expected a folder for the repaired copy that is new, and not inside the data set")
+    root, out = _places(listing.root, out)
     for case in resolved.cases:
         for path in (*case.image.paths, case.label):
             if path is not None and not path.resolve().is_relative_to(root):

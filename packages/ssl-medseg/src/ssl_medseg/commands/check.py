@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as json_format
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from contrastive_core.training.outputs import Outputs
 from ssl_medseg.checks import Fix, Report, examine
 from ssl_medseg.datasets import DataOptions
 from ssl_medseg.preprocessing import PreprocessingOptions
+
+_COMMAND = "ssl-medseg check"
 
 
 def check(
@@ -74,10 +77,15 @@ def check(
         1 if there are errors in the data as they are, else 0: the exit status.
 
     Raises:
-        UserError: there is no such data set, the file of the label map exists, or no copy can be repaired there.
+        UserError: There is no such data set, a file exists that this command did not write, or no copy can be repaired
+            there.
     """
     if bool(repair) != (repaired is not None):
         raise UserError("expected --repair, what to repair, and --repaired, a folder for the copy, together")
+    if repaired is not None:
+        from ssl_medseg.checks import repair as copies  # noqa: PLC0415 - scipy
+
+        copies.check_copy(data, repaired, opening=opening)
     report = examine(
         data,
         opening=opening,
@@ -86,36 +94,38 @@ def check(
         show_headers=show_headers,
         show_paths=show_paths,
     )
-    if out is not None:  # first: who reads what is printed may leave in the middle
-        read = [path for one in report.facts for path in (*one.case.image.paths, one.case.label) if path is not None]
-        with Outputs([out], command="ssl-medseg check", inputs=read, overwrite=overwrite):
+    targets = [file for file in (out, propose_map) if file is not None]
+    read = [path for one in report.facts for path in (*one.case.image.paths, one.case.label) if path is not None]
+    read += [path for path in (split, Path(data)) if path is not None]
+    planned = [Outputs([file], command=_COMMAND, inputs=read, overwrite=overwrite) for file in targets]
+    drawn: Sequence[Path] = ()
+    if picture_folder is not None:
+        from ssl_medseg.checks.pictures import draw_pictures, plan_pictures  # noqa: PLC0415 - matplotlib
+
+        drawn = list(plan_pictures(report, picture_folder, every=picture_all, most=most_pictures))
+        Outputs(drawn, command=_COMMAND, inputs=read, folder=picture_folder, overwrite=overwrite)
+    proposed = ""
+    with contextlib.ExitStack() as opened:  # first: who reads what is printed may leave in the middle
+        for each in planned:
+            opened.enter_context(each)
+        if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(out, f"{report.to_json()}\n".encode())
-    written = _draw(report, picture_folder, every=picture_all, most=most_pictures, overwrite=overwrite)
-    proposed = None if propose_map is None else _propose(report, propose_map)
+        if propose_map is not None:
+            proposed = _propose(report, propose_map)
+    if picture_folder is not None:
+        draw_pictures(report, picture_folder, every=picture_all, most=most_pictures, overwrite=overwrite)
     print(report.to_json() if json else report.text())  # noqa: T201 - what the command is for
-    if written and not json:
-        print(f"{len(written)} pictures in {picture_folder}")  # noqa: T201
-    if proposed is not None and not json:
+    if drawn and not json:
+        print(f"{len(drawn)} pictures in {picture_folder}")  # noqa: T201
+    if proposed and not json:
         print(f"{propose_map}: put names in for {proposed}, then give it as --label-map")  # noqa: T201
     if repaired is not None:
-        from ssl_medseg.checks.repair import repair as repair_copy  # noqa: PLC0415 - scipy
-
-        print(repair_copy(data, repaired, repair, opening=opening), file=sys.stderr if json else sys.stdout)
+        print(copies.repair(data, repaired, repair, opening=opening), file=sys.stderr if json else sys.stdout)
     return 1 if report.errors else 0
 
 
-def _draw(report: Report, folder: Path | None, *, every: bool, most: int, overwrite: bool) -> Sequence[Path]:
-    if folder is None:
-        return ()
-    from ssl_medseg.checks.pictures import draw_pictures  # noqa: PLC0415 - matplotlib
-
-    return draw_pictures(report, folder, every=every, most=most, overwrite=overwrite)
-
-
 def _propose(report: Report, file: Path) -> str:
-    if file.exists():
-        raise UserError(f"{file}: is there already; choose another name for the proposed label map")
     values = sorted({value for one in report.facts if one.label is not None for value in one.label.values} | {0})
     names = {str(value): "background" if value == 0 else f"structure {value}" for value in values}
     file.parent.mkdir(parents=True, exist_ok=True)

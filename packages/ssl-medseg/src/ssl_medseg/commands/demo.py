@@ -8,6 +8,7 @@ from typing import Literal
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import RunOptions
+from contrastive_core.training.outputs import claim_folder
 from ssl_medseg.checks import examine
 from ssl_medseg.commands.evaluate import Evaluated, evaluate
 from ssl_medseg.commands.predict import predict
@@ -91,6 +92,7 @@ def demo(
     if steps < 4:
         raise UserError(f"demo needs steps >= 4, got {steps}")
     out = Path(out)
+    claim_folder(out, command="ssl-medseg demo")
     data, split = out / "data", out / "split.json"
     _generate(data, split, seed=seed)
     errors = [finding for finding in examine(str(data)).findings if finding.level == "error"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.training import config
 from contrastive_core.training.documents import read_json
 from contrastive_core.training.files import write_atomic
-from contrastive_core.training.names import check_file_name
+from contrastive_core.training.names import as_file_name, check_file_name
 from contrastive_core.training.outputs import Outputs
 from ssl_medseg.datasets.dataset import DataSet
 from ssl_medseg.datasets.open import open_with
@@ -121,7 +120,7 @@ def evaluate(
     else:
         chosen, shown = _of_run(folder, opened, part) if model else (None, "all")
     cases = choose_cases(opened, chosen, shown)
-    stem = name or re.sub(r"[^\w.-]+", "-", f"{opened.name}-{shown}")
+    stem = name or as_file_name(f"{opened.name}-{shown}", otherwise="scores")
     check_file_name(stem, what="name", source="--name")
     target = Path(out) if out is not None else folder / "evaluation"
     masks, failed = ({}, {}) if model else find_masks(folder, cases)

@@ -10,9 +10,10 @@ from typing import Literal
 
 from contrastive_core.errors import UserError
 from contrastive_core.text import some_of
-from ssl_medseg.datasets import Case, DataOptions, DataSet, Split, open_with, write_split
+from contrastive_core.training.outputs import write_once
+from ssl_medseg.datasets import Case, DataOptions, DataSet, Split, open_with
 from ssl_medseg.datasets.draw_splits import Combination, Draws, Pool, absent, combine, draw
-from ssl_medseg.datasets.splits import Fingerprint, fingerprint
+from ssl_medseg.datasets.splits import Fingerprint, fingerprint, split_content
 from ssl_medseg.io import read_grid
 from ssl_medseg.io.tables import read_table
 from ssl_medseg.preprocessing.geometry import display_axis
@@ -61,6 +62,7 @@ def make_splits(
     missing: Literal["error", "leave_out"] = "error",
     hashes: bool = True,
     seed: int = 0,
+    overwrite: bool = False,
 ) -> SplitsWritten:
     """Choose patients whose labels may be seen, and write split files that name them.
 
@@ -88,6 +90,7 @@ def make_splits(
             labelled or validation patient are then left out as a whole.
         hashes: Write hashes of the image files, and of the label files of all parts but the unlabelled one.
         seed: Seed of the choices.
+        overwrite: Replace files with other content.
 
     Returns:
         The files and how many patients, volumes and slices they list.
@@ -121,7 +124,12 @@ def make_splits(
     remarks += dataset.notes
     if not any(split.test for split in splits.values()):
         remarks.append("no case is for test: nothing is left to evaluate on that training has not seen")
-    return _write(dataset, {out / f"{name}.json": split for name, split in splits.items()}, remarks, hashes=hashes)
+    named_files = {Path(out) / f"{name}.json": split for name, split in splits.items()}
+    contents, counts = _contents(dataset, named_files, hashes=hashes)
+    read = [path for case in dataset.cases for path in (*case.image.paths, case.label) if path is not None]
+    read += [path for path in (table, Path(data)) if path is not None]
+    write_once(contents, command="ssl-medseg make-splits", inputs=read, overwrite=overwrite)
+    return SplitsWritten(named_files, counts, tuple(remarks))
 
 
 def _kept(dataset: DataSet, only: str | None) -> list[Case]:
@@ -155,7 +163,11 @@ def _listed_as_test(pool: Pool) -> list[str]:
     return [patient for patient, cases in pool.cases.items() if any(case.listed == "test" for case in cases)]
 
 
-def _write(dataset: DataSet, splits: Mapping[Path, Split], remarks: list[str], *, hashes: bool) -> SplitsWritten:
+def _contents(
+    dataset: DataSet, splits: Mapping[Path, Split], *, hashes: bool
+) -> tuple[dict[Path, bytes], dict[Path, dict[str, tuple[int, int, int]]]]:
+    """What every file says, and how many patients, volumes and slices each part has."""
+    contents: dict[Path, bytes] = {}
     slices: dict[str, int] = {}
     prints: dict[tuple[str, bool], Fingerprint] = {}
     counts: dict[Path, dict[str, tuple[int, int, int]]] = {}
@@ -174,5 +186,5 @@ def _write(dataset: DataSet, splits: Mapping[Path, Split], remarks: list[str], *
                 files[case.name] = prints.get(key, {})
             patients = len({case.patient for case in cases})
             counts[file][part] = (patients, len(cases), sum(slices[name] for name in names))
-        write_split(file, split, dataset, files=files if hashes else None)
-    return SplitsWritten(splits, counts, tuple(remarks))
+        contents[file] = split_content(split, dataset, files if hashes else None)
+    return contents, counts

@@ -12,6 +12,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.text import some_of
 from contrastive_core.training import RunOptions, config, files
 from contrastive_core.training.launch import make_fabric
+from contrastive_core.training.outputs import claim_folder
 from contrastive_core.training.processes import Processes
 from contrastive_core.training.run import stages_of
 from ssl_medseg.commands.evaluate import Evaluated, evaluate
@@ -198,10 +199,9 @@ def _begin(
 def _check_folder(out: Path, resolved: config.Config, *, resume: bool) -> None:
     """Refuse a folder that holds something else, or another run."""
     settings = out / "config.yaml"
-    if not resume:
-        if out.is_dir() and any(out.iterdir()):
-            raise UserError(f"{out} is not empty; go on with the run in it by --resume, or choose another --out")
-    elif settings.is_file():
+    if not resume and out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty; go on with the run in it by --resume, or choose another --out")
+    if resume and settings.is_file():
         before = config.read(settings)
         if changed := resolved.differences(before):
             raise UserError(
@@ -209,7 +209,8 @@ def _check_folder(out: Path, resolved: config.Config, *, resume: bool) -> None:
                 + "\n  ".join(changed)
                 + "\nGive the same, or another --out"
             )
-    out.mkdir(parents=True, exist_ok=True)
+        return
+    claim_folder(out, command="ssl-medseg run")
 
 
 def _split(
@@ -246,4 +247,5 @@ def _take_model(stage: Path, out: Path) -> None:
     new = out / ".model.tmp"
     shutil.rmtree(new, ignore_errors=True)
     shutil.copytree(stage / "model", new)
+    files.keep_others(out / "model", new)
     files.replace_folder(new, out / "model")

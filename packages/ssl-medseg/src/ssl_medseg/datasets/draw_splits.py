@@ -9,6 +9,7 @@ from typing import Any
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, permutation
 from contrastive_core.text import several, some_of
+from contrastive_core.training.names import check_file_name
 from ssl_medseg.datasets.dataset import Case, DataSet
 from ssl_medseg.datasets.splits import Split
 
@@ -194,6 +195,7 @@ def combine(
     """
     splits = {}
     for name, chosen in combinations.items():
+        check_file_name(name, what="combination", source="--combinations")
         needed = (*chosen.labelled, *chosen.validation)
         bare = [patient for patient in needed if patient in pool.cases and patient not in pool.fully_labelled]
         if bare:

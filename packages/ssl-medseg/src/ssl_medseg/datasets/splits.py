@@ -14,7 +14,8 @@ from typing import Any
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.documents import reading
-from contrastive_core.training.files import sha256, write_atomic
+from contrastive_core.training.files import sha256
+from contrastive_core.training.outputs import write_once
 from ssl_medseg.datasets.dataset import Case, DataSet
 from ssl_medseg.io.label_map import read_json
 
@@ -111,27 +112,28 @@ class Split:
                     )
 
 
-def write_split(path: Path, split: Split, dataset: DataSet, *, files: Mapping[str, Fingerprint] | None = None) -> None:
+def write_split(path: Path, split: Split, dataset: DataSet) -> None:
     """Write a split of a data set as JSON; a file that is there already must say the same.
 
+    Raises:
+        UserError: The split does not fit the data set, or the file says something else.
+    """
+    write_once({path: split_content(split, dataset)}, command="ssl-medseg make-splits")
+
+
+def split_content(split: Split, dataset: DataSet, files: Mapping[str, Fingerprint] | None = None) -> bytes:
+    """What the file of a split says.
+
     Args:
-        path: of the file.
-        split: what it says.
-        dataset: what the split is of.
-        files: hashes of the cases' files, for `ssl-medseg check` to compare; training does not read them.
+        split: The split.
+        dataset: The data set that it divides.
+        files: Hashes of the cases' files, for `ssl-medseg check` to compare; training does not read them.
 
     Raises:
-        UserError: the split does not fit the data set, or the file says something else.
+        UserError: The split does not fit the data set.
     """
     split.check(dataset)
-    content = _bytes(split, dataset, files or {})
-    if path.exists() and path.read_bytes() != content:
-        raise UserError(
-            f"{path}: is there already and says something else; runs may have used it. Choose another place, or remove "
-            "it yourself"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, content)
+    return _bytes(split, dataset, files or {})
 
 
 def read_fingerprints(path: Path) -> dict[str, Fingerprint]:

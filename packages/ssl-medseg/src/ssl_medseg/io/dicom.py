@@ -22,6 +22,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.text import some_of
 from contrastive_core.training import files
 from contrastive_core.training.documents import reading
+from contrastive_core.training.names import as_file_name
 from ssl_medseg.io.file_types import DICOM_ENDINGS
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.volume import Grid, ImageFile, Volume, check_voxel_size, checked_affine, import_extra
@@ -133,9 +134,9 @@ def list_series(folder: Path) -> list[Series]:
     found = []
     for number, (uid, dataset) in enumerate(first.items(), 1):
         words = [str(dataset.get(tag, "") or "") for tag in ("SeriesNumber", "SeriesDescription")]
-        name = "_".join(filter(None, ("".join(c if c.isalnum() else "-" for c in w).strip("-") for w in words)))
+        text = "_".join(filter(None, (word.replace(".", "-").strip() for word in words)))
         study = str(dataset.get("StudyInstanceUID", ""))
-        found.append(Series(uid, study, words[1].strip(), name or f"series-{number}"))
+        found.append(Series(uid, study, words[1].strip(), as_file_name(text, otherwise=f"series-{number}")))
     counts = Counter(series.name for series in found)
     return [
         series if counts[series.name] == 1 else replace(series, name=f"{series.name}_{number}")

@@ -8,6 +8,7 @@ from typing import Literal
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import RunOptions
+from contrastive_core.training.outputs import claim_folder
 from ssl_video.augment import StrongOptions
 from ssl_video.commands.evaluate import evaluate
 from ssl_video.commands.make_splits import make_splits
@@ -75,6 +76,8 @@ def demo(
     """
     if steps < 1:
         raise UserError(f"demo needs steps >= 1, got {steps}")
+    out = Path(out)
+    claim_folder(out, command="ssl-video demo")
     videos = str(make_videos(out / "videos", per_class=PER_CLASS, seed=seed))
     split, run = out / _SPLIT, out / "run"
     make_splits(

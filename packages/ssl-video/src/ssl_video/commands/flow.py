@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from contrastive_core.errors import UserError
-from contrastive_core.training.files import FolderLock, write_atomic
+from contrastive_core.training.files import FolderLock, check_space, write_atomic
 from contrastive_core.training.launch import choose_device
+from contrastive_core.training.outputs import Outputs
 from contrastive_core.training.progress import track
 from ssl_video.data import Video, VideoSet, open_videos
 from ssl_video.optical_flow.cache import FlowCache, read_settings
@@ -70,6 +71,7 @@ def flow(
     workers: int | None = None,
     device: str = "cpu",
     dry_run: bool = False,
+    overwrite: bool = False,
 ) -> FlowResult:
     """Compute the optical flow of all videos once, for ``train --flow_cache`` and ``evaluate --flow_cache`` to read.
 
@@ -92,6 +94,8 @@ def flow(
         workers: Number of processes; by default one for each core, and none of their own on another device.
         device: Device of raft: cpu or cuda.
         dry_run: Only state what it would take.
+        overwrite: Replace a ``videos.csv`` or ``flow.json`` that this command did not write. Stored flow is not
+            replaced.
 
     Returns:
         The counts.
@@ -101,7 +105,11 @@ def flow(
     place = choose_device(device)
     if place.type != "cpu" and workers:
         raise UserError(f"workers is {workers}; on {place.type} all flow is computed by one process: give 0")
-    videos = open_videos(data, part=part)
+    videos, out = open_videos(data, part=part), Path(out)
+    read = [data, *(video.path for video in videos.videos)]
+    planned_files = Outputs(
+        [out / "flow.json", out / "videos.csv"], command="ssl-video flow", inputs=read, overwrite=overwrite
+    )
     cache = FlowCache(out, flow_settings(method, short_side=short_side, precision=precision))
     _same_settings(cache)
     with ThreadPoolExecutor() as pool:
@@ -120,26 +128,27 @@ def flow(
     total, before = sum(work.size for work in files.values()), len(files) - len(todo)
     if dry_run:
         return FlowResult(out, len(videos), 0, before, len(todo), problems, total)
-    if needed > free:
-        raise UserError(f"{out}: {_bytes(needed)} are needed, {_bytes(free)} are free; see --short_side, --precision")
-    cache.write_settings()
+    check_space(out, needed, what="the missing files", files=len(todo), advice="see --short-side and --precision byte")
+    out.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(out)
     if not lock.acquire():
         raise UserError(f"{out}: another process is computing flow into this folder; wait until it has ended")
     try:
-        for left in out.glob("??/.*.tmp"):  # of one that was killed
-            left.unlink()
-        if workers is None:
-            workers = min(os.cpu_count() or 1, len(todo)) if place.type == "cpu" else 0
-        failed: dict[Path, str] = {}
-        done = store_all(cache, todo, method=method, workers=workers, device=place)
-        for end in track(done, total=len(todo), what=f"flow of {videos.name}"):
-            if end.fatal is not None:
-                raise UserError(f"{end.fatal}; what was computed before is kept")
-            if end.problem is not None:
-                failed[todo[end.place].file] = end.problem
-        problems |= {work.video.key: failed[work.file] for work in works if work.file in failed}
-        write_atomic(out / "videos.csv", _listed(videos, works, problems, out).encode())
+        with planned_files:
+            cache.write_settings()
+            for left in out.glob("??/.*.tmp"):  # of one that was killed: the lock is ours
+                left.unlink()
+            if workers is None:
+                workers = min(os.cpu_count() or 1, len(todo)) if place.type == "cpu" else 0
+            failed: dict[Path, str] = {}
+            done = store_all(cache, todo, method=method, workers=workers, device=place)
+            for end in track(done, total=len(todo), what=f"flow of {videos.name}"):
+                if end.fatal is not None:
+                    raise UserError(f"{end.fatal}; what was computed before is kept")
+                if end.problem is not None:
+                    failed[todo[end.place].file] = end.problem
+            problems |= {work.video.key: failed[work.file] for work in works if work.file in failed}
+            write_atomic(out / "videos.csv", _listed(videos, works, problems, out).encode())
     finally:
         lock.release()
     size = sum(file.stat().st_size for file in files if file not in failed)

@@ -20,7 +20,7 @@ from ssl_video.data.splits import (
     groups_by_class,
     hold_out,
     ranked,
-    write_split,
+    write_splits,
 )
 
 
@@ -39,6 +39,7 @@ def make_splits(
     test_list: Path | None = None,
     labelled_list: Path | None = None,
     seed: int = 0,
+    overwrite: bool = False,
 ) -> str:
     """Write split files such as ``10percent-draw0.json``, which `train` and `evaluate` take.
 
@@ -66,6 +67,7 @@ def make_splits(
         test_list: Official list of test videos.
         labelled_list: List of the labelled videos, instead of drawing some; one file ``listed.json`` is written.
         seed: Seed of every random draw.
+        overwrite: Replace files with other content.
 
     Returns:
         What was written.
@@ -113,7 +115,8 @@ def make_splits(
                 name = f"{count}each-draw{draw}"
                 chosen[name] = first_of_each(order, count=count), {"per_class": count, "draw": draw}
         chosen = {name: ([labelled[place] for place in places], how) for name, (places, how) in chosen.items()}
-    lines = []
+    out, lines = Path(out), []
+    splits: dict[Path, Split] = {}
     for name, (places, how) in chosen.items():
         split = Split(
             classes=videos.classes,
@@ -123,8 +126,11 @@ def make_splits(
             test=_pairs(videos, sorted(kept["test"])),
             settings={**settings, **how},
         )
-        write_split(out / f"{name}.json", split)
+        splits[out / f"{name}.json"] = split
         lines.append(f"{out / f'{name}.json'}: {len(places)} labelled of {len(train)}, sha256 {split.digest[:12]}")
+    lists = [file for file in (train_list, test_list, labelled_list) if file is not None]
+    read = [data, *lists, *(video.path for video in videos.videos)]
+    write_splits(splits, inputs=read, overwrite=overwrite)
     without = f", {len(unlabelled)} of them without a class" if unlabelled else ""
     head = (
         f"{len(train)} videos to learn from{without}, {len(videos.classes)} classes, {len(kept['validation'])} to "

@@ -19,7 +19,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, permutation
 from contrastive_core.text import some_of
 from contrastive_core.training.documents import read_json, reading
-from contrastive_core.training.files import write_atomic
+from contrastive_core.training.outputs import write_once
 from ssl_video.data.videos import VideoSet
 
 FORMAT = "ssl-video split 1"
@@ -121,15 +121,26 @@ def write_split(file: Path, split: Split) -> None:
     """Write a split file; one that is there already must say the same.
 
     Raises:
-        UserError: there is another file of that name, or parts of the split overlap.
+        UserError: There is another file of that name, or parts of the split overlap.
     """
-    split.check(str(file))
-    if file.exists() and file.read_bytes() != split.to_bytes():
-        raise UserError(
-            f"{file}: is there already and says something else; runs may have used it. Choose another folder"
-        )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(file, split.to_bytes())
+    write_splits({file: split})
+
+
+def write_splits(splits: Mapping[Path, Split], *, inputs: Iterable[Path | str] = (), overwrite: bool = False) -> None:
+    """Write several split files, all or none of them; those that exist must say the same.
+
+    Args:
+        splits: Every file with its split.
+        inputs: Files that were read for them and are never replaced.
+        overwrite: Replace files that say something else.
+
+    Raises:
+        UserError: There is another file of a name, or parts of a split overlap.
+    """
+    for file, split in splits.items():
+        split.check(str(file))
+    contents = {file: split.to_bytes() for file, split in splits.items()}
+    write_once(contents, command="ssl-video make-splits", inputs=inputs, overwrite=overwrite)
 
 
 def select(videos: VideoSet, keys: Iterable[str], *, file: str | Path) -> list[int]:

@@ -8,6 +8,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from contrastive_core.training.files import atomic_path
+
 CLASSES = ("blue", "falling", "red", "rising")
 FRAMES, SIZE, RATE = 16, 32, 30
 _HOLD = 4  # frames after which the picture is another one
@@ -60,11 +62,9 @@ def _draw(height: float) -> NDArray[np.float64]:
 
 
 def _write(path: Path, frames: Picture) -> None:
-    new = path.with_name(f".{path.name}")
-    with av.open(str(new), "w", format="matroska") as container:
+    with atomic_path(path) as new, av.open(str(new), "w", format="matroska") as container:
         stream = container.add_stream("ffv1", rate=RATE)
         stream.width, stream.height, stream.pix_fmt = SIZE, SIZE, "bgr0"
         for picture in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
-    new.replace(path)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.names import check_labels
 
 SUFFIXES = frozenset(
     f".{ending}"
@@ -105,6 +106,7 @@ class VideoSet:
         if not self.videos:
             others = "".join(f" ({note})" for note in self.notes)
             raise UserError(f"{name}: found no videos{others}; expected files ending in {', '.join(sorted(SUFFIXES))}")
+        check_labels((video.key for video in self.videos), what="video", source=name)
         self._places = {video.key: place for place, video in enumerate(self.videos)}
         if len(self._places) < len(self.videos):
             keys = [video.key for video in self.videos]
@@ -113,6 +115,7 @@ class VideoSet:
         self.classes = tuple(
             _in_order({video.label for video in self.videos if video.label}) if classes is None else classes
         )
+        check_labels(self.classes, what="class", source=name)
 
     def __len__(self) -> int:
         return len(self.videos)

@@ -16,6 +16,7 @@ from contrastive_core.training.config import from_plain
 from contrastive_core.training.documents import reading
 from contrastive_core.training.launch import choose_device
 from contrastive_core.training.model_file import build_from
+from contrastive_core.training.names import check_labels
 from ssl_video.augment import ClipAugment
 from ssl_video.data.clip import ClipSpec
 from ssl_video.data.videos import Video, content_mark
@@ -126,6 +127,7 @@ def load_recognizer(model: str | Path, *, device: str = "auto", network: str | N
         model, "model.json does not describe a recognizer", "the file was changed by hand, or a newer version wrote it"
     ):
         recipe = from_plain(Recipe, card["recipe"], "recipe")
+    check_labels(recipe.classes, what="class", source=model)
     if recipe.network.is_own and recipe.network.name != network:
         check_model_code(recipe.network.name, model=model)
     built = build_from(recipe.build, tensors, source=model)

@@ -7,6 +7,7 @@ from pathlib import Path
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.outputs import Outputs
 from ssl_vision.checks import examine
+from ssl_vision.data import input_files
 from ssl_vision.data.decode import ReadOptions
 
 
@@ -44,7 +45,7 @@ def check(
     """
     report = examine(data, split=part, channels=channels, read=read)
     if out is not None:  # first: who reads what is printed may leave in the middle
-        with Outputs([out], command="ssl-vision check", inputs=[data], overwrite=overwrite):
+        with Outputs([out], command="ssl-vision check", inputs=input_files(data), overwrite=overwrite):
             out.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(out, f"{report.to_json()}\n".encode())
     print(report.to_json() if json else report.text())  # noqa: T201 - what the command is for

@@ -11,6 +11,7 @@ from contrastive_core.app.report.figures import to_png
 from contrastive_core.errors import UserError
 from contrastive_core.training import RunOptions
 from contrastive_core.training.files import write_atomic
+from contrastive_core.training.outputs import Outputs, claim_folder
 from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.commands.report import report
 from ssl_vision.data import open_images
@@ -101,6 +102,8 @@ def demo(out: Path = Path("runs/demo"), *, epochs: int = 30, seed: int = 0, devi
     """
     if epochs < 1:
         raise UserError(f"demo needs epochs >= 1, got {epochs}")
+    out = Path(out)
+    claim_folder(out, command="ssl-vision demo")
     every = max(1, epochs // _SAVED)
     pretrain(
         DATA,
@@ -125,7 +128,8 @@ def demo(out: Path = Path("runs/demo"), *, epochs: int = 30, seed: int = 0, devi
     }
     page = report(out, device=device)
     picture = out / "report.png"
-    write_atomic(picture, _picture(out, device=device))
+    with Outputs([picture], command="ssl-vision demo"):
+        write_atomic(picture, _picture(out, device=device))
     return DemoResult(accuracies, len(open_images(DATA, split="test")), page, picture)
 
 

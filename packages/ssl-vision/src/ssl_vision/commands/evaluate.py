@@ -15,7 +15,7 @@ from contrastive_core.training.files import write_atomic
 from contrastive_core.training.model_file import module_hash
 from contrastive_core.training.names import check_file_name
 from contrastive_core.training.outputs import Outputs
-from ssl_vision.data import ImageSet
+from ssl_vision.data import ImageSet, input_files
 from ssl_vision.data.decode import ReadOptions
 from ssl_vision.evaluation.features import evaluation_batches, labelled_images, outputs
 from ssl_vision.evaluation.predictions import Predictions, make_predictions, write_predictions
@@ -99,7 +99,7 @@ def evaluate(
         name or f"{data_name(data).removesuffix('.csv')}-{images.split}", what="name of the files", source="--name"
     )
     planned = Outputs(
-        [folder / f"{stem}{end}" for end in _ENDINGS], command="ssl-vision evaluate", inputs=[data],
+        [folder / f"{stem}{end}" for end in _ENDINGS], command="ssl-vision evaluate", inputs=input_files(data),
         overwrite=overwrite,
     )  # fmt: skip
     batches = evaluation_batches(images, size=loaded.image_size, batch_size=batch_size)

@@ -20,6 +20,7 @@ from contrastive_core.rng import derive
 from contrastive_core.training import RunOptions
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.model_file import save_model
+from contrastive_core.training.outputs import Outputs, claim_folder
 from ssl_vision.commands.finetune import SIMCLR, finetune
 from ssl_vision.data import ImageSet, Subset, list_splits, open_images
 from ssl_vision.data.class_names import find_class_names
@@ -174,8 +175,8 @@ def few_labels(
         model: Run folder or model folder to start from, ``none`` for a network with weights from a file (`encoder`), or
             ``pixels``.
         data: Image folder, CSV manifest or named data set.
-        out: Folder of the results: the recommended classifier as a model folder, the table as JSON, the fine-tuning
-            runs.
+        out: Folder of the results, new, empty or of this command: the recommended classifier as a model folder, the
+            table as JSON, the fine-tuning runs.
         labels: Label file of the images whose labels may be seen; by default every image of the part.
         part: Part of the data that holds the labelled images.
         test_part: Part of the data to score at the end, if the data have it.
@@ -197,6 +198,8 @@ def few_labels(
     """
     if not methods or folds < 2:
         raise UserError(f"few-labels needs at least one method and 2 folds, got {len(methods)} and {folds}")
+    out = Path(out)
+    claim_folder(out, command="ssl-vision few-labels")
     loaded = load_encoder(model, device=device, encoder=encoder)
     images = open_images(data, split=part, channels=loaded.channels, read=read)
     train = training_set(images, labels)
@@ -208,7 +211,6 @@ def few_labels(
     parts = stratified_folds(y, folds=folds, seed=derive(seed, "few labels"))
     if len(parts) < 2:
         parts = []
-    out = Path(out)
     tried: list[_Tried] = []
     if "linear" in methods:
         names = find_class_names(data, train.classes)
@@ -233,9 +235,9 @@ def few_labels(
         tuple(t.candidate() for t in tried), chosen.method, len(train), len(torch.unique(y)),
         0 if test is None else len(test), test_part if test is None else test.split, folder,
     )  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
     content = {**asdict(result), "model": str(folder) if folder else None, "from": model, "data": data}
-    write_atomic(out / "few-labels.json", (json.dumps(content, indent=1) + "\n").encode())
+    with Outputs([out / "few-labels.json"], command="ssl-vision few-labels"):
+        write_atomic(out / "few-labels.json", (json.dumps(content, indent=1) + "\n").encode())
     return result
 
 

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from contrastive_core.errors import UserError
-from contrastive_core.training.model_file import save_model
+from contrastive_core.training.files import write_atomic
+from contrastive_core.training.model_file import model_files, save_model
+from contrastive_core.training.names import check_labels
+from contrastive_core.training.outputs import Outputs
 from ssl_vision.importing.imported import Imported
 from ssl_vision.importing.named import load_weights
 from ssl_vision.importing.simclr import read_simclr
@@ -32,6 +35,7 @@ def import_checkpoint(
     image_size: int = 0,
     classifier_layer: int | None = None,
     classes: Path | None = None,
+    overwrite: bool = False,
 ) -> str:
     """Make a model folder of a checkpoint that another program wrote, for knn, linear, finetune and the rest.
 
@@ -42,7 +46,7 @@ def import_checkpoint(
 
     Args:
         source: Checkpoint: a file; for TensorFlow its name without ending, or its folder.
-        out: Folder to write, new or empty.
+        out: Folder to write.
         architecture: Architecture that the names do not show: ``timm:NAME`` or ``torchvision:NAME``, such as a
             ResNet-D, a vision transformer, ConvNeXt or EfficientNet.
         prefix: Prefix of the network's names, where the checkpoint holds several: ``ema_model/`` for the moving average
@@ -54,15 +58,20 @@ def import_checkpoint(
             evaluation, and fine-tuned on all labels), or 1 (SimCLRv2 fine-tuned on 1 % or 10 %). Needed only where the
             checkpoint holds a head as well, because it does not say which.
         classes: File of the classifier's class names, one per line; by default they are numbers.
+        overwrite: Replace files that this command did not write.
 
     Returns:
         What was read, what was assumed and what was left out.
     """
     source, out = Path(source), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is there and not an empty folder; choose another --out")
+    read = [source.parent if is_bundle(source) else source, *([classes] if classes else [])]
+    planned = Outputs(
+        [*model_files(out / "model"), out / "import.json"], command="ssl-vision import-checkpoint", inputs=read,
+        folder=out, overwrite=overwrite,
+    )  # fmt: skip
     if architecture:
-        return _import_named(source, out, architecture, normalize=normalize, image_size=image_size)
+        with planned:
+            return _import_named(source, out, architecture, normalize=normalize, image_size=image_size)
     if is_bundle(source):
         if stem != "auto" or normalize != "auto":
             raise UserError(f"{source}: --stem and --normalize are for PyTorch's checkpoints; this one is TensorFlow's")
@@ -79,6 +88,11 @@ def import_checkpoint(
             f"--classes {classes}: no classifier is made; "
             + ("say --classifier_layer" if imported.classifier is not None else f"{source} has none")
         )
+    with planned:
+        return _write(source, out, imported, layer=layer, classes=classes)
+
+
+def _write(source: Path, out: Path, imported: Imported, *, layer: int | None, classes: Path | None) -> str:
     written = _write_encoder(imported, out) if layer is None else _write_classifier(imported, out, layer, classes)
     if layer is None and imported.classifier is not None:
         imported.left_out = sorted([*imported.left_out, *(imported.classifier_names or ())])
@@ -93,7 +107,7 @@ def import_checkpoint(
         "assumed": imported.notes,
         "left_out": imported.left_out,
     }
-    (out / "import.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    write_atomic(out / "import.json", (json.dumps(card, indent=1) + "\n").encode())
     return summary
 
 
@@ -106,7 +120,7 @@ def _import_named(
     state = {f"encoder.{key}": tensor for key, tensor in encoder.state_dict().items()}
     save_model(out / "model", state, encoder_card(options, image_size=size, head=None))
     said = {"source": str(source), "encoder": asdict(options), "assumed": [], "left_out": []}
-    (out / "import.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+    write_atomic(out / "import.json", (json.dumps(said, indent=1) + "\n").encode())
     return f"{source}: an encoder; {name}, {encoder.feature_dim} features, {size} px\nwritten to {out}"
 
 
@@ -140,6 +154,7 @@ def _class_names(file: Path | None, count: int) -> list[str]:
         ) from error
     if len(names) != count or len(set(names)) != count:
         raise UserError(f"--classes {file} has {len(set(names))} different names; the classifier has {count} classes")
+    check_labels(names, what="class", source=file)
     return names
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from contrastive_core.errors import UserError
+from ssl_vision.data import input_files
 from ssl_vision.data.decode import ReadOptions
 from ssl_vision.evaluation.features import labelled_features
 from ssl_vision.evaluation.probes import knn_scores
@@ -52,7 +53,7 @@ def knn(
     """
     if k < 1 or temperature <= 0:
         raise UserError(f"knn needs k >= 1 and temperature > 0, got k={k} and temperature={temperature}")
-    planned = plan_score(model, "knn", out, overwrite=overwrite)
+    planned = plan_score(model, "knn", out, inputs=input_files(data, labels), overwrite=overwrite)
     loaded = load_encoder(model, device=device, encoder=encoder)
     bank = labelled_features(loaded, data, split=train_part, batch_size=batch_size, labels=labels, read=read)
     query = labelled_features(loaded, data, split=test_part, batch_size=batch_size, classes=bank.classes, read=read)

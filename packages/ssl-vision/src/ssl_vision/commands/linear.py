@@ -10,6 +10,7 @@ import torch
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive
 from contrastive_core.training.model_file import module_hash
+from ssl_vision.data import input_files
 from ssl_vision.data.decode import ReadOptions
 from ssl_vision.evaluation.features import extract, labelled_features, labelled_images
 from ssl_vision.evaluation.probes import Augmented, Cached, Source, fit_linear
@@ -67,7 +68,7 @@ def linear(
     """
     if epochs < 1 or lr <= 0:
         raise UserError(f"linear needs epochs >= 1 and lr > 0, got epochs={epochs} and lr={lr}")
-    planned = plan_score(model, "linear", out, overwrite=overwrite)
+    planned = plan_score(model, "linear", out, inputs=input_files(data, labels), overwrite=overwrite)
     loaded = load_encoder(model, device=device, encoder=encoder)
     before = module_hash(loaded.encoder)
     train = labelled_images(data, split=train_part, labels=labels, channels=loaded.channels, read=read)

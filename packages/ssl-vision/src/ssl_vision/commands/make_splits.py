@@ -9,10 +9,11 @@ from pathlib import Path
 
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive
-from ssl_vision.data import ImageSet, open_images
+from contrastive_core.training.outputs import write_once
+from ssl_vision.data import ImageSet, input_files, open_images
 from ssl_vision.data.open import locate
 from ssl_vision.labels.choose import Balance, images_for, share_out, shuffled_by_class
-from ssl_vision.labels.files import LabelFile, check_label_file, write_label_file
+from ssl_vision.labels.files import LabelFile
 
 VALIDATION = "validation.json"
 
@@ -48,6 +49,7 @@ def make_splits(
     balance: Balance = "equal",
     validation_fraction: float = 0.0,
     seed: int = 0,
+    overwrite: bool = False,
 ) -> SplitsWritten:
     """Choose the images whose labels may be seen, and write label files that list them.
 
@@ -69,13 +71,14 @@ def make_splits(
             validation.json. It is the same for all draws and shares no image with them; `fractions` are then of the
             other images.
         seed: Seed of the choices.
+        overwrite: Replace files with other content.
 
     Returns:
         The files and what they list.
     """
     _check(fractions, per_class, draws=draws, validation=validation_fraction)
     images = open_images(data, split=part)
-    files = _Files(data, part, images, out)
+    files = _Files(data, part, images, Path(out))
     groups = shuffled_by_class(images.labels(), images.classes, seed=derive(seed, "validation"))
     held_out: set[int] = set()
     if validation_fraction:
@@ -99,18 +102,21 @@ def make_splits(
             files.add(
                 f"{count}-per-class-draw{draw}.json", groups, counts, {"per_class": count, "seed": seed, "draw": draw}
             )
-    return files.write()
+    written = files.contents
+    contents = {file: content.to_bytes() for file, content in written.items()}
+    write_once(contents, command="ssl-vision make-splits", inputs=input_files(data), overwrite=overwrite)
+    return SplitsWritten(written)
 
 
 class _Files:
-    """Label files of one data set, written when all of them are known to fit."""
+    """Label files of one data set."""
 
     def __init__(self, data: str, split: str, images: ImageSet, out: Path) -> None:
         name, root = locate(data)
         # The name, not the path: a label file is to be the same wherever the data lie.
         self._data = name or Path(os.path.abspath(root)).name  # noqa: PTH100 - resolve() would follow a link to it
         self._split, self._images, self._out = split, images, out
-        self._contents: dict[Path, LabelFile] = {}
+        self.contents: dict[Path, LabelFile] = {}
 
     def add(
         self, name: str, groups: dict[str, list[int]], counts: dict[str, int], settings: dict[str, object]
@@ -124,15 +130,8 @@ class _Files:
             )
         chosen = sorted(i for label, count in counts.items() for i in groups[label][:count])
         listed = tuple((self._images.key(i), self._class(i)) for i in chosen)
-        self._contents[self._out / name] = LabelFile(self._data, self._split, listed, settings)
+        self.contents[self._out / name] = LabelFile(self._data, self._split, listed, settings)
         return set(chosen)
-
-    def write(self) -> SplitsWritten:
-        for file, content in self._contents.items():
-            check_label_file(file, content)
-        for file, content in self._contents.items():
-            write_label_file(file, content)
-        return SplitsWritten(self._contents)
 
     def _class(self, index: int) -> str:
         return self._images.classes[int(self._images.labels()[index])]

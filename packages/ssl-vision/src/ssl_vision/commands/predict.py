@@ -16,7 +16,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.training.outputs import Outputs
 from contrastive_core.training.progress import track
 from ssl_vision.augment import EvalTransform
-from ssl_vision.data import ImageSet, open_images
+from ssl_vision.data import ImageSet, input_files, open_images
 from ssl_vision.data.dataset import FileImages
 from ssl_vision.data.decode import ReadOptions
 from ssl_vision.data.listing import list_folder
@@ -89,7 +89,7 @@ def predict(
         raise UserError(f"{out}: found the ending {ending!r}, expected one of {', '.join(_ENDINGS)}")
     if ending == ".parquet":
         import_pyarrow()
-    planned = Outputs([out], command="ssl-vision predict", inputs=[data], overwrite=overwrite)
+    planned = Outputs([out], command="ssl-vision predict", inputs=input_files(data), overwrite=overwrite)
     loaded = load_classifier(model, device=device)
     images = _open(data, part, channels=loaded.channels, read=read)
     if not 1 <= top <= len(loaded.classes):

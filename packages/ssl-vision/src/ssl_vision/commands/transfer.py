@@ -13,7 +13,7 @@ from torch import Tensor
 from contrastive_core.errors import UserError
 from contrastive_core.metrics import confusion_matrix, per_class_accuracy, top_k_accuracy
 from contrastive_core.rng import derive
-from ssl_vision.data import list_splits
+from ssl_vision.data import input_files, list_splits
 from ssl_vision.data.decode import ReadOptions
 from ssl_vision.evaluation.features import LabelledFeatures, labelled_features
 from ssl_vision.evaluation.probes import LogisticFit, fit_logistic
@@ -74,7 +74,7 @@ def transfer(
     Returns:
         The accuracies.
     """
-    planned = plan_score(model, "transfer", out, overwrite=overwrite)
+    planned = plan_score(model, "transfer", out, inputs=input_files(data, labels), overwrite=overwrite)
     loaded = load_encoder(model, device=device, encoder=encoder)
 
     def features(split: str, *, classes: list[str] | None = None, labels: Path | None = None) -> LabelledFeatures:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, permutation
+from contrastive_core.training.names import check_labels
 from ssl_vision.data.decode import ReadOptions, read_bytes, read_image, read_size
 from ssl_vision.data.listing import PathList, printable
 
@@ -56,6 +57,7 @@ class ImageSet(ABC):
         self.split = split
         self.notes = tuple(notes)
         self.classes = list(classes)
+        check_labels(self.classes, what="class", source=name)
         self._labels = None if labels is None else torch.tensor(labels, dtype=torch.int64)
         self._unlabelled = unlabelled
 

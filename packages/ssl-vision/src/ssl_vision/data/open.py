@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from contrastive_core.errors import UserError
@@ -61,6 +62,21 @@ def list_splits(spec: str | os.PathLike[str]) -> list[str]:
     if name:
         return [split for split in NAMED[name].splits if split != "all" and "+" not in split]
     return folder_splits(root) if root.is_dir() else manifest_splits(read_manifest(root).rows)
+
+
+def input_files(spec: str | os.PathLike[str], *others: Path | str | None) -> Iterator[Path | str]:
+    """What a command reads, for `contrastive_core.training.outputs.Outputs`: nothing of it is ever a target.
+
+    Args:
+        spec: The data set. A table stands for itself and for the images that it lists.
+        others: Other files, such as a label file.
+    """
+    name, root = locate(spec)
+    yield from (file for file in others if file is not None)
+    if name != "digits":  # which comes with scikit-learn
+        yield root
+    if root.is_file():
+        yield from (root.parent / row.path for row in read_manifest(root).rows)
 
 
 def _warn_once(note: str) -> None:

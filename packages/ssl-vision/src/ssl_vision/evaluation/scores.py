@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -116,14 +116,16 @@ def score_file(model: str, protocol: str, out: Path | None) -> Path | None:
     return out if out is not None or folder is None else folder / f"{protocol}.json"
 
 
-def plan_score(model: str, protocol: str, out: Path | None, *, overwrite: bool) -> Outputs:
+def plan_score(
+    model: str, protocol: str, out: Path | None, *, inputs: Iterable[Path | str], overwrite: bool
+) -> Outputs:
     """The output of a protocol's command, checked before anything is computed.
 
     Raises:
         UserError: The file exists, and the command did not write it.
     """
     file = score_file(model, protocol, out)
-    return Outputs([] if file is None else [file], command=f"ssl-vision {protocol}", overwrite=overwrite)
+    return Outputs([] if file is None else [file], command=f"ssl-vision {protocol}", inputs=inputs, overwrite=overwrite)
 
 
 def record_score(score: Score, out: Path | None) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from contrastive_core.errors import UserError
 from contrastive_core.text import some_of
 from contrastive_core.training.documents import reading
-from contrastive_core.training.files import write_atomic
+from contrastive_core.training.outputs import write_once
 from ssl_vision.data import ImageSet
 from ssl_vision.data.manifest import COLUMNS, read_text
 
@@ -130,28 +130,13 @@ def read_label_file(file: Path) -> LabelFile | list[str]:
     return result
 
 
-def check_label_file(file: Path, content: LabelFile) -> None:
-    """See that writing the file would destroy nothing.
-
-    Raises:
-        UserError: there is a file with other content.
-    """
-    if file.exists() and file.read_bytes() != content.to_bytes():
-        raise UserError(
-            f"{file}: is there already and says something else; runs may have used it. Choose another folder, or "
-            "remove it yourself"
-        )
-
-
 def write_label_file(file: Path, content: LabelFile) -> None:
     """Write a label file; one that is there already must say the same.
 
     Raises:
-        UserError: there is a file with other content.
+        UserError: There is a file with other content.
     """
-    check_label_file(file, content)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(file, content.to_bytes())
+    write_once({file: content.to_bytes()}, command="ssl-vision make-splits")
 
 
 def labels_digest(images: ImageSet) -> str:

@@ -17,6 +17,7 @@ from contrastive_core.training.config import from_plain
 from contrastive_core.training.documents import reading
 from contrastive_core.training.launch import choose_device
 from contrastive_core.training.model_file import build_from
+from contrastive_core.training.names import check_labels
 from ssl_vision.data import ImageSet, measure_statistics
 from ssl_vision.importing.named import load_weights
 from ssl_vision.labels.files import labels_digest
@@ -348,7 +349,9 @@ def _architecture(folder: Path, card: dict[str, Any]) -> tuple[Architecture, lis
                 raise ValueError(f"head.layers is {layers}; expected 1 to {_MOST_LAYERS}")
             head = (layers, from_plain(int, card["head"]["out_features"], "head.out_features"))
         from_layer = from_plain(int, card["from_layer"], "from_layer")
-        return Architecture(options, size, head, from_layer), from_plain(list[str], card["classes"], "classes")
+        classes = from_plain(list[str], card["classes"], "classes")
+    check_labels(classes, what="class", source=folder)
+    return Architecture(options, size, head, from_layer), classes
 
 
 def _build_encoder(options: EncoderOptions, size: int, tensors: dict[str, Tensor], folder: Path) -> nn.Module:

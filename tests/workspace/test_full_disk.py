@@ -1,0 +1,119 @@
+"""Disks that are full, out of inodes or read-only: one line that says what to do, from every verb that writes.
+
+Each is a real file system, a small tmpfs; where mounting is not allowed, these tests are skipped.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.workspace.test_outputs_of_commands import CASES, Case, call, contents, filled, help_of, places
+
+__all__ = ["places"]  # a fixture
+
+Mount = Callable[[str], Path]
+EVERY = [
+    pytest.param(domain, case, id=f"{domain}-{number}-{case.verb}")
+    for domain in CASES
+    for number, case in enumerate(CASES[domain])
+]
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Mount]:
+    """`mount("size=4k")` gives a file system of its own with these options."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def make(options: str) -> Path:
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)], check=False, capture_output=True, text=True
+        )
+        if done.returncode:
+            pytest.skip(f"mounting is not allowed here ({done.stderr.strip()})")
+        return folder
+
+    try:
+        yield make
+    finally:
+        subprocess.run(["umount", str(folder)], check=False, capture_output=True)
+
+
+def is_run(domain: str, verb: str) -> bool:
+    return "--run.resume" in help_of(domain, verb)
+
+
+def refused(
+    domain: str, case: Case, place: dict[str, Path], out: Path, capsys: pytest.CaptureFixture[str]
+) -> str | None:
+    """What the command says, in one line; None if everything fitted."""
+    inputs = contents(next(iter(place.values())).parent)
+    capsys.readouterr()
+    line = filled(case.words, place, out)
+    status = call(domain, line)
+    said = capsys.readouterr().err
+    assert contents(next(iter(place.values())).parent) == inputs
+    if status == case.status and "free some space" not in said:
+        return None
+    assert status == 1, said
+    problem = [part for part in said.splitlines() if part.startswith(domain.replace("_", "-"))]
+    assert len(problem) == 1, said
+    return "\n".join(said.splitlines()[said.splitlines().index(problem[0]) :])
+
+
+@pytest.mark.parametrize(("domain", "case"), EVERY)
+def test_a_read_only_disk(
+    domain: str, case: Case, places: Callable[[str], dict[str, Path]], mount: Mount, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk = mount("size=64k")
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    said = refused(domain, case, places(domain), disk / "out", capsys)
+    assert said is not None
+    assert "ead-only file system" in said
+    assert "choose another" in said
+    assert list(disk.iterdir()) == []
+
+
+@pytest.mark.parametrize("options", ["size=4k", "size=1m,nr_inodes=2"])
+@pytest.mark.parametrize(("domain", "case"), EVERY)
+def test_a_full_disk(
+    domain: str,
+    case: Case,
+    options: str,
+    places: Callable[[str], dict[str, Path]],
+    mount: Mount,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    disk = mount(options)
+    said = refused(domain, case, places(domain), disk / "out", capsys)
+    if said is None:
+        pytest.skip("what it writes fits")
+    assert "free some space" in said or "delete some there" in said
+    if is_run(domain, case.verb) and "go on by" in said:
+        assert said.rstrip().endswith("--resume")
+    half = [path for path in disk.rglob("*.tmp*") if path.is_file() and path.stat().st_size]
+    assert half == [], "half a file stays"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["48k", "160k", "400k", "1m"])
+@pytest.mark.parametrize(("domain", "case"), [each for each in EVERY if is_run(each.values[0], each.values[1].verb)])
+def test_a_disk_that_is_full_in_the_middle_of_a_run(
+    domain: str,
+    case: Case,
+    size: str,
+    places: Callable[[str], dict[str, Path]],
+    mount: Mount,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("contrastive_core.training.files.check_space", lambda *_, **__: None)
+    said = refused(domain, case, places(domain), mount(f"size={size}") / "out", capsys)
+    if said is None:
+        pytest.skip("what it writes fits")
+    assert "free some space" in said
+    assert said.rstrip().endswith("--resume")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import os
 import re
+import subprocess
+import sys
 import tarfile
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +18,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tools import release
+from tools import dependencies, release
 from tools.results import ROOT
 
 
@@ -68,16 +73,17 @@ def test_withdrawn_versions_are_excluded() -> None:
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A workspace of two packages, ready for the release of core-v1.2.0."""
-    for name, version, dependencies in (("core", "1.2.0", []), ("vision", "0.3.0", ["core>=1.1,<1.3"])):
+    for name, version, needed in (("core", "1.2.0", []), ("vision", "0.3.0", ["core>=1.1,<1.3"])):
         folder = tmp_path / "packages" / name
         (folder / "src" / name).mkdir(parents=True)
         (folder / "src" / name / "__init__.py").write_text(f'__version__ = "{version}"\n')
         (folder / "CHANGELOG.md").write_text(f"# Changelog\n\n## {version} - 2026-01-31\n\n- News.\n")
         (folder / "pyproject.toml").write_text(
             '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n'
-            f'[project]\nname = "{name}"\ndynamic = ["version"]\ndependencies = {dependencies}\n'
+            f'[project]\nname = "{name}"\ndynamic = ["version"]\ndependencies = {needed}\n'
             f'[tool.hatch.version]\npath = "src/{name}/__init__.py"\n'
         )
+    monkeypatch.setattr(release.dependencies, "advisories", list)
     monkeypatch.setattr(release, "ROOT", tmp_path)
     monkeypatch.setattr(release, "PACKAGES", tmp_path / "packages")
     return tmp_path
@@ -114,3 +120,88 @@ def test_release_is_refused(
     assert release.main([tag, "--out", str(repository / "dist")]) == 1
     assert problem in capsys.readouterr().err
     assert not (repository / "dist").exists()
+
+
+def test_release_is_refused_for_known_vulnerabilities(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dependencies, "advisories", lambda: ["pillow 9.0.0: PYSEC-2022-42979, mended in 9.3.0"])
+    line = ["core-v1.2.0", "--out", str(repository / "dist")]
+    assert release.main(line) == 1
+    assert "core-v1.2.0: pillow 9.0.0: PYSEC-2022-42979, mended in 9.3.0" in capsys.readouterr().err
+    assert not (repository / "dist").exists()
+
+
+def test_advisories_that_cannot_be_looked_up_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dependencies, "AUDIT", "no-such-tool @ file:///nowhere.whl")
+    (problem,) = dependencies.advisories()
+    assert problem.startswith("advisories could not be looked up (")
+    assert "expected a network" in problem
+
+
+def test_what_an_audit_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    audited = [
+        {"name": "numpy", "version": "2.0", "vulns": []},
+        {"name": "pillow", "version": "9.0", "vulns": [{"id": "A", "fix_versions": ["9.3"]}]},
+        {"name": "idna", "version": "3.0", "vulns": [{"id": "B", "fix_versions": []}, {"id": "C", "fix_versions": []}]},
+        {"name": "local", "skip_reason": "not on the index"},
+    ]
+    monkeypatch.setattr(dependencies, "ACCEPTED", {"C": "its code is not called"})
+    assert dependencies.of_audit(audited) == [
+        "pillow 9.0: A, mended in 9.3", "idna 3.0: B, mended in no version yet",
+        "local: not looked up (not on the index)"
+    ]  # fmt: skip
+
+
+def test_every_pinned_version_has_a_hash() -> None:
+    lines = dependencies.HASHES.read_text().splitlines()
+    found = {}
+    for line in lines:
+        if not line.startswith("#"):
+            match = re.fullmatch(r"(\S+)==(\S+) --hash=sha256:[0-9a-f]{64}", line)
+            assert match, line
+            found[canonicalize_name(match[1])] = match[2]
+    assert found == pins()
+
+
+def test_a_file_with_another_hash_is_not_installed(tmp_path: Path) -> None:
+    """That pip refuses it, in the two ways in which the hashes are used."""
+    wheel = build_wheel(tmp_path)
+    for option in ("--requirement", "--constraint"):
+        for digest in (hashlib.sha256(wheel.read_bytes()).hexdigest(), "0" * 64):
+            listed = tmp_path / "listed.txt"
+            listed.write_text(f"tiny==1.0 --hash=sha256:{digest}\n")
+            line = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--find-links", str(tmp_path)]
+            line += [option, str(listed), *(["tiny"] if option == "--constraint" else ["--require-hashes"])]
+            done = subprocess.run(line, capture_output=True, text=True, check=False, env=without_pins())
+            assert (done.returncode == 0) == (digest != "0" * 64), done.stderr
+            assert ("DO NOT MATCH THE HASHES" in done.stderr) == (digest == "0" * 64)
+
+
+def build_wheel(folder: Path) -> Path:
+    wheel = folder / "tiny-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("tiny.py", "")
+        archive.writestr("tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+        archive.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr("tiny-1.0.dist-info/RECORD", "")
+    return wheel
+
+
+def without_pins() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+
+
+def test_the_licences_are_those_of_what_is_installed() -> None:
+    text = dependencies.LICENCES.read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in text.splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if row[0] not in ("distribution", "---")]
+    found = {(name, version) for name, version, _ in rows}
+    assert {(name, pins()[name]) for name, _ in found if name != "setuptools"} == {
+        each
+        for each in found
+        if each[0] != "setuptools"  # which comes with the environment
+    }
+    assert {"torch", "numpy", "av", "monai", "scikit-learn", "pydicom"} <= {name for name, _ in found}
+    assert all(licence for _, _, licence in rows)
+    assert "GPL" in text

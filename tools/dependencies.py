@@ -184,9 +184,9 @@ def _version(name: str) -> str:
 
 def licence(name: str) -> str:
     """The licence that a distribution states: its expression, else its classifiers, else the first line of its text."""
-    metadata = importlib.metadata.metadata(name)
+    metadata: Any = importlib.metadata.metadata(name)
     if expression := metadata.get("License-Expression"):
-        return expression
+        return str(expression)
     stated = [
         line.rpartition(" :: ")[2] for line in metadata.get_all("Classifier") or () if line.startswith("License ::")
     ]
@@ -214,12 +214,14 @@ def advisories() -> list[str]:
     return of_audit(audited)
 
 
-def of_audit(audited: Iterable[dict[str, Any]]) -> list[str]:
+def of_audit(audited: Sequence[dict[str, Any]]) -> list[str]:
     """What to say about the entries of pip-audit's report, a line for each problem that is not accepted."""
+    skipped = [each for each in audited if "skip_reason" in each]
     found = []
+    if skipped:
+        names = ", ".join(each["name"] for each in skipped[:3]) + (", ..." if len(skipped) > 3 else "")
+        found.append(f"advisories of {len(skipped)} distributions could not be looked up ({names}); the index has none")
     for each in audited:
-        if "skip_reason" in each:
-            found.append(f"{each['name']}: not looked up ({each['skip_reason']})")
         for known in each.get("vulns", ()):
             if known["id"] not in ACCEPTED:
                 mended = ", ".join(known["fix_versions"]) or "no version yet"

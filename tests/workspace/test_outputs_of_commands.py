@@ -46,7 +46,7 @@ class Case:
 _RUN = ("config.yaml", "metrics.jsonl", "model/model.json", "notes.txt")
 VISION = [
     Case("check DATA --out OUT/found.json", read=("check TABLE --out TABLE", "check TABLE --out DATA/a/0.png")),
-    Case("make-splits digits OUT --fractions 0.1 --draws 2 --validation 0.1", read=("make-splits TABLE OUT",)),
+    Case("make-splits digits OUT --fractions 0.1 --draws 2 --validation-fraction 0.1", read=("make-splits TABLE OUT",)),
     Case("pretrain digits OUT --epochs 1 --device cpu", _RUN),
     Case("finetune MODEL digits OUT --epochs 1 --device cpu", _RUN),
     Case("distill MODEL digits OUT --epochs 1 --device cpu", _RUN),
@@ -75,11 +75,11 @@ VISION = [
 _SMALL = "--network.width 2 --size 32 --batch-size 4 --device cpu --no-progress"
 MEDSEG = [
     Case(
-        "check DATA --out OUT/found.json --propose-map OUT/map.json --pictures OUT/pictures --picture-all",
+        "check DATA --out OUT/found.json --propose-map OUT/map.json --picture-folder OUT/pictures --picture-all",
         read=("check DATA --out IMAGE", "check DATA --propose-map LABEL", "check DATA --split SPLIT --out SPLIT"),
     ),
     Case("check DATA --repair fractions --repaired OUT", ("notes.txt", "imagesTr/patient001_ED.nii.gz")),
-    Case("make-splits DATA OUT --labelled 1 --draws 1 --validation 1"),
+    Case("make-splits DATA OUT --n-labelled 1 --draws 1 --n-validation 1"),
     Case(f"run DATA OUT --labelled patient001 --steps 1 --baseline-steps 1 {_SMALL}", (*_RUN, "split.json")),
     Case(f"train DATA SPLIT OUT --steps 1 {_SMALL}", _RUN),
     Case("pretrain DATA SPLIT OUT --device cpu --no-progress", _RUN),
@@ -97,7 +97,7 @@ MEDSEG = [
 ]
 VIDEO = [
     Case("check DATA --out OUT/found.csv", read=("check TABLE --out TABLE",)),
-    Case("make-splits DATA OUT --per-class 1 --draws 1 --validation 0 --test 0.3"),
+    Case("make-splits DATA OUT --per-class 1 --draws 1 --validation-fraction 0 --test-fraction 0.3"),
     Case("flow DATA OUT --workers 0 --method dis_ultrafast --short-side 32", ("videos.csv", "flow.json")),
     Case("train DATA OUT --split SPLIT --steps 1 --device cpu --no-progress", _RUN),
     Case("evaluate MODEL DATA --split SPLIT --out OUT --clips 1 --crops 1 --device cpu"),
@@ -171,7 +171,7 @@ def video_place(folder: Path) -> dict[str, Path]:
     videos = make_videos(folder / "videos", per_class=4)
     first = videos / "red" / "000.mkv"
     (folder / "table.csv").write_text(f"path,class\n{first},red\n")
-    line = ["--per-class", "1", "--draws", "1", "--validation", "0", "--test", "0.3", "--by", "clip"]
+    line = ["--per-class", "1", "--draws", "1", "--validation-fraction", "0", "--test-fraction", "0.3", "--by", "clip"]
     assert call("ssl_video", ["make-splits", str(videos), str(folder / "splits"), "--fractions", "", *line]) == 0
     split = folder / "splits" / "1each-draw0.json"
     small = "--views rgb --steps 1 --batch-size 4 --mu 1 --size 16 --clip.frames 4 --clip.stride 2 --recalibrate 0"

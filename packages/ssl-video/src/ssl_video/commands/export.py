@@ -85,17 +85,18 @@ def export(
 
 
 class _Normalised(nn.Module):
-    mean: Tensor
-    std: Tensor
+    # Not called mean: the exporter of torch 2.10 gives that name to a node as well.
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     def __init__(self, network: nn.Module, options: NetworkOptions) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("mean", torch.tensor(options.mean).view(-1, 1, 1, 1))
-        self.register_buffer("std", torch.tensor(options.std).view(-1, 1, 1, 1))
+        self.register_buffer("pixel_mean", torch.tensor(options.mean).view(-1, 1, 1, 1))
+        self.register_buffer("pixel_std", torch.tensor(options.std).view(-1, 1, 1, 1))
 
     def forward(self, clips: Tensor) -> Tensor:
-        logits: Tensor = self.network((clips - self.mean) / self.std)
+        logits: Tensor = self.network((clips - self.pixel_mean) / self.pixel_std)
         return logits
 
 

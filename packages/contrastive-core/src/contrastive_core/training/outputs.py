@@ -67,7 +67,7 @@ class Outputs:
         # Recorded before they are written: a command that is killed finds its files again.
         if self._targets:
             self._before = {path: _version(path) for path in self._targets}
-            for path in self._targets:
+            for path in (*self._targets, self._folder / INDEX):
                 files.remove_stale(path)
             self._recorded = _read(self._folder).get(self._command, {})
             self._is_new = not self._folder.exists()

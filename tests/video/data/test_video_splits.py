@@ -131,7 +131,11 @@ def test_split_files_are_believed_only_whole(ucf: Path, tmp_path: Path) -> None:
     file.write_text(json.dumps(content))
     with pytest.raises(UserError, match="was changed after it was written"):
         read_split(file)
-    for text, said in (("[]", "is not a split file"), ("{", "is not readable as JSON"), ('{"format": "x"}', "found format 'x'")):
+    for text, said in (
+        ("[]", "is not a split file"),
+        ("{", "is not readable as JSON"),
+        ('{"format": "x"}', "found format 'x'"),
+    ):
         file.write_text(text)
         with pytest.raises(UserError, match=said):
             read_split(file)

@@ -70,7 +70,10 @@ def fuse(
         if weights is None:
             weights = [1.0] * len(stacked)
         given = torch.as_tensor(weights, dtype=stacked.dtype, device=stacked.device)
-        if given.shape != stacked.shape[:1] or not bool((given >= 0).all()) or not bool(given.sum() > 0):
+        # The values of weights that lie on a GPU are not looked at, which would wait for it.
+        seen = torch.as_tensor(weights)
+        look = seen.device.type == "cpu"
+        if given.shape != stacked.shape[:1] or (look and not (bool((seen >= 0).all()) and bool(seen.sum() > 0))):
             raise ValueError(
                 f"fuse: weights are {given.tolist()}, expected {len(stacked)} non-negative numbers, one for "
                 "each prediction and not all 0"

@@ -52,9 +52,10 @@ class ViewWeights(nn.Module):
         """The weights ``[M]``, of sum 1; None: equal ones."""
         if self.fixed is not None:
             return (self.fixed / self.fixed.sum()).to(self.losses.device)
-        if not self.adaptive or not self.steps:
+        if not self.adaptive:
             return None
-        return (-self.losses / (1 - _DECAY**self.steps)).softmax(dim=0)
+        # Before the first step all losses are 0 and the weights equal; reading the step would wait for the device.
+        return (-self.losses / (1 - _DECAY**self.steps).clamp(min=_DECAY * (1 - _DECAY))).softmax(dim=0)
 
     @torch.no_grad()
     def remember(self, losses: Tensor) -> None:
@@ -85,9 +86,12 @@ class DistributionAlignment(nn.Module):
         share = self.labels / self.labels.sum()
         aligned = probabilities * (share / self.mean.clamp(min=1e-6)).to(probabilities.dtype)
         aligned = aligned / aligned.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(aligned.dtype).tiny)
-        if self.training and usable.any():
-            now = probabilities[usable].mean(dim=0).to(self.mean.dtype)
-            self.mean.lerp_(_over_processes(now), 1 - _DECAY)
+        if self.training:
+            # Sums rather than a selection, whose size would have to be read from the device.
+            total = torch.where(usable[..., None], probabilities, 0).to(self.mean.dtype).sum(dim=(0, 1))
+            total, count = _over_processes(total), _over_processes(usable.sum().to(self.mean.dtype))
+            step = (1 - _DECAY) * (count > 0).to(self.mean.dtype)
+            self.mean.lerp_(total / count.clamp(min=torch.finfo(self.mean.dtype).tiny), step)
         return aligned
 
     @torch.no_grad()

@@ -80,6 +80,9 @@ def test_report_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Learnt from 1 volume of 1 patient with labels, by supervised training" in text
     assert "not used by this training" in text
     assert "One labelled patient" in text
+    assert "What to do next" in text
+    assert "ssl-medseg next RUN DATA OUT" in text
+    assert "ssl-medseg evaluate RUN DATA" not in text, "it has been evaluated on test patients"
     assert "RV: missed altogether (Dice 0, no distance) in 1 of 1 cases" in text
     assert "1 patient only" in text
     found = open_run(run)

@@ -39,6 +39,7 @@ def report(run: Path, *, out: Path | None = None, show_paths: bool = False, over
             sections.header(found),
             stages_table(found.stage_evaluations),
             *(evaluation_section(each, folder, place=i) for i, (each, folder) in enumerate(found.evaluations)),
+            sections.next_steps(found),
             sections.learnt_from(found),
             sections.training(found),
             *(rounds_section(stage.rounds, name=stage.name if several else "") for stage in found.stages),

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import PurePath
+from statistics import fmean
 from typing import Any
 
 import ssl_medseg
@@ -216,6 +217,50 @@ def _without_folders(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_folders(item) for item in value]
     return PurePath(value).name if isinstance(value, str) and os.sep in value else value
+
+
+_GOOD = 0.7
+"""Dice of a case that needs no second look before the others."""
+
+
+def next_steps(run: Reported) -> str:
+    """What to do next, from what there is: commands with RUN and DATA for the folders of the run and of the data."""
+    steps: list[tuple[str, str]] = []
+    if not run.last.is_done:
+        steps.append(("Training has not ended. Go on with it:", "ssl-medseg ... --resume"))
+    elif run.last.method.startswith("pretrain"):
+        steps.append(("Train a segmenter from this pre-training:", "ssl-medseg train DATA SPLIT OUT --init RUN"))
+    else:
+        tested = [evaluation for evaluation, _ in run.evaluations if evaluation.part not in ("validation", "labelled")]
+        if not tested:
+            steps.append(
+                ("Score it on patients that training has not seen, of this data set or another:",
+                 "ssl-medseg evaluate RUN DATA")
+            )  # fmt: skip
+        for evaluation in tested[:1]:
+            dice = {
+                case.case: fmean(s.dice for s in case.structures if s.dice is not None)
+                for case in evaluation.judged
+                if any(s.dice is not None for s in case.structures)
+            }
+            low = sorted((value, name) for name, value in dice.items() if value < _GOOD)
+            if low:
+                value, name = low[0]
+                steps.append(
+                    (f"Look at {several(len(low), 'case')} with a mean Dice below {_GOOD:g} first, worst {name} "
+                     f"({value:.2f}): its label, its image, then the mask.",
+                     "ssl-medseg check DATA --picture-folder PICTURES")
+                )  # fmt: skip
+        steps.append(
+            ("Label the cases about which the model is most uncertain, correct their masks and train again:",
+             "ssl-medseg next RUN DATA OUT")
+        )  # fmt: skip
+        steps.append(
+            ("Segment new images, with a picture of every mask and a quality score:",
+             "ssl-medseg predict RUN IMAGES MASKS --pictures --uncertainty")
+        )  # fmt: skip
+    parts = [part for text, line in steps for part in (page.paragraph(text), page.command(line))]
+    return page.section("What to do next", *parts)
 
 
 def surroundings(run: Reported) -> str:

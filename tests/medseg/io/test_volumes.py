@@ -216,3 +216,12 @@ def test_a_header_that_states_more_than_the_file_holds_takes_no_memory(tmp_path:
     with pytest.raises(UserError, match=rf"{name}: .*of the 54,000,000,000,\d+ that its header says") as caught:
         read_volume(ImageFile(tmp_path / name))
     assert not isinstance(caught.value.__cause__, MemoryError)
+
+
+@pytest.mark.parametrize("axes", [17, 127, 255, 32768, 65536])
+def test_a_metaimage_of_more_axes_than_itk_has_room_for_is_refused(tmp_path: Path, axes: int) -> None:
+    """ITK's reader ends the process on these."""
+    header = f"ObjectType = Image\nNDims = {axes}\nDimSize = 4 5 6\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+    (tmp_path / "x.mha").write_bytes(header.encode() + bytes(240))
+    with pytest.raises(UserError, match=r"x\.mha: its header is damaged \(ndims is"):
+        read_volume(ImageFile(tmp_path / "x.mha"))

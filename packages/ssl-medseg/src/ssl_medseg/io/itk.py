@@ -93,6 +93,9 @@ def _check_header(path: Path) -> None:
                 numbers = value.split()
                 if not numbers or len(numbers) > _AXES or not all(n.isdigit() and len(n) <= 9 for n in numbers):
                     raise UserError(damaged.format(f"{key.decode()} is {value.strip()[:40]!r}"))
+                counts_axes = key in (b"dimension", b"ndims")
+                if counts_axes and (len(numbers) != 1 or int(numbers[0]) > _AXES):
+                    raise UserError(damaged.format(f"{key.decode()} is {value.strip()[:40]!r}"))
                 if math.prod(map(int, numbers)) not in range(1, _VOXELS + 1):
                     raise UserError(damaged.format(f"{key.decode()} is {value.strip()[:40]!r}"))
             if not line or not line.strip() or key == b"elementdatafile":

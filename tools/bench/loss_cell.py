@@ -136,7 +136,7 @@ def peak_flops(dtype: torch.dtype, device: str, threads: int) -> float:
     side = PEAK_SIDE[device]
     a, b = torch.randn(2, side, side, device=device).to(dtype).unbind()
     products: list[Callable[[], Tensor]] = [lambda: torch.mm(a, b)]
-    if device == "cpu" and torch.backends.mkldnn.is_available():
+    if device == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         products.append(lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""))
     rates = []
     with torch.no_grad():

@@ -35,13 +35,15 @@ def models(run: Path) -> Iterator[tuple[int, Path]]:
 def _steps(run: Path, epoch: int) -> int:
     """Steps until the end of an epoch, by the records, which count epochs as fractions."""
     record = _lines(run / "metrics.jsonl")[-1]
-    return round(epoch * (record["step"] + 1) / record["epoch"])
+    steps: int = round(epoch * (record["step"] + 1) / record["epoch"])
+    return steps
 
 
 def inputs(run: Path, steps: int) -> int:
     """Images that had gone through the network after so many steps, each view counted."""
     record = _lines(run / "metrics.jsonl")[-1]
-    return round(record["inputs"] * steps / (record["step"] + 1))
+    count: int = round(record["inputs"] * steps / (record["step"] + 1))
+    return count
 
 
 def score(model: Path, train: ImageSet, test: ImageSet, *, device: str, epochs: int) -> float:
@@ -56,7 +58,7 @@ def score(model: Path, train: ImageSet, test: ImageSet, *, device: str, epochs: 
     )  # fmt: skip
     with torch.no_grad():
         found = classifier(extract(loaded, test, batch_size=2048)).argmax(1)
-    return 100 * (found == test.labels().to(found.device)).float().mean().item()
+    return float(100 * (found == test.labels().to(found.device)).float().mean())
 
 
 def decoded(data: str, part: str) -> ImageSet:

@@ -47,7 +47,7 @@ def steps_per_second(run: Path) -> float:
     """Median over the records of a run's speed but the first, which has the start in it."""
     records = [json.loads(line) for line in (run / "timing.jsonl").read_text().splitlines()]
     speeds = [record["steps_per_second"] for record in records if "steps_per_second" in record]
-    return statistics.median(speeds[1:] or speeds)
+    return float(statistics.median(speeds[1:] or speeds))
 
 
 def main() -> None:

@@ -115,6 +115,7 @@ def evaluate(
     model = is_model(folder)
     if model and len(opened.channels) > 1:  # masks lie on the grid of the model's first channel
         opened = opened.with_channels(load_segmenter(folder, device="cpu").preprocessing.channels)
+    chosen: Split | None
     if split is not None:
         chosen, shown = read_split(split, opened), part
     else:
@@ -162,7 +163,13 @@ def _of_run(run: Path, dataset: DataSet, part: Part) -> tuple[Split | None, Part
     parts: dict[str, list[str]] = {"labelled": []}
     for case in dataset.cases:
         parts.setdefault(part_of.get(fingerprint(case, label=False)["image"], "test"), []).append(case.name)
-    return Split(**{name: tuple(cases) for name, cases in parts.items()}), "all"
+    found = {name: tuple(cases) for name, cases in parts.items()}
+    return Split(
+        found["labelled"],
+        validation=found.get("validation", ()),
+        test=found.get("test", ()),
+        unlabelled=found.get("unlabelled", ()),
+    ), "all"
 
 
 def _seen(run: Path) -> dict[str, dict[str, str]]:

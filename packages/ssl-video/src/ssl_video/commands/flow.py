@@ -106,7 +106,7 @@ def flow(
     if place.type != "cpu" and workers:
         raise UserError(f"workers is {workers}; on {place.type} all flow is computed by one process: give 0")
     videos, out = open_videos(data, part=part), Path(out)
-    read = [data, *(video.path for video in videos.videos)]
+    read: list[Path | str] = [data, *(video.path for video in videos.videos)]
     planned_files = Outputs(
         [out / "flow.json", out / "videos.csv"], command="ssl-video flow", inputs=read, overwrite=overwrite
     )

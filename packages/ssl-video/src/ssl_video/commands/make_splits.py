@@ -129,7 +129,7 @@ def make_splits(
         splits[out / f"{name}.json"] = split
         lines.append(f"{out / f'{name}.json'}: {len(places)} labelled of {len(train)}, sha256 {split.digest[:12]}")
     lists = [file for file in (train_list, test_list, labelled_list) if file is not None]
-    read = [data, *lists, *(video.path for video in videos.videos)]
+    read: list[Path | str] = [data, *lists, *(video.path for video in videos.videos)]
     write_splits(splits, inputs=read, overwrite=overwrite)
     without = f", {len(unlabelled)} of them without a class" if unlabelled else ""
     head = (

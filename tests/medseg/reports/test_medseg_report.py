@@ -98,6 +98,16 @@ def test_report_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "ssl-medseg train --config RUN/config.yaml --out runs/again" in text
 
 
+def test_implausible_pseudo_labels_are_in_the_first_box(run: Path) -> None:
+    file = run / "model" / "model.json"
+    content = json.loads(file.read_text())
+    content["metadata"]["details"]["implausible"] = ["RV: 3 % of its area in the labelled cases"]
+    file.write_text(json.dumps(content))
+    text = read(report(run)).text
+    first = text[: text.index("What to do next")]
+    assert "are implausible: RV: 3 % of its area in the labelled cases." in first
+
+
 def test_rounds_are_shown_with_their_warnings(run: Path) -> None:
     second = {
         **ROUND, "round": 2, "change": 0.0123, "dice_to_last": {"RV": 0.81, "myocardium": 0.92, "LV": None},

@@ -322,7 +322,9 @@ def choose(evaluation: Evaluation) -> dict[str, CaseScores]:
     """``best``, ``median`` and ``worst`` by mean Dice; of fewer than three cases those there are."""
     ranked = [(dice, case) for case in evaluation.judged if (dice := case_dice(case)) is not None]
     ranked.sort(key=lambda pair: (-pair[0], pair[1].case))
-    picks = {"best": 0, "median": len(ranked) // 2, "worst": len(ranked) - 1}
+    picks = {"best": 0, "worst": len(ranked) - 1}
+    if len(ranked) > 2:
+        picks = {"best": 0, "median": len(ranked) // 2, "worst": len(ranked) - 1}
     chosen: dict[str, CaseScores] = {}
     for name, place in picks.items():
         if ranked and ranked[place][1] not in chosen.values():

@@ -115,7 +115,7 @@ def open_run(path: Path) -> Reported:
     """
     stages = _stages(path)
     split, data = _split(stages)
-    return Reported(path, stages, split, data, _evaluations(path))
+    return Reported(path, stages, split, data, _evaluations(path) or _evaluations(stages[-1].path))
 
 
 def _stages(path: Path) -> tuple[Stage, ...]:

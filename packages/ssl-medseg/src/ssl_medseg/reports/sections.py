@@ -93,6 +93,8 @@ def header(run: Reported) -> str:
 def _cautions(run: Reported) -> Iterator[str]:
     """What to know before anything else is read."""
     yield "A research tool: no number or mask here has been cleared for diagnosis or treatment. Look at the masks."
+    for stage in run.stages:
+        yield from _implausible(stage)
     if run.split and not run.split["validation"]:
         yield (
             "No validation volumes: nothing says which step was best, so training had a fixed length and its last "
@@ -104,6 +106,14 @@ def _cautions(run: Reported) -> Iterator[str]:
         yield "Not evaluated yet: the quality of masks of new patients is unknown."
     if run.split and len({patient for _, patient in run.split["labelled"]}) == 1:
         yield "One labelled patient covers one anatomy and one annotator."
+
+
+def _implausible(stage: Stage) -> Iterator[str]:
+    """Pseudo-labels that are implausible against the areas of the labels, in any method."""
+    found = stage.card.get("details", {}).get("implausible", [])
+    found = [*found, *dict.fromkeys(text for each in stage.rounds for text in each.get("warnings", []))]
+    if found:
+        yield f"Pseudo-labels of the unlabelled volumes are implausible: {'; '.join(found)}."
 
 
 def learnt_from(run: Reported) -> str:

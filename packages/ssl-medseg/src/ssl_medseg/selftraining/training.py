@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -131,12 +132,18 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
         r.track(pool=pool)
         pace = Pace(r, total, each=f"{chosen.batch_size} labelled slices and {unlabelled} unlabelled ones")
 
-        def save(folder: str, weights: str, refinement: Refinement = Refinement()) -> Path:  # noqa: B008 - frozen
+        def save(
+            folder: str,
+            weights: str,
+            refinement: Refinement = Refinement(),  # noqa: B008 - frozen
+            details: dict[str, Any] | None = None,
+        ) -> Path:
             return save_segmenter(
                 r, student.kept, options=found.options, labels=seen.labels, preprocessing=seen.preprocessing,
                 details={"method": f"selftrain {how.method}", "labelled": list(slices.names), "steps": total,
                          "unlabelled": [case.name for case in seen.unlabelled], "weights": weights,
-                         "recipe": chosen.recipe, "effort": chosen.effort, "contrast": contrast.weight},
+                         "recipe": chosen.recipe, "effort": chosen.effort, "contrast": contrast.weight,
+                         **(details or {})},
                 refinement=refinement, folder=folder,
             )  # fmt: skip
 
@@ -210,14 +217,18 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
         if not in_rounds:
             save("models/last", f"the last, after step {total}")
         kept = scoring.choose(student.kept, keep=chosen.keep, steps=total)
-        if not in_rounds and (lost := pool.collapse(student.kept)):
+        lost = [] if in_rounds else pool.collapse(student.kept)
+        if lost:
             r.say(f"warning: on the unlabelled volumes, {'; '.join(lost)}")
             if how.pseudo.guard == "stop" and not pool.collapse(found.network):
                 student.kept.load_state_dict(found.network.state_dict())
                 kept = f"those it began with, because after training, on the unlabelled volumes, {'; '.join(lost)}"
         r.say(f"weights kept: {kept}")
         refinement = choose_refinement(r, validation, student.kept) if chosen.test_time else Refinement()
-        target = save("model", kept, refinement)
+        target = save(
+            "model", kept, refinement,
+            {"implausible": lost},
+        )  # fmt: skip
     if score_withheld and r.is_main and in_rounds:
         _score_withheld(out, data, seen, opening=opening, cache=cache)
     return target

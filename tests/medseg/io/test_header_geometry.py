@@ -156,6 +156,7 @@ def _members(packed: bytes) -> bytes:
         ("a.nii.gz", _members, ""),
         ("a.nii.gz", lambda packed: packed + bytes(512), ""),
         ("a.nii.gz", _trailing, "7 bytes that are not gzip-compressed follow"),
+        ("a.nii.gz", gzip.compress, "is gzip-compressed twice: unpack it once"),
         ("a.nii.gz", gzip.decompress, r"is not gzip-compressed: rename it to a\.nii"),
         ("a.nii", bytes, r"is gzip-compressed.*rename it to a\.nii\.gz"),
         ("a.nii.gz", lambda _: b"", "is empty"),

@@ -104,10 +104,21 @@ def test_contradicting_affines_are_said_and_the_sform_holds(tmp_path: Path) -> N
     np.testing.assert_allclose(header_of(tmp_path / "mask.nii.gz").get_qform(), mirrored, atol=1e-4)
 
 
+def test_bytes_behind_the_voxels_are_told_of_and_padding_is_not(tmp_path: Path) -> None:
+    path = write_nifti(tmp_path / "a.nii", phantom((10, 11, 4))[0], OBLIQUE)
+    plain = path.read_bytes()
+    path.write_bytes(plain + bytes(512))
+    assert not [text for text in read_volume(ImageFile(path)).warnings if "bytes follow" in text]
+    path.write_bytes(plain + b"more")
+    assert (
+        "4 bytes follow the voxels that the header states; they are not read" in read_volume(ImageFile(path)).warnings
+    )
+
+
 def test_of_several_volumes_one_must_be_chosen(tmp_path: Path) -> None:
     array = np.stack([phantom((10, 11, 4), seed=s)[0] for s in range(3)], axis=-1)
     path = write_nifti(tmp_path / "cine.nii.gz", array, OBLIQUE)
-    with pytest.raises(UserError, match=r"10 x 11 x 4 x 3.*frame or channel"):
+    with pytest.raises(UserError, match=r"10 x 11 x 4 x 3.*--frame or --channels"):
         read_volume(ImageFile(path))
     for chosen in (ImageFile(path, frame=2), ImageFile(path, channel=2)):
         np.testing.assert_array_equal(read_volume(chosen).array, array[..., 2])

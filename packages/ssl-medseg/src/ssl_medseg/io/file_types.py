@@ -126,7 +126,10 @@ def content_of(path: Path) -> str:  # noqa: PLR0911 - a kind each
         return f"is not gzip-compressed; it is {_kind(start)}"
     if not packed and name.endswith(ENDINGS) and (kind := _known_kind(start)):
         return f"is {kind}"
-    if packed and name.endswith(".gz") and (kind := _known_kind(_unpacked_start(start))):
+    unpacked = _unpacked_start(start) if packed and name.endswith(".gz") else b""
+    if unpacked.startswith(_GZIP):
+        return "is gzip-compressed twice: unpack it once"
+    if kind := _known_kind(unpacked):
         return f"holds, unpacked, {kind}"
     return ""
 

@@ -65,9 +65,8 @@ def one_volume(opened: Any, path: Path, *, channel: int | None, frame: int | Non
         raise UserError(f"{path}: has the shape {by(shape)}, so no voxel at all; expected a volume. Export it again")
     chosen = {name: number for name, number in wanted.items() if number is not None}
     if opened.get_data_dtype().fields is not None or np.issubdtype(opened.get_data_dtype(), np.complexfloating):
-        raise UserError(
-            f"{path}: has voxels of type {opened.get_data_dtype()}, expected one real number each; save one component"
-        )
+        found = "colour voxels (RGB)" if opened.get_data_dtype().fields is not None else "complex voxels"
+        raise UserError(f"{path}: has {found}; expected one real number each. Save one component")
     index: list[int | slice] = [slice(None)] * min(len(shape), 3)
     more = list(shape[3:])
     axes_of_more = list(range(3, len(shape)))
@@ -84,13 +83,14 @@ def one_volume(opened: Any, path: Path, *, channel: int | None, frame: int | Non
         raise UserError(
             f"{path}: has the shape {by(shape)}; its first axis has one voxel, as in arrays with the channel first, so "
             "that its header places other axes than it means. Save it as "
-            f"{by(shape[1:])}, or choose a frame or channel"
+            f"{by(shape[1:])}, or choose by --frame or --channels"
         )
     if len(more) > len(chosen):
         axes = "frames or channels" if len(more) == 1 else "frames and channels"
         raise UserError(
             f"{path}: has the shape {by(shape)}, several volumes ({axes}: {by(more)}); expected one. Say which by "
-            f"{'frame or channel' if len(more) == 1 else 'frame and channel'}, counted from 0; nothing is averaged"
+            f"{'--frame or --channels' if len(more) == 1 else '--frame and --channels'}, counted from 0; nothing is "
+            "averaged"
         )
     index += [0] * (len(shape) - len(index))
     for (name, number), count, axis in zip(chosen.items(), more, axes_of_more, strict=True):
@@ -233,8 +233,22 @@ def nifti_warnings(opened: Any, grid: Grid) -> tuple[str, ...]:
         )
         size = "" if grid.size_known else f", and so is the size of a voxel (the header's pixdim holds {zooms})"
         return (f"{found}{size}",)
-    apart = _forms_apart(opened, grid)
-    return (f"sform and qform contradict each other, by up to {apart:.3g} mm; the sform is used",) if apart else ()
+    apart, more = _forms_apart(opened, grid), _bytes_beyond(opened)
+    notes = [f"sform and qform contradict each other, by up to {apart:.3g} mm; the sform is used"] if apart else []
+    if more:
+        notes.append(f"{more:,} bytes follow the voxels that the header states; they are not read")
+    return tuple(notes)
+
+
+def _bytes_beyond(opened: Any) -> int:
+    """Bytes behind the voxels of an uncompressed file, but for padding with zeros."""
+    name = opened.file_map["image"].filename
+    if name is None or not str(name).lower().endswith(".nii") or not hasattr(opened.dataobj, "offset"):
+        return 0
+    with Path(name).open("rb") as file:
+        file.seek(_needed(opened.dataobj))
+        rest = file.read(_BEYOND)
+    return len(rest) if rest.strip(b"\0") else 0
 
 
 def take_form(path: Path, form: Literal["sform", "qform"]) -> str:

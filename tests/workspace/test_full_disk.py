@@ -69,7 +69,7 @@ def refused(
 def test_a_read_only_disk(
     domain: str, case: Case, places: Callable[[str], dict[str, Path]], mount: Mount, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    disk = mount("size=64k")
+    disk = mount("size=4m")
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     said = refused(domain, case, places(domain), disk / "out", capsys)
     assert said is not None

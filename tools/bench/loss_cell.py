@@ -255,7 +255,8 @@ class _HostMemory:
         status = Path("/proc/self/status")
         if status.exists():
             data_mb = int(re.findall(r"VmData:\s+(\d+)", status.read_text())[0]) / 1024
-            resource.setrlimit(resource.RLIMIT_DATA, (int((data_mb + mb) * 2**20),) * 2)
+            most = resource.getrlimit(resource.RLIMIT_DATA)[1]
+            resource.setrlimit(resource.RLIMIT_DATA, (int((data_mb + mb) * 2**20), most))
 
     def peak_extra_mb(self) -> float:
         return self._peak_mb() - self.before

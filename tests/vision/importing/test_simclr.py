@@ -149,7 +149,10 @@ def test_nothing_is_overwritten(official: Path, tmp_path: Path) -> None:
     theirs = tmp_path / "out" / "import.json"
     theirs.parent.mkdir()
     theirs.write_text("theirs")
-    with pytest.raises(UserError, match="did not write it here"):
+    with pytest.raises(
+        UserError,
+        match=r"import\.json would be replaced by the output of `ssl-vision import-checkpoint`, which reads it",
+    ):
         import_checkpoint(official, tmp_path / "out")
     assert [path.name for path in theirs.parent.iterdir()] == ["import.json"]
     assert theirs.read_text() == "theirs"

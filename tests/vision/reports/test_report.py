@@ -360,7 +360,7 @@ def test_time_is_summed_over_starts(copy: Path) -> None:
     ("file", "content", "message"),
     [
         ("config.yaml", "epochs: 3\n", "not the configuration of a run"),
-        ("metrics.jsonl", "{broken\n", "metrics.jsonl: damaged"),
+        ("metrics.jsonl", "{broken\n", "metrics.jsonl: is damaged"),
         ("evaluation/knn.json", '{"top1": 3}', "knn.json: found no score"),
         ("evaluation/knn.json", "[]", "knn.json: found no score"),
     ],

@@ -60,6 +60,8 @@ def reason(error: BaseException) -> str:
 
 
 _LARGEST = 256 << 20
+_PIECE = 1 << 20
+"""Bytes read at once: `read` takes memory for all that it is asked for."""
 _DEEPEST = 100
 _NODES = 1_000_000
 
@@ -71,8 +73,10 @@ def read_text(path: Path, *, largest: int = _LARGEST) -> str:
         UserError: The file cannot be read, is not UTF-8, or is larger than so many bytes.
     """
     with reading(path, "cannot be read", "expected a text file in UTF-8"):
+        content = bytearray()
         with path.open("rb") as file:
-            content = file.read(largest + 1)
+            while len(content) <= largest and (more := file.read(min(_PIECE, largest + 1 - len(content)))):
+                content += more
         if len(content) <= largest:
             return content.decode("utf-8-sig")
     raise UserError(f"{path}: is larger than {size(largest)}, which no file of this kind is; is it the right one?")

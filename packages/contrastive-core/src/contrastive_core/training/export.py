@@ -6,6 +6,7 @@ Every file is opened by its target program and compared with the model before it
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -111,7 +112,10 @@ def write_exported_program(program: Program, file: Path, card: Mapping[str, Any]
     Raises:
         UserError: The file gives other results than the model.
     """
-    torch.export.save(_exported(program), file, extra_files={f"{program.package}.json": json.dumps(card)})
+    # By way of memory: on a full disk torch's own writer fails, and fails once more as it is collected, which aborts.
+    archive = io.BytesIO()
+    torch.export.save(_exported(program), archive, extra_files={f"{program.package}.json": json.dumps(card)})
+    file.write_bytes(archive.getbuffer())
     difference = program.compare(torch.export.load(file).module(), f"{file.name} in torch.export")
     return {**card, "checked": {"with": f"torch {torch.__version__}", "largest_difference": difference}}
 

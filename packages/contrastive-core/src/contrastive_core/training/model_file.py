@@ -125,7 +125,12 @@ def build_from(build: Callable[[], M], tensors: Mapping[str, Tensor], *, source:
     """
     remedy = "the file was changed by hand, or a newer version wrote it"
     with reading(str(source), "model.json does not describe the network that is in the folder", remedy):
-        with torch.device("meta"):
+        try:
+            with torch.device("meta"):
+                described = build().state_dict()
+        except (NotImplementedError, RuntimeError):
+            # A network whose course depends on values, which these tensors do not have. If something else is wrong with
+            # it, that shows here again.
             described = build().state_dict()
         for name in sorted({*described, *tensors}):
             shapes = [list(each[name].shape) if name in each else "missing" for each in (described, tensors)]

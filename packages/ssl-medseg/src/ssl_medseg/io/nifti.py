@@ -247,8 +247,8 @@ def _bytes_beyond(opened: Any) -> int:
         return 0
     with Path(name).open("rb") as file:
         file.seek(_needed(opened.dataobj))
-        rest = file.read(_BEYOND)
-    return len(rest) if rest.strip(b"\0") else 0
+        start = file.read(4096)
+    return Path(name).stat().st_size - _needed(opened.dataobj) if start.strip(b"\0") else 0
 
 
 def take_form(path: Path, form: Literal["sform", "qform"]) -> str:

@@ -57,7 +57,7 @@ def test_endings(
         (PermissionError(errno.EACCES, "Permission denied", "o"), "o: Permission denied. You have no permission"),
         (OSError(errno.EROFS, "Read-only file system", "o"), "file system is read-only"),
         (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), "disk is full"),
-        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "a data loading process was ended"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "a data loading process ended"),
         (RuntimeError("unable to write to file </torch_1_2>: No space left on device (28)"), "df -h /dev/shm"),
         (MemoryError(), "too little memory"),
         (torch.OutOfMemoryError("CUDA out of memory."), "too little memory (CUDA out of memory.)"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 
 _FULL = "free some space there"
@@ -36,9 +37,11 @@ def advice(error: Exception) -> str | None:
     if kind == "SafetensorError" and number and int(number[1]) in _ADVICE:
         return f"{text}. {_ADVICE[int(number[1])]}"
     if isinstance(error, RuntimeError) and "DataLoader worker" in text:
+        forget_loaders()
         return (
-            "a data loading process was ended from outside, usually by the system for lack of memory; use fewer "
-            "--workers (0 loads in the training process) or a smaller --batch_size"
+            "a data loading process ended, usually for lack of memory, or of shared memory (df -h /dev/shm; docker run "
+            "--shm-size gives a container more); use fewer --workers (0 loads in the training process) or a smaller "
+            "--batch_size"
         )
     if isinstance(error, RuntimeError) and re.search(r"unable to (write to|open|allocate) (file|shared memory)", text):
         return (
@@ -48,6 +51,20 @@ def advice(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or kind == "OutOfMemoryError":
         return f"there is too little memory ({text or kind}); use a smaller --batch_size or fewer --workers"
     return None
+
+
+def forget_loaders() -> None:
+    """Keep silent about data loaders that fail once more as they are collected, after one has failed and that was said.
+
+    Python would print the traceback of `_MultiProcessingDataLoaderIter.__del__` below the message.
+    """
+    before = sys.unraisablehook
+
+    def hook(failure: sys.UnraisableHookArgs) -> None:
+        if "DataLoader" not in getattr(failure.object, "__qualname__", ""):
+            before(failure)
+
+    sys.unraisablehook = hook
 
 
 def resume_line(prog: str, words: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from contrastive_core.training.model_code import check_model_code, trust_model_code
     from contrastive_core.training.model_file import load_model
     from contrastive_core.training.run import Run
-    from contrastive_core.training.samplers import Batches, ClassBatches, ignore_stop_signals, make_loader
+    from contrastive_core.training.samplers import Batches, ClassBatches, make_loader, prepare_worker
     from contrastive_core.training.signals import Interrupted
     from contrastive_core.training.sync_batchnorm import SyncBatchNorm, convert_sync_batchnorm
 
@@ -27,7 +27,7 @@ _MODULE = {
     "SyncBatchNorm": "sync_batchnorm",
     "check_model_code": "model_code",
     "convert_sync_batchnorm": "sync_batchnorm",
-    "ignore_stop_signals": "samplers",
+    "prepare_worker": "samplers",
     "load_model": "model_file",
     "make_loader": "samplers",
     "trust_model_code": "model_code",
@@ -42,9 +42,9 @@ __all__ = [
     "SyncBatchNorm",
     "check_model_code",
     "convert_sync_batchnorm",
-    "ignore_stop_signals",
     "load_model",
     "make_loader",
+    "prepare_worker",
     "trust_model_code",
 ]
 

@@ -5,8 +5,10 @@ Neither the number of workers nor an interruption changes which samples a step s
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
+from multiprocessing import queues
 from typing import Any, NamedTuple
 
 import torch
@@ -198,17 +200,27 @@ def make_loader(
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin_memory,
-        worker_init_fn=ignore_stop_signals,
+        worker_init_fn=prepare_worker,
         # A separate generator, because the loader must not draw from the global one, which `steps` seeds.
         generator=torch.Generator().manual_seed(0),
     )
 
 
-def ignore_stop_signals(worker: int) -> None:
-    """Leave SIGINT and SIGTERM to the training process; for DataLoader's `worker_init_fn`.
+def prepare_worker(worker: int) -> None:
+    """Set up a data loading process; for DataLoader's `worker_init_fn`.
 
-    A terminal, a batch system or `timeout` sends them to all processes of a job; a worker that died of one would take
-    the training process with it before its checkpoint. The workers end when the training process does.
+    SIGINT and SIGTERM are left to the training process. A terminal, a batch system or `timeout` sends them to all
+    processes of a job; a worker that died of one would take the training process with it before its checkpoint. The
+    workers end when the training process does.
+
+    A batch that cannot be passed on, because the shared memory is full, ends the process. Python would drop the batch
+    after a message, and the training process would wait for it forever.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
+
+
+def _end_worker(error: BaseException, batch: object) -> None:
+    os.write(2, f"a batch could not be passed to the training process: {error}\n".encode())
+    os._exit(1)

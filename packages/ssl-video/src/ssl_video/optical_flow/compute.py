@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from contrastive_core.errors import UserError
-from contrastive_core.training import ignore_stop_signals
+from contrastive_core.training import prepare_worker
 from contrastive_core.training.files import open_atomic
 from ssl_video.data.clip import resize_short, short_size
 from ssl_video.data.reader import every_frame
@@ -119,7 +119,7 @@ def store_all(
         num_workers=workers,
         prefetch_factor=1 if workers else None,
         in_order=False,
-        worker_init_fn=ignore_stop_signals,
+        worker_init_fn=prepare_worker,
         generator=torch.Generator().manual_seed(0),
     )
     yield from loader

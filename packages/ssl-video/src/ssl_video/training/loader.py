@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive
-from contrastive_core.training import Batches, Run, ignore_stop_signals
+from contrastive_core.training import Batches, Run, prepare_worker
 from ssl_video.augment import ClipAugment
 from ssl_video.data.clip import Clips, ClipSource
 
@@ -117,7 +117,7 @@ class Feed:
                     collate_fn=_as_it_is,
                     num_workers=self._workers,
                     timeout=_TIMEOUT if self._workers else 0,
-                    worker_init_fn=ignore_stop_signals,
+                    worker_init_fn=prepare_worker,
                     # Its own, for the loader must not draw from the global generator, which the steps are seeded by.
                     generator=torch.Generator().manual_seed(0),
                     pin_memory=self._device.type == "cuda",

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive
-from contrastive_core.training import Batches, ClassBatches, Run, ignore_stop_signals
+from contrastive_core.training import Batches, ClassBatches, Run, prepare_worker
 from ssl_vision.augment import CropFlip
 from ssl_vision.data import ImageSet, in_memory, open_images, skip_bad, small_in_memory
 from ssl_vision.data.decode import ReadOptions
@@ -138,7 +138,7 @@ class LoadedViews:
                 batch_size=None,  # an item is a batch
                 collate_fn=_as_it_is,
                 num_workers=self.workers,
-                worker_init_fn=ignore_stop_signals,
+                worker_init_fn=prepare_worker,
                 # Its own, for the loader must not draw from the global generator, which the steps are seeded by.
                 generator=torch.Generator().manual_seed(0),
                 pin_memory=device.type == "cuda",

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import label
 
 from contrastive_core.errors import UserError
 from ssl_medseg.cli import main
@@ -19,7 +20,8 @@ from ssl_medseg.commands.predict import predict
 from ssl_medseg.datasets import DataOptions
 from ssl_medseg.exports import monai_bundle
 from ssl_medseg.io import read_label
-from ssl_medseg.models.checkpoint import load_segmenter
+from ssl_medseg.models.checkpoint import load_segmenter, save_segmenter
+from ssl_medseg.models.inference import Refinement
 from ssl_medseg.preprocessing import Preprocessing
 from tests.medseg.small_models import LABELS, random_segmenter
 from tests.medseg.volumes_on_disk import affine, phantom, write_nifti
@@ -117,12 +119,36 @@ def test_every_kind_of_preprocessing_can_be_a_bundle(tmp_path: Path, p: Preproce
     assert torch.is_grad_enabled()  # running the bundle leaves no mark on this process
 
 
+def test_a_bundle_mirrors_and_keeps_largest_components_as_the_model_does(tmp_path: Path, model: Path) -> None:
+    plain = load_segmenter(model, device="cpu")
+    save_segmenter(
+        tmp_path / "model", plain.network, options=plain.options, labels=plain.labels,
+        preprocessing=plain.preprocessing, refinement=Refinement(mirror=True, largest=(1, 3)),
+    )  # fmt: skip
+    export(str(tmp_path / "model"), tmp_path / "bundle")
+    images = tmp_path / "images"
+    images.mkdir()
+    write_nifti(images / "a.nii.gz", phantom((70, 60, 5))[0], affine((1.2, 1.2, 8), letters="LPS"))
+    run_bundle(tmp_path / "bundle", images, tmp_path / "theirs")
+    masks = {"theirs": read_label(tmp_path / "theirs" / "a.nii.gz", LABELS)[0]}
+    for name, folder in {"ours": tmp_path / "model", "from_bundle": tmp_path / "bundle", "plain": model}.items():
+        predict(str(folder), str(images), tmp_path / name, device="cpu")
+        masks[name] = read_label(tmp_path / name / "a.nii.gz", LABELS)[0]
+    np.testing.assert_array_equal(masks["from_bundle"], masks["ours"])
+    assert (masks["theirs"] == masks["ours"]).mean() > 0.999
+    assert (masks["plain"] == masks["ours"]).mean() < 0.99  # the refinement changes this mask
+    for number in (1, 3):
+        assert label(masks["theirs"] == number)[1] == 1
+
+
 def test_a_bundle_that_gives_other_masks_is_not_put_in_place(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = monai_bundle.inference_config
     monkeypatch.setattr(
-        monai_bundle, "inference_config", lambda p, labels: right(replace(p, orientation="RAS"), labels)
+        monai_bundle,
+        "inference_config",
+        lambda p, labels, refinement: right(replace(p, orientation="RAS"), labels, refinement),
     )
     with pytest.raises(UserError, match="gives other masks than the model"):
         export(str(model), tmp_path / "bundle")

@@ -26,13 +26,15 @@ from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.mask import write_on_grid
 from ssl_medseg.io.volume import ImageFile, join_channels
 from ssl_medseg.models.checkpoint import Segmenter, save_segmenter
+from ssl_medseg.models.inference import Refinement
 from ssl_medseg.prediction import segment
 from ssl_medseg.preprocessing import Preprocessing
 
 _FIRST = "_0000.nii"
 """What the name of a file of the first channel ends in."""
 _NAME = f"filename_or_obj=str(x.meta['filename_or_obj']).replace('{_FIRST}', '.nii')"
-_ANSWER = "@inferer(case['image'][None].to(@device), @network_def)[0].cpu()"
+_LOGITS = "@inferer(case['image'][None].to(@device), @network_def)[0].cpu()"
+_MIRRORED = "torch.softmax(@inferer(case['image'][None].flip(d).to(@device), @network_def), 1).flip(d)[0].cpu()"
 
 
 def is_monai_enough(p: Preprocessing) -> bool:
@@ -40,10 +42,26 @@ def is_monai_enough(p: Preprocessing) -> bool:
     return not p.fit and not p.n4
 
 
-def inference_config(p: Preprocessing, labels: LabelMap) -> dict[str, Any]:
-    """The content of ``configs/inference.json``."""
+def inference_config(
+    p: Preprocessing,
+    labels: LabelMap,
+    refinement: Refinement = Refinement(),  # noqa: B008 - frozen
+) -> dict[str, Any]:
+    """Return the content of ``configs/inference.json``.
+
+    Args:
+        p: Preprocessing of the model.
+        labels: Label map of the model.
+        refinement: Mirroring and largest components that the model applies at test time.
+    """
     config: dict[str, Any] = {
-        "imports": ["$import torch", "$from pathlib import Path", "$from scipy.ndimage import gaussian_filter"],
+        "imports": [
+            "$import torch",
+            "$from pathlib import Path",
+            "$from scipy.ndimage import gaussian_filter",
+            "$from scipy.ndimage import label",
+            "$import numpy",
+        ],
         "bundle_root": ".",
         "dataset_dir": "images",
         "output_dir": "masks",
@@ -64,8 +82,8 @@ def inference_config(p: Preprocessing, labels: LabelMap) -> dict[str, Any]:
             "spatial_dim": p.slice_axis,
         },
         "preprocessing": {"_target_": "Compose", "transforms": _before(p)},
-        "postprocessing": {"_target_": "Compose", "transforms": _after(labels)},
-        "segment": f"$torch.no_grad()(lambda case: {{**case, 'pred': {_ANSWER}}})",
+        "postprocessing": {"_target_": "Compose", "transforms": _after(labels, refinement)},
+        "segment": f"$torch.no_grad()(lambda case: {{**case, 'pred': {_prediction(p, mirror=refinement.mirror)}}})",
         "run": [
             "$[@postprocessing(@segment(@preprocessing(image))) for image in @images]"
             if len(p.channels) == 1
@@ -170,9 +188,19 @@ def _before(p: Preprocessing) -> list[dict[str, Any]]:
     return [*chain, {"_target_": "ResizeWithPadOrCropd", "keys": "image", "spatial_size": size}]
 
 
-def _after(labels: LabelMap) -> list[dict[str, Any]]:
-    chain: list[dict[str, Any]] = [
-        {"_target_": "Activationsd", "keys": "pred", "softmax": True},
+def _prediction(p: Preprocessing, *, mirror: bool) -> str:
+    """Return the expression of a case's prediction: logits, or probabilities averaged over four mirror images."""
+    if not mirror:
+        return _LOGITS
+    first, second = (axis + 2 for axis in range(3) if axis != p.slice_axis)  # after batch and channels
+    return f"sum({_MIRRORED} for d in [[], [{second}], [{first}], [{first}, {second}]]) / 4"
+
+
+def _after(labels: LabelMap, refinement: Refinement) -> list[dict[str, Any]]:
+    chain: list[dict[str, Any]] = []
+    if not refinement.mirror:  # else they are probabilities already
+        chain.append({"_target_": "Activationsd", "keys": "pred", "softmax": True})
+    chain += [
         {
             "_target_": "Invertd",
             "keys": "pred",
@@ -182,6 +210,7 @@ def _after(labels: LabelMap) -> list[dict[str, Any]]:
         },
         {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
     ]
+    chain += [{"_target_": "Lambdad", "keys": "pred", "func": _largest(number)} for number in refinement.largest]
     classes = list(range(len(labels)))
     if list(labels.values) != classes:
         chain.append(
@@ -207,6 +236,15 @@ def _after(labels: LabelMap) -> list[dict[str, Any]]:
         }
     )
     return chain
+
+
+def _largest(number: int) -> str:
+    """Return the expression of `largest_parts` for one class; MONAI's own transform needs scikit-image."""
+    keep = f"(x.numpy() != {number}) | (parts == 1 + numpy.bincount(parts.ravel(), minlength=2)[1:].argmax())"
+    return (
+        f"$lambda x: (lambda x, parts: x.clone().mul_(torch.as_tensor({keep})))"
+        f"(x, label(x[0].numpy() == {number})[0][None])"
+    )
 
 
 def _smoothing(sigma: list[float]) -> str:
@@ -296,12 +334,13 @@ def _write(segmenter: Segmenter, source: str, new: Path) -> dict[str, Any]:
         labels=labels,
         preprocessing=p,
         details=segmenter.details,
+        refinement=segmenter.refinement,
     )
     program = new / "models" / "network.pt2"
     checked = write_exported_program(program_of(segmenter, source), program, card_of(segmenter, program))["checked"]
     versions = {name: importlib.metadata.version(name) for name in ("monai", "torch", "numpy", "nibabel", "scipy")}
     described = metadata(p, labels, versions=versions)
-    for name, content in (("inference", inference_config(p, labels)), ("metadata", described)):
+    for name, content in (("inference", inference_config(p, labels, segmenter.refinement)), ("metadata", described)):
         (new / "configs" / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     needs = (
         "MONAI, torch, nibabel and scipy"
@@ -349,7 +388,7 @@ def _agreement(segmenter: Segmenter, bundle: Path, scratch: Path) -> dict[str, A
     theirs, _ = read_label(scratch / "masks" / "volume.nii.gz", segmenter.labels)
     channels = [ImageFile(path, name=name) for path, name in zip(paths, names, strict=True)]
     read = read_volume(join_channels(channels))
-    ours = segment(read, segmenter.network, segmenter.preprocessing).classes
+    ours = segment(read, segmenter.network, segmenter.preprocessing, refinement=segmenter.refinement).classes
     share = float((theirs == ours).mean()) if theirs.shape == ours.shape else 0.0
     if share < _LEAST_AGREEMENT:
         raise UserError(

@@ -112,7 +112,12 @@ class Preprocessing:
                 known[name] = None if known[name] is None else tuple(known[name])
             known["frame"] = None if known["frame"] is None else tuple(map(tuple, known["frame"]))
             return cls(**known)
-        except (KeyError, TypeError, ValueError) as error:
+        except KeyError as error:
+            raise UserError(
+                f"the preprocessing of this model states no {error}: another version of ssl-medseg wrote it. Use that "
+                "version, or train again"
+            ) from error
+        except (TypeError, ValueError) as error:
             raise UserError(f"expected the settings of a preprocessing, got {content!r} ({error})") from error
 
 

@@ -3,8 +3,7 @@
     python -m tools.isolation                     # every package under packages/
     python -m tools.isolation contrastive-core    # one of them
 
-Wheels of the package and of the core are installed in a fresh environment, which is deleted afterwards; where
-tools/hashes.txt is for this system, nothing is installed that has another hash:
+Wheels of the package and of the core are installed in a fresh environment, which is deleted afterwards:
 
   - the wheel's version equals `__version__` and the changelog's top entry; it contains py.typed and the licence;
   - every module can be imported, the command line answers --help and --version, and a first use works;
@@ -16,7 +15,6 @@ The core is checked without its extras first, then with them in the same environ
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import subprocess
 import sys
@@ -27,8 +25,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools import dependencies
 from tools.release import PACKAGES, build, declared_version, top_entry
+from tools.results import ROOT
 
 
 @dataclass(frozen=True)
@@ -169,20 +167,12 @@ def check(package: str) -> list[str]:
         for install in (name for name in INSTALLS if name.partition("[")[0] == package):
             extra = install.removeprefix(package)
             python = Path(folder, "env", "bin", "python")
-            wanted = Path(folder, "wanted.txt")
-            names = [*([CORE] if len(wheels) > 1 else []), f"{package}{extra}"]
-            lines = [f"{name} @ {wheel.as_uri()}{_hash(wheel)}" for name, wheel in zip(names, wheels, strict=True)]
-            wanted.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-            pins = dependencies.HASHES if dependencies.hashes_fit() else dependencies.CONSTRAINTS
+            wanted = [*map(str, wheels[:-1]), f"{wheels[-1]}{extra}"]
+            pins = ROOT / "tools" / "constraints.txt"
             pip = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(pins)]
-            subprocess.run([*pip, "--requirement", str(wanted)], check=True, stdin=subprocess.DEVNULL)
+            subprocess.run([*pip, *wanted], check=True, stdin=subprocess.DEVNULL)
             problems += [f"{install}: {problem}" for problem in of_environment(python, install)]
     return problems
-
-
-def _hash(wheel: Path) -> str:
-    """The option that pip asks of every file where some have hashes; it takes none where there are none."""
-    return f" --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}" if dependencies.hashes_fit() else ""
 
 
 def of_wheel(package: str, wheel: Path) -> list[str]:

@@ -317,3 +317,18 @@ def test_another_data_set_is_evaluated_whole_and_known_cases_are_recognised(
     page = report(tmp_path / "run", out=tmp_path / "report.html").read_text()
     assert "Evaluation: again" in page
     assert f"Evaluation: {found.name}" in page
+
+
+def test_a_run_is_evaluated_where_labels_of_other_cases_are_missing(data: Path, split: Path, tmp_path: Path) -> None:
+    train(str(data), split, tmp_path / "run", **grouped(steps=2, run=QUIET, **SMALL))
+    copy = shutil.copytree(data, tmp_path / "copy")
+    dataset = open_dataset(copy)
+    found = read_split(split, dataset)
+    for case in dataset.select(found.unlabelled):
+        assert case.label is not None
+        case.label.unlink()
+    done = evaluate(tmp_path / "run", str(copy), pictures=False)
+    assert [case.case for case in done.evaluation.cases] == list(found.test)
+    (copy / "labelsTr" / f"{found.test[0]}.nii.gz").unlink()
+    with pytest.raises(UserError, match="no case of part test of the split has a label"):
+        evaluate(tmp_path / "run", str(copy), name="again", pictures=False)

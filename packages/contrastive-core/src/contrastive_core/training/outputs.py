@@ -131,10 +131,10 @@ def write_once(
 ) -> None:
     """Write files that others come to rely on, such as splits: one that exists must say the same already.
 
-    Other than with `Outputs`, a file that the command itself wrote is not replaced either: runs may have used it.
+    Unlike with `Outputs`, a file that the command itself wrote is not replaced either: runs may have used it.
 
     Args:
-        contents: Every file with what it says. All are checked before the first is written.
+        contents: Every file with its content. All are checked before the first is written.
         command: Program and verb.
         inputs: Files that the command reads; a folder stands for the files directly in it.
         overwrite: Replace files that say something else, and name them on standard error. Inputs are never replaced.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -42,7 +41,7 @@ class Evaluated:
         evaluation: every score.
         summary: over the cases.
         written: JSON, CSV files and pictures.
-        failed: cases a model could not segment, and why.
+        failed: cases that could not be segmented or compared, and why.
     """
 
     evaluation: Evaluation
@@ -111,8 +110,11 @@ def evaluate(
     """
     if tolerance <= 0 or batch_size < 1:
         raise UserError(f"evaluate needs a tolerance above 0 and batch_size >= 1, got {tolerance:g} and {batch_size}")
-    folder, opened = Path(predicted), open_with(data, opening)
+    folder = Path(predicted)
     model = is_model(folder)
+    if split is not None or (model and own_split(folder) is not None):
+        opening = dataclasses.replace(opening, allow_unlabelled=True)  # the split says who has none
+    opened = open_with(data, opening)
     if model and len(opened.channels) > 1:  # masks lie on the grid of the model's first channel
         opened = opened.with_channels(load_segmenter(folder, device="cpu").preprocessing.channels)
     chosen: Split | None
@@ -139,6 +141,9 @@ def evaluate(
         )
         summary = summarise(evaluation)
         written = _write(evaluation, summary, target, opened, pictures=pictures)
+    if chosen is not None and shown in ("test", "all"):
+        bare = set(chosen.test).difference(case.name for case in cases)
+        failed = {**failed, **dict.fromkeys(sorted(bare), "has no label to compare with")}
     return Evaluated(evaluation, summary, written, failed)
 
 
@@ -148,17 +153,11 @@ def _of_run(run: Path, dataset: DataSet, part: Part) -> tuple[Split | None, Part
     Data are known by their content: a set with the same names and other files is another set, and a file that training
     read is recognised under any name. None for a model that is not in the folder of a run.
     """
-    seen = _seen(run)
+    seen, file = _seen(run), own_split(run)
+    if file is not None and _has_all(dataset, seen):
+        return read_split(file, dataset), part
     if not seen:
-        file = own_split(run)
-        return (read_split(file, dataset), part) if file is not None else (None, "all")
-    file = own_split(run)
-    names = set(dataset.names)
-    if file is not None and names.issuperset(seen):
-        with contextlib.suppress(UserError):
-            split = read_split(file, dataset)
-            if all(fingerprint(dataset.case(name), label=False)["image"] == seen[name]["image"] for name in seen):
-                return split, part
+        return None, "all"
     part_of = {found["image"]: found["part"] for found in seen.values()}
     parts: dict[str, list[str]] = {"labelled": []}
     for case in dataset.cases:
@@ -170,6 +169,13 @@ def _of_run(run: Path, dataset: DataSet, part: Part) -> tuple[Split | None, Part
         test=found.get("test", ()),
         unlabelled=found.get("unlabelled", ()),
     ), "all"
+
+
+def _has_all(dataset: DataSet, seen: Mapping[str, Mapping[str, str]]) -> bool:
+    """Whether a data set has the images that training read, under the same names."""
+    return set(dataset.names).issuperset(seen) and all(
+        fingerprint(dataset.case(name), label=False)["image"] == seen[name]["image"] for name in seen
+    )
 
 
 def _seen(run: Path) -> dict[str, dict[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +121,7 @@ def next_cases(
     if number < 1 or batch_size < 1:
         raise UserError(f"next needs number >= 1 and batch_size >= 1, got {number} and {batch_size}")
     run, out = Path(model), Path(out).expanduser()
-    dataset = open_with(data, opening)
+    dataset = open_with(data, replace(opening, allow_unlabelled=True))
     segmenter = load_segmenter(model, device=device)
     dataset = dataset.with_channels(segmenter.preprocessing.channels)
     baseline = _baseline(run, segmenter, device=device)

@@ -350,7 +350,9 @@ def _failures(failed: list[PredictedCase], result: PredictResult) -> str:
     lines = _shortened([f"{case.image}: {case.error}" for case in failed])
     noted = [f"{case.image}: {note}" for case in result.cases for note in case.notes]
     count = f"{len(failed)} of {len(result.cases)}"
-    head = f"{count} images could not be segmented; the masks of the others are in {result.out}"
+    head = f"{count} images could not be segmented"
+    if len(failed) < len(result.cases):
+        head += f"; the masks of the others are in {result.out}"
     return "\n  ".join([head, *lines, *_shortened(noted), *result.remarks])
 
 

@@ -461,7 +461,7 @@ def _check(*, classes: int, threshold: float, target: str, temperature: float, e
             raise ValueError(f"{name} is {value}; expected {expected}")
     if threshold < 2 / classes:
         warnings.warn(
-            f"threshold {threshold:g} is below twice chance ({2 / classes:g} for {classes} classes): nearly every "
+            f"threshold {threshold:g} is below twice chance ({2 / classes:.3g} for {classes} classes): nearly every "
             "pseudo-label counts from the start. With few classes take one well above chance: for 10, 0.4 where "
             "several views are fused, 0.6 to 0.8 for one",
             stacklevel=3,

@@ -19,7 +19,7 @@ from ssl_medseg.models.checkpoint import load_segmenter
 from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.preprocessing.cases import prepare_cases
-from ssl_medseg.selftraining.options import ContrastOptions, PseudoLabelOptions
+from ssl_medseg.selftraining.options import ConsistencyOptions, ContrastOptions, PseudoLabelOptions
 from ssl_medseg.selftraining.pseudo_labels import UNUSED, read_pseudo_labels
 from ssl_medseg.selftraining.rounds import Pool, read_rounds
 from ssl_medseg.selftraining.training import selftrain
@@ -78,6 +78,7 @@ def outcome(run: Path) -> dict[str, str]:
 PSEUDO: dict[str, Any] = {"method": "rounds"}
 CONTRAST: dict[str, Any] = {"method": "rounds", "pseudo_weight": 0.0, "contrast": ContrastOptions(weight=0.1)}
 BOTH: dict[str, Any] = {"method": "rounds", "contrast": ContrastOptions(weight=0.1)}
+DROPPED: dict[str, Any] = {"method": "consistency", "consistency": ConsistencyOptions(feature_dropout=0.5)}
 TERMS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "contrast": (CONTRAST, {"segmentation", "contrast"}),
     "pseudo": (PSEUDO, {"segmentation", "pseudo"}),
@@ -86,6 +87,11 @@ TERMS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "mean-teacher and contrast": (BOTH | {"method": "mean-teacher"}, {"segmentation", "mean-teacher", "contrast"}),
     "consistency": ({"method": "consistency", "recipe": "strong"}, {"segmentation", "consistency"}),
     "consistency and contrast": (BOTH | {"method": "consistency"}, {"segmentation", "consistency", "contrast"}),
+    "consistency with dropped features": (DROPPED, {"segmentation", "consistency"}),
+    "dropped features and contrast": (
+        DROPPED | {"contrast": BOTH["contrast"]},
+        {"segmentation", "consistency", "contrast"},
+    ),
     "copy-paste": ({"method": "copy-paste", "recipe": "strong"}, {"segmentation", "copy-paste"}),
     "copy-paste and contrast": (BOTH | {"method": "copy-paste"}, {"segmentation", "copy-paste", "contrast"}),
 }
@@ -192,6 +198,7 @@ def test_labels_of_unlabelled_and_test_cases_change_nothing(
         (1, BOTH),
         (4, BOTH),
         (3, BOTH | {"method": "consistency", "steps": 5}),
+        (3, DROPPED | {"steps": 5}),
         (3, BOTH | {"method": "copy-paste", "steps": 5}),
     ],
 )

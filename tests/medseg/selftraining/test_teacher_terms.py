@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from contrastive_core.errors import UserError
 from contrastive_core.training import Run, RunOptions
 from ssl_medseg.losses.segmentation import dice_cross_entropy
+from ssl_medseg.models.network import NetworkOptions, SegmentationNetwork, build_network
 from ssl_medseg.selftraining.options import ConsistencyOptions
 from ssl_medseg.selftraining.terms import ConsistencyTerm, CopyPasteTerm, TeacherBatches, boxes
 from ssl_medseg.training.augment import AugmentOptions
@@ -106,7 +107,58 @@ def test_copy_paste_puts_labels_and_pseudo_labels_where_their_pixels_are(run: Ru
     assert float(term._weights.unique()[1]) == pytest.approx(0.5 * np.exp(-5), rel=1e-4)
 
 
-@pytest.mark.parametrize("changed", [{"confidence": 1.5}, {"smallest": 0.5}, {"box": 1.0}, {"weight": -1.0}])
+@pytest.mark.parametrize("name", ["plain-unet", "unet"])
+def test_dropped_features_reach_the_decoder_of_the_plain_slices_alone(run: Run, name: str) -> None:
+    slices = stack_slices([toy_case("u", labelled=False)])
+    options = ConsistencyOptions(feature_dropout=0.5, ramp=0)
+    pseudo = pseudo_labelled(run, slices, batch_size=4, confidence=options.confidence)
+    term = ConsistencyTerm(run, pseudo, criterion=dice_cross_entropy, steps=10, options=options)
+    images = term.images(0)
+    assert len(images) == 8
+    weak = pseudo.at(0)
+    assert torch.equal(images[4:], weak.weak)
+    assert torch.equal(term.known[4:], weak.classes * weak.used.long())
+    torch.manual_seed(0)
+    network = build_network(NetworkOptions(name, width=4), CLASSES).eval()
+    first = torch.zeros(3, 1, 32, 32)  # the labelled slices of the step
+    drop = term.drop(0)
+    seen: list[list[Tensor]] = []
+    assert drop is not None
+
+    def kept(maps: list[Tensor]) -> list[Tensor]:
+        seen.append(drop(maps))
+        return seen[-1]
+
+    logits = network.segment(network.features(torch.cat([first, images]), kept))
+    plain = network(torch.cat([first, images]))
+    torch.testing.assert_close(logits[:7], plain[:7])
+    assert not torch.allclose(logits[7:], plain[7:])
+    shares = []
+    for before, after in zip(_encoder_maps(network, torch.cat([first, images])), seen[0], strict=True):
+        torch.testing.assert_close(before[:7], after[:7])
+        off = (after[7:] == 0).all(dim=(2, 3))
+        shares += off.flatten().tolist()
+        torch.testing.assert_close(after[7:], torch.where(off[..., None, None], 0.0, 2 * before[7:]))
+    assert 0.35 < np.mean(shares) < 0.65
+    halves = [dice_cross_entropy(logits[3:][part], term.labels[part], term._used[part]) for part in _HALVES]
+    torch.testing.assert_close(term.loss(logits[3:], 0), (halves[0] + halves[1]) / 2)
+
+
+_HALVES = (slice(0, 4), slice(4, 8))
+
+
+def _encoder_maps(network: SegmentationNetwork, x: Tensor) -> list[Tensor]:
+    maps = []
+    handles = [level.register_forward_hook(lambda *call: maps.append(call[2].clone())) for level in network.trunk.down]
+    network(x)
+    for handle in handles:
+        handle.remove()
+    return maps
+
+
+@pytest.mark.parametrize(
+    "changed", [{"feature_dropout": 1.0}, {"confidence": 1.5}, {"smallest": 0.5}, {"box": 1.0}, {"weight": -1.0}]
+)
 def test_settings_out_of_range_are_refused(changed: dict[str, float]) -> None:
     with pytest.raises(UserError, match="consistency"):
         ConsistencyOptions(**changed)

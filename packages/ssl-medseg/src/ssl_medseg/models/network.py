@@ -59,6 +59,9 @@ AUTO = NetworkOptions(name="auto", width=0)
 BLOCKS = 5
 """Decoder blocks of the U-Net."""
 
+ChannelDrop = Callable[[list[Tensor]], list[Tensor]]
+"""What happens to an encoder's maps [N, C, H, W], from full resolution down, before the decoder reads them."""
+
 _MOMENTUM = 0.01
 _SLOPE = 0.01
 
@@ -151,8 +154,9 @@ class UNet(nn.Module):
             x = self.join[number](torch.cat([self.up[number](x), maps[-2 - number]], 1))
         return x
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.decode(self.encode(x))
+    def forward(self, x: Tensor, drop: ChannelDrop | None = None) -> Tensor:
+        maps = self.encode(x)
+        return self.decode(maps if drop is None else drop(maps))
 
 
 class PlainUNet(nn.Module):
@@ -198,11 +202,13 @@ class PlainUNet(nn.Module):
                 if part.bias is not None:
                     nn.init.zeros_(part.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, drop: ChannelDrop | None = None) -> Tensor:
         maps: list[Tensor] = []
         for level in self.down:
             x = level(x)
             maps.append(x)
+        maps = maps if drop is None else drop(maps)
+        x = maps[-1]
         for up, join, skip in zip(self.up, self.join, maps[-2::-1], strict=True):
             x = join(torch.cat([up(x), skip], 1))
         return x
@@ -411,11 +417,15 @@ class SegmentationNetwork(nn.Module):
         )
         self.feature_channels = trunk.feature_channels
 
-    def features(self, x: Tensor) -> Tensor:
-        """The decoder's feature map [N, feature_channels, H, W]."""
+    def features(self, x: Tensor, drop: ChannelDrop | None = None) -> Tensor:
+        """Return the decoder's feature map [N, feature_channels, H, W].
+
+        `drop` changes the encoder's maps before the decoder reads them; MONAI's networks do not take it.
+        """
         height, width = x.shape[-2:]
         below, right = -height % self.trunk.stride, -width % self.trunk.stride
-        features: Tensor = self.trunk(F.pad(x, (0, right, 0, below)) if below or right else x)
+        padded = F.pad(x, (0, right, 0, below)) if below or right else x
+        features: Tensor = self.trunk(padded) if drop is None else self.trunk(padded, drop)
         return features[..., :height, :width] if below or right else features
 
     def segment(self, features: Tensor) -> Tensor:

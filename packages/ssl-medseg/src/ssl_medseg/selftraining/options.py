@@ -111,6 +111,9 @@ class ConsistencyOptions:
         cutmix: Share of the slices into which a box of another one is pasted (`consistency`).
         smallest: Smallest area of that box, as a share of the slice.
         largest: Largest area of that box.
+        feature_dropout: Share of the channels of each encoder map that are set to 0 in a second, weakly augmented
+            version of every slice, which learns the same pseudo-labels (`consistency`); each version has half the
+            weight. 0.5 in UniMatch; 0 leaves that version out.
         box: Side of the box that `copy-paste` exchanges, as a share of that of the slice.
     """
 
@@ -120,12 +123,17 @@ class ConsistencyOptions:
     cutmix: float = 0.66
     smallest: float = 0.05
     largest: float = 0.4
+    feature_dropout: float = 0.0
     box: float = 2 / 3
 
     def __post_init__(self) -> None:
         for name in ("confidence", "ramp", "cutmix", "smallest", "largest"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"consistency.{name} is {getattr(self, name)}; expected a share from 0 to 1")
+        if not 0 <= self.feature_dropout < 1:
+            raise UserError(
+                f"consistency.feature_dropout is {self.feature_dropout}; expected a share from 0 to below 1"
+            )
         if not 0 <= self.weight < float("inf") or self.smallest > self.largest or not 0 < self.box < 1:
             raise UserError(
                 f"consistency has weight {self.weight}, areas from {self.smallest} to {self.largest} and a box of "

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from contrastive_core.training import Run
 from ssl_medseg.models import ContrastHead, SegmentationNetwork, build_network, settle_statistics
 from ssl_medseg.models.checkpoint import Segmenter
+from ssl_medseg.models.network import ChannelDrop
 from ssl_medseg.selftraining.options import Norm, Reuse
 from ssl_medseg.training.optim import BestWeights, Schedule, adam, moving_average, scheduler
 from ssl_medseg.training.validation import Validation
@@ -33,16 +34,19 @@ class JointNetwork(nn.Module):
         self.contrast = ContrastHead(network.feature_channels, embedding) if embedding else None
         self.norm = norm
 
-    def forward(self, images: Tensor, segmented: int, *, shared: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Logits [segmented, C, H, W] of the first images, embeddings [N - segmented, E, H, W] of the others.
+    def forward(
+        self, images: Tensor, segmented: int, *, shared: bool = False, drop: ChannelDrop | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return logits [segmented, C, H, W] of the first images and embeddings [N - segmented, E, H, W] of the others.
 
-        With `shared`, logits and embeddings of all images, from the same features.
+        With `shared`, return logits and embeddings of all images, computed from the same features. `drop` changes the
+        encoder's maps; no method uses it together with separate images for the contrastive loss.
         """
         if shared and self.contrast is not None:
-            features = self.network.features(images)
+            features = self.network.features(images, drop)
             return self.network.segment(features), self.contrast(features)
         if self.contrast is None or segmented == len(images):
-            return self.network(images)[:segmented], None
+            return self.network.segment(self.network.features(images, drop))[:segmented], None
         if self.norm == "apart":
             logits = self.network(images[:segmented])
             with _unremembered(self.network):

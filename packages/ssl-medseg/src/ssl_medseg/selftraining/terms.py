@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from contrastive_core.rng import derive, uniform
 from contrastive_core.training import Run
 from ssl_medseg.losses.segmentation import Criterion
 from ssl_medseg.models.inference import largest_parts, slice_probabilities
+from ssl_medseg.models.network import ChannelDrop
 from ssl_medseg.selftraining.options import ConsistencyOptions, TeacherOptions
 from ssl_medseg.selftraining.rounds import Pool
 from ssl_medseg.training.augment import AugmentOptions, change_intensity, deform, jitter_intensity
@@ -137,6 +139,25 @@ class MeanTeacherTerm:
         return ramp_up(step, self._ramp) * apart
 
 
+@dataclass(frozen=True)
+class TeacherBatch:
+    """Unlabelled slices of a step and what the teacher says of them.
+
+    Attributes:
+        weak: Slices as the teacher sees them, moved only, [n, K, H, W].
+        strong: The same slices with other grey values.
+        classes: Pseudo-labels [n, H, W].
+        used: 1 where the teacher is sure enough, 0 elsewhere, [n, H, W].
+        ids: Numbers of the draws [n].
+    """
+
+    weak: Tensor
+    strong: Tensor
+    classes: Tensor
+    used: Tensor
+    ids: Tensor
+
+
 class TeacherBatches:
     """Unlabelled slices of every step, augmented, with the pseudo-labels of an averaged network.
 
@@ -170,8 +191,8 @@ class TeacherBatches:
         )  # fmt: skip
         self._seed = run.seed("unlabelled", "augment")
 
-    def at(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Strongly augmented slices [n, K, H, W]; classes [n, H, W]; which pixels are used, [n, H, W]; ids [n]."""
+    def at(self, step: int) -> TeacherBatch:
+        """Draw, augment and label the slices of a step."""
         samples, ids = self._draws.at(step)
         index = samples.to(self._images.device)
         images = self._images[index]
@@ -186,7 +207,7 @@ class TeacherBatches:
         strong = weak
         if self._augment.intensity:
             strong = change_intensity(weak, seed=derive(self._seed, step, "intensity"), ids=ids, options=self._augment)
-        return strong, classes, (confidence >= self._confidence).to(strong.dtype), ids
+        return TeacherBatch(weak, strong, classes, (confidence >= self._confidence).to(strong.dtype), ids)
 
 
 class ConsistencyTerm:
@@ -194,7 +215,8 @@ class ConsistencyTerm:
 
     The teacher, an average of the student, labels the moved slices; the student sees them with other grey values and
     with boxes of each other (CutMix, labels move along). Two neighbours of a batch exchange boxes, so that processes
-    which share a batch evenly compute the same.
+    which share a batch evenly compute the same. With `options.feature_dropout` the student also learns the same
+    pseudo-labels on the plain slices while random channels of its encoder are missing.
 
     Args:
         run: Provides the seed.
@@ -213,12 +235,13 @@ class ConsistencyTerm:
         self.weight, self._options, self._criterion, self._teacher = options.weight, options, criterion, batches
         self._ramp = options.ramp * steps
         self._seed = run.seed("cutmix")
-        self.labels = self._used = torch.empty(0)
+        self.labels = self._used = self._dropped = torch.empty(0)
 
     def images(self, step: int) -> Tensor:
         """Slices as the student sees them."""
-        images, classes, used, ids = self._teacher.at(step)
-        draws = uniform(derive(self._seed, step), ids.to(images.device), 5)
+        batch = self._teacher.at(step)
+        images, classes, used, ids = batch.strong, batch.classes, batch.used, batch.ids.to(batch.strong.device)
+        draws = uniform(derive(self._seed, step), ids, 5)
         options = self._options
         area = options.smallest + (options.largest - options.smallest) * draws[:, 0]
         ratio = torch.exp(math.log(_RATIO) * (2 * draws[:, 1] - 1))
@@ -227,7 +250,29 @@ class ConsistencyTerm:
         other = _neighbour(len(images)).to(images.device)
         self.labels = torch.where(box, classes[other], classes)
         self._used = torch.where(box, used[other], used)
-        return torch.where(box[:, None], images[other], images)
+        mixed = torch.where(box[:, None], images[other], images)
+        if not options.feature_dropout:
+            return mixed
+        self.labels, self._used = torch.cat([self.labels, classes]), torch.cat([self._used, used])
+        self._dropped = ids
+        return torch.cat([mixed, batch.weak])
+
+    def drop(self, step: int) -> ChannelDrop | None:
+        """Return what sets channels of the last images of the step to 0; None where no features are dropped."""
+        share, ids = self._options.feature_dropout, self._dropped
+        if not share:
+            return None
+
+        def apply(maps: list[Tensor]) -> list[Tensor]:
+            changed = []
+            for level, each in enumerate(maps):
+                kept = uniform(derive(self._seed, step, "features", level), ids, each.shape[1]) >= share
+                factors = (kept / (1 - share)).to(each.dtype)[..., None, None]
+                whole = len(each) - len(ids)
+                changed.append(torch.cat([each[:whole], each[whole:] * factors]))
+            return changed
+
+        return apply
 
     @property
     def known(self) -> Tensor:
@@ -235,8 +280,10 @@ class ConsistencyTerm:
         return self.labels * self._used.long()
 
     def loss(self, output: Tensor, step: int) -> Tensor:
-        """The ramped segmentation loss of logits on the pixels that are used."""
-        return ramp_up(step, self._ramp) * self._criterion(output, self.labels, self._used)
+        """Return the ramped segmentation loss of logits on the pixels that are used."""
+        parts = 2 if self._options.feature_dropout else 1
+        chunks = zip(output.chunk(parts), self.labels.chunk(parts), self._used.chunk(parts), strict=True)
+        return ramp_up(step, self._ramp) * torch.stack([self._criterion(*each) for each in chunks]).mean()
 
 
 class CopyPasteTerm:
@@ -277,8 +324,9 @@ class CopyPasteTerm:
     def images(self, step: int) -> Tensor:
         """Mixed slices, first those that are labelled outside of the box."""
         known = self._labelled.at(step)
-        images, classes, used, ids = self._teacher.at(step)
-        classes = _largest_parts_of_slices(classes)
+        batch = self._teacher.at(step)
+        images, used, ids = batch.strong, batch.used, batch.ids
+        classes = _largest_parts_of_slices(batch.classes)
         draws = uniform(derive(self._seed, step), ids.to(images.device), 2)
         sides = torch.full_like(draws, self._options.box)
         box = boxes(images.shape[-2:], sides, draws)[:, None]

@@ -14,6 +14,7 @@ from ssl_medseg.datasets import DataOptions, open_with
 from ssl_medseg.losses.segmentation import segmentation_loss
 from ssl_medseg.models.checkpoint import Segmenter, load_segmenter, save_segmenter
 from ssl_medseg.models.inference import Refinement
+from ssl_medseg.models.network import MonaiTrunk
 from ssl_medseg.preprocessing.cases import prepare_cases
 from ssl_medseg.selftraining.contrast import BatchContrast, ContrastTerm
 from ssl_medseg.selftraining.options import SelfTrainingOptions
@@ -105,7 +106,7 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
     seen = open_training_data(
         data, split, opening=opening, preprocessing=found.preprocessing, unlabelled=True, cache=cache
     )
-    _check_data(seen, found, model=model, split=split, keep=chosen.keep)
+    _check_data(seen, found, how, model=model, split=split, keep=chosen.keep)
     classes, slices, unlabelled = len(seen.labels), seen.slices(), how.unlabelled_batch or chosen.batch_size
     total = how.rounds * chosen.steps if in_rounds else chosen.steps
     free = ("cache", "data", "split", "score_withheld")  # data are known by their content
@@ -196,7 +197,9 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
             more = {name: term.images(step) for name, term in terms.items()}
             images = torch.cat([batch.images, *more.values()])
             segmented = len(images) - len(more.get("contrast", ()))
-            logits, embedding = student.model(images, segmented, shared=in_batch is not None)
+            consistency = terms.get("consistency")
+            drop = consistency.drop(step) if isinstance(consistency, ConsistencyTerm) else None
+            logits, embedding = student.model(images, segmented, shared=in_batch is not None, drop=drop)
             losses = {"segmentation": criterion(logits[: len(batch.images)], batch.shares)}
             for name, term in terms.items():
                 output = embedding if name == "contrast" else logits[len(batch.images) :]
@@ -242,10 +245,17 @@ def _score_withheld(out: Path, data: str, seen: TrainingData, *, opening: DataOp
     score_withheld_labels(out, seen.labels.structures, labels)
 
 
-def _check_data(seen: TrainingData, found: Segmenter, *, model: str, split: Path, keep: str) -> None:
+def _check_data(
+    seen: TrainingData, found: Segmenter, how: SelfTrainingOptions, *, model: str, split: Path, keep: str
+) -> None:
     if found.labels != seen.labels:
         raise UserError(
             f"{model} segments {found.labels}, the data set has {seen.labels}; expected the same structures and values"
+        )
+    if how.consistency.feature_dropout and isinstance(found.network.trunk, MonaiTrunk):
+        raise UserError(
+            f"consistency.feature_dropout needs the encoder's maps, which {found.options.name} does not give; use it "
+            "with plain-unet or unet, or leave it at 0"
         )
     if not seen.unlabelled:
         raise UserError(f"{split}: names no unlabelled case, so there is nothing to learn from beside the labels")

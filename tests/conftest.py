@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # The library of contrastive-core that the tests build (fixture `native`), not one that the user has built.
-os.environ["CONTRASTIVE_CORE_CACHE"] = str(Path(tempfile.gettempdir(), f"contrastive-core-tests-{os.getpid()}"))
+CACHE = Path(tempfile.gettempdir(), f"contrastive-core-tests-{os.getpid()}")
+os.environ["CONTRASTIVE_CORE_CACHE"] = str(CACHE)
 SHARED = Path(os.environ.get("SSL_SHARED", ROOT.parent / "shared"))
+
+
+def pytest_unconfigure() -> None:
+    """Leave nothing behind in the folder of temporary files."""
+    shutil.rmtree(CACHE, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

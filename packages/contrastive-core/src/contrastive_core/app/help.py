@@ -129,11 +129,13 @@ def _rows(entry: _Entry, flags: Flags, width: int, *, everything: bool, required
     text = _plain(entry.text)
     if not everything:
         text = _first_sentence(text)
-    text = text[:1].upper() + text[1:]
+    if not entry.text.startswith("`"):  # a value is written as it is typed
+        text = text[:1].upper() + text[1:]
     if text and text[-1] not in ".?!":
         text += "."
-    if not required:
-        text = f"{text} [{_value(entry.default)}]".strip()
+    default = _value(entry.default)
+    if not required and not (default == "none" and "default" in text):  # the text says what is done then
+        text = f"{text} [{default}]".strip()
     body = textwrap.wrap(text, max(width - _INDENT, 30), break_long_words=False, break_on_hyphens=False)
     if len(left) <= _INDENT - 2 and body:
         return [left.ljust(_INDENT) + body[0], *(" " * _INDENT + line for line in body[1:])]

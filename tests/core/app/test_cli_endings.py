@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import types
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -97,6 +97,29 @@ def test_overview(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("toy", VERBS, ["chekc"], version="1") == 2
     said = capsys.readouterr().err
     assert said == "toy: unknown command 'chekc'; expected one of fit, check; did you mean check?\nSee `toy --help`.\n"
+
+
+def test_help_writes_values_and_defaults_as_they_are_typed(
+    module: types.ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fit(
+        *, effort: str = "auto", stem: Literal["small", "large"] | Literal["auto"] = "auto", steps: int | None = None
+    ) -> None:
+        """Fit.
+
+        Args:
+            effort: ``minutes`` or ``hour``. More follows.
+            stem: First layer (He et al. 2016). More follows.
+            steps: Length; by default set by the effort.
+        """
+
+    module.fit = fit  # type: ignore[attr-defined]
+    assert run("toy", VERBS, ["fit", "--help"], version="1") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--effort TEXT minutes or hour. [auto]" in text
+    assert "--stem {small,large,auto} First layer (He et al. 2016). [auto]" in text
+    assert "--steps N Length; by default set by the effort." in text
+    assert "[none]" not in text
 
 
 def test_help_of_a_verb(module: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

@@ -276,7 +276,7 @@ def predict_cases(
         cases: to be segmented.
         folder: of the masks, one NIfTI file per case.
         batch_size: slices per forward pass.
-        device: auto, cpu, cuda or mps.
+        device: Device to run on: auto, cpu, cuda or mps.
 
     Raises:
         UserError: no model, or one of other structures than the data set's.

@@ -148,7 +148,10 @@ def placeholder(kind: Any) -> str:
     if origin is Literal:
         return "{" + ",".join(map(str, inner)) + "}"
     if origin in (typing.Union, types.UnionType):
-        return "|".join(dict.fromkeys(placeholder(part) for part in inner if part is not type(None)))
+        parts = [part for part in inner if part is not type(None)]
+        if all(typing.get_origin(part) is Literal for part in parts):
+            return "{" + ",".join(dict.fromkeys(str(value) for part in parts for value in typing.get_args(part))) + "}"
+        return "|".join(dict.fromkeys(map(placeholder, parts)))
     if origin in (list, tuple) and inner:
         first = placeholder(inner[0])
         return f"{first},..." if origin is list or inner[-1] is Ellipsis else ",".join(map(placeholder, inner))
@@ -170,7 +173,9 @@ def _plain(text: str) -> str:
 
 
 def _first_sentence(text: str) -> str:
-    return re.split(r"(?<=[.!?])\s+(?=[A-Z0-9-])", " ".join(text.split()), maxsplit=1)[0]
+    return re.split(
+        r"(?<=[.!?])(?<!\bal\.)(?<!\be\.g\.)(?<!\bi\.e\.)\s+(?=[A-Z0-9-])", " ".join(text.split()), maxsplit=1
+    )[0]
 
 
 def _paragraphs(text: str, width: int) -> list[str]:

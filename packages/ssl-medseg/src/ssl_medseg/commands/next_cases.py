@@ -109,7 +109,7 @@ def next_cases(
         pictures: Draw the first cases with their masks.
         overwrite: Replace files in OUT that this command did not write.
         batch_size: Slices per forward pass.
-        device: auto, cpu, cuda or mps.
+        device: Device to run on: auto, cpu, cuda or mps.
         opening: How to open the data set.
 
     Returns:

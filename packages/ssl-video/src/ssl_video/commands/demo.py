@@ -69,7 +69,7 @@ def demo(
         out: folder for videos, split and run: new or empty, or of this demo.
         steps: Training steps.
         seed: Seed of all random draws.
-        device: auto, cpu, cuda or mps.
+        device: Device to run on: auto, cpu, cuda or mps.
 
     Returns:
         The accuracies of frames, temporal gradient and both, and where the report is.

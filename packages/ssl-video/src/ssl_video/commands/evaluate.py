@@ -63,7 +63,7 @@ def evaluate(
         max_bad: Largest fraction of unreadable videos that does not stop the command; they are listed.
         reader: Decoder of the frames: pyav, or torchcodec (an extra), which gives the same frames and may be faster.
         out: Folder for the files; by default ``evaluation`` in the model's folder.
-        device: auto, cpu, cuda or mps.
+        device: Device to run on: auto, cpu, cuda or mps.
         network: Your own network, ``package.module:function``, of a model that was trained with it; opening it runs it.
         overwrite: Whether to replace files that this command did not write.
 

@@ -69,7 +69,7 @@ def predict(
         sheet: Number of videos to show in a picture, spread over all; 0 for no picture.
         flow_cache: Folder of `flow` to read the view flow from; without it flow is computed for every clip.
         reader: Decoder of the frames: pyav, or torchcodec (an extra), which gives the same frames and may be faster.
-        device: auto, cpu, cuda or mps.
+        device: Device to run on: auto, cpu, cuda or mps.
         network: Your own network, ``package.module:function``, of a model that was trained with it; opening it runs it.
         overwrite: Whether to replace files that this command did not write.
 

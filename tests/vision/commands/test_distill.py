@@ -8,7 +8,7 @@ import importlib.resources
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -177,11 +177,11 @@ def test_a_run_that_breaks_off_goes_on_in_the_same_bytes(
         )  # fmt: skip
 
     start(tmp_path / "untouched")
-    whole = Crops.batch
-    monkeypatch.setattr(Crops, "batch", lambda *args: whole(*args) if args[1] != 7 else 1 / 0)
+    whole = Crops.batches
+    monkeypatch.setattr(Crops, "batches", lambda *args: whole(*args) if args[1] != 7 else 1 / 0)
     with pytest.raises(ZeroDivisionError):
         start(tmp_path / "run")
-    monkeypatch.setattr(Crops, "batch", whole)
+    monkeypatch.setattr(Crops, "batches", whole)
     start(tmp_path / "run", resume=True)
     assert outcome(tmp_path / "run") == outcome(tmp_path / "untouched")
 
@@ -191,6 +191,48 @@ def test_a_student_may_be_pretrained(teacher: Path, tmp_path: Path) -> None:
     distill(str(teacher), "digits", tmp_path / "run", init=str(student), from_layer=2, epochs=1, run=QUIET)
     card = json.loads((tmp_path / "run" / "model" / "model.json").read_text())["metadata"]
     assert (card["from_layer"], card["encoder"]["width"], card["labelled"]) == (2, 0.25, None)
+
+
+@pytest.mark.parametrize("load", ["memory", "files"])
+def test_a_teacher_sees_the_crops_at_its_own_size(
+    teacher: Path, tmp_path: Path, load: Literal["memory", "files"], write, noise
+) -> None:
+    """Four steps of a student of 16 px and a teacher of 8 px beside a loop of torch alone."""
+    photos = write({f"photos/{i}.png": noise(i, size=(24, 20)) for i in range(12)}) / "photos"
+    run, settings = tmp_path / "run", dataclasses.replace(SGD, lr=0.5)
+    distill(
+        str(teacher), str(photos), run, encoder=TINY, image_size=16, epochs=2, batch_size=6, load=load,
+        optimizer=settings, run=dataclasses.replace(QUIET, seed=4),
+    )  # fmt: skip
+    assert load_classifier(str(run), device="cpu").image_size == 16
+    master = load_classifier(str(teacher), device="cpu").model
+    batches = Batches(12, batch_size=6, seed=derive(4, "order"), total_steps=4)
+    small, large = (
+        Crops(open_images(photos), batches, size=size, seed=derive(4, "crops"), load="auto", workers=0)
+        for size in (8, 16)
+    )
+    torch.manual_seed(derive(4, "weights"))
+    student = open_start("none", encoder=TINY, from_layer=0, image_size=16).build(10)
+    student.to(memory_format=torch.channels_last)
+    peak = settings.lr * 6 / 256
+    optimizer = torch.optim.SGD(student.parameters(), lr=peak, momentum=0.9, nesterov=True)
+    for step, record in enumerate(metrics(run)):
+        with torch.no_grad():
+            wanted = F.softmax(master(small.batch(step, CPU)), dim=1)
+        loss = -(wanted * F.log_softmax(student(large.batch(step, CPU)), dim=1)).sum(1).mean()
+        assert record["loss"] == pytest.approx(loss.item(), rel=2e-4)
+        for group in optimizer.param_groups:
+            group["lr"] = peak * 0.5 * (1 + math.cos(math.pi * step / 4))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert record["loss"] != pytest.approx(math.log(10), rel=1e-3)
+
+
+def test_a_pretrained_student_keeps_the_size_of_its_images(teacher: Path, tmp_path: Path) -> None:
+    pretrain("digits", tmp_path / "pre", epochs=1, batch_size=512, image_size=12, encoder=TINY, run=QUIET)
+    distill(str(teacher), "digits", tmp_path / "run", init=str(tmp_path / "pre"), epochs=1, batch_size=512, run=QUIET)
+    assert load_classifier(str(tmp_path / "run"), device="cpu").image_size == 12
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ def distill(
     """Train a student to predict the class probabilities of a fine-tuned teacher, without labels.
 
     The loss is the cross-entropy of the student's probabilities under the teacher's, both at one temperature; teacher
-    and student see the same crop of an image. The teacher is frozen, its batch norm in inference mode. No label is read
+    and student see the same crop of an image, each at the size that it was made for. The teacher is frozen, its batch norm in inference mode. No label is read
     unless `alpha` is below 1: then the loss is (1 - alpha) times the cross-entropy with the labels of labelled images,
     which go through the student in the same pass, plus alpha times the above (SimCLRv2, equations 2 and 3).
 
@@ -80,7 +80,8 @@ def distill(
         validate_every: Epochs between two scores.
         epochs: Number of passes over the images.
         batch_size: Images per step, over all processes.
-        image_size: Side of the crops in pixels; by default the teacher's.
+        image_size: Side of the student's crops in pixels; by default that of the model it starts from, else the
+            teacher's. The teacher sees the same crops at its own size.
         optimizer: Optimiser and schedule.
         load: Where images are read from, as for `finetune`.
         max_bad: Share of the images that may be unreadable, as for `pretrain`; labelled ones may not.
@@ -96,8 +97,10 @@ def distill(
     images = open_images(data, split=part, channels=found.channels, read=read)
     if init == TEACHER:
         encoder = _encoder_of(teacher, encoder)
-    size = image_size or found.image_size
+    pretrained = init not in (NONE, TEACHER) or (encoder is not None and encoder.weights is not None)
+    size = image_size or (None if pretrained else found.image_size)
     start = open_start(NONE if init == TEACHER else init, encoder=encoder, from_layer=from_layer, image_size=size)
+    size = start.architecture.image_size
     config |= {"encoder": start.described(encoder), "image_size": size}
     scored, held_out = (None, None) if validate_on is None else validation_set(validate_on, data, images)
     labelled = None if alpha == 1 else training_set(images, labels, held_out=held_out)
@@ -115,15 +118,16 @@ def distill(
             batch_size=budget.batch_size, epochs=epochs, total_steps=budget.total_steps, unadapted=("fc",),
         )  # fmt: skip
         readable = skip_bad(unlabelled, max_bad=max_bad, log=out / "bad_files.jsonl")
-        crops = Crops(readable, budget.batches(r), size=size, seed=r.seed("crops"), load=load, workers=run.workers)
+        sides = [size] if size == found.image_size else [size, found.image_size]
+        crops = Crops(readable, budget.batches(r), size=sides, seed=r.seed("crops"), load=load, workers=run.workers)
         few = None if labelled is None else _Labelled(r, labelled, budget, labelled_batch_size, size=size, load=load)
         validating = None if scored is None else Validation(r, scored, size=size)
         frozen = found.model.to(r.device).requires_grad_(False)
 
         for step in r.steps(budget.total_steps, samples_per_step=budget.batch_size):
-            pictures = crops.batch(step, r.device)
+            pictures, *of_teacher = crops.batches(step, r.device)
             with torch.no_grad(), r.fabric.autocast():
-                wanted = frozen(pictures)
+                wanted = frozen(of_teacher[0] if of_teacher else pictures)
             inputs = pictures
             if few is not None:
                 more, target = few.batch(step, r.device)

@@ -85,13 +85,16 @@ class Augment(Protocol):
 
 
 def open_views(
-    images: ImageSet, plan: Plan, augment: Augment, *, load: Literal["auto", "memory", "files"], workers: int
+    images: ImageSet, plan: Plan, *augments: Augment, load: Literal["auto", "memory", "files"], workers: int
 ) -> MemoryViews | LoadedViews:
-    """Decode all images once into memory, or read them from files for every view; the views are the same."""
+    """Decode all images once into memory, or read them from files for every view; the views are the same.
+
+    With several augmentations, every image of the plan's views is shown through each of them, with the same seed.
+    """
     pixels = in_memory(images) if load == "memory" else small_in_memory(images) if load == "auto" else None
     if pixels is not None:
-        return MemoryViews(pixels, plan, augment)
-    return LoadedViews(images, plan, augment, workers=workers)
+        return MemoryViews(pixels, plan, *augments)
+    return LoadedViews(images, plan, *augments, workers=workers)
 
 
 class MemoryViews:
@@ -100,8 +103,8 @@ class MemoryViews:
     The images move to the accelerator if it has room for them.
     """
 
-    def __init__(self, images: Tensor, plan: Plan, augment: Augment) -> None:
-        self.images, self.plan, self.augment = images, plan, augment
+    def __init__(self, images: Tensor, plan: Plan, *augments: Augment) -> None:
+        self.images, self.plan, self.augments = images, plan, augments
         self._place = images.device
 
     def batch(self, step: int, device: torch.device) -> list[Tensor]:
@@ -110,7 +113,7 @@ class MemoryViews:
         if self._place != device:
             self._place, self.images = device, _to_device_if_small(self.images, device)
         pictures = self.images[images.to(self.images.device, non_blocking=True)].to(device, non_blocking=True)
-        return [_channels_last(self.augment(pictures, seed=seed, ids=ids)) for seed in seeds]
+        return [_channels_last(augment(pictures, seed=seed, ids=ids)) for seed in seeds for augment in self.augments]
 
 
 def _to_device_if_small(images: Tensor, device: torch.device) -> Tensor:
@@ -123,8 +126,8 @@ def _to_device_if_small(images: Tensor, device: torch.device) -> Tensor:
 class LoadedViews:
     """Views of images read from files; each worker makes whole batches of images of any size."""
 
-    def __init__(self, images: ImageSet, plan: Plan, augment: Augment, *, workers: int) -> None:
-        self.dataset = _Steps(images, plan, augment)
+    def __init__(self, images: ImageSet, plan: Plan, *augments: Augment, workers: int) -> None:
+        self.dataset = _Steps(images, plan, *augments)
         self.workers = workers
         self._loader: Iterator[list[Tensor] | UserError] = iter(())
         self._next_step = -1
@@ -151,8 +154,8 @@ class LoadedViews:
 class _Steps(Dataset[list[Tensor] | UserError]):
     """The views of every step."""
 
-    def __init__(self, images: ImageSet, plan: Plan, augment: Augment) -> None:
-        self.images, self.plan, self.augment = images, plan, augment
+    def __init__(self, images: ImageSet, plan: Plan, *augments: Augment) -> None:
+        self.images, self.plan, self.augments = images, plan, augments
 
     def __getitem__(self, step: int) -> list[Tensor] | UserError:
         images, ids, seeds = self.plan.at(step)
@@ -160,7 +163,7 @@ class _Steps(Dataset[list[Tensor] | UserError]):
             pictures = [self.images.read(image) for image in images.tolist()]
         except UserError as error:
             return error  # raised in the training process: out of a worker it would come wrapped in a traceback
-        return [self.augment(pictures, seed=seed, ids=ids) for seed in seeds]
+        return [augment(pictures, seed=seed, ids=ids) for seed in seeds for augment in self.augments]
 
 
 def _good(views: list[Tensor] | UserError) -> list[Tensor]:
@@ -195,7 +198,7 @@ class Crops:
     Args:
         images: Images to crop; small ones are decoded once.
         batches: Indices of the images of each step.
-        size: Side of the crops in pixels.
+        size: Side of the crops in pixels, or several: then `batches` returns the same crops at each of them.
         seed: Seed of the crops.
         load: Source of the images, as for `open_views`.
         workers: Number of processes that read image files.
@@ -206,17 +209,21 @@ class Crops:
         images: ImageSet,
         batches: Batches,
         *,
-        size: int,
+        size: int | Sequence[int],
         seed: int,
         load: Literal["auto", "memory", "files"],
         workers: int,
     ) -> None:
-        self._views = open_views(images, CropPlan(batches, seed=seed), CropFlip(size), load=load, workers=workers)
+        crops = [CropFlip(side) for side in ([size] if isinstance(size, int) else size)]
+        self._views = open_views(images, CropPlan(batches, seed=seed), *crops, load=load, workers=workers)
 
     def batch(self, step: int, device: torch.device) -> Tensor:
-        """Return the crops of a step, ``[B, 3, size, size]`` in [0, 1]."""
-        (images,) = self._views.batch(step, device)
-        return images
+        """Return the crops of a step, ``[B, 3, size, size]`` in [0, 1]; of several sizes, those of the first."""
+        return self.batches(step, device)[0]
+
+    def batches(self, step: int, device: torch.device) -> list[Tensor]:
+        """Return the crops of a step at every size."""
+        return self._views.batch(step, device)
 
 
 class Batch(NamedTuple):

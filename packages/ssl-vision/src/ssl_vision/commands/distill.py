@@ -16,7 +16,15 @@ from ssl_vision.data import ImageSet, open_images, skip_bad
 from ssl_vision.data.decode import ReadOptions
 from ssl_vision.labels.subsets import check_classes, training_set, validation_set, without
 from ssl_vision.models import EncoderOptions
-from ssl_vision.models.checkpoint import NONE, load_architecture, load_classifier, open_start, save_classifier
+from ssl_vision.models.checkpoint import (
+    NONE,
+    LoadedClassifier,
+    Start,
+    load_architecture,
+    load_classifier,
+    open_start,
+    save_classifier,
+)
 from ssl_vision.training.loading import Crops
 from ssl_vision.training.options import OptimizerOptions
 from ssl_vision.training.setup import Budget, Validation, plan_budget, set_up
@@ -53,9 +61,10 @@ def distill(
     """Train a student to predict the class probabilities of a fine-tuned teacher, without labels.
 
     The loss is the cross-entropy of the student's probabilities under the teacher's, both at one temperature; teacher
-    and student see the same crop of an image, each at the size that it was made for. The teacher is frozen, its batch norm in inference mode. No label is read
-    unless `alpha` is below 1: then the loss is (1 - alpha) times the cross-entropy with the labels of labelled images,
-    which go through the student in the same pass, plus alpha times the above (SimCLRv2, equations 2 and 3).
+    and student see the same crop of an image, each at its own size. The teacher is frozen, its batch norm in inference
+    mode. No label is read unless `alpha` is below 1: then the loss is (1 - alpha) times the cross-entropy with the
+    labels of labelled images, which go through the student in the same pass, plus alpha times the above (SimCLRv2,
+    equations 2 and 3).
 
     ``--config distill-simclrv2`` and ``self-distill-simclrv2`` are the paper's. The model is that of the last step. A
     run resumes exactly, as one of `pretrain`.
@@ -97,9 +106,7 @@ def distill(
     images = open_images(data, split=part, channels=found.channels, read=read)
     if init == TEACHER:
         encoder = _encoder_of(teacher, encoder)
-    pretrained = init not in (NONE, TEACHER) or (encoder is not None and encoder.weights is not None)
-    size = image_size or (None if pretrained else found.image_size)
-    start = open_start(NONE if init == TEACHER else init, encoder=encoder, from_layer=from_layer, image_size=size)
+    start = _student(init, encoder=encoder, from_layer=from_layer, image_size=image_size, teacher=found)
     size = start.architecture.image_size
     config |= {"encoder": start.described(encoder), "image_size": size}
     scored, held_out = (None, None) if validate_on is None else validation_set(validate_on, data, images)
@@ -190,6 +197,15 @@ class _Labelled:
     def batch(self, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Images and labels of this step."""
         return self._crops.batch(step, device), self._labels[self._batches.at(step)].to(device, non_blocking=True)
+
+
+def _student(
+    init: str, *, encoder: EncoderOptions | None, from_layer: int, image_size: int | None, teacher: LoadedClassifier
+) -> Start:
+    """The student before training; with random weights it is built for images of the teacher's size."""
+    random = init in (NONE, TEACHER) and (encoder is None or encoder.weights is None)
+    size = image_size or (teacher.image_size if random else None)
+    return open_start(NONE if init == TEACHER else init, encoder=encoder, from_layer=from_layer, image_size=size)
 
 
 def _encoder_of(teacher: str, asked: EncoderOptions | None) -> EncoderOptions:

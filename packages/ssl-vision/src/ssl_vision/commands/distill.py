@@ -107,7 +107,7 @@ def distill(
     if init == TEACHER:
         encoder = _encoder_of(teacher, encoder)
     start = _student(init, encoder=encoder, from_layer=from_layer, image_size=image_size, teacher=found)
-    size = start.architecture.image_size
+    size, teacher_size = start.architecture.image_size, found.image_size
     config |= {"encoder": start.described(encoder), "image_size": size}
     scored, held_out = (None, None) if validate_on is None else validation_set(validate_on, data, images)
     labelled = None if alpha == 1 else training_set(images, labels, held_out=held_out)
@@ -125,8 +125,11 @@ def distill(
             batch_size=budget.batch_size, epochs=epochs, total_steps=budget.total_steps, unadapted=("fc",),
         )  # fmt: skip
         readable = skip_bad(unlabelled, max_bad=max_bad, log=out / "bad_files.jsonl")
-        sides = [size] if size == found.image_size else [size, found.image_size]
-        crops = Crops(readable, budget.batches(r), size=sides, seed=r.seed("crops"), load=load, workers=run.workers)
+        crops = Crops(
+            readable, budget.batches(r),
+            size=[size] if teacher_size == size else [size, teacher_size], seed=r.seed("crops"), load=load,
+            workers=run.workers,
+        )  # fmt: skip
         few = None if labelled is None else _Labelled(r, labelled, budget, labelled_batch_size, size=size, load=load)
         validating = None if scored is None else Validation(r, scored, size=size)
         frozen = found.model.to(r.device).requires_grad_(False)

@@ -1,0 +1,86 @@
+"""A teacher that was pre-trained elsewhere, few labels, and a small student that learns from all images, on CIFAR-10.
+
+    python -m tools.studies.teacher --data cifar10 --runs runs/few-labels --out docs/results/teacher.json \
+        --weights lite0.pth
+
+The weights are those of EfficientNet-Lite0, trained on ImageNet, with the names of timm's `tf_efficientnet_lite0`. A
+linear classifier on its features learns from the 500 labels of the first draw of `tools/studies/few_labels.py`; it
+then teaches the encoder of that study on all training images. The same student alone is in that study's table. The
+labels and the student's encoder must be in the folder of runs. Commands with a result are not repeated, and a
+distillation that was killed continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from tools.results import provenance, write_result
+from tools.studies.common import Job, Place, half_of, run_all
+
+NETWORK, IMAGE_SIZE, EPOCHS = "timm:tf_efficientnet_lite0", 96, 8
+LABELS, DRAW = 500, 0
+
+
+def study(data: Path, runs: Path, weights: Path) -> list[Job]:
+    """Every command, in the order of need."""
+    labels = str(runs / "labels" / f"{LABELS // 10}-per-class-draw{DRAW}.json")
+    network, teacher, student = runs / "lite0", runs / "lite0-few", runs / "taught"
+    imported = ("import-checkpoint", str(weights), str(network), "--architecture", NETWORK)
+    few = ("few-labels", str(network), str(data), str(teacher), "--labels", labels, "--methods", "[linear,knn]")
+    taught = (
+        *("distill", str(teacher / "linear"), str(data), str(student), "--init", str(runs / "encoder")),
+        *("--epochs", str(EPOCHS), "--precision", "bf16-mixed", "--threads", "1", "--seed", "0"),
+    )
+    return [
+        Job("lite0", (*imported, "--image-size", str(IMAGE_SIZE)), network / "model.json"),
+        Job("lite0-few", (*few, "--seed", str(DRAW)), teacher / "few-labels.json", ("lite0",)),
+        Job("taught", taught, student / "model" / "model.json", ("lite0-few",)),
+        Place(data, runs).test("taught"),
+    ]
+
+
+def _test_accuracies(file: Path) -> dict[str, float]:
+    return {found["method"]: float(found["test"]) for found in json.loads(file.read_text())["candidates"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("data", "runs", "out", "weights"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    arguments = parser.parse_args()
+    jobs = study(half_of(arguments.data, arguments.runs / "data"), arguments.runs, arguments.weights)
+    missing = run_all(jobs, logs=arguments.runs / "logs", workers=1)
+    if missing:
+        raise SystemExit(f"no results, for {', '.join(missing)} did not end well")
+    alone = _test_accuracies(arguments.runs / f"{LABELS}-labels-draw{DRAW}" / "few-labels.json")
+    teacher = _test_accuracies(arguments.runs / "lite0-few" / "few-labels.json")
+    taught = Place(arguments.data, arguments.runs).top1("taught")
+    rows = [
+        ["EfficientNet-Lite0 (ImageNet)", "linear classifier", teacher["linear"]],
+        ["ResNet-18, an eighth of the channels", "linear classifier", alone["linear"]],
+        ["ResNet-18, an eighth of the channels", "fine-tuned", alone["finetune"]],
+        ["ResNet-18, an eighth of the channels", f"taught by EfficientNet-Lite0, {EPOCHS} epochs", taught],
+    ]
+    note = (
+        f"Top-1 % on 10,000 test images with {LABELS} labels, one draw. Both kinds of the small network start from the "
+        f"same encoder (32 epochs of SimCLR on 25,000 images) at 32 px; the teacher sees crops of {IMAGE_SIZE} px, "
+        "enlarged. The weights of EfficientNet-Lite0 come from supervised training on ImageNet, whose classes "
+        "include those of CIFAR-10."
+    )
+    write_result(
+        arguments.out,
+        {
+            "name": arguments.out.stem,
+            **provenance(),
+            "seeds": [DRAW],
+            "config": {"commands": [job.line for job in jobs]},
+            "table": {"columns": ["network", "training", "top-1 %"], "rows": rows},
+            "notes": [note, f"Taught over fine-tuned: {taught - alone['finetune']:+.1f} points."],
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -34,7 +34,7 @@ def study(data: Path, runs: Path, weights: Path) -> list[Job]:
         *("--epochs", str(EPOCHS), "--precision", "bf16-mixed", "--threads", "1", "--seed", "0"),
     )
     return [
-        Job("lite0", (*imported, "--image-size", str(IMAGE_SIZE)), network / "model.json"),
+        Job("lite0", (*imported, "--image-size", str(IMAGE_SIZE)), network / "model" / "model.json"),
         Job("lite0-few", (*few, "--seed", str(DRAW)), teacher / "few-labels.json", ("lite0",)),
         Job("taught", taught, student / "model" / "model.json", ("lite0-few",)),
         Place(data, runs).test("taught"),

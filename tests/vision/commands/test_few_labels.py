@@ -56,6 +56,8 @@ def test_the_recommended_classifier_scores_what_the_table_says(pretrained: Path,
     text = str(result)
     assert "Top-1 accuracy in percent from 50 labels of 10 classes" in text
     assert f"classifier: {result.model}" in text
+    assert f"* recommended: {'fine-tuning' if result.recommended == 'finetune' else 'linear classifier'}. " in text
+    assert "On 50 held-out images" in text or "of the 50 held-out images" in text
 
 
 def test_neighbours_score_what_knn_says(labels: Path, tmp_path: Path) -> None:
@@ -95,10 +97,21 @@ def tried(method: str, right: int, held_out: int = 100, *, first: int = 0) -> _T
 
 def test_a_cheaper_method_is_recommended_where_it_does_not_differ() -> None:
     linear, tuned = tried("linear", 80), tried("finetune", 84)
-    assert _recommended([linear, tuned]) == tuned  # on the same images, and on four more: 4.0 ± 2.0
-    assert _recommended([linear, tried("finetune", 80, first=1)]) == linear  # one more here, one less there
-    assert _recommended([linear, tried("finetune", 18, held_out=20)]) == linear  # compared on the first 20 alone
-    assert _recommended([tried("linear", 80, held_out=0), tuned]).method == "linear"  # nothing to compare by
+    cases = {  # on the same images, and on four more: (84 - 80) > sqrt(4)
+        "its accuracy is 4.0 ± 2.0 points above that of the linear classifier": ([linear, tuned], tuned),
+        "No other method is right on more of the 100": ([linear, tried("finetune", 80, first=1)], linear),
+        "fine-tuning is 1.0 ± 1.0 points more accurate, which is within": ([linear, tried("finetune", 81)], linear),
+        "is 4.0 ± 6.0 points more accurate": ([linear, tried("finetune", 84, first=16)], linear),
+        "On 20 held-out images, fine-tuning": (  # the images that both have held out
+            [tried("linear", 19), tried("finetune", 20, held_out=20)], tried("linear", 19),
+        ),
+        "no image can be held out": ([tried("linear", 80, held_out=0), tuned], tried("linear", 80, held_out=0)),
+        "No other method was compared": ([tuned], tuned),
+    }  # fmt: skip
+    for reason, (methods, expected) in cases.items():
+        chosen, found = _recommended(methods)
+        assert reason in found
+        assert chosen.method == expected.method
     assert tuned.candidate() == Candidate("finetune", "", 84.0, 100, None, pytest.approx(math.sqrt(84 * 16 / 100)))
 
 

@@ -109,6 +109,7 @@ class FewLabelsResult:
     Attributes:
         candidates: In the order of effort.
         recommended: The method to use.
+        reason: Why, with the difference on held-out images and its standard error.
         labels: Number of labelled images.
         classes: Number of classes among them.
         test_images: Number of test images; 0 without labelled ones.
@@ -118,6 +119,7 @@ class FewLabelsResult:
 
     candidates: tuple[Candidate, ...]
     recommended: Method
+    reason: str
     labels: int
     classes: int
     test_images: int
@@ -138,8 +140,7 @@ class FewLabelsResult:
         lines += [
             "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
         ]
-        chosen = _NAMES[self.recommended]
-        lines += ["", f"* recommended: {chosen}, by cross-validation; of methods that do not differ, the cheapest"]
+        lines += ["", f"* recommended: {_NAMES[self.recommended]}. {self.reason}"]
         lines.append(f"classifier: {self.model}" if self.model else "classify with `ssl-vision knn`")
         return "\n".join(lines)
 
@@ -168,8 +169,8 @@ def few_labels(
     regression on frozen features, the number of neighbours, the learning rate of fine-tuning (on one fold with more
     than 200 labels). Fine-tuning starts from the linear classifier (``finetune --classifier_init linear``), in batches
     of 64. The method with the best accuracy on held-out images is recommended, or a cheaper one that is right on as
-    many of the same images to within the standard error of the difference. Test images, where there are labelled ones,
-    are scored at the end and choose nothing.
+    many of the same images to within the standard error of the difference; the result says which was the case. Test
+    images, where there are labelled ones, are scored at the end and choose nothing.
 
     Args:
         model: Run folder or model folder to start from, ``none`` for a network with weights from a file (`encoder`), or
@@ -229,10 +230,10 @@ def few_labels(
         tried.append(work.tried(parts, test, batch_size=batch_size))
     if not tried:
         raise UserError(f"{model}: fine-tuning needs a network; expected a run folder or model folder")
-    chosen = _recommended(tried)
+    chosen, reason = _recommended(tried)
     folder = {"linear": out / "linear", "finetune": out / "finetune", "knn": None}[chosen.method]
     result = FewLabelsResult(
-        tuple(t.candidate() for t in tried), chosen.method, len(train), len(torch.unique(y)),
+        tuple(t.candidate() for t in tried), chosen.method, reason, len(train), len(torch.unique(y)),
         0 if test is None else len(test), test_part if test is None else test.split, folder,
     )  # fmt: skip
     content = {**asdict(result), "model": str(folder) if folder else None, "from": model, "data": data}
@@ -241,30 +242,67 @@ def few_labels(
     return result
 
 
-def _recommended(tried: Sequence[_Tried]) -> _Tried:
+def _recommended(tried: Sequence[_Tried]) -> tuple[_Tried, str]:
     """The method that is right on most images, or the first one, which is the cheapest, that does not differ from it.
 
-    Methods are compared on the images that all of them have held out; two differ if one is right on more of these by
-    more than the standard error of the difference.
+    Methods are compared on the images that all of them have held out.
+
+    Returns:
+        The method, and why it is recommended.
     """
+    if len(tried) == 1:
+        return tried[0], "No other method was compared."
     common = torch.stack([t.held_out for t in tried]).all(dim=0)
-    if not common.any():
-        return tried[0]
-    return tried[_first_as_good_as_the_best([t.right[common] for t in tried])]
+    count = int(common.sum())
+    if not count:
+        return tried[0], (
+            "Nothing could be compared, since no image can be held out, so the cheapest is taken; at least two "
+            "classes need two labelled images each."
+        )
+    answers = [t.right[common] for t in tried]
+    place, best = _first_as_good_as_the_best(answers), _best(answers)
+    chosen, cheapest = tried[place], tried[0]
+    if place == best == 0:
+        return chosen, f"No other method is right on more of the {count} held-out images, and it is the cheapest."
+    if place == best:
+        gain = _difference(answers[best], answers[0])
+        return chosen, (
+            f"On {count} held-out images its accuracy is {gain} points above that of the {_NAMES[cheapest.method]} "
+            "(± standard error)."
+        )
+    gain = _difference(answers[best], answers[place])
+    return chosen, (
+        f"On {count} held-out images, {_NAMES[tried[best].method]} is {gain} points more accurate, which is within the "
+        "standard error: so few images cannot tell the two apart, and the cheaper one is taken."
+    )
+
+
+def _best(right: Sequence[Tensor]) -> int:
+    """The first of those that are right on most images."""
+    return max(range(len(right)), key=lambda place: int(right[place].sum()))
 
 
 def _first_as_good_as_the_best(right: Sequence[Tensor]) -> int:
     """The first answers that are right on as many images as the best ones, to within the error of the difference.
 
+    The standard error of the difference between two numbers of right answers is the square root of the number of images
+    that exactly one of the two is right on (McNemar's test, at one standard error).
+
     Args:
         right: Whether each of the same images is right, bool ``[N]``, for every alternative.
     """
-    best = max(right, key=lambda answers: int(answers.sum())).double()
-    for place, answers in enumerate(right):
-        difference = best - answers.double()
-        if difference.mean() <= difference.std(correction=0) / math.sqrt(len(difference)):
-            return place
-    return 0
+    best = right[_best(right)]
+    return next(
+        place
+        for place, answers in enumerate(right)
+        if int(best.sum() - answers.sum()) ** 2 <= int((best != answers).sum())
+    )
+
+
+def _difference(better: Tensor, worse: Tensor) -> str:
+    """The difference between two accuracies on the same images in points, and its standard error."""
+    gain = 100 * int(better.sum() - worse.sum()) / len(better)
+    return f"{gain:.1f} ± {100 * math.sqrt(int((better != worse).sum())) / len(better):.1f}"
 
 
 def _test_images(data: str, *, part: str, test_part: str, images: ImageSet) -> ImageSet | None:

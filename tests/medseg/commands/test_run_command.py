@@ -16,6 +16,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.training import Run, RunOptions
 from contrastive_core.training.recorder import read
 from ssl_medseg.commands import run as module
+from ssl_medseg.commands.report import report
 from ssl_medseg.commands.run import run
 from ssl_medseg.datasets import Split, open_dataset, read_split, write_split
 from ssl_medseg.datasets.draw_splits import split_by_labels
@@ -30,7 +31,7 @@ from tests.medseg.grouped import grouped
 RUN = RunOptions(device="cpu", threads=1, checkpoint_every=2, progress=False)
 SHORT: dict[str, Any] = {
     "method": "rounds", "baseline_steps": 4, "rounds": 2, "steps": 2, "batch_size": 4, "unlabelled_batch": 4,
-    "validate_every": 2,
+    "validate_every": 2, "baseline_floor": 0.0,
     "network": NetworkOptions(width=2), "preprocessing": PreprocessingOptions(size=32),
     "pseudo": PseudoLabelOptions(guard="off"), "run": RUN,
 }  # fmt: skip
@@ -121,7 +122,7 @@ def test_a_baseline_that_finds_nothing_stops_the_run_with_a_picture(
     write_split(
         tmp_path / "split.json", Split(tuple(cases[:2]), validation=(cases[2],), unlabelled=tuple(cases[3:])), dataset
     )
-    untaught = {**SHORT, "lr": 1e-9, "split": tmp_path / "split.json"}
+    untaught = {**SHORT, "lr": 1e-9, "split": tmp_path / "split.json", "baseline_floor": 0.1}
     with pytest.raises(
         UserError, match=r"the baseline (never finds|has a validation Dice).*--baseline_floor 0 --resume"
     ):
@@ -131,6 +132,14 @@ def test_a_baseline_that_finds_nothing_stops_the_run_with_a_picture(
     resumed = RunOptions(**{**vars(RUN), "resume": True})
     run(str(tmp_path / "data"), tmp_path / "run", **grouped(**{**untaught, "baseline_floor": 0.0, "run": resumed}))
     assert (tmp_path / "run" / "model" / "model.json").is_file()
+
+
+def test_without_validation_cases_the_baseline_is_judged_by_the_labelled_ones(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"on the cases it was trained on.*--baseline_floor 0 --resume"):
+        run(str(data), tmp_path / "run", **grouped(**{**SHORT, "lr": 1e-9, "baseline_floor": 0.1}))
+    assert list((tmp_path / "run" / "baseline" / "evaluation").glob("labelled-*.png"))
+    assert not (tmp_path / "run" / "selftrain").exists()
+    assert "Training has seen the truth of all these cases" in report(tmp_path / "run").read_text()
 
 
 def test_a_run_that_is_stopped_in_a_stage_is_resumed_as_a_whole(
@@ -161,8 +170,9 @@ def test_contradictions_are_refused(data: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_make_one_run(data: Path, tmp_path: Path) -> None:
     arguments = [
-        "run", str(data), "--baseline_steps", "6", "--rounds", "2", "--steps", "4", "--batch_size", "4",
-        "--unlabelled_batch", "4", "--validate_every", "2", "--network.width", "2", "--size", "32", "--guard", "off",
+        "run", str(data), "--baseline_steps", "6", "--baseline_floor", "0", "--rounds", "2", "--steps", "4",
+        "--batch_size", "4", "--unlabelled_batch", "4", "--validate_every", "2", "--network.width", "2", "--size", "32",
+        "--guard", "off",
         "--progress", "false", "--checkpoint_every", "2", "--log_every", "1", "--device", "cpu", "--threads", "1",
     ]  # fmt: skip
     alone, together = tmp_path / "one", tmp_path / "two"

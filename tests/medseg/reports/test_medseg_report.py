@@ -132,6 +132,12 @@ def test_rounds_are_shown_with_their_warnings(run: Path) -> None:
     drawn = [line.get_ydata() for line in figure.axes[0].lines]
     assert [float(y) for y in drawn[0]] == [0.03, 0.001]
     assert float(drawn[1][0]) == 0.035
+    # A first round without validation cases has neither a change nor a Dice: no panel is drawn for them.
+    bare = {**ROUND, "round": 1, "change": None, "validation": {}, "withheld": None}
+    assert [axes.get_title(loc="left") or axes.get_title() for axes in rounds_figure([bare]).axes] == [
+        "Share of the pixels"
+    ]
+    assert len(figure.axes) == 3
 
 
 def test_stages_are_compared_on_the_same_cases_and_a_loss_is_said(run: Path) -> None:
@@ -145,6 +151,10 @@ def test_stages_are_compared_on_the_same_cases_and_a_loss_is_said(run: Path) -> 
     )
     gained, lost = (stages_table(pair) for pair in ({"a": worse, "b": found}, {"a": found, "b": worse}))
     assert "scores lower than" not in gained
+    assert "Scored on 1 test case, the same for every stage" in gained
+    assert "1 validation case" in stages_table(
+        {"a": replace(worse, part="validation"), "b": replace(found, part="validation")}
+    )
     assert "The last stage, b, scores lower than a" in lost
     assert stages_table({"a": found}) == stages_table({"a": found, "b": replace(found, cases=())}) == ""
 

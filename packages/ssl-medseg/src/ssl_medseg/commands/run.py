@@ -15,7 +15,7 @@ from contrastive_core.training.launch import make_fabric
 from contrastive_core.training.outputs import claim_folder
 from contrastive_core.training.processes import Processes
 from contrastive_core.training.run import stages_of
-from ssl_medseg.commands.evaluate import Evaluated, evaluate
+from ssl_medseg.commands.evaluate import Evaluated, Part, evaluate
 from ssl_medseg.datasets import DataOptions, open_split, open_with, read_split, write_split
 from ssl_medseg.datasets.draw_splits import split_by_labels
 from ssl_medseg.models import NetworkOptions
@@ -69,7 +69,8 @@ def run(
         validation: Patients to validate on, where no split is given.
         baseline_steps: Training steps on the labelled volumes alone; by default set by the effort.
         baseline_floor: Validation Dice of the baseline below which the run stops before the unlabelled volumes, as it
-            does if a structure is never found; 0 goes on whatever it is.
+            does if a structure is never found; without validation cases, the Dice of the labelled volumes. 0 goes on
+            whatever it is.
         selftraining: Use of the unlabelled slices.
         training: Length of both stages, their batches and loss, and the weights that are kept; ``steps`` are those with
             the unlabelled volumes.
@@ -124,7 +125,8 @@ def run(
             )  # fmt: skip
     processes.on_main(lambda: _take_model(student, out))
     # Beside the baseline on the same cases, so that the report shows what the unlabelled volumes have added.
-    processes.on_main(lambda: score_validation(out, data, chosen, opening=opening, device=run.device))
+    if processes.on_main(lambda: _has_validation(data, chosen, opening)):
+        processes.on_main(lambda: score_part(out, data, chosen, "validation", opening=opening, device=run.device))
     processes.close()
     return out / "model"
 
@@ -133,32 +135,36 @@ _FOUND = 0.02
 """Mean Dice below which a structure counts as never found."""
 
 
-def score_validation(model: Path, data: str, split: Path, *, opening: DataOptions, device: str) -> Evaluated | None:
-    """Score a model on the validation cases of a split, with pictures, into its folder; None if there are no cases."""
+def score_part(model: Path, data: str, split: Path, part: Part, *, opening: DataOptions, device: str) -> Evaluated:
+    """Score a model on the cases of a part of a split, with pictures, into its folder."""
     opening = replace(opening, allow_unlabelled=True)  # the split names who is; their labels may be missing
-    if not read_split(split, open_with(data, opening)).validation:
-        return None
-    return evaluate(model, data, split=split, part="validation", name="validation", opening=opening, device=device)
+    return evaluate(model, data, split=split, part=part, name=part, opening=opening, device=device)
+
+
+def _has_validation(data: str, split: Path, opening: DataOptions) -> bool:
+    return bool(read_split(split, open_with(data, replace(opening, allow_unlabelled=True))).validation)
 
 
 def check_baseline(baseline: Path, data: str, split: Path, *, opening: DataOptions, device: str, floor: float) -> None:
     """Score the baseline on the validation cases, with pictures, and stop where it has failed.
 
-    Pseudo-labels of a network that does not find a structure teach the student its errors.
+    Pseudo-labels of a network that does not find a structure teach the student its errors. Without validation cases the
+    labelled ones are scored: a network that fails on what it was trained on fails everywhere.
 
     Raises:
-        UserError: Its Dice is below the floor, or it never finds a structure that the validation cases have.
+        UserError: Its Dice is below the floor, or it never finds a structure that these cases have.
     """
-    scored = score_validation(baseline, data, split, opening=opening, device=device)
-    if scored is None:
-        return
+    part: Part = "validation" if _has_validation(data, split, opening) else "labelled"
+    scored = score_part(baseline, data, split, part, opening=opening, device=device)
     dice = {each.structure: each.measures["dice"].mean for each in scored.summary.structures if each.measures["dice"].n}
     mean = scored.summary.mean_dice.mean or 0.0
     never = [name for name, value in dice.items() if value is not None and value < _FOUND]
     if mean >= floor and not never:
         return
     each = ", ".join(f"{name} {value:.2f}" for name, value in dice.items() if value is not None)
-    what = f"never finds {some_of(never)}" if never else f"has a validation Dice of {mean:.2f}, below {floor:g}"
+    what = f"never finds {some_of(never)}" if never else f"has a {part} Dice of {mean:.2f}, below {floor:g}"
+    if part == "labelled":
+        what += " on the cases it was trained on, there being none for validation"
     pictures = [file for file in scored.written if file.suffix == ".png"]
     raise UserError(
         f"{baseline}: the baseline {what} (Dice {each}), and pseudo-labels of such a network teach its errors, so the "

@@ -38,7 +38,7 @@ def evaluation_section(evaluation: Evaluation, folder: Path, *, place: int = 1) 
         place: the evaluation among those of the page.
     """
     summary = summarise(evaluation)
-    cases = several(summary.cases, f"{evaluation.part} case" if evaluation.part != "all" else "case")
+    cases = several(summary.cases, _part_case(evaluation.part))
     parts = [
         page.paragraph(
             f"{cases} of {several(summary.patients, 'patient')} of {evaluation.data}, measured on the images' own "
@@ -77,10 +77,17 @@ def stages_table(stages: Mapping[str, Evaluation]) -> str:
     head = ["Dice after", "mean", *next(iter(stages.values())).structures]
     return page.section(
         "What every stage has added",
-        page.paragraph(f"The same {several(len(sets[0]), 'case')}, segmented by the model of each stage of training."),
+        page.paragraph(
+            f"Scored on {several(len(sets[0]), _part_case(list(stages.values())[-1].part))}, the same for every stage."
+        ),
         page.warnings(_worse(means)),
         page.figure(page.table(head, rows, kind="numbers")),
     )
+
+
+def _part_case(part: str) -> str:
+    """``validation case``; ``case`` where an evaluation covers all parts of a split."""
+    return "case" if part == "all" else f"{part} case"
 
 
 def _worse(means: Mapping[str, float]) -> Iterator[str]:

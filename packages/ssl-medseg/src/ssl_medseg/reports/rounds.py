@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from contrastive_core.app.report import page
-from contrastive_core.app.report.figures import DASHES, MUTED, SERIES, new_figure, plain_axes, to_inline_svg
+from contrastive_core.app.report.figures import DASHES, SERIES, new_figure, plain_axes, to_inline_svg
 
 Round = Mapping[str, Any]
 
@@ -54,10 +54,18 @@ def rounds_section(rounds: Sequence[Round], *, name: str = "") -> str:
 
 
 def rounds_figure(rounds: Sequence[Round]) -> Figure:
-    """Share of the pixels by structure, change and agreement over the rounds."""
-    figure = new_figure(9.6, 2.8)
-    area, change, dice = figure.subplots(1, 3)
+    """Share of the pixels by structure, and what is known of change and Dice over the rounds."""
     numbers = [int(r["round"]) for r in rounds]
+    changes = [r.get("change") for r in rounds]
+    dice = {
+        "validation, at the end": [r["validation"].get("after") for r in rounds],
+        "pseudo-labels, withheld truth": [(r.get("withheld") or {}).get("mean") for r in rounds],
+    }
+    dice = {name: values for name, values in dice.items() if _known(values)}
+    panels = ["area", *(["change"] if _known(changes) else []), *(["dice"] if dice else [])]
+    figure = new_figure(3.2 * len(panels), 2.8)
+    axes_of = dict(zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True))
+    area = axes_of["area"]
     plain_axes(area, "Share of the pixels")
     for i, name in enumerate(rounds[0]["area"]):
         colour = SERIES[i % len(SERIES)]
@@ -69,25 +77,23 @@ def rounds_figure(rounds: Sequence[Round]) -> Figure:
         )  # fmt: skip
     area.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
     area.set_ylim(bottom=0)
-    plain_axes(change, "Changed since the last round")
-    _line(change, numbers, [r.get("change") for r in rounds], SERIES[0])
-    change.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-    change.set_ylim(bottom=0)
-    plain_axes(dice, "Mean Dice")
-    lines = {
-        "validation, at the end": [r["validation"].get("after") for r in rounds],
-        "pseudo-labels, withheld truth": [(r.get("withheld") or {}).get("mean") for r in rounds],
-    }
-    drawn = 0
-    for i, (name, values) in enumerate(lines.items()):
-        if _line(dice, numbers, values, SERIES[i]):
-            dice.annotate(
-                name, (1, 1), xycoords="axes fraction", xytext=(0, 2 + 10 * drawn), textcoords="offset points",
+    if "change" in axes_of:
+        change = axes_of["change"]
+        plain_axes(change, "Changed since the last round")
+        _line(change, numbers, changes, SERIES[0])
+        change.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+        change.set_ylim(bottom=0)
+    if dice:
+        agreement = axes_of["dice"]
+        plain_axes(agreement, "Mean Dice")
+        for i, (name, values) in enumerate(dice.items()):
+            _line(agreement, numbers, values, SERIES[i])
+            agreement.annotate(
+                name, (1, 1), xycoords="axes fraction", xytext=(0, 2 + 10 * i), textcoords="offset points",
                 ha="right", va="bottom", fontsize=8, color=SERIES[i], annotation_clip=False,
             )  # fmt: skip
-            drawn += 1
-    dice.set_ylim(0, 1)
-    for axes in (area, change, dice):
+        agreement.set_ylim(0, 1)
+    for axes in axes_of.values():
         axes.set_xlabel("round")
         axes.set_xlim(min(numbers) - 0.3, max(numbers) + 0.3)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -95,14 +101,14 @@ def rounds_figure(rounds: Sequence[Round]) -> Figure:
     return figure
 
 
-def _line(axes: Axes, x: Sequence[int], y: Sequence[float | None], colour: str) -> bool:
-    """Points where there is a value; says so where there is none."""
+def _known(values: Sequence[float | None]) -> bool:
+    return any(value is not None for value in values)
+
+
+def _line(axes: Axes, x: Sequence[int], y: Sequence[float | None], colour: str) -> None:
+    """Draw the points that have a value."""
     points = [(a, b) for a, b in zip(x, y, strict=True) if b is not None]
-    if points:
-        axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=4, linewidth=1.8)
-    elif not axes.lines and not axes.texts:
-        axes.text(0.5, 0.5, "not known", transform=axes.transAxes, ha="center", color=MUTED, fontsize=9)
-    return bool(points)
+    axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=4, linewidth=1.8)
 
 
 def _percent(value: float | None) -> str:

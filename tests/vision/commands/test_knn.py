@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from contrastive_core.errors import UserError
 from ssl_vision.commands.knn import knn
+from ssl_vision.commands.make_splits import make_splits
 from ssl_vision.evaluation.probes import knn_scores
 
 
@@ -55,6 +59,16 @@ def test_pixels_of_digits_vote_well() -> None:
     assert score.images == 364
     assert score.top5 is not None
     assert score.top5 >= score.top1
+
+
+def test_a_number_of_neighbours_beyond_the_images_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "labels"
+    make_splits("digits", file, fractions=(), per_class=(2,), draws=1)
+    score = knn("pixels", "digits", k=500, labels=file / "2-per-class-draw0.json", out=tmp_path / "knn.json")
+    assert "; k 20, all labelled images (500 asked for)" in str(score)
+    assert score.settings["k"] == 20
+    assert score.found == json.loads((tmp_path / "knn.json").read_text())["found"]
+    assert not knn("pixels", "digits", k=5).found
 
 
 @pytest.mark.parametrize("arguments", [{"k": 0}, {"temperature": 0.0}])

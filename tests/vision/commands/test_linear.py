@@ -44,6 +44,12 @@ def test_same_seed_same_score() -> None:
     assert first == again
 
 
+def test_a_batch_beyond_the_images_is_said() -> None:
+    score = linear("pixels", "digits", epochs=1, augment="none", batch_size=5000)
+    assert "; batch size 1,433, all training images (5,000 asked for)" in str(score)
+    assert score.settings["batch_size"] == 1433
+
+
 def test_an_encoder_that_changes_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     restless = LoadedModel(Restless(), 8, torch.device("cpu"))
     monkeypatch.setattr(linear_module, "load_encoder", lambda *_, **__: restless)

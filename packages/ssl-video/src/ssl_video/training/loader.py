@@ -80,6 +80,10 @@ class Feed:
         self.batch_size = min(batch_size, len(labelled) - len(labelled) % world)
         if not self.batch_size:
             raise UserError(f"found {len(labelled)} labelled videos for {world} processes; expected one for each")
+        if self.batch_size < batch_size:
+            run.say(
+                f"note: a step takes {self.batch_size} labelled clips, all that there are, of batch_size {batch_size}"
+            )
         many = 0 if unlabelled is None else mu * batch_size
         self.clips = self.batch_size + many
 

@@ -9,7 +9,7 @@ from ssl_vision.data import input_files
 from ssl_vision.data.decode import ReadOptions
 from ssl_vision.evaluation.features import labelled_features
 from ssl_vision.evaluation.probes import knn_scores
-from ssl_vision.evaluation.scores import Score, accuracy, plan_score, record_score, training_images
+from ssl_vision.evaluation.scores import Score, accuracy, capped, plan_score, record_score, training_images
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.checkpoint import load_encoder
 
@@ -38,7 +38,7 @@ def knn(
         data: Image folder, CSV manifest or named data set with labels.
         train_part: Part of the data that votes.
         test_part: Part of the data that is classified.
-        k: Number of neighbours that vote.
+        k: Number of neighbours that vote; at most as many as there are images, which the score then says.
         temperature: Temperature of the vote; the lower, the more the nearest count.
         labels: Label file of the training images that vote; by default all.
         batch_size: Images per forward pass.
@@ -57,20 +57,22 @@ def knn(
     loaded = load_encoder(model, device=device, encoder=encoder)
     bank = labelled_features(loaded, data, split=train_part, batch_size=batch_size, labels=labels, read=read)
     query = labelled_features(loaded, data, split=test_part, batch_size=batch_size, classes=bank.classes, read=read)
+    voting = min(k, len(bank.labels))
     scores = knn_scores(
         query.features,
         bank.features,
         bank.labels,
         num_classes=len(bank.classes),
-        k=k,
+        k=voting,
         temperature=temperature,
     )
     settings = {
-        "k": k, "temperature": temperature, **training_images(train_part, labels), "test_part": query.split,
+        "k": voting, "temperature": temperature, **training_images(train_part, labels), "test_part": query.split,
     }  # fmt: skip
     score = accuracy(
-        "knn", scores, query.labels, model=model, encoder_hash=query.encoder_hash, data=data, settings=settings
-    )
+        "knn", scores, query.labels, model=model, encoder_hash=query.encoder_hash, data=data, settings=settings,
+        found=capped("k", asked=k, used=voting, what="labelled images"),
+    )  # fmt: skip
     with planned:
         record_score(score, out)
     return score

@@ -14,7 +14,7 @@ from ssl_vision.data import input_files
 from ssl_vision.data.decode import ReadOptions
 from ssl_vision.evaluation.features import extract, labelled_features, labelled_images
 from ssl_vision.evaluation.probes import Augmented, Cached, Source, fit_linear
-from ssl_vision.evaluation.scores import Score, accuracy, plan_score, record_score, training_images
+from ssl_vision.evaluation.scores import Score, accuracy, capped, plan_score, record_score, training_images
 from ssl_vision.labels.subsets import require_two_classes
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.checkpoint import load_encoder
@@ -51,7 +51,7 @@ def linear(
         train_part: Part of the data to train on.
         test_part: Part of the data to test on, once, at the end.
         epochs: Number of passes over the training images.
-        batch_size: Images per step.
+        batch_size: Images per step; at most as many as there are, which the score then says.
         lr: Learning rate per 256 images.
         augment: Augmentation: ``crop-flip`` is the papers' and runs the encoder for every image of every epoch;
             ``none`` computes the features once, which is some ``epochs`` times faster and costs a little accuracy.
@@ -79,21 +79,23 @@ def linear(
         source = Cached(extract(loaded, train, batch_size=batch_size))
     else:
         source = Augmented(loaded, train, seed=derive(seed, "linear"))
+    batch = min(batch_size, len(train))
     classifier = fit_linear(
         source, train.labels().to(loaded.device), len(train.classes), features=test.features.shape[1],
-        epochs=epochs, batch_size=min(batch_size, len(train)), lr=lr, seed=seed,
+        epochs=epochs, batch_size=batch, lr=lr, seed=seed,
     )  # fmt: skip
     with torch.no_grad():
         scores = classifier(test.features)
     if module_hash(loaded.encoder) != before:
         raise RuntimeError("the frozen encoder changed during linear evaluation; its scores mean nothing")
     settings = {
-        "epochs": epochs, "batch_size": batch_size, "lr": lr, "augment": augment, "seed": seed,
+        "epochs": epochs, "batch_size": batch, "lr": lr, "augment": augment, "seed": seed,
         **training_images(train_part, labels), "test_part": test.split,
     }  # fmt: skip
     score = accuracy(
-        "linear", scores, test.labels, model=model, encoder_hash=test.encoder_hash, data=data, settings=settings
-    )
+        "linear", scores, test.labels, model=model, encoder_hash=test.encoder_hash, data=data, settings=settings,
+        found=capped("batch size", asked=batch_size, used=batch, what="training images"),
+    )  # fmt: skip
     with planned:
         record_score(score, out)
     return score

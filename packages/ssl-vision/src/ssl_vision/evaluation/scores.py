@@ -72,6 +72,15 @@ def training_images(split: str, labels: Path | None) -> dict[str, object]:
     return {"train_part": split} if labels is None else {"train_part": split, "labels": Path(labels).name}
 
 
+def capped(name: str, *, asked: int, used: int, what: str) -> dict[str, object]:
+    """What a score says of a setting that the number of images has limited; nothing of one that it has not.
+
+    >>> capped("k", asked=200, used=180, what="labelled images")
+    {'k': '180, all labelled images (200 asked for)'}
+    """
+    return {} if used == asked else {name: f"{used:,}, all {what} ({asked:,} asked for)"}
+
+
 def accuracy(
     protocol: str,
     scores: Tensor,

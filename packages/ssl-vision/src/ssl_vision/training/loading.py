@@ -298,7 +298,7 @@ class Feed:
         found = 0 if images is None else len(images)
         if found < per_step:
             raise UserError(f"found {found} images, a step takes {per_step}; lower batch_size or add images")
-        self._device, self._batch_size, self._suncet = run.device, batch_size, suncet
+        self._device, self._batch_size, self._suncet, self._epochs = run.device, batch_size, suncet, epochs
         self.steps_per_epoch = found // per_step
         self.total_steps = epochs * self.steps_per_epoch
         self.suncet_steps = suncet.steps(epochs=epochs, steps_per_epoch=self.steps_per_epoch)
@@ -344,6 +344,9 @@ class Feed:
             text += f" = 2 x {self._batch_size} + {self._suncet.batch_size} labelled"
         if 0 < self.labelled_steps < self.total_steps:
             text += f", from step {self.labelled_steps} on {self.inputs(self.labelled_steps)}"
+        if self.labelled_steps and self._suncet.epochs is not None and self._suncet.epochs > self._epochs:
+            text += f"; SuNCEt in all {self._epochs} epochs, for the run is shorter than suncet.epochs"
+            text += f" ({self._suncet.epochs:g})"
         return text
 
     def _plan_labelled(self, run: Run, labels: Tensor, suncet: SuNCEtOptions) -> Labelled:

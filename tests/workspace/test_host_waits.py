@@ -1,56 +1,41 @@
-"""A training step reads nothing from the device: on a GPU each such reading makes the host wait.
-
-The operations that would wait are found on the CPU, where they are the same, by a dispatch mode, which does not see
-`tolist` and `numpy`. Checks that the code makes on the CPU alone say so in their line.
-"""
+"""A training step reads nothing from the device: on a GPU each such reading makes the host wait."""
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from contrastive_core import LARS, WarmupCosine, lars_param_groups, nt_xent
+from contrastive_core import LARS, WarmupCosine, lars_param_groups, nt_xent, synchronization
 from contrastive_core.pseudo_label import fuse
 from contrastive_core.similarity import use_backend
 from ssl_video.models.networks import SmallSlow
 from ssl_video.mvpl.method import MultiviewPseudoLabel
 from ssl_vision.methods import SimCLR
 from ssl_vision.models import EncoderOptions, build_encoder
-
-_ATEN = torch.ops.aten
-WAITING = {
-    _ATEN._local_scalar_dense.default, _ATEN.nonzero.default, _ATEN.masked_select.default, _ATEN._unique2.default,
-    _ATEN.is_nonzero.default, _ATEN.equal.default,
-}  # fmt: skip
-HOST_ALONE = 'device.type == "cpu"'
+from tests.host_waits import Waits
 
 
-class Waits(TorchDispatchMode):
-    """Lines of our packages that read a value, but for those that read it on the CPU alone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: set[str] = set()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        selects = function is _ATEN.index.Tensor and any(x is not None and x.dtype == torch.bool for x in args[1])
-        if function in WAITING or selects:
-            own = [frame for frame in traceback.extract_stack() if "/src/" in frame.filename]
-            line = f"{own[-1].filename}:{own[-1].lineno} {own[-1].line}" if own else "a test"
-            if HOST_ALONE not in line and "if look" not in line and "(look and" not in line:
-                self.found.add(f"{line} ({function})")
-        return function(*args, **(kwargs or {}))
+@pytest.fixture(autouse=True)
+def nothing_is_free(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Our packages take the CPU for a device whose values are not free to read."""
+    monkeypatch.setattr(synchronization, "_FREE", set())
+    with use_backend("torch"):
+        yield
 
 
 def test_the_mode_sees_what_would_wait() -> None:
     x = torch.rand(4)
-    readings: list[Callable[[], object]] = [x[0].item, lambda: bool(x[0] > 0), lambda: x[x > 0.5]]
+    readings: list[Callable[[], object]] = [
+        x[0].item,
+        lambda: bool(x[0] > 0),
+        lambda: x[x > 0.5],
+        lambda: Tensor.tolist(x),
+        lambda: Tensor.numpy(x),
+    ]
     for read in readings:
         with Waits() as waits:
             read()
@@ -64,7 +49,7 @@ def test_a_step_of_simclr(foreach: bool) -> None:
     optimizer = LARS(lars_param_groups(network, 1e-6), lr=0.1, foreach=foreach)
     schedule = WarmupCosine(optimizer, peak_lr=0.1, warmup_steps=1, total_steps=5)
     views = [torch.rand(4, 3, 32, 32) for _ in range(2)]
-    with use_backend("torch"), Waits() as waits:
+    with Waits() as waits:
         for _ in range(2):
             z = network(*views)
             loss = nt_xent(z[0], z[1], temperature=0.5)
@@ -96,6 +81,7 @@ def test_a_step_of_multiview_pseudo_labelling(fusion: Any, align: bool) -> None:
     assert not waits.found
 
 
-def test_weights_on_the_host_are_still_checked() -> None:
+def test_weights_on_the_host_are_still_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
     with pytest.raises(ValueError, match="expected 2 non-negative numbers"):
         fuse(torch.rand(2, 3, 4), weights=[1.0, -1.0])

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from contrastive_core.losses._class_probabilities import check_probabilities, sharpen
 from contrastive_core.losses._inputs import check_floating
+from contrastive_core.synchronization import free_to_read
 
 __all__ = ["PseudoLabels", "agreement", "class_thresholds", "fuse", "hard_labels", "sharpen"]
 
@@ -70,9 +71,8 @@ def fuse(
         if weights is None:
             weights = [1.0] * len(stacked)
         given = torch.as_tensor(weights, dtype=stacked.dtype, device=stacked.device)
-        # The values of weights that lie on a GPU are not looked at, which would wait for it.
         seen = torch.as_tensor(weights)
-        look = seen.device.type == "cpu"
+        look = free_to_read(seen)
         if given.shape != stacked.shape[:1] or (look and not (bool((seen >= 0).all()) and bool(seen.sum() > 0))):
             raise ValueError(
                 f"fuse: weights are {given.tolist()}, expected {len(stacked)} non-negative numbers, one for "

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from contrastive_core.distributed import gather_labels, gather_rows, split_own, world_size
 from contrastive_core.similarity import row_lse, self_lse
-from contrastive_core.similarity.ring import NO_CLASS, ring_lse
+from contrastive_core.similarity.reference import NO_CLASS
+from contrastive_core.similarity.ring import ring_lse
+from contrastive_core.synchronization import free_to_read
 
 Way = Literal["alone", "all", "ring"]
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -63,10 +65,11 @@ def lse_by_class(
     """Log-sum-exp over the anchor's class (itself excluded) and over the other classes, each [n], in the order of z.
 
     Rows are sorted by class, so that each kind fills whole tiles: both together cost little more than one pass. With
-    `with_ignored`, rows labelled NO_CLASS are excluded as candidates, and their own results are meaningless.
+    `with_ignored`, rows labelled NO_CLASS are excluded as candidates, and their own results are meaningless. They come
+    last: where their number is free to read, only the others are computed.
     """
     z, labels, back = _by_class(z, labels)
-    count = count_labelled(labels) if with_ignored else len(labels)
+    count = count_labelled(labels) if with_ignored and free_to_read(labels) else len(labels)
     own, classes = z[:count], labels[:count]
     same = _pad(self_lse(own, scale=scale, classes=classes, among="same", max_norm=1.0), len(z))
     different = _pad(self_lse(own, scale=scale, classes=classes, among="other", max_norm=1.0, half=half), len(z))
@@ -75,7 +78,7 @@ def lse_by_class(
         same, different = log_add(same, others_same), log_add(different, others_different)
     elif way == "all":
         others, other_labels, _ = _by_class(split_own(gather_rows(z))[1], split_own(gather_rows(labels))[1])
-        count = count_labelled(other_labels) if with_ignored else len(other_labels)
+        count = count_labelled(other_labels) if with_ignored and free_to_read(labels) else len(other_labels)
         others, pair = others[:count], (labels, other_labels[:count])
         same = log_add(same, row_lse(z, others, scale=scale, classes=pair, among="same"))
         of_others = row_lse(z, others, scale=scale, classes=pair, among="other", max_norm=1.0, half=half)
@@ -111,15 +114,18 @@ def count_skipped_anchors(labels: Tensor, *, ignore_index: int | None = None, ga
     >>> count_skipped_anchors(torch.tensor([0, 1, 1, 2]))
     tensor(2)
     """
-    labels = class_numbers("count_skipped_anchors", labels, ignore_index=ignore_index)
+    labels = class_numbers("count_skipped_anchors", labels, ignore_index=ignore_index, wait=True)
     return find_positives(labels, gather=gather).skipped
 
 
-def class_numbers(name: str, labels: Tensor, *, rows: Tensor | None = None, ignore_index: int | None = None) -> Tensor:
+def class_numbers(
+    name: str, labels: Tensor, *, rows: Tensor | None = None, ignore_index: int | None = None, wait: bool = False
+) -> Tensor:
     """Check labels and return them as int64 [N], with NO_CLASS where they equal `ignore_index`.
 
-    Reading the values synchronises with the GPU. It is worth it: a negative number nearly always marks unlabelled
-    samples, and used as a class it would pull all of them together.
+    A negative number nearly always marks unlabelled samples; used as a class, it would pull all of them together. On a
+    device the numbers are checked only with `wait`, because reading them makes the host wait. Otherwise they are
+    returned, and :meth:`Positives.mean` turns them into NaN.
 
     Raises:
         TypeError: Labels are not integers, or ignore_index is not an integer.
@@ -133,17 +139,18 @@ def class_numbers(name: str, labels: Tensor, *, rows: Tensor | None = None, igno
         hint = "; turn one-hot labels into numbers with argmax(1)" if labels.ndim == 2 else ""
         raise ValueError(f"{name}: labels have shape {list(labels.shape)}, expected {expected}{hint}")
     check_ignore_index(name, ignore_index)
-    labels = labels if rows is None else labels.to(rows.device)
+    read = wait or free_to_read(labels)  # before labels on the host are moved to the device
     operator: Any = _class_numbers
     if torch.compiler.is_compiling():
-        numbers: Tensor = operator(labels, name, ignore_index)
-        return numbers
-    try:
-        return _as_class_numbers(labels, name, ignore_index)
-    except RuntimeError as error:
-        if "vmap" not in str(error):
-            raise
-        return operator(labels, name, ignore_index)  # type: ignore[no-any-return]
+        numbers: Tensor = operator(labels, name, ignore_index, read)
+    else:
+        try:
+            numbers = _as_class_numbers(labels, name, ignore_index, read)
+        except RuntimeError as error:
+            if "vmap" not in str(error):
+                raise
+            numbers = operator(labels, name, ignore_index, read)
+    return numbers if rows is None else numbers.to(rows.device)
 
 
 def check_ignore_index(name: str, ignore_index: int | None) -> None:
@@ -152,11 +159,11 @@ def check_ignore_index(name: str, ignore_index: int | None) -> None:
         raise TypeError(f"{name}: ignore_index is {ignore_index!r}, expected an integer or None")
 
 
-def _as_class_numbers(labels: Tensor, name: str, ignore_index: int | None) -> Tensor:
+def _as_class_numbers(labels: Tensor, name: str, ignore_index: int | None, read: bool) -> Tensor:
     numbers = labels.to(torch.int64, copy=True, memory_format=torch.contiguous_format)
     if ignore_index is not None:
         numbers.masked_fill_(labels == ignore_index, NO_CLASS)
-    if labels.dtype != torch.uint8 and labels.numel():
+    if read and labels.dtype != torch.uint8 and labels.numel():
         lowest = int(numbers.amin())
         if lowest < 0:
             hint = (
@@ -173,14 +180,12 @@ _class_numbers = torch.library.custom_op("contrastive_core::class_numbers", _as_
 
 
 @_class_numbers.register_fake
-def _(labels: Tensor, name: str, ignore_index: int | None) -> Tensor:
+def _(labels: Tensor, name: str, ignore_index: int | None, read: bool) -> Tensor:
     return labels.new_empty(labels.shape, dtype=torch.int64)
 
 
-def _map_class_numbers(
-    info: object, in_dims: tuple[int, ...], labels: Tensor, name: str, ignore_index: int | None
-) -> tuple[Tensor, int]:
-    numbers: Tensor = torch.ops.contrastive_core.class_numbers(labels.movedim(in_dims[0], 0), name, ignore_index)
+def _map_class_numbers(info: object, in_dims: tuple[int, ...], labels: Tensor, *others: Any) -> tuple[Tensor, int]:
+    numbers: Tensor = torch.ops.contrastive_core.class_numbers(labels.movedim(in_dims[0], 0), *others)
     return numbers, 0
 
 
@@ -210,6 +215,8 @@ class Positives:
     """Number of labelled candidates without a positive: int64 scalar."""
     processes: int
     """Number of processes that hold the candidates."""
+    valid: Tensor
+    """Whether no label is negative: bool scalar."""
 
     @property
     def live(self) -> Tensor:
@@ -221,8 +228,13 @@ class Positives:
 
         For one process, this is the mean over its live anchors. Several processes may skip different numbers of
         anchors; the mean of the results over processes is then the mean over all live anchors. Without any: exactly 0.
+        NaN, with a gradient of NaN, if a label is negative.
         """
-        return torch.where(self.live, losses, 0.0).sum() * self.processes / self.anchors.clamp(min=1)
+        return self.checked(torch.where(self.live, losses, 0.0).sum()) * self.processes / self.anchors.clamp(min=1)
+
+    def checked(self, loss: Tensor) -> Tensor:
+        """Return the loss, or NaN if a label is negative; where labels are free to read, they have been checked."""
+        return loss if free_to_read(self.valid) else loss * torch.where(self.valid, 1.0, torch.nan)
 
 
 def find_positives(labels: Tensor, *, gather: bool) -> Positives:
@@ -246,4 +258,5 @@ def find_positives(labels: Tensor, *, gather: bool) -> Positives:
         anchors=anchors,
         skipped=labelled.sum() - anchors,
         processes=world_size() if gather else 1,
+        valid=(ordered[:1] >= 0).all(),
     )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from contrastive_core.losses._candidates import check_ignore_index
 from contrastive_core.losses._inputs import check_floating, check_temperature, result_dtype, tensors_first, unit_rows
 from contrastive_core.similarity.precision import exact_dtype
+from contrastive_core.synchronization import free_to_read
 
 _NAME = "local_contrastive"
 _VOID = 255  # marks unlabelled pixels in PASCAL VOC, Cityscapes, ADE20K and most others
@@ -115,7 +116,7 @@ def local_contrastive(
         loss = (sums * full**-later).mean()
     else:
         loss = (2 * sums / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)
-    return loss.to(dtype)
+    return _nan_if_wrong(loss.to(dtype), label, classes)
 
 
 class LocalContrastiveLoss(nn.Module):
@@ -286,7 +287,6 @@ def check_maps(embedding: Tensor, label: Tensor, anchors: Tensor | None, num_cla
         )
     if embedding.device != label.device:
         raise ValueError(f"{_NAME}: embedding is on {embedding.device}, label on {label.device}, expected one device")
-    lowest, highest = torch.stack(label.aminmax()).tolist()  # one synchronisation with the device
     classes = num_classes
     if anchors is not None:
         _check_integers("anchors", anchors)
@@ -298,6 +298,11 @@ def check_maps(embedding: Tensor, label: Tensor, anchors: Tensor | None, num_cla
         classes = anchors.shape[1] + 1
         if num_classes not in (None, classes):
             raise ValueError(f"{_NAME}: num_classes is {num_classes}, anchors are for {classes} (background included)")
+    if classes is not None and classes < 2:
+        raise ValueError(f"{_NAME}: num_classes is {classes}, expected at least 2: the background and one class")
+    if classes is not None and not free_to_read(label):
+        return classes
+    lowest, highest = torch.stack(label.aminmax()).tolist()
     if classes is None:
         # Without foreground there is no term; one empty class keeps shapes valid.
         classes = max(highest + 1, 2)
@@ -306,14 +311,20 @@ def check_maps(embedding: Tensor, label: Tensor, anchors: Tensor | None, num_cla
             f"{_NAME}: labels go up to {_VOID}, the usual value for unlabelled pixels; pass "
             f"ignore_index={_VOID}, or num_classes={_VOID + 1} if it is a class"
         )
-    if classes < 2:
-        raise ValueError(f"{_NAME}: num_classes is {classes}, expected at least 2: the background and one class")
     if lowest < 0 or highest >= classes:
         raise ValueError(
             f"{_NAME}: labels range from {lowest} to {highest}, expected 0 (background) to {classes - 1}; "
             "pass ignore_index=... if one of them marks unlabelled pixels"
         )
     return classes
+
+
+def _nan_if_wrong(loss: Tensor, label: Tensor, classes: int) -> Tensor:
+    """Return the loss, or NaN if a label is no class; where labels are free to read, `check_maps` has raised then."""
+    if free_to_read(label):
+        return loss
+    lowest, highest = label.aminmax()
+    return loss * torch.where((lowest >= 0) & (highest < classes), 1.0, torch.nan)
 
 
 def check_pairs(pairs: Tensor, images: int) -> Tensor:

@@ -19,7 +19,7 @@ from contrastive_core.losses._inputs import (
     unit_rows,
 )
 from contrastive_core.similarity.precision import exact_dtype
-from contrastive_core.similarity.ring import NO_CLASS
+from contrastive_core.similarity.reference import NO_CLASS
 
 _NEGLIGIBLE = 1e-4  # smaller target probabilities are set to 0, as in the released code
 
@@ -84,7 +84,7 @@ def paws(
     _check_settings("paws", temperature, sharpening, label_smoothing)
     check_rows("paws", view_a=view_a, view_b=view_b, supports=supports)
     check_same_count("paws", view_a=view_a, view_b=view_b)
-    labels = class_numbers("paws", labels, rows=supports, ignore_index=ignore_index)
+    labels = class_numbers("paws", labels, rows=supports, ignore_index=ignore_index, wait=True)
     exact = exact_dtype(view_a)
     views = torch.cat([unit_rows(view_a, exact), unit_rows(view_b, exact)])
     candidates = unit_rows(supports, exact)

@@ -29,7 +29,11 @@ from contrastive_core.losses._inputs import (
 )
 from contrastive_core.losses.nt_xent import softplus
 from contrastive_core.similarity.precision import exact_dtype
-from contrastive_core.similarity.ring import NO_CLASS
+from contrastive_core.similarity.reference import NO_CLASS
+from contrastive_core.synchronization import free_to_read
+
+# With smoothed labels on a device: the largest batch that gets a column for every sample instead of every class.
+_MOST_COLUMNS = 1024
 
 
 @tensors_first
@@ -167,7 +171,7 @@ def _suncet(
             with_ignored=ignore_index is not None,
         )  # fmt: skip
         labelled = (positives.anchors + positives.skipped).clamp(min=1)
-        loss = losses.sum() * positives.processes / labelled
+        loss = positives.checked(losses.sum()) * positives.processes / labelled
         return loss.to(result_dtype(z)), torch.zeros_like(positives.skipped)
     same, different = lse_by_class(
         t.link(rows), positives.own, scale=t.scale, way=way, half=are_half(z), with_ignored=ignore_index is not None
@@ -204,18 +208,37 @@ def smoothed_losses(
         scale: One over the temperature.
         label_smoothing: Label smoothing in (0, 1).
         with_ignored: Whether to exclude rows labelled NO_CLASS as anchors and candidates; the result then has fewer
-            rows.
+            rows, or zeros for them.
     """
-    if with_ignored:
-        labelled = labels != NO_CLASS
+    labelled = labels != NO_CLASS
+    if with_ignored and free_to_read(labels):
         own = labelled[first : first + len(rows)]
         first = count_labelled(labels[:first])
-        rows, everyone, labels = rows[own], everyone[labelled], labels[labelled]
+        rows, everyone, labels, labelled = rows[own], everyone[labelled], labels[labelled], labelled[labelled]
         if len(labels) < 2:
             return rows.sum(1) * 0.0  # no neighbour
-    classes, number = torch.unique(labels, return_inverse=True)
-    one_hot = F.one_hot(number, len(classes)).to(rows.dtype)
+    number, classes = _number_classes(labels)
+    one_hot = ((number[:, None] == classes) & labelled[:, None]).to(rows.dtype)
     share = class_shares(rows, everyone, one_hot, scale=scale, first=first)
-    spread = label_smoothing / len(classes)
-    target, found = (spread + (1 - label_smoothing) * part for part in (one_hot[first : first + len(rows)], share))
-    return -(target * found.log()).sum(1)
+    of_rows = slice(first, first + len(rows))
+    counts = labelled[of_rows] & (labelled.sum() > 1)
+    if with_ignored:  # rows of NO_CLASS have no class, so that the shares of the others do not sum to 1
+        share = share / torch.where(counts, share.sum(1), 1.0)[:, None]
+    present = one_hot.any(0)
+    spread = label_smoothing / present.sum().clamp(min=1).to(rows.dtype)
+    target, found = (spread + (1 - label_smoothing) * part for part in (one_hot[of_rows], share))
+    return torch.where(counts, -(target * found.log() * present).sum(1), 0.0)
+
+
+def _number_classes(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Number the classes from 0; return the number of each label's class [N] and a range [C] that holds them all.
+
+    C is the number of classes, or N for a few labels on a device, where the classes could not be counted without
+    making the host wait.
+    """
+    if free_to_read(labels) or len(labels) > _MOST_COLUMNS:
+        found, number = torch.unique(labels, return_inverse=True)
+        return number, torch.arange(len(found), device=labels.device)
+    ordered = labels.sort().values
+    rank = F.pad((ordered[1:] != ordered[:-1]).cumsum(0), (1, 0))
+    return rank[torch.searchsorted(ordered, labels)], torch.arange(len(labels), device=labels.device)

@@ -9,6 +9,12 @@ from torch import Tensor
 
 from contrastive_core.similarity.precision import exact_dtype, full
 
+NO_CLASS = 2**63 - 1
+"""Class of unlabelled samples, which belong neither to the same class as another sample nor to a different one.
+
+The compiled library takes it for a class like others: on the CPU, callers leave such rows out.
+"""
+
 
 class Entries(NamedTuple):
     """Entries of the similarity matrix that a log-sum-exp adds up, and what a backend may assume of them."""
@@ -51,8 +57,11 @@ def _indices(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
 
 def _lse(q: Tensor, k: Tensor, entries: Entries, left_out: Tensor) -> Tensor:
     if entries.classes is not None:
-        same = entries.classes[0][:, None] == entries.classes[1][None, :]
-        left_out = left_out | (~same if entries.among == "same" else same)
+        q_class, k_class = entries.classes[0][:, None], entries.classes[1][None, :]
+        same = q_class == k_class
+        left_out = (
+            left_out | (~same if entries.among == "same" else same) | (q_class == NO_CLASS) | (k_class == NO_CLASS)
+        )
     with torch.autocast(q.device.type, enabled=False):
         logits = (entries.scale * (q @ k.T)).masked_fill(left_out, -torch.inf)
     # A row without candidates gives -inf, and no NaN in the backward pass.

@@ -20,9 +20,8 @@ from contrastive_core.distributed import Hop, refuse_unequal, visitors
 from contrastive_core.similarity.api import row_lse, row_lse_gradient
 from contrastive_core.similarity.autograd import Looped
 from contrastive_core.similarity.precision import exact_dtype
-
-NO_CLASS = 2**63 - 1
-"""Class of unlabelled samples: as a key, such a sample belongs neither to the same class nor to another."""
+from contrastive_core.similarity.reference import NO_CLASS
+from contrastive_core.synchronization import free_to_read
 
 _GRADIENT = 1  # tag of the hops that carry gradients
 _INPUTS = "Tensor q, Tensor k, float scale, Tensor? q_classes, Tensor? k_classes"
@@ -164,9 +163,9 @@ def _passing(k: Tensor, classes: Tensor | None) -> Any:
 
 
 def _labelled(blocks: Any) -> Any:
-    """Yield the blocks without their keys of class NO_CLASS, which come last."""
+    """Yield the blocks without their keys of class NO_CLASS, which come last, where their number is free to read."""
     for block, *classes in blocks:
-        count = int((classes[0] != NO_CLASS).sum()) if classes else len(block)
+        count = int((classes[0] != NO_CLASS).sum()) if classes and free_to_read(classes[0]) else len(block)
         yield block[:count], *(x[:count] for x in classes)
 
 

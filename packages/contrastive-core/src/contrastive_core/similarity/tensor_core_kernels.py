@@ -33,7 +33,7 @@ def exponentials(
     """exp2(factor * q k^T) of a tile [HEIGHT, WIDTH], 0 where an entry does not count.
 
     Not counted are the entries beyond the last column, those on three diagonals (column - row) and, with classes, those
-    whose row and column are of the same class.
+    whose row and column are of the same class or where one of them has a negative number.
     """
     s = tl.zeros((HEIGHT, WIDTH), tl.float32)
     for start in range(0, depth, DEPTH):
@@ -48,9 +48,9 @@ def exponentials(
     i = row + tl.arange(0, HEIGHT)
     j = column + tl.arange(0, WIDTH)
     if HAS_CLASSES:
-        of_row = tl.load(q_classes + i, mask=i < rows, other=0)
-        of_column = tl.load(k_classes + j, mask=j < columns, other=0)
-        s = tl.where(of_row[:, None] == of_column[None, :], -float("inf"), s)
+        of_row = tl.load(q_classes + i, mask=i < rows, other=-1)[:, None]
+        of_column = tl.load(k_classes + j, mask=j < columns, other=-1)[None, :]
+        s = tl.where((of_row == of_column) | (of_row < 0) | (of_column < 0), -float("inf"), s)
     # Few tiles are cut; the others are spared the comparisons.
     if cut:
         diagonal = j[None, :] - i[:, None]

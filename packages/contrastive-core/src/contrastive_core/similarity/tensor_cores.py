@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.similarity.precision import exact_dtype
+from contrastive_core.similarity.reference import NO_CLASS
 
 VARIABLE = "CONTRASTIVE_CORE_TENSOR_CORES"
 
@@ -46,6 +47,7 @@ _LEAST_ROWS = 1024
 _LONGEST_SUM = 2048
 _WEIGHT_BITS = 14  # |W_ij| is at most twice the largest |g|, and float16 ends at 2^16
 _NO_DIAGONAL = 1 << 30
+NO_CODE = -1  # of the classes of rows and columns that do not count
 
 
 class Problem(NamedTuple):
@@ -58,7 +60,7 @@ class Problem(NamedTuple):
     diagonals: tuple[int, ...]
     """Up to three; left out are the entries with column - row equal to one of these. Symmetric in the square form."""
     classes: tuple[Tensor, Tensor] | None
-    """Integers [Nq] and [Nk]; left out are the entries of the same class."""
+    """Ascending integers [Nq] and [Nk]; left out are the entries of the same class, and those of NO_CLASS."""
     scale: float
     """One over the temperature."""
     max_norm: float
@@ -238,7 +240,7 @@ class _Work:
             q = torch.cat([q_parts[1], q_parts[0], q_parts[0]], 1)
             k = torch.cat([k_parts[0], k_parts[1], k_parts[0]], 1)
         left_out = (*problem.diagonals, *[_NO_DIAGONAL] * 3)[:3]
-        classes = (None, None) if problem.classes is None else tuple(c.to(torch.int32) for c in problem.classes)
+        classes = (None, None) if problem.classes is None else _class_codes(*problem.classes)
         keys = problem.q if problem.k is None else problem.k
         return cls(
             q_parts, k_parts, q, k, counts=(len(problem.q), len(keys), *left_out, *classes), exponent=exponent,
@@ -276,6 +278,18 @@ def _split(x: Tensor, exponent: int, *, half: bool) -> list[Tensor]:
         part[inside] = rest
         rest = rest - part[inside]
     return parts
+
+
+def _class_codes(q_classes: Tensor, k_classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Number ascending classes of any size in int32, equal where the classes are equal; `NO_CODE` for NO_CLASS.
+
+    A class of the keys is twice the index of its first key; a class that only queries have is an odd number.
+    """
+    codes = []
+    for classes in (q_classes, k_classes):
+        first, end = (torch.searchsorted(k_classes, classes, right=right, out_int32=True) for right in (False, True))
+        codes.append((2 * first + (first == end)).masked_fill(classes == NO_CLASS, NO_CODE))
+    return codes[0], codes[1]
 
 
 def _trimmed(gradient: Tensor, x: Tensor | None) -> Tensor:

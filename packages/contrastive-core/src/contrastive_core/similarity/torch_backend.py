@@ -33,6 +33,8 @@ from torch import Tensor
 
 from contrastive_core.similarity import tensor_cores
 from contrastive_core.similarity.precision import exact_dtype, full, full_precision
+from contrastive_core.similarity.reference import NO_CLASS
+from contrastive_core.synchronization import free_to_read
 
 # Measured on one CPU: 512 is a tenth faster than 1024. A GPU needs larger tiles to be busy; that size is an estimate.
 _BLOCK = {"cpu": 512}
@@ -300,7 +302,7 @@ def _least_entry(grad: Tensor, count: int, lse: Tensor, q: Tensor, k: Tensor, sc
     type's precision, relative to the norm of `grad`. At low temperatures most entries are that small. None: there are
     no such entries, or the device is a GPU, where checking would synchronise with it.
     """
-    if q.device.type != "cpu" or q.numel() == 0 or k.numel() == 0:
+    if not free_to_read(q) or q.numel() == 0 or k.numel() == 0:
         return None
     size = float(torch.linalg.vector_norm(grad)) / math.sqrt(grad.numel())
     least = torch.finfo(q.dtype).eps / 8 * size / count
@@ -513,7 +515,7 @@ class Candidates:
     diagonals: tuple[int, ...] = ()
     """Values of column - row whose entries are excluded."""
     classes: tuple[Tensor, Tensor] | None = None
-    """Classes of rows and columns, ascending; None: no restriction."""
+    """Classes of rows and columns, ascending; NO_CLASS is neither the same as any nor another. None: no restriction."""
     same: bool = False
     """Whether entries of the same class are candidates, or those of different classes."""
 
@@ -531,9 +533,12 @@ def tiles(q: Tensor, k: Tensor, candidates: Candidates, *, upper: bool) -> Itera
 
     Each tile overwrites the previous one. With `upper`, only tiles on and above the diagonal: the matrix is symmetric.
     """
-    block = _block_size(q.device, candidates)
+    block = _block_size(q, k, candidates)
     row_pieces, column_pieces = _pieces(len(q), block), _pieces(len(k), block)
-    kinds = _Kinds(candidates.classes, candidates.same, row_pieces, column_pieces) if candidates.classes else None
+    kinds = None
+    if candidates.classes:
+        read = free_to_read(q) or (candidates.same and len(row_pieces) * len(column_pieces) > 1)
+        kinds = _Kinds(candidates.classes, candidates.same, row_pieces, column_pieces, read=read)
     buffer = q.new_empty(min(len(q), block) * min(len(k), block))
     for i, rows in enumerate(row_pieces):
         for j, columns in enumerate(column_pieces):
@@ -547,9 +552,13 @@ def tiles(q: Tensor, k: Tensor, candidates: Candidates, *, upper: bool) -> Itera
             yield rows, columns, candidates.blank(tile, rows, columns)
 
 
-def _block_size(device: torch.device, candidates: Candidates) -> int:
-    block = _BLOCK.get(device.type, _BLOCK_ELSEWHERE)
-    return min(block, _BLOCK_WITHIN_CLASSES) if candidates.classes and candidates.same else block
+def _block_size(q: Tensor, k: Tensor, candidates: Candidates) -> int:
+    block = _BLOCK.get(q.device.type, _BLOCK_ELSEWHERE)
+    within_classes = candidates.classes is not None and candidates.same
+    # A single tile of a device is masked instead: which small tiles to leave out would have to be read.
+    if within_classes and (free_to_read(q) or max(len(q), len(k)) > block):
+        return min(block, _BLOCK_WITHIN_CLASSES)
+    return block
 
 
 def _pieces(n: int, block: int) -> list[slice]:
@@ -565,17 +574,24 @@ class _Kind(Enum):
 class _Kinds:
     """Whether tiles hold pairs of the same class, of different classes, or both.
 
-    The classes at the ends of each piece are read once; because classes ascend, they suffice to decide.
+    With `read`, the classes at the ends of each piece are read once; because classes ascend, they suffice to decide.
+    Without, every tile may hold both.
     """
 
     def __init__(
-        self, classes: tuple[Tensor, Tensor], same: bool, rows: Sequence[slice], columns: Sequence[slice]
+        self, classes: tuple[Tensor, Tensor], same: bool, rows: Sequence[slice], columns: Sequence[slice], *, read: bool
     ) -> None:
         self.classes, self.same = classes, same
-        self.rows, self.columns = _ends(classes[0], rows), _ends(classes[1], columns)
+        self.rows, self.columns = (
+            _ends(x, pieces) if read else None for x, pieces in zip(classes, (rows, columns), strict=True)
+        )
 
     def of(self, i: int, j: int) -> _Kind:
+        if self.rows is None or self.columns is None:
+            return _Kind.MIXED
         (first, last), (left, right) = self.rows[i], self.columns[j]
+        if NO_CLASS in (last, right):
+            return _Kind.MIXED
         if last < left or right < first:
             return _Kind.UNWANTED if self.same else _Kind.WANTED
         if first == last == left == right:
@@ -584,7 +600,8 @@ class _Kinds:
 
     def unwanted(self, rows: slice, columns: slice) -> Tensor:
         row, column = self.classes[0][rows, None], self.classes[1][None, columns]
-        return row != column if self.same else row == column
+        unlabelled = (row == NO_CLASS) | (column == NO_CLASS)
+        return unlabelled | (row != column if self.same else row == column)
 
 
 def _ends(classes: Tensor, pieces: Sequence[slice]) -> list[tuple[int, int]]:

@@ -78,7 +78,7 @@ def cross_entropy(
     if weights is not None:
         if weights.shape != logits.shape[1:2]:
             raise ValueError(f"found weights {tuple(weights.shape)} for {logits.shape[1]} classes; expected one each")
-        loss = loss * torch.einsum("bchw,c->bhw", share, weights.to(logits))
+        loss = loss * torch.einsum("bchw,c->bhw", share, weights.to(logits, non_blocking=True))
     return (loss if weight is None else loss * weight.to(loss)).mean()
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 from contrastive_core.rng import derive, uniform
 from contrastive_core.training import Run
 from ssl_medseg.losses.segmentation import Criterion
-from ssl_medseg.models.inference import largest_parts, slice_probabilities
+from ssl_medseg.models.inference import largest_parts_of_slices, slice_probabilities
 from ssl_medseg.models.network import ChannelDrop
 from ssl_medseg.selftraining.options import ConsistencyOptions, TeacherOptions
 from ssl_medseg.selftraining.rounds import Pool
@@ -194,7 +193,7 @@ class TeacherBatches:
     def at(self, step: int) -> TeacherBatch:
         """Draw, augment and label the slices of a step."""
         samples, ids = self._draws.at(step)
-        index = samples.to(self._images.device)
+        index = samples.to(self._images.device, non_blocking=True)
         images = self._images[index]
         nothing = torch.zeros_like(images[:, 0], dtype=torch.uint8)
         weak, _ = deform(
@@ -240,14 +239,15 @@ class ConsistencyTerm:
     def images(self, step: int) -> Tensor:
         """Slices as the student sees them."""
         batch = self._teacher.at(step)
-        images, classes, used, ids = batch.strong, batch.classes, batch.used, batch.ids.to(batch.strong.device)
+        images, classes, used = batch.strong, batch.classes, batch.used
+        ids = batch.ids.to(images.device, non_blocking=True)
         draws = uniform(derive(self._seed, step), ids, 5)
         options = self._options
         area = options.smallest + (options.largest - options.smallest) * draws[:, 0]
         ratio = torch.exp(math.log(_RATIO) * (2 * draws[:, 1] - 1))
         sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], 1).clamp(max=1)
         box = boxes(images.shape[-2:], sides, draws[:, 2:4]) & (draws[:, 4] < options.cutmix)[:, None, None]
-        other = _neighbour(len(images)).to(images.device)
+        other = _neighbour(len(images), images.device)
         self.labels = torch.where(box, classes[other], classes)
         self._used = torch.where(box, used[other], used)
         mixed = torch.where(box[:, None], images[other], images)
@@ -326,8 +326,8 @@ class CopyPasteTerm:
         known = self._labelled.at(step)
         batch = self._teacher.at(step)
         images, used, ids = batch.strong, batch.used, batch.ids
-        classes = _largest_parts_of_slices(batch.classes)
-        draws = uniform(derive(self._seed, step), ids.to(images.device), 2)
+        classes = largest_parts_of_slices(batch.classes)
+        draws = uniform(derive(self._seed, step), ids.to(images.device, non_blocking=True), 2)
         sides = torch.full_like(draws, self._options.box)
         box = boxes(images.shape[-2:], sides, draws)[:, None]
         pseudo = F.one_hot(classes, self._teacher.classes).movedim(-1, 1).to(known.shares.dtype)
@@ -369,15 +369,9 @@ def boxes(size: Sequence[int], sides: Tensor, places: Tensor) -> Tensor:
     return inside[0][:, :, None] & inside[1][:, None]
 
 
-def _neighbour(count: int) -> Tensor:
+def _neighbour(count: int, device: torch.device) -> Tensor:
     """0 <-> 1, 2 <-> 3, ...; the last of an odd number is its own."""
-    return (torch.arange(count) ^ 1).clamp(max=count - 1)
-
-
-def _largest_parts_of_slices(classes: Tensor) -> Tensor:
-    """Classes [N, H, W] with the largest connected part of each class of each slice alone."""
-    kept = [largest_parts(slice_) for slice_ in classes.to("cpu", torch.uint8).numpy()]
-    return torch.from_numpy(np.stack(kept)).to(classes)
+    return (torch.arange(count, device=device) ^ 1).clamp(max=count - 1)
 
 
 def ramp_up(step: int, steps: float) -> float:

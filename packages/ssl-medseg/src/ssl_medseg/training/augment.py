@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, uniform
+from contrastive_core.synchronization import free_to_read
 
 __all__ = ["AugmentOptions", "change_intensity", "deform", "jitter_intensity"]
 
@@ -258,11 +259,13 @@ def change_intensity(images: Tensor, *, seed: int, ids: Tensor, options: Augment
         images = torch.lerp(images, _blurred(images), share)
     if options.noise:
         sigma = options.noise * draws[:, 6] * (draws[:, 7] < _NOISY)
-        noisy = torch.nonzero(sigma.flatten()).flatten()
-        if len(noisy):
-            height, width = images.shape[-2:]
-            normal = _normal(uniform(derive(seed, "noise"), ids[noisy], height * width)).to(images.dtype)
-            images[noisy] += normal.view(-1, 1, height, width) * sigma[noisy]
+        height, width = images.shape[-2:]
+        if free_to_read(sigma):  # draw noise only where it is added
+            noisy = torch.nonzero(sigma.flatten()).flatten()
+        else:
+            noisy = torch.arange(len(ids), device=ids.device)
+        normal = _normal(uniform(derive(seed, "noise"), ids[noisy], height * width)).to(images.dtype)
+        images[noisy] += normal.view(-1, 1, height, width) * sigma[noisy]
     return images.view(shape)
 
 

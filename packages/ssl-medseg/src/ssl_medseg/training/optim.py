@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.optimizer import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from contrastive_core.optim.average import MovingAverage
 from contrastive_core.text import duration
 from contrastive_core.training import Run
 
@@ -100,14 +100,13 @@ class BestWeights:
         self._weights = dict(state["weights"])
 
 
-def moving_average(network: nn.Module, decay: float) -> AveragedModel:
+def moving_average(network: nn.Module, decay: float) -> MovingAverage:
     """An exponential moving average of weights and batch norm statistics, `decay` of it staying at every update.
 
     ``average.update_parameters(network)`` after every step; ``average.module`` is the averaged network. Track it. The
     first update copies the network.
     """
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
-    return average.requires_grad_(False)
+    return MovingAverage(network, decay)
 
 
 _MEASURED = 3

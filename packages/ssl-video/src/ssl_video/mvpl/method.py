@@ -10,8 +10,9 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from contrastive_core.optim.average import MovingAverage
+from contrastive_core.synchronization import free_to_read
 from ssl_video.models.batchnorm import labelling, split_batchnorm, views_in_batch
 from ssl_video.models.networks import last_layer
 from ssl_video.mvpl.losses import (
@@ -184,11 +185,9 @@ class MultiviewPseudoLabel(nn.Module):
         self._head: nn.Module | None = None
         if agreement_weight:
             self._head = _agreeing_layer(self.network, self.views)
-        self.average: AveragedModel | None = None
+        self.average: MovingAverage | None = None
         if ema_decay:
-            follow = get_ema_multi_avg_fn(ema_decay)  # type: ignore[no-untyped-call]
-            self.average = AveragedModel(self.network, multi_avg_fn=follow, use_buffers=True)
-            self.average.requires_grad_(False)
+            self.average = MovingAverage(self.network, ema_decay)
 
     @property
     def tested(self) -> nn.Module:
@@ -347,7 +346,7 @@ class MultiviewPseudoLabel(nn.Module):
                 f"labels are {given.dtype} {list(given.shape)}; expected integers [{present.shape[1]}], one for a clip"
             )
         # Elsewhere than on the CPU a look at the values would wait for the device; the loss refuses them there itself.
-        if given.device.type == "cpu" and len(given) and not (given.min() >= 0 and given.max() < self.classes):
+        if free_to_read(given) and len(given) and not (given.min() >= 0 and given.max() < self.classes):
             raise ValueError(
                 f"labels are from {given.min()} to {given.max()}; expected classes from 0 to {self.classes - 1}"
             )

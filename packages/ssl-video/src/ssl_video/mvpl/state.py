@@ -97,7 +97,8 @@ class DistributionAlignment(nn.Module):
     @torch.no_grad()
     def count(self, labels: Tensor) -> None:
         """Count the labels of a step."""
-        seen = torch.bincount(labels, minlength=len(self.labels)).to(self.labels.dtype)
+        # Not torch.bincount, which reads the largest label from the device.
+        seen = torch.zeros_like(self.labels).index_add_(0, labels, torch.ones_like(labels, dtype=self.labels.dtype))
         self.labels += _over_processes(seen) * world_size()
 
 

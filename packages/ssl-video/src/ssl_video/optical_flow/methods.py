@@ -147,6 +147,6 @@ def _raft_flow(network: nn.Module) -> FlowMethod:
         )
         found = network(a, b)[-1]
         found = F.interpolate(found, size=(height, width), mode="bilinear", align_corners=False)
-        return found * found.new_tensor([width / size[1], height / size[0]]).view(1, 2, 1, 1)
+        return torch.stack([found[:, 0] * (width / size[1]), found[:, 1] * (height / size[0])], 1)
 
     return flow

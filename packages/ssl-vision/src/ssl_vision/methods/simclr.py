@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from contrastive_core.grad_cache import BatchNorm, encode_in_chunks
 from contrastive_core.heads import ProjectionHead
 from contrastive_core.memory_bank import MemoryBank
+from contrastive_core.optim.average import MovingAverage
 
 
 class SimCLR(nn.Module):
@@ -77,8 +77,7 @@ class MomentumMemory:
     """
 
     def __init__(self, network: SimCLR, *, size: int, decay: float = 0.999) -> None:
-        follow = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        self._average = AveragedModel(network, multi_avg_fn=follow).requires_grad_(False).train()
+        self._average = MovingAverage(network, decay, use_buffers=False).train()
         weight = next(network.head.parameters())
         self._bank = MemoryBank(size, network.head.out_features, device=weight.device, dtype=weight.dtype)
 

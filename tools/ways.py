@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = f"{ROOT / 'packages'}{os.sep}"
 
 _SMALL = 16
+_PARTS = ("<module>", "<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>")
 
 Way = Callable[[Path], AbstractContextManager[Callable[[], object]]]
 """Prepares a way in an empty folder and gives the call that goes it."""
@@ -38,7 +39,8 @@ def follow(call: Callable[[], object]) -> tuple[set[str], set[str]]:
 
     def hook(frame: FrameType, event: str, returned: object) -> None:
         file = frame.f_code.co_filename
-        if not file.startswith(PACKAGES) or frame.f_code.co_name == "<module>":
+        # A comprehension is a part of its function, although it has a frame of its own before Python 3.12.
+        if not file.startswith(PACKAGES) or frame.f_code.co_name in _PARTS:
             return
         running.add(file)
         if event == "return" and (new := set(_values(returned))):
@@ -153,9 +155,9 @@ def selftraining(folder: Path) -> Iterator[Callable[[], object]]:
     from ssl_medseg.selftraining.rounds import Pool
     from ssl_medseg.selftraining.student import Student
     from ssl_medseg.selftraining.terms import PseudoTerm
-    from ssl_medseg.training.augment import AugmentOptions
     from ssl_medseg.training.data import TrainingData
     from ssl_medseg.training.optim import BestWeights
+    from ssl_medseg.training.slices import AugmentOptions
 
     _segmenter(folder / "model")
     found = load_segmenter(folder / "model", device="cpu")

@@ -13,7 +13,6 @@ import pytest
 
 from contrastive_core.training import RunOptions
 from ssl_medseg.cli import main
-from ssl_medseg.commands.evaluate import evaluate
 from ssl_medseg.commands.export import export
 from ssl_medseg.commands.predict import predict
 from ssl_medseg.commands.report import report
@@ -21,6 +20,7 @@ from ssl_medseg.datasets import Split, open_dataset, write_split
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import PreprocessingOptions
+from ssl_medseg.reports.evaluation import evaluate
 from ssl_medseg.training.recipe import TrainingOptions
 from ssl_medseg.training.supervised import train
 from tests.medseg.dicom_series import write_series
@@ -50,7 +50,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train(
         str(data), place / "split.json", place / "run",
         training=TrainingOptions(steps=60, batch_size=4, validate_every=30), network=NetworkOptions(width=4),
-        preprocessing=PreprocessingOptions(size=32), cache=place / "cache",
+        preprocessing=PreprocessingOptions(image_size=32), cache=place / "cache",
         run=RunOptions(progress=False, log_every=10, checkpoint_every=30),
     )  # fmt: skip
     new = place / "new"

@@ -23,7 +23,7 @@ from ssl_video.views import NEUTRAL, Clips
 VIEWS = ("rgb", "tg")
 
 
-FULL = StrongOptions(ops=2, magnitude=10, cutout=4 / 7, motion_ops="full")
+FULL = StrongOptions(num_ops=2, magnitude=10, cutout=4 / 7, motion_ops="full")
 
 
 def clips(n: int = 4, *, frames: int = 3, height: int = 40, width: int = 52, seed: int = 0) -> Clips:
@@ -98,16 +98,18 @@ def test_weak_crops_are_uniform_in_place_and_scale() -> None:
     tops = found[:, 1, 0, 56]
     assert tops.min() < 3
     assert tops.max() > 60
-    never = weak_crop(batch, size=112, seed=0, ids=torch.arange(200), options=WeakOptions(flip=0)).frames.float()
+    never = weak_crop(batch, size=112, seed=0, ids=torch.arange(200), options=WeakOptions(mirror=0)).frames.float()
     assert (never[:, 0, 0, 56, 3] < never[:, 0, 0, 56, 108]).all()
 
 
 def test_a_crop_of_the_whole_is_the_whole() -> None:
     batch = clips(2, height=30, width=30)
-    found = weak_crop(batch, size=30, seed=0, ids=ids(0, 1), options=WeakOptions(smallest=1, largest=1, flip=0))
+    found = weak_crop(batch, size=30, seed=0, ids=ids(0, 1), options=WeakOptions(min_scale=1, max_scale=1, mirror=0))
     assert torch.equal(found.frames, batch.frames)
     assert torch.equal(found.following, batch.following)
-    everything = weak_crop(batch, size=30, seed=0, ids=ids(0, 1), options=WeakOptions(smallest=1, largest=1, flip=1))
+    everything = weak_crop(
+        batch, size=30, seed=0, ids=ids(0, 1), options=WeakOptions(min_scale=1, max_scale=1, mirror=1)
+    )
     assert torch.equal(everything.frames, batch.frames.flip(-1))
 
 
@@ -137,7 +139,7 @@ def test_strong_changes_enough_and_keeps_the_scale() -> None:
 
 def test_the_hole_shows_nothing() -> None:
     pictures = torch.rand(16, 2, 3, 28, 28) * 255
-    options = StrongOptions(ops=0)
+    options = StrongOptions(num_ops=0)
     for view in ("rgb", "flow", "tg", "audio"):
         strong = strong_augment(pictures, view=view, seed=0, ids=torch.arange(16), options=options)
         hole = (strong != pictures).any(dim=2)
@@ -145,7 +147,9 @@ def test_the_hole_shows_nothing() -> None:
         neutral = torch.tensor(NEUTRAL[view]).view(3, 1)
         values = strong.transpose(1, 2)[hole[:, None].expand(-1, 3, -1, -1, -1)].view(-1)
         assert set(values.round().tolist()) <= set(neutral.round().view(-1).tolist())
-    none = strong_augment(pictures, view="rgb", seed=0, ids=torch.arange(16), options=StrongOptions(ops=0, cutout=0))
+    none = strong_augment(
+        pictures, view="rgb", seed=0, ids=torch.arange(16), options=StrongOptions(num_ops=0, cutout=0)
+    )
     assert torch.allclose(none, pictures)
 
 
@@ -153,11 +157,11 @@ def test_views_have_operations_of_their_own() -> None:
     assert set(SETS["full"]) == set(OPERATIONS)
     assert set(SETS["geometric"]) | set(SETS["colour"]) == set(OPERATIONS)
     assert not {"invert", "solarize", "equalize", "posterize"} & set(SETS["geometric"])
-    options = StrongOptions(ops=4, probability=1.0, cutout=0, motion_ops="geometric")
+    options = StrongOptions(num_ops=4, probability=1.0, cutout=0, motion_ops="geometric")
     rest = torch.full((20, 2, 3, 24, 24), 127.5)
     found = strong_augment(rest, view="tg", seed=0, ids=torch.arange(20), options=options)
     assert torch.allclose(found, rest, atol=1e-3)  # wherever rest is moved, there is rest
-    full = StrongOptions(ops=4, probability=1.0, cutout=0, magnitude=10, motion_ops="full")
+    full = StrongOptions(num_ops=4, probability=1.0, cutout=0, magnitude=10, motion_ops="full")
     assert not torch.allclose(strong_augment(rest, view="tg", seed=0, ids=torch.arange(20), options=full), rest, atol=1)
 
 
@@ -181,12 +185,12 @@ def test_operations_do_what_they_are_called() -> None:
 
 
 def test_wrong_options_are_refused() -> None:
-    for wrong in ({"ops": -1}, {"probability": 2.0}, {"magnitude": 11}, {"cutout": 1.0}):
+    for wrong in ({"num_ops": -1}, {"probability": 2.0}, {"magnitude": 11}, {"cutout": 1.0}):
         with pytest.raises(UserError, match="strong augmentation got"):
             StrongOptions(**wrong)
-    with pytest.raises(UserError, match="smallest"):
-        WeakOptions(smallest=0.5)
+    with pytest.raises(UserError, match="min_scale"):
+        WeakOptions(min_scale=0.5)
     with pytest.raises(UserError, match="flip"):
-        WeakOptions(flip=2)
+        WeakOptions(mirror=2)
     with pytest.raises(ValueError, match="size=0"):
         ClipAugment(0)

@@ -102,7 +102,7 @@ def test_speed(more: float, expected: list[int]) -> None:
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_order_is_the_same_for_all_views_and_drawn_by_seed_and_clip(shared: bool) -> None:
     ids = torch.arange(6)
-    options = StrongOptions(ops=0, cutout=0.0, temporal=("reverse",), temporal_probability=0.5)
+    options = StrongOptions(num_ops=0, cutout=0.0, temporal=("reverse",), temporal_probability=0.5)
     augment = ClipAugment(20, views=("rgb", "tg"), strong=options, shared_geometry=shared)
     clips = neighbours(6)
     weak, strong = augment.weak_and_strong(clips, seed=1, ids=ids)

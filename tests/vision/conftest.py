@@ -67,7 +67,7 @@ def cifar_files(shared_data: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="session")
 def digit_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a small classifier of digits that is right about nine times in ten."""
-    architecture = Architecture(EncoderOptions(width=0.125), image_size=8)
+    architecture = Architecture(EncoderOptions(width_multiplier=0.125), image_size=8)
     images = open_images("digits")
     pictures, labels = in_memory(images).float() / 255, images.labels()
     out = tmp_path_factory.mktemp("classifier") / "run"

@@ -71,17 +71,17 @@ CONTRIBUTING = Path(__file__).parents[2] / ".github" / "CONTRIBUTING.md"
 
 
 def values_of_flags() -> dict[str, dict[str, set[str]]]:
-    """What each flag that a command shows takes (`N`, `PATH`, `TEXT`), by short name, with the commands."""
+    """What each flag of `--help-all` takes (`N`, `PATH`, `TEXT`), by short name, with the commands."""
     found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for package in PACKAGES:
         for verb, about in importlib.import_module(f"{package}.cli").VERBS.items():
             flags = Flags(declared_function(about.target))
             for key, kind in flags.types.items():
                 name = flags.short_name(key)
-                shown = "." not in key or key.startswith("run.") or key in map(flags.full_name, about.common)
-                if not dataclasses.is_dataclass(kind) and shown:
+                if not dataclasses.is_dataclass(kind):
                     # Choices of a word are words: methods differ between domains.
-                    value = re.sub(r"\{[^}]*\}", "TEXT", placeholder(kind)) if kind is not bool else "on or off"
+                    words = re.sub(r"\{[^}]*\}", "TEXT", placeholder(kind)).replace("TEXT|TEXT", "TEXT")
+                    value = words if kind is not bool else "on or off"
                     found[name][value].add(f"{package.replace('_', '-')} {verb}")
     return found
 

@@ -22,7 +22,7 @@ def test_training_ends_with_one_line_and_does_not_wait(tmp_path: Path) -> None:
         Image.fromarray(draw.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(file)
     training = [
         sys.executable, "-m", "ssl_vision", "pretrain", str(tmp_path / "photos"), str(tmp_path / "run"),
-        "--epochs", "2", "--batch-size", "4", "--image-size", "128", "--encoder.width", "0.125",
+        "--epochs", "2", "--batch-size", "4", "--image-size", "128", "--encoder.width_multiplier", "0.125",
         "--workers", "1", "--load", "files", "--device", "cpu", "--no-progress",
     ]  # fmt: skip
     line = f"mount -t tmpfs -o size=64k none /dev/shm && exec {shlex.join(training)}"

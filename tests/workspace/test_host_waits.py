@@ -44,7 +44,7 @@ def test_the_mode_sees_what_would_wait() -> None:
 
 @pytest.mark.parametrize("foreach", [False, True])
 def test_a_step_of_simclr(foreach: bool) -> None:
-    options = EncoderOptions(name="resnet18", stem="cifar", width=0.125)
+    options = EncoderOptions(name="resnet18", stem="cifar", width_multiplier=0.125)
     network = SimCLR(build_encoder(options, image_size=32), projection_dim=16, layers=2)
     optimizer = LARS(lars_param_groups(network, 1e-6), lr=0.1, foreach=foreach)
     schedule = WarmupCosine(optimizer, peak_lr=0.1, warmup_steps=1, total_steps=5)

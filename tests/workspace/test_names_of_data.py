@@ -18,7 +18,7 @@ def small_classifier(folder: Path, classes: list[str]) -> Path:
     from ssl_vision.models import EncoderOptions
     from ssl_vision.models.checkpoint import Architecture, classifier_card
 
-    architecture = Architecture(EncoderOptions(width=0.125), image_size=8)
+    architecture = Architecture(EncoderOptions(width_multiplier=0.125), image_size=8)
     tensors = dict(architecture.build(2).state_dict())
     return save_model(folder, tensors, classifier_card(architecture, classes))
 

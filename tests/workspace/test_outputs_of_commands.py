@@ -72,7 +72,7 @@ VISION = [
         ("report.html", "report.png", "config.yaml", "evaluation/linear-5.json"),
     ),
 ]
-_SMALL = "--network.width 2 --size 32 --batch-size 4 --device cpu --no-progress"
+_SMALL = "--network.width 2 --image-size 32 --batch-size 4 --device cpu --no-progress"
 MEDSEG = [
     Case(
         "check DATA --out OUT/found.json --propose-map OUT/map.json --picture-folder OUT/pictures --picture-all",
@@ -135,7 +135,7 @@ def vision_place(folder: Path) -> dict[str, Path]:
     digits = open_images("digits")
     listed = [(digits.key(i), digits.classes[int(digits.labels()[i])]) for i in range(40)]
     write_label_file(folder / "labels.json", LabelFile("digits", "train", tuple(listed), {}))
-    architecture = Architecture(EncoderOptions(width=0.125), image_size=8)
+    architecture = Architecture(EncoderOptions(width_multiplier=0.125), image_size=8)
     options = RunOptions(device="cpu", threads=1, progress=False)
     with Run(folder / "model", config={}, command="test", options=options) as run:
         save_classifier(run, architecture.build(10), architecture=architecture, classes=digits.classes, epoch=0)
@@ -174,7 +174,9 @@ def video_place(folder: Path) -> dict[str, Path]:
     line = ["--per-class", "1", "--draws", "1", "--validation-fraction", "0", "--test-fraction", "0.3", "--by", "clip"]
     assert call("ssl_video", ["make-splits", str(videos), str(folder / "splits"), "--fractions", "", *line]) == 0
     split = folder / "splits" / "1each-draw0.json"
-    small = "--views rgb --steps 1 --batch-size 4 --mu 1 --size 16 --clip.frames 4 --clip.stride 2 --recalibrate 0"
+    small = (
+        "--views rgb --steps 1 --batch-size 4 --mu 1 --image-size 16 --clip.frames 4 --clip.stride 2 --recalibrate 0"
+    )
     network = "--network.name small_slow --network.width 4 --device cpu --no-progress"
     line = ["train", str(videos), str(folder / "run"), "--split", str(split), *small.split(), *network.split()]
     assert call("ssl_video", line) == 0

@@ -41,7 +41,17 @@ def test_what_needs_a_failed_job_is_named(tmp_path: Path, capfd: pytest.CaptureF
 
 def test_a_training_that_was_killed_goes_on(tmp_path: Path) -> None:
     """Started again, and with the command that the results name."""
-    words = ("pretrain", "digits", str(tmp_path / "run"), "--epochs", "2", "--encoder.width", "0.05", "--device", "cpu")
+    words = (
+        "pretrain",
+        "digits",
+        str(tmp_path / "run"),
+        "--epochs",
+        "2",
+        "--encoder.width_multiplier",
+        "0.05",
+        "--device",
+        "cpu",
+    )
     job = Job(
         "run", (*words, "--batch_size", "256", "--checkpoint_every", "1"), tmp_path / "run" / "model" / "model.json"
     )

@@ -42,7 +42,14 @@ def ours(precision: str, images: Path, out: Path, arguments: argparse.Namespace)
     """Seconds per step of our command."""
     command = [
         *(sys.executable, "-m", "ssl_vision", "pretrain", images, "--out", out, "--epochs", 1, "--temperature", 0.5),
-        *("--encoder.width", arguments.width, "--batch_size", arguments.batch_size, "--threads", arguments.threads),
+        *(
+            "--encoder.width_multiplier",
+            arguments.width,
+            "--batch_size",
+            arguments.batch_size,
+            "--threads",
+            arguments.threads,
+        ),
         *("--log_every", 1, "--precision", {"fp32": "32-true", "bf16": "bf16-mixed"}[precision], "--no-progress"),
     ]
     _run(command, arguments.threads)

@@ -36,8 +36,14 @@ from ssl_medseg.models import NetworkOptions, build_network
 from ssl_medseg.models.checkpoint import load_segmenter, save_segmenter
 from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import Preprocessing
-from ssl_medseg.selftraining.pseudo_labels import PseudoCase, read_pseudo_labels, write_pseudo_labels
-from ssl_medseg.selftraining.rounds import Round, read_rounds, write_round
+from ssl_medseg.selftraining.rounds import (
+    PseudoCase,
+    Round,
+    read_pseudo_labels,
+    read_rounds,
+    write_pseudo_labels,
+    write_round,
+)
 from tools.fuzz.core import document, sign_card
 from tools.fuzz.format import Format, digest
 

@@ -31,7 +31,7 @@ from ssl_vision.models.checkpoint import Architecture, classifier_card, encoder_
 from tools.fuzz.core import sign_card
 from tools.fuzz.format import Format, digest
 
-_SMALL = EncoderOptions("resnet18", width=0.0625)
+_SMALL = EncoderOptions("resnet18", width_multiplier=0.0625)
 
 
 def _pixels(mode: str = "RGB", size: int = 24) -> Image.Image:
@@ -206,7 +206,7 @@ def _make_weights(root: Path, example: str) -> list[Path]:
 
 def _read_weights(root: Path) -> str:
     (file,) = root.iterdir()
-    options = EncoderOptions("resnet18", width=0.0625, weights=file)
+    options = EncoderOptions("resnet18", width_multiplier=0.0625, weights=file)
     encoder, _, _ = load_weights(options, image_size=16)
     return digest(encoder.state_dict(), read_tensors(file))
 

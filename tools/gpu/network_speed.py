@@ -24,7 +24,7 @@ from ssl_vision.models import EncoderOptions, build_encoder
 
 def network_step(device: torch.device, *, batch: int, width: float) -> Callable[[], None]:
     """A step of SimCLR with a ResNet-18 in bfloat16, on the same random views of `batch` images every time."""
-    options = EncoderOptions(name="resnet18", stem="cifar", width=width)
+    options = EncoderOptions(name="resnet18", stem="cifar", width_multiplier=width)
     network = SimCLR(build_encoder(options, image_size=32), projection_dim=128, layers=2)
     network = network.to(device).to(memory_format=torch.channels_last)
     optim = LARS(lars_param_groups(network, weight_decay=1e-6), lr=0.1)

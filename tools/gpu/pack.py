@@ -132,8 +132,7 @@ def write_strip(video: Path, to: Path) -> tuple[int, float]:
         Number of frames, and frames per second.
     """
     from ssl_video.data import index_video  # they need PyAV, which a machine without videos need not have
-    from ssl_video.data.clip import resize_short
-    from ssl_video.data.reader import every_frame
+    from ssl_video.data.reader import every_frame, resize_short
 
     index = index_video(video)
     frames = torch.from_numpy(np.stack(list(itertools.islice(every_frame(video), LONGEST)))).permute(0, 3, 1, 2)

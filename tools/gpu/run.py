@@ -42,7 +42,7 @@ _PATIENCE = 5  # times the limits in a rehearsal: a CPU may be busy with other w
 # What the stages import; those of the GPU machine that are missing here, and the other way round, are passed over.
 LIBRARIES = (
     "torch", "torchvision", "monai", "nibabel", "matplotlib", "ssl_vision.commands.pretrain",
-    "ssl_medseg.commands.selftrain", "ssl_medseg.commands.evaluate", "ssl_video.mvpl.method",
+    "ssl_medseg.selftraining.training", "ssl_medseg.reports.evaluation", "ssl_video.mvpl.method",
 )  # fmt: skip
 LARGEST_LOG = 200_000  # characters of a stage's output, its end
 

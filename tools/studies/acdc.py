@@ -26,15 +26,14 @@ from torch.nn import functional as F
 from ssl_medseg.datasets import open_dataset, read_split
 from ssl_medseg.io import read_label
 from ssl_medseg.models.checkpoint import load_segmenter
-from ssl_medseg.preprocessing.geometry import slice_geometry, to_voxels
-from ssl_medseg.preprocessing.prepare import prepare_label
+from ssl_medseg.preprocessing.prepare import prepare_label, slice_geometry, to_voxels
 from tools.results import provenance, write_result
 from tools.studies.common import Job, mean_and_spread, run_all
 
 FIRST, ROUNDS, STEPS = 300, 3, 100
 MORE = ROUNDS * STEPS
 PAPER = ("--recipe", "paper")
-NETWORK = ("--network.width", "8", "--size", "64")
+NETWORK = ("--network.width", "8", "--image-size", "64")
 CPU = ("--device", "cpu", "--threads", "1", "--log_every", "25")
 APART = ("--norm", "apart")
 ROUNDS_ALONE = ("--method", "rounds")
@@ -76,7 +75,7 @@ METHODS = {
     "supervised-long": Method("labels alone, as many slices as both", kind="train", steps=3 * MORE),
     "pseudo-long": Method("plain self-training, as many slices as both", ROUNDS_ALONE, 40, 3 * MORE // 2),
     "teacher": Method("mean teacher", ("--method", "mean-teacher"), 40),
-    "intra": Method("contrastive, intra", (*CONTRAST, "--contrast.variant", "intra", *APART), 40),
+    "intra": Method("contrastive, intra", (*CONTRAST, "--contrast.class_means", "intra", *APART), 40),
     "official": Method(
         "contrastive, the released reduction", (*CONTRAST, "--contrast.reduction", "official", *APART), 40
     ),

@@ -63,7 +63,7 @@ PEERS = {"lightly": "lightly_encoder", "solo-learn": "solo_learn_encoder"}
 def as_model_folder(weights: Path, encoder: str) -> Path:
     """Put a peer's weights into a model folder that our commands open."""
     tensors = {f"encoder.module.backbone.{name}": tensor for name, tensor in load_file(weights).items()}
-    options = EncoderOptions(name=f"tools.studies.cifar10:{encoder}", width=1.0, stem="cifar", sk_ratio=0.0)
+    options = EncoderOptions(name=f"tools.studies.cifar10:{encoder}", width_multiplier=1.0, stem="cifar", sk_ratio=0.0)
     metadata = {"format": "ssl-vision encoder 1", "encoder": asdict(options), "image_size": 32, "epoch": 0}
     return save_model(weights.with_suffix(""), tensors, metadata)
 

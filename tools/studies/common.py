@@ -188,7 +188,14 @@ class Place:
         """SimCLR with the encoder of that name, kept after every quarter: 8 epochs, 397,312 views."""
         name = f"{encoder}-s{seed}"
         words = (
-            *("pretrain", str(self.data), str(self.runs / name), *PRETRAIN, "--encoder.width", str(ENCODERS[encoder])),
+            *(
+                "pretrain",
+                str(self.data),
+                str(self.runs / name),
+                *PRETRAIN,
+                "--encoder.width_multiplier",
+                str(ENCODERS[encoder]),
+            ),
             *("--epochs", "8", "--save_every", "2", "--seed", str(seed)),
         )
         return Job(name, words, self.model(name))
@@ -207,7 +214,7 @@ class Place:
         name = f"supervised-{encoder}-{percent}-s{seed}"
         words = (
             *("finetune", "none", str(self.data), str(self.runs / name), "--config", "supervised", *TRAIN),
-            *("--encoder.width", str(ENCODERS[encoder]), "--epochs", EPOCHS_FROM_SCRATCH[percent]),
+            *("--encoder.width_multiplier", str(ENCODERS[encoder]), "--epochs", EPOCHS_FROM_SCRATCH[percent]),
             *("--labels", str(self.label_file(percent, seed)), "--seed", str(seed)),
         )
         return [Job(name, words, self.model(name), ("labels",)), self.test(name)]

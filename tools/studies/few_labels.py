@@ -29,7 +29,7 @@ def study(data: Path, runs: Path) -> list[Job]:
     """Every command, in the order of need."""
     encoder, labels = runs / "encoder", runs / "labels"
     pretraining = (
-        *("pretrain", str(data), str(encoder), "--config", "simclr-cifar10-cpu", "--encoder.width", "0.125"),
+        *("pretrain", str(data), str(encoder), "--config", "simclr-cifar10-cpu", "--encoder.width_multiplier", "0.125"),
         *("--head.layers", "3", "--epochs", "32", "--optimizer.warmup_epochs", "4", "--threads", "1", "--seed", "0"),
     )
     splits = ("make-splits", str(data), str(labels), "--fractions", "[]", "--per_class", f"[{_listed()}]")

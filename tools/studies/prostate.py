@@ -22,7 +22,7 @@ from tools.studies.common import Job, mean_and_spread, run_all
 
 FIRST, ROUNDS, STEPS = 300, 3, 100
 MORE = ROUNDS * STEPS
-NETWORK = ("--recipe", "paper", "--network.width", "8", "--size", "64")
+NETWORK = ("--recipe", "paper", "--network.width", "8", "--image-size", "64")
 CPU = ("--device", "cpu", "--threads", "1", "--log_every", "25")
 MODELS = {
     "first": (f"labels alone, {FIRST} steps", "{run}/baseline"),

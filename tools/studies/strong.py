@@ -105,7 +105,13 @@ METHODS = {
         ("--method", "rounds", "--pseudo_weight", "0", "--contrast.weight", "0.1", "--pseudo.guard", "warn"),
     ),
 }
-LIBRARIES = ("torch", "monai", "ssl_medseg.commands.train", "ssl_medseg.commands.selftrain", "ssl_medseg.evaluation")
+LIBRARIES = (
+    "torch",
+    "monai",
+    "ssl_medseg.training.supervised",
+    "ssl_medseg.selftraining.training",
+    "ssl_medseg.evaluation",
+)
 MAIN = ("first", "consistency", LABELS)
 """Run first, draw by draw."""
 

@@ -32,7 +32,7 @@ from tools.studies.common import Job, mean_and_spread, run_all
 
 STEPS, MU, CLIPS, PEAK = 500, 2, 8, 0.3
 """Of the recommended method: steps, unlabelled clips for each labelled one, labelled clips, peak learning rate."""
-CLIP = ("--clip.frames", "8", "--clip.stride", "12", "--size", "48")
+CLIP = ("--clip.frames", "8", "--clip.stride", "12", "--image-size", "48")
 CPU = (
     *("--device", "cpu", "--threads", "1", "--precision", "bf16-mixed", "--log_every", "5", "--progress", "false"),
     *("--checkpoint_every", "250"),
@@ -85,11 +85,11 @@ METHODS: dict[str, Method] = {
     "align": Method("recommended, distribution alignment", ("--pseudo.align", "true")),
     "average": Method("recommended, moving average tested", ("--ema_decay", "0.99")),
     "teacher": Method(
-        "recommended, pseudo-labels of the average", ("--ema_decay", "0.99", "--pseudo.teacher", "average")
+        "recommended, pseudo-labels of the average", ("--ema_decay", "0.99", "--pseudo.labeller", "average")
     ),
     "mix": Method("recommended, TubeMix", ("--pseudo.mix", "1")),
     "order": Method("recommended, order of frames", ("--strong.temporal", "[reverse,shuffle,warp,speed]")),
-    "agreement": Method("recommended, agreeing features", ("--pseudo.agreement", "1")),
+    "agreement": Method("recommended, agreeing features", ("--pseudo.agreement_weight", "1")),
 }
 CORE = ("mvpl", "labels")
 DRAWS = (0, 1, 2, 5, 6)

@@ -18,7 +18,7 @@ from ssl_medseg.training.data import open_training_data
 from tests.medseg.broken_set import AFFINE, SHAPE
 from tests.medseg.small_sets import ball, save
 
-SIZE = PreprocessingOptions(size=32, spacing=1.5)
+SIZE = PreprocessingOptions(image_size=32, spacing=1.5)
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def outside(shift: int) -> dict[str, float]:
 
 
 def test_what_a_crop_cuts_off_is_reported(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = ["--size", "32", "--spacing", "1.5"]
+    sizes = ["--image-size", "32", "--spacing", "1.5"]
     assert main(["check", str(data), *sizes, "--out", str(tmp_path / "check.json")]) == 0
     printed = capsys.readouterr().out
     expected = {"middle": outside(0), "beside": outside(7), "edge": outside(12)}
@@ -108,7 +108,7 @@ def test_structures_that_resampling_erases_are_reported_with_numbers(tmp_path: P
     root = seeds(tmp_path)
     fine = examine(root)
     assert not [finding for finding in fine.findings if finding.kind == "erased"]
-    report = examine(root, preprocessing=PreprocessingOptions(size=32))
+    report = examine(root, preprocessing=PreprocessingOptions(image_size=32))
     (found,) = [finding for finding in report.findings if finding.kind == "erased"]
     pixel = f"{report.crop.settings.spacing[0]:.3g} mm"
     assert found.level == "warning"
@@ -123,7 +123,7 @@ def test_training_says_what_resampling_erases_and_does_not_blame_the_labels(tmp_
     dataset = open_dataset(root)
     write_split(tmp_path / "split.json", Split(labelled=("p0", "p1"), unlabelled=("p2",)), dataset)
     seen = open_training_data(
-        str(root), tmp_path / "split.json", opening=DataOptions(), preprocessing=PreprocessingOptions(size=32),
+        str(root), tmp_path / "split.json", opening=DataOptions(), preprocessing=PreprocessingOptions(image_size=32),
         unlabelled=False, cache=tmp_path / "cache",
     )  # fmt: skip
     assert any("p0: resampling" in note and "seed: 0 pixels of 2 voxels" in note for note in seen.notes)

@@ -13,7 +13,6 @@ import torch
 
 from contrastive_core.errors import UserError
 from ssl_medseg.cli import main
-from ssl_medseg.commands.evaluate import evaluate
 from ssl_medseg.commands.predict import predict
 from ssl_medseg.datasets import DataOptions, open_dataset, open_with
 from ssl_medseg.datasets.splits import Split, write_split
@@ -21,6 +20,7 @@ from ssl_medseg.io import Grid, read_label, read_volume
 from ssl_medseg.io.volume import ImageFile
 from ssl_medseg.prediction import largest_parts, segment
 from ssl_medseg.preprocessing import Preprocessing
+from ssl_medseg.reports.evaluation import evaluate
 from tests.medseg.small_models import LABELS, Thresholds, random_segmenter
 from tests.medseg.small_sets import decathlon, save_case
 from tests.medseg.volumes_on_disk import affine, dice, phantom, write_nifti

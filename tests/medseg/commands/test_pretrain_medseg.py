@@ -27,7 +27,7 @@ from tests.medseg.grouped import grouped
 RUN = RunOptions(device="cpu", threads=1, log_every=1, checkpoint_every=2, progress=False)
 SHORT: dict[str, Any] = {
     "global_steps": 3, "local_steps": 3, "partitions": 3, "global_volumes": 2, "local_volumes": 2,
-    "network": NetworkOptions(width=2), "preprocessing": PreprocessingOptions(size=64), "run": RUN,
+    "network": NetworkOptions(width=2), "preprocessing": PreprocessingOptions(image_size=64), "run": RUN,
 }  # fmt: skip
 
 

@@ -32,7 +32,7 @@ RUN = RunOptions(device="cpu", threads=1, checkpoint_every=2, progress=False)
 SHORT: dict[str, Any] = {
     "method": "rounds", "baseline_steps": 4, "rounds": 2, "steps": 2, "batch_size": 4, "unlabelled_batch": 4,
     "validate_every": 2, "baseline_floor": 0.0,
-    "network": NetworkOptions(width=2), "preprocessing": PreprocessingOptions(size=32),
+    "network": NetworkOptions(width=2), "preprocessing": PreprocessingOptions(image_size=32),
     "pseudo": PseudoLabelOptions(guard="off"), "run": RUN,
 }  # fmt: skip
 
@@ -171,8 +171,8 @@ def test_contradictions_are_refused(data: Path, tmp_path: Path) -> None:
 def test_two_processes_make_one_run(data: Path, tmp_path: Path) -> None:
     arguments = [
         "run", str(data), "--baseline_steps", "6", "--baseline_floor", "0", "--rounds", "2", "--steps", "4",
-        "--batch_size", "4", "--unlabelled_batch", "4", "--validate_every", "2", "--network.width", "2", "--size", "32",
-        "--guard", "off",
+        "--batch_size", "4", "--unlabelled_batch", "4", "--validate_every", "2", "--network.width", "2",
+        "--image-size", "32", "--guard", "off",
         "--progress", "false", "--checkpoint_every", "2", "--log_every", "1", "--device", "cpu", "--threads", "1",
     ]  # fmt: skip
     alone, together = tmp_path / "one", tmp_path / "two"

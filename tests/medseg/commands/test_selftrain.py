@@ -20,8 +20,7 @@ from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.preprocessing.cases import prepare_cases
 from ssl_medseg.selftraining.options import ConsistencyOptions, ContrastOptions, PseudoLabelOptions
-from ssl_medseg.selftraining.pseudo_labels import UNUSED, read_pseudo_labels
-from ssl_medseg.selftraining.rounds import Pool, read_rounds
+from ssl_medseg.selftraining.rounds import UNUSED, Pool, read_pseudo_labels, read_rounds
 from ssl_medseg.selftraining.training import selftrain
 from ssl_medseg.training.data import TrainingData
 from ssl_medseg.training.optim import Pace
@@ -50,7 +49,8 @@ class Place:
         train(
             str(self.data), self.split, self.start,
             training=TrainingOptions("paper", steps=80, batch_size=8, validate_every=80),
-            network=NetworkOptions(width=4), preprocessing=PreprocessingOptions(size=32), opening=OPENING, run=RUN,
+            network=NetworkOptions(width=4), preprocessing=PreprocessingOptions(image_size=32), opening=OPENING,
+            run=RUN,
         )  # fmt: skip
         self.unlabelled = names[3:]
 

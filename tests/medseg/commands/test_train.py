@@ -17,12 +17,12 @@ import torch
 from contrastive_core.errors import UserError
 from contrastive_core.training import RunOptions, load_model
 from ssl_medseg import predict, report, train
-from ssl_medseg.commands.evaluate import evaluate
 from ssl_medseg.datasets import DataOptions, Split, open_dataset, read_split, write_split
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.models.checkpoint import load_segmenter
 from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import PreprocessingOptions
+from ssl_medseg.reports.evaluation import evaluate
 from ssl_medseg.training.optim import Pace
 from ssl_medseg.training.recipe import RecipeName
 from tests.medseg.grouped import grouped
@@ -33,13 +33,13 @@ from tests.vision.killed_runs import kill_after, outcome
 QUIET = RunOptions(device="cpu", threads=1, progress=False, log_every=3, checkpoint_every=4, seed=3)
 SMALL = {
     "network": NetworkOptions("plain-unet", 2),
-    "preprocessing": PreprocessingOptions(size=32),
+    "preprocessing": PreprocessingOptions(image_size=32),
     "batch_size": 4,
     "validate_every": 5,
     "opening": DataOptions(allow_unlabelled=True),
 }
 FLAGS = [
-    *("--network.width", "2", "--size", "32", "--batch_size", "4", "--validate_every", "5", "--allow-unlabelled"),
+    *("--network.width", "2", "--image-size", "32", "--batch_size", "4", "--validate_every", "5", "--allow-unlabelled"),
     *("--device", "cpu", "--threads", "1", "--log_every", "3", "--checkpoint_every", "4", "--seed", "3"),
 ]
 

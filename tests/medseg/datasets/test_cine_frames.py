@@ -34,7 +34,7 @@ def test_each_case_is_read_at_its_own_frame(cine: Path, tmp_path: Path) -> None:
     assert {finding.kind for finding in examine(cine).errors} == {"several_volumes"}
     table = tmp_path / "frames.csv"
     table.write_text("case,frame\na,3\nc,1\n")
-    data = open_dataset(cine, frame=0, frames=table)
+    data = open_dataset(cine, frame=0, frame_table=table)
     assert [case.image.frame for case in data.cases] == [3, 0, 1]
     p = Preprocessing(size=(32, 32))
     alone = decathlon(tmp_path / "alone", ["a", "b", "c"])
@@ -48,16 +48,16 @@ def test_each_case_is_read_at_its_own_frame(cine: Path, tmp_path: Path) -> None:
 def test_the_command_takes_the_table(cine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = tmp_path / "frames.csv"
     table.write_text("case,frame\na,3\nb,2\nc,1\n")
-    assert main(["check", str(cine), "--frames", str(table)]) == 0
+    assert main(["check", str(cine), "--frame-table", str(table)]) == 0
     table.write_text("case,frame\na,3\nb,2\nc,4\n")
-    assert main(["check", str(cine), "--frames", str(table)]) == 1
+    assert main(["check", str(cine), "--frame-table", str(table)]) == 1
     assert "c: has no frame 4; it has 4, counted from 0" in capsys.readouterr().out
 
 
 def test_images_to_segment_have_their_own_frames_too(cine: Path, tmp_path: Path) -> None:
     table = tmp_path / "frames.csv"
     table.write_text("case,frame\na,3\nc,1\n")
-    opening, images = DataOptions(frame=0, frames=table), cine / "imagesTr"
+    opening, images = DataOptions(frame=0, frame_table=table), cine / "imagesTr"
     expected = [("a", 3), ("b", 0), ("c", 1)]
     for data in (cine, images):
         found = find_images(data, opening=opening)
@@ -86,5 +86,5 @@ def test_a_table_that_does_not_fit_is_refused(cine: Path, tmp_path: Path, rows: 
     table = tmp_path / "frames.csv"
     table.write_text(f"case,frame\n{rows}\n")
     with pytest.raises(UserError) as error:
-        examine(cine, opening=DataOptions(frames=table))
+        examine(cine, opening=DataOptions(frame_table=table))
     assert words in str(error.value)

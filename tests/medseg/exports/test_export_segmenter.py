@@ -21,7 +21,7 @@ from ssl_medseg.datasets import DataOptions
 from ssl_medseg.exports import monai_bundle
 from ssl_medseg.io import read_label
 from ssl_medseg.models.checkpoint import load_segmenter, save_segmenter
-from ssl_medseg.models.inference import Refinement
+from ssl_medseg.models.network import Refinement
 from ssl_medseg.preprocessing import Preprocessing
 from tests.medseg.small_models import LABELS, random_segmenter
 from tests.medseg.volumes_on_disk import affine, phantom, write_nifti

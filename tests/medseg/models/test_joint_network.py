@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_medseg.models import NetworkOptions, SegmentationNetwork, build_network
-from ssl_medseg.selftraining.student import JointNetwork
+from ssl_medseg.models import JointNetwork, NetworkOptions, SegmentationNetwork, build_network
 
 
 def parts(norm: Any) -> tuple[SegmentationNetwork, JointNetwork, Tensor]:

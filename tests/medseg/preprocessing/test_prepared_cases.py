@@ -80,24 +80,26 @@ def test_without_spacing_the_longer_side_is_fitted(tmp_path: Path) -> None:
     assert any("no file states the size of its voxels" in reason for reason in reasons)
     first, second, _ = prepare_cases(data, data.names, p, labels=True)
     assert first.geometry.resampled == second.geometry.resampled == (100, 90)
-    small, _ = choose_preprocessing(data, data.names, labelled=data.names, options=PreprocessingOptions(size=32))
+    small, _ = choose_preprocessing(data, data.names, labelled=data.names, options=PreprocessingOptions(image_size=32))
     assert small.size == (32, 32)
     assert small.fit < 50
 
 
 def test_what_is_given_is_taken(two: DataSet) -> None:
     options = PreprocessingOptions(
-        spacing=2.0, size=96, slice_axis="1", orientation="stored", low=2, high=98, antialias=False, fill_nan=True
+        spacing=2.0, image_size=96, slice_axis="1", orientation="stored", low=2, high=98, antialias=False, fill_nan=True
     )
     p, _ = choose_preprocessing(two, two.names, labelled=two.names, options=options)
     expected = Preprocessing((96, 96), (2.0, 2.0), 0, 1, percentiles=(2, 98), antialias=False, fill_nan=True)
     assert p == replace(expected, usual_spacing=(1.5, 8.0))
-    small, reasons = choose_preprocessing(two, two.names, labelled=two.names, options=PreprocessingOptions(size=32))
+    small, reasons = choose_preprocessing(
+        two, two.names, labelled=two.names, options=PreprocessingOptions(image_size=32)
+    )
     # 32 pixels show what the labels need: 90 mm x 0.65 x 1.2.
     assert small.spacing == pytest.approx((2.2, 2.2), rel=0.1)
     assert any("32 of them show that much" in reason for reason in reasons)
     with pytest.raises(UserError, match="size that 32 divides"):
-        PreprocessingOptions(size=50)
+        PreprocessingOptions(image_size=50)
     with pytest.raises(UserError, match="both spacing and fit"):
         PreprocessingOptions(spacing=1.0, fit=100)
 

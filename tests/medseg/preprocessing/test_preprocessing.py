@@ -13,7 +13,7 @@ from contrastive_core.errors import UserError
 from ssl_medseg.io import Grid, Volume
 from ssl_medseg.io.volume import ImageFile
 from ssl_medseg.preprocessing import Geometry, Preprocessing, prepare, prepare_label, restore, slice_geometry
-from ssl_medseg.preprocessing.geometry import to_pixels
+from ssl_medseg.preprocessing.prepare import to_pixels
 from tests.medseg.volumes_on_disk import affine, dice, phantom
 
 SHAPES = {

@@ -13,8 +13,8 @@ import torch
 from contrastive_core.errors import UserError
 from ssl_medseg.io import Grid, ImageFile, Volume
 from ssl_medseg.preprocessing import Preprocessing, PreprocessingOptions, prepare, restore
-from ssl_medseg.preprocessing.geometry import slice_geometry
 from ssl_medseg.preprocessing.plan import check_sizes, choose_slicing
+from ssl_medseg.preprocessing.prepare import slice_geometry
 from tests.medseg.volumes_on_disk import affine, dice, phantom
 
 AUTO = PreprocessingOptions()

@@ -15,7 +15,6 @@ from PIL import Image
 from contrastive_core.errors import UserError
 from contrastive_core.training import RunOptions
 from ssl_medseg.cli import main
-from ssl_medseg.commands.evaluate import evaluate
 from ssl_medseg.commands.predict import predict
 from ssl_medseg.commands.pretrain import pretrain
 from ssl_medseg.commands.report import report
@@ -24,6 +23,7 @@ from ssl_medseg.evaluation import read_evaluation
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import PreprocessingOptions
+from ssl_medseg.reports.evaluation import evaluate
 from ssl_medseg.reports.evaluation_section import stages_table
 from ssl_medseg.reports.rounds import rounds_figure
 from ssl_medseg.reports.run_folder import open_run
@@ -52,7 +52,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train(
         str(data), folder / "split.json", folder / "run",
         training=TrainingOptions(steps=4, batch_size=2, validate_every=2), network=NetworkOptions(width=4),
-        preprocessing=PreprocessingOptions(size=32), run=RunOptions(progress=False, log_every=1, checkpoint_every=4),
+        preprocessing=PreprocessingOptions(image_size=32),
+        run=RunOptions(progress=False, log_every=1, checkpoint_every=4),
     )  # fmt: skip
     (folder / "masks").mkdir()
     truth = nib.load(data / "labelsTr" / "patient004_frame01.nii.gz")
@@ -204,7 +205,7 @@ def test_pre_training_is_no_segmenter(finished: Path, tmp_path: Path) -> None:
     pretrain(
         str(finished / "secret-place" / "data"), finished / "split.json", tmp_path / "pre", global_steps=1,
         local_steps=1, global_volumes=2, local_volumes=2, network=NetworkOptions(width=4),
-        preprocessing=PreprocessingOptions(size=64), run=RunOptions(progress=False, log_every=1),
+        preprocessing=PreprocessingOptions(image_size=64), run=RunOptions(progress=False, log_every=1),
     )  # fmt: skip
     page = read(report(tmp_path / "pre"))
     for words in ("Pre-training without labels in Phantom", "No segmenter yet", "global", "local"):

@@ -14,20 +14,18 @@ from contrastive_core.errors import UserError
 from ssl_medseg.preprocessing.cases import PreparedCase
 from ssl_medseg.selftraining.contrast import draw_pairs, usable
 from ssl_medseg.selftraining.options import ContrastOptions, PseudoLabelOptions
-from ssl_medseg.selftraining.pseudo_labels import (
+from ssl_medseg.selftraining.rounds import (
     UNUSED,
     PseudoCase,
-    label_map_dice,
-    make_pseudo_labels,
-    read_pseudo_labels,
-    write_pseudo_labels,
-)
-from ssl_medseg.selftraining.rounds import (
     check_round,
     describe,
+    label_map_dice,
+    make_pseudo_labels,
     pseudo_file,
+    read_pseudo_labels,
     read_rounds,
     score_withheld_labels,
+    write_pseudo_labels,
     write_round,
 )
 
@@ -119,16 +117,16 @@ def test_the_most_confident_share_of_every_class_over_all_cases() -> None:
 
 def test_views_that_disagree_leave_pixels_and_cases_out() -> None:
     # The network sees nothing in the last row: mirrored up-down, that is the first.
-    [found] = made(PseudoLabelOptions(views=3, agreement=1.0), case("a", ROWS))
+    [found] = made(PseudoLabelOptions(predictions=3, agreement=1.0), case("a", ROWS))
     assert (found.label[0] == UNUSED).tolist() == [[False, True, True], [False] * 3, [False] * 3]
     assert found.view_dice is not None
     # Left-right agrees fully; up-down: ring 1 of (2 + 1) / 2, core likewise, so 2/3.
     assert found.view_dice == pytest.approx((1 + 1 + 2 / 3 + 2 / 3) / 4)
     same = [[0.9, 0.9, 0.9], [1.9, 2.9, 0.9], [0.9, 0.9, 0.9]]
-    first, second = made(PseudoLabelOptions(views=3, case_dice=0.9), case("a", ROWS), case("b", same))
+    first, second = made(PseudoLabelOptions(predictions=3, case_dice=0.9), case("a", ROWS), case("b", same))
     assert (first.used, second.used, second.view_dice) == (False, True, 1.0)
     with pytest.raises(UserError, match=r"no pseudo-label of 1 cases is used: pseudo.case_dice 0.9, .* agree is 0.83"):
-        made(PseudoLabelOptions(views=3, case_dice=0.9), case("a", ROWS))
+        made(PseudoLabelOptions(predictions=3, case_dice=0.9), case("a", ROWS))
 
 
 def test_the_crf_cleans_a_speck_and_what_it_would_erase_stays() -> None:
@@ -234,7 +232,7 @@ def test_withheld_truth_is_added_to_the_rounds(tmp_path: Path) -> None:
     [
         (lambda: PseudoLabelOptions(threshold=2), "pseudo.threshold is 2; expected a share"),
         (lambda: PseudoLabelOptions(class_share=0), "pseudo.class_share is 0"),
-        (lambda: PseudoLabelOptions(agreement=1.0), "compare views, and there is one; set pseudo.views 3"),
+        (lambda: PseudoLabelOptions(agreement=1.0), "compare views, and there is one; set pseudo.predictions 3"),
         (lambda: ContrastOptions(weight=-1), "contrast has weight -1"),
         (lambda: ContrastOptions(pairs=5), "contrast.pairs is 5; expected a multiple of 10"),
     ],

@@ -12,7 +12,6 @@ import torch
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import RunOptions
-from ssl_medseg.commands.evaluate import evaluate
 from ssl_medseg.commands.pretrain import pretrain
 from ssl_medseg.datasets import DataOptions, Split, open_dataset, write_split
 from ssl_medseg.io import Grid, ImageFile, Volume, join_channels
@@ -20,10 +19,11 @@ from ssl_medseg.models import NetworkOptions
 from ssl_medseg.models.checkpoint import load_segmenter
 from ssl_medseg.preprocessing import Preprocessing, PreprocessingOptions, prepare
 from ssl_medseg.pretraining.model import load_trunk
+from ssl_medseg.reports.evaluation import evaluate
 from ssl_medseg.selftraining.crf import SETTINGS, dense_crf
 from ssl_medseg.selftraining.training import selftrain
-from ssl_medseg.training.augment import AugmentOptions, change_intensity, deform
 from ssl_medseg.training.recipe import TrainingOptions
+from ssl_medseg.training.slices import AugmentOptions, change_intensity, deform
 from ssl_medseg.training.supervised import train
 from tests.medseg.volumes_on_disk import affine, phantom, write_nifti
 
@@ -91,7 +91,7 @@ def test_two_channels_from_pre_training_to_a_model(tmp_path: Path, capsys: pytes
     data = study(tmp_path / "data", ("a", "b", "c", "d"))
     split = tmp_path / "split.json"
     write_split(split, Split(("a",), (), ("d",), ("b", "c")), open_dataset(data))
-    small: dict[str, Any] = {"preprocessing": PreprocessingOptions(size=32), "run": RUN}
+    small: dict[str, Any] = {"preprocessing": PreprocessingOptions(image_size=32), "run": RUN}
     pretrain(
         str(data), split, tmp_path / "trunk", global_steps=1, local_steps=1, partitions=2, global_volumes=2,
         local_volumes=2, network=NetworkOptions(width=4), **small,

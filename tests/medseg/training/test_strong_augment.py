@@ -11,8 +11,7 @@ from scipy import ndimage
 
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, uniform
-from ssl_medseg.training import augment
-from ssl_medseg.training.augment import AugmentOptions, change_intensity, deform, sampling_places
+from ssl_medseg.training.slices import AugmentOptions, _normal, change_intensity, deform, sampling_places
 
 STRONG = AugmentOptions(kind="strong")
 
@@ -57,7 +56,7 @@ def test_grey_values_follow_the_formula() -> None:
 
 
 def test_a_draw_at_either_end_is_a_finite_normal_number() -> None:
-    ends = augment._normal(torch.tensor([0.0, 0.5, 1 - 2**-24]))
+    ends = _normal(torch.tensor([0.0, 0.5, 1 - 2**-24]))
     assert ends.isfinite().all()
     assert ends[0] < -5
     assert ends[2] > 5

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from contrastive_core.training import Run, RunOptions
 from ssl_medseg.evaluation.metrics import class_dice
 from ssl_medseg.models import NetworkOptions, build_network, settle_statistics
-from ssl_medseg.models.inference import Refinement, slice_probabilities
+from ssl_medseg.models.network import Refinement, slice_probabilities
 from ssl_medseg.training.optim import BestWeights, moving_average
 from ssl_medseg.training.validation import Validation, VolumeScores, choose_refinement
 from tests.medseg.toy_cases import toy_case

@@ -39,7 +39,7 @@ def test_silent_videos_train_and_test_without_their_sound(
         steps=4,
         batch_size=4,
         mu=1,
-        size=16,
+        image_size=16,
         clip=ClipSpec(frames=2, stride=4),
         network=NetworkOptions("small_slow", width=4),
         pseudo=PseudoOptions(threshold=1.0, warmup=0.25),

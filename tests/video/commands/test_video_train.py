@@ -82,7 +82,7 @@ def settings(root: Path, **changes: object) -> dict[str, object]:
         "steps": 6,
         "batch_size": 3,
         "mu": 2,
-        "size": 16,
+        "image_size": 16,
         "clip": CLIP,
         "network": NetworkOptions("small_slow", width=4, dropout=0.2),
         "pseudo": PseudoOptions(threshold=0.7, warmup=0.34),
@@ -329,7 +329,7 @@ def test_recalibration_loses_no_model_for_a_bad_file(
         {"method": "fixmatch"},
         {"method": "supervised", "views": ("rgb",)},
         {"bn": "split", "ema_decay": 0.9, "pseudo": PseudoOptions(threshold=0.7, fusion="adaptive", align=True)},
-        {"recalibrate": 0, "shared_geometry": False, "exclude_labelled": True, "strong": StrongOptions(ops=1)},
+        {"recalibrate": 0, "shared_geometry": False, "exclude_labelled": True, "strong": StrongOptions(num_ops=1)},
         {"pseudo": PseudoOptions(target="random", soft=True, threshold=0.7, temperature=0.5)},
     ],
     ids=["fixmatch", "supervised", "split", "plain", "random"],
@@ -345,7 +345,7 @@ def test_every_method_trains(videos: Path, tmp_path: Path, changes: dict[str, ob
 
 
 def test_colours_are_learned(videos: Path, tmp_path: Path) -> None:
-    run = settings(videos, steps=60, views=("rgb",), strong=StrongOptions(ops=0), recalibrate=27)
+    run = settings(videos, steps=60, views=("rgb",), strong=StrongOptions(num_ops=0), recalibrate=27)
     run |= {"optimizer": OptimizerOptions(lr=0.2)}
     train(out=tmp_path / "a", **run)
     score = evaluate(
@@ -436,7 +436,15 @@ def test_what_no_view_knows_alone_they_know_together(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_see_what_one_sees(videos: Path, tmp_path: Path) -> None:
     words = ["train", str(videos / "clips.csv"), "--split", str(videos / "1each-draw0.json"), "--views", "[rgb,tg]"]
-    words += ["--steps=4", "--batch_size=2", "--mu=2", "--size=16", "--clip.frames=3", "--clip.stride=2", "--bn=split"]
+    words += [
+        "--steps=4",
+        "--batch_size=2",
+        "--mu=2",
+        "--image_size=16",
+        "--clip.frames=3",
+        "--clip.stride=2",
+        "--bn=split",
+    ]
     words += ["--network.name=small_slow", "--width=4", "--dropout=0", "--threshold=0.7", "--pseudo.warmup=0.25"]
     words += ["--recalibrate=0", "--device=cpu", "--threads=1", "--log_every=1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

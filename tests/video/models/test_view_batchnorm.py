@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
 from ssl_video.models import NetworkOptions, build_network
-from ssl_video.models.batchnorm import (
+from ssl_video.models.networks import (
     ViewBatchNorm,
     join_batchnorm,
     labelling,

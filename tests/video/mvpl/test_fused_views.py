@@ -11,8 +11,7 @@ from ssl_video import ClipAugment, MultiviewPseudoLabel, views
 from ssl_video.augment import StrongOptions
 from ssl_video.data.clip import Clips
 from ssl_video.data.synthetic import CLASSES, draw_video
-from ssl_video.models.batchnorm import views_in_batch
-from ssl_video.models.networks import SmallSlow
+from ssl_video.models.networks import SmallSlow, views_in_batch
 
 LABELLED, UNLABELLED, TESTED = 8, 16, 20  # of each class
 STEPS, BATCH, MU = 240, 8, 2
@@ -46,7 +45,7 @@ def accuracies(views_learned: tuple[str, ...]) -> dict[str, float]:
     method = MultiviewPseudoLabel(
         network, classes=len(CLASSES), views=views_learned, threshold=0.6, warmup_steps=STEPS // 3, bn="split"
     )
-    strong = StrongOptions(ops=1, magnitude=5, cutout=0.3, rgb_ops="geometric", motion_ops="geometric")
+    strong = StrongOptions(num_ops=1, magnitude=5, cutout=0.3, rgb_ops="geometric", motion_ops="geometric")
     augment = ClipAugment(28, views=views_learned, strong=strong)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, STEPS)

@@ -13,8 +13,7 @@ from torch.nn import functional as F
 
 from ssl_video import MultiviewPseudoLabel, recalibrate_bn
 from ssl_video.models import NetworkOptions, build_network
-from ssl_video.models.batchnorm import ViewBatchNorm
-from ssl_video.models.networks import SmallSlow
+from ssl_video.models.networks import SmallSlow, ViewBatchNorm
 from ssl_video.views import normalize
 
 

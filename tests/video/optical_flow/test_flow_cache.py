@@ -92,7 +92,7 @@ def test_crops_turn_and_scale_the_vectors(folder: Path, tmp_path: Path, short_si
     assert centre(clip.flow) == pytest.approx([U / 2, V / 2] if short_side else [U, V], abs=0.15)
     one = torch.zeros(1, dtype=torch.int64)
     for size, flip in ((64, 0.0), (64, 1.0), (32, 0.0), (128, 1.0)):  # of frames 64 high
-        options = WeakOptions(smallest=1, largest=1, flip=flip)
+        options = WeakOptions(min_scale=1, max_scale=1, mirror=flip)
         found = weak_crop(clip, size=size, seed=0, ids=one, options=options)
         assert found.flow is not None
         assert found.flow.shape == (1, 2, 2, size, size)
@@ -256,7 +256,7 @@ def test_a_data_set_reads_it(folder: Path, tmp_path: Path) -> None:
     cache = cached(folder, tmp_path / "flow", short_side=0)
     data = ClipDataset(open_videos(folder), SPEC, flow=cache)
     exact = ClipDataset(open_videos(folder), SPEC, following=True)
-    augment = ClipAugment(64, views=("rgb", "flow"), weak=WeakOptions(smallest=1, largest=1, flip=0))
+    augment = ClipAugment(64, views=("rgb", "flow"), weak=WeakOptions(min_scale=1, max_scale=1, mirror=0))
     ids = torch.arange(3)
     stored, computed = (
         augment.weak([of.clip(i, seed=1).clip for i in range(3)], seed=1, ids=ids) for of in (data, exact)
@@ -289,7 +289,7 @@ def test_training_and_testing_read_it(
         "steps": 2,
         "batch_size": 2,
         "mu": 1,
-        "size": 32,
+        "image_size": 32,
         "clip": SPEC,
         "network": NetworkOptions("small_slow", width=4),
         "pseudo": PseudoOptions(threshold=0.7, warmup=0),

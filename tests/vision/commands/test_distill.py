@@ -34,7 +34,7 @@ from ssl_vision.training.options import HeadOptions, OptimizerOptions
 from tests.vision.killed_runs import outcome
 from tests.vision.two_processes import metrics, run_alone_and_together
 
-TINY, WIDER = EncoderOptions(width=0.125), EncoderOptions(width=0.25)
+TINY, WIDER = EncoderOptions(width_multiplier=0.125), EncoderOptions(width_multiplier=0.25)
 CPU = torch.device("cpu")
 QUIET = RunOptions(threads=1, log_every=1, device="cpu", progress=False)
 SGD = OptimizerOptions(name="sgd", lr=0.2, warmup_epochs=0.0, weight_decay=0.0)
@@ -238,7 +238,17 @@ def test_a_pretrained_student_keeps_the_size_of_its_images(teacher: Path, tmp_pa
 @pytest.mark.slow
 def test_two_processes_see_what_one_sees(teacher: Path, labels: Path, tmp_path: Path) -> None:
     arguments = [
-        *("distill", str(teacher), "digits", "--encoder.width", "0.125", "--epochs", "1", "--batch_size", "256"),
+        *(
+            "distill",
+            str(teacher),
+            "digits",
+            "--encoder.width_multiplier",
+            "0.125",
+            "--epochs",
+            "1",
+            "--batch_size",
+            "256",
+        ),
         *("--alpha", "0.5", "--labels", str(labels / "20percent-draw0.json"), "--labelled_batch_size", "64"),
         *("--optimizer.warmup_epochs", "0.2", "--log_every", "1", "--device", "cpu", "--threads", "1", "--no-progress"),
     ]

@@ -32,7 +32,15 @@ Noise = Callable[..., Image.Image]
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     run = tmp_path_factory.mktemp("embed") / "run"
     options = RunOptions(device="cpu", threads=1, progress=False)
-    pretrain("digits", run, epochs=1, batch_size=512, image_size=16, encoder=EncoderOptions(width=0.125), run=options)
+    pretrain(
+        "digits",
+        run,
+        epochs=1,
+        batch_size=512,
+        image_size=16,
+        encoder=EncoderOptions(width_multiplier=0.125),
+        run=options,
+    )
     return str(run)
 
 

@@ -17,7 +17,7 @@ from ssl_vision.commands.transfer import transfer
 from ssl_vision.data import Subset, open_images
 from ssl_vision.evaluation.features import decode, evaluation_batches, labelled_features
 from ssl_vision.evaluation.probes import knn_scores
-from ssl_vision.evaluation.scores import Score
+from ssl_vision.evaluation.scores import ProbeOptions, Score
 from ssl_vision.labels.choose import choose_per_class
 from ssl_vision.models.checkpoint import load_encoder
 
@@ -34,7 +34,7 @@ def labels(tmp_path: Path) -> tuple[Path, Tensor]:
 
 def test_only_listed_images_vote(labels: tuple[Path, Tensor]) -> None:
     file, chosen = labels
-    score = knn("pixels", "digits", k=1, labels=file)
+    score = knn("pixels", "digits", k=1, probe=ProbeOptions(labels=file))
     train, test = (
         labelled_features(load_encoder("pixels", device="cpu"), "digits", split=s, batch_size=512)
         for s in ("train", "test")
@@ -46,7 +46,7 @@ def test_only_listed_images_vote(labels: tuple[Path, Tensor]) -> None:
 
 
 def test_linear_learns_from_listed_images_alone(labels: tuple[Path, Tensor]) -> None:
-    few = linear("pixels", "digits", augment="none", epochs=20, labels=labels[0])
+    few = linear("pixels", "digits", augment="none", epochs=20, probe=ProbeOptions(labels=labels[0]))
     everything = linear("pixels", "digits", augment="none", epochs=20)
     assert 50 < few.top1 < everything.top1
     assert few.settings["labels"] == "labels.txt"
@@ -54,7 +54,7 @@ def test_linear_learns_from_listed_images_alone(labels: tuple[Path, Tensor]) -> 
 
 
 def test_transfer_draws_validation_images_from_the_list(labels: tuple[Path, Tensor]) -> None:
-    score = transfer("pixels", "digits", labels=labels[0], val_share=0.34, device="cpu")
+    score = transfer("pixels", "digits", val_share=0.34, probe=ProbeOptions(labels=labels[0], device="cpu"))
     assert score.found["validation images"] == 10
     assert 60 < score.top1 < 95
 
@@ -66,7 +66,7 @@ def test_a_single_label_a_class_leaves_nothing_to_validate_on(tmp_path: Path) ->
         "".join(f"{images.key(int(i))}\n" for i in choose_per_class(images.labels(), images.classes, 1, seed=0))
     )
     with pytest.raises(UserError, match="single labelled image"):
-        transfer("pixels", "digits", labels=file, device="cpu")
+        transfer("pixels", "digits", probe=ProbeOptions(labels=file, device="cpu"))
 
 
 def test_images_of_a_subset_are_those_of_the_set(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from ssl_vision.models.checkpoint import Architecture, classifier_card, encoder_
 from ssl_vision.models.encoder import STATISTICS
 
 CLASSES = ["cat", "dog", "emu"]
-SMALL = EncoderOptions(width=0.125)
+SMALL = EncoderOptions(width_multiplier=0.125)
 TORCHVISION = EncoderOptions(name="resnet18", stem="imagenet", variant="torchvision", normalize="imagenet")
 
 
@@ -61,7 +61,7 @@ def card(file: Path) -> dict[str, Any]:
 
 def test_onnx_gives_the_model_s_logits(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    options = EncoderOptions(width=0.125, stem="imagenet", normalize="imagenet", variant="simclr")
+    options = EncoderOptions(width_multiplier=0.125, stem="imagenet", normalize="imagenet", variant="simclr")
     folder = classifier_folder(tmp_path / "model", options, size=33, layer=1)
     said = export(str(folder), tmp_path / "out" / "net.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "out" / "net.onnx", providers=["CPUExecutionProvider"])
@@ -87,9 +87,9 @@ def test_onnx_gives_the_model_s_logits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        EncoderOptions(name="resnet50", width=0.125, stem="imagenet", sk_ratio=0.0625),
-        EncoderOptions(name="resnet34", width=0.125, stem="cifar", sk_ratio=0.0625),
-        EncoderOptions(width=0.125, stem="cifar-no-relu", variant="torchvision", normalize="cifar10"),
+        EncoderOptions(name="resnet50", width_multiplier=0.125, stem="imagenet", sk_ratio=0.0625),
+        EncoderOptions(name="resnet34", width_multiplier=0.125, stem="cifar", sk_ratio=0.0625),
+        EncoderOptions(width_multiplier=0.125, stem="cifar-no-relu", variant="torchvision", normalize="cifar10"),
         EncoderOptions(name="torchvision:mobilenet_v3_small"),
     ],
     ids=lambda options: f"{options.name}-{options.stem}",
@@ -181,9 +181,13 @@ def test_official_resnet50_is_approximate_and_says_by_how_much(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("options", "layer", "reason"),
     [
-        (EncoderOptions(width=0.125, stem="imagenet", variant="torchvision"), 0, r"its width is 0\.125"),
+        (EncoderOptions(width_multiplier=0.125, stem="imagenet", variant="torchvision"), 0, r"its width is 0\.125"),
         (EncoderOptions(), 0, "stem 'cifar'; group 1 of the official"),
-        (EncoderOptions(name="resnet50", stem="imagenet", sk_ratio=0.0625, width=0.125), 0, "selective kernels"),
+        (
+            EncoderOptions(name="resnet50", stem="imagenet", sk_ratio=0.0625, width_multiplier=0.125),
+            0,
+            "selective kernels",
+        ),
         (EncoderOptions(name="torchvision:mobilenet_v3_small"), 0, "is not one of ResNet-18"),
         (EncoderOptions(name="resnet18", stem="imagenet", variant="torchvision"), 1, "layer 1 of a projection head"),
     ],

@@ -17,6 +17,7 @@ from ssl_vision.commands.few_labels import Candidate, _recommended, _Tried, few_
 from ssl_vision.commands.knn import knn
 from ssl_vision.commands.make_splits import make_splits
 from ssl_vision.commands.pretrain import pretrain
+from ssl_vision.evaluation.scores import ProbeOptions
 from ssl_vision.models import EncoderOptions
 from ssl_vision.training.options import AugmentOptions, OptimizerOptions
 
@@ -27,7 +28,8 @@ QUIET = RunOptions(threads=1, log_every=10, device="cpu", progress=False)
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("few") / "run"
     pretrain(
-        "digits", run, epochs=3, batch_size=128, image_size=8, temperature=0.2, encoder=EncoderOptions(width=0.125),
+        "digits", run, epochs=3, batch_size=128, image_size=8, temperature=0.2,
+        encoder=EncoderOptions(width_multiplier=0.125),
         augment=AugmentOptions(flip=False, gray=0.0), optimizer=OptimizerOptions(name="sgd", lr=0.3), run=QUIET,
     )  # fmt: skip
     return run
@@ -65,9 +67,9 @@ def test_neighbours_score_what_knn_says(labels: Path, tmp_path: Path) -> None:
     result = few_labels("pixels", "digits", tmp_path, labels=file, methods=("knn", "linear"), device="cpu")
     found = next(c for c in result.candidates if c.method == "knn")
     k = int(found.setting.removeprefix("k "))
-    assert knn("pixels", "digits", labels=file, k=k, device="cpu", out=tmp_path / "knn.json").top1 == pytest.approx(
-        found.test
-    )
+    assert knn(
+        "pixels", "digits", k=k, probe=ProbeOptions(labels=file, device="cpu", out=tmp_path / "knn.json")
+    ).top1 == pytest.approx(found.test)
     assert min(c.test for c in result.candidates) > 50  # raw pixels of digits are told apart
 
 

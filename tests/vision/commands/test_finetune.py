@@ -30,6 +30,7 @@ from ssl_vision.commands.make_splits import make_splits
 from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.data import open_images
 from ssl_vision.evaluation.features import evaluation_batches
+from ssl_vision.evaluation.scores import ProbeOptions
 from ssl_vision.labels.files import read_labelled
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.checkpoint import load_classifier, load_pretrained, open_start
@@ -39,7 +40,7 @@ from ssl_vision.training.setup import plan_budget
 from tests.vision.killed_runs import outcome, run_killed
 from tests.vision.two_processes import losses_alone_and_together, metrics, over_processes, run_alone_and_together
 
-TINY = EncoderOptions(width=0.125)
+TINY = EncoderOptions(width_multiplier=0.125)
 QUIET = RunOptions(threads=1, log_every=1, device="cpu", progress=False)
 FAST = OptimizerOptions(name="sgd", lr=0.2, warmup_epochs=0.0, weight_decay=0.0)
 
@@ -216,7 +217,7 @@ def test_labels_of_other_images_change_nothing(tmp_path: Path) -> None:
 COMMAND = [
     *(sys.executable, "-m", "ssl_vision", "finetune"),
     *("--epochs", "4", "--batch_size", "64", "--image_size", "8", "--device", "cpu", "--threads", "1", "--seed", "3"),
-    *("--log_every", "3", "--checkpoint_every", "5", "--validate_every", "1", "--encoder.width", "0.125"),
+    *("--log_every", "3", "--checkpoint_every", "5", "--validate_every", "1", "--encoder.width_multiplier", "0.125"),
 ]
 
 
@@ -286,7 +287,17 @@ def test_the_command_runs_on_two_processes(tmp_path: Path, labels: Path) -> None
     arguments = [
         *("finetune", "none", "digits", "--labels", str(labels / "10percent-draw0.json"), "--epochs", "2"),
         *("--validate-on", str(labels / "validation.json"), "--batch_size", "500", "--image_size", "8"),
-        *("--log_every", "1", "--encoder.width", "0.125", "--device", "cpu", "--threads", "1", "--no-progress"),
+        *(
+            "--log_every",
+            "1",
+            "--encoder.width_multiplier",
+            "0.125",
+            "--device",
+            "cpu",
+            "--threads",
+            "1",
+            "--no-progress",
+        ),
     ]
     alone, together = run_alone_and_together(arguments, tmp_path)
     # 129 labelled images make one batch, or two of 64.
@@ -364,7 +375,7 @@ def test_a_single_class_is_refused(write, noise, tmp_path: Path, listed: bool) -
     with pytest.raises(UserError, match=r"labelled images of one class only \(cat\), expected at least two"):
         finetune("none", str(data), tmp_path / "run", labels=labels, encoder=TINY, run=QUIET)
     with pytest.raises(UserError, match=r"labelled images of one class only \(cat\), expected at least two"):
-        linear("pixels", str(data), test_part="train", labels=labels)
+        linear("pixels", str(data), probe=ProbeOptions(test_part="train", labels=labels))
     assert not (tmp_path / "run").exists()
 
 

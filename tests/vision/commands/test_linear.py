@@ -14,6 +14,7 @@ from contrastive_core.errors import UserError
 from ssl_vision.commands import linear as linear_module
 from ssl_vision.commands.linear import linear
 from ssl_vision.data import in_memory, open_images
+from ssl_vision.evaluation.scores import ProbeOptions
 from ssl_vision.models.checkpoint import LoadedModel
 
 
@@ -30,7 +31,9 @@ class Restless(nn.Module):
 
 
 def test_accuracy_is_that_of_logistic_regression(tmp_path: Path) -> None:
-    score = linear("pixels", "digits", augment="none", epochs=60, batch_size=128, out=tmp_path / "score.json")
+    score = linear(
+        "pixels", "digits", augment="none", epochs=60, probe=ProbeOptions(batch_size=128, out=tmp_path / "score.json")
+    )
     train, test = open_images("digits"), open_images("digits", split="test")
     pixels = [in_memory(images).flatten(1).float().numpy() / 255 for images in (train, test)]
     reference = LogisticRegression(max_iter=2000).fit(pixels[0], train.labels().numpy())
@@ -45,7 +48,7 @@ def test_same_seed_same_score() -> None:
 
 
 def test_a_batch_beyond_the_images_is_said() -> None:
-    score = linear("pixels", "digits", epochs=1, augment="none", batch_size=5000)
+    score = linear("pixels", "digits", epochs=1, augment="none", probe=ProbeOptions(batch_size=5000))
     assert "; batch size 1,433, all training images (5,000 asked for)" in str(score)
     assert score.settings["batch_size"] == 1433
 

@@ -24,7 +24,7 @@ from ssl_vision.models.checkpoint import load_encoder
 from ssl_vision.training.options import MemoryOptions, OptimizerOptions
 from tests.vision.two_processes import losses_alone_and_together, metrics, over_processes, run_alone_and_together
 
-TINY = EncoderOptions(width=0.125)
+TINY = EncoderOptions(width_multiplier=0.125)
 
 
 def test_training_learns_and_leaves_a_model(tmp_path: Path) -> None:
@@ -59,7 +59,8 @@ def test_features_of_real_images_get_better(tmp_path: Path, shared_data: Path) -
                 (photos / member.name).write_bytes(content.read())
     run = tmp_path / "run"
     pretrain(
-        str(photos), run, epochs=12, batch_size=128, encoder=EncoderOptions(width=0.25), temperature=0.2, save_every=12,
+        str(photos), run, epochs=12, batch_size=128, encoder=EncoderOptions(width_multiplier=0.25), temperature=0.2,
+        save_every=12,
         optimizer=OptimizerOptions(lr=1.0, warmup_epochs=2), run=RunOptions(precision="bf16-mixed", device="cpu"),
     )  # fmt: skip
     before, after = (knn(str(folder), str(photos), k=20).top1 for folder in (run / "models" / "epoch-0000", run))
@@ -117,7 +118,17 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 def test_the_command_runs_on_two_processes(tmp_path: Path) -> None:
     arguments = [
         *("pretrain", "digits", "--epochs", "1", "--batch_size", "128", "--image_size", "8", "--log_every", "1"),
-        *("--encoder.width", "0.125", "--device", "cpu", "--threads", "1", "--no-progress", "--memory.size", "200"),
+        *(
+            "--encoder.width_multiplier",
+            "0.125",
+            "--device",
+            "cpu",
+            "--threads",
+            "1",
+            "--no-progress",
+            "--memory.projections",
+            "200",
+        ),
         *("--classes_per_batch", "3", "--images_per_class", "4", "--suncet.epochs", "0.5"),
     ]
     alone, together = run_alone_and_together(arguments, tmp_path)
@@ -138,7 +149,7 @@ def test_the_command_runs_on_two_processes(tmp_path: Path) -> None:
         ({"epochs": 0}, "needs a length"),
         ({"temperature": 0.0}, "temperature > 0"),
         ({"batch_size": 5000}, "1433"),
-        ({"memory": MemoryOptions(size=5), "batch_size": 0}, "batch_size is 0"),
+        ({"memory": MemoryOptions(projections=5), "batch_size": 0}, "batch_size is 0"),
         ({"data": "no-such-folder"}, "no such folder"),
         ({"part": "valid"}, "split 'valid'"),
         ({"optimizer": OptimizerOptions(warmup_epochs=10)}, "warmup_epochs is 10 in a run of 1 epochs"),

@@ -27,7 +27,8 @@ QUIET = RunOptions(threads=1, log_every=1, device="cpu", progress=False)
 def records(out: Path, **settings: Any) -> list[dict[str, float]]:
     pretrain(
         "digits", out, epochs=1, batch_size=128, image_size=8, encoder=EncoderOptions(name=PLAIN),
-        memory=MemoryOptions(size=200), optimizer=OptimizerOptions(lr=0.1, warmup_epochs=0), run=QUIET, **settings,
+        memory=MemoryOptions(projections=200), optimizer=OptimizerOptions(lr=0.1, warmup_epochs=0), run=QUIET,
+        **settings,
     )  # fmt: skip
     return metrics(out)
 
@@ -60,8 +61,17 @@ def test_a_killed_run_with_chunks_of_batch_norm_ends_in_the_same_bytes(tmp_path:
     def command(out: Path, *more: str) -> list[str]:
         return [
             *(sys.executable, "-m", "ssl_vision", "pretrain", "digits", "--out", str(out), "--epochs", "3"),
-            *("--batch_size", "128", "--image_size", "8", "--encoder.width", "0.125", "--log_every", "3"),
-            *("--checkpoint_every", "4", "--memory.size", "300", "--grad_cache", "60", "--grad_cache_norm", "chunk"),
+            *("--batch_size", "128", "--image_size", "8", "--encoder.width_multiplier", "0.125", "--log_every", "3"),
+            *(
+                "--checkpoint_every",
+                "4",
+                "--memory.projections",
+                "300",
+                "--grad_cache",
+                "60",
+                "--grad_cache_norm",
+                "chunk",
+            ),
             *("--device", "cpu", "--threads", "1", *more),
         ]
 
@@ -96,4 +106,4 @@ def test_the_head_sees_the_whole_batch() -> None:
 )
 def test_what_cannot_be_is_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        pretrain("digits", tmp_path / "run", epochs=1, encoder=EncoderOptions(width=0.125), **settings)
+        pretrain("digits", tmp_path / "run", epochs=1, encoder=EncoderOptions(width_multiplier=0.125), **settings)

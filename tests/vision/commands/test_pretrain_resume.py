@@ -13,13 +13,13 @@ from tests.vision.killed_runs import kill_after, outcome, run_killed
 
 COMMAND = [
     *(sys.executable, "-m", "ssl_vision", "pretrain", "digits"),
-    *("--epochs", "6", "--batch_size", "128", "--image_size", "16", "--encoder.width", "0.125"),
+    *("--epochs", "6", "--batch_size", "128", "--image_size", "16", "--encoder.width_multiplier", "0.125"),
     *("--optimizer.warmup_epochs", "1", "--save_every", "3", "--log_every", "3", "--checkpoint_every", "5"),
     *("--device", "cpu", "--threads", "1", "--seed", "3"),
 ]
 EVERYTHING = [
     *("--classes_per_batch", "4", "--images_per_class", "5", "--suncet.epochs", "4.5"),
-    *("--memory.size", "500", "--memory.decay", "0.9"),
+    *("--memory.projections", "500", "--memory.decay", "0.9"),
 ]
 
 

@@ -24,7 +24,7 @@ from ssl_vision.cli import main
         ("--optimizer.name sgd --optimizer.momentum 0", "optimizer.momentum is 0.0; expected in"),
         ("--optimizer.weight_decay -1e-6", "optimizer.weight_decay is -1e-06; expected a finite number, at least 0"),
         ("--optimizer.warmup_epochs 1", "optimizer.warmup_epochs is 1 in a run of 1 epochs"),
-        ("--encoder.width 0", "encoder: .*width"),
+        ("--encoder.width_multiplier 0", "encoder: .*width"),
         ("--encoder.sk_ratio -1", "encoder: .*sk_ratio"),
         ("--encoder.name resnet19", "no encoder named 'resnet19'"),
         ("--temperature 0", "temperature > 0"),

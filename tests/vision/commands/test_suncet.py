@@ -19,7 +19,7 @@ from ssl_vision.training.loading import Feed, open_labelled
 from ssl_vision.training.options import AugmentOptions, MemoryOptions, OptimizerOptions, SuNCEtOptions
 from tests.vision.two_processes import metrics
 
-TINY = EncoderOptions(width=0.125)
+TINY = EncoderOptions(width_multiplier=0.125)
 ONE_THREAD = RunOptions(threads=1, log_every=1, device="cpu", progress=False)
 
 

@@ -19,6 +19,7 @@ from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.commands.transfer import PENALTIES, transfer
 from ssl_vision.data import open_images
 from ssl_vision.evaluation.features import labelled_features
+from ssl_vision.evaluation.scores import ProbeOptions
 from ssl_vision.labels.choose import hold_out
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.checkpoint import load_encoder
@@ -40,7 +41,7 @@ def write_digits(folder: Path, counts: dict[str, int], *, classes: int = 4) -> P
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     out = tmp_path_factory.mktemp("transfer") / "run"
     pretrain(
-        "digits", out, epochs=1, batch_size=128, image_size=8, encoder=EncoderOptions(width=0.0625),
+        "digits", out, epochs=1, batch_size=128, image_size=8, encoder=EncoderOptions(width_multiplier=0.0625),
         run=RunOptions(device="cpu", threads=1, progress=False),
     )  # fmt: skip
     return str(out)
@@ -69,7 +70,7 @@ def arrays(model: str, data: str, split: str) -> Arrays:
 def test_protocol_is_that_of_scikit_learn(own: bool, model: str, tmp_path: Path) -> None:
     counts = {"train": 20, "val": 8, "test": 20} if own else {"train": 28, "test": 20}
     data = str(write_digits(tmp_path / "data", counts))
-    score = transfer(model, data, seed=3, val_share=0.25, device="cpu", out=tmp_path / "score.json")
+    score = transfer(model, data, seed=3, val_share=0.25, probe=ProbeOptions(device="cpu", out=tmp_path / "score.json"))
     train, test = arrays(model, data, "train"), arrays(model, data, "test")
     if own:
         val = arrays(model, data, "val")
@@ -89,16 +90,16 @@ def test_protocol_is_that_of_scikit_learn(own: bool, model: str, tmp_path: Path)
 def test_validation_images_are_never_those_tested_on(model: str, tmp_path: Path) -> None:
     # Without a folder test, val is the test split, and no validation split.
     data = str(write_digits(tmp_path / "data", {"train": 12, "val": 4}))
-    score = transfer(model, data, device="cpu", out=tmp_path / "score.json")
+    score = transfer(model, data, probe=ProbeOptions(device="cpu", out=tmp_path / "score.json"))
     assert score.settings["val_part"] == "0.2 of train, seed 0"
     assert score.images == 16
     with pytest.raises(UserError, match="got 'test' as val_part"):
-        transfer(model, data, val_part="test", device="cpu")
+        transfer(model, data, val_part="test", probe=ProbeOptions(device="cpu"))
 
 
 def test_score_lies_beside_the_model_and_repeats(model: str, tmp_path: Path) -> None:
     data = str(write_digits(tmp_path / "data", {"train": 8, "test": 4}))
-    first, again = (transfer(model, data, metric="mean_per_class", device="cpu") for _ in range(2))
+    first, again = (transfer(model, data, metric="mean_per_class", probe=ProbeOptions(device="cpu")) for _ in range(2))
     assert first == again
     written = json.loads((Path(model) / "evaluation" / "transfer.json").read_text())
     assert written["mean_per_class"] == first.mean_per_class

@@ -56,7 +56,9 @@ def test_every_channel_of_a_tiff_is_read_as_it_is_stored(tmp_path: Path, planar:
     np.testing.assert_allclose(
         read_image(path, ReadOptions(bits=12), channels=13), np.minimum(values / np.float32(4095), 1), rtol=1e-6
     )
-    with pytest.raises(UserError, match=r"scene\.tif: found a TIFF of .*13.*, expected 4 channels \(--channels\)"):
+    with pytest.raises(
+        UserError, match=r"scene\.tif: found a TIFF of .*13.*, expected 4 channels \(--image-channels\)"
+    ):
         read_image(path, channels=4)
     if planar != "pages":  # of pages, the first is an image of its own
         with pytest.raises(UserError, match=r"13 channels of 16 bits"):
@@ -97,7 +99,9 @@ def test_channels_are_augmented_alike_and_independently_of_their_number(size: in
 
 @pytest.mark.parametrize("name", ["resnet18", "torchvision:resnet18", "torchvision:vit_b_16"])
 def test_first_convolutions_fit(name: str) -> None:
-    encoder = build_encoder(EncoderOptions(name=name, width=0.125, channels=5), image_size=224 if "vit" in name else 32)
+    encoder = build_encoder(
+        EncoderOptions(name=name, width_multiplier=0.125, image_channels=5), image_size=224 if "vit" in name else 32
+    )
     assert encoder(torch.rand(2, 5, *[224 if "vit" in name else 32] * 2)).shape == (2, encoder.feature_dim)
 
 
@@ -127,7 +131,7 @@ def test_from_files_of_13_channels_to_a_classifier(tmp_path: Path) -> None:
                 )
     assert list(examine(data, channels=13).findings) == []
     assert [finding.kind for finding in examine(data).errors] == ["unreadable"]
-    encoder = EncoderOptions(width=0.125, channels=13)
+    encoder = EncoderOptions(width_multiplier=0.125, image_channels=13)
     model = pretrain(
         str(data), tmp_path / "pre", epochs=2, batch_size=16, image_size=16, encoder=encoder,
         optimizer=OptimizerOptions(name="sgd", lr=0.1), run=QUIET,

@@ -62,7 +62,9 @@ def test_a_classifier_says_the_names(write, noise, tmp_path: Path) -> None:
     files = {f"{split}/{name}/{i}.png": noise(i) for split in ("train", "test") for name in WNIDS[:2] for i in range(4)}
     root = write({**files, "words.txt": b"n01440764\ttench, Tinca tinca\nn02102040\t=springer\n"})
     run, options = tmp_path / "run", RunOptions(device="cpu", threads=1, progress=False)
-    finetune("none", str(root), run, encoder=EncoderOptions(width=0.125), image_size=8, epochs=1, run=options)
+    finetune(
+        "none", str(root), run, encoder=EncoderOptions(width_multiplier=0.125), image_size=8, epochs=1, run=options
+    )
     predict(str(run), str(root / "test"), tmp_path / "out.csv", top=2, probabilities=True, device="cpu")
     with (tmp_path / "out.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))

@@ -27,6 +27,7 @@ from ssl_vision.commands.import_checkpoint import import_checkpoint
 from ssl_vision.commands.knn import knn
 from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.data import open_images
+from ssl_vision.evaluation.scores import ProbeOptions
 from ssl_vision.importing.named import load_weights
 from ssl_vision.models import EncoderOptions, build_encoder
 from ssl_vision.models.checkpoint import load_classifier, load_encoder, load_pretrained, open_start
@@ -149,7 +150,9 @@ def test_a_classifier_and_a_student_start_from_a_file(tmp_path: Path, write, noi
     for run in ("tuned", "student"):
         found = load_classifier(str(tmp_path / run), device="cpu").model.encoder.state_dict()
         torch.testing.assert_close(found["net.module.conv1.weight"], whole.conv1.weight, atol=1e-3, rtol=0)
-    assert knn("none", data, k=1, device="cpu", encoder=encoder, out=tmp_path / "knn.json").images == 4
+    assert (
+        knn("none", data, k=1, encoder=encoder, probe=ProbeOptions(device="cpu", out=tmp_path / "knn.json")).images == 4
+    )
 
 
 def test_few_labels_compares_classifiers_on_a_network_from_a_file(tmp_path: Path, write, noise) -> None:
@@ -206,7 +209,7 @@ def test_low_rank_updates_are_all_that_is_trained(name: str, tmp_path: Path, wri
 
 def test_low_rank_updates_of_convolutions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="lora_rank needs an encoder with linear layers"):
-        finetune("none", "digits", tmp_path, encoder=EncoderOptions(width=0.125), lora_rank=4, run=QUIET)
+        finetune("none", "digits", tmp_path, encoder=EncoderOptions(width_multiplier=0.125), lora_rank=4, run=QUIET)
 
 
 def test_a_learning_rate_of_lars_is_refused_for_adamw() -> None:
@@ -310,7 +313,7 @@ def test_a_network_from_a_file_teaches_a_small_student_from_few_labels(tmp_path:
     few, student = tmp_path / "few", tmp_path / "student"
     words = ["few-labels", "none", data, str(few), "--labels", str(listed), *network, "--methods", "[linear]"]
     assert main(words) == 0
-    words = ["distill", str(few / "linear"), data, str(student), "--encoder.width", "0.125", "--epochs", "1"]
+    words = ["distill", str(few / "linear"), data, str(student), "--encoder.width_multiplier", "0.125", "--epochs", "1"]
     assert main([*words, "--batch_size", "4", "--image_size", "224"]) == 0
     taught = load_classifier(str(student), device="cpu")
     assert taught.classes == ["a", "b"]

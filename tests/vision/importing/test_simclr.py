@@ -16,6 +16,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.training import RunOptions
 from ssl_vision import export, finetune, import_checkpoint, knn
 from ssl_vision.cli import main
+from ssl_vision.evaluation.scores import ProbeOptions
 from ssl_vision.importing.simclr import _architecture, _in_order, by_name, by_objects, read_simclr
 from ssl_vision.importing.tensorflow import Node, ObjectGraph
 from ssl_vision.models import EncoderOptions, resnet
@@ -70,7 +71,7 @@ def test_features_projections_and_logits_are_the_official_code_s(
     assert len(simclr.head.layers) == layers
     card = json.loads((tmp_path / "encoder" / "import.json").read_text())
     assert EncoderOptions(**card["encoder"]) == EncoderOptions(
-        name=f"resnet{depth}", width=1 / 32, stem="cifar" if size == 32 else "imagenet", sk_ratio=sk_ratio
+        name=f"resnet{depth}", width_multiplier=1 / 32, stem="cifar" if size == 32 else "imagenet", sk_ratio=sk_ratio
     )
 
     import_checkpoint(official / inside, tmp_path / "classifier", classifier_layer=layer)
@@ -97,7 +98,7 @@ def test_imported_folders_are_evaluated(official: Path, tmp_path: Path, capsys: 
     assert main(["import-checkpoint", str(official), str(tmp_path / "out"), "--image_size", "16"]) == 0
     assert "resnet18, width 0.03125, cifar stem" in capsys.readouterr().out
     assert load_encoder(str(tmp_path / "out"), device="cpu").image_size == 16
-    assert knn(str(tmp_path / "out"), "digits", k=5, device="cpu").images == 364
+    assert knn(str(tmp_path / "out"), "digits", k=5, probe=ProbeOptions(device="cpu")).images == 364
 
 
 def test_imported_models_are_fine_tuned_from_their_head_and_exported(official: Path, tmp_path: Path) -> None:
@@ -205,14 +206,14 @@ def test_every_architecture_shows_in_its_shapes(depth: int, stem: Any, sk_ratio:
     ]
     # Basic blocks have no selective kernels, and with the small stem nothing tells ResNet-D.
     shown = sk_ratio if depth >= 50 else 0.0 if stem == "cifar" or not sk_ratio else 0.0625
-    expected = EncoderOptions(name=f"resnet{depth}", width=width, stem=stem, sk_ratio=shown)
+    expected = EncoderOptions(name=f"resnet{depth}", width_multiplier=width, stem=stem, sk_ratio=shown)
     assert _architecture(kernels, Path("x")) == expected
 
 
 def test_basic_blocks_with_resnet_d_of_tensorflow_1_are_refused(
     official: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = EncoderOptions(name="resnet18", width=1 / 32, stem="imagenet", sk_ratio=0.0625)
+    found = EncoderOptions(name="resnet18", width_multiplier=1 / 32, stem="imagenet", sk_ratio=0.0625)
     monkeypatch.setattr("ssl_vision.importing.simclr._architecture", lambda *_: found)
     with pytest.raises(UserError, match="pool the main branch too"):
         read_simclr(official)

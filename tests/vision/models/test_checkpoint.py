@@ -27,7 +27,7 @@ from ssl_vision.models.checkpoint import (
     save_encoder,
 )
 
-TINY = EncoderOptions(width=0.125)
+TINY = EncoderOptions(width_multiplier=0.125)
 IMAGES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 CLASSES = ["cat", "dog", "emu"]
 
@@ -168,7 +168,7 @@ def test_opening_a_model_runs_no_code_that_it_names(tmp_path: Path) -> None:
 def test_a_changed_description_is_refused_before_memory_is_taken(
     change: dict[str, object], words: str, tmp_path: Path
 ) -> None:
-    options = EncoderOptions("resnet18", width=0.0625)
+    options = EncoderOptions("resnet18", width_multiplier=0.0625)
     network = SimCLR(build_encoder(options, image_size=16), projection_dim=4, layers=2)
     card = encoder_card(options, image_size=16, head=network.head)
     save_model(tmp_path / "model", dict(network.state_dict()), {**card, **change})

@@ -145,8 +145,8 @@ def test_variant_of_torchvision_is_its_network(depth: int) -> None:
 
 
 def test_normalisation_is_inside_the_encoder_and_not_in_its_state() -> None:
-    options = EncoderOptions(width=0.125, normalize="cifar10")
-    encoder, plain = build_encoder(options).eval(), build_encoder(EncoderOptions(width=0.125)).eval()
+    options = EncoderOptions(width_multiplier=0.125, normalize="cifar10")
+    encoder, plain = build_encoder(options).eval(), build_encoder(EncoderOptions(width_multiplier=0.125)).eval()
     plain.load_state_dict({name.removeprefix("net."): tensor for name, tensor in encoder.state_dict().items()})
     images = torch.rand(2, 3, 8, 8)
     red, green, blue = ((images[:, i] - mean) / std for i, (mean, std) in enumerate(

@@ -23,7 +23,7 @@ from ssl_vision.commands.make_splits import make_splits
 from ssl_vision.commands.report import report
 from ssl_vision.data import open_images
 from ssl_vision.evaluation.predictions import Predictions, make_predictions, read_predictions, write_predictions
-from ssl_vision.evaluation.scores import score_classifier
+from ssl_vision.evaluation.scores import ProbeOptions, score_classifier
 from ssl_vision.models import EncoderOptions
 from ssl_vision.reports.classifier_sections import constant_prediction, most_confident
 from ssl_vision.reports.comparison import collect, compare_predictions, comparison_figure, group_of
@@ -40,7 +40,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher from 20 labels a class, one from all, and the first one's student; evaluated on the test digits."""
     folder = tmp_path_factory.mktemp("classifiers")
     make_splits("digits", folder / "labels", fractions=(), per_class=(20,), draws=1)
-    encoder = EncoderOptions(width=0.125)
+    encoder = EncoderOptions(width_multiplier=0.125)
     for name, labels, epochs in (("few", folder / "labels" / "20-per-class-draw0.json", 12), ("all", None, 2)):
         finetune(
             "none", "digits", folder / "runs" / name, labels=labels, encoder=encoder, image_size=8, epochs=epochs,
@@ -257,7 +257,7 @@ def test_predictions_or_images_that_are_gone_are_said(copy: Path) -> None:
 
 
 def test_scores_of_features_have_a_section_of_their_own(copy: Path) -> None:
-    knn(str(copy), "digits", k=5, device="cpu")
+    knn(str(copy), "digits", k=5, probe=ProbeOptions(device="cpu"))
     page = read(report(copy, device="cpu"))
     assert " Features " in page.text
     assert "nearest neighbours" in page.text

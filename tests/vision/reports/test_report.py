@@ -26,6 +26,7 @@ from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.commands.report import report
 from ssl_vision.data import open_images
 from ssl_vision.evaluation.features import extract
+from ssl_vision.evaluation.scores import ProbeOptions
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.checkpoint import load_encoder
 from ssl_vision.reports.figures import pretraining_panels
@@ -66,7 +67,7 @@ def recorded(data: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SimCLRAugment, "forward", record)
         pretrain(
-            data, run, epochs=EPOCHS, batch_size=BATCH, image_size=16, encoder=EncoderOptions(width=0.125),
+            data, run, epochs=EPOCHS, batch_size=BATCH, image_size=16, encoder=EncoderOptions(width_multiplier=0.125),
             augment=AugmentOptions(flip=False, blur=True), save_every=2,
             run=RunOptions(device="cpu", threads=1, progress=False, seed=5, log_every=2),
         )  # fmt: skip
@@ -78,7 +79,7 @@ def recorded(data: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     knn(str(run), data, k=20)
     for epoch in (0, 2):
         knn(str(run / f"models/epoch-{epoch:04d}"), data, k=20)
-    knn("pixels", data, k=20, out=run / "evaluation" / "pixels-knn.json")
+    knn("pixels", data, k=20, probe=ProbeOptions(out=run / "evaluation" / "pixels-knn.json"))
     return run, views
 
 
@@ -303,7 +304,7 @@ def test_scores_of_another_model_are_marked(copy: Path) -> None:
 
 
 def test_protocols_that_differ_stay_apart(data: str, copy: Path) -> None:
-    knn(str(copy), data, k=1, out=copy / "evaluation" / "one.json")
+    knn(str(copy), data, k=1, probe=ProbeOptions(out=copy / "evaluation" / "one.json"))
     protocols = by_protocol(read_scores(open_run(copy)))
     assert [p.name for p in protocols] == ["nearest neighbours, few digits (1)", "nearest neighbours, few digits (2)"]
     assert sorted(p.example.score.settings["k"] for p in protocols) == [1, 20]
@@ -314,7 +315,8 @@ def test_protocols_that_differ_stay_apart(data: str, copy: Path) -> None:
 @pytest.mark.parametrize("batch_size", [48, 0], ids=["beside SimCLR", "alone"])
 def test_suncet_has_a_curve_of_its_own(batch_size: int, data: str, tmp_path: Path) -> None:
     pretrain(
-        data, tmp_path / "run", epochs=2, batch_size=batch_size, image_size=8, encoder=EncoderOptions(width=0.0625),
+        data, tmp_path / "run", epochs=2, batch_size=batch_size, image_size=8,
+        encoder=EncoderOptions(width_multiplier=0.0625),
         suncet=SuNCEtOptions(classes_per_batch=10, images_per_class=3),
         run=RunOptions(device="cpu", threads=1, progress=False, log_every=1),
     )  # fmt: skip
@@ -332,8 +334,8 @@ def test_suncet_has_a_curve_of_its_own(batch_size: int, data: str, tmp_path: Pat
 
 def test_a_memory_is_said_and_counts_by_chance(data: str, tmp_path: Path) -> None:
     pretrain(
-        data, tmp_path / "run", epochs=1, batch_size=16, image_size=8, encoder=EncoderOptions(width=0.0625),
-        memory=MemoryOptions(size=32), run=RunOptions(device="cpu", threads=1, progress=False, log_every=1),
+        data, tmp_path / "run", epochs=1, batch_size=16, image_size=8, encoder=EncoderOptions(width_multiplier=0.0625),
+        memory=MemoryOptions(projections=32), run=RunOptions(device="cpu", threads=1, progress=False, log_every=1),
     )  # fmt: skip
     settings = open_run(tmp_path / "run").settings
     loss, accuracy, _ = pretraining_panels(settings.batch_size, memory=settings.memory)

@@ -30,6 +30,7 @@ VERBS: dict[str, Verb] = {
             "baseline_steps",
             "steps",
             "batch_size",
+            "opening.channels",
             "cache",
             "run.seed",
             "run.device",
@@ -49,6 +50,7 @@ VERBS: dict[str, Verb] = {
             "loss",
             "keep",
             "init",
+            "opening.channels",
             "cache",
             "run.seed",
             "run.device",
@@ -90,15 +92,16 @@ VERBS: dict[str, Verb] = {
             "probabilities",
             "uncertainty",
             "keep_largest",
-            "mirror",
+            "mirroring",
             "pictures",
+            "opening.channels",
             "batch_size",
             "device",
             "overwrite",
         ),
     ),
     "evaluate": Verb(
-        "ssl_medseg.commands.evaluate:evaluate", "compare masks with the truth, by case and structure", alone=True
+        "ssl_medseg.reports.evaluation:evaluate", "compare masks with the truth, by case and structure", alone=True
     ),
     "next": Verb(
         "ssl_medseg.commands.next_cases:next_cases",

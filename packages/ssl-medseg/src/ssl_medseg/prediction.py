@@ -24,8 +24,9 @@ from ssl_medseg.io.dicom import list_series
 from ssl_medseg.io.file_types import DICOM_ENDINGS, is_companion, is_image, is_series, stem, why_unread, without_paths
 from ssl_medseg.io.volume import Volume
 from ssl_medseg.models.checkpoint import load_segmenter
-from ssl_medseg.models.inference import Refinement, largest_parts, mirrored_probabilities
-from ssl_medseg.models.inference import probabilities as class_probabilities
+from ssl_medseg.models.largest_parts import largest_parts
+from ssl_medseg.models.network import Refinement, mirrored_probabilities
+from ssl_medseg.models.network import probabilities as class_probabilities
 from ssl_medseg.preprocessing import Preprocessing, place, prepare, restore_slices
 
 
@@ -134,9 +135,9 @@ def _of_dataset(
 
 
 def _at_their_frames(found: list[Wanted], data: Path, opening: DataOptions) -> list[Wanted]:
-    if opening.frames is None:
+    if opening.frame_table is None:
         return found
-    frames = read_frames(opening.frames, [wanted.name for wanted in found], owner=str(data))
+    frames = read_frames(opening.frame_table, [wanted.name for wanted in found], owner=str(data))
     return [replace(wanted, image=wanted.image.at_frame(frames.get(wanted.name))) for wanted in found]
 
 

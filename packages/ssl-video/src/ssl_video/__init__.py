@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from ssl_video.commands.predict import predict
     from ssl_video.commands.report import report
     from ssl_video.commands.train import train
-    from ssl_video.models.batchnorm import recalibrate_bn
+    from ssl_video.models.networks import recalibrate_bn
     from ssl_video.mvpl.method import MultiviewPseudoLabel
 
 _ELSEWHERE = {
     "ClipAugment": "augment",
     "MultiviewPseudoLabel": "mvpl.method",
-    "recalibrate_bn": "models.batchnorm",
+    "recalibrate_bn": "models.networks",
 }
 
 __all__ = [

@@ -20,7 +20,8 @@ from torchvision.transforms.v2 import functional as V
 
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, uniform
-from ssl_video.data.clip import Clips, resize_short
+from ssl_video.data.clip import Clips
+from ssl_video.data.reader import resize_short
 from ssl_video.optical_flow.methods import FlowMethod
 from ssl_video.views import NEUTRAL, check_views, make_views, mirror_flow, resize_flow
 
@@ -44,22 +45,23 @@ class WeakOptions:
     """Weak augmentation: resize, random crop, flip.
 
     Attributes:
-        smallest: Smallest short side after resizing, in sides of the crop.
-        largest: Largest short side after resizing; drawn uniformly between the two.
-        flip: Probability of a horizontal flip; 0 where left and right matter.
+        min_scale: Smallest short side after resizing, in sides of the crop.
+        max_scale: Largest short side after resizing; drawn uniformly between the two.
+        mirror: Share of the clips that are flipped horizontally; 0 where left and right matter.
     """
 
-    smallest: float = 256 / 224
-    largest: float = 320 / 224
-    flip: float = 0.5
+    min_scale: float = 256 / 224
+    max_scale: float = 320 / 224
+    mirror: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 1 <= self.smallest <= self.largest:
+        if not 1 <= self.min_scale <= self.max_scale:
             raise UserError(
-                f"weak.smallest is {self.smallest} and weak.largest {self.largest}; expected 1 <= smallest <= largest"
+                f"weak.min_scale is {self.min_scale} and weak.max_scale {self.max_scale}; expected "
+                "1 <= min_scale <= max_scale"
             )
-        if not 0 <= self.flip <= 1:
-            raise UserError(f"weak.flip is {self.flip}; expected a share of the clips")
+        if not 0 <= self.mirror <= 1:
+            raise UserError(f"weak.mirror is {self.mirror}; expected a share of the clips")
 
 
 def weak_crop(
@@ -84,11 +86,11 @@ def weak_crop(
     draws = uniform(derive(seed, "weak"), ids, 4).tolist()
     done = []
     for clip, (scale, down, across, mirror) in zip(_each(clips), draws, strict=True):
-        short = round(size * (options.smallest + scale * (options.largest - options.smallest)))
+        short = round(size * (options.min_scale + scale * (options.max_scale - options.min_scale)))
         cut = _resized(clip, max(short, size))
         height, width = cut.frames.shape[-2:]
         cut = _window(cut, int(down * (height - size + 1)), int(across * (width - size + 1)), size)
-        done.append(_mirrored(cut) if mirror < options.flip else cut)
+        done.append(_mirrored(cut) if mirror < options.mirror else cut)
     return _rebuilt(clips, done)
 
 
@@ -200,7 +202,7 @@ class StrongOptions:
     The defaults are what was measured best on ten classes of UCF-101; ``--recipe paper`` takes the full range.
 
     Attributes:
-        ops: Number of operations drawn for a view.
+        num_ops: Number of operations drawn for a view.
         probability: Probability of each of them being applied.
         magnitude: Largest strength, 1 to 10; drawn uniformly between 1 and it. 10 is the full range.
         cutout: Side of the square cut out, in sides of the crop; 0 for none.
@@ -213,7 +215,7 @@ class StrongOptions:
         temporal_probability: Probability that the order of a clip changes.
     """
 
-    ops: int = 1
+    num_ops: int = 1
     probability: float = 0.5
     magnitude: int = 5
     cutout: float = 0.3
@@ -229,10 +231,16 @@ class StrongOptions:
                 f"strong.temporal is {', '.join(self.temporal) or 'empty'} with probability "
                 f"{self.temporal_probability}; expected some of {', '.join(TEMPORAL)}, and a probability of 0 to 1"
             )
-        if self.ops < 0 or not 0 <= self.probability <= 1 or not 1 <= self.magnitude <= 10 or not 0 <= self.cutout < 1:
+        if (
+            self.num_ops < 0
+            or not 0 <= self.probability <= 1
+            or not 1 <= self.magnitude <= 10
+            or not 0 <= self.cutout < 1
+        ):
             raise UserError(
-                f"strong augmentation got ops={self.ops}, probability={self.probability}, magnitude={self.magnitude}, "
-                f"cutout={self.cutout}; expected ops >= 0, a probability, a magnitude of 1 to 10 and a cutout of 0 to 1"
+                f"strong augmentation got num_ops={self.num_ops}, probability={self.probability}, "
+                f"magnitude={self.magnitude}, cutout={self.cutout}; expected num_ops >= 0, a probability, a magnitude "
+                "of 1 to 10 and a cutout of 0 to 1"
             )
 
     def set_for(self, view: str) -> str:
@@ -309,7 +317,7 @@ def strong_augment(
         Pictures, float32, the same shape.
     """
     names = SETS[options.set_for(view)]
-    draws = uniform(derive(seed, "strong", view), ids, 2 + _PER_OPERATION * options.ops).tolist()
+    draws = uniform(derive(seed, "strong", view), ids, 2 + _PER_OPERATION * options.num_ops).tolist()
     fill = [value / 255 for value in NEUTRAL[view]]
     changed = []
     for clip, draw in zip(pictures, draws, strict=True):

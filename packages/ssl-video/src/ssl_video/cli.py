@@ -19,7 +19,7 @@ VERBS = {
         "ssl_video.commands.train:train",
         "train with few labels: MvPL, FixMatch or labels alone",
         common=(
-            *("recipe", "method", "views", "steps", "batch_size", "size", "clip.frames", "network.name"),
+            *("recipe", "method", "views", "steps", "batch_size", "image_size", "clip.frames", "network.name"),
             *("pseudo.threshold", "validate_every", "optimizer.lr", "seed", "device", "workers", "resume"),
         ),
     ),

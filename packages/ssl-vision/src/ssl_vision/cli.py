@@ -23,13 +23,44 @@ VERBS = {
         alone=True,
     ),
     "linear": Verb(
-        "ssl_vision.commands.linear:linear", "train and test a linear classifier on frozen features", alone=True
+        "ssl_vision.commands.linear:linear",
+        "train and test a linear classifier on frozen features",
+        alone=True,
+        common=(
+            "train_part",
+            "test_part",
+            "labels",
+            "epochs",
+            "lr",
+            "augment",
+            "batch_size",
+            "device",
+            "out",
+            "overwrite",
+        ),
     ),
-    "knn": Verb("ssl_vision.commands.knn:knn", "classify test images by their nearest training images", alone=True),
+    "knn": Verb(
+        "ssl_vision.commands.knn:knn",
+        "classify test images by their nearest training images",
+        alone=True,
+        common=("train_part", "test_part", "labels", "k", "temperature", "batch_size", "device", "out", "overwrite"),
+    ),
     "transfer": Verb(
         "ssl_vision.commands.transfer:transfer",
         "fit the best regularised linear classifier on another data set",
         alone=True,
+        common=(
+            "train_part",
+            "test_part",
+            "labels",
+            "val_part",
+            "val_share",
+            "metric",
+            "batch_size",
+            "device",
+            "out",
+            "overwrite",
+        ),
     ),
     "evaluate": Verb(
         "ssl_vision.commands.evaluate:evaluate", "test a classifier: accuracies, confusion, calibration", alone=True

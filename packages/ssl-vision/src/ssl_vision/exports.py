@@ -49,7 +49,7 @@ class Exportable:
     def images(self, count: int) -> Tensor:
         """Images of noise to try it with, the same for the same count."""
         generator = torch.Generator().manual_seed(count)
-        return torch.rand(count, self.options.channels, self.image_size, self.image_size, generator=generator)
+        return torch.rand(count, self.options.image_channels, self.image_size, self.image_size, generator=generator)
 
     @torch.no_grad()
     def card(self, file: Path, *, normalisation: object) -> dict[str, Any]:
@@ -60,9 +60,9 @@ class Exportable:
             "file": file.name,
             "input": {
                 "name": "images",
-                "shape": ["batch", self.options.channels, self.image_size, self.image_size],
+                "shape": ["batch", self.options.image_channels, self.image_size, self.image_size],
                 "dtype": "float32",
-                "channels": "RGB" if self.options.channels == 3 else "as stored",
+                "channels": "RGB" if self.options.image_channels == 3 else "as stored",
                 "range": [0.0, 1.0],
                 "normalisation": normalisation,
                 "preparation": "central square of 0.875 of the shorter side, resized bicubically without antialiasing; "
@@ -192,9 +192,9 @@ def _reason(options: EncoderOptions, name: str) -> str:
     if options.name.startswith("torchvision:"):
         return ""
     reasons = {
-        f"its width is {options.width:g}": options.width != 1,
+        f"its width is {options.width_multiplier:g}": options.width_multiplier != 1,
         "it has selective kernels or ResNet-D": options.sk_ratio > 0,
-        f"its images have {options.channels} channels": options.channels != 3,
+        f"its images have {options.image_channels} channels": options.image_channels != 3,
         f"it has the stem {options.stem!r}": options.stem != "imagenet",
         "group 1 of the official ResNet-18 and -34 has a projection": options.variant == "simclr" and int(depth) < 50,
     }

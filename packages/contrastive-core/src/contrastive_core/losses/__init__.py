@@ -1,6 +1,6 @@
 """Contrastive, semi-supervised and distillation losses, each as a pure function and as a module."""
 
-from contrastive_core.losses._candidates import count_skipped_anchors
+from contrastive_core.losses._inputs import count_skipped_anchors
 from contrastive_core.losses.distillation import DistillationLoss, distillation
 from contrastive_core.losses.info_nce import InfoNCELoss, info_nce
 from contrastive_core.losses.local_contrastive import LocalContrastiveLoss, local_contrastive

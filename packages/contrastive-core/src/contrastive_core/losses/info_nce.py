@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from contrastive_core.distributed import Gather, how_to_gather, world_size
-from contrastive_core.losses._candidates import log_add, lse_of_others
 from contrastive_core.losses._inputs import (
     Temperature,
     are_half,
@@ -14,6 +13,8 @@ from contrastive_core.losses._inputs import (
     check_learned_temperature,
     check_rows,
     check_same_count,
+    log_add,
+    lse_of_others,
     paired_similarity,
     result_dtype,
     shown,

@@ -7,8 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from contrastive_core.losses._candidates import check_ignore_index
-from contrastive_core.losses._inputs import check_floating, check_temperature, result_dtype, tensors_first, unit_rows
+from contrastive_core.losses._inputs import (
+    check_floating,
+    check_ignore_index,
+    check_temperature,
+    result_dtype,
+    tensors_first,
+    unit_rows,
+)
 from contrastive_core.similarity.precision import exact_dtype
 from contrastive_core.synchronization import free_to_read
 

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contrastive_core.distributed import Gather, how_to_gather, world_size
-from contrastive_core.losses._candidates import log_add, lse_among_all
 from contrastive_core.losses._inputs import (
     Temperature,
     are_half,
@@ -20,6 +19,8 @@ from contrastive_core.losses._inputs import (
     check_learned_temperature,
     check_rows,
     check_same_count,
+    log_add,
+    lse_among_all,
     paired_similarity,
     result_dtype,
     shown,

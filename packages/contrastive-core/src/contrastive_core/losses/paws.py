@@ -7,13 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contrastive_core.distributed import gather_labels, gather_rows
-from contrastive_core.losses._candidates import check_ignore_index, class_numbers
 from contrastive_core.losses._class_probabilities import class_shares, sharpen
 from contrastive_core.losses._inputs import (
     check_at_least_two,
+    check_ignore_index,
     check_rows,
     check_same_count,
     check_temperature,
+    class_numbers,
     result_dtype,
     tensors_first,
     unit_rows,

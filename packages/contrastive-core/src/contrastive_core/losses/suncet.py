@@ -7,20 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contrastive_core.distributed import Gather, gather_rows, how_to_gather, rank
-from contrastive_core.losses._candidates import (
-    check_ignore_index,
-    class_numbers,
-    count_labelled,
-    find_positives,
-    lse_by_class,
-)
 from contrastive_core.losses._class_probabilities import class_shares
 from contrastive_core.losses._inputs import (
     Temperature,
     are_half,
     check_at_least_two,
+    check_ignore_index,
     check_learned_temperature,
     check_rows,
+    class_numbers,
+    count_labelled,
+    find_positives,
+    lse_by_class,
     result_dtype,
     shown,
     tensors_first,

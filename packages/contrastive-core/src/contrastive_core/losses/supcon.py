@@ -8,20 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_core.distributed import Gather, gather_rows, how_to_gather, refuse_unequal, split_own, visitors
-from contrastive_core.losses._candidates import (
+from contrastive_core.losses._inputs import (
     Positives,
+    Temperature,
     Way,
+    are_half,
+    check_at_least_two,
     check_ignore_index,
+    check_learned_temperature,
+    check_rows,
     class_numbers,
     find_positives,
     lse_among_all,
-)
-from contrastive_core.losses._inputs import (
-    Temperature,
-    are_half,
-    check_at_least_two,
-    check_learned_temperature,
-    check_rows,
     result_dtype,
     shown,
     tensors_first,

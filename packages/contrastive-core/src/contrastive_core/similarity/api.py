@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.native.library import NotLoadedError
-from contrastive_core.similarity import autograd, native_backend, reference, unit_vectors
+from contrastive_core.similarity import autograd, native_backend, reference
 from contrastive_core.similarity.precision import HALF_DTYPES
 from contrastive_core.similarity.reference import Entries
 
@@ -190,8 +190,8 @@ class Backend:
     name: str
     self_lse: Callable[[Tensor, Entries], Tensor]
     row_lse: Callable[[Tensor, Tensor, Entries], Tensor]
-    unit_rows: Callable[[Tensor, torch.dtype], Tensor] = unit_vectors.unit_rows
-    paired_similarity: Callable[[Tensor, Tensor], Tensor] = unit_vectors.paired_similarity
+    unit_rows: Callable[[Tensor, torch.dtype], Tensor] = autograd.unit_rows
+    paired_similarity: Callable[[Tensor, Tensor], Tensor] = autograd.paired_similarity
 
 
 _BACKENDS: Mapping[str, Backend] = {

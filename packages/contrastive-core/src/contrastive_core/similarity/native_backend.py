@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.native.library import load
-from contrastive_core.similarity import autograd, unit_vectors
+from contrastive_core.similarity import autograd
 from contrastive_core.similarity.precision import HALF_DTYPES
 from contrastive_core.similarity.reference import Entries
 
@@ -50,8 +50,8 @@ def unit_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     """See :func:`contrastive_core.losses._inputs.unit_rows`."""
     known = x.dtype in HALF_DTYPES or x.dtype in _UNIT_TYPES
     if x.device.type != "cpu" or not known or dtype not in _UNIT_TYPES or (x.dtype, dtype) == _UNIT_TYPES[::-1]:
-        return unit_vectors.unit_rows(x, dtype)
-    return unit_vectors.differentiable_unit_rows(x, dtype, _unit_forward, _unit_backward)
+        return autograd.unit_rows(x, dtype)
+    return autograd.differentiable_unit_rows(x, dtype, _unit_forward, _unit_backward)
 
 
 def _unit_forward(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -67,14 +67,14 @@ def _unit_backward(grad: Tensor, z: Tensor, length: Tensor, dtype: torch.dtype) 
 def paired_similarity(a: Tensor, b: Tensor) -> Tensor:
     """See :func:`contrastive_core.losses._inputs.paired_similarity`."""
     if a.device.type != "cpu" or a.dtype not in _UNIT_TYPES or a.dtype != b.dtype:
-        return unit_vectors.paired_similarity(a, b)
+        return autograd.paired_similarity(a, b)
     function = _TracedPairedSimilarity if torch.compiler.is_compiling() else _PairedSimilarity
     out: Tensor = function.apply(a, b)
     return out
 
 
 class _PairedSimilarity(autograd.Looped):
-    """Compiled `unit_vectors.paired_similarity`; its docstring explains why the gradient is b - a."""
+    """Compiled `autograd.paired_similarity`; its docstring explains why the gradient is b - a."""
 
     @staticmethod
     def forward(a: Tensor, b: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ from ssl_medseg.datasets import Case, DataOptions, DataSet
 from ssl_medseg.datasets.open import label_map_for, list_cases
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.preprocessing import PreprocessingOptions
-from ssl_medseg.preprocessing.geometry import display_axis, thick_axis
 from ssl_medseg.preprocessing.plan import check_sizes, choose_slicing
+from ssl_medseg.preprocessing.prepare import display_axis, thick_axis
 
 
 def examine(

@@ -23,7 +23,7 @@ from ssl_medseg.io.file_types import DICOM_ENDINGS, is_series, without_path
 from ssl_medseg.io.label_map import ROUNDING, LabelMap
 from ssl_medseg.io.nifti import one_volume, open_nifti
 from ssl_medseg.io.volume import ImageFile, rounding_note
-from ssl_medseg.preprocessing.geometry import axis_letters
+from ssl_medseg.preprocessing.prepare import axis_letters
 
 _NIFTI_FIELDS = ("descrip", "aux_file", "db_name", "intent_name")
 _DICOM_FIELDS = (

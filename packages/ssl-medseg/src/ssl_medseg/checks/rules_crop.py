@@ -99,7 +99,7 @@ def cut_off(crop: Crop) -> Iterator[Finding]:
     if items:
         title = (
             f"{several(len(items), 'label')} not whole in slices of {crop}: what lies outside cannot be learnt, and is "
-            "missing from masks; a larger --size or --spacing shows more"
+            "missing from masks; a larger --image-size or --spacing shows more"
         )
         ordered = sorted(items, key=lambda pair: (-pair[0], pair[1].files[0]))
         yield Finding("warning", "crop", title, [item for _, item in ordered])
@@ -115,7 +115,7 @@ def erased(crop: Crop) -> Iterator[Finding]:
         pixel = "" if crop.settings.spacing is None else f" of {crop.settings.spacing[0]:.3g} mm"
         title = (
             f"{several(len(items), 'label')} with structures that pixels{pixel} are too large for: resampling removes "
-            "them. Smaller pixels (--spacing), or a larger --size, keep them"
+            "them. Smaller pixels (--spacing), or a larger --image-size, keep them"
         )
         yield Finding("warning", "erased", title, items)
 

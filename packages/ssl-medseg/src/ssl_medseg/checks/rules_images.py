@@ -31,7 +31,7 @@ def unusable(
         high: Percentile that training scales to 1.
         fill_nan: Whether training fills voxels that are not finite, which needs some that are.
     """
-    several_volumes = "holding several volumes: choose with --frame, --frames or --channels"
+    several_volumes = "holding several volumes: choose with --frame, --frame-table or --channels"
     yield from about(
         facts,
         "error",

@@ -10,7 +10,6 @@ from contrastive_core.errors import UserError
 from contrastive_core.training import RunOptions
 from contrastive_core.training.outputs import claim_folder
 from ssl_medseg.checks import examine
-from ssl_medseg.commands.evaluate import Evaluated, evaluate
 from ssl_medseg.commands.predict import predict
 from ssl_medseg.commands.report import report
 from ssl_medseg.datasets import Split, open_dataset, write_split
@@ -18,6 +17,7 @@ from ssl_medseg.evaluation.text import mean_and_sd, number
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import PreprocessingOptions
+from ssl_medseg.reports.evaluation import Evaluated, evaluate
 from ssl_medseg.selftraining.options import ContrastOptions, PseudoLabelOptions, SelfTrainingOptions
 from ssl_medseg.selftraining.training import selftrain
 from ssl_medseg.training.recipe import TrainingOptions
@@ -103,7 +103,7 @@ def demo(
     train(
         str(data), split, baseline,
         training=TrainingOptions(steps=steps, batch_size=10, validate_every=max(1, steps // 6)),
-        network=NetworkOptions("plain-unet", _WIDTH), preprocessing=PreprocessingOptions(size=_SIZE),
+        network=NetworkOptions("plain-unet", _WIDTH), preprocessing=PreprocessingOptions(image_size=_SIZE),
         cache=out / "prepared", run=options,
     )  # fmt: skip
     before = evaluate(baseline, str(data), device=device)

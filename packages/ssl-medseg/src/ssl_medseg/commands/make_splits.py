@@ -16,7 +16,7 @@ from ssl_medseg.datasets.draw_splits import Combination, Draws, Pool, absent, co
 from ssl_medseg.datasets.splits import Fingerprint, fingerprint, split_content
 from ssl_medseg.io import read_grid
 from ssl_medseg.io.tables import read_table
-from ssl_medseg.preprocessing.geometry import display_axis
+from ssl_medseg.preprocessing.prepare import display_axis
 
 
 @dataclass(frozen=True)

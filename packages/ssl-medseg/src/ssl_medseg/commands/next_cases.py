@@ -15,7 +15,6 @@ from contrastive_core.text import several
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.outputs import Outputs
 from contrastive_core.training.progress import track
-from ssl_medseg.commands.evaluate import own_split
 from ssl_medseg.datasets import DataOptions, open_with, read_split
 from ssl_medseg.datasets.dataset import Case, DataSet
 from ssl_medseg.evaluation.uncertainty import agreement, quality
@@ -24,6 +23,7 @@ from ssl_medseg.io.file_types import without_paths
 from ssl_medseg.io.volume import Volume
 from ssl_medseg.models.checkpoint import Segmenter, load_segmenter
 from ssl_medseg.prediction import Segmented, segment
+from ssl_medseg.reports.evaluation import own_split
 
 _COMMAND = "ssl-medseg next"
 

@@ -26,7 +26,7 @@ from ssl_medseg.io.file_types import DICOM_ENDINGS, ENDINGS, stem, without_paths
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.mask import write_on_grid
 from ssl_medseg.models.checkpoint import Segmenter, load_segmenter
-from ssl_medseg.models.inference import Refinement
+from ssl_medseg.models.network import Refinement
 from ssl_medseg.prediction import Segmented, find_images, segment, unread_files
 
 _TROUBLE = (UserError, OSError, ValueError, RuntimeError, ArithmeticError, MemoryError)
@@ -111,7 +111,7 @@ def predict(
     probabilities: bool = False,
     uncertainty: bool = False,
     keep_largest: bool | None = None,
-    mirror: bool | None = None,
+    mirroring: bool | None = None,
     pictures: bool = False,
     batch_size: int = 16,
     device: str = "auto",
@@ -148,7 +148,7 @@ def predict(
             quality score of every case to predictions.json; takes four times as long.
         keep_largest: Keep only the largest connected part of each structure; as validation in training chose if not
             given.
-        mirror: Average over each slice and its mirror images; as validation in training chose if not given.
+        mirroring: Average over each slice and its mirror images; as validation in training chose if not given.
         pictures: Draw slices of every image with its mask, in radiological orientation, as NAME.png beside the mask.
         batch_size: Largest number of slices per forward pass; memory grows with it. A CPU takes as many as its caches
             hold.
@@ -169,7 +169,7 @@ def predict(
     segmenter = load_segmenter(model, device=device)
     found = find_images(Path(data), opening=opening, split=split, part=part, channels=segmenter.preprocessing.channels)
     folder, targets = _targets(found, out, mask_format)
-    refinement = _refinement(segmenter, keep_largest=keep_largest, mirror=mirror)
+    refinement = _refinement(segmenter, keep_largest=keep_largest, mirror=mirroring)
     planned = [
         path
         for target in targets

@@ -15,17 +15,17 @@ from contrastive_core.training.launch import make_fabric
 from contrastive_core.training.outputs import claim_folder
 from contrastive_core.training.processes import Processes
 from contrastive_core.training.run import stages_of
-from ssl_medseg.commands.evaluate import Evaluated, Part, evaluate
 from ssl_medseg.datasets import DataOptions, open_split, open_with, read_split, write_split
 from ssl_medseg.datasets.draw_splits import split_by_labels
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.models.network import AUTO
 from ssl_medseg.preprocessing import PreprocessingOptions
+from ssl_medseg.reports.evaluation import Evaluated, Part, evaluate
 from ssl_medseg.selftraining.options import SelfTrainingOptions
 from ssl_medseg.selftraining.training import selftrain
-from ssl_medseg.training.augment import AugmentOptions
 from ssl_medseg.training.data import open_training_data
 from ssl_medseg.training.recipe import OptimizerOptions, TrainingOptions, choose
+from ssl_medseg.training.slices import AugmentOptions
 from ssl_medseg.training.supervised import train
 
 

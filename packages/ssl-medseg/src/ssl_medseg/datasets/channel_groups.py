@@ -121,7 +121,7 @@ def _of_volumes(wanted: Wanted, opening: DataOptions) -> Wanted:
         more = volumes_in(wanted.image.path)
     except UserError:  # is said of this image when it is read
         return wanted
-    more = more[1:] if opening.frame is not None or opening.frames is not None else more
+    more = more[1:] if opening.frame is not None or opening.frame_table is not None else more
     if len(more) != 1:
         return wanted
     images = {number: replace(wanted.image, channel=number) for number in range(more[0])}

@@ -194,7 +194,7 @@ def _volumes(image: ImageFile, options: DataOptions) -> int | None:
         more = volumes_in(image.path)
     except UserError:
         return None
-    if image.frame is not None or options.frames is not None:
+    if image.frame is not None or options.frame_table is not None:
         more = more[1:]  # the fourth axis is time
     return more[0] if more else 1
 

@@ -60,7 +60,7 @@ def open_dataset(
     layout: Layout = "auto",
     channels: tuple[str, ...] = (),
     frame: int | None = None,
-    frames: Path | None = None,
+    frame_table: Path | None = None,
     voxel_size: tuple[float, float, float] | None = None,
     trust_pixdim: bool = False,
     label_map: Path | None = None,
@@ -80,7 +80,7 @@ def open_dataset(
         layout: as are the others below: see `DataOptions`.
         channels: which channels, by name or number.
         frame: which time point.
-        frames: table of the time point of each case.
+        frame_table: table of the time point of each case.
         voxel_size: sides of a voxel in mm, for files that do not state them.
         trust_pixdim: take them from headers whose form codes are 0.
         label_map: file with the meaning of the label values.
@@ -96,7 +96,7 @@ def open_dataset(
         layout=layout,
         channels=channels,
         frame=frame,
-        frames=frames,
+        frame_table=frame_table,
         voxel_size=voxel_size,
         trust_pixdim=trust_pixdim,
         label_map=label_map,
@@ -147,8 +147,8 @@ def list_cases(source: str | os.PathLike[str], options: DataOptions) -> tuple[Li
         UserError: there is no such data set.
     """
     listing = apply_channels(list_files(Path(source), options), options)
-    if options.frames is not None:
-        listing = with_frames(listing, options.frames)
+    if options.frame_table is not None:
+        listing = with_frames(listing, options.frame_table)
     return listing, resolve(listing, options)
 
 

@@ -22,8 +22,8 @@ class DataOptions:
             NAME=CHANNEL calls one by another name, or finds a DICOM series by its description; by default all there
             are. Channels that the data do not name get these names, in order.
         frame: Time point of images with several, counted from 0.
-        frames: CSV file with the columns case and frame, for cases of which another time point is meant than --frame,
-            such as end-diastole of each heart.
+        frame_table: CSV file with the columns case and frame, for cases of which another time point is meant than
+            --frame, such as end-diastole of each heart.
         voxel_size: Sides of a voxel in mm along the axes of the files, for files that do not state them: ``1,1,3``.
         trust_pixdim: Take the sides of a voxel from pixdim in NIfTI headers whose form codes are 0.
         label_map: File that says what the values of the labels mean, where the data set does not.
@@ -36,7 +36,7 @@ class DataOptions:
     layout: Layout = "auto"
     channels: tuple[str, ...] = ()
     frame: int | None = None
-    frames: Path | None = None
+    frame_table: Path | None = None
     voxel_size: tuple[float, float, float] | None = None
     trust_pixdim: bool = False
     label_map: Path | None = None

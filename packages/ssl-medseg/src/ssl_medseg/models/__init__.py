@@ -2,6 +2,7 @@
 
 from ssl_medseg.models.network import (
     ContrastHead,
+    JointNetwork,
     NetworkOptions,
     PlainUNet,
     SegmentationHead,
@@ -13,6 +14,7 @@ from ssl_medseg.models.network import (
 
 __all__ = [
     "ContrastHead",
+    "JointNetwork",
     "NetworkOptions",
     "PlainUNet",
     "SegmentationHead",

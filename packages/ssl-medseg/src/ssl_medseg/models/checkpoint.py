@@ -16,7 +16,7 @@ from contrastive_core.training.launch import choose_device
 from contrastive_core.training.model_file import build_from, load_model, save_model
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.models import NetworkOptions, SegmentationNetwork, build_network
-from ssl_medseg.models.inference import Refinement
+from ssl_medseg.models.network import Refinement
 from ssl_medseg.preprocessing import Preprocessing
 
 if TYPE_CHECKING:  # the engine takes a second to import, which opening a model need not wait for

@@ -1,20 +1,23 @@
-"""Segmentation networks: a trunk (the paper's U-Net, a plain one as nnU-Net builds it, or one of MONAI's) and heads.
+"""Segmentation networks, and the class probabilities that they give.
 
-Two heads read the trunk's features: the segmentation head, and in training that of the contrastive loss.
+A network is a trunk (the paper's U-Net, a plain one as nnU-Net builds it, or one of MONAI's) and heads that read the
+trunk's features: the segmentation head, and in training that of the contrastive loss.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contrastive_core.errors import UserError
+from ssl_medseg.models.monai import MonaiTrunk
 
 OWN = ("unet", "plain-unet")
 """Networks of this package, by name."""
@@ -61,6 +64,9 @@ BLOCKS = 5
 
 ChannelDrop = Callable[[list[Tensor]], list[Tensor]]
 """What happens to an encoder's maps [N, C, H, W], from full resolution down, before the decoder reads them."""
+
+Norm = Literal["joint", "trunk", "apart"]
+"""With which images the contrastive ones share batch statistics."""
 
 _MOMENTUM = 0.01
 _SLOPE = 0.01
@@ -255,94 +261,6 @@ def he_init(module: nn.Module) -> None:
                 nn.init.zeros_(part.bias)
 
 
-# Arguments that make a 2-D network of `width` channels at full resolution, for networks that have no defaults for them.
-_MONAI_DEFAULTS: dict[str, Callable[[int], dict[str, Any]]] = {
-    "UNet": lambda w: {"channels": [w, 2 * w, 4 * w, 8 * w, 8 * w], "strides": [2] * 4, "num_res_units": 2},
-    "BasicUNet": lambda w: {"features": [w, w, 2 * w, 4 * w, 8 * w, w]},
-    "DynUNet": lambda w: {
-        "kernel_size": [3] * 6,
-        "strides": [1] + [2] * 5,
-        "upsample_kernel_size": [2] * 5,
-        "filters": [w, 2 * w, 4 * w, 8 * w, 8 * w, 8 * w],
-    },
-    "FlexibleUNet": lambda w: {"backbone": "resnet18", "decoder_channels": [16 * w, 8 * w, 4 * w, 2 * w, w]},
-}
-
-
-class MonaiTrunk(nn.Module):
-    """A segmentation network of MONAI that gives `width` maps in place of class scores.
-
-    MONAI's networks end in a linear layer to their output channels. Asked for `width` of them, any network gives a
-    feature map at full resolution that both heads can read; it need not name its decoder.
-
-    [N, in_channels, H, W] -> [N, width, H, W], H and W multiples of 32.
-
-    Args:
-        options: ``monai:NAME``, width and further arguments of that class.
-        in_channels: of a slice.
-
-    Attributes:
-        feature_channels: channels of the output.
-        stride: what H and W must be multiples of.
-
-    Raises:
-        UserError: MONAI has no such network, its arguments do not fit, or its output is no map of the input's size.
-    """
-
-    stride = 32
-
-    def __init__(self, options: NetworkOptions, in_channels: int = 1) -> None:
-        super().__init__()
-        self.feature_channels = options.width
-        self.net = _build_monai(options, in_channels)
-        _check_feature_map(self.net, options, in_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        features: Tensor = self.net(x)
-        return features
-
-
-def _build_monai(options: NetworkOptions, in_channels: int) -> nn.Module:
-    from monai.networks import nets  # noqa: PLC0415 - seconds, and only some need it
-
-    name = options.name.removeprefix("monai:")
-    kind = getattr(nets, name, None)
-    if not (inspect.isclass(kind) and issubclass(kind, nn.Module)):
-        known = sorted(key for key, value in vars(nets).items() if inspect.isclass(value) and key in _MONAI_DEFAULTS)
-        raise UserError(
-            f"MONAI has no network named {name!r}; it has {', '.join(known)} and more in monai.networks.nets"
-        )
-    taken = inspect.signature(kind).parameters
-    arguments = {"spatial_dims": 2} if "spatial_dims" in taken else {}
-    arguments |= {"in_channels": in_channels, "out_channels": options.width}
-    arguments |= (_MONAI_DEFAULTS[name](options.width) if name in _MONAI_DEFAULTS else {}) | options.arguments
-    try:
-        network: nn.Module = kind(**arguments)
-    except (TypeError, ValueError, AssertionError, IndexError, RuntimeError) as error:
-        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        raise UserError(
-            f"monai.networks.nets.{name}({given}): {error}. Set what it needs by network.arguments"
-        ) from error
-    return network
-
-
-def _check_feature_map(network: nn.Module, options: NetworkOptions, in_channels: int) -> None:
-    wanted = (1, options.width, 96, 64)
-    training = network.training
-    try:
-        with torch.no_grad():
-            output = network.eval()(torch.zeros(1, in_channels, 96, 64))
-        found = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
-    except (RuntimeError, ValueError, TypeError) as error:
-        found = f"an error ({error})"
-    network.train(training)
-    if found != wanted:
-        raise UserError(
-            f"{options.name} gave {found} for a slice of 96 x 64 pixels; expected one feature map {wanted}. Choose "
-            "another network, or other network.arguments (no deep supervision, sizes that are multiples of 32)"
-        )
-
-
 class SegmentationHead(nn.Module):
     """Two convolution blocks as wide as the features, then a 3x3 convolution to the classes (the paper's g_xi).
 
@@ -437,6 +355,59 @@ class SegmentationNetwork(nn.Module):
         return self.segment(self.features(x))
 
 
+class JointNetwork(nn.Module):
+    """A segmentation network and, beside its segmentation head, the head of the contrastive loss.
+
+    Args:
+        network: trunk and segmentation head.
+        embedding: width of the embeddings; 0: no second head.
+        norm: ``joint``: batch norm sees all images of the step, as in the released code; ``trunk``: but for the
+            segmentation head's, which sees the segmented ones alone; ``apart``: the others pass on their own, and
+            their statistics do not enter the running averages that inference uses.
+    """
+
+    def __init__(self, network: SegmentationNetwork, *, embedding: int, norm: Norm = "joint") -> None:
+        super().__init__()
+        self.network = network
+        self.contrast = ContrastHead(network.feature_channels, embedding) if embedding else None
+        self.norm = norm
+
+    def forward(
+        self, images: Tensor, segmented: int, *, shared: bool = False, drop: ChannelDrop | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return logits [segmented, C, H, W] of the first images and embeddings [N - segmented, E, H, W] of the others.
+
+        With `shared`, return logits and embeddings of all images, computed from the same features. `drop` changes the
+        encoder's maps; no method uses it together with separate images for the contrastive loss.
+        """
+        if shared and self.contrast is not None:
+            features = self.network.features(images, drop)
+            return self.network.segment(features), self.contrast(features)
+        if self.contrast is None or segmented == len(images):
+            return self.network.segment(self.network.features(images, drop))[:segmented], None
+        if self.norm == "apart":
+            logits = self.network(images[:segmented])
+            with _unremembered(self.network):
+                return logits, self.contrast(self.network.features(images[segmented:]))
+        features = self.network.features(images)
+        logits = self.network.segment(features if self.norm == "joint" else features[:segmented])[:segmented]
+        return logits, self.contrast(features[segmented:])
+
+
+@contextlib.contextmanager
+def _unremembered(network: nn.Module) -> Iterator[None]:
+    """Inside, batch norm uses the statistics of its batch and leaves the running averages as they are."""
+    norms = [part for part in network.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    momenta = [part.momentum for part in norms]
+    for part in norms:
+        part.momentum = 0.0
+    try:
+        yield
+    finally:
+        for part, momentum in zip(norms, momenta, strict=True):
+            part.momentum = momentum
+
+
 def build_network(options: NetworkOptions, classes: int, *, channels: int = 1) -> SegmentationNetwork:
     """The network, randomly initialised from torch's global generator, in the memory format it is fastest in.
 
@@ -465,3 +436,68 @@ def build_network(options: NetworkOptions, classes: int, *, channels: int = 1) -
 
 def _channels_last(network: SegmentationNetwork) -> SegmentationNetwork:
     return network.to(memory_format=torch.channels_last)
+
+
+_MIRRORS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What is done at test time beyond one prediction per slice; training chooses it on the validation cases.
+
+    Attributes:
+        mirror: average the probabilities of a slice and of its three mirror images.
+        largest: classes, by number, of which only the largest connected part of a volume stays.
+    """
+
+    mirror: bool = False
+    largest: tuple[int, ...] = ()
+
+
+@torch.no_grad()
+def slice_probabilities(
+    network: nn.Module,
+    slices: Tensor,
+    *,
+    batch_size: int = 16,
+    autocast: AbstractContextManager[object] | None = None,
+    mirror: bool = False,
+) -> Tensor:
+    """Class probabilities of slices, with the network in inference mode while it works.
+
+    Args:
+        network: slices [N, channels, H, W] -> logits [N, C, H, W].
+        slices: [S, channels, H, W], on any device.
+        batch_size: slices at once.
+        autocast: mixed precision to compute in; probabilities are float32 all the same.
+        mirror: average over the slice and its mirror images.
+
+    Returns:
+        Float32 [S, C, H, W] on the network's device.
+    """
+    device = next(network.parameters()).device
+    was_training = network.training
+    network.eval()
+    try:
+        with autocast or nullcontext():
+            parts = [
+                probabilities(network, part.to(device).contiguous(memory_format=torch.channels_last), mirror=mirror)
+                for part in torch.split(slices, batch_size)
+            ]
+    finally:
+        network.train(was_training)
+    return torch.cat(parts).contiguous()
+
+
+def probabilities(network: nn.Module, slices: Tensor, *, mirror: bool = False) -> Tensor:
+    """Class probabilities of a batch, float32 [N, C, H, W]; with `mirror` the mean over four mirror images."""
+    return mirrored_probabilities(network, slices).mean(0) if mirror else _softmax(network(slices))
+
+
+def mirrored_probabilities(network: nn.Module, slices: Tensor) -> Tensor:
+    """Class probabilities of a batch and of its three mirror images, mirrored back, float32 [4, N, C, H, W]."""
+    return torch.stack([_softmax(network(slices.flip(dims))).flip(dims) for dims in _MIRRORS])
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    return logits.float().softmax(1)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ssl_medseg.preprocessing.geometry import Geometry, slice_geometry
 from ssl_medseg.preprocessing.plan import PreprocessingOptions, choose_preprocessing
 from ssl_medseg.preprocessing.prepare import (
+    Geometry,
     Prepared,
     place,
     prepare,
@@ -12,6 +12,7 @@ from ssl_medseg.preprocessing.prepare import (
     restore,
     restore_slices,
     share_outside,
+    slice_geometry,
 )
 from ssl_medseg.preprocessing.settings import Preprocessing
 

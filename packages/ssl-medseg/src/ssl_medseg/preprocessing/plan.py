@@ -15,7 +15,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.text import some_of
 from ssl_medseg.datasets.dataset import Case, DataSet
 from ssl_medseg.io import Grid, read_grid, read_label
-from ssl_medseg.preprocessing.geometry import axis_directions, axis_letters, slice_geometry, thick_axis
+from ssl_medseg.preprocessing.prepare import axis_directions, axis_letters, slice_geometry, thick_axis
 from ssl_medseg.preprocessing.settings import DIRECTIONS, MULTIPLE, Preprocessing, plane_of
 
 _MARGIN = 1.2
@@ -37,7 +37,7 @@ class PreprocessingOptions:
 
     Args:
         spacing: Size of the pixels in mm that slices are resampled to; 0: the median of the data.
-        size: Height and width of the slices in pixels, a multiple of 32; 0: enough for all labelled voxels.
+        image_size: Height and width of the slices in pixels, a multiple of 32; 0: enough for all labelled voxels.
         fit: Longer side of a slice in pixels, for images of unknown voxel size; 0: derived.
         slice_axis: Plane of the slices, the same for all volumes; auto: the plane they were acquired in. 0, 1 or 2: an
             axis of the files.
@@ -51,7 +51,7 @@ class PreprocessingOptions:
     """
 
     spacing: float = 0.0
-    size: int = 0
+    image_size: int = 0
     fit: int = 0
     slice_axis: SliceAxis = "auto"
     orientation: Literal["auto", "stored"] = "auto"
@@ -63,10 +63,10 @@ class PreprocessingOptions:
     fill_nan: bool = False
 
     def __post_init__(self) -> None:
-        if self.spacing < 0 or self.fit < 0 or self.size < 0 or self.size % MULTIPLE:
+        if self.spacing < 0 or self.fit < 0 or self.image_size < 0 or self.image_size % MULTIPLE:
             raise UserError(
-                f"preprocessing got spacing {self.spacing:g}, fit {self.fit}, size {self.size}; expected none below 0, "
-                f"and a size that {MULTIPLE} divides"
+                f"preprocessing got spacing {self.spacing:g}, fit {self.fit}, image_size {self.image_size}; expected "
+                f"none below 0, and an image size that {MULTIPLE} divides"
             )
         if self.spacing and self.fit:
             raise UserError(
@@ -133,21 +133,25 @@ def choose_preprocessing(
     spacing, fit = options.spacing, options.fit
     if known and not spacing and not fit:
         spacing = round(float(np.median([side for view in views for side in view.spacing])), 4)
-        if options.size and needed > spacing * options.size:
-            spacing = needed / options.size
-            reasons.append(f"pixels of {spacing:.4g} mm, so that {options.size} of them show that much")
+        if options.image_size and needed > spacing * options.image_size:
+            spacing = needed / options.image_size
+            reasons.append(f"pixels of {spacing:.4g} mm, so that {options.image_size} of them show that much")
         else:
             reasons.append(f"pixels of {spacing:.4g} mm, the median of {len(views)} volumes")
     elif not known and not fit and not spacing:
-        fit = round(options.size / needed) if options.size else round(float(np.median([max(v.voxels) for v in views])))
+        fit = (
+            round(options.image_size / needed)
+            if options.image_size
+            else round(float(np.median([max(v.voxels) for v in views])))
+        )
         reasons.append(
             "no file states the size of its voxels (form codes of 0, or an identity matrix without a unit), so the "
             f"longer side of every image is scaled to {fit} pixels; --voxel-size X,Y,Z states it"
         )
-    size = options.size or MULTIPLE * max(
+    size = options.image_size or MULTIPLE * max(
         1, math.ceil(_pixels(needed, spacing, fit, known=known, views=views) / MULTIPLE)
     )
-    given = "as given" if options.size else f"the multiple of {MULTIPLE} that shows {needed:.3g} {unit}"
+    given = "as given" if options.image_size else f"the multiple of {MULTIPLE} that shows {needed:.3g} {unit}"
     reasons.append(f"slices of {size} x {size} pixels, {given}")
     first, second = np.median([view.spacing for view in views], axis=0)
     chosen = Preprocessing(

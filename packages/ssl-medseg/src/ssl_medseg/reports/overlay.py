@@ -21,7 +21,7 @@ from ssl_medseg.evaluation.results import CaseScores, Evaluation
 from ssl_medseg.evaluation.summary import case_dice
 from ssl_medseg.evaluation.text import number
 from ssl_medseg.io import Volume, read_volume
-from ssl_medseg.preprocessing.geometry import display_axis
+from ssl_medseg.preprocessing.prepare import display_axis
 
 _ENDS = (("L", "R"), ("P", "A"), ("I", "S"))  # at smaller and greater coordinates, RAS+
 _PLANES = ("sagittal", "coronal", "axial")

@@ -13,8 +13,7 @@ from contrastive_core.losses.local_contrastive import Variant
 from contrastive_core.rng import derive
 from contrastive_core.training import Run
 from ssl_medseg.selftraining.options import ContrastOptions
-from ssl_medseg.training.augment import jitter_intensity
-from ssl_medseg.training.slices import SliceSet
+from ssl_medseg.training.slices import SliceSet, jitter_intensity
 
 PER_GROUP = 10
 """Pairs that ten slices make: five labelled (l0 .. l4 are 0 .. 4) and five unlabelled ones (u0 .. u4 are 5 .. 9)."""
@@ -120,7 +119,7 @@ class ContrastTerm:
         """Both sides of the pairs of this process, first sides first."""
         run, total = self._run, self._options.pairs
         pairs = draw_pairs(
-            *self._pools, pairs=total, variant=self._options.variant,
+            *self._pools, pairs=total, variant=self._options.class_means,
             generator=torch.Generator().manual_seed(run.seed("pairs", step)),
         )  # fmt: skip
         own = torch.arange(total // run.world_size) + run.rank * (total // run.world_size)
@@ -145,7 +144,7 @@ class ContrastTerm:
             output,
             shifted.masked_fill(labels >= self._classes, 0),
             pairs=torch.stack([torch.arange(half), torch.arange(half) + half], 1),
-            variant=options.variant,
+            variant=options.class_means,
             temperature=options.temperature,
             anchors_per_class=options.anchors,
             num_classes=classes,
@@ -178,7 +177,7 @@ class BatchContrast:
             embedding,
             labels,
             pairs=torch.stack([first, first.roll(-1)], 1),
-            variant=options.variant,
+            variant=options.class_means,
             temperature=options.temperature,
             anchors_per_class=options.anchors,
             num_classes=self._classes,

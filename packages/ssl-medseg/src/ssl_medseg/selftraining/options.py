@@ -7,12 +7,10 @@ from typing import Literal
 
 from contrastive_core.errors import UserError
 from contrastive_core.losses.local_contrastive import Reduction, Variant
+from ssl_medseg.models.network import Norm
 from ssl_medseg.selftraining.crf import CrfName
-from ssl_medseg.training.augment import AugmentOptions
 from ssl_medseg.training.recipe import Settings
-
-Norm = Literal["joint", "trunk", "apart"]
-"""With which images the contrastive ones share batch statistics."""
+from ssl_medseg.training.slices import AugmentOptions
 
 Method = Literal["consistency", "copy-paste", "rounds", "mean-teacher"]
 """How unlabelled slices take part."""
@@ -30,7 +28,7 @@ class PseudoLabelOptions:
             class would lose more than half its area in a slice, the slice stays as predicted.
         threshold: Smallest probability of a pixel that is used.
         class_share: Share of the most confident pixels of each class that are used; 1 uses all.
-        views: Predictions per slice: 1 as it is; 3 also mirrored left-right and up-down, averaged.
+        predictions: Predictions per slice: 1 as it is; 3 also mirrored left-right and up-down, averaged.
         agreement: Smallest share of the views that must agree on the class of a pixel that is used.
         case_dice: Smallest agreement of the views, as mean Dice over structures, of a case that is used; 0.9 in the
             released code's quality control, which is off there as here.
@@ -44,7 +42,7 @@ class PseudoLabelOptions:
     crf: CrfName = "off"
     threshold: float = 0.0
     class_share: float = 1.0
-    views: Literal[1, 3] = 1
+    predictions: Literal[1, 3] = 1
     agreement: float = 0.0
     case_dice: float = 0.0
     guard: Literal["stop", "warn", "off"] = "stop"
@@ -60,8 +58,10 @@ class PseudoLabelOptions:
                 f"pseudo.class_share is {self.class_share} and pseudo.most_area {self.most_area}; expected a share "
                 "above 0 up to 1, and a multiple above 1"
             )
-        if self.views == 1 and (self.agreement or self.case_dice):
-            raise UserError("pseudo.agreement and pseudo.case_dice compare views, and there is one; set pseudo.views 3")
+        if self.predictions == 1 and (self.agreement or self.case_dice):
+            raise UserError(
+                "pseudo.agreement and pseudo.case_dice compare views, and there is one; set pseudo.predictions 3"
+            )
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class ContrastOptions:
     Args:
         weight: Weight of the loss beside any method; 0 leaves it out. The paper's code uses 0.1, under a reduction that
             shrinks the gradient about tenfold; with `pair_mean` we use 0.03 to 0.1.
-        variant: Pixels against the class means of both slices of a pair (inter) or of their own (intra).
+        class_means: Pixels against the class means of both slices of a pair (inter) or of their own (intra).
         reduction: Mean over pairs, or the released code's, in which the last pair decides.
         temperature: Temperature of the similarities.
         anchors: Pixels drawn per class and slice.
@@ -82,7 +82,7 @@ class ContrastOptions:
     """
 
     weight: float = 0.0
-    variant: Variant = "inter"
+    class_means: Variant = "inter"
     reduction: Reduction = "pair_mean"
     temperature: float = 0.1
     anchors: int = 3

@@ -2,72 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
 from contrastive_core.training import Run
-from ssl_medseg.models import ContrastHead, SegmentationNetwork, build_network, settle_statistics
+from ssl_medseg.models import JointNetwork, build_network, settle_statistics
 from ssl_medseg.models.checkpoint import Segmenter
-from ssl_medseg.models.network import ChannelDrop
-from ssl_medseg.selftraining.options import Norm, Reuse
+from ssl_medseg.models.network import Norm
+from ssl_medseg.selftraining.options import Reuse
 from ssl_medseg.training.optim import BestWeights, Schedule, adam, moving_average, scheduler
 from ssl_medseg.training.validation import Validation
-
-
-class JointNetwork(nn.Module):
-    """A segmentation network and, beside its segmentation head, the head of the contrastive loss.
-
-    Args:
-        network: trunk and segmentation head.
-        embedding: width of the embeddings; 0: no second head.
-        norm: ``joint``: batch norm sees all images of the step, as in the released code; ``trunk``: but for the
-            segmentation head's, which sees the segmented ones alone; ``apart``: the others pass on their own, and
-            their statistics do not enter the running averages that inference uses.
-    """
-
-    def __init__(self, network: SegmentationNetwork, *, embedding: int, norm: Norm = "joint") -> None:
-        super().__init__()
-        self.network = network
-        self.contrast = ContrastHead(network.feature_channels, embedding) if embedding else None
-        self.norm = norm
-
-    def forward(
-        self, images: Tensor, segmented: int, *, shared: bool = False, drop: ChannelDrop | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return logits [segmented, C, H, W] of the first images and embeddings [N - segmented, E, H, W] of the others.
-
-        With `shared`, return logits and embeddings of all images, computed from the same features. `drop` changes the
-        encoder's maps; no method uses it together with separate images for the contrastive loss.
-        """
-        if shared and self.contrast is not None:
-            features = self.network.features(images, drop)
-            return self.network.segment(features), self.contrast(features)
-        if self.contrast is None or segmented == len(images):
-            return self.network.segment(self.network.features(images, drop))[:segmented], None
-        if self.norm == "apart":
-            logits = self.network(images[:segmented])
-            with _unremembered(self.network):
-                return logits, self.contrast(self.network.features(images[segmented:]))
-        features = self.network.features(images)
-        logits = self.network.segment(features if self.norm == "joint" else features[:segmented])[:segmented]
-        return logits, self.contrast(features[segmented:])
-
-
-@contextlib.contextmanager
-def _unremembered(network: nn.Module) -> Iterator[None]:
-    """Inside, batch norm uses the statistics of its batch and leaves the running averages as they are."""
-    norms = [part for part in network.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-    momenta = [part.momentum for part in norms]
-    for part in norms:
-        part.momentum = 0.0
-    try:
-        yield
-    finally:
-        for part, momentum in zip(norms, momenta, strict=True):
-            part.momentum = momentum
 
 
 class Student:

@@ -13,8 +13,8 @@ from contrastive_core.training import Run, RunOptions
 from ssl_medseg.datasets import DataOptions, open_with
 from ssl_medseg.losses.segmentation import segmentation_loss
 from ssl_medseg.models.checkpoint import Segmenter, load_segmenter, save_segmenter
-from ssl_medseg.models.inference import Refinement
-from ssl_medseg.models.network import MonaiTrunk
+from ssl_medseg.models.monai import MonaiTrunk
+from ssl_medseg.models.network import Refinement
 from ssl_medseg.preprocessing.cases import prepare_cases
 from ssl_medseg.selftraining.contrast import BatchContrast, ContrastTerm
 from ssl_medseg.selftraining.options import SelfTrainingOptions
@@ -28,11 +28,10 @@ from ssl_medseg.selftraining.terms import (
     TeacherBatches,
     Term,
 )
-from ssl_medseg.training.augment import AugmentOptions
 from ssl_medseg.training.data import TrainingData, keep_identity, open_training_data
 from ssl_medseg.training.optim import Pace
 from ssl_medseg.training.recipe import OptimizerOptions, TrainingOptions, choose
-from ssl_medseg.training.slices import SegmentationBatches, slices_with
+from ssl_medseg.training.slices import AugmentOptions, SegmentationBatches, slices_with
 from ssl_medseg.training.validation import choose_refinement
 
 

@@ -63,7 +63,8 @@ class TrainingData:
         if erased:
             raise UserError(
                 f"resampling to the pixels of the slices removes {', '.join(missing)} from the labels ({erased}); "
-                "expected slices that show every structure. Take smaller pixels (--spacing) or larger slices (--size)"
+                "expected slices that show every structure. Take smaller pixels (--spacing) or larger slices "
+                "(--image-size)"
             )
         if missing:
             raise UserError(
@@ -127,7 +128,7 @@ def open_training_data(
         if (
             largest
             and max(chosen.size) > largest
-            and not (preprocessing.size or preprocessing.spacing or preprocessing.fit)
+            and not (preprocessing.image_size or preprocessing.spacing or preprocessing.fit)
         ):
             coarser = replace(preprocessing, size=largest)
             chosen, reasons = choose_preprocessing(dataset, seen, labelled=parts.labelled, options=coarser)

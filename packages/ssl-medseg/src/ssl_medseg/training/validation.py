@@ -12,7 +12,8 @@ from torch import nn
 
 from contrastive_core.training import Run
 from ssl_medseg.evaluation.metrics import class_dice
-from ssl_medseg.models.inference import Refinement, largest_parts, slice_probabilities
+from ssl_medseg.models.largest_parts import largest_parts
+from ssl_medseg.models.network import Refinement, slice_probabilities
 from ssl_medseg.preprocessing import restore
 from ssl_medseg.preprocessing.cases import PreparedCase
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from contrastive_core.errors import UserError
 from contrastive_core.training.export import Program, put_in_place, write_exported_program, write_onnx
 from ssl_video.models import NetworkOptions, build_network
-from ssl_video.models.batchnorm import join_batchnorm
 from ssl_video.models.checkpoint import Recognizer, load_recognizer
+from ssl_video.models.networks import join_batchnorm
 
 _ENDINGS = (".onnx", ".pt2", ".safetensors")
 
@@ -25,7 +25,7 @@ def export(
     out: Path,
     *,
     view: str | None = None,
-    size: int = 0,
+    image_size: int = 0,
     network: str | None = None,
     overwrite: bool = False,
 ) -> str:
@@ -42,7 +42,7 @@ def export(
         model: Run folder or model folder to use.
         out: File to write, in place of an older one.
         view: View whose batch norm the network takes; by default the one tested on, frames.
-        size: Side in pixels of the pictures that .onnx and .pt2 take; 0 for that of the crops it was trained on.
+        image_size: Side in pixels of the pictures that .onnx and .pt2 take; 0 for that of the crops it was trained on.
         network: Your own network, ``package.module:function``, of a model that was trained with it; opening it runs it.
         overwrite: Whether to replace files that this command did not write.
 
@@ -57,7 +57,7 @@ def export(
     chosen = recipe.views[0] if view is None else view
     if chosen not in recipe.views:
         raise UserError(f"view is {chosen!r}; the network has learned {', '.join(recipe.views)}")
-    side = size or recipe.size
+    side = image_size or recipe.size
     plain = join_batchnorm(opened.network, chosen).requires_grad_(False).eval()
 
     def example(count: int) -> Tensor:

@@ -43,7 +43,7 @@ def train(
     steps: int = 10_000,
     batch_size: int = 8,
     mu: int = 4,
-    size: int = 112,
+    image_size: int = 112,
     clip: ClipSpec = ClipSpec(),  # noqa: B008
     network: NetworkOptions = NetworkOptions(),  # noqa: B008
     pseudo: PseudoOptions = PseudoOptions(),  # noqa: B008
@@ -88,7 +88,7 @@ def train(
         steps: Number of optimiser steps.
         batch_size: Labelled clips in a step over all processes; all of them if there are fewer.
         mu: Number of unlabelled clips for each labelled one.
-        size: Side of the crops in pixels.
+        image_size: Side of the crops in pixels.
         clip: Frames of a clip.
         network: Network.
         pseudo: Pseudo-labels.
@@ -118,15 +118,28 @@ def train(
         views = views[:1]
     found = _open(data, split, exclude_labelled=exclude_labelled, diagnose=diagnose)
     labelled, learned, validated, truth = found.labelled, found.learned, found.validated, found.truth
-    _check(steps=steps, mu=mu, size=size, recalibrate=recalibrate, validate_every=validate_every, validated=validated)
-    check_clip(network, frames=clip.frames, size=size)
+    _check(
+        steps=steps,
+        mu=mu,
+        image_size=image_size,
+        recalibrate=recalibrate,
+        validate_every=validate_every,
+        validated=validated,
+    )
+    check_clip(network, frames=clip.frames, size=image_size)
     stored = open_flow(flow_cache, method=flow, views=views, of=(labelled, learned), max_bad=max_bad)
-    described = Recipe(network, labelled.classes, clip, size, views, flow, tg_gain)
+    described = Recipe(network, labelled.classes, clip, image_size, views, flow, tg_gain)
     config |= {"views": views}
     with Run(out, config=config, command="ssl-video train", options=run, free=_FREE) as r:
         try:
             augment = ClipAugment(
-                size, views=views, weak=weak, strong=strong, shared_geometry=shared_geometry, flow=flow, tg_gain=tg_gain
+                image_size,
+                views=views,
+                weak=weak,
+                strong=strong,
+                shared_geometry=shared_geometry,
+                flow=flow,
+                tg_gain=tg_gain,
             )
             torch.manual_seed(r.seed("weights"))
             net = _network(network, labelled.classes, init, say=r.say)
@@ -269,10 +282,10 @@ def _method(
             bn=bn,
             align=pseudo.align,
             select=pseudo.select,
-            teacher=pseudo.teacher,
+            teacher=pseudo.labeller,
             mix=pseudo.mix,
             directed=[recipe.classes.index(name) for name in pseudo.directed],
-            agreement_weight=pseudo.agreement,
+            agreement_weight=pseudo.agreement_weight,
             ema_decay=ema_decay,
             seed=seed,
             mean=recipe.network.mean,
@@ -332,12 +345,12 @@ def _accuracy(recognizer: Recognizer, videos: VideoSet) -> float:
 
 
 def _check(
-    *, steps: int, mu: int, size: int, recalibrate: int, validate_every: int, validated: VideoSet | None
+    *, steps: int, mu: int, image_size: int, recalibrate: int, validate_every: int, validated: VideoSet | None
 ) -> None:
     for name, value, least in (
         ("steps", steps, 1),
         ("mu", mu, 1),
-        ("size", size, 1),
+        ("image_size", image_size, 1),
         ("recalibrate", recalibrate, 0),
         ("validate_every", validate_every, 0),
     ):

@@ -8,14 +8,13 @@ from contrastive_core._lazy import load_on_use
 
 if TYPE_CHECKING:
     from ssl_video.data.clip import Clips, ClipSource, ClipSpec, clip_start, clip_starts
-    from ssl_video.data.dataset import ClipDataset
     from ssl_video.data.listing import open_videos
-    from ssl_video.data.reader import read_clip
+    from ssl_video.data.reader import ClipDataset, read_clip
     from ssl_video.data.video_index import VideoIndex, index_video
     from ssl_video.data.videos import Video, VideoSet
 
 _MODULE = {
-    "ClipDataset": "dataset",
+    "ClipDataset": "reader",
     "ClipSource": "clip",
     "ClipSpec": "clip",
     "Clips": "clip",

@@ -124,20 +124,3 @@ class ClipSource(Protocol):
 
     def clip(self, index: int, *, seed: int) -> Sample:
         """Return the clip of a video that the seed chooses: a function of both."""
-
-
-def resize_short(frames: Tensor, short: int) -> Tensor:
-    """Frames ``[..., 3, H, W]`` resized to a short side of `short`."""
-    size = short_size(frames.shape[-2], frames.shape[-1], short)
-    if frames.shape[-2:] == size:
-        return frames
-    from torchvision.transforms.v2 import functional as V  # noqa: PLC0415 - heavy
-
-    resized: Tensor = V.resize(frames, list(size), antialias=True)
-    return resized
-
-
-def short_size(height: int, width: int, short: int) -> tuple[int, int]:
-    """Height and width of frames that are resized to a short side of `short`."""
-    scale = short / min(height, width)
-    return max(short, round(height * scale)), max(short, round(width * scale))

@@ -50,12 +50,6 @@ class Orientation(NamedTuple):
             return cls(False, a < 0, d < 0)
         return cls(True, c < 0, b < 0)
 
-    def apply(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The picture as displayed, ``[H, W, 3]``."""
-        if self.transpose:
-            picture = picture.swapaxes(0, 1)
-        return picture[:: -1 if self.upend else 1, :: -1 if self.mirror else 1]
-
 
 @dataclass(frozen=True)
 class VideoIndex:

@@ -21,7 +21,7 @@ from ssl_video.augment import ClipAugment
 from ssl_video.data.clip import ClipSpec
 from ssl_video.data.videos import Video, content_mark
 from ssl_video.models import NetworkOptions, build_network
-from ssl_video.models.batchnorm import split_batchnorm, views_in_batch
+from ssl_video.models.networks import split_batchnorm, views_in_batch
 from ssl_video.views import normalize
 
 FORMAT = "ssl-video recognizer 2"

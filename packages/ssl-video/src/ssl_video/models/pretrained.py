@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.weights import read_state_dict
-from ssl_video.models.batchnorm import join_batchnorm
 from ssl_video.models.checkpoint import load_recognizer
-from ssl_video.models.networks import last_layer
+from ssl_video.models.networks import join_batchnorm, last_layer
 
 # A bottleneck by PyTorchVideo's names and those of torchvision's 2-D ResNet and of mmaction2.
 _BLOCK = (

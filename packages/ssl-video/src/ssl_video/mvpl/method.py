@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from contrastive_core.optim.average import MovingAverage
 from contrastive_core.synchronization import free_to_read
-from ssl_video.models.batchnorm import labelling, split_batchnorm, views_in_batch
-from ssl_video.models.networks import last_layer
+from ssl_video.models.networks import labelling, last_layer, split_batchnorm, views_in_batch
 from ssl_video.mvpl.losses import (
     TARGETS,
     TargetKind,

@@ -17,8 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from contrastive_core.errors import UserError
 from contrastive_core.training import prepare_worker
 from contrastive_core.training.files import open_atomic
-from ssl_video.data.clip import resize_short, short_size
-from ssl_video.data.reader import every_frame
+from ssl_video.data.reader import every_frame, resize_short, short_size
 from ssl_video.data.video_index import index_video
 from ssl_video.data.videos import Video
 from ssl_video.optical_flow.cache import FlowCache, FlowSettings, identity

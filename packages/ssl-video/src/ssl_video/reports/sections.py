@@ -41,7 +41,8 @@ def header(record: RunRecord, *, card: Mapping[str, Any] | None, evaluations: Se
         known += f" and {'others' if card is None else len(card['learned_from'])} whose labels it does not use"
     text = (
         f"An action recognition network trained on {known}. Views: {views}; clips of "
-        f"{config['clip']['frames']} frames, {config['size']} × {config['size']} pixels; seed {config['run']['seed']}."
+        f"{config['clip']['frames']} frames, {config['image_size']} × {config['image_size']} pixels; seed "
+        f"{config['run']['seed']}."
     )
     numbers: dict[str, str] = {}
     for found in evaluations:

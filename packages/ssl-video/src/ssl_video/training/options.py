@@ -40,12 +40,12 @@ class PseudoOptions:
         align: Align the distribution of pseudo-labels with that of the labels.
         select: Rule by which pseudo-labels count: ``fixed`` for the threshold, ``freematch`` for thresholds of each
             class that follow the confidence, ``softmatch`` for weights.
-        teacher: Network that makes the pseudo-labels: ``network``, or its moving ``average`` (with ``--ema_decay``).
+        labeller: Network that makes the pseudo-labels: ``network``, or its moving ``average`` (with ``--ema_decay``).
         mix: TubeMix, one box of another clip in all frames, with mixed targets: parameter of the Beta distribution of
             the share that stays, such as 1; 0 for none.
         directed: Classes that the direction of time defines, such as opening and closing: their pseudo-labels do not
             count on clips that ``strong.temporal`` reverses or shuffles.
-        agreement: Weight of the distance between the features of rgb and those of tg (LTG); 0 for none.
+        agreement_weight: Weight of the distance between the features of rgb and those of tg (LTG); 0 for none.
     """
 
     target: TargetKind = "aggregated"
@@ -59,10 +59,10 @@ class PseudoOptions:
     warmup: float = 0.4
     align: bool = False
     select: Literal["fixed", "freematch", "softmatch"] = "fixed"
-    teacher: Literal["network", "average"] = "network"
+    labeller: Literal["network", "average"] = "network"
     mix: float = 0.0
     directed: tuple[str, ...] = ()
-    agreement: float = 0.0
+    agreement_weight: float = 0.0
 
     def __post_init__(self) -> None:
         for name, holds, expected in (
@@ -71,7 +71,7 @@ class PseudoOptions:
             ("weight", 0 <= self.weight < math.inf, "a finite number, at least 0"),
             ("warmup", 0 <= self.warmup < 1, "a share of the steps, less than 1"),
             ("mix", 0 <= self.mix < math.inf, "a finite number, at least 0"),
-            ("agreement", 0 <= self.agreement < math.inf, "a finite number, at least 0"),
+            ("agreement_weight", 0 <= self.agreement_weight < math.inf, "a finite number, at least 0"),
         ):
             if not holds:
                 raise UserError(f"pseudo.{name} is {getattr(self, name)}; expected {expected}")
@@ -124,7 +124,7 @@ BN = Literal["joint", "split"]
 
 _VIEWS: tuple[str, ...] = ("rgb", "tg")
 _PAPER_PSEUDO = {"threshold": 0.3, "warmup": 0.125}
-_PAPER_STRONG = {"ops": 2, "magnitude": 10, "cutout": 4 / 7, "motion_ops": "full"}
+_PAPER_STRONG = {"num_ops": 2, "magnitude": 10, "cutout": 4 / 7, "motion_ops": "full"}
 
 
 def apply_recipe(

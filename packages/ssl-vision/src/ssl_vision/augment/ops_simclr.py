@@ -9,20 +9,24 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ssl_vision.augment.color import (
+from ssl_vision.augment.draws import tensorflow_boxes
+from ssl_vision.augment.render import (
+    Operations,
+    blur_images,
     channel_contrast_,
     check_boxes,
     check_images,
+    crop_planes,
     grayscale_,
     hsv_saturation_,
     hue_,
+    keys_taps,
     on_planes,
     scale_,
     shift_,
+    unit_taps,
+    upright,
 )
-from ssl_vision.augment.draws import tensorflow_boxes
-from ssl_vision.augment.render import Operations
-from ssl_vision.augment.resample import blur_images, crop_planes, keys_taps, unit_taps, upright
 
 OPERATIONS = Operations(
     boxes=tensorflow_boxes,

@@ -12,19 +12,23 @@ from typing import Literal
 
 from torch import Tensor
 
-from ssl_vision.augment.color import (
+from ssl_vision.augment.draws import torchvision_boxes
+from ssl_vision.augment.render import (
+    Operations,
+    antialias_taps,
+    blur_images,
     check_boxes,
     check_images,
+    crop_planes,
     grayscale_,
     grey_contrast_,
     grey_saturation_,
     hue_,
     on_planes,
     scale_,
+    unit_taps,
+    upright,
 )
-from ssl_vision.augment.draws import torchvision_boxes
-from ssl_vision.augment.render import Operations
-from ssl_vision.augment.resample import antialias_taps, blur_images, crop_planes, unit_taps, upright
 
 OPERATIONS = Operations(
     boxes=torchvision_boxes,

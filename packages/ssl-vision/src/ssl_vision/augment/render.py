@@ -1,26 +1,486 @@
-"""Render the views that were drawn.
+"""Render the views that were drawn: crops, blur and colours of a batch with parameters of its own for every image.
 
 Large views are rendered one by one. Small ones are rendered in blocks that fit into the processor's cache while one
 operation after the other works on them; on a GPU the block is the whole batch. The four colour operations come in an
 order of their own in every image: before each of the four stages a block is re-arranged, which costs a copy, so that
 images with the same operation lie side by side and each operation runs once, in place, over its run of images. Nothing
 that happens to an image depends on the others of its block.
+
+Colour operations work on planes: [3, n, P] float32, channel first, P pixels in any order, one parameter per image. They
+avoid comparisons and selections, because `where` costs as much as twenty additions, and use correctly rounded
+arithmetic only, so that a pixel's result does not depend on where in memory, in which batch or by which thread it is
+computed. They do not clip.
+
+Resampling is separable (bicubic, antialiased, Gaussian). Every output row is a weighted sum of K input rows, its taps,
+and `embedding_bag` is the fused kernel for that. It sums the taps in order, per row, whatever else is in the batch and
+however many threads work, so that the result of an image is bit for bit the same in any batch. The horizontal direction
+is the vertical one of the transposed image: a crop yields *transposed planes* [3, n, W, H], which colour operations do
+not mind, and transposing back waits until the result is written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from functools import cache, lru_cache, reduce
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssl_vision.augment.color import grayscale_, hue_shifts, hue_sixths_, scale_, shift_
 from ssl_vision.augment.draws import Draws, Sizes
-from ssl_vision.augment.resample import Blur, Padding, Taps, crop_planes, gaussian_kernel, unit_taps
+
+
+def check_images(images: Tensor, *, channels: int | None = 3) -> None:
+    """Refuse anything but uint8 or float images [N, 3, H, W], or with `channels` None of any number of channels."""
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a tensor [N, 3, H, W], got {type(images).__name__}")
+    if images.ndim != 4 or (channels is not None and images.shape[1] != channels) or 0 in images.shape[1:]:
+        raise ValueError(
+            f"images must be [N, 3, H, W] (RGB), got {tuple(images.shape)}: "
+            "add the batch dimension to a single image, repeat the channel of grey images"
+        )
+    if images.dtype != torch.uint8 and not images.dtype.is_floating_point:
+        raise TypeError(f"images must be uint8 (0..255) or floating point (0..1), got {images.dtype}")
+
+
+def check_batch(images: Tensor | Sequence[Tensor], ids: Tensor | None = None) -> None:
+    """Refuse what is no batch of images, float images visibly not in [0, 1], and ids that are not one per image.
+
+    Of the values only those of the first image are looked at: the usual mistake, 0..255 or normalised values, shows
+    in any.
+    """
+    if isinstance(images, Tensor):
+        check_images(images, channels=None)
+    else:
+        for image in images:
+            check_images(image[None] if isinstance(image, Tensor) else image, channels=None)
+        if len({(image.dtype, image.device, len(image)) for image in images}) > 1:
+            raise ValueError("the images of a list must have one dtype, one number of channels and lie on one device")
+    if ids is not None and (not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.shape != (len(images),)):
+        got = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
+        raise ValueError(f"ids must be an int64 tensor [{len(images)}], one number per image, got {got}")
+    if len(images) and images[0].dtype.is_floating_point:
+        low, high = images[0].aminmax()
+        if not (low >= -0.01 and high <= 1.01):
+            raise ValueError(
+                f"float images must have values in [0, 1], got {float(low):.3g}..{float(high):.3g}: "
+                "divide 0..255 by 255 (or pass uint8), and normalise by mean and deviation after augmenting"
+            )
+
+
+def check_boxes(boxes: Tensor, images: Tensor) -> NDArray[np.int64]:
+    """The boxes on the host; refuse what is not int64 [N, 4] or leaves its image."""
+    n, _, h, w = images.shape
+    if boxes.dtype != torch.int64 or boxes.shape != (n, 4):
+        raise ValueError(f"boxes must be int64 [{n}, 4], got {boxes.dtype} {tuple(boxes.shape)}")
+    cuts: NDArray[np.int64] = boxes.cpu().numpy()
+    top, left, height, width = cuts.T
+    bad = (cuts[:, :2] < 0).any(1) | (cuts[:, 2:] < 1).any(1) | (top + height > h) | (left + width > w)
+    if bad.any():
+        first = int(bad.argmax())
+        raise ValueError(
+            f"box {first} is empty or leaves its {h} x {w} image: "
+            f"(top, left, height, width) = {tuple(cuts[first].tolist())}"
+        )
+    return cuts
+
+
+def per_image(name: str, value: float | Tensor, images: Tensor) -> Tensor:
+    """A parameter as float32 [N, 1]."""
+    x = torch.as_tensor(value, dtype=torch.float32, device=images.device)
+    if x.ndim > 1 or (x.ndim == 1 and len(x) != len(images)):
+        raise ValueError(f"{name} must be a number or a tensor [{len(images)}], one per image, got {tuple(x.shape)}")
+    return x.expand(len(images))[:, None]
+
+
+def on_planes(op: Callable[..., Tensor], images: Tensor, **parameter: float | Tensor) -> Tensor:
+    """Apply an in-place operation on planes to a float32 copy of images."""
+    check_images(images)
+    amounts = [per_image(name, value, images) for name, value in parameter.items()]
+    n, c, h, w = images.shape
+    x = _to_unit(images.transpose(0, 1), images.dtype)
+    op(x.view(c, n, h * w), *amounts)
+    return x.transpose(0, 1).contiguous()
+
+
+def transposed_planes(images: Tensor) -> Tensor:
+    """A float32 copy [3, N, W, H]."""
+    return _to_unit(images.permute(1, 0, 3, 2), images.dtype)
+
+
+def _to_unit(x: Tensor, dtype: torch.dtype) -> Tensor:
+    x = x.detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    return x.mul_(1 / 255) if dtype == torch.uint8 else x
+
+
+def sizes(images: Tensor | Sequence[Tensor]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Heights and widths of the images, [N] each."""
+    if isinstance(images, Tensor):
+        n, _, h, w = images.shape
+        return np.full(n, h), np.full(n, w)
+    height, width = np.array([image.shape[1:] for image in images], np.int64).reshape(-1, 2).T
+    return height, width
+
+
+def check_size(size: int) -> None:
+    """Refuse a size that is no number of pixels."""
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"size must be a number of pixels a side, at least 1, got {size!r}")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a word that is not one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+GREY = (0.2989, 0.587, 0.114)
+_TINY = torch.finfo(torch.float32).tiny
+_CENTRES = (0.0, 2.0, 4.0)  # of red, green and blue, in sixths of a turn
+
+
+def scale_(x: Tensor, factor: Tensor) -> Tensor:
+    """Multiply by factor [n, 1]: brightness of torchvision, and of SimCLR since the second paper."""
+    return x.mul_(factor)
+
+
+def shift_(x: Tensor, delta: Tensor) -> Tensor:
+    """Add delta [n, 1]: brightness of the first SimCLR paper."""
+    return x.add_(delta)
+
+
+def channel_contrast_(x: Tensor, factor: Tensor) -> Tensor:
+    """Away from the mean of each channel by factor [n, 1]: TensorFlow's contrast."""
+    return _contrast_(x, x.mean(-1, keepdim=True), factor)
+
+
+def grey_contrast_(x: Tensor, factor: Tensor) -> Tensor:
+    """Away from the mean of the grey image by factor [n, 1]: torchvision's contrast."""
+    # The mean of the grey image is the grey of the means. A mean of one single row would be split over the threads, and
+    # its last bits would depend on their number.
+    means = x.mean(-1, keepdim=True)
+    if len(x) != 3:  # without red, green and blue
+        return _contrast_(x, means.mean(0), factor)
+    red, green, blue = means.unbind(0)
+    return _contrast_(x, red * GREY[0] + green * GREY[1] + blue * GREY[2], factor)
+
+
+def _contrast_(x: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
+    return x.mul_(factor).add_(mean.mul_(1 - factor))
+
+
+def hsv_saturation_(x: Tensor, factor: Tensor) -> Tensor:
+    """Multiply the S of HSV by factor [n, 1] and clip it to [0, 1]: TensorFlow's saturation.
+
+    With V the largest and d the range of a pixel's channels, S = d / V, and scaling S by k takes a channel c to
+    V + (c - V) k. The clip, k S <= 1, is k <= V / d. Where the bicubic crop left V negative, TensorFlow takes S = 0;
+    here the channels stay negative too, and the clip makes both black.
+    """
+    value = x.amax(0)
+    k = value - x.amin(0)
+    torch.div(value, k.clamp_min_(_TINY), out=k)
+    torch.minimum(k, factor, out=k)
+    return x.sub_(value).mul_(k).add_(value)
+
+
+def grey_saturation_(x: Tensor, factor: Tensor) -> Tensor:
+    """Away from the grey image by factor [n, 1]: torchvision's saturation."""
+    grey = _grey(x)
+    return x.mul_(factor).add_(grey.mul_(1 - factor))
+
+
+def hue_(x: Tensor, delta: Tensor) -> Tensor:
+    """Turn the H of HSV by delta [n, 1] turns: hue of both libraries."""
+    return hue_sixths_(x, hue_shifts(delta))
+
+
+def hue_shifts(delta: Tensor) -> Tensor:
+    """How far a pixel of hue 0, turned by delta [n, 1], is from each channel: [3, n, 1] sixths of a turn in [-3, 3)."""
+    centres = torch.tensor(_CENTRES, device=delta.device)[:, None, None]
+    return torch.remainder(6 * delta - centres + 3, 6) - 3
+
+
+def hue_sixths_(x: Tensor, shifts: Tensor) -> Tensor:
+    """Turn the hue by `hue_shifts(delta)`.
+
+    Measure hue in sixths of a turn from red. With a the channels scaled to [0, 1] within the pixel, its distance from
+    red is 1 - a_R + a_G + a_B, on the side of green when G > B. A channel whose own hue is at distance y from the new
+    hue is then clip(| |y| - 3 | - 1, 0, 1) of the pixel's range above its lowest channel, for y within a turn either
+    way.
+    """
+    low = x.amin(0)
+    spread = x.sub_(low).amax(0)
+    red, green, blue = x.unbind(0)
+    hue = torch.sub(spread, red).add_(green).add_(blue)
+    hue.div_(torch.clamp_min(spread, _TINY, out=red))
+    torch.copysign(hue, green.sub_(blue), out=hue)
+    torch.add(hue, shifts, out=x)
+    # clip(w, 1, 2) * spread + (low - spread) is (clip(w, 1, 2) - 1) * spread + low with a pass less.
+    return x.abs_().sub_(3).abs_().clamp_(1, 2).mul_(spread).add_(low.sub_(spread))
+
+
+def grayscale_(x: Tensor) -> Tensor:
+    """0.2989 R + 0.587 G + 0.114 B in every channel: grey of both libraries."""
+    return x.copy_(_grey(x).expand_as(x))
+
+
+def _grey(x: Tensor) -> Tensor:
+    red, green, blue = x.unbind(0)
+    grey = torch.mul(red, GREY[0])
+    rest = torch.mul(green, GREY[1])
+    grey.add_(rest)
+    return grey.add_(torch.mul(blue, GREY[2], out=rest))
+
+
+Padding = Literal["zero", "reflect"]
+
+_KEYS_STEPS = 1024
+
+
+class Taps(NamedTuple):
+    """Which rows make an output row: `row` int64 and `weight` float32, both [N, out, K]."""
+
+    row: Tensor
+    weight: Tensor
+
+    def pick(self, which: Tensor | slice) -> Taps:
+        """The taps of some of the images."""
+        return Taps(self.row[which], self.weight[which])
+
+
+def keys_taps(length: Tensor, *, out: int, flip: Tensor | None = None) -> Taps:
+    """Bicubic taps of `tf.image.resize` (Keys, a = -1/2, half-pixel centres, no antialias) along one axis.
+
+    Output position i looks at row (i + 1/2) * length / out - 1/2 of the crop. As in TensorFlow the four weights come
+    from a table of 1024 steps, taps outside of the crop weigh nothing, and the others are normalised to sum 1.
+
+    Args:
+        length: rows of each crop, int64 [N].
+        out: rows to make.
+        flip: crops to mirror along this axis, bool [N].
+    """
+    source = output_places(out, flip, device=length.device).add(0.5) * (length.to(torch.float32) / out)[:, None] - 0.5
+    left = source.floor()
+    step = source.sub_(left).mul_(_KEYS_STEPS).round_().long()
+    weight = _keys_table().to(length.device, non_blocking=True).index_select(0, step.view(-1)).view(*step.shape, 4)
+    row = left.long()[..., None] + torch.arange(-1, 3, device=length.device)
+    index = row.clamp_min(0).minimum((length - 1)[:, None, None])
+    weight.mul_(index == row)
+    weight.div_(_total(weight))
+    return Taps(index, weight)
+
+
+def output_places(out: int, flip: Tensor | None, *, device: torch.device) -> Tensor:
+    """Output positions [1 or N, out], counted from the other end in flipped images."""
+    place = torch.arange(out, dtype=torch.float32, device=device)[None]
+    return place if flip is None else (place - (out - 1) * flip[:, None]).abs_()
+
+
+@cache
+def _keys_table() -> Tensor:
+    """Keys' cubic, a = -1/2, at distances 1 + t, t, 1 - t, 2 - t for t = 0, 1/1024, ..., 1: float32 [1025, 4]."""
+    near = torch.arange(_KEYS_STEPS + 1, dtype=torch.float32) / _KEYS_STEPS
+    return _keys_cubic(torch.stack((near + 1, near, 1 - near, 2 - near), -1))
+
+
+def _total(weight: Tensor) -> Tensor:
+    """Sum over the taps [N, out, 1], one after the other.
+
+    Trailing zeros, of which a batch with a larger image has more, then change no bit; in the order that `sum` chooses
+    they might.
+    """
+    return reduce(torch.add, weight.unbind(-1))[..., None]
+
+
+def antialias_taps(length: Tensor, *, out: int, flip: Tensor | None = None, cubic: bool = False) -> Taps:
+    """Taps of PIL's and torchvision's antialiased resize along one axis: a triangle (or Keys' cubic, a = -1/2).
+
+    The filter is stretched by length / out when that makes the image smaller. Arguments as in `keys_taps`; K is the
+    largest number of taps in the batch, and further taps weigh nothing.
+    """
+    scale = (length.to(torch.float32) / out)[:, None]
+    stretch = scale.clamp_min(1)
+    support = stretch * (2.0 if cubic else 1.0)
+    centre = (output_places(out, flip, device=length.device) + 0.5) * scale
+    low = (centre - support + 0.5).floor_().clamp_min_(0)
+    high = torch.minimum((centre + support + 0.5).floor_(), length[:, None])
+    offset = torch.arange(max(1, int((high - low).max())) if len(length) else 1, device=length.device)
+    row = low[..., None] + offset
+    distance = ((row - centre[..., None] + 0.5) / stretch[..., None]).abs_()
+    weight = _keys_cubic(distance) if cubic else (1 - distance).clamp_min_(0)
+    weight.mul_(row < high[..., None])
+    weight.div_(_total(weight))
+    index = torch.minimum(row, high[..., None] - 1).long()
+    return Taps(index, weight)
+
+
+def _keys_cubic(d: Tensor, a: float = -0.5) -> Tensor:
+    """Keys' cubic at distances d >= 0."""
+    inner = ((a + 2) * d - (a + 3)) * d * d + 1
+    outer = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+    return torch.where(d <= 1, inner, outer * (d < 2))
+
+
+def gaussian_kernel(sigma: NDArray[np.float32], *, radius: int) -> Tensor:
+    """exp(-k^2 / (2 sigma^2)), |k| <= radius, normalised to sum 1: sigma [N] in pixels -> float32 [N, 1, taps]."""
+    offset = np.arange(-radius, radius + 1, dtype=np.float64)
+    kernel = np.exp(-(offset**2) / (2 * sigma[:, None].astype(np.float64) ** 2))
+    return torch.from_numpy((kernel / kernel.sum(1, keepdims=True)).astype(np.float32)[:, None])
+
+
+def gaussian_rows(length: int, *, radius: int, padding: Padding, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which rows the taps of a blur look at, int64 [length, taps], and 1 or 0 for those that count, float32.
+
+    Rows outside of the image are zeros (`padding="zero"`) or the mirrored inside without the border row repeated
+    (`padding="reflect"`).
+    """
+    row = torch.arange(length, device=device)[:, None] + torch.arange(-radius, radius + 1, device=device)
+    if padding == "zero":
+        nearest = row.clamp(0, length - 1)
+        return nearest, (nearest == row).float()
+    if radius >= length:
+        raise ValueError(
+            f"a kernel of {2 * radius + 1} taps needs images of more than {radius} pixels a side to reflect, "
+            f"got {length}: take a smaller kernel"
+        )
+    mirrored = (length - 1) - ((length - 1) - row.abs()).abs()
+    return mirrored, torch.ones(length, 1, device=device)
+
+
+_SMALL_IMAGE = 1 << 14  # pixels
+
+
+def weighted_rows(table: Tensor, row: Tensor, weight: Tensor) -> Tensor:
+    """Sums of weighted rows of `table` [R, D] (contiguous float32): row, weight [..., K] -> [..., D]."""
+    bags = F.embedding_bag(
+        row.reshape(-1),
+        table,
+        _starts(row.numel(), row.shape[-1], row.device),
+        mode="sum",
+        per_sample_weights=weight.reshape(-1),
+    )
+    return bags.view(*row.shape[:-1], table.shape[1])
+
+
+@lru_cache(maxsize=16)
+def _starts(count: int, step: int, device: torch.device) -> Tensor:
+    """Where each sum of `step` rows begins."""
+    return torch.arange(0, count, step, device=device)
+
+
+def crop_planes(
+    images: Tensor | Sequence[Tensor],
+    boxes: NDArray[np.int64],
+    taps_y: Taps,
+    taps_x: Taps,
+    *,
+    which: NDArray[np.int64] | None = None,
+) -> Tensor:
+    """Resample crops of uint8 or float images to transposed planes [3, n, out_x, out_y].
+
+    Values keep their scale: `unit_taps` takes bytes to [0, 1].
+
+    Args:
+        images: [N, 3, H, W], or N images [3, H_i, W_i] of their own sizes.
+        boxes: top, left, height and width of the crops, int64 [n, 4].
+        taps_y: rows of every view, counted within its crop.
+        taps_x: columns of every view.
+        which: the image of every view, int64 [n]; all in their order if left out.
+    """
+    n, c = len(boxes), images[0].shape[0] if len(images) else 3
+    source = np.arange(n) if which is None else which
+    device = taps_x.row.device
+    if isinstance(images, Tensor) and (device.type != "cpu" or images.shape[2] * images.shape[3] <= _SMALL_IMAGE):
+        _, _, height, width = images.shape
+        corner = torch.from_numpy(boxes[:, :2] + source[:, None] * [height, 0]).to(device, non_blocking=True)
+        columns = _resample_rows(images, taps_y.row + corner[:, :1, None], taps_y.weight).flatten(0, 2)
+        first = torch.arange(c * n, device=device).mul_(width).view(c, n) + corner[:, 1]
+    else:
+        # Large images: cutting first saves more than working on all images at once.
+        parts = []
+        for i, (top, left, height, width) in enumerate(boxes.tolist()):
+            window = images[int(source[i])].narrow(1, top, height).narrow(2, left, width)[None]
+            taps = taps_y if n == 1 else taps_y.pick(slice(i, i + 1))
+            parts.append(_resample_rows(window, taps.row, taps.weight).flatten(0, 2))
+        columns = torch.cat(parts) if n > 1 else parts[0]
+        widths = boxes[:, 3]
+        first = torch.from_numpy(np.arange(c)[:, None] * widths + c * (widths.cumsum() - widths)).to(device)
+    return weighted_rows(columns, taps_x.row + first[..., None, None], taps_x.weight.expand(c, -1, -1, -1))
+
+
+def unit_taps(taps: Taps, images: Tensor | Sequence[Tensor]) -> Taps:
+    """Taps that also take bytes 0..255 to [0, 1]."""
+    is_bytes = len(images) > 0 and images[0].dtype == torch.uint8
+    return Taps(taps.row, taps.weight * (1 / 255)) if is_bytes else taps
+
+
+def _resample_rows(images: Tensor, row: Tensor, weight: Tensor) -> Tensor:
+    """The vertical half of a crop: [n, 3, H, W], rows counted over all images, to transposed planes [3, m, W, out]."""
+    n, c, h, w = images.shape
+    # A row of the table holds the three channels, filled up to 16 values, because `embedding_bag` compiles itself for
+    # every length of rows. Rows a multiple of 128 values apart would fight for the same lines of the cache when
+    # transposed.
+    width = -(-w // 16) * 16
+    width += 16 if width % 128 == 0 else 0
+    table = torch.empty(n, h, c, width, device=images.device)
+    table.narrow(3, 0, w).copy_(images.permute(0, 2, 1, 3))  # what fills the rows up is never looked at
+    rows = weighted_rows(table.view(n * h, c * width), row, weight)
+    return rows.view(*row.shape[:2], c, width).narrow(3, 0, w).permute(2, 0, 3, 1).contiguous()
+
+
+class Blur:
+    """Gaussian blur of transposed planes of one size, with a kernel for each image."""
+
+    def __init__(self, width: int, height: int, *, radius: int, padding: Padding, device: torch.device) -> None:
+        self.across = gaussian_rows(width, radius=radius, padding=padding, device=device)
+        self.down = self.across
+        if height != width:
+            self.down = gaussian_rows(height, radius=radius, padding=padding, device=device)
+
+    def __call__(self, planes: Tensor, kernel: Tensor, *, which: Tensor | None = None) -> Tensor:
+        """Blur images of planes [3, N, W, H] with their kernels [n, 1, taps]: across, then down.
+
+        Args:
+            planes: transposed planes.
+            kernel: one for each image to blur.
+            which: these images, int64 [n]; all if left out.
+
+        Returns:
+            Upright images [n, 3, H, W].
+        """
+        c, total, w, h = planes.shape
+        n, device = len(kernel), planes.device
+        row, inside = self.across
+        first = torch.arange(c * total, device=device).mul_(w).view(c, total, 1, 1)
+        first = first if which is None else first.index_select(1, which)
+        x = weighted_rows(planes.view(-1, h), row + first, (kernel * inside).expand(c, -1, -1, -1))
+        x = x.transpose(2, 3).contiguous()
+        row, inside = self.down
+        first = torch.arange(c * n, device=device).mul_(h).view(c, n, 1, 1).transpose(0, 1)
+        return weighted_rows(x.view(-1, w), row + first, (kernel * inside)[:, None].expand(-1, c, -1, -1))
+
+
+def blur_images(images: Tensor, sigma: float | Tensor, *, kernel_size: int, padding: Padding) -> Tensor:
+    """Blur images [N, 3, H, W] with one sigma, or one each, over kernel_size pixels, made odd."""
+    _, _, h, w = images.shape
+    widths = per_image("sigma", sigma, images)[:, 0].cpu().numpy()
+    if not (widths > 0).all():
+        raise ValueError(f"sigma must be positive (in pixels), got {widths.min()}")
+    if kernel_size < 1:
+        raise ValueError(f"kernel_size must be at least 1, got {kernel_size}")
+    radius = kernel_size // 2
+    blur = Blur(w, h, radius=radius, padding=padding, device=images.device)
+    return blur(transposed_planes(images), gaussian_kernel(widths, radius=radius).to(images.device))
+
+
+def upright(planes: Tensor) -> Tensor:
+    """Transposed planes [3, n, W, H] as images [n, 3, H, W]."""
+    return planes.permute(1, 0, 3, 2).contiguous()
+
 
 ColourOp = Callable[[Tensor, Tensor], Tensor]
 

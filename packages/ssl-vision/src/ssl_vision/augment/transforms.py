@@ -9,9 +9,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from ssl_vision.augment import ops_simclr, ops_torchvision
-from ssl_vision.augment.color import check_batch, check_choice, check_size, sizes
 from ssl_vision.augment.draws import PLAIN, Draws, Family, still
-from ssl_vision.augment.render import render
+from ssl_vision.augment.render import check_batch, check_choice, check_size, render, sizes
 
 OPERATIONS = {"simclr": ops_simclr.OPERATIONS, "torchvision": ops_torchvision.OPERATIONS}
 

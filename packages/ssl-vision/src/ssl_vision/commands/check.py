@@ -17,7 +17,7 @@ def check(
     part: str | None = None,
     out: Path | None = None,
     json: bool = False,
-    channels: int = 3,
+    image_channels: int = 3,
     read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
     overwrite: bool = False,
 ) -> int:
@@ -33,7 +33,7 @@ def check(
         part: Split to check; by default all splits, and what they have in common.
         out: JSON file for everything found.
         json: Whether to print JSON instead of text.
-        channels: Channels of the images, as for training.
+        image_channels: Channels of the images, as for training.
         read: How image files are read.
         overwrite: Whether to replace files that this command did not write.
 
@@ -43,7 +43,7 @@ def check(
     Raises:
         UserError: There is no such data set or split.
     """
-    report = examine(data, split=part, channels=channels, read=read)
+    report = examine(data, split=part, channels=image_channels, read=read)
     if out is not None:  # first: who reads what is printed may leave in the middle
         with Outputs([out], command="ssl-vision check", inputs=input_files(data), overwrite=overwrite):
             out.parent.mkdir(parents=True, exist_ok=True)

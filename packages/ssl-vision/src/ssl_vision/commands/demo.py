@@ -112,7 +112,7 @@ def demo(out: Path = Path("runs/demo"), *, epochs: int = 30, seed: int = 0, devi
         batch_size=128,
         image_size=_VIEW_SIZE,
         temperature=0.2,
-        encoder=EncoderOptions(width=0.25),
+        encoder=EncoderOptions(width_multiplier=0.25),
         augment=AugmentOptions(strength=0.6, flip=False, gray=0.0, jitter=0.8),
         optimizer=OptimizerOptions(name="sgd", lr=0.12, weight_decay=1e-4),
         save_every=every,

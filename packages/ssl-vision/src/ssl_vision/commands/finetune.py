@@ -100,7 +100,7 @@ def finetune(
             f"{validate_every} and {lora_rank}"
         )
     start = open_start(init, encoder=encoder, from_layer=from_layer, image_size=image_size)
-    images = open_images(data, split=part, channels=start.architecture.encoder.channels, read=read)
+    images = open_images(data, split=part, channels=start.architecture.encoder.image_channels, read=read)
     scored, held_out = (None, None) if validate_on is None else validation_set(validate_on, data, images)
     training = training_set(images, labels, held_out=held_out)
     require_two_classes(training)

@@ -160,7 +160,7 @@ def _class_names(file: Path | None, count: int) -> list[str]:
 
 def _summary(source: Path, out: Path, imported: Imported, written: str) -> str:
     options = imported.options
-    parts = [f"{options.name}, width {options.width:g}, {options.stem} stem"]
+    parts = [f"{options.name}, width {options.width_multiplier:g}, {options.stem} stem"]
     parts += [f"selective kernels {options.sk_ratio:g}"] if options.sk_ratio else []
     parts += [f"{options.variant}'s variant", f"normalisation {options.normalize}", f"{imported.image_size} px"]
     lines = [f"{source}: {written}; {', '.join(parts)}"]

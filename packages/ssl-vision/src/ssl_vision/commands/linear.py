@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -10,11 +9,18 @@ import torch
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive
 from contrastive_core.training.model_file import module_hash
-from ssl_vision.data import input_files
 from ssl_vision.data.decode import ReadOptions
 from ssl_vision.evaluation.features import extract, labelled_features, labelled_images
 from ssl_vision.evaluation.probes import Augmented, Cached, Source, fit_linear
-from ssl_vision.evaluation.scores import Score, accuracy, capped, plan_score, record_score, training_images
+from ssl_vision.evaluation.scores import (
+    ProbeOptions,
+    Score,
+    accuracy,
+    capped,
+    plan_score,
+    record_score,
+    training_images,
+)
 from ssl_vision.labels.subsets import require_two_classes
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.checkpoint import load_encoder
@@ -24,19 +30,13 @@ def linear(
     model: str,
     data: str,
     *,
-    train_part: str = "train",
-    test_part: str = "test",
     epochs: int = 90,
-    batch_size: int = 512,
     lr: float = 0.1,
     augment: Literal["crop-flip", "none"] = "crop-flip",
-    labels: Path | None = None,
     seed: int = 0,
-    device: str = "auto",
-    out: Path | None = None,
+    probe: ProbeOptions = ProbeOptions(),  # noqa: B008 - frozen
     encoder: EncoderOptions | None = None,
-    read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
-    overwrite: bool = False,
+    read: ReadOptions = ReadOptions(),  # noqa: B008
 ) -> Score:
     """Train a linear classifier on frozen features and report its test accuracy after the last epoch.
 
@@ -48,38 +48,34 @@ def linear(
         model: Run folder, model folder, ``pixels`` for the images themselves as features, or ``none`` with
             `encoder`.
         data: Image folder, CSV manifest or named data set with labels.
-        train_part: Part of the data to train on.
-        test_part: Part of the data to test on, once, at the end.
         epochs: Number of passes over the training images.
-        batch_size: Images per step; at most as many as there are, which the score then says.
         lr: Learning rate per 256 images.
         augment: Augmentation: ``crop-flip`` is the papers' and runs the encoder for every image of every epoch;
             ``none`` computes the features once, which is some ``epochs`` times faster and costs a little accuracy.
-        labels: Label file of the training images to learn from; by default all.
         seed: Seed of the order of images and of the crops.
-        device: Device to run on: auto, cpu, cuda or mps.
-        out: JSON file for the scores; by default ``evaluation/linear.json`` in the model's folder.
+        probe: Data to learn from and to test on, batch size, device, and the file for the scores.
         encoder: Network and its weights, if `model` is ``none``.
         read: How image files are read.
-        overwrite: Whether to replace files that this command did not write.
 
     Returns:
         The accuracies.
     """
     if epochs < 1 or lr <= 0:
         raise UserError(f"linear needs epochs >= 1 and lr > 0, got epochs={epochs} and lr={lr}")
-    planned = plan_score(model, "linear", out, inputs=input_files(data, labels), overwrite=overwrite)
-    loaded = load_encoder(model, device=device, encoder=encoder)
+    planned = plan_score(model, "linear", data, probe)
+    loaded = load_encoder(model, device=probe.device, encoder=encoder)
     before = module_hash(loaded.encoder)
-    train = labelled_images(data, split=train_part, labels=labels, channels=loaded.channels, read=read)
+    train = labelled_images(data, split=probe.train_part, labels=probe.labels, channels=loaded.channels, read=read)
     require_two_classes(train)
-    test = labelled_features(loaded, data, split=test_part, batch_size=batch_size, classes=train.classes, read=read)
+    test = labelled_features(
+        loaded, data, split=probe.test_part, batch_size=probe.batch_size, classes=train.classes, read=read
+    )
     source: Source
     if augment == "none":
-        source = Cached(extract(loaded, train, batch_size=batch_size))
+        source = Cached(extract(loaded, train, batch_size=probe.batch_size))
     else:
         source = Augmented(loaded, train, seed=derive(seed, "linear"))
-    batch = min(batch_size, len(train))
+    batch = min(probe.batch_size, len(train))
     classifier = fit_linear(
         source, train.labels().to(loaded.device), len(train.classes), features=test.features.shape[1],
         epochs=epochs, batch_size=batch, lr=lr, seed=seed,
@@ -90,12 +86,12 @@ def linear(
         raise RuntimeError("the frozen encoder changed during linear evaluation; its scores mean nothing")
     settings = {
         "epochs": epochs, "batch_size": batch, "lr": lr, "augment": augment, "seed": seed,
-        **training_images(train_part, labels), "test_part": test.split,
+        **training_images(probe), "test_part": test.split,
     }  # fmt: skip
     score = accuracy(
         "linear", scores, test.labels, model=model, encoder_hash=test.encoder_hash, data=data, settings=settings,
-        found=capped("batch size", asked=batch_size, used=batch, what="training images"),
+        found=capped("batch size", asked=probe.batch_size, used=batch, what="training images"),
     )  # fmt: skip
     with planned:
-        record_score(score, out)
+        record_score(score, probe.out)
     return score

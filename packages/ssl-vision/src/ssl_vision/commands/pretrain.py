@@ -115,9 +115,11 @@ def pretrain(
         init, encoder=encoder, image_size=image_size, layers=head.layers, out_features=head.out_features
     )
     encoder = encoder if start is None else start.options
-    unlabelled = open_images(data, split=part, channels=encoder.channels, read=read) if batch_size else None
+    unlabelled = open_images(data, split=part, channels=encoder.image_channels, read=read) if batch_size else None
     labelled = (
-        open_labelled(suncet, data, split=part, channels=encoder.channels, read=read) if suncet.batch_size else None
+        open_labelled(suncet, data, split=part, channels=encoder.image_channels, read=read)
+        if suncet.batch_size
+        else None
     )
     encoder = with_statistics(encoder, unlabelled or labelled)
     config["encoder"] = replace(encoder, weights=config["encoder"].weights)
@@ -142,7 +144,7 @@ def pretrain(
             r, network, optimizer, batch_size=feed.inputs(0) // 2, epochs=epochs, total_steps=total_steps
         )
         weight = {"nt_xent": 1.0, "suncet": suncet.weight}
-        past = MomentumMemory(network, size=memory.size, decay=memory.decay) if memory.size else None
+        past = MomentumMemory(network, size=memory.projections, decay=memory.decay) if memory.projections else None
         if past:
             r.track(memory=past)
 
@@ -185,8 +187,10 @@ def _check(*, epochs: int, temperature: float, batch_size: int, suncet: SuNCEtOp
         raise UserError(
             f"batch_size is {batch_size}; expected at least 1, or 0 with suncet in all epochs for SuNCEt alone"
         )
-    if memory.size and not batch_size:
-        raise UserError(f"memory.size is {memory.size} in SuNCEt alone, which has no use for it; expected 0")
+    if memory.projections and not batch_size:
+        raise UserError(
+            f"memory.projections is {memory.projections} in SuNCEt alone, which has no use for it; expected 0"
+        )
 
 
 def _chunks(network: SimCLR, grad_cache: int, batch_norm: BatchNorm, *, compiled: bool) -> dict[str, Any]:

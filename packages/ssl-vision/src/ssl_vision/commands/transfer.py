@@ -13,11 +13,11 @@ from torch import Tensor
 from contrastive_core.errors import UserError
 from contrastive_core.metrics import confusion_matrix, per_class_accuracy, top_k_accuracy
 from contrastive_core.rng import derive
-from ssl_vision.data import input_files, list_splits
+from ssl_vision.data import list_splits
 from ssl_vision.data.decode import ReadOptions
 from ssl_vision.evaluation.features import LabelledFeatures, labelled_features
 from ssl_vision.evaluation.probes import LogisticFit, fit_logistic
-from ssl_vision.evaluation.scores import Score, accuracy, plan_score, record_score, training_images
+from ssl_vision.evaluation.scores import ProbeOptions, Score, accuracy, plan_score, record_score, training_images
 from ssl_vision.labels.choose import hold_out
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.checkpoint import load_encoder
@@ -30,19 +30,13 @@ def transfer(
     model: str,
     data: str,
     *,
-    train_part: str = "train",
     val_part: str | None = None,
-    test_part: str = "test",
     val_share: float = 0.2,
     metric: Metric = "top1",
-    labels: Path | None = None,
-    batch_size: int = 512,
     seed: int = 0,
-    device: str = "auto",
-    out: Path | None = None,
+    probe: ProbeOptions = ProbeOptions(),  # noqa: B008 - frozen
     encoder: EncoderOptions | None = None,
-    read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
-    overwrite: bool = False,
+    read: ReadOptions = ReadOptions(),  # noqa: B008
 ) -> Score:
     """Evaluate a model on a data set by l2-regularised logistic regression on its features.
 
@@ -55,38 +49,33 @@ def transfer(
         model: Run folder, model folder, ``pixels`` for the images themselves as features, or ``none`` with
             `encoder`.
         data: Image folder, CSV manifest or named data set with labels.
-        train_part: Part of the data to train on.
         val_part: Part of the data that l2 is chosen on; by default ``val``, unless that is what is tested on, else
             `val_share` of the training images of every class, drawn at random.
-        test_part: Part of the data to test on, once, at the end.
         val_share: Share of the training images to choose l2 on; see `val_part`.
         metric: Accuracy that l2 is chosen by; the paper takes ``mean_per_class`` for Aircraft, Pets, Caltech-101 and
             Flowers.
-        labels: Label file of the training images to learn from and to draw validation images from; by default all.
-        batch_size: Images per forward pass.
         seed: Seed of the draw of validation images.
-        device: Device to run on: auto, cpu, cuda or mps.
-        out: JSON file for the scores; by default ``evaluation/transfer.json`` in the model's folder.
+        probe: Data to learn from, of which validation images may be drawn, and to test on; batch size, device, and the
+            file for the scores.
         encoder: Network and its weights, if `model` is ``none``.
         read: How image files are read.
-        overwrite: Whether to replace files that this command did not write.
 
     Returns:
         The accuracies.
     """
-    planned = plan_score(model, "transfer", out, inputs=input_files(data, labels), overwrite=overwrite)
-    loaded = load_encoder(model, device=device, encoder=encoder)
+    planned = plan_score(model, "transfer", data, probe)
+    loaded = load_encoder(model, device=probe.device, encoder=encoder)
 
     def features(split: str, *, classes: list[str] | None = None, labels: Path | None = None) -> LabelledFeatures:
         return labelled_features(
-            loaded, data, split=split, batch_size=batch_size, classes=classes, labels=labels, read=read,
+            loaded, data, split=split, batch_size=probe.batch_size, classes=classes, labels=labels, read=read,
         )  # fmt: skip
 
-    val_part = val_part or _own_validation(data, train_part, test_part)
-    if val_part in (train_part, test_part):
+    val_part = val_part or _own_validation(data, probe.train_part, probe.test_part)
+    if val_part in (probe.train_part, probe.test_part):
         raise UserError(f"transfer chooses l2 on images of their own, got {val_part!r} as val_part and another split")
-    train = features(train_part, labels=labels)
-    test = features(test_part, classes=train.classes)
+    train = features(probe.train_part, labels=probe.labels)
+    test = features(probe.test_part, classes=train.classes)
     if val_part is None:
         stay, held = hold_out(train.labels, train.classes, val_share, seed=derive(seed, "validation"))
         x, y, val_x, val_y = train.features[stay], train.labels[stay], train.features[held], train.labels[held]
@@ -99,9 +88,9 @@ def transfer(
     (final,) = fit_logistic(both_x, both_y, number, penalties=[best])
     with torch.no_grad():
         scores = final.classifier(test.features)
-    drawn = f"{val_share:g} of {train_part}, seed {seed}"
+    drawn = f"{val_share:g} of {probe.train_part}, seed {seed}"
     settings: dict[str, object] = {
-        **training_images(train_part, labels), "val_part": val_part or drawn, "test_part": test.split,
+        **training_images(probe), "val_part": val_part or drawn, "test_part": test.split,
         "l2 chosen by": metric,
     }  # fmt: skip
     found: dict[str, object] = {
@@ -122,7 +111,7 @@ def transfer(
         found=found,
     )
     with planned:
-        record_score(score, out)
+        record_score(score, probe.out)
     return score
 
 

@@ -102,7 +102,7 @@ def describe_tiff(data: bytes, *, more_than: int = 0) -> str | None:
         return None
     return (
         f"found a TIFF of {bands} channels of {bits} bits ({width}x{height} px), expected at most 4 of 8 bits, or 1 or "
-        f"3 of 16; to train on all of them say --channels {bands}, else export the ones to use"
+        f"3 of 16; to train on all of them say --image-channels {bands}, else export the ones to use"
     )
 
 
@@ -239,7 +239,7 @@ def _plain_channels(data: bytes, channels: int, options: ReadOptions) -> Float:
             values = np.asarray(Image.fromarray(values).transpose(_UPRIGHT[orientation]))
     stored = values.transpose(2, 0, 1) if values.ndim == 3 else values[None]
     if len(stored) != channels:
-        raise UndecodableError(f"found {len(stored)} channels, expected {channels} (--channels)")
+        raise UndecodableError(f"found {len(stored)} channels, expected {channels} (--image-channels)")
     return _unit(stored.astype(np.uint16) if stored.dtype.itemsize > 2 else stored, options.bits)
 
 
@@ -267,7 +267,9 @@ def _tiff_channels(data: bytes, channels: int, options: ReadOptions) -> Float:
     extra = [axis for axis in axes if axis not in "YX"]
     if len(extra) != 1 or values.shape[axes.index(extra[0])] != channels:
         shape = " x ".join(map(str, values.shape))
-        raise UndecodableError(f"found a TIFF of {shape} (axes {axes}), expected {channels} channels (--channels)")
+        raise UndecodableError(
+            f"found a TIFF of {shape} (axes {axes}), expected {channels} channels (--image-channels)"
+        )
     values = values.transpose([axes.index(extra[0]), axes.index("Y"), axes.index("X")])
     return _unit(values, options.bits)
 

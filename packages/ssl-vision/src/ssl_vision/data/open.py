@@ -42,7 +42,7 @@ def open_images(
     name, root = locate(spec)
     if name:
         if channels != 3:
-            raise UserError(f"{name}: has images of 3 channels, but {channels} were asked for (--channels)")
+            raise UserError(f"{name}: has images of 3 channels, but {channels} were asked for (--image-channels)")
         images = open_named(name, root, split=split)
     else:
         open_files = open_folder if root.is_dir() else open_manifest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +23,7 @@ from contrastive_core.metrics import (
 from contrastive_core.training.documents import read_json, reading
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.outputs import Outputs
+from ssl_vision.data import input_files
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,10 @@ class Score:
         return "; ".join([text, *(f"{name} {_readable(value)}" for name, value in self.found.items())])
 
 
-def training_images(split: str, labels: Path | None) -> dict[str, object]:
+def training_images(probe: ProbeOptions) -> dict[str, object]:
     """How a score says which images were learnt from."""
-    return {"train_part": split} if labels is None else {"train_part": split, "labels": Path(labels).name}
+    labels = {} if probe.labels is None else {"labels": Path(probe.labels).name}
+    return {"train_part": probe.train_part, **labels}
 
 
 def capped(name: str, *, asked: int, used: int, what: str) -> dict[str, object]:
@@ -125,16 +127,41 @@ def score_file(model: str, protocol: str, out: Path | None) -> Path | None:
     return out if out is not None or folder is None else folder / f"{protocol}.json"
 
 
-def plan_score(
-    model: str, protocol: str, out: Path | None, *, inputs: Iterable[Path | str], overwrite: bool
-) -> Outputs:
+@dataclass(frozen=True)
+class ProbeOptions:
+    """Data that a classifier on frozen features learns from and is tested on, and where its score is written.
+
+    Attributes:
+        train_part: Part of the data to learn from.
+        test_part: Part of the data to test on, once, at the end.
+        labels: Label file of the training images to learn from; by default all.
+        batch_size: Images per forward pass, and per training step of `linear`: at most as many as there are, which the
+            score then says.
+        device: Device to run on: auto, cpu, cuda or mps.
+        out: JSON file for the scores; by default ``evaluation/COMMAND.json`` in the model's folder.
+        overwrite: Whether to replace files that this command did not write.
+    """
+
+    train_part: str = "train"
+    test_part: str = "test"
+    labels: Path | None = None
+    batch_size: int = 512
+    device: str = "auto"
+    out: Path | None = None
+    overwrite: bool = False
+
+
+def plan_score(model: str, protocol: str, data: str, probe: ProbeOptions) -> Outputs:
     """The output of a protocol's command, checked before anything is computed.
 
     Raises:
         UserError: The file exists, and the command did not write it.
     """
-    file = score_file(model, protocol, out)
-    return Outputs([] if file is None else [file], command=f"ssl-vision {protocol}", inputs=inputs, overwrite=overwrite)
+    file = score_file(model, protocol, probe.out)
+    return Outputs(
+        [] if file is None else [file], command=f"ssl-vision {protocol}", inputs=input_files(data, probe.labels),
+        overwrite=probe.overwrite,
+    )  # fmt: skip
 
 
 def record_score(score: Score, out: Path | None) -> None:

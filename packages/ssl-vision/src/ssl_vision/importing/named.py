@@ -39,7 +39,7 @@ def load_weights(options: EncoderOptions, *, image_size: int | None = None) -> t
         raise UserError("there are no weights to start from; expected a file (--encoder.weights)")
     size = image_size or default_image_size(options)
     resolved = replace(options, weights=None)
-    if options.normalize == "none" and not options.mean and options.channels == 3:
+    if options.normalize == "none" and not options.mean and options.image_channels == 3:
         if options.name.startswith("timm:"):
             mean, std = timm_statistics(options.name.removeprefix("timm:"))
             resolved = replace(resolved, normalize="data", mean=mean, std=std)

@@ -228,7 +228,7 @@ def _architecture(kernels: list[tuple[int, ...]], source: Path) -> EncoderOption
         else:
             continue
         width = kernels[-1][-1] / (512 * block.expansion)
-        return EncoderOptions(name=f"resnet{depth}", width=width, stem=stem, sk_ratio=ratio)
+        return EncoderOptions(name=f"resnet{depth}", width_multiplier=width, stem=stem, sk_ratio=ratio)
     raise UserError(
         f"{source}: an encoder of {len(kernels)} convolutions; expected one of ResNet-"
         f"{', '.join(map(str, LAYOUTS))} as the official code builds them (no squeeze-and-excitation)"
@@ -247,7 +247,7 @@ def _encoder(bundle: TensorBundle, found: Variables, options: EncoderOptions) ->
     with torch.device("meta"):
         net = resnet(
             int(options.name.removeprefix("resnet")),
-            width=options.width, stem=options.stem, sk_ratio=options.sk_ratio,
+            width=options.width_multiplier, stem=options.stem, sk_ratio=options.sk_ratio,
         )  # fmt: skip
     kernels, norms = iter(found.kernels), iter(found.norms)
     state: dict[str, Tensor] = {}

@@ -74,7 +74,7 @@ def read_resnet(
     padding = _stem(net, tensors, stem, notes=notes, source=source)
     options = EncoderOptions(
         name=f"resnet{depth}",
-        width=width,
+        width_multiplier=width,
         stem=padding,
         variant="torchvision",
         normalize=_normalization(net, tensors, normalize, stem=padding, notes=notes, source=source),
@@ -152,7 +152,7 @@ def _size(weights: Mapping[str, Tensor], source: Path) -> tuple[int, float]:
 def _state(weights: Mapping[str, Tensor], options: EncoderOptions, source: Path) -> dict[str, Tensor]:
     depth = int(options.name.removeprefix("resnet"))
     with torch.device("meta"):
-        expected = resnet(depth, width=options.width, stem=options.stem, variant="torchvision").state_dict()
+        expected = resnet(depth, width=options.width_multiplier, stem=options.stem, variant="torchvision").state_dict()
     counters = {name: torch.zeros((), dtype=torch.int64) for name in expected if name.endswith("num_batches_tracked")}
     state = counters | dict(weights)
     problems = [f"{name} is missing" for name in expected if name not in state]
@@ -164,7 +164,8 @@ def _state(weights: Mapping[str, Tensor], options: EncoderOptions, source: Path)
     ]
     if problems:
         raise UserError(
-            f"{source}: this is not torchvision's {options.name} at width {options.width:g}: {'; '.join(problems[:3])}"
+            f"{source}: this is not torchvision's {options.name} at width {options.width_multiplier:g}: "
+            + "; ".join(problems[:3])
             + (f" and {len(problems) - 3} more" if len(problems) > 3 else "")
             + ". Wide, grouped, ResNet-D and squeeze-and-excitation variants are not read"
         )

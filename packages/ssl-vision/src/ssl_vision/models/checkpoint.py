@@ -191,7 +191,7 @@ def load_encoder(
         return LoadedModel(_Pixels(), image_size or 32, place)
     if model == NONE:
         found = _named(encoder, image_size=image_size)
-        return LoadedModel(_ready(found.encoder, place), found.image_size, place, found.options.channels)
+        return LoadedModel(_ready(found.encoder, place), found.image_size, place, found.options.image_channels)
     if encoder is not None:
         raise UserError(
             f"{model}: a model brings its encoder; leave encoder out, or give {NONE!r} in place of the model"
@@ -199,7 +199,7 @@ def load_encoder(
     folder, tensors, card = _open(model, ENCODER_FORMAT, CLASSIFIER_FORMAT)
     options, size = _described(folder, card)
     net = _build_encoder(options, size, tensors, folder)
-    return LoadedModel(_ready(net, place), size, place, options.channels)
+    return LoadedModel(_ready(net, place), size, place, options.image_channels)
 
 
 def load_pretrained(model: str) -> Pretrained:
@@ -297,7 +297,7 @@ def load_classifier(model: str, *, device: str = "auto") -> LoadedClassifier:
     classifier = build_from(lambda: architecture.build(len(classes)), tensors, source=folder)
     with reading(folder, "model.json lists no validation images", _CHANGED):
         validated_on = tuple(map(str, (card.get("validation") or {}).get("fingerprints", ())))
-    size, channels = architecture.image_size, architecture.encoder.channels
+    size, channels = architecture.image_size, architecture.encoder.image_channels
     names = {str(name): str(said) for name, said in dict(card.get("class_names") or {}).items()}
     return LoadedClassifier(_ready(classifier, place), classes, size, place, channels, validated_on, names)
 

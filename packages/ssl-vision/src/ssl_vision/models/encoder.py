@@ -61,7 +61,7 @@ class EncoderOptions:
             that returns a module mapping ``[N, 3, H, W]`` images in [0, 1] to ``[N, D]`` features.
         weights: File of weights for the network, ``.safetensors`` or what `torch.save` wrote; nothing is downloaded. By
             default weights are random.
-        width: Channel multiplier of the official encoders.
+        width_multiplier: Channel multiplier of the official encoders.
         stem: First layers: ``imagenet``, ``cifar`` (3x3, no pooling, for images up to 32 px), ``cifar-pad2``
             (solo-learn's) or ``cifar-no-relu`` (lightly's).
         sk_ratio: Ratio of selective kernels; 0.0625 gives SimCLRv2's, and ResNet-D.
@@ -70,36 +70,37 @@ class EncoderOptions:
         normalize: Statistics that normalise images in [0, 1]: ``none``, ``imagenet``, ``cifar10``, ``cifar100``, or
             ``data``: those of the images of pre-training, measured before it starts, which images of other than 3
             channels always take.
-        channels: Channels of the images; the first convolution is made for them.
+        image_channels: Channels of the images; the first convolution is made for them.
         mean: Mean of every channel; by default that of `normalize`.
         std: Standard deviation of every channel; by default that of `normalize`.
     """
 
     name: str = "resnet18"
-    width: float = 1.0
+    width_multiplier: float = 1.0
     stem: Stem = "cifar"
     sk_ratio: float = 0.0
     variant: Variant = "simclr"
     normalize: Normalization = "none"
-    channels: int = 3
+    image_channels: int = 3
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     weights: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.channels < 1:
-            raise UserError(f"encoder.channels is {self.channels}; expected at least 1")
+        if self.image_channels < 1:
+            raise UserError(f"encoder.image_channels is {self.image_channels}; expected at least 1")
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
-            if getattr(self, name) and len(getattr(self, name)) != self.channels:
+            if getattr(self, name) and len(getattr(self, name)) != self.image_channels:
                 raise UserError(
-                    f"encoder.{name} has {len(getattr(self, name))} values; expected {self.channels}, one per channel"
+                    f"encoder.{name} has {len(getattr(self, name))} values; expected {self.image_channels}, one per "
+                    "channel"
                 )
 
     @property
     def needs_statistics(self) -> bool:
         """Whether mean and deviation of the images are still to be measured."""
-        return not self.mean and (self.normalize == "data" or (self.channels != 3 and self.normalize == "none"))
+        return not self.mean and (self.normalize == "data" or (self.image_channels != 3 and self.normalize == "none"))
 
 
 class _Features(nn.Module):
@@ -136,10 +137,10 @@ def build_encoder(options: EncoderOptions, *, image_size: int = 32) -> nn.Module
         return Normalized(net, options.mean, options.std)
     if options.normalize in ("none", "data"):
         return net
-    if options.channels != 3:
+    if options.image_channels != 3:
         raise UserError(
             f"encoder.normalize is {options.normalize}, whose statistics are those of 3 channels, and the images have "
-            f"{options.channels}; expected data or none"
+            f"{options.image_channels}; expected data or none"
         )
     return Normalized(net, *STATISTICS[options.normalize])
 
@@ -148,12 +149,12 @@ def _build(options: EncoderOptions, image_size: int) -> nn.Module:
     name = options.name
     if name.startswith("torchvision:"):
         net = _torchvision(name.removeprefix("torchvision:"))
-        return _Features(fit_first_convolution(net, options.channels), name, image_size, options.channels)
+        return _Features(fit_first_convolution(net, options.image_channels), name, image_size, options.image_channels)
     if name.startswith("timm:"):
-        net = _timm(name.removeprefix("timm:"), options.channels, image_size)
-        return _Features(net, name, image_size, options.channels)
+        net = _timm(name.removeprefix("timm:"), options.image_channels, image_size)
+        return _Features(net, name, image_size, options.image_channels)
     if ":" in name:
-        return _Features(_own(name), name, image_size, options.channels)
+        return _Features(_own(name), name, image_size, options.image_channels)
     depth = name.removeprefix("resnet")
     if not depth.isdigit() or int(depth) not in LAYOUTS:
         known = ", ".join(f"resnet{depth}" for depth in LAYOUTS)
@@ -163,11 +164,11 @@ def _build(options: EncoderOptions, image_size: int) -> nn.Module:
     try:
         return resnet(
             int(depth),
-            width=options.width,
+            width=options.width_multiplier,
             stem=options.stem,
             sk_ratio=options.sk_ratio,
             variant=options.variant,
-            channels=options.channels,
+            channels=options.image_channels,
         )
     except ValueError as error:
         raise UserError(f"encoder: {error}") from error

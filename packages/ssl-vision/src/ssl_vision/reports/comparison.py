@@ -192,7 +192,7 @@ def group_of(settings: RunSettings) -> str:
     """Describe the training of a classifier, apart from labels and seed."""
     config = settings.config
     encoder = config["encoder"]
-    width = "" if encoder.get("width", 1.0) == 1 else f" {encoder['width']:g}x"
+    width = "" if encoder.get("width_multiplier", 1.0) == 1 else f" {encoder['width_multiplier']:g}x"
     name = f"{settings.encoder}{width}{' + SK' if encoder.get('sk_ratio') else ''}"
     if settings.kind == "distill":
         return f"{name}, distilled" + ("" if config.get("alpha", 1.0) == 1 else " with labels")

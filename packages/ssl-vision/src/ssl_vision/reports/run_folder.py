@@ -46,7 +46,7 @@ class RunSettings:
     @property
     def channels(self) -> int:
         """Number of channels of the images."""
-        return int(self.config["encoder"].get("channels", 3))
+        return int(self.config["encoder"].get("image_channels", 3))
 
     @property
     def read(self) -> ReadOptions:
@@ -56,7 +56,7 @@ class RunSettings:
     @property
     def memory(self) -> int:
         """Size of SimCLRv2's memory, of a run of `pretrain`; 0: no memory."""
-        return int((self.config.get("memory") or {}).get("size", 0))
+        return int((self.config.get("memory") or {}).get("projections", 0))
 
     @property
     def labels(self) -> str | None:

@@ -142,25 +142,25 @@ class SuNCEtOptions:
 
 @dataclass(frozen=True)
 class MemoryOptions:
-    """SimCLRv2's memory: projections of a momentum network as additional negatives. It is off until `size` is set.
+    """SimCLRv2's memory: projections of a momentum network as additional negatives; off by default.
 
     The released code has no memory; this is our reading of section 2 of the paper. A moving average of the network
-    projects the second views of every step, and the last `size` projections are negatives of NT-Xent beside the views
-    of the batch. Its batch norm uses the statistics of its batch. The cost is one more forward pass of one view.
+    projects the second views of every step, and the last `projections` of them are negatives of NT-Xent beside the
+    views of the batch. Its batch norm uses the statistics of its batch. The cost is one more forward pass of one view.
 
     Attributes:
-        size: Number of projections kept, smaller than the number of images; 65536 in the paper; 0: no memory.
+        projections: Number of projections kept, smaller than the number of images; 65536 in the paper; 0: no memory.
         decay: Decay of the moving average in every step; 0.999 in the paper.
     """
 
-    size: int = 0
+    projections: int = 0
     decay: float = 0.999
 
     def __post_init__(self) -> None:
-        if self.size < 0 or not 0 <= self.decay < 1:
+        if self.projections < 0 or not 0 <= self.decay < 1:
             raise UserError(
-                f"memory.size is {self.size} and memory.decay {self.decay}; expected at least 0 projections, and a "
-                "decay of at least 0 and less than 1"
+                f"memory.projections is {self.projections} and memory.decay {self.decay}; expected at least 0 "
+                "projections, and a decay of at least 0 and less than 1"
             )
 
 

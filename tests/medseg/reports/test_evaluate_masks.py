@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from ssl_medseg.cli import main
-from ssl_medseg.commands.evaluate import evaluate
 from ssl_medseg.datasets.open import open_dataset
 from ssl_medseg.datasets.splits import Split, write_split
 from ssl_medseg.evaluation import read_evaluation
 from ssl_medseg.phantom import write_phantom
+from ssl_medseg.reports.evaluation import evaluate
 from ssl_medseg.reports.overlay import choose, choose_slices, view
 
 

@@ -1,4 +1,4 @@
-"""`ssl-medseg evaluate`: masks against the truth, by case and structure, in mm and mL."""
+"""Compare masks with the truth, by case and structure, in mm and mL: `ssl-medseg evaluate`, with its pictures."""
 
 from __future__ import annotations
 

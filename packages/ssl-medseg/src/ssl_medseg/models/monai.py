@@ -1,0 +1,102 @@
+"""MONAI's networks as trunks."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from contrastive_core.errors import UserError
+
+if TYPE_CHECKING:
+    from ssl_medseg.models.network import NetworkOptions
+
+# Arguments that make a 2-D network of `width` channels at full resolution, for networks that have no defaults for them.
+_MONAI_DEFAULTS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "UNet": lambda w: {"channels": [w, 2 * w, 4 * w, 8 * w, 8 * w], "strides": [2] * 4, "num_res_units": 2},
+    "BasicUNet": lambda w: {"features": [w, w, 2 * w, 4 * w, 8 * w, w]},
+    "DynUNet": lambda w: {
+        "kernel_size": [3] * 6,
+        "strides": [1] + [2] * 5,
+        "upsample_kernel_size": [2] * 5,
+        "filters": [w, 2 * w, 4 * w, 8 * w, 8 * w, 8 * w],
+    },
+    "FlexibleUNet": lambda w: {"backbone": "resnet18", "decoder_channels": [16 * w, 8 * w, 4 * w, 2 * w, w]},
+}
+
+
+class MonaiTrunk(nn.Module):
+    """A segmentation network of MONAI that gives `width` maps in place of class scores.
+
+    MONAI's networks end in a linear layer to their output channels. Asked for `width` of them, any network gives a
+    feature map at full resolution that both heads can read; it need not name its decoder.
+
+    [N, in_channels, H, W] -> [N, width, H, W], H and W multiples of 32.
+
+    Args:
+        options: ``monai:NAME``, width and further arguments of that class.
+        in_channels: of a slice.
+
+    Attributes:
+        feature_channels: channels of the output.
+        stride: what H and W must be multiples of.
+
+    Raises:
+        UserError: MONAI has no such network, its arguments do not fit, or its output is no map of the input's size.
+    """
+
+    stride = 32
+
+    def __init__(self, options: NetworkOptions, in_channels: int = 1) -> None:
+        super().__init__()
+        self.feature_channels = options.width
+        self.net = _build_monai(options, in_channels)
+        _check_feature_map(self.net, options, in_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.net(x)
+        return features
+
+
+def _build_monai(options: NetworkOptions, in_channels: int) -> nn.Module:
+    from monai.networks import nets  # noqa: PLC0415 - seconds, and only some need it
+
+    name = options.name.removeprefix("monai:")
+    kind = getattr(nets, name, None)
+    if not (inspect.isclass(kind) and issubclass(kind, nn.Module)):
+        known = sorted(key for key, value in vars(nets).items() if inspect.isclass(value) and key in _MONAI_DEFAULTS)
+        raise UserError(
+            f"MONAI has no network named {name!r}; it has {', '.join(known)} and more in monai.networks.nets"
+        )
+    taken = inspect.signature(kind).parameters
+    arguments = {"spatial_dims": 2} if "spatial_dims" in taken else {}
+    arguments |= {"in_channels": in_channels, "out_channels": options.width}
+    arguments |= (_MONAI_DEFAULTS[name](options.width) if name in _MONAI_DEFAULTS else {}) | options.arguments
+    try:
+        network: nn.Module = kind(**arguments)
+    except (TypeError, ValueError, AssertionError, IndexError, RuntimeError) as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise UserError(
+            f"monai.networks.nets.{name}({given}): {error}. Set what it needs by network.arguments"
+        ) from error
+    return network
+
+
+def _check_feature_map(network: nn.Module, options: NetworkOptions, in_channels: int) -> None:
+    wanted = (1, options.width, 96, 64)
+    training = network.training
+    try:
+        with torch.no_grad():
+            output = network.eval()(torch.zeros(1, in_channels, 96, 64))
+        found = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+    except (RuntimeError, ValueError, TypeError) as error:
+        found = f"an error ({error})"
+    network.train(training)
+    if found != wanted:
+        raise UserError(
+            f"{options.name} gave {found} for a slice of 96 x 64 pixels; expected one feature map {wanted}. Choose "
+            "another network, or other network.arguments (no deep supervision, sizes that are multiples of 32)"
+        )

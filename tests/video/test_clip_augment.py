@@ -190,7 +190,7 @@ def test_wrong_options_are_refused() -> None:
             StrongOptions(**wrong)
     with pytest.raises(UserError, match="min_scale"):
         WeakOptions(min_scale=0.5)
-    with pytest.raises(UserError, match="flip"):
+    with pytest.raises(UserError, match="mirror"):
         WeakOptions(mirror=2)
     with pytest.raises(ValueError, match="size=0"):
         ClipAugment(0)

@@ -495,7 +495,11 @@ def test_the_recipe_of_the_paper_keeps_what_was_set(videos: Path, tmp_path: Path
     assert config["views"] == ["rgb", "flow", "tg"]
     assert (config["bn"], config["pseudo"]["threshold"], config["pseudo"]["warmup"]) == ("joint", 0.3, 0.125)
     assert config["pseudo"]["weight"] == 2.0
-    assert (config["strong"]["ops"], config["strong"]["magnitude"], config["strong"]["motion_ops"]) == (2, 10, "full")
+    assert (config["strong"]["num_ops"], config["strong"]["magnitude"], config["strong"]["motion_ops"]) == (
+        2,
+        10,
+        "full",
+    )
     train(out=tmp_path / "own", recipe="paper", **{**settings(videos, steps=2), "views": ("rgb",)})
     config = yaml.safe_load((tmp_path / "own/config.yaml").read_text())
     assert (config["views"], config["pseudo"]["threshold"]) == (["rgb"], 0.7)

@@ -158,7 +158,7 @@ def test_mvit_of_both_libraries(library: str, tmp_path: Path) -> None:
 
 
 def test_mvit_names_the_clips_it_takes() -> None:
-    with pytest.raises(UserError, match=r"8 frames at 112 pixels.*set clip\.frames to 16 and size to 224"):
+    with pytest.raises(UserError, match=r"8 frames at 112 pixels.*set clip\.frames to 16 and image_size to 224"):
         check_clip(NetworkOptions("mvit_b"), frames=8, size=112)
     check_clip(NetworkOptions("mvit_b"), frames=16, size=224)
     check_clip(NetworkOptions("slow_r50"), frames=8, size=112)

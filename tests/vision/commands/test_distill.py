@@ -92,7 +92,7 @@ def test_a_student_learns_what_its_teacher_says(teacher: Path, labels: Path, tmp
     assert sum(record["agreement"] for record in records[-10:]) / 10 > 0.6
     assert records[-1]["validation_accuracy"] > 0.5
     config = yaml.safe_load((run / "config.yaml").read_text())
-    assert config["encoder"]["width"] == 0.125
+    assert config["encoder"]["width_multiplier"] == 0.125
     assert config["image_size"] == 8
     student = load_classifier(str(run), device="cpu")
     assert student.classes == load_classifier(str(teacher), device="cpu").classes
@@ -190,7 +190,7 @@ def test_a_student_may_be_pretrained(teacher: Path, tmp_path: Path) -> None:
     student = teacher.parent / "pre"
     distill(str(teacher), "digits", tmp_path / "run", init=str(student), from_layer=2, epochs=1, run=QUIET)
     card = json.loads((tmp_path / "run" / "model" / "model.json").read_text())["metadata"]
-    assert (card["from_layer"], card["encoder"]["width"], card["labelled"]) == (2, 0.25, None)
+    assert (card["from_layer"], card["encoder"]["width_multiplier"], card["labelled"]) == (2, 0.25, None)
 
 
 @pytest.mark.parametrize("load", ["memory", "files"])

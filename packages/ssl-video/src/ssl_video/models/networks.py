@@ -143,8 +143,8 @@ def check_clip(options: NetworkOptions, *, frames: int, size: int) -> None:
     if expected is not None and (frames, size) != expected:
         raise UserError(
             f"network {options.name} got clips of {frames} frames at {size} pixels; it has an embedding for each "
-            f"position of {expected[0]} frames at {expected[1]} pixels: set clip.frames to {expected[0]} and size to "
-            f"{expected[1]}"
+            f"position of {expected[0]} frames at {expected[1]} pixels: set clip.frames to {expected[0]} and "
+            f"image_size to {expected[1]}"
         )
 
 

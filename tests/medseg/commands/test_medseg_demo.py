@@ -16,16 +16,16 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["demo", "--out", str(tmp_path / "demo"), "--steps", "12"]
     assert main(words) == 0
     said = capsys.readouterr().out
-    assert "Dice on 8 volumes of 4 generated patients that training never saw" in said
+    assert "Dice on 8 volumes of 4 generated patients not used for training" in said
     found = read_evaluation(tmp_path / "demo" / "evaluation" / "Phantom-test.json")
     assert {case.patient for case in found.cases} == {"patient008", "patient009", "patient010", "patient011"}
     assert len(list((tmp_path / "demo" / "masks").glob("*.png"))) == 8
     page = read(tmp_path / "demo" / "report.html")
     assert_stands_alone(page, (tmp_path / "demo" / "report.html").read_text())
     for part in (
-        "What every stage has added",
+        "Improvement by stage",
         "Pseudo-labels",
-        "Learnt from 2 volumes of 1 patient with labels",
+        "Trained on 2 volumes of 1 patient with labels",
     ):
         assert part in page.text
     assert main(words) == 0

@@ -138,7 +138,7 @@ def test_a_damaged_volume_is_named_and_the_others_ranked(place: Path, tmp_path: 
 
 def test_nothing_to_rank_is_said(place: Path, tmp_path: Path) -> None:
     decathlon(tmp_path / "data", ["a", "b"])
-    with pytest.raises(UserError, match="every one of its 2 cases has a label"):
+    with pytest.raises(UserError, match="all 2 cases have labels"):
         next_cases(str(place / "run"), str(tmp_path / "data"), tmp_path / "next")
 
 
@@ -151,7 +151,7 @@ def test_files_of_others_are_not_replaced(place: Path, tmp_path: Path, capsys: p
     assert "next.csv exists" in capsys.readouterr().err
     assert (out / "next.csv").read_text() == "mine"
     assert main([*words, "--overwrite"]) == 0
-    assert "3 unlabelled cases, the most uncertain first" in capsys.readouterr().out
+    assert "3 unlabelled cases, most uncertain first" in capsys.readouterr().out
     assert main(words) == 0  # its own files are
 
 

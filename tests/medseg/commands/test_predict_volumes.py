@@ -208,9 +208,9 @@ def test_the_largest_part_of_each_structure_is_kept() -> None:
     [
         (("nowhere", "out"), "no such file or folder"),
         (("empty", "out"), "found no images"),
-        (("images", "mask.nii.gz"), "name of one file, but there are 2 images"),
+        (("images", "mask.nii.gz"), "is a single file, but there are 2 images"),
         (("images", "images"), "which reads it"),
-        (("images/a.nii.gz", "mask.dcm"), "no DICOM series"),
+        (("images/a.nii.gz", "mask.dcm"), "not a DICOM series"),
         (("twice", "out"), "would both have a mask named a"),
     ],
 )
@@ -283,8 +283,8 @@ def test_masks_of_an_earlier_run_are_said_and_not_scored(tmp_path: Path, model: 
     with pytest.raises(UserError, match=r"p1: .*damaged") as caught:
         predict(str(model), str(data / "again"), tmp_path / "out", device="cpu")
     said = str(caught.value)
-    assert "1 mask of an earlier run replaced" in said
-    assert "2 files of an earlier run left as they are, and not scored by evaluate: p1.nii.gz, p2.nii.gz" in said
+    assert "replaced 1 mask from an earlier prediction" in said
+    assert "kept 2 files from an earlier prediction, which evaluate will not score: p1.nii.gz, p2.nii.gz" in said
     assert "scan.npz: .npz files are not read" in said
     done = evaluate(tmp_path / "out", str(data), pictures=False)
     assert [case.case for case in done.evaluation.cases] == ["p0"]

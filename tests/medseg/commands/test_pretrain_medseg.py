@@ -53,7 +53,7 @@ def test_batches_take_a_slice_of_every_part_of_the_volumes() -> None:
     assert seen == set(torch.nonzero(case != 2).flatten().tolist())
     shared = [VolumeBatches(case, part, partitions=4, volumes=1 + 1, seed=0, rank=r, world_size=2) for r in range(2)]
     assert len(set(case[torch.cat([b.at(3).slices for b in shared])].tolist())) == 4
-    with pytest.raises(UserError, match="found 4 volumes with at least 4 slices, asked for 5"):
+    with pytest.raises(UserError, match="found 4 volumes with at least 4 slices, but 5 volumes per step"):
         VolumeBatches(case, part, partitions=4, volumes=5, seed=0)
 
 
@@ -152,8 +152,8 @@ def test_the_global_loss_falls(place: tuple[Path, Path], tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"global_steps": 0, "local_steps": 0}, "pretrain needs steps of at least 0 and some"),
-        ({"network": NetworkOptions("monai:DynUNet")}, "blocks of unet alone"),
+        ({"global_steps": 0, "local_steps": 0}, "pretrain needs global_steps >= 0"),
+        ({"network": NetworkOptions("monai:DynUNet")}, "supports only unet"),
     ],
 )
 def test_wrong_settings(place: tuple[Path, Path], tmp_path: Path, changed: dict[str, Any], message: str) -> None:

@@ -59,7 +59,7 @@ def test_from_a_folder_to_a_segmenter(data: Path, tmp_path: Path) -> None:
     assert (out / "model" / "model.safetensors").read_bytes() == (
         out / "selftrain" / "model" / "model.safetensors"
     ).read_bytes()
-    with pytest.raises(UserError, match="is not empty; go on with the run in it by --resume"):
+    with pytest.raises(UserError, match="is not empty; pass --resume to continue the run in it"):
         run(str(data), out, **grouped(**SHORT))
     with pytest.raises(UserError, match=r"(?s)other settings:.*rounds: 2 -> 3"):
         run(str(data), out, **grouped(**{**SHORT, "rounds": 3, "run": RunOptions(**{**vars(RUN), "resume": True})}))
@@ -135,7 +135,7 @@ def test_a_baseline_that_finds_nothing_stops_the_run_with_a_picture(
 
 
 def test_without_validation_cases_the_baseline_is_judged_by_the_labelled_ones(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"on the cases it was trained on.*--baseline_floor 0 --resume"):
+    with pytest.raises(UserError, match=r"on its training cases.*--baseline_floor 0 --resume"):
         run(str(data), tmp_path / "run", **grouped(**{**SHORT, "lr": 1e-9, "baseline_floor": 0.1}))
     assert list((tmp_path / "run" / "baseline" / "evaluation").glob("labelled-*.png"))
     assert not (tmp_path / "run" / "selftrain").exists()
@@ -163,7 +163,7 @@ def test_a_run_that_is_stopped_in_a_stage_is_resumed_as_a_whole(
 
 
 def test_contradictions_are_refused(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"got the split x\.json and names of patients"):
+    with pytest.raises(UserError, match=r"got both the split x\.json and names of patients"):
         run(str(data), tmp_path / "run", **grouped(split=Path("x.json"), labelled=("a",)))
 
 
@@ -196,7 +196,7 @@ def test_two_processes_make_one_run(data: Path, tmp_path: Path) -> None:
     command = [*torchrun, "-m", "ssl_medseg", *arguments, "--out", str(together)]
     refused = subprocess.run(command, capture_output=True, text=True, check=False)
     assert refused.returncode != 0
-    assert "go on with the run in it by --resume" in refused.stderr
+    assert "pass --resume to continue the run in it" in refused.stderr
     done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (together / "model" / "model.safetensors").read_bytes() == model

@@ -156,7 +156,7 @@ def test_it_learns_and_keeps_the_best_if_asked_to(
     assert losses[-1] < 0.6 * losses[0]
     best = max(scores, key=lambda step: scores[step])
     found = load_segmenter(folder, device="cpu")
-    assert found.details["weights"].startswith(f"the best of validation, Dice {scores[best]:.3f} after step {best}")
+    assert found.details["weights"].startswith(f"best step ({best}), validation Dice {scores[best]:.3f}")
     assert found.labels.structures
     assert found.preprocessing.size == (32, 32)
 
@@ -164,7 +164,7 @@ def test_it_learns_and_keeps_the_best_if_asked_to(
 def test_the_strong_recipe_keeps_the_last_weights_and_the_papers_the_best(
     data: Path, split: Path, tmp_path: Path
 ) -> None:
-    for recipe, words in (("strong", "the last, after step 3"), ("paper", "the best of validation")):
+    for recipe, words in (("strong", "last step (3)"), ("paper", "best step (")):
         folder = train(str(data), split, tmp_path / recipe, **grouped(recipe=recipe, steps=3, run=QUIET, **SMALL))
         assert load_segmenter(folder, device="cpu").details["weights"].startswith(words)
 
@@ -172,12 +172,12 @@ def test_the_strong_recipe_keeps_the_last_weights_and_the_papers_the_best(
 def test_without_validation_the_last_weights_or_their_average_are_kept(data: Path, tmp_path: Path) -> None:
     split = write_parts(data, tmp_path / "split.json", validation=False)
     folder = train(str(data), split, tmp_path / "run", **grouped(steps=3, ema=0.5, run=QUIET, **SMALL))
-    assert load_segmenter(folder, device="cpu").details["weights"] == "the last, after step 3, averaged with decay 0.5"
+    assert load_segmenter(folder, device="cpu").details["weights"] == "last step (3), averaged with decay 0.5"
     averaged, _ = load_model(folder)
     plain, _ = load_model(train(str(data), split, tmp_path / "plain", **grouped(steps=3, run=QUIET, **SMALL)))
     assert averaged.keys() == plain.keys()
     assert any(not torch.equal(averaged[name], plain[name]) for name in plain)
-    with pytest.raises(UserError, match=r"names no validation case.*--keep last"):
+    with pytest.raises(UserError, match=r"has no validation cases.*--keep last"):
         train(str(data), split, tmp_path / "best", **grouped(steps=3, keep="best", run=QUIET, **SMALL))
 
 
@@ -255,7 +255,7 @@ def test_a_run_goes_on_where_its_data_lie_now(
     image = next((changed / "imagesTr").glob(f"{name}*"))
     opened = nibabel.load(image)
     nibabel.save(nibabel.Nifti1Image(np.asarray(opened.dataobj) + 1, opened.affine, opened.header), image)
-    with pytest.raises(UserError, match=rf"begun with other data.* of 1 cases differ \({name}\)"):
+    with pytest.raises(UserError, match=rf"started with other data.* of 1 cases differ \({name}\)"):
         train(str(changed), moved.parent / "split.json", tmp_path / "run", **grouped(run=resumed, **run))
     train(str(moved), moved.parent / "split.json", tmp_path / "run", **grouped(run=resumed, **run))
     assert outcome(tmp_path / "run") == outcome(untouched)

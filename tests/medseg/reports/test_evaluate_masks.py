@@ -131,7 +131,7 @@ def test_wrong_input_is_named(phantom: Path, masks: Path, tmp_path: Path, capsys
     assert main(["evaluate", str(tmp_path / "none"), str(phantom)]) == 1
     assert "none of its 0 images is named like" in capsys.readouterr().err
     assert main(["evaluate", str(masks), str(phantom), "--tolerance", "0"]) == 1
-    assert "tolerance above 0" in capsys.readouterr().err
+    assert "needs tolerance > 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("codes", [("R", "A", "S"), ("L", "P", "S"), ("A", "S", "L"), ("S", "L", "P"), ("I", "R", "A")])

@@ -78,8 +78,8 @@ def test_report_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert_stands_alone(page, (run / "report.html").read_text())
     text = page.text
     assert "Segmentation of RV, myocardium, LV in Phantom" in text
-    assert "Learnt from 1 volume of 1 patient with labels, by supervised training" in text
-    assert "not used by this training" in text
+    assert "Trained on 1 volume of 1 patient with labels, by supervised training" in text
+    assert "not used by this method" in text
     assert "One labelled patient" in text
     assert "What to do next" in text
     assert "ssl-medseg next RUN DATA OUT" in text
@@ -112,7 +112,7 @@ def test_implausible_pseudo_labels_are_in_the_first_box(run: Path) -> None:
 def test_rounds_are_shown_with_their_warnings(run: Path) -> None:
     second = {
         **ROUND, "round": 2, "change": 0.0123, "dice_to_last": {"RV": 0.81, "myocardium": 0.92, "LV": None},
-        "area": {"RV": 0.001, "myocardium": 0.05, "LV": 0.04}, "warnings": ["RV is 0.10% of the pixels: it vanishes"],
+        "area": {"RV": 0.001, "myocardium": 0.05, "LV": 0.04}, "warnings": ["RV is nearly missing (0.10%)"],
         "withheld": {"mean": 0.777},
     }  # fmt: skip
     (run / "rounds").mkdir()
@@ -126,7 +126,7 @@ def test_rounds_are_shown_with_their_warnings(run: Path) -> None:
         "1.2 %",
         "0.810",
         "0.777",
-        "Round 2: RV is 0.10% of the pixels: it vanishes.",
+        "Round 2: RV is nearly missing (0.10%).",
     ):
         assert words in page.text
     figure = rounds_figure([{**ROUND, "round": 1}, second])
@@ -152,7 +152,7 @@ def test_stages_are_compared_on_the_same_cases_and_a_loss_is_said(run: Path) -> 
     )
     gained, lost = (stages_table(pair) for pair in ({"a": worse, "b": found}, {"a": found, "b": worse}))
     assert "scores lower than" not in gained
-    assert "Scored on 1 test case, the same for every stage" in gained
+    assert "All stages are scored on the same 1 test case" in gained
     assert "1 validation case" in stages_table(
         {"a": replace(worse, part="validation"), "b": replace(found, part="validation")}
     )
@@ -164,7 +164,7 @@ def test_a_run_without_validation_says_that_its_length_was_fixed(run: Path, fini
     own, settings = run.parent / "split.json", run / "config.yaml"
     settings.write_text(settings.read_text().replace(str(finished / "split.json"), str(own)))
     own.write_text(json.dumps(json.loads(own.read_text()) | {"validation": []}))
-    words = "No validation volumes: nothing says which step was best, so training had a fixed length and its last"
+    words = "No validation volumes: the best step could not be determined, so training had a fixed length and its last"
     assert words in read(report(run)).text
 
 
@@ -173,7 +173,7 @@ def test_a_run_that_has_only_begun(run: Path) -> None:
     shutil.rmtree(run / "evaluation")
     (run.parent / "split.json").unlink()
     page = read(report(run, out=run / "deep" / "page.html"))
-    assert "Training has not ended" in page.text
+    assert "Training is not finished" in page.text
     assert "Not evaluated yet" in page.text
 
 
@@ -208,9 +208,9 @@ def test_pre_training_is_no_segmenter(finished: Path, tmp_path: Path) -> None:
         preprocessing=PreprocessingOptions(image_size=64), run=RunOptions(progress=False, log_every=1),
     )  # fmt: skip
     page = read(report(tmp_path / "pre"))
-    for words in ("Pre-training without labels in Phantom", "No segmenter yet", "global", "local"):
+    for words in ("Pre-training without labels in Phantom", "Not a segmenter yet", "global", "local"):
         assert words in page.text
-    assert "Training has not ended" not in page.text
+    assert "Training is not finished" not in page.text
 
 
 def test_what_is_no_run_is_refused(run: Path, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_usable_slices_show_every_class_or_else_any_structure() -> None:
     assert usable(presence).tolist() == [0, 3]
     assert usable(presence[1:3]).tolist() == [0]
     assert usable(presence[2:3]).tolist() == []
-    with pytest.raises(UserError, match="no unlabelled slice shows a structure"):
+    with pytest.raises(UserError, match="no unlabelled slice contains a structure"):
         draw_pairs(torch.arange(3), torch.arange(0), pairs=10, variant="inter", generator=torch.Generator())
     with pytest.raises(UserError, match="pairs is 15"):
         draw_pairs(torch.arange(3), torch.arange(3), pairs=15, variant="inter", generator=torch.Generator())
@@ -125,7 +125,9 @@ def test_views_that_disagree_leave_pixels_and_cases_out() -> None:
     same = [[0.9, 0.9, 0.9], [1.9, 2.9, 0.9], [0.9, 0.9, 0.9]]
     first, second = made(PseudoLabelOptions(predictions=3, case_dice=0.9), case("a", ROWS), case("b", same))
     assert (first.used, second.used, second.view_dice) == (False, True, 1.0)
-    with pytest.raises(UserError, match=r"no pseudo-label of 1 cases is used: pseudo.case_dice 0.9, .* agree is 0.83"):
+    with pytest.raises(
+        UserError, match=r"no usable pixel in 1 unlabelled case: pseudo.case_dice is 0.9 and .* views is 0.83"
+    ):
         made(PseudoLabelOptions(predictions=3, case_dice=0.9), case("a", ROWS))
 
 
@@ -196,17 +198,16 @@ def test_a_round_in_numbers(tmp_path: Path) -> None:
 def test_vanished_and_flooding_classes_stop_the_run() -> None:
     vanished = a_round([[0, 1, 1, 0], [0, 0, 0, 0]])
     assert vanished.warnings == [
-        "core is 0.00% of the pixels of the pseudo-labels, 25.00% in the labelled cases: it vanishes"
+        "core is nearly missing (0.00% of the pixels of the pseudo-labels, 25.00% in the labelled cases)"
     ]
     with pytest.raises(
-        UserError, match=r"round 1 have collapsed: core is .* the round before is in old.*--pseudo.guard warn"
+        UserError, match=r"round 1 have collapsed: core is .* the previous round is in old.*--pseudo.guard warn"
     ):
         check_round(vanished, PseudoLabelOptions(), model=Path("old"))
     check_round(vanished, PseudoLabelOptions(guard="warn"), model=None)
     assert a_round([[0, 1, 1, 0], [0, 0, 0, 0]], guard="off").warnings == []
     flooding = a_round([[2, 2, 2, 2], [2, 2, 2, 1]], most_area=3.0)
-    assert "core is 87.50% of the pixels" in flooding.warnings[0]
-    assert flooding.warnings[0].endswith("it floods them")
+    assert flooding.warnings[0].startswith("core is over-represented (87.50% of the pixels")
     assert a_round([[0, 1, 2, 0], [0, 0, 0, 0]]).warnings == [], "12.5 % of 25 % is above a fifth"
 
 
@@ -232,7 +233,7 @@ def test_withheld_truth_is_added_to_the_rounds(tmp_path: Path) -> None:
     [
         (lambda: PseudoLabelOptions(threshold=2), "pseudo.threshold is 2; expected a share"),
         (lambda: PseudoLabelOptions(class_share=0), "pseudo.class_share is 0"),
-        (lambda: PseudoLabelOptions(agreement=1.0), "compare views, and there is one; set pseudo.predictions 3"),
+        (lambda: PseudoLabelOptions(agreement=1.0), "but pseudo.predictions is 1; set --pseudo.predictions 3"),
         (lambda: ContrastOptions(weight=-1), "contrast has weight -1"),
         (lambda: ContrastOptions(pairs=5), "contrast.pairs is 5; expected a multiple of 10"),
     ],

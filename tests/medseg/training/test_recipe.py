@@ -53,7 +53,7 @@ def test_numbers_out_of_range_are_refused(changed: dict[str, float]) -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(UserError, match="found recipe 'weak' and effort 'hour'"):
+    with pytest.raises(UserError, match="got recipe 'weak' and effort 'hour'"):
         TrainingOptions("weak", "hour")  # type: ignore[arg-type]
 
 

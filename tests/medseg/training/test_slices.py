@@ -27,7 +27,7 @@ def test_slices_know_their_case_place_and_classes() -> None:
     assert slices.presence(4).tolist()[:3] == [[True, True, False, False], [True] * 3 + [False], [True] * 3 + [False]]
     assert slices_with(slices, classes=3, least=3).tolist() == [1, 2, 5, 6, 7, 8, 9, 10]
     assert slices_with(slices, classes=3, least=2).tolist() == list(range(12))
-    with pytest.raises(UserError, match="none of the 12 slices shows 4 classes or more, the most is 3"):
+    with pytest.raises(UserError, match="none of the 12 slices contains 4 classes or more; the maximum is 3"):
         slices_with(slices, classes=4, least=4)
 
 

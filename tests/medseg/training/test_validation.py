@@ -180,7 +180,7 @@ def test_refinements_are_kept_where_validation_gains(tmp_path: Path, capsys: pyt
         assert plain.structures["first"] < 0.95
         assert refined.structures["second"] == plain.structures["second"]
         assert choose_refinement(run, None, network) == Refinement()
-    assert "largest part of first" in capsys.readouterr().err
+    assert "largest component of first" in capsys.readouterr().err
 
 
 def test_mirrored_probabilities_are_the_mean_of_four() -> None:

@@ -1,4 +1,4 @@
-"""The command line `ssl-medseg`. Importing it loads nothing heavy: a verb's code is imported when the verb is run."""
+"""Define the command line `ssl-medseg`. The code of a command is imported only when it runs, so that help is fast."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ from contrastive_core.app.cli import Verb, run
 from ssl_medseg import __version__
 
 VERBS: dict[str, Verb] = {
-    "check": Verb(
-        "ssl_medseg.commands.check:check", "find every problem of a data set of volumes in one pass", alone=True
-    ),
+    "check": Verb("ssl_medseg.commands.check:check", "find all problems of a data set in one pass", alone=True),
     "make-splits": Verb(
         "ssl_medseg.commands.make_splits:make_splits",
-        "choose labelled, unlabelled, validation and test patients, as split files",
+        "choose labelled, unlabelled, validation and test patients, and write split files",
         alone=True,
     ),
     "run": Verb(
         "ssl_medseg.commands.run:run",
-        "a few labelled volumes and many others: baseline, self-training, final segmenter",
+        "train a segmenter from a few labelled and many unlabelled volumes",
         common=(
             "split",
             "labelled",
@@ -40,7 +38,7 @@ VERBS: dict[str, Verb] = {
     ),
     "train": Verb(
         "ssl_medseg.training.supervised:train",
-        "train a segmenter on the labelled volumes alone: the baseline",
+        "train a segmenter on the labelled volumes only: the baseline",
         common=(
             "recipe",
             "effort",
@@ -63,7 +61,7 @@ VERBS: dict[str, Verb] = {
     ),
     "selftrain": Verb(
         "ssl_medseg.selftraining.training:selftrain",
-        "go on with the unlabelled volumes: consistency, copy-paste, rounds of pseudo-labels",
+        "continue training with unlabelled volumes: consistency, copy-paste, rounds of pseudo-labels",
         common=(
             "method",
             "recipe",
@@ -83,7 +81,7 @@ VERBS: dict[str, Verb] = {
     ),
     "predict": Verb(
         "ssl_medseg.commands.predict:predict",
-        "write masks of images that overlay on them",
+        "segment images and write masks",
         alone=True,
         common=(
             "split",
@@ -100,32 +98,32 @@ VERBS: dict[str, Verb] = {
             "overwrite",
         ),
     ),
-    "evaluate": Verb(
-        "ssl_medseg.reports.evaluation:evaluate", "compare masks with the truth, by case and structure", alone=True
-    ),
+    "evaluate": Verb("ssl_medseg.reports.evaluation:evaluate", "compare masks with reference labels", alone=True),
     "next": Verb(
         "ssl_medseg.commands.next_cases:next_cases",
-        "rank the unlabelled cases by uncertainty: which to label next",
+        "rank unlabelled cases by uncertainty, to choose which to label next",
         alone=True,
     ),
-    "report": Verb("ssl_medseg.commands.report:report", "write a run's self-contained HTML report", alone=True),
-    "demo": Verb("ssl_medseg.commands.demo:demo", "the whole of it on generated hearts, in a few minutes on a CPU"),
+    "report": Verb("ssl_medseg.commands.report:report", "write a self-contained HTML report of a run", alone=True),
+    "demo": Verb(
+        "ssl_medseg.commands.demo:demo", "run the complete workflow on generated hearts, in a few minutes on a CPU"
+    ),
     "export": Verb(
         "ssl_medseg.commands.export:export",
-        "write a model for other programs: MONAI bundle, ONNX, torch.export",
+        "export a model for other programs: MONAI bundle, ONNX, torch.export",
         alone=True,
     ),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `ssl-medseg VERB ...`; the exit status is returned."""
+    """Run `ssl-medseg VERB ...` and return the exit status."""
     words = sys.argv[1:] if argv is None else argv
     return run("ssl-medseg", VERBS, list(map(_full_flag, words)), version=__version__, configs="ssl_medseg.configs")
 
 
 def _full_flag(word: str) -> str:
-    """The flag of an option for opening data that is written as ``--data.NAME``, for DATA itself is a value."""
+    """Translate ``--data.NAME`` to the flag of the data option NAME, because ``data`` itself is a positional value."""
     name, equals, value = word.partition("=")
     if not name.startswith("--data."):
         return word

@@ -1,1 +1,1 @@
-"""The verbs of the command line, each a function with the same arguments."""
+"""Commands of the command line, each available as a function with the same arguments."""

@@ -1,4 +1,4 @@
-"""All problems of a data set of volumes in one pass: `ssl-medseg check`."""
+"""Find all problems of a data set in one pass (`ssl-medseg check`)."""
 
 from __future__ import annotations
 
@@ -36,52 +36,52 @@ def check(
     show_paths: bool = False,
     overwrite: bool = False,
 ) -> int:
-    """Look at every image and label of a data set and print what is wrong with it. The data set is never changed.
+    """Check every image and label of a data set and print all problems. The data set is never changed.
 
-    Errors, which training stops at or is wrong by: files that are missing, unreadable or cut off; labels that belong to
-    no image; cases without a label that nobody said have none; a label on another grid than its image; voxels that are
-    no numbers; images with nothing in them; label values that are not in the map, or fractions; a structure that no
-    label has; several volumes in a file and no choice; the same image under two patients; a split that does not fit,
-    leaks, lacks a structure, or was made of other files.
+    Errors stop training or make its result wrong: missing, unreadable or truncated files; labels without an image;
+    cases without a label that are not declared as unlabelled; a label on a different grid from its image; voxels that
+    are not numbers; empty images; label values that are not in the label map, or not integers; a structure that no
+    label contains; several volumes in one file without a choice among them; the same image under two patients; a split
+    that does not match the data set, leaks between its parts, lacks a structure, or was made from other files.
 
-    Warnings, which are probably not meant: sform and qform that contradict each other; an affine that says nothing;
-    images stored in another direction, sliced along another axis, or of another spacing or size than most; duplicates;
-    labels without any structure or with unusual amounts of one, or not whole in the slices that training would make.
-    Notes: what is rounded or filled, absent, cut off at the edge of the image, or could say who a patient is.
+    Warnings are probably unintended: sform and qform that contradict each other; an affine without information; images
+    stored in another orientation, sliced along another axis, or with another spacing or size than most; duplicates;
+    labels without any structure, with an unusual amount of one, or cut off in the slices that training would use.
+    Notes list values that are rounded or filled, structures that are absent or cut off at the edge of the image, and
+    headers that may identify a patient.
 
-    Cases are called by their names. Where files lie, and what their headers say beside geometry, is left out unless
-    asked for. One volume is in memory at a time. `ssl_medseg.checks.examine` gives the same as an object.
+    Cases are identified by name. File paths, and header fields other than geometry, are shown on request only. One
+    volume is in memory at a time. `ssl_medseg.checks.examine` returns the same findings as an object.
 
     Args:
         data: Data set: its folder, its dataset.json or a CSV file.
-        opening: How to open the data set.
+        opening: Options for opening the data set.
         split: Split file to check against the data set.
-        preprocessing: Preprocessing settings that training will get, whose slices are to show the labels whole.
+        preprocessing: Preprocessing settings of the planned training; labels must fit into the resulting slices.
         out: JSON file for all findings.
-        picture_folder: Folder for a picture of every case with findings, as PNG.
-        picture_all: Draw the other cases as well.
+        picture_folder: Folder for PNG pictures of every case with findings.
+        picture_all: Draw the other cases, too.
         most_pictures: Largest number of pictures.
         json: Print JSON instead of text.
-        propose_map: File for a label map of the values found, to be completed with names and given as --label-map.
-        repair: Repairs to make in a copy of the data set: ``grid`` resamples labels onto the grid of their image by
-            nearest neighbour; ``header`` gives labels of their image's shape that state no position the image's header;
-            ``fractions`` rounds label values; ``sform`` or ``qform`` names the one to place an image by where the two
-            contradict each other. Needs --repaired.
-        repaired: New folder for the repaired copy, whose repairs.json lists what was done to every file and what was
-            not.
-        show_headers: List text in headers, which may identify patients.
-        show_paths: Include the paths of files in JSON.
+        propose_map: File for a label map of the values found; fill in the names and pass it as --label-map.
+        repair: Repairs to apply in a copy of the data set: ``grid`` resamples labels to the grid of their image by
+            nearest neighbour; ``header`` copies the header of the image to labels that have the same shape but no
+            position; ``fractions`` rounds label values; ``sform`` or ``qform`` selects the transform to use where the
+            two contradict each other. Requires --repaired.
+        repaired: New folder for the repaired copy; its repairs.json lists the repairs made and not made in every file.
+        show_headers: List text fields of headers, which may identify patients.
+        show_paths: Include file paths in the JSON.
         overwrite: Replace files that this command did not write.
 
     Returns:
-        1 if there are errors in the data as they are, else 0: the exit status.
+        Exit status: 1 if the data set has errors, otherwise 0.
 
     Raises:
-        UserError: There is no such data set, a file exists that this command did not write, or no copy can be repaired
-            there.
+        UserError: The data set does not exist, an output file exists that this command did not write, or the repaired
+            copy cannot be written to its folder.
     """
     if bool(repair) != (repaired is not None):
-        raise UserError("expected --repair, what to repair, and --repaired, a folder for the copy, together")
+        raise UserError("--repair (what to repair) and --repaired (the folder for the copy) must be given together")
     if repaired is not None:
         from ssl_medseg.checks import repair as copies  # noqa: PLC0415 - scipy
 
@@ -105,7 +105,7 @@ def check(
         drawn = list(plan_pictures(report, picture_folder, every=picture_all, most=most_pictures))
         Outputs(drawn, command=_COMMAND, inputs=read, folder=picture_folder, overwrite=overwrite)
     proposed = ""
-    with contextlib.ExitStack() as opened:  # first: who reads what is printed may leave in the middle
+    with contextlib.ExitStack() as opened:  # before printing, because the reader of a pipe may close it early
         for each in planned:
             opened.enter_context(each)
         if out is not None:
@@ -119,7 +119,7 @@ def check(
     if drawn and not json:
         print(f"{len(drawn)} pictures in {picture_folder}")  # noqa: T201
     if proposed and not json:
-        print(f"{propose_map}: put names in for {proposed}, then give it as --label-map")  # noqa: T201
+        print(f"{propose_map}: replace the names of {proposed}, then pass the file as --label-map")  # noqa: T201
     if repaired is not None:
         print(copies.repair(data, repaired, repair, opening=opening), file=sys.stderr if json else sys.stdout)
     return 1 if report.errors else 0
@@ -130,4 +130,4 @@ def _propose(report: Report, file: Path) -> str:
     names = {str(value): "background" if value == 0 else f"structure {value}" for value in values}
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, f"{json_format.dumps(names, indent=1)}\n".encode())
-    return ", ".join(names[str(value)] for value in values if value) or "no structure at all"
+    return ", ".join(names[str(value)] for value in values if value) or "no structure"

@@ -1,4 +1,4 @@
-"""`ssl-medseg demo`: the whole of it on generated hearts, nothing downloaded."""
+"""Run the complete workflow on generated hearts, without a download (`ssl-medseg demo`)."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _ROUNDS = 2
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo found; `str` is what the command prints.
+    """Result of the demo; `str` returns the text that the command prints.
 
     Attributes:
-        baseline: the test patients, segmented after training on the labelled one.
-        selftrained: the same after self-training with the unlabelled ones.
-        masks: the folder of masks of the test patients, with pictures.
-        report: the HTML file.
+        baseline: Evaluation on the test patients after training on the labelled patient.
+        selftrained: Evaluation on the test patients after self-training with the unlabelled patients.
+        masks: Folder with masks of the test patients, and pictures.
+        report: HTML report.
     """
 
     baseline: Evaluated
@@ -46,10 +46,10 @@ class DemoResult:
     report: Path
 
     def __str__(self) -> str:
-        pairs = [("labelled patient alone", self.baseline), ("with the unlabelled ones", self.selftrained)]
+        pairs = [("labelled patient only", self.baseline), ("with unlabelled patients", self.selftrained)]
         structures = self.baseline.evaluation.structures
         lines = [
-            f"Dice on {self.baseline.summary.cases} volumes of {_TEST} generated patients that training never saw:",
+            f"Dice on {self.baseline.summary.cases} volumes of {_TEST} generated patients not used for training:",
             "",
             f"{'':28}{'mean':>16}" + "".join(f"{name:>14}" for name in structures),
         ]
@@ -60,7 +60,7 @@ class DemoResult:
         return "\n".join([*lines, "", self._compare(), "", f"masks:  {self.masks}", f"report: {self.report}"])
 
     def _compare(self) -> str:
-        """What the numbers say, whichever way they have come out."""
+        """Compare the two scores in a sentence."""
         before, after = (d.summary.mean_dice.mean or 0.0 for d in (self.baseline, self.selftrained))
         if abs(after - before) < 0.01:
             return f"Self-training and the baseline are within 0.01 of each other ({after - before:+.3f})."
@@ -74,20 +74,20 @@ def demo(
     seed: int = 0,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
 ) -> DemoResult:
-    """Generate hearts, check them, train on one labelled patient, self-train with five more, segment, evaluate, report.
+    """Generate hearts, check them, train with one labelled patient, self-train with five more, segment and evaluate.
 
-    A few minutes on a CPU. The hearts are generated short-axis images with oblique, thick slices; small and far easier
-    than real ones, so that the numbers prove nothing but that everything works. Given again with the same arguments, it
-    goes on with the runs in the folder, or shows them again.
+    Takes a few minutes on a CPU. The hearts are synthetic short-axis images with oblique, thick slices. They are small
+    and far easier than real ones, so that the scores only show that everything works. Calling it again with the same
+    arguments resumes the runs in the folder, or shows their results again.
 
     Args:
-        out: Folder for everything: data, split, runs, masks, report.
-        steps: Training steps of the baseline; each of two rounds of self-training has half as many.
-        seed: Seed of everything.
+        out: Folder for all files: data, split, runs, masks, report.
+        steps: Training steps of the baseline; each of the two rounds of self-training has half as many.
+        seed: Random seed.
         device: Device: auto, cpu, cuda or mps.
 
     Returns:
-        The scores before and after self-training, and where masks and report are.
+        The scores before and after self-training, and the paths of masks and report.
     """
     if steps < 4:
         raise UserError(f"demo needs steps >= 4, got {steps}")
@@ -97,7 +97,7 @@ def demo(
     _generate(data, split, seed=seed)
     errors = [finding for finding in examine(str(data)).findings if finding.level == "error"]
     if errors:
-        raise UserError(f"{data}: {errors[0]}; it was changed since it was generated. Remove the folder")
+        raise UserError(f"{data}: {errors[0]}; the data were changed after they were generated. Remove the folder")
     options = RunOptions(seed=seed, device=device, resume=True, checkpoint_every=100)
     baseline, joint = out / "baseline", out / "selftrain"
     train(
@@ -124,7 +124,7 @@ def demo(
 
 
 def _generate(data: Path, split: Path, *, seed: int) -> None:
-    """The hearts and who of them plays which part, unless they are there already."""
+    """Generate the hearts and their split, unless they exist already."""
     if split.is_file():
         return
     write_phantom(data, patients=_LABELLED + _VALIDATION + _UNLABELLED + _TEST, size=_SIZE, seed=seed)

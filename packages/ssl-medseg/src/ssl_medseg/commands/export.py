@@ -1,4 +1,4 @@
-"""`ssl-medseg export`: a segmenter for other programs: a MONAI bundle, ONNX, torch.export."""
+"""Export a segmenter as MONAI bundle, ONNX or torch.export program (`ssl-medseg export`)."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ _FILES = {".onnx": write_onnx, ".pt2": write_exported_program}
 
 
 def export(model: str, out: Path, *, overwrite: bool = False) -> str:
-    """Write a segmenter for other programs, once it has been shown to give what the model gives.
+    """Export a segmenter for other programs, and verify that the export reproduces the model.
 
-    The ending decides. ``.onnx`` (for onnxruntime and others; needs the extra ``export``) and ``.pt2`` (for
-    `torch.export.load`) hold the network alone, slices to logits, for any number of slices of the size it was trained
-    with; their results on noise are compared with the model's, to 1e-4, and a JSON file beside them, whose content is
-    also in their own metadata, says how slices are made and what the classes are.
+    The file extension selects the format. ``.onnx`` (for onnxruntime and others; requires the extra ``export``) and
+    ``.pt2`` (for `torch.export.load`) contain the network only, which maps slices of the training size to logits, for
+    any number of slices. Their outputs on random noise must match the model to 1e-4. A JSON file next to them describes
+    the preprocessing and the classes; its content is also stored in the metadata of the exported file.
 
-    A name without an ending is the folder of a MONAI bundle: preprocessing, network, the way back to the image's grid
-    and label values in MONAI's own terms. It is run by `monai.bundle` on a generated volume, and its mask compared with
-    ours: at least 99 % of the voxels are equal. `ssl-medseg predict` takes the folder too, in place of a model.
+    A name without an extension is the folder of a MONAI bundle. It contains preprocessing, network, and the inverse
+    mapping to the grid of the image and its label values, as MONAI transforms. `monai.bundle` runs it on a generated
+    volume, and at least 99 % of the voxels must agree with our mask. `ssl-medseg predict` accepts it as a model.
 
     Args:
         model: Run folder or model folder.
-        out: File or folder to write, in place of an older one.
+        out: File or folder to write; replaces an earlier export.
         overwrite: Replace files that this command did not write.
 
     Returns:
-        What was written and how it was checked.
+        A description of the export and its verification.
 
     Raises:
-        UserError: another ending, no model, or what was written gives something else.
+        UserError: The extension is unknown, there is no model, or the export does not reproduce the model.
     """
     out = Path(out).expanduser()
     if out.suffix and out.suffix not in _FILES:
         endings = ", ".join(_FILES)
-        raise UserError(f"{out}: found the ending {out.suffix!r}, expected {endings}, or none for a MONAI bundle")
+        raise UserError(f"{out}: found the extension {out.suffix!r}, expected {endings}, or none for a MONAI bundle")
     segmenter = load_segmenter(model, device="cpu")
     if not out.suffix:
         checked = write_bundle(segmenter, model, out, overwrite=overwrite)
         share = checked["bundle"]["share_of_equal_voxels"]
-        return f"written to {out}: a MONAI bundle; with {checked['bundle']['with']} {share:.2%} of voxels equal"
+        return f"wrote {out}, a MONAI bundle; in {checked['bundle']['with']}, {share:.2%} of the voxels agree"
 
     def write(file: Path) -> dict[str, Any]:
         return _FILES[out.suffix](program_of(segmenter, model), file, card_of(segmenter, file))
@@ -53,6 +53,6 @@ def export(model: str, out: Path, *, overwrite: bool = False) -> str:
     checked = put_in_place(out, write, command="ssl-medseg export", overwrite=overwrite)["checked"]
     height, width = segmenter.preprocessing.size
     return (
-        f"written to {out} and {out.name}.json: logits of slices of {height} x {width} px; "
-        f"with {checked['with']}, largest difference {checked['largest_difference']:.2g}"
+        f"wrote {out} and {out.name}.json: logits of slices of {height} x {width} px; "
+        f"in {checked['with']}, the largest difference is {checked['largest_difference']:.2g}"
     )

@@ -1,4 +1,4 @@
-"""`ssl-medseg make-splits`: which patients are labelled, unlabelled, for validation and for test, as files."""
+"""Divide patients into labelled, unlabelled, validation and test parts (`ssl-medseg make-splits`)."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from ssl_medseg.preprocessing.prepare import display_axis
 
 @dataclass(frozen=True)
 class SplitsWritten:
-    """What `make-splits` wrote; `str` is what the command prints.
+    """Result of `make-splits`; `str` returns the text that the command prints.
 
     Attributes:
-        files: every file with its split.
-        counts: file -> part -> patients, volumes and slices.
-        remarks: what was left out, and why.
+        files: File -> split.
+        counts: File -> part -> numbers of patients, volumes and slices.
+        remarks: Remarks about what was left out, and why.
     """
 
     files: Mapping[Path, Split]
@@ -64,39 +64,39 @@ def make_splits(
     seed: int = 0,
     overwrite: bool = False,
 ) -> SplitsWritten:
-    """Choose patients whose labels may be seen, and write split files that name them.
+    """Choose the patients whose labels training may use, and write split files.
 
-    A file such as ``2-labelled-draw1.json`` says of every case whether it is labelled, for validation, for test or
-    unlabelled, and states a hash over that. All volumes of a patient are in one part. Draws are a function of the seed
-    and of the patients' names. Cases that the data set itself lists as test are for test.
+    A file such as ``2-labelled-draw1.json`` assigns every case to one part (labelled, validation, test or unlabelled)
+    and contains a hash of the assignment. All volumes of a patient are in the same part. The draws are a function of
+    the seed and the patient names. Cases that the data set itself lists as test cases are assigned to the test part.
 
-    No label is read, but for its hash; that of an unlabelled case is not opened for that either.
+    Label files are only hashed; those of unlabelled cases are not opened at all.
 
     Args:
         data: Data set: its folder, its dataset.json or a CSV file.
-        out: Folder of the split files. Files that are there already must have the same content.
-        opening: How to open the data set.
-        n_labelled: Numbers of labelled patients; by default those of 1, 2 and 8 that the data allow.
-        draws: Number of random choices of each number of patients.
-        n_validation: Number of patients for validation, the same for all draws.
-        n_test: Number of patients to draw for test.
-        table: CSV file with the columns split and case or patient, which names patients for test.
-        table_test: Words of its column split that mean test.
-        only: Regular expression; only cases in whose names it is found are in any part.
+        out: Folder for the split files. Existing files must have the same content.
+        opening: Options for opening the data set.
+        n_labelled: Numbers of labelled patients; by default 1, 2 and 8, as far as the data allow.
+        draws: Number of random draws for each number of labelled patients.
+        n_validation: Number of validation patients, the same for all draws.
+        n_test: Number of test patients to draw.
+        table: CSV file that lists test patients, with the column split and a column case or patient.
+        table_test: Values of the column split that mark test patients.
+        only: Regular expression; only cases whose names match it are used.
         combinations: Named patients instead of draws: ``NAME: {labelled: [...], validation: [...]}``.
-        test_patients: Patients for test, by name.
-        unlabelled_patients: Patients that unlabelled ones are taken from, by name; all if none are named.
-        missing: Whether named patients that are not in the data set are an error or left out; combinations that lack a
-            labelled or validation patient are then left out as a whole.
-        hashes: Write hashes of the image files, and of the label files of all parts but the unlabelled one.
-        seed: Seed of the choices.
-        overwrite: Replace files with other content.
+        test_patients: Names of the test patients.
+        unlabelled_patients: Names of the patients that may be unlabelled; by default all.
+        missing: Handling of named patients that are not in the data set: error, or leave_out, which also leaves out
+            combinations that lack a labelled or validation patient.
+        hashes: Write hashes of the image files, and of the label files of all parts except the unlabelled one.
+        seed: Random seed.
+        overwrite: Replace files with different content.
 
     Returns:
-        The files and how many patients, volumes and slices they list.
+        The files and the numbers of patients, volumes and slices in them.
 
     Raises:
-        UserError: the data set cannot be opened, patients are missing or too few, or a file says something else.
+        UserError: The data set cannot be opened, patients are missing or too few, or a file exists with other content.
     """
     dataset = open_with(data, opening)
     pool = Pool.of(dataset, _kept(dataset, only))
@@ -105,25 +105,25 @@ def make_splits(
     gone = absent(pool, [*held_out, *unlabelled_patients, *named])
     if gone and missing == "error":
         raise UserError(
-            f"{dataset.name}: has no cases of {some_of(gone)}; its patients are {some_of(pool.cases)}. Correct the "
-            "names, or give --missing leave_out to do without them"
+            f"{dataset.name} has no cases of {some_of(gone)}; its patients are {some_of(pool.cases)}. Correct the "
+            "names, or leave them out with --missing leave_out"
         )
-    remarks = [f"without {some_of(gone)}, who are not in {dataset.name}"] if gone else []
+    remarks = [f"left out {some_of(gone)}, which are not in {dataset.name}"] if gone else []
     held_out = list(dict.fromkeys(patient for patient in held_out if patient not in gone))
     there = {k: c for k, c in (combinations or {}).items() if not {*c.labelled, *c.validation} & set(gone)}
     unlabelled = tuple(patient for patient in unlabelled_patients if patient not in gone)
     if combinations:
         dropped = [name for name in combinations if name not in there]
-        remarks += [f"without the combinations {some_of(dropped)}, which need them"] if dropped else []
+        remarks += [f"left out the combinations {some_of(dropped)}, which need them"] if dropped else []
         splits = combine(pool, there, test=held_out, unlabelled=unlabelled)
     else:
         how = Draws(n_labelled, draws, n_validation, n_test, tuple(held_out), unlabelled, seed)
         splits = draw(pool, how)
     if not splits:
-        raise UserError(f"{dataset.name}: every combination names somebody who is missing, of {some_of(gone)}")
+        raise UserError(f"{dataset.name}: every combination needs a missing patient ({some_of(gone)})")
     remarks += dataset.notes
     if not any(split.test for split in splits.values()):
-        remarks.append("no case is for test: nothing is left to evaluate on that training has not seen")
+        remarks.append("no test cases: there are no cases left for an unbiased evaluation")
     named_files = {Path(out) / f"{name}.json": split for name, split in splits.items()}
     contents, counts = _contents(dataset, named_files, hashes=hashes)
     read = [path for case in dataset.cases for path in (*case.image.paths, case.label) if path is not None]
@@ -136,9 +136,9 @@ def _kept(dataset: DataSet, only: str | None) -> list[Case]:
     try:
         cases = [case for case in dataset.cases if only is None or re.search(only, case.name)]
     except re.error as error:
-        raise UserError(f"only {only!r} is no regular expression: {error}") from error
+        raise UserError(f"--only {only!r} is not a valid regular expression: {error}") from error
     if not cases:
-        raise UserError(f"{dataset.name}: {only!r} is found in none of its cases, such as {dataset.names[0]}")
+        raise UserError(f"{dataset.name}: no case name, such as {dataset.names[0]}, matches --only {only!r}")
     return cases
 
 
@@ -148,11 +148,13 @@ def _in_table(table: Path | None, words: Iterable[str], pool: Pool) -> list[str]
     rows = read_table(table, needed=("split",))
     column = next((name for name in ("patient", "case") if rows and name in rows[0]), None)
     if column is None:
-        raise UserError(f"{table}: expected a column patient or case beside split")
+        raise UserError(f"{table}: expected a column patient or case in addition to split")
     chosen = {row[column] for row in rows if row["split"] in tuple(words)}
     if not chosen:
         found = ", ".join(sorted({row["split"] for row in rows}))
-        raise UserError(f"{table}: no row has the split {', '.join(words)}; found {found}. Say with --table_test")
+        raise UserError(
+            f"{table}: no row has the split {', '.join(words)}; found {found}. Name the test values with --table_test"
+        )
     if column == "patient":
         return sorted(chosen)
     patient_of = {case.name: patient for patient, cases in pool.cases.items() for case in cases}
@@ -166,7 +168,7 @@ def _listed_as_test(pool: Pool) -> list[str]:
 def _contents(
     dataset: DataSet, splits: Mapping[Path, Split], *, hashes: bool
 ) -> tuple[dict[Path, bytes], dict[Path, dict[str, tuple[int, int, int]]]]:
-    """What every file says, and how many patients, volumes and slices each part has."""
+    """Return the content of every file, and the numbers of patients, volumes and slices of each part."""
     contents: dict[Path, bytes] = {}
     slices: dict[str, int] = {}
     prints: dict[tuple[str, bool], Fingerprint] = {}

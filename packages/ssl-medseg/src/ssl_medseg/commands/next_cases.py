@@ -1,4 +1,4 @@
-"""`ssl-medseg next`: rank the unlabelled cases by how uncertain the model is about them."""
+"""Rank unlabelled cases by the uncertainty of the model (`ssl-medseg next`)."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _COMMAND = "ssl-medseg next"
 
 @dataclass(frozen=True)
 class RankedCase:
-    """An unlabelled case.
+    """An unlabelled case in the ranking.
 
     Attributes:
-        case: its name.
-        patient: whom it shows.
-        quality: mean of the two columns that follow, in [0, 1]; the lowest is labelled first.
-        mirrored: agreement of the predictions of the volume and of its mirror images, the mean over structures.
-        baseline: agreement of the prediction with that of the baseline of the run; None without one.
-        structures: agreement of the mirrored predictions for each structure; None: found in none of them.
-        error: why it has no prediction.
+        case: Name of the case.
+        patient: Name of the patient.
+        quality: Mean of `mirrored` and `baseline`, in [0, 1]; label the cases with the lowest values first.
+        mirrored: Agreement of the predictions of the volume and its mirror images, averaged over structures.
+        baseline: Agreement of the prediction with that of the baseline of the run; None without a baseline.
+        structures: Agreement of the mirrored predictions for each structure; None if none of them contains it.
+        error: Reason why there is no prediction.
     """
 
     case: str
@@ -53,7 +53,7 @@ class RankedCase:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The cases, the most uncertain first, and the files that hold the ranking."""
+    """The ranked cases, most uncertain first, and the folder of the ranking."""
 
     out: Path
     cases: tuple[RankedCase, ...]
@@ -62,7 +62,7 @@ class Ranking:
     def __str__(self) -> str:
         ranked = [case for case in self.cases if case.quality is not None]
         failed = [case for case in self.cases if case.quality is None]
-        lines = [f"{self.out}: {several(len(ranked), 'unlabelled case')}, the most uncertain first"]
+        lines = [f"{self.out}: {several(len(ranked), 'unlabelled case')}, most uncertain first"]
         width = max((len(case.case) for case in ranked), default=4)
         lines.append(f"  {'case':{width}}  quality  mirrored  baseline")
         for case in ranked[: self.shown]:
@@ -88,35 +88,36 @@ def next_cases(
     device: str = "auto",
     opening: DataOptions = DataOptions(),  # noqa: B008 - frozen
 ) -> Ranking:
-    """Rank the unlabelled cases by uncertainty: which to label next.
+    """Rank unlabelled cases by uncertainty, to choose which ones to label next.
 
-    The model segments every volume and its mirror images. Where these predictions disagree, the model is uncertain,
-    and a label teaches it most. In the folder of `ssl-medseg run` the prediction is also compared with that of the
-    baseline: where self-training changed much, a reader should look. Agreement is measured by Dice, as in
+    The model segments every volume and its mirror images. If these predictions disagree, the model is uncertain, and a
+    label for the case is most informative. If the model is a folder written by `ssl-medseg run`, the prediction is also
+    compared with that of the baseline, because cases that self-training changed much deserve a look. Agreement is
+    measured by Dice:
 
-        quality = mean of (pairwise Dice of the mirrored predictions, Dice of prediction and baseline).
+        quality = mean(pairwise Dice of the mirrored predictions, Dice of prediction and baseline)
 
-    OUT holds ``next.csv`` and ``next.json`` with every case, and a picture of each of the first ones with its mask.
-    Labels are never opened.
+    The output folder contains ``next.csv`` and ``next.json`` with all cases, and a picture of each of the first cases
+    with its mask. Labels are never opened.
 
     Args:
-        model: Folder of a run, or its model folder.
-        data: Data set: a folder in one of the layouts that `check` names, or a CSV file.
-        out: Folder of the ranking.
-        split: Split file; its unlabelled cases are ranked. By default the split of the run, or else every case whose
-            label the model was not trained with and that has none.
-        number: Number of cases that are printed and drawn.
+        model: Run folder or model folder.
+        data: Data set: a folder in one of the layouts listed by `check`, or a CSV file.
+        out: Folder for the ranking.
+        split: Split file whose unlabelled cases are ranked. By default the split of the run; without one, every case
+            that has no label and was not used as a labelled case in training.
+        number: Number of cases to print and draw.
         pictures: Draw the first cases with their masks.
-        overwrite: Replace files in OUT that this command did not write.
+        overwrite: Replace files in the output folder that this command did not write.
         batch_size: Slices per forward pass.
         device: Device to run on: auto, cpu, cuda or mps.
-        opening: How to open the data set.
+        opening: Options for opening the data set.
 
     Returns:
         The ranking.
 
     Raises:
-        UserError: No model, no unlabelled cases, or a model of other structures.
+        UserError: There is no model, there are no unlabelled cases, or the model was trained for other structures.
     """
     if number < 1 or batch_size < 1:
         raise UserError(f"next needs number >= 1 and batch_size >= 1, got {number} and {batch_size}")
@@ -150,7 +151,7 @@ def next_cases(
 
 
 def _baseline(run: Path, segmenter: Segmenter, *, device: str) -> Segmenter | None:
-    """The baseline of a run of several stages, where it has one of the same structures."""
+    """Load the baseline of a run with several stages, if it exists and has the same structures."""
     folder = run / "baseline"
     if not (folder / "model" / "model.json").is_file():
         return None
@@ -161,8 +162,8 @@ def _baseline(run: Path, segmenter: Segmenter, *, device: str) -> Segmenter | No
 def _unlabelled(dataset: DataSet, segmenter: Segmenter, split: Path | None) -> tuple[Case, ...]:
     if segmenter.labels != dataset.labels and dataset.labelled:
         raise UserError(
-            f"{dataset.name} has the structures {dataset.labels}, and the model was trained for {segmenter.labels}; "
-            "expected the same. Give the label map of training (--label_map)"
+            f"{dataset.name} has the structures {dataset.labels}, but the model was trained for {segmenter.labels}; "
+            "expected the same structures. Pass the label map of the training (--label_map)"
         )
     if split is not None:
         names = read_split(split, dataset).unlabelled
@@ -173,8 +174,8 @@ def _unlabelled(dataset: DataSet, segmenter: Segmenter, split: Path | None) -> t
     cases = tuple(case for case in dataset.cases if case.label is None and case.name not in seen)
     if not cases:
         raise UserError(
-            f"{dataset.name}: every one of its {len(dataset)} cases has a label; nothing is left to rank. Give the "
-            "split file of training (--split) to rank the cases it calls unlabelled"
+            f"{dataset.name}: all {len(dataset)} cases have labels, so there is nothing to rank. Pass the split file "
+            "of the training (--split) to rank its unlabelled cases"
         )
     return cases
 

@@ -1,4 +1,4 @@
-"""`ssl-medseg predict`: masks of images nobody has labelled, each on the grid of its image."""
+"""Segment images and write masks on the grid of each image (`ssl-medseg predict`)."""
 
 from __future__ import annotations
 
@@ -36,18 +36,19 @@ _SUMMARY = "predictions.json"
 
 @dataclass(frozen=True)
 class PredictedCase:
-    """What became of one image.
+    """Result for one image.
 
     Attributes:
-        image: its name below the folder of images.
-        mask: the file, relative to the output folder; empty if there is none.
-        millilitres: volume of each structure; None where the size of a voxel is unknown.
-        seconds: reading, segmenting and writing.
-        quality: with `uncertainty`, the agreement of the predictions of the volume and of its mirror images, the mean
-            over structures, in [0, 1]. A low one says that the mask needs a look; a high one does not prove it right.
-        agreement: the same for each structure; None: found in none of the predictions.
-        notes: what was found odd about the image, in plain words.
-        error: why there is no mask.
+        image: Name of the image, relative to the folder of images.
+        mask: Mask file, relative to the output folder; empty if there is none.
+        millilitres: Volume of each structure; None if the voxel size is unknown.
+        seconds: Time for reading, segmenting and writing.
+        quality: With `uncertainty`, the agreement of the predictions of the volume and its mirror images, averaged over
+            structures, in [0, 1]. A low value means that the mask needs inspection; a high value does not guarantee a
+            correct mask.
+        agreement: Agreement for each structure; None if no prediction contains it.
+        notes: Remarks about unusual properties of the image.
+        error: Reason why there is no mask.
     """
 
     image: str
@@ -62,14 +63,14 @@ class PredictedCase:
 
 @dataclass(frozen=True)
 class PredictResult:
-    """Where the masks are, and what became of every image.
+    """Result of a prediction.
 
     Attributes:
         out: Folder of the masks.
-        cases: Every image.
-        unread: Files of the folder of images that are not read, with the reason.
-        replaced: Number of masks of an earlier run that were replaced.
-        stale: Masks of an earlier run whose image failed or is not among those of this run.
+        cases: Result for every image.
+        unread: Files in the folder of images that were not read, with the reason.
+        replaced: Number of masks from an earlier prediction that were replaced.
+        stale: Masks from an earlier prediction whose image failed or is no longer in the folder.
     """
 
     out: Path
@@ -86,13 +87,13 @@ class PredictResult:
 
     @property
     def remarks(self) -> list[str]:
-        """What there is to say beside the masks: files that were not read, masks of earlier runs."""
+        """Remarks about files that were not read and masks from earlier predictions."""
         found = []
         if self.replaced:
-            found.append(f"{several(self.replaced, 'mask')} of an earlier run replaced")
+            found.append(f"replaced {several(self.replaced, 'mask')} from an earlier prediction")
         if self.stale:
             found.append(
-                f"{several(len(self.stale), 'file')} of an earlier run left as they are, and not scored by evaluate: "
+                f"kept {several(len(self.stale), 'file')} from an earlier prediction, which evaluate will not score: "
                 f"{', '.join(_shortened(self.stale))}"
             )
         if self.unread:
@@ -118,51 +119,54 @@ def predict(
     overwrite: bool = False,
     opening: DataOptions = DataOptions(),  # noqa: B008 - frozen
 ) -> PredictResult:
-    """Segment an image, or all images of a folder, and write masks that overlay on them in every viewer.
+    """Segment an image, or all images in a folder, and write masks that overlay on them in any viewer.
 
-    A mask has the shape, affine, sform and qform with their codes, units and voxel sizes of its image, and the values
-    of the labels the model was trained with. Of a DICOM series it is a DICOM segmentation (extra ``dicom``), or NIfTI
-    where the series lacks what a segmentation must repeat. An image may be stored otherwise than those of training: it
-    is turned to their orientation, cut in their plane and resampled to their pixels, and the mask comes back on its own
-    voxels.
+    A mask has the shape and geometry of its image (affine, sform and qform with their codes, units, voxel sizes) and
+    the label values of the training data. For a DICOM series it is a DICOM segmentation (extra ``dicom``), or NIfTI if
+    the series lacks attributes that a segmentation must repeat. Images may be stored in another orientation, plane or
+    resolution than the training data: they are reoriented, resliced and resampled for the network, and the mask is
+    mapped back to their voxels.
 
-    A model of several channels (T2, ADC) takes a data set that names them, files that end in their names or numbers
-    (``case_T2.nii.gz``, ``case_0000.nii.gz``), 4-D files, or the series of a DICOM study, by their descriptions. Where
-    it is not stated which channel is which, ``--channels`` is asked for. A case that lacks a channel is named.
+    A model with several channels (such as T2 and ADC) accepts a data set that names them, files that end in channel
+    names or numbers (``case_T2.nii.gz``, ``case_0000.nii.gz``), 4-D files, or the series of a DICOM study, matched by
+    their descriptions. If the order of the channels is not stated, ``--channels`` is required. Cases that lack a
+    channel are reported.
 
-    Of a folder every image is tried, and of a DICOM folder every series. Masks lie in the output folder as the images
-    do in theirs, and predictions.json beside them says what became of each, with volumes in mL, which files were not
-    read, and which masks in the folder are of an earlier run. An image that fails is named at the end.
+    Every image in a folder, and every series in a DICOM folder, is processed. The output folder has the same
+    subfolders as the input. Its predictions.json lists the result for each image with volumes in mL, the files that
+    were not read, and masks from earlier predictions. Images that fail are listed at the end.
 
     Args:
-        model: Run folder, its model folder, or the folder of an exported bundle.
+        model: Run folder, model folder, or folder of an exported MONAI bundle.
         data: Image, folder of a DICOM series, folder of images at any depth, or data set.
-        out: Folder of the masks; for a single image also the name of a file that ends in .nii.gz, .nii, .nrrd, .mha or
-            .dcm.
-        split: Split file of a data set; only one part of it is segmented.
+        out: Folder for the masks; for a single image also a file name ending in .nii.gz, .nii, .nrrd, .mha or .dcm.
+        split: Split file of a data set, to segment only one part of it.
         part: Part of the split to segment.
-        mask_format: Format of the masks; auto writes DICOM segmentations of DICOM series and NIfTI of all else.
-        probabilities: Also write the probability of every class, as NAME_probabilities.nii.gz with the classes along
+        mask_format: Format of the masks; auto writes DICOM segmentations for DICOM series and NIfTI otherwise.
+        probabilities: Also write the probability of every class as NAME_probabilities.nii.gz, with the classes along
             the fourth axis.
-        uncertainty: Also write NAME_uncertainty.nii.gz, the entropy of the prediction in [0, 1] at each voxel, and a
-            quality score of every case to predictions.json; takes four times as long.
-        keep_largest: Keep only the largest connected part of each structure; as validation in training chose if not
-            given.
-        mirroring: Average over each slice and its mirror images; as validation in training chose if not given.
-        pictures: Draw slices of every image with its mask, in radiological orientation, as NAME.png beside the mask.
-        batch_size: Largest number of slices per forward pass; memory grows with it. A CPU takes as many as its caches
-            hold.
+        uncertainty: Also write NAME_uncertainty.nii.gz, the entropy of the prediction in [0, 1] at each voxel, and add
+            a quality score for every case to predictions.json; takes four times as long.
+        keep_largest: Keep only the largest connected component of each structure; by default as chosen by validation in
+            training.
+        mirroring: Average the predictions of each slice and its mirror images; by default as chosen by validation in
+            training.
+        pictures: Draw slices of every image with its mask, in radiological orientation, as NAME.png next to the mask.
+        batch_size: Largest number of slices per forward pass; memory grows with it. On a CPU, the number is limited to
+            what fits in its caches.
         device: Device: auto, cpu, cuda or mps.
         overwrite: Replace files in the output folder that this command did not write. Images and labels of the data
             set are never replaced.
-        opening: Channels and frame of images that have several, and how to open a data set; of single images a case in
-            the table of frames is a file's name below the folder, without its ending.
+        opening: Options for opening the data set, and channels and frame of multi-channel or multi-frame images. For
+            images outside a data set, the cases in the table of frames are file names relative to the folder, without
+            extension.
 
     Returns:
-        The files and what is in them.
+        The masks and the result for each image.
 
     Raises:
-        UserError: no images, no model, or images that could not be segmented: after all others have been.
+        UserError: There are no images or no model, or some images could not be segmented; in the latter case, all
+            others have been.
     """
     if batch_size < 1:
         raise UserError(f"predict needs batch_size >= 1, got {batch_size}")
@@ -233,7 +237,7 @@ def predict(
 
 
 def _refinement(segmenter: Segmenter, *, keep_largest: bool | None, mirror: bool | None) -> Refinement:
-    """That of the model, but for what is given."""
+    """Return the refinement of the model, with the given options applied."""
     chosen = segmenter.refinement
     if keep_largest is not None:
         chosen = replace(chosen, largest=tuple(range(1, len(segmenter.labels))) if keep_largest else ())
@@ -241,11 +245,11 @@ def _refinement(segmenter: Segmenter, *, keep_largest: bool | None, mirror: bool
 
 
 def _targets(found: list[Wanted], out: Path, mask_format: str) -> tuple[Path, list[Path]]:
-    """The folder of all masks, and the file of each."""
+    """Return the folder of the masks and the file of each."""
     out = Path(out).expanduser()
     if out.name.lower().endswith((*ENDINGS, *DICOM_ENDINGS)):
         if len(found) > 1:
-            raise UserError(f"{out}: is the name of one file, but there are {len(found)} images; name a folder")
+            raise UserError(f"{out} is a single file, but there are {len(found)} images; give a folder")
         targets = [out]
         folder = out.parent
     else:
@@ -255,12 +259,14 @@ def _targets(found: list[Wanted], out: Path, mask_format: str) -> tuple[Path, li
     for wanted, target in zip(found, targets, strict=True):
         source = Path(wanted.image.path)
         if target.suffix.lower() in DICOM_ENDINGS and not wanted.is_dicom:
-            raise UserError(f"{source}: is no DICOM series, so no DICOM segmentation can refer to it; write .nii.gz")
+            raise UserError(
+                f"{source} is not a DICOM series, so a DICOM segmentation cannot refer to it; write .nii.gz instead"
+            )
     return folder, targets
 
 
 def _files_of(target: Path, mask_format: str, *, probabilities: bool, uncertainty: bool, pictures: bool) -> list[Path]:
-    """The files that may be written for an image: its mask and those beside it."""
+    """Return the files that may be written for an image: its mask and the files next to it."""
     name = stem(target).removesuffix(".dcm")
     asked = {"_probabilities.nii.gz": probabilities, "_uncertainty.nii.gz": uncertainty, ".png": pictures}
     beside = [f"{name}{ending}" for ending, wanted in asked.items() if wanted]
@@ -270,7 +276,7 @@ def _files_of(target: Path, mask_format: str, *, probabilities: bool, uncertaint
 
 
 def _masks_in(folder: Path) -> set[str]:
-    """Masks that lie in a folder already, relative to it."""
+    """Return the masks that already exist in a folder, relative to it."""
     endings = (*ENDINGS, *DICOM_ENDINGS)
     return {
         file.relative_to(folder).as_posix()
@@ -282,14 +288,14 @@ def _masks_in(folder: Path) -> set[str]:
 
 
 def _writable(target: Path, volume: Volume, mask_format: str) -> tuple[Path, list[str]]:
-    """The file for a mask: NIfTI where no DICOM segmentation can refer to the series, and a note about that."""
+    """Return the file for a mask, with a note if it is NIfTI because a DICOM segmentation cannot be written."""
     if mask_format != "auto" or target.suffix.lower() not in DICOM_ENDINGS:
         return target, []
     lacking = missing_for_seg(volume.image)
     if not lacking:
         return target, []
     return target.with_suffix(".nii.gz"), [
-        f"no DICOM segmentation can refer to the series ({lacking}); NIfTI was written"
+        f"wrote NIfTI, because a DICOM segmentation cannot refer to the series ({lacking})"
     ]
 
 
@@ -316,7 +322,7 @@ def _by_structure(
 
 
 def _draw(segmented: Segmented, volume: Volume, target: Path, name: str, labels: LabelMap) -> None:
-    # Here, not above: masks need no matplotlib.
+    # Imported here, because masks without pictures do not need matplotlib.
     from contrastive_core.app.report.figures import to_png  # noqa: PLC0415
     from ssl_medseg.reports.overlay import mask_sheet  # noqa: PLC0415
 
@@ -325,7 +331,7 @@ def _draw(segmented: Segmented, volume: Volume, target: Path, name: str, labels:
 
 
 def _millilitres(classes: NDArray[np.uint8], volume: Volume, names: tuple[str, ...]) -> dict[str, float] | None:
-    """Volume of each structure; None where the size of a voxel is unknown."""
+    """Return the volume of each structure; None if the voxel size is unknown."""
     voxel = volume.grid.millilitres
     if voxel is None:
         return None

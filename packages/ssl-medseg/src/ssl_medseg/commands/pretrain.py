@@ -1,4 +1,4 @@
-"""Pre-training without labels, the parent method: `ssl-medseg pretrain`. One readable loop; copy it and change it."""
+"""Pre-train without labels (`ssl-medseg pretrain`), in one loop that is easy to copy and adapt."""
 
 from __future__ import annotations
 
@@ -40,35 +40,36 @@ def pretrain(
     cache: Path | None = None,
     run: RunOptions = RunOptions(),  # noqa: B008
 ) -> Path:
-    """Pre-train the U-Net's trunk on labelled and unlabelled volumes without using a label; `train --init` goes on.
+    """Pre-train the trunk of the U-Net on labelled and unlabelled volumes without labels, for `train --init`.
 
-    The parent method: volumes are cut into equally many parts along the slice axis. First the encoder learns to tell
-    slices of different parts apart (``GD``: slices of the same part of different volumes are alike; ``GD-``: they are
-    no negatives; ``GR``: SimCLR, which knows no parts). Then the encoder is held, and the first decoder blocks learn
-    that a region is alike under two changes of intensity and unlike its neighbours (``LR``; ``LD``: alike also in
-    slices of the same part of another volume). The defaults are those of the released code. The last weights are kept.
-    A run resumes exactly, as one of `train`.
+    This is the method of Chaitanya et al. (2020), which divides every volume into the same number of parts along the
+    slice axis. The first stage trains the encoder to distinguish slices of different parts. With ``GD``, slices of the
+    same part of different volumes are positive pairs; with ``GD-``, they are merely excluded from the negatives;
+    ``GR`` is SimCLR, which ignores the parts. The second stage freezes the encoder and trains the first decoder blocks
+    to give a region similar features under two intensity augmentations, and different ones from its neighbours
+    (``LR``); ``LD`` also matches regions in slices of the same part of another volume. The defaults are those of the
+    released code. The last weights are kept. An interrupted run resumes exactly.
 
     Args:
-        data: Data set: a folder in one of the layouts that `check` names, or a CSV file.
+        data: Data set: a folder in one of the layouts listed by `check`, or a CSV file.
         split: Split file; its labelled and unlabelled cases are used.
         out: Run folder.
         global_loss: Loss of the encoder.
         local_loss: Loss of the decoder.
-        global_steps: Training steps of the first stage; 0 leaves it out.
-        local_steps: Training steps of the second stage; 0 leaves it out.
-        partitions: Number of parts of a volume; volumes with fewer slices are left out.
-        global_volumes: Volumes per step and process in the first stage, with one slice of each of their parts.
-        local_volumes: Volumes per step and process in the second stage, with one slice of each of their parts.
-        crop: Side of the random box that a view of the first stage shows, as a share of the side of the slice.
+        global_steps: Training steps of the first stage; 0 skips it.
+        local_steps: Training steps of the second stage; 0 skips it.
+        partitions: Number of parts per volume; volumes with fewer slices are left out.
+        global_volumes: Volumes per step and process in the first stage, with one slice from each of their parts.
+        local_volumes: Volumes per step and process in the second stage, with one slice from each of their parts.
+        crop: Side of the random crop in the first stage, as a fraction of the side of the slice.
         decoder_blocks: Number of decoder blocks in the second stage, 1 to 5.
         temperature: Temperature of both losses.
         lr: Learning rate of Adam.
-        network: Network; the paper's U-Net, since others have no decoder blocks to name.
-        preprocessing: Preprocessing settings; those that are not given are derived from the data.
-        opening: How to open the data set.
-        cache: Folder that keeps prepared volumes; runs may share it.
-        run: How the run is executed: seed, device, precision, checkpoints, logs.
+        network: Network; must be the paper's U-Net, because the stages refer to its decoder blocks.
+        preprocessing: Preprocessing settings; unset ones are derived from the data.
+        opening: Options for opening the data set.
+        cache: Folder for preprocessed volumes, which several runs can share.
+        run: Execution of the run: seed, device, precision, checkpoints, logs.
 
     Returns:
         The folder of the pre-trained trunk.
@@ -76,16 +77,16 @@ def pretrain(
     config = dict(locals())
     if min(global_steps, local_steps) < 0 or global_steps + local_steps == 0 or partitions < 1 or not 0 < crop <= 1:
         raise UserError(
-            f"pretrain needs steps of at least 0 and some, partitions of at least 1 and 0 < crop <= 1; got "
-            f"{global_steps} and {local_steps}, {partitions} and {crop}"
+            "pretrain needs global_steps >= 0 and local_steps >= 0 (not both 0), partitions >= 1 and 0 < crop <= 1; "
+            f"got {global_steps}, {local_steps}, {partitions} and {crop}"
         )
     if network.name != "unet":
-        raise UserError(f"network.name is {network.name}; pretrain knows the encoder and decoder blocks of unet alone")
+        raise UserError(f"network.name is {network.name}; pretrain supports only unet")
     seen = open_training_data(data, split, opening=opening, preprocessing=preprocessing, unlabelled=True, cache=cache)
     slices = stack_slices([*seen.labelled, *seen.unlabelled])
     height, width = slices.images.shape[2:]
     with Run(out, config=config, command="ssl-medseg pretrain", options=run, free=("cache", "data", "split")) as r:
-        keep_identity(r, seen)  # data are known by their content, wherever they lie
+        keep_identity(r, seen)  # data are identified by their content, not by their path
         for note in seen.notes:
             r.say(note)
         torch.manual_seed(r.seed("weights"))
@@ -95,7 +96,7 @@ def pretrain(
         for each in (encoder, decoder):
             settle_statistics(each, steps=max(1, min(filter(None, (global_steps, local_steps)))))
             each.to(memory_format=torch.channels_last)
-        # Over several processes a stage waits for the gradients of what it trains, and of nothing else.
+        # With several processes, each stage synchronises only the gradients of the parameters that it trains.
         models, optimizers = {}, {}
         for name, each in (("global", encoder), ("local", decoder)):
             each.requires_grad_(False)
@@ -105,7 +106,7 @@ def pretrain(
         for each in (encoder, decoder):
             for parameter in each.trained:
                 parameter.requires_grad_(True)
-        # Not the two networks: they share the trunk.
+        # The two networks share the trunk, so it is tracked once.
         r.track(trunk=trunk, global_head=encoder.head, local_head=decoder.head)
         r.track(global_optimizer=optimizers["global"], local_optimizer=optimizers["local"])
         stages: dict[str, Stage] = {
@@ -119,7 +120,7 @@ def pretrain(
         }  # fmt: skip
         left_out = stages["global"].batches.left_out
         if left_out:
-            r.say(f"note: {left_out} volumes have fewer than {partitions} slices and are left out")
+            r.say(f"note: {left_out} volumes with fewer than {partitions} slices are left out")
         total = global_steps + local_steps
         pace = Pace(r, total, each="slices of several volumes")
         for step in r.steps(total):

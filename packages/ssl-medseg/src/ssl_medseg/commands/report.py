@@ -1,4 +1,4 @@
-"""`ssl-medseg report`: one HTML file that shows a run to somebody who did not run it."""
+"""Write a self-contained HTML report of a run (`ssl-medseg report`)."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ssl_medseg.reports.run_folder import open_run
 
 
 def report(run: Path, *, out: Path | None = None, show_paths: bool = False, overwrite: bool = False) -> Path:
-    """Write a run's report: one HTML file that holds everything it shows and asks nothing of the network.
+    """Write the report of a run as a single HTML file without external resources.
 
-    What was learnt from what; curves; the pseudo-labels over the rounds; of every evaluation in the run's folder
-    ``evaluation`` the tables by structure and case, Bland-Altman plots, and the best, median and worst case with the
-    masks on the image; settings and environment. It says in plain words what a reader must beware of. Names of
-    cases and of the data set stand in it; where files lie does not, unless asked for. A run that has not ended or was
-    not evaluated still gets its report.
+    The report shows the data and the training curves; statistics of the pseudo-labels over the rounds; for every
+    evaluation in the run folder ``evaluation``, tables by structure and case, Bland-Altman plots, and the best, median
+    and worst case with mask overlays; settings and environment. It starts with the limitations that a reader must know.
+    It contains the names of cases and of the data set; file paths are shown on request only. Unfinished and unevaluated
+    runs have a report, too.
 
     Args:
-        run: Output folder of ``ssl-medseg train``, ``selftrain`` or ``run``.
-        out: HTML file; by default ``report.html`` in the run's folder.
-        show_paths: Show the paths of data and run in the settings, as the run's config.yaml has them.
+        run: Run folder of ``ssl-medseg train``, ``pretrain``, ``selftrain`` or ``run``.
+        out: HTML file; by default ``report.html`` in the run folder.
+        show_paths: Show the paths of data and run in the settings, as in config.yaml.
         overwrite: Replace a file that this command did not write.
 
     Returns:

@@ -1,4 +1,4 @@
-"""All of it in one command: `ssl-medseg run`. These volumes are labelled, those are not; out comes a segmenter."""
+"""Train a segmenter from labelled and unlabelled volumes in one command (`ssl-medseg run`)."""
 
 from __future__ import annotations
 
@@ -48,39 +48,38 @@ def run(
     cache: Path | None = None,
     run: RunOptions = RunOptions(),  # noqa: B008
 ) -> Path:
-    """From a data set in which a few volumes are labelled to a segmenter trained on all of them.
+    """Train a segmenter on a data set in which only a few volumes are labelled.
 
-    What `train` and `selftrain` do, one after the other: the preprocessing is derived from the data and the reasons are
-    said, the baseline is trained on the labelled volumes (``OUT/baseline``), and training goes on with the unlabelled
-    ones for as many steps again (``OUT/selftrain``). The segmenter is in ``OUT/model``, where `predict` and `evaluate`
-    find it; `report OUT` shows all of it. Every volume is prepared before the baseline begins, so that one that cannot
-    be used stops the run at its start. With ``--resume`` a run that was stopped goes on in the stage it was in. Started
-    by torchrun, every stage is shared among the processes.
+    The command runs `train` and `selftrain` in sequence. It derives the preprocessing from the data and explains its
+    choices, trains the baseline on the labelled volumes (``OUT/baseline``), and continues with the unlabelled ones for
+    as many steps again (``OUT/selftrain``). The final segmenter is in ``OUT/model``, where `predict` and `evaluate`
+    find it; `report OUT` reports on all stages. All volumes are prepared before the baseline is trained, so that an
+    unusable one stops the run at its start. ``--resume`` continues an interrupted run in its current stage. If started
+    by torchrun, the processes share the work of every stage.
 
-    Without a split, patients whose volumes all have labels are the labelled ones, or those named; of four or more a
-    quarter is kept for validation. The split is written to ``OUT/split.json``. Labels of unlabelled volumes are never
-    opened.
+    Without a split, the labelled patients are those whose volumes all have labels, or those named. If there are four or
+    more, a quarter of them is used for validation. The split is written to ``OUT/split.json``. Labels of unlabelled
+    volumes are never opened.
 
     Args:
-        data: Data set: a folder in one of the layouts that `check` names, or a CSV file.
-        out: Folder of the whole run.
-        split: Split file of `make-splits`.
-        labelled: Patients whose labels training may open, where no split is given.
-        validation: Patients to validate on, where no split is given.
-        baseline_steps: Training steps on the labelled volumes alone; by default set by the effort.
-        baseline_floor: Validation Dice of the baseline below which the run stops before the unlabelled volumes, as it
-            does if a structure is never found; without validation cases, the Dice of the labelled volumes. 0 goes on
-            whatever it is.
-        selftraining: Use of the unlabelled slices.
-        training: Length of both stages, their batches and loss, and the weights that are kept; ``steps`` are those with
-            the unlabelled volumes.
-        optimizer: Optimiser, learning rate, and average of the weights.
+        data: Data set: a folder in one of the layouts listed by `check`, or a CSV file.
+        out: Run folder.
+        split: Split file written by `make-splits`.
+        labelled: Labelled patients, if no split is given.
+        validation: Validation patients, if no split is given.
+        baseline_steps: Training steps on the labelled volumes only; by default set by the effort.
+        baseline_floor: Smallest Dice of the baseline on the validation cases, or on the labelled cases if there are
+            none for validation. The run stops before self-training if the Dice is lower or a structure is never found;
+            0 disables the check.
+        selftraining: Options of self-training.
+        training: Length of both stages, batches, loss, and the weights to keep; ``steps`` applies to self-training.
+        optimizer: Optimiser, learning rate, and averaging of the weights.
         network: Network; `auto` and 0 leave the choice to recipe and effort.
         augment: Augmentation of the labelled slices.
-        preprocessing: Preprocessing settings; those that are not given are derived from the data.
-        opening: How to open the data set.
-        cache: Folder that keeps prepared volumes; by default ``OUT/cache``.
-        run: How the run is executed: seed, device, precision, checkpoints, logs.
+        preprocessing: Preprocessing settings; unset ones are derived from the data.
+        opening: Options for opening the data set.
+        cache: Folder for preprocessed volumes; by default ``OUT/cache``.
+        run: Execution of the run: seed, device, precision, checkpoints, logs.
 
     Returns:
         The folder of the trained segmenter.
@@ -90,7 +89,8 @@ def run(
         raise UserError(f"--baseline_floor is {baseline_floor:g}; expected a Dice from 0 to below 1")
     if split is not None and (labelled or validation):
         raise UserError(
-            f"got the split {split} and names of patients; expected one of them, for the split names them all"
+            f"got both the split {split} and names of patients (--labelled, --validation); expected only one of them, "
+            "because the split assigns all patients"
         )
     out = Path(out)
     processes = _processes(run)
@@ -98,11 +98,11 @@ def run(
         lambda: _begin(data, out, split, opening, resolved, labelled=labelled, validation=validation, run=run)
     )
     cache = cache or out / "cache"
-    each = replace(run, resume=True)  # an interrupted stage goes on; one that has not begun, begins
+    each = replace(run, resume=True)  # resumes an interrupted stage, or starts a new one
     baseline, student = out / "baseline", out / "selftrain"
     with stages_of("ssl-medseg run", out):
         if not processes.on_main(lambda: _is_done(baseline)):
-            # An unlabelled volume that cannot be used shall stop the run now, and not when the baseline is trained.
+            # Prepare the unlabelled volumes now, so that an unusable one stops the run before the baseline is trained.
             largest = choose(training, optimizer, device=run.device).largest
             open_training_data(
                 data, chosen, opening=opening, preprocessing=preprocessing, unlabelled=True, cache=cache,
@@ -124,7 +124,7 @@ def run(
                 optimizer=optimizer, augment=augment, opening=opening, cache=cache, run=each,
             )  # fmt: skip
     processes.on_main(lambda: _take_model(student, out))
-    # Beside the baseline on the same cases, so that the report shows what the unlabelled volumes have added.
+    # On the same cases as the baseline, so that the report shows the effect of the unlabelled volumes.
     if processes.on_main(lambda: _has_validation(data, chosen, opening)):
         processes.on_main(lambda: score_part(out, data, chosen, "validation", opening=opening, device=run.device))
     processes.close()
@@ -136,8 +136,8 @@ _FOUND = 0.02
 
 
 def score_part(model: Path, data: str, split: Path, part: Part, *, opening: DataOptions, device: str) -> Evaluated:
-    """Score a model on the cases of a part of a split, with pictures, into its folder."""
-    opening = replace(opening, allow_unlabelled=True)  # the split names who is; their labels may be missing
+    """Evaluate a model on one part of a split and write the results, with pictures, to its folder."""
+    opening = replace(opening, allow_unlabelled=True)  # the split states which cases have no label
     return evaluate(model, data, split=split, part=part, name=part, opening=opening, device=device)
 
 
@@ -146,13 +146,13 @@ def _has_validation(data: str, split: Path, opening: DataOptions) -> bool:
 
 
 def check_baseline(baseline: Path, data: str, split: Path, *, opening: DataOptions, device: str, floor: float) -> None:
-    """Score the baseline on the validation cases, with pictures, and stop where it has failed.
+    """Evaluate the baseline on the validation cases, and stop the run if it has failed.
 
-    Pseudo-labels of a network that does not find a structure teach the student its errors. Without validation cases the
-    labelled ones are scored: a network that fails on what it was trained on fails everywhere.
+    If the network does not find a structure, its pseudo-labels would pass this error on to the student. Without
+    validation cases, the labelled ones are scored: a network that fails on its training cases fails on all others.
 
     Raises:
-        UserError: Its Dice is below the floor, or it never finds a structure that these cases have.
+        UserError: The Dice is below the floor, or a structure of these cases is never found.
     """
     part: Part = "validation" if _has_validation(data, split, opening) else "labelled"
     scored = score_part(baseline, data, split, part, opening=opening, device=device)
@@ -164,19 +164,18 @@ def check_baseline(baseline: Path, data: str, split: Path, *, opening: DataOptio
     each = ", ".join(f"{name} {value:.2f}" for name, value in dice.items() if value is not None)
     what = f"never finds {some_of(never)}" if never else f"has a {part} Dice of {mean:.2f}, below {floor:g}"
     if part == "labelled":
-        what += " on the cases it was trained on, there being none for validation"
+        what += " on its training cases, because there are no validation cases"
     pictures = [file for file in scored.written if file.suffix == ".png"]
     raise UserError(
-        f"{baseline}: the baseline {what} (Dice {each}), and pseudo-labels of such a network teach its errors, so the "
-        f"run stops before the unlabelled volumes. Look at {pictures[-1] if pictures else baseline}. What may help: "
-        f"ssl-medseg check {data}, for labels that do not fit their images; another or one more labelled patient "
-        "(--labelled); more steps (--baseline_steps) or a larger --effort. To go on all the same, give "
-        "--baseline_floor 0 --resume"
+        f"{baseline}: the baseline {what} (Dice {each}). Its pseudo-labels would reinforce these errors, so the run "
+        f"stops before self-training. Look at {pictures[-1] if pictures else baseline}. Possible remedies: check the "
+        f"labels (ssl-medseg check {data}); use another labelled patient, or one more (--labelled); train with more "
+        "steps (--baseline_steps) or a larger --effort. To continue anyway, pass --baseline_floor 0 --resume"
     )
 
 
 def _processes(run: RunOptions) -> Processes:
-    """This process, or those that torchrun has started: the first makes the folder, the others wait for it."""
+    """Return this process or the group started by torchrun; the first process creates the folder, the others wait."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes(rank=0, world_size=1)
     fabric = make_fabric(run)
@@ -194,7 +193,7 @@ def _begin(
     validation: tuple[str, ...],
     run: RunOptions,
 ) -> Path:
-    """Make the folder with the split and the settings in it; the split's file."""
+    """Create the run folder with split and settings, and return the split file."""
     _check_folder(out, resolved, resume=run.resume)
     chosen = _split(data, out, split, opening, labelled=labelled, validation=validation, quiet=not run.progress)
     resolved.values["split"] = str(chosen)
@@ -203,17 +202,17 @@ def _begin(
 
 
 def _check_folder(out: Path, resolved: config.Config, *, resume: bool) -> None:
-    """Refuse a folder that holds something else, or another run."""
+    """Check that the folder is new or holds the run to resume."""
     settings = out / "config.yaml"
     if not resume and out.is_dir() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty; go on with the run in it by --resume, or choose another --out")
+        raise UserError(f"{out} is not empty; pass --resume to continue the run in it, or choose another --out")
     if resume and settings.is_file():
         before = config.read(settings)
         if changed := resolved.differences(before):
             raise UserError(
-                f"{out} holds a run with other settings:\n  "
+                f"{out} contains a run with other settings:\n  "
                 + "\n  ".join(changed)
-                + "\nGive the same, or another --out"
+                + "\nUse the same settings, or another --out"
             )
         return
     claim_folder(out, command="ssl-medseg run")
@@ -229,18 +228,18 @@ def _split(
     validation: tuple[str, ...],
     quiet: bool,
 ) -> Path:
-    """The split's file: the one given, or one made from who has labels."""
+    """Return the split file: the given one, or one derived from the cases that have labels."""
     if split is not None:
         open_split(data, split, opening)
         return split
     file = out / "split.json"
-    if file.is_file():  # of the run that goes on, whose data may lie elsewhere now
+    if file.is_file():  # of a resumed run, whose data may have moved
         open_split(data, file, opening)
         return file
     dataset = open_with(data, opening)
     made, reasons = split_by_labels(dataset, labelled=labelled, validation=validation)
     if not quiet:
-        print("\n".join(reasons), file=sys.stderr)  # noqa: T201 - before there is a run that could say it
+        print("\n".join(reasons), file=sys.stderr)  # noqa: T201 - there is no run yet that could log it
     write_split(file, made, dataset)
     return file
 

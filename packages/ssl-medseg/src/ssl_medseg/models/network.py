@@ -66,7 +66,7 @@ ChannelDrop = Callable[[list[Tensor]], list[Tensor]]
 """What happens to an encoder's maps [N, C, H, W], from full resolution down, before the decoder reads them."""
 
 Norm = Literal["joint", "trunk", "apart"]
-"""With which images the contrastive ones share batch statistics."""
+"""Which images share batch statistics with the contrastive ones."""
 
 _MOMENTUM = 0.01
 _SLOPE = 0.01
@@ -356,14 +356,14 @@ class SegmentationNetwork(nn.Module):
 
 
 class JointNetwork(nn.Module):
-    """A segmentation network and, beside its segmentation head, the head of the contrastive loss.
+    """A segmentation network with an additional head for the contrastive loss.
 
     Args:
-        network: trunk and segmentation head.
-        embedding: width of the embeddings; 0: no second head.
-        norm: ``joint``: batch norm sees all images of the step, as in the released code; ``trunk``: but for the
-            segmentation head's, which sees the segmented ones alone; ``apart``: the others pass on their own, and
-            their statistics do not enter the running averages that inference uses.
+        network: Trunk and segmentation head.
+        embedding: Dimension of the embeddings; 0 for no contrastive head.
+        norm: Images that batch norm sees together. ``joint``: all images of the step, as in the released code;
+            ``trunk``: the same, except in the segmentation head, which sees the segmented images only; ``apart``: the
+            contrastive images pass separately, and their statistics do not enter the running averages.
     """
 
     def __init__(self, network: SegmentationNetwork, *, embedding: int, norm: Norm = "joint") -> None:
@@ -377,8 +377,8 @@ class JointNetwork(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Return logits [segmented, C, H, W] of the first images and embeddings [N - segmented, E, H, W] of the others.
 
-        With `shared`, return logits and embeddings of all images, computed from the same features. `drop` changes the
-        encoder's maps; no method uses it together with separate images for the contrastive loss.
+        With `shared`, return logits and embeddings of all images, computed from the same features. `drop` modifies the
+        feature maps of the encoder; no method combines it with separate images for the contrastive loss.
         """
         if shared and self.contrast is not None:
             features = self.network.features(images, drop)
@@ -396,7 +396,7 @@ class JointNetwork(nn.Module):
 
 @contextlib.contextmanager
 def _unremembered(network: nn.Module) -> Iterator[None]:
-    """Inside, batch norm uses the statistics of its batch and leaves the running averages as they are."""
+    """Let batch norm use the statistics of its batch without updating the running averages."""
     norms = [part for part in network.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     momenta = [part.momentum for part in norms]
     for part in norms:

@@ -1,1 +1,1 @@
-"""Pre-training without labels (Chaitanya et al. 2020)."""
+"""Pre-train without labels (Chaitanya et al. 2020)."""

@@ -1,4 +1,4 @@
-"""Networks of the pre-training stages, and the trunk that they leave for `train`."""
+"""Define the networks of the pre-training stages, and store the trunk for `train`."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from ssl_medseg.preprocessing import Preprocessing
 
 
 class GlobalNetwork(nn.Module):
-    """The encoder and the head g1: the flattened bottleneck, a dense layer of 1024 with ReLU, one of 128, no biases.
+    """Encoder with the projection head g1: flatten, a dense layer with ReLU, and a second dense layer, without biases.
 
-    [N, K, H, W] -> [N, embedding], K channels. H and W are those of `size`. The decoder has no part in it.
+    Maps [N, K, H, W] to [N, embedding], where K is the number of channels and H and W are given by `size`. The decoder
+    is not used.
 
     Args:
-        trunk: the U-Net.
-        size: height and width of the slices, multiples of 32.
-        hidden: of the first layer; 1024 in the paper.
-        embedding: of the second; 128 in the paper.
+        trunk: U-Net.
+        size: Height and width of the slices, multiples of 32.
+        hidden: Width of the first layer; 1024 in the paper.
+        embedding: Width of the second layer; 128 in the paper.
     """
 
     def __init__(self, trunk: UNet, size: tuple[int, int], *, hidden: int = 1024, embedding: int = 128) -> None:
@@ -51,14 +52,14 @@ class GlobalNetwork(nn.Module):
 
 
 class LocalNetwork(nn.Module):
-    """The encoder as it is, the first decoder blocks, and the head g2: two 1x1 convolutions without bias.
+    """Frozen encoder, the first decoder blocks, and the head g2: two 1x1 convolutions without bias.
 
-    [N, K, H, W] -> [N, F, h, w], the map of the last of the blocks. The encoder works in inference mode, without
+    Maps [N, K, H, W] to [N, F, h, w] at the resolution of the last block. The encoder runs in inference mode, without
     gradient.
 
     Args:
-        trunk: the U-Net with a pre-trained encoder.
-        blocks: decoder blocks, 1 to 5; 3 in the paper, a quarter of the resolution.
+        trunk: U-Net with a pre-trained encoder.
+        blocks: Number of decoder blocks, 1 to 5; 3 in the paper, a quarter of the resolution.
     """
 
     def __init__(self, trunk: UNet, *, blocks: int = 3) -> None:
@@ -96,7 +97,7 @@ FORMAT = "ssl-medseg trunk 1"
 
 @dataclass(frozen=True)
 class Trunk:
-    """Weights of a trunk, how it is built, and what is done to a volume before it."""
+    """Weights of a trunk, with its network options and preprocessing."""
 
     weights: dict[str, Tensor]
     options: NetworkOptions
@@ -106,7 +107,7 @@ class Trunk:
 def save_trunk(
     run: Run, trunk: UNet, *, options: NetworkOptions, preprocessing: Preprocessing, details: Mapping[str, object]
 ) -> Path:
-    """Write the trunk to the run's folder."""
+    """Write the trunk to the run folder."""
     card = {
         "format": FORMAT,
         "network": asdict(options),
@@ -117,16 +118,18 @@ def save_trunk(
 
 
 def load_trunk(model: str | Path) -> Trunk:
-    """The trunk in the folder of a pre-training, or of a segmenter.
+    """Load the trunk from the folder of a pre-training or of a segmenter.
 
     Raises:
-        UserError: no model there, a damaged one, or one of another kind.
+        UserError: The folder contains no model, a damaged one, or one of another kind.
     """
-    remedy = "point at the out folder of `ssl-medseg pretrain` or `train`"
+    remedy = "give the run folder of `ssl-medseg pretrain` or `train`"
     tensors, card = load_model(model, formats=(FORMAT, SEGMENTER), remedy=remedy)
     if card["format"] == SEGMENTER:
         tensors = {name.removeprefix("trunk."): x for name, x in tensors.items() if name.startswith("trunk.")}
     try:
         return Trunk(tensors, NetworkOptions(**card["network"]), Preprocessing.from_json(card["preprocessing"]))
     except (KeyError, TypeError) as error:
-        raise UserError(f"{model}: model.json does not describe a trunk ({error}); it was changed by hand") from error
+        raise UserError(
+            f"{model}: model.json does not describe a trunk ({error}); was it edited by hand? Restore it from a copy"
+        ) from error

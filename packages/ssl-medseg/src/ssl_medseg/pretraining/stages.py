@@ -1,4 +1,4 @@
-"""The two stages of pre-training: global and local contrastive losses on slices of several volumes."""
+"""Define the two stages of pre-training: global and local contrastive losses on slices of several volumes."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from ssl_medseg.training.slices import SliceSet, jitter_intensity
 
 
 class VolumeBatch(NamedTuple):
-    """One slice of every part of some volumes, volume by volume."""
+    """One slice from every part of some volumes, volume by volume."""
 
     slices: Tensor
-    """int64 [V S]: which slices."""
+    """int64 [V S]: indices of the slices."""
     partition: Tensor
-    """int64 [V S]: their parts, 0 .. S-1 in every volume."""
+    """int64 [V S]: parts of the slices, 0 .. S-1 in every volume."""
     partner: Tensor
-    """int64 [V S]: the place of the slice of the same part of the next volume; the volumes stand in a ring."""
+    """int64 [V S]: position in the batch of the slice from the same part of the next volume (cyclic)."""
 
 
 class VolumeBatches:
-    """For every step some volumes, and of each a random slice of every part: a function of seed and step.
+    """Sampler that draws some volumes per step and one random slice from every part of each; a function of the seed.
 
-    The volumes come in a random order, all of them before any comes again.
+    Volumes are drawn in random order, and all of them before any is repeated.
 
     Args:
-        case: int64 [N], the volume of each slice.
-        partition: int64 [N], its part.
-        partitions: S.
-        volumes: V, per step and process; at least 2, so that a slice has a partner in another volume.
-        seed: decides the order and the slices.
-        rank: this process.
-        world_size: number of processes.
+        case: int64 [N], index of the volume of each slice.
+        partition: int64 [N], part of the volume that each slice belongs to.
+        partitions: Number of parts per volume, S.
+        volumes: Number of volumes per step and process, V; at least 2, so that a slice has a partner in another volume.
+        seed: Seed of the order and of the slices.
+        rank: Rank of this process.
+        world_size: Number of processes.
 
     Raises:
-        UserError: fewer volumes than a step takes, or a volume with fewer slices than parts.
+        UserError: There are fewer volumes with at least S slices than a step needs.
     """
 
     def __init__(
@@ -66,14 +66,15 @@ class VolumeBatches:
         self.left_out = count - len(self._full)
         if volumes < 2 or len(self._full) < volumes * world_size:
             raise UserError(
-                f"found {len(self._full)} volumes with at least {partitions} slices, asked for {volumes} in a step on "
-                f"{world_size} process(es); expected 2 or more, and no more than there are"
+                f"found {len(self._full)} volumes with at least {partitions} slices, but {volumes} volumes per step "
+                f"were requested for each of {world_size} process(es); expected at least 2 volumes per step, and no "
+                "more than there are"
             )
         self._partitions, self._volumes, self._seed = partitions, volumes, seed
         self._rank, self._world_size = rank, world_size
 
     def at(self, step: int) -> VolumeBatch:
-        """What this process takes in `step`."""
+        """Return the batch of this process in `step`."""
         each, n = self._volumes * self._world_size, len(self._full)
         places = range(step * each + self._rank * self._volumes, step * each + (self._rank + 1) * self._volumes)
         chosen = [
@@ -93,13 +94,13 @@ class VolumeBatches:
 
 @torch.no_grad()
 def crop_and_resize(images: Tensor, *, share: float, seed: int, ids: Tensor) -> Tensor:
-    """A random box of each image, enlarged to the image's size.
+    """Crop a random box of each image and resize it to the size of the image.
 
     Args:
         images: float [N, K, H, W].
-        share: side of the box over the image's; 100 / 192 in the released code. 1: nothing happens.
-        seed: of the draws.
-        ids: int64 [N]: an image's box is a function of (seed, id).
+        share: Side of the box relative to the side of the image; 100 / 192 in the released code. 1 crops nothing.
+        seed: Random seed.
+        ids: int64 [N]; the box of an image is a function of (seed, id).
     """
     draws = uniform(seed, ids.to(images.device), 2).to(images.dtype)
     theta = torch.zeros(len(images), 2, 3, dtype=images.dtype, device=images.device)
@@ -114,7 +115,7 @@ LocalKind = Literal["LR", "LD"]
 
 
 class Views(NamedTuple):
-    """Slices of a step and how they are seen."""
+    """Slices of a step, with the ids that determine their augmentation."""
 
     batch: VolumeBatch
     slices: Tensor
@@ -122,7 +123,7 @@ class Views(NamedTuple):
 
 
 class Stage(ABC):
-    """Slices of every step: so many of each part of so many volumes, a function of seed and step."""
+    """Base class of the stages: draws the slices of every step and computes the loss."""
 
     def __init__(self, run: Run, slices: SliceSet, *, partitions: int, volumes: int, name: str) -> None:
         self._seed, self._images = run.seed(name), slices.images.to(run.device)
@@ -134,7 +135,7 @@ class Stage(ABC):
 
     @abstractmethod
     def loss(self, network: nn.Module, step: int) -> Tensor:
-        """The loss of this process in `step`."""
+        """Compute the loss of this process in `step`."""
 
     def _at(self, step: int) -> Views:
         batch = self.batches.at(step)
@@ -146,16 +147,16 @@ class Stage(ABC):
 
 
 class GlobalStage(Stage):
-    """Global loss of encoder features.
+    """Stage with a global loss of encoder features.
 
     Args:
-        run: gives seed, device and processes.
-        slices: of all volumes, without labels.
-        kind: the loss. ``GD`` and ``GD-`` know the parts of the volumes, ``GR`` is SimCLR's.
-        partitions: parts of a volume.
-        volumes: per step and process.
-        crop: side of the random box that a view shows, over the side of the slice.
-        temperature: of the loss.
+        run: Run that provides seed, device and processes.
+        slices: Slices of all volumes, without labels.
+        kind: Loss. ``GD`` and ``GD-`` use the parts of the volumes; ``GR`` is the SimCLR loss.
+        partitions: Number of parts per volume.
+        volumes: Number of volumes per step and process.
+        crop: Side of the random crop of a view, relative to the side of the slice.
+        temperature: Temperature of the loss.
     """
 
     def __init__(
@@ -173,7 +174,7 @@ class GlobalStage(Stage):
         self._kind, self._crop, self._temperature = kind, crop, temperature
 
     def loss(self, network: nn.Module, step: int) -> Tensor:
-        """The loss of this process in `step`."""
+        """Compute the loss of this process in `step`."""
         batch, slices, ids = self._at(step)
         views = [self._view(slices, ids, step, number) for number in range(1 if self._kind == "GD" else 2)]
         shown = views if self._kind == "GR" else [slices, *views]
@@ -190,16 +191,16 @@ class GlobalStage(Stage):
 
 
 class LocalStage(Stage):
-    """Local loss of decoder features under two intensity changes.
+    """Stage with a local loss of decoder features under two intensity augmentations.
 
     Args:
-        run: gives seed, device and processes.
-        slices: of all volumes, without labels.
-        kind: ``LR``: a region is alike in the two views of a slice; ``LD``: also in slices of the same part of another
-            volume.
-        partitions: parts of a volume.
-        volumes: per step and process.
-        temperature: of the loss.
+        run: Run that provides seed, device and processes.
+        slices: Slices of all volumes, without labels.
+        kind: Positive pairs: ``LR``, a region in the two views of a slice; ``LD``, also the same region in slices from
+            the same part of another volume.
+        partitions: Number of parts per volume.
+        volumes: Number of volumes per step and process.
+        temperature: Temperature of the loss.
     """
 
     def __init__(
@@ -209,7 +210,7 @@ class LocalStage(Stage):
         self._kind, self._temperature = kind, temperature
 
     def loss(self, network: nn.Module, step: int) -> Tensor:
-        """The loss of this process in `step`."""
+        """Compute the loss of this process in `step`."""
         batch, slices, ids = self._at(step)
         views = torch.cat([self._jitter(slices, ids, step, number) for number in range(2)])
         features = network(views.contiguous(memory_format=torch.channels_last))

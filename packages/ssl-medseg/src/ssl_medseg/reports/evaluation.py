@@ -1,4 +1,4 @@
-"""Compare masks with the truth, by case and structure, in mm and mL: `ssl-medseg evaluate`, with its pictures."""
+"""Compare masks with reference labels, by case and structure, in mm and mL (`ssl-medseg evaluate`)."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ Part = Literal["test", "validation", "labelled", "unlabelled", "all"]
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What was found, and the files that hold it; `str` is what the command prints.
+    """Result of an evaluation and its files; `str` returns the text that the command prints.
 
     Attributes:
-        evaluation: every score.
-        summary: over the cases.
+        evaluation: All scores.
+        summary: Summary over the cases.
         written: JSON, CSV files and pictures.
-        failed: cases that could not be segmented or compared, and why.
+        failed: Case -> reason, for cases that could not be segmented or compared.
     """
 
     evaluation: Evaluation
@@ -77,30 +77,32 @@ def evaluate(
     device: str = "auto",
     overwrite: bool = False,
 ) -> Evaluated:
-    """Compare masks with the truth: Dice, HD95, ASSD, surface Dice, volumes, by case and structure.
+    """Compare masks with reference labels: Dice, HD95, ASSD, surface Dice and volumes, by case and structure.
 
-    Everything is measured on the images' own grid, with MONAI's metrics and the voxel size of the file. Where the file
-    does not know it (the affine is the identity), distances are in voxels and volumes have no mL. A structure that is
-    missing in the truth, in the prediction or in both is counted as such; it has no distance, and no average hides it.
+    All scores are computed on the original grid of the images, with MONAI's metrics and the voxel size of the file. If
+    the voxel size is unknown (the affine is the identity), distances are in voxels and there are no volumes in mL. A
+    structure that is absent from truth, prediction or both is counted separately; it has no distances, and averages
+    never hide it.
 
-    Written are ``NAME.json`` with every number, ``NAME.csv`` with a row per case and structure, ``NAME-summary.csv``
-    (mean, sd, median, quartiles, n, n_missing), ``NAME-volumes.png`` (Bland-Altman) and sheets of the best, the median
-    and the worst case with the masks on the image.
+    The command writes ``NAME.json`` with every number, ``NAME.csv`` with a row per case and structure,
+    ``NAME-summary.csv`` (mean, sd, median, quartiles, n, n_missing), ``NAME-volumes.png`` (Bland-Altman plot), and
+    pictures of the best, the median and the worst case with mask overlays.
 
     Args:
-        predicted: Folder with a mask per case, named like the case, as `ssl-medseg predict` writes them; or a run or
-            model folder, whose segmenter predicts the cases first.
+        predicted: Folder with a mask per case, named like the case, as written by `ssl-medseg predict`; or a run folder
+            or model folder, whose segmenter first predicts the cases.
         data: Data set with the reference labels.
-        split: Split file of the training, so that cases whose labels it has seen are kept out of the summary; of a run
-            by default its own. Of data that are not the run's all cases are evaluated, and files that training has read
-            are recognised by their content.
-        part: Part of the split to evaluate; all: every case with a label. Without a split all are evaluated.
-        tolerance: Tolerance of the surface Dice in mm; in voxels where the voxel size is unknown.
-        name: Name of the written files; by default of data set and part.
-        out: Folder for the results; by default ``evaluation`` in the folder of masks or the run, where `report` finds
-            it.
-        pictures: Draw sheets of cases and the plot of volumes.
-        opening: How to open the data set.
+        split: Split file of the training, used to exclude cases with labels used in training from the summary; by
+            default that of the run. If the data set is not that of the run, all cases are evaluated, and files used in
+            training are recognised by their content.
+        part: Part of the split to evaluate, or all for every case with a label. Without a split, all cases are
+            evaluated.
+        tolerance: Tolerance of the surface Dice in mm, or in voxels if the voxel size is unknown.
+        name: Name of the output files; by default the names of data set and part.
+        out: Folder for the results; by default ``evaluation`` in the folder of the masks or the run, where `report`
+            finds it.
+        pictures: Draw pictures of cases and the Bland-Altman plot.
+        opening: Options for opening the data set.
         batch_size: Slices per forward pass of a model.
         device: Device for a model: auto, cpu, cuda or mps.
         overwrite: Replace files in the output folder that this command did not write.
@@ -109,13 +111,13 @@ def evaluate(
         The scores, their summary and the files.
     """
     if tolerance <= 0 or batch_size < 1:
-        raise UserError(f"evaluate needs a tolerance above 0 and batch_size >= 1, got {tolerance:g} and {batch_size}")
+        raise UserError(f"evaluate needs tolerance > 0 and batch_size >= 1, got {tolerance:g} and {batch_size}")
     folder = Path(predicted)
     model = is_model(folder)
     if split is not None or (model and own_split(folder) is not None):
-        opening = dataclasses.replace(opening, allow_unlabelled=True)  # the split says who has none
+        opening = dataclasses.replace(opening, allow_unlabelled=True)  # the split states which cases have no label
     opened = open_with(data, opening)
-    if model and len(opened.channels) > 1:  # masks lie on the grid of the model's first channel
+    if model and len(opened.channels) > 1:  # masks are on the grid of the model's first channel
         opened = opened.with_channels(load_segmenter(folder, device="cpu").preprocessing.channels)
     chosen: Split | None
     if split is not None:
@@ -134,7 +136,7 @@ def evaluate(
         if model:
             done = predict_cases(folder, opened, cases, target / f"{stem}-masks", batch_size=batch_size, device=device)
             masks, failed = done.masks, done.failed
-            if chosen is None:  # the model itself knows at least whose labels it has seen
+            if chosen is None:  # the model itself lists the cases whose labels it was trained with
                 chosen = Split(labelled=tuple(case.name for case in cases if case.name in done.labelled))
         evaluation = score_cases(
             opened, cases, masks, split=chosen, name=stem, part=shown, tolerance=tolerance, folder=target
@@ -148,10 +150,10 @@ def evaluate(
 
 
 def _of_run(run: Path, dataset: DataSet, part: Part) -> tuple[Split | None, Part]:
-    """The split of a run, if these are its data, and the part that is asked for; of other data all cases.
+    """Return the split of a run and the requested part if the data are those of the run; otherwise all cases.
 
-    Data are known by their content: a set with the same names and other files is another set, and a file that training
-    read is recognised under any name. None for a model that is not in the folder of a run.
+    Data are identified by content: a data set with the same names but different files is another data set, and a file
+    used in training is recognised under any name. The split is None for a model outside a run folder.
     """
     seen, file = _seen(run), own_split(run)
     if file is not None and _has_all(dataset, seen):
@@ -172,14 +174,14 @@ def _of_run(run: Path, dataset: DataSet, part: Part) -> tuple[Split | None, Part
 
 
 def _has_all(dataset: DataSet, seen: Mapping[str, Mapping[str, str]]) -> bool:
-    """Whether a data set has the images that training read, under the same names."""
+    """Whether a data set contains the images used in training, under the same names."""
     return set(dataset.names).issuperset(seen) and all(
         fingerprint(dataset.case(name), label=False)["image"] == seen[name]["image"] for name in seen
     )
 
 
 def _seen(run: Path) -> dict[str, dict[str, str]]:
-    """Case -> part and hashes of what training read: of a training, or of the last stage of a run that has stages."""
+    """Read case -> part and file hashes of the data used in training, or in the last stage of a run with stages."""
     files = [run / "data.json", run / "selftrain" / "data.json", run.parent / "data.json"]
     file = next((file for file in files if file.is_file()), None)
     cases = {} if file is None else read_json(file).get("cases", {})
@@ -190,7 +192,7 @@ _ENDINGS = (".json", ".csv", "-summary.csv", "-volumes.png", "-best.png", "-medi
 
 
 def own_split(run: Path) -> Path | None:
-    """The split a run was trained with, if its file is still there."""
+    """Return the split file that a run was trained with, if it still exists."""
     file = run / "config.yaml"
     named = config.read(file).get("split") if file.is_file() else None
     return Path(str(named)) if named and Path(str(named)).is_file() else None
@@ -202,7 +204,7 @@ def _write(evaluation: Evaluation, summary: Summary, folder: Path, dataset: Data
     written = [file.with_name(f"{evaluation.name}-summary.csv")]
     write_atomic(written[0], summary_csv(summary).encode())
     if pictures:
-        if evaluation.unit == "mm":  # without a voxel size there are no volumes to draw
+        if evaluation.unit == "mm":  # without a voxel size there are no volumes to plot
             written.append(file.with_name(f"{evaluation.name}-volumes.png"))
             write_atomic(written[-1], to_png(bland_altman_figure(evaluation)))
         for which, figure in case_sheets(evaluation, dataset, folder):

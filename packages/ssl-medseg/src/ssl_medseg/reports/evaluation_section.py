@@ -1,4 +1,4 @@
-"""The section of a report about an evaluation: tables by structure and case, volumes, pictures."""
+"""Render the evaluation section of a report: scores per structure and case, volumes, pictures."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ NBSP = "\u00a0"
 _REM_PER_INCH = 5.4
 _SAME = 0.01  # of mean Dice
 _MEANINGS = (
-    ("Dice", "how much of prediction and truth overlap: 1 is the same mask, 0 no common voxel."),
+    ("Dice", "overlap of prediction and truth: 1 for identical masks, 0 for masks without a common voxel."),
     (
         "HD95",
-        "95 % of either surface lies nearer than this to the other one: the size of the larger errors.",
+        "95 % of each surface lies within this distance of the other one. It measures the larger errors.",
     ),
-    ("ASSD", "the average distance of the two surfaces: the size of the usual error."),
-    ("surface Dice", "the share of both surfaces that lies within the tolerance of the other one."),
-    ("volume error", "predicted less true volume: above zero, the structure is drawn too large."),
+    ("ASSD", "average distance between the two surfaces. It measures the typical error."),
+    ("surface Dice", "fraction of the two surfaces that lies within the tolerance of the other one."),
+    ("volume error", "predicted minus true volume: positive if the predicted structure is too large."),
 )
 
 
 def evaluation_section(evaluation: Evaluation, folder: Path, *, place: int = 1) -> str:
-    """The section of one evaluation.
+    """Render one evaluation as a section of the page.
 
     Args:
-        evaluation: to show.
-        folder: that holds its pictures.
-        place: the evaluation among those of the page.
+        evaluation: Evaluation to show.
+        folder: Folder with the pictures of the evaluation.
+        place: Index of the evaluation on the page; makes the identifiers of its figures unique.
     """
     summary = summarise(evaluation)
     cases = several(summary.cases, _part_case(evaluation.part))
     parts = [
         page.paragraph(
-            f"{cases} of {several(summary.patients, 'patient')} of {evaluation.data}, measured on the images' own "
-            f"grid. Numbers cover all {summary.cases} cases unless n says otherwise."
+            f"{cases} of {several(summary.patients, 'patient')} from {evaluation.data}, measured on the original voxel "
+            f"grid of each image. Numbers cover all {summary.cases} cases unless a smaller n is given."
         ),
         page.warnings(warnings(evaluation, summary)),
         _structures(evaluation, summary),
@@ -60,10 +60,10 @@ def evaluation_section(evaluation: Evaluation, folder: Path, *, place: int = 1) 
 
 
 def stages_table(stages: Mapping[str, Evaluation]) -> str:
-    """Mean Dice of what each stage of a run has made of the same cases; empty unless there are two stages to compare.
+    """Tabulate the mean Dice of each stage of a run on the same cases; empty with fewer than two stages.
 
     Args:
-        stages: name of the stage -> its evaluation, in the order of training.
+        stages: Name of each stage -> its evaluation, in the order of training.
     """
     sets = [{case.case for case in evaluation.judged} for evaluation in stages.values()]
     if len(stages) < 2 or any(cases != sets[0] for cases in sets[1:]):
@@ -76,9 +76,9 @@ def stages_table(stages: Mapping[str, Evaluation]) -> str:
         rows.append([name, *map(_unbroken, [mean_and_sd("dice", summary.mean_dice), *each])])
     head = ["Dice after", "mean", *next(iter(stages.values())).structures]
     return page.section(
-        "What every stage has added",
+        "Improvement by stage",
         page.paragraph(
-            f"Scored on {several(len(sets[0]), _part_case(list(stages.values())[-1].part))}, the same for every stage."
+            f"All stages are scored on the same {several(len(sets[0]), _part_case(list(stages.values())[-1].part))}."
         ),
         page.warnings(_worse(means)),
         page.figure(page.table(head, rows, kind="numbers")),
@@ -86,23 +86,23 @@ def stages_table(stages: Mapping[str, Evaluation]) -> str:
 
 
 def _part_case(part: str) -> str:
-    """``validation case``; ``case`` where an evaluation covers all parts of a split."""
+    """Return ``validation case`` and the like, or ``case`` if the evaluation covers all parts of a split."""
     return "case" if part == "all" else f"{part} case"
 
 
 def _worse(means: Mapping[str, float]) -> Iterator[str]:
-    """Says so if training on has made the masks worse."""
+    """Warn if a later stage scores lower than an earlier one."""
     last, best = list(means)[-1], max(means, key=lambda name: means[name])
     if means[best] - means[last] > _SAME:
         yield (
             f"The last stage, {last}, scores lower than {best} ({number('dice', means[last])} against "
-            f"{number('dice', means[best])}). More steps or more labelled patients may help; until then the model in "
-            f"the folder {best} is the better one."
+            f"{number('dice', means[best])}). More steps or more labelled patients may help. Until then, use the model "
+            f"in the folder {best}."
         )
 
 
 def _structures(evaluation: Evaluation, summary: Summary) -> str:
-    """Two tables: means, and medians; a cell of fewer cases than there are says so."""
+    """Tabulate means and medians per structure; a cell that covers only some of the cases states its n."""
     shown = [m for m in summary.structures[0].measures if m != "error_ml" or evaluation.unit == "mm"]
     head = ["", *(title(measure, evaluation) for measure in shown)]
     tables = []
@@ -120,7 +120,7 @@ def _structures(evaluation: Evaluation, summary: Summary) -> str:
 
 
 def _unbroken(text: str) -> str:
-    """A cell that may break before its brackets only."""
+    """Use no-break spaces, so that the text of a cell wraps only before the bracket."""
     first, bracket, rest = text.partition(" (")
     return f"{first} ({rest.replace(' ', NBSP)}" if bracket else text.replace(" ", NBSP)
 
@@ -129,13 +129,13 @@ def _paper(summary: Summary) -> str:
     mean = summary.mean_dice
     return page.paragraph(
         f"Mean Dice {mean_and_sd('dice', mean)}, averaged over the structures of each case, then over {mean.n} cases. "
-        "A structure that only the truth or only the mask contains counts 0.",
+        "A structure that is present in only one of truth and prediction counts as 0.",
         kind="note",
     )
 
 
 def _pictures(evaluation: Evaluation, folder: Path) -> list[str]:
-    """The sheets that were drawn when the evaluation was made."""
+    """Embed the sheets that were drawn during the evaluation."""
     parts = []
     for which in ("best", "median", "worst"):
         file = folder / f"{evaluation.name}-{which}.png"
@@ -146,10 +146,10 @@ def _pictures(evaluation: Evaluation, folder: Path) -> list[str]:
     return [
         "<h3>Best, median and worst case</h3>",
         page.paragraph(
-            "Ranked by mean Dice. Each column is a slice: image, truth, and prediction with the truth as a white line. "
-            "The picture at the top left marks the part of the slice that is shown. Letters name the patient's "
-            "directions (R right, L left, A anterior, P posterior, S superior, I inferior): the patient's right is on "
-            "the left. Proportions are those of the patient.",
+            "Ranked by mean Dice. Each column is one slice: the image, the truth, and the prediction with the truth as "
+            "a white outline. The picture at the top left marks the displayed region of the slice. Letters give the "
+            "patient's directions (R right, L left, A anterior, P posterior, S superior, I inferior): the patient's "
+            "right is on the left. Pixels are drawn with their physical aspect ratio.",
             kind="note",
         ),
         *parts,
@@ -168,9 +168,9 @@ def _volumes(evaluation: Evaluation, summary: Summary, *, place: int) -> list[st
     parts += [
         page.figure(page.table(head, rows, kind="numbers")),
         page.paragraph(
-            "Bland-Altman plot: every point is a case, its height the error of its volume. With "
+            "Bland-Altman plot: each point is a case, plotted at the error of its volume. With "
             f"at least {LEAST_PAIRS} cases, about 95 % of the errors of new cases are expected between the dashed "
-            "limits, as far as cases are independent and errors do not grow with the volume.",
+            "limits, provided that cases are independent and errors do not grow with the volume.",
             kind="note",
         ),
     ]
@@ -202,11 +202,11 @@ def _cases(evaluation: Evaluation) -> str:
         ]
         for case in worst_first
     ]  # fmt: skip
-    head = ["the worst first", "part", "mean Dice", *(f"{name}, Dice and HD95" for name in evaluation.structures)]
+    head = ["case, worst first", "part", "mean Dice", *(f"{name}, Dice and HD95" for name in evaluation.structures)]
     return page.table(head, rows, kind="numbers tight")
 
 
 def _one(score: StructureScore, unit: str) -> str:
     if score.found == "both":
         return f"{number('dice', score.dice)}, {number('hd95', score.hd95)} {unit}"
-    return {"truth only": "missed", "prediction only": "found, and is not there", "neither": "–"}[score.found]
+    return {"truth only": "missed", "prediction only": "false positive", "neither": "–"}[score.found]

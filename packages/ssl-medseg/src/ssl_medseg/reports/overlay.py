@@ -1,4 +1,4 @@
-"""Pictures of volumes with masks, in radiological orientation: one case, or the cases of an evaluation."""
+"""Draw volumes with mask overlays in radiological orientation."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ from ssl_medseg.evaluation.text import number
 from ssl_medseg.io import Volume, read_volume
 from ssl_medseg.preprocessing.prepare import display_axis
 
-_ENDS = (("L", "R"), ("P", "A"), ("I", "S"))  # at smaller and greater coordinates, RAS+
+_ENDS = (("L", "R"), ("P", "A"), ("I", "S"))  # at the lower and the upper end of each RAS+ axis
 _PLANES = ("sagittal", "coronal", "axial")
-# Plane -> where the picture's right and lower edges look: the patient's right is on the left of the picture.
+# Plane -> directions of the picture's right and lower edges: the patient's right is on the left of the picture.
 _SHOWN = {
     "axial": (np.array([-1.0, 0, 0]), np.array([0, -1.0, 0])),
     "coronal": (np.array([-1.0, 0, 0]), np.array([0, 0, -1.0])),
     "sagittal": (np.array([0, -1.0, 0]), np.array([0, 0, -1.0])),
 }
-_SHARE = 0.35  # of a direction that is worth a letter
+_SHARE = 0.35  # smallest component of a direction that gets a letter
 
 
 @dataclass(frozen=True)
 class View:
-    """Slices of a volume as a radiologist expects them.
+    """Orientation in which the slices of a volume are displayed, following radiological convention.
 
     Attributes:
-        axis: that slices are counted along.
-        plane: the standard plane nearest to the slices; empty where directions are unknown.
-        transpose: whether the second of the two remaining axes runs to the right (else the first one does).
-        flip_rows: whether rows are turned upside down.
-        flip_columns: whether columns are mirrored.
-        spacing: height and width of a pixel.
-        edges: letters at the left, right, top and bottom edge, of the patient's right, left, anterior, posterior,
-            superior and inferior; empty where directions are unknown.
+        axis: Array axis across which slices are taken.
+        plane: Standard plane closest to the slices; empty if the orientation is unknown.
+        transpose: Whether the second of the two remaining axes runs to the right (otherwise the first one does).
+        flip_rows: Whether the order of the rows is reversed.
+        flip_columns: Whether the order of the columns is reversed.
+        spacing: Height and width of a pixel.
+        edges: Letters at the left, right, top and bottom edge (R, L, A, P, S, I: the patient's right, left, anterior,
+            posterior, superior, inferior); empty if the orientation is unknown.
         start: Position of the first slice along its normal, in mm towards the patient's right, front or head.
-        step: Distance to the next slice, likewise.
+        step: Signed distance to the next slice, in the same direction.
     """
 
     axis: int
@@ -62,14 +62,14 @@ class View:
     step: float = 0.0
 
     def title(self, index: int) -> str:
-        """``slice 8``, with its position such as ``S 12 mm`` where that is known."""
+        """Return a title such as ``slice 8, S 12 mm``; without the position if the orientation is unknown."""
         if not self.plane:
             return f"slice {index + 1}"
         position = round(self.start + index * self.step)
         return f"slice {index + 1}, {_ENDS[_PLANES.index(self.plane)][int(position > 0)]} {abs(position)} mm"
 
     def slice(self, volume: NDArray[Any], index: int) -> NDArray[Any]:
-        """One slice, rows downwards and columns to the right."""
+        """Return one slice as a picture, with rows downwards and columns to the right."""
         picture: NDArray[Any] = np.take(volume, index, axis=self.axis)
         picture = picture if self.transpose else picture.T
         picture = picture[::-1] if self.flip_rows else picture
@@ -77,15 +77,15 @@ class View:
 
 
 def view(affine: NDArray[np.float64], axis: int, *, known: bool = True) -> View:
-    """The view of a volume's slices.
+    """Determine how to display the slices of a volume.
 
-    The in-plane axis nearest to the wanted direction becomes the picture's horizontal; nothing is resampled, so that
-    oblique slices stay as they were taken, and the letters say what their edges are nearest to.
+    The in-plane axis closest to the patient's horizontal becomes the horizontal of the picture. Nothing is resampled:
+    oblique slices are shown as acquired, and the letters name the directions closest to their edges.
 
     Args:
         affine: ``[4, 4]``, voxels to mm, RAS+.
-        axis: that slices are counted along.
-        known: whether the affine says anything; if not, slices are shown as they are stored, without letters.
+        axis: Array axis across which slices are taken.
+        known: Whether the affine is meaningful; if not, slices are shown as stored, without letters.
     """
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     first, second = (a for a in range(3) if a != axis)
@@ -120,32 +120,32 @@ def view(affine: NDArray[np.float64], axis: int, *, known: bool = True) -> View:
 
 
 def _edge_letters(direction: NDArray[np.float64]) -> str:
-    """The directions that this one mostly is, the nearest first."""
+    """Name the anatomical directions that dominate a vector, the strongest first."""
     order = sorted(range(3), key=lambda axis: -abs(direction[axis]))
     return "".join(_ENDS[axis][int(direction[axis] > 0)] for axis in order if abs(direction[axis]) > _SHARE)
 
 
-#: Of structures on grey images, told apart by people with colour-blindness too.
+#: Colours of the structures, distinguishable on grey images and with colour blindness.
 COLOURS = ("#ff5a4d", "#35c2ff", "#ffd83d", "#5fe08a", "#c98bff", "#ff9ad5", "#ffffff", "#b0e000")
 
 _TRACE = "#ffffff"
-_MARGIN = 0.35  # of the structures' extent, shown around them
-_LEAST = 0.25  # of the slice's side is shown at least
-_WINDOW = (1.0, 99.5)  # percentiles of what is shown that become black and white
+_MARGIN = 0.35  # margin around the structures, relative to their extent
+_LEAST = 0.25  # smallest displayed region, relative to the shorter side of the slice
+_WINDOW = (1.0, 99.5)  # percentiles of the displayed region that become black and white
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """What a sheet shows.
+    """Content of a sheet: a grid of slices with rows of images and masks.
 
     Attributes:
-        title: above it.
-        subtitle: beneath the title.
-        images: name of the row -> ``[X, Y, Z]``, of several channels each.
-        masks: name of the row -> classes ``[X, Y, Z]``; the outlines of the first mask are drawn on the others too, in
-            white. None: the image alone is shown.
-        structures: names of the classes from 1.
-        view: how slices are turned.
+        title: Title above the sheet.
+        subtitle: Line of text below the sheet.
+        images: Row name -> image ``[X, Y, Z]``; one row per channel.
+        masks: Row name -> classes ``[X, Y, Z]``. The first mask is also drawn on the others, as white outlines. If
+            empty, only the images are shown.
+        structures: Names of the classes, starting with class 1.
+        view: Orientation of the slices.
     """
 
     title: str
@@ -157,9 +157,9 @@ class Sheet:
 
 
 def sheet_figure(sheet: Sheet, *, slices: int = 6) -> Figure:
-    """The sheet: on the left a whole slice with the part that is shown, then the slices, images above masks.
+    """Draw a sheet: an overview slice that marks the displayed region, then the slices, images above masks.
 
-    Slices are spread evenly over those with a structure in any of the masks; with none, over the volume.
+    Slices are spaced evenly over those that contain a structure in any mask, or over the volume if none does.
     """
     view = sheet.view
     first = next(iter(sheet.images.values()))
@@ -195,7 +195,7 @@ def sheet_figure(sheet: Sheet, *, slices: int = 6) -> Figure:
             if name in sheet.masks and traced != name and traced is not None:
                 _trace(axes, view.slice(sheet.masks[traced], index)[box], len(sheet.structures))
             shape = view.slice(first, index)[box].shape
-            axes.set_xlim(-0.5, shape[1] - 0.5)  # outlines reach beyond it
+            axes.set_xlim(-0.5, shape[1] - 0.5)  # outlines extend beyond the picture
             axes.set_ylim(shape[0] - 0.5, -0.5)
             if column == 1:
                 axes.set_ylabel(name, fontsize=9, color=INK)
@@ -205,14 +205,14 @@ def sheet_figure(sheet: Sheet, *, slices: int = 6) -> Figure:
 
 
 def _window(image: NDArray[Any], view: View, chosen: Sequence[int], box: tuple[slice, slice]) -> dict[str, Any]:
-    """How the grey values of an image are drawn: by the percentiles of what is shown of it."""
+    """Return the arguments of `imshow`: the grey-value window spans percentiles of the displayed region."""
     shown = np.stack([view.slice(image, index)[box] for index in chosen]).astype(np.float64)
     low, high = np.percentile(shown, _WINDOW)
     return {"cmap": "gray", "vmin": low, "vmax": max(high, low + 1e-9), "aspect": view.spacing[0] / view.spacing[1]}
 
 
 def choose_slices(inside: NDArray[np.bool_], axis: int, count: int) -> list[int]:
-    """So many slices, evenly over those that hold something; over all if none does."""
+    """Choose `count` slices, spaced evenly over those with a voxel inside, or over all if there are none."""
     others = tuple(a for a in range(inside.ndim) if a != axis)
     held = np.flatnonzero(inside.any(axis=others))
     held = held if len(held) else np.arange(inside.shape[axis])
@@ -221,7 +221,7 @@ def choose_slices(inside: NDArray[np.bool_], axis: int, count: int) -> list[int]
 
 
 def _box(inside: NDArray[np.bool_], spacing: tuple[float, float]) -> tuple[slice, slice]:
-    """Rows and columns around what is inside, a margin about it, as near to a square in mm as the slice allows."""
+    """Return the rows and columns that enclose the voxels inside, with a margin, as square in mm as possible."""
     if not inside.any():
         return slice(0, inside.shape[0]), slice(0, inside.shape[1])
     ends = [np.flatnonzero(inside.any(axis=1 - axis))[[0, -1]] for axis in (0, 1)]
@@ -237,7 +237,7 @@ def _box(inside: NDArray[np.bool_], spacing: tuple[float, float]) -> tuple[slice
 
 
 def _size(shape: tuple[int, ...], view: View) -> tuple[float, float]:
-    """Height and width of a picture, the longer one being 1."""
+    """Return the height and width of a picture, scaled so that the longer one is 1."""
     mm = np.array(shape[:2]) * np.array(view.spacing)
     height, width = mm / mm.max()
     return float(height), float(width)
@@ -252,7 +252,7 @@ def _picture(axes: Axes, pixels: NDArray[Any], window: Mapping[str, Any]) -> Non
 
 
 def _draw(axes: Axes, classes: NDArray[np.uint8], structures: int) -> None:
-    """Every structure as an outline with a faint fill."""
+    """Draw each structure as an outline with a translucent fill."""
     for k in range(1, structures + 1):
         inside = classes == k
         if not inside.any():
@@ -266,7 +266,7 @@ def _draw(axes: Axes, classes: NDArray[np.uint8], structures: int) -> None:
 
 
 def _trace(axes: Axes, classes: NDArray[np.uint8], structures: int) -> None:
-    """Thin white outlines, to compare a mask with."""
+    """Draw each structure as a thin white outline, for comparison with a mask."""
     for k in range(1, structures + 1):
         if (classes == k).any():
             _outline(axes, classes == k, _TRACE, 0.7)
@@ -294,7 +294,7 @@ def _overview(
 
 
 def _letters(axes: Axes, view: View) -> None:
-    """The patient's directions at the edges."""
+    """Label the edges with the patient's directions."""
     left, right, top, bottom = view.edges
     for x, y, text, ha, va in (
         (0.03, 0.5, left, "left", "center"), (0.97, 0.5, right, "right", "center"),
@@ -319,7 +319,7 @@ def _legend(axes: Axes | None, sheet: Sheet, together: NDArray[np.bool_]) -> Non
 
 
 def choose(evaluation: Evaluation) -> dict[str, CaseScores]:
-    """``best``, ``median`` and ``worst`` by mean Dice; of fewer than three cases those there are."""
+    """Choose the ``best``, ``median`` and ``worst`` case by mean Dice; fewer if there are fewer than three cases."""
     ranked = [(dice, case) for case in evaluation.judged if (dice := case_dice(case)) is not None]
     ranked.sort(key=lambda pair: (-pair[0], pair[1].case))
     picks = {"best": 0, "worst": len(ranked) - 1}
@@ -333,12 +333,15 @@ def choose(evaluation: Evaluation) -> dict[str, CaseScores]:
 
 
 def case_sheets(evaluation: Evaluation, dataset: DataSet, folder: Path) -> Iterator[tuple[str, Figure]]:
-    """A sheet for each of `choose`.
+    """Draw a sheet for each case that `choose` returns.
 
     Args:
-        evaluation: with the files of its masks.
-        dataset: with images and truth.
-        folder: that the files of masks are relative to.
+        evaluation: Evaluation, which lists the mask files.
+        dataset: Data set with the images and reference labels.
+        folder: Folder that the paths of the mask files are relative to.
+
+    Yields:
+        ``best``, ``median`` or ``worst``, and the figure.
     """
     for which, scores in choose(evaluation).items():
         case = dataset.case(scores.case)
@@ -356,28 +359,28 @@ def case_sheets(evaluation: Evaluation, dataset: DataSet, folder: Path) -> Itera
 
 
 def in_words(scores: CaseScores, evaluation: Evaluation) -> str:
-    """``LV: Dice 0.912, HD95 4.2 mm; RV: missed``."""
+    """Describe the scores of a case, such as ``LV: Dice 0.912, HD95 4.2 mm; RV: missed``."""
     parts = []
     for score in scores.structures:
         if score.found == "both":
             distance = f"HD95 {number('hd95', score.hd95)} {evaluation.unit}"
             parts.append(f"{score.structure}: Dice {number('dice', score.dice)}, {distance}")
         elif score.found != "neither":
-            parts.append(f"{score.structure}: {'missed' if score.found == 'truth only' else 'found, and is not there'}")
+            parts.append(f"{score.structure}: {'missed' if score.found == 'truth only' else 'false positive'}")
     return "; ".join(parts)
 
 
 def mask_sheet(
     volume: Volume, classes: NDArray[np.uint8], *, name: str, structures: Sequence[str], slices: int = 8
 ) -> Figure:
-    """Slices of a volume, above as they are, beneath with the mask.
+    """Draw slices of a volume, with the mask overlaid in the row below.
 
     Args:
-        volume: the image.
-        classes: ``[X, Y, Z]``, 0 the background.
-        name: of the image.
-        structures: names of the classes from 1.
-        slices: how many are shown.
+        volume: Image.
+        classes: Predicted classes ``[X, Y, Z]``; 0 is the background.
+        name: Name of the image.
+        structures: Names of the classes, starting with class 1.
+        slices: Number of slices.
     """
     grid = volume.grid
     found = [f"{s}: {_amount(int((classes == k).sum()), volume)}" for k, s in enumerate(structures, 1)]

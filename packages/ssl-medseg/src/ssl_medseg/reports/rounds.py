@@ -1,4 +1,4 @@
-"""The section of a report about pseudo-labels: amount per structure and change over the rounds."""
+"""Render the pseudo-label section of a report: area of each structure and changes over the rounds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Round = Mapping[str, Any]
 
 
 def rounds_section(rounds: Sequence[Round], *, name: str = "") -> str:
-    """The section: curves, a table, and what looked wrong."""
+    """Render the section: curves, a table, and warnings; empty without rounds."""
     if not rounds:
         return ""
     structures = list(rounds[0]["area"])
@@ -34,15 +34,15 @@ def rounds_section(rounds: Sequence[Round], *, name: str = "") -> str:
     figure = to_inline_svg(rounds_figure(rounds), name=f"rounds-{name or 'run'}", label="Pseudo-labels by round")
     warned = [f"Round {r['round']}: {text}." for r in rounds for text in r.get("warnings", [])]
     text = (
-        "At the start of every round the network predicts labels for the unlabelled volumes and then trains on these "
-        "pseudo-labels together with the true labels. Each structure should keep about the share of the pixels that it "
-        "has in the labelled volumes (dashed), and changes should become smaller from round to round. A structure that "
-        "vanishes or spreads over the image shows that training reinforces its own mistakes."
+        "At the start of each round, the network predicts labels for the unlabelled volumes. It then trains on these "
+        "pseudo-labels together with the true labels. Each structure should cover about the same fraction of the "
+        "pixels as in the labelled volumes (dashed), and the changes should shrink from round to round. If a structure "
+        "disappears or spreads over the image, training is reinforcing its own mistakes."
     )
     if withheld:
         text += (
-            " The last column compares the pseudo-labels with true labels that training did not use; it exists in "
-            "studies only."
+            " The last column compares the pseudo-labels with true labels that were withheld from training; only "
+            "studies have it."
         )
     return page.section(
         f"Pseudo-labels, {name}" if name else "Pseudo-labels",
@@ -54,7 +54,7 @@ def rounds_section(rounds: Sequence[Round], *, name: str = "") -> str:
 
 
 def rounds_figure(rounds: Sequence[Round]) -> Figure:
-    """Share of the pixels by structure, and what is known of change and Dice over the rounds."""
+    """Plot the area of each structure and, where they are known, the changes and the Dice over the rounds."""
     numbers = [int(r["round"]) for r in rounds]
     changes = [r.get("change") for r in rounds]
     dice = {

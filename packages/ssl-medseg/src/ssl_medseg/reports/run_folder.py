@@ -1,4 +1,4 @@
-"""Read the folder of a run for its report: stages, model card, split, rounds, evaluations."""
+"""Read a run folder for its report: stages, model card, split, rounds, evaluations."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _MADE_BY = "`ssl-medseg train`, `pretrain`, `selftrain` or `run`"
 
 @dataclass(frozen=True)
 class Stage:
-    """One training of a run.
+    """One training stage of a run.
 
     Attributes:
-        name: of its folder inside the run; empty if the run is the stage.
-        path: of the folder.
-        record: configuration, metrics, timing.
-        card: what its model says of itself; empty if it has none yet.
-        rounds: the pseudo-labels of each round, in numbers.
+        name: Name of its folder inside the run; empty if the run folder is the stage itself.
+        path: Path of the folder.
+        record: Configuration, metrics, timing.
+        card: Metadata of the model; empty if the stage has no model yet.
+        rounds: Statistics of the pseudo-labels of each round.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Stage:
 
     @property
     def method(self) -> str:
-        """``train``, ``pretrain`` or ``selftrain``, with its variant."""
+        """Training method: ``train``, ``pretrain`` or ``selftrain``, with its variant."""
         stated = self.card.get("details", {}).get("method")
         if stated:
             return str(stated)
@@ -51,20 +51,20 @@ class Stage:
 
     @property
     def is_done(self) -> bool:
-        """Whether it has left its model."""
+        """Whether the stage has written its model."""
         return bool(self.card)
 
 
 @dataclass(frozen=True)
 class Reported:
-    """A run as it lies on disk, finished or not.
+    """A run on disk, finished or not.
 
     Attributes:
-        path: of the folder.
-        stages: in the order they were begun.
-        split: part -> pairs of case and patient, as the split's file says; empty if it is not where the run had it.
-        data: name of the data set, by the split's file; no path.
-        evaluations: newest first, with the folder of their pictures.
+        path: Path of the run folder.
+        stages: Training stages, in the order in which they were started.
+        split: Part -> pairs of case and patient, from the split file; empty if that file is no longer there.
+        data: Name of the data set, from the split file, without its path.
+        evaluations: Evaluations, newest first, each with the folder of its pictures.
     """
 
     path: Path
@@ -75,14 +75,15 @@ class Reported:
 
     @property
     def last(self) -> Stage:
-        """The stage whose model is the run's."""
+        """The last stage, whose model is the model of the run."""
         return self.stages[-1]
 
     @property
     def stage_evaluations(self) -> dict[str, Evaluation]:
-        """Stage -> an evaluation of its model on the same cases, the run's own standing for the last stage's.
+        """Stage -> evaluation of its model, all on the same cases; the evaluation of the run serves for the last stage.
 
-        Of several sets of cases that more than one stage was evaluated on, the one evaluated last; empty without one.
+        If several sets of cases were evaluated with more than one stage, the most recent set is used; if none was, the
+        result is empty.
         """
         found = {stage.name: _evaluations(stage.path) for stage in self.stages if stage.path != self.path}
         if self.evaluations and found:
@@ -100,7 +101,7 @@ class Reported:
 
     @property
     def structures(self) -> tuple[str, ...]:
-        """Names of the structures, as far as they are known."""
+        """Names of the structures; empty if no model or evaluation states them."""
         for stage in reversed(self.stages):
             if "labels" in stage.card:
                 return tuple(stage.card["labels"]["names"][1:])
@@ -108,10 +109,10 @@ class Reported:
 
 
 def open_run(path: Path) -> Reported:
-    """Read the folder of a run.
+    """Read a run folder.
 
     Raises:
-        UserError: it is none, or its files are damaged.
+        UserError: The folder does not contain a run, or its files are damaged.
     """
     stages = _stages(path)
     split, data = _split(stages)
@@ -119,7 +120,7 @@ def open_run(path: Path) -> Reported:
 
 
 def _stages(path: Path) -> tuple[Stage, ...]:
-    """The run itself, if it is a training, and trainings in folders of it, by the time they were begun."""
+    """Read the stages: the training in the folder itself, if any, and those in its subfolders, oldest first."""
     inside = [file.parent for file in path.glob("*/config.yaml")] if path.is_dir() else []
     inside.sort(key=lambda folder: ((folder / "config.yaml").stat().st_mtime_ns, folder.name))
     folders = [*inside, path] if (path / "metrics.jsonl").is_file() or not inside else inside
@@ -134,7 +135,7 @@ def _stage(folder: Path, name: str) -> Stage:
 
 
 def _evaluations(path: Path) -> tuple[tuple[Evaluation, Path], ...]:
-    """Those of a run or a stage, newest first."""
+    """Read the evaluations of a run or a stage, newest first."""
     places = (path / "evaluation", path / "masks" / "evaluation")
     files = [file for folder in places for file in folder.glob("*.json") if not file.name.startswith(".")]
     files.sort(key=lambda file: (-file.stat().st_mtime_ns, file.name))
@@ -144,7 +145,7 @@ def _evaluations(path: Path) -> tuple[tuple[Evaluation, Path], ...]:
 def _split(stages: tuple[Stage, ...]) -> tuple[dict[str, list[tuple[str, str]]], str]:
     for stage in reversed(stages):
         named = stage.record.config.get("split")
-        # A relative path was meant from where the run was started: here, or somewhere above its folder.
+        # A relative path refers to the directory where the run was started: this one, or a parent of the run folder.
         places = [Path(str(named)), *(above / str(named) for above in stage.path.resolve().parents)] if named else []
         for file in [*places, stage.path / "split.json", stage.path.parent / "split.json"]:
             content = _json(file)
@@ -155,10 +156,10 @@ def _split(stages: tuple[Stage, ...]) -> tuple[dict[str, list[tuple[str, str]]],
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """The content of a file; nothing where there is no file."""
+    """Read a JSON object; empty if the file does not exist."""
     if not file.is_file():
         return {}
     content: dict[str, Any] = read_json(file)
     if not isinstance(content, dict):
-        raise UserError(f"{file}: is damaged; expected a JSON object, found a {type(content).__name__}")
+        raise UserError(f"{file} is damaged: expected a JSON object, found a {type(content).__name__}")
     return content

@@ -1,4 +1,4 @@
-"""Sections of a report about the run itself: data, training, settings."""
+"""Render the sections of a report that describe the run: data, training, settings."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ from ssl_medseg.reports.run_folder import Reported, Stage
 _METHODS = {
     "train": "supervised training on the labelled volumes alone",
     "pretrain": "contrastive pre-training without labels",
-    "consistency": "weak-to-strong consistency with pseudo-labels of an averaged teacher",
-    "copy-paste": "bidirectional copy-paste with pseudo-labels of an averaged teacher",
+    "consistency": "weak-to-strong consistency with pseudo-labels from a mean teacher",
+    "copy-paste": "bidirectional copy-paste with pseudo-labels from a mean teacher",
     "rounds": "self-training in rounds of pseudo-labels",
-    "mean-teacher": "a mean teacher: predictions agree with those of the averaged network",
+    "mean-teacher": "mean-teacher consistency: the student is trained to agree with the averaged network",
 }
 _LOSSES = {
     "segmentation": "labelled slices",
     "pseudo": "pseudo-labels",
     "contrast": "contrastive",
     "consistency": "pseudo-labels of the teacher",
-    "copy-paste": "labelled and unlabelled slices mixed",
+    "copy-paste": "mixed labelled and unlabelled slices",
     "mean-teacher": "agreement with the teacher",
     "global_loss": "global",
     "local_loss": "local",
 }
 _PARTS = {
-    "labelled": "trained on, with their labels",
-    "unlabelled": "trained on as images; whatever labels they have were not opened",
-    "validation": "never trained on; their labels chose the best step",
-    "test": "not opened by training",
+    "labelled": "images and labels used for training",
+    "unlabelled": "images used for training; label files, if any, were not opened",
+    "validation": "not used for training; labels used to select the best step",
+    "test": "not opened during training",
 }
 
 
 def in_words(method: str) -> str:
-    """A method's name as a clause."""
+    """Describe a training method in words."""
     return _METHODS.get(method.rsplit(maxsplit=1)[-1], method)
 
 
 def title(run: Reported) -> str:
-    """What was learnt, in a few words."""
+    """Return the title of the report."""
     task = f"Segmentation of {', '.join(run.structures) or 'structures'}"
     if run.last.method.startswith("pretrain"):
         task = "Pre-training without labels"
@@ -59,16 +59,17 @@ def title(run: Reported) -> str:
 
 
 def header(run: Reported) -> str:
-    """The title, what was done in a few sentences, the numbers a reader wants first, and what to beware of."""
+    """Render the title, a summary of the training, the headline numbers and the cautions."""
     counts = {part: (len(pairs), len({p for _, p in pairs})) for part, pairs in run.split.items()}
-    text = f"Learnt by {in_words(run.last.method)}."
+    text = f"Trained by {in_words(run.last.method)}."
     if counts:
         others = f" and {_volumes(counts['unlabelled'])} without" if _uses_unlabelled(run) else ""
-        text = f"Learnt from {_volumes(counts['labelled'])} with labels{others}, by {in_words(run.last.method)}."
+        text = f"Trained on {_volumes(counts['labelled'])} with labels{others}, by {in_words(run.last.method)}."
     unfinished = [stage for stage in run.stages if not stage.is_done]
     if unfinished:
         steps = int(unfinished[-1].record.records[-1]["step"]) + 1 if unfinished[-1].record.records else 0
-        text += f" Training has not ended: {steps:,} steps of {unfinished[-1].name or 'it'} are done."
+        of_stage = f" of the stage {unfinished[-1].name}" if unfinished[-1].name else ""
+        text += f" Training is not finished: {steps:,} steps{of_stage} are done."
     numbers: dict[str, str] = {}
     if run.evaluations:
         summary = summarise(run.evaluations[0][0])
@@ -91,25 +92,25 @@ def header(run: Reported) -> str:
 
 
 def _cautions(run: Reported) -> Iterator[str]:
-    """What to know before anything else is read."""
-    yield "A research tool: no number or mask here has been cleared for diagnosis or treatment. Look at the masks."
+    """Collect the warnings that a reader should see first."""
+    yield "For research only: neither numbers nor masks are cleared for diagnosis or treatment. Inspect the masks."
     for stage in run.stages:
         yield from _implausible(stage)
     if run.split and not run.split["validation"]:
         yield (
-            "No validation volumes: nothing says which step was best, so training had a fixed length and its last "
+            "No validation volumes: the best step could not be determined, so training had a fixed length and its last "
             "weights were kept."
         )
     if run.last.method.startswith("pretrain"):
-        yield "No segmenter yet: `train --init` goes on from this pre-training with the labelled volumes."
+        yield "Not a segmenter yet: train one from these weights with `train --init`."
     elif not run.evaluations:
-        yield "Not evaluated yet: the quality of masks of new patients is unknown."
+        yield "Not evaluated yet: the quality of the masks on new patients is unknown."
     if run.split and len({patient for _, patient in run.split["labelled"]}) == 1:
         yield "One labelled patient covers one anatomy and one annotator."
 
 
 def _implausible(stage: Stage) -> Iterator[str]:
-    """Pseudo-labels that are implausible against the areas of the labels, in any method."""
+    """Report pseudo-labels whose areas are implausible compared with those of the labels."""
     found = stage.card.get("details", {}).get("implausible", [])
     found = [*found, *dict.fromkeys(text for each in stage.rounds for text in each.get("warnings", []))]
     if found:
@@ -117,15 +118,15 @@ def _implausible(stage: Stage) -> Iterator[str]:
 
 
 def learnt_from(run: Reported) -> str:
-    """Which volumes played which part, and what was done to them."""
+    """Render the section about the data: parts of the split, structures, preprocessing."""
     parts = []
     if run.split:
-        uses = _PARTS if _uses_unlabelled(run) else {**_PARTS, "unlabelled": "not used by this training"}
+        uses = _PARTS if _uses_unlabelled(run) else {**_PARTS, "unlabelled": "not used by this method"}
         rows = [
             [part, str(len({p for _, p in pairs})), str(len(pairs)), uses[part]] for part, pairs in run.split.items()
         ]
         parts.append(page.figure(page.table(["part", "patients", "volumes", "use"], rows, kind="parts")))
-        parts.append(page.paragraph("All volumes of a patient are in one part.", kind="note"))
+        parts.append(page.paragraph("All volumes of a patient are in the same part.", kind="note"))
     stated = run.last.card
     if "labels" in stated:
         names, values = stated["labels"]["names"][1:], stated["labels"]["values"][1:]
@@ -142,11 +143,11 @@ def learnt_from(run: Reported) -> str:
 def _preprocessing(p: Mapping[str, Any]) -> str:
     size = " × ".join(map(str, p["size"]))
     if p.get("spacing"):
-        pixels = f"resampled to pixels of {' × '.join(f'{s:.3g}' for s in p['spacing'])} mm in their plane"
+        pixels = f"resampled in-plane to pixels of {' × '.join(f'{s:.3g}' for s in p['spacing'])} mm"
     elif p.get("fit"):
-        pixels = f"scaled to {p['fit']} pixels along their longer side, the size of their pixels being unknown"
+        pixels = f"scaled to {p['fit']} pixels along their longer side, because their pixel size is unknown"
     else:
-        pixels = "taken with the pixels they have"
+        pixels = "kept at their original pixel size"
     low, high = p["percentiles"]
     bias = " after correction of the bias field (N4)" if p.get("n4") else ""
     settings = Preprocessing.from_json(p)
@@ -154,30 +155,31 @@ def _preprocessing(p: Mapping[str, Any]) -> str:
     channels = ""
     if len(settings.channels) > 1:
         each = "of each channel of a volume"
-        channels = f" The network sees {len(settings.channels)} channels together: {', '.join(settings.channels)}."
+        channels = f" The network receives {len(settings.channels)} channels: {', '.join(settings.channels)}."
     if settings.plane:
-        slices = f"All volumes were turned to one orientation and cut into {settings.plane} slices"
+        slices = f"All volumes were reoriented to a common orientation and cut into {settings.plane} slices"
     else:
         slices = (
-            f"Volumes were taken as they are stored and cut into slices along axis {settings.slice_axis} of the files"
+            f"Volumes were kept in their stored orientation and cut into slices along array axis {settings.slice_axis}"
         )
     return (
-        f"{slices}, which were {pixels} and cropped or padded to {size}; the distance "
-        f"between slices was left as it is. Brightness was scaled so that the percentiles {low:g} and {high:g} {each} "
+        f"{slices}, which were {pixels} and cropped or padded to {size}. The distance "
+        f"between slices was not changed. Intensities were scaled so that the percentiles {low:g} and {high:g} {each} "
         f"became 0 and 1{bias}.{channels}"
     )
 
 
 def training(run: Reported) -> str:
-    """Curves of every stage."""
+    """Render the training curves of every stage."""
     parts = []
     for stage in run.stages:
         if not stage.record.records:
-            parts.append(page.paragraph(f"{stage.name or 'The run'} has logged nothing yet."))
+            stated = f"The stage {stage.name}" if stage.name else "The run"
+            parts.append(page.paragraph(f"{stated} has not logged any metrics yet."))
             continue
         if len(run.stages) > 1:
             parts.append(f"<h3>{escape(stage.name)}: {escape(in_words(stage.method))}</h3>")
-        label = "Loss, and Dice on validation, by step"
+        label = "Loss and validation Dice by step"
         figure = training_figure(stage.record.records, panels(stage, run.structures))
         parts.append(page.figure(to_inline_svg(figure, name=f"training-{stage.name or 'run'}", label=label)))
         kept = stage.card.get("details", {}).get("weights")
@@ -185,8 +187,8 @@ def training(run: Reported) -> str:
             parts.append(page.paragraph(f"Weights kept: {kept}.", kind="note"))
     parts.append(
         page.paragraph(
-            "Validation Dice is measured on whole volumes on their own grid. Where it selected the step that was kept, "
-            "its best value is optimistic; the test cases of the evaluation selected nothing.",
+            "Validation Dice is measured on whole volumes on their original grid. Where it selected the step that was "
+            "kept, its best value is optimistic; test cases are not used for any selection.",
             kind="note",
         )
     )
@@ -198,19 +200,19 @@ def _uses_unlabelled(run: Reported) -> bool:
 
 
 def panels(stage: Stage, structures: tuple[str, ...]) -> tuple[Panel, ...]:
-    """Losses by their parts where there are several, and Dice on validation by structure."""
+    """Define the panels of a stage: its loss or loss terms, and the validation Dice per structure."""
     logged = {key for record in stage.record.records for key in record}
     losses = {key: name for key, name in _LOSSES.items() if key in logged}
     found = [Panel("Loss", losses or {"loss": ""})]
     dice = {f"validation_dice_{name.replace(' ', '_')}": name for name in structures}
     lines = {key: name for key, name in dice.items() if key in logged}
     if "validation_dice" in logged:
-        found.append(Panel("Dice on validation", {"validation_dice": "mean", **lines}, from_zero=True, noisy=False))
+        found.append(Panel("Validation Dice", {"validation_dice": "mean", **lines}, from_zero=True, noisy=False))
     return tuple(found)
 
 
 def settings(run: Reported, *, show_paths: bool = False) -> str:
-    """Settings of the last stage, and the command that repeats it; where files lie only for those who ask for it."""
+    """Render the settings of the last stage and the command that repeats it; full paths only with `show_paths`."""
     stage = run.last
     verb = stage.method.split()[0]
     command = getattr(ssl_medseg, verb)
@@ -221,7 +223,7 @@ def settings(run: Reported, *, show_paths: bool = False) -> str:
 
 
 def _without_folders(value: Any) -> Any:
-    """Settings with the last part of every path alone: folders above may be called after patients."""
+    """Reduce every path to its last component, because the names of parent folders may identify patients."""
     if isinstance(value, Mapping):
         return {key: _without_folders(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -230,21 +232,21 @@ def _without_folders(value: Any) -> Any:
 
 
 _GOOD = 0.7
-"""Dice of a case that needs no second look before the others."""
+"""Mean Dice below which a case is listed for inspection."""
 
 
 def next_steps(run: Reported) -> str:
-    """What to do next, from what there is: commands with RUN and DATA for the folders of the run and of the data."""
+    """Suggest the next commands for the state of the run; RUN and DATA stand for its folder and the data set."""
     steps: list[tuple[str, str]] = []
     if not run.last.is_done:
-        steps.append(("Training has not ended. Go on with it:", "ssl-medseg ... --resume"))
+        steps.append(("Training is not finished. Continue it:", "ssl-medseg ... --resume"))
     elif run.last.method.startswith("pretrain"):
-        steps.append(("Train a segmenter from this pre-training:", "ssl-medseg train DATA SPLIT OUT --init RUN"))
+        steps.append(("Train a segmenter from these weights:", "ssl-medseg train DATA SPLIT OUT --init RUN"))
     else:
         tested = [evaluation for evaluation, _ in run.evaluations if evaluation.part not in ("validation", "labelled")]
         if not tested:
             steps.append(
-                ("Score it on patients that training has not seen, of this data set or another:",
+                ("Evaluate it on patients that were not used for training, from this data set or another one:",
                  "ssl-medseg evaluate RUN DATA")
             )  # fmt: skip
         for evaluation in tested[:1]:
@@ -257,12 +259,12 @@ def next_steps(run: Reported) -> str:
             if low:
                 value, name = low[0]
                 steps.append(
-                    (f"Look at {several(len(low), 'case')} with a mean Dice below {_GOOD:g} first, worst {name} "
-                     f"({value:.2f}): its label, its image, then the mask.",
+                    (f"Inspect the {several(len(low), 'case')} with a mean Dice below {_GOOD:g}, starting with {name} "
+                     f"({value:.2f}): check its label, its image, then the mask.",
                      "ssl-medseg check DATA --picture-folder PICTURES")
                 )  # fmt: skip
         steps.append(
-            ("Label the cases about which the model is most uncertain, correct their masks and train again:",
+            ("Find the cases about which the model is most uncertain, correct their masks and train again:",
              "ssl-medseg next RUN DATA OUT")
         )  # fmt: skip
         steps.append(
@@ -274,7 +276,7 @@ def next_steps(run: Reported) -> str:
 
 
 def surroundings(run: Reported) -> str:
-    """On what the run was trained, and by what the report was written."""
+    """Render the environment of the run and the versions that wrote the report."""
     record = run.last.record
     return sections.surroundings(record.config, record.sessions, packages=("ssl-medseg", "monai", "nibabel"))
 

@@ -1,4 +1,4 @@
-"""The local contrastive loss as a term of self-training, on pairs of labelled and unlabelled slices."""
+"""Apply the local contrastive loss in self-training, on pairs of labelled and unlabelled slices."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from ssl_medseg.selftraining.options import ContrastOptions
 from ssl_medseg.training.slices import SliceSet, jitter_intensity
 
 PER_GROUP = 10
-"""Pairs that ten slices make: five labelled (l0 .. l4 are 0 .. 4) and five unlabelled ones (u0 .. u4 are 5 .. 9)."""
+"""Pairs formed from ten slices: five labelled (l0 .. l4 have index 0 .. 4), five unlabelled (u0 .. u4: 5 .. 9)."""
 
 # (l0,l0) (l1,u1) (l2,l2) (l3,u3) (l4,u4) (u0,u0) (u0,u1) (u2,u2) (u2,u3) (u3,u4): never two labelled slices.
 _INTER = ((0, 0), (1, 6), (2, 2), (3, 8), (4, 9), (5, 5), (5, 6), (7, 7), (7, 8), (8, 9))
 
 
 class Pairs(NamedTuple):
-    """The slices of both sides of a step's pairs."""
+    """Pairs of slices of a step."""
 
     first: Tensor
-    """int64 [B]: the slice on the first side of each pair."""
+    """int64 [B]: index of the first slice of each pair."""
     second: Tensor
-    """int64 [B]: that on the second side."""
+    """int64 [B]: index of the second slice of each pair."""
 
 
 def usable(presence: Tensor) -> Tensor:
-    """Slices the loss can use: those that show every class, the background included; if none does, any structure.
+    """Select the slices that the loss can use: those with all classes, or with any structure if none has all.
 
     Args:
-        presence: whether a class is in a slice, bool [N, C].
+        presence: bool [N, C], whether a slice contains a class, background included.
 
     Returns:
-        int64 indices, ascending. Empty if no slice shows a structure.
+        int64 indices, ascending; empty if no slice contains a structure.
     """
     every = presence.all(1)
     return torch.nonzero(every if bool(every.any()) else presence[:, 1:].any(1)).flatten()
@@ -47,29 +47,29 @@ def usable(presence: Tensor) -> Tensor:
 def draw_pairs(
     labelled: Tensor, unlabelled: Tensor, *, pairs: int, variant: Variant, generator: torch.Generator
 ) -> Pairs:
-    """Slices drawn with replacement, and paired as the released code pairs them.
+    """Draw slices with replacement and pair them as in the released code.
 
-    `inter`: of every ten pairs two join a labelled slice with itself, three a labelled with an unlabelled one, two an
-    unlabelled one with itself and three two unlabelled ones. `intra`: each of the ten slices with itself. The sides of
-    a pair differ by their augmentation.
+    With `inter`, every ten pairs consist of two labelled slices paired with themselves, three labelled slices paired
+    with unlabelled ones, two unlabelled slices paired with themselves, and three pairs of unlabelled slices. With
+    `intra`, each of the ten slices is paired with itself. The two members of a pair are augmented independently.
 
     Args:
-        labelled: usable labelled slices, int64.
-        unlabelled: usable slices with pseudo-labels, int64; other numbers than `labelled`.
-        pairs: B, a multiple of 10.
-        variant: of the loss.
-        generator: of the draws.
+        labelled: int64, indices of the usable labelled slices.
+        unlabelled: int64, indices of the usable slices with pseudo-labels, disjoint from `labelled`.
+        pairs: Number of pairs B, a multiple of 10.
+        variant: Variant of the loss.
+        generator: Random generator.
 
     Raises:
-        UserError: a number of pairs that 10 does not divide, or no usable slice on one side.
+        UserError: The number of pairs is not a multiple of 10, or one kind of slices has no usable one.
     """
     if pairs < PER_GROUP or pairs % PER_GROUP:
         raise UserError(f"pairs is {pairs}; expected a multiple of {PER_GROUP}: five labelled, five unlabelled slices")
     for what, slices in (("labelled", labelled), ("unlabelled", unlabelled)):
         if len(slices) == 0:
             raise UserError(
-                f"no {what} slice shows a structure, so the contrastive loss has nothing to compare; look at the "
-                "labels (`ssl-medseg check`) or at the pseudo-labels of this round, or train without it "
+                f"no {what} slice contains a structure, so the contrastive loss has nothing to compare; check the "
+                "labels (`ssl-medseg check`) or the pseudo-labels of this round, or train without this loss "
                 "(--contrast.weight 0)"
             )
     half = PER_GROUP // 2
@@ -85,14 +85,16 @@ def draw_pairs(
 
 
 class ContrastTerm:
-    """Pairs of every step, each side under intensity changes of its own; shared evenly by the processes.
+    """Contrastive term on pairs drawn in every step and divided evenly among the processes.
+
+    The two slices of a pair have independent intensity augmentations.
 
     Args:
-        run: gives seed, device and processes.
-        labelled: slices with true labels.
-        unlabelled: slices with the pseudo-labels of this round.
-        classes: C, the background included.
-        options: of the loss.
+        run: Run that provides seed, device and processes.
+        labelled: Slices with true labels.
+        unlabelled: Slices with the pseudo-labels of this round.
+        classes: Number of classes C, background included.
+        options: Options of the loss.
     """
 
     def __init__(
@@ -108,15 +110,15 @@ class ContrastTerm:
         self._drawn = torch.empty(0)
 
     def __str__(self) -> str:
-        """Which slices can be drawn, for the person watching."""
+        """Describe which slices can be drawn, for the log."""
         known, other = (f"{len(pool)} of {count}" for pool, count in zip(self._pools, self._slices, strict=True))
         return (
-            f"contrastive pairs are of {known} labelled and {other} unlabelled slices: those that show every class, or "
-            "any structure where none shows all"
+            f"contrastive pairs are drawn from {known} labelled and {other} unlabelled slices: those that contain "
+            "every class, or any structure if none contains all"
         )
 
     def images(self, step: int) -> Tensor:
-        """Both sides of the pairs of this process, first sides first."""
+        """Return the slices of this process: the first members of all pairs, then the second ones."""
         run, total = self._run, self._options.pairs
         pairs = draw_pairs(
             *self._pools, pairs=total, variant=self._options.class_means,
@@ -131,13 +133,13 @@ class ContrastTerm:
 
     @property
     def known(self) -> Tensor:
-        """Classes [n, H, W] of the slices of the step, 0 where a pseudo-label is not used."""
+        """Classes [n, H, W] of the slices of the step; 0 where the pseudo-label is unused."""
         return self._drawn.long().masked_fill(self._drawn >= self._classes, 0)
 
     def loss(self, output: Tensor, step: int) -> Tensor:
-        """The loss of embeddings; anchors are drawn as a function of seed, step and process."""
+        """Compute the loss of embeddings; the anchors depend on seed, step and process only."""
         options, labels, half = self._options, self._drawn, len(output) // 2
-        # What is not used has neither anchors nor means, and that is what the loss does with class 0.
+        # Unused pixels must not contribute to anchors or means; the loss ignores class 0.
         shifted = labels.long() + 1 if options.background else labels.long()
         classes = self._classes + 1 if options.background else self._classes
         return local_contrastive(
@@ -154,15 +156,15 @@ class ContrastTerm:
 
 
 class BatchContrast:
-    """The local contrastive loss on the slices that the segmentation losses see: each is paired with the next.
+    """Local contrastive loss on the slices of the segmentation losses, each paired with the next slice of the batch.
 
-    Labelled slices come with their true labels, unlabelled ones with the teacher's confident pixels, mixed ones with
+    Labelled slices have their true labels, unlabelled ones the confident predictions of the teacher, and mixed ones
     mixed labels.
 
     Args:
-        run: gives the seed of the anchors.
-        classes: C, the background included.
-        options: of the loss.
+        run: Run that provides the seed of the anchors.
+        classes: Number of classes C, background included.
+        options: Options of the loss.
     """
 
     def __init__(self, run: Run, *, classes: int, options: ContrastOptions) -> None:
@@ -170,7 +172,7 @@ class BatchContrast:
         self._run, self._classes, self._options = run, classes, options
 
     def loss(self, embedding: Tensor, labels: Tensor, step: int) -> Tensor:
-        """The loss of embeddings [N, E, H, W] with labels [N, H, W], 0 where a pixel is background or not known."""
+        """Compute the loss of embeddings [N, E, H, W] with labels [N, H, W]; 0 marks background and unknown pixels."""
         first = torch.arange(len(labels))
         options = self._options
         return local_contrastive(
@@ -187,15 +189,18 @@ class BatchContrast:
 
 
 def check_processes(options: ContrastOptions, world_size: int) -> None:
-    """Refuse what several processes cannot share.
+    """Check that the pairs can be divided among the processes.
 
     Raises:
-        UserError: pairs that cannot be shared evenly, or the released code's reduction, in which pairs have an order.
+        UserError: The pairs cannot be divided evenly, or the reduction of the released code is used, which depends on
+            the order of the pairs.
     """
     if options.pairs % world_size:
-        raise UserError(f"contrast.pairs is {options.pairs} on {world_size} processes; expected a multiple of them")
+        raise UserError(
+            f"contrast.pairs is {options.pairs}, but there are {world_size} processes; expected a multiple of that"
+        )
     if options.reduction == "official" and world_size > 1:
         raise UserError(
-            f"contrast.reduction official weighs a pair by its place in the batch, which {world_size} processes cannot "
-            "share; use one process, or pair_mean"
+            "contrast.reduction official weights a pair by its position in the batch, which is undefined across "
+            f"{world_size} processes; use one process, or pair_mean"
         )

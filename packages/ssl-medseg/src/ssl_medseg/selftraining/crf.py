@@ -1,4 +1,4 @@
-"""Fully connected CRF over a slice, to clean pseudo-labels: mean field in plain torch, and a guard over its result."""
+"""Refine pseudo-labels with a fully connected CRF over each slice."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from contrastive_core.errors import UserError
 
 CrfName = Literal["off", "mild", "official", "official-prostate"]
 
-# Outside this range are a few percent of the pixels of a slice whose percentiles were scaled to 0 and 1.
+# Intensities are scaled so that two percentiles become 0 and 1; only a few percent of the pixels exceed this range.
 _DARKEST, _BRIGHTEST = -0.5, 2.0
 _LOST = 0.5
-# Rounding of 0 and 1 in float32.
+# Lower bound of probabilities, about the rounding error of 1 in float32.
 _TINY = 1e-7
 
 
 @dataclass(frozen=True)
 class CrfOptions:
-    """Two Gaussian kernels between all pixels of a slice, and how often they act.
+    """Parameters of a CRF with two Gaussian kernels between all pixels of a slice.
 
     Args:
-        smooth_sigma: of the kernel over positions, in pixels.
-        smooth_weight: its weight; 0 leaves it out.
-        bilateral_sigma: of the kernel over positions and intensities, in pixels.
-        bilateral_intensity: and in units of the scaled intensity.
-        bilateral_weight: its weight; 0 leaves it out.
-        iterations: of the mean field.
+        smooth_sigma: Standard deviation of the smoothness kernel (positions only), in pixels.
+        smooth_weight: Weight of the smoothness kernel; 0 disables it.
+        bilateral_sigma: Spatial standard deviation of the bilateral kernel (positions and intensities), in pixels.
+        bilateral_intensity: Intensity standard deviation of the bilateral kernel, in units of the scaled intensity.
+        bilateral_weight: Weight of the bilateral kernel; 0 disables it.
+        iterations: Number of mean-field iterations.
     """
 
     smooth_sigma: float
@@ -50,30 +50,31 @@ class CrfOptions:
 
 
 SETTINGS: dict[str, CrfOptions] = {
-    # Our choice: two pixels of smoothing that stop at edges of the image.
+    # Our choice: smoothing over about two pixels that stops at image edges.
     "mild": CrfOptions(1.5, 1.0, 3.0, 0.1, 2.0, 5),
-    # The released code's for ACDC and MM-WHS, and for the prostate. At a sigma of 0.01 pixels the bilateral kernel
-    # reaches no other pixel: it holds every pixel to what it is.
+    # Settings of the released code for ACDC and MM-WHS, and for the prostate. With a sigma of 0.01 pixels, the
+    # bilateral kernel reaches no other pixel: it only reinforces the current label of each pixel.
     "official": CrfOptions(10.0, 30.0, 0.01, 0.5, 10.0, 30),
     "official-prostate": CrfOptions(5.0, 30.0, 0.01, 0.5, 10.0, 30),
 }
 
 
 def dense_crf(images: Tensor, probabilities: Tensor, options: CrfOptions) -> Tensor:
-    """Mean field of a fully connected CRF with Potts compatibility, slice by slice.
+    """Run mean-field inference of a fully connected CRF with Potts compatibility on each slice.
 
         Q_i <- softmax over classes of ( log p_i + sum_m w_m sum_j n_i K_m(i, j) n_j Q_j ),
         n_i = (sum_j K_m(i, j))^(-1/2)
 
-    K_1 = exp(-d^2 / 2 sigma^2) of the distance in pixels, K_2 the same times exp(-(I_i - I_j)^2 / 2 s^2); j = i
-    included, as in the library of the released code. K_1 is separable and exact here; of K_2 the intensity part is a
-    sum of products over a few intensity levels (Nystroem), to about 1e-4.
+    The smoothness kernel is K_1 = exp(-d^2 / 2 sigma^2) with the distance d in pixels; the bilateral kernel is
+    K_2 = K_1 exp(-(I_i - I_j)^2 / 2 s^2). The sums include j = i, as in the library of the released code. K_1 is
+    separable and computed exactly; the intensity factor of K_2 is approximated by a sum of products over a few
+    intensity levels (Nystroem), with an error of about 1e-4.
 
     Args:
-        images: [S, K, H, W], intensities scaled to about 0 .. 1; outside -0.5 .. 2 they are clamped. Each of several
-            channels has a kernel K_2 of its own, of 1 / K of the weight.
+        images: [S, K, H, W], intensities scaled to about 0 .. 1 and clamped to -0.5 .. 2. Each of K channels has its
+            own kernel K_2 with 1 / K of the weight.
         probabilities: [S, C, H, W].
-        options: the kernels.
+        options: Parameters of the kernels.
 
     Returns:
         Q [S, C, H, W], in float32 or better.
@@ -81,7 +82,7 @@ def dense_crf(images: Tensor, probabilities: Tensor, options: CrfOptions) -> Ten
     Time: O(iterations C (1 + levels) H W (H + W)) per slice.
 
     Raises:
-        ValueError: shapes that do not belong together.
+        ValueError: The shapes do not match.
 
     Reference: Kraehenbuehl and Koltun 2011, "Efficient inference in fully connected CRFs with Gaussian edge
     potentials".
@@ -109,24 +110,24 @@ def dense_crf(images: Tensor, probabilities: Tensor, options: CrfOptions) -> Ten
 
 
 class Refined(NamedTuple):
-    """Hard labels after a CRF."""
+    """Hard labels after CRF refinement."""
 
     labels: Tensor
     """int64 [S, H, W]."""
     rejected: Tensor
-    """bool [S]: slices whose labels stayed as the network predicted them."""
+    """bool [S]: slices whose CRF result was rejected; they keep the prediction of the network."""
 
 
 def refine(images: Tensor, probabilities: Tensor, options: CrfOptions, *, most_lost: float = _LOST) -> Refined:
-    """Arg-max after `dense_crf`; before it for a slice in which any class would lose more than half its area.
+    """Refine labels with `dense_crf`, but keep the prediction of slices in which a class would lose too much area.
 
-    A strong CRF erases structures that are thin against its sigma. Arguments as `dense_crf`.
+    A strong CRF erases structures that are thin compared with its sigma.
 
     Args:
-        images: [S, K, H, W].
+        images: [S, K, H, W], as in `dense_crf`.
         probabilities: [S, C, H, W].
-        options: the kernels.
-        most_lost: share of its area that a class may lose in a slice.
+        options: Parameters of the kernels.
+        most_lost: Largest fraction of its area that a class may lose in a slice.
     """
     before, after = probabilities.argmax(1), dense_crf(images, probabilities, options).argmax(1)
     areas = [torch.nn.functional.one_hot(x, probabilities.shape[1]).sum((1, 2)) for x in (before, after)]
@@ -135,7 +136,7 @@ def refine(images: Tensor, probabilities: Tensor, options: CrfOptions, *, most_l
 
 
 class _Kernel:
-    """n K n of one kernel: over positions, and over intensities where a basis [S, L, H, W] of them is given."""
+    """Normalised kernel n K n over positions and, given a basis [S, L, H, W], over intensities."""
 
     def __init__(self, like: Tensor, sigma: float, basis: Tensor | None) -> None:
         self.rows, self.columns = (_gaussian(like, side, sigma) for side in like.shape[2:])
@@ -156,13 +157,13 @@ class _Kernel:
 
 
 def _gaussian(like: Tensor, side: int, sigma: float) -> Tensor:
-    """exp(-(i - j)^2 / 2 sigma^2): [side, side]."""
+    """Return exp(-(i - j)^2 / 2 sigma^2), [side, side]."""
     place = torch.arange(side, device=like.device, dtype=torch.float64)
     return torch.exp(-0.5 * ((place[:, None] - place) / sigma) ** 2).to(like.dtype)
 
 
 def _intensity_basis(images: Tensor, sigma: float) -> Tensor:
-    """B [S, L, H, W] with exp(-(I_i - I_j)^2 / 2 sigma^2) = sum_l B_il B_jl within about 1e-4."""
+    """Return B [S, L, H, W] with exp(-(I_i - I_j)^2 / 2 sigma^2) = sum_l B_il B_jl, to about 1e-4."""
     value = images.double().clamp(_DARKEST, _BRIGHTEST)
     low, high = (float(x) for x in value.aminmax())
     levels = torch.linspace(low, high, math.ceil((high - low) / (0.7 * sigma)) + 3, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Rounds of self-training: pseudo-labels, the pool of slices that have them, the record and the guard."""
+"""Manage the rounds of self-training: pseudo-labels, their pool and statistics, and the guard against collapse."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.pseudo_label import PseudoLabels, agreement, class_thresholds, fuse, hard_labels
+from contrastive_core.text import several
 from contrastive_core.training import Run
 from contrastive_core.training.config import from_plain
 from contrastive_core.training.documents import read_json, reading
@@ -30,21 +31,21 @@ from ssl_medseg.training.optim import BestWeights
 from ssl_medseg.training.slices import SliceSet, stack_slices
 
 UNUSED = 255
-"""Stands in a pseudo-label for pixels that no loss looks at."""
+"""Value of unused pixels in a pseudo-label; losses ignore them."""
 
 _FLIPS: tuple[tuple[int, ...], ...] = ((), (3,), (2,))
 
 
 @dataclass(frozen=True)
 class PseudoCase:
-    """The pseudo-label of a case.
+    """Pseudo-label of a case.
 
     Attributes:
-        name: of the case.
-        label: uint8 [S, H, W]; `UNUSED` where a pixel is not sure enough.
-        predicted: uint8 [S, H, W], the same before that choice.
-        view_dice: how much the views agree, mean Dice over structures; None with one view.
-        rejected: slices whose CRF result was refused.
+        name: Name of the case.
+        label: uint8 [S, H, W]; `UNUSED` where the prediction is not confident enough.
+        predicted: uint8 [S, H, W], the prediction at every pixel.
+        view_dice: Agreement of the views, as mean Dice over structures; None with a single view.
+        rejected: Number of slices whose CRF result was rejected.
     """
 
     name: str
@@ -55,7 +56,7 @@ class PseudoCase:
 
     @property
     def used(self) -> bool:
-        """Whether any pixel of it is used."""
+        """Whether any pixel is used."""
         return bool((self.label != UNUSED).any())
 
 
@@ -64,12 +65,12 @@ def make_pseudo_labels(
     cases: Sequence[PreparedCase],
     options: PseudoLabelOptions,
 ) -> list[PseudoCase]:
-    """Predict every slice of some cases, clean the result and choose what is used of it.
+    """Predict every slice of some cases, refine the result and select the pixels to use.
 
-    Nothing is drawn, and no label of `cases` is read.
+    The result is deterministic, and no label of `cases` is read.
 
     Raises:
-        UserError: no case passes `case_dice`.
+        UserError: No pixel of any case is used.
     """
     found = [_predict(network, case, options) for case in cases]
     classes = torch.cat([labels.classes.flatten() for labels, *_ in found])
@@ -90,9 +91,10 @@ def make_pseudo_labels(
     if not any(case.used for case in made):
         best = max((case.view_dice or 0.0 for case in made), default=0.0)
         raise UserError(
-            f"no pseudo-label of {len(made)} cases is used: pseudo.case_dice {options.case_dice}, the most that a "
-            f"case's views agree is {best:.2f}; pseudo.threshold {options.threshold}, pseudo.agreement "
-            f"{options.agreement}. Lower them, or train the first network longer"
+            f"found no usable pixel in {several(len(made), 'unlabelled case')}: pseudo.case_dice is "
+            f"{options.case_dice} and the best agreement of a case's views is {best:.2f}; pseudo.threshold is "
+            f"{options.threshold}, pseudo.agreement is {options.agreement}. Lower these values, or train the first "
+            "network longer"
         )
     return made
 
@@ -100,7 +102,7 @@ def make_pseudo_labels(
 def _predict(
     network: nn.Module, case: PreparedCase, options: PseudoLabelOptions
 ) -> tuple[PseudoLabels, int, float | None, int]:
-    """Classes with confidence and agreement, refused CRF slices, agreement of the views, number of classes."""
+    """Return classes with their confidence, the number of rejected CRF slices, the Dice of the views, and C."""
     flips = _FLIPS[: options.predictions]
     views = torch.stack(
         [slice_probabilities(network, case.slices.flip(list(flip))).cpu().flip(list(flip)) for flip in flips]
@@ -109,7 +111,7 @@ def _predict(
     labels, rejected = hard_labels(probabilities), 0
     if options.crf != "off":
         refined = refine(case.slices, probabilities, SETTINGS[options.crf])
-        # How sure the network is of what the CRF chose: after a CRF nearly all is sure.
+        # The confidence of the network in the class that the CRF chose; after the CRF nearly all probabilities are 1.
         confidence = probabilities.gather(1, refined.labels[:, None])[:, 0]
         labels = PseudoLabels(refined.labels, confidence, torch.ones_like(confidence, dtype=torch.bool))
         rejected = int(refined.rejected.sum())
@@ -120,7 +122,7 @@ def _predict(
 
 
 def _agreement_of_views(views: Tensor) -> float:
-    """Mean over the other views and the structures found of the Dice with the first view."""
+    """Return the Dice of the first view with the others, averaged over the views and the structures found."""
     named = views.argmax(2)
     scores = [label_map_dice(named[0], other, views.shape[2])[1:] for other in named[1:]]
     found = torch.cat(scores)
@@ -128,12 +130,12 @@ def _agreement_of_views(views: Tensor) -> float:
 
 
 def label_map_dice(a: Tensor, b: Tensor, classes: int) -> Tensor:
-    """`class_dice` of two label maps given as tensors: float64 [C]."""
+    """Apply `class_dice` to two label maps given as tensors; float64 [C]."""
     return torch.from_numpy(class_dice(a.cpu().numpy(), b.cpu().numpy(), classes=classes))
 
 
 def write_pseudo_labels(path: Path, made: Sequence[PseudoCase]) -> None:
-    """Keep the pseudo-labels of a round: tensors NAME (used pixels) and NAME.predicted."""
+    """Write the pseudo-labels of a round as tensors NAME (used pixels) and NAME.predicted."""
     tensors = {case.name: case.label.clone(memory_format=torch.contiguous_format) for case in made}
     tensors |= {f"{case.name}.predicted": case.predicted.clone(memory_format=torch.contiguous_format) for case in made}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,10 +143,10 @@ def write_pseudo_labels(path: Path, made: Sequence[PseudoCase]) -> None:
 
 
 def read_pseudo_labels(path: Path) -> list[PseudoCase]:
-    """What `write_pseudo_labels` wrote, by name, without what is not in the file.
+    """Read the file of `write_pseudo_labels`, sorted by name; it holds neither `view_dice` nor `rejected`.
 
     Raises:
-        UserError: no such file, or a damaged one.
+        UserError: The file does not exist or is damaged.
     """
     with reading(path, "cannot be read as pseudo-labels", "start the run again"):
         tensors = safetensors.torch.load_file(path)
@@ -157,28 +159,28 @@ FORMAT = "ssl-medseg round 1"
 
 @dataclass
 class Round:
-    """The pseudo-labels of one round in numbers.
+    """Statistics of the pseudo-labels of one round.
 
     Attributes:
-        round: counted from 1.
-        step: of the run, in which they were made.
-        made_by: whose predictions they are, in words.
-        cases: unlabelled cases.
-        used: cases of which at least a pixel is used.
-        slices: of these cases.
-        coverage: share of their pixels that is used.
-        covered: structure -> share of the pixels predicted as it that is used; None if none was.
-        area: structure -> share of all pixels predicted as it.
-        labelled_area: structure -> share of all pixels of the labelled cases.
-        missing: structure -> cases in which it was not predicted at all.
-        change: share of pixels whose prediction differs from the last round's; None in the first.
-        dice_to_last: structure -> Dice with the last round's prediction over all pixels.
-        view_dice: mean agreement of the views, if there were several.
-        crf: the setting, and how many slices it was refused for, because it would have erased a class.
-        validation: mean Dice over the structures on the validation cases: of the network that made the pseudo-labels,
-            and at the end of the round.
-        warnings: what looks wrong, in words.
-        withheld: Dice of the pseudo-labels with the truth, where `score_withheld` was asked for.
+        round: Number of the round, from 1.
+        step: Training step at which the pseudo-labels were made.
+        made_by: Description of the network that predicted them.
+        cases: Number of unlabelled cases.
+        used: Number of cases with at least one used pixel.
+        slices: Number of slices of the unlabelled cases.
+        coverage: Fraction of their pixels that is used.
+        covered: Structure -> fraction of its predicted pixels that is used; None if it was not predicted.
+        area: Structure -> fraction of all pixels predicted as this structure.
+        labelled_area: Structure -> fraction of all pixels of the labelled cases.
+        missing: Structure -> number of cases in which it was not predicted.
+        change: Fraction of the pixels whose prediction differs from the last round; None in the first.
+        dice_to_last: Structure -> Dice with the prediction of the last round, over all pixels.
+        view_dice: Mean agreement of the views, if there are several.
+        crf: CRF setting, and the number of slices whose CRF result was rejected because it would have erased a class.
+        validation: Mean Dice over the structures on the validation cases: ``before``, of the network that made the
+            pseudo-labels, and ``after``, at the end of the round.
+        warnings: Warnings about implausible pseudo-labels.
+        withheld: Dice of the pseudo-labels with the true labels, if `score_withheld` was requested.
     """
 
     round: int
@@ -202,20 +204,20 @@ class Round:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """For the run's metrics."""
+        """The values that the run logs."""
         values = {"round": self.round, "pseudo_coverage": self.coverage}
         values |= {f"pseudo_area_{name.replace(' ', '_')}": share for name, share in self.area.items()}
         return values | ({} if self.change is None else {"pseudo_change": self.change})
 
     def __str__(self) -> str:
-        """One line for the person watching."""
+        """Summarise the round in one line, for the log."""
         areas = ", ".join(f"{name} {share:.2%}" for name, share in self.area.items())
         changed = "" if self.change is None else f", {self.change:.2%} of the pixels changed"
         refused = self.crf.get("refused_slices", 0)
         return (
-            f"round {self.round}: pseudo-labels of {self.used} of {self.cases} volumes by {self.made_by}; "
+            f"round {self.round}: pseudo-labels for {self.used} of {self.cases} volumes, predicted by {self.made_by}; "
             f"{self.coverage:.1%} of the pixels used, areas {areas}{changed}"
-            + (f"; the CRF was refused on {refused} slices" if refused else "")
+            + (f"; CRF result rejected on {refused} slices" if refused else "")
         )
 
 
@@ -230,17 +232,17 @@ def describe(
     labelled: Sequence[Tensor],
     options: PseudoLabelOptions,
 ) -> Round:
-    """The numbers of a round.
+    """Compute the statistics of a round.
 
     Args:
-        number: of the round, from 1.
-        made: its pseudo-labels.
-        last: those of the round before, the same cases in the same order; None in the first.
-        step: of the run.
-        made_by: whose predictions they are.
-        structures: names, without the background.
-        labelled: true labels [S, H, W] of the labelled cases.
-        options: how they were made.
+        number: Number of the round, from 1.
+        made: Pseudo-labels of the round.
+        last: Pseudo-labels of the last round, the same cases in the same order; None in the first.
+        step: Training step.
+        made_by: Description of the network that predicted them.
+        structures: Names, without the background.
+        labelled: True labels [S, H, W] of the labelled cases.
+        options: Options the pseudo-labels were made with.
     """
     predicted, used = (torch.cat([getattr(case, key).flatten() for case in made]) for key in ("predicted", "label"))
     truth = torch.cat([label.flatten() for label in labelled])
@@ -281,40 +283,40 @@ def _warnings(found: Round, options: PseudoLabelOptions) -> list[str]:
         expected = found.labelled_area[name]
         if share < options.least_area * expected:
             words.append(
-                f"{name} is {share:.2%} of the pixels of the pseudo-labels, {expected:.2%} in the labelled cases: it "
-                "vanishes"
+                f"{name} is nearly missing ({share:.2%} of the pixels of the pseudo-labels, {expected:.2%} in the "
+                "labelled cases)"
             )
         elif share > options.most_area * expected:
             words.append(
-                f"{name} is {share:.2%} of the pixels of the pseudo-labels, {expected:.2%} in the labelled cases: it "
-                "floods them"
+                f"{name} is over-represented ({share:.2%} of the pixels of the pseudo-labels, {expected:.2%} in the "
+                "labelled cases)"
             )
     return words
 
 
 def check_round(found: Round, options: PseudoLabelOptions, *, model: Path | None) -> None:
-    """Stop a run whose pseudo-labels have collapsed, if the options say so.
+    """Stop the run if its pseudo-labels have collapsed and the guard is set to ``stop``.
 
     Args:
-        found: the round.
-        options: with the guard.
-        model: the last model that was written before, which the message names.
+        found: Statistics of the round.
+        options: Options with the guard.
+        model: Model of the last round, which the message names; None in the first round.
 
     Raises:
-        UserError: a class vanishes or floods, and the guard is to stop.
+        UserError: A class is nearly missing or over-represented, and the guard is ``stop``.
     """
     if options.guard != "stop" or not found.warnings:
         return
-    where = "" if model is None else f" The model of the round before is in {model}."
+    where = "" if model is None else f" The model of the previous round is in {model}."
     raise UserError(
         f"the pseudo-labels of round {found.round} have collapsed: {'; '.join(found.warnings)}. Training on them would "
-        f"make it worse.{where} Train the first network longer or on more labels, shorten the rounds, or if the "
-        "unlabelled cases do look like that, go on with --pseudo.guard warn"
+        f"make it worse.{where} Train the first network longer or on more labels, or shorten the rounds. If the "
+        "unlabelled cases really look like this, continue with --pseudo.guard warn"
     )
 
 
 def write_round(folder: Path, found: Round) -> Path:
-    """Write ``rounds/round-01.json`` in the run's folder."""
+    """Write the statistics of a round to ``rounds/round-NN.json`` in the run folder."""
     path = folder / "rounds" / f"round-{found.round:02d}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, (json.dumps({"format": FORMAT, **asdict(found)}, indent=1) + "\n").encode())
@@ -322,10 +324,10 @@ def write_round(folder: Path, found: Round) -> Path:
 
 
 def read_rounds(folder: Path) -> list[Round]:
-    """The rounds of a run, in order; empty if it has none.
+    """Read the statistics of all rounds of a run, in order; empty if it has none.
 
     Raises:
-        UserError: a file that is no round.
+        UserError: A file does not describe a round.
     """
     found = []
     for path in sorted((folder / "rounds").glob("round-*.json")):
@@ -338,20 +340,20 @@ def read_rounds(folder: Path) -> list[Round]:
 
 
 def pseudo_file(folder: Path, number: int) -> Path:
-    """Where a run keeps the pseudo-labels of a round."""
+    """Return the path of the pseudo-labels of a round."""
     return folder / "pseudo" / f"round-{number:02d}.safetensors"
 
 
 def score_withheld_labels(folder: Path, structures: Sequence[str], truth: Mapping[str, Tensor]) -> list[float]:
-    """Add the Dice of the pseudo-labels with the truth to the rounds of a finished run.
+    """Add the Dice of the pseudo-labels with the true labels to the rounds of a finished run.
 
-    Dice over all pixels of the slices of a case, per structure; a structure that is on one side only scores 0, one that
-    is on neither is left out.
+    Dice is computed per structure over all pixels of a case. A structure that is present in only one of the two scores
+    0; a structure that is present in neither is left out.
 
     Args:
-        folder: of the run.
-        structures: names, without the background.
-        truth: labels uint8 [S, H, W] by case, of those that have one.
+        folder: Run folder.
+        structures: Names, without the background.
+        truth: Case -> true labels, uint8 [S, H, W], for the cases that have them.
 
     Returns:
         Mean Dice of each round.
@@ -380,15 +382,15 @@ def score_withheld_labels(folder: Path, structures: Sequence[str], truth: Mappin
 
 
 class Pool:
-    """Unlabelled cases and their pseudo-labels; track it, so that a resumed run goes on with those of its round.
+    """Unlabelled cases and their pseudo-labels; must be tracked, so that a resumed run continues its round.
 
     Args:
-        run: the run, in whose folder they are kept.
-        data: its unlabelled cases are the pool; areas are compared with those of its labelled ones.
-        options: how pseudo-labels are made.
+        run: Run whose folder holds the pseudo-labels.
+        data: Training data; the unlabelled cases form the pool, and areas are compared with the labelled ones.
+        options: Options for making pseudo-labels.
 
     Attributes:
-        round: the current one, from 1; 0 before the first.
+        round: Number of the current round, from 1; 0 before the first.
     """
 
     def __init__(self, run: Run, data: TrainingData, options: PseudoLabelOptions) -> None:
@@ -401,9 +403,9 @@ class Pool:
 
     @property
     def slices(self) -> SliceSet:
-        """The slices with the labels of this round: uint8, the number of classes where a pixel is not used.
+        """Slices with the pseudo-labels of this round, uint8; unused pixels have the value C, the number of classes.
 
-        Before the first round they have no labels.
+        Before the first round, the slices have no labels.
         """
         if self._made is None:
             return self._slices
@@ -413,19 +415,21 @@ class Pool:
 
     @property
     def used(self) -> Tensor:
-        """Slices with at least one pixel that is used: int64."""
+        """Indices of the slices with at least one used pixel, int64."""
         return torch.nonzero((self.slices.truth <= len(self._structures)).flatten(1).any(1)).flatten()
 
     def refresh(
         self, network: nn.Module, best: BestWeights, *, step: int, made_by: str, score: float | None
     ) -> dict[str, float]:
-        """Begin a round: predict with the best weights there are, or with the network as it is, and write it down.
+        """Start a round: make new pseudo-labels and write them to the run folder.
+
+        The best weights make the predictions if there are any, otherwise the network as it is.
 
         Returns:
-            The round in numbers, for the metrics.
+            Statistics of the round, for the metrics.
 
         Raises:
-            UserError: no pseudo-label passes, or they have collapsed.
+            UserError: No pseudo-label is used, or the pseudo-labels have collapsed.
         """
         predictor = copy.deepcopy(network)
         best.give(predictor)
@@ -448,7 +452,7 @@ class Pool:
         return found.metrics
 
     def collapse(self, network: nn.Module) -> list[str]:
-        """Structures that are missing or over-represented in its predictions of the unlabelled cases, in words."""
+        """Describe the structures that are nearly missing or over-represented in the network's predictions."""
         if self._options.guard == "off":
             return []
         plain = replace(PseudoLabelOptions(), least_area=self._options.least_area, most_area=self._options.most_area)
@@ -459,21 +463,21 @@ class Pool:
         return found.warnings
 
     def finish(self, best: BestWeights) -> None:
-        """End a round: write down the best score in it."""
+        """End a round: add its best validation score to its statistics."""
         if self._run.is_main:
             found = read_rounds(self._run.out)[self.round - 1]
             found.validation["after"] = best.score
             write_round(self._run.out, found)
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: which round it is. The pseudo-labels lie in the run's folder."""
+        """Return the state for a checkpoint: the round. The pseudo-labels are in the run folder."""
         return {"round": self.round}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """From a checkpoint.
+        """Restore the state of a checkpoint.
 
         Raises:
-            UserError: the pseudo-labels of the round are not there, or not of these cases.
+            UserError: The pseudo-labels of the round do not exist or belong to other cases.
         """
         self.round = int(state["round"])
         if self.round == 0:
@@ -482,5 +486,5 @@ class Pool:
         by_name = {case.name: case for case in read_pseudo_labels(path)}
         missing = [case.name for case in self._cases if case.name not in by_name]
         if missing:
-            raise UserError(f"{path}: holds no pseudo-label of {', '.join(missing[:5])}; start the run again")
+            raise UserError(f"{path} contains no pseudo-label for {', '.join(missing[:5])}; start the run again")
         self._made = [by_name[case.name] for case in self._cases]

@@ -1,4 +1,4 @@
-"""What joint training trains, and which of its weights are scored and kept."""
+"""Provide the network of self-training, its optimiser, and the selection of the weights to keep."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from ssl_medseg.training.validation import Validation
 
 
 class Student:
-    """The network of a run of self-training with its optimiser and, if asked for, the average of its weights.
+    """The network of a self-training run, with its optimiser and an optional moving average of its weights.
 
     Args:
-        run: the run, which tracks all of it.
-        found: the segmenter it begins with.
-        reuse: Part of the segmenter to begin with.
-        embedding: width of the contrastive head; 0: none.
-        norm: see :class:`JointNetwork`.
-        lr: learning rate, the largest of the schedule.
-        weight_decay: of AdamW; 0 is Adam.
-        schedule: of the learning rate.
-        cycle: steps of one cycle of it.
-        decay: of the average; 0: none.
-        steps: of the run.
+        run: Run, which tracks all of these.
+        found: Segmenter that provides the initial weights.
+        reuse: Part of the segmenter to reuse.
+        embedding: Dimension of the embeddings of the contrastive head; 0 for no head.
+        norm: See :class:`JointNetwork`.
+        lr: Peak learning rate.
+        weight_decay: Weight decay of AdamW; 0 selects Adam.
+        schedule: Learning-rate schedule.
+        cycle: Steps per cycle of the schedule.
+        decay: Decay of the moving average; 0 for no average.
+        steps: Number of training steps.
 
     Attributes:
-        model: the wrapped network, for training.
-        optimizer: Adam.
-        kept: the network that is scored and kept: the average, or the trained one.
+        model: Network wrapped for training.
+        optimizer: Adam or AdamW.
+        kept: Network that is scored and kept: the average if there is one, otherwise the trained network.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Student:
             run.track(average=self._average)
 
     def update(self, run: Run, loss: Tensor) -> None:
-        """One step of the optimiser, and of the average."""
+        """Take one optimiser step and update the average."""
         self.optimizer.zero_grad()
         run.fabric.backward(loss)
         self.optimizer.step()
@@ -79,16 +79,16 @@ class Student:
 
 
 _LOSS = 0.05
-"""Validation Dice that the last weights may lose and still be kept: one or two patients cannot tell smaller ones."""
+"""Largest drop of validation Dice with which the last weights are kept; with one or two cases, less is noise."""
 
 
 class Scoring:
-    """Scores on the validation cases, the best weights of the run and of its current round, and those it began with.
+    """Validation during self-training; keeps the initial weights and the best ones of the run and of each round.
 
     Args:
-        run: the run, which tracks them.
-        validation: None: nothing is scored.
-        every: steps between two scores.
+        run: Run, which tracks the weights.
+        validation: Validation cases; with None, nothing is scored.
+        every: Steps between two validations.
     """
 
     def __init__(self, run: Run, validation: Validation | None, *, every: int) -> None:
@@ -97,12 +97,12 @@ class Scoring:
         run.track(begun=self.begun, best=self.best, best_of_round=self.best_of_round)
 
     def begin(self, network: nn.Module) -> None:
-        """Score the segmenter the run begins with, which is kept if no step is as good."""
+        """Score the initial segmenter, which is kept if no training step improves on it."""
         if self._validation is not None:
             self.begun.offer(self._validation.scores(network).mean, step=0, network=network)
 
     def after(self, step: int, network: nn.Module, *, ends_round: bool) -> None:
-        """Score after a step, if it is time to."""
+        """Score after a step, if a validation is due."""
         if self._validation is None or not ((step + 1) % self._every == 0 or ends_round):
             return
         scores = self._validation.scores(network)
@@ -111,30 +111,30 @@ class Scoring:
             keeper.offer(scores.mean, step=step + 1, network=network)
 
     def choose(self, network: nn.Module, *, keep: str, steps: int) -> str:
-        """Put the weights to keep into the network; which they are, in words."""
+        """Load the weights to keep into the network and return a description of them."""
         begun, best = self.begun, self.best
         worse = begun.score is not None and best.score is not None and best.score < begun.score
         if worse:
             self._run.say(
-                f"warning: the segmenter this began with has a validation Dice of {begun.score:.3f}, the best since "
-                f"then {best.score:.3f}: the unlabelled volumes did not help, or the run was too short"
+                f"warning: the initial segmenter has a validation Dice of {begun.score:.3f}, the best training step "
+                f"{best.score:.3f}: the unlabelled volumes did not help, or the run was too short"
             )
         if self._validation is None or keep == "last":
             if self._validation is not None and begun.score is not None:
                 last = self._validation.scores(network).mean
                 if last < begun.score - _LOSS:
                     begun.give(network)
-                    return f"those it began with, validation Dice {begun.score:.3f}; the last had {last:.3f}"
-            return f"the last, after step {steps}"
+                    return f"initial segmenter, validation Dice {begun.score:.3f}; the last step had {last:.3f}"
+            return f"last step ({steps})"
         if worse:
             begun.give(network)
-            return f"those it began with, validation Dice {begun.score:.3f}; the best since then had {best.score:.3f}"
+            return f"initial segmenter, validation Dice {begun.score:.3f}; the best step had {best.score:.3f}"
         self.best.give(network)
-        return f"the best of validation, Dice {self.best.score:.3f} after step {self.best.step}"
+        return f"best step ({self.best.step}), validation Dice {self.best.score:.3f}"
 
     def words(self, step: int) -> str:
-        """Which weights are the best of the round that ends before `step`."""
+        """Describe the best weights of the round that ends before `step`."""
         best = self.best_of_round
         return (
-            f"weights after step {step}" if best.score is None else f"best weights of the round, after step {best.step}"
+            f"weights after step {step}" if best.score is None else f"best weights of the round, from step {best.step}"
         )

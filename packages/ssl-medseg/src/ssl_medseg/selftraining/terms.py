@@ -1,4 +1,4 @@
-"""What unlabelled slices add to the loss of a step: pseudo-labels of a round or of a teacher, or its agreement."""
+"""Define the loss terms on unlabelled slices, one per method of self-training."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ from ssl_medseg.training.slices import (
 
 
 class Term(Protocol):
-    """A part of the loss with images of its own. They join the batch of the step; the network's answer comes back."""
+    """A loss term with its own images, which pass through the network together with the labelled batch of the step."""
 
     weight: float
 
     @property
     def known(self) -> Tensor:
-        """Classes [n, H, W] of the images of the step as far as they are known, 0 elsewhere."""
+        """Known classes [n, H, W] of the images of the step, 0 elsewhere."""
 
     def images(self, step: int) -> Tensor:
-        """What goes through the network in `step`: [n, K, H, W]."""
+        """Return the images [n, K, H, W] that pass through the network in `step`."""
 
     def loss(self, output: Tensor, step: int) -> Tensor:
-        """The loss of what came out for them: logits [n, C, H, W], or embeddings for the contrastive term."""
+        """Compute the loss of their logits [n, C, H, W], or of their embeddings in the contrastive term."""
 
 
 class PseudoTerm:
-    """The segmentation loss on slices with pseudo-labels; pixels that are not used count nowhere.
+    """Segmentation loss on slices with pseudo-labels; unused pixels are ignored.
 
     Args:
-        run: gives seed, device and processes.
-        pool: with the pseudo-labels of this round.
-        classes: C, the background included.
-        batch_size: slices per step, over all processes.
-        augment: of images and pseudo-labels.
-        criterion: of logits, class shares and weights [n, H, W] of the pixels.
-        weight: of the term.
+        run: Run that provides seed, device and processes.
+        pool: Pool with the pseudo-labels of this round.
+        classes: Number of classes C, background included.
+        batch_size: Slices per step, over all processes.
+        augment: Augmentation of images and pseudo-labels.
+        criterion: Loss of logits, class shares and pixel weights [n, H, W].
+        weight: Weight of the term.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class PseudoTerm:
         weight: float,
     ) -> None:
         self.weight, self._criterion, self._classes = weight, criterion, classes
-        # Pixels that are not used are one class more, which is taken away again after they were moved.
+        # Unused pixels are augmented as an additional class, which is removed again afterwards.
         self._batches = SegmentationBatches(
             run, pool.slices, classes=classes + 1, pool=pool.used, batch_size=batch_size, augment=augment,
             purpose="unlabelled",
@@ -78,35 +78,35 @@ class PseudoTerm:
         self._shares = torch.empty(0)
 
     def images(self, step: int) -> Tensor:
-        """Augmented slices."""
+        """Return the augmented slices."""
         batch = self._batches.at(step)
         self._shares = batch.shares
         return batch.images
 
     @property
     def known(self) -> Tensor:
-        """Pseudo-labels [n, H, W] of the slices of the step, 0 where they are not used."""
+        """Pseudo-labels [n, H, W] of the slices of the step, 0 where they are unused."""
         return self._shares.argmax(1) * (self._shares[:, self._classes] < 0.5)
 
     def loss(self, output: Tensor, step: int) -> Tensor:
-        """The segmentation loss of logits."""
+        """Compute the segmentation loss of logits."""
         shares, unused = self._shares[:, : self._classes], self._shares[:, self._classes]
         return self._criterion(output, shares, 1 - unused)
 
 
 class MeanTeacherTerm:
-    """A mean teacher's loss: student and teacher agree on a slice under two changes of intensity.
+    """Mean-teacher loss: student and teacher should agree on a slice under two intensity augmentations.
 
-    The mean over pixels of the squared distance of their class probabilities, its weight ramped up as
-    exp(-5 (1 - t)^2), t up to 1 over the first `options.ramp` of the steps.
+    The loss is the squared distance between their class probabilities, averaged over pixels. Its weight ramps up as
+    exp(-5 (1 - t)^2), where t grows from 0 to 1 over the first `options.ramp` of the steps.
 
     Args:
-        run: gives seed, device and processes.
-        slices: unlabelled.
-        teacher: the averaged network.
-        batch_size: slices per step, over all processes.
-        steps: of the run.
-        options: weight and ramp.
+        run: Run that provides seed, device and processes.
+        slices: Unlabelled slices.
+        teacher: Averaged network.
+        batch_size: Slices per step, over all processes.
+        steps: Number of training steps.
+        options: Weight and ramp.
 
     Reference: Tarvainen and Valpola 2017, "Mean teachers are better role models".
     """
@@ -125,7 +125,7 @@ class MeanTeacherTerm:
         self._wanted = torch.empty(0)
 
     def images(self, step: int) -> Tensor:
-        """Slices as the student sees them; the teacher answers at once."""
+        """Return the slices for the student, and compute the teacher's prediction."""
         index, ids = self._draws.at(step)
         slices = self._images[index.to(self._images.device, non_blocking=True)]
         student, teacher = (
@@ -136,25 +136,25 @@ class MeanTeacherTerm:
 
     @property
     def known(self) -> Tensor:
-        """Zeros [n, H, W]: the teacher's answer is no class."""
+        """Zeros [n, H, W]: the teacher predicts probabilities, not classes."""
         return torch.zeros_like(self._wanted[:, 0], dtype=torch.int64)
 
     def loss(self, output: Tensor, step: int) -> Tensor:
-        """The ramped distance of logits to the teacher's answer."""
+        """Compute the ramped distance between the student's and the teacher's probabilities."""
         apart = (output.float().softmax(1) - self._wanted).square().sum(1).mean()
         return ramp_up(step, self._ramp) * apart
 
 
 @dataclass(frozen=True)
 class TeacherBatch:
-    """Unlabelled slices of a step and what the teacher says of them.
+    """Unlabelled slices of a step with the pseudo-labels of the teacher.
 
     Attributes:
-        weak: Slices as the teacher sees them, moved only, [n, K, H, W].
-        strong: The same slices with other grey values.
+        weak: Slices [n, K, H, W] with spatial augmentation only, the input of the teacher.
+        strong: The same slices with intensity augmentation as well.
         classes: Pseudo-labels [n, H, W].
-        used: 1 where the teacher is sure enough, 0 elsewhere, [n, H, W].
-        ids: Numbers of the draws [n].
+        used: 1 where the teacher is confident, otherwise 0, [n, H, W].
+        ids: Ids [n] that determine the random parameters of each slice.
     """
 
     weak: Tensor
@@ -165,15 +165,15 @@ class TeacherBatch:
 
 
 class TeacherBatches:
-    """Unlabelled slices of every step, augmented, with the pseudo-labels of an averaged network.
+    """Batches of augmented unlabelled slices with the pseudo-labels of an averaged network.
 
     Args:
-        run: Provides seed, device and processes.
+        run: Run that provides seed, device and processes.
         slices: Unlabelled slices.
-        teacher: The averaged network.
-        classes: Number of classes C, the background included.
+        teacher: Averaged network.
+        classes: Number of classes C, background included.
         batch_size: Slices per step, over all processes.
-        augment: Augmentation; the teacher sees the moved slices, the student also other grey values.
+        augment: Augmentation. The teacher sees the spatial part only, the student also the intensity part.
         confidence: Probability below which a pixel is not used.
     """
 
@@ -217,18 +217,18 @@ class TeacherBatches:
 
 
 class ConsistencyTerm:
-    """Weak to strong: the student learns on strongly changed slices what the teacher is sure of on plain ones.
+    """Weak-to-strong consistency: train the student on strong views with confident labels from weak views.
 
-    The teacher, an average of the student, labels the moved slices; the student sees them with other grey values and
-    with boxes of each other (CutMix, labels move along). Two neighbours of a batch exchange boxes, so that processes
-    which share a batch evenly compute the same. With `options.feature_dropout` the student also learns the same
-    pseudo-labels on the plain slices while random channels of its encoder are missing.
+    The teacher, a moving average of the student, labels slices after spatial augmentation. The student sees them with
+    intensity augmentation and CutMix, which also mixes the labels. Neighbours within a batch exchange boxes, so that
+    the result does not depend on the number of processes that share a batch. With `options.feature_dropout`, the
+    student is also trained on the weak views with random encoder channels set to 0, with the same pseudo-labels.
 
     Args:
-        run: Provides the seed.
-        batches: Slices of the student with the pseudo-labels of the teacher.
-        criterion: Loss of logits, class shares and weights [n, H, W] of the pixels.
-        steps: Steps of the run.
+        run: Run that provides the seed.
+        batches: Slices for the student with the pseudo-labels of the teacher.
+        criterion: Loss of logits, class shares and pixel weights [n, H, W].
+        steps: Number of training steps.
         options: CutMix, weight and ramp.
 
     References: Sohn et al. 2020, "FixMatch"; Yang et al. 2023, "Revisiting weak-to-strong consistency in
@@ -244,7 +244,7 @@ class ConsistencyTerm:
         self.labels = self._used = self._dropped = torch.empty(0)
 
     def images(self, step: int) -> Tensor:
-        """Slices as the student sees them."""
+        """Return the slices for the student."""
         batch = self._teacher.at(step)
         images, classes, used = batch.strong, batch.classes, batch.used
         ids = batch.ids.to(images.device, non_blocking=True)
@@ -265,7 +265,7 @@ class ConsistencyTerm:
         return torch.cat([mixed, batch.weak])
 
     def drop(self, step: int) -> ChannelDrop | None:
-        """Return what sets channels of the last images of the step to 0; None where no features are dropped."""
+        """Return the function that drops channels of the last images of the step; None without feature dropout."""
         share, ids = self._options.feature_dropout, self._dropped
         if not share:
             return None
@@ -283,29 +283,29 @@ class ConsistencyTerm:
 
     @property
     def known(self) -> Tensor:
-        """Classes [n, H, W] of the slices of the step, 0 where the teacher is not sure."""
+        """Classes [n, H, W] of the slices of the step, 0 where the teacher is not confident."""
         return self.labels * self._used.long()
 
     def loss(self, output: Tensor, step: int) -> Tensor:
-        """Return the ramped segmentation loss of logits on the pixels that are used."""
+        """Compute the ramped segmentation loss of logits on the used pixels."""
         parts = 2 if self._options.feature_dropout else 1
         chunks = zip(output.chunk(parts), self.labels.chunk(parts), self._used.chunk(parts), strict=True)
         return ramp_up(step, self._ramp) * torch.stack([self._criterion(*each) for each in chunks]).mean()
 
 
 class CopyPasteTerm:
-    """Bidirectional copy-paste: a box of labelled slices in unlabelled ones, and the reverse.
+    """Bidirectional copy-paste: exchange a box between a labelled and an unlabelled slice.
 
-    Of each pair one mixed slice is labelled outside the box and pseudo-labelled inside, the other the reverse. The
-    teacher's classes lose all but their largest connected part in each slice. Labelled pixels count fully, unlabelled
-    ones half of `options.weight`, ramped up.
+    One mixed slice of each pair is labelled outside the box and pseudo-labelled inside, the other one the reverse.
+    Only the largest connected component of each predicted class is kept in each slice. Labelled pixels have weight 1,
+    pseudo-labelled ones half of `options.weight`, ramped up.
 
     Args:
-        run: Provides the seed.
+        run: Run that provides the seed.
         labelled: Labelled slices, as many per step as `batches` has.
         batches: Unlabelled slices with the pseudo-labels of the teacher, half as many as there are mixed ones.
-        criterion: Loss of logits, class shares and weights [n, H, W] of the pixels.
-        steps: Steps of the run.
+        criterion: Loss of logits, class shares and pixel weights [n, H, W].
+        steps: Number of training steps.
         options: Box, weight and ramp.
 
     Reference: Bai et al. 2023, "Bidirectional copy-paste for semi-supervised medical image segmentation".
@@ -329,7 +329,7 @@ class CopyPasteTerm:
         self._shares = self._weights = torch.empty(0)
 
     def images(self, step: int) -> Tensor:
-        """Mixed slices, first those that are labelled outside of the box."""
+        """Return the mixed slices, first those that are labelled outside the box."""
         known = self._labelled.at(step)
         batch = self._teacher.at(step)
         images, used, ids = batch.strong, batch.used, batch.ids
@@ -347,25 +347,25 @@ class CopyPasteTerm:
 
     @property
     def known(self) -> Tensor:
-        """Classes [n, H, W] of the mixed slices of the step, 0 where the teacher is not sure."""
+        """Classes [n, H, W] of the mixed slices of the step, 0 where the teacher is not confident."""
         return self._shares.argmax(1) * (self._weights > 0)
 
     def loss(self, output: Tensor, step: int) -> Tensor:
-        """The segmentation loss of logits, labelled pixels in full and unlabelled ones in part."""
+        """Compute the weighted segmentation loss of logits."""
         return self._criterion(output, self._shares, self._weights)
 
 
 _RATIO = 3.0
-"""A box of CutMix is at most this many times as long as wide."""
+"""Largest aspect ratio of a CutMix box."""
 
 
 def boxes(size: Sequence[int], sides: Tensor, places: Tensor) -> Tensor:
-    """Boxes inside images: bool [N, H, W].
+    """Return masks of boxes inside images, bool [N, H, W].
 
     Args:
         size: H and W.
-        sides: height and width of each box as shares of H and W, [N, 2].
-        places: where it lies, from 0 (top, left) to 1 (bottom, right), [N, 2].
+        sides: [N, 2], height and width of each box as fractions of H and W.
+        places: [N, 2], position of each box, from 0 (top, left) to 1 (bottom, right).
     """
     inside = []
     for axis, length in enumerate(size):
@@ -377,12 +377,12 @@ def boxes(size: Sequence[int], sides: Tensor, places: Tensor) -> Tensor:
 
 
 def _neighbour(count: int, device: torch.device) -> Tensor:
-    """0 <-> 1, 2 <-> 3, ...; the last of an odd number is its own."""
+    """Return the neighbour of each index: 0 <-> 1, 2 <-> 3, ...; the last of an odd number is its own neighbour."""
     return (torch.arange(count, device=device) ^ 1).clamp(max=count - 1)
 
 
 def ramp_up(step: int, steps: float) -> float:
-    """exp(-5 (1 - t)^2) with t = step / steps, 1 from there on.
+    """Return exp(-5 (1 - t)^2) with t = min(step / steps, 1).
 
     >>> round(ramp_up(0, 10), 4), ramp_up(10, 10)
     (0.0067, 1.0)

@@ -1,4 +1,4 @@
-"""Learning from unlabelled volumes: `ssl-medseg selftrain`. One readable loop; copy it and change it."""
+"""Train with unlabelled volumes (`ssl-medseg selftrain`), in one loop that is easy to copy and adapt."""
 
 from __future__ import annotations
 
@@ -50,45 +50,45 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
     score_withheld: bool = False,
     run: RunOptions = RunOptions(),  # noqa: B008
 ) -> Path:
-    """Go on from a trained segmenter with the unlabelled volumes.
+    """Continue training a segmenter with unlabelled volumes.
 
-    Each step adds to the segmentation loss of labelled slices what the method says of unlabelled ones:
+    Each step adds a loss on unlabelled slices to the segmentation loss on labelled ones:
 
-    - ``consistency``: an averaged teacher labels slices in every step, and the student learns what the teacher is sure
-      of on strongly augmented versions of them, mixed with each other.
-    - ``copy-paste``: labelled slices are pasted into unlabelled ones and the reverse; the teacher labels the unlabelled
+    - ``consistency``: a mean teacher labels weakly augmented slices in every step, and the student is trained on strong
+      augmentations of the same slices, mixed by CutMix, wherever the teacher is confident.
+    - ``copy-paste``: boxes are exchanged between labelled and unlabelled slices; the teacher labels the unlabelled
       part.
-    - ``rounds``: a round begins with the prediction of every unlabelled volume; these are its pseudo-labels. With
-      ``pseudo_weight`` they enter the segmentation loss, which is plain self-training; the paper has
+    - ``rounds``: every round starts by predicting pseudo-labels for all unlabelled volumes. With ``pseudo_weight`` they
+      enter the segmentation loss, which is plain self-training; the paper uses
       ``--pseudo_weight 0 --contrast.weight 0.1``.
-    - ``mean-teacher``: predictions agree with those of the averaged network.
+    - ``mean-teacher``: the student's predictions are trained to agree with those of the averaged network.
 
-    With ``contrast.weight`` the paper's local contrastive loss is added to any of them. Labelled volumes keep their
-    true labels, and are not among the unlabelled ones.
+    With ``contrast.weight``, the paper's local contrastive loss is added to any of these methods. Labelled volumes keep
+    their true labels and are not used as unlabelled ones.
 
-    Files of test cases and labels of unlabelled cases are never opened in training; deleting them changes no byte of
-    the result. A run resumes exactly, as one of `train`.
+    Training never opens the files of test cases or the labels of unlabelled cases; deleting them does not change a
+    single byte of the result. An interrupted run resumes exactly.
 
-    The run folder of ``rounds`` holds, beside what every run has: ``rounds/round-NN.json``, the pseudo-labels of a
-    round in numbers; ``pseudo/round-NN.safetensors``, the pseudo-labels; ``models/round-NN``, the model at the end of a
-    round. That of the other methods holds ``models/last``, the model of the last step.
+    In addition to the usual files, the run folder of ``rounds`` contains ``rounds/round-NN.json`` (statistics of the
+    pseudo-labels), ``pseudo/round-NN.safetensors`` (the pseudo-labels) and ``models/round-NN`` (the model at the end of
+    the round). With the other methods it contains ``models/last``, the model of the last step.
 
     Args:
-        model: Run folder or model folder of the segmenter to begin with, as `train` writes it; it makes the first
-            pseudo-labels, and its network and preprocessing are used.
-        data: Data set: a folder in one of the layouts that `check` names, or a CSV file.
+        model: Run folder or model folder of the initial segmenter, as written by `train`. It makes the first
+            pseudo-labels; its network and preprocessing are reused.
+        data: Data set: a folder in one of the layouts listed by `check`, or a CSV file.
         split: Split file.
         out: Run folder.
-        selftraining: Use of the unlabelled slices.
-        training: Length of training, its batches and loss, and the weights that are kept. The best weights of a round
-            also make the pseudo-labels of the next; training itself goes on from the last weights.
-        optimizer: Optimiser, learning rate, and average of the weights.
+        selftraining: Options of self-training.
+        training: Length of training, batches, loss, and the weights to keep. The best weights of a round also make the
+            pseudo-labels of the next one; training itself continues from the last weights.
+        optimizer: Optimiser, learning rate, and averaging of the weights.
         augment: Augmentation of the labelled slices.
-        opening: How to open the data set.
-        cache: Folder that keeps prepared volumes; runs may share it.
-        score_withheld: After training, open the labels that unlabelled cases have and write the Dice of the
-            pseudo-labels into the rounds, for studies of the method.
-        run: How the run is executed: seed, device, precision, checkpoints, logs.
+        opening: Options for opening the data set.
+        cache: Folder for preprocessed volumes, which several runs can share.
+        score_withheld: After training, open the labels of unlabelled cases, where they exist, and add the Dice of the
+            pseudo-labels to the statistics of the rounds, for studies of the method.
+        run: Execution of the run: seed, device, precision, checkpoints, logs.
 
     Returns:
         The folder of the trained segmenter.
@@ -108,7 +108,7 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
     _check_data(seen, found, how, model=model, split=split, keep=chosen.keep)
     classes, slices, unlabelled = len(seen.labels), seen.slices(), how.unlabelled_batch or chosen.batch_size
     total = how.rounds * chosen.steps if in_rounds else chosen.steps
-    free = ("cache", "data", "split", "score_withheld")  # data are known by their content
+    free = ("cache", "data", "split", "score_withheld")  # data are identified by their content
     with Run(out, config=config, command="ssl-medseg selftrain", options=run, free=free) as r:
         keep_identity(r, seen)
         for note in [str(chosen), *seen.notes]:
@@ -154,7 +154,7 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
             )  # fmt: skip
 
         def new_terms() -> dict[str, Term]:
-            """What unlabelled slices add to the loss; of `rounds` anew in every round, with its pseudo-labels."""
+            """Create the loss terms on unlabelled slices; `rounds` needs new ones in every round."""
             terms: dict[str, Term] = {}
             if in_rounds and how.pseudo_weight:
                 terms["pseudo"] = PseudoTerm(
@@ -215,16 +215,16 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
             scoring.after(step, student.kept, ends_round=ends_round)
             if ends_round and in_rounds:
                 pool.finish(scoring.best_of_round)
-                save(f"models/round-{pool.round:02d}", f"the last of round {pool.round}")
+                save(f"models/round-{pool.round:02d}", f"last step of round {pool.round}")
         if not in_rounds:
-            save("models/last", f"the last, after step {total}")
+            save("models/last", f"last step ({total})")
         kept = scoring.choose(student.kept, keep=chosen.keep, steps=total)
         lost = [] if in_rounds else pool.collapse(student.kept)
         if lost:
             r.say(f"warning: on the unlabelled volumes, {'; '.join(lost)}")
             if how.pseudo.guard == "stop" and not pool.collapse(found.network):
                 student.kept.load_state_dict(found.network.state_dict())
-                kept = f"those it began with, because after training, on the unlabelled volumes, {'; '.join(lost)}"
+                kept = f"initial segmenter, because after training, on the unlabelled volumes, {'; '.join(lost)}"
         r.say(f"weights kept: {kept}")
         refinement = choose_refinement(r, validation, student.kept) if chosen.test_time else Refinement()
         target = save(
@@ -249,14 +249,17 @@ def _check_data(
 ) -> None:
     if found.labels != seen.labels:
         raise UserError(
-            f"{model} segments {found.labels}, the data set has {seen.labels}; expected the same structures and values"
+            f"{model} segments {found.labels}, but the data set has {seen.labels}; expected the same structures and "
+            "label values"
         )
     if how.consistency.feature_dropout and isinstance(found.network.trunk, MonaiTrunk):
         raise UserError(
-            f"consistency.feature_dropout needs the encoder's maps, which {found.options.name} does not give; use it "
-            "with plain-unet or unet, or leave it at 0"
+            f"consistency.feature_dropout needs the feature maps of the encoder, which {found.options.name} does not "
+            "provide; use it with plain-unet or unet, or leave it at 0"
         )
     if not seen.unlabelled:
-        raise UserError(f"{split}: names no unlabelled case, so there is nothing to learn from beside the labels")
+        raise UserError(f"{split}: the split has no unlabelled cases; self-training needs at least one")
     if keep == "best" and not seen.validation:
-        raise UserError(f"{split}: names no validation case, so there is no best step; use --keep last")
+        raise UserError(
+            f"{split}: the split has no validation cases, so the best step cannot be determined; use --keep last"
+        )

@@ -1,4 +1,4 @@
-"""The volumes of a split, prepared: those with labels, those without, and those to validate on."""
+"""Prepare the labelled, unlabelled and validation volumes of a split for training."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What training sees. No label of an unlabelled case, and nothing of a test case, has been opened.
+    """Data used by training. Labels of unlabelled cases and files of test cases have not been opened.
 
     Attributes:
-        labels: what the classes are.
-        preprocessing: as given, or derived from the training images and labels.
-        labelled: cases with labels.
-        unlabelled: cases without; empty where a method does not use them.
-        validation: cases with labels on which training is scored.
-        truths: of these, the classes [X, Y, Z] on their own grids.
-        notes: sentences for the person watching.
-        identity: Case -> its part of the split and the hashes of its files, by which a resumed run knows its data
-            wherever they lie.
+        labels: Label map of the classes.
+        preprocessing: Preprocessing, given or derived from the training images and labels.
+        labelled: Labelled cases.
+        unlabelled: Unlabelled cases; empty if the method does not use them.
+        validation: Labelled cases for validation.
+        truths: Classes [X, Y, Z] of the validation cases, on their original grids.
+        notes: Messages for the log.
+        identity: Case -> its part of the split and the hashes of its files. A resumed run recognises its data by these,
+            even if the files have moved.
     """
 
     labels: LabelMap
@@ -51,10 +51,10 @@ class TrainingData:
     identity: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def slices(self) -> SliceSet:
-        """The labelled slices.
+        """Stack the labelled slices.
 
         Raises:
-            UserError: a structure that none of them shows, which no method could learn.
+            UserError: No slice contains some structure, which therefore cannot be learnt.
         """
         slices = stack_slices(self.labelled)
         shown = slices.presence(len(self.labels)).any(0).tolist()
@@ -62,19 +62,20 @@ class TrainingData:
         erased = self._erased(missing)
         if erased:
             raise UserError(
-                f"resampling to the pixels of the slices removes {', '.join(missing)} from the labels ({erased}); "
-                "expected slices that show every structure. Take smaller pixels (--spacing) or larger slices "
+                f"resampling the slices removes {', '.join(missing)} from the labels ({erased}); expected slices with "
+                "every structure. Use smaller pixels (--spacing) or larger slices "
                 "(--image-size)"
             )
         if missing:
             raise UserError(
-                f"none of the {len(slices)} labelled slices ({', '.join(slices.names[:5])}) shows {', '.join(missing)}"
-                "; expected every structure of the label map. Label cases that have it, or take it out of the map"
+                f"none of the {len(slices)} labelled slices ({', '.join(slices.names[:5])}) contains "
+                f"{', '.join(missing)}; expected every structure of the label map. Label cases that contain it, or "
+                "remove it from the label map"
             )
         return slices
 
     def _erased(self, missing: Sequence[str]) -> str:
-        """What is left of the structures that no slice shows, if labels have them; else nothing."""
+        """Describe how much resampling leaves of structures that labels contain and slices do not; may be empty."""
         found = [
             f"{case.name}: {erased_words(self.labels.names[number], *counts)}"
             for case in self.labelled
@@ -84,7 +85,7 @@ class TrainingData:
         return "; ".join(found[:_SHOWN]) + ("; ..." if len(found) > _SHOWN else "")
 
     def validate_with(self, run: Run) -> Validation | None:
-        """The validation of a run, if there are cases for it."""
+        """Create the validation of a run; None without validation cases."""
         if not self.validation:
             return None
         return Validation(run, self.validation, self.truths, self.labels.structures)
@@ -100,28 +101,28 @@ def open_training_data(
     cache: Path | None,
     largest: int = 0,
 ) -> TrainingData:
-    """Open a data set and prepare the parts of a split that training may see.
+    """Open a data set and prepare the parts of a split that training may use.
 
     Args:
-        data: the data set.
-        split: the split's file.
-        opening: how to open the data set.
-        preprocessing: what of it is given; the rest is derived from the images of labelled and unlabelled cases and the
-            labels of the labelled ones. Or all of it, that of a model.
-        unlabelled: prepare the unlabelled cases too.
-        cache: folder that keeps prepared volumes.
-        largest: where neither size nor spacing is given, slices are made coarser to have at most this many pixels along
-            a side; 0: they keep the pixels of the data.
+        data: Data set.
+        split: Split file.
+        opening: Options for opening the data set.
+        preprocessing: Preprocessing options, of which unset ones are derived from the images of labelled and unlabelled
+            cases and the labels of labelled ones; or the complete preprocessing of a model.
+        unlabelled: Whether to prepare the unlabelled cases, too.
+        cache: Folder for preprocessed volumes.
+        largest: Largest side of the slices in pixels if neither size nor spacing is given; larger slices are
+            downsampled. 0 for no limit.
 
     Raises:
-        UserError: as `open_split`, `choose_preprocessing` and `prepare_cases`.
+        UserError: See `open_split`, `choose_preprocessing` and `prepare_cases`.
     """
     dataset, parts = open_split(data, split, opening)
     if not parts.labelled:
-        raise UserError(f"{split}: names no labelled case; expected at least one to learn from")
+        raise UserError(f"{split}: the split has no labelled cases; training needs at least one")
     seen = [*parts.labelled, *parts.unlabelled]
     if isinstance(preprocessing, Preprocessing):
-        chosen, reasons = preprocessing, ["preprocessing as the model was trained with"]
+        chosen, reasons = preprocessing, ["using the preprocessing of the model"]
         dataset = dataset.with_channels(chosen.channels)
     else:
         chosen, reasons = choose_preprocessing(dataset, seen, labelled=parts.labelled, options=preprocessing)
@@ -132,7 +133,7 @@ def open_training_data(
         ):
             coarser = replace(preprocessing, size=largest)
             chosen, reasons = choose_preprocessing(dataset, seen, labelled=parts.labelled, options=coarser)
-            reasons.append(f"at most {largest} pixels along a side, by the effort; the data have more")
+            reasons.append(f"the effort limits slices to {largest} pixels per side; the data have more")
     notes = [f"{dataset.name}: {_counts(parts)}", *(f"warning: {note}" for note in dataset.notes), *reasons]
     labelled = prepare_cases(dataset, parts.labelled, chosen, labels=True, cache=cache)
     rest = prepare_cases(dataset, parts.unlabelled if unlabelled else (), chosen, labels=False, cache=cache)
@@ -145,10 +146,10 @@ def open_training_data(
 
 
 def keep_identity(run: Run, seen: TrainingData) -> None:
-    """Write the hashes of the data into the folder of a run; in a resumed run compare them instead.
+    """Write the hashes of the data to the run folder; in a resumed run, compare them instead.
 
     Raises:
-        UserError: The run was begun with other files, or another split of them.
+        UserError: The run was started with other files, or with another split.
     """
     if not run.is_main:
         return
@@ -161,14 +162,14 @@ def keep_identity(run: Run, seen: TrainingData) -> None:
     changed = [name for name in {**before, **seen.identity} if before.get(name) != seen.identity.get(name)]
     if changed:
         raise UserError(
-            f"{run.out}: the run was begun with other data: files, or parts of the split, of {len(changed)} cases "
-            f"differ ({', '.join(changed[:_SHOWN])}{', ...' if len(changed) > _SHOWN else ''}). Give the same files, "
-            "wherever they lie now, or another --out"
+            f"{run.out}: the run was started with other data: files or split parts of {len(changed)} cases differ "
+            f"({', '.join(changed[:_SHOWN])}{', ...' if len(changed) > _SHOWN else ''}). Use the same files, which may "
+            "have moved, or another --out"
         )
 
 
 def _by_note(cases: Sequence[PreparedCase]) -> list[str]:
-    """What was found of each image; what is true of many is said once."""
+    """Collect the notes on the images, and group the images that share a note."""
     found: dict[str, list[str]] = {}
     for case in cases:
         for note in case.notes:

@@ -1,4 +1,4 @@
-"""Optimiser, learning-rate schedule, best and averaged weights, and an estimate of a run's duration."""
+"""Provide the optimiser, learning-rate schedule, best and averaged weights, and the estimate of a run's duration."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from contrastive_core.text import duration
 from contrastive_core.training import Run
 
 Schedule = Literal["cosine", "constant"]
-"""How the learning rate runs: up and down again, or not at all as in the released code."""
+"""Learning-rate schedule: warm-up and cosine decay, or constant as in the released code."""
 
 WARMUP = 50
-"""Steps of warm-up, at most a tenth of a cycle."""
+"""Number of warm-up steps; at most a tenth of a cycle is used."""
 
 
 def adam(parameters: Iterable[nn.Parameter], *, lr: float, weight_decay: float = 0.0) -> torch.optim.Adam:
-    """Adam with betas 0.9 and 0.999 and epsilon 1e-8, in one kernel per step; AdamW where there is weight decay."""
+    """Create a fused Adam (AdamW with weight decay) with betas 0.9 and 0.999 and epsilon 1e-8."""
     if weight_decay:
         return torch.optim.AdamW(list(parameters), lr=lr, weight_decay=weight_decay, fused=True)
     return torch.optim.Adam(list(parameters), lr=lr, fused=True)
 
 
 def rate(name: Schedule, step: int, *, cycle: int) -> float:
-    """The share of the learning rate that a step takes.
+    """Return the factor of the learning rate at a step.
 
     ``constant``: 1. ``cosine``, with w = min(50, cycle // 10) and t = step mod cycle, so that every round of
-    self-training has a cycle of its own and ends with weights that have come to rest:
+    self-training has its own cycle and ends with a small learning rate:
 
-        (t + 1) / w                                    while t < w
-        (1 + cos(pi (t - w) / (cycle - w))) / 2        after that
+        (t + 1) / w                                    for t < w
+        (1 + cos(pi (t - w) / (cycle - w))) / 2        otherwise
 
     Args:
-        name: of the schedule.
-        step: from 0.
-        cycle: steps of a cycle, at least 1.
+        name: Schedule.
+        step: Training step, from 0.
+        cycle: Steps per cycle, at least 1.
 
     >>> [round(rate("cosine", step, cycle=20), 3) for step in (0, 1, 2, 11, 19, 20)]
     [0.5, 1.0, 1.0, 0.5, 0.008, 0.5]
@@ -56,16 +56,16 @@ def rate(name: Schedule, step: int, *, cycle: int) -> float:
 
 
 def scheduler(optimizer: Optimizer, name: Schedule, *, cycle: int) -> LambdaLR:
-    """Sets the learning rate of every step: ``step()`` after each of the optimiser's. Track it."""
+    """Create the learning-rate scheduler; call its ``step()`` after each optimiser step, and track it."""
     return LambdaLR(optimizer, lambda step: rate(name, step, cycle=cycle))
 
 
 class BestWeights:
-    """The weights with the highest score so far; track it, so that a resumed run knows them too.
+    """The weights with the highest score so far; must be tracked, so that a resumed run keeps them.
 
     Attributes:
-        score: the highest; None before the first.
-        step: steps that were done when they had it.
+        score: Highest score; None before the first one.
+        step: Number of training steps after which it was reached.
     """
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class BestWeights:
         self._weights: dict[str, Tensor] = {}
 
     def offer(self, score: float, *, step: int, network: nn.Module) -> bool:
-        """Keep a copy of the weights if they score higher than all before; of equal ones the first stay."""
+        """Keep a copy of the weights if they score higher than all previous ones; the first of equal ones is kept."""
         if self.score is not None and score <= self.score:
             return False
         self.score, self.step = score, step
@@ -82,29 +82,29 @@ class BestWeights:
         return True
 
     def give(self, network: nn.Module) -> None:
-        """Put the best weights into the network, if there are any."""
+        """Load the best weights into the network, if there are any."""
         if self._weights:
             network.load_state_dict(self._weights)
 
     def reset(self) -> None:
-        """Forget them: a new round begins."""
+        """Discard the weights, at the start of a new round."""
         self.score, self.step, self._weights = None, 0, {}
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """Return the state for a checkpoint."""
         return {"score": self.score, "step": self.step, "weights": dict(self._weights)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """From a checkpoint."""
+        """Restore the state of a checkpoint."""
         self.score, self.step = state["score"], int(state["step"])
         self._weights = dict(state["weights"])
 
 
 def moving_average(network: nn.Module, decay: float) -> MovingAverage:
-    """An exponential moving average of weights and batch norm statistics, `decay` of it staying at every update.
+    """Create an exponential moving average of weights and batch-norm statistics.
 
-    ``average.update_parameters(network)`` after every step; ``average.module`` is the averaged network. Track it. The
-    first update copies the network.
+    Call ``average.update_parameters(network)`` after every step; ``average.module`` is the averaged network. It must be
+    tracked. The first update copies the network.
     """
     return MovingAverage(network, decay)
 
@@ -113,13 +113,13 @@ _MEASURED = 3
 
 
 class Pace:
-    """Says the expected time of a run from the first few steps; `after` goes at the end of a step.
+    """Report the expected duration of a run after its first few steps; call `after` at the end of each step.
 
     Args:
-        run: the run.
-        steps: it has.
-        each: what a step works on, in words.
-        apart: seconds of everything beside the steps, validation above all.
+        run: Run that reports the duration.
+        steps: Number of steps of the run.
+        each: Description of the work of a step.
+        apart: Expected seconds outside the steps, mostly for validation.
     """
 
     def __init__(self, run: Run, steps: int, *, each: str, apart: float = 0.0) -> None:
@@ -128,7 +128,7 @@ class Pace:
         self._done = 0
 
     def after(self, step: int) -> None:
-        """A step is done. The first one is not measured: it prepares kernels and memory."""
+        """Register the end of a step. The first step is not measured, because it prepares kernels and memory."""
         if self._done > _MEASURED:
             return
         if self._begun is None:
@@ -144,7 +144,7 @@ class Pace:
 
 
 def seconds_of(action: Callable[[], object]) -> float:
-    """How long it takes."""
+    """Measure the duration of a call, in seconds."""
     begun = time.monotonic()
     action()
     return time.monotonic() - begun

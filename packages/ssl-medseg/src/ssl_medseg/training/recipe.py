@@ -1,4 +1,4 @@
-"""Recipes and efforts: the two names that set network, loss, optimiser, augmentation, size and steps together."""
+"""Define recipes and efforts, which set network, loss, optimiser, augmentation, size and steps."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ssl_medseg.training.optim import Schedule
 from ssl_medseg.training.slices import AugmentOptions
 
 RecipeName = Literal["strong", "paper"]
-"""How a network is trained: as few labels need it, or as the paper's released code does."""
+"""Recipe of training: `strong`, for few labels, or `paper`, that of the paper's released code."""
 
 Number = TypeVar("Number", int, float)
 
 EffortName = Literal["auto", "minutes", "hour", "night", "gpu"]
-"""How much is spent: auto is `gpu` on a GPU and `hour` elsewhere."""
+"""Compute budget: `auto` selects `gpu` on a GPU and `hour` elsewhere."""
 
 Keep = Literal["auto", "best", "last"]
 """Weights to keep."""
@@ -26,18 +26,18 @@ Keep = Literal["auto", "best", "last"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a recipe sets.
+    """Values that a recipe sets.
 
     Attributes:
         network: Name of the network.
         loss: Segmentation loss.
-        lr: Largest learning rate.
+        lr: Peak learning rate.
         weight_decay: Weight decay of AdamW; 0 selects Adam.
-        ema: Decay of the average of the weights that is scored and kept; 0: none.
-        rare_share: Share of a labelled batch that shows the rarest structure.
+        ema: Decay of the moving average of the weights that is scored and kept; 0 for no average.
+        rare_share: Fraction of a labelled batch that contains the rarest structure.
         augment: Kind of augmentation.
-        test_time: Choose mirroring and the largest component on the validation cases.
-        keep: Weights to keep, where that is not given.
+        test_time: Whether to choose mirroring and the largest component on the validation cases.
+        keep: Weights to keep by default.
     """
 
     network: str
@@ -55,19 +55,19 @@ RECIPES: dict[str, Recipe] = {
     "strong": Recipe("plain-unet", "dice-ce", 3e-3, 1e-2, 0.99, 0.5, "strong", test_time=True, keep="last"),
     "paper": Recipe("unet", "dice", 1e-2, 0.0, 0.0, 0.0, "paper", test_time=False, keep="auto"),
 }
-"""`strong`: the loss, the norm and the augmentation of nnU-Net, AdamW and averaged weights. `paper`: the released code
-but for the learning rate, which is 1e-3 throughout there."""
+"""`strong`: loss, norm and augmentation as in nnU-Net, AdamW and averaged weights. `paper`: as in the released code,
+except for the learning rate, which is constant at 1e-3 there."""
 
 
 @dataclass(frozen=True)
 class Effort:
-    """What an effort sets.
+    """Values that an effort sets.
 
     Attributes:
-        size: Largest height and width of the slices in pixels; 0: all the pixels that the data have.
+        size: Largest height and width of the slices in pixels; 0 for no limit.
         width: Channels of the network at full resolution.
         steps: Training steps of each stage of a run.
-        batch_size: Labelled slices per step, and as many unlabelled ones.
+        batch_size: Labelled slices per step; self-training adds as many unlabelled ones.
     """
 
     size: int
@@ -82,35 +82,37 @@ EFFORTS: dict[str, Effort] = {
     "night": Effort(128, 24, 10_000, 12),
     "gpu": Effort(192, 32, 20_000, 24),
 }
-"""Each name is the time that a whole `run` with consistency is meant to take, on two CPU cores or on one GPU."""
+"""The names give the approximate duration of a whole `run` with consistency on two CPU cores, or on one GPU."""
 
 PAPER = Effort(0, 16, 5000, 20)
-"""Size, width, steps and batch of the released code, whatever the effort."""
+"""Size, width, steps and batch size of the released code, which the paper's recipe uses with any effort."""
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """Length of training, its batches and loss, and the weights that are kept.
+    """Length of training, batches, loss, and the weights to keep.
 
     Args:
-        recipe: ``strong``, made for few labels, or ``paper``, the settings of the released code; by default strong, or
-            the recipe of the segmenter that self-training begins with.
-        effort: ``minutes``, ``hour``, ``night`` or ``gpu``: size, width, steps and batch of the strong recipe; ``auto``
-            is gpu on a GPU and hour elsewhere.
-        steps: Training steps, of self-training in ``rounds`` those of each round; by default set by the effort.
+        recipe: ``strong``, designed for few labels, or ``paper``, the settings of the released code; by default strong,
+            or the recipe of the initial segmenter in self-training.
+        effort: Compute budget, which sets size, width, steps and batch size of the strong recipe: ``minutes``,
+            ``hour``, ``night`` or ``gpu``; ``auto`` selects gpu on a GPU and hour elsewhere.
+        steps: Training steps; with the method ``rounds``, steps of each round. By default set by the effort.
         batch_size: Labelled slices per step, over all processes; by default set by the effort.
-        loss: ``dice-ce``, Dice over the batch plus cross-entropy; ``dice``, the released code's; ``dice-foreground``
-            (without the background's); or weighted ``cross-entropy``; by default set by the recipe.
-        rare_share: Share of each labelled batch that shows the rarest structure; by default set by the recipe.
-        least_classes: Smallest number of classes, background included, in a labelled slice that is drawn.
-        validate_every: Steps between two scores on the validation cases, 3-D Dice on their own grids; by default a
-            twentieth of the steps, or 50 in the paper's recipe.
-        keep: Weights to keep: ``best`` mean foreground Dice on validation, or ``last``. ``auto`` is last in the strong
-            recipe, whose averaged weights get better to the end, while a validation patient or two cannot tell steps
-            apart; in the paper's it is best if the split has validation cases. Self-training keeps the segmenter given
-            if, by the validation cases, the best step is worse or the last one much worse (by 0.05 Dice).
-        test_time: Choose on the validation cases whether prediction averages mirrored slices and keeps the largest part
-            of each structure; by default set by the recipe.
+        loss: Segmentation loss: ``dice-ce``, Dice over the batch plus cross-entropy; ``dice``, that of the released
+            code; ``dice-foreground``, the same without the background; or weighted ``cross-entropy``. By default set by
+            the recipe.
+        rare_share: Fraction of each labelled batch that contains the rarest structure; by default set by the recipe.
+        least_classes: Smallest number of classes, background included, that a labelled slice must contain to be used.
+        validate_every: Steps between two validations (3-D Dice on the original grids); by default a twentieth of the
+            steps, or 50 in the paper's recipe.
+        keep: Weights to keep: ``best`` (mean foreground Dice on the validation cases) or ``last``. ``auto`` means last
+            in the strong recipe, whose averaged weights improve until the end, while one or two validation patients
+            cannot distinguish steps; in the paper's recipe it means best if the split has validation cases.
+            Self-training keeps the initial segmenter if the best step scores lower, or the last step much lower (by
+            0.05 Dice), on the validation cases.
+        test_time: Whether to choose mirroring of slices and the largest component of each structure for prediction,
+            using the validation cases; by default set by the recipe.
     """
 
     recipe: RecipeName | None = None
@@ -127,23 +129,23 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         if self.recipe not in (None, *RECIPES) or self.effort not in ("auto", *EFFORTS):
             raise UserError(
-                f"found recipe {self.recipe!r} and effort {self.effort!r}; expected a recipe of {', '.join(RECIPES)} "
-                f"and an effort of auto, {', '.join(EFFORTS)}"
+                f"got recipe {self.recipe!r} and effort {self.effort!r}; expected one of the recipes "
+                f"{', '.join(RECIPES)} and one of the efforts auto, {', '.join(EFFORTS)}"
             )
 
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """Optimiser, learning rate, and average of the weights.
+    """Optimiser, learning rate, and averaging of the weights.
 
     Args:
         lr: Peak learning rate; by default set by the recipe.
         weight_decay: Weight decay of AdamW; 0 selects Adam; by default set by the recipe.
-        schedule: ``cosine``: warm-up, then down to 0, in every round of self-training; or ``constant``, which at 1e-3
-            is the released code's.
-        ema: Decay of the exponential moving average of the weights that is scored and kept, and in self-training makes
-            the pseudo-labels; 0 keeps the weights themselves; by default set by the recipe. All methods of
-            self-training but ``rounds`` need an average and take 0.99 where there is none.
+        schedule: Learning-rate schedule: ``cosine``, a warm-up followed by decay to 0, restarted in every round of
+            self-training; or ``constant``, used by the released code with a rate of 1e-3.
+        ema: Decay of the exponential moving average of the weights, which is scored, kept, and in self-training also
+            makes the pseudo-labels; 0 disables it; by default set by the recipe. All methods of self-training except
+            ``rounds`` need an average and use 0.99 if it is disabled.
     """
 
     lr: float | None = None
@@ -154,7 +156,7 @@ class OptimizerOptions:
 
 @dataclass(frozen=True)
 class Settings:
-    """The values that a recipe, an effort and the options given beside them amount to.
+    """The values that result from a recipe, an effort and explicit options.
 
     Attributes:
         recipe: Name of the recipe.
@@ -162,17 +164,17 @@ class Settings:
         steps: Training steps.
         batch_size: Labelled slices per step.
         loss: Segmentation loss.
-        rare_share: Share of a labelled batch that shows the rarest structure.
-        least_classes: Smallest number of classes in a labelled slice that is drawn.
-        validate_every: Steps between two scores on the validation cases.
+        rare_share: Fraction of a labelled batch that contains the rarest structure.
+        least_classes: Smallest number of classes that a labelled slice must contain to be used.
+        validate_every: Steps between two validations.
         keep: Weights to keep.
         test_time: Whether to choose mirroring and the largest component on the validation cases.
         lr: Peak learning rate.
         weight_decay: Weight decay of AdamW; 0 selects Adam.
         schedule: Learning-rate schedule.
-        ema: Decay of the average of the weights; 0: none.
-        largest: Largest size of the slices, in pixels; 0: any.
-        network: The network.
+        ema: Decay of the moving average of the weights; 0 for no average.
+        largest: Largest size of the slices in pixels; 0 for no limit.
+        network: Network.
         augment: Augmentation of the labelled slices.
     """
 
@@ -196,7 +198,7 @@ class Settings:
 
     @property
     def values(self) -> dict[str, object]:
-        """The settings as the options of a command, for the configuration of a run."""
+        """The settings as options of a command, for the configuration of a run."""
         groups = {"training": TrainingOptions, "optimizer": OptimizerOptions}
         chosen = {
             name: group(**{field.name: getattr(self, field.name) for field in fields(group)})
@@ -205,7 +207,7 @@ class Settings:
         return {**chosen, "network": self.network, "augment": self.augment}
 
     def __str__(self) -> str:
-        """The choice in one line, for the person watching."""
+        """Summarise the settings in one line, for the log."""
         effort = "" if self.recipe == "paper" else f", effort {self.effort}"
         return (
             f"recipe {self.recipe}{effort}: {self.steps:,} steps of {self.batch_size} labelled slices, "
@@ -222,17 +224,17 @@ def choose(
     network: NetworkOptions = AUTO,
     augment: AugmentOptions = AugmentOptions(),  # noqa: B008
 ) -> Settings:
-    """Fill in by recipe and effort whatever is not given.
+    """Complete the options with the values of the recipe and the effort.
 
     Args:
-        training: Length, batches, loss and kept weights.
-        optimizer: Optimiser and average of the weights.
-        device: Name of the device: auto, cpu, cuda or mps.
-        network: With the name `auto` or the width 0 where the recipe is to choose.
-        augment: With the kind `auto` where the recipe is to choose.
+        training: Length, batches, loss, and the weights to keep.
+        optimizer: Optimiser and averaging of the weights.
+        device: Device: auto, cpu, cuda or mps.
+        network: Network; name `auto` and width 0 leave the choice to recipe and effort.
+        augment: Augmentation; kind `auto` leaves the choice to the recipe.
 
     Raises:
-        UserError: A number is out of its range.
+        UserError: A number is out of range.
     """
     recipe, effort = training.recipe or "strong", training.effort
     if effort == "auto":
@@ -253,7 +255,7 @@ def choose(
         lr=_or(optimizer.lr, base.lr),
         weight_decay=_or(optimizer.weight_decay, base.weight_decay),
         schedule=optimizer.schedule,
-        # Over a tenth of a short run at most: what is averaged over most of it has the first steps in it.
+        # Average over at most a tenth of a short run; otherwise the first steps would enter the average.
         ema=_or(optimizer.ema, min(base.ema, max(0.0, 1 - 10 / steps)) if steps > 0 else base.ema),
         largest=size.size,
         network=replace(

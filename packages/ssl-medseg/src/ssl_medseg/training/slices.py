@@ -1,7 +1,7 @@
-"""Stack the slices of prepared cases, draw them step by step, and augment them in batches.
+"""Stack the slices of prepared cases, sample them in every step, and augment them in batches.
 
-Augmentation (affine maps, elastic deformation, grey values) works on a whole batch at once; the random draws of an
-image are a function of its id.
+Augmentation (affine maps, elastic deformation, intensity changes) processes a whole batch at once. The random
+parameters of an image are a function of its id.
 """
 
 from __future__ import annotations
@@ -27,29 +27,30 @@ __all__ = ["AugmentOptions", "change_intensity", "deform", "jitter_intensity"]
 
 @dataclass(frozen=True)
 class AugmentOptions:
-    """How slices are augmented, each by draws of its own.
+    """Options of the augmentation; every slice is augmented independently.
 
     Attributes:
-        kind: ``strong``, nnU-Net's kinds of change; ``paper``, the released code's; or ``auto``, set by the recipe.
-        affine: Move slices. ``strong`` uses the options rotation to mirror; ``paper`` one of five with equal chance: a
-            rotation by up to 15 degrees, a zoom of 0.95 to 1.05, a left-right flip half of the time, a rotation by a
-            multiple of 45 degrees, nothing.
-        elastic: Standard deviation of the 3 x 3 random displacements that deform a slice, in pixels of a slice of 192
-            and in proportion for other sizes; 5 in the paper; 0 switches it off.
-        elastic_share: Share of the slices that are deformed. The released code deforms all after a random position in
-            the batch of 20, on average 0.525 of them.
-        intensity: Change grey values. ``strong`` uses the options gamma to smoothing; ``paper`` changes brightness and
-            contrast as for the contrastive loss, which the released code defines without using it.
-        rotation: Largest angle in degrees, either way (``strong``, like all options that follow).
-        scale: Largest factor by which a slice grows or shrinks.
-        shift: Largest shift along each axis, as a share of the side.
-        turn: Share of the slices that are also turned by a multiple of 90 degrees.
-        mirror: Share of the slices that are flipped along each axis.
-        gamma: Largest exponent of the grey values; its inverse is the smallest.
-        contrast: Largest factor of the contrast about the mean; its inverse is the smallest.
-        brightness: Largest value that is added or subtracted.
-        noise: Largest standard deviation of Gaussian noise, which is added to 0.4 of the slices.
-        smoothing: Share of the slices that are blurred.
+        kind: ``strong``, the kinds of augmentation of nnU-Net; ``paper``, those of the released code; or ``auto``, set
+            by the recipe.
+        affine: Apply affine maps. ``strong`` uses the options rotation to mirror. ``paper`` applies one of five with
+            equal probability: a rotation by up to 15 degrees, a zoom of 0.95 to 1.05, a left-right flip half of the
+            time, a rotation by a multiple of 45 degrees, nothing.
+        elastic: Standard deviation of the random displacements (on a 3 x 3 grid) that deform a slice, in pixels of a
+            slice of 192 and scaled in proportion for other sizes; 5 in the paper; 0 disables the deformation.
+        elastic_share: Fraction of the slices that are deformed. The released code deforms all slices after a random
+            position in the batch of 20, 0.525 of them on average.
+        intensity: Change intensities. ``strong`` uses the options gamma to smoothing; ``paper`` changes brightness and
+            contrast as for the contrastive loss, which the released code defines but does not use.
+        rotation: Largest rotation angle in degrees, in either direction (``strong`` only, like all options below).
+        scale: Largest factor by which a slice is enlarged or reduced.
+        shift: Largest shift along each axis, as a fraction of the side.
+        turn: Fraction of the slices that are also rotated by a multiple of 90 degrees.
+        mirror: Fraction of the slices that are flipped along each axis.
+        gamma: Largest exponent of the intensities; the smallest is its inverse.
+        contrast: Largest contrast factor about the mean; the smallest is its inverse.
+        brightness: Largest brightness change, added or subtracted.
+        noise: Largest standard deviation of the Gaussian noise, which is added to 0.4 of the slices.
+        smoothing: Fraction of the slices that are blurred.
     """
 
     kind: Literal["auto", "strong", "paper"] = "auto"
@@ -71,7 +72,7 @@ class AugmentOptions:
     def __post_init__(self) -> None:
         for name in ("elastic_share", "turn", "mirror", "smoothing"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"augment.{name} is {getattr(self, name)}; expected a share between 0 and 1")
+                raise UserError(f"augment.{name} is {getattr(self, name)}; expected a fraction between 0 and 1")
         for name in ("elastic", "rotation", "shift", "brightness", "noise"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"augment.{name} is {getattr(self, name)}; expected a number of at least 0")
@@ -84,7 +85,7 @@ _KNOTS = 3
 _FULL_SIZE = 192
 _NOISY = 0.4
 _CHANNEL = 1 << 50
-"""Distance of the ids of two channels of an image."""
+"""Offset between the ids of two channels of an image."""
 _REACH = 4
 _AFFINE_DRAWS, _ELASTIC_DRAWS = 2, 1 + 2 * _KNOTS**2
 _ROTATE, _ZOOM, _FLIP, _TURN, _CHOICES = range(5)
@@ -94,24 +95,25 @@ _ROTATE, _ZOOM, _FLIP, _TURN, _CHOICES = range(5)
 def deform(
     images: Tensor, classes: Tensor, *, num_classes: int, seed: int, ids: Tensor, options: AugmentOptions
 ) -> tuple[Tensor, Tensor]:
-    """Move the pixels of every image, and of its label with them.
+    """Apply spatial augmentation to images and their labels.
 
-    First the affine map of :class:`AugmentOptions`, about the centre, then the bending, as in the released code; but
-    both in one bilinear interpolation, which blurs once. Labels are interpolated as class shares, so that a pixel on a
-    border belongs to both sides in part. What lies outside is 0 and background.
+    The affine map of :class:`AugmentOptions` about the centre is followed by the elastic deformation, as in the
+    released code, but both are applied in a single bilinear interpolation, which blurs less. Labels are interpolated as
+    class shares (soft labels), so that a pixel on a boundary belongs partly to either class. Pixels from outside the
+    image are 0 and background.
 
     Args:
-        images: float [N, K, H, W]; the K channels of an image move alike.
-        classes: integers [N, H, W].
-        num_classes: C, the background included.
-        seed: of the draws; give every step and view its own.
-        ids: int64 [N]: an image's draws are a function of (seed, id).
-        options: which maps.
+        images: float [N, K, H, W]; the K channels of an image get the same map.
+        classes: Integers [N, H, W].
+        num_classes: Number of classes C, background included.
+        seed: Random seed; use a different one for every step and view.
+        ids: int64 [N]; the random parameters of an image are a function of (seed, id).
+        options: Options of the augmentation.
 
     Returns:
         Images [N, K, H, W] and class shares [N, C, H, W], which sum to 1.
 
-    Time and memory: those of one ``grid_sample`` of K + C - 1 channels.
+    Time and memory: as one ``grid_sample`` of K + C - 1 channels.
     """
     places = sampling_places(
         images.shape[-2:], seed=seed, ids=ids.to(images.device, non_blocking=True), options=options
@@ -126,11 +128,11 @@ def deform(
 
 
 def sampling_places(size: torch.Size, *, seed: int, ids: Tensor, options: AugmentOptions) -> Tensor:
-    """Where in the image each pixel comes from: (x, y) as ``grid_sample`` takes them, float32 [N, H, W, 2]."""
+    """Return the sampling grid of ``grid_sample``: the source (x, y) of each pixel, float32 [N, H, W, 2]."""
     height, width = size
     draws = uniform(seed, ids, _AFFINE_DRAWS + _ELASTIC_DRAWS)
     half = torch.tensor([width / 2, height / 2]).to(ids.device, non_blocking=True)
-    # Pixels relative to the centre, so that a rotation keeps angles on slices that are not square.
+    # In pixels relative to the centre, so that rotations preserve angles on slices that are not square.
     places = _pixels(height, width).to(ids.device, non_blocking=True).expand(len(ids), -1, -1, -1)
     if options.elastic > 0:
         places = places + _bending(draws[:, _AFFINE_DRAWS:], height, width, options)
@@ -143,7 +145,7 @@ def sampling_places(size: torch.Size, *, seed: int, ids: Tensor, options: Augmen
 
 
 def _affine(draws: Tensor) -> Tensor:
-    """Matrices [N, 2, 2] from a pixel of the result to one of the image, about the centre."""
+    """Return matrices [N, 2, 2] that map pixels of the result to pixels of the image, relative to the centre."""
     choice = (draws[:, 0] * (_CHOICES + 1)).long()
     amount = draws[:, 1]
     angle = torch.where(choice == _ROTATE, math.radians(30) * (amount - 0.5), 0.0)
@@ -155,7 +157,7 @@ def _affine(draws: Tensor) -> Tensor:
 
 
 def _strong_affine(draws: Tensor, options: AugmentOptions) -> tuple[Tensor, Tensor]:
-    """Matrices [N, 2, 2] as of `_affine`, and shifts [N, 2] as shares of the sides."""
+    """Return matrices [N, 2, 2] as in `_affine`, and shifts [N, 2] as fractions of the sides."""
     spread = 2 * draws - 1
     angle = math.radians(options.rotation) * spread[:, 0]
     angle = angle + torch.where(draws[:, 6] < options.turn, math.pi / 2 * (4 * draws[:, 7]).floor(), 0.0)
@@ -167,13 +169,13 @@ def _strong_affine(draws: Tensor, options: AugmentOptions) -> tuple[Tensor, Tens
 
 
 def _normal(draws: Tensor) -> Tensor:
-    """Standard normal numbers from uniform ones of 24 bits, which may be 0."""
+    """Convert uniform numbers of 24 bits, which may be 0, to standard normal ones."""
     # 2u - 1 + 2^-24 is exact in float32 and lies strictly between -1 and 1, where the quantile is finite.
     return math.sqrt(2) * torch.erfinv((2 * draws - 1) + 2**-24)
 
 
 def _bending(draws: Tensor, height: int, width: int, options: AugmentOptions) -> Tensor:
-    """Displacements [N, H, W, 2] in pixels: normal at 3 x 3 knots, bicubic between them."""
+    """Return displacements [N, H, W, 2] in pixels: normally distributed at 3 x 3 knots, bicubic in between."""
     knots = _normal(draws[:, 1:]).view(-1, 2, _KNOTS, _KNOTS) * (options.elastic * max(height, width) / _FULL_SIZE)
     knots = knots * (draws[:, :1] < options.elastic_share)[..., None, None]
     rows, columns = (_bicubic(size).to(draws.device, non_blocking=True) for size in (height, width))
@@ -182,14 +184,14 @@ def _bending(draws: Tensor, height: int, width: int, options: AugmentOptions) ->
 
 @cache
 def _pixels(height: int, width: int) -> Tensor:
-    """Centres of the pixels relative to the centre of the image, (x, y) [H, W, 2]."""
+    """Return the pixel centres (x, y) relative to the centre of the image, [H, W, 2]."""
     y, x = (torch.arange(n) - (n - 1) / 2 for n in (height, width))
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
 
 
 @cache
 def _bicubic(size: int) -> Tensor:
-    """Weights [size, 3] of the knots along an axis."""
+    """Return the interpolation weights [size, 3] of the knots along an axis."""
     knots = torch.eye(_KNOTS)[None, :, :, None]
     return F.interpolate(knots, size=(size, 1), mode="bicubic", align_corners=True)[0, :, :, 0].T.contiguous()
 
@@ -198,20 +200,20 @@ def _bicubic(size: int) -> Tensor:
 def jitter_intensity(
     images: Tensor, *, seed: int, ids: Tensor, brightness: float = 0.3, contrast: float = 0.3, largest: float = 1.5
 ) -> Tensor:
-    """Change brightness, then contrast about the image's mean, then clip to [0, largest].
+    """Change brightness, then contrast about the mean of the image, then clip to [0, largest].
 
         x <- x + b,   x <- (x - mean x) c + mean x,   b ~ U(-brightness, brightness),  c ~ U(1 - contrast, 1 + contrast)
 
-    The pixels stay where they are, so labels stay valid. The released code draws one b and one c for the batch; here
-    every channel of every image has its own.
+    Pixels are not moved, so that labels remain valid. The released code draws one b and one c per batch; here, each
+    channel of each image has its own.
 
     Args:
         images: float [N, K, H, W], about 0 to 1.
-        seed: of the draws; give every step and view its own.
-        ids: int64 [N]: an image's draws are a function of (seed, id).
-        brightness: largest change; 0.3 in the released code.
-        contrast: largest change of the factor; 0.3 in the released code.
-        largest: value above which is clipped.
+        seed: Random seed; use a different one for every step and view.
+        ids: int64 [N]; the random parameters of an image are a function of (seed, id).
+        brightness: Largest change of brightness; 0.3 in the released code.
+        contrast: Largest change of the contrast factor; 0.3 in the released code.
+        largest: Upper clipping value.
     """
     shape = images.shape
     images, ids = _each_channel(images, ids)
@@ -223,9 +225,9 @@ def jitter_intensity(
 
 
 def _each_channel(images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Channels as images of their own, [N K, 1, H, W], with ids of their own; the first keeps that of its image.
+    """Split channels into separate images [N K, 1, H, W] with separate ids; the first channel keeps the image's id.
 
-    Scanners change the intensities of T2 and ADC independently, so each channel has its own draws.
+    Intensities of T2 and ADC vary independently between scanners, so each channel has its own random parameters.
     """
     count, channels = images.shape[:2]
     ids = ids.to(images.device, non_blocking=True)
@@ -235,17 +237,17 @@ def _each_channel(images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def change_intensity(images: Tensor, *, seed: int, ids: Tensor, options: AugmentOptions) -> Tensor:
-    """Change the grey values of slices as the options say; the pixels stay where they are, so labels stay valid.
+    """Apply intensity augmentation to slices; pixels are not moved, so that labels remain valid.
 
-    `paper`: :func:`jitter_intensity`. `strong`, in this order, each channel by draws of its own: gamma
-    ``x <- max(x, 0)^g``, contrast about the mean and brightness (0.8 of the images), a blend with a copy blurred by 1.5
-    pixels, Gaussian noise.
+    `paper` uses :func:`jitter_intensity`. `strong` applies, in this order and independently for each channel: gamma
+    ``x <- max(x, 0)^g``; contrast about the mean and brightness (0.8 of the images); a blend with a copy blurred by 1.5
+    pixels; Gaussian noise.
 
     Args:
         images: float [N, K, H, W], about 0 to 1.
-        seed: of the draws; give every step and view its own.
-        ids: int64 [N]: an image's draws are a function of (seed, id).
-        options: which changes, and how large.
+        seed: Random seed; use a different one for every step and view.
+        ids: int64 [N]; the random parameters of an image are a function of (seed, id).
+        options: Options of the augmentation.
     """
     if options.kind != "strong":
         return jitter_intensity(images, seed=seed, ids=ids)
@@ -274,7 +276,7 @@ def change_intensity(images: Tensor, *, seed: int, ids: Tensor, options: Augment
 
 
 def _blurred(images: Tensor) -> Tensor:
-    """Images [N, 1, H, W] smoothed by a Gaussian of 1.5 pixels."""
+    """Smooth images [N, 1, H, W] by a Gaussian of 1.5 pixels."""
     offsets = torch.arange(-_REACH, _REACH + 1, device=images.device, dtype=images.dtype)
     kernel = torch.exp(-offsets.square() / (2 * 1.5**2))
     kernel = kernel / kernel.sum()
@@ -283,19 +285,19 @@ def _blurred(images: Tensor) -> Tensor:
 
 
 _STREAM = 1 << 40
-"""Distance of the ids of two streams of draws."""
+"""Offset between the ids of two sampling streams."""
 
 
 @dataclass(frozen=True)
 class SliceSet:
-    """All slices of some cases, in their order.
+    """All slices of some cases, in order.
 
     Attributes:
-        images: float32 [N, K, H, W], K channels.
-        labels: uint8 [N, H, W], true or pseudo-labels; None without.
-        case: int64 [N], which case.
-        number: int64 [N], which slice of it.
-        names: of the cases.
+        images: float32 [N, K, H, W] with K channels.
+        labels: uint8 [N, H, W], true labels or pseudo-labels; None if there are none.
+        case: int64 [N], index of the case of each slice.
+        number: int64 [N], index of each slice within its case.
+        names: Names of the cases.
     """
 
     images: Tensor
@@ -310,40 +312,40 @@ class SliceSet:
 
     @property
     def truth(self) -> Tensor:
-        """The labels, where there must be some.
+        """The labels, for callers that need them.
 
         Raises:
-            UserError: there are none.
+            UserError: The slices have no labels.
         """
         if self.labels is None:
             raise UserError(f"found no labels for {', '.join(self.names[:5])}; expected one for every slice")
         return self.labels
 
     def with_labels(self, labels: Tensor) -> SliceSet:
-        """The same slices with other labels, such as pseudo-labels: uint8 [N, H, W]."""
+        """Return the same slices with other labels, uint8 [N, H, W], such as pseudo-labels."""
         return replace(self, labels=labels)
 
     def presence(self, classes: int) -> Tensor:
-        """Whether a class is in a slice, the background included: bool [N, C]."""
+        """Return whether each slice contains each class, background included; bool [N, C]."""
         flat = self.truth.flatten(1)
         return torch.stack([(flat == number).any(1) for number in range(classes)], 1)
 
     def partition(self, parts: int) -> Tensor:
-        """Which of that many equal parts of its volume a slice lies in, along the slice axis: int64 [N]."""
+        """Divide each volume into equal parts along the slice axis; return the part of each slice, int64 [N]."""
         counts = torch.bincount(self.case, minlength=len(self.names))
         return self.number * parts // counts[self.case]
 
     def to(self, device: torch.device) -> SliceSet:
-        """The same on a device; a few hundred slices fit beside the network."""
+        """Return a copy on a device; a few hundred slices fit in memory next to the network."""
         labels = None if self.labels is None else self.labels.to(device)
         return SliceSet(self.images.to(device), labels, self.case.to(device), self.number.to(device), self.names)
 
 
 def stack_slices(cases: Sequence[PreparedCase]) -> SliceSet:
-    """The slices of cases of one size; with labels, if all cases have one.
+    """Stack the slices of cases of the same size, with labels if all cases have them.
 
     Raises:
-        UserError: no cases.
+        UserError: There are no cases.
     """
     if not cases:
         raise UserError("found no cases to train on; expected at least one")
@@ -359,49 +361,49 @@ def stack_slices(cases: Sequence[PreparedCase]) -> SliceSet:
 
 
 def slices_with(slices: SliceSet, *, classes: int, least: int = 1) -> Tensor:
-    """The slices that show at least that many classes, the background included: int64 [M].
+    """Select the slices with at least `least` classes, background included; int64 [M].
 
-    The papers' rules: segmentation batches take slices with at least 3 classes of ACDC and MM-WHS and 2 of the prostate
-    once self-training begins, contrastive ones slices with all classes.
+    The papers use the following rules: in self-training, segmentation batches contain slices with at least 3 classes of
+    ACDC and MM-WHS and 2 of the prostate; contrastive batches contain slices with all classes.
 
     Raises:
-        UserError: there is none.
+        UserError: No slice has that many classes.
     """
     shown = slices.presence(classes).sum(1)
     found = torch.nonzero(shown >= least).flatten()
     if not len(found):
         raise UserError(
-            f"none of the {len(slices)} slices shows {least} classes or more, the most is {int(shown.max())}; lower "
-            "the number of classes that a slice must show"
+            f"none of the {len(slices)} slices contains {least} classes or more; the maximum is {int(shown.max())}. "
+            "Lower the number of classes that a slice must contain (--least_classes)"
         )
     return found
 
 
 class Drawn(NamedTuple):
-    """The slices that one process takes in one step."""
+    """The slices of one process in one step."""
 
     samples: Tensor
-    """Which slices: int64 [n]."""
+    """int64 [n]: indices of the slices."""
     ids: Tensor
-    """int64 [n], different for every entry of the step: a slice that comes twice is augmented in two ways."""
+    """int64 [n], unique within the step: a slice that is drawn twice is augmented in two different ways."""
 
 
 class SliceDraws:
-    """Slices of every step: a function of seed and step, whatever happened before and however many processes there are.
+    """Sampler of slices; its draws depend on seed and step only, not on earlier draws or the number of processes.
 
-    All slices of the pool in a random order, then all of them in another, and so on without a gap: every slice is drawn
-    as often as every other, and a pool smaller than a batch is drawn several times within it. Each process takes its
-    consecutive part.
+    The pool is traversed in one random order after the other, without gaps. Every slice is therefore drawn equally
+    often, and a pool smaller than a batch is drawn several times within it. Each process takes a consecutive part of
+    the batch.
 
     Args:
-        pool: int64 [M], the slices that may be drawn.
-        batch_size: slices per step, over all processes; a multiple of `world_size`.
-        seed: decides the order.
-        rank: this process, 0 <= rank < world_size.
-        world_size: number of processes.
+        pool: int64 [M], indices of the slices to draw from.
+        batch_size: Slices per step, over all processes; a multiple of `world_size`.
+        seed: Seed of the orders.
+        rank: Rank of this process, 0 <= rank < world_size.
+        world_size: Number of processes.
 
     Raises:
-        UserError: an empty pool, no slices per step, or a batch that the processes cannot share evenly.
+        UserError: The pool is empty, the batch is empty, or it cannot be divided evenly among the processes.
 
     >>> draws = SliceDraws(torch.tensor([3, 5, 8]), batch_size=2, seed=0)
     >>> [draws.at(step).samples.tolist() for step in range(3)]
@@ -411,7 +413,8 @@ class SliceDraws:
     def __init__(self, pool: Tensor, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
         if batch_size < 1 or batch_size % world_size:
             raise UserError(
-                f"batch_size is {batch_size} on {world_size} process(es); expected at least 1, and a multiple of them"
+                f"batch_size is {batch_size} with {world_size} process(es); expected at least 1, and a multiple of the "
+                "number of processes"
             )
         if not len(pool):
             raise UserError("found no slices to draw; expected at least one")
@@ -419,7 +422,7 @@ class SliceDraws:
         self._seed, self._rank, self._own = seed, rank, batch_size // world_size
 
     def at(self, step: int) -> Drawn:
-        """The slices that this process takes in `step`."""
+        """Return the slices of this process in `step`."""
         places = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
         rounds = places // len(self.pool)
         orders = [
@@ -433,27 +436,27 @@ class SliceDraws:
 
 
 class SegmentationBatch(NamedTuple):
-    """What the segmentation loss sees in a step."""
+    """Input of the segmentation loss in a step."""
 
     images: Tensor
-    """Float32 [n, K, H, W]."""
+    """float32 [n, K, H, W]."""
     shares: Tensor
-    """Class shares [n, C, H, W]: labels moved with the images."""
+    """Class shares (soft labels) [n, C, H, W], augmented with the images."""
 
 
 class SegmentationBatches:
-    """Labelled slices of every step, each augmented by draws of its own.
+    """Batches of labelled slices, each augmented independently.
 
     Args:
-        run: gives seed, device and processes.
-        slices: with labels; they move to the device.
-        classes: C, the background included.
-        pool: which slices may be drawn, int64 [M].
-        batch_size: slices per step, over all processes.
-        augment: how.
-        purpose: names the draws; batches of different purposes are drawn independently.
-        rare_share: share of the batch that is drawn from the slices of `pool` with the structure that the fewest of
-            them show; the rest is drawn from all of them.
+        run: Run that provides seed, device and processes.
+        slices: Labelled slices; they are moved to the device.
+        classes: Number of classes C, background included.
+        pool: int64 [M], indices of the slices to draw from.
+        batch_size: Slices per step, over all processes.
+        augment: Options of the augmentation.
+        purpose: Name of the random stream; batches with different purposes are drawn independently.
+        rare_share: Fraction of the batch that is drawn from the slices of `pool` with the rarest structure; the rest is
+            drawn from the whole pool.
     """
 
     def __init__(
@@ -481,7 +484,7 @@ class SegmentationBatches:
         self._seed = run.seed(purpose, "augment")
 
     def at(self, step: int) -> SegmentationBatch:
-        """The batch of this process in `step`."""
+        """Return the batch of this process in `step`."""
         drawn = _joined([draws.at(step) for draws in self._draws])
         index = drawn.samples.to(self._slices.images.device, non_blocking=True)
         images, shares = deform(
@@ -496,12 +499,12 @@ class SegmentationBatches:
 
 
 def _rarest(shown: Tensor) -> int:
-    """The structure that the fewest slices show, but some: of bool [M, F]."""
+    """Return the structure that occurs in the fewest slices, but at least in one, given bool [M, F]."""
     counts = shown.sum(0)
     return int(torch.where(counts > 0, counts, len(shown) + 1).argmin())
 
 
 def _joined(parts: Sequence[Drawn]) -> Drawn:
-    """Draws of several streams as those of one; the ids of each stream stay apart from those of the others."""
+    """Concatenate the draws of several streams; the ids of different streams remain distinct."""
     ids = [part.ids + number * _STREAM for number, part in enumerate(parts)]
     return Drawn(torch.cat([part.samples for part in parts]), torch.cat(ids))

@@ -1,4 +1,4 @@
-"""The supervised baseline: `ssl-medseg train`. One readable loop; copy it and change it."""
+"""Train the supervised baseline (`ssl-medseg train`), in one loop that is easy to copy and adapt."""
 
 from __future__ import annotations
 
@@ -38,30 +38,33 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
     cache: Path | None = None,
     run: RunOptions = RunOptions(),  # noqa: B008
 ) -> Path:
-    """Train a segmenter on the labelled volumes of a split alone: the baseline, and the start of self-training.
+    """Train a segmenter on the labelled volumes of a split only: the baseline and the start of self-training.
 
-    The recipe sets network, loss, optimiser and augmentation, the effort sets size, width, steps and batch; what is
-    given beside them comes first. ``strong`` is made for few labels: a U-Net with instance norm, Dice over the batch
-    plus cross-entropy, AdamW with a cosine, strong augmentation, half of each batch with the rarest structure, averaged
-    weights. ``paper`` is the released code, 20 slices per step, Dice with the background, Adam, 5,000 steps, but for a
-    learning rate of 1e-2 that a cosine brings down to 0, where the code has 1e-3 throughout, and brightness and
-    contrast of labelled slices. Every slice has draws of its own.
-    Files of test cases and labels of unlabelled cases are never opened; deleting them changes no byte of the result.
+    The recipe sets network, loss, optimiser and augmentation; the effort sets image size, network width, number of
+    steps and batch size. Options given explicitly take precedence. ``strong`` is designed for few labels: a U-Net with
+    instance norm, Dice over the batch plus cross-entropy, AdamW with a cosine schedule, strong augmentation, half of
+    each batch with the rarest structure, averaged weights. ``paper`` follows the released code: 20 slices per step,
+    Dice including the background, Adam, 5,000 steps. It differs in two points: the learning rate starts at 1e-2 and
+    decays to 0 on a cosine schedule (the released code uses 1e-3 throughout), and labelled slices are also augmented in
+    brightness and contrast. Every slice is augmented independently.
+
+    Training never opens the files of test cases or the labels of unlabelled cases; deleting them does not change a
+    single byte of the result.
 
     Args:
-        data: Data set: a folder in one of the layouts that `check` names, or a CSV file.
-        split: Split file of `make-splits`.
+        data: Data set: a folder in one of the layouts listed by `check`, or a CSV file.
+        split: Split file written by `make-splits`.
         out: Run folder: configuration, metrics, checkpoints, model.
-        init: Run folder or model folder of `pretrain` or of another segmenter, whose trunk, network and preprocessing
-            training begins with; by default random weights.
-        training: Length of training, its batches and loss, and the weights that are kept.
-        optimizer: Optimiser, learning rate, and average of the weights.
+        init: Run folder or model folder of `pretrain` or of another segmenter, whose trunk weights, network and
+            preprocessing are used; by default random weights.
+        training: Length of training, batches, loss, and the weights to keep.
+        optimizer: Optimiser, learning rate, and averaging of the weights.
         network: Network; `auto` and 0 leave the choice to recipe and effort.
         augment: Augmentation of the labelled slices.
-        preprocessing: Preprocessing settings; those that are not given are derived from the data.
-        opening: How to open the data set.
-        cache: Folder that keeps prepared volumes; runs may share it.
-        run: How the run is executed: seed, device, precision, checkpoints, logs.
+        preprocessing: Preprocessing settings; unset ones are derived from the data.
+        opening: Options for opening the data set.
+        cache: Folder for preprocessed volumes, which several runs can share.
+        run: Execution of the run: seed, device, precision, checkpoints, logs.
 
     Returns:
         The folder of the trained segmenter.
@@ -77,10 +80,12 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
         unlabelled=False, cache=cache, largest=chosen.largest,
     )  # fmt: skip
     if chosen.keep == "best" and not seen.validation:
-        raise UserError(f"{split}: names no validation case, so there is no best step; use --keep last")
+        raise UserError(
+            f"{split}: the split has no validation cases, so the best step cannot be determined; use --keep last"
+        )
     classes, slices = len(seen.labels), seen.slices()
     with Run(out, config=config, command="ssl-medseg train", options=run, free=("cache", "data", "split")) as r:
-        keep_identity(r, seen)  # data are known by their content, wherever they lie
+        keep_identity(r, seen)  # data are identified by their content, not by their path
         for note in [str(chosen), *seen.notes]:
             r.say(note)
         batches = SegmentationBatches(
@@ -131,11 +136,11 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
                 },
             )  # fmt: skip
 
-        weights = f"the last, after step {chosen.steps}"
+        weights = f"last step ({chosen.steps})"
         save("models/last", weights, Refinement())
         if validation is not None and chosen.keep != "last":
             best.give(kept)
-            weights = f"the best of validation, Dice {best.score:.3f} after step {best.step}"
+            weights = f"best step ({best.step}), validation Dice {best.score:.3f}"
         weights += f", averaged with decay {chosen.ema:g}" if chosen.ema else ""
         r.say(f"weights kept: {weights}")
         refinement = choose_refinement(r, validation, kept) if chosen.test_time else Refinement()
@@ -143,7 +148,7 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
 
 
 def _pace(run: Run, chosen: Settings, slices: SliceSet, validation: Validation | None, kept: nn.Module) -> Pace:
-    """The time estimate. It scores once, so that what does not work in a validation fails before the first step."""
+    """Estimate the duration; validates once, so that an error in validation shows before the first step."""
     apart = 0.0
     if validation is not None:
         apart = seconds_of(lambda: validation.scores(kept)) * (chosen.steps // chosen.validate_every)

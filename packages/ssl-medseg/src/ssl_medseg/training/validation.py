@@ -1,4 +1,4 @@
-"""Dice of whole volumes on their own grids, while training goes on."""
+"""Validate during training: Dice of whole volumes on their original grids."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ssl_medseg.preprocessing.cases import PreparedCase
 
 @dataclass(frozen=True)
 class VolumeScores:
-    """Dice of some volumes, by structure.
+    """Dice scores of some volumes, by structure.
 
     Attributes:
-        names: of the structures.
-        dice: [V, F]; 0 for a structure on one side only, NaN for one on neither.
-        present: [V, F], whether the truth has the structure.
+        names: Names of the structures.
+        dice: [V, F]; 0 if the structure is present in only one of truth and prediction, NaN if in neither.
+        present: [V, F], whether the truth contains the structure.
     """
 
     names: tuple[str, ...]
@@ -34,32 +34,32 @@ class VolumeScores:
 
     @property
     def mean(self) -> float:
-        """Mean foreground Dice in the paper's convention, by which the best step is chosen.
+        """Mean foreground Dice in the paper's convention, which selects the best step.
 
-        Mean over volumes of the mean over the structures that are in the truth or the prediction; one that is on one
-        side only counts 0. 0 if there is nothing to score.
+        The mean over volumes of the mean over the structures that are present in truth or prediction. A structure that
+        is present in only one of them counts as 0. The result is 0 if there is nothing to score.
         """
         scored = [float(np.nanmean(row)) for row in self.dice if not np.isnan(row).all()]
         return float(np.mean(scored)) if scored else 0.0
 
     @property
     def structures(self) -> dict[str, float]:
-        """Mean Dice of each structure over the volumes whose truth has it; structures that none has are left out."""
+        """Mean Dice of each structure over the volumes whose truth contains it; absent structures are left out."""
         columns = zip(self.names, self.dice.T, self.present.T, strict=True)
         return {name: float(dice[there].mean()) for name, dice, there in columns if there.any()}
 
     @property
     def mean_present(self) -> float:
-        """Mean over structures of :attr:`structures`: what is predicted where the truth has nothing does not count."""
+        """Mean of :attr:`structures`; structures that are predicted but absent from the truth do not count."""
         return float(np.mean(list(self.structures.values()))) if self.structures else 0.0
 
     @property
     def false_structures(self) -> int:
-        """How often a structure is predicted in a volume whose truth lacks it."""
+        """Number of structures that are predicted in a volume whose truth does not contain them."""
         return int((~self.present & ~np.isnan(self.dice)).sum())
 
     def record(self, prefix: str = "validation") -> dict[str, float]:
-        """For `Run.record`: the mean in both conventions and every structure."""
+        """Return the values for `Run.record`: the mean in both conventions, and every structure."""
         each = {f"{prefix}_dice_{name.replace(' ', '_')}": value for name, value in self.structures.items()}
         return {
             f"{prefix}_dice": self.mean,
@@ -70,13 +70,13 @@ class VolumeScores:
 
 
 class Validation:
-    """Scores a network on volumes with labels; the processes of a run share the work.
+    """Score a network on labelled volumes; the processes of a run share the work.
 
     Args:
-        run: the run.
-        cases: prepared volumes.
-        truths: their classes [X, Y, Z] on the volumes' own grids.
-        names: of the structures.
+        run: Training run.
+        cases: Prepared volumes.
+        truths: True classes [X, Y, Z] on the original grids of the volumes.
+        names: Names of the structures.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Validation:
         return len(self._cases)
 
     def scores(self, network: nn.Module, refinement: Refinement = Refinement()) -> VolumeScores:  # noqa: B008 - frozen
-        """Dice of every volume: probabilities of the slices, brought back to the volume's grid, then the largest."""
+        """Compute the Dice of every volume, with probabilities resampled to its original grid before the argmax."""
         classes = len(self._names) + 1
         dice = np.zeros((len(self._cases), len(self._names)))
         for number in range(self._run.rank, len(self._cases), self._run.world_size):
@@ -103,23 +103,23 @@ class Validation:
             prediction = largest_parts(prediction, refinement.largest)
             dice[number] = class_dice(prediction, self._truths[number], classes=classes)[1:]
         if self._run.world_size > 1:
-            # float32 on the way: Apple's GPUs have no float64.
+            # Reduced in float32, because Apple GPUs have no float64.
             shared = torch.from_numpy(dice).float().to(self._run.device)
             dice = self._run.fabric.all_reduce(shared, reduce_op="sum").double().cpu().numpy()  # type: ignore[union-attr]
         return VolumeScores(self._names, dice, self._present)
 
 
 _GAIN = 0.002
-"""Mean Dice that a refinement has to add on the validation cases; less is noise of a few volumes."""
+"""Smallest gain of mean Dice on the validation cases for a refinement to be used; smaller gains are noise."""
 
 
 def choose_refinement(run: Run, validation: Validation | None, network: nn.Module) -> Refinement:
-    """Mirroring, and the largest part of each structure, where the validation cases score higher with it.
+    """Enable mirroring, and the largest component of each structure, where they raise the validation Dice.
 
     Args:
-        run: the run, which says what was chosen.
-        validation: None: nothing can be chosen.
-        network: with the weights that are kept.
+        run: Run, which reports the choice.
+        validation: Validation; with None, the refinement is empty.
+        network: Network with the weights to keep.
     """
     if validation is None:
         return Refinement()
@@ -137,7 +137,8 @@ def choose_refinement(run: Run, validation: Validation | None, network: nn.Modul
     chosen = Refinement(mirror, largest)
     names = ", ".join(base.names[number - 1] for number in largest)
     run.say(
-        f"test time, by the validation cases: mirroring {'on' if mirror else 'off'} (Dice {plain.mean:.3f} without, "
-        f"{mirrored.mean:.3f} with), largest part {f'of {names}' if largest else 'of no structure'}"
+        f"test-time settings chosen on the validation cases: mirroring {'on' if mirror else 'off'} (Dice "
+        f"{plain.mean:.3f} without, {mirrored.mean:.3f} with); keep the largest component of "
+        f"{names if largest else 'no structure'}"
     )
     return chosen

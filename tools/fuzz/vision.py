@@ -22,12 +22,12 @@ from ssl_vision.data.bad_files import read_log
 from ssl_vision.data.decode import read_channels, read_image, read_size
 from ssl_vision.evaluation.predictions import make_predictions, read_predictions, write_predictions
 from ssl_vision.evaluation.scores import read_classifier_score
-from ssl_vision.importing.named import load_weights
 from ssl_vision.importing.tensorflow import TensorBundle, masked_crc32c
 from ssl_vision.labels.files import LabelFile, read_labelled, write_label_file
 from ssl_vision.methods import SimCLR
 from ssl_vision.models import EncoderOptions, build_encoder
 from ssl_vision.models.checkpoint import Architecture, classifier_card, encoder_card, load_classifier, load_pretrained
+from ssl_vision.models.pretrained import load_weights
 from tools.fuzz.core import sign_card
 from tools.fuzz.format import Format, digest
 

@@ -16,9 +16,9 @@ from ssl_medseg.commands.pretrain import pretrain
 from ssl_medseg.datasets import Split, open_dataset, write_split
 from ssl_medseg.models import NetworkOptions, UNet
 from ssl_medseg.models.checkpoint import load_segmenter
+from ssl_medseg.models.pretraining import GlobalNetwork, LocalNetwork, load_trunk
 from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import PreprocessingOptions
-from ssl_medseg.pretraining.model import GlobalNetwork, LocalNetwork, load_trunk
 from ssl_medseg.pretraining.stages import VolumeBatches, crop_and_resize
 from ssl_medseg.training.optim import Pace
 from ssl_medseg.training.supervised import train

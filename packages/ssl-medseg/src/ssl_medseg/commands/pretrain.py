@@ -10,8 +10,8 @@ from contrastive_core.errors import UserError
 from contrastive_core.training import Run, RunOptions
 from ssl_medseg.datasets import DataOptions
 from ssl_medseg.models import NetworkOptions, UNet, settle_statistics
+from ssl_medseg.models.pretraining import GlobalNetwork, LocalNetwork, save_trunk
 from ssl_medseg.preprocessing import PreprocessingOptions
-from ssl_medseg.pretraining.model import GlobalNetwork, LocalNetwork, save_trunk
 from ssl_medseg.pretraining.stages import GlobalKind, GlobalStage, LocalKind, LocalStage, Stage
 from ssl_medseg.training.data import keep_identity, open_training_data
 from ssl_medseg.training.optim import Pace, adam

@@ -14,8 +14,8 @@ from ssl_medseg.losses.segmentation import segmentation_loss
 from ssl_medseg.models import NetworkOptions, build_network, settle_statistics
 from ssl_medseg.models.checkpoint import save_segmenter
 from ssl_medseg.models.network import AUTO, Refinement
+from ssl_medseg.models.pretraining import load_trunk
 from ssl_medseg.preprocessing import PreprocessingOptions
-from ssl_medseg.pretraining.model import load_trunk
 from ssl_medseg.training.data import keep_identity, open_training_data
 from ssl_medseg.training.optim import BestWeights, Pace, adam, moving_average, scheduler, seconds_of
 from ssl_medseg.training.recipe import OptimizerOptions, Settings, TrainingOptions, choose

@@ -14,13 +14,13 @@ from contrastive_core.training.model_file import model_files, save_model
 from contrastive_core.training.names import check_labels
 from contrastive_core.training.outputs import Outputs
 from ssl_vision.importing.imported import Imported
-from ssl_vision.importing.named import load_weights
 from ssl_vision.importing.simclr import read_simclr
 from ssl_vision.importing.tensorflow import is_bundle
 from ssl_vision.importing.torch_resnets import read_resnet
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.checkpoint import Architecture, classifier_card, encoder_card
 from ssl_vision.models.encoder import Normalization
+from ssl_vision.models.pretrained import load_weights
 from ssl_vision.models.resnet import Stem
 
 

@@ -22,10 +22,10 @@ from contrastive_core.training.weights import plain_name, read_tensors
 from ssl_vision.importing.imported import Imported
 from ssl_vision.models import EncoderOptions, resnet
 from ssl_vision.models.encoder import Normalization
+from ssl_vision.models.pretrained import SECOND
 from ssl_vision.models.resnet import LAYOUTS, BasicBlock, Stem
 
 _GROUPS = ("layer1", "layer2", "layer3", "layer4")
-SECOND = re.compile(r"momentum|encoder_k|_k\.|key_|target|ema|teacher_|avg_")
 
 
 @dataclass

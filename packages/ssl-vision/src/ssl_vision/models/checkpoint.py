@@ -19,11 +19,11 @@ from contrastive_core.training.launch import choose_device
 from contrastive_core.training.model_file import build_from
 from contrastive_core.training.names import check_labels
 from ssl_vision.data import ImageSet, measure_statistics
-from ssl_vision.importing.named import load_weights
 from ssl_vision.labels.files import labels_digest
 from ssl_vision.labels.subsets import sample_fingerprints
 from ssl_vision.methods import SimCLR
 from ssl_vision.models import Classifier, EncoderOptions, build_encoder
+from ssl_vision.models.pretrained import load_weights
 
 PIXELS = "pixels"
 """The name of the model that has nothing to learn: an image's pixels are its features."""

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.weights import read_tensors
-from ssl_vision.importing.torch_resnets import SECOND
 from ssl_vision.models.encoder import EncoderOptions, build_encoder, core_network, default_image_size, timm_statistics
+
+#: Names of a second network in a file: a momentum encoder, a teacher.
+SECOND = re.compile(r"momentum|encoder_k|_k\.|key_|target|ema|teacher_|avg_")
 
 _LISTED = 4
 

@@ -103,6 +103,63 @@ def test_the_core_needs_torch_only(shipped: dict[Path, str]) -> None:
     assert found == []
 
 
+def modules(shipped: dict[Path, str]) -> dict[str, set[str]]:
+    """Module -> modules of the packages that it imports, at once or in a function; types alone do not count."""
+    names = {path: ".".join(path.with_suffix("").parts[3:]).removesuffix(".__init__") for path in shipped}
+    known = set(names.values())
+    found: dict[str, set[str]] = {}
+    for path, text in shipped.items():
+        wanted = set()
+        for node in ast.walk(_without_types(ast.parse(text))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                inside = {f"{node.module}.{alias.name}" for alias in node.names} & known
+                wanted |= inside or {node.module} & known
+        found[names[path]] = wanted - {names[path]}
+    return found
+
+
+def _without_types(tree: ast.Module) -> ast.Module:
+    tree.body = [
+        node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+    ]
+    return tree
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Nodes of the circles of a graph and those that lead to them; empty if there is no circle."""
+    left = {node: set(others) for node, others in graph.items()}
+    while done := [node for node, others in left.items() if not others & left.keys()]:
+        for node in done:
+            del left[node]
+    return sorted(left)
+
+
+def test_imports_go_one_way(shipped: dict[Path, str]) -> None:
+    """No circle of modules, and none of rooms: the folders below a package, and the modules beside them."""
+    graph = modules(shipped)
+    files = {node: others for node, others in graph.items() if not any(other.startswith(f"{node}.") for other in graph)}
+    assert circle(files) == []
+    rooms: dict[str, set[str]] = {}
+    for node, others in graph.items():
+        if "." in node:
+            room = ".".join(node.split(".")[:2])
+            elsewhere = {".".join(other.split(".")[:2]) for other in others if "." in other} - {room}
+            rooms.setdefault(room, set()).update(elsewhere)
+    assert circle(rooms) == []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["a", "b", "c"]
+
+
+def test_a_command_imports_no_other(shipped: dict[Path, str]) -> None:
+    """But for `demo`, which runs them one after the other."""
+    found = [
+        f"{node} imports {other}"
+        for node, others in modules(shipped).items()
+        for other in others
+        if ".commands." in other and not node.endswith((".demo", ".cli")) and "." in node
+    ]
+    assert found == []
+
+
 def test_imports_are_seen() -> None:
     text = (
         "import a.b\nif TYPE_CHECKING:\n    import c\ndef f():\n    from d import e\ntry:\n    import g\nexcept E: pass"

@@ -17,7 +17,6 @@ from ssl_vision.checks import examine
 from ssl_vision.commands.embed import embed
 from ssl_vision.commands.evaluate import evaluate
 from ssl_vision.commands.export import export
-from ssl_vision.commands.finetune import finetune
 from ssl_vision.commands.predict import predict
 from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.commands.report import report
@@ -25,6 +24,7 @@ from ssl_vision.data import measure_statistics, open_images
 from ssl_vision.data.decode import ReadOptions, read_image
 from ssl_vision.models import EncoderOptions, build_encoder
 from ssl_vision.models.checkpoint import load_encoder
+from ssl_vision.training.finetuning import finetune
 from ssl_vision.training.options import OptimizerOptions
 
 QUIET = RunOptions(threads=1, log_every=1, device="cpu", progress=False)

@@ -9,11 +9,11 @@ import pytest
 
 from contrastive_core.training import RunOptions
 from ssl_vision.commands.evaluate import evaluate
-from ssl_vision.commands.finetune import finetune
 from ssl_vision.commands.predict import predict
 from ssl_vision.commands.report import report
 from ssl_vision.data.class_names import find_class_names
 from ssl_vision.models import EncoderOptions
+from ssl_vision.training.finetuning import finetune
 
 WNIDS = ["n01440764", "n02102040", "n03028079"]
 

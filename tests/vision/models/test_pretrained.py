@@ -22,7 +22,6 @@ from ssl_vision.cli import main
 from ssl_vision.commands.distill import distill
 from ssl_vision.commands.embed import embed
 from ssl_vision.commands.few_labels import few_labels
-from ssl_vision.commands.finetune import finetune
 from ssl_vision.commands.import_checkpoint import import_checkpoint
 from ssl_vision.commands.knn import knn
 from ssl_vision.commands.pretrain import pretrain
@@ -31,6 +30,7 @@ from ssl_vision.evaluation.scores import ProbeOptions
 from ssl_vision.models import EncoderOptions, build_encoder
 from ssl_vision.models.checkpoint import load_classifier, load_encoder, load_pretrained, open_start
 from ssl_vision.models.pretrained import load_weights
+from ssl_vision.training.finetuning import finetune
 from ssl_vision.training.options import AugmentOptions, OptimizerOptions, build_optimizer, layer_depths
 
 QUIET = RunOptions(threads=1, log_every=1, device="cpu", progress=False)

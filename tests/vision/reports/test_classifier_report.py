@@ -17,7 +17,6 @@ from contrastive_core.metrics import Calibration
 from contrastive_core.training import RunOptions
 from ssl_vision.commands.distill import distill
 from ssl_vision.commands.evaluate import evaluate
-from ssl_vision.commands.finetune import finetune
 from ssl_vision.commands.knn import knn
 from ssl_vision.commands.make_splits import make_splits
 from ssl_vision.commands.report import report
@@ -28,6 +27,7 @@ from ssl_vision.models import EncoderOptions
 from ssl_vision.reports.classifier_sections import constant_prediction, most_confident
 from ssl_vision.reports.comparison import collect, compare_predictions, comparison_figure, group_of
 from ssl_vision.reports.run_folder import count_labels, open_run, read_evaluations
+from ssl_vision.training.finetuning import finetune
 from ssl_vision.training.options import OptimizerOptions
 from tests.pages import Page, assert_stands_alone, read
 

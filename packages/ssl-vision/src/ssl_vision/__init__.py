@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ssl_vision.commands.evaluate import evaluate
     from ssl_vision.commands.export import export
     from ssl_vision.commands.few_labels import few_labels
-    from ssl_vision.commands.finetune import finetune
     from ssl_vision.commands.import_checkpoint import import_checkpoint
     from ssl_vision.commands.knn import knn
     from ssl_vision.commands.linear import linear
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from ssl_vision.commands.pretrain import pretrain
     from ssl_vision.commands.report import report
     from ssl_vision.commands.transfer import transfer
+    from ssl_vision.training.finetuning import finetune
 
 __all__ = [
     "check",
@@ -45,4 +45,8 @@ __all__ = [
     "transfer",
 ]
 
-__getattr__, __dir__ = load_on_use(__name__, {name: f"ssl_vision.commands.{name}" for name in __all__})
+_ELSEWHERE = {"finetune": "training.finetuning"}
+
+__getattr__, __dir__ = load_on_use(
+    __name__, {name: f"ssl_vision.{_ELSEWHERE.get(name, f'commands.{name}')}" for name in __all__}
+)

@@ -15,7 +15,7 @@ VERBS = {
         "choose the images whose labels may be seen, and write label files",
         alone=True,
     ),
-    "finetune": Verb("ssl_vision.commands.finetune:finetune", "train a classifier from a pre-trained encoder"),
+    "finetune": Verb("ssl_vision.training.finetuning:finetune", "train a classifier from a pre-trained encoder"),
     "distill": Verb("ssl_vision.commands.distill:distill", "distil a classifier into a student"),
     "few-labels": Verb(
         "ssl_vision.commands.few_labels:few_labels",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ssl_video
 from contrastive_core.app.report import page
 from contrastive_core.app.report.run_record import read_record
 from contrastive_core.app.report.sections import settings, surroundings
@@ -11,7 +12,6 @@ from contrastive_core.errors import UserError
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.model_file import module_hash
 from contrastive_core.training.outputs import Outputs
-from ssl_video.commands.train import train
 from ssl_video.data import open_videos
 from ssl_video.data.splits import read_split, select
 from ssl_video.models.checkpoint import load_recognizer
@@ -91,7 +91,7 @@ def report(
                 raise
             parts.append(sections.missing("What the network sees", f"The videos could not be opened: {error}"))
     parts += [
-        settings(config, train, name="training", again=sections.again(config)),
+        settings(config, ssl_video.train, name="training", again=sections.again(config)),
         surroundings(config, record.sessions, packages=["ssl-video", "torchvision", "av"]),
     ]
     with planned:

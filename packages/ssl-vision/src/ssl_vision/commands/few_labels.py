@@ -21,7 +21,6 @@ from contrastive_core.training import RunOptions
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.model_file import save_model
 from contrastive_core.training.outputs import Outputs, claim_folder
-from ssl_vision.commands.finetune import SIMCLR, finetune
 from ssl_vision.data import ImageSet, Subset, list_splits, open_images
 from ssl_vision.data.class_names import find_class_names
 from ssl_vision.data.decode import ReadOptions
@@ -37,6 +36,7 @@ from ssl_vision.models.checkpoint import (
     load_encoder,
     open_start,
 )
+from ssl_vision.training.finetuning import SIMCLR, finetune
 from ssl_vision.training.options import OptimizerOptions
 
 Method = Literal["linear", "knn", "finetune"]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+import ssl_vision
 from contrastive_core.app.report import page, sections
 from contrastive_core.app.report.figures import to_inline_svg, training_figure
 from contrastive_core.text import duration
@@ -170,7 +170,7 @@ def missing(name: str, reason: str) -> str:
 def settings(run: RunFolder) -> str:
     """Return the resolved configuration, with changed settings in bold, and the command that repeats the run."""
     kind = run.settings.kind
-    command = getattr(importlib.import_module(f"ssl_vision.commands.{kind}"), kind)
+    command = getattr(ssl_vision, kind)
     again = f"ssl-vision {kind} --config {shlex.quote(str(run.path / 'config.yaml'))} --out runs/again"
     return sections.settings(run.settings.config, command, name=kind, again=again)
 

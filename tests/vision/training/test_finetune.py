@@ -24,7 +24,6 @@ from contrastive_core.optim import scaled_lr
 from contrastive_core.training import Batches, RunOptions
 from ssl_vision.cli import main
 from ssl_vision.commands.evaluate import evaluate
-from ssl_vision.commands.finetune import finetune
 from ssl_vision.commands.linear import linear
 from ssl_vision.commands.make_splits import make_splits
 from ssl_vision.commands.pretrain import pretrain
@@ -34,6 +33,7 @@ from ssl_vision.evaluation.scores import ProbeOptions
 from ssl_vision.labels.files import read_labelled
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.checkpoint import load_classifier, load_pretrained, open_start
+from ssl_vision.training.finetuning import finetune
 from ssl_vision.training.loading import Crops
 from ssl_vision.training.options import HeadOptions, OptimizerOptions, build_optimizer
 from ssl_vision.training.setup import plan_budget

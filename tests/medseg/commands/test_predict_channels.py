@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,17 @@ def test_without_names_the_order_is_asked_for(store, model: Path, tmp_path: Path
     words = r"x: .*has 2 channels without a name; .*trained with T2, ADC\. State their order with --channels T2,ADC"
     with pytest.raises(UserError, match=words):
         predict(str(model), tmp_path / "images", tmp_path / "masks", device="cpu")
+
+
+@pytest.mark.parametrize("store", [by_number, by_volume])
+def test_numbers_mean_what_they_meant_in_training(store, model: Path, right: np.ndarray, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    store(tmp_path / "images")
+    found = load_segmenter(model, device="cpu")
+    numbered = replace(found.preprocessing, channel_numbers=(0, 1))
+    random_segmenter(tmp_path / "model", numbered)
+    result = predict(str(tmp_path / "model"), tmp_path / "images", tmp_path / "masks", device="cpu")
+    assert [case.image for case in result.cases] == ["x"]
+    np.testing.assert_array_equal(read_label(tmp_path / "masks" / "x.nii.gz", LABELS)[0], right)
 
 
 def test_a_case_that_lacks_a_channel_stops_no_other(model: Path, right: np.ndarray, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -193,6 +194,29 @@ def test_channels_are_those_of_the_model() -> None:
     numbered = join_channels([ImageFile(Path("a"), name="0"), ImageFile(Path("b"), name="1")])
     with pytest.raises(UserError, match=r"2 channels without a name.*State their order with --channels T2,ADC"):
         fit_channels(numbered, ("T2", "ADC"))
+
+
+def test_channels_without_names_are_those_with_the_numbers_of_training() -> None:
+    a, b, c = (ImageFile(Path(name), name=str(i), number=i) for i, name in enumerate("abc"))
+    fitted = fit_channels(join_channels([a, b, c]), ("ADC", "T2"), (2, 0))
+    assert [(channel.path.name, channel.name) for channel in fitted.channels] == [("c", "ADC"), ("a", "T2")]
+    volumes = [ImageFile(Path("a"), channel=i, name=str(i), number=i) for i in range(3)]
+    fitted = fit_channels(join_channels(volumes[:2]), ("ADC", "T2"), (1, 0))
+    assert [channel.channel for channel in fitted.channels] == [1, 0]
+    for image, numbers in (
+        (join_channels(volumes), (1, 0)),  # three volumes may be time points
+        (join_channels([a, b]), (2, 0)),  # a number that is not there
+        (join_channels([a, b]), ()),  # training had names alone
+        (join_channels([replace(a, name="PD"), replace(b, name="DWI")]), (0, 1)),  # names that say otherwise
+    ):
+        with pytest.raises(UserError, match="was trained with ADC, T2"):
+            fit_channels(image, ("ADC", "T2"), numbers)
+
+
+def test_numbers_of_channels_are_kept_in_the_order_that_was_chosen(tmp_path: Path) -> None:
+    root = nnunet(tmp_path)
+    assert open_dataset(root).channel_numbers == (0, 1)
+    assert open_dataset(root, channels=("ADC", "T2")).channel_numbers == (1, 0)
 
 
 def test_check_says_how_channels_lie(tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(finished: Path, tmp_path: Path) -> Path:
     shutil.copytree(finished / "run", tmp_path / "run")
     shutil.copy(finished / "split.json", tmp_path / "split.json")
+    shutil.copy(finished / "secret-place/data/imagesTr/patient001_frame01.nii.gz", tmp_path / "image.nii.gz")
     return tmp_path / "run"
 
 
@@ -92,7 +93,22 @@ def test_report_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{dice:.3f}" in text
     assert "No validation volumes" not in text
     # One case is the best, the median and the worst; its sheet is in the page, and the plot of volumes as a drawing.
-    assert [len(pictures) for pictures in page.images.values()] == [1]
+    # Training was validated twice, and drew both.
+    assert {title: len(pictures) for title, pictures in page.images.items()} == {
+        "Evaluation: Phantom-test": 1, "Training": 2,
+    }  # fmt: skip
+    assert sorted(path.name for path in (run / "validation").iterdir()) == ["step-000002.png", "step-000004.png"]
+    # Each volume with its storage, voxels and slices; what the labels say of cropping stands beside the labelled one.
+    stored = nib.load(run.parent / "image.nii.gz")
+    facts = json.loads((run / "data.json").read_text())["preparation"]["patient001_frame01"]
+    assert facts["stored"] == "".join(nib.aff2axcodes(stored.affine))
+    assert facts["shape"] == list(stored.shape)
+    np.testing.assert_allclose(facts["spacing_mm"], stored.header.get_zooms()[:3], atol=1e-4)
+    assert " × ".join(map(str, stored.shape)) in text
+    content = json.loads((run / "data.json").read_text())
+    content["preparation"]["patient001_frame01"]["outside_slices"] = {"RV": 0.0213}
+    (run / "data.json").write_text(json.dumps(content))
+    assert "2.1% of RV lies outside the slices" in read(report(run)).text
     assert "predicted less true, mL" in text
     assert min(page.images["Evaluation: Phantom-test"][0].size) > 300
     assert "secret-place" not in text

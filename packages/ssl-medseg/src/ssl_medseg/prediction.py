@@ -37,6 +37,7 @@ def find_images(
     split: Path | None = None,
     part: str = "test",
     channels: Sequence[str] = (),
+    numbers: Sequence[int] = (),
 ) -> list[Wanted]:
     """The images of a file, a DICOM series, a folder of any depth, or a data set.
 
@@ -48,6 +49,7 @@ def find_images(
         part: of that split.
         channels: of the model, in order. Where it has several, the files and series of a patient are put together: by
             the name or number at the end of a file's name, and by the description of a DICOM series.
+        numbers: of these channels in the data of training, if they were numbered.
 
     Raises:
         UserError: nothing there, two images whose masks would have one name, a split without a data set, or a table of
@@ -56,12 +58,12 @@ def find_images(
     data = data.expanduser()
     stated = split is not None or opening.layout != "auto"
     if stated or (data / "dataset.json").is_file() or data.suffix.lower() in (".json", ".csv"):
-        return _of_dataset(data, opening, split, part, channels)
+        return _of_dataset(data, opening, split, part, channels=channels, numbers=numbers)
     if data.is_file() or is_series(data):
         dicom = data.is_dir() or data.suffix.lower() in DICOM_ENDINGS
         name = data.stem if dicom and data.is_file() else stem(data.resolve())
         found = _series(name, data, opening) if data.is_dir() else [Wanted(name, opening.image(data), dicom)]
-        found = group_channels(found, channels, opening, root=data.parent)
+        found = group_channels(found, channels, opening, root=data.parent, numbers=numbers)
         return _at_their_frames(_checked(found), data, opening)
     if not data.is_dir():
         raise UserError(f"{data}: there is no such file or folder; expected an image, or a folder of images")
@@ -72,7 +74,7 @@ def find_images(
     ]
     if not found:
         raise UserError(f"{data}: found no images in it; expected NIfTI, NRRD or MetaImage files, or DICOM series")
-    found = group_channels(found, channels, opening, root=data)
+    found = group_channels(found, channels, opening, root=data, numbers=numbers)
     return _at_their_frames(_checked(found), data, opening)
 
 
@@ -120,14 +122,20 @@ def unread_files(data: Path, found: Sequence[Wanted]) -> list[str]:
 
 
 def _of_dataset(
-    data: Path, opening: DataOptions, split: Path | None, part: str, channels: Sequence[str]
+    data: Path,
+    opening: DataOptions,
+    split: Path | None,
+    part: str,
+    *,
+    channels: Sequence[str],
+    numbers: Sequence[int],
 ) -> list[Wanted]:
     dataset = open_with(data, replace(opening, allow_unlabelled=True))
     names = dataset.names if split is None else getattr(read_split(split, dataset), part)
     if not names:
         raise UserError(f"{data}: there are no cases to segment" + (f" in part {part} of {split}" if split else ""))
     if channels:
-        dataset = dataset.with_channels(channels)
+        dataset = dataset.with_channels(channels, numbers)
     found = [
         Wanted(case.name, case.image, is_series(Path(case.image.path)), case.label) for case in dataset.select(names)
     ]
@@ -288,7 +296,8 @@ def predict_cases(
             f"{model}: was trained for {segmenter.labels}, and {dataset.name} has {dataset.labels}; expected the same "
             "names and values. Give the label map of training (--label-map)"
         )
-    dataset = dataset.with_channels(segmenter.preprocessing.channels)
+    settings = segmenter.preprocessing
+    dataset = dataset.with_channels(settings.channels, settings.channel_numbers)
     cases = dataset.select(case.name for case in cases)
     folder.mkdir(parents=True, exist_ok=True)
     masks: dict[str, Path] = {}

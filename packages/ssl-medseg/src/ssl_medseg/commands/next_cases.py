@@ -124,7 +124,8 @@ def next_cases(
     run, out = Path(model), Path(out).expanduser()
     dataset = open_with(data, replace(opening, allow_unlabelled=True))
     segmenter = load_segmenter(model, device=device)
-    dataset = dataset.with_channels(segmenter.preprocessing.channels)
+    settings = segmenter.preprocessing
+    dataset = dataset.with_channels(settings.channels, settings.channel_numbers)
     baseline = _baseline(run, segmenter, device=device)
     cases = _unlabelled(dataset, segmenter, split or own_split(run))
     done: list[tuple[RankedCase, Case]] = []

@@ -129,8 +129,8 @@ def predict(
 
     A model with several channels (such as T2 and ADC) accepts a data set that names them, files that end in channel
     names or numbers (``case_T2.nii.gz``, ``case_0000.nii.gz``), 4-D files, or the series of a DICOM study, matched by
-    their descriptions. If the order of the channels is not stated, ``--channels`` is required. Cases that lack a
-    channel are reported.
+    their descriptions. Numbers mean what they meant in training; if the training data had none, ``--channels``
+    is required. Cases that lack a channel are reported.
 
     Every image in a folder, and every series in a DICOM folder, is processed. The output folder has the same
     subfolders as the input. Its predictions.json lists the result for each image with volumes in mL, the files that
@@ -171,7 +171,11 @@ def predict(
     if batch_size < 1:
         raise UserError(f"predict needs batch_size >= 1, got {batch_size}")
     segmenter = load_segmenter(model, device=device)
-    found = find_images(Path(data), opening=opening, split=split, part=part, channels=segmenter.preprocessing.channels)
+    settings = segmenter.preprocessing
+    found = find_images(
+        Path(data), opening=opening, split=split, part=part, channels=settings.channels,
+        numbers=settings.channel_numbers,
+    )  # fmt: skip
     folder, targets = _targets(found, out, mask_format)
     refinement = _refinement(segmenter, keep_largest=keep_largest, mirror=mirroring)
     planned = [

@@ -38,7 +38,9 @@ class Wanted:
     error: str = ""
 
 
-def group_channels(found: Sequence[Wanted], names: Sequence[str], opening: DataOptions, *, root: Path) -> list[Wanted]:
+def group_channels(
+    found: Sequence[Wanted], names: Sequence[str], opening: DataOptions, *, root: Path, numbers: Sequence[int] = ()
+) -> list[Wanted]:
     """Images of a folder as cases of the channels that a model has.
 
     Files are put together by what their names end in, ``case_T2`` and ``case_ADC``, ``case_0000`` and ``case_0001``, or
@@ -51,6 +53,7 @@ def group_channels(found: Sequence[Wanted], names: Sequence[str], opening: DataO
         names: Channels of the model, in order. Of a single one, images stay as they are unless channels are chosen.
         opening: How to open the data.
         root: Folder that names of cases are relative to.
+        numbers: Numbers that the channels had in the data of training, if they were numbered.
 
     Returns:
         Cases in the order of their names. One that lacks a channel has an error.
@@ -61,14 +64,14 @@ def group_channels(found: Sequence[Wanted], names: Sequence[str], opening: DataO
     series = [wanted for wanted in found if wanted.is_dicom]
     files = [wanted for wanted in found if not wanted.is_dicom]
     cases = [*_of_files(files, pairs, opening), *_of_studies(series, pairs, root)]
-    return sorted((_fitted(case, names) for case in cases), key=lambda case: case.name)
+    return sorted((_fitted(case, names, numbers) for case in cases), key=lambda case: case.name)
 
 
-def _fitted(case: Wanted, names: Sequence[str]) -> Wanted:
+def _fitted(case: Wanted, names: Sequence[str], numbers: Sequence[int]) -> Wanted:
     if case.error or not names:
         return case
     try:
-        return replace(case, image=fit_channels(case.image, names))
+        return replace(case, image=fit_channels(case.image, names, numbers))
     except UserError as error:
         return replace(case, error=str(error))
 
@@ -136,7 +139,7 @@ def _in_order(images: Mapping[int, ImageFile], opening: DataOptions) -> list[Ima
         return [replace(images[number], name=name) for number, name in by_number.items()]
     if len(pairs) == len(images) and not any("=" in entry for entry in opening.channels):
         return [replace(image, name=name) for image, (_, name) in zip(images.values(), pairs, strict=True)]
-    return [replace(image, name=str(number)) for number, image in images.items()]
+    return [replace(image, name=str(number), number=number) for number, image in images.items()]
 
 
 def _of_studies(found: Sequence[Wanted], pairs: Sequence[tuple[str, str]], root: Path) -> list[Wanted]:

@@ -79,8 +79,14 @@ def choose_channels(available: Mapping[int, str], wanted: Sequence[str], *, name
     return chosen
 
 
-def fit_channels(image: ImageFile, names: Sequence[str]) -> ImageFile:
+def fit_channels(image: ImageFile, names: Sequence[str], numbers: Sequence[int] = ()) -> ImageFile:
     """The channels of an image that a model was trained with, in its order.
+
+    Args:
+        image: With its channels.
+        names: Names of the channels of the model.
+        numbers: Numbers that they had in the data of training, if they were numbered: channels without a name and with
+            the same numbers are the same.
 
     Raises:
         UserError: The image does not have them, or does not say which of its channels is which.
@@ -92,6 +98,9 @@ def fit_channels(image: ImageFile, names: Sequence[str]) -> ImageFile:
     missing = [name for name in names if name.casefold() not in places]
     if not missing:
         return join_channels([places[name.casefold()] for name in names])
+    by_number = _by_number(image, numbers)
+    if by_number:
+        return join_channels([replace(each, name=name) for each, name in zip(by_number, names, strict=True)])
     expected = f"was trained with {', '.join(names)}"
     if tuple(names) == (UNNAMED,):
         found = f"has {several(len(given), 'channel')} ({', '.join(given)})"
@@ -106,6 +115,20 @@ def fit_channels(image: ImageFile, names: Sequence[str]) -> ImageFile:
         found = f"has {several(len(given), 'channel')} without a name"
         remedy = f"state their order with --channels {','.join(names)}, if that is it"
     raise UserError(f"{image.path}: {found}; the model {expected}. {remedy[0].upper()}{remedy[1:]}")
+
+
+def _by_number(image: ImageFile, numbers: Sequence[int]) -> list[ImageFile]:
+    """The channels with some numbers; empty where the image names its channels, or its numbers say too little.
+
+    Volumes of a 4-D file may be time points, so that there must be as many as there were channels.
+    """
+    there = {channel.number: channel for channel in image.channels}
+    in_one_file = any(channel.channel is not None for channel in image.channels)
+    if None in there or any(channel.name != str(channel.number) for channel in image.channels):
+        return []
+    if not numbers or not set(numbers) <= set(there) or (in_one_file and len(there) != len(numbers)):
+        return []
+    return [there[number] for number in numbers]
 
 
 def choose_series(found: Sequence[Series], asked: str) -> Series:
@@ -232,7 +255,8 @@ def _of_file(entry: Entry, numbers: Mapping[int, str], count: int | None) -> Ent
         return replace(entry, lacks=lacks)
     is_single = count == 1 or (count is None and len(numbers) == 1)
     channels = [
-        replace(entry.image, channel=None if is_single else number, name=name) for number, name in there.items()
+        replace(entry.image, channel=None if is_single else number, name=name, number=number)
+        for number, name in there.items()
     ]
     return replace(entry, image=join_channels(channels), lacks=lacks)
 

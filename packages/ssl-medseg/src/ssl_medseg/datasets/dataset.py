@@ -69,13 +69,20 @@ class DataSet:
         names = self.cases[0].image.channel_names if self.cases else ("",)
         return (names[0] or UNNAMED,) if len(names) == 1 else names
 
-    def with_channels(self, names: Sequence[str]) -> DataSet:
-        """The same cases with the channels that a model was trained with, in its order.
+    @cached_property
+    def channel_numbers(self) -> tuple[int, ...]:
+        """Numbers of the channels in the files, in their order; empty where they have none or cases differ."""
+        found = {tuple(channel.number for channel in case.image.channels) for case in self.cases}
+        numbers = found.pop() if len(found) == 1 else ()
+        return tuple(number for number in numbers if number is not None) if None not in numbers else ()
+
+    def with_channels(self, names: Sequence[str], numbers: Sequence[int] = ()) -> DataSet:
+        """The same cases with the channels that a model was trained with, in its order; `fit_channels` says how.
 
         Raises:
             UserError: They do not have them, or do not say which of their channels is which.
         """
-        cases = tuple(replace(case, image=fit_channels(case.image, names)) for case in self.cases)
+        cases = tuple(replace(case, image=fit_channels(case.image, names, numbers)) for case in self.cases)
         return replace(self, cases=cases)
 
     @cached_property

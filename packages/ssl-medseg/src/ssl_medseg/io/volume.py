@@ -37,6 +37,7 @@ class ImageFile:
         trust_pixdim: Take the sides of a voxel from the header's pixdim where its form codes are 0.
         series: UID of the DICOM series that is meant, of a folder with several.
         name: Name of the channel, such as T2; empty where nobody names it.
+        number: Number of the channel in its data set (``_0001``, or the volume of a 4-D file), where it has one.
         others: Further channels of the same anatomy, in order; they are resampled to the grid of this one.
     """
 
@@ -47,6 +48,7 @@ class ImageFile:
     trust_pixdim: bool = False
     series: str | None = None
     name: str = ""
+    number: int | None = None
     others: tuple[ImageFile, ...] = ()
 
     @property

@@ -166,6 +166,7 @@ def choose_preprocessing(
         fill_nan=options.fill_nan,
         usual_spacing=(round(float(first), 4), round(float(second), 4)),
         channels=dataset.channels,
+        channel_numbers=dataset.channel_numbers,
     )
     if len(dataset.channels) > 1:
         reasons.append(

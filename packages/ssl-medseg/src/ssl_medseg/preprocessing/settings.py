@@ -48,6 +48,8 @@ class Preprocessing:
             every image, such as an exported bundle.
         channels: Names of the channels of a slice, in order. The first gives the grid, the others are resampled to it,
             and each is scaled by its own percentiles.
+        channel_numbers: Numbers that the channels had in the data of training (``_0000``, volumes of a 4-D file), if
+            they were numbered. Images whose channels have numbers and no names are taken to number them likewise.
     """
 
     size: tuple[int, int]
@@ -63,6 +65,7 @@ class Preprocessing:
     fill_nan: bool = False
     usual_spacing: tuple[float, float] | None = None
     channels: tuple[str, ...] = ("image",)
+    channel_numbers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         low, high = self.percentiles
@@ -108,7 +111,7 @@ class Preprocessing:
         """
         try:
             known = dict(content)
-            for name in ("size", "percentiles", "spacing", "usual_spacing", "channels"):
+            for name in ("size", "percentiles", "spacing", "usual_spacing", "channels", "channel_numbers"):
                 known[name] = None if known[name] is None else tuple(known[name])
             known["frame"] = None if known["frame"] is None else tuple(map(tuple, known["frame"]))
             return cls(**known)

@@ -118,7 +118,8 @@ def evaluate(
         opening = dataclasses.replace(opening, allow_unlabelled=True)  # the split states which cases have no label
     opened = open_with(data, opening)
     if model and len(opened.channels) > 1:  # masks are on the grid of the model's first channel
-        opened = opened.with_channels(load_segmenter(folder, device="cpu").preprocessing.channels)
+        settings = load_segmenter(folder, device="cpu").preprocessing
+        opened = opened.with_channels(settings.channels, settings.channel_numbers)
     chosen: Split | None
     if split is not None:
         chosen, shown = read_split(split, opened), part

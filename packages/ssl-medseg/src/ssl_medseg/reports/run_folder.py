@@ -26,6 +26,7 @@ class Stage:
         record: Configuration, metrics, timing.
         card: Metadata of the model; empty if the stage has no model yet.
         rounds: Statistics of the pseudo-labels of each round.
+        preparation: How each case was prepared, as `ssl_medseg.training.data` writes it; empty for older runs.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Stage:
     record: RunRecord
     card: Mapping[str, Any]
     rounds: tuple[Mapping[str, Any], ...]
+    preparation: Mapping[str, Mapping[str, Any]]
 
     @property
     def method(self) -> str:
@@ -131,7 +133,8 @@ def _stage(folder: Path, name: str) -> Stage:
     record = read_record(folder, made_by=_MADE_BY)
     card = _json(folder / "model" / "model.json").get("metadata", {})
     rounds = tuple(_json(file) for file in sorted((folder / "rounds").glob("round-*.json")))
-    return Stage(name, folder, record, card, rounds)
+    preparation = _json(folder / "data.json").get("preparation", {})
+    return Stage(name, folder, record, card, rounds, preparation)
 
 
 def _evaluations(path: Path) -> tuple[tuple[Evaluation, Path], ...]:

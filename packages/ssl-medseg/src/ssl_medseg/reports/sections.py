@@ -18,6 +18,7 @@ from ssl_medseg.evaluation.summary import summarise
 from ssl_medseg.evaluation.text import number
 from ssl_medseg.preprocessing import Preprocessing
 from ssl_medseg.reports.run_folder import Reported, Stage
+from ssl_medseg.training.validation import PICTURES
 
 _METHODS = {
     "train": "supervised training on the labelled volumes alone",
@@ -137,7 +138,36 @@ def learnt_from(run: Reported) -> str:
         labelled = stated.get("details", {}).get("labelled", [])
         if labelled:
             parts.append(page.paragraph(f"Labelled volumes: {', '.join(labelled)}.", kind="note"))
+    parts += _preparation(run)
     return page.section("Data", *parts) if parts else ""
+
+
+def _preparation(run: Reported) -> list[str]:
+    """How every volume was stored, and what its slices lack."""
+    rows, part_of = [], {name: part for part, pairs in run.split.items() for name, _ in pairs}
+    for name, facts in run.last.preparation.items():
+        sides = facts["spacing_mm"]
+        remarks = [
+            f"{share:.1%} of {structure} lies outside the slices"
+            for structure, share in facts["outside_slices"].items()
+        ]
+        remarks += [f"resampling: {text}" for text in facts["removed_by_resampling"]]
+        rows.append(
+            [
+                name, part_of.get(name, "–"), facts["stored"] or "not known", " × ".join(map(str, facts["shape"])),
+                " × ".join(f"{side:.3g}" for side in sides) if sides else "not known", str(facts["slices"]),
+                "; ".join([*remarks, *facts["notes"]]) or "–",
+            ]
+        )  # fmt: skip
+    if not rows:
+        return []
+    head = ["volume", "part", "stored", "voxels", "voxel, mm", "slices", "remarks"]
+    return [
+        "<h3>Every volume</h3>",
+        page.figure(page.table(head, rows, kind="tight")),
+        page.paragraph("Stored: the directions in which the axes of the file grow, such as L to the patient's left, "
+                       "P to the back, S to the head.", kind="note"),
+    ]  # fmt: skip
 
 
 def _preprocessing(p: Mapping[str, Any]) -> str:
@@ -182,6 +212,7 @@ def training(run: Reported) -> str:
         label = "Loss and validation Dice by step"
         figure = training_figure(stage.record.records, panels(stage, run.structures))
         parts.append(page.figure(to_inline_svg(figure, name=f"training-{stage.name or 'run'}", label=label)))
+        parts += _validation_pictures(stage)
         kept = stage.card.get("details", {}).get("weights")
         if kept:
             parts.append(page.paragraph(f"Weights kept: {kept}.", kind="note"))
@@ -193,6 +224,22 @@ def training(run: Reported) -> str:
         )
     )
     return page.section("Training", *parts)
+
+
+_PICTURES_SHOWN = 3
+
+
+def _validation_pictures(stage: Stage) -> list[str]:
+    """A validation case at the beginning, in the middle and at the end of training."""
+    files = sorted((stage.path / PICTURES).glob("step-*.png"))
+    places = (
+        sorted({round(i * (len(files) - 1) / (_PICTURES_SHOWN - 1)) for i in range(_PICTURES_SHOWN)}) if files else []
+    )
+    shown = [page.picture(files[i].read_bytes(), label=f"A validation case, {files[i].stem}") for i in places]
+    if not shown:
+        return []
+    text = "A validation case while training went on: image, truth, and prediction with the truth as a white line."
+    return [page.paragraph(text), *map(page.figure, shown)]
 
 
 def _uses_unlabelled(run: Reported) -> bool:

@@ -105,7 +105,7 @@ class Scoring:
         """Score after a step, if a validation is due."""
         if self._validation is None or not ((step + 1) % self._every == 0 or ends_round):
             return
-        scores = self._validation.scores(network)
+        scores = self._validation.scores(network, step=step + 1)
         self._run.record(**scores.record())
         for keeper in (self.best, self.best_of_round):
             keeper.offer(scores.mean, step=step + 1, network=network)

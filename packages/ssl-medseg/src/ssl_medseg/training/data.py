@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from ssl_medseg.datasets.splits import identify
 from ssl_medseg.io.label_map import LabelMap, read_json
 from ssl_medseg.preprocessing import Preprocessing, PreprocessingOptions, choose_preprocessing
 from ssl_medseg.preprocessing.cases import PreparedCase, erased_notes, prepare_cases, read_truth, share_lost
+from ssl_medseg.preprocessing.geometry import axis_letters
 from ssl_medseg.preprocessing.prepare import erased_words
 from ssl_medseg.training.slices import SliceSet, stack_slices
 from ssl_medseg.training.validation import Validation
@@ -49,6 +51,26 @@ class TrainingData:
     truths: list[NDArray[np.uint8]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     identity: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def preparation(self) -> dict[str, dict[str, Any]]:
+        """Case -> how it is stored, what its slices cut off and leave out, and remarks; as JSON, for the report."""
+        return {case.name: self._prepared(case) for case in (*self.labelled, *self.validation, *self.unlabelled)}
+
+    def _prepared(self, case: PreparedCase) -> dict[str, Any]:
+        grid = case.geometry.grid
+        outside = {n: round(share, 4) for n, share in zip(self.labels.names, case.lost, strict=False) if share > 0}
+        outside.pop(self.labels.names[0], None)
+        return {
+            "shape": list(grid.shape),
+            "spacing_mm": [round(s, 4) for s in grid.spacing] if grid.size_known else None,
+            "stored": axis_letters(grid) or None,
+            "slices": case.geometry.slices,
+            "outside_slices": outside,
+            "removed_by_resampling": [
+                erased_words(self.labels.names[number], *counts) for number, counts in case.erased.items()
+            ],
+            "notes": list(case.notes),
+        }
 
     def slices(self) -> SliceSet:
         """Stack the labelled slices.
@@ -84,11 +106,11 @@ class TrainingData:
         ]
         return "; ".join(found[:_SHOWN]) + ("; ..." if len(found) > _SHOWN else "")
 
-    def validate_with(self, run: Run) -> Validation | None:
-        """Create the validation of a run; None without validation cases."""
+    def validate_with(self, run: Run, *, steps: int, every: int) -> Validation | None:
+        """Create the validation of a run of `steps` steps, scored every `every` steps; None without validation cases."""
         if not self.validation:
             return None
-        return Validation(run, self.validation, self.truths, self.labels.structures)
+        return Validation(run, self.validation, self.truths, self.labels.structures, steps=steps, every=every)
 
 
 def open_training_data(
@@ -123,7 +145,7 @@ def open_training_data(
     seen = [*parts.labelled, *parts.unlabelled]
     if isinstance(preprocessing, Preprocessing):
         chosen, reasons = preprocessing, ["using the preprocessing of the model"]
-        dataset = dataset.with_channels(chosen.channels)
+        dataset = dataset.with_channels(chosen.channels, chosen.channel_numbers)
     else:
         chosen, reasons = choose_preprocessing(dataset, seen, labelled=parts.labelled, options=preprocessing)
         if (
@@ -146,7 +168,7 @@ def open_training_data(
 
 
 def keep_identity(run: Run, seen: TrainingData) -> None:
-    """Write the hashes of the data to the run folder; in a resumed run, compare them instead.
+    """Write the hashes of the data and its preparation to the run folder; in a resumed run, compare the hashes.
 
     Raises:
         UserError: The run was started with other files, or with another split.
@@ -155,7 +177,7 @@ def keep_identity(run: Run, seen: TrainingData) -> None:
         return
     file = run.out / "data.json"
     if not file.is_file():
-        content = {"format": "ssl-medseg data 1", "cases": seen.identity}
+        content = {"format": "ssl-medseg data 1", "cases": seen.identity, "preparation": seen.preparation()}
         write_atomic(file, (json.dumps(content, indent=1) + "\n").encode())
         return
     before = read_json(file).get("cases", {})

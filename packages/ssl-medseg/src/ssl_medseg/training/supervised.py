@@ -106,7 +106,7 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
             average = moving_average(segmenter, chosen.ema)
             r.track(average=average)
         kept = segmenter if average is None else average.module
-        validation = seen.validate_with(r)
+        validation = seen.validate_with(r, steps=chosen.steps, every=chosen.validate_every)
         pace = _pace(r, chosen, slices, validation, kept)
 
         for step in r.steps(chosen.steps, samples_per_step=chosen.batch_size):
@@ -122,7 +122,7 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
             pace.after(step)
             done = step + 1
             if validation is not None and (done % chosen.validate_every == 0 or done == chosen.steps):
-                scores = validation.scores(kept)
+                scores = validation.scores(kept, step=done)
                 r.record(**scores.record())
                 best.offer(scores.mean, step=done, network=kept)
 

@@ -1,4 +1,4 @@
-"""Validate during training: Dice of whole volumes on their original grids."""
+"""Validate during training: Dice of whole volumes on their original grids, and pictures of one of them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,20 @@ from numpy.typing import NDArray
 from torch import nn
 
 from contrastive_core.training import Run
+from contrastive_core.training.files import write_atomic
 from ssl_medseg.evaluation.metrics import class_dice
 from ssl_medseg.models.largest_parts import largest_parts
 from ssl_medseg.models.network import Refinement, slice_probabilities
 from ssl_medseg.preprocessing import restore
 from ssl_medseg.preprocessing.cases import PreparedCase
+from ssl_medseg.preprocessing.geometry import to_voxels
+from ssl_medseg.preprocessing.prepare import place
+
+PICTURES = "validation"
+"""Folder of the pictures in a run's folder."""
+_DRAWN = 5
+"""Pictures of a training, evenly over its steps."""
+_SLICES = 4
 
 
 @dataclass(frozen=True)
@@ -77,12 +86,16 @@ class Validation:
         cases: Prepared volumes.
         truths: True classes [X, Y, Z] on the original grids of the volumes.
         names: Names of the structures.
+        steps: Steps of the training, over which pictures of the first volume are spread; 0 draws none.
+        every: Steps between two validations.
     """
 
     def __init__(
-        self, run: Run, cases: Sequence[PreparedCase], truths: Sequence[NDArray[np.uint8]], names: tuple[str, ...]
-    ) -> None:
+        self, run: Run, cases: Sequence[PreparedCase], truths: Sequence[NDArray[np.uint8]], names: tuple[str, ...],
+        *, steps: int = 0, every: int = 1,
+    ) -> None:  # fmt: skip
         self._run, self._cases, self._truths, self._names = run, cases, truths, names
+        self._steps, self._every = steps, every
         present = [[(truth == number).any() for number in range(1, len(names) + 1)] for truth in truths]
         self._present = np.array(present, dtype=bool).reshape(len(cases), len(names))
 
@@ -90,8 +103,20 @@ class Validation:
         """Number of volumes."""
         return len(self._cases)
 
-    def scores(self, network: nn.Module, refinement: Refinement = Refinement()) -> VolumeScores:  # noqa: B008 - frozen
-        """Compute the Dice of every volume, with probabilities resampled to its original grid before the argmax."""
+    def scores(
+        self,
+        network: nn.Module,
+        refinement: Refinement = Refinement(),  # noqa: B008 - frozen
+        *,
+        step: int | None = None,
+    ) -> VolumeScores:
+        """Compute the Dice of every volume, with probabilities resampled to its original grid before the argmax.
+
+        Args:
+            network: Network to score.
+            refinement: Test-time mirroring and largest components.
+            step: Number of steps done; at five of them, a picture of the first volume is written.
+        """
         classes = len(self._names) + 1
         dice = np.zeros((len(self._cases), len(self._names)))
         for number in range(self._run.rank, len(self._cases), self._run.world_size):
@@ -102,11 +127,39 @@ class Validation:
             prediction = restore(probabilities.cpu(), case.geometry).argmax(0).astype(np.uint8)
             prediction = largest_parts(prediction, refinement.largest)
             dice[number] = class_dice(prediction, self._truths[number], classes=classes)[1:]
+            if number == 0 and step is not None and self._is_drawn(step):
+                self._draw(prediction, dice[0], step)
         if self._run.world_size > 1:
             # Reduced in float32, because Apple GPUs have no float64.
             shared = torch.from_numpy(dice).float().to(self._run.device)
             dice = self._run.fabric.all_reduce(shared, reduce_op="sum").double().cpu().numpy()  # type: ignore[union-attr]
         return VolumeScores(self._names, dice, self._present)
+
+    def _is_drawn(self, step: int) -> bool:
+        """Whether this is the first score after another fifth of the steps."""
+        if not self._steps:
+            return False
+        return step * _DRAWN // self._steps > (step - self._every) * _DRAWN // self._steps
+
+    def _draw(self, prediction: NDArray[np.uint8], dice: NDArray[np.float64], step: int) -> None:
+        # Drawing takes matplotlib, which training without pictures need not wait for.
+        from contrastive_core.app.report.figures import to_png  # noqa: PLC0415
+        from ssl_medseg.reports.overlay import Sheet, sheet_figure, view  # noqa: PLC0415
+
+        case, geometry = self._cases[0], self._cases[0].geometry
+        image = place(to_voxels(case.slices[:, :1], geometry)[:, 0].numpy(), geometry)
+        scored = [f"{n} {d:.2f}" for n, d in zip(self._names, dice, strict=True) if not np.isnan(d)]
+        sheet = Sheet(
+            title=f"{case.name} after step {step:,}",
+            subtitle=f"Dice: {', '.join(scored) or 'no structure on either side'}",
+            images={"image": image},
+            masks={"truth": self._truths[0], "predicted": prediction},
+            structures=self._names,
+            view=view(geometry.grid.affine, geometry.axes[0], known=geometry.place_known),
+        )
+        folder = self._run.out / PICTURES
+        folder.mkdir(exist_ok=True)
+        write_atomic(folder / f"step-{step:06d}.png", to_png(sheet_figure(sheet, slices=_SLICES), dpi=90))
 
 
 _GAIN = 0.002

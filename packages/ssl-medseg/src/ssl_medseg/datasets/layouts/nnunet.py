@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,11 @@ def list_nnunet(root: Path, options: DataOptions) -> Listing:
         label_of = {stem(path): path for path in images_in(root / labels, series=False)}
         for case, channels in files[images].items():
             label = label_of.pop(case, None)
-            there = [options.image(channels[n], name=title) for n, title in chosen.items() if n in channels]
+            there = [
+                replace(options.image(channels[n], name=title), number=n)
+                for n, title in chosen.items()
+                if n in channels
+            ]
             lacks = tuple(title for n, title in chosen.items() if n not in channels)
             image = join_channels(there or [options.image(next(iter(channels.values())))])
             entries.append(Entry(case, image, label, part, is_unlabelled=part == "test", lacks=lacks))

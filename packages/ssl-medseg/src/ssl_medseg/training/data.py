@@ -107,7 +107,7 @@ class TrainingData:
         return "; ".join(found[:_SHOWN]) + ("; ..." if len(found) > _SHOWN else "")
 
     def validate_with(self, run: Run, *, steps: int, every: int) -> Validation | None:
-        """Create the validation of a run of `steps` steps, scored every `every` steps; None without validation cases."""
+        """Create the validation of a run of `steps` steps, run every `every` steps; None without validation cases."""
         if not self.validation:
             return None
         return Validation(run, self.validation, self.truths, self.labels.structures, steps=steps, every=every)

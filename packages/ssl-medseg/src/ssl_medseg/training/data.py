@@ -19,8 +19,7 @@ from ssl_medseg.datasets.splits import identify
 from ssl_medseg.io.label_map import LabelMap, read_json
 from ssl_medseg.preprocessing import Preprocessing, PreprocessingOptions, choose_preprocessing
 from ssl_medseg.preprocessing.cases import PreparedCase, erased_notes, prepare_cases, read_truth, share_lost
-from ssl_medseg.preprocessing.geometry import axis_letters
-from ssl_medseg.preprocessing.prepare import erased_words
+from ssl_medseg.preprocessing.prepare import axis_letters, erased_words
 from ssl_medseg.training.slices import SliceSet, stack_slices
 from ssl_medseg.training.validation import Validation
 

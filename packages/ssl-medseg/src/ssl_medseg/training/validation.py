@@ -17,8 +17,7 @@ from ssl_medseg.models.largest_parts import largest_parts
 from ssl_medseg.models.network import Refinement, slice_probabilities
 from ssl_medseg.preprocessing import restore
 from ssl_medseg.preprocessing.cases import PreparedCase
-from ssl_medseg.preprocessing.geometry import to_voxels
-from ssl_medseg.preprocessing.prepare import place
+from ssl_medseg.preprocessing.prepare import place, to_voxels
 
 PICTURES = "validation"
 """Folder of the pictures in a run's folder."""

@@ -12,7 +12,7 @@ import pytest
 
 from contrastive_core.app.declarations import declared_function
 from contrastive_core.app.flags import Flags
-from contrastive_core.app.help import placeholder
+from contrastive_core.app.help import help_text, placeholder
 from tests.workspace.test_light_imports import loaded, strangers
 
 VERB_HELP = """
@@ -90,6 +90,17 @@ def table() -> dict[str, str]:
     """The table "One flag, one meaning" of CONTRIBUTING: flag and value."""
     rows = re.findall(r"^\| `--([\w-]+)(?: (\S+))?` \|", CONTRIBUTING.read_text(encoding="utf-8"), re.MULTILINE)
     return {flag.replace("-", "_"): value or "on or off" for flag, value in rows}
+
+
+def test_the_short_help_is_short() -> None:
+    flags_of = {}
+    for package in PACKAGES:
+        for verb, about in importlib.import_module(f"{package}.cli").VERBS.items():
+            function = declared_function(about.target)
+            text = help_text(verb, function, Flags(function), common=about.common)
+            flags_of[f"{package} {verb}"] = len(re.findall(r"^  --", text, re.MULTILINE))
+    assert {verb: count for verb, count in flags_of.items() if count > 15} == {}
+    assert max(flags_of.values()) > 10
 
 
 def test_a_flag_takes_the_same_in_all_command_lines() -> None:

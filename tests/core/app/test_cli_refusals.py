@@ -28,7 +28,7 @@ from tests.core.app.toy_program import VERBS, fit
         (["d", "o", "--no-steps"], "unknown flag --no-steps; did you mean --steps?"),
         (["d", "o", "--qqqqqqqq"], "unknown flag --qqqqqqqq"),
         (["d", "o", "--stop"], "unknown flag --stop"),
-        (["d", "o", "--log"], "unknown flag --log; did you mean --log_every?"),
+        (["d", "o", "--log"], "unknown flag --log; did you mean --log-every?"),
         (["d", "o", "--num-workers", "3"], "unknown flag --num-workers; did you mean --workers?"),
         (["d", "o", "--learning-rate=3"], "unknown flag --learning-rate; did you mean --lr?"),
         (["d", "o", "-o", "x"], "unknown flag -o; did you mean --out?"),

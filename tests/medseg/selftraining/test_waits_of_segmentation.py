@@ -92,7 +92,7 @@ def test_what_unlabelled_slices_add(method: str, kind: Any) -> None:
     assert not waits.found
 
 
-@pytest.mark.parametrize("options", [ContrastOptions(weight=0.1), ContrastOptions(weight=0.1, variant="intra")])
+@pytest.mark.parametrize("options", [ContrastOptions(weight=0.1), ContrastOptions(weight=0.1, class_means="intra")])
 def test_the_local_contrastive_loss(options: ContrastOptions) -> None:
     run = device_run()
     term = ContrastTerm(run, LABELLED, UNLABELLED, classes=CLASSES, options=replace(options, background=True))

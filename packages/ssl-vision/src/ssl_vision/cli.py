@@ -16,7 +16,14 @@ VERBS = {
         alone=True,
     ),
     "finetune": Verb("ssl_vision.training.finetuning:finetune", "train a classifier from a pre-trained encoder"),
-    "distill": Verb("ssl_vision.commands.distill:distill", "distil a classifier into a student"),
+    "distill": Verb(
+        "ssl_vision.commands.distill:distill",
+        "distil a classifier into a student",
+        common=(
+            *("part", "init", "encoder", "temperature", "alpha", "labels", "validate_on", "epochs", "batch_size"),
+            *("image_size", "optimizer.lr", "run.seed", "run.device", "run.resume"),
+        ),
+    ),
     "few-labels": Verb(
         "ssl_vision.commands.few_labels:few_labels",
         "find the classifier to use with few labels: linear, nearest neighbours or fine-tuning",

@@ -33,7 +33,7 @@ _SYNONYMS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("wd", "l2"): ("weight_decay",),
     ("o", "output", "output_dir", "out_dir", "outdir", "save_dir", "log_dir", "logdir", "project"): ("out",),
     ("i", "input", "data_dir", "data_path", "dataset", "root", "images", "videos", "d"): ("data",),
-    ("imgsz", "img_size", "resolution", "input_size"): ("image_size", "size"),
+    ("imgsz", "img_size", "size", "resolution", "input_size"): ("image_size",),
     ("amp", "fp16", "bf16", "half", "mixed_precision"): ("precision",),
     ("random_state", "random_seed", "manual_seed"): ("seed",),
     ("continue", "restart", "resume_from"): ("resume",),
@@ -151,7 +151,7 @@ class Flags:
             keys = [key for key in (*self.types, *_OWN) if key == flag or key.endswith(f".{flag}")]
             if keys:
                 several = f" {_SEVERAL_GPUS}" if flag == "device" and name not in ("cpu", "no_cuda") else ""
-                return f"; did you mean --{flag}?{several}"
+                return f"; did you mean --{flag.replace('_', '-')}?{several}"
         return nearest(name, self._names(), dashes=True)
 
     def _inside_open(self, key: str) -> bool:
@@ -268,7 +268,9 @@ def nearest(name: str, known: Iterable[str], *, dashes: bool = False) -> str:
     match = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
     if not match and len(name) > 2:
         match = [other for other in names if other.startswith((f"{name}_", f"{name}-"))]
-    return f"; did you mean {'--' if dashes else ''}{match[0]}?" if match else ""
+    if not match:
+        return ""
+    return f"; did you mean --{match[0].replace('_', '-')}?" if dashes else f"; did you mean {match[0]}?"
 
 
 _WORDS = {

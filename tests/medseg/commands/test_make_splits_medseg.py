@@ -70,11 +70,11 @@ def test_draws_are_a_function_of_the_seed() -> None:
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        (Draws(labelled=(9,)), "leave 8, fewer than the 9 labelled ones asked for"),
+        (Draws(labelled=(9,)), "leave 8, fewer than the 9 labelled patients requested"),
         (Draws(labelled=(1,), validation=10), "leave 0, fewer than the 1"),
-        (Draws(labelled=(1,), draws=9), "9 draws were asked for, and 8 patients are left"),
+        (Draws(labelled=(1,), draws=9), "9 draws were requested, but only 8 patients are left"),
         (Draws(labelled=(0,)), "at least 1"),
-        (Draws(validation=-1), "at least 1, validation and test at least 0"),
+        (Draws(validation=-1), "must be at least 1, n_validation and n_test at least 0"),
     ],
 )
 def test_too_few_patients(how: Draws, words: str) -> None:
@@ -91,11 +91,11 @@ def test_named_patients_never_leak() -> None:
     assert patients(splits["c1"].unlabelled) == {"p02", "p04"}
     assert patients(splits["c2"].unlabelled) == {"p00", "p04"}
     assert splits["c1"].test == ("p03_ED", "p03_ES")
-    with pytest.raises(UserError, match="combination c needs labels of p07, who have none"):
+    with pytest.raises(UserError, match="combination c needs labels of p07, which have none"):
         combine(pool, {"c": Combination(("p07",))}, test=(), unlabelled=())
     with pytest.raises(UserError, match="p00_ED is in labelled and in test"):
         combine(pool, {"c": Combination(("p00",))}, test=("p00",), unlabelled=())
-    with pytest.raises(UserError, match="names no labelled patient"):
+    with pytest.raises(UserError, match="has no labelled patient"):
         combine(pool, {"c": Combination(())}, test=(), unlabelled=())
 
 
@@ -283,6 +283,6 @@ def test_the_options_of_reading_are_flags(tmp_path: Path) -> None:
     ]
     assert main(line) == 0
     read_split(tmp_path / "s" / "1-labelled-draw1.json", open_dataset(root, patient_pattern="^[a-z]"))
-    with pytest.raises(UserError, match="says other patients"):
+    with pytest.raises(UserError, match="disagree about the patients"):
         read_split(tmp_path / "s" / "1-labelled-draw1.json", open_dataset(root))
     assert make_splits(str(root), tmp_path / "t", opening=DataOptions(patient_pattern="^[a-z]"), draws=1)

@@ -101,7 +101,7 @@ def test_channels_are_put_together_in_the_model_s_order(store, opening, model, r
 @pytest.mark.parametrize("store", [by_number, by_volume])
 def test_without_names_the_order_is_asked_for(store, model: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     store(tmp_path / "images")
-    words = r"x: .*has 2 channels without a name; .*trained with T2, ADC\. State their order with --channels T2,ADC"
+    words = r"x: .*has 2 unnamed channels; .*trained with T2, ADC\. State their order, for example --channels T2,ADC"
     with pytest.raises(UserError, match=words):
         predict(str(model), tmp_path / "images", tmp_path / "masks", device="cpu")
 
@@ -124,10 +124,8 @@ def test_a_case_that_lacks_a_channel_stops_no_other(model: Path, right: np.ndarr
     with pytest.raises(UserError) as caught:
         predict(str(model), tmp_path / "images", tmp_path / "masks", device="cpu")
     assert "2 of 3 images could not be segmented" in str(caught.value)
-    assert "y: has no file of the channel ADC beside y_T2.nii.gz" in str(caught.value)
-    assert "z: has 1 channel, which is not named; the model was trained with T2, ADC. Name the files" in str(
-        caught.value
-    )
+    assert "y: has no file for channel ADC, only y_T2.nii.gz" in str(caught.value)
+    assert "z: has 1 unnamed channel; the model was trained with T2, ADC. Name the files" in str(caught.value)
     assert str(tmp_path / "images") not in str(caught.value)
     np.testing.assert_array_equal(read_label(tmp_path / "masks" / "x.nii.gz", LABELS)[0], right)
 
@@ -140,7 +138,7 @@ def test_series_of_studies_are_chosen_by_description(model: Path, right: np.ndar
                 tmp_path / "scans" / patient / description, array, MATRIX, study=f"1.2.3.{ord(patient[0])}",
                 description=description,
             )  # fmt: skip
-    words = r"no series matches 'ADC'|Say which series it is: --channels NAME=DESCRIPTION"
+    words = r"no series matches 'ADC'|Select the series with --channels NAME=DESCRIPTION"
     # ADC is part of dADC, which is enough where it is the only one.
     masks = tmp_path / "masks"
     result = predict(str(model), tmp_path / "scans", masks, mask_format="nifti", device="cpu")
@@ -165,6 +163,7 @@ def test_a_model_of_one_channel_takes_images_as_before(tmp_path: Path) -> None:
     by_list(tmp_path / "data")
     predict(str(named), tmp_path / "data", tmp_path / "of_adc", device="cpu")
     with pytest.raises(
-        UserError, match=r"2 channels \(ADC, T2\); the model was trained with one\. Choose it with --channels"
+        UserError,
+        match=r"2 channels \(ADC, T2\); the model was trained with one channel\. Choose one, as in --channels",
     ):
         predict(str(single), tmp_path / "data", tmp_path / "x", device="cpu")

@@ -85,7 +85,7 @@ def test_splits_by_labels(data: Path, tmp_path: Path) -> None:
     write_phantom(tmp_path / "all", patients=6, frames=2, size=64)
     everyone = open_dataset(tmp_path / "all")
     patients = list(everyone.patients)
-    with pytest.raises(UserError, match=r"every patient has labels, .* name the labelled ones with --labelled"):
+    with pytest.raises(UserError, match=r"every patient has labels, .* name the labelled patients with --labelled"):
         split_by_labels(everyone)
     split, reasons = split_by_labels(everyone, labelled=patients[1:2], validation=patients[3:4])
     assert (split.labelled, split.validation) == (everyone.patients[patients[1]], everyone.patients[patients[3]])
@@ -95,9 +95,9 @@ def test_splits_by_labels(data: Path, tmp_path: Path) -> None:
     most = open_dataset(tmp_path / "most")
     split, reasons = split_by_labels(most)
     assert [len(part) for part in (split.labelled, split.validation, split.test, split.unlabelled)] == [4, 1, 0, 1]
-    assert "on which training is scored" in reasons[1]
+    assert "used to score the training" in reasons[1]
     assert "the last step is kept" in split_by_labels(open_dataset(data))[1][1]
-    with pytest.raises(UserError, match=r"no patient 'nobody' outside its test part; it has"):
+    with pytest.raises(UserError, match=r"no patient 'nobody' outside its test part; its patients are"):
         split_by_labels(most, labelled=["nobody"])
 
 

@@ -92,9 +92,9 @@ def test_every_layout_has_all_channels_in_order(layout, tmp_path: Path) -> None:
     assert turned.channels == ("ADC", "anatomy")
     np.testing.assert_array_equal(read_volume(turned.cases[0].image).array, image("p1", 1))
     for wrong, message in (
-        (("FLAIR",), "there is no channel 'FLAIR'"),
+        (("FLAIR",), "has no channel 'FLAIR'"),
         (("ADC", "1"), "names the channel 1 twice"),
-        (("ADC", "ADC"), "expected different names"),
+        (("ADC", "ADC"), "expected distinct names"),
     ):
         with pytest.raises(UserError, match=message):
             open_dataset(source, channels=wrong)
@@ -128,13 +128,13 @@ def test_a_case_that_lacks_a_channel_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_list_that_disagrees_with_the_files_is_warned_of(tmp_path: Path) -> None:
     data = open_dataset(nnunet(tmp_path / "nn", stated=("T2", "ADC", "DWI")))
     assert data.channels == ("T2", "ADC")
-    assert "names 3 channels (T2, ADC, DWI), and the files have _0000, _0001" in data.notes[0]
+    assert "names 3 channels (T2, ADC, DWI), but the files have _0000, _0001" in data.notes[0]
     four = decathlon(tmp_path / "four")
     for name in NAMES:
         put(four / "imagesTr" / f"{name}.nii.gz", image(name, 0))
     data = open_dataset(four)
     assert data.channels == ("T2",)
-    assert "names 2 channels (T2, ADC), and the files hold 1 volume at most: the first, T2 is used" in data.notes[0]
+    assert "names 2 channels (T2, ADC), but the files contain at most 1 volume; using the first, T2" in data.notes[0]
     assert read_volume(data.cases[0].image).array.shape == SHAPE
 
 
@@ -144,7 +144,7 @@ def test_unnamed_channels_take_the_names_that_are_given(tmp_path: Path) -> None:
     (root / "dataset.json").write_text(json.dumps({"labels": content["labels"], "channel_names": {}}))
     assert open_dataset(root).channels == ("0", "1")
     assert open_dataset(root, channels=("T2", "ADC")).channels == ("T2", "ADC")
-    with pytest.raises(UserError, match=r"gives 3 names \(T2, ADC, DWI\) to 2 channels without names"):
+    with pytest.raises(UserError, match=r"has 3 names \(T2, ADC, DWI\) for 2 unnamed channels"):
         open_dataset(root, channels=("T2", "ADC", "DWI"))
 
 
@@ -192,7 +192,7 @@ def test_channels_are_those_of_the_model() -> None:
     with pytest.raises(UserError, match=r"has the channel t2; the model was trained with T2, ADC\. Add ADC"):
         fit_channels(t2, ("T2", "ADC"))
     numbered = join_channels([ImageFile(Path("a"), name="0"), ImageFile(Path("b"), name="1")])
-    with pytest.raises(UserError, match=r"2 channels without a name.*State their order with --channels T2,ADC"):
+    with pytest.raises(UserError, match=r"2 unnamed channels.*State their order, for example --channels T2,ADC"):
         fit_channels(numbered, ("T2", "ADC"))
 
 
@@ -242,5 +242,5 @@ def test_two_images_of_one_kind_in_a_bids_session_are_said(tmp_path: Path) -> No
     root = bids(tmp_path)
     put(root / "sub-p1" / "other" / "sub-p1_ADC.nii.gz", image("p1", 0))
     data = open_dataset(root)
-    assert "1 image of a kind that their session has already, left out" in data.notes[0]
+    assert "1 image of a kind that their session already has, left out" in data.notes[0]
     np.testing.assert_array_equal(read_volume(data.cases[0].image).channels["ADC"], image("p1", 1))

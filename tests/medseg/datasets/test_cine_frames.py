@@ -70,15 +70,15 @@ def test_images_to_segment_have_their_own_frames_too(cine: Path, tmp_path: Path)
         masks = [nibabel.load(file).get_fdata() for file in (mask, tmp_path / "table" / mask.name)]
         np.testing.assert_array_equal(*masks)
     table.write_text("case,frame\nd,3\n")
-    with pytest.raises(UserError, match=r"names the case 'd', which .*imagesTr does not have"):
+    with pytest.raises(UserError, match=r"lists the case 'd', which .*imagesTr does not contain"):
         find_images(images, opening=opening)
 
 
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ("aa,1", "names the case 'aa', which Small does not have; did you mean a?"),
-        ("a,1\na,2", "names the case a twice"),
+        ("aa,1", "lists the case 'aa', which Small does not contain; did you mean a?"),
+        ("a,1\na,2", "lists the case a twice"),
         ("a,ED", "found frame 'ED', expected a whole number"),
     ],
 )

@@ -40,12 +40,12 @@ def test_a_typo_in_a_label_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         open_dataset(tmp_path)
     message = str(caught.value)
-    assert "1 label file listed and not there" in message
+    assert "1 label file listed but missing" in message
     assert "labelsTr/p2.nii.gz: there is p02.nii.gz" in message
     assert "1 label file without an image" in message
-    assert "labelsTr/p02.nii.gz: is it that of p2?" in message
+    assert "labelsTr/p02.nii.gz: does it belong to p2?" in message
     # Consent to unlabelled cases is no consent to a label that belongs to nothing.
-    with pytest.raises(UserError, match=r"labelsTr/p02\.nii\.gz: is it that of p2"):
+    with pytest.raises(UserError, match=r"labelsTr/p02\.nii\.gz: does it belong to p2"):
         open_dataset(tmp_path, allow_unlabelled=True)
 
 
@@ -73,8 +73,8 @@ def test_unlabelled_cases_need_consent(tmp_path: Path) -> None:
     names.write_text("p1\np2\np3\np4\n")
     with pytest.raises(UserError) as caught:
         open_dataset(tmp_path, unlabelled=names)
-    assert "cases that are not there\n      p4" in str(caught.value)
-    assert "cases that have a label: whether it is used is for a split to say\n      p1" in str(caught.value)
+    assert "cases that do not exist\n      p4" in str(caught.value)
+    assert "cases that have a label: the split decides whether a label is used\n      p1" in str(caught.value)
 
 
 def test_a_split_says_which_labels_may_be_missing(tmp_path: Path) -> None:
@@ -83,12 +83,12 @@ def test_a_split_says_which_labels_may_be_missing(tmp_path: Path) -> None:
     write_split(tmp_path / "split.json", split, open_dataset(tmp_path / "data"))
     for name in ("p3", "p4"):
         (tmp_path / "data" / "labelsTr" / f"{name}.nii.gz").unlink()
-    with pytest.raises(UserError, match="2 label files listed and not there"):
+    with pytest.raises(UserError, match="2 label files listed but missing"):
         open_dataset(tmp_path / "data")
     data, read = open_split(tmp_path / "data", tmp_path / "split.json", DataOptions())
     assert (data.labelled, read) == (("p1", "p2"), split)
     (tmp_path / "data" / "labelsTr" / "p2.nii.gz").unlink()
-    with pytest.raises(UserError, match="p2 is in validation, and Small has no label for it"):
+    with pytest.raises(UserError, match="p2 is in the part validation, but Small has no label for it"):
         open_split(tmp_path / "data", tmp_path / "split.json", DataOptions())
 
 
@@ -117,9 +117,9 @@ def test_one_label_for_two_cases_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"training": "imagesTr"}, "'training' holds a str, expected a list"),
+        ({"training": "imagesTr"}, "'training' is a str, expected a list"),
         ({"training": [3]}, "found 3 in 'training'"),
-        ({"training": [], "unlabeled": []}, "no image is listed or found"),
+        ({"training": [], "unlabeled": []}, "no images are listed or found"),
         ({"labels": {"0": "background"}}, None),
     ],
 )
@@ -138,7 +138,7 @@ def test_labels_without_a_meaning_are_refused(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "dataset.json").read_text())
     del content["labels"]
     (tmp_path / "dataset.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="does not say what the values of its labels mean; give --label-map"):
+    with pytest.raises(UserError, match="does not state the meaning of its label values; pass --label-map"):
         open_dataset(tmp_path)
     (tmp_path / "map.json").write_text('{"shell": 1, "core": 2}')
     assert open_dataset(tmp_path, label_map=tmp_path / "map.json").labels.structures == ("shell", "core")
@@ -149,15 +149,15 @@ def test_patients_by_pattern_and_by_table(tmp_path: Path) -> None:
     assert list(open_dataset(tmp_path).patients) == ["x-1-a", "x-1-b", "x-2-a"]
     assert list(open_dataset(tmp_path, patient_pattern=r"x-\d").patients) == ["x-1", "x-2"]
     assert list(open_dataset(tmp_path, patient_pattern=r"x-(\d)").patients) == ["1", "2"]
-    with pytest.raises(UserError, match="not found in the case x-1-a"):
+    with pytest.raises(UserError, match="does not match the case x-1-a"):
         open_dataset(tmp_path, patient_pattern="y")
-    with pytest.raises(UserError, match="is no regular expression"):
+    with pytest.raises(UserError, match="is not a valid regular expression"):
         open_dataset(tmp_path, patient_pattern="(")
     table = tmp_path / "patients.csv"
     table.write_text("case,patient,age\nx-1-a,A,1\nx-1-b,A,1\nx-2-a,B,2\n")
     assert open_dataset(tmp_path, patients=table).patients == {"A": ("x-1-a", "x-1-b"), "B": ("x-2-a",)}
     table.write_text("case,patient\nx-1-a,A\n")
-    with pytest.raises(UserError, match="says no patient for the case x-1-b"):
+    with pytest.raises(UserError, match="lists no patient for the case x-1-b"):
         open_dataset(tmp_path, patients=table)
 
 

@@ -70,7 +70,7 @@ def test_nnunet_problems(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         open_dataset(tmp_path)
     for words in (
-        "1 file in imagesTr without the number of its channel (_0000), left out\n      c.nii.gz",
+        "1 file in imagesTr without a channel number (_0000), left out\n      c.nii.gz",
         "1 case without a channel that others have (T2, ADC)",
         "d: lacks ADC",
         "1 case without a label",
@@ -120,7 +120,7 @@ def test_folders(tmp_path: Path) -> None:
 
 def test_the_names_of_the_structures_are_asked_for(tmp_path: Path) -> None:
     lay(tmp_path, "images/a.nii.gz", "labels/a.nii.gz")
-    with pytest.raises(UserError, match="does not say what the values of its labels mean"):
+    with pytest.raises(UserError, match="does not state the meaning of its label values"):
         open_dataset(tmp_path)
 
 
@@ -180,14 +180,14 @@ def test_bids_problems(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError) as caught:
         open_dataset(tmp_path, channels=("T3w",))
-    assert "there is no channel 'T3w'; it has 0 T2w" in str(caught.value)
+    assert "has no channel 'T3w'; its channels are 0 T2w" in str(caught.value)
     with pytest.raises(UserError) as caught:
         open_dataset(tmp_path)
     assert "sub-01_T2w has several labels" in str(caught.value)
     assert "1 label file without an image" in str(caught.value)
     (tmp_path / "a_dseg.tsv").write_text("index\tname\n1\tRV\n")
     (tmp_path / "b_dseg.tsv").write_text("index\tname\n1\tLV\n")
-    with pytest.raises(UserError, match=r"b_dseg\.tsv: says 0 background, 1 LV, and a_dseg\.tsv says .* 1 RV"):
+    with pytest.raises(UserError, match=r"b_dseg\.tsv contains 0 background, 1 LV, but a_dseg\.tsv contains .* 1 RV"):
         open_dataset(tmp_path)
 
 
@@ -223,7 +223,7 @@ def test_csv(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="found frame 'last', expected a whole number"):
         open_dataset(tmp_path / "cases.csv")
     (tmp_path / "cases.csv").write_text("case,patient\na,b\n")
-    with pytest.raises(UserError, match="found the columns case, patient, expected image, or one for every channel"):
+    with pytest.raises(UserError, match="found the columns case, patient, expected image, or one column per channel"):
         open_dataset(tmp_path / "cases.csv")
 
 

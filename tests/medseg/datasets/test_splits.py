@@ -46,10 +46,10 @@ def test_a_split_that_runs_may_have_used_is_not_overwritten(tmp_path: Path) -> N
     [
         (lambda: Split(("a_ED",), ("a_ED",)), "a_ED is in labelled and in validation"),
         (lambda: Split(("a_ED",), unlabelled=("d_ED", "d_ED")), "d_ED is twice in unlabelled"),
-        (lambda: Split(("a_ED",), test=("a_ES",)), "patient a is in labelled and in test"),
-        (lambda: Split(("a_ED",), unlabelled=("a_ES",)), "patient a is in labelled and in unlabelled"),
-        (lambda: Split(("e_ED",)), "e_ED is in labelled, and Heart has no label"),
-        (lambda: Split(("a_ED",), ("e_ED",)), "e_ED is in validation, and Heart has no label"),
+        (lambda: Split(("a_ED",), test=("a_ES",)), "patient a is in both labelled and test"),
+        (lambda: Split(("a_ED",), unlabelled=("a_ES",)), "patient a is in both labelled and unlabelled"),
+        (lambda: Split(("e_ED",)), "e_ED is in the part labelled, but Heart has no label"),
+        (lambda: Split(("a_ED",), ("e_ED",)), "e_ED is in the part validation, but Heart has no label"),
         (lambda: Split(("a_ED",), unlabelled=("d_EX",)), "no case 'd_EX' among its 10 cases; did you mean d_E"),
     ],
 )
@@ -64,13 +64,13 @@ def test_a_changed_file_is_not_believed(tmp_path: Path) -> None:
     write_split(file, SPLIT, heart())
     original = file.read_text()
     file.write_text(original.replace('["c_ED", "c"],\n', ""))
-    with pytest.raises(UserError, match="was changed after it was written"):
+    with pytest.raises(UserError, match="was modified after it was written"):
         read_split(file, heart())
     # Cases that merely change sides are noticed as well.
     content = json.loads(original)
     content["unlabelled"], content["test"] = content["test"], content["unlabelled"]
     file.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="was changed"):
+    with pytest.raises(UserError, match="was modified"):
         read_split(file, heart())
 
 
@@ -78,7 +78,7 @@ def test_patients_must_be_those_the_split_was_made_with(tmp_path: Path) -> None:
     write_split(tmp_path / "split.json", SPLIT, heart())
     with pytest.raises(UserError, match=r"c_ED \(c there, cc here\), c_ES"):
         read_split(tmp_path / "split.json", heart(c="cc"))
-    with pytest.raises(UserError, match="patient a is in labelled and in test"):
+    with pytest.raises(UserError, match="patient a is in both labelled and test"):
         read_split(tmp_path / "split.json", heart(c="a"))
 
 

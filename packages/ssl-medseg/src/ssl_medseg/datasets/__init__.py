@@ -1,4 +1,4 @@
-"""Data sets: cases, the meaning of their labels, and splits."""
+"""Open data sets: cases, label maps and splits."""
 
 from ssl_medseg.datasets.dataset import Case, DataSet
 from ssl_medseg.datasets.open import open_dataset, open_split, open_with

@@ -1,4 +1,4 @@
-"""Put the channels of a patient together that lie in a folder: files named after them, DICOM series of a study."""
+"""Group the files or DICOM series of a folder into multi-channel cases."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Wanted:
     """An image to segment.
 
     Attributes:
-        name: of its mask, a relative path without an ending.
-        image: where it is.
-        is_dicom: whether it is a DICOM series.
-        label: its label in a data set, which no mask may replace.
-        error: why it cannot be segmented, known before it is read.
+        name: Name of its mask, a relative path without extension.
+        image: Location of the image.
+        is_dicom: Whether it is a DICOM series.
+        label: Label of the case in a data set, which a mask must not overwrite.
+        error: Reason why it cannot be segmented, if that is known before reading it.
     """
 
     name: str
@@ -41,22 +41,22 @@ class Wanted:
 def group_channels(
     found: Sequence[Wanted], names: Sequence[str], opening: DataOptions, *, root: Path, numbers: Sequence[int] = ()
 ) -> list[Wanted]:
-    """Images of a folder as cases of the channels that a model has.
+    """Group the images of a folder into cases with the channels of a model.
 
-    Files are put together by what their names end in, ``case_T2`` and ``case_ADC``, ``case_0000`` and ``case_0001``, or
-    by their folder, ``case/T2`` and ``case/ADC``; the volumes of a 4-D file are the channels of one case. DICOM series
-    are put together by their study, and chosen by their description. `DataOptions.channels` says what the data call a
-    channel, as in ``ADC=dADC``, and gives unnamed ones their names.
+    Files are grouped by the ends of their names (``case_T2`` and ``case_ADC``, ``case_0000`` and ``case_0001``) or by
+    their folder (``case/T2`` and ``case/ADC``); the volumes of a 4-D file are the channels of one case. DICOM series
+    are grouped by study and selected by their description. `DataOptions.channels` maps names of the data to names of
+    channels, as in ``ADC=dADC``, and names unnamed channels.
 
     Args:
-        found: Every file and series.
-        names: Channels of the model, in order. Of a single one, images stay as they are unless channels are chosen.
-        opening: How to open the data.
-        root: Folder that names of cases are relative to.
-        numbers: Numbers that the channels had in the data of training, if they were numbered.
+        found: All files and series.
+        names: Channels of the model, in order. With a single one, images are left unchanged unless channels are chosen.
+        opening: Options for opening the data.
+        root: Folder that the names of cases are relative to.
+        numbers: Numbers of the channels in the training data, if they were numbered.
 
     Returns:
-        Cases in the order of their names. One that lacks a channel has an error.
+        Cases, sorted by name. Cases that lack a channel have an error.
     """
     if len(names) < 2 and not opening.channels:
         return list(found)
@@ -92,20 +92,20 @@ def _of_files(files: Sequence[Wanted], pairs: Sequence[tuple[str, str]], opening
     for case, there in named.items():
         lacks = [name for _, name in pairs if name not in there]
         channels = [replace(there[name].image, name=name) for _, name in pairs if name in there]
-        error = f"has no file of the channel {' and '.join(lacks)} beside {channels[0].path.name}" if lacks else ""
+        error = f"has no file for channel {' and '.join(lacks)}, only {channels[0].path.name}" if lacks else ""
         cases.append(Wanted(case, join_channels(channels), False, error=error))
     most = max(map(len, numbered.values()), default=0)
     for case, by_number in numbered.items():
         short = len(by_number) < most
         images = _in_order({number: by_number[number].image for number in sorted(by_number)}, opening)
         has = ", ".join(f"_{number:04}" for number in sorted(by_number))
-        error = f"has the channels {has} alone, and others have {most}" if short else ""
+        error = f"has only the channels {has}, while other cases have {most} channels" if short else ""
         cases.append(Wanted(case, join_channels(images), False, error=error))
     return cases
 
 
 def _ending(name: str, pairs: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
-    """The case and the channel of a file by the end of its name; the longest ending counts."""
+    """Split a file name into case and channel; the longest matching channel name is used."""
     folder, _, own = name.rpartition("/")
     for asked, channel in sorted(pairs, key=lambda pair: -len(pair[0])):
         if asked.isdecimal():
@@ -119,10 +119,10 @@ def _ending(name: str, pairs: Sequence[tuple[str, str]]) -> tuple[str, str] | No
 
 
 def _of_volumes(wanted: Wanted, opening: DataOptions) -> Wanted:
-    """A file that ends in no channel: its volumes are the channels, if it has several."""
+    """Use the volumes of a 4-D file as channels; files with a single volume are left unchanged."""
     try:
         more = volumes_in(wanted.image.path)
-    except UserError:  # is said of this image when it is read
+    except UserError:  # reported when the image is read
         return wanted
     more = more[1:] if opening.frame is not None or opening.frame_table is not None else more
     if len(more) != 1:
@@ -132,7 +132,7 @@ def _of_volumes(wanted: Wanted, opening: DataOptions) -> Wanted:
 
 
 def _in_order(images: Mapping[int, ImageFile], opening: DataOptions) -> list[ImageFile]:
-    """Numbered channels under the names that the user gives them, else under their numbers."""
+    """Name numbered channels as the user asked, or by their numbers."""
     pairs = parse_channels(opening.channels)
     by_number = {int(asked): name for asked, name in pairs if asked.isdecimal() and int(asked) in images}
     if pairs and len(by_number) == len(pairs):
@@ -149,7 +149,7 @@ def _of_studies(found: Sequence[Wanted], pairs: Sequence[tuple[str, str]], root:
         try:
             listed = list_series(wanted.image.path)
             own = next(one for one in listed if wanted.image.series in (None, one.uid))
-        except (UserError, StopIteration):  # is said of this image when it is read
+        except (UserError, StopIteration):  # reported when the image is read
             cases.append(wanted)
             continue
         studies[own.study or own.uid].append((wanted, own))
@@ -168,13 +168,13 @@ def _of_studies(found: Sequence[Wanted], pairs: Sequence[tuple[str, str]], root:
                 continue
             image = next(wanted.image for wanted, series in members if series is chosen)
             channels.append(replace(image, series=chosen.uid, name=channel))
-        why = f"{'; '.join(errors)}. Say which series it is: --channels NAME=DESCRIPTION,..." if errors else ""
+        why = f"{'; '.join(errors)}. Select the series with --channels NAME=DESCRIPTION,..." if errors else ""
         cases.append(Wanted(name, join_channels(channels or [members[0][0].image]), True, error=why))
     return cases
 
 
 def _common(members: Sequence[tuple[Wanted, Series]], root: Path) -> str:
-    """Name of a study: the folder that holds all its series."""
+    """Return the name of a study: the common folder of all its series."""
     folder = Path(os.path.commonpath([wanted.image.path.resolve() for wanted, _ in members]))
     if folder == root.resolve() or not folder.is_relative_to(root.resolve()):
         return folder.name

@@ -1,4 +1,4 @@
-"""Channels of images: which there are, which are used, in which order, and whether they are those of a model."""
+"""Select and order the channels of images, and match them to those of a model."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ssl_medseg.io.read import volumes_in
 from ssl_medseg.io.volume import ImageFile, join_channels
 
 UNNAMED = "image"
-"""Name of the only channel of images that nobody names."""
+"""Name of the only channel of single-channel images without a stated name."""
 
 
 def parse_channels(wanted: Sequence[str]) -> list[tuple[str, str]]:
-    """The entries of ``--channels`` as pairs: what the data call a channel, and its name.
+    """Parse the entries of ``--channels`` into pairs: name in the data, name of the channel.
 
     >>> parse_channels(["T2", "ADC=ep2d_diff_ADC"])
     [('T2', 'T2'), ('ep2d_diff_ADC', 'ADC')]
@@ -36,23 +36,23 @@ def parse_channels(wanted: Sequence[str]) -> list[tuple[str, str]]:
         pairs.append(((source if equals else name).strip(), name.strip()))
     names = [name for _, name in pairs]
     if not all(source and name for source, name in pairs) or len(set(names)) < len(names):
-        raise UserError(f"--channels is {','.join(wanted)}; expected different names or numbers, such as T2,ADC")
+        raise UserError(f"--channels is {','.join(wanted)}; expected distinct names or numbers, such as T2,ADC")
     for name in names:
         check_label(name, what="channel", source="--channels")
     return pairs
 
 
 def choose_channels(available: Mapping[int, str], wanted: Sequence[str], *, named: bool, source: str) -> dict[int, str]:
-    """The channels to use: number -> name, in order.
+    """Choose the channels to use, as an ordered map from number to name.
 
     Args:
-        available: Number -> name of every channel that there is.
-        wanted: Entries of ``--channels``: a name or number, or NAME=NAME_OR_NUMBER. Empty: all.
-        named: Whether the data name their channels. If not, names that are no numbers name them in order.
+        available: Number -> name of every available channel.
+        wanted: Entries of ``--channels``: a name or number, or NAME=NAME_OR_NUMBER. If empty, all channels are used.
+        named: Whether the data name their channels. If not, non-numeric entries name them in order.
         source: Name of the data set, for errors.
 
     Raises:
-        UserError: A channel that is not there, is named twice, or another number of names than of channels.
+        UserError: A channel does not exist or is named twice, or the number of names differs from that of channels.
     """
     if not wanted:
         return dict(available)
@@ -62,34 +62,34 @@ def choose_channels(available: Mapping[int, str], wanted: Sequence[str], *, name
     if not named and all(place is None for place in places) and not any("=" in entry for entry in wanted):
         if len(pairs) != len(available):
             raise UserError(
-                f"{source}: --channels gives {several(len(pairs), 'name')} ({', '.join(wanted)}) to "
-                f"{several(len(available), 'channel')} without names; expected a name for each, or numbers"
+                f"{source}: --channels has {several(len(pairs), 'name')} ({', '.join(wanted)}) for "
+                f"{several(len(available), 'unnamed channel')}; expected a name for each, or numbers"
             )
         return {number: name for number, (_, name) in zip(available, pairs, strict=True)}
     for (asked, _), place in zip(pairs, places, strict=True):
         if place is None:
-            raise UserError(f"{source}: there is no channel {asked!r}; it has {listed or 'none'}")
+            raise UserError(f"{source} has no channel {asked!r}; its channels are {listed or 'none'}")
     chosen: dict[int, str] = {}
     for (asked, name), place in zip(pairs, places, strict=True):
         if place is not None and place in chosen:
             raise UserError(f"{source}: --channels names the channel {asked} twice")
         if place is not None:
-            # A number that stands alone selects the channel with the name it has.
+            # A number without a name selects the channel under the name that the data give it.
             chosen[place] = available[place] if named and name == asked else name
     return chosen
 
 
 def fit_channels(image: ImageFile, names: Sequence[str], numbers: Sequence[int] = ()) -> ImageFile:
-    """The channels of an image that a model was trained with, in its order.
+    """Select the channels that a model was trained with, in its order.
 
     Args:
-        image: With its channels.
+        image: Image with its channels.
         names: Names of the channels of the model.
-        numbers: Numbers that they had in the data of training, if they were numbered: channels without a name and with
-            the same numbers are the same.
+        numbers: Numbers of these channels in the training data, if they were numbered; unnamed channels are matched by
+            number.
 
     Raises:
-        UserError: The image does not have them, or does not say which of its channels is which.
+        UserError: The image lacks a channel, or its channels are not named.
     """
     given = image.channel_names
     if len(given) == len(names) == 1 or given == tuple(names):
@@ -104,23 +104,23 @@ def fit_channels(image: ImageFile, names: Sequence[str], numbers: Sequence[int] 
     expected = f"was trained with {', '.join(names)}"
     if tuple(names) == (UNNAMED,):
         found = f"has {several(len(given), 'channel')} ({', '.join(given)})"
-        expected, remedy = "was trained with one", f"choose it with --channels, as in --channels {given[0]}"
+        expected, remedy = "was trained with one channel", f"choose one, as in --channels {given[0]}"
     elif any(name and not name.isdecimal() for name in given):
         found = f"has {'the channels' if len(given) > 1 else 'the channel'} {', '.join(given)}"
-        remedy = f"add {' and '.join(missing)}, or say what the data call it: --channels {missing[0]}=..."
+        remedy = f"add {' and '.join(missing)}, or map its name in the data: --channels {missing[0]}=..."
     elif len(given) < len(names):
-        found = f"has {several(len(given), 'channel')}, which is not named"
+        found = f"has {several(len(given), 'unnamed channel')}"
         remedy = f"name the files of a case after the channels: CASE_{names[0]}, CASE_{names[1]}"
     else:
-        found = f"has {several(len(given), 'channel')} without a name"
-        remedy = f"state their order with --channels {','.join(names)}, if that is it"
+        found = f"has {several(len(given), 'unnamed channel')}"
+        remedy = f"state their order, for example --channels {','.join(names)}"
     raise UserError(f"{image.path}: {found}; the model {expected}. {remedy[0].upper()}{remedy[1:]}")
 
 
 def _by_number(image: ImageFile, numbers: Sequence[int]) -> list[ImageFile]:
-    """The channels with some numbers; empty where the image names its channels, or its numbers say too little.
+    """Select channels by number; empty if the image names its channels, or if the numbers are not conclusive.
 
-    Volumes of a 4-D file may be time points, so that there must be as many as there were channels.
+    The volumes of a 4-D file may be time points, so their number must equal the number of channels.
     """
     there = {channel.number: channel for channel in image.channels}
     in_one_file = any(channel.channel is not None for channel in image.channels)
@@ -132,10 +132,10 @@ def _by_number(image: ImageFile, numbers: Sequence[int]) -> list[ImageFile]:
 
 
 def choose_series(found: Sequence[Series], asked: str) -> Series:
-    """The series whose description is, or contains, some text; letter case makes no difference.
+    """Find the series whose description equals or contains a text, ignoring case.
 
     Raises:
-        UserError: None, or several that match equally well.
+        UserError: No series matches, or several match equally well.
     """
     wanted, words = asked.casefold(), set(_words(asked))
     exact = [series for series in found if series.description.casefold() == wanted]
@@ -150,12 +150,12 @@ def choose_series(found: Sequence[Series], asked: str) -> Series:
 
 
 def apply_channels(listing: Listing, options: DataOptions) -> Listing:
-    """Split images that hold several channels: the volumes of a 4-D file, the series of a DICOM study.
+    """Split images with several channels: the volumes of a 4-D file, or the series of a DICOM study.
 
-    Images that the layout lists with a file for every channel stay as they are.
+    Images for which the layout lists a file per channel are left unchanged.
 
     Raises:
-        UserError: ``--channels`` asks for a channel that is not there.
+        UserError: ``--channels`` names a channel that does not exist.
     """
     whole = [e for e in listing.entries if not e.image.others and not e.image.name and e.image.channel is None]
     folders = {entry.name for entry in whole if entry.image.path.is_dir()}
@@ -183,13 +183,13 @@ def apply_channels(listing: Listing, options: DataOptions) -> Listing:
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
-    """Names with their number behind where several are the same."""
+    """Append the channel number to names that occur more than once."""
     counts = Counter(name.casefold() for name in names)
     return [name if counts[name.casefold()] == 1 else f"{name} {number}" for number, name in enumerate(names)]
 
 
 def series_below(folder: Path) -> list[tuple[Path, Series]]:
-    """Every DICOM series in a folder and the folders below it."""
+    """List all DICOM series in a folder and its subfolders."""
     found = []
     for place, inside, _ in os.walk(folder):
         inside.sort()
@@ -210,7 +210,7 @@ def _words(text: str) -> list[str]:
 
 
 def _volumes(image: ImageFile, options: DataOptions) -> int | None:
-    """Number of channels in a file; None where it cannot be read, which is said when it is."""
+    """Return the number of channels of a file; None if it cannot be read, which is reported when it is read."""
     if not image.path.is_file():
         return None
     try:
@@ -225,10 +225,10 @@ def _volumes(image: ImageFile, options: DataOptions) -> int | None:
 def _of_files(
     listing: Listing, options: DataOptions, counts: Mapping[Path, int]
 ) -> tuple[dict[int, str], list[Finding]]:
-    """The channels of files that hold them all, and what dataset.json states otherwise."""
+    """Return the channels of multi-channel files, and findings where dataset.json contradicts the files."""
     stated = unique_names(listing.channels)
     most = max(counts.values(), default=0)
-    if not counts:  # nothing could be read: as stated
+    if not counts:  # no file could be read: trust the stated channels
         highest = max(
             (int(source) + 1 for source, _ in parse_channels(options.channels) if source.isdecimal()), default=0
         )
@@ -239,8 +239,8 @@ def _of_files(
         others = [path.name for path, count in counts.items() if count != len(stated)]
         use = f"the first, {stated[0]}" if most == 1 else f"the first {min(most, len(stated))}"
         title = (
-            f"dataset.json names {several(len(stated), 'channel')} ({', '.join(stated)}), and the files hold "
-            f"{several(most, 'volume')} at most: {use} is used"
+            f"dataset.json names {several(len(stated), 'channel')} ({', '.join(stated)}), but the files contain at "
+            f"most {several(most, 'volume')}; using {use}"
         )
         findings.append(Finding("warning", "channel_names", title, [Item(others)]))
         total = min(most, len(stated)) if not options.channels else most

@@ -1,4 +1,4 @@
-"""Cases of a data set: an image, optionally a label, and the patient they show."""
+"""Represent a data set: its cases, each with an image, an optional label and a patient."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ssl_medseg.io.volume import ImageFile
 
 @dataclass(frozen=True)
 class Case:
-    """One volume.
+    """One volume of a data set.
 
     Attributes:
         name: Name of the case, unique in the data set.
-        patient: Patient the case shows; all cases of a patient are in one part of a split.
+        patient: Patient of the case; all cases of a patient are in the same part of a split.
         image: File of the image, or of each of its channels.
-        label: File of the label, if there is one. Whether training may open it is decided by the split.
-        listed: Part of the data set's own list (``training``, ``test``, ``unlabelled``, a word of the CSV file's column
-            split); empty where there is no list.
+        label: File of the label, if there is one. The split decides whether training may open it.
+        listed: Part in which the data set itself lists the case (``training``, ``test``, ``unlabelled``, or a value of
+            the column split of a CSV file); empty if there is no list.
     """
 
     name: str
@@ -36,15 +36,15 @@ class Case:
 
 @dataclass(frozen=True)
 class DataSet:
-    """Cases and the meaning of their labels.
+    """Cases with their label map.
 
     Attributes:
-        name: Name of the data set; no path.
+        name: Name of the data set, without its path.
         root: Folder of the data set; paths are shown relative to it.
         cases: Cases in a fixed order.
         labels: Names and values of the structures.
         layout: Layout of the files: ``decathlon``, ``nnunet``, ``bids``, ``folders`` or ``csv``.
-        notes: Findings about its files that do not stop anything, as sentences.
+        notes: Warnings about its files, as sentences.
     """
 
     name: str
@@ -60,34 +60,34 @@ class DataSet:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The names of all cases."""
+        """Names of all cases."""
         return tuple(case.name for case in self.cases)
 
     @cached_property
     def channels(self) -> tuple[str, ...]:
-        """Names of the channels of every image, in order: ``image`` for one that nobody names."""
+        """Names of the channels of the images, in order; ``image`` for a single unnamed channel."""
         names = self.cases[0].image.channel_names if self.cases else ("",)
         return (names[0] or UNNAMED,) if len(names) == 1 else names
 
     @cached_property
     def channel_numbers(self) -> tuple[int, ...]:
-        """Numbers of the channels in the files, in their order; empty where they have none or cases differ."""
+        """Numbers of the channels in the files, in order; empty if they have none or the cases differ."""
         found = {tuple(channel.number for channel in case.image.channels) for case in self.cases}
         numbers = found.pop() if len(found) == 1 else ()
         return tuple(number for number in numbers if number is not None) if None not in numbers else ()
 
     def with_channels(self, names: Sequence[str], numbers: Sequence[int] = ()) -> DataSet:
-        """The same cases with the channels that a model was trained with, in its order; `fit_channels` says how.
+        """Return the data set with the channels that a model was trained with, in its order; see `fit_channels`.
 
         Raises:
-            UserError: They do not have them, or do not say which of their channels is which.
+            UserError: The images lack a channel, or their channels are not named.
         """
         cases = tuple(replace(case, image=fit_channels(case.image, names, numbers)) for case in self.cases)
         return replace(self, cases=cases)
 
     @cached_property
     def patients(self) -> dict[str, tuple[str, ...]]:
-        """Patient -> the names of their cases."""
+        """Patient -> names of the patient's cases."""
         found: dict[str, tuple[str, ...]] = {}
         for case in self.cases:
             found[case.patient] = (*found.get(case.patient, ()), case.name)
@@ -95,32 +95,32 @@ class DataSet:
 
     @cached_property
     def labelled(self) -> tuple[str, ...]:
-        """The names of the cases that have a label."""
+        """Names of the cases that have a label."""
         return tuple(case.name for case in self.cases if case.label is not None)
 
     def case(self, name: str) -> Case:
-        """The case of a name.
+        """Return a case by name.
 
         Raises:
-            UserError: there is none.
+            UserError: There is no such case.
         """
         try:
             return self._by_name[name]
         except KeyError:
             match = difflib.get_close_matches(name, self.names, n=1, cutoff=0.6)
             hint = f"; did you mean {match[0]}?" if match else ""
-            raise UserError(f"{self.name}: there is no case {name!r} among its {len(self)} cases{hint}") from None
+            raise UserError(f"{self.name} has no case {name!r} among its {len(self)} cases{hint}") from None
 
     def select(self, names: Iterable[str]) -> tuple[Case, ...]:
-        """The cases of some names, in their order.
+        """Return several cases by name, in the given order.
 
         Raises:
-            UserError: there is no such case.
+            UserError: There is no case with one of the names.
         """
         return tuple(self.case(name) for name in names)
 
     def shown(self, path: Path) -> str:
-        """A path relative to the data set's folder, for messages and reports."""
+        """Return a path relative to the folder of the data set, for messages and reports."""
         return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.name
 
     @cached_property

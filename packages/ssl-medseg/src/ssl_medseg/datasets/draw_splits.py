@@ -1,4 +1,4 @@
-"""Make splits: from the labels that exist, by random draws, or from named patients."""
+"""Make splits from existing labels, by random draws, or from named patients."""
 
 from __future__ import annotations
 
@@ -14,59 +14,61 @@ from ssl_medseg.datasets.dataset import Case, DataSet
 from ssl_medseg.datasets.splits import Split
 
 _FROM = 4
-"""Labelled patients from which on one in four is held out for validation."""
+"""Smallest number of labelled patients for which a quarter is held out for validation."""
 
 
 def split_by_labels(
     dataset: DataSet, *, labelled: Sequence[str] = (), validation: Sequence[str] = ()
 ) -> tuple[Split, list[str]]:
-    """Labelled, validation and unlabelled cases of a data set, by patient.
+    """Split a data set by patient into labelled, validation and unlabelled cases.
 
-    Cases that the data set lists as test are for test. Patients that are not named, and have no label for all of their
-    volumes, are unlabelled.
+    Cases that the data set lists as test cases are test cases. Patients that are not named and lack a label for some of
+    their volumes are unlabelled.
 
     Args:
-        dataset: the data set.
-        labelled: patients whose labels may be seen; empty: all whose volumes have labels.
-        validation: patients to validate on; empty: the last quarter of the labelled ones where there are four or more,
-            none below that.
+        dataset: Data set.
+        labelled: Labelled patients; if empty, all patients whose volumes all have labels.
+        validation: Validation patients; if empty, the last quarter of the labelled ones if there are four or more,
+            otherwise none.
 
     Returns:
-        The split, and how it came about in words.
+        The split, and an explanation of it.
 
     Raises:
-        UserError: unknown patients, none labelled, or none unlabelled.
+        UserError: A patient does not exist, or there are no labelled or no unlabelled patients.
     """
     test = {case.patient for case in dataset.cases if case.listed == "test"}
     known = [patient for patient in dataset.patients if patient not in test]
     full = [p for p in known if all(dataset.case(name).label is not None for name in dataset.patients[p])]
     for patient in (*labelled, *validation):
         if patient not in known:
-            raise UserError(f"{dataset.name}: no patient {patient!r} outside its test part; it has {some_of(known)}")
+            raise UserError(
+                f"{dataset.name} has no patient {patient!r} outside its test part; its patients are {some_of(known)}"
+            )
     chosen = list(labelled or [p for p in full if p not in validation])
     reasons = [f"labelled: {some_of(chosen)}" + ("" if labelled else ", the patients whose volumes all have labels")]
     held = list(validation)
     if not held and not labelled and len(chosen) >= _FROM:
         held = chosen[-(len(chosen) // _FROM) :]
         chosen = chosen[: -len(held)]
-        reasons = [f"labelled: {some_of(chosen)}, the patients whose volumes all have labels but those for validation"]
+        reasons = [f"labelled: {some_of(chosen)}, all other patients whose volumes all have labels"]
     if not chosen:
         raise UserError(
-            f"{dataset.name}: no patient has labels for all volumes, so there is nothing to learn from; label one"
+            f"{dataset.name}: no patient has labels for all volumes; training needs at least one labelled patient"
         )
     reasons.append(
-        f"validation: {some_of(held)}, on which training is scored"
+        f"validation: {some_of(held)}, used to score the training"
         if held
-        else f"validation: none, for {len(chosen)} labelled patient(s) are too few to give one away; the last step is "
-        "kept"
+        else f"validation: none, because {len(chosen)} labelled patient(s) are too few to hold one out; the last step "
+        "is kept"
     )
     rest = [patient for patient in known if patient not in chosen and patient not in held]
     if not rest:
         raise UserError(
             f"{dataset.name}: every patient has labels, so there are no unlabelled volumes to learn from; name the "
-            "labelled ones with --labelled, give a --split, or use `ssl-medseg train`"
+            "labelled patients with --labelled, pass a --split, or use `ssl-medseg train`"
         )
-    reasons.append(f"unlabelled: {len(rest)} patients, whose labels, if there are any, are not opened")
+    reasons.append(f"unlabelled: {len(rest)} patients; their labels, if any, are not opened")
 
     def names(patients: Sequence[str]) -> tuple[str, ...]:
         return tuple(name for patient in patients for name in dataset.patients[patient])
@@ -76,11 +78,11 @@ def split_by_labels(
 
 @dataclass(frozen=True)
 class Combination:
-    """Patients by name.
+    """Named patients of a split.
 
     Args:
-        labelled: those trained on with their labels.
-        validation: those that settings and the best step are chosen on.
+        labelled: Patients whose labels are used for training.
+        validation: Patients used to choose settings and the best step.
     """
 
     labelled: tuple[str, ...]
@@ -89,11 +91,11 @@ class Combination:
 
 @dataclass(frozen=True)
 class Pool:
-    """The cases that splits are made of, by patient.
+    """Cases available for splits, by patient.
 
     Attributes:
-        name: of the data set.
-        cases: patient -> their cases, in the data set's order.
+        name: Name of the data set.
+        cases: Patient -> the patient's cases, in the order of the data set.
     """
 
     name: str
@@ -101,7 +103,7 @@ class Pool:
 
     @classmethod
     def of(cls, dataset: DataSet, cases: Iterable[Case]) -> Pool:
-        """The pool of some cases."""
+        """Create a pool from some cases."""
         by_patient: dict[str, list[Case]] = {}
         for case in cases:
             by_patient.setdefault(case.patient, []).append(case)
@@ -109,11 +111,11 @@ class Pool:
 
     @property
     def fully_labelled(self) -> list[str]:
-        """Patients all of whose cases have labels, sorted."""
+        """Patients whose cases all have labels, sorted."""
         return sorted(p for p, cases in self.cases.items() if all(case.label is not None for case in cases))
 
     def names(self, patients: Iterable[str]) -> tuple[str, ...]:
-        """The names of the cases of some patients, in the order of the data set."""
+        """Return the names of the cases of some patients, in the order of the data set."""
         wanted = set(patients)
         return tuple(case.name for patient, cases in self.cases.items() if patient in wanted for case in cases)
 
@@ -125,7 +127,7 @@ class Pool:
         unlabelled: Iterable[str],
         **how: Any,
     ) -> Split:
-        """The split of these patients; who is in an earlier part is left out of the unlabelled ones."""
+        """Create a split from patients; unlabelled patients that are also in another part are left out there."""
         labelled, validation, test = tuple(labelled), tuple(validation), tuple(test)
         rest = set(unlabelled).difference(labelled, validation, test)
         return Split(self.names(labelled), self.names(validation), self.names(test), self.names(rest), settings=how)
@@ -133,16 +135,16 @@ class Pool:
 
 @dataclass(frozen=True)
 class Draws:
-    """How patients are drawn.
+    """Settings of the random draws.
 
     Attributes:
-        labelled: numbers of labelled patients; None: those of 1, 2 and 8 that the data allow.
-        draws: choices of each.
-        validation: number of patients for validation, the same for all draws.
-        test: number of patients for test, beside those in `held_out`.
-        held_out: patients for test by name.
-        unlabelled: the patients that may be unlabelled ones; empty: all the rest.
-        seed: of the choices.
+        labelled: Numbers of labelled patients; None for 1, 2 and 8, as far as the data allow.
+        draws: Number of draws for each number of labelled patients.
+        validation: Number of validation patients, the same for all draws.
+        test: Number of test patients in addition to `held_out`.
+        held_out: Named test patients.
+        unlabelled: Patients that may be unlabelled; if empty, all others.
+        seed: Random seed.
     """
 
     labelled: tuple[int, ...] | None = None
@@ -155,15 +157,15 @@ class Draws:
 
 
 def draw(pool: Pool, how: Draws) -> dict[str, Split]:
-    """Splits by drawing: name -> split.
+    """Draw splits at random; return name -> split.
 
-    First test and validation patients are drawn, the same for all; then every draw is a place in one random order of
-    the other patients, as far from the others as can be: the smaller choice of a draw is part of its larger one, and
-    the draws of a size have no patient in common where there are enough patients. ``all-labelled`` is the upper bound:
-    every label that is not for validation or test.
+    Test and validation patients are drawn first and shared by all splits. The other patients are put into a random
+    order, in which each draw starts at a different position, spaced as evenly as possible. Therefore, smaller draws are
+    subsets of larger ones with the same number, and draws of the same size are disjoint if there are enough patients.
+    ``all-labelled`` is the upper bound: it uses all labels outside validation and test.
 
     Raises:
-        UserError: more patients are asked for than there are.
+        UserError: There are not enough patients.
     """
     available = [patient for patient in pool.fully_labelled if patient not in how.held_out]
     order = [available[i] for i in permutation(derive(how.seed, "held out"), len(available)).tolist()]
@@ -188,10 +190,12 @@ def draw(pool: Pool, how: Draws) -> dict[str, Split]:
 def combine(
     pool: Pool, combinations: Mapping[str, Combination], *, test: Sequence[str], unlabelled: Sequence[str]
 ) -> dict[str, Split]:
-    """Splits of named patients: name -> split. Labelled and validation patients are left out of the unlabelled ones.
+    """Make splits from named patients; return name -> split.
+
+    Labelled and validation patients are removed from the unlabelled ones.
 
     Raises:
-        UserError: a patient who is not there, without labels where these are needed, or in two parts.
+        UserError: A patient does not exist, lacks required labels, or is in two parts.
     """
     splits = {}
     for name, chosen in combinations.items():
@@ -199,28 +203,31 @@ def combine(
         needed = (*chosen.labelled, *chosen.validation)
         bare = [patient for patient in needed if patient in pool.cases and patient not in pool.fully_labelled]
         if bare:
-            raise UserError(f"{pool.name}: combination {name} needs labels of {', '.join(bare)}, who have none")
+            raise UserError(f"{pool.name}: combination {name} needs labels of {', '.join(bare)}, which have none")
         if not chosen.labelled:
-            raise UserError(f"combination {name} names no labelled patient, expected at least one")
+            raise UserError(f"combination {name} has no labelled patient; expected at least one")
         rest = unlabelled or tuple(pool.cases)
         splits[name] = pool.split(chosen.labelled, chosen.validation, test, rest, combination=name)
     return splits
 
 
 def absent(pool: Pool, patients: Iterable[str]) -> list[str]:
-    """Those of some patients who have no case in the pool, sorted."""
+    """Return the patients that have no case in the pool, sorted."""
     return sorted(set(patients) - set(pool.cases))
 
 
 def _enough(pool: Pool, how: Draws, available: int, rest: int) -> None:
     largest = max(how.labelled or (1,))
     if how.draws < 1 or how.validation < 0 or how.test < 0 or min(how.labelled or (1,)) < 1:
-        raise UserError("draws and numbers of labelled patients are at least 1, validation and test at least 0")
+        raise UserError(
+            "draws and n_labelled must be at least 1, n_validation and n_test at least 0; got "
+            f"{how.draws}, {how.labelled}, {how.validation} and {how.test}"
+        )
     if rest < largest:
         raise UserError(
-            f"{pool.name}: has {several(available, 'patient')} with labels for all their volumes; {how.test} for test "
-            f"and {how.validation} for validation leave {max(rest, 0)}, fewer than the {largest} labelled ones asked "
-            "for. Ask for fewer, or say how patients are told from the names of cases: --patient-pattern or --patients"
+            f"{pool.name} has {several(available, 'patient')} with labels for all volumes; {how.test} for test and "
+            f"{how.validation} for validation leave {max(rest, 0)}, fewer than the {largest} labelled patients "
+            "requested. Request fewer, or state how case names map to patients with --patient-pattern or --patients"
         )
     if rest < how.draws:
-        raise UserError(f"{pool.name}: {how.draws} draws were asked for, and {rest} patients are left to draw from")
+        raise UserError(f"{pool.name}: {how.draws} draws were requested, but only {rest} patients are left")

@@ -1,4 +1,4 @@
-"""Open a data set: list its files, resolve cases and patients, refuse contradictions."""
+"""Open a data set: list its files, resolve cases and patients, and reject contradictions."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from ssl_medseg.io.tables import read_table, whole_number
 
 
 def with_frames(listing: Listing, file: Path) -> Listing:
-    """The listing with the frames of a table, see :func:`read_frames`; other cases stay."""
+    """Apply the frames of a table to a listing, see :func:`read_frames`; other cases are left unchanged."""
     frames = read_frames(file, [entry.name for entry in listing.entries], owner=listing.name)
     entries = [replace(entry, image=entry.image.at_frame(frames.get(entry.name))) for entry in listing.entries]
     return replace(listing, entries=entries)
 
 
 def read_frames(file: Path, names: Sequence[str], *, owner: str) -> dict[str, int]:
-    """Case -> frame, of a CSV file that has the columns ``case`` and ``frame``.
+    """Read case -> frame from a CSV file with the columns ``case`` and ``frame``.
 
     Args:
-        file: the table.
-        names: all cases that there are.
-        owner: what has them, for errors.
+        file: CSV file.
+        names: Names of all cases.
+        owner: Name of the data set, for errors.
 
     Raises:
-        UserError: no such table, a case that is not there or is there twice, a frame that is no number.
+        UserError: The file is not such a table, a case does not exist or is listed twice, or a frame is not a number.
     """
     frames: dict[str, int] = {}
     for row in read_table(file, needed=("case", "frame")):
@@ -45,11 +45,11 @@ def read_frames(file: Path, names: Sequence[str], *, owner: str) -> dict[str, in
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
             raise UserError(
-                f"{file}: names the case {name!r}, which {owner} does not have"
+                f"{file} lists the case {name!r}, which {owner} does not contain"
                 + (f"; did you mean {near[0]}?" if near else "; correct or remove the row")
             )
         if name in frames:
-            raise UserError(f"{file}: names the case {name} twice, expected one frame of each case; remove a row")
+            raise UserError(f"{file} lists the case {name} twice; expected one frame per case. Remove a row")
         frames[name] = whole_number(row, "frame", file)
     return frames
 
@@ -69,28 +69,29 @@ def open_dataset(
     unlabelled: Path | None = None,
     allow_unlabelled: bool = False,
 ) -> DataSet:
-    """Open a data set; no image and no label is read.
+    """Open a data set without reading its images and labels.
 
-    A case without a label is refused unless the data set or the caller says that it has none: the Decathlon lists
-    ``unlabeled`` and ``test``, nnU-Net's ``imagesTs``, a folder ``unlabelled``, ``unlabelled`` or ``test`` in a CSV
-    file's column split, `unlabelled` or `allow_unlabelled`. So no typo in a file name makes a labelled case unlabelled.
+    A case without a label is rejected unless the data set or the caller declares it as unlabelled, so that a typo in a
+    file name cannot turn a labelled case into an unlabelled one. The following count as declarations: the lists
+    ``unlabeled`` and ``test`` of the Decathlon, ``imagesTs`` of nnU-Net, a folder ``unlabelled``, the values
+    ``unlabelled`` or ``test`` in the column split of a CSV file, `unlabelled` and `allow_unlabelled`.
 
     Args:
-        source: the data set's folder, its dataset.json, or a CSV file.
-        layout: as are the others below: see `DataOptions`.
-        channels: which channels, by name or number.
-        frame: which time point.
-        frame_table: table of the time point of each case.
-        voxel_size: sides of a voxel in mm, for files that do not state them.
-        trust_pixdim: take them from headers whose form codes are 0.
-        label_map: file with the meaning of the label values.
-        patient_pattern: regular expression for patients.
-        patients: table of patients.
-        unlabelled: list of cases without a label.
-        allow_unlabelled: any case may be without a label.
+        source: Folder of the data set, its dataset.json, or a CSV file.
+        layout: Layout of the files. For this and the other options see `DataOptions`.
+        channels: Channels to use, by name or number.
+        frame: Time point to use.
+        frame_table: Table with the time point of each case.
+        voxel_size: Voxel size in mm, for files that do not state it.
+        trust_pixdim: Use the voxel size of headers whose form codes are 0.
+        label_map: File with the meaning of the label values.
+        patient_pattern: Regular expression for patients.
+        patients: Table of patients.
+        unlabelled: List of cases without a label.
+        allow_unlabelled: Accept any case without a label.
 
     Raises:
-        UserError: there is no such data set, or something is wrong with it: all of it, in one message.
+        UserError: The data set does not exist or has problems, all of which the message lists.
     """
     options = DataOptions(
         layout=layout,
@@ -109,18 +110,18 @@ def open_dataset(
 
 
 def open_with(source: str | os.PathLike[str], options: DataOptions) -> DataSet:
-    """`open_dataset` with its options in one object, as the commands have them."""
+    """Open a data set, as `open_dataset`, with options in one object."""
     listing, resolved = list_cases(source, options)
     errors = of_level(resolved.findings, "error")
     if errors:
-        _, _, *lines = finding_lines(errors)  # the heading is for several levels
+        _, _, *lines = finding_lines(errors)  # without the heading, which is for several levels
         raise UserError("\n".join([f"{Path(source)}: cannot be used as it is", *lines]))
     labels = label_map_for(listing, options)
     if labels is None:
         if any(case.label is not None for case in resolved.cases):
             raise UserError(
-                f"{Path(source)}: does not say what the values of its labels mean; give --label-map FILE. "
-                "`ssl-medseg check --propose-map FILE` writes one from the values that it finds, for you to name"
+                f"{Path(source)} does not state the meaning of its label values; pass --label-map FILE. `ssl-medseg "
+                "check --propose-map FILE` writes a label map with the values found, in which you fill in the names"
             )
         labels = LabelMap(("background",), (0,))
     notes = tuple(map(str, of_level(resolved.findings, "warning")))
@@ -128,13 +129,12 @@ def open_with(source: str | os.PathLike[str], options: DataOptions) -> DataSet:
 
 
 def open_split(source: str | os.PathLike[str], split: str | Path, options: DataOptions) -> tuple[DataSet, Split]:
-    """A data set with a split of it.
+    """Open a data set together with a split of it.
 
-    The split says which cases are unlabelled and for test, so that labels may be missing there; those of labelled and
-    validation cases may not.
+    Labels may be missing for the unlabelled and test cases of the split, but not for its labelled and validation cases.
 
     Raises:
-        UserError: as `open_with` and `read_split`.
+        UserError: See `open_with` and `read_split`.
     """
     dataset = open_with(source, replace(options, allow_unlabelled=True))
     return dataset, read_split(split, dataset)
@@ -144,7 +144,7 @@ def list_cases(source: str | os.PathLike[str], options: DataOptions) -> tuple[Li
     """List the files of a data set, and resolve them to cases and findings.
 
     Raises:
-        UserError: there is no such data set.
+        UserError: The data set does not exist.
     """
     listing = apply_channels(list_files(Path(source), options), options)
     if options.frame_table is not None:
@@ -153,5 +153,5 @@ def list_cases(source: str | os.PathLike[str], options: DataOptions) -> tuple[Li
 
 
 def label_map_for(listing: Listing, options: DataOptions) -> LabelMap | None:
-    """The label map given by the options, else that of the data set; None if there is neither."""
+    """Return the label map of the options, otherwise that of the data set; None if there is neither."""
     return listing.labels if options.label_map is None else read_label_map(options.label_map)

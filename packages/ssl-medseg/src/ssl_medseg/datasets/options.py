@@ -1,4 +1,4 @@
-"""Options for opening a data set, shared by every command that takes one."""
+"""Define the options for opening a data set, shared by all commands."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ Layout = Literal["auto", "decathlon", "nnunet", "bids", "folders", "csv"]
 
 @dataclass(frozen=True)
 class DataOptions:
-    """How to open a data set.
+    """Options for opening a data set.
 
     Args:
-        layout: Layout of the files; auto: detected.
-        channels: Channels to use (T2, ADC, ...), by name or number, the first of which gives the grid: ``T2,ADC``;
-            NAME=CHANNEL calls one by another name, or finds a DICOM series by its description; by default all there
-            are. Channels that the data do not name get these names, in order.
-        frame: Time point of images with several, counted from 0.
-        frame_table: CSV file with the columns case and frame, for cases of which another time point is meant than
-            --frame, such as end-diastole of each heart.
-        voxel_size: Sides of a voxel in mm along the axes of the files, for files that do not state them: ``1,1,3``.
-        trust_pixdim: Take the sides of a voxel from pixdim in NIfTI headers whose form codes are 0.
-        label_map: File that says what the values of the labels mean, where the data set does not.
-        patient_pattern: Regular expression searched in the names of cases; what its group matches is the patient.
+        layout: Layout of the files; auto detects it.
+        channels: Channels to use, by name or number, such as ``T2,ADC``; the first one defines the grid.
+            NAME=CHANNEL renames a channel, or selects a DICOM series by its description. Unnamed channels get the given
+            names, in order. By default all channels are used.
+        frame: Time point to use of images with several, counted from 0.
+        frame_table: CSV file with the columns case and frame, for cases that need a time point other than --frame, such
+            as end-diastole of each heart.
+        voxel_size: Voxel size in mm along the axes of the files, for files that do not state it, such as ``1,1,3``.
+        trust_pixdim: Use the voxel size (pixdim) of NIfTI headers whose form codes are 0.
+        label_map: File with the meaning of the label values, if the data set does not state it.
+        patient_pattern: Regular expression that is searched in case names; its group is the name of the patient.
         patients: CSV file with the columns case and patient.
-        unlabelled: Text file with the names of cases that are meant to have no label, one per line.
+        unlabelled: Text file with the names of cases that have no label on purpose, one per line.
         allow_unlabelled: Accept any case without a label.
     """
 
@@ -47,15 +47,15 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         if self.voxel_size is not None and not all(0 < side < float("inf") for side in self.voxel_size):
-            raise UserError(f"voxel_size is {self.voxel_size}; expected three sides in mm above 0, such as 1,1,3")
+            raise UserError(f"voxel_size is {self.voxel_size}; expected three lengths in mm above 0, such as 1,1,3")
 
     def image(self, path: Path, *, channel: int | None = None, frame: int | None = None, name: str = "") -> ImageFile:
-        """The image in a file, with the part of it and the voxel size that these options state.
+        """Describe the image in a file, with frame and voxel size from these options.
 
         Args:
-            path: Of the file or folder.
-            channel: Channel of a file with several.
-            frame: In place of the options' one.
+            path: File or folder.
+            channel: Channel of a multi-channel file.
+            frame: Time point, if it differs from that of the options.
             name: Name of the channel.
         """
         return ImageFile(

@@ -1,4 +1,4 @@
-"""Resolve listed files to cases: their patients, missing labels, and contradictions."""
+"""Resolve listed files to cases: assign patients, and find missing labels and contradictions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ssl_medseg.io.file_types import stem
 from ssl_medseg.io.tables import read_table
 
 RULE = (
-    "a name that begins with sub-XX (BIDS) is of that subject; otherwise what is left of the name after taking off "
+    "a name that starts with sub-XX (BIDS) belongs to that subject; otherwise the patient is the name without "
     "endings such as _frame01, _ED, _ES, _time2, _ses-1, _visit2, _run1, _scan1"
 )
 _SUBJECT = re.compile(r"(sub-[A-Za-z0-9]+)(?=_|$)")
@@ -32,46 +32,47 @@ _ENDING = re.compile(
 
 
 class PatientRule:
-    """Finds the patient of a case.
+    """Determine the patient of a case from its name.
 
     Args:
-        pattern: a regular expression searched in the name of the case; its first group, or all of it, is the patient.
-        table: a CSV or TSV file with the columns ``case`` and ``patient``.
+        pattern: Regular expression that is searched in the case name; its first group, or the whole match, is the
+            patient.
+        table: CSV or TSV file with the columns ``case`` and ``patient``.
 
     Raises:
-        UserError: not a regular expression, no such file or columns.
+        UserError: The pattern is not a valid regular expression, or the file or its columns do not exist.
     """
 
     def __init__(self, *, pattern: str | None = None, table: Path | None = None) -> None:
         try:
             self._pattern = None if pattern is None else re.compile(pattern)
         except re.error as error:
-            raise UserError(f"patient pattern {pattern!r} is no regular expression: {error}") from error
+            raise UserError(f"--patient-pattern {pattern!r} is not a valid regular expression: {error}") from error
         self._table: Mapping[str, str] | None = None
         if table is not None:
             rows = read_table(table, needed=("case", "patient"))
             self._table, self._file = {row["case"]: row["patient"] for row in rows}, table.name
 
     def __call__(self, name: str) -> str:
-        """The patient of the case of this name.
+        """Return the patient of a case.
 
         Raises:
-            UserError: the pattern is not in the name, or the table does not list it.
+            UserError: The pattern does not match the name, or the table does not list it.
         """
         if self._table is not None:
             if not self._table.get(name):
-                raise UserError(f"{self._file}: says no patient for the case {name}; add a row")
+                raise UserError(f"{self._file} lists no patient for the case {name}; add a row")
             return self._table[name]
         if self._pattern is not None:
             found = self._pattern.search(name)
             if found is None:
-                raise UserError(f"patient pattern {self._pattern.pattern!r}: not found in the case {name}")
+                raise UserError(f"--patient-pattern {self._pattern.pattern!r} does not match the case {name}")
             return found[1] if self._pattern.groups else found[0]
         return patient_of(name)
 
 
 def patient_of(name: str) -> str:
-    """The patient of a case by the rule of this module, `RULE`.
+    """Return the patient of a case by the default rule, `RULE`.
 
     >>> [patient_of(name) for name in ("patient002_frame01", "sub-07_ses-1_T2w", "Case00", "P3_ED", "prostate_00")]
     ['patient002', 'sub-07', 'Case00', 'P3', 'prostate_00']
@@ -86,24 +87,24 @@ def patient_of(name: str) -> str:
 
 
 _CONSENT = (
-    "put the labels where they belong, or say that these have none: list their names in a file for --unlabelled, or "
+    "add the labels, or declare these cases as unlabelled: list their names in a file for --unlabelled, or pass "
     "--allow-unlabelled"
 )
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """The cases of a data set and what is wrong with its files; `cases` are those that can be read."""
+    """The readable cases of a data set, and the problems of its files."""
 
     cases: Sequence[Case]
     findings: Sequence[Finding]
 
 
 def resolve(listing: Listing, options: DataOptions) -> Resolved:
-    """Cases of a listing, and findings: errors are what `open_dataset` refuses.
+    """Resolve a listing to cases and findings; `open_dataset` rejects data sets with errors.
 
     Raises:
-        UserError: the rule for patients, or the list of unlabelled cases, cannot be used.
+        UserError: The rule for patients or the list of unlabelled cases cannot be used.
     """
     patient = PatientRule(pattern=options.patient_pattern, table=options.patients)
     overridden = options.patient_pattern is not None or options.patients is not None
@@ -129,11 +130,11 @@ def _findings(listing: Listing, options: DataOptions) -> Iterator[Finding]:
     yield from _not_used(listing)
     yield from _without_channel(listing)
     if not listing.entries:
-        yield Finding("error", "no_images", "no image is listed or found")
+        yield Finding("error", "no_images", "no images are listed or found")
 
 
 def _wrong_name(entry: Entry, patient: str | None) -> str:
-    """Why no mask can be named after a case, or why its patient cannot be listed; empty if all is well."""
+    """Explain why the name of a case or patient is invalid; empty if both are valid."""
     try:
         check_file_name(entry.name, what="case", source="name")
         if patient is not None:
@@ -148,14 +149,16 @@ def _wrong_names(listing: Listing, options: DataOptions) -> Iterator[Finding]:
     found = {entry: _wrong_name(entry, None if overridden else entry.patient) for entry in listing.entries}
     items = [Item([repr(entry.name)], why) for entry, why in found.items() if why]
     if items:
-        title = f"{several(len(items), 'name')} that no file can have: rename the cases where they are listed"
+        title = (
+            f"{several(len(items), 'name')} that cannot be used as file names: rename the cases where they are listed"
+        )
         yield Finding("error", "names", title, items)
 
 
 def _missing_files(listing: Listing) -> Iterator[Finding]:
     gone = [path for entry in listing.entries for path in entry.image.paths if not path.exists()]
     if gone:
-        title = f"{several(len(gone), 'image file')} listed and not there: correct the list or add the files"
+        title = f"{several(len(gone), 'image file')} listed but missing: correct the list or add the files"
         yield Finding("error", "missing_image", title, [Item([_relative(p, listing)], _like(p)) for p in gone])
 
 
@@ -165,7 +168,7 @@ def _without_channel(listing: Listing) -> Iterator[Finding]:
         names = ", ".join(listing.channels)
         title = (
             f"{several(len(short), 'case')} without a channel that others have ({names}): add it, leave the case out, "
-            "or choose the channels that all have with --channels"
+            "or select channels that all cases have with --channels"
         )
         yield Finding("error", "missing_channel", title, short)
 
@@ -175,23 +178,23 @@ def _without_label(listing: Listing, options: DataOptions) -> Iterator[Finding]:
     bare = {entry.name for entry in listing.entries if entry.label is None or not entry.label.exists()}
     stray = sorted(named - {entry.name for entry in listing.entries})
     if stray:
-        yield Finding("error", "unknown_case", "the list --unlabelled names cases that are not there", [Item(stray)])
+        yield Finding("error", "unknown_case", "the list --unlabelled names cases that do not exist", [Item(stray)])
     has_one = sorted(named.difference(stray) - bare)
     if has_one:
-        title = "the list --unlabelled names cases that have a label: whether it is used is for a split to say"
+        title = "the list --unlabelled names cases that have a label: the split decides whether a label is used"
         yield Finding("error", "has_label", title, [Item(has_one)])
     meant = listing.entries if options.allow_unlabelled else [e for e in listing.entries if e.name in named]
     unsaid = [entry for entry in listing.entries if entry.name in bare and entry not in meant]
     gone = [entry.label for entry in unsaid if entry.label is not None]
     if gone:
-        title = f"{several(len(gone), 'label file')} listed and not there: {_CONSENT}"
+        title = f"{several(len(gone), 'label file')} listed but missing: {_CONSENT}"
         yield Finding("error", "missing_label", title, [Item([_relative(p, listing)], _like(p)) for p in gone])
     none = [entry.name for entry in unsaid if entry.label is None and not entry.is_unlabelled]
     if none:
         title = f"{several(len(none), 'case')} without a label: {_CONSENT}"
         yield Finding("error", "no_label", title, [Item(none)])
     if bare and not gone and not none:
-        title = f"{several(len(bare), 'case')} of {len(listing.entries)} without a label, as the data set or you say"
+        title = f"{len(bare)} of {several(len(listing.entries), 'case')} declared as unlabelled"
         yield Finding("note", "unlabelled", title, [Item(sorted(bare))])
 
 
@@ -201,18 +204,16 @@ def _left_over(listing: Listing) -> Iterator[Finding]:
         items = []
         for path in listing.labels_without_image:
             match = difflib.get_close_matches(stem(path), bare, n=1, cutoff=0.7)
-            items.append(Item([_relative(path, listing)], f"is it that of {match[0]}?" if match else ""))
+            items.append(Item([_relative(path, listing)], f"does it belong to {match[0]}?" if match else ""))
         title = f"{several(len(items), 'label file')} without an image: rename, list or remove them"
         yield Finding("error", "label_without_image", title, items)
     if listing.unlisted:
         files = [_relative(path, listing) for path in listing.unlisted]
-        yield Finding(
-            "warning", "unlisted", f"{several(len(files), 'image')} beside those listed, left out", [Item(files)]
-        )
+        yield Finding("warning", "unlisted", f"{several(len(files), 'image')} not listed, left out", [Item(files)])
 
 
 def _not_used(listing: Listing) -> Iterator[Finding]:
-    """Files among the images that are not read, by reason and folder."""
+    """Report files next to the images that are not read, by reason and folder."""
     if not listing.unused:
         return
     groups: dict[tuple[str, str], list[str]] = {}
@@ -222,11 +223,11 @@ def _not_used(listing: Listing) -> Iterator[Finding]:
     items = [
         Item([f"{folder}/{name}" if folder else name for name in names], why) for (why, folder), names in groups.items()
     ]
-    yield Finding("warning", "not_used", f"{several(len(listing.unused), 'file')} beside the images not used", items)
+    yield Finding("warning", "not_used", f"{several(len(listing.unused), 'file')} next to the images not used", items)
 
 
 def _folded(cases: Sequence[Case], stated: set[str]) -> Iterator[Finding]:
-    """Cases that the rule for names takes to be of one patient."""
+    """Report cases that the default rule assigns to the same patient."""
     patients: dict[str, list[str]] = {}
     for case in cases:
         if case.name not in stated:
@@ -235,15 +236,15 @@ def _folded(cases: Sequence[Case], stated: set[str]) -> Iterator[Finding]:
     if len(patients) == 1 and shared:
         ((patient, names),) = shared.items()
         title = (
-            f"all {len(names)} cases are taken to be of one patient ({patient}), by their names: if they are not, say "
-            "so with --patient-pattern or --patients"
+            f"all {len(names)} cases are assigned to one patient ({patient}) because of their names: if that is wrong, "
+            "use --patient-pattern or --patients"
         )
         yield Finding("warning", "one_patient", title, [Item(names)])
     elif shared:
         number = sum(map(len, shared.values()))
         title = (
-            f"{several(number, 'case')} taken to be of {several(len(shared), 'patient')}, by their names; "
-            "--patient-pattern or --patients say otherwise"
+            f"{several(number, 'case')} assigned to {several(len(shared), 'patient')} by their names; "
+            "--patient-pattern or --patients overrides this"
         )
         yield Finding("note", "folded", title, [Item(names, f"patient {patient}") for patient, names in shared.items()])
 
@@ -252,7 +253,7 @@ def _twice(listing: Listing) -> Iterator[Finding]:
     entries = listing.entries
     names = [name for name, count in Counter(entry.name for entry in entries).items() if count > 1]
     if names:
-        title = f"{several(len(names), 'name')} given to more than one case: every case needs a name of its own" + (
+        title = f"{several(len(names), 'name')} given to more than one case: every case needs a unique name" + (
             " (column case)" if listing.layout == "csv" else ""
         )
         files = {name: [_relative(e.image.path, listing) for e in entries if e.name == name] for name in names}
@@ -272,9 +273,9 @@ def _read_names(file: Path) -> set[str]:
 
 
 def _like(path: Path) -> str:
-    """What the folder has instead."""
+    """Suggest an existing file with a similar name."""
     if not path.parent.is_dir():
-        return "nor is its folder"
+        return "its folder is missing, too"
     others = {stem(other): other.name for other in path.parent.iterdir()}
     match = difflib.get_close_matches(stem(path), others, n=1, cutoff=0.7)
     return f"there is {others[match[0]]}" if match else ""

@@ -1,6 +1,6 @@
-"""Read and write splits: which cases training sees with labels, without labels, or not at all.
+"""Read and write splits, which define the cases that training uses with labels, without labels, or not at all.
 
-A split is a JSON file that names the cases with their patients and states a hash over them. A patient is in one part.
+A split is a JSON file that lists cases with their patients and a hash over them. Each patient is in exactly one part.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Fingerprint = dict[str, str]
 
 
 def fingerprint(case: Case, *, label: bool) -> Fingerprint:
-    """SHA-256 of the bytes of the image, of all its channels, and of the label if wanted: ``{"image": ...}``."""
+    """Hash the image files of a case with SHA-256, and optionally the label: ``{"image": ..., "label": ...}``."""
     first, *others = (_hash(path) for path in case.image.paths)
     found = {"image": hashlib.sha256("\n".join([first, *others]).encode()).hexdigest() if others else first}
     if label and case.label is not None:
@@ -32,9 +32,9 @@ def fingerprint(case: Case, *, label: bool) -> Fingerprint:
 
 
 def identify(dataset: DataSet, split: Split) -> dict[str, dict[str, str]]:
-    """Case -> its part of a split and the hashes of its files, of all cases that training may see.
+    """Return case -> part and file hashes for all cases that training may use.
 
-    Labels are those that training may open: of labelled and validation cases.
+    Only the labels of labelled and validation cases are hashed, because training must not open the others.
     """
     return {
         case.name: {"part": part, **fingerprint(case, label=part != "unlabelled")}
@@ -59,14 +59,14 @@ _NAMED = 5
 
 @dataclass(frozen=True)
 class Split:
-    """Names of cases, in four parts without a common one.
+    """Names of cases in four disjoint parts.
 
     Attributes:
-        labelled: seen in training with their labels.
-        validation: seen with their labels to choose settings and the best step; never trained on.
-        test: never seen before `evaluate`.
-        unlabelled: seen in training as images; whether they have labels makes no difference.
-        settings: how the split was made; written down with it, never read for anything.
+        labelled: Cases used for training with their labels.
+        validation: Cases used with their labels to choose settings and the best step, but not for training.
+        test: Cases that are not opened before `evaluate`.
+        unlabelled: Cases whose images are used for training; their labels, if any, are ignored.
+        settings: Record of how the split was made; informational only.
     """
 
     labelled: tuple[str, ...]
@@ -81,7 +81,7 @@ class Split:
             for name in names:
                 if name in part_of:
                     twice = "twice in" if part_of[name] == part else f"in {part_of[name]} and in"
-                    raise UserError(f"split: the case {name} is {twice} {part}, expected in one part, once")
+                    raise UserError(f"split: the case {name} is {twice} {part}; expected each case once, in one part")
                 part_of[name] = part
 
     @property
@@ -90,70 +90,70 @@ class Split:
         return {part: getattr(self, part) for part in PARTS}
 
     def check(self, dataset: DataSet) -> None:
-        """See that the split fits a data set.
+        """Check that the split matches a data set.
 
         Raises:
-            UserError: a case that is not there, a labelled or validation case without a label, a patient with volumes
-                in two parts.
+            UserError: A case does not exist, a labelled or validation case has no label, or a patient has volumes in
+                two parts.
         """
         part_of: dict[str, str] = {}
         for part, names in self.parts.items():
             for case in dataset.select(names):
                 if part in ("labelled", "validation") and case.label is None:
                     raise UserError(
-                        f"split: {case.name} is in {part}, and {dataset.name} has no label for it; add the label, or "
-                        "make the split again"
+                        f"split: {case.name} is in the part {part}, but {dataset.name} has no label for it; add the "
+                        "label, or make the split again"
                     )
                 other = part_of.setdefault(case.patient, part)
                 if other != part:
                     raise UserError(
-                        f"split: the patient {case.patient} is in {other} and in {part} (among others with "
-                        f"{case.name}); all volumes of a patient belong into one part"
+                        f"split: the patient {case.patient} is in both {other} and {part} (for example {case.name}); "
+                        "all volumes of a patient must be in the same part"
                     )
 
 
 def write_split(path: Path, split: Split, dataset: DataSet) -> None:
-    """Write a split of a data set as JSON; a file that is there already must say the same.
+    """Write a split of a data set as JSON; an existing file must have the same content.
 
     Raises:
-        UserError: The split does not fit the data set, or the file says something else.
+        UserError: The split does not match the data set, or the file exists with other content.
     """
     write_once({path: split_content(split, dataset)}, command="ssl-medseg make-splits")
 
 
 def split_content(split: Split, dataset: DataSet, files: Mapping[str, Fingerprint] | None = None) -> bytes:
-    """What the file of a split says.
+    """Return the content of a split file.
 
     Args:
-        split: The split.
-        dataset: The data set that it divides.
-        files: Hashes of the cases' files, for `ssl-medseg check` to compare; training does not read them.
+        split: Split.
+        dataset: Data set that it divides.
+        files: File hashes of the cases, which `ssl-medseg check` compares; training does not read them.
 
     Raises:
-        UserError: The split does not fit the data set.
+        UserError: The split does not match the data set.
     """
     split.check(dataset)
     return _bytes(split, dataset, files or {})
 
 
 def read_fingerprints(path: Path) -> dict[str, Fingerprint]:
-    """The hashes of files that a split states, by case; of cases it states none for there are none.
+    """Read the file hashes in a split, by case; cases without hashes are absent.
 
     Raises:
-        UserError: no such file, or no split.
+        UserError: The file does not exist or is not a split.
     """
     files = read_json(path).get("files", {})
     if not isinstance(files, dict) or not all(isinstance(hashes, dict) for hashes in files.values()):
-        raise UserError(f"{path}: 'files' holds no hashes by case; make the split again")
+        raise UserError(f"{path}: 'files' is not a map from cases to hashes; make the split again")
     return files
 
 
 def read_split(path: str | Path, dataset: DataSet) -> Split:
-    """A split of a data set from its file.
+    """Read a split of a data set.
 
     Raises:
-        UserError: no such file, changed after it was written, a case that is not in the data set or that the data set
-            says is of another patient, or the split does not fit as `Split.check` says.
+        UserError: The file does not exist or was modified, a case is not in the data set or belongs to another patient
+            there, or the split does not match the data set (see `Split.check`).
     """
     path = Path(path)
     content = dict(read_json(path))
@@ -166,14 +166,14 @@ def read_split(path: str | Path, dataset: DataSet) -> Split:
         digest, settings = content["sha256"], content.get("settings", {})
     if digest != _digest(listed):
         raise UserError(
-            f"{path}: was changed after it was written, its cases do not have the hash it states; make it again with "
+            f"{path} was modified after it was written: its cases do not match its hash. Make it again with "
             "`ssl-medseg make-splits`"
         )
     try:
         split = Split(**{part: tuple(name for name, _ in pairs) for part, pairs in listed.items()}, settings=settings)
         split.check(dataset)
     except UserError as error:
-        raise UserError(f"{path}: {error}. It was made for {content.get('data')}") from error
+        raise UserError(f"{path}: {error}. The split was made for {content.get('data')}") from error
     moved = [
         f"{name} ({patient} there, {dataset.case(name).patient} here)"
         for pairs in listed.values()
@@ -182,14 +182,14 @@ def read_split(path: str | Path, dataset: DataSet) -> Split:
     ]
     if moved:
         raise UserError(
-            f"{path}: says other patients for {', '.join(moved[:_NAMED])}{', ...' if len(moved) > _NAMED else ''} than "
-            f"{dataset.name}, opened with these options; give those the split was made with"
+            f"{path} and {dataset.name} disagree about the patients of {', '.join(moved[:_NAMED])}"
+            f"{', ...' if len(moved) > _NAMED else ''}; open the data set with the options the split was made with"
         )
     return split
 
 
 def _bytes(split: Split, dataset: DataSet, files: Mapping[str, Fingerprint]) -> bytes:
-    """The file, one case per line."""
+    """Format the file, with one case per line."""
     listed = {part: [[c.name, c.patient] for c in dataset.select(names)] for part, names in split.parts.items()}
     head = {"format": FORMAT, "data": dataset.name, "settings": dict(split.settings), "sha256": _digest(listed)}
     lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]

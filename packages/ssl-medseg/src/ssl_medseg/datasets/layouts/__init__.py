@@ -1,1 +1,1 @@
-"""Layouts of data sets on disk: each lists the files that are there."""
+"""List the files of data sets in the supported layouts."""

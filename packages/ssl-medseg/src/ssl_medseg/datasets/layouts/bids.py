@@ -1,4 +1,4 @@
-"""BIDS-like trees: sub-XX/[ses-XX/]anat/*_T2w.nii.gz, with *_dseg.nii.gz beside them or under derivatives."""
+"""List BIDS-like data sets: sub-XX/[ses-XX/]anat/*_T2w.nii.gz, with *_dseg.nii.gz alongside or in derivatives."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ssl_medseg.io.label_map import LabelMap, read_label_map
 from ssl_medseg.io.volume import join_channels
 
 LABEL_SUFFIX = "dseg"
-# What a label's name may say beyond its image's.
+# Entities that the name of a label may have in addition to those of its image.
 _OF_LABELS = frozenset(("space", "desc", "label", "res", "den", "seg", "atlas"))
 _NO_IMAGES = frozenset((LABEL_SUFFIX, "mask", "probseg"))
 
 
 _OF_SESSIONS = ("sub", "ses", "run")
-"""Entities that tell images of one session from those of another; the others tell kinds of image apart."""
+"""Entities that identify a session; the others identify the kind of image."""
 
 
 @dataclass(frozen=True)
@@ -40,28 +40,29 @@ class _File:
 
     @property
     def named_images(self) -> set[str]:
-        """Words in a label's name that may be the kind of image it was drawn on: ``T2w``, ``space-T2w``."""
+        """Parts of the name of a label that may state the image it was drawn on: ``T2w``, ``space-T2w``."""
         return {key for key, value in self.entities if not value} | {v for k, v in self.entities if k == "space"}
 
     @property
     def kind(self) -> str:
-        """What kind of image it is: ``T1w``, ``ce-gadolinium_T1w``."""
+        """Kind of the image, such as ``T1w`` or ``ce-gadolinium_T1w``."""
         _, *others = self.path.name.split("_")
         pairs = [part for part in others[:-1] if part.partition("-")[0] not in _OF_SESSIONS]
         return "_".join([*pairs, self.suffix])
 
 
 def list_bids(root: Path, options: DataOptions) -> Listing:
-    """Images of every subject and session, with the segmentation whose name has the same entities.
+    """List the images of every subject and session, with the segmentations whose names have the same entities.
 
-    Kinds of image with different suffixes are the channels of a case: T2w, FLAIR. The one that a segmentation is named
-    after comes first, else the order is that of the alphabet; `DataOptions.channels` chooses some, in its order. Where
-    there is one suffix, every image is a case. A label may say ``space``, ``desc``, ``seg`` and the like beyond its
-    image's name. The values are named by the ``*dseg.tsv`` files (columns index and name), which must agree.
+    Images with different suffixes (T2w, FLAIR) are the channels of a case. The channel that segmentations are named
+    after comes first, the others follow in alphabetical order; `DataOptions.channels` selects some, in its order. If
+    all images have the same suffix, every image is a case. The name of a label may have additional entities such as
+    ``space``, ``desc`` or ``seg``. Label names are read from the ``*dseg.tsv`` files (columns index and name), which
+    must agree.
 
     Raises:
-        UserError: the tables of label names cannot be read or contradict each other, or a channel was asked for that is
-            not there.
+        UserError: The tables of label names cannot be read or contradict each other, or a requested channel does not
+            exist.
     """
     files = [_parsed(path) for path in sorted(root.glob("**/sub-*.nii*")) if is_image(path) and path.is_file()]
     labels = [file for file in files if file.suffix == LABEL_SUFFIX]
@@ -83,13 +84,13 @@ def list_bids(root: Path, options: DataOptions) -> Listing:
         first = next(iter(there.values()))
         own = stem(first.path) if len(channels) < 2 else "_".join(first.session)
         if len(matching) > 1:
-            title = f"{own} has several labels: leave one, or list the cases in a CSV file"
+            title = f"{own} has several labels: keep one, or list the cases in a CSV file"
             findings.append(Finding("error", "several_labels", title, [Item([label.name for label in matching])]))
         image = join_channels([options.image(each.path, name=channels[kind]) for kind, each in there.items()])
         lacks = tuple(called for kind, called in channels.items() if kind not in there)
         label = next(iter(matching), None)
         entries.append(Entry(own, image, label, "training", patient=first.session[0], lacks=lacks))
-    # A label that was drawn on a kind of image that is not used is not missing its image.
+    # Labels drawn on a kind of image that is not used are not reported as labels without an image.
     others = [
         label.path for label in labels
         if label.path not in used and not (options.channels and label.named_images & suffixes)
@@ -97,10 +98,10 @@ def list_bids(root: Path, options: DataOptions) -> Listing:
     chosen = {each.path for there in cases for each in there.values()}
     unchosen = [file.path for file in images if file.path not in chosen]
     if unchosen and options.channels:
-        title = f"{several(len(unchosen), 'image')} of other kinds than {', '.join(options.channels)}, left out"
+        title = f"{several(len(unchosen), 'image')} of kinds other than {', '.join(options.channels)}, left out"
         findings.append(Finding("note", "other_kind", title))
     elif unchosen:
-        title = f"{several(len(unchosen), 'image')} of a kind that their session has already, left out"
+        title = f"{several(len(unchosen), 'image')} of a kind that their session already has, left out"
         findings.append(Finding("warning", "same_kind", title, [Item([path.name for path in unchosen])]))
     return Listing(
         name, root, "bids", entries, _own_map(root), labels_without_image=others, channels=list(channels.values()),
@@ -109,7 +110,7 @@ def list_bids(root: Path, options: DataOptions) -> Listing:
 
 
 def _channels(images: Sequence[_File], labels: Sequence[_File], options: DataOptions, name: str) -> dict[str, str]:
-    """Kind of image -> name of its channel, in order; images of one suffix are one channel."""
+    """Map kinds of images to channel names, in order; if there is only one suffix, there is only one channel."""
     suffixes = {image.suffix for image in images}
     if len(suffixes) < 2:
         kinds = sorted(suffixes)
@@ -122,7 +123,7 @@ def _channels(images: Sequence[_File], labels: Sequence[_File], options: DataOpt
 
 
 def _cases(images: Sequence[_File], channels: Mapping[str, str]) -> list[dict[str, _File]]:
-    """Kind -> image of every case, in the order of the channels."""
+    """Return kind -> image for every case, in the order of the channels."""
     if len({image.suffix for image in images}) < 2:
         return [{image.suffix: image} for image in images]
     sessions: dict[tuple[str, ...], dict[str, _File]] = {}
@@ -133,7 +134,7 @@ def _cases(images: Sequence[_File], channels: Mapping[str, str]) -> list[dict[st
 
 
 def is_bids(root: Path) -> bool:
-    """Whether a folder has subjects in it."""
+    """Return whether a folder contains subject folders."""
     return any(path.is_dir() for path in root.glob("sub-*"))
 
 
@@ -144,7 +145,7 @@ def _parsed(path: Path) -> _File:
 
 
 def _labels_of(there: Collection[_File], labels: Sequence[_File], suffixes: Set[str]) -> dict[Path, _File]:
-    """The labels of a case: those that name one of its images or none, else those that name another of its session."""
+    """Find the labels of a case: those named after one of its images or none, otherwise others of its session."""
     if len(suffixes) < 2:
         return {label.path: label for image in there for label in labels if _belongs(label, image)}
     session = next(iter(there)).session
@@ -159,7 +160,7 @@ def _labels_of(there: Collection[_File], labels: Sequence[_File], suffixes: Set[
 
 
 def _belongs(label: _File, image: _File) -> bool:
-    """The label says all that the image says, the suffix perhaps (sub-01_T2w_dseg), and no more than labels may."""
+    """Return whether a label has all entities of an image, and beyond them only its suffix or those of labels."""
     beyond = {(key, value) for key, value in label.entities - image.entities if key not in _OF_LABELS}
     return image.entities <= label.entities and beyond <= {(image.suffix, "")}
 
@@ -170,7 +171,7 @@ def _own_map(root: Path) -> LabelMap | None:
         first, *others = maps
         other = next(file for file in others if maps[file] != maps[first])
         raise UserError(
-            f"{other.relative_to(root)}: says {maps[other]}, and {first.relative_to(root)} says {maps[first]}; make "
-            "them agree, or give --label-map"
+            f"{other.relative_to(root)} contains {maps[other]}, but {first.relative_to(root)} contains {maps[first]}; "
+            "make them agree, or pass --label-map"
         )
     return next(iter(maps.values()), None)

@@ -1,4 +1,4 @@
-"""Medical Segmentation Decathlon: a dataset.json that lists images with their labels."""
+"""List Medical Segmentation Decathlon data sets, in which dataset.json lists images with their labels."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ssl_medseg.io.file_types import images_in, stem
 from ssl_medseg.io.label_map import label_map_of, read_json
 from ssl_medseg.io.volume import join_channels
 
-# Lists whose images need no label. `validation` is what MONAI's tutorials call a second list of labelled images.
+# List -> whether its images need no label. MONAI's tutorials call a second list of labelled images `validation`.
 _LISTS = {"training": False, "validation": False, "unlabeled": True, "unlabelled": True, "test": True}
 
 
 def list_decathlon(file: Path, options: DataOptions) -> Listing:
-    """The cases in a dataset.json: its lists ``training``, ``validation``, ``unlabeled`` (or ``unlabelled``), ``test``.
+    """List the cases in a dataset.json, from ``training``, ``validation``, ``unlabeled`` (``unlabelled``) and ``test``.
 
-    The channels of an image are the volumes of its 4-D file, named by ``modality``, or a list of files.
+    The channels of an image are the volumes of a 4-D file, named by ``modality``, or a list of files.
 
     Raises:
-        UserError: the file is no such list.
+        UserError: The file is not such a list.
     """
     content, root = read_json(file), file.parent
     names = unique_names(channel_names(content))
@@ -55,7 +55,7 @@ def list_decathlon(file: Path, options: DataOptions) -> Listing:
 
 
 def channel_names(content: Mapping[str, Any]) -> list[str]:
-    """Names of the channels in a dataset.json, in the order of their numbers."""
+    """Return the names of the channels in a dataset.json, in the order of their numbers."""
     names = content.get("channel_names") or content.get("modality") or {}
     if not isinstance(names, dict):
         return []
@@ -65,7 +65,7 @@ def channel_names(content: Mapping[str, Any]) -> list[str]:
 def _items(content: Mapping[str, Any], part: str, file: Path) -> list[Any]:
     items = content.get(part, [])
     if not isinstance(items, list):
-        raise UserError(f"{file}: {part!r} holds a {type(items).__name__}, expected a list of images")
+        raise UserError(f"{file}: {part!r} is a {type(items).__name__}, expected a list of images")
     return items
 
 
@@ -88,7 +88,7 @@ def _entry(item: Any, part: str, file: Path, options: DataOptions, names: Sequen
 
 
 def _of_several(entry: Entry, paths: Sequence[Path], file: Path, options: DataOptions, names: Sequence[str]) -> Entry:
-    """An image that is listed with a file for every channel, as MONAI's lists do."""
+    """Create the entry of an image that is listed with a file per channel, as in MONAI's data lists."""
     every = max(len(paths), len(names))
     available = {number: names[number] if number < len(names) else str(number) for number in range(every)}
     chosen = choose_channels(available, options.channels, named=bool(names), source=str(file))

@@ -1,4 +1,4 @@
-"""Detect the layout of a data set."""
+"""Detect the layout of a data set and list its files."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ _EXPECTED = (
 
 
 def list_files(source: Path, options: DataOptions) -> Listing:
-    """List the cases of a data set in whichever layout it has.
+    """List the cases of a data set in any supported layout.
 
     Raises:
-        UserError: there is no such data set, or none of a layout that is known.
+        UserError: The data set does not exist, or its layout is not recognised.
     """
     if not source.exists():
         raise UserError(f"{source}: there is no such file or folder; {_EXPECTED}")
     layout = options.layout if options.layout != "auto" else _recognised(source)
     if layout == "csv" and source.is_dir():
-        raise UserError(f"{source}: is a folder, expected a CSV file")
+        raise UserError(f"{source} is a folder, expected a CSV file")
     if layout == "decathlon" and source.is_dir():
         source /= "dataset.json"
     elif layout in ("nnunet", "bids", "folders") and source.is_file():
@@ -50,11 +50,11 @@ def list_files(source: Path, options: DataOptions) -> Listing:
 
 
 def _unused(listing: Listing) -> Iterator[tuple[Path, str]]:
-    """Files in the data set's folder that hold images or seem to, and that the layout does not claim."""
+    """Find files in the folder of the data set that are, or appear to be, images and that the layout does not use."""
     claimed = {path for entry in listing.entries for path in (*entry.image.paths, entry.label)}
     claimed |= {*listing.labels_without_image, *listing.unlisted, *listing.set_aside}
     beside = {path.parent for path in claimed if path is not None} | {listing.root / name for name in IMAGES}
-    # A CSV file may lie anywhere; only the folders that it names are its data set's.
+    # A CSV file may be anywhere; only the folders that it names belong to the data set.
     named = [(folder, list[str](), [path.name for path in folder.iterdir()]) for folder in beside if folder.is_dir()]
     places = sorted(named) if listing.layout == "csv" else os.walk(listing.root)
     for place, inside, names in places:
@@ -85,7 +85,7 @@ def _recognised(source: Path) -> str:
     if list_file.suffix == ".json" and list_file.is_file():
         content = read_json(list_file)
         listed = any(isinstance(content.get(part), list) for part in ("training", "unlabeled", "unlabelled", "test"))
-        # Version 1 of nnU-Net lists the cases as the Decathlon does, without the channel at the end of their names.
+        # Version 1 of nnU-Net lists cases as the Decathlon does, without the channel number at the end of the names.
         if "channel_names" in content or (has_channels and not _first_exists(content, root)):
             return "nnunet"
         if listed:
@@ -97,7 +97,7 @@ def _recognised(source: Path) -> str:
             return "bids"
         if any((root / name).is_dir() for name in (*IMAGES, *UNLABELLED)):
             return "folders"
-    raise UserError(f"{source}: holds no data set of a layout that is known; {_EXPECTED}")
+    raise UserError(f"{source}: found no data set in a known layout; {_EXPECTED}")
 
 
 def _first_exists(content: object, root: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Folders of images and labels matched by name, and CSV files with a row per case."""
+"""List folders of images and labels matched by name, and CSV files with a row per case."""
 
 from __future__ import annotations
 
@@ -25,22 +25,23 @@ _MAPS = ("labels.json", "labels.csv", "labels.tsv", "dataset.json")
 
 
 def list_folders(root: Path, options: DataOptions) -> Listing:
-    """Files and DICOM series in ``images``, with labels of the same name in ``labels``; ``unlabelled`` has none.
+    """List files and DICOM series in ``images``, with labels in ``labels``, and those in ``unlabelled`` without labels.
 
-    A folder with the series of a study, or a folder for each, is an image where `DataOptions.channels` names series by
-    their descriptions.
+    If `DataOptions.channels` names series by their descriptions, a folder with the series of a study, or with a folder
+    for each series, is one image.
 
-    A label may be called as its image is with ``_label``, ``_seg``, ``_mask`` or ``_gt`` behind; ``_image`` at the end
-    of an image is not part of the name. What the values mean is read from labels.json, labels.csv or labels.tsv.
+    A label has the name of its image, with an optional ``_label``, ``_seg``, ``_mask`` or ``_gt`` at the end; an
+    ``_image`` at the end of the image name is ignored. The label map is read from labels.json, labels.csv or
+    labels.tsv.
     """
     labels: dict[str, list[Path]] = {}
     for path in _all(root, LABELS):
-        if not (path.parent / "predictions.json").is_file():  # masks that `predict` has written
+        if not (path.parent / "predictions.json").is_file():  # masks written by `predict`
             labels.setdefault(_short(path, _LABEL_ENDINGS), []).append(path)
     label_of = {name: paths[0] for name, paths in labels.items()}
     several_labels = [
         Finding(
-            "error", "several_labels", f"{name} has several labels: leave one, or list the cases in a CSV file",
+            "error", "several_labels", f"{name} has several labels: keep one, or list the cases in a CSV file",
             [Item([path.relative_to(root).as_posix() for path in paths])],
         )
         for name, paths in labels.items()
@@ -70,7 +71,7 @@ def own_label_map(root: Path) -> LabelMap | None:
     """Read the label map of a folder: labels.json, labels.csv, labels.tsv or dataset.json; None if there is none.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: The file cannot be read.
     """
     return next((read_label_map(root / name) for name in _MAPS if (root / name).is_file()), None)
 
@@ -80,7 +81,7 @@ def _all(root: Path, folders: Iterable[str]) -> list[Path]:
 
 
 def _studies(root: Path, folders: Iterable[str], options: DataOptions) -> list[Path]:
-    """Folders with a folder for every series of a DICOM study, of which channels are chosen."""
+    """Find folders with a subfolder per series of a DICOM study, for the selection of channels."""
     if not options.channels:
         return []
     inside = [path for name in folders if (root / name).is_dir() for path in sorted((root / name).iterdir())]
@@ -95,21 +96,22 @@ def _short(path: Path, endings: Iterable[str]) -> str:
 
 
 def list_table(file: Path, options: DataOptions) -> Listing:
-    """The rows of a CSV or TSV file with the column ``image`` and, as wanted, ``case``, ``patient``, ``label``,
-    ``split``, ``channel`` and ``frame``. Images of several channels have a column for each, such as ``image_T2`` and
-    ``image_ADC``.
+    """List the rows of a CSV or TSV file.
 
-    Paths are relative to the file, or absolute. Without the column case, a case has the name of its image file. An
-    empty label needs ``unlabelled`` or ``test`` in the column split, or the option `allow_unlabelled`. The label map is
-    read from labels.json, labels.csv or labels.tsv beside the file.
+    The column ``image`` is required; ``case``, ``patient``, ``label``, ``split``, ``channel`` and ``frame`` are
+    optional. Multi-channel images have one column per channel, such as ``image_T2`` and ``image_ADC``.
+
+    Paths are absolute or relative to the file. Without the column case, cases are named after their image files. An
+    empty label requires ``unlabelled`` or ``test`` in the column split, or the option `allow_unlabelled`. The label map
+    is read from labels.json, labels.csv or labels.tsv in the same folder.
 
     Raises:
-        UserError: the file is no such table.
-    """  # noqa: D205 - the columns do not fit into one line
+        UserError: The file is not such a table.
+    """
     rows = read_table(file, named_by="image_")
     columns = [name for name in rows[0] if name == "image" or name.startswith("image_")] if rows else ["image"]
     if not columns:
-        raise UserError(f"{file}: found the columns {', '.join(rows[0])}, expected image, or one for every channel")
+        raise UserError(f"{file}: found the columns {', '.join(rows[0])}, expected image, or one column per channel")
     if len(columns) == 1:
         entries = [_entry(row, file, options, columns) for row in rows]
         name = columns[0].removeprefix("image").removeprefix("_")
@@ -127,9 +129,9 @@ def list_table(file: Path, options: DataOptions) -> Listing:
 
 
 def _of_several(row: dict[str, str], file: Path, options: DataOptions, of_channel: dict[str, str]) -> Entry:
-    """A row with a column for every channel; an empty cell is a channel that is not there."""
+    """Create the entry of a row with a column per channel; an empty cell means that the channel is missing."""
     if row.get("channel"):
-        raise UserError(f"{file}: has a column channel beside several columns of images; expected one or the other")
+        raise UserError(f"{file} has both a column channel and several image columns; expected only one of the two")
     there = [column for column in of_channel if row[column]]
     entry = _entry(row, file, options, there or list(of_channel))
     frame = entry.image.frame
@@ -140,7 +142,7 @@ def _of_several(row: dict[str, str], file: Path, options: DataOptions, of_channe
 def _entry(row: dict[str, str], file: Path, options: DataOptions, columns: Sequence[str]) -> Entry:
     path = file.parent / row[columns[0]]
     if not row[columns[0]]:
-        raise UserError(f"{file}: found a row without an image ({row}), expected a path in each; remove the row")
+        raise UserError(f"{file}: found a row without an image ({row}); expected a path in every row. Remove the row")
     name = row.get("case") or stem(path)
     image = options.image(
         path,

@@ -1,4 +1,4 @@
-"""The files of a data set as its layout lists them."""
+"""Represent the files of a data set as listed by its layout."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class Listing:
         unlisted: Images that the data set has no entry for.
         channels: Names of the channels of every image, in order; empty if the data set does not state them.
         findings: Further problems.
-        set_aside: Images of the data set that are left out on purpose: other channels, other kinds.
-        unused: Files that hold images or seem to, and are not read: path and reason.
+        set_aside: Images of the data set that are left out intentionally: other channels, other kinds.
+        unused: Path and reason of files that are, or appear to be, images and are not read.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""nnU-Net's raw layout: imagesTr, labelsTr and imagesTs, a file for every channel of a case."""
+"""List data sets in the raw layout of nnU-Net: imagesTr, labelsTr and imagesTs, with a file per channel of a case."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _CHANNEL = re.compile(r"(.+)_(\d{4})$")
 
 
 def list_nnunet(root: Path, options: DataOptions) -> Listing:
-    """The cases of imagesTr with the labels in labelsTr, and those of imagesTs, which need none (labelsTs).
+    """List the cases of imagesTr with their labels in labelsTr, and those of imagesTs with optional labels in labelsTs.
 
-    An image has a file for every channel, which ends in its number, ``_0000``; `DataOptions.channels` chooses some of
-    them. What the channels and the label values are is said by dataset.json.
+    An image has one file per channel, whose name ends in the channel number, such as ``_0000``;
+    `DataOptions.channels` selects some of them. dataset.json names the channels and the label values.
 
     Raises:
-        UserError: dataset.json cannot be read, or a channel was asked for that is not there.
+        UserError: dataset.json cannot be read, or a requested channel does not exist.
     """
     content: Mapping[str, Any] = read_json(root / "dataset.json") if (root / "dataset.json").is_file() else {}
     name = str(content.get("name") or root.name)
@@ -70,7 +70,7 @@ def list_nnunet(root: Path, options: DataOptions) -> Listing:
 
 
 def has_channel_suffix(path: Path) -> bool:
-    """Whether a file ends in the number of its channel."""
+    """Return whether a file name ends in a channel number."""
     return _CHANNEL.match(stem(path)) is not None
 
 
@@ -84,7 +84,7 @@ def _by_case(folder: Path, findings: list[Finding]) -> dict[str, dict[int, Path]
         else:
             found.setdefault(match[1], {})[int(match[2])] = path
     if bare:
-        title = f"{several(len(bare), 'file')} in {folder.name} without the number of its channel (_0000), left out"
+        title = f"{several(len(bare), 'file')} in {folder.name} without a channel number (_0000), left out"
         findings.append(Finding("error", "no_channel_number", title, [Item(bare)]))
     return found
 
@@ -92,13 +92,13 @@ def _by_case(folder: Path, findings: list[Finding]) -> dict[str, dict[int, Path]
 def _contradictions(
     content: Mapping[str, Any], names: Sequence[str], numbers: set[int], files: Sequence[Path]
 ) -> Iterator[Finding]:
-    """What dataset.json states otherwise than the names of the files."""
+    """Find contradictions between dataset.json and the file names."""
     if names and numbers and set(numbers) != set(range(len(names))):
         found = ", ".join(f"_{number:04}" for number in sorted(numbers))
-        title = f"dataset.json names {several(len(names), 'channel')} ({', '.join(names)}), and the files have {found}"
+        title = f"dataset.json names {several(len(names), 'channel')} ({', '.join(names)}), but the files have {found}"
         yield Finding("warning", "channel_names", title)
     ending = content.get("file_ending")
     others = [path.name for path in files if isinstance(ending, str) and not path.name.endswith(ending)]
     if others:
-        title = f"{several(len(others), 'file')} without the ending {ending} that dataset.json states"
+        title = f"{several(len(others), 'file')} without the extension {ending} that dataset.json states"
         yield Finding("warning", "file_ending", title, [Item(others)])

@@ -19,7 +19,7 @@ from pathlib import Path
 from tools.results import provenance, write_result
 from tools.studies.common import Job, Place, half_of, run_all
 
-NETWORK, IMAGE_SIZE, EPOCHS = "timm:tf_efficientnet_lite0", 96, 8
+NETWORK, IMAGE_SIZE, EPOCHS = "timm:tf_efficientnet_lite0", 96, 4
 LABELS, DRAW = 500, 0
 
 
@@ -32,6 +32,7 @@ def study(data: Path, runs: Path, weights: Path) -> list[Job]:
     taught = (
         *("distill", str(teacher / "linear"), str(data), str(student), "--init", str(runs / "encoder")),
         *("--epochs", str(EPOCHS), "--precision", "bf16-mixed", "--threads", "1", "--seed", "0"),
+        *("--optimizer.name", "adamw", "--optimizer.lr", "1e-3", "--optimizer.scaling", "linear"),
     )
     return [
         Job("lite0", (*imported, "--image-size", str(IMAGE_SIZE)), network / "model" / "model.json"),

@@ -19,7 +19,7 @@ from pathlib import Path
 from tools.results import provenance, write_result
 from tools.studies.common import Job, Place, half_of, run_all
 
-NETWORK, IMAGE_SIZE, EPOCHS = "timm:tf_efficientnet_lite0", 96, 4
+NETWORK, IMAGE_SIZE, EPOCHS = "timm:tf_efficientnet_lite0", 96, 2
 LABELS, DRAW = 500, 0
 
 

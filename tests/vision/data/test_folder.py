@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from contrastive_core.errors import UserError
+from ssl_vision.checks import examine
 from ssl_vision.data import list_splits, open_images
 
 
@@ -164,6 +165,22 @@ def test_nested_folders_belong_to_the_class_at_the_top(write, dot) -> None:
     images = open_images(root)
     assert names(images, root) == ["cat/0.png", "cat/2020/may/1.png", "dog/x/1.png"]
     assert images.labels().tolist() == [0, 0, 1]
+
+
+def test_class_folders_that_hold_the_same_folders_are_warned_of(write, dot) -> None:
+    """Folds, centres or parts above the classes: nothing says which level the classes are."""
+    for above in (("fold1", "fold2"), ("labeled", "unlabeled")):
+        root = (
+            write({f"{above[0]}-root/{a}/{c}/1.png": dot for a in above for c in ("cat", "dog")}) / f"{above[0]}-root"
+        )
+        images = open_images(root)
+        assert images.classes == list(above)
+        expected = f"{above[0]}, {above[1]} are taken for the classes, and each holds the same folders, cat, dog"
+        assert expected in images.notes[-1]
+        assert next(f.kind for f in examine(root).findings if f.level == "warning") == "nested_classes"
+    for files in (["a/x/1.png", "a/y/1.png", "b/x/1.png"], ["a/x/1.png", "b/x/1.png"], ["a/1.png", "b/1.png"]):
+        root = write({f"{len(files)}{files[0][2]}/{file}": dot for file in files}) / f"{len(files)}{files[0][2]}"
+        assert open_images(root).notes == ()
 
 
 def test_a_class_keeps_its_number_in_every_split(write, dot) -> None:

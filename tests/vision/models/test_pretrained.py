@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import re
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from ssl_vision.data import open_images
 from ssl_vision.evaluation.scores import ProbeOptions
 from ssl_vision.models import EncoderOptions, build_encoder
 from ssl_vision.models.checkpoint import load_classifier, load_encoder, load_pretrained, open_start
+from ssl_vision.models.encoder import Normalized
 from ssl_vision.models.pretrained import load_weights
 from ssl_vision.training.finetuning import finetune
 from ssl_vision.training.options import AugmentOptions, OptimizerOptions, build_optimizer, layer_depths
@@ -318,3 +320,71 @@ def test_a_network_from_a_file_teaches_a_small_student_from_few_labels(tmp_path:
     taught = load_classifier(str(student), device="cpu")
     assert taught.classes == ["a", "b"]
     assert main(["evaluate", str(student), data]) == 0
+
+
+class _FirstPasses:
+    """What encoders with normalised input return in their first pass, beside the source's features of these images.
+
+    The source runs as the encoder does, in training or inference mode, so that batch norm sees the same batch.
+    """
+
+    def __init__(self, features: nn.Module) -> None:
+        self._features, self._seen = features, set[int]()
+        self.errors: list[float] = []
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if not isinstance(module, Normalized) or id(module) in self._seen:
+            return
+        self._seen.add(id(module))
+        twin = copy.deepcopy(self._features).train(module.training)
+        with torch.no_grad():
+            expected = twin((inputs[0] - module.mean) / module.std)
+        self.errors.append(float((output.detach() - expected).abs().max() / expected.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:vit_tiny_patch16_224"])
+def test_every_command_starts_with_the_source_s_features(name: str, tmp_path: Path, write, noise) -> None:
+    size = 32
+    whole, features = source(name, size)
+    file, folder = tmp_path / "weights.pth", str(tmp_path / "imported")
+    torch.save(whole.state_dict(), file)
+    places = [f"photos/{split}/{kind}/{i}.png" for split in ("train", "test") for kind in "ab" for i in "123"]
+    data = str(write({place: noise(number, size=(40, 36)) for number, place in enumerate(places)}) / "photos")
+    import_checkpoint(file, Path(folder), architecture=name, image_size=size)
+    network = ["--encoder.name", name, "--encoder.weights", str(file)]
+    sized, short = ["--image_size", str(size)], ["--epochs", "1", "--batch_size", "4", "--device", "cpu"]
+    adamw = ["--optimizer.name", "adamw", "--optimizer.lr", "1e-4"]
+    here = lambda place: str(tmp_path / place)  # noqa: E731
+    commands = [
+        ["knn", folder, data, "--k", "2"],
+        ["linear", folder, data, "--epochs", "1", "--augment", "none"],
+        ["linear", folder, data, "--epochs", "1", "--out", here("cropped.json")],
+        ["transfer", folder, data],
+        ["embed", folder, data, here("features.npz")],
+        ["few-labels", folder, data, here("few"), "--methods", "[linear,knn]"],
+        ["predict", here("few/linear"), data, here("classes.csv")],
+        ["evaluate", here("few/linear"), data],
+        ["finetune", folder, data, here("tuned"), *short, *adamw],
+        ["finetune", "none", data, here("tuned-file"), *network, *sized, *short, *adamw],
+        ["distill", here("few/linear"), data, here("taught"), "--init", folder, *short, *adamw],
+        ["distill", here("few/linear"), data, here("taught-file"), *network, *sized, *short, *adamw],
+        ["pretrain", data, here("on"), "--init", folder, *sized, *short, *adamw],
+        ["pretrain", data, here("on-file"), *network, *sized, *short, *adamw],
+    ]
+    if "resnet" in name:  # without a folder, a transformer takes images of the size that it was published for
+        commands += [
+            ["knn", "none", data, *network, "--k", "2"],
+            ["embed", "none", data, here("file.npz"), *network],
+            ["few-labels", "none", data, here("few-file"), *network, "--methods", "[linear,knn]"],
+        ]
+    for command in commands:
+        passes = _FirstPasses(features)
+        hook = torch.nn.modules.module.register_module_forward_hook(passes)
+        try:
+            assert main(command) == 0, command
+        finally:
+            hook.remove()
+        # Scored or continued: at least one pass of the encoder, and of a distillation one of each network.
+        assert len(passes.errors) >= (2 if command[0] == "distill" else 1), command
+        first = passes.errors[: 2 if command[0] == "distill" else 1]
+        assert max(first) < 1e-5, (command, first)

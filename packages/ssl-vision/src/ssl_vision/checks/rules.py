@@ -12,7 +12,15 @@ from typing import TypeVar
 from contrastive_core.app.checks import Finding, Item, most_first
 from contrastive_core.text import several
 from ssl_vision.checks.facts import Facts
-from ssl_vision.data.folder import SPLITS, Layout, beside_classes, class_of, folder_layout, split_folder
+from ssl_vision.data.folder import (
+    SPLITS,
+    Layout,
+    beside_classes,
+    class_of,
+    folder_layout,
+    same_folders_in_classes,
+    split_folder,
+)
 from ssl_vision.data.listing import Listing, list_folder, printable
 from ssl_vision.data.manifest import read_manifest
 from ssl_vision.data.open import locate
@@ -128,7 +136,7 @@ def uneven_classes(classes: Mapping[str, Mapping[str, int]]) -> Iterator[Finding
     trained = classes["train"]
     present = [name for name, count in trained.items() if count]
     if len(present) == 1:
-        title = "one class in train: a classifier needs at least two; see how the folders lie"
+        title = "one class in train: a classifier needs at least two; see where the labels come from"
         yield Finding("warning", "one_class", title, [Item(present)])
     for split, counts in classes.items():
         unseen = [label for label in counts if counts[label] and not trained.get(label)]
@@ -186,6 +194,8 @@ def _in_split(folder: Path, *, root: Path, split: str) -> Iterator[Finding]:
     if beside and len(beside) < len(listing.images):
         title = f"{several(len(beside), 'image')} of {split} beside class folders, so the split has no labels"
         yield Finding("warning", "beside_classes", title, item(beside))
+    for note in same_folders_in_classes(listing):
+        yield Finding("warning", "nested_classes", f"in {split}, {note}")
     empty = [] if beside else _empty_classes(listing)
     if empty:
         title = f"{several(len(empty), 'folder')} in {split} without an image: a class is missing"

@@ -126,6 +126,7 @@ def open_folder(
             unread=listing.unread, channels=channels, options=read,
         )  # fmt: skip
     names = [class_of(path) for path in listing.images]
+    notes += [f"{folder}: {note}" for note in same_folders_in_classes(listing)]
     training = set() if found not in layout.splits or found == "train" else _training_classes(layout)
     classes = sorted(training.union(names))
     number = {name: label for label, name in enumerate(classes)}
@@ -172,6 +173,21 @@ def class_of(path: str) -> str:
 def beside_classes(listing: Listing) -> list[str]:
     """The images that lie in no folder of a class."""
     return [path for path in listing.images if "/" not in path]
+
+
+def same_folders_in_classes(listing: Listing) -> list[str]:
+    """A sentence about class folders that all hold the same folders: centres, folds or parts above the true classes."""
+    inside: dict[str, set[str]] = {}
+    for path in listing.images:
+        name, _, rest = path.partition("/")
+        inside.setdefault(name, set()).add(rest.partition("/")[0] if "/" in rest else "")
+    folders = next(iter(inside.values()))
+    if len(inside) < 2 or len(folders) < 2 or "" in folders or any(other != folders for other in inside.values()):
+        return []
+    return [
+        f"{printable(some_of(sorted(inside)))} are taken for the classes, and each holds the same folders, "
+        f"{printable(some_of(sorted(folders)))}; if those are the classes, give a CSV manifest, or one folder per class"
+    ]
 
 
 def unread_text(unread: Sequence[str]) -> str:

@@ -403,9 +403,19 @@ def test_a_low_threshold_is_said_once_where_it_matters(
     assert "note: 1.0 labelled videos per class" in said
     train(out=tmp_path / "b", **settings(videos, steps=1, pseudo=low, method="supervised"))
     assert "note:" not in capfd.readouterr().err
-    train(out=tmp_path / "c", **settings(videos, steps=1, pseudo=PseudoOptions(threshold=0.8)))
-    assert "labelled videos per class" not in capfd.readouterr().err
+    for name, chosen in (("c", PseudoOptions(threshold=0.8)), ("d", PseudoOptions())):  # the default with few labels
+        train(out=tmp_path / name, **settings(videos, steps=1, pseudo=chosen))
+        assert "those with a confidence below 0.8 do not count" in capfd.readouterr().err
     assert not [warning for warning in recwarn if "chance" in str(warning.message)]
+
+
+@pytest.mark.parametrize(
+    ("labelled", "classes", "expected"),
+    [(40, 10, 0.4), (39, 10, 0.8), (400, 4, 0.8), (20, 5, 0.4), (1600, 400, 0.4)],
+)
+def test_the_threshold_follows_the_number_of_labels(labelled: int, classes: int, expected: float) -> None:
+    assert PseudoOptions().threshold_for(labelled, classes) == expected
+    assert PseudoOptions(threshold=0.55).threshold_for(labelled, classes) == 0.55
 
 
 @pytest.mark.parametrize("name", RECIPES)

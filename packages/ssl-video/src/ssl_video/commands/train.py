@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -27,7 +28,15 @@ from ssl_video.mvpl.method import MultiviewPseudoLabel
 from ssl_video.optical_flow.cache import open_flow
 from ssl_video.training.inference_model import make_tested
 from ssl_video.training.loader import Feed
-from ssl_video.training.options import OptimizerOptions, PseudoOptions, apply_recipe, build_optimizer
+from ssl_video.training.options import (
+    FEW,
+    SURE,
+    USUAL,
+    OptimizerOptions,
+    PseudoOptions,
+    apply_recipe,
+    build_optimizer,
+)
 from ssl_video.views import needs_following
 
 
@@ -144,7 +153,7 @@ def train(
             torch.manual_seed(r.seed("weights"))
             net = _network(network, labelled.classes, init, say=r.say)
             say = _quietly if method == "supervised" else r.say
-            _say_notes(pseudo, strong, labelled, say=say)
+            pseudo = _settle(pseudo, strong, labelled, say=say)
             mvpl = _method(
                 net, pseudo, described, steps=steps, bn=bn, ema_decay=ema_decay, seed=r.seed("targets"), say=say
             )
@@ -201,8 +210,6 @@ def train(
         return save_recognizer(r, tested(recalibrate).network, described, learned_from=seen, about=about)
 
 
-_FEW, _SURE = 4, 0.8
-"""Labelled videos per class below which a low threshold did harm, and one that did not."""
 _FREE = ("data", "split", "flow_cache", "reader", "max_bad")
 """Settings that a resumed run may change: where the data lie now, and how they are read. The split must be the same."""
 
@@ -274,7 +281,7 @@ def _method(
             target=pseudo.target,
             fuse_by=pseudo.fuse_by,
             fusion=pseudo.view_weights or pseudo.fusion,
-            threshold=pseudo.threshold,
+            threshold=USUAL if pseudo.threshold is None else pseudo.threshold,
             soft=pseudo.soft,
             temperature=pseudo.temperature,
             unlabelled_weight=pseudo.weight,
@@ -296,10 +303,14 @@ def _method(
     return made
 
 
-def _say_notes(pseudo: PseudoOptions, strong: StrongOptions, labelled: VideoSet, *, say: Callable[[str], None]) -> None:
-    """Tell what may make pseudo-labels harm."""
+def _settle(
+    pseudo: PseudoOptions, strong: StrongOptions, labelled: VideoSet, *, say: Callable[[str], None]
+) -> PseudoOptions:
+    """Return the options with their threshold, and tell what may make pseudo-labels harm."""
+    threshold = pseudo.threshold_for(len(labelled), len(labelled.classes))
     _say_directed(pseudo, strong, labelled.classes, say=say)
-    _say_few(pseudo, labelled, say=say)
+    _say_few(pseudo, threshold, labelled, say=say)
+    return replace(pseudo, threshold=threshold)
 
 
 def _say_directed(
@@ -324,14 +335,21 @@ def _say_directed(
         )
 
 
-def _say_few(pseudo: PseudoOptions, labelled: VideoSet, *, say: Callable[[str], None]) -> None:
+def _say_few(pseudo: PseudoOptions, threshold: float, labelled: VideoSet, *, say: Callable[[str], None]) -> None:
     each = len(labelled) / len(labelled.classes)
-    if each < _FEW and pseudo.select == "fixed" and pseudo.threshold < _SURE:
+    if each >= FEW:
+        return
+    few = f"note: {each:.1f} labelled videos per class. With so few, most pseudo-labels may be wrong"
+    compare = "also train --method supervised, and compare"
+    if pseudo.select != "fixed":
+        say(f"{few}: {compare}")
+    elif threshold < SURE:
         say(
-            f"note: {each:.1f} labelled videos per class. With so few, most pseudo-labels may be wrong, and in our "
-            f"measurements a threshold of {pseudo.threshold:g} did harm: also train --method supervised, and compare; "
-            f"--pseudo.threshold {_SURE} takes fewer pseudo-labels, of which more are right"
+            f"{few}, and in our measurements a threshold of {threshold:g} did harm: {compare}; "
+            f"--pseudo.threshold {SURE} takes fewer pseudo-labels, of which more are right"
         )
+    else:
+        say(f"{few}: those with a confidence below {threshold:g} do not count; {compare}")
 
 
 def _quietly(_: str) -> None:

@@ -30,9 +30,9 @@ class PseudoOptions:
         fuse_by: What is averaged over views: ``probabilities`` or ``logits``.
         fusion: Weights of the views: ``exact`` for equal ones, ``adaptive`` for more weight to views of small loss.
         view_weights: Fixed weights of the views instead, one for each.
-        threshold: Smallest confidence of a pseudo-label that counts. 0.4 was measured best for ten classes and two or
-            three views, whose mean is less sure than one view; take 0.6 to 0.8 for one view or very few labels, 0.3 for
-            hundreds of classes.
+        threshold: Smallest confidence of a pseudo-label that counts; by default 0.4, and 0.8 with less than 4 labelled
+            videos per class or less than 5 classes. 0.4 was measured best for ten classes and two or three views, whose
+            mean is less sure than one view; with fewer labels it did harm. Take 0.3 for hundreds of classes.
         soft: Learn the whole distribution instead of the most probable class.
         temperature: Temperature of soft targets.
         weight: Weight of the loss on pseudo-labels.
@@ -52,7 +52,7 @@ class PseudoOptions:
     fuse_by: Literal["probabilities", "logits"] = "probabilities"
     fusion: Literal["exact", "adaptive"] = "exact"
     view_weights: tuple[float, ...] = ()
-    threshold: float = 0.4
+    threshold: float | None = None
     soft: bool = False
     temperature: float = 1.0
     weight: float = 1.0
@@ -66,7 +66,7 @@ class PseudoOptions:
 
     def __post_init__(self) -> None:
         for name, holds, expected in (
-            ("threshold", 0 <= self.threshold <= 1, "a probability"),
+            ("threshold", self.threshold is None or 0 <= self.threshold <= 1, "a probability"),
             ("temperature", self.temperature > 0, "a positive number"),
             ("weight", 0 <= self.weight < math.inf, "a finite number, at least 0"),
             ("warmup", 0 <= self.warmup < 1, "a share of the steps, less than 1"),
@@ -75,6 +75,20 @@ class PseudoOptions:
         ):
             if not holds:
                 raise UserError(f"pseudo.{name} is {getattr(self, name)}; expected {expected}")
+
+    def threshold_for(self, labelled: int, classes: int) -> float:
+        """Return the threshold given, or the one for so many labelled videos of so many classes."""
+        if self.threshold is not None:
+            return self.threshold
+        return SURE if labelled < FEW * classes or classes < FEW_CLASSES else USUAL
+
+
+USUAL, SURE = 0.4, 0.8
+"""Thresholds: the one measured best, and one that did no harm where labels are few."""
+FEW = 4
+"""Labelled videos per class below which the usual threshold did harm."""
+FEW_CLASSES = 5
+"""Classes below which the usual threshold is under twice chance."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from ssl_video.commands.evaluate import evaluate
 from ssl_video.commands.make_splits import make_splits
 from ssl_video.commands.train import train
 from ssl_video.data import ClipSpec
+from ssl_video.evaluation import SamplingOptions
 from ssl_video.models import NetworkOptions
 from ssl_video.training.options import PseudoOptions
 
@@ -46,7 +47,7 @@ def test_silent_videos_train_and_test_without_their_sound(
         recalibrate=8,
         run=RunOptions(device="cpu", threads=1, progress=False),
     )
-    found = evaluate(str(tmp_path / "run"), data, split=split, clips=1, crops=1, device="cpu")
+    found = evaluate(str(tmp_path / "run"), data, split=split, sampling=SamplingOptions(clips=1, crops=1), device="cpu")
     with np.load(tmp_path / "run/evaluation/test-predictions.npz") as arrays:
         probabilities, keys = torch.from_numpy(arrays["probabilities"]), [str(key) for key in arrays["keys"]]
     silent = torch.tensor([int(key[-5]) % 3 == 2 for key in keys])

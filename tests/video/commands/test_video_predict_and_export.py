@@ -20,7 +20,7 @@ from ssl_video.commands.export import export
 from ssl_video.commands.predict import predict, spread
 from ssl_video.data import ClipSpec, Video
 from ssl_video.data.synthetic import CLASSES, draw_video, make_videos
-from ssl_video.evaluation import classify, fused
+from ssl_video.evaluation import SamplingOptions, classify, fused
 from ssl_video.models import NetworkOptions, build_network
 from ssl_video.models.checkpoint import Recipe, load_recognizer, save_recognizer
 from ssl_video.reports.contact_sheet import beginning, end
@@ -58,7 +58,15 @@ def test_predictions_are_those_of_the_network(model: Path, videos: Path, tmp_pat
     (videos / "dots").mkdir(exist_ok=True)
     (videos / "dots/bad.avi").write_text("no video")
     out = tmp_path / "classes.csv"
-    said = predict(str(model), str(videos), out, views=("rgb", "tg"), top=2, clips=2, crops=1, sheet=3, device="cpu")
+    said = predict(
+        str(model),
+        str(videos),
+        out,
+        sampling=SamplingOptions(("rgb", "tg"), clips=2, crops=1),
+        top=2,
+        sheet=3,
+        device="cpu",
+    )
     rows = table(out)
     assert (said.videos, said.unreadable, len(rows)) == (9, 1, 9)
     assert "1 could not be read" in str(said)
@@ -78,12 +86,14 @@ def test_predictions_are_those_of_the_network(model: Path, videos: Path, tmp_pat
     with pytest.raises(UserError, match="can list 1 to 4 classes"):
         predict(str(model), str(videos), out, top=5)
     with pytest.raises(UserError, match="has learned rgb, tg"):
-        predict(str(model), str(videos), out, views=("flow",))
+        predict(str(model), str(videos), out, sampling=SamplingOptions(("flow",)))
 
 
 def test_one_video_is_predicted(model: Path, videos: Path, tmp_path: Path) -> None:
     out = tmp_path / "one.csv"
-    predict(str(model), str(videos / "red/000.mkv"), out, clips=1, crops=1, sheet=0, device="cpu")
+    predict(
+        str(model), str(videos / "red/000.mkv"), out, sampling=SamplingOptions(clips=1, crops=1), sheet=0, device="cpu"
+    )
     assert [row["path"] for row in table(out)] == ["000.mkv"]
 
 
@@ -96,7 +106,7 @@ def test_nothing_of_the_users_is_replaced(
 
     def run(name: str, **options: object) -> None:
         data = str(videos / "red/000.mkv")
-        predict(str(model), data, tmp_path / name, clips=1, crops=1, device="cpu", **options)  # type: ignore[arg-type]
+        predict(str(model), data, tmp_path / name, sampling=SamplingOptions(clips=1, crops=1), device="cpu", **options)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:  # before any work
         patch.setattr("ssl_video.commands.predict.classify", lambda *_, **__: pytest.fail("has begun"))

@@ -29,7 +29,7 @@ from ssl_video.commands.train import train
 from ssl_video.data import ClipDataset, ClipSpec, index_video, read_clip
 from ssl_video.data.clip import clip_starts
 from ssl_video.data.splits import read_split
-from ssl_video.evaluation import fused
+from ssl_video.evaluation import SamplingOptions, fused
 from ssl_video.models import NetworkOptions
 from ssl_video.models.checkpoint import load_recognizer
 from ssl_video.training.loader import Feed
@@ -170,7 +170,11 @@ def _without_truth(row: dict[str, object]) -> dict[str, object]:
 
 def test_test_scores_are_means_over_clips_and_crops(videos: Path, trained: Path, tmp_path: Path) -> None:
     found = evaluate(
-        str(trained), str(videos / "clips.csv"), split=videos / "1each-draw0.json", clips=2, crops=3, device="cpu"
+        str(trained),
+        str(videos / "clips.csv"),
+        split=videos / "1each-draw0.json",
+        sampling=SamplingOptions(clips=2, crops=3),
+        device="cpu",
     )
     folder = trained / "evaluation"
     assert json.loads((folder / "test.json").read_text())["views"]["rgb"]["top1"] == found.views["rgb"].top1
@@ -201,7 +205,13 @@ def test_a_report_shows_what_there_is(videos: Path, trained: Path, tmp_path: Pat
     assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
     assert page.count("<svg") >= 3
     assert "Views alone, on unlabelled clips" in page
-    evaluate(str(trained), str(videos / "clips.csv"), split=videos / "1each-draw0.json", clips=1, crops=1, device="cpu")
+    evaluate(
+        str(trained),
+        str(videos / "clips.csv"),
+        split=videos / "1each-draw0.json",
+        sampling=SamplingOptions(clips=1, crops=1),
+        device="cpu",
+    )
     page = report(trained).read_text()
     assert (trained / "report.html").is_file()
     assert "Evaluation: test" in page
@@ -247,7 +257,11 @@ def test_videos_are_known_by_their_content(videos: Path, tmp_path: Path, capsys:
     with pytest.raises(UserError, match="videos to test on were trained on"):
         evaluate(str(tmp_path / "run"), str(folder), device="cpu")
     found = evaluate(
-        str(tmp_path / "run"), str(folder), split=tmp_path / "s/50percent-draw0.json", clips=1, crops=1, device="cpu"
+        str(tmp_path / "run"),
+        str(folder),
+        split=tmp_path / "s/50percent-draw0.json",
+        sampling=SamplingOptions(clips=1, crops=1),
+        device="cpu",
     )
     assert found.views["rgb"].videos > 0
 
@@ -259,9 +273,12 @@ def test_another_labelled_folder_is_tested_on_without_a_split(videos: Path, trai
         (others / key).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(videos / key, others / key)
     shutil.copy(videos / kept[0], others / "loose.mkv")
-    found = evaluate(str(trained), str(others), clips=1, crops=1, device="cpu", out=tmp_path / "e")
+    found = evaluate(
+        str(trained), str(others), sampling=SamplingOptions(clips=1, crops=1), device="cpu", out=tmp_path / "e"
+    )
     by_split = evaluate(
-        str(trained), str(videos / "clips.csv"), split=videos / "1each-draw0.json", clips=1, crops=1, device="cpu",
+        str(trained), str(videos / "clips.csv"), split=videos / "1each-draw0.json",
+        sampling=SamplingOptions(clips=1, crops=1), device="cpu",
         out=tmp_path / "f",
     )  # fmt: skip
     assert (found.part, found.split, found.confusion) == ("all", "", by_split.confusion)
@@ -352,8 +369,7 @@ def test_colours_are_learned(videos: Path, tmp_path: Path) -> None:
         str(tmp_path / "a"),
         str(videos / "clips.csv"),
         split=videos / "1each-draw0.json",
-        clips=1,
-        crops=1,
+        sampling=SamplingOptions(clips=1, crops=1),
         device="cpu",
     )
     assert score.views["rgb"].top1 == 100.0

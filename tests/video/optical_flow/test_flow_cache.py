@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from ssl_video.commands.predict import predict
 from ssl_video.commands.report import report
 from ssl_video.commands.train import train
 from ssl_video.data import ClipDataset, ClipSpec, open_videos, read_clip
+from ssl_video.evaluation import SamplingOptions
 from ssl_video.models import NetworkOptions
 from ssl_video.optical_flow import compute, methods
 from ssl_video.optical_flow.cache import FlowCache, FlowSettings
@@ -307,12 +309,14 @@ def test_training_and_testing_read_it(
     assert stored == pytest.approx(computed, rel=0.1)
     assert stored != computed
     found = evaluate(
-        str(tmp_path / "stored"), str(folder), split=split, clips=1, crops=1, flow_cache=tmp_path / "flow", device="cpu"
-    )
+        str(tmp_path / "stored"), str(folder), split=split,
+        sampling=SamplingOptions(clips=1, crops=1, flow_cache=tmp_path / "flow"), device="cpu",
+    )  # fmt: skip
     assert found.views["flow"].videos == len(json.loads(split.read_text())["test"])
     assert "What the network sees" in report(tmp_path / "stored").read_text()
     model, table = str(tmp_path / "stored"), tmp_path / "classes.csv"
-    named = {"views": ("flow",), "clips": 1, "crops": 1, "sheet": 0, "flow_cache": tmp_path / "flow", "device": "cpu"}
+    sampling = SamplingOptions(("flow",), clips=1, crops=1, flow_cache=tmp_path / "flow")
+    named: dict[str, Any] = {"sampling": sampling, "sheet": 0, "device": "cpu"}
     assert predict(model, str(folder), table, **named).unreadable == 0
     (folder / "a/1.mkv").write_bytes((folder / "b/0.mkv").read_bytes()[:-7])
     assert predict(model, str(folder), table, **named).unreadable == 1

@@ -27,10 +27,17 @@ VERBS = {
         "ssl_video.commands.evaluate:evaluate",
         "test a network: each view and all together, per class, confusion",
         alone=True,
+        common=(
+            *("split", "part", "views", "clips", "crops", "to_the_end", "flow_cache", "max_bad", "reader", "out"),
+            *("device", "network", "overwrite"),
+        ),
     ),
     "report": Verb("ssl_video.commands.report:report", "write a run's self-contained HTML report", alone=True),
     "predict": Verb(
-        "ssl_video.commands.predict:predict", "classify videos into a CSV file and a sheet of pictures", alone=True
+        "ssl_video.commands.predict:predict",
+        "classify videos into a CSV file and a sheet of pictures",
+        alone=True,
+        common=("views", "top", "clips", "crops", "sheet", "flow_cache", "reader", "device", "network", "overwrite"),
     ),
     "export": Verb(
         "ssl_video.commands.export:export",

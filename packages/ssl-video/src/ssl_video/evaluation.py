@@ -6,10 +6,12 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from contrastive_core.errors import UserError
 from contrastive_core.metrics import confusion_matrix, per_class_accuracy, top_k_accuracy
 from contrastive_core.pseudo_label import fuse
 from ssl_video.augment import spread_crops
@@ -22,6 +24,42 @@ from ssl_video.models.checkpoint import Recognizer
 from ssl_video.views import make_views, needs_following
 
 FUSED = "fused"
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """Clips that a video is classified by, and how they are read.
+
+    Attributes:
+        views: Views of a clip, of those the network has learned; by default all in `evaluate`, frames in `predict`.
+        clips: Number of clips of each video, spread evenly in time.
+        crops: Number of crops of each clip, along its long side.
+        to_the_end: Spread the clips to the very end of the video.
+        flow_cache: Folder of `flow` to read the view flow from; without it flow is computed for every clip.
+        reader: Decoder of the frames: pyav, or torchcodec (an extra), which gives the same frames and may be faster.
+    """
+
+    views: tuple[str, ...] | None = None
+    clips: int = 10
+    crops: int = 3
+    to_the_end: bool = False
+    flow_cache: Path | None = None
+    reader: ReaderName = "pyav"
+
+    def __post_init__(self) -> None:
+        if self.clips < 1 or self.crops < 1:
+            raise UserError(f"sampling.clips is {self.clips} and sampling.crops {self.crops}; expected at least 1")
+
+    def views_of(self, learned: Sequence[str], *, default: Sequence[str]) -> tuple[str, ...]:
+        """Return the views to classify by.
+
+        Raises:
+            UserError: The network has not learned one of them, or there is none.
+        """
+        wanted = tuple(default) if self.views is None else self.views
+        if not wanted or not set(wanted) <= set(learned):
+            raise UserError(f"views are {', '.join(wanted) or 'none'}; the network has learned {', '.join(learned)}")
+        return wanted
 
 
 def classify(

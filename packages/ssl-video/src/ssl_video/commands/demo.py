@@ -16,7 +16,7 @@ from ssl_video.commands.report import report
 from ssl_video.commands.train import train
 from ssl_video.data import ClipSpec
 from ssl_video.data.synthetic import CLASSES, make_videos
-from ssl_video.evaluation import FUSED, Evaluation
+from ssl_video.evaluation import FUSED, Evaluation, SamplingOptions
 from ssl_video.models import NetworkOptions
 from ssl_video.training.options import OptimizerOptions, PseudoOptions
 
@@ -110,5 +110,5 @@ def demo(
         diagnose=True,
         run=RunOptions(seed=seed, device=device, resume=True),
     )
-    score = evaluate(str(run), videos, split=split, clips=1, crops=1, device=device)
+    score = evaluate(str(run), videos, split=split, sampling=SamplingOptions(clips=1, crops=1), device=device)
     return DemoResult(score, report(run))

@@ -15,8 +15,8 @@ from contrastive_core.training.outputs import Outputs
 from contrastive_core.training.progress import track
 from ssl_video.data import VideoSet, open_videos
 from ssl_video.data.splits import read_split, select_labelled
-from ssl_video.data.torchcodec_reader import ReaderName, check_reader
-from ssl_video.evaluation import FUSED, Evaluation, classify, confusion_of, fused, score_view
+from ssl_video.data.torchcodec_reader import check_reader
+from ssl_video.evaluation import FUSED, Evaluation, SamplingOptions, classify, confusion_of, fused, score_view
 from ssl_video.models.checkpoint import load_recognizer
 from ssl_video.optical_flow.cache import open_flow
 
@@ -27,13 +27,8 @@ def evaluate(
     *,
     split: Path | None = None,
     part: str | None = None,
-    views: tuple[str, ...] | None = None,
-    clips: int = 10,
-    crops: int = 3,
-    to_the_end: bool = False,
-    flow_cache: Path | None = None,
+    sampling: SamplingOptions = SamplingOptions(),  # noqa: B008 - frozen
     max_bad: float = 0.0,
-    reader: ReaderName = "pyav",
     out: Path | None = None,
     device: str = "auto",
     network: str | None = None,
@@ -55,13 +50,8 @@ def evaluate(
         split: Split file of `make-splits` that the network was trained by; without it all labelled videos are tested.
         part: which part of the split, test (the default) or validation; without a split, which part of the data, such
             as test; None: all.
-        views: Views of a clip to report; without it all that the network has learned.
-        clips: Number of clips of each video, spread evenly in time.
-        crops: Number of crops of each clip, along its long side.
-        to_the_end: Spread the clips to the very end of the video.
-        flow_cache: Folder of `flow` to read the view flow from; without it flow is computed for every clip.
+        sampling: Views, clips and crops of each video.
         max_bad: Largest fraction of unreadable videos that does not stop the command; they are listed.
-        reader: Decoder of the frames: pyav, or torchcodec (an extra), which gives the same frames and may be faster.
         out: Folder for the files; by default ``evaluation`` in the model's folder.
         device: Device to run on: auto, cpu, cuda or mps.
         network: Your own network, ``package.module:function``, of a model that was trained with it; opening it runs it.
@@ -70,8 +60,8 @@ def evaluate(
     Returns:
         The numbers.
     """
-    if clips < 1 or crops < 1 or not 0 <= max_bad < 1:
-        raise UserError(f"evaluate needs clips >= 1, crops >= 1 and 0 <= max_bad < 1; got {clips}, {crops}, {max_bad}")
+    if not 0 <= max_bad < 1:
+        raise UserError(f"max_bad is {max_bad}; expected at least 0 and less than 1")
     recognizer = load_recognizer(model, device=device, network=network)
     recipe = recognizer.recipe
     videos, part, digest = _kept(data, split, part, recipe.classes, model=model)
@@ -81,16 +71,14 @@ def evaluate(
             f"{split or data}: {len(shared)} of the {len(videos)} videos to test on were trained on ({shared[0].key}); "
             f"give the split that {model} was trained by, or other videos"
         )
-    wanted = recipe.views if views is None else views
-    if not wanted or not set(wanted) <= set(recipe.views):
-        raise UserError(f"views are {', '.join(wanted) or 'none'}; the network has learned {', '.join(recipe.views)}")
+    wanted = sampling.views_of(recipe.views, default=recipe.views)
     folder = out if out is not None else Path(model) / "evaluation"
     planned = Outputs(
         [folder / f"{part}{end}" for end in (".json", "-predictions.npz", "-confusion.png")],
         command="ssl-video evaluate", overwrite=overwrite,
     )  # fmt: skip
-    stored = open_flow(flow_cache, method=recipe.flow, views=wanted, of=(videos,), max_bad=max_bad)
-    check_reader(reader)
+    stored = open_flow(sampling.flow_cache, method=recipe.flow, views=wanted, of=(videos,), max_bad=max_bad)
+    check_reader(sampling.reader)
     found, kept, skipped = [], [], {}
     for place, video in enumerate(track(videos.videos, total=len(videos), what="testing")):
         try:
@@ -98,11 +86,11 @@ def evaluate(
                 recognizer,
                 video,
                 views=wanted,
-                clips=clips,
-                crops=crops,
-                to_the_end=to_the_end,
+                clips=sampling.clips,
+                crops=sampling.crops,
+                to_the_end=sampling.to_the_end,
                 flow=stored,
-                reader=reader,
+                reader=sampling.reader,
             )
             found.append(by_view)
             kept.append(place)
@@ -124,8 +112,8 @@ def evaluate(
         part=part,
         split=digest,
         headline=wanted[0],
-        clips=clips,
-        crops=crops,
+        clips=sampling.clips,
+        crops=sampling.crops,
         views=scores,
         classes=list(recipe.classes),
         per_class=per_class,

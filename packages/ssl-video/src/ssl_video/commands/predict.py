@@ -12,8 +12,8 @@ from contrastive_core.training.files import open_atomic
 from contrastive_core.training.outputs import Outputs
 from contrastive_core.training.progress import track
 from ssl_video.data import open_videos
-from ssl_video.data.torchcodec_reader import ReaderName, check_reader
-from ssl_video.evaluation import classify, fused
+from ssl_video.data.torchcodec_reader import check_reader
+from ssl_video.evaluation import SamplingOptions, classify, fused
 from ssl_video.models.checkpoint import load_recognizer
 from ssl_video.optical_flow.cache import open_flow
 from ssl_video.reports.contact_sheet import Thumbnail, contact_sheet
@@ -40,13 +40,9 @@ def predict(
     data: str,
     out: Path,
     *,
-    views: tuple[str, ...] | None = None,
+    sampling: SamplingOptions = SamplingOptions(),  # noqa: B008 - frozen
     top: int = 1,
-    clips: int = 10,
-    crops: int = 3,
     sheet: int = 24,
-    flow_cache: Path | None = None,
-    reader: ReaderName = "pyav",
     device: str = "auto",
     network: str | None = None,
     overwrite: bool = False,
@@ -62,13 +58,9 @@ def predict(
         model: Run folder or model folder to use.
         data: Folder of videos, one video, CSV file or list, see `ssl_video.data.open_videos`.
         out: CSV file to write.
-        views: Views of a clip, of those the network has learned; several are averaged. Without it frames alone.
+        sampling: Views, clips and crops of each video; several views are averaged.
         top: Number of most probable classes to list.
-        clips: Number of clips of each video, spread evenly in time.
-        crops: Number of crops of each clip, along its long side.
         sheet: Number of videos to show in a picture, spread over all; 0 for no picture.
-        flow_cache: Folder of `flow` to read the view flow from; without it flow is computed for every clip.
-        reader: Decoder of the frames: pyav, or torchcodec (an extra), which gives the same frames and may be faster.
         device: Device to run on: auto, cpu, cuda or mps.
         network: Your own network, ``package.module:function``, of a model that was trained with it; opening it runs it.
         overwrite: Whether to replace files that this command did not write.
@@ -78,17 +70,12 @@ def predict(
     """
     recognizer = load_recognizer(model, device=device, network=network)
     classes, learned = recognizer.recipe.classes, recognizer.recipe.views
-    wanted = learned[:1] if views is None else views
-    if not wanted or not set(wanted) <= set(learned):
-        raise UserError(f"views are {', '.join(wanted) or 'none'}; the network has learned {', '.join(learned)}")
-    if not 1 <= top <= len(classes) or clips < 1 or crops < 1 or sheet < 0:
-        raise UserError(
-            f"predict can list 1 to {len(classes)} classes of this model, and needs clips and crops of at least 1; got "
-            f"top={top}, clips={clips}, crops={crops}, sheet={sheet}"
-        )
-    check_reader(reader)
+    wanted = sampling.views_of(learned, default=learned[:1])
+    if not 1 <= top <= len(classes) or sheet < 0:
+        raise UserError(f"predict can list 1 to {len(classes)} classes of this model; got top={top}, sheet={sheet}")
+    check_reader(sampling.reader)
     picture = out.with_suffix(".png") if sheet else None
-    stored = open_flow(flow_cache, method=recognizer.recipe.flow, views=wanted)
+    stored = open_flow(sampling.flow_cache, method=recognizer.recipe.flow, views=wanted)
     videos = open_videos(data)
     planned = Outputs(
         [out, picture] if picture else [out], command="ssl-video predict",
@@ -109,8 +96,9 @@ def predict(
             for place, video in enumerate(track(videos.videos, total=len(videos), what=videos.name)):
                 try:
                     found = classify(
-                        recognizer, video, views=wanted, clips=clips, crops=crops, flow=stored, reader=reader
-                    )
+                        recognizer, video, views=wanted, clips=sampling.clips, crops=sampling.crops,
+                        to_the_end=sampling.to_the_end, flow=stored, reader=sampling.reader,
+                    )  # fmt: skip
                 except UserError as error:
                     unreadable += 1
                     writer.writerow([video.key, *[""] * (2 * top), str(error)])

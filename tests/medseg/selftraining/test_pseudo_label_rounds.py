@@ -231,7 +231,7 @@ def test_withheld_truth_is_added_to_the_rounds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (lambda: PseudoLabelOptions(threshold=2), "pseudo.threshold is 2; expected a share"),
+        (lambda: PseudoLabelOptions(threshold=2), "pseudo.threshold is 2; expected a fraction"),
         (lambda: PseudoLabelOptions(class_share=0), "pseudo.class_share is 0"),
         (lambda: PseudoLabelOptions(agreement=1.0), "but pseudo.predictions is 1; set --pseudo.predictions 3"),
         (lambda: ContrastOptions(weight=-1), "contrast has weight -1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -15,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from contrastive_core.app.report import run_record
-from contrastive_core.app.report.figures import training_figure
+from contrastive_core.app.report.figures import Panel, to_png, training_figure
 from contrastive_core.app.report.page import to_image
 from contrastive_core.errors import UserError
 from contrastive_core.training import RunOptions
@@ -310,6 +311,19 @@ def test_protocols_that_differ_stay_apart(data: str, copy: Path) -> None:
     assert sorted(p.example.score.settings["k"] for p in protocols) == [1, 20]
     curves, _ = accuracy_curves(protocols)
     assert len(curves) == 1  # a single point is no curve
+
+
+def test_first_and_last_point_of_a_curve_are_drawn_whole() -> None:
+    """The first and last marker lie on the edges of the axes, where half of them would be cut."""
+    records = [{"step": 10.0 * n, "epoch": float(n), "loss": 2.0 - n / 10, "lr": 0.1} for n in range(5)]
+    figure = training_figure(records, [Panel("Loss", {"loss": ""})])
+    (axes,) = figure.axes
+    pixels = np.asarray(Image.open(io.BytesIO(to_png(figure))).convert("RGB")).astype(int)
+    blue, width = pixels[:, :, 2] - pixels[:, :, 0] > 60, pixels.shape[1]
+    box = axes.get_position()
+    left, right = round(box.x0 * width), round(box.x1 * width)
+    assert blue[:, left - 3].any()
+    assert blue[:, right + 3].any()
 
 
 @pytest.mark.parametrize("batch_size", [48, 0], ids=["beside SimCLR", "alone"])

@@ -191,13 +191,14 @@ def _draw(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], *, colour:
     """Draw the values, with a running mean where they are many and noisy."""
     window = len(x) // 25
     if window < 2 or not noisy:
-        axes.plot(x, y, color=colour, linewidth=1.8, marker="o" if len(x) <= _FEW else None, markersize=4)
+        marker = "o" if len(x) <= _FEW else None
+        axes.plot(x, y, color=colour, linewidth=1.8, marker=marker, markersize=4, clip_on=False)  # whole at the edges
     else:
-        axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.35)
+        axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.35, clip_on=False)
         kernel = np.ones(window)
         # At both ends the mean is over the values there are.
         mean = np.convolve(y, kernel, "same") / np.convolve(np.ones_like(y), kernel, "same")
-        axes.plot(x, mean, color=colour, linewidth=1.8)
+        axes.plot(x, mean, color=colour, linewidth=1.8, clip_on=False)
 
 
 def _name_lines(axes: Axes, names: Sequence[str]) -> None:

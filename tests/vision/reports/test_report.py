@@ -123,7 +123,7 @@ def test_page_says_what_was_run(page: Page) -> None:
     for setting in (
         "batch_size 48",
         "image_size 16",
-        "width 0.125",
+        "width_multiplier 0.125",
         "flip false",
         "blur true",
         "save_every 2",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +21,12 @@ from ssl_medseg.commands.pretrain import pretrain
 from ssl_medseg.commands.report import report
 from ssl_medseg.datasets import Split, open_dataset, write_split
 from ssl_medseg.evaluation import read_evaluation
+from ssl_medseg.evaluation.results import scores_csv, write_evaluation
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.reports.evaluation import evaluate
-from ssl_medseg.reports.evaluation_section import stages_table
+from ssl_medseg.reports.evaluation_section import evaluation_section, stages_table
 from ssl_medseg.reports.rounds import rounds_figure
 from ssl_medseg.reports.run_folder import open_run
 from ssl_medseg.training.recipe import TrainingOptions
@@ -92,7 +94,7 @@ def test_report_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert dice is not None
     assert f"{dice:.3f}" in text
     assert "No validation volumes" not in text
-    # One case is the best, the median and the worst; its sheet is in the page, and the plot of volumes as a drawing.
+    # One case is the best, the median and the worst; its sheet is in the page.
     # Training was validated twice, and drew both.
     assert {title: len(pictures) for title, pictures in page.images.items()} == {
         "Evaluation: Phantom-test": 1, "Training": 2,
@@ -109,10 +111,24 @@ def test_report_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content["preparation"]["patient001_frame01"]["outside_slices"] = {"RV": 0.0213}
     (run / "data.json").write_text(json.dumps(content))
     assert "2.1% of RV lies outside the slices" in read(report(run)).text
-    assert "predicted less true, mL" in text
+    assert "predicted less true, mL" not in text, "one case has no spread of volumes"
     assert min(page.images["Evaluation: Phantom-test"][0].size) > 300
     assert "secret-place" not in text
     assert "ssl-medseg train --config RUN/config.yaml --out runs/again" in text
+
+
+def test_cases_are_named_with_the_phase_of_the_heart(run: Path) -> None:
+    found = read_evaluation(run / "evaluation" / "Phantom-test.json")
+    [case] = found.cases
+    both = replace(found, cases=(replace(case, phase="ED"), replace(case, case="patient004_frame02", phase="ES")))
+    section = evaluation_section(both, run / "evaluation")
+    assert "patient004_frame02 (ES)" in section
+    assert re.search(r"By phase of the heart: ED 0\.\d{3} \(1 case\); ES 0\.\d{3} \(1 case\)\.", section)
+    assert "predicted less true, mL" in section
+    assert "By phase" not in evaluation_section(found, run / "evaluation")
+    assert scores_csv(both).splitlines()[0].startswith("case,patient,part,phase,structure")
+    write_evaluation(both, run / "both.json")
+    assert read_evaluation(run / "both.json") == both
 
 
 def test_implausible_pseudo_labels_are_in_the_first_box(run: Path) -> None:

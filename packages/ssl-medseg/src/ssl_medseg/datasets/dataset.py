@@ -25,6 +25,7 @@ class Case:
         label: File of the label, if there is one. The split decides whether training may open it.
         listed: Part in which the data set itself lists the case (``training``, ``test``, ``unlabelled``, or a value of
             the column split of a CSV file); empty if there is no list.
+        phase: ED or ES of a heart, if a table, the name or ACDC's Info.cfg states it; else empty.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Case:
     image: ImageFile
     label: Path | None = None
     listed: str = ""
+    phase: str = ""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from ssl_medseg.datasets.dataset import DataSet
 from ssl_medseg.datasets.layouts.detect import list_files
 from ssl_medseg.datasets.layouts.listing import Listing
 from ssl_medseg.datasets.options import DataOptions, Layout
+from ssl_medseg.datasets.phases import phase_in_table
 from ssl_medseg.datasets.resolve import Resolved, resolve
 from ssl_medseg.datasets.splits import Split, read_split
 from ssl_medseg.io.label_map import LabelMap, read_label_map
@@ -22,9 +23,13 @@ from ssl_medseg.io.tables import read_table, whole_number
 
 
 def with_frames(listing: Listing, file: Path) -> Listing:
-    """Apply the frames of a table to a listing, see :func:`read_frames`; other cases are left unchanged."""
+    """Apply the frames and phases of a table to a listing, see :func:`read_frames`; other cases are left unchanged."""
     frames = read_frames(file, [entry.name for entry in listing.entries], owner=listing.name)
-    entries = [replace(entry, image=entry.image.at_frame(frames.get(entry.name))) for entry in listing.entries]
+    phases = {row["case"]: phase_in_table(row.get("phase", ""), source=file) for row in read_table(file)}
+    entries = [
+        replace(entry, image=entry.image.at_frame(frames.get(entry.name)), phase=phases.get(entry.name) or entry.phase)
+        for entry in listing.entries
+    ]
     return replace(listing, entries=entries)
 
 

@@ -22,8 +22,8 @@ class DataOptions:
             NAME=CHANNEL renames a channel, or selects a DICOM series by its description. Unnamed channels get the given
             names, in order. By default all channels are used.
         frame: Time point to use of images with several, counted from 0.
-        frame_table: CSV file with the columns case and frame, for cases that need a time point other than --frame, such
-            as end-diastole of each heart.
+        frame_table: CSV file with the columns case and frame, and optionally phase (ED or ES), for cases that need a
+            time point other than --frame, such as end-diastole of each heart.
         voxel_size: Voxel size in mm along the axes of the files, for files that do not state it, such as ``1,1,3``.
         trust_pixdim: Use the voxel size (pixdim) of NIfTI headers whose form codes are 0.
         label_map: File with the meaning of the label values, if the data set does not state it.

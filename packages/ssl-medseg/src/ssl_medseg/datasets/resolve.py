@@ -17,6 +17,7 @@ from contrastive_core.training.names import check_file_name, check_label
 from ssl_medseg.datasets.dataset import Case
 from ssl_medseg.datasets.layouts.listing import Entry, Listing
 from ssl_medseg.datasets.options import DataOptions
+from ssl_medseg.datasets.phases import phase_of
 from ssl_medseg.io.file_types import stem
 from ssl_medseg.io.tables import read_table
 
@@ -115,7 +116,8 @@ def resolve(listing: Listing, options: DataOptions) -> Resolved:
             continue
         label = entry.label if entry.label is not None and entry.label.exists() else None
         if not entry.lacks and all(path.exists() for path in entry.image.paths):
-            cases.append(Case(entry.name, said or patient(entry.name), entry.image, label, entry.listed))
+            phase = entry.phase or phase_of(entry.name, entry.image)
+            cases.append(Case(entry.name, said or patient(entry.name), entry.image, label, entry.listed, phase))
     folded = [] if overridden else _folded(cases, {entry.name for entry in listing.entries if entry.patient})
     return Resolved(cases, [*_findings(listing, options), *folded])
 

@@ -144,6 +144,7 @@ def score_cases(
         CaseScores(
             case=case.name,
             patient=case.patient,
+            phase=case.phase,
             spacing=grid.spacing if grid.size_known else None,
             part=of_split.get(case.name, ""),
             structures=measure(

@@ -66,6 +66,7 @@ class CaseScores:
             those of new patients, because training saw their labels.
         mask: File of the predicted mask, relative to the evaluation's folder; empty if none was kept.
         structures: Scores of the structures.
+        phase: ED or ES of a heart, where a table or file states it.
     """
 
     case: str
@@ -74,6 +75,12 @@ class CaseScores:
     part: str
     structures: tuple[StructureScore, ...]
     mask: str = ""
+    phase: str = ""
+
+    @property
+    def title(self) -> str:
+        """Name of the case, with its phase where it is known."""
+        return f"{self.case} ({self.phase})" if self.phase else self.case
 
     @property
     def unseen(self) -> bool:
@@ -149,11 +156,14 @@ def scores_csv(evaluation: Evaluation) -> str:
     fields = [field.name for field in dataclasses.fields(StructureScore)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["case", "patient", "part", *(named.get(name, name) for name in fields)])
+    phased = any(case.phase for case in evaluation.cases)
+    head = ["case", "patient", "part", *(["phase"] if phased else [])]
+    writer.writerow([*head, *(named.get(name, name) for name in fields)])
     for case in evaluation.cases:
         for score in case.structures:
             values = dataclasses.asdict(score)
-            writer.writerow([case.case, case.patient, case.part, *map(_cell, values.values())])
+            known = [case.case, case.patient, case.part, *([case.phase] if phased else [])]
+            writer.writerow([*known, *map(_cell, values.values())])
     return text.getvalue()
 
 

@@ -110,7 +110,7 @@ class Preprocessing:
             UserError: it is something else.
         """
         try:
-            known = dict(content)
+            known = {"channel_numbers": (), **content}
             for name in ("size", "percentiles", "spacing", "usual_spacing", "channels", "channel_numbers"):
                 known[name] = None if known[name] is None else tuple(known[name])
             known["frame"] = None if known["frame"] is None else tuple(map(tuple, known["frame"]))

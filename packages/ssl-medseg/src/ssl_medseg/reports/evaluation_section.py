@@ -12,7 +12,7 @@ from contrastive_core.text import several
 from ssl_medseg.evaluation.plots import bland_altman_figure
 from ssl_medseg.evaluation.results import Evaluation, StructureScore
 from ssl_medseg.evaluation.summary import LEAST_PAIRS, StructureSummary, Summary, case_dice, summarise
-from ssl_medseg.evaluation.text import mean_and_sd, median_and_quartiles, number, title, warnings
+from ssl_medseg.evaluation.text import by_phase, mean_and_sd, median_and_quartiles, number, title, warnings
 
 NBSP = "\u00a0"
 _REM_PER_INCH = 5.4
@@ -47,6 +47,7 @@ def evaluation_section(evaluation: Evaluation, folder: Path, *, place: int = 1) 
         page.warnings(warnings(evaluation, summary)),
         _structures(evaluation, summary),
         _paper(summary),
+        _phases(evaluation),
         "<h3>What the numbers mean</h3>",
         '<dl class="terms">'
         + "".join(f"<dt>{escape(term)}</dt><dd>{escape(meaning)}</dd>" for term, meaning in _MEANINGS)
@@ -134,6 +135,12 @@ def _paper(summary: Summary) -> str:
     )
 
 
+def _phases(evaluation: Evaluation) -> str:
+    """Mean Dice of end-diastole and end-systole, where cases state their phase."""
+    found = by_phase(evaluation)
+    return page.paragraph(f"By phase of the heart: {'; '.join(found)}.") if found else ""
+
+
 def _pictures(evaluation: Evaluation, folder: Path) -> list[str]:
     """Embed the sheets that were drawn during the evaluation."""
     parts = []
@@ -157,8 +164,8 @@ def _pictures(evaluation: Evaluation, folder: Path) -> list[str]:
 
 
 def _volumes(evaluation: Evaluation, summary: Summary, *, place: int) -> list[str]:
-    if evaluation.unit != "mm":
-        return []
+    if evaluation.unit != "mm" or all(each.volumes is None for each in summary.structures):
+        return []  # of a single case there is no spread to show
     figure = bland_altman_figure(evaluation)
     width = figure.get_figwidth() * _REM_PER_INCH
     drawn = to_inline_svg(figure, name=f"volumes-{place}", label="Bland-Altman plots of volumes")
@@ -197,7 +204,7 @@ def _cases(evaluation: Evaluation) -> str:
     worst_first = sorted(evaluation.cases, key=lambda case: (not case.unseen, case_dice(case) or 0.0, case.case))
     rows = [
         [
-            case.case, case.part or "–", number("dice", case_dice(case)),
+            case.title, case.part or "–", number("dice", case_dice(case)),
             *(_one(score, evaluation.unit) for score in case.structures),
         ]
         for case in worst_first

@@ -348,7 +348,7 @@ def case_sheets(evaluation: Evaluation, dataset: DataSet, folder: Path) -> Itera
         predicted, truth, grid = read_pair(folder / scores.mask, case, dataset)
         volume = read_volume(case.image)
         sheet = Sheet(
-            title=f"{which.capitalize()} case: {scores.case}",
+            title=f"{which.capitalize()} case: {scores.title}",
             subtitle=in_words(scores, evaluation),
             images=volume.channels if volume.others else {"image": volume.array},
             masks={"truth": truth, "predicted": predicted},

@@ -11,6 +11,7 @@ from contrastive_core.errors import UserError
 from ssl_medseg.datasets.channels import choose_channels, unique_names
 from ssl_medseg.datasets.layouts.listing import Entry, Listing
 from ssl_medseg.datasets.options import DataOptions
+from ssl_medseg.datasets.phases import phase_in_table
 from ssl_medseg.io.file_types import images_in, is_series, stem
 from ssl_medseg.io.label_map import LabelMap, read_label_map
 from ssl_medseg.io.tables import read_table, whole_number
@@ -98,8 +99,9 @@ def _short(path: Path, endings: Iterable[str]) -> str:
 def list_table(file: Path, options: DataOptions) -> Listing:
     """List the rows of a CSV or TSV file.
 
-    The column ``image`` is required; ``case``, ``patient``, ``label``, ``split``, ``channel`` and ``frame`` are
-    optional. Multi-channel images have one column per channel, such as ``image_T2`` and ``image_ADC``.
+    The column ``image`` is required; ``case``, ``patient``, ``label``, ``split``, ``channel``, ``frame`` and
+    ``phase`` (ED or ES) are optional. Multi-channel images have one column per channel, such as ``image_T2`` and
+    ``image_ADC``.
 
     Paths are absolute or relative to the file. Without the column case, cases are named after their image files. An
     empty label requires ``unlabelled`` or ``test`` in the column split, or the option `allow_unlabelled`. The label map
@@ -152,4 +154,6 @@ def _entry(row: dict[str, str], file: Path, options: DataOptions, columns: Seque
     part = row.get("split", "").lower()
     listed = "unlabelled" if part in UNLABELLED else part
     label = file.parent / row["label"] if row.get("label") else None
-    return Entry(name, image, label, listed, listed in ("unlabelled", "test"), row.get("patient") or None)
+    phase = phase_in_table(row.get("phase", ""), source=file)
+    is_unlabelled = listed in ("unlabelled", "test")
+    return Entry(name, image, label, listed, is_unlabelled, row.get("patient") or None, phase=phase)

@@ -23,6 +23,7 @@ class Entry:
         is_unlabelled: Whether the data set states that the image has no label.
         patient: Patient, if the data set states it.
         lacks: Channels that other cases have and this one lacks.
+        phase: ED or ES, if a table states it.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Entry:
     is_unlabelled: bool = False
     patient: str | None = None
     lacks: tuple[str, ...] = ()
+    phase: str = ""
 
 
 @dataclass(frozen=True)

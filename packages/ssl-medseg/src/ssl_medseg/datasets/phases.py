@@ -1,0 +1,52 @@
+"""Find the phase of a heart, end-diastole (ED) or end-systole (ES), where a table or file states it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from contrastive_core.errors import UserError
+from ssl_medseg.io.volume import ImageFile
+
+_PHASES = {
+    "ED": re.compile(r"(ed|end[\s_-]?diastol(e|ic)|diastol(e|ic))", re.IGNORECASE),
+    "ES": re.compile(r"(es|end[\s_-]?systol(e|ic)|systol(e|ic))", re.IGNORECASE),
+}
+_ENDING = re.compile(r"[_\-. ](ED|ES)$", re.IGNORECASE)
+_FRAME = re.compile(r"frame[_-]?(\d+)", re.IGNORECASE)
+_STATED = re.compile(r"^\s*(ED|ES)\s*:\s*(\d+)\s*$", re.MULTILINE)
+_LARGEST = 1 << 16
+
+
+def phase_in_table(cell: str, *, source: Path) -> str:
+    """The phase that a cell of a table names; empty for an empty cell.
+
+    >>> phase_in_table("end-diastole", source=Path("cases.csv"))
+    'ED'
+
+    Raises:
+        UserError: The cell names another phase.
+    """
+    if not cell:
+        return ""
+    for phase, words in _PHASES.items():
+        if words.fullmatch(cell):
+            return phase
+    raise UserError(f"{source}: found the phase {cell!r}; expected ED, ES or an empty cell")
+
+
+def phase_of(name: str, image: ImageFile) -> str:
+    """The phase by the end of a case's name (``_ED``), or by ACDC's Info.cfg beside its image; empty if unknown.
+
+    Info.cfg states the frames of both phases, counted from 1, as file names such as ``patient001_frame12`` do.
+    """
+    ending = _ENDING.search(name)
+    if ending is not None:
+        return ending[1].upper()
+    file = image.path.parent / "Info.cfg"
+    named = _FRAME.search(name)
+    frame = int(named[1]) if named is not None else None if image.frame is None else image.frame + 1
+    if frame is None or not file.is_file() or file.stat().st_size > _LARGEST:
+        return ""
+    stated = {int(number): phase for phase, number in _STATED.findall(file.read_text(errors="replace"))}
+    return stated.get(frame, "")

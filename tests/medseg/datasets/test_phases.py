@@ -30,6 +30,7 @@ def test_phase_by_name_and_by_the_info_of_acdc(tmp_path: Path) -> None:
 
 
 def test_phase_by_tables(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
     for name in ("a", "b"):
         write_nifti(tmp_path / "images" / f"{name}.nii.gz", np.zeros((8, 8, 3, 4), np.int16), affine((1, 1, 5)))
     (tmp_path / "labels.json").write_text(json.dumps({"background": 0, "LV": 1}))

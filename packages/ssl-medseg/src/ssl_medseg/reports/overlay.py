@@ -23,6 +23,8 @@ from ssl_medseg.evaluation.text import number
 from ssl_medseg.io import Volume, read_volume
 from ssl_medseg.preprocessing.prepare import display_axis
 
+VALIDATION = "validation"
+"""Folder of a run for the pictures that training draws of a validation case."""
 _ENDS = (("L", "R"), ("P", "A"), ("I", "S"))  # at the lower and the upper end of each RAS+ axis
 _PLANES = ("sagittal", "coronal", "axial")
 # Plane -> directions of the picture's right and lower edges: the patient's right is on the left of the picture.

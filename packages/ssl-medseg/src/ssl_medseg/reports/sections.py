@@ -17,8 +17,8 @@ from contrastive_core.text import duration, several
 from ssl_medseg.evaluation.summary import summarise
 from ssl_medseg.evaluation.text import number
 from ssl_medseg.preprocessing import Preprocessing
+from ssl_medseg.reports.overlay import VALIDATION
 from ssl_medseg.reports.run_folder import Reported, Stage
-from ssl_medseg.training.validation import PICTURES
 
 _METHODS = {
     "train": "supervised training on the labelled volumes alone",
@@ -231,7 +231,7 @@ _PICTURES_SHOWN = 3
 
 def _validation_pictures(stage: Stage) -> list[str]:
     """A validation case at the beginning, in the middle and at the end of training."""
-    files = sorted((stage.path / PICTURES).glob("step-*.png"))
+    files = sorted((stage.path / VALIDATION).glob("step-*.png"))
     places = (
         sorted({round(i * (len(files) - 1) / (_PICTURES_SHOWN - 1)) for i in range(_PICTURES_SHOWN)}) if files else []
     )

@@ -19,8 +19,6 @@ from ssl_medseg.preprocessing import restore
 from ssl_medseg.preprocessing.cases import PreparedCase
 from ssl_medseg.preprocessing.prepare import place, to_voxels
 
-PICTURES = "validation"
-"""Folder of the pictures in a run's folder."""
 _DRAWN = 5
 """Pictures of a training, evenly over its steps."""
 _SLICES = 4
@@ -143,7 +141,7 @@ class Validation:
     def _draw(self, prediction: NDArray[np.uint8], dice: NDArray[np.float64], step: int) -> None:
         # Drawing takes matplotlib, which training without pictures need not wait for.
         from contrastive_core.app.report.figures import to_png  # noqa: PLC0415
-        from ssl_medseg.reports.overlay import Sheet, sheet_figure, view  # noqa: PLC0415
+        from ssl_medseg.reports.overlay import VALIDATION, Sheet, sheet_figure, view  # noqa: PLC0415
 
         case, geometry = self._cases[0], self._cases[0].geometry
         image = place(to_voxels(case.slices[:, :1], geometry)[:, 0].numpy(), geometry)
@@ -156,7 +154,7 @@ class Validation:
             structures=self._names,
             view=view(geometry.grid.affine, geometry.axes[0], known=geometry.place_known),
         )
-        folder = self._run.out / PICTURES
+        folder = self._run.out / VALIDATION
         folder.mkdir(exist_ok=True)
         write_atomic(folder / f"step-{step:06d}.png", to_png(sheet_figure(sheet, slices=_SLICES), dpi=90))
 

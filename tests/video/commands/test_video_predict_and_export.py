@@ -85,7 +85,7 @@ def test_predictions_are_those_of_the_network(model: Path, videos: Path, tmp_pat
         assert min(sheet.size) > 100
     with pytest.raises(UserError, match="can list 1 to 4 classes"):
         predict(str(model), str(videos), out, top=5)
-    with pytest.raises(UserError, match="has learned rgb, tg"):
+    with pytest.raises(UserError, match="was trained on rgb, tg"):
         predict(str(model), str(videos), out, sampling=SamplingOptions(("flow",)))
 
 
@@ -171,7 +171,7 @@ def test_onnx_gives_the_same(model: Path, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_exported_is_said(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"found the ending '\.pth'"):
+    with pytest.raises(UserError, match=r"found the suffix '\.pth'"):
         export(str(model), tmp_path / "net.pth")
     with pytest.raises(UserError, match="view is 'flow'"):
         export(str(model), tmp_path / "net.pt2", view="flow")

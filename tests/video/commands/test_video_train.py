@@ -239,7 +239,7 @@ def test_a_video_without_a_view_is_fused_without_it() -> None:
 
 def test_testing_what_was_trained_on_is_refused(videos: Path, trained: Path, tmp_path: Path) -> None:
     make_splits(str(videos / "clips.csv"), tmp_path, fractions=(), per_class=(1,), draws=1, by="clip", seed=3)
-    with pytest.raises(UserError, match="videos to test on were trained on"):
+    with pytest.raises(UserError, match="test videos were used for training"):
         evaluate(str(trained), str(videos / "clips.csv"), split=tmp_path / "1each-draw0.json", device="cpu")
 
 
@@ -252,9 +252,9 @@ def test_videos_are_known_by_their_content(videos: Path, tmp_path: Path, capsys:
     run = settings(videos, data=str(tmp_path / "man/manifest.csv"), split=tmp_path / "s/50percent-draw0.json", steps=2)
     train(out=tmp_path / "run", **run)
     make_splits(str(folder), tmp_path / "s2", fractions=(0.5,), draws=1, by="clip", seed=7, test_fraction=0.5)
-    with pytest.raises(UserError, match="videos to test on were trained on"):
+    with pytest.raises(UserError, match="test videos were used for training"):
         evaluate(str(tmp_path / "run"), str(folder), split=tmp_path / "s2/50percent-draw0.json", device="cpu")
-    with pytest.raises(UserError, match="videos to test on were trained on"):
+    with pytest.raises(UserError, match="test videos were used for training"):
         evaluate(str(tmp_path / "run"), str(folder), device="cpu")
     found = evaluate(
         str(tmp_path / "run"),
@@ -285,7 +285,7 @@ def test_another_labelled_folder_is_tested_on_without_a_split(videos: Path, trai
     assert (tmp_path / "e/all.json").is_file()
     (others / "violet").mkdir()
     shutil.copy(videos / kept[0], others / "violet/x.mkv")
-    with pytest.raises(UserError, match=r"1 classes that .* does not know \(violet\)"):
+    with pytest.raises(UserError, match=r"1 classes that .* was not trained on \(violet\)"):
         evaluate(str(trained), str(others), device="cpu")
     shutil.rmtree(others / "violet")
     (tmp_path / "g/all.json").mkdir(parents=True)
@@ -310,7 +310,7 @@ def test_a_run_goes_on_where_the_data_lie_now(videos: Path, tmp_path: Path, monk
     here.rename(there)
     resumed = settings(there, run=dataclasses.replace(CPU, resume=True))
     make_splits(str(there / "clips.csv"), tmp_path / "s", fractions=(), per_class=(1,), draws=1, by="clip", seed=5)
-    with pytest.raises(UserError, match="is another split than the one this run was started with"):
+    with pytest.raises(UserError, match="is not the split that this run was started with"):
         train(out=tmp_path / "run", **{**resumed, "split": tmp_path / "s/1each-draw0.json"})
     train(out=tmp_path / "run", **resumed)
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
@@ -386,7 +386,7 @@ def test_bad_files_are_skipped_up_to_a_share(videos: Path, tmp_path: Path) -> No
         (tmp_path / key).write_bytes(b"no video" if key == victim else (videos / key).read_bytes())
     (tmp_path / "clips.csv").write_text("\n".join(rows) + "\n")
     run = settings(videos, data=str(tmp_path / "clips.csv"))
-    with pytest.raises(UserError, match=r"1 of 9 videos cannot be read, 0 may be skipped"):
+    with pytest.raises(UserError, match=r"1 of 9 videos cannot be read, and 0 may be skipped"):
         train(out=tmp_path / "a", **run)
     train(out=tmp_path / "b", max_bad=0.2, **run)
     listed = [json.loads(line) for line in (tmp_path / "b/bad_files.jsonl").read_text().splitlines()]

@@ -62,7 +62,7 @@ def test_csv_lists(tmp_path: Path) -> None:
     file.write_text("path,class,label,split,group\nx/1.avi,dive,0,train,g1\nx/2.avi,row,1,test,\n")
     assert found(open_videos(file)) == [("x/1.avi", "dive", "g1"), ("x/2.avi", "row", None)]
     assert open_videos(file, part="test")[0].path == tmp_path / "x/2.avi"
-    with pytest.raises(UserError, match="found the parts test, train; got part 'val'"):
+    with pytest.raises(UserError, match="found the parts test, train; expected one of them, not part 'val'"):
         open_videos(file, part="val")
     file.write_text("path,label\n1.avi,7\n")
     assert open_videos(file)[0].label == "7"
@@ -132,11 +132,11 @@ def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     touch(tmp_path, "a/1.MTS", "a/2.m2ts", "a/3.gif", "a/notes.txt", "a/more.txt", "a/README")
     videos = open_videos(tmp_path)
     assert len(videos) == 3
-    assert videos.notes == ("3 files of other endings left out: .txt 2, no ending 1",)
+    assert videos.notes == ("3 files with other suffixes left out: .txt 2, no suffix 1",)
     main(["check", str(tmp_path)])
-    assert "3 files of other endings left out: .txt 2, no ending 1" in capsys.readouterr().out
+    assert "3 files with other suffixes left out: .txt 2, no suffix 1" in capsys.readouterr().out
     touch(tmp_path / "none", "a.txt")
-    with pytest.raises(UserError, match=r"found no videos \(1 file of other endings left out: \.txt 1\)"):
+    with pytest.raises(UserError, match=r"found no videos \(1 file with other suffixes left out: \.txt 1\)"):
         open_videos(tmp_path / "none")
 
 
@@ -190,7 +190,7 @@ def test_kinetics_lists_in_a_folder_of_their_own(tmp_path: Path) -> None:
     )
     videos = open_videos(file)
     assert [(video.label, video.part) for video in videos.videos] == [("abseiling", "train"), ("zumba", "validation")]
-    assert videos.notes == ("1 of the 3 videos that the list names are not there",)
+    assert videos.notes == ("1 of the 3 videos in the list are missing",)
 
 
 def test_one_video_is_a_data_set(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_lists_match_flat_folders(tmp_path: Path) -> None:
     assert (listed.places, listed.classes) == ([0, 1], {0: "Dive", 1: "Row"})
     touch(tmp_path, "deep/Dive/1.avi", "deep/Row/1.avi")
     (tmp_path / "wrong.txt").write_text("Swim/1.avi 1\n")
-    with pytest.raises(UserError, match="1 of its 1 videos are not in"):
+    with pytest.raises(UserError, match="1 of its 1 videos are missing or ambiguous in"):
         read_list(tmp_path / "wrong.txt", open_videos(tmp_path / "deep"))
 
 
@@ -226,7 +226,7 @@ def test_official_lists(tmp_path: Path) -> None:
     assert hmdb.places == [0, 3]
     assert hmdb.test == [1]
     (tmp_path / "trainlist01.txt").write_text("Diving/other.avi 1\n")
-    with pytest.raises(UserError, match="1 of its 1 videos are not in"):
+    with pytest.raises(UserError, match="1 of its 1 videos are missing or ambiguous in"):
         read_list(tmp_path / "trainlist01.txt", videos)
 
 
@@ -265,7 +265,7 @@ def test_bad_files_are_stood_in_for_up_to_a_share(
     assert "skipped:" in capfd.readouterr().err
     assert [json.loads(line)["index"] for line in log.read_text().splitlines()] == [0]
     with pytest.raises(
-        UserError, match=r"(?s)bad\.mkv: cannot be read as a video.*1 of 3 videos cannot be read, 0 may"
+        UserError, match=r"(?s)bad\.mkv: cannot be read as a video.*1 of 3 videos cannot be read, and 0 may"
     ):
         ClipDataset(videos, SPEC)[0]
     with pytest.raises(UserError, match="max_bad is 1"):
@@ -286,7 +286,7 @@ def test_check_finds_what_is_wrong(
     manifest = tmp_path / "out/manifest.csv"
     assert main(["check", str(tmp_path / "set"), "--out", str(manifest)]) == 1
     text = capsys.readouterr().out
-    for line in ("dog/d.avi: cannot be read as a video", "in more than one class", "of variable frame rate"):
+    for line in ("dog/d.avi: cannot be read as a video", "under more than one class", "with a variable frame rate"):
         assert line in text
     again = open_videos(manifest)
     assert [video.label for video in again.videos] == ["cat", "cat", "dog", "dog"]

@@ -68,5 +68,5 @@ def test_labelled_data_sets_give_the_frames_we_read(
 def test_other_scales_are_refused() -> None:
     with pytest.raises(UserError, match="scale 0 to 1"):
         next(labelled_clips([{"video": torch.rand(3, 4, 8, 8), "label": 0}], SPEC))
-    with pytest.raises(UserError, match="holds no frames"):
+    with pytest.raises(UserError, match="found no frames"):
         next(labelled_clips([{"video": None, "label": 0, "video_name": "x"}], SPEC))

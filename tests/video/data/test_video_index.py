@@ -200,7 +200,7 @@ def test_pictures_that_change_their_size_become_one_size(tmp_path: Path, capsys:
     assert_same_frames(path, tolerance=8)  # scaling differs a little between versions of FFmpeg
     assert read_clip(path, 1.0, ClipSpec()).frames.shape == (1, 8, 3, 48, 64)
     assert main(["check", str(tmp_path / "set")]) == 0
-    assert "picture size changes" in capsys.readouterr().out
+    assert "picture size that changes" in capsys.readouterr().out
 
 
 def test_an_unknown_codec_is_the_files_own_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -162,7 +162,7 @@ def test_overlap_is_refused(tmp_path: Path, changes: dict[str, object], said: st
 def test_a_split_of_other_data_is_refused(ucf: Path) -> None:
     videos = open_videos(ucf)
     key = videos[0].key
-    with pytest.raises(UserError, match=r"is of class Row, in .* it is of Dive"):
+    with pytest.raises(UserError, match=r"in class Row, but in .* it has class Dive"):
         select_labelled(videos, ((key, "Row"),), ("Dive", "Row"), file="s.json")
     with pytest.raises(UserError, match="1 videos that are not in"):
         select_labelled(videos, (("other.avi", "Row"),), ("Dive", "Row"), file="s.json")
@@ -172,7 +172,7 @@ def test_a_split_of_other_data_is_refused(ucf: Path) -> None:
 def test_wrong_numbers_are_refused(ucf: Path, tmp_path: Path) -> None:
     for wrong, said in (
         ({"fractions": (0.0,)}, "fractions are"),
-        ({"fractions": ()}, "nothing to choose"),
+        ({"fractions": ()}, "nothing to label"),
         ({"validation_fraction": 0.6, "test_fraction": 0.5}, "together less than 1"),
         ({"per_class": (50,)}, "expected at least 50"),
     ):
@@ -237,7 +237,7 @@ def test_a_list_of_labelled_videos_leaves_the_others_without_labels(tmp_path: Pa
     split = read_split(tmp_path / "f/listed.json")
     assert (split.classes, dict(split.labelled)) == (("jump", "run"), {"0.mp4": "jump", "1.mp4": "run"})
     assert (len(split.train), split.test) == (6, ())
-    assert "no videos kept for test" in told
+    assert "no videos held out for test" in told
 
 
 def test_parts_that_the_data_have_are_kept(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_a_class_of_one_video_is_learned_from(tmp_path: Path) -> None:
     told = make_splits(str(data), tmp_path / "s", fractions=(0.1,), draws=1)
     split = read_split(tmp_path / "s/10percent-draw0.json")
     assert ("green/only.mp4", "green") in split.labelled
-    assert "no videos kept for test of 1 class with too few: green" in told
+    assert "no videos held out for test in 1 class with too few: green" in told
     (tmp_path / "one/green").mkdir(parents=True)
     (tmp_path / "one/green/1.mp4").touch()
     with pytest.raises(UserError, match="found 1 class"):
@@ -278,4 +278,4 @@ def test_unlabelled_clips_of_a_tested_recording_are_not_learned_from(tmp_path: P
     held = {key[:-8] for key, _ in (*split.test, *split.validation)}
     assert held
     assert not held & {key[:-8] for key in split.train}
-    assert "of recordings kept" in told
+    assert "recordings are held out" in told

@@ -206,7 +206,7 @@ def test_weights_of_another_network_are_refused_and_change_nothing(tmp_path: Pat
     before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
     for options in (NetworkOptions("small_slow", width=8), NetworkOptions("slow_r50", width=8)):
         file = saved(build_network(options, 5), tmp_path / f"{options.name}.pth")
-        with pytest.raises(UserError, match=r"tensors of the network are not in it or have another shape"):
+        with pytest.raises(UserError, match=r"tensors of the network are missing from it or have another shape"):
             begin_from(ours, file)
     assert all(torch.equal(before[name], tensor) for name, tensor in ours.state_dict().items())
     told = begin_from(ours, saved(build_network(NetworkOptions("small_slow", width=4), 5), tmp_path / "same.pth"))

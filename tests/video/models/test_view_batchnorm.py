@@ -64,7 +64,7 @@ def test_split_keeps_the_parameters() -> None:
     assert sum(isinstance(part, ViewBatchNorm) for part in split_batchnorm(split, VIEWS).modules()) == 2
     joined = join_batchnorm(copy.deepcopy(split), "tg")
     assert list(joined.state_dict()) == list(network().state_dict())
-    with pytest.raises(ValueError, match="a network that has some"):
+    with pytest.raises(ValueError, match="a network that contains some"):
         split_batchnorm(nn.BatchNorm3d(2), VIEWS)
 
 

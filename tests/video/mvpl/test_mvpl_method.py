@@ -205,7 +205,7 @@ def test_wrong_settings_are_refused(settings: dict[str, object], said: str) -> N
 
 def test_wrong_batches_are_refused() -> None:
     method = MultiviewPseudoLabel(small(), classes=4, threshold=0.5)
-    with pytest.raises(ValueError, match="expected also tg"):
+    with pytest.raises(ValueError, match="also expected tg"):
         method(pictures(2, "rgb"), torch.tensor([0, 1]))
     both = pictures(2, "rgb", "tg")
     with pytest.raises(ValueError, match="differ in number"):
@@ -296,11 +296,11 @@ def test_outputs_that_hold_logits_are_understood(form: str) -> None:
 @pytest.mark.parametrize(
     ("network", "said"),
     [
-        (Wrapped("other mapping"), "gives a dict with the entries features and in it no logits"),
-        (Wrapped("text"), "gives a str"),
-        (Wrapped("time"), r"gives \[4, 3, 4\]; expected logits \[4, 4\]"),
-        (Wrapped("probabilities"), "gives probabilities"),
-        (small(400), r"gives \[4, 400\]; expected logits \[4, 4\] for classes=4"),
+        (Wrapped("other mapping"), "returned a dict with the entries features, without logits"),
+        (Wrapped("text"), "returned a str"),
+        (Wrapped("time"), r"returned \[4, 3, 4\]; expected logits \[4, 4\]"),
+        (Wrapped("probabilities"), "returned probabilities"),
+        (small(400), r"returned \[4, 400\]; expected logits \[4, 4\] for classes=4"),
     ],
     ids=["mapping", "text", "time", "probabilities", "400"],
 )

@@ -223,7 +223,7 @@ def test_other_settings_are_refused(folder: Path, tmp_path: Path) -> None:
         flow(str(folder), out, short_side=64, precision="byte")
     with pytest.raises(UserError, match=r"holds flow of dis, expected farneback"):
         FlowCache.open(out, method="farneback")
-    with pytest.raises(UserError, match=r"holds no flow\.json"):
+    with pytest.raises(UserError, match=r"found no flow\.json"):
         FlowCache.open(tmp_path, method="dis")
     content = json.loads((out / "flow.json").read_text())
     (out / "flow.json").write_text(json.dumps({**content, "format": "another"}))

@@ -1,4 +1,4 @@
-"""Action recognition with few labels. Every command is a function here; names are loaded on first use."""
+"""Action recognition with few labels. Every command is a function here; modules are imported on first use."""
 
 from __future__ import annotations
 

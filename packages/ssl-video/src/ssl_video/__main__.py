@@ -1,4 +1,4 @@
-"""`python -m ssl_video`: the command line, for torchrun and for machines without the script on their path."""
+"""`python -m ssl_video`: run the command line, for torchrun and where the script is not on the path."""
 
 import sys
 

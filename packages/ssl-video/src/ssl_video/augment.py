@@ -1,7 +1,7 @@
-"""Augment clips: random crops and flips, strong augmentation of each view, another order of the frames, test crops.
+"""Augment clips: random crops and flips, strong augmentation of each view, reordered frames, and test crops.
 
-All frames of a clip are changed alike; clips, steps and views are drawn independently of each other. Strong
-augmentation is RandAugment and a square cut out. Strengths of operations are those of PyTorchVideo's RandAugment at
+All frames of a clip get the same augmentation; clips, steps and views are drawn independently. Strong augmentation is
+RandAugment followed by one square cutout. The strengths of the operations are those of PyTorchVideo's RandAugment at
 level 10 (strength 1): colours +-0.9, rotation 30 degrees, shear 0.3, translation 0.45 of the side.
 """
 
@@ -45,9 +45,9 @@ class WeakOptions:
     """Weak augmentation: resize, random crop, flip.
 
     Attributes:
-        min_scale: Smallest short side after resizing, in sides of the crop.
-        max_scale: Largest short side after resizing; drawn uniformly between the two.
-        mirror: Share of the clips that are flipped horizontally; 0 where left and right matter.
+        min_scale: Smallest short side after resizing, as a multiple of the side of the crop.
+        max_scale: Largest short side after resizing; the short side is drawn uniformly between the two.
+        mirror: Probability of a horizontal flip; 0 if left and right matter.
     """
 
     min_scale: float = 256 / 224
@@ -61,7 +61,7 @@ class WeakOptions:
                 "1 <= min_scale <= max_scale"
             )
         if not 0 <= self.mirror <= 1:
-            raise UserError(f"weak.mirror is {self.mirror}; expected a share of the clips")
+            raise UserError(f"weak.mirror is {self.mirror}; expected a probability")
 
 
 def weak_crop(
@@ -72,16 +72,16 @@ def weak_crop(
     ids: Tensor,
     options: WeakOptions = WeakOptions(),
 ) -> Clips:
-    """Resize, crop at random and mirror half of the clips, all frames of a clip alike.
+    """Resize, crop at random and mirror clips, with the same draws for all frames of a clip.
 
     The draws of a clip are a function of (seed, its id).
 
     Args:
-        clips: A batch, or a sequence of batches of one clip each where their sizes differ.
+        clips: A batch, or a sequence of batches of one clip each if their sizes differ.
         size: Side of the square crop in pixels.
-        seed: Seed of this step (and of this view, if views are cropped differently).
+        seed: Seed of this step (and view, if views are cropped differently).
         ids: Numbers of the clips, int64 ``[N]``.
-        options: Options of the resizing and the flip.
+        options: Options of resizing and flip.
     """
     draws = uniform(derive(seed, "weak"), ids, 4).tolist()
     done = []
@@ -95,12 +95,12 @@ def weak_crop(
 
 
 def center_clip(clips: Clips | Sequence[Clips], *, size: int) -> Clips:
-    """Return the middle of clips resized to a short side of `size`."""
+    """Resize clips to a short side of `size` and return the middle."""
     return spread_crops(clips, size=size, crops=1)[0]
 
 
 def spread_crops(clips: Clips | Sequence[Clips], *, size: int, crops: int = 3) -> list[Clips]:
-    """Return square crops spread evenly along the long side of clips that are resized to a short side of `size`.
+    """Resize clips to a short side of `size`, and return square crops evenly spaced along the long side.
 
     One crop is the middle; three are left (or top), middle and right (or bottom).
     """
@@ -115,7 +115,7 @@ def spread_crops(clips: Clips | Sequence[Clips], *, size: int, crops: int = 3) -
 
 
 class _Cut(NamedTuple):
-    """Frames of one clip and those after them, concatenated, ``[T or 2 T, 3, H, W]``; and its stored flow."""
+    """Frames of one clip, concatenated with the frames after them, ``[T or 2 T, 3, H, W]``; and its stored flow."""
 
     frames: Tensor
     flow: Tensor | None
@@ -152,7 +152,7 @@ def _mirrored(cut: _Cut) -> _Cut:
 
 
 def _joined(clips: Sequence[Clips]) -> Clips:
-    """One batch of several, all of one size."""
+    """Concatenate clips of one size to a batch."""
 
     def together(parts: list[Tensor | None]) -> Tensor | None:
         there = [part for part in parts if part is not None]
@@ -168,7 +168,7 @@ def _joined(clips: Sequence[Clips]) -> Clips:
 
 
 def _rebuilt(clips: Clips | Sequence[Clips], cuts: Sequence[_Cut]) -> Clips:
-    """Put cropped frames together as a batch, with the sound of their clips."""
+    """Combine cropped frames into a batch, with the sound of their clips."""
     each = list(_each(clips))
     stacked = torch.stack([cut.frames for cut in cuts])
     flow = [cut.flow for cut in cuts if cut.flow is not None]
@@ -191,28 +191,29 @@ Temporal = Literal["reverse", "shuffle", "warp", "speed"]
 TEMPORAL: tuple[Temporal, ...] = get_args(Temporal)
 """Operations on the order of the frames."""
 REORDERING: tuple[Temporal, ...] = ("reverse", "shuffle")
-"""Those after which time does not run forwards."""
+"""Operations after which time does not run forwards."""
 _SEGMENTS = 4
 
 
 @dataclass(frozen=True)
 class StrongOptions:
-    """Strong augmentation on top of the weak one: some operations of RandAugment and one square cut out.
+    """Strong augmentation on top of the weak one: some operations of RandAugment and one square cutout.
 
-    The defaults are what was measured best on ten classes of UCF-101; ``--recipe paper`` takes the full range.
+    The defaults measured best on ten classes of UCF-101; ``--recipe paper`` uses the full range.
 
     Attributes:
-        num_ops: Number of operations drawn for a view.
-        probability: Probability of each of them being applied.
-        magnitude: Largest strength, 1 to 10; drawn uniformly between 1 and it. 10 is the full range.
-        cutout: Side of the square cut out, in sides of the crop; 0 for none.
-        rgb_ops: Operations on frames: ``full``, ``geometric`` (position alone), ``colour`` (values alone), ``none``.
-        motion_ops: Operations on flow and temporal gradient; ``full`` treats them as pictures.
-        audio_ops: Operations on spectrograms.
-        temporal: Operations on the order of the frames, of which one is drawn for a clip, the same for all its views:
-            ``reverse``; ``shuffle`` of neighbouring frames; ``warp``, 2 or 4 of the frames, each repeated; ``speed``,
-            half to twice as fast. Name the classes that direction defines by ``pseudo.directed``.
-        temporal_probability: Probability that the order of a clip changes.
+        num_ops: Number of operations drawn per view.
+        probability: Probability that each of them is applied.
+        magnitude: Largest strength, from 1 to 10, where 10 is the full range; strengths are drawn uniformly from 1 to
+            this value.
+        cutout: Side of the square cutout, as a share of the side of the crop; 0 for none.
+        rgb_ops: Operations on frames: ``full``, ``geometric`` (position only), ``colour`` (values only), ``none``.
+        motion_ops: Operations on flow and temporal gradient; with the same choices.
+        audio_ops: Operations on spectrograms, with the same choices.
+        temporal: Operations on the order of frames; one of them is drawn per clip and applied to all its views:
+            ``reverse``; ``shuffle`` for neighbouring frames; ``warp`` for 2 or 4 frames, each repeated; ``speed`` for
+            half to twice the speed. Name the classes that direction defines with ``pseudo.directed``.
+        temporal_probability: Probability that the frames of a clip are reordered.
     """
 
     num_ops: int = 1
@@ -229,7 +230,7 @@ class StrongOptions:
         if not set(self.temporal) <= set(TEMPORAL) or not 0 <= self.temporal_probability <= 1:
             raise UserError(
                 f"strong.temporal is {', '.join(self.temporal) or 'empty'} with probability "
-                f"{self.temporal_probability}; expected some of {', '.join(TEMPORAL)}, and a probability of 0 to 1"
+                f"{self.temporal_probability}; expected some of {', '.join(TEMPORAL)}, and a probability from 0 to 1"
             )
         if (
             self.num_ops < 0
@@ -240,7 +241,7 @@ class StrongOptions:
             raise UserError(
                 f"strong augmentation got num_ops={self.num_ops}, probability={self.probability}, "
                 f"magnitude={self.magnitude}, cutout={self.cutout}; expected num_ops >= 0, a probability, a magnitude "
-                "of 1 to 10 and a cutout of 0 to 1"
+                "from 1 to 10 and 0 <= cutout < 1"
             )
 
     def set_for(self, view: str) -> str:
@@ -249,21 +250,21 @@ class StrongOptions:
 
 
 def reorder_clip(clip: Clips, operation: Temporal, draws: Sequence[float]) -> Clips:
-    """The clip with its frames in another order, each together with the frame after it.
+    """Reorder the frames of a clip, each together with the frame after it.
 
-    ``reverse`` gives the clip of the video played backwards: the frame after becomes the frame, and stored flow changes
-    its sign (that of the frame before, moved by itself, is close to it). ``shuffle``: the order within each quarter of
-    the clip is random. ``warp``: 2 or 4 frames, each repeated. ``speed``: moments are moved from or towards the middle
-    by a factor of 1/2 to 2; beyond the ends the first and the last frame stay. Sound is played backwards by ``reverse``
-    and stays as it is otherwise.
+    ``reverse`` plays the clip backwards: the frame after each frame takes its place, and stored flow changes its sign,
+    which approximates the flow of the reversed video. ``shuffle`` permutes the frames within each quarter of the clip.
+    ``warp`` keeps 2 or 4 frames and repeats each. ``speed`` moves the times of the frames from or towards the middle by
+    a factor from 1/2 to 2, and repeats the first and last frame beyond the ends. ``reverse`` also plays the sound
+    backwards; the others leave it unchanged.
 
     Args:
-        clip: One clip or a batch that is changed alike, T frames.
+        clip: One clip or a batch with the same change for all, T frames.
         operation: One of `TEMPORAL`.
         draws: T + 1 uniform numbers.
 
     Reference: Huang et al., "SeFAR: Semi-supervised Fine-grained Action Recognition", AAAI 2025 (order); Xing et al.,
-    "SVFormer", CVPR 2023 (warp). Numbers of segments and the range of speeds are our choice.
+    "SVFormer", CVPR 2023 (warp). The number of segments and the range of speeds are our choice.
     """
     frames = clip.frames.shape[1]
     random, more = torch.tensor(draws[:frames]), draws[frames]
@@ -303,8 +304,8 @@ def strong_augment(
 ) -> Tensor:
     """Return strongly augmented copies of the pictures of one view.
 
-    The draws of a clip are a function of (seed, its id, view), and the same for all its frames. Holes that the
-    operations leave are filled with `views.NEUTRAL`.
+    The draws of a clip are a function of (seed, its id, view), and the same for all its frames. Empty areas are filled
+    with `views.NEUTRAL`.
 
     Args:
         pictures: Weakly augmented pictures, float ``[N, T, 3, H, W]``, 0 to 255.
@@ -332,7 +333,7 @@ def strong_augment(
 
 
 def _cut(pictures: Tensor, across: float, down: float, share: float, fill: list[float]) -> Tensor:
-    """Replace a square of `share` of the short side, its centre anywhere, by the fill."""
+    """Fill a square with a side of `share` of the short side, centred anywhere."""
     height, width = pictures.shape[-2:]
     side = round(share * min(height, width))
     if not side:
@@ -345,7 +346,7 @@ def _cut(pictures: Tensor, across: float, down: float, share: float, fill: list[
 
 
 Operation = Callable[[Tensor, float, Sequence[float]], Tensor]
-"""Pictures, strength in [-1, 1], fill by channel -> pictures."""
+"""Pictures, strength in [-1, 1], fill value per channel -> pictures."""
 
 
 def _moved(
@@ -354,7 +355,7 @@ def _moved(
     def move(pictures: Tensor, strength: float, fill: Sequence[float]) -> Tensor:
         height, width = pictures.shape[-2:]
         nothing = pictures.new_tensor(fill).view(3, 1, 1)
-        # Around 0, where a filled border needs no filling: torchvision's own darkens the pixels on the edge.
+        # Shift the fill to 0, so that no border needs filling: torchvision's filling darkens the pixels on the edge.
         moved: Tensor = V.affine(
             pictures - nothing,
             angle=angle * strength,
@@ -401,12 +402,12 @@ SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "none": (),
     }
 )
-"""Sets of operations. Inverting, solarising or equalising a signed field (flow, gradient) changes its meaning;
-``geometric`` does not."""
+"""Sets of operations. Inverting, solarising or equalising a signed field (flow, temporal gradient) changes its meaning;
+the operations of ``geometric`` do not."""
 
 
 class ClipAugment:
-    """Makes the pictures that `MultiviewPseudoLabel` takes.
+    """Make the pictures that `MultiviewPseudoLabel` takes.
 
     Every draw is a function of (seed, id of the clip, view). Weak and strong pictures of a view share crop and flip.
 
@@ -414,13 +415,13 @@ class ClipAugment:
         size: Side of the crop in pixels.
         views: Names of the views.
         weak: Options of crop and flip.
-        strong: Options of what strong augmentation adds.
-        shared_geometry: Crop all views of a clip alike; False: each for itself.
-        flow: Method of the view ``flow``.
+        strong: Options of strong augmentation.
+        shared_geometry: Crop all views of a clip in the same place; False: each view separately.
+        flow: Flow method for the view ``flow``.
         tg_gain: Gain of the view ``tg``.
 
     Raises:
-        ValueError: Unknown views, or a size below 1.
+        ValueError: Views are unknown, or the size is below 1.
     """
 
     def __init__(
@@ -441,13 +442,13 @@ class ClipAugment:
         self.flow, self.tg_gain = flow, tg_gain
 
     def weak(self, clips: Clips | Sequence[Clips], *, seed: int, ids: Tensor) -> dict[str, Tensor]:
-        """Weakly augmented pictures by view, float32 ``[N, T, 3, size, size]``."""
+        """Return weakly augmented pictures by view, float32 ``[N, T, 3, size, size]``."""
         return self._pictures(self._cropped(clips, seed, ids))
 
     def weak_and_strong(
         self, clips: Clips | Sequence[Clips], *, seed: int, ids: Tensor
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Weakly augmented pictures, and strongly augmented ones of the same crops."""
+        """Return weakly augmented pictures, and strongly augmented ones of the same crops."""
         cropped = self._cropped(clips, seed, ids)
         weak = self._pictures(cropped)
         ordered = self._other_order(cropped, weak, seed, ids) if self.strong_options.temporal else weak
@@ -458,15 +459,15 @@ class ClipAugment:
         return weak, strong
 
     def reordered(self, *, seed: int, ids: Tensor) -> Tensor:
-        """Which strong clips have their frames in an order that does not run forwards: bool ``[N]``."""
+        """Return which strong clips have frames in another order than forwards, bool ``[N]``."""
         return torch.tensor([operation in REORDERING for operation in self._operations(seed, ids)], dtype=torch.bool)
 
     def plain(self, clips: Clips | Sequence[Clips], *, crops: int = 1) -> list[dict[str, Tensor]]:
-        """Pictures to test on: the middle, or several crops along the long side."""
+        """Return test pictures: the middle, or several crops along the long side."""
         return [self._views(crop, self.views) for crop in spread_crops(clips, size=self.size, crops=crops)]
 
     def _cropped(self, clips: Clips | Sequence[Clips], seed: int, ids: Tensor) -> list[tuple[Clips, Sequence[str]]]:
-        """Cropped clips and the views that are made of them."""
+        """Return cropped clips, and the views to make from them."""
         if self.shared_geometry:
             return [(weak_crop(clips, size=self.size, seed=seed, ids=ids, options=self.weak_options), self.views)]
         return [
@@ -486,7 +487,7 @@ class ClipAugment:
         return made
 
     def _operations(self, seed: int, ids: Tensor) -> list[Temporal | None]:
-        """The operation on the order of each clip's frames; None: no change."""
+        """Return the operation on the order of each clip's frames; None: no change."""
         chosen, probability = self.strong_options.temporal, self.strong_options.temporal_probability
         draws = uniform(derive(seed, "temporal"), ids, 2).tolist()
         return [chosen[int(which * len(chosen))] if chosen and apply < probability else None for apply, which in draws]
@@ -494,7 +495,7 @@ class ClipAugment:
     def _other_order(
         self, cropped: Sequence[tuple[Clips, Sequence[str]]], weak: Mapping[str, Tensor], seed: int, ids: Tensor
     ) -> dict[str, Tensor]:
-        """The weak pictures, those of clips whose order changes made anew: motion is measured in that order."""
+        """Return the weak pictures, recomputed for reordered clips: motion is measured in the new order."""
         operations = self._operations(seed, ids)
         changed = [place for place, operation in enumerate(operations) if operation is not None]
         if not changed:

@@ -1,4 +1,4 @@
-"""The command line `ssl-video`. Importing it loads nothing heavy; a verb is imported when it runs."""
+"""The command line `ssl-video`. Importing it is cheap: the module of a verb is imported when the verb runs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from contrastive_core.app.cli import Verb, run
 from ssl_video import __version__
 
 VERBS = {
-    "check": Verb("ssl_video.commands.check:check", "find every problem of a set of videos in one pass", alone=True),
+    "check": Verb("ssl_video.commands.check:check", "find all problems of a set of videos in one pass", alone=True),
     "make-splits": Verb(
         "ssl_video.commands.make_splits:make_splits",
-        "choose labelled, validation and test videos, as files",
+        "draw labelled, validation and test videos and write split files",
         alone=True,
     ),
     "flow": Verb("ssl_video.commands.flow:flow", "compute the optical flow of all videos once", alone=True),
@@ -25,29 +25,29 @@ VERBS = {
     ),
     "evaluate": Verb(
         "ssl_video.commands.evaluate:evaluate",
-        "test a network: each view and all together, per class, confusion",
+        "test a network: each view, all views, classes and confusion matrix",
         alone=True,
         common=(
             *("split", "part", "views", "clips", "crops", "to_the_end", "flow_cache", "max_bad", "reader", "out"),
             *("device", "network", "overwrite"),
         ),
     ),
-    "report": Verb("ssl_video.commands.report:report", "write a run's self-contained HTML report", alone=True),
+    "report": Verb("ssl_video.commands.report:report", "write the self-contained HTML report of a run", alone=True),
     "predict": Verb(
         "ssl_video.commands.predict:predict",
-        "classify videos into a CSV file and a sheet of pictures",
+        "classify videos into a CSV file and a contact sheet",
         alone=True,
         common=("views", "top", "clips", "crops", "sheet", "flow_cache", "reader", "device", "network", "overwrite"),
     ),
     "export": Verb(
         "ssl_video.commands.export:export",
-        "write a network for other programs: ONNX, torch.export, weights",
+        "export a network to ONNX, torch.export or safetensors",
         alone=True,
     ),
-    "demo": Verb("ssl_video.commands.demo:demo", "run everything on generated clips, in a few minutes on a CPU"),
+    "demo": Verb("ssl_video.commands.demo:demo", "run all steps on generated clips, in a few minutes on a CPU"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `ssl-video VERB ...`; the exit status is returned."""
+    """Run `ssl-video VERB ...` and return the exit status."""
     return run("ssl-video", VERBS, argv, version=__version__, configs="ssl_video.configs")

@@ -28,15 +28,15 @@ FUSED = "fused"
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """Clips that a video is classified by, and how they are read.
+    """Views, clips and crops by which a video is classified, and how to read them.
 
     Attributes:
-        views: Views of a clip, of those the network has learned; by default all in `evaluate`, frames in `predict`.
-        clips: Number of clips of each video, spread evenly in time.
-        crops: Number of crops of each clip, along its long side.
-        to_the_end: Spread the clips to the very end of the video.
-        flow_cache: Folder of `flow` to read the view flow from; without it flow is computed for every clip.
-        reader: Decoder of the frames: pyav, or torchcodec (an extra), which gives the same frames and may be faster.
+        views: Views of a clip that the network was trained on; by default all in `evaluate`, frames in `predict`.
+        clips: Number of clips per video, evenly spaced in time.
+        crops: Number of crops per clip, along its long side.
+        to_the_end: Spread the clips up to the end of the video.
+        flow_cache: Folder of `flow` with stored flow for the view flow; by default flow is computed for every clip.
+        reader: Decoder of the frames: pyav, or torchcodec (an extra), with the same frames and sometimes faster.
     """
 
     views: tuple[str, ...] | None = None
@@ -54,11 +54,11 @@ class SamplingOptions:
         """Return the views to classify by.
 
         Raises:
-            UserError: The network has not learned one of them, or there is none.
+            UserError: The network was not trained on one of them, or there is none.
         """
         wanted = tuple(default) if self.views is None else self.views
         if not wanted or not set(wanted) <= set(learned):
-            raise UserError(f"views are {', '.join(wanted) or 'none'}; the network has learned {', '.join(learned)}")
+            raise UserError(f"views are {', '.join(wanted) or 'none'}; the network was trained on {', '.join(learned)}")
         return wanted
 
 
@@ -73,13 +73,13 @@ def classify(
     flow: StoredFlow | None = None,
     reader: ReaderName = "pyav",
 ) -> Tensor:
-    """Compute the mean probabilities of a video over clips and crops, by view.
+    """Average the probabilities of a video over clips and crops, for each view.
 
     Args:
         recognizer: Trained network.
         video: Video to classify.
         views: Names of views that it was trained on.
-        clips: Number of clips, spread evenly in time.
+        clips: Number of clips, evenly spaced in time.
         crops: Number of crops along the long side.
         to_the_end: See `clip_starts`.
         flow: See `read_clip`; None: computed where a view needs it.
@@ -114,7 +114,7 @@ def classify(
 
 
 def fused(by_view: Tensor) -> Tensor:
-    """Compute the mean over the views that a video has: ``[N, M, K]`` -> ``[N, K]``."""
+    """Average over the views that a video has: ``[N, M, K]`` -> ``[N, K]``."""
     present = ~by_view.isnan().any(dim=2)
     return fuse(by_view.nan_to_num(0).transpose(0, 1), present=present.T)
 
@@ -127,7 +127,7 @@ class ViewScore:
     """Accuracy of one view in percent.
 
     Attributes:
-        videos: Number of videos that have the view.
+        videos: Number of videos with this view.
         top1: Share of videos whose class has the largest probability.
         top5: Share of videos whose class is among the five largest; None with up to five classes.
         mean_per_class: Mean accuracy over the classes that have videos.
@@ -149,14 +149,14 @@ class Evaluation:
         data: Data set.
         part: Part of the split.
         split: Hash of the split.
-        headline: Name of the view whose accuracy is stated first: the one tested on.
-        clips: Number of clips of a video.
-        crops: Number of crops of a clip.
-        views: Accuracy by name of the view, and ``fused``.
+        headline: Name of the view whose accuracy is the main result.
+        clips: Number of clips per video.
+        crops: Number of crops per clip.
+        views: Accuracy of each view, and of all together under ``fused``.
         classes: Names of the classes.
         per_class: Accuracy of the headline view in each class, in percent; None for a class without videos.
-        confusion: Counts of the headline view, one row for each true class.
-        skipped: Videos that could not be read, with the reason.
+        confusion: Confusion matrix of the headline view: counts with one row per true class.
+        skipped: Reason for each video that could not be read.
     """
 
     model: str
@@ -189,7 +189,7 @@ class Evaluation:
         return "\n".join(lines)
 
     def to_json(self) -> str:
-        """Return all numbers as JSON, with one line for each row of the confusion."""
+        """Return all numbers as JSON, with one line per row of the confusion matrix."""
         fields = dataclasses.asdict(self)
         rows = ",\n".join(f"  {json.dumps(row)}" for row in fields.pop("confusion"))
         head = json.dumps({"format": FORMAT, **fields}, indent=1).removesuffix("\n}")
@@ -211,7 +211,7 @@ def score_view(probabilities: Tensor, labels: Tensor) -> ViewScore:
 
 
 def confusion_of(probabilities: Tensor, labels: Tensor) -> tuple[list[list[int]], list[float | None]]:
-    """Return the confusion, and the accuracy of each class in percent, None for a class without videos."""
+    """Return the confusion matrix and the accuracy of each class in percent, None for a class without videos."""
     counts = confusion_matrix(probabilities.argmax(dim=1), labels, probabilities.shape[1])
     shares: Sequence[float] = per_class_accuracy(counts).tolist()
     return counts.tolist(), [None if share != share else 100 * share for share in shares]  # noqa: PLR0124 - NaN

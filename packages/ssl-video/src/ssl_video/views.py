@@ -1,7 +1,7 @@
 """Views of a clip: RGB frames, optical flow, temporal gradient and log-mel spectrogram, as pictures for one network.
 
 A clip is uint8 ``[..., T, 3, H, W]``; a picture is float32 of the same shape on the scale 0 to 255. Motion is measured
-between a frame and the next one of the video, not the next one sampled: give those as `following`.
+between a frame and the next one of the video, not the next frame of the clip; pass the frames after as `following`.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ VIEWS = ("rgb", "flow", "tg", "audio")
 NEUTRAL: Mapping[str, tuple[float, float, float]] = MappingProxyType(
     {"rgb": (114.75,) * 3, "flow": (127.5, 127.5, 0.0), "tg": (127.5,) * 3, "audio": (0.0,) * 3}
 )
-"""Values of an empty picture of each view: mean grey, rest, no change, silence."""
+"""Values of an empty picture of each view: mean grey, no motion, no change, silence."""
 
 MEAN, STD = 0.45, 0.225
-"""Normalisation of every view on the scale 0 to 1: the values of SlowFast's recipes."""
+"""Normalisation of every view on the scale 0 to 1, with the values of SlowFast's configurations."""
 
 Third = Literal["magnitude", "zero", "mid"]
 RATE = 16_000
@@ -60,16 +60,16 @@ def make_views(
 ) -> dict[str, Tensor]:
     """Make the pictures of the named views, float32 ``[N, T, 3, H, W]`` each.
 
-    Clips without sound (see `Clips.has_audio`) get the picture of silence.
+    Clips without sound (see `Clips.has_audio`) get a picture of silence.
 
     Args:
         clips: Cropped and resized clips.
-        views: Some of ``rgb``, ``flow``, ``tg``, ``audio``.
+        views: Views, from ``rgb``, ``flow``, ``tg``, ``audio``.
         flow: Optical flow method for clips without stored flow, see `displacement`.
         tg_gain: Gain of `temporal_gradient`.
 
     Raises:
-        ValueError: A view is unknown, or clips were read without the audio that a view needs.
+        ValueError: A view is unknown, or clips lack the audio that a view needs.
         UserError: A library that a view needs is not installed.
     """
     made = {}
@@ -84,7 +84,7 @@ def make_views(
             made[view] = optical_flow(clips.frames, clips.following, method=flow)
         else:
             if clips.audio is None:
-                raise ValueError("make_views got clips without audio for the view 'audio'; read them with audio")
+                raise ValueError("make_views got clips without audio for the view 'audio'; read them with audio=True")
             size = clips.frames.shape[-2], clips.frames.shape[-1]
             made[view] = log_mel(clips.audio, frames=clips.frames.shape[1], size=size)
     return made
@@ -99,7 +99,7 @@ def check_views(views: Sequence[str]) -> tuple[str, ...]:
     """Return the views as a tuple.
 
     Raises:
-        ValueError: There is none, an unknown one, or one twice.
+        ValueError: There are no views, unknown ones, or duplicates.
     """
     if not views or not set(views) <= set(VIEWS) or len(set(views)) < len(views):
         raise ValueError(f"views are {', '.join(views) or 'none'}; expected some of {', '.join(VIEWS)}, each once")
@@ -110,7 +110,7 @@ def rgb(clips: Tensor) -> Tensor:
     """Return the frames as a picture: uint8 ``[..., T, 3, H, W]`` -> float32 of the same shape, 0 to 255.
 
     Raises:
-        ValueError: Shape or type is another one.
+        ValueError: The shape or type is wrong.
     """
     return checked(clips, "rgb").to(torch.float32)
 
@@ -120,7 +120,7 @@ def normalize(pictures: Tensor, *, mean: float | Sequence[float] = MEAN, std: fl
 
     Args:
         pictures: Pictures on the scale 0 to 255.
-        mean: Mean on the scale 0 to 1: a number, or one for each of the three channels.
+        mean: Mean on the scale 0 to 1: a number, or one per channel.
         std: Standard deviation, likewise.
     """
     scaled = pictures.transpose(-4, -3) / 255
@@ -135,7 +135,7 @@ def checked(clips: Tensor, what: str) -> Tensor:
     """Check that clips are uint8 ``[..., T, 3, H, W]``, and return them.
 
     Raises:
-        ValueError: Shape or type is another one.
+        ValueError: The shape or type is wrong.
     """
     if clips.dtype != torch.uint8 or clips.ndim < 4 or clips.shape[-3] != 3:
         raise ValueError(
@@ -148,18 +148,19 @@ def checked(clips: Tensor, what: str) -> Tensor:
 def checked_pair(clips: Tensor, following: Tensor | None, what: str) -> tuple[Tensor, Tensor]:
     """Return the clips and the frame after each of their frames.
 
-    Without `following`, the frames of a clip follow each other. No frame follows the last one: it repeats the change
-    before it, the pair (last but one, last). A clip of one frame follows itself.
+    Without `following`, each frame of a clip is followed by the next one of the clip. The last frame, which none
+    follows, repeats the change before it: it is replaced by the pair (last but one, last). A clip with a single frame
+    is followed by itself.
 
     Raises:
-        ValueError: Shape or type is another one, or the two differ.
+        ValueError: The shape or type is wrong, or the two differ.
     """
     checked(clips, what)
     if following is not None:
         if following.shape != clips.shape or following.dtype != clips.dtype:
             raise ValueError(
                 f"{what} got clips {tuple(clips.shape)} and following {following.dtype} {tuple(following.shape)}; "
-                "expected for each frame the one after it, in the same shape"
+                "expected the frame after each frame, in the same shape"
             )
         return clips, following
     frames = clips.shape[-4]
@@ -171,20 +172,20 @@ def checked_pair(clips: Tensor, following: Tensor | None, what: str) -> tuple[Te
 def temporal_gradient(clips: Tensor, following: Tensor | None = None, *, gain: float = 1.0) -> Tensor:
     """Compute the signed change from each frame to the next one, in colour: ``(x_t - x_{t+1} + 255) / 2``.
 
-    Where nothing changes the value is exactly 127.5. With `gain` g the picture is ``127.5 + g (x_t - x_{t+1}) / 2``,
-    clipped to 0 to 255; most changes are of low contrast.
+    The value is exactly 127.5 where nothing changes. With a `gain` g the picture is ``127.5 + g (x_t - x_{t+1}) / 2``,
+    clipped to 0 to 255; most changes have low contrast, which a gain above 1 increases.
 
     Args:
         clips: Frames, uint8 ``[..., T, 3, H, W]``.
-        following: The frame after each of them, the same shape; None: the clip's frames follow each other, and the
-            last repeats the change before it.
+        following: Frame after each frame, of the same shape; None: each frame is followed by the next one of the clip,
+            and the last one repeats the change before it.
         gain: Contrast; 1.0 clips nothing.
 
     Returns:
         Pictures, float32, the same shape, 0 to 255.
 
     Raises:
-        ValueError: Shape or type is another one, or the gain is not positive.
+        ValueError: The shape or type is wrong, or the gain is not positive.
     """
     if not gain > 0:
         raise ValueError(f"temporal_gradient got gain={gain}; expected a positive number")
@@ -208,22 +209,22 @@ def optical_flow(
 
 
 def displacement(clips: Tensor, following: Tensor | None = None, *, method: str | FlowMethod = "dis") -> Tensor:
-    """Compute optical flow in pixels: what is at (x, y) in a frame is at (x + u, y + v) in the next one.
+    """Compute optical flow in pixels: a point at (x, y) in a frame is at (x + u, y + v) in the next one.
 
-    u is positive to the right, v downwards. Compute it on frames that are already cropped, resized and mirrored: then
-    no vector needs to be transformed, and the grid is that of training.
+    u is positive to the right, v downwards. Compute flow on frames that are already cropped, resized and mirrored, so
+    that no vector needs to be transformed and the resolution is that of training.
 
     Args:
         clips: Frames, uint8 ``[..., T, 3, H, W]``.
-        following: The frame after each of them; None: as in `temporal_gradient`.
-        method: ``dis`` (also ``dis_fast``, ``dis_ultrafast``) and ``farneback`` of OpenCV, ``tvl1`` of its contrib
+        following: Frame after each frame; None: as in `temporal_gradient`.
+        method: ``dis`` (also ``dis_fast``, ``dis_ultrafast``) and ``farneback`` from OpenCV, ``tvl1`` from its contrib
             build, ``raft:FILE`` with weights of torchvision's RAFT, or a function.
 
     Returns:
         Displacements, float32 ``[..., T, 2, H, W]``.
 
     Raises:
-        ValueError: Shape or type is another one.
+        ValueError: The shape or type is wrong.
         UserError: The method is unknown, or a library that it needs is not installed.
     """
     now, after = checked_pair(clips, following, "optical flow")
@@ -235,19 +236,19 @@ def displacement(clips: Tensor, following: Tensor | None = None, *, method: str 
 
 
 def flow_picture(flow: Tensor, *, bound: float | None = None, third: Third = "magnitude") -> Tensor:
-    """Convert displacements to a picture of three channels on a fixed scale, which keeps speed and rest comparable.
+    """Convert displacements to a picture of three channels on a fixed scale, which keeps speeds comparable.
 
         u' = 255 (clip(u, -b, b) + b) / (2 b), v' alike, m' = 255 min(sqrt(u^2 + v^2), b) / b
 
-    Rest is (127.5, 127.5, 0).
+    No motion is (127.5, 127.5, 0).
 
     Args:
         flow: Displacements in pixels, float ``[..., 2, H, W]``.
-        bound: b in pixels; None: 20 at a short side of 256, and in proportion.
+        bound: b in pixels; None: 20 at a short side of 256, scaled in proportion.
         third: Third channel: ``magnitude`` m', ``zero`` or ``mid`` (127.5).
 
     Raises:
-        ValueError: The shape is another one, or the bound is not positive.
+        ValueError: The shape is wrong, or the bound is not positive.
     """
     if flow.ndim < 3 or flow.shape[-3] != 2:
         raise ValueError(f"flow_picture got {tuple(flow.shape)}; expected displacements [..., 2, H, W]")
@@ -279,7 +280,7 @@ def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def log_mel(audio: Tensor, *, frames: int, size: tuple[int, int]) -> Tensor:
-    """Compute log-mel spectrograms as pictures: time from left to right, high notes on top, three equal channels.
+    """Compute log-mel spectrograms as pictures: time from left to right, frequency upwards, three equal channels.
 
     The power of 80 mel bands (16 kHz, windows of 25 ms every 10 ms, FFT of 512) is expressed in dB below the clip's
     loudest point, cut off at -80 and scaled to 0 to 255. Time is divided into `frames` equal pieces, each resized to

@@ -1,4 +1,4 @@
-"""`ssl-video check`: all problems of a set of videos in one pass, and a manifest of it."""
+"""`ssl-video check`: find all problems of a set of videos in one pass, and write a manifest."""
 
 from __future__ import annotations
 
@@ -42,31 +42,31 @@ def check(
     json: bool = False,
     overwrite: bool = False,
 ) -> int:
-    """Open every video of a data set, count its frames, and print what is wrong.
+    """Open every video of a data set, count its frames, and list the problems.
 
-    Errors: files that cannot be opened or lose frames when decoded, the same file in two classes. Warnings: sound that
-    cannot be decoded, the same file twice, classes of a single video. Notes: videos without a class, files left out,
-    damaged pictures that decode all the same, variable frame rates, cut and joined streams, silent or very short
-    videos.
+    Errors: files that cannot be opened or lose frames when decoded; one file in two classes. Warnings: sound that
+    cannot be decoded, duplicate files, classes with a single video. Notes: videos without a class, files left out,
+    damaged frames that the decoder concealed, variable frame rates, cut and joined streams, videos without sound among
+    others with sound, very short videos.
 
     Args:
         data: Folder of class folders, CSV file or list of videos, see `ssl_video.data.open_videos`.
-        part: Part of the data, such as train or test; without it all of it.
-        out: CSV file to write, with a line for each video and its problem, which serves as `data` too.
-        decode: Decode every frame, which finds damage in the middle; ``--no-decode`` opens the files only.
+        part: Part of the data, such as train or test; by default all of it.
+        out: CSV file to write, with one row per video and its problem; it can be given as `data` later.
+        decode: Decode every frame, which finds damage within files; ``--no-decode`` only opens the files.
         json: Print JSON instead of text.
-        overwrite: replace files that this command did not write.
+        overwrite: Whether to replace files that this command did not write.
 
     Returns:
-        1 if there are errors, else 0: the exit status.
+        Exit status: 1 if there are errors, else 0.
 
     Raises:
-        UserError: there is no such data set or part.
+        UserError: There is no such data set or part.
     """
     videos = open_videos(data, part=part)
     planned = Outputs([] if out is None else [out], command="ssl-video check", inputs=[data], overwrite=overwrite)
     facts, findings = examine(videos, decode=decode)
-    if out is not None:  # first: who reads what is printed may leave in the middle
+    if out is not None:  # before printing: the reader of the output may close the pipe early
         with planned:
             write_atomic(out, _manifest(facts, out.parent).encode())
     good = [fact.index for fact in facts if fact.index is not None]
@@ -83,11 +83,11 @@ def check(
             "codecs": codecs,
             **findings_to_json(findings),
         }
-        print(json_.dumps(content, indent=2))  # noqa: T201 - what the command is for
+        print(json_.dumps(content, indent=2))  # noqa: T201 - the output of the command
     else:
         hours = sum(index.duration for index in good) / 3600
         lines = [
-            f"{data}: {len(videos)} videos of {len(videos.classes)} classes, {sum(map(len, good)):,} frames, "
+            f"{data}: {len(videos)} videos in {len(videos.classes)} classes, {sum(map(len, good)):,} frames, "
             f"{hours:.2f} hours",
             *finding_lines(findings),
             "",

@@ -1,4 +1,4 @@
-"""`ssl-video demo`: the whole of it on generated clips whose class needs both appearance and motion."""
+"""`ssl-video demo`: run all steps on generated clips, whose classes need both appearance and motion."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _SPLIT = f"{LABELS}each-draw0.json"
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What came of it; `str` is what the command prints.
+    """Result of `demo`; `str` gives the text that the command prints.
 
     Attributes:
-        score: of the network on the videos kept for testing.
-        report: the HTML file.
+        score: Scores of the network on the test videos.
+        report: HTML file with the report.
     """
 
     score: Evaluation
@@ -40,9 +40,9 @@ class DemoResult:
         views = self.score.views
         return "\n".join(
             [
-                f"Top-1 accuracy in percent on {views['rgb'].videos} generated videos that training never saw, with",
-                f"{LABELS} labelled videos of each of the {len(CLASSES)} classes. Two classes differ in colour alone,",
-                "two in the direction of motion alone: one view without the other can reach 75.",
+                f"Top-1 accuracy in percent on {views['rgb'].videos} generated videos held out from training, with",
+                f"{LABELS} labelled videos of each of the {len(CLASSES)} classes. Two classes differ only in colour,",
+                "two only in the direction of motion, so that a single view can reach at most 75.",
                 "",
                 f"frames             {views['rgb'].top1:6.1f}",
                 f"temporal gradient  {views['tg'].top1:6.1f}",
@@ -60,19 +60,19 @@ def demo(
     seed: int = 0,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
 ) -> DemoResult:
-    """Generate videos, split them, train with few labels, test and report; a minute or two on a CPU.
+    """Generate videos, split them, train with few labels, test and report, in a minute or two on a CPU.
 
-    Nothing is downloaded, and OpenCV is not needed: the views are frames and temporal gradient. Given again with the
-    same arguments, it goes on with the run in the folder, or shows it again.
+    Nothing is downloaded, and OpenCV is not needed: the views are frames and temporal gradient. Called again with the
+    same arguments, it resumes the run in the folder, or shows its result again.
 
     Args:
-        out: folder for videos, split and run: new or empty, or of this demo.
+        out: Folder for videos, split and run: new or empty, or the folder of an earlier demo.
         steps: Training steps.
         seed: Seed of all random draws.
         device: Device to run on: auto, cpu, cuda or mps.
 
     Returns:
-        The accuracies of frames, temporal gradient and both, and where the report is.
+        The accuracies of frames, temporal gradient and both, and the path of the report.
     """
     if steps < 1:
         raise UserError(f"demo needs steps >= 1, got {steps}")
@@ -104,7 +104,7 @@ def demo(
         network=NetworkOptions("small_slow", width=8, dropout=0.0),
         pseudo=PseudoOptions(threshold=0.6, warmup=0.15),
         recalibrate=96,
-        # Colours are what two classes differ in, so they are left alone.
+        # Two classes differ only in colour, so colours are not augmented.
         strong=StrongOptions(num_ops=1, magnitude=5, cutout=0.3, rgb_ops="geometric", motion_ops="geometric"),
         optimizer=OptimizerOptions(lr=0.125),
         diagnose=True,

@@ -1,4 +1,4 @@
-"""`ssl-video evaluate`: how good a trained network is on videos it has not seen."""
+"""`ssl-video evaluate`: test a trained network on held-out videos."""
 
 from __future__ import annotations
 
@@ -34,31 +34,31 @@ def evaluate(
     network: str | None = None,
     overwrite: bool = False,
 ) -> Evaluation:
-    """Test a network on videos it has not seen: 10 clips x 3 crops of each, mean of probabilities.
+    """Test a network on held-out videos: mean probabilities over 10 clips x 3 crops per video.
 
-    With a split, on the videos that it keeps for testing; without, on all videos of `data` that have a class. Videos
-    that the network was trained on are refused, whatever they are called and wherever they lie.
+    With a split, its test videos are used; without one, all videos of `data` that have a class. Videos that the network
+    was trained on are refused, whatever their names and folders.
 
-    The number that counts is that of the first view, frames, at the cost of an ordinary network; each other view alone
-    and the mean of all are reported beside it. Three files are written: ``PART.json`` with all numbers,
+    The main result is that of the first view, frames, at the cost of an ordinary network; each other view alone and the
+    mean of all views are reported beside it. Three files are written: ``PART.json`` with all numbers,
     ``PART-predictions.npz`` with probabilities float32 ``[N, M, K]``, labels, keys, views and classes, and
     ``PART-confusion.png``.
 
     Args:
         model: Run folder or model folder to use.
         data: Folder of class folders, CSV file or list of videos, see `ssl_video.data.open_videos`.
-        split: Split file of `make-splits` that the network was trained by; without it all labelled videos are tested.
-        part: which part of the split, test (the default) or validation; without a split, which part of the data, such
-            as test; None: all.
+        split: Split file of `make-splits` that the network was trained with; by default all labelled videos are tested.
+        part: Part of the split, test (the default) or validation; without a split, part of the data, such as test (by
+            default all of it).
         sampling: Views, clips and crops of each video.
-        max_bad: Largest fraction of unreadable videos that does not stop the command; they are listed.
+        max_bad: Largest fraction of unreadable videos to skip before the command fails; they are listed.
         out: Folder for the files; by default ``evaluation`` in the model's folder.
         device: Device to run on: auto, cpu, cuda or mps.
-        network: Your own network, ``package.module:function``, of a model that was trained with it; opening it runs it.
+        network: Custom network, ``package.module:function``, for a model that was trained with it; its code is run.
         overwrite: Whether to replace files that this command did not write.
 
     Returns:
-        The numbers.
+        Scores of each view.
     """
     if not 0 <= max_bad < 1:
         raise UserError(f"max_bad is {max_bad}; expected at least 0 and less than 1")
@@ -68,8 +68,8 @@ def evaluate(
     shared = recognizer.learned_from(videos.videos)
     if shared:
         raise UserError(
-            f"{split or data}: {len(shared)} of the {len(videos)} videos to test on were trained on ({shared[0].key}); "
-            f"give the split that {model} was trained by, or other videos"
+            f"{split or data}: {len(shared)} of the {len(videos)} test videos were used for training "
+            f"({shared[0].key}); give the split that {model} was trained with, or other videos"
         )
     wanted = sampling.views_of(recipe.views, default=recipe.views)
     folder = out if out is not None else Path(model) / "evaluation"
@@ -132,21 +132,22 @@ def evaluate(
                 classes=np.array(recipe.classes, dtype=np.str_),
             )
         write_atomic(folder / f"{part}-confusion.png", to_png(confusion_figure(confusion, recipe.classes)))
-        write_atomic(folder / f"{part}.json", result.to_json().encode())  # last: where it stands, the others do
+        write_atomic(folder / f"{part}.json", result.to_json().encode())  # last: if it exists, the others do
     return result
 
 
 def _kept(
     data: str, split: Path | None, part: str | None, classes: tuple[str, ...], *, model: str
 ) -> tuple[VideoSet, str, str]:
-    """The videos to test on, the name of the part that they are, and the hash of the split (empty without one)."""
+    """Return the test videos, the name of their part, and the hash of the split (empty without one)."""
     if split is None:
         found = open_videos(data, part=part)
         strange = sorted({str(video.label) for video in found.videos if video.label not in (None, *classes)})
         if strange:
             raise UserError(
-                f"{data}: has videos of {len(strange)} classes that {model} does not know "
-                f"({', '.join(strange[:3])}); it knows {', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}"
+                f"{data}: has videos of {len(strange)} classes that {model} was not trained on "
+                f"({', '.join(strange[:3])}); its classes are {', '.join(classes[:5])}"
+                f"{', ...' if len(classes) > 5 else ''}"
             )
         labelled = [place for place, video in enumerate(found.videos) if video.label is not None]
         if not labelled:
@@ -157,11 +158,11 @@ def _kept(
         return VideoSet(found.name, chosen, classes=classes), "all" if part is None else part, ""
     read = read_split(split)
     if part not in (None, "test", "validation"):
-        raise UserError(f"part is {part!r}; a split keeps the parts test and validation")
+        raise UserError(f"part is {part!r}; a split has the parts test and validation")
     part = part or "test"
     listed = read.test if part == "test" else read.validation
     if not listed:
-        raise UserError(f"{split}: keeps no videos for {part}; make a split that does, or name the other part")
+        raise UserError(f"{split}: has no {part} videos; make a split with some, or name the other part")
     videos = select_labelled(open_videos(data), listed, read.classes, file=split)
     if classes != read.classes:
         raise UserError(f"{split}: its classes are not those that {model} was trained on")

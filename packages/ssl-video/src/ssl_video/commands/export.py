@@ -1,4 +1,4 @@
-"""`ssl-video export`: a trained network as a file that other programs open."""
+"""`ssl-video export`: export a trained network to a file for other programs."""
 
 from __future__ import annotations
 
@@ -29,34 +29,36 @@ def export(
     network: str | None = None,
     overwrite: bool = False,
 ) -> str:
-    """Write a network as a file that other programs open, once it has been shown to give what the model gives.
+    """Export a network to a file for other programs, and verify that the file gives the model's outputs.
 
-    The ending of the file decides: ``.onnx`` for onnxruntime and others (any batch size; needs the extra ``export``),
-    ``.pt2`` for `torch.export.load`, ``.safetensors`` for `load_state_dict` of the same network of PyTorchVideo or
-    torchvision. It is the network of one view, with that view's batch norm, and costs what an ordinary one costs.
+    The suffix of the file selects the format: ``.onnx`` for ONNX Runtime and others (any batch size; needs the extra
+    ``export``), ``.pt2`` for `torch.export.load`, ``.safetensors`` for `load_state_dict` of the same network in
+    PyTorchVideo or torchvision. The file holds the network of one view, with the batch norm of that view; it runs as
+    fast as an ordinary network.
 
-    Clips go in as ``[N, 3, T, S, S]`` in [0, 1], logits come out; normalisation is part of .onnx and .pt2, and the
-    caller's for .safetensors. A JSON file beside the file says this, with classes, frames and differences.
+    The input is ``[N, 3, T, S, S]`` in [0, 1], the output logits. Normalisation is part of .onnx and .pt2 files; for
+    .safetensors, the caller normalises. A JSON file beside the file records this, together with the classes, the frames
+    and the differences found.
 
     Args:
         model: Run folder or model folder to use.
-        out: File to write, in place of an older one.
-        view: View whose batch norm the network takes; by default the one tested on, frames.
-        image_size: Side in pixels of the pictures that .onnx and .pt2 take; 0 for that of the crops it was trained on.
-        network: Your own network, ``package.module:function``, of a model that was trained with it; opening it runs it.
+        out: File to write.
+        view: View whose batch norm the network uses; by default the one that is tested, frames.
+        image_size: Side in pixels of the pictures that .onnx and .pt2 take; 0 for the size of the training crops.
+        network: Custom network, ``package.module:function``, for a model that was trained with it; its code is run.
         overwrite: Whether to replace files that this command did not write.
 
     Returns:
-        What was written and how it was checked.
+        Message with the file and the result of the check was checked.
     """
     out = Path(out)
     if out.suffix not in _ENDINGS:
-        raise UserError(f"{out}: found the ending {out.suffix!r}, expected one of {', '.join(_ENDINGS)}")
+        raise UserError(f"{out}: found the suffix {out.suffix!r}, expected one of {', '.join(_ENDINGS)}")
     opened = load_recognizer(model, device="cpu", network=network)
     recipe = opened.recipe
     chosen = recipe.views[0] if view is None else view
     if chosen not in recipe.views:
-        raise UserError(f"view is {chosen!r}; the network has learned {', '.join(recipe.views)}")
+        raise UserError(f"view is {chosen!r}; the network was trained on {', '.join(recipe.views)}")
     side = image_size or recipe.size
     plain = join_batchnorm(opened.network, chosen).requires_grad_(False).eval()
 
@@ -81,7 +83,7 @@ def export(
 
     card = put_in_place(out, write, command="ssl-video export", overwrite=overwrite)
     checked = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in card["checked"].items())
-    return f"written to {out} and {out.name}.json: logits of {recipe.clip.frames} frames of {side} px; {checked}"
+    return f"written to {out} and {out.name}.json: logits for {recipe.clip.frames} frames of {side} px; {checked}"
 
 
 class _Normalised(nn.Module):
@@ -127,7 +129,7 @@ def _card(opened: Recognizer, model: str, file: Path, *, view: str, side: int) -
 
 
 def _weights(network: nn.Module, opened: Recognizer, file: Path, card: dict[str, Any], clips: Tensor) -> dict[str, Any]:
-    """The plain network's state dictionary, loaded again into a new one and compared."""
+    """Write the state dictionary of the plain network, load it into a new one and compare the outputs."""
     recipe = opened.recipe
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     safetensors.torch.save_file(state, file, metadata={"format": "pt", "ssl_video": json.dumps(card)})
@@ -135,5 +137,7 @@ def _weights(network: nn.Module, opened: Recognizer, file: Path, card: dict[str,
     again.load_state_dict(safetensors.torch.load_file(file))
     difference = (again.eval()(clips) - network(clips)).abs().max().item()
     if not difference <= 1e-5:
-        raise UserError(f"{file.name} gives other logits than the model, by {difference:.2g}; nothing was written")
+        raise UserError(
+            f"{file.name} gives other logits than the model (by up to {difference:.2g}); nothing was written"
+        )
     return {**card, "checked": {"with": recipe.network.name, "largest_difference": difference}}

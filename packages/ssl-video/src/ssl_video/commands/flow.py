@@ -1,4 +1,4 @@
-"""`ssl-video flow`: the optical flow of a data set, computed once."""
+"""`ssl-video flow`: compute the optical flow of a data set once."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from ssl_video.optical_flow.compute import Work, flow_settings, plan, store_all
 
 @dataclass(frozen=True)
 class FlowResult:
-    """What came of it.
+    """Result of `flow`; `str` gives the text that the command prints.
 
     Attributes:
-        out: the folder.
-        videos: how many there are.
-        computed: files of flow that were computed now; identical videos share one.
-        before: files that stood there already.
-        missing: files that a dry run has left to compute.
-        unreadable: videos that cannot be read, with the reason.
-        size: of the files that are there and missing, in bytes.
+        out: Folder of the flow.
+        videos: Number of videos.
+        computed: Number of flow files computed in this call; identical videos share one.
+        before: Number of flow files that existed before.
+        missing: Number of flow files that a dry run would compute.
+        unreadable: Reason for each video that cannot be read.
+        size: Size of all flow files, existing and missing, in bytes.
     """
 
     out: Path
@@ -46,7 +46,7 @@ class FlowResult:
     size: int
 
     def __str__(self) -> str:
-        counts = f"{self.computed:,} computed now, {self.before:,} before"
+        counts = f"{self.computed:,} computed now, {self.before:,} already there"
         if self.missing:
             counts += f", {self.missing:,} to compute"
         text = (
@@ -73,38 +73,38 @@ def flow(
     dry_run: bool = False,
     overwrite: bool = False,
 ) -> FlowResult:
-    """Compute the optical flow of all videos once, for ``train --flow_cache`` and ``evaluate --flow_cache`` to read.
+    """Compute the optical flow of all videos once, for ``train --flow_cache`` and ``evaluate --flow_cache``.
 
-    Without it flow is computed for every clip after cropping and resizing, which suits the fast methods (dis); with a
-    slow one (tvl1, raft), or for many epochs, compute it once. Stored is the flow of whole frames from each to the
-    next; crops, resizing and mirroring are applied to the vectors when they are read.
+    Without stored flow, flow is computed for every clip after cropping and resizing, which suits the fast methods
+    (dis). For slow methods (tvl1, raft), or for many epochs, compute it once. The flow from each whole frame to the
+    next is stored; crops, resizing and mirroring are applied to the vectors when they are read.
 
-    How much disk it takes is said before it begins. Stopped or killed, the command goes on where it was when run again;
-    of new and changed videos flow is computed then. A folder with flow of other settings is refused. ``videos.csv``
-    in the folder lists every video with its file, or with why it could not be read.
+    The required disk space is printed first. An interrupted command continues where it stopped when it is run again,
+    and then also computes the flow of new and changed videos. A folder that holds flow with other settings is refused.
+    ``videos.csv`` in the folder lists every video with its flow file, or the reason why it could not be read.
 
     Args:
         data: Folder of class folders, CSV file or list of videos, see `ssl_video.data.open_videos`.
-        out: Folder of the flow; several data sets may share it.
-        part: Part of the data, such as train or test; without it all of it.
+        out: Folder for the flow; several data sets can share it.
+        part: Part of the data, such as train or test; by default all of it.
         method: Flow method: dis, dis_fast, dis_ultrafast, farneback, tvl1 or raft:FILE.
-        short_side: Short side in pixels to which larger frames are resized first, about what training resizes to (256 /
-            224 of its crops); 0 for full size.
-        precision: ``half`` for 16 bits a number, ``byte`` for 8, in steps of 0.16 pixels at a short side of 256.
-        workers: Number of processes; by default one for each core, and none of their own on another device.
+        short_side: Short side in pixels to which larger frames are resized first; a good value is 256/224 of the size
+            of the training crops. 0 for full size.
+        precision: ``half`` for 16 bits per number, ``byte`` for 8 bits, in steps of 0.16 pixels at a short side of 256.
+        workers: Number of processes; by default one per core on the CPU, and 0 on another device.
         device: Device of raft: cpu or cuda.
-        dry_run: Only state what it would take.
+        dry_run: Only print the number of files and the disk space.
         overwrite: Replace a ``videos.csv`` or ``flow.json`` that this command did not write. Stored flow is not
             replaced.
 
     Returns:
-        The counts.
+        Numbers of files and their size.
     """
     if short_side < 0 or (workers is not None and workers < 0):
         raise UserError(f"flow needs short_side >= 0 and workers >= 0; got {short_side} and {workers}")
     place = choose_device(device)
     if place.type != "cpu" and workers:
-        raise UserError(f"workers is {workers}; on {place.type} all flow is computed by one process: give 0")
+        raise UserError(f"workers is {workers}; on {place.type}, one process computes all flow: set workers to 0")
     videos, out = open_videos(data, part=part), Path(out)
     read: list[Path | str] = [data, *(video.path for video in videos.videos)]
     planned_files = Outputs(
@@ -114,7 +114,7 @@ def flow(
     _same_settings(cache)
     with ThreadPoolExecutor() as pool:
         looked = pool.map(lambda video: _planned(cache, video), videos.videos)
-        planned = list(track(looked, total=len(videos), what=f"looking at {videos.name}"))
+        planned = list(track(looked, total=len(videos), what=f"checking {videos.name}"))
     problems = {end.video.key: end.problem for end in planned if isinstance(end, _Closed)}
     works = [end for end in planned if isinstance(end, Work)]
     files = {work.file: work for work in works}  # identical videos share one
@@ -122,21 +122,23 @@ def flow(
     needed, free = sum(work.size for work in todo), shutil.disk_usage(_there(out)).free
     at = f"at a short side of {short_side}" if short_side else "at full size"
     _say(
-        f"{data}: {len(files):,} different videos, {len(files) - len(todo):,} have their flow in {out}; that of the "
-        f"other {len(todo):,}, {method} {at}, takes {_bytes(needed)} ({_bytes(free)} are free)"
+        f"{data}: {len(files):,} different videos, of which {len(files) - len(todo):,} have their flow in {out}; the "
+        f"flow of the other {len(todo):,}, with {method} {at}, takes {_bytes(needed)} ({_bytes(free)} are free)"
     )
     total, before = sum(work.size for work in files.values()), len(files) - len(todo)
     if dry_run:
         return FlowResult(out, len(videos), 0, before, len(todo), problems, total)
-    check_space(out, needed, what="the missing files", files=len(todo), advice="see --short-side and --precision byte")
+    check_space(
+        out, needed, what="the missing files", files=len(todo), advice="use a smaller --short-side or --precision byte"
+    )
     out.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(out)
     if not lock.acquire():
-        raise UserError(f"{out}: another process is computing flow into this folder; wait until it has ended")
+        raise UserError(f"{out}: another process is computing flow in this folder; wait until it has finished")
     try:
         with planned_files:
             cache.write_settings()
-            for left in out.glob("??/.*.tmp"):  # of one that was killed: the lock is ours
+            for left in out.glob("??/.*.tmp"):  # left by a killed process: the lock is ours
                 left.unlink()
             if workers is None:
                 workers = min(os.cpu_count() or 1, len(todo)) if place.type == "cpu" else 0
@@ -156,7 +158,7 @@ def flow(
 
 
 class _Closed(NamedTuple):
-    """A video that cannot be opened."""
+    """A video that cannot be opened, and the reason."""
 
     video: Video
     problem: str
@@ -175,11 +177,13 @@ def _same_settings(cache: FlowCache) -> None:
         return
     old, new = asdict(there), asdict(cache.settings)
     other = ", ".join(f"{name} {old[name]!r} (now {new[name]!r})" for name in old if old[name] != new[name])
-    raise UserError(f"{cache.folder}: holds flow of other settings: {other}; give another folder, or the same settings")
+    raise UserError(
+        f"{cache.folder}: holds flow with other settings: {other}; give another folder or the same settings"
+    )
 
 
 def _there(folder: Path) -> Path:
-    """The folder, or the first above it that exists."""
+    """Return the folder, or its closest parent that exists."""
     return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
 
 

@@ -1,4 +1,4 @@
-"""`ssl-video make-splits`: what is learned from, with few labels, and what is kept for testing, as files."""
+"""`ssl-video make-splits`: draw training, labelled, validation and test videos, and write them to split files."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def make_splits(
 ) -> str:
     """Write split files such as ``10percent-draw0.json``, which `train` and `evaluate` take.
 
-    Test and validation part are the same in all files of one call; draws differ in which videos keep their labels.
-    Parts that the data have already (folders ``val`` and ``test``, a column ``split``) are kept, the others are drawn.
-    Videos without a class are learned from without labels, and never labelled, validated or tested on. Of every class
-    ``max(1, round(fraction * n))`` of the n videos to learn from are labelled, whole groups after one another, the
-    smaller choice inside the larger one of the same draw. Every file states a hash over its lists; a file that is there
-    and says something else is an error.
+    All files of one call share the test and validation parts; draws differ in the videos that are labelled. Parts that
+    the data already state (folders ``val`` and ``test``, a column ``split``) are kept, the others are drawn. Videos
+    without a class are used for training without labels, and never for labels, validation or testing. Of the n training
+    videos of every class, ``max(1, round(fraction * n))`` are labelled, group by group; a smaller selection is part of
+    the larger ones of the same draw. Every file states a hash of its lists; an existing file with other content is an
+    error.
 
     Args:
         data: Folder of class folders, CSV file or list of videos, see `ssl_video.data.open_videos`.
@@ -56,21 +56,21 @@ def make_splits(
         fractions: Fractions of the videos of each class to label.
         per_class: Numbers of videos of each class to label, in files such as ``4each-draw0.json``.
         draws: Number of independent draws of labelled videos.
-        by: What stays together. ``group``: the clips of one recording, from UCF-101's names or a CSV column. ``block``:
-            neighbours in the order of names. ``clip``: nothing; where recordings were cut into clips this leaks.
-            ``auto``: group where all videos have one, else block.
-        blocks: Number of blocks that a class is cut into.
-        validation_fraction: Fraction of every class kept to choose settings by; 0 for none.
-        test_fraction: Fraction of every class kept to the end; 0 for none. Not with `test_list`.
-        train_list: Official list of the videos to learn from: UCF-101's ``trainlist01.txt``, HMDB-51's folder of
-            ``*_test_split1.txt`` (which holds the test list too), Kinetics' CSV, or names one a line.
+        by: Videos to keep together. ``group``: clips of one recording, from names as in UCF-101 or a CSV column.
+            ``block``: neighbours in the order of names. ``clip``: none, which leaks if recordings were cut into clips.
+            ``auto``: group if all videos have one, else block.
+        blocks: Number of blocks into which each class is cut.
+        validation_fraction: Fraction of every class to hold out for choosing settings; 0 for none.
+        test_fraction: Fraction of every class to hold out for the final test; 0 for none. Ignored with `test_list`.
+        train_list: Official list of training videos: UCF-101's ``trainlist01.txt``, HMDB-51's folder of
+            ``*_test_split1.txt`` (which also holds the test list), Kinetics' CSV, or a list of names.
         test_list: Official list of test videos.
-        labelled_list: List of the labelled videos, instead of drawing some; one file ``listed.json`` is written.
-        seed: Seed of every random draw.
+        labelled_list: List of the labelled videos, instead of drawing them; one file ``listed.json`` is written.
+        seed: Seed of all random draws.
         overwrite: Replace files with other content.
 
     Returns:
-        What was written.
+        Summary of the files written.
     """
     _check(fractions, per_class, draws=draws, blocks=blocks, validation=validation_fraction, test=test_fraction)
     parts = _parts(open_videos(data), train_list, test_list, labelled_list)
@@ -133,8 +133,8 @@ def make_splits(
     write_splits(splits, inputs=read, overwrite=overwrite)
     without = f", {len(unlabelled)} of them without a class" if unlabelled else ""
     head = (
-        f"{len(train)} videos to learn from{without}, {len(videos.classes)} classes, {len(kept['validation'])} to "
-        f"validate on, {len(kept['test'])} to test on; kept together by {together}"
+        f"{len(train)} training videos{without}, {len(videos.classes)} classes, {len(kept['validation'])} validation "
+        f"videos, {len(kept['test'])} test videos; kept together by {together}"
     )
     return "\n".join([head, *(f"note: {note}" for note in notes), *lines])
 
@@ -149,17 +149,18 @@ def _held(
     purpose: str,
     notes: list[str],
 ) -> tuple[dict[str, Groups], list[int]]:
-    """Take groups out of every class that has several, but none with videos that are listed as labelled."""
+    """Hold out groups of every class that has several, but none with videos that are listed as labelled."""
     free = {
         label: {name: places for name, places in groups.items() if not listed & set(places)}
         for label, groups in classes.items()
     }
-    # Of the listed ones enough stays to learn from.
+    # The listed videos, which are never held out, leave enough for training.
     rest = {label: groups for label, groups in free.items() if len(groups) + bool(listed) > 1 and groups}
     lonely = [label for label in classes if label not in rest]
     if lonely:
         some = ", ".join(lonely[:3]) + (", ..." if len(lonely) > 3 else "")
-        notes.append(f"no videos kept for {purpose} of {several(len(lonely), 'class', 'classes')} with too few: {some}")
+        classes_text = several(len(lonely), "class", "classes")
+        notes.append(f"no videos held out for {purpose} in {classes_text} with too few: {some}")
     if not rest:
         return classes, []
     _, held = hold_out(rest, share, by=by, seed=seed, purpose=purpose)
@@ -171,7 +172,7 @@ def _held(
 
 
 def _apart(videos: VideoSet, parts: _Parts, kept: dict[str, list[int]], *, by: By) -> list[int]:
-    """The unlabelled videos to learn from: not of a recording that is tested or validated on."""
+    """Return the unlabelled training videos, without those of a recording that is tested or validated on."""
     unlabelled = [place for place in parts.train if videos[place].label is None]
     if by != "group":
         return unlabelled
@@ -179,13 +180,14 @@ def _apart(videos: VideoSet, parts: _Parts, kept: dict[str, list[int]], *, by: B
     near = [place for place in unlabelled if videos[place].group in groups]
     if near:
         parts.notes.append(
-            f"{several(len(near), 'unlabelled video')} left out, of recordings kept to test or validate on"
+            f"{several(len(near), 'unlabelled video')} left out: their recordings are held out for testing or "
+            "validation"
         )
     return [place for place in unlabelled if videos[place].group not in groups]
 
 
 class _Parts(NamedTuple):
-    """Places of the videos of each part as the data or official lists give them."""
+    """Positions of the videos of each part, as stated by the data or the official lists."""
 
     videos: VideoSet
     train: list[int]
@@ -193,7 +195,7 @@ class _Parts(NamedTuple):
     test: list[int]
     is_official: bool
     listed: list[int] | None
-    """Those that a list says are labelled."""
+    """Positions of the videos that a list declares labelled."""
     notes: list[str]
 
 
@@ -226,21 +228,19 @@ def _parts(videos: VideoSet, train_list: Path | None, test_list: Path | None, la
         listed = [place for place in found.places if place in set(train)]
         if len(listed) < len(found.places):
             raise UserError(
-                f"{labelled_list}: {len(found.places) - len(listed)} of its videos are in a part to validate or test on"
-                "; expected videos to learn from"
+                f"{labelled_list}: {len(found.places) - len(listed)} of its videos are in the validation or test part; "
+                "expected training videos"
             )
     if not train:
-        raise UserError(
-            f"{videos.name}: has parts to validate or test on and none to learn from; expected a part train"
-        )
-    # A flat folder states no classes; the lists do.
+        raise UserError(f"{videos.name}: has validation or test parts but no training part; expected a part train")
+    # A flat folder states no classes, but the lists do.
     relabelled = [
         video if video.label is not None else dataclasses.replace(video, label=named.get(place))
         for place, video in enumerate(videos.videos)
     ]
     if listed is not None and any(relabelled[place].label is None for place in listed):
         raise UserError(
-            f"{labelled_list}: neither it nor the data say which classes its videos are of; expected `path label`"
+            f"{labelled_list}: neither it nor the data state the classes of its videos; expected lines `path label`"
         )
     is_official = train_list is not None
     return _Parts(
@@ -267,7 +267,7 @@ def _check(
             "of at least 1"
         )
     if not (fractions or per_class) or draws < 1 or blocks < 2:
-        raise UserError("there is nothing to choose: expected fractions or numbers per class, draws >= 1, blocks >= 2")
+        raise UserError("nothing to label: expected fractions or numbers per class, draws >= 1, blocks >= 2")
     if not 0 <= validation < 1 or not 0 <= test < 1 or validation + test >= 1:
         raise UserError(
             f"validation_fraction is {validation:g} and test_fraction {test:g}; expected at least 0, together less "

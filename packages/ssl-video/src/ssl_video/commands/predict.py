@@ -1,4 +1,4 @@
-"""`ssl-video predict`: classes of videos nobody has labelled, as a table and as a sheet of pictures."""
+"""`ssl-video predict`: classify unlabelled videos into a CSV file and a contact sheet."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ssl_video.reports.contact_sheet import Thumbnail, contact_sheet
 
 @dataclass(frozen=True)
 class PredictResult:
-    """The table, how many videos are in it, how many of these could not be read, and the sheet, if there is one."""
+    """Path of the table, number of videos in it, number of unreadable ones, and path of the contact sheet, if any."""
 
     out: Path
     videos: int
@@ -31,8 +31,8 @@ class PredictResult:
     def __str__(self) -> str:
         text = f"{self.out}: {self.videos:,} videos"
         if self.unreadable:
-            text += f", of which {self.unreadable:,} could not be read (column error says why)"
-        return text if self.sheet is None else f"{text}\n{self.sheet}: some of them"
+            text += f", of which {self.unreadable:,} could not be read (see the column error)"
+        return text if self.sheet is None else f"{text}\n{self.sheet}: contact sheet"
 
 
 def predict(
@@ -47,12 +47,11 @@ def predict(
     network: str | None = None,
     overwrite: bool = False,
 ) -> PredictResult:
-    """Classify videos and write a CSV file with a row for each: path, class, probability, error.
+    """Classify videos and write a CSV file with one row per video: path, class, probability, error.
 
-    Of a folder all videos are taken, however deep they lie, or one video file; labels are not looked at. A video that
-    cannot be read has its row, with the reason under ``error``. Beside the table, a PNG file of the same name shows the
-    middle frames of some videos with what they were taken for. Both are complete or not there; a file that this command
-    has not written is never replaced.
+    A folder gives all videos in it and its subfolders; a single video file works too. Labels are not read. A video that
+    cannot be read has a row with the reason under ``error``. Beside the table, a PNG file of the same name shows the
+    middle frames of some videos with their predicted classes. Each file is written completely or not at all.
 
     Args:
         model: Run folder or model folder to use.
@@ -60,13 +59,13 @@ def predict(
         out: CSV file to write.
         sampling: Views, clips and crops of each video; several views are averaged.
         top: Number of most probable classes to list.
-        sheet: Number of videos to show in a picture, spread over all; 0 for no picture.
+        sheet: Number of videos on the contact sheet, evenly spaced over all; 0 for no sheet.
         device: Device to run on: auto, cpu, cuda or mps.
-        network: Your own network, ``package.module:function``, of a model that was trained with it; opening it runs it.
+        network: Custom network, ``package.module:function``, for a model that was trained with it; its code is run.
         overwrite: Whether to replace files that this command did not write.
 
     Returns:
-        The files and what is in them.
+        Paths of the files and numbers of videos.
     """
     recognizer = load_recognizer(model, device=device, network=network)
     classes, learned = recognizer.recipe.classes, recognizer.recipe.views
@@ -109,13 +108,13 @@ def predict(
                 if place in shown:
                     label, share = classes[ranked[0][0]], ranked[0][1]
                     thumbnails.append(Thumbnail(video.path, f"{label} {100 * share:.0f} %", Path(video.key).name))
-            file.detach()  # flushed, and open for the file beneath
+            file.detach()  # flush, and leave the file beneath open the file beneath
         if picture and thumbnails:
             contact_sheet(thumbnails, picture)
     return PredictResult(out, len(videos), unreadable, picture if thumbnails else None)
 
 
 def spread(videos: int, most: int) -> set[int]:
-    """Which of so many videos to show: all, or `most` of them from the first to the last."""
+    """Choose the positions of videos to show: all, or `most` of them evenly spaced from the first to the last."""
     count = min(videos, most)
     return {round(i * (videos - 1) / max(1, count - 1)) for i in range(count)}

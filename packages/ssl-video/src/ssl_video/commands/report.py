@@ -1,4 +1,4 @@
-"""`ssl-video report`: one HTML file that shows a run to somebody who did not run it."""
+"""`ssl-video report`: write a self-contained HTML report of a run."""
 
 from __future__ import annotations
 
@@ -30,21 +30,22 @@ def report(
     network: str | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write a run's report: one HTML file that holds everything it shows and asks nothing of the network.
+    """Write the report of a run: one self-contained HTML file, which loads nothing over the network.
 
-    Curves of the losses, of how many pseudo-labels count and are right, and of how far the views agree; what
-    ``ssl-video evaluate`` has found, each view alone and all together, confusion and classes; some clips in all their
-    views, weakly and strongly augmented; settings and environment. A run that has not ended, was never evaluated, or
-    whose data lie elsewhere by now still gets its report, which says what is missing.
+    It shows the curves of the losses, the share of pseudo-labels above the threshold and their accuracy, and the
+    agreement between views; the results of ``ssl-video evaluate`` for each view and all together, with the confusion
+    matrix and the classes; some clips in all their views, weakly and strongly augmented; and settings and environment.
+    A run that is unfinished, was not evaluated, or whose data have moved also gets a report, which states what is
+    missing.
 
     Args:
         run: Run folder to report on.
-        data: Where the videos lie now, if they have moved.
-        split: Where the split file lies now, if it has moved.
+        data: Folder, CSV file or list of the videos, if they have moved.
+        split: Split file, if it has moved.
         out: HTML file to write; by default ``report.html`` in the run's folder.
         clips: Number of clips shown in all views.
-        seed: Seed of the choice of clips.
-        network: Your own network, ``package.module:function``, of a model that was trained with it; opening it runs it.
+        seed: Seed for the choice of clips.
+        network: Custom network, ``package.module:function``, for a model that was trained with it; its code is run.
         overwrite: Whether to replace files that this command did not write.
 
     Returns:
@@ -57,7 +58,7 @@ def report(
     record = read_record(Path(run), made_by="`ssl-video train`")
     config = record.config
     if "views" not in config or "network" not in config:
-        raise UserError(f"{run}: is not the folder of a run of `ssl-video train`")
+        raise UserError(f"{run}: is not a run folder of `ssl-video train`")
     recognizer = load_recognizer(run, device="cpu", network=network) if (run / "model/model.json").is_file() else None
     found, notes = sections.read_evaluations(
         run, model_hash=None if recognizer is None else module_hash(recognizer.network)
@@ -70,10 +71,12 @@ def report(
     ]
     if not found:
         parts.append(
-            sections.missing("Evaluation", "Not evaluated yet: `ssl-video evaluate` tests on the held-out videos.")
+            sections.missing(
+                "Evaluation", "Not evaluated yet: run `ssl-video evaluate` to test it on the held-out videos."
+            )
         )
     if recognizer is None:
-        parts.append(sections.missing("What the network sees", "Shown once training has ended."))
+        parts.append(sections.missing("What the network sees", "Available once training has ended."))
     else:
         try:
             videos = open_videos(data or str(config["data"]))
@@ -81,8 +84,8 @@ def report(
             learned = videos.subset(select(videos, read_split(file).train, file=file))
             sheet = view_sheet(learned, recognizer.recipe, config, clips=clips, seed=seed)
             text = (
-                "Top rows: weak augmentation, which pseudo-labels are made from; bottom rows: strong augmentation, "
-                "which learns them."
+                "Top rows: weak augmentation, from which pseudo-labels are made. Bottom rows: strong augmentation, for "
+                "which the network learns them."
             )
             picture = page.figure(page.picture(sheet, label="Clips in all views"))
             parts.append(page.section("What the network sees", page.paragraph(text), picture))

@@ -1,4 +1,4 @@
-"""Training with few labels: `ssl-video train`. One readable loop; copy it and change it."""
+"""`ssl-video train`: train with few labels. One training loop, meant to be copied and changed."""
 
 from __future__ import annotations
 
@@ -73,53 +73,52 @@ def train(
     optimizer: OptimizerOptions = OptimizerOptions(),  # noqa: B008
     run: RunOptions = RunOptions(),  # noqa: B008
 ) -> Path:
-    """Train a network to recognise actions from a few labelled videos and many without labels.
+    """Train a network to recognise actions from a few labelled videos and many unlabelled ones.
 
-    ``mvpl``: pseudo-labels that all views agree on train every view. ``fixmatch``: the same with frames alone.
+    ``mvpl``: pseudo-labels from all views together train every view. ``fixmatch``: the same with frames alone.
     ``supervised``: labels alone, on all `views` (``--views rgb`` for the ordinary baseline). The network of the last
-    step, or its moving average, is kept, with batch norm recalibrated for every view; it is tested on frames.
+    step, or its moving average, is saved, with batch norm recalibrated for every view; it is tested on frames.
 
     The labels of videos that the split does not list as labelled are not read, and test videos are not opened. An
-    interrupted run resumes exactly, also where the data have moved.
+    interrupted run resumes exactly, even if the data have moved.
 
     Args:
         data: Folder of class folders, CSV file or list of videos, see `ssl_video.data.open_videos`.
         out: Folder of the run: configuration, metrics, checkpoints, model.
         split: Split file of `make-splits`.
-        recipe: Values of the settings that are left at their defaults: ``strong``, what was measured best, or
-            ``paper``, those of the paper: all three views, joint batch norm, threshold 0.3, augmentation at full
-            strength.
-        method: Method of learning.
-        views: Views of a clip, some of rgb, flow, tg and audio; the first is the one tested on. ``fixmatch`` takes the
-            first alone.
-        init: Weights to begin with: run folder, model folder, or a file of PyTorchVideo, torchvision or mmaction2, see
+        recipe: Defaults of the settings that are not given: ``strong`` for those that measured best, ``paper`` for
+            those of the paper: all three views, joint batch norm, threshold 0.3, augmentation at full strength.
+        method: Training method.
+        views: Views of a clip, from rgb, flow, tg and audio; the first is the one that is tested. ``fixmatch`` uses
+            only the first.
+        init: Initial weights: run folder, model folder, or a file of PyTorchVideo, torchvision or mmaction2, see
             `ssl_video.models.pretrained`.
         steps: Number of optimiser steps.
-        batch_size: Labelled clips in a step over all processes; all of them if there are fewer.
-        mu: Number of unlabelled clips for each labelled one.
+        batch_size: Number of labelled clips per step over all processes; all labelled videos if there are fewer.
+        mu: Number of unlabelled clips per labelled clip.
         image_size: Side of the crops in pixels.
         clip: Frames of a clip.
         network: Network.
         pseudo: Pseudo-labels.
-        bn: Batch norm statistics: ``split`` for each view its own, ``joint`` for all together.
-        recalibrate: Number of clips to recalibrate batch norm on, for each view; 0 for no recalibration.
+        bn: Batch norm statistics: ``split`` for separate ones per view, ``joint`` for all views together.
+        recalibrate: Number of clips to recalibrate batch norm on for each view; 0 for none.
         weak: Weak augmentation.
         strong: Strong augmentation.
-        shared_geometry: Crop all views of a clip alike.
-        flow: Method of the view flow: dis, dis_fast, dis_ultrafast, farneback, tvl1 or raft:FILE.
-        flow_cache: Folder of `flow` to read the view flow from; without it flow is computed for every clip.
-        tg_gain: Contrast of the view tg.
-        ema_decay: Decay of a moving average of the network, which is then the one kept; 0 for none.
-        exclude_labelled: Leave the labelled videos out of the unlabelled ones.
-        diagnose: Read the labels of all videos to record how many pseudo-labels are right; training ignores them.
-        validate_every: Steps between two scores on the validation part of the split; 0 for none.
-        max_bad: Largest fraction of unreadable videos that does not stop the run.
-        reader: Decoder of the frames: pyav, or torchcodec (an extra), which gives the same frames and may be faster.
+        shared_geometry: Crop all views of a clip in the same place.
+        flow: Flow method for the view flow: dis, dis_fast, dis_ultrafast, farneback, tvl1 or raft:FILE.
+        flow_cache: Folder of `flow` with stored flow for the view flow; by default flow is computed for every clip.
+        tg_gain: Contrast of the view tg (temporal gradient).
+        ema_decay: Decay of a moving average of the network, which is then saved in its place; 0 for none.
+        exclude_labelled: Exclude the labelled videos from the unlabelled data.
+        diagnose: Read the labels of all videos to record the accuracy of the pseudo-labels; training ignores them.
+        validate_every: Number of steps between evaluations on the validation part of the split; 0 for none.
+        max_bad: Largest fraction of unreadable videos to skip before the run fails.
+        reader: Decoder of the frames: pyav, or torchcodec (an extra), with the same frames and sometimes faster.
         optimizer: Optimiser and learning rate.
         run: Seed, device, precision, checkpoints, logs.
 
     Returns:
-        The folder of the trained model.
+        Path of the trained model.
     """
     views, bn, pseudo, strong = apply_recipe(recipe, views=views, bn=bn, pseudo=pseudo, strong=strong)
     config = dict(locals())
@@ -177,7 +176,7 @@ def train(
         warmup = min(round(optimizer.warmup * steps), steps - 1)
         schedule = WarmupCosine(optim, peak_lr=peak, start_lr=peak / 10, warmup_steps=warmup, total_steps=steps)
         r.track(model=mvpl, optimizer=optim, schedule=schedule, split=_SameSplit(found.digest, split))
-        r.say(f"{len(labelled)} labelled of {len(learned)} videos, {feed.clips} clips a step, {steps} steps")
+        r.say(f"{len(labelled)} labelled of {len(learned)} videos, {feed.clips} clips per step, {steps} steps")
 
         def tested(count: int) -> Recognizer:
             size_, seed = max(feed.batch_size, 16), r.seed("recalibrate")
@@ -211,11 +210,11 @@ def train(
 
 
 _FREE = ("data", "split", "flow_cache", "reader", "max_bad")
-"""Settings that a resumed run may change: where the data lie now, and how they are read. The split must be the same."""
+"""Settings that a resumed run may change: the place of the data, and how to read them. The split must be the same."""
 
 
 class _SameSplit:
-    """Part of a checkpoint: the hash of the split, which a resumed run must have too."""
+    """Checkpoint entry with the hash of the split, which must be the same when a run is resumed."""
 
     def __init__(self, digest: str, file: Path) -> None:
         self._digest, self._file = digest, file
@@ -226,8 +225,8 @@ class _SameSplit:
     def load_state_dict(self, state: Mapping[str, str]) -> None:
         if state["sha256"] != self._digest:
             raise UserError(
-                f"{self._file}: is another split than the one this run was started with (sha256 "
-                f"{self._digest[:12]}, then {state['sha256'][:12]}); resume with that split, or start a new run"
+                f"{self._file}: is not the split that this run was started with (sha256 {self._digest[:12]} instead of "
+                f"{state['sha256'][:12]}); resume with the original split, or start a new run"
             )
 
 
@@ -306,7 +305,7 @@ def _method(
 def _settle(
     pseudo: PseudoOptions, strong: StrongOptions, labelled: VideoSet, *, say: Callable[[str], None]
 ) -> PseudoOptions:
-    """Return the options with their threshold, and tell what may make pseudo-labels harm."""
+    """Return the options with their threshold, and print notes on settings with which pseudo-labels may do harm."""
     threshold = pseudo.threshold_for(len(labelled), len(labelled.classes))
     _say_directed(pseudo, strong, labelled.classes, say=say)
     _say_few(pseudo, threshold, labelled, say=say)
@@ -325,13 +324,13 @@ def _say_directed(
     reordering = [name for name in strong.temporal if name in REORDERING]
     if reordering and pseudo.directed:
         say(
-            f"note: {' and '.join(reordering)} of frames: pseudo-labels of {', '.join(pseudo.directed)} do not count "
-            "on clips in another order"
+            f"note: {' and '.join(reordering)} of frames: pseudo-labels of {', '.join(pseudo.directed)} are ignored on "
+            "reordered clips"
         )
     elif reordering:
         say(
-            f"note: {' and '.join(reordering)} of frames treats all {len(classes)} classes as the same in any order; "
-            "name those that direction defines (such as opening and closing) by --pseudo.directed"
+            f"note: {' and '.join(reordering)} of frames treats all {len(classes)} classes as independent of the order "
+            "of frames; name the classes that direction defines (such as opening and closing) with --pseudo.directed"
         )
 
 
@@ -346,14 +345,14 @@ def _say_few(pseudo: PseudoOptions, threshold: float, labelled: VideoSet, *, say
     elif threshold < SURE:
         say(
             f"{few}, and in our measurements a threshold of {threshold:g} did harm: {compare}; "
-            f"--pseudo.threshold {SURE} takes fewer pseudo-labels, of which more are right"
+            f"--pseudo.threshold {SURE} selects fewer pseudo-labels, more of them correct"
         )
     else:
-        say(f"{few}: those with a confidence below {threshold:g} do not count; {compare}")
+        say(f"{few}: those with a confidence below {threshold:g} are ignored; {compare}")
 
 
 def _quietly(_: str) -> None:
-    """Labels alone have no threshold to be told about."""
+    """Discard a message: notes on pseudo-labels do not apply to training with labels alone."""
 
 
 def _accuracy(recognizer: Recognizer, videos: VideoSet) -> float:
@@ -375,4 +374,4 @@ def _check(
         if value < least:
             raise UserError(f"{name} is {value}; expected at least {least}")
     if validate_every and validated is None:
-        raise UserError("validate_every was given, but the split keeps no videos to validate on; make one that does")
+        raise UserError("validate_every was given, but the split has no validation videos; make one that has")

@@ -1,4 +1,4 @@
-"""Read the sound of a clip: mono, at 16 kHz, exactly as long as asked for."""
+"""Read the sound of a clip: mono, at 16 kHz, with exactly the requested length."""
 
 from __future__ import annotations
 
@@ -13,24 +13,27 @@ from contrastive_core.errors import UserError
 from ssl_video.data.video_index import decoded, index_video, is_default, open_file
 
 _RATE = 16_000
-_LEAD = 0.2  # seconds decoded before the start, so that codec and resampler have settled
-_JITTER = 0.03  # seconds by which stated times may differ from the count of samples without a gap
-_BACK = 0.5  # seconds; a clock that goes back by more belongs to another recording
+_LEAD = 0.2  # seconds decoded before the start, so that codec and resampler settle
+_JITTER = 0.03  # seconds; timestamps that differ more from the number of samples so far mean a gap
+_BACK = 0.5  # seconds; a clock that goes back further belongs to another recording
 
 
 def read_audio(path: str | Path, start: float, duration: float, *, rate: int = _RATE) -> NDArray[np.float32] | None:
-    """Mono samples in [-1, 1] of a part of a file, float32 ``[round(duration * rate)]``; None without a sound track.
+    """Read a part of a file as mono samples in [-1, 1]; None if the file has no sound track.
 
-    Every sample is at the moment that the file states for it: gaps and what the track does not cover are silent.
+    Every sample is placed at the time that the file states for it: gaps, and times outside the track, are silent.
 
     Args:
-        path: of the file.
-        start: seconds since the first video frame (since the first sample of a file without video).
-        duration: seconds.
-        rate: samples per second of the result.
+        path: Path of the file.
+        start: Start in seconds since the first video frame (since the first sample of a file without video).
+        duration: Duration in seconds.
+        rate: Samples per second of the result.
+
+    Returns:
+        float32 ``[round(duration * rate)]``, or None.
 
     Raises:
-        UserError: the file cannot be read, or its sound is in an unknown codec.
+        UserError: The file cannot be read, or its sound is in an unknown codec.
     """
     with open_file(path, "its sound cannot be read") as container:
         streams = list(container.streams.audio)
@@ -38,7 +41,7 @@ def read_audio(path: str | Path, start: float, duration: float, *, rate: int = _
             return None
         known = [stream for stream in streams if stream.codec_context is not None]
         if not known:
-            raise UserError(f"{path}: its sound is in a codec that this FFmpeg cannot decode; leave the view audio out")
+            raise UserError(f"{path}: its sound is in a codec that this FFmpeg cannot decode; leave out the audio view")
         stream = max(known, key=is_default)
         base = float(stream.time_base or 0)
         if container.streams.video:
@@ -58,7 +61,7 @@ def read_audio(path: str | Path, start: float, duration: float, *, rate: int = _
                 went_back = time < before - _BACK
                 passed += went_back
                 if went_back and passed > part:
-                    track.continue_at(time)  # the next recording follows the one that the clip began in
+                    track.continue_at(time)  # the recording after the one in which the clip starts
                 before = time
             if passed >= part:
                 track.add(frame, time)
@@ -68,23 +71,23 @@ def read_audio(path: str | Path, start: float, duration: float, *, rate: int = _
 
 
 class _Track:
-    """Samples of a clip, filled from decoded frames by their times."""
+    """Samples of a clip, filled in from decoded frames by their times."""
 
     def __init__(self, samples: int, begin: float, rate: int) -> None:
         self._result = np.zeros(samples, np.float32)
         self._begin, self._rate = begin, rate
         self._resampler: Any = None
         self._kind: Any = None
-        self._place = 0  # of the next resampled sample
-        self._due = begin  # when the next frame is due if there is no gap
+        self._place = 0  # position of the next resampled sample
+        self._due = begin  # time of the next frame if there is no gap
 
     @property
     def is_full(self) -> bool:
-        """Whether later frames have no place any more."""
+        """Whether the clip is complete."""
         return self._place >= len(self._result)
 
     def add(self, frame: Any, time: float | None) -> None:
-        """Write a frame to its place, as far as it has one."""
+        """Write the part of a frame that lies within the clip."""
         kind = frame.format.name, frame.layout.name, frame.sample_rate
         gap = time is not None and abs(time - self._due) > _JITTER
         if self._resampler is None or kind != self._kind or gap:
@@ -98,12 +101,12 @@ class _Track:
         self._due += frame.samples / frame.sample_rate
 
     def continue_at(self, time: float) -> None:
-        """Let the clock go on from another value."""
+        """Continue although the clock jumps to another value."""
         self._begin += time - self._due
         self._due = time
 
     def finish(self) -> NDArray[np.float32]:
-        """All samples."""
+        """Return all samples."""
         self._flush()
         return self._result
 
@@ -114,7 +117,7 @@ class _Track:
             self._resampler = None
 
     def _put(self, part: Any) -> None:
-        samples = part.to_ndarray().mean(axis=0)  # FFmpeg's own mixing to mono is louder by 3 dB
+        samples = part.to_ndarray().mean(axis=0)  # FFmpeg's own mix to mono is 3 dB louder
         place = self._place
         low, high = max(0, place), min(len(self._result), place + len(samples))
         if low < high:

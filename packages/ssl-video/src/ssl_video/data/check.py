@@ -26,15 +26,15 @@ _ROUGH_RATE = 4000  # samples per second: decoding is tested, the sound is not k
 
 @dataclass(frozen=True)
 class Facts:
-    """One video; of an unreadable one only `problem` is known.
+    """What is known about one video; for an unreadable one, `video` and `problem` alone.
 
     Attributes:
-        video: which.
-        index: its frames.
-        decoding: what decoding all of it gave; None if that was not tried.
-        digest: hash of the file.
-        problem: why it cannot be used.
-        sound_problem: why its sound cannot be used.
+        video: The video.
+        index: Its frames.
+        decoding: Result of decoding the whole video; None if it was not decoded.
+        digest: Hash of the file.
+        problem: Reason why the video cannot be used.
+        sound_problem: Reason why its sound cannot be used.
     """
 
     video: Video
@@ -46,23 +46,23 @@ class Facts:
 
 
 def examine(videos: VideoSet, *, decode: bool = True) -> tuple[list[Facts], list[Finding]]:
-    """Look at every video once, on all cores, in the way in which training reads it.
+    """Check every video once, on all cores, with the reader that training uses.
 
-    Errors: files that cannot be opened, or lose frames when decoded; the same file in two classes. Warnings: sound that
-    cannot be decoded, the same file twice, classes of a single video. Notes: pictures that were damaged and decode all
-    the same, variable frame rates, files that cannot be sought in, cut or joined streams, changing picture sizes,
-    silent files among others with sound, videos shorter than a clip of 8 x 8 frames at 30 a second.
+    Errors: files that cannot be opened or lose frames when decoded; one file in two classes. Warnings: sound that
+    cannot be decoded, duplicate files, classes with a single video. Notes: damaged frames that the decoder concealed,
+    variable frame rates, files without seekable times, cut or joined streams, changing picture sizes, files without
+    sound among files with sound, videos shorter than a clip of 8 x 8 frames at 30 frames per second.
 
     Args:
-        videos: the data set.
-        decode: decode every frame; False: only open the files and count.
+        videos: Data set.
+        decode: Decode every frame; False: only open the files and count their frames.
     """
     level = av.logging.get_level()
     av.logging.set_level(av.logging.ERROR)
     try:
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             looked = pool.map(lambda video: look_at(video, decode=decode), videos.videos)
-            facts = list(track(looked, total=len(videos), what=f"looking at {videos.name}"))
+            facts = list(track(looked, total=len(videos), what=f"checking {videos.name}"))
     finally:
         av.logging.set_level(level)
     findings = [*_broken(facts), *_twice(facts), *_few(videos), *_peculiar(facts)]
@@ -88,10 +88,10 @@ def look_at(video: Video, *, decode: bool) -> Facts:
     problem = None
     if decoding is not None and decoding.missing:
         lost = decoding.missing
-        which = f"frame {lost[0]}" if len(lost) == 1 else f"{len(lost)} frames, the first being {lost[0]},"
+        which = f"frame {lost[0]}" if len(lost) == 1 else f"{len(lost)} frames (the first is frame {lost[0]})"
         problem = f"{which} of {len(index)} cannot be decoded"
         if lost == list(range(lost[0], len(index))):
-            problem = f"breaks off after {lost[0]} of {len(index)} frames"
+            problem = f"ends early, after {lost[0]} of {len(index)} frames"
     return Facts(video, index, decoding, digest, problem, sound_problem)
 
 
@@ -107,7 +107,7 @@ def _sound_problem(video: Video, index: VideoIndex) -> str | None:
 
 
 def _quietly() -> av.logging.Capture:
-    # FFmpeg's messages of this thread: an error that matters is raised, and told once.
+    # Hide FFmpeg's messages in this thread: an error that matters is raised, and reported once.
     return av.logging.Capture(local=True)
 
 
@@ -118,17 +118,20 @@ def _without_path(error: UserError, video: Video) -> str:
 def _broken(facts: Sequence[Facts]) -> Iterator[Finding]:
     items = [Item([fact.video.key], fact.problem) for fact in facts if fact.problem is not None]
     if items:
-        yield Finding("error", "unreadable", f"{several(len(items), 'video')} cannot be read whole", items)
+        yield Finding("error", "unreadable", f"{several(len(items), 'video')} cannot be read completely", items)
     silent = [Item([fact.video.key], fact.sound_problem) for fact in facts if fact.sound_problem is not None]
     if silent:
-        yield Finding("warning", "sound", f"{several(len(silent), 'video')} whose sound cannot be read", silent)
+        yield Finding("warning", "sound", f"{several(len(silent), 'video')} with sound that cannot be read", silent)
     patched = [
-        Item([fact.video.key], f"{fact.decoding.concealed} frames patched up ({fact.decoding.complaint or 'damaged'})")
+        Item(
+            [fact.video.key],
+            f"{fact.decoding.concealed} damaged frames concealed ({fact.decoding.complaint or 'damaged'})",
+        )
         for fact in facts
         if fact.problem is None and fact.decoding and (fact.decoding.concealed or fact.decoding.complaint)
     ]
     if patched:
-        yield Finding("note", "damaged", f"{several(len(patched), 'video')} damaged, but decoded", patched)
+        yield Finding("note", "damaged", f"{several(len(patched), 'video')} damaged but decoded", patched)
 
 
 def _twice(facts: Sequence[Facts]) -> Iterator[Finding]:
@@ -143,20 +146,20 @@ def _twice(facts: Sequence[Facts]) -> Iterator[Finding]:
             item = Item([video.key for video in group], "identical files")
             (contradictory if len({video.label for video in group}) > 1 else twice).append(item)
     if contradictory:
-        title = f"{several(len(contradictory), 'video')} in more than one class: the labels contradict each other"
+        title = f"{several(len(contradictory), 'video')} under more than one class: the labels contradict each other"
         yield Finding("error", "contradictory", title, contradictory)
     if twice:
-        yield Finding("warning", "duplicate", f"{several(len(twice), 'video')} more than once", twice)
+        yield Finding("warning", "duplicate", f"{several(len(twice), 'video')} stored more than once", twice)
 
 
 def _few(videos: VideoSet) -> Iterator[Finding]:
     counts = Counter(video.label for video in videos.videos if video.label is not None)
     alone = [Item([], f"{label}") for label, count in sorted(counts.items()) if count == 1]
     if alone:
-        yield Finding("warning", "alone", f"{several(len(alone), 'class', 'classes')} of a single video", alone)
+        yield Finding("warning", "alone", f"{several(len(alone), 'class', 'classes')} with a single video", alone)
     unlabelled = [video.key for video in videos.videos if video.label is None]
     if unlabelled and counts:
-        title = f"{several(len(unlabelled), 'video')} without a class: learned from without labels"
+        title = f"{several(len(unlabelled), 'video')} without a class: used for training as unlabelled"
         yield Finding("note", "unlabelled", title, [Item(unlabelled)])
     for note in videos.notes:
         yield Finding("note", "left_out", note)
@@ -170,22 +173,22 @@ def _peculiar(facts: Sequence[Facts]) -> Iterator[Finding]:
         return [fact for fact, index in good if holds(index)]
 
     for kind, found, what in (
-        ("variable", those(lambda index: index.is_variable), "of variable frame rate: frames are found by time"),
+        ("variable", those(lambda index: index.is_variable), "with a variable frame rate: frames are found by time"),
         (
             "timeless",
             those(lambda index: not len(index.ticks) and not index.jumps),
-            "without usable times for their frames: read from the start for every clip; convert them to save time",
+            "without usable frame times: every clip is decoded from the start; convert them to save time",
         ),
-        ("cut", those(lambda index: index.skipped), "cut between key frames: read from the first frame that decodes"),
-        ("joined", those(lambda index: index.jumps), "joined from several recordings: read from the start, one by one"),
+        ("cut", those(lambda index: index.skipped), "cut between key frames: the first frames cannot be decoded"),
+        ("joined", those(lambda index: index.jumps), "joined from several recordings: decoded from the start"),
         (
             "resized",
             [fact for fact, _ in good if fact.decoding is not None and len(fact.decoding.sizes) > 1],
-            "whose picture size changes: all frames are scaled to the size of the first",
+            "with a picture size that changes: all frames are scaled to the size of the first",
         ),
         ("silent", silent if len(silent) < len(good) else [], "without sound, among others that have it"),
         ("short", those(lambda index: index.duration < _SHORT), "shorter than a clip of 8 x 8 frames (2.13 s)"),
-        ("still", those(lambda index: len(index) < 2), "of a single frame: nothing moves"),
+        ("still", those(lambda index: len(index) < 2), "with a single frame: there is no motion"),
     ):
         if found:
             keys = [fact.video.key for fact in found]

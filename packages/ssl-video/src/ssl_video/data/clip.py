@@ -1,4 +1,4 @@
-"""Define clips: which frames of a video they take, and batches of them."""
+"""Define clips: the frames that they take from a video, and batches of clips."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """Which frames of a video make a clip.
+    """Selection of the frames of a clip a clip.
 
     Attributes:
         frames: Number of frames T.
-        stride: Distance between two frames, in frames of a video of `fps`.
+        stride: Distance between two frames, in frames of a video with `fps` frames per second.
         fps: Nominal frames per second; 8 frames at stride 8 and 30 fps are 2.13 seconds of any video.
         index_rule: ``stride`` for frames 0, s, 2 s, ... of the window of T s frames; ``linspace`` for frames spread
-            from its first to its last, as PyTorchVideo's ``uniform_temporal_subsample`` takes them.
+            evenly from its first to its last, as PyTorchVideo's ``uniform_temporal_subsample`` takes them.
     """
 
     frames: int = 8
@@ -46,7 +46,7 @@ class ClipSpec:
         return self.frames * self.stride / self.fps
 
     def times(self, start: float = 0.0) -> list[float]:
-        """The moments of the frames in seconds.
+        """Return the times of the frames in seconds.
 
         >>> [round(30 * t) for t in ClipSpec().times()]
         [0, 8, 16, 24, 32, 40, 48, 56]
@@ -62,19 +62,19 @@ class ClipSpec:
 
 
 def clip_start(duration: float, spec: ClipSpec, *, seed: int, id: int) -> float:  # noqa: A002 - the field's name
-    """Draw the start of a clip, uniformly over those that fit, as a function of (seed, id); 0 if none fits."""
+    """Draw the start of a clip uniformly from those that fit, as a function of (seed, id); 0 if none fits."""
     room = max(0.0, duration - spec.duration)
     return uniform_number(derive(seed, "clip"), id) * room
 
 
 def clip_starts(duration: float, spec: ClipSpec, clips: int, *, to_the_end: bool = False) -> list[float]:
-    """Starts of the clips that a video is tested on: ``room * i / clips``, as in SlowFast and PyTorchVideo.
+    """Return the starts of the clips that test a video: ``room * i / clips``, as in SlowFast and PyTorchVideo.
 
     Args:
         duration: Duration of the video in seconds.
         spec: Frames of a clip.
-        clips: Number of clips. One alone is in the middle.
-        to_the_end: Spread them to the very end instead, ``room * i / (clips - 1)``.
+        clips: Number of clips. A single clip is taken from the middle.
+        to_the_end: Spread the clips up to the end of the video instead, ``room * i / (clips - 1)``.
     """
     room = max(0.0, duration - spec.duration)
     if clips == 1:
@@ -87,12 +87,12 @@ class Clips:
     """A batch of N clips as read from files.
 
     Attributes:
-        frames: uint8 ``[N, T, 3, H, W]``.
-        following: the frame after each of them in the video, the same shape; None where no view needs them.
-        audio: float32 ``[N, S]``, mono at 16 kHz; None where no view needs it.
-        has_audio: bool ``[N]``: which clips have sound at all; None: all.
-        flow: displacements to the frame after each, float32 ``[N, T, 2, h, w]`` in pixels of that size, which need not
-            be that of the frames; None: to be computed where a view needs them.
+        frames: Frames, uint8 ``[N, T, 3, H, W]``.
+        following: Frame after each frame in the video, of the same shape; None if no view needs it.
+        audio: Sound, float32 ``[N, S]``, mono at 16 kHz; None if no view needs it.
+        has_audio: Whether each clip has sound, bool ``[N]``; None: all have.
+        flow: Displacements to the frame after each frame, float32 ``[N, T, 2, h, w]``, in pixels at their own
+            resolution, which may differ from that of the frames; None: computed by the views that need them.
     """
 
     frames: Tensor
@@ -106,21 +106,21 @@ class Clips:
 
 
 class Sample(NamedTuple):
-    """A clip, and of which video it is: another one than asked for where that one cannot be read."""
+    """A clip and the index of its video, which differs from the requested one if that is unreadable."""
 
     clip: Clips
     video: int
 
 
 class ClipSource(Protocol):
-    """What training reads clips from: `ClipDataset`, or frames that a user keeps in another form."""
+    """Source of training clips: `ClipDataset`, or frames that a user stores in another form."""
 
     @property
     def videos(self) -> VideoSet:
-        """The videos, with their classes."""
+        """Videos with their classes."""
 
     def __len__(self) -> int:
         """Number of videos."""
 
     def clip(self, index: int, *, seed: int) -> Sample:
-        """Return the clip of a video that the seed chooses: a function of both."""
+        """Return the clip of a video that the seed selects, as a function of both."""

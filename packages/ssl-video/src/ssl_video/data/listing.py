@@ -30,30 +30,30 @@ _LINE = re.compile(rf"(?P<path>.+(?:{_ENDING})\"?)(?:[\s,;]+(?P<label>.*\S))?\s*
 
 
 def open_videos(data: str | Path, *, part: str | None = None) -> VideoSet:
-    """Find the videos of a data set; no video is opened.
+    """Find the videos of a data set without opening any of them.
 
     ====================================  ===================================================================
     a folder                              ``<class>/*`` (UCF-101, HMDB-51, Kinetics), or ``train/<class>/*`` and
-                                          ``val`` or ``test`` beside it; the class is the folder's name. Videos beside
-                                          the class folders or in a folder ``unlabelled`` have no class
-    a CSV file with the column path       paths relative to the file; ``class`` or ``label``, ``split`` and ``group``
-                                          if there are such columns; an empty class is none
+                                          ``val`` or ``test`` beside it; the class is the name of the folder. Videos
+                                          beside the class folders, or in a folder ``unlabelled``, have no class
+    a CSV file with the column path       paths relative to the file; the columns ``class`` or ``label``, ``split`` and
+                                          ``group`` are optional; an empty class means unlabelled
     Kinetics' CSV (youtube_id, ...)       videos ``<class>/<id>_000010_000020.mp4`` or ``<id>_000010_000020.mp4``
-                                          below the file's folder or the one above; those that are gone are left out
-    a list, ``path label`` a line         as SlowFast, VideoMAE and PyTorchVideo take them, with or without the ending
+                                          below the folder of the file or its parent; missing videos are left out
+    a list of lines ``path label``        as SlowFast, VideoMAE and PyTorchVideo read it, with or without the suffix
                                           .csv; paths relative to the file
-    one video file                        alone, without a class
+    one video file                        a single video, without a class
     ====================================  ===================================================================
 
-    Links are followed; hidden files are left out. Groups that a split must not part are read from a column, or from
-    names such as UCF-101's ``v_Diving_g03_c02``. What is left out is named in `VideoSet.notes`.
+    Links are followed; hidden files are skipped. Groups, which a split keeps together, are read from a column or from
+    names such as UCF-101's ``v_Diving_g03_c02``. `VideoSet.notes` names what was left out.
 
     Args:
-        data: the folder or file.
-        part: only this part of it, ``train``, ``validation`` or ``test``; None: all of it.
+        data: Folder or file.
+        part: Part of the data, ``train``, ``validation`` or ``test``; None: all of it.
 
     Raises:
-        UserError: nothing there, no videos, a list that cannot be read, or no such part.
+        UserError: The path does not exist, holds no videos or no such part, or is a list that cannot be read.
     """
     place = Path(data).expanduser()
     notes: list[str] = []
@@ -70,29 +70,29 @@ def open_videos(data: str | Path, *, part: str | None = None) -> VideoSet:
         wanted = PARTS.get(part.lower(), part)
         if wanted not in there:
             found = f"the parts {', '.join(there)}" if there else "classes and no parts such as train and test"
-            raise UserError(f"{place}: found {found}; got part {part!r}")
+            raise UserError(f"{place}: found {found}; expected one of them, not part {part!r}")
         videos = [video for video in videos if video.part == wanted]
     return VideoSet(str(data), videos, notes=notes)
 
 
 def group_of(key: str) -> str | None:
-    """The group in the name of a UCF-101 clip: ``Diving/g03`` of ``Diving/v_Diving_g03_c02.avi``; None of others."""
+    """Return the group in the name of a UCF-101 clip, or None: ``Diving/g03`` for ``Diving/v_Diving_g03_c02.avi``."""
     found = _UCF_GROUP.search(Path(key).name)
     return f"{Path(key).parent.name}/{found[1]}" if found else None
 
 
 def read_text(file: Path) -> str:
-    """The text of a list: UTF-8, or UTF-16 with a byte order mark; lines end in a line feed.
+    """Read a list as text (UTF-8, or UTF-16 with a byte order mark); lines end in a line feed.
 
     Raises:
-        UserError: it cannot be read as text.
+        UserError: It cannot be read as text.
     """
     with reading(file, "cannot be read as text", "expected UTF-8"):
         content = file.read_bytes()
         is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
     if "\0" in text:
-        raise UserError(f"{file}: is no text; expected a list of videos")
+        raise UserError(f"{file}: is not a text file; expected a list of videos")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -102,10 +102,10 @@ def _in_folder(root: Path, notes: list[str]) -> list[Video]:
         if path.suffix.lower() in SUFFIXES:
             files.append(path.relative_to(root))
         else:
-            endings[path.suffix.lower() or "no ending"] += 1
+            endings[path.suffix.lower() or "no suffix"] += 1
     if endings:
         told = ", ".join(f"{ending} {count}" for ending, count in most_first(endings).items())
-        notes.append(f"{several(sum(endings.values()), 'file')} of other endings left out: {told}")
+        notes.append(f"{several(sum(endings.values()), 'file')} with other suffixes left out: {told}")
     with_videos = {file.parts[0] for file in files if len(file.parts) > 1}
     parts = {name for name in with_videos if name.lower() in PARTS}
     hold_classes = any(len(file.parts) > 2 for file in files if file.parts[0] in parts)
@@ -120,15 +120,15 @@ def _in_folder(root: Path, notes: list[str]) -> list[Video]:
         videos.append(Video(key, root / file, label, group_of(key), part))
     beside = sum(video.part is None for video in videos)
     if has_parts and beside:
-        notes.append(f"{several(beside, 'video')} beside the folders {', '.join(sorted(parts))} taken as unlabelled")
+        notes.append(f"{several(beside, 'video')} beside the folders {', '.join(sorted(parts))} used as unlabelled")
     return videos
 
 
 def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
-    """Files below a folder in the order of their names; links are followed, but not in circles.
+    """Yield the files below a folder, sorted by name; links are followed, but not in circles.
 
-    A folder that is called like a video and holds nothing, and a link to nowhere, are given as files: they are the
-    user's mistakes, which whoever opens them reports.
+    An empty folder with the name of a video and a broken link are yielded as files, so that opening them reports the
+    user's mistake.
     """
     try:
         entries = sorted(folder.iterdir())
@@ -155,10 +155,10 @@ def _in_list(file: Path, notes: list[str]) -> Iterator[Video]:
 
 
 def read_lines(file: Path) -> list[tuple[str, str | None]]:
-    """The videos of a list with a video and its label a line, parted by blanks, a tab, a comma or a semicolon.
+    """Read a list with a video and its label per line, separated by spaces, a tab, a comma or a semicolon.
 
     Raises:
-        UserError: it cannot be read as text, or a line names no video.
+        UserError: It cannot be read as text, or a line names no video.
     """
     entries = []
     for number, line in enumerate(read_text(file).split("\n"), start=1):
@@ -167,8 +167,8 @@ def read_lines(file: Path) -> list[tuple[str, str | None]]:
         found = _LINE.fullmatch(line.strip())
         if not found:
             raise UserError(
-                f"{file}, line {number}: found {line.strip()[:80]!r}; expected a video and its label, such as "
-                "`diving/1.mp4 diving`; or a first line with the column `path`"
+                f"{file}, line {number}: found {line.strip()[:80]!r}; expected a video and its label, for example "
+                "`diving/1.mp4 diving`; or a header with the column `path`"
             )
         label = found["label"]
         entries.append((found["path"].strip('"'), None if label is None else label.strip('"')))
@@ -176,15 +176,15 @@ def read_lines(file: Path) -> list[tuple[str, str | None]]:
 
 
 def read_table(file: Path) -> list[dict[str, str]] | None:
-    """The rows of a CSV file by our names of its columns, ``path``, ``class``, ``split``, ``group``, and by its own.
+    """Read the rows of a CSV file, by our column names ``path``, ``class``, ``split``, ``group`` and by the file's own.
 
-    Commas, semicolons or tabs part the columns, whose names may be in upper case.
+    Columns are separated by commas, semicolons or tabs; their names may be in upper case.
 
     Returns:
-        The rows; None if its first line names no column for paths, nor those of Kinetics.
+        The rows; None if the header has neither a column for paths nor those of Kinetics.
 
     Raises:
-        UserError: it cannot be read as text, or a line has another number of columns than the first.
+        UserError: It cannot be read as text, or a line has another number of columns than the first.
     """
     with reading(file, "cannot be read as CSV", "export it again"):
         return _read_table(file)
@@ -248,7 +248,7 @@ def _in_kinetics(file: Path, rows: Sequence[Mapping[str, str]], notes: list[str]
         key = path.relative_to(root).as_posix()
         yield Video(key, path, _label(label), row["youtube_id"], PARTS.get(part.lower()))
     if gone:
-        notes.append(f"{gone} of the {several(len(rows), 'video')} that the list names are not there")
+        notes.append(f"{gone} of the {several(len(rows), 'video')} in the list are missing")
 
 
 def _by_name(root: Path) -> dict[str, list[Path]]:
@@ -260,7 +260,7 @@ def _by_name(root: Path) -> dict[str, list[Path]]:
 
 
 def kinetics_name(row: Mapping[str, str]) -> str | None:
-    """The file name, without its ending, of a row of Kinetics' lists; None of a row without times."""
+    """Return the file name of a row of Kinetics' lists, without its suffix; None for a row without times."""
     try:
         return f"{row['youtube_id']}_{int(float(row['time_start'])):06d}_{int(float(row['time_end'])):06d}"
     except (KeyError, TypeError, ValueError, OverflowError):

@@ -1,4 +1,4 @@
-"""Read the official lists of data sets: UCF-101, HMDB-51, Kinetics, and names one a line."""
+"""Read the official lists of data sets: UCF-101, HMDB-51, Kinetics, and lists of names."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _HMDB = re.compile(r"(?P<label>.+)_test_split(?P<split>\d)\.txt")
 
 
 class OfficialList(NamedTuple):
-    """Places in the data of the videos that a list names."""
+    """Positions in the data of the videos that a list names."""
 
     places: list[int]
-    """To learn from, or simply listed."""
+    """Training videos, or all listed ones."""
     test: list[int]
-    """To test on; only in HMDB-51's lists, which hold both."""
+    """Test videos; only in HMDB-51's lists, which hold both parts."""
     classes: dict[int, str]
-    """By place, the class that the list states: as a word, or as the folder of the video."""
+    """Position -> class that the list states: by name, or by the folder of the video."""
 
 
 class _Entry(NamedTuple):
@@ -33,13 +33,14 @@ class _Entry(NamedTuple):
 def read_list(path: Path, videos: VideoSet) -> OfficialList:
     """Find the videos that an official list names.
 
-    ``trainlist01.txt``: ``Class/video.avi`` and a number a line (the number is not looked at). HMDB-51: a folder of
-    ``<class>_test_split1.txt`` with ``video.avi 1`` (train), ``2`` (test) or ``0`` (neither); of several splits in it
-    the first, or name one of its files. Kinetics: CSV with ``youtube_id``, ``time_start`` and ``time_end``; videos that
-    are not there are left out, as many have gone. Other CSV files: a column ``path``, and ``class`` if there is one.
+    ``trainlist01.txt``: lines with ``Class/video.avi`` and a number, which is ignored. HMDB-51: a folder of files
+    ``<class>_test_split1.txt`` with lines ``video.avi 1`` (train), ``2`` (test) or ``0`` (neither); a folder with
+    several splits gives the first, one of its files the split of that file. Kinetics: CSV with ``youtube_id``,
+    ``time_start`` and ``time_end``; missing videos are left out, as many are no longer available. Other CSV files: a
+    column ``path`` and an optional column ``class``.
 
     Raises:
-        UserError: no such list, none of its videos in the data, or, but for Kinetics, some that are missing.
+        UserError: There is no such list, none of its videos are in the data, or some are missing (not for Kinetics).
     """
     if path.is_dir() or _HMDB.fullmatch(path.name):
         return _hmdb(path, videos)
@@ -93,7 +94,7 @@ def _places(entries: Sequence[_Entry], path: Path, videos: VideoSet) -> list[int
     if missing or not places:
         some = ", ".join(missing[:3]) or "the list is empty"
         raise UserError(
-            f"{path}: {len(missing)} of its {len(entries)} videos are not in {videos.name}, or not by one name "
-            f"({some}); videos are called {videos[0].key} there"
+            f"{path}: {len(missing)} of its {len(entries)} videos are missing or ambiguous in {videos.name} ({some}), "
+            f"whose videos have names such as {videos[0].key}"
         )
     return [place for place in places if place is not None]

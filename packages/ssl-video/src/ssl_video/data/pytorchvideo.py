@@ -1,8 +1,8 @@
-"""PyTorchVideo's clip samplers and labelled data sets, for what is built on them already.
+"""Use PyTorchVideo's clip samplers and labelled data sets.
 
-Its samplers decide when clips begin, and lists of labelled paths become a `VideoSet`; reading stays ours, which
-converts only the frames of the clip. What its labelled data sets yield can be used too.
-`pytorchvideo.transforms` is not needed.
+`sampled_starts` lets a PyTorchVideo sampler choose where clips start, `from_labelled_paths` turns lists of labelled
+paths into a `VideoSet`, and `labelled_clips` converts what a labelled data set yields. Clips are still read by
+`ssl_video`, which converts only the frames that a clip needs. `pytorchvideo.transforms` is not needed.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from ssl_video.data.videos import Video, VideoSet
 
 
 class ClipSampler(Protocol):
-    """What `pytorchvideo.data.make_clip_sampler` gives."""
+    """Protocol of the samplers that `pytorchvideo.data.make_clip_sampler` returns."""
 
     def __call__(self, last_clip_end: Any, duration: Any, annotation: Mapping[str, Any], /) -> Any:
-        """The next clip: `clip_start_sec`, `is_last_clip`."""
+        """Return the next clip, with `clip_start_sec` and `is_last_clip`."""
 
     def reset(self) -> None:
-        """Begin with another video."""
+        """Prepare for another video."""
 
 
 def sampled_starts(sampler: ClipSampler, duration: float, *, seed: int = 0) -> list[float]:
-    """When all clips begin that a PyTorchVideo sampler takes from a video: one of ``random``, all of ``uniform``.
+    """Start times of the clips that a PyTorchVideo sampler takes from one video.
 
-    Its draws come from Python's global generator, which is seeded for them and then put back.
+    The samplers draw from Python's global random generator. It is seeded for the call, and its state is restored.
 
     Args:
-        sampler: ``random``, ``uniform``, ``constant_clips_per_video`` or ``random_multi``.
-        duration: of the video in seconds.
-        seed: of random ones.
+        sampler: A sampler of the kind ``random``, ``uniform``, ``constant_clips_per_video`` or ``random_multi``.
+        duration: Duration of the video in seconds.
+        seed: Seed of random samplers.
     """
     before = random.getstate()
     random.seed(derive(seed, "pytorchvideo"))
@@ -64,21 +64,22 @@ def from_labelled_paths(
     classes: Sequence[str] | None = None,
     name: str = "labelled paths",
 ) -> VideoSet:
-    """A `VideoSet` of PyTorchVideo's `LabeledVideoPaths`, or of pairs ``(path, {"label": ...})``.
+    """Make a `VideoSet` from PyTorchVideo's `LabeledVideoPaths` or from pairs ``(path, {"label": ...})``.
 
     Args:
-        paths: the pairs.
-        classes: names of the classes that labels number; None: labels are taken as names.
-        name: what messages call the set.
+        paths: Pairs of a path and its annotation.
+        classes: Class names, if labels are numbers; None: labels are class names.
+        name: Name of the set in messages.
 
     Raises:
-        UserError: no label, or a number beyond the classes.
+        UserError: A path has no label, or a number that is not that of a class.
     """
     videos = []
     for path, info in paths:
         label = info.get("label")
         if label is None:
-            raise UserError(f"{path}: has no label among {', '.join(info) or 'nothing'}; expected pairs (path, label)")
+            annotation = ", ".join(info) or "nothing"
+            raise UserError(f"{path}: has no label (its annotation holds {annotation}); expected pairs (path, label)")
         if classes is not None:
             if not (isinstance(label, int) and 0 <= label < len(classes)):
                 raise UserError(f"{path}: has the label {label!r}; expected a number below {len(classes)}")
@@ -90,23 +91,23 @@ def from_labelled_paths(
 def labelled_clips(
     dataset: Iterable[Mapping[str, Any]], spec: ClipSpec, *, following: bool = False
 ) -> Iterator[tuple[Clips, int]]:
-    """What a PyTorchVideo `LabeledVideoDataset` yields, as our clips with their labels.
+    """Convert the samples of a PyTorchVideo `LabeledVideoDataset` to clips with their labels.
 
-    It gives all frames of a clip's time, of which `spec` says how many are taken and how far apart; its sound is left
-    out, whose rate is unknown. One data set of its own goes through once, without a length.
+    PyTorchVideo yields all frames of a clip's duration; `spec` selects which of them are kept. The sound is dropped,
+    because its sample rate is not known. The result is an iterator without a length, for one pass over the data set.
 
     Args:
-        dataset: without transform, or one that keeps ``video`` ``[3, F, H, W]`` on the scale 0 to 255.
-        spec: of the clips; the times of the frames are taken as evenly spread.
-        following: give the frame after each too.
+        dataset: Data set without a transform, or with one that keeps ``video`` ``[3, F, H, W]`` on the scale 0 to 255.
+        spec: Frames of a clip. The frames of a sample are assumed to be evenly spaced in time.
+        following: Also return the frame after each frame.
 
     Raises:
-        UserError: a clip without frames, or on another scale.
+        UserError: A sample has no frames, or another value scale.
     """
     for sample in dataset:
         video = sample["video"]
         if video is None or video.ndim != 4 or video.shape[0] != 3 or video.shape[1] < 1:
-            raise UserError(f"{sample.get('video_name', 'a clip')}: holds no frames [3, F, H, W] of a video")
+            raise UserError(f"{sample.get('video_name', 'a clip')}: found no frames [3, F, H, W]")
         if video.is_floating_point() and float(video.max()) <= 1.0:
             raise UserError(
                 f"{sample.get('video_name', 'a clip')}: its frames are on the scale 0 to 1; expected 0 to 255, as "

@@ -1,6 +1,6 @@
 """Read clips and frames of video files with PyAV; a data set of clips.
 
-Only the frames asked for are converted to pictures. Pictures are turned as displayed, and resized where asked.
+Only the requested frames are converted to pictures. Pictures are turned for display, and resized on request.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from ssl_video.data.torchcodec_reader import ReaderName, check_reader
 from ssl_video.data.video_index import Orientation, VideoIndex, decoded, index_video, open_video
 from ssl_video.data.videos import VideoSet
 
-_LEADS = (0.0, 3.0)  # seconds before a frame at which its key frame is looked for, before decoding from the start
+_LEADS = (0.0, 3.0)  # seconds before a frame to look for its key frame, before decoding from the start
 Picture = NDArray[np.uint8]
 
 
 class StoredFlow(Protocol):
-    """Where displacements lie that were computed before, see `ssl_video.optical_flow.cache`."""
+    """Source of precomputed optical flow, see `ssl_video.optical_flow.cache`."""
 
     def read(self, path: str | Path, frames: list[int]) -> Tensor:
-        """From these frames of a video to the one after each, float32 ``[T, 2, h, w]``."""
+        """Return the displacements from these frames to the frame after each, float32 ``[T, 2, h, w]``."""
 
 
 def read_clip(
@@ -53,25 +53,25 @@ def read_clip(
     flow: StoredFlow | None = None,
     reader: ReaderName = "pyav",
 ) -> Clips:
-    """The clip of a video that begins at a time: a batch of one.
+    """Read the clip of a video that starts at a given time, as a batch of one.
 
-    A frame is the one on the screen at its moment, by the file's own times, so that variable frame rates need no other
-    rule. What lies beyond the end of the video shows its last frame.
+    Each frame is the one shown at its time, by the file's own timestamps, so that variable frame rates need no special
+    treatment. Times after the end of the video show its last frame.
 
     Args:
-        path: of the file.
-        start: seconds since its first frame.
-        spec: which frames.
-        following: read for each frame the one after it too. A clip then ends one frame earlier, for the last frame of a
-            video has none after it.
-        audio: read the sound of the clip's duration too, silence where there is none; `has_audio` says so.
-        flow: read the displacements to the frame after each of these from there, without the frame itself; the clip
-            ends one frame earlier too.
-        reader: ``pyav``, or ``torchcodec``, whose frames are the same; files of which it would give other frames or
-            colours are left to PyAV, see `torchcodec_reader.decode`.
+        path: Path of the file.
+        start: Start in seconds since the first frame.
+        spec: Frames of the clip.
+        following: Also read the frame after each frame. The clip then ends one frame earlier, because no frame follows
+            the last one of a video.
+        audio: Also read the sound of the clip, silence if there is none; `Clips.has_audio` tells which.
+        flow: Source of the displacements to the frame after each frame, which is then not read itself; the clip ends
+            one frame earlier too.
+        reader: ``pyav``, or ``torchcodec``, whose frames are the same; files whose frames or colours would differ are
+            read with PyAV, see `torchcodec_reader.decode`.
 
     Raises:
-        UserError: the file cannot be read, or breaks off before a frame that is needed; torchcodec cannot be loaded.
+        UserError: The file cannot be read, or ends before a frame that is needed; torchcodec cannot be loaded.
     """
     index = index_video(path)
     wanted = index.frames_at(spec.times(start))
@@ -101,12 +101,12 @@ def read_clip(
 
 
 def read_frames(path: str | Path, frames: list[int]) -> dict[int, Picture]:
-    """Frames of a video by their number, uint8 ``[H, W, 3]`` each, as displayed and all of one size.
+    """Read frames of a video by their numbers, uint8 ``[H, W, 3]`` each, as displayed and all of one size.
 
-    Decoding begins at the key frame before the first of them; in files that cannot be sought in, at the start.
+    Decoding starts at the key frame before the first of them, or at the start of a file that is not seekable.
 
     Raises:
-        UserError: the file cannot be read, or breaks off before one of them.
+        UserError: The file cannot be read, or ends before one of them.
     """
     index = index_video(path)
     wanted = set(frames)
@@ -128,10 +128,10 @@ def read_frames(path: str | Path, frames: list[int]) -> dict[int, Picture]:
 
 
 def every_frame(path: str | Path) -> Iterator[Picture]:
-    """All frames of a video in order, uint8 ``[H, W, 3]`` each, as displayed and all of one size.
+    """Yield all frames of a video in order, uint8 ``[H, W, 3]`` each, as displayed and all of one size.
 
     Raises:
-        UserError: the file cannot be read, or a frame is missing.
+        UserError: The file cannot be read, or a frame is missing.
     """
     index = index_video(path)
     expected = 0
@@ -146,13 +146,13 @@ def every_frame(path: str | Path) -> Iterator[Picture]:
 
 
 class Decoding(NamedTuple):
-    """What decoding a whole video gives.
+    """Result of decoding a whole video.
 
     Attributes:
-        missing: numbers of the frames that cannot be decoded, and so cannot be read.
-        concealed: how many frames the decoder had to patch up.
-        sizes: width and height of the stored pictures, in order of appearance.
-        complaint: first error that FFmpeg reported; empty if there was none.
+        missing: Numbers of the frames that cannot be decoded.
+        concealed: Number of damaged frames that the decoder concealed.
+        sizes: Width and height of the stored pictures, in order of appearance.
+        complaint: First error that FFmpeg reported; empty if there was none.
     """
 
     missing: list[int]
@@ -162,10 +162,10 @@ class Decoding(NamedTuple):
 
 
 def decode_all(path: str | Path) -> Decoding:
-    """Decode every frame of a video without converting it, as `read_frames` finds them.
+    """Decode every frame of a video without converting it, with the frame numbers of `read_frames`.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: The file cannot be read.
     """
     index = index_video(path)
     there: set[int] = set()
@@ -175,7 +175,7 @@ def decode_all(path: str | Path) -> Decoding:
             there.add(number)
             concealed += bool(frame.is_corrupt)
             sizes[frame.width, frame.height] = True
-    harmless = ("mmco", "co located POCs")  # what a decoder says where an open group of pictures was cut
+    harmless = ("mmco", "co located POCs")  # reported where an open group of pictures was cut
     complaints = [
         text.strip() for level, _, text in logged if level <= av.logging.ERROR and not text.startswith(harmless)
     ]
@@ -185,13 +185,13 @@ def decode_all(path: str | Path) -> Decoding:
 
 def _lost(path: str | Path, frame: int, index: VideoIndex) -> UserError:
     return UserError(
-        f"{path}: frame {frame} of {len(index)} cannot be decoded; the file is damaged or breaks off. "
+        f"{path}: frame {frame} of {len(index)} cannot be decoded; the file is damaged or truncated. "
         "`ssl-video check` finds all such files"
     )
 
 
 def _walk(path: str | Path, index: VideoIndex) -> Generator[tuple[int, Any], None, None]:
-    """Frames from the start of a file with their numbers."""
+    """Yield frames from the start of a file with their numbers."""
     with open_video(path) as (container, stream):
         for count, frame in enumerate(decoded(container, stream)):
             number = index.number(frame.pts, count)
@@ -200,7 +200,7 @@ def _walk(path: str | Path, index: VideoIndex) -> Generator[tuple[int, Any], Non
 
 
 def _from_key_frame(path: str | Path, index: VideoIndex, wanted: set[int], lead: float) -> dict[int, Picture]:
-    """The wanted frames, decoded from the last key frame that is `lead` seconds before them; fewer if that fails."""
+    """Decode the wanted frames from the last key frame at least `lead` seconds before them; fewer if that fails."""
     found: dict[int, Picture] = {}
     first, last = int(index.ticks[min(wanted)]), int(index.ticks[max(wanted)])
     with open_video(path) as (container, stream):
@@ -210,11 +210,11 @@ def _from_key_frame(path: str | Path, index: VideoIndex, wanted: set[int], lead:
             return {}
         try:
             container.seek(target, stream=stream, backward=True)
-        except (av.error.FFmpegError, OverflowError):  # some formats cannot be sought in
+        except (av.error.FFmpegError, OverflowError):  # some formats are not seekable
             return {}
         reached = False
         for frame in decoded(container, stream):
-            # What comes before the first key frame, or is shown before it, may lack what it refers to.
+            # Frames decoded or shown before the first key frame may lack the frames that they refer to.
             reached = reached or (bool(frame.key_frame) and frame.pts is not None and frame.pts <= first)
             if not reached or (frame.pts is not None and frame.pts > last):
                 break
@@ -227,21 +227,21 @@ def _from_key_frame(path: str | Path, index: VideoIndex, wanted: set[int], lead:
 
 
 def _picture(frame: Any, index: VideoIndex) -> Picture:
-    """RGB as displayed. A picture of another size than the first one's is scaled to it, as the ffmpeg program does."""
+    """Convert a frame to RGB as displayed; its size is scaled to that of the first, as in the ffmpeg program."""
     # Bicubic as in the ffmpeg program, also for the colours of formats such as 4:1:1.
     options: dict[str, Any] = {"format": "rgb24", "interpolation": "BICUBIC"}
     if (frame.width, frame.height) != index.stored_size:
         options["width"], options["height"] = index.stored_size
     try:
-        # One thread: PyAV's own choice is one for each core, and takes twenty times as long for a small frame.
+        # PyAV's default is one thread per core, which takes twenty times as long for a small frame.
         converted = frame.reformat(**options, threads=1)
-    except TypeError:  # before PyAV 16 there is no choice
+    except TypeError:  # before PyAV 16 the argument did not exist
         converted = frame.reformat(**options)
     return _as_displayed(converted.to_ndarray(), index.orientation)
 
 
 def _as_displayed(picture: Picture, orientation: Orientation) -> Picture:
-    """The picture ``[H, W, 3]`` as displayed."""
+    """Return the picture ``[H, W, 3]`` as displayed."""
     if orientation.transpose:
         picture = picture.swapaxes(0, 1)
     return picture[:: -1 if orientation.upend else 1, :: -1 if orientation.mirror else 1]
@@ -255,7 +255,7 @@ _NAMED = 3
 
 
 def resize_short(frames: Tensor, short: int) -> Tensor:
-    """Frames ``[..., 3, H, W]`` resized to a short side of `short`."""
+    """Resize frames ``[..., 3, H, W]`` to a short side of `short`."""
     size = short_size(frames.shape[-2], frames.shape[-1], short)
     if frames.shape[-2:] == size:
         return frames
@@ -266,31 +266,31 @@ def resize_short(frames: Tensor, short: int) -> Tensor:
 
 
 def short_size(height: int, width: int, short: int) -> tuple[int, int]:
-    """Height and width of frames that are resized to a short side of `short`."""
+    """Return the height and width of frames resized to a short side of `short`."""
     scale = short / min(height, width)
     return max(short, round(height * scale)), max(short, round(width * scale))
 
 
 class ClipDataset(Dataset[Sample]):
-    """A random clip of every video: map-style, with a length; what an index gives is a function of (seed, index).
+    """One random clip of every video: a map-style data set, whose items are a function of (seed, index).
 
-    A file that cannot be read is said on standard error, written to `log`, and stood in for by the next readable video
-    of the same class (of any, if classes do not matter), up to ``floor(max_bad * N)`` files; then it is an error. So an
-    epoch never shrinks, and the order does not depend on the number of workers.
+    An unreadable file is reported on standard error, recorded in `log` and replaced by the next readable video (of the
+    same class if `by_class` is set), for up to ``floor(max_bad * N)`` files; one more raises an error. The length of an
+    epoch therefore stays the same, and the order does not depend on the number of workers.
 
     Args:
-        videos: the videos.
-        spec: of a clip.
-        following: see `read_clip`.
-        audio: see `read_clip`.
-        flow: see `read_clip`.
-        reader: see `read_clip`.
-        max_bad: share of the files that may be unreadable, ``0 <= max_bad < 1``.
-        log: JSON lines with index, path and reason; None: nowhere.
-        by_class: a bad file is stood in for by one of its own class.
+        videos: Videos.
+        spec: Frames of a clip.
+        following: See `read_clip`.
+        audio: See `read_clip`.
+        flow: See `read_clip`.
+        reader: See `read_clip`.
+        max_bad: Share of the files that may be unreadable, ``0 <= max_bad < 1``.
+        log: File for JSON lines with index, path and reason; None: no file.
+        by_class: Replace an unreadable video by one of its own class.
 
     Raises:
-        UserError: `max_bad` is no such share, or there is no such reader here.
+        UserError: `max_bad` is out of range, or the reader is not available.
     """
 
     def __init__(
@@ -321,10 +321,10 @@ class ClipDataset(Dataset[Sample]):
         return self.clip(index, seed=0)
 
     def clip(self, index: int, *, seed: int) -> Sample:
-        """The clip of a video that the seed chooses.
+        """Return the clip of a video that the seed selects.
 
         Raises:
-            UserError: more files cannot be read than may be.
+            UserError: More files than `max_bad` allows cannot be read.
         """
         for place in self._candidates(index):
             if place in self._bad:
@@ -344,7 +344,7 @@ class ClipDataset(Dataset[Sample]):
                 return Sample(clip, place)
             except UserError as error:
                 self._note(place, str(error))
-        raise UserError(f"{self.videos.name}: none of the videos that could stand in for {index} can be read")
+        raise UserError(f"{self.videos.name}: no readable video can replace video {index}")
 
     def _candidates(self, index: int) -> itertools.filterfalse[int]:
         label = self.videos[index].label
@@ -355,8 +355,8 @@ class ClipDataset(Dataset[Sample]):
         bad = self._listed() | self._bad | {index}
         if len(bad) > self._allowed:
             raise UserError(
-                f"{reason}\n{len(bad)} of {len(self)} videos cannot be read, {self._allowed} may be skipped; "
-                "`ssl-video check` lists all of them. Mend or remove them, or allow more (--max_bad)"
+                f"{reason}\n{len(bad)} of {len(self)} videos cannot be read, and {self._allowed} may be skipped; "
+                "`ssl-video check` lists all of them. Repair or remove them, or allow more (--max_bad)"
             )
         if self._log is not None and index not in self._listed():
             record = {"index": index, "path": str(self.videos[index].path), "reason": reason}

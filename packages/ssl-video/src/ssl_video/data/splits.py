@@ -1,7 +1,7 @@
 """Draw, read and write splits: training videos, the labelled ones among them, validation and test videos.
 
-A split is a file with hashes, so that every run with few labels uses the same videos. Videos that belong together (the
-clips of one recording) stay together.
+A split is a file with hashes, so that every run with few labels uses the same videos. Videos that belong together (such
+as clips of one recording) stay together.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Split:
     """A split of a data set, by the keys of its videos.
 
     Attributes:
-        classes: names, in the order of their numbers.
-        train: all videos to learn from, with labels or without; no label is written here.
-        labelled: those of them whose label may be seen.
-        validation: kept to choose settings by.
-        test: kept to the end.
-        settings: how it was made.
+        classes: Class names in the order of their numbers.
+        train: All training videos, with or without labels; their labels are not stored here.
+        labelled: Training videos whose label may be used.
+        validation: Videos for choosing settings.
+        test: Videos for the final evaluation.
+        settings: Settings that made the split.
     """
 
     classes: tuple[str, ...]
@@ -50,15 +50,15 @@ class Split:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over classes and all lists."""
+        """SHA-256 hash of the classes and all lists."""
         lists = [self.classes, self.train, self.labelled, self.validation, self.test]
         return hashlib.sha256(json.dumps(lists, ensure_ascii=True, separators=(",", ":")).encode()).hexdigest()
 
     def check(self, name: str = "the split") -> None:
-        """See that nothing overlaps.
+        """Check that the parts do not overlap.
 
         Raises:
-            UserError: a video in two parts, a labelled one that is not learned from, a class that is none.
+            UserError: A video is in two parts, a labelled video is not in train, or a label is not a class.
         """
         held = {"validation": {key for key, _ in self.validation}, "test": {key for key, _ in self.test}}
         parts = {"train": set(self.train), **held}
@@ -77,10 +77,10 @@ class Split:
             if unknown:
                 raise UserError(f"{name}: names classes that it does not list ({some_of(unknown)})")
         if not self.train or not self.labelled:
-            raise UserError(f"{name}: lists no videos to learn from, or none with a label")
+            raise UserError(f"{name}: lists no training videos, or none with a label")
 
     def to_bytes(self) -> bytes:
-        """The file, a video a line."""
+        """Return the content of the split file, with one video per line."""
         head = {"format": FORMAT, **{"settings": self.settings}, "sha256": self.digest, "classes": list(self.classes)}
         lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
         for name in ("train", "labelled", "validation", "test"):
@@ -90,10 +90,10 @@ class Split:
 
 
 def read_split(file: str | Path) -> Split:
-    """A split file.
+    """Read a split file.
 
     Raises:
-        UserError: no such file, not one of ours, changed after it was written, or parts that overlap.
+        UserError: There is no such file, it is not a split file or was changed by hand, or its parts overlap.
     """
     path = Path(file)
     content = read_json(path)
@@ -110,32 +110,32 @@ def read_split(file: str | Path) -> Split:
         digest = content["sha256"]
     if digest != split.digest:
         raise UserError(
-            f"{path}: was changed after it was written, its lists do not have the hash it states; write it again with "
-            "`ssl-video make-splits`"
+            f"{path}: was changed after it was written: its lists do not have the hash that it states; write it again "
+            "with `ssl-video make-splits`"
         )
     split.check(str(path))
     return split
 
 
 def write_split(file: Path, split: Split) -> None:
-    """Write a split file; one that is there already must say the same.
+    """Write a split file; an existing file must be identical.
 
     Raises:
-        UserError: There is another file of that name, or parts of the split overlap.
+        UserError: A different file of that name exists, or parts of the split overlap.
     """
     write_splits({file: split})
 
 
 def write_splits(splits: Mapping[Path, Split], *, inputs: Iterable[Path | str] = (), overwrite: bool = False) -> None:
-    """Write several split files, all or none of them; those that exist must say the same.
+    """Write several split files, all or none of them; existing files must be identical.
 
     Args:
-        splits: Every file with its split.
-        inputs: Files that were read for them and are never replaced.
-        overwrite: Replace files that say something else.
+        splits: Split to write to each file.
+        inputs: Input files of the splits, which are never replaced.
+        overwrite: Replace files that differ.
 
     Raises:
-        UserError: There is another file of a name, or parts of a split overlap.
+        UserError: A different file of one of these names exists, or parts of a split overlap.
     """
     for file, split in splits.items():
         split.check(str(file))
@@ -144,33 +144,33 @@ def write_splits(splits: Mapping[Path, Split], *, inputs: Iterable[Path | str] =
 
 
 def select(videos: VideoSet, keys: Iterable[str], *, file: str | Path) -> list[int]:
-    """Where in a set the videos of these keys are; no label is looked at.
+    """Return the positions of videos in a set by their keys; labels are not read.
 
     Raises:
-        UserError: some are not there.
+        UserError: Some are missing.
     """
     listed = list(keys)
     places = [videos.place(key) for key in listed]
     missing = [key for key, place in zip(listed, places, strict=True) if place is None]
     if missing:
         raise UserError(
-            f"{file}: lists {len(missing)} videos that are not in {videos.name} ({some_of(missing)}), whose videos are "
-            f"called {videos[0].key}; give the data it was made for"
+            f"{file}: lists {len(missing)} videos that are not in {videos.name} ({some_of(missing)}), whose videos "
+            f"have names such as {videos[0].key}; give the data that the file was made for"
         )
     return [place for place in places if place is not None]
 
 
 def select_labelled(videos: VideoSet, listed: Labelled, classes: Sequence[str], *, file: str | Path) -> VideoSet:
-    """The listed videos as a set of their own, with the classes of the split.
+    """Return the listed videos as a set of their own, with the classes of the split.
 
     Raises:
-        UserError: some are not there, or the data says that one is of another class.
+        UserError: Some are missing, or the data states another class for one.
     """
     places = select(videos, (key for key, _ in listed), file=file)
     for place, (key, label) in zip(places, listed, strict=True):
         if videos[place].label not in (label, None):
             raise UserError(
-                f"{file}: says that {key} is of class {label}, in {videos.name} it is of {videos[place].label}; make "
+                f"{file}: lists {key} in class {label}, but in {videos.name} it has class {videos[place].label}; make "
                 "the file again for these data"
             )
     chosen = videos.subset(places)
@@ -184,18 +184,18 @@ def _pairs(listed: Iterable[Sequence[str]]) -> Labelled:
 By = Literal["clip", "group", "block"]
 _T = TypeVar("_T")
 Groups = dict[str, list[int]]
-"""Name of a group -> places of its videos."""
+"""Name of a group -> positions of its videos."""
 
 
 def groups_by_class(videos: VideoSet, *, by: By, blocks: int = 10) -> dict[str, Groups]:
-    """The videos of every class in groups that a split keeps together.
+    """Group the videos of every class into units that a split keeps together.
 
-    ``clip``: every video for itself. ``group``: as the data says (UCF-101's names, a CSV column); a group that has
-    videos of several classes counts in each. ``block``: the class's videos in the order of their keys, cut into
-    `blocks` parts of consecutive ones, where neighbours are alike.
+    ``clip``: each video alone. ``group``: as the data states (names as in UCF-101, a CSV column); a group with videos
+    of several classes appears in each. ``block``: the videos of a class in the order of their keys, cut into `blocks`
+    runs of consecutive videos, for data in which neighbours are alike.
 
     Raises:
-        UserError: a video without a label, or without a group where groups are asked for.
+        UserError: A video has no label, or no group although `by` is ``group``.
     """
     videos.labels()
     members: dict[str, list[int]] = defaultdict(list)
@@ -213,16 +213,16 @@ def groups_by_class(videos: VideoSet, *, by: By, blocks: int = 10) -> dict[str, 
 def hold_out(
     classes: Mapping[str, Groups], share: float, *, by: By, seed: int, purpose: str
 ) -> tuple[dict[str, Groups], list[int]]:
-    """Take whole groups out of every class until at least `share` of its videos are out.
+    """Hold out whole groups of every class until they make up at least `share` of its videos.
 
-    A group that has videos of several classes goes out of all. Blocks are taken from the end, so that as few as
-    possible border on what stays; groups and clips at random.
+    A group with videos of several classes is held out of all of them. Blocks are taken from the end, so that as few as
+    possible adjoin the remaining ones; groups and clips at random.
 
     Returns:
-        What stays, and the places of what was taken.
+        What remains, and the positions of the held-out videos.
 
     Raises:
-        UserError: nothing of a class would stay.
+        UserError: Nothing of a class would remain.
     """
     if not share:
         return dict(classes), []
@@ -243,21 +243,21 @@ def hold_out(
         taken += [place for name, places in groups.items() if name not in stays[label] for place in places]
         if not stays[label]:
             raise UserError(
-                f"class {label} has {len(groups)} {by}(s), and all of them would be kept for {purpose}; expected one "
-                "more to learn from. Split by clip or block, or leave the part out (0)"
+                f"class {label} has {len(groups)} {by}(s), and all of them would be held out for {purpose}; expected "
+                "at least one more for training. Split by clip or block, or leave the part out (0)"
             )
     return stays, sorted(taken)
 
 
 def _owner(by: By, label: str) -> str:
-    # A group of the data is one for all classes; blocks are counted in each class anew.
+    # A group of the data is the same in all classes; blocks are numbered in each class.
     return label if by == "block" else ""
 
 
 def ranked(classes: Mapping[str, Groups], *, seed: int) -> dict[str, list[int]]:
-    """The videos of every class in the order in which they are given labels: group after group, in random order.
+    """Return the videos of every class in the order in which they are labelled: group by group, in random order.
 
-    The first k are the choice of k videos; a smaller choice is inside a larger one.
+    The first k make up the selection of k videos, so that a smaller selection is part of a larger one.
     """
     found = {}
     for label, groups in classes.items():
@@ -270,16 +270,16 @@ def ranked(classes: Mapping[str, Groups], *, seed: int) -> dict[str, list[int]]:
 
 
 def first_of_each(order: Mapping[str, list[int]], *, fraction: float | None = None, count: int = 0) -> list[int]:
-    """The first `fraction` of every class's videos, at least one: ``max(1, round(fraction * n))``; or `count` of each.
+    """Select the first ``max(1, round(fraction * n))`` of the n videos of every class, or `count` of each.
 
     Raises:
-        UserError: a class has fewer than `count`.
+        UserError: A class has fewer than `count`.
     """
     chosen: list[int] = []
     for label, places in order.items():
         number = count if fraction is None else max(1, round(Fraction(repr(fraction)) * len(places)))
         if number > len(places):
-            raise UserError(f"class {label} has {len(places)} videos to learn from; expected at least {number}")
+            raise UserError(f"class {label} has {len(places)} training videos; expected at least {number}")
         chosen += places[:number]
     return sorted(chosen)
 
@@ -292,8 +292,8 @@ def _group(videos: VideoSet, place: int, by: By, block: int) -> str:
         return f"block {block}"
     if video.group is None:
         raise UserError(
-            f"{video.path}: is of no group; expected a column `group` in the CSV, or names as UCF-101's "
-            "(v_Diving_g03_c02.avi). Split by block (neighbours stay together) or by clip"
+            f"{video.path}: has no group; expected a column `group` in the CSV file, or names such as UCF-101's "
+            "(v_Diving_g03_c02.avi). Split by block (neighbours stay together) or by clip instead"
         )
     return video.group
 

@@ -1,4 +1,4 @@
-"""Read frames with torchcodec, an optional decoder that can take less time than PyAV for large pictures.
+"""Read frames with torchcodec, an optional decoder that can be faster than PyAV for large pictures.
 
 torchcodec (the extra ``torchcodec``) loads the FFmpeg libraries of the system, version 4 to 9.
 """
@@ -21,18 +21,18 @@ _TOLERANCE = 1e-3  # seconds
 
 
 def decode(path: str | Path, frames: list[int], index: VideoIndex) -> dict[int, NDArray[np.uint8]] | None:
-    """Frames of a video by their number, uint8 ``[H, W, 3]`` each.
+    """Decode frames of a video, by their numbers, uint8 ``[H, W, 3]`` each.
 
     Args:
-        path: of the file.
-        frames: which, ascending.
-        index: of the video.
+        path: Path of the file.
+        frames: Numbers of the frames, ascending.
+        index: Index of the video.
 
     Returns:
-        The frames; None where they would not be PyAV's to the bit, so that PyAV reads them: other containers than MP4
-        and Matroska, codecs whose decoding is not specified to the bit (MPEG-4, Motion JPEG), more than 8 bits,
-        interlaced, turned or mirrored pictures, files without usable times; and where torchcodec fails, counts another
-        number of frames, or gives frames of other moments than asked for.
+        The frames, identical to PyAV's to the bit. None where they would differ or torchcodec fails, so that PyAV reads
+        them: containers other than MP4 and Matroska, codecs whose decoding is not bit-exact by specification (MPEG-4,
+        Motion JPEG), more than 8 bits, interlaced, turned or mirrored pictures, files without usable times, another
+        number of frames, and frames from other times than requested.
 
     Raises:
         UserError: torchcodec is not installed, or cannot be loaded.
@@ -58,10 +58,10 @@ def decode(path: str | Path, frames: list[int], index: VideoIndex) -> dict[int, 
 
 
 def check_reader(reader: ReaderName) -> None:
-    """See to it that this reader can be used here.
+    """Check that a reader is available.
 
     Raises:
-        UserError: torchcodec is asked for and is not installed, or cannot be loaded.
+        UserError: torchcodec is requested but is not installed, or cannot be loaded.
     """
     if reader == "torchcodec":
         _decoder()
@@ -72,8 +72,8 @@ def _decoder() -> Any:
         from torchcodec.decoders import VideoDecoder  # noqa: PLC0415 - an extra
     except (ImportError, RuntimeError, OSError) as error:  # RuntimeError: no FFmpeg, or another torch
         raise UserError(
-            f"reader is torchcodec, which cannot be loaded here ({str(error).splitlines()[0]}); pip install "
-            "'ssl-video[torchcodec]', in a version for this torch, and the system's FFmpeg (apt-get install ffmpeg); "
-            "or leave reader at pyav, which brings its own"
+            f"reader is torchcodec, which cannot be loaded here ({str(error).splitlines()[0]}). Install it with pip "
+            "install 'ssl-video[torchcodec]', in a version for this torch, and install FFmpeg (apt-get install "
+            "ffmpeg); or use the reader pyav, which includes FFmpeg"
         ) from error
     return VideoDecoder

@@ -24,26 +24,26 @@ _DEFAULT = 0x1  # AV_DISPOSITION_DEFAULT
 _USUAL_RATE = 30.0
 _BROADCAST = frozenset({"mpegts", "mpeg", "vob"})
 _LONGEST_PAUSE = 10.0  # seconds; FFmpeg's dts_delta_threshold
-_VERIFIED = 500  # frames that are decoded to see whether times are those of decoding
-_FAKE_SHARE = 0.05  # of frames that go back in time, above which timestamps are taken for decoding order
+_VERIFIED = 500  # frames decoded to find out whether the stated times are in decoding order
+_FAKE_SHARE = 0.05  # share of frames that go back in time above which the timestamps are in decoding order
 
 Seconds = NDArray[np.float64]
 
 
 class Orientation(NamedTuple):
-    """How a stored picture is turned for display: transposed first, then mirrored."""
+    """How to turn a stored picture for display turned for display: transposed first, then mirrored."""
 
     transpose: bool = False
     mirror: bool = False
-    """Left and right are exchanged."""
+    """Exchange left and right exchanged."""
     upend: bool = False
-    """Top and bottom are exchanged."""
+    """Exchange top and bottom exchanged."""
 
     @classmethod
     def of_matrix(cls, matrix: bytes) -> Orientation:
-        """The orientation of a display matrix: nine int32, of which a, b, c, d map (x, y) to (a x + c y, b x + d y).
+        """Read a display matrix: nine int32, of which a, b, c, d map (x, y) to (a x + c y, b x + d y).
 
-        Other angles than multiples of 90 degrees become the nearest multiple.
+        Angles are rounded to the nearest multiple of 90 degrees.
         """
         a, b, _, c, d = (int(value) for value in np.frombuffer(matrix[:36], np.int32)[:5])
         if abs(a) + abs(d) >= abs(b) + abs(c):
@@ -53,26 +53,26 @@ class Orientation(NamedTuple):
 
 @dataclass(frozen=True)
 class VideoIndex:
-    """The frames of a video in the order in which they are shown.
+    """The frames of a video in display order.
 
     Attributes:
-        times: seconds since the first frame, ascending, float64 ``[F]``.
-        ticks: the same in the file's own units. Empty if the file states no usable times: then a frame is found by
+        times: Time of each frame in seconds since the first frame, ascending, float64 ``[F]``.
+        ticks: The same in the file's own units. Empty if the file states no usable times: frames are then found by
             decoding from the start and counting.
-        duration: seconds, including the last frame.
-        width: in pixels, as displayed.
-        height: in pixels, as displayed.
-        codec: name of the codec.
-        has_audio: whether there is a sound track.
-        stream: number of the video stream in the file.
-        bits: bits of a colour value, as stored.
-        orientation: how stored pictures are turned for display.
-        clock: times of the frames on the file's own clock in seconds, float64 ``[F]``; empty if it has none.
-            It differs from `times` by where it starts, and where it jumps.
+        duration: Duration in seconds, including the last frame.
+        width: Width in pixels, as displayed.
+        height: Height in pixels, as displayed.
+        codec: Name of the codec.
+        has_audio: Whether there is a sound track.
+        stream: Number of the video stream in the file.
+        bits: Bits per colour value, as stored.
+        orientation: How to turn stored pictures for display.
+        clock: Time of each frame on the file's own clock in seconds, float64 ``[F]``; empty if it has none.
+            It differs from `times` in its origin, and in its jumps.
         container: FFmpeg's name of the file format.
-        interlaced: whether pictures are stored as two fields.
-        skipped: pictures at the start that cannot be decoded because the file was cut between key frames.
-        jumps: numbers of the frames at which the file's clock goes back, as in joined streams.
+        interlaced: Whether pictures are stored as two fields.
+        skipped: Number of pictures at the start that cannot be decoded because the file was cut between key frames.
+        jumps: Numbers of the frames at which the file's clock goes back, as in joined streams.
     """
 
     times: Seconds
@@ -96,7 +96,7 @@ class VideoIndex:
 
     @property
     def is_variable(self) -> bool:
-        """Whether frames are shown for different lengths of time, beyond rounding."""
+        """Whether frame durations differ by more than rounding."""
         gaps = np.diff(self.times)
         return len(gaps) > 1 and float(gaps.max() - gaps.min()) > max(0.002, 0.1 * float(np.median(gaps)))
 
@@ -106,42 +106,42 @@ class VideoIndex:
         return (self.height, self.width) if self.orientation.transpose else (self.width, self.height)
 
     def frames_at(self, times: list[float]) -> list[int]:
-        """The frame that is on the screen at each of these times; before the first and after the last one, that one."""
+        """Return the frame shown at each of these times; the first or last frame outside the video."""
         found = np.searchsorted(self.times, np.asarray(times) + _TOLERANCE, side="right") - 1
         return [int(i) for i in found.clip(0, len(self) - 1)]
 
     def on_clock(self, time: float) -> float:
-        """A time since the first frame on the file's own clock, in seconds."""
+        """Convert a time since the first frame to the file's own clock, in seconds."""
         if not len(self.clock):
             return time
         frame = self.frames_at([time])[0]
         return float(self.clock[frame]) + time - float(self.times[frame])
 
     def number(self, tick: int | None, count: int) -> int | None:
-        """The number of a decoded frame: by its time, or by how many were decoded before it; None if not listed."""
+        """Return the number of a decoded frame by its time, or by the count of frames before it; None if not listed."""
         if not len(self.ticks):
             return count if count < len(self) else None
         return None if tick is None else self._numbers.get(tick)
 
     @functools.cached_property
     def _numbers(self) -> dict[int, int]:
-        """The number of the frame of each tick; of equal ticks the first."""
+        """Number of the frame at each tick; the first one if ticks are equal."""
         ticks = self.ticks.tolist()
         return dict(zip(reversed(ticks), reversed(range(len(ticks))), strict=True))
 
 
 def index_video(path: str | Path) -> VideoIndex:
-    """Index a video. Remembered for unchanged files.
+    """Index a video. The result is cached until the file changes.
 
-    The times come from the packets, and only the first frame is decoded. All frames are decoded, once, where the
-    packets do not tell when their frames are shown: no times, times that repeat or go back (joined streams), or the
-    decoding order in place of times (H.264 with B-frames in AVI; seen from the first 500 frames).
+    The times come from the packets, and only the first frame is decoded. If the packets do not state when their frames
+    are shown, all frames are decoded, once. This is the case if there are no times, if times repeat or go back (joined
+    streams), or if they are in decoding order (H.264 with B-frames in AVI; detected from the first 500 frames).
 
     Raises:
-        UserError: no such file, no video in it, or none that can be decoded.
+        UserError: There is no such file, no video in it, or none that can be decoded.
     """
     try:
-        state = os.stat(path)  # noqa: PTH116 - half the time of Path.stat, for every clip
+        state = os.stat(path)  # noqa: PTH116 - twice as fast as Path.stat, and called for every clip
     except OSError as error:
         raise UserError(f"{path}: cannot be opened ({error.strerror}); expected a video file") from error
     return _index(str(path), state.st_mtime_ns, state.st_size)
@@ -149,15 +149,15 @@ def index_video(path: str | Path) -> VideoIndex:
 
 @contextmanager
 def open_file(path: str | Path, what: str) -> Iterator[Any]:
-    """Open a file with PyAV and close it again; every error inside becomes the file's own.
+    """Open a file with PyAV and close it again; every error inside becomes a `UserError` that names the file.
 
-    PyAV has many kinds of errors for unusual files, and one file must not end the work on all others.
+    PyAV raises many kinds of errors for unusual files, and one file must not stop the work on all others.
 
     Raises:
-        UserError: reading fails in any way.
+        UserError: Reading fails for any reason.
     """
     try:
-        # "file:": a name with a colon is no protocol. Metadata may be in any encoding, and are not looked at.
+        # "file:": a colon in a name does not make it a protocol. Metadata may be in any encoding, and are not used.
         with av.open(f"file:{path}", metadata_errors="replace") as container:
             yield container
     except UserError:
@@ -169,29 +169,29 @@ def open_file(path: str | Path, what: str) -> Iterator[Any]:
 
 @contextmanager
 def open_video(path: str | Path) -> Iterator[tuple[Any, Any]]:
-    """Open a file; gives PyAV's container and the video stream that players show.
+    """Open a file; yields PyAV's container and the video stream that players show.
 
     Raises:
-        UserError: there is no video that can be decoded, or reading fails.
+        UserError: There is no video that can be decoded, or reading fails.
     """
     with open_file(path, "cannot be read as a video") as container:
         stream = _video_stream(container, path)
-        # Loading is parallel over clips already; one thread also gives the first frame soonest.
+        # Loading is already parallel over clips; with one thread, the first frame also arrives soonest.
         stream.codec_context.thread_count = 1
         yield container, stream
 
 
 def decoded(container: Any, stream: Any) -> Iterator[Any]:
-    """All frames that can be decoded, in the decoder's order; damaged packets are skipped, as the ffmpeg program does.
+    """Yield all frames that can be decoded, in decoder order; damaged packets are skipped, as in the ffmpeg program.
 
-    Frames that are missing are reported by the caller who needs them.
+    Missing frames are reported by the caller that needs them.
     """
     for packet in _packets(container, stream):
         yield from _frames(packet)
 
 
 def _packets(container: Any, stream: Any) -> Iterator[Any]:
-    """All packets, up to the end or to where the file cannot be read further; the last one is empty."""
+    """Yield all packets, up to the end or the point where reading fails; the last one is empty."""
     packets = container.demux(stream)
     while True:
         try:
@@ -205,7 +205,7 @@ def _packets(container: Any, stream: Any) -> Iterator[Any]:
 
 
 class _End:
-    """Takes the place of the empty packet at the end of a file that breaks off."""
+    """Stands in for the empty last packet of a truncated file."""
 
     size, is_discard, pts, dts, duration = 0, False, None, None, 0
 
@@ -224,7 +224,7 @@ def _frames(packet: Any) -> list[Any]:
 
 
 def _video_stream(container: Any, path: str | Path) -> Any:
-    """The stream that players show: decodable, no cover picture, the default one, else the largest."""
+    """Return the stream that players show: decodable, not a cover picture, the default one or else the largest."""
     streams = list(container.streams.video)
     videos = [stream for stream in streams if not int(getattr(stream, "disposition", 0)) & _ATTACHED_PICTURE]
     if not videos:
@@ -245,7 +245,7 @@ def is_default(stream: Any) -> bool:
 
 
 class _Listed(NamedTuple):
-    """Of a packet that holds a picture."""
+    """Timestamps of a packet that holds a picture."""
 
     pts: int | None
     dts: int | None
@@ -305,10 +305,10 @@ def _index(path: str, changed: int, size: int) -> VideoIndex:
 
 
 def _timed(index: VideoIndex, ticks: NDArray[np.int64], base: float, last_duration: int, *, skipped: int) -> VideoIndex:
-    """The index of a file whose frames have ascending times."""
+    """Complete the index of a file whose frames have ascending times."""
     steps = np.diff(ticks) * base
     if set(index.container.split(",")) & _BROADCAST:
-        # A clock that jumps ahead there tells of another recording, as the ffmpeg program takes it, not of a pause.
+        # In a broadcast, a clock that jumps ahead means another recording, not a pause, as in the ffmpeg program.
         steps = np.where(steps > _LONGEST_PAUSE, np.median(steps) if len(steps) else 0.0, steps)
     times: Seconds = np.concatenate([[0.0], np.cumsum(steps)])
     shown = last_duration * base or (float(np.median(steps)) if len(steps) else 1 / _USUAL_RATE)
@@ -323,7 +323,7 @@ def _timed(index: VideoIndex, ticks: NDArray[np.int64], base: float, last_durati
 
 
 def _joined(index: VideoIndex, ticks: NDArray[np.int64], base: float, rate: float) -> VideoIndex:
-    """The index of streams put behind one another: each goes on where the one before it ends."""
+    """Complete the index of joined streams: each continues where the one before it ends."""
     steps = np.diff(ticks)
     usual = float(np.median(steps[steps > 0])) if (steps > 0).any() else 1 / (rate * base)
     times = np.concatenate([[0.0], np.cumsum(np.where(steps > 0, steps, usual))]) * base
@@ -337,20 +337,20 @@ def _joined(index: VideoIndex, ticks: NDArray[np.int64], base: float, rate: floa
 
 
 def _tell_times(listed: list[_Listed]) -> bool:
-    """Whether every packet states a time of its own, and none goes back."""
+    """Whether every packet has a time of its own, and none goes back."""
     known = {entry.pts for entry in listed if entry.pts is not None}
     return len(known) == len(listed) and not _goes_back([entry.dts for entry in listed])
 
 
 def _is_reordered(listed: list[_Listed]) -> bool:
-    """Whether some frames are shown in another order than that of the file."""
+    """Whether the order of display differs from the order in the file."""
     return _goes_back([entry.pts for entry in listed])
 
 
 def _is_decoding_order(path: str) -> bool:
-    """Whether the stated times only count packets, as in containers without times of their own (AVI).
+    """Whether the stated times only count packets, as in containers without timestamps (AVI).
 
-    Then the frames that the decoder puts in order go back in time again and again.
+    If so, the frames go back in time again and again in the order in which the decoder returns them.
     """
     with open_video(path) as (container, stream):
         frames = itertools.islice(decoded(container, stream), _VERIFIED)
@@ -364,7 +364,7 @@ def _goes_back(ticks: list[int | None]) -> bool:
 
 
 def _is_invisible(packet: Any, stream: Any) -> bool:
-    """Whether a packet of VP8 holds a reference picture that is not shown; WebM and AVI list it as any other."""
+    """Whether a packet of VP8 holds a reference picture that is not shown; WebM and AVI list it like any other."""
     return stream.codec_context.name in ("vp8", "libvpx") and not bytes(packet)[0] & 0x10
 
 

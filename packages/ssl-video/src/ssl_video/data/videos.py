@@ -22,7 +22,7 @@ SUFFIXES = frozenset(
         *("rmvb", "ts", "vob", "webm", "wmv", "y4m"),
     )
 )
-"""Endings of files that are taken for videos."""
+"""Suffixes of video files."""
 
 PARTS = {
     "train": "train",
@@ -34,19 +34,19 @@ PARTS = {
     "test": "test",
     "testing": "test",
 }
-"""Names of folders and column values -> the part of the data that they mean."""
+"""Name of a folder, or value of a column -> part of the data."""
 
 
 _BLOCK = 1 << 16
 
 
 def content_mark(path: Path) -> str:
-    """A short hash of a file's content: of its size and of its first, middle and last 64 kB.
+    """Return a short hash of a file's size and of its first, middle and last 64 kB.
 
-    It tells the videos of any data set apart, whatever they are called and wherever they lie.
+    It distinguishes the videos of any data set, whatever their names and folders.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: The file cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -65,12 +65,12 @@ class Video:
     """One video.
 
     Attributes:
-        key: its name within the data, as split files list it: the path below the data's folder, with slashes.
-        path: of the file.
-        label: its class; None if unknown.
-        group: what it must not be separated from by a split; None: nothing.
-        part: the part of the data that it belongs to by its folder or list: ``train``, ``validation``, ``test``, or
-            another name that the list gives; None: not stated.
+        key: Name within the data, as split files list it: the path below the data's folder, with slashes.
+        path: Path of the file.
+        label: Class; None if unknown.
+        group: Group of videos that a split keeps together; None: the video is independent of all others.
+        part: Part of the data that its folder or list states: ``train``, ``validation``, ``test``, or another name in
+            the list; None: not stated.
     """
 
     key: str
@@ -81,16 +81,16 @@ class Video:
 
 
 class VideoSet:
-    """Videos in the order of their keys, and the names of the classes.
+    """Videos sorted by their keys, and the names of the classes.
 
     Args:
-        name: what messages call it.
-        videos: with keys of their own.
-        classes: in the order of their numbers; None: those of the labels, sorted (as numbers if all are).
-        notes: what was found and is not in the set, in sentences.
+        name: Name of the set in messages.
+        videos: Videos with distinct keys.
+        classes: Class names in the order of their numbers; None: the labels, sorted (as numbers if all are).
+        notes: Sentences on what was found but is not in the set.
 
     Raises:
-        UserError: no videos, or two with the same key.
+        UserError: There are no videos, or two with the same key.
     """
 
     def __init__(
@@ -105,7 +105,8 @@ class VideoSet:
         self.videos = tuple(sorted(videos, key=lambda video: video.key))
         if not self.videos:
             others = "".join(f" ({note})" for note in self.notes)
-            raise UserError(f"{name}: found no videos{others}; expected files ending in {', '.join(sorted(SUFFIXES))}")
+            suffixes = ", ".join(sorted(SUFFIXES))
+            raise UserError(f"{name}: found no videos{others}; expected files with one of the suffixes {suffixes}")
         check_labels((video.key for video in self.videos), what="video", source=name)
         self._places = {video.key: place for place, video in enumerate(self.videos)}
         if len(self._places) < len(self.videos):
@@ -124,10 +125,10 @@ class VideoSet:
         return self.videos[index]
 
     def labels(self) -> Tensor:
-        """Class numbers int64 ``[N]``.
+        """Return the class numbers, int64 ``[N]``.
 
         Raises:
-            UserError: a video has no label, or one that is no class.
+            UserError: A video has no label, or a label that is not a class.
         """
         number = {name: place for place, name in enumerate(self.classes)}
         for video in self.videos:
@@ -139,10 +140,10 @@ class VideoSet:
         return torch.tensor([number[str(video.label)] for video in self.videos], dtype=torch.int64)
 
     def place(self, name: str) -> int | None:
-        """Where the video of that key is, or the only one whose key ends so, or whose key this name ends with.
+        """Return the position of a video by its key, or by a unique ending of a key or of the name.
 
-        Where all videos lie in one folder, the file name alone identifies a video of a list that names class folders.
-        None: nowhere.
+        ``Diving/v_1.avi`` finds the key ``videos/Diving/v_1.avi``, and the other way round. If all videos lie in one
+        folder, the file name is enough to find a video of a list that names class folders. None: not found.
         """
         if name in self._places:
             return self._places[name]
@@ -165,7 +166,7 @@ class VideoSet:
         return self._by_end.get(name)
 
     def subset(self, places: Iterable[int], *, name: str | None = None) -> VideoSet:
-        """Some of the videos, with the same classes."""
+        """Return the videos at these positions as a set with the same classes."""
         return VideoSet(name or self.name, (self.videos[place] for place in places), classes=self.classes)
 
 

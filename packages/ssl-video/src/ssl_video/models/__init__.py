@@ -1,4 +1,4 @@
-"""Networks: the Slow pathway, PyTorchVideo's X3D, torchvision's R3D-18; any module of your own does as well."""
+"""Networks by name: SlowFast, X3D, R(2+1)D, CSN, MViT and R3D from PyTorchVideo and torchvision, and custom modules."""
 
 from ssl_video.models.networks import NETWORKS, NetworkOptions, build_network
 

@@ -29,16 +29,16 @@ FORMAT = "ssl-video recognizer 2"
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a recognizer is built from and fed with, beside its weights.
+    """Description from which a recognizer and its inputs are built, without its weights.
 
     Attributes:
-        network: which one.
-        classes: in the order of the logits.
-        clip: frames of a clip.
-        size: side of the crops it was trained on, in pixels.
-        views: that it has learned, the first being the one to test on.
-        flow: method of the view ``flow``.
-        tg_gain: of the view ``tg``.
+        network: Network.
+        classes: Names of the classes in the order of the logits.
+        clip: Frames of a clip.
+        size: Side of the training crops in pixels.
+        views: Views that it was trained on; the first is the one to test.
+        flow: Flow method of the view ``flow``.
+        tg_gain: Contrast of the view ``tg``.
     """
 
     network: NetworkOptions
@@ -50,11 +50,11 @@ class Recipe:
     tg_gain: float = 1.0
 
     def build(self) -> nn.Module:
-        """The network, randomly initialised, with statistics of batch norm for each view."""
+        """Build the network, randomly initialised, with batch norm statistics for each view."""
         return split_batchnorm(build_network(self.network, len(self.classes)), self.views)
 
     def augment(self) -> ClipAugment:
-        """What makes pictures of clips to test on."""
+        """Return the augmentation that makes test pictures from clips."""
         return ClipAugment(self.size, views=self.views, flow=self.flow, tg_gain=self.tg_gain)
 
 
@@ -68,7 +68,7 @@ class Recognizer:
     card: Mapping[str, object]
 
     def learned_from(self, videos: Iterable[Video]) -> list[Video]:
-        """Return those of these videos that the network was trained on, with labels or without.
+        """Return those of these videos that the network was trained on, labelled or not.
 
         Videos are identified by content, whatever their name or folder.
         """
@@ -78,7 +78,7 @@ class Recognizer:
 
     @torch.no_grad()
     def probabilities(self, pictures: Tensor, view: str) -> Tensor:
-        """Compute probabilities for pictures of one view, ``[N, T, 3, H, W]`` -> float32 ``[N, K]`` on the CPU."""
+        """Compute probabilities for pictures of one view: ``[N, T, 3, H, W]`` -> float32 ``[N, K]`` on the CPU."""
         with views_in_batch(self.network, [(view, len(pictures))]):
             options = self.recipe.network
             logits: Tensor = self.network(normalize(pictures.to(self.device), mean=options.mean, std=options.std))
@@ -100,8 +100,8 @@ def save_recognizer(
         run: Run to write to.
         network: Network built from `recipe`.
         recipe: Description of the network.
-        learned_from: All videos that were trained on, so that a test on them can be refused.
-        about: Other entries of its card: split, method, steps.
+        learned_from: All training videos, so that testing on them can be refused.
+        about: Other entries of the model card: split, method, steps.
         folder: Folder within the run.
     """
     marks = sorted({mark for _, mark in _marks(learned_from)})
@@ -115,14 +115,14 @@ def load_recognizer(model: str | Path, *, device: str = "auto", network: str | N
     Args:
         model: Folder of the run or model.
         device: Device: auto, cpu, cuda or mps.
-        network: ``package.module:function`` of a model whose network is the user's own code; a file alone never causes
-            code to run.
+        network: ``package.module:function`` of a custom network, for a model that was trained with it; a model file
+            alone never runs code.
 
     Raises:
         UserError: There is no model, it is damaged, or it is of another kind.
     """
     place = choose_device(device)
-    tensors, card = load_model(model, formats=(FORMAT,), remedy="point at the out folder of `ssl-video train`")
+    tensors, card = load_model(model, formats=(FORMAT,), remedy="give the out folder of `ssl-video train`")
     with reading(
         model, "model.json does not describe a recognizer", "the file was changed by hand, or a newer version wrote it"
     ):
@@ -135,7 +135,7 @@ def load_recognizer(model: str | Path, *, device: str = "auto", network: str | N
 
 
 def _marks(videos: Iterable[Video]) -> list[tuple[Video, str]]:
-    """Return videos with the hash of their content, without those that cannot be read."""
+    """Return videos with the hash of their content; unreadable ones are left out."""
 
     def mark(video: Video) -> tuple[Video, str] | None:
         try:

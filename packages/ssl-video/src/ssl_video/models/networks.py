@@ -1,6 +1,6 @@
-"""Build the networks that a recipe can name, and give them batch normalisation for several views.
+"""Build the available networks by name, with batch normalisation for several views.
 
-Batch statistics are those of each view, or of all together and then recalibrated for one view.
+Batch statistics are separate for each view, or joint for all views and then recalibrated for one view.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ NETWORKS: tuple[NetworkName, ...] = get_args(NetworkName)
 
 _X3D = {"x3d_xs": (4, 160), "x3d_s": (13, 160)}
 _FIXED = {"mvit_b": (16, 224)}
-"""Frames and side of the clips of networks with one embedding for each position."""
+"""Frames and side of the clips for networks with one embedding per position."""
 
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """A network by name.
+    """Network and normalisation.
 
     Attributes:
-        name: Name of the network, see the table; or a network of your own as ``package.module:function``, called with
-            the number of classes.
+        name: Name of the network, see the table; or a custom network as ``package.module:function``, a function that
+            is called with the number of classes.
         width: Channels after the stem of ``slow_r50`` (64 in the paper) and ``small_slow``; 0 for 64 and 16.
-        dropout: Dropout before the last layer; a network of your own has its own.
-        mean: Mean of the normalisation of pictures in [0, 1]: one number, or three.
+        dropout: Dropout before the last layer; not applied to custom networks.
+        mean: Mean of the normalisation of pictures in [0, 1]: one number or three.
         std: Standard deviation of the normalisation, likewise.
 
     ================  =====================================================  =======================================
-    name              network                                                clips it was made for, frames x stride
+    name              network                                                designed for (frames x stride, size)
     ================  =====================================================  =======================================
     ``small_slow``    the Slow pathway in 10 layers, for CPUs                any
     ``slow_r50``      Slow pathway of SlowFast, ResNet-50 (PyTorchVideo)     8 x 8, 224 pixels
@@ -67,7 +67,7 @@ class NetworkOptions:
     ``r2plus1d_18``   R(2+1)D-18 (torchvision)                               16 x 2, 112
     ================  =====================================================  =======================================
 
-    All but ``mvit_b`` take clips of any length and size.
+    All except ``mvit_b`` accept clips of any length and size.
     """
 
     name: str = "slow_r50"
@@ -94,25 +94,25 @@ class NetworkOptions:
 
     @property
     def is_own(self) -> bool:
-        """Whether it is code of the user's, ``package.module:function``."""
+        """Whether it is a custom network, ``package.module:function``."""
         module, _, function = self.name.partition(":")
         return function.isidentifier() and all(part.isidentifier() for part in module.split("."))
 
 
 _SLOW = 4
-"""Frames of the Fast pathway for each of the Slow one."""
+"""Frames of the Fast pathway per frame of the Slow one."""
 _CHANNELS_LAST = ("small_slow", "x3d_xs", "x3d_s", "r3d_18")
-"""A training step of these takes a sixth to a third less time on a CPU with channels last; Slow R50's takes no less,
-and the others were not measured."""
+"""Networks whose training step is a sixth to a third faster on a CPU with channels last. Slow R50 is not faster, and
+the others were not measured."""
 
 
 def build_network(options: NetworkOptions, classes: int) -> nn.Module:
-    """The network, randomly initialised: ``[N, 3, T, H, W]`` -> logits ``[N, classes]``, in both modes.
+    """Build a network, randomly initialised: ``[N, 3, T, H, W]`` -> logits ``[N, classes]``, in both modes.
 
     The last layer starts at N(0, 0.01), and the last batch norm of every residual branch at 0, as in SlowFast.
 
     Raises:
-        UserError: a network of the user's cannot be imported or built.
+        UserError: A custom network cannot be imported or built.
     """
     if options.is_own:
         return _own(options.name, classes)
@@ -137,19 +137,19 @@ def check_clip(options: NetworkOptions, *, frames: int, size: int) -> None:
     """Check that a network takes clips of this length and size.
 
     Raises:
-        UserError: It takes others.
+        UserError: It does not.
     """
     expected = _FIXED.get(options.name)
     if expected is not None and (frames, size) != expected:
         raise UserError(
-            f"network {options.name} got clips of {frames} frames at {size} pixels; it has an embedding for each "
-            f"position of {expected[0]} frames at {expected[1]} pixels: set clip.frames to {expected[0]} and "
+            f"network {options.name} got clips of {frames} frames at {size} pixels, but it has one embedding for each "
+            f"position in {expected[0]} frames at {expected[1]} pixels; set clip.frames to {expected[0]} and "
             f"image_size to {expected[1]}"
         )
 
 
 def last_layer(network: nn.Module) -> str:
-    """The name of the linear layer that gives the logits, such as ``fc.``: the last one of the network."""
+    """Return the name of the linear layer that computes the logits, such as ``fc.``: the last one of the network."""
     names = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)]
     return f"{names[-1]}." if names else "fc."
 
@@ -157,19 +157,19 @@ def last_layer(network: nn.Module) -> str:
 def _own(name: str, classes: int) -> nn.Module:
     module, _, function = name.partition(":")
     if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: a script's own modules lie beside the data
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: custom modules can lie in the current folder
     try:
         make = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise UserError(
-            f"network.name is {name}: {error}; expected a function that is installed or lies in this folder"
+            f"network.name is {name}: {error}; expected a function in an installed package or in the current folder"
         ) from error
     try:
         network = make(classes)
     except TypeError as error:
         raise UserError(f"{name}({classes}) fails ({error}); expected a function of the number of classes") from error
     if not isinstance(network, nn.Module):
-        raise UserError(f"{name}({classes}) gives a {type(network).__name__}; expected a torch.nn.Module")
+        raise UserError(f"{name}({classes}) returned a {type(network).__name__}; expected a torch.nn.Module")
     return network
 
 
@@ -194,7 +194,7 @@ def _slow_r50(options: NetworkOptions, classes: int) -> nn.Module:
         dropout_rate=options.dropout,
         stem_dim_out=options.width or 64,
         stem_conv_kernel_size=(1, 7, 7),
-        head_pool=_global_pool,  # PyTorchVideo's own ties the network to one size of clip
+        head_pool=_global_pool,  # PyTorchVideo's default allows only one clip size
     )
     return network
 
@@ -208,7 +208,7 @@ def _x3d(options: NetworkOptions, classes: int) -> nn.Module:
         dropout_rate=options.dropout,
         input_clip_length=frames,
         input_crop_size=side,
-        head_activation=None,  # by default it gives probabilities in one mode and in the other
+        head_activation=None,  # by default it returns probabilities in both modes
     )
     for part in network.modules():
         if isinstance(part, nn.Module) and type(part).__name__ == "ProjectedPool":
@@ -249,10 +249,10 @@ def _mvit(options: NetworkOptions, classes: int) -> nn.Module:
 
 
 class SlowFast(nn.Module):
-    """SlowFast for one clip: the Fast pathway takes all frames, the Slow pathway every fourth.
+    """SlowFast that takes one clip: the Fast pathway takes all frames, the Slow pathway every fourth.
 
     Args:
-        blocks: Blocks of PyTorchVideo's SlowFast, whose names the parameters keep.
+        blocks: Blocks of PyTorchVideo's SlowFast, whose parameter names are kept.
 
     Shapes: ``[N, 3, T, H, W]`` -> ``[N, classes]``.
     """
@@ -281,10 +281,10 @@ def _last(features: int, classes: int) -> nn.Linear:
 
 
 class SmallSlow(nn.Module):
-    """A 3-D ResNet of 10 layers in the manner of SlowFast's Slow pathway.
+    """A 3-D ResNet of 10 layers in the style of SlowFast's Slow pathway.
 
-    Stem 1x3x3 with stride 2 in space; four stages of one basic block each, of width, 2, 4 and 8 times the width, from
-    the second on with stride 2 in space; the first convolution of the last two stages spans three frames; global
+    Stem 1x3x3 with spatial stride 2; four stages of one basic block each, with 1, 2, 4 and 8 times the width and, from
+    the second stage on, spatial stride 2; the first convolution of the last two stages spans three frames; global
     average pool, dropout, linear. Width 8 has 0.3 million parameters.
 
     Shapes: ``[N, 3, T, H, W]``, any T, H, W -> ``[N, classes]``.
@@ -345,8 +345,8 @@ Layout = Sequence[tuple[str, int]]
 class ViewBatchNorm(nn.Module):
     """Batch norms of several views that share weight and bias.
 
-    `views_in_batch` states which rows belong to which view. Outside of it all rows belong to the first view, so a
-    trained network that is called like any other is one for that view. With one view this is an ordinary batch norm.
+    `views_in_batch` states which rows belong to which view. Outside of it, all rows belong to the first view, so that a
+    plain call of a trained network classifies that view. With one view this is an ordinary batch norm.
     """
 
     def __init__(self, norm: _BatchNorm, views: Sequence[str]) -> None:
@@ -355,7 +355,7 @@ class ViewBatchNorm(nn.Module):
         self.layout: Layout | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` of ``[N, C, ...]``, each view's rows normalised by that view's statistics."""
+        """Normalise the rows of each view in `x` ``[N, C, ...]`` with the statistics of that view."""
         if self.layout is None:
             first: Tensor = next(iter(self.norms.values()))(x)
             return first
@@ -369,18 +369,18 @@ class ViewBatchNorm(nn.Module):
 def split_batchnorm(network: nn.Module, views: Sequence[str]) -> nn.Module:
     """Give every batch norm in `network` statistics for each view, in place, and return `network`.
 
-    Every view starts from the present statistics. The weights stay the same objects: an optimiser made before still
-    trains them. Subclasses of batch norm are not changed, as they may compute something else.
+    Every view starts with the present statistics. Weight and bias remain the same objects, so that an existing
+    optimiser still trains them. Subclasses of batch norm are not changed, as they may compute something else.
 
     Raises:
         ValueError: `network` is itself a batch norm.
     """
     if type(network) in _TYPES:
-        raise ValueError("split_batchnorm got a batch norm; expected a network that has some in it")
+        raise ValueError("split_batchnorm got a batch norm; expected a network that contains some")
     split_already = {norm for part in network.modules() if isinstance(part, ViewBatchNorm) for norm in part.modules()}
     made: dict[nn.Module, ViewBatchNorm] = {}
     for parent in [part for part in network.modules() if part not in split_already]:
-        for name, child in parent._modules.items():  # a norm that stands in two places stays one
+        for name, child in parent._modules.items():  # a norm that is used twice stays one
             if isinstance(child, _TYPES) and type(child) in _TYPES:
                 made.setdefault(child, ViewBatchNorm(child, views))
                 setattr(parent, name, made[child])
@@ -388,7 +388,7 @@ def split_batchnorm(network: nn.Module, views: Sequence[str]) -> nn.Module:
 
 
 def join_batchnorm(network: nn.Module, view: str) -> nn.Module:
-    """Replace every `ViewBatchNorm` by the plain batch norm of one view, in place, for export; return `network`."""
+    """Replace every `ViewBatchNorm` by the plain batch norm of one view in place, for export, and return `network`."""
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if isinstance(child, ViewBatchNorm):
@@ -442,7 +442,7 @@ def _twin(norm: _BatchNorm) -> _BatchNorm:
     twin = type(norm)(
         norm.num_features,
         eps=norm.eps,
-        momentum=norm.momentum,  # None is the plain average
+        momentum=norm.momentum,  # None means the plain average
         affine=norm.affine,
         track_running_stats=norm.track_running_stats,
     )
@@ -489,7 +489,7 @@ def recalibrate_bn(network: nn.Module, batches: Iterable[Tensor], *, view: str |
     try:
         network.eval()
         for norm in norms:
-            norm.training, norm.track_running_stats = True, False  # normalise by the batch, remember nothing
+            norm.training, norm.track_running_stats = True, False  # normalise by the batch, record nothing
         with torch.no_grad():
             for batch in batches:
                 with views_in_batch(network, [(view, len(batch))]) if view else nullcontext():
@@ -503,7 +503,7 @@ def recalibrate_bn(network: nn.Module, batches: Iterable[Tensor], *, view: str |
         for part, mode in modes:
             part.training = mode
     if not clips:
-        raise UserError("batch norm cannot be recalibrated without clips; give some, or leave recalibration out")
+        raise UserError("batch norm cannot be recalibrated without clips; give some, or skip the recalibration")
     for norm, moments in found.items():
         _set(norm, moments)
     return clips
@@ -532,7 +532,7 @@ def _observer(found: dict[_BatchNorm, _Moments]) -> Callable[[nn.Module, Any], N
         if before is None:
             found[norm] = _Moments(count, mean, variance)
             return
-        # Of a union: within the parts, and of their means (Chan, Golub and LeVeque 1979).
+        # Variance of the union, from the variances within the parts and between their means (Chan et al. 1979).
         total = before.count + count
         joint = (before.count * before.mean + count * mean) / total
         spread = before.count * (before.variance + (before.mean - joint) ** 2) + count * (

@@ -1,4 +1,4 @@
-"""Begin training from weights of other programs: PyTorchVideo, torchvision, mmaction2, and 2-D ResNets of ImageNet."""
+"""Initialise training with weights from PyTorchVideo, torchvision, mmaction2, and 2-D ResNets trained on ImageNet."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contrastive_core.training.weights import read_state_dict
 from ssl_video.models.checkpoint import load_recognizer
 from ssl_video.models.networks import join_batchnorm, last_layer
 
-# A bottleneck by PyTorchVideo's names and those of torchvision's 2-D ResNet and of mmaction2.
+# Parts of a bottleneck, named as in PyTorchVideo, in torchvision's 2-D ResNet and in mmaction2.
 _BLOCK = (
     ("branch2.conv_a.", "conv1.", "conv1.conv."),
     ("branch2.norm_a.", "bn1.", "conv1.bn."),
@@ -25,7 +25,7 @@ _BLOCK = (
 )
 _STEM = (("blocks.0.conv.", "conv1.", "conv1.conv."), ("blocks.0.norm.", "bn1.", "conv1.bn."))
 _LAYER = re.compile(r"layer(\d)\.(\d+)\.(.+)")
-# Of torchvision's MViT, and what PyTorchVideo calls it.
+# Names in torchvision's MViT -> names in PyTorchVideo's.
 _MVIT = tuple(
     (re.compile(theirs), ours)
     for theirs, ours in (
@@ -47,7 +47,7 @@ _HEADS = ("fc.", "cls_head.", "head.", "classifier.")
 
 
 def begin_from(network: nn.Module, init: Path) -> str:
-    """Load weights into a network, in place, all but its last layer if that is of other classes.
+    """Load weights into a network in place, except its last layer if the number of classes differs.
 
     ====================================  ===================================================================
     a run or model folder                 of `ssl-video train`, with the batch norm of its first view
@@ -56,19 +56,19 @@ def begin_from(network: nn.Module, init: Path) -> str:
     weights of torchvision                ``r3d_18``, ``r2plus1d_18`` and ``mvit_v1_b`` of torchvision.models.video into
                                           ``r3d_18``, ``r2plus1d_18`` and ``mvit_b``
     weights of mmaction2                  SlowOnly with ResNet-50 into ``slow_r50``
-    a 2-D ResNet-50 of torchvision        into ``slow_r50``: every filter becomes the middle frame of a 3-D one, so that
-                                          on a still clip the features are those of the picture
+    a 2-D ResNet-50 of torchvision        into ``slow_r50``: every filter becomes the middle frame of a 3-D filter,
+                                          so that a still clip gives the features of the picture
     ====================================  ===================================================================
 
     Args:
-        network: Built by `build_network`.
-        init: The folder, or the file, as .safetensors or as a PyTorch file of tensors alone.
+        network: Network from `build_network`.
+        init: Folder, or file of weights: .safetensors, or a PyTorch file with tensors only.
 
     Returns:
-        What was loaded and what was left out, in a sentence.
+        Message with the loaded and the unused tensors.
 
     Raises:
-        UserError: no such weights, or of another network; the network is left as it was.
+        UserError: There are no such weights, or they belong to another network; the network is left unchanged.
     """
     if init.is_dir():
         opened = load_recognizer(init, device="cpu")
@@ -93,20 +93,20 @@ def begin_from(network: nn.Module, init: Path) -> str:
         if name in found:
             detail = f"{name} is {list(found[name].shape)}, expected {list(expected[name].shape)}"
         raise UserError(
-            f"{init}: {len(missing)} of the {len(expected)} tensors of the network are not in it or have another shape "
-            f"({detail}); expected weights of the same network, see --network.name and --network.width"
+            f"{init}: {len(missing)} of the {len(expected)} tensors of the network are missing from it or have another "
+            f"shape ({detail}); expected weights of the same network, see --network.name and --network.width"
         )
     unused = [name for name in found if name not in taken and not name.startswith((head, *_HEADS))]
     network.load_state_dict({**expected, **taken})
     kept = any(name.startswith(head) for name in taken)
-    told = f"begun from {init}: {len(taken)} of {len(expected)} tensors"
+    told = f"initialised from {init}: {len(taken)} of {len(expected)} tensors"
     if not kept:
-        told += "; the last layer is new, for the classes are others"
+        told += "; the last layer is new, because the classes differ"
     return f"{told}; {len(unused)} tensors of the file are not used ({unused[0]})" if unused else told
 
 
 def _our_name(name: str, expected: dict[str, Tensor]) -> str:
-    """The name of a tensor in our networks."""
+    """Return the name of a tensor in our networks."""
     if name in expected:
         return name
     plain = name.removeprefix("backbone.")
@@ -126,7 +126,7 @@ def _our_name(name: str, expected: dict[str, Tensor]) -> str:
 
 
 def _pytorchvideo_mvit(given: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of torchvision's MViT under the names of PyTorchVideo's, whose queries, keys and values are apart."""
+    """Rename torchvision's MViT weights to PyTorchVideo's names, whose queries, keys and values are separate."""
     found: dict[str, Tensor] = {}
     for name, tensor in given.items():
         new = name
@@ -143,7 +143,7 @@ def _pytorchvideo_mvit(given: dict[str, Tensor], expected: dict[str, Tensor]) ->
 
 
 def _inflated(tensor: Tensor, expected: Tensor | None) -> Tensor:
-    """A 2-D filter as the middle frame of a 3-D one."""
+    """Turn a 2-D filter into the middle frame of a 3-D filter."""
     if expected is None or tensor.ndim != 4 or expected.ndim != 5:
         return tensor
     result = tensor.new_zeros(*tensor.shape[:2], expected.shape[2], *tensor.shape[2:])

@@ -17,12 +17,12 @@ TARGETS: tuple[TargetKind, ...] = ("self", "random", "cross", "aggregated")
 
 
 class Targets(NamedTuple):
-    """For M views of N clips and K classes."""
+    """Targets of M views of N clips with K classes."""
 
     probabilities: Tensor
-    """Target of each view: float ``[M, N, K]``, without gradient."""
+    """Target of each view, float ``[M, N, K]``, without gradient."""
     usable: Tensor
-    """Whether the target exists: bool ``[M, N]``; not where the view that it comes from is missing."""
+    """Whether the target exists, bool ``[M, N]``: false if its source view is missing."""
 
 
 def make_targets(
@@ -36,19 +36,19 @@ def make_targets(
 ) -> Targets:
     """Make the targets of every view from the predictions on weakly augmented clips.
 
-    ``aggregated``, the mean over the views, is the method. For comparison: ``self``, a view's own prediction (FixMatch
-    on every view), and ``random`` and ``cross``, the prediction of one other view.
+    ``aggregated``, the mean over the views, is MvPL. The others are for comparison: ``self``, the view's own prediction
+    (FixMatch on every view), and ``random`` and ``cross``, the prediction of one other view.
 
     Args:
         logits: Logits of M views, float ``[M, N, K]``; they receive no gradient.
         kind: Kind of the targets.
         fuse_by: For ``aggregated``: mean of probabilities, or softmax of the mean of logits.
         weights: For ``aggregated``: weights of the views ``[M]``; None: equal.
-        present: bool ``[M, N]``, which views a clip has; None: all.
-        sources: For ``random`` and ``cross``: the view from which each takes its target, see `other_views`.
+        present: Whether each clip has each view, bool ``[M, N]``; None: all have.
+        sources: For ``random`` and ``cross``: source view of each view, see `other_views`.
 
     Raises:
-        ValueError: The kind is unknown, or sources are missing.
+        ValueError: The kind is unknown, or `sources` are missing.
 
     Reference: Xiong, Fan, Grauman and Feichtenhofer, "Multiview Pseudo-Labeling for Semi-supervised Learning from
     Video", ICCV 2021, figure 2.
@@ -71,9 +71,9 @@ def make_targets(
 
 
 def other_views(kind: TargetKind, views: int, *, seed: int = 0, step: int = 0) -> list[int]:
-    """Return the view from which each takes its target: the next one (``cross``), or another one drawn for the step.
+    """Return the source view of each view: the next one (``cross``), or another one drawn for the step (``random``).
 
-    A single view takes its own.
+    A single view is its own source.
 
     >>> other_views("cross", 3)
     [1, 2, 0]
@@ -93,11 +93,11 @@ class PseudoLabelLoss(NamedTuple):
     loss: Tensor
     """Scalar."""
     mask: Tensor
-    """Whether the target of a view counts: bool ``[M, N]``."""
+    """Whether the target of a view is used, bool ``[M, N]``."""
     labels: Tensor
-    """Pseudo-label of each view: int64 ``[M, N]``, also where it does not count."""
+    """Pseudo-label of each view, int64 ``[M, N]``, whether it is used or not."""
     confidence: Tensor
-    """The largest probability of each target: ``[M, N]``."""
+    """Largest probability of each target, ``[M, N]``."""
 
 
 def supervised_loss(logits: Tensor, labels: Tensor, *, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -106,7 +106,7 @@ def supervised_loss(logits: Tensor, labels: Tensor, *, present: Tensor | None = 
     Args:
         logits: Logits of M views ``[M, N, K]``.
         labels: Classes, int64 ``[N]``.
-        present: bool ``[M, N]``, which views a clip has; None: all.
+        present: Whether each clip has each view, bool ``[M, N]``; None: all have.
 
     Returns:
         The loss, a scalar; and the mean loss of each view over the clips that have it ``[M]``, without gradient, 0 if
@@ -130,26 +130,26 @@ def pseudo_label_loss(
     partners: Tensor | None = None,
     share: Tensor | None = None,
 ) -> PseudoLabelLoss:
-    """Cross-entropy of strongly augmented clips with the targets that are confident.
+    """Cross-entropy of strongly augmented clips with their confident targets.
 
         L = 1 / N sum_j 1 / M_j sum_v m_vj CE(logits_vj, target_vj),  m_vj = [max q_vj >= threshold]
 
-    The mean is over all N clips, not over those selected, as in FixMatch: few confident clips, a small loss. Of clips
-    that are mixed (see `ssl_video.mvpl.mixing`), a share s_vj is clip j and the rest is its partner p; the target is
-    mixed likewise, which for a cross-entropy is the same as mixing the losses:
+    As in FixMatch, the mean is over all N clips, not over the selected ones, so that few confident clips give a small
+    loss. A mixed clip (see `ssl_video.mvpl.mixing`) consists of a share s_vj of clip j and the rest of its partner p;
+    the target is mixed likewise, which for a cross-entropy is the same as mixing the losses:
 
         s_vj m_vj CE(logits_vj, target_vj) + (1 - s_vj) m_vp CE(logits_vj, target_vp)
 
     Args:
         logits: Logits of M views ``[M, N, K]``.
-        targets: q of `make_targets`.
-        threshold: Smallest confidence that counts: a number, or one for each class ``[K]``.
-        soft: Learn the distribution ``q^(1 / temperature)``, normalised, instead of its largest class.
+        targets: Targets q from `make_targets`.
+        threshold: Smallest confidence of a target to use: a number, or one per class ``[K]``.
+        soft: Train on the normalised distribution ``q^(1 / temperature)`` instead of its largest class.
         temperature: Temperature of soft targets; the threshold applies to q itself.
-        present: bool ``[M, N]``, which views a clip has; None: all.
+        present: Whether each clip has each view, bool ``[M, N]``; None: all have.
         weights: Weight of each target ``[M, N]``; None: 1.
-        partners: Partner of each clip, int64 ``[N]``; None: clips are not mixed.
-        share: Share of a clip that is its own ``[M, N]``; needed with `partners`.
+        partners: Partner of each clip, int64 ``[N]``; None: no mixing.
+        share: Share of a clip that remains ``[M, N]``; needed with `partners`.
     """
     m, n, k = logits.shape
     learned = targets.probabilities.reshape(m * n, k)
@@ -159,7 +159,7 @@ def pseudo_label_loss(
     counts = mask.to(confidence.dtype) if weights is None else mask * weights
     target = labels
     if soft:
-        # What does not count may be no distribution at all.
+        # Unused targets may not be distributions at all.
         target = sharpen(learned.where(mask.view(-1, 1), 1 / k), temperature=temperature).view(m, n, k)
     losses = counts * _cross_entropy(logits, target)
     if partners is not None and share is not None:
@@ -169,15 +169,15 @@ def pseudo_label_loss(
 
 
 def feature_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over clips of ``1 - cos(student, teacher)``; no gradient goes to the teacher.
+    """Compute the mean over clips of ``1 - cos(student, teacher)``; the teacher receives no gradient.
 
     Args:
-        student: Features of frames ``[N, D]``.
+        student: Features of the frames ``[N, D]``.
         teacher: Features of the temporal gradient ``[N, D]``.
 
     Reference: Xiao et al., "Learning from Temporal Gradient for Semi-supervised Action Recognition" (LTG), CVPR 2022,
-    section 3.3. There two networks are compared after each of four stages, and a contrastive loss is added; here it is
-    one network, after its last pooling.
+    section 3.3. The paper compares two networks after each of four stages and adds a contrastive loss; this function
+    compares features of one network, after its last pooling.
     """
     return (1 - F.cosine_similarity(_precise(student), _precise(teacher.detach()), dim=-1)).mean()
 

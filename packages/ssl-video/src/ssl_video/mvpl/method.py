@@ -36,17 +36,17 @@ from ssl_video.mvpl.state import (
 from ssl_video.views import MEAN, STD, check_views, normalize
 
 Pictures = Mapping[str, Tensor]
-"""By view: float ``[N, T, 3, H, W]``, 0 to 255, what `views.make_views` gives."""
+"""By view, float ``[N, T, 3, H, W]`` on the scale 0 to 255, as `views.make_views` returns."""
 
 
-_ONE = 1e-3  # how far the sum of a row of probabilities may be from 1, in half precision
+_ONE = 1e-3  # tolerance for the sum of a row of probabilities, in half precision
 
 
 class Losses(NamedTuple):
     """Losses of a step."""
 
     loss: Tensor
-    """The loss to differentiate: ``supervised + unlabelled_weight unlabelled + agreement_weight feature_distance``."""
+    """Total loss: ``supervised + unlabelled_weight unlabelled + agreement_weight feature_distance``."""
     supervised: Tensor
     """Loss on labelled clips, without gradient."""
     unlabelled: Tensor
@@ -54,11 +54,11 @@ class Losses(NamedTuple):
     diagnostics: Diagnostics | None
     """Diagnostics of the pseudo-labels; None in steps with labels only."""
     feature_distance: Tensor | None = None
-    """Distance of the features of frames from those of the temporal gradient, without gradient; None without
+    """Distance between the features of the frames and those of the temporal gradient, without gradient; None without
     `agreement_weight`."""
 
     def scalars(self) -> dict[str, Tensor]:
-        """The numbers by name, as a log takes them."""
+        """Return the numbers by name, for a log."""
         named = {"loss": self.loss, "supervised": self.supervised, "unlabelled": self.unlabelled}
         if self.feature_distance is not None:
             named["feature_distance"] = self.feature_distance
@@ -66,61 +66,61 @@ class Losses(NamedTuple):
 
 
 class MultiviewPseudoLabel(nn.Module):
-    """Losses of a step of multiview pseudo-labelling (MvPL), for a network and a loop of your own.
+    """Losses of a step of multiview pseudo-labelling (MvPL), for any network and training loop.
 
     The network classifies every view of a weakly augmented unlabelled clip, without gradient. The predictions are fused
-    into one pseudo-label. If it is confident, every view of the strongly augmented clip learns it. Labelled clips are
-    learned by cross-entropy on every view. With the single view ``rgb`` this is FixMatch.
+    into one pseudo-label. If it is confident, it becomes the target of every view of the strongly augmented clip. For
+    labelled clips, the loss is the cross-entropy of every view. With the single view ``rgb`` this is FixMatch.
 
         L = L_s + unlabelled_weight L_u + agreement_weight L_f    (see `ssl_video.mvpl.losses`)
 
-    The parameters of `network` are trained. It is tested on one view, ``rgb``, at the cost of one view. Batch norm,
-    adaptive weights and thresholds and the moving average are part of `state_dict`.
+    The parameters of `network` are trained. At test time it classifies one view, ``rgb``, at the cost of one view.
+    `state_dict` includes batch norm, adaptive weights and thresholds, and the moving average.
 
     Args:
         network: Module ``[N, 3, T, H, W]`` -> logits ``[N, classes]``, in training and evaluation mode. The output may
-            also be a mapping or an object with ``logits``, or a tuple that begins with them. Probabilities are refused:
+            also be a mapping or an object with ``logits``, or a tuple that starts with them. Probabilities are refused:
             build PyTorchVideo's X3D with ``head_activation=None``.
         classes: Number of classes K.
-        views: Names of the views; the first is the one tested on.
-        target: Source of a view's pseudo-label: ``aggregated`` is the method; ``self``, ``random`` and ``cross`` are
+        views: Names of the views; the first is the one to test.
+        target: Source of the pseudo-label of a view: ``aggregated`` is MvPL; ``self``, ``random`` and ``cross`` are
             for comparison, see `make_targets`.
-        fuse_by: What is averaged over views: ``probabilities`` or ``logits``.
+        fuse_by: Quantity averaged over views: ``probabilities`` or ``logits``.
         fusion: Weights of the views: ``exact`` for equal ones; ``adaptive`` for weights in proportion to
-            ``exp(-loss)``, the supervised loss of a view averaged over steps; or one number for each view.
-        threshold: Smallest confidence of a pseudo-label that counts.
-        soft: Learn the whole distribution instead of the most probable class.
+            ``exp(-loss)``, with the supervised loss of the view averaged over steps; or one number per view.
+        threshold: Smallest confidence of a pseudo-label to train on.
+        soft: Train on the whole distribution instead of the most probable class.
         temperature: Temperature of soft targets.
         unlabelled_weight: Weight of the loss on pseudo-labels.
-        warmup_steps: Number of steps with labels only, at the start.
+        warmup_steps: Number of steps at the start that use labels only.
         bn: ``split``: every view has batch norm statistics of its own; `network` is changed in place. ``joint``: one
             batch of all views; recalibrate on ``rgb`` before testing (`recalibrate_bn`).
-        weak_batch: ``separate``: weak clips pass through the network on their own, without dropout and without updating
-            the statistics of batch norm; ``joint``: in one batch with all others, as in FixMatch's code.
+        weak_batch: ``separate``: weak clips form a batch of their own, without dropout and without updating the
+            statistics of batch norm; ``joint``: in one batch with all others, as in FixMatch's code.
         align: Distribution alignment of ReMixMatch: divide the targets by their running mean over steps and multiply
             them by the classes' shares among the labelled clips.
-        select: ``fixed``: pseudo-labels that reach `threshold` count; ``freematch``: each class has a threshold that
-            follows the confidence (`AdaptiveThreshold`); ``softmatch``: all count, by a weight (`SoftWeights`).
+        select: ``fixed``: use pseudo-labels that reach `threshold`; ``freematch``: thresholds per class that follow the
+            confidence (`AdaptiveThreshold`); ``softmatch``: use all, with weights (`SoftWeights`).
         teacher: Network that makes the pseudo-labels: ``network`` itself, or its moving ``average``, which needs
             `ema_decay` and ``weak_batch="separate"``.
-        mix: TubeMix: parameter of the Beta distribution of the share of a strong clip that stays its own. The rest is
+        mix: TubeMix: parameter of the Beta distribution of the remaining share of a strong clip. The rest is
             one box of another clip in all frames, with mixed targets (`ssl_video.mvpl.mixing`). 0 for none.
         directed: Numbers of the classes that the direction of time defines, such as opening and closing. Their
-            pseudo-labels do not count on clips whose frames are in another order (`reordered` of `forward`).
-        agreement_weight: Weight of `feature_distance` between the features of ``rgb`` and those of ``tg``, the inputs
+            pseudo-labels are ignored on clips whose frames are reordered (`reordered` of `forward`).
+        agreement_weight: Weight of `feature_distance` between the features of ``rgb`` and those of ``tg``: the inputs
             of the last linear layer; 0 for none.
         ema_decay: Decay of a moving average of the network for testing (`tested`); 0 for none.
-        seed: Seed of the choice of views for ``random`` and of `mix`.
-        mean: Mean of the normalisation ``(x / 255 - mean) / std``, the same for every view; a number, or one for each
+        seed: Seed for the choice of views for ``random`` and of `mix`.
+        mean: Mean of the normalisation ``(x / 255 - mean) / std``, the same for every view; a number, or one per
             channel.
         std: Standard deviation of the normalisation, likewise.
 
     Raises:
-        ValueError: A setting is out of its range, or needs another one.
+        ValueError: A setting is out of its range, or requires another one.
 
     Reference: Xiong, Fan, Grauman and Feichtenhofer, "Multiview Pseudo-Labeling for Semi-supervised Learning from
-    Video", ICCV 2021. Sohn et al., "FixMatch", NeurIPS 2020. The paper has no code; docs/ssl-video states what it
-    leaves open.
+    Video", ICCV 2021. Sohn et al., "FixMatch", NeurIPS 2020. The paper has no code; docs/ssl-video describes our
+    choices where it is silent.
     """
 
     def __init__(
@@ -169,8 +169,8 @@ class MultiviewPseudoLabel(nn.Module):
             raise ValueError(f"teacher is {teacher!r}; expected network or average")
         if teacher == "average" and (not ema_decay or weak_batch == "joint"):
             raise ValueError(
-                f"teacher is average with ema_decay {ema_decay:g} and weak_batch {weak_batch}; expected a decay above "
-                "0 (0.99 for runs of some thousand steps) and separate"
+                f"teacher is average with ema_decay {ema_decay:g} and weak_batch {weak_batch}; expected an ema_decay "
+                "above 0 (0.99 for runs of some thousand steps) and weak_batch separate"
             )
         if not 0 <= mix < math.inf or not 0 <= agreement_weight < math.inf:
             raise ValueError(
@@ -190,7 +190,7 @@ class MultiviewPseudoLabel(nn.Module):
 
     @property
     def tested(self) -> nn.Module:
-        """The network to test and to keep: the moving average, if there is one."""
+        """Network to test and save: the moving average, if there is one."""
         return self.network if self.average is None else self.average.module
 
     def forward(
@@ -214,15 +214,15 @@ class MultiviewPseudoLabel(nn.Module):
             weak: Unlabelled clips, every view, weakly augmented; None in steps with labels only.
             strong: The same clips, strongly augmented.
             step: Step of the run, for `warmup_steps` and the draws of ``random`` and `mix`.
-            present: By view, which of the unlabelled clips have it, bool ``[N]``; a view not named here all have.
+            present: By view, whether each unlabelled clip has it, bool ``[N]``; views that are not listed exist in all.
             labelled_present: The same for the labelled clips.
-            truth: Classes of the unlabelled clips where they are known, for the diagnostics only; -1 where not.
-            reordered: Which of the strong clips have their frames in another order, bool ``[N]``, see
+            truth: Classes of the unlabelled clips, -1 if unknown; used only for the diagnostics.
+            reordered: Whether the frames of each strong clip are reordered, bool ``[N]``, see
                 `ClipAugment.reordered`; None: none.
 
         Raises:
-            ValueError: A view is missing; weak and strong clips differ in number; labels are no classes; pictures are
-                not on the scale 0 to 255; or the network gives no logits of `classes`.
+            ValueError: A view is missing; weak and strong clips differ in number; labels are not classes; pictures are
+                not on the scale 0 to 255; or the network does not return logits of `classes`.
         """
         there = self._present(labelled, labelled_present)
         labels = self._checked_labels(labels, there)
@@ -230,7 +230,7 @@ class MultiviewPseudoLabel(nn.Module):
             self._looked_at_pictures = True
             for batch in (labelled, weak, strong):
                 check_scale(batch or {})
-        # Known without a look at the device.
+        # Known without waiting for the device.
         complete = not labelled_present and not present
         if weak is None or strong is None or step < self.warmup_steps:
             logits, distance = self._trained(labelled, there, complete=complete)
@@ -287,7 +287,7 @@ class MultiviewPseudoLabel(nn.Module):
         return Losses(loss, supervised.detach(), unlabelled.detach(), found, distance.detach())
 
     def update(self) -> None:
-        """After the optimiser's step: let the moving average, if there is one, follow the network."""
+        """Update the moving average, if there is one; call it after each step of the optimiser."""
         if self.average is not None:
             self.average.update_parameters(self.network)
 
@@ -305,7 +305,7 @@ class MultiviewPseudoLabel(nn.Module):
         return Targets(self.alignment(targets.probabilities, targets.usable), targets.usable)
 
     def _mixing(self, strong: Pictures, present: Tensor, step: int) -> tuple[Mix, Tensor]:
-        """How the strong clips are mixed, and the share ``[M, N]`` of each view that stays its own."""
+        """Return the mixing of the strong clips, and the remaining share ``[M, N]`` of each view."""
         shape = strong[self.views[0]].shape
         mixing = draw_mix(shape[0], height=shape[-2], width=shape[-1], alpha=self.mix, seed=self.seed, step=step)
         partners, share = mixing.partners.to(present.device), mixing.share.to(present.device)
@@ -313,7 +313,7 @@ class MultiviewPseudoLabel(nn.Module):
         return mixing, torch.where(both, share, torch.ones_like(share))
 
     def _without_directed(self, targets: Targets, reordered: Tensor | None) -> Targets:
-        """Targets of which those of directed classes on reordered clips are not usable."""
+        """Mark the targets of directed classes as unusable on reordered clips."""
         if reordered is None or not self.directed:
             return targets
         classes = torch.tensor(self.directed, device=targets.usable.device)
@@ -321,7 +321,7 @@ class MultiviewPseudoLabel(nn.Module):
         return targets._replace(usable=targets.usable & ~(directed & reordered.to(targets.usable.device)))
 
     def _trained(self, pictures: Pictures, present: Tensor, *, complete: bool) -> tuple[Tensor, Tensor | None]:
-        """Logits of the clips to learn from, and the distance of their features where it is wanted."""
+        """Return the logits of the clips to train on, and the distance of their features if it is used."""
         if self._head is None:
             return self._classify(self.network, pictures, present, complete=complete), None
         with _inputs_of(self._head) as inputs:
@@ -342,17 +342,17 @@ class MultiviewPseudoLabel(nn.Module):
         given = torch.as_tensor(labels, device=present.device)
         if given.is_floating_point() or given.shape != present.shape[1:]:
             raise ValueError(
-                f"labels are {given.dtype} {list(given.shape)}; expected integers [{present.shape[1]}], one for a clip"
+                f"labels are {given.dtype} {list(given.shape)}; expected integers [{present.shape[1]}], one per clip"
             )
-        # Elsewhere than on the CPU a look at the values would wait for the device; the loss refuses them there itself.
+        # On other devices, reading the values would wait for the device; the loss rejects wrong ones itself.
         if free_to_read(given) and len(given) and not (given.min() >= 0 and given.max() < self.classes):
             raise ValueError(
-                f"labels are from {given.min()} to {given.max()}; expected classes from 0 to {self.classes - 1}"
+                f"labels range from {given.min()} to {given.max()}; expected classes from 0 to {self.classes - 1}"
             )
         return given.long()
 
     def _logits(self, output: Any, clips: int) -> Tensor:
-        """The logits in what the network gives."""
+        """Return the logits in the output of the network."""
         found = output
         if isinstance(output, Mapping):
             found = output.get("logits")
@@ -363,23 +363,23 @@ class MultiviewPseudoLabel(nn.Module):
         expected = f"expected logits [{clips}, {self.classes}] for classes={self.classes}"
         if not isinstance(found, Tensor):
             entries = f" with the entries {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
-            raise ValueError(f"the network gives a {type(output).__name__}{entries} and in it no logits; {expected}")
+            raise ValueError(f"the network returned a {type(output).__name__}{entries}, without logits; {expected}")
         if found.shape != (clips, self.classes):
-            raise ValueError(f"the network gives {list(found.shape)}; {expected}")
+            raise ValueError(f"the network returned {list(found.shape)}; {expected}")
         if not self._looked_at_logits:
             self._looked_at_logits = True
             values = found.detach().float()
             if clips > 1 and (values >= 0).all() and (values.sum(dim=1) - 1).abs().max() < _ONE:
                 raise ValueError(
-                    f"the network gives probabilities, every row of them adds up to 1; {expected}: leave out its last "
-                    "softmax (of PyTorchVideo's X3D by head_activation=None)"
+                    f"the network returned probabilities: every row sums to 1; {expected}. Remove its last softmax "
+                    "(for PyTorchVideo's X3D: head_activation=None)"
                 )
         return found
 
     def _present(self, pictures: Pictures, present: Pictures | None) -> Tensor:
         missing = [view for view in self.views if view not in pictures]
         if missing:
-            raise ValueError(f"pictures of {', '.join(pictures)} were given; expected also {', '.join(missing)}")
+            raise ValueError(f"pictures of {', '.join(pictures)} were given; also expected {', '.join(missing)}")
         given = present or {}
         rows = [
             given[view].to(pictures[view].device, torch.bool)
@@ -390,7 +390,7 @@ class MultiviewPseudoLabel(nn.Module):
         return torch.stack(rows)
 
     def _classify(self, network: nn.Module, pictures: Pictures, present: Tensor, *, complete: bool) -> Tensor:
-        """Logits ``[M, N, K]`` of all views in one pass; zeros where a clip has no such view, if not `complete`."""
+        """Return logits ``[M, N, K]`` of all views in one pass; zeros for missing views, if not `complete`."""
         everything = complete or bool(present.all())
         parts = [
             normalize(pictures[view] if everything else pictures[view][rows], mean=self.mean, std=self.std)
@@ -406,7 +406,7 @@ class MultiviewPseudoLabel(nn.Module):
 
 
 def _agreeing_layer(network: nn.Module, views: Sequence[str]) -> nn.Module:
-    """The layer whose inputs are the features that are to agree."""
+    """Return the layer whose inputs are the features to compare."""
     if not {"rgb", "tg"} <= set(views):
         raise ValueError(f"agreement_weight needs the views rgb and tg; the views are {', '.join(views)}")
     layer = dict(network.named_modules()).get(last_layer(network).removesuffix("."))
@@ -417,7 +417,7 @@ def _agreeing_layer(network: nn.Module, views: Sequence[str]) -> nn.Module:
 
 @contextmanager
 def _inputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """Inside, the inputs of a layer are collected."""
+    """Collect the inputs of a layer within the context."""
     inputs: list[Tensor] = []
     handle = layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
     try:
@@ -427,10 +427,10 @@ def _inputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def check_scale(pictures: Pictures) -> None:
-    """Check that pictures are on the scale 0 to 255, as far as a look at them tells.
+    """Check that pictures are on the scale 0 to 255, as far as their values show.
 
     Raises:
-        ValueError: they are on the scale 0 to 1, or normalised.
+        ValueError: They are on the scale 0 to 1, or normalised.
     """
     for view, batch in pictures.items():
         if not batch.numel():
@@ -438,8 +438,8 @@ def check_scale(pictures: Pictures) -> None:
         low, high = float(batch.min()), float(batch.max())
         if low < -1 or 0 < high <= 1:
             raise ValueError(
-                f"pictures of {view} are from {low:.3g} to {high:.3g}; expected the scale 0 to 255, neither 0 to 1 nor "
-                "normalised: the method normalises them itself, see `mean` and `std`"
+                f"pictures of {view} range from {low:.3g} to {high:.3g}; expected the scale 0 to 255, not 0 to 1 and "
+                "not normalised: the method normalises them itself, see `mean` and `std`"
             )
 
 
@@ -460,7 +460,7 @@ def _check(*, classes: int, threshold: float, target: str, temperature: float, e
     if threshold < 2 / classes:
         warnings.warn(
             f"threshold {threshold:g} is below twice chance ({2 / classes:.3g} for {classes} classes): nearly every "
-            "pseudo-label counts from the start. With few classes take one well above chance: for 10, 0.4 where "
+            "pseudo-label is used from the start. With few classes, choose one well above chance: for 10, 0.4 if "
             "several views are fused, 0.6 to 0.8 for one",
             stacklevel=3,
         )

@@ -12,34 +12,34 @@ from contrastive_core.rng import derive
 
 
 class Mix(NamedTuple):
-    """How N clips are mixed with each other."""
+    """Mixing of N clips with each other."""
 
     partners: Tensor
-    """The clip that each one receives a box of: int64 ``[N]``."""
+    """Clip from which each clip receives a box, int64 ``[N]``."""
     boxes: Tensor
-    """Top, bottom, left and right of the box in pixels: int64 ``[N, 4]``."""
+    """Top, bottom, left and right of the box in pixels, int64 ``[N, 4]``."""
     share: Tensor
-    """Share of each picture that stays its own, ``1 - box / picture``: float32 ``[N]``."""
+    """Share of each picture that remains, ``1 - box / picture``, float32 ``[N]``."""
 
 
 def draw_mix(clips: int, *, height: int, width: int, alpha: float, seed: int, step: int = 0) -> Mix:
     """Draw partners and boxes, as a function of (seed, step).
 
-        s ~ Beta(alpha, alpha), a box of sqrt(1 - s) of both sides at a random place inside the picture
+        s ~ Beta(alpha, alpha), box sides sqrt(1 - s) times those of the picture, at a random place
 
-    Partners are the clips of the batch in order, shifted by a random distance, so that no clip is mixed with itself. A
-    single clip is not mixed.
+    The partners are the clips of the batch in order, shifted by a random distance, so that no clip is mixed with
+    itself. A single clip is not mixed.
 
     Args:
-        clips: N.
+        clips: Number of clips N.
         height: Height of the pictures in pixels.
         width: Width of the pictures in pixels.
-        alpha: Parameter of the Beta distribution, above 0; 1 is uniform, larger values mix halves.
+        alpha: Parameter of the Beta distribution, above 0; 1 is uniform, larger values favour equal shares.
         seed: Seed of the run.
         step: Step of the run.
 
     Reference: Yun et al., "CutMix", ICCV 2019, for the box; Xing et al., "SVFormer: Semi-supervised Video Transformer
-    for Action Recognition", CVPR 2023, section 3.3, for one mask over all frames (there of random patches).
+    for Action Recognition", CVPR 2023, section 3.3, for one mask over all frames (of random patches in that paper).
     """
     draws = np.random.Generator(np.random.PCG64(derive(seed, "mix", step)))
     own = torch.from_numpy(draws.beta(alpha, alpha, clips))
@@ -54,12 +54,12 @@ def draw_mix(clips: int, *, height: int, width: int, alpha: float, seed: int, st
 
 
 def tube_mix(pictures: Tensor, mix: Mix, *, where: Tensor | None = None) -> Tensor:
-    """Clips with a box of their partners in all frames.
+    """Paste a box of its partner into all frames of each clip.
 
     Args:
         pictures: Pictures of one view ``[N, T, 3, H, W]``.
         mix: Partners and boxes.
-        where: bool ``[N]``, clips that are mixed; None: all.
+        where: Clips to mix, bool ``[N]``; None: all.
 
     Returns:
         A new tensor of the same shape.

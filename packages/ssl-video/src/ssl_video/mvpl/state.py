@@ -1,4 +1,4 @@
-"""Running state of the method: view weights, distribution alignment, and diagnostics of pseudo-labels."""
+"""Running state of MvPL: view weights, distribution alignment, and diagnostics of pseudo-labels."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _DECAY = 0.99
 
 
 class ViewWeights(nn.Module):
-    """How much each view's prediction counts when they are fused.
+    """Weights of the views when their predictions are fused.
 
     Args:
-        fusion: ``exact``: all the same; ``adaptive``: ``w_v ~ exp(-L_v)``, L_v being the view's supervised loss
-            averaged over steps (decay 0.99, unbiased from the start); or numbers, one for each view.
-        views: their names.
+        fusion: ``exact``: equal weights; ``adaptive``: ``w_v ~ exp(-L_v)``, where L_v is the supervised loss of the
+            view averaged over steps (decay 0.99, unbiased from the start); or numbers, one per view.
+        views: Names of the views.
 
     Raises:
-        ValueError: another number of weights than of views, negative ones, or all 0.
+        ValueError: The number of weights differs from that of the views, or they are negative, or all 0.
     """
 
     losses: Tensor
@@ -42,14 +42,14 @@ class ViewWeights(nn.Module):
                     f"fusion is {list(fusion)}; expected {len(views)} weights of at least 0, for {', '.join(views)}"
                 )
             if not self.fixed.any():
-                raise ValueError("fusion is all 0; expected at least one view that counts")
+                raise ValueError("fusion is all 0; expected at least one view with a positive weight")
         elif fusion not in ("exact", "adaptive"):
-            raise ValueError(f"fusion is {fusion!r}; expected exact, adaptive, or a weight for each view")
+            raise ValueError(f"fusion is {fusion!r}; expected exact, adaptive, or one weight per view")
         self.register_buffer("losses", torch.zeros(len(views)))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def forward(self) -> Tensor | None:
-        """The weights ``[M]``, of sum 1; None: equal ones."""
+        """Return the weights ``[M]``, which sum to 1; None: equal ones."""
         if self.fixed is not None:
             return (self.fixed / self.fixed.sum()).to(self.losses.device)
         if not self.adaptive:
@@ -59,17 +59,17 @@ class ViewWeights(nn.Module):
 
     @torch.no_grad()
     def remember(self, losses: Tensor) -> None:
-        """Take in the supervised loss of each view ``[M]`` in this step."""
+        """Update the averages with the supervised loss of each view ``[M]`` in this step."""
         if self.adaptive:
             self.losses.lerp_(_over_processes(losses.to(self.losses.dtype)), 1 - _DECAY)
             self.steps += 1
 
 
 class DistributionAlignment(nn.Module):
-    """Targets whose mean over steps is that of the labels: ``q' ~ q * (share among labels) / (running mean of q)``.
+    """Align the mean of the targets with the labels: ``q' ~ q * (share among labels) / (running mean of q)``.
 
-    Reference: Berthelot et al., "ReMixMatch", ICLR 2020, section 3.1. The running mean decays by 0.99 a step, which is
-    our choice (there: the last 128 batches).
+    Reference: Berthelot et al., "ReMixMatch", ICLR 2020, section 3.1. Our running mean decays by 0.99 per step; the
+    paper averages over the last 128 batches.
     """
 
     labels: Tensor
@@ -82,12 +82,12 @@ class DistributionAlignment(nn.Module):
 
     @torch.no_grad()
     def forward(self, probabilities: Tensor, usable: Tensor) -> Tensor:
-        """Aligned targets, of the shape ``[M, N, K]`` of the given ones; those not `usable` ``[M, N]`` do not count."""
+        """Align targets ``[M, N, K]``; those that are not `usable` ``[M, N]`` do not enter the running mean."""
         share = self.labels / self.labels.sum()
         aligned = probabilities * (share / self.mean.clamp(min=1e-6)).to(probabilities.dtype)
         aligned = aligned / aligned.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(aligned.dtype).tiny)
         if self.training:
-            # Sums rather than a selection, whose size would have to be read from the device.
+            # Sums rather than a selection, whose size must be read from the device.
             total = torch.where(usable[..., None], probabilities, 0).to(self.mean.dtype).sum(dim=(0, 1))
             total, count = _over_processes(total), _over_processes(usable.sum().to(self.mean.dtype))
             step = (1 - _DECAY) * (count > 0).to(self.mean.dtype)
@@ -103,17 +103,17 @@ class DistributionAlignment(nn.Module):
 
 
 class AdaptiveThreshold(nn.Module):
-    """Thresholds of pseudo-labels that follow what the network is sure of, one for each class (FreeMatch).
+    """Thresholds of pseudo-labels per class that follow the confidence of the network (FreeMatch).
 
-        tau = EMA of the mean over targets of max_c q_c, from 1 / K
-        p_c = EMA of the mean of q_c, from 1 / K
+        tau = EMA of the mean over targets of max_c q_c, starting at 1 / K
+        p_c = EMA of the mean of q_c, starting at 1 / K
         threshold of class c = tau * p_c / max_k p_k
 
     Reference: Wang et al., "FreeMatch: Self-adaptive Thresholding for Semi-supervised Learning", ICLR 2023, eq. 4 to 8.
 
     Args:
-        classes: K.
-        decay: Decay of the averages in a step; 0.999 in the paper, 0.99 for runs of some thousand steps.
+        classes: Number of classes K.
+        decay: Decay of the averages per step; 0.999 in the paper, 0.99 for runs of some thousand steps.
     """
 
     confidence: Tensor
@@ -127,7 +127,7 @@ class AdaptiveThreshold(nn.Module):
 
     @torch.no_grad()
     def forward(self, probabilities: Tensor, usable: Tensor) -> Tensor:
-        """The thresholds ``[K]``, after the targets ``[M, N, K]`` that are usable ``[M, N]`` were taken in."""
+        """Update the averages with the usable ``[M, N]`` targets ``[M, N, K]``; return the thresholds ``[K]``."""
         if self.training and usable.any():
             now = probabilities[usable].to(self.mean.dtype)
             self.confidence.lerp_(_over_processes(now.amax(dim=1).mean()), 1 - self.decay)
@@ -136,17 +136,17 @@ class AdaptiveThreshold(nn.Module):
 
 
 class SoftWeights(nn.Module):
-    """Weights of pseudo-labels by a truncated Gaussian of their confidence, in place of a threshold (SoftMatch).
+    """Weight pseudo-labels by a truncated Gaussian of their confidence instead of a threshold (SoftMatch).
 
-        mu, var = EMA of mean and variance over targets of max_c q_c, from 1 / K and 1
+        mu, var = EMA of mean and variance over targets of max_c q_c, starting at 1 / K and 1
         weight = exp(-min(max_c q_c - mu, 0)^2 / (2 var / 4))
 
     Reference: Chen et al., "SoftMatch: Addressing the Quantity-Quality Trade-off in Semi-supervised Learning", ICLR
-    2023, eq. 5 to 7; the 4 is that of its code (two standard deviations).
+    2023, eq. 5 to 7; the 4 comes from its code (two standard deviations).
 
     Args:
-        classes: K.
-        decay: Decay of the averages in a step; 0.999 in the paper, 0.99 for runs of some thousand steps.
+        classes: Number of classes K.
+        decay: Decay of the averages per step; 0.999 in the paper, 0.99 for runs of some thousand steps.
     """
 
     confidence: Tensor
@@ -160,7 +160,7 @@ class SoftWeights(nn.Module):
 
     @torch.no_grad()
     def forward(self, probabilities: Tensor, usable: Tensor) -> Tensor:
-        """The weights ``[M, N]``, after the targets ``[M, N, K]`` that are usable ``[M, N]`` were taken in."""
+        """Update the averages with the usable ``[M, N]`` targets ``[M, N, K]``; return the weights ``[M, N]``."""
         largest = probabilities.amax(dim=-1).to(self.confidence.dtype)
         if self.training and usable.any():
             now = largest[usable]
@@ -172,7 +172,7 @@ class SoftWeights(nn.Module):
 
 
 def _over_processes(value: Tensor) -> Tensor:
-    """The mean over processes, so that the buffers stay the same on all."""
+    """Average over processes, so that the buffers stay the same on all."""
     if is_distributed() and world_size() > 1:
         value = value.clone()
         dist.all_reduce(value)
@@ -181,25 +181,25 @@ def _over_processes(value: Tensor) -> Tensor:
 
 
 class Diagnostics(NamedTuple):
-    """Of the pseudo-labels of one step; all are tensors, so that nothing waits for an accelerator."""
+    """Diagnostics of the pseudo-labels of one step, as tensors, so that nothing waits for the device."""
 
     coverage: Tensor
-    """Share of the clips' views whose pseudo-label counts."""
+    """Share of the clips' views whose pseudo-label is used."""
     confidence: Tensor
-    """Mean of the targets' largest probability."""
+    """Mean of the largest probability of the targets."""
     agreement: Tensor
-    """Share of the pairs of views, of the same clip, that predict the same class; 1 of one view."""
+    """Share of pairs of views of one clip that predict the same class; 1 with a single view."""
     histogram: Tensor
-    """How many of the counting pseudo-labels are of each class, ``[K]``."""
+    """Number of used pseudo-labels of each class, ``[K]``."""
     accuracy: Tensor | None = None
-    """Share of the counting pseudo-labels that are right, where the truth was given; NaN of none."""
+    """Share of used pseudo-labels that are correct, if the truth was given; NaN if none is used."""
     accuracy_all: Tensor | None = None
-    """The same over all, confident or not."""
+    """The same for all pseudo-labels, confident or not."""
     accuracy_by_view: Mapping[str, Tensor] = MappingProxyType({})
-    """By view, share of the clips whose weak view alone is classified right."""
+    """By view, accuracy of the weakly augmented view alone."""
 
     def scalars(self) -> dict[str, Tensor]:
-        """The numbers by name, as a log takes them."""
+        """Return the numbers by name, for a log."""
         named = {"coverage": self.coverage, "confidence": self.confidence, "agreement": self.agreement}
         if self.accuracy is not None and self.accuracy_all is not None:
             named |= {"pseudo_accuracy": self.accuracy, "pseudo_accuracy_all": self.accuracy_all}
@@ -210,14 +210,14 @@ class Diagnostics(NamedTuple):
 def diagnose(
     logits: Tensor, found: PseudoLabelLoss, *, present: Tensor, views: Sequence[str], truth: Tensor | None = None
 ) -> Diagnostics:
-    """See `Diagnostics`.
+    """Compute the diagnostics of one step.
 
     Args:
-        logits: of the weak views, ``[M, N, K]``.
-        found: the loss on them.
-        present: bool ``[M, N]``.
-        views: names of the M views.
-        truth: Classes int64 ``[N]``, -1 where they are not known, which count nowhere.
+        logits: Logits of the weak views, ``[M, N, K]``.
+        found: Loss on them.
+        present: Whether each clip has each view, bool ``[M, N]``.
+        views: Names of the M views.
+        truth: Classes int64 ``[N]``, -1 if unknown; those are ignored.
     """
     m, _, k = logits.shape
     there = present.to(logits.dtype)
@@ -243,7 +243,7 @@ def diagnose(
     right = (found.labels == truth).to(logits.dtype)
     alone = (predicted == truth).to(logits.dtype)
     return result._replace(
-        # NaN where nothing of a known class counts: there is no accuracy then.
+        # NaN if no pseudo-label with a known class is used.
         accuracy=(right * counted).sum() / counted.sum(),
         accuracy_all=(right * there).sum() / there.sum(),
         accuracy_by_view={view: (alone[v] * there[v]).sum() / there[v].sum() for v, view in enumerate(views)},

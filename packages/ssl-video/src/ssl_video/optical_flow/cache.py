@@ -1,7 +1,7 @@
 """Read and write the optical flow of whole videos on disk.
 
-A folder holds ``flow.json``, which states how the flow was computed, and a file for each video, named by the hash of
-the video: flow of a video that has changed is never found.
+A folder holds ``flow.json``, which states how the flow was computed, and one file per video. The file is named by the
+hash of the video, so that outdated flow of a changed video is never used.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class FlowSettings:
     """Settings that stored flow depends on.
 
     Attributes:
-        method: Name of the method, see `views.flow_method`.
-        weights: SHA-256 of RAFT's weights; empty for other methods.
+        method: Name of the method, see `optical_flow.methods.flow_method`.
+        weights: SHA-256 of the weights of RAFT; empty for other methods.
         library: Library that computed it, with its version.
         short_side: Short side that larger frames were resized to; 0 for no resizing.
         precision: ``half`` for float16; ``byte`` for 255 steps between -b and b, b as in `flow_picture`.
@@ -84,24 +84,24 @@ class FlowCache:
 
     @classmethod
     def open(cls, folder: Path, *, method: str) -> FlowCache:
-        """Open the cache in a folder.
+        """Open the cache of a folder.
 
         Args:
             folder: ``out`` of ``ssl-video flow``.
-            method: Expected method, ``raft:FILE`` with its weights.
+            method: Expected method, ``raft:FILE`` including its weights.
 
         Raises:
-            UserError: There is no cache, or it holds flow of another method.
+            UserError: There is no cache, or it holds flow from another method.
         """
         settings = read_settings(folder)
         if settings is None:
-            raise UserError(f"{folder}: holds no flow.json; expected the folder that `ssl-video flow` has written")
+            raise UserError(f"{folder}: found no flow.json; expected a folder written by `ssl-video flow`")
         name, weights = identity(method)
         if (settings.method, settings.weights) != (name, weights):
             of = f"{settings.method} {settings.weights[:12]}".strip()
             raise UserError(
-                f"{folder}: holds flow of {of}, expected {f'{name} {weights[:12]}'.strip()}; compute it anew into "
-                f"another folder (ssl-video flow ... --method {method}), or say --flow {settings.method}"
+                f"{folder}: holds flow of {of}, expected {f'{name} {weights[:12]}'.strip()}; compute it into another "
+                f"folder (ssl-video flow ... --method {method}), or use --flow {settings.method}"
             )
         return cls(folder, settings)
 
@@ -112,23 +112,23 @@ class FlowCache:
         write_atomic(self.folder / "flow.json", f"{text}\n".encode())
 
     def file(self, path: str | Path) -> Path:
-        """Where the flow of a video is, or will be.
+        """Return the path of the flow of a video, whether it exists or not.
 
         Raises:
-            UserError: the video cannot be read.
+            UserError: The video cannot be read.
         """
         digest = digest_of(path)
         return self.folder / digest[:2] / f"{digest}.npy"
 
     def require(self, videos: Iterable[VideoSet], *, max_bad: float = 0.0) -> None:
-        """See to it that all videos have their flow, before hours of training find that some have none.
+        """Check that all videos have stored flow, before training starts.
 
         Args:
-            videos: sets of videos.
-            max_bad: share of each that may have none, because they could not be read.
+            videos: Sets of videos.
+            max_bad: Share of each set that may have none, because the videos cannot be read.
 
         Raises:
-            UserError: more have none.
+            UserError: More have none.
         """
         for part in videos:
             with ThreadPoolExecutor() as pool:
@@ -138,7 +138,7 @@ class FlowCache:
                 raise UserError(
                     f"{self.folder}: {len(lacking)} of the {len(part)} videos have no flow there ({lacking[0].key}); "
                     "they are new, have changed, or cannot be read. Run `ssl-video flow` on this folder again: it "
-                    "computes what is missing and lists what cannot be read; see also --max_bad"
+                    "computes the missing flow and lists unreadable videos; see also --max_bad"
                 )
 
     def _has(self, video: Video) -> bool:
@@ -148,10 +148,13 @@ class FlowCache:
             return False
 
     def read(self, path: str | Path, frames: list[int]) -> Tensor:
-        """Displacements from these frames of a video to the one after each, float32 ``[T, 2, h, w]``, in pixels.
+        """Read the displacements from these frames of a video to the frame after each, in pixels.
+
+        Returns:
+            float32 ``[T, 2, h, w]``.
 
         Raises:
-            UserError: the video's flow is not there, for instance because the video has changed, or is damaged.
+            UserError: The flow of the video is missing, for instance because the video has changed, or is damaged.
         """
         file = self.file(path)
         if not file.is_file():
@@ -173,10 +176,10 @@ class FlowCache:
 def open_flow(
     folder: Path | None, *, method: str, views: Iterable[str], of: Iterable[VideoSet] = (), max_bad: float = 0.0
 ) -> FlowCache | None:
-    """The cache that a command was given, if one of its views takes it, with the flow of these videos.
+    """Open the cache that a command was given, if one of its views uses it, and check that it holds these videos.
 
     Raises:
-        UserError: see `FlowCache.open` and `FlowCache.require`.
+        UserError: See `FlowCache.open` and `FlowCache.require`.
     """
     if folder is None or "flow" not in views:
         return None
@@ -186,10 +189,10 @@ def open_flow(
 
 
 def read_settings(folder: Path) -> FlowSettings | None:
-    """How the flow in a folder was computed; None where there is none.
+    """Read the settings of the flow in a folder; None if there is none.
 
     Raises:
-        UserError: ``flow.json`` is there but not to be understood.
+        UserError: ``flow.json`` exists but cannot be understood.
     """
     file = folder / "flow.json"
     if not file.is_file():
@@ -197,25 +200,25 @@ def read_settings(folder: Path) -> FlowSettings | None:
     content = read_json(file)
     with reading(file, f"does not describe stored flow of the format {FORMAT!r}", "compute the flow again"):
         if content.pop("format") != FORMAT:
-            raise ValueError("its format is another one")
+            raise ValueError("it has another format")
         return from_plain(FlowSettings, content, "settings")
 
 
 def identity(method: str) -> tuple[str, str]:
-    """Name of a method, and the hash of its weights, if it has some.
+    """Return the name of a method, and the hash of its weights, if any.
 
     Raises:
-        UserError: the file of weights cannot be read.
+        UserError: The file of weights cannot be read.
     """
     name, _, weights = method.partition(":")
     return name, digest_of(weights) if weights else ""
 
 
 def digest_of(path: str | Path) -> str:
-    """SHA-256 of a file; remembered while its time and size stay as they are.
+    """Return the SHA-256 hash of a file, cached until its time or size changes.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: It cannot be read.
     """
     try:
         now = Path(path).stat()

@@ -23,13 +23,13 @@ from ssl_video.data.videos import Video
 from ssl_video.optical_flow.cache import FlowCache, FlowSettings, identity
 from ssl_video.optical_flow.methods import flow_method
 
-_PAIRS = 16  # at a time
+_PAIRS = 16  # pairs of frames per batch
 _HEADER = 128  # bytes of an .npy file before its numbers
 
 
 @dataclass(frozen=True)
 class Work:
-    """Flow of one video that is to be computed.
+    """Flow of one video to compute.
 
     Attributes:
         video: Video.
@@ -43,7 +43,7 @@ class Work:
 
 
 class Done(NamedTuple):
-    """Outcome for one video: a problem of its own, or a fatal one for all, such as a full disk."""
+    """Outcome for one video: a problem of this video, or an error that stops all, such as a full disk."""
 
     place: int
     problem: str | None
@@ -51,7 +51,7 @@ class Done(NamedTuple):
 
 
 def flow_settings(method: str, *, short_side: int, precision: Literal["half", "byte"]) -> FlowSettings:
-    """Return the settings of `method` with the libraries of this machine.
+    """Return the settings of `method` with the versions of the installed libraries.
 
     Raises:
         UserError: The method is unknown, or a library that it needs is not installed.
@@ -60,13 +60,13 @@ def flow_settings(method: str, *, short_side: int, precision: Literal["half", "b
     name, weights = identity(method)
     if weights:
         return FlowSettings(name, weights, f"torchvision {version('torchvision')}", short_side, precision)
-    import cv2  # noqa: PLC0415 - an extra, and there: the method was made
+    import cv2  # noqa: PLC0415 - an extra, which exists if the method does
 
     return FlowSettings(name, weights, f"opencv {cv2.__version__}", short_side, precision)
 
 
 def plan(cache: FlowCache, video: Video) -> Work:
-    """Hash a video, count its frames, and compute the size of its flow on the disk.
+    """Hash a video, count its frames, and compute the size of its flow on disk.
 
     Raises:
         UserError: The video cannot be opened.
@@ -80,10 +80,10 @@ def plan(cache: FlowCache, video: Video) -> Work:
 
 
 def store(cache: FlowCache, work: Work, *, method: str, device: torch.device) -> None:
-    """Compute the flow of a video and write it in one piece: an interrupted run leaves no part of a file.
+    """Compute the flow of a video and write it atomically.
 
     Raises:
-        UserError: The video cannot be read to its end.
+        UserError: The video cannot be read completely.
         OSError: The file cannot be written.
     """
     path = work.video.path

@@ -1,4 +1,4 @@
-"""Optical flow methods: OpenCV's DIS, Farneback and TV-L1, and torchvision's RAFT with weights of your own."""
+"""Optical flow methods: OpenCV's DIS, Farneback and TV-L1, and torchvision's RAFT with weights from a file."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from contrastive_core.errors import UserError
 
 FlowMethod = Callable[[Tensor, Tensor], Tensor]
-"""Frames and those after them, uint8 ``[P, 3, H, W]`` each -> displacements in pixels, float32 ``[P, 2, H, W]``."""
+"""Frames, and the frame after each, uint8 ``[P, 3, H, W]`` -> displacements in pixels, float32 ``[P, 2, H, W]``."""
 
 BOUND_SHARE = 20 / 256
-"""Largest displacement of a flow picture, in short sides of the frame."""
+"""Largest displacement in a flow picture, as a share of the short side of the frame."""
 
 NAMES = ("dis", "dis_fast", "dis_ultrafast", "farneback", "tvl1", "raft:FILE")
 _PRESETS = {
@@ -36,10 +36,10 @@ Gray = NDArray[np.uint8]
 
 
 def flow_method(name: str) -> FlowMethod:
-    """Return the method of a name: ``dis``, ``dis_fast``, ``dis_ultrafast``, ``farneback``, ``tvl1`` or ``raft:FILE``.
+    """Return a method by name: ``dis``, ``dis_fast``, ``dis_ultrafast``, ``farneback``, ``tvl1`` or ``raft:FILE``.
 
     A RAFT file is a state dictionary of torchvision's ``raft_small`` or ``raft_large``, as .safetensors or .pth. Below
-    about 100 pixels OpenCV has no coarse scale left for ``dis_fast``, which then takes longer than ``dis``.
+    about 100 pixels, OpenCV has no coarse scale for ``dis_fast``, which is then slower than ``dis``.
 
     Raises:
         UserError: The method is unknown, or a library that it needs is not installed.
@@ -56,7 +56,7 @@ def flow_method(name: str) -> FlowMethod:
         cv2 = _opencv(name)
         if not hasattr(cv2, "optflow"):
             raise UserError(
-                "the flow method tvl1 is in OpenCV's contrib build, which is not installed here; replace "
+                "the flow method tvl1 needs OpenCV's contrib build, which is not installed here; replace "
                 "opencv-python-headless by opencv-contrib-python-headless (never both), or use dis or farneback"
             )
         return _on_gray(cv2, lambda: cv2.optflow.DualTVL1OpticalFlow_create().calc)
@@ -69,7 +69,7 @@ def _opencv(name: str) -> Any:
     except ImportError as error:
         raise UserError(
             f"the flow method {name!r} needs OpenCV, which is not installed here ({error}); "
-            "pip install 'ssl-video[flow]', or leave the view 'flow' out"
+            "pip install 'ssl-video[flow]', or leave out the view 'flow'"
         ) from error
     return cv2
 
@@ -84,11 +84,11 @@ def _farneback(cv2: Any) -> Callable[[Gray, Gray, None], Any]:
 def _on_gray(cv2: Any, make: Callable[[], Callable[[Gray, Gray, None], Any]]) -> FlowMethod:
     def flow(before: Tensor, after: Tensor) -> Tensor:
         height, width = before.shape[-2:]
-        # Below that DIS fails (it has no scale left) or says nothing; pixels are kept, the border is repeated.
+        # DIS fails or returns nothing useful for smaller frames, so these are padded by repeating the border.
         pad = (0, max(0, _OPENCV_SIDE - width), 0, max(0, _OPENCV_SIDE - height))
         with _one_thread(cv2):
             calc = make()
-            # None: DIS would begin its search at displacements that were handed over to be overwritten.
+            # None: DIS would start its search at the displacements in a given output array.
             found = [calc(a, b, None) for a, b in zip(_gray(before, pad), _gray(after, pad), strict=True)]
         stacked = torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2)[..., :height, :width]
         return stacked.to(before.device, torch.float32).contiguous()
@@ -98,8 +98,8 @@ def _on_gray(cv2: Any, make: Callable[[], Callable[[Gray, Gray, None], Any]]) ->
 
 @contextmanager
 def _one_thread(cv2: Any) -> Iterator[None]:
-    # DIS cuts a picture into one stripe per thread and looks for matches within each: its result depends on their
-    # number, and would depend on the machine.
+    # DIS cuts a picture into one stripe per thread and searches for matches within each, so its result would depend on
+    # the number of threads, and thus on the machine.
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:

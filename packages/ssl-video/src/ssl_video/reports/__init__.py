@@ -1,1 +1,1 @@
-"""What the report of a run is made of."""
+"""Sections and pictures of the report of a run."""

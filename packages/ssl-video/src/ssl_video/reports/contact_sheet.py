@@ -16,7 +16,7 @@ _COLUMNS, _SIDE, _WIDTH = 6, 1.6, 24
 
 
 class Thumbnail(NamedTuple):
-    """Video of a sheet, with the title above it and the name below."""
+    """Video on a contact sheet, with the title above it and the name below."""
 
     path: Path
     title: str
@@ -24,7 +24,7 @@ class Thumbnail(NamedTuple):
 
 
 def contact_sheet(thumbnails: Sequence[Thumbnail], out: Path) -> None:
-    """Write a PNG file of the middle frames of videos, six in a row, titles above and names below.
+    """Write a PNG file of the middle frames of videos, six per row, with titles above and names below.
 
     Args:
         thumbnails: Videos to show.
@@ -53,5 +53,5 @@ def beginning(text: str) -> str:
 
 
 def end(text: str) -> str:
-    """Shorten a name to the width of a picture, at its beginning: files of a folder often differ at the end."""
+    """Shorten a name to the width of a picture, at its beginning: names in a folder often differ at the end."""
     return text if len(text) <= _WIDTH else f"…{text[1 - _WIDTH :]}"

@@ -27,7 +27,7 @@ VIEW_NAMES = {
 
 
 def title(config: Mapping[str, Any]) -> str:
-    """Return method, network and data in a few words."""
+    """Return method, network and data as a short title."""
     method = _METHODS.get(str(config.get("method")), "Training")
     return f"{method}: {config['network']['name']} on {Path(str(config['data'])).name}"
 
@@ -36,9 +36,9 @@ def header(record: RunRecord, *, card: Mapping[str, Any] | None, evaluations: Se
     """Return the title, a summary and the headline numbers."""
     config = record.config
     views = ", ".join(VIEW_NAMES.get(view, view) for view in config["views"])
-    known = "few labelled videos" if card is None else f"{card['labelled']} labelled videos"
+    known = "a few labelled videos" if card is None else f"{card['labelled']} labelled videos"
     if config["method"] != "supervised":
-        known += f" and {'others' if card is None else len(card['learned_from'])} whose labels it does not use"
+        known += f" and {'other videos' if card is None else len(card['learned_from'])} whose labels were not used"
     text = (
         f"An action recognition network trained on {known}. Views: {views}; clips of "
         f"{config['clip']['frames']} frames, {config['image_size']} × {config['image_size']} pixels; seed "
@@ -53,7 +53,7 @@ def header(record: RunRecord, *, card: Mapping[str, Any] | None, evaluations: Se
             numbers[f"top-1, {found['part']}, all views"] = f"{found['views']['fused']['top1']:.1f} %"
     if record.records:
         last = record.records[-1]
-        numbers["loss at the end"] = f"{last['loss']:.3f}" if "loss" in last else "?"
+        numbers["final loss"] = f"{last['loss']:.3f}" if "loss" in last else "?"
         if "coverage" in last:
             numbers["pseudo-labels used"] = f"{100 * last['coverage']:.0f} %"
     if record.seconds:
@@ -67,7 +67,7 @@ def header(record: RunRecord, *, card: Mapping[str, Any] | None, evaluations: Se
 def training(record: RunRecord) -> str:
     """Draw the curves of losses, learning rate and pseudo-labels.
 
-    Panels of numbers that the run did not record are left out.
+    Panels without recorded numbers are omitted.
     """
     views = {f"pseudo_accuracy_{view}": VIEW_NAMES.get(view, view) for view in record.config["views"]}
     recorded = {name for line in record.records for name in line}
@@ -87,15 +87,15 @@ def training(record: RunRecord) -> str:
             [
                 Panel("Pseudo-labels", {"coverage": "used", "confidence": "mean confidence"}, share=True),
                 Panel("Views that agree", {"agreement": ""}, share=True),
-                Panel("Right", {"pseudo_accuracy": "of those used", "pseudo_accuracy_all": "of all"}, share=True),
+                Panel("Correct", {"pseudo_accuracy": "of those used", "pseudo_accuracy_all": "of all"}, share=True),
             ]
         )
-        right = "Right: share of the pseudo-labels that name the class of the video."
+        right = "Correct: share of the pseudo-labels that match the class of the video."
         if "pseudo_accuracy" not in recorded:
-            right = "How many pseudo-labels are right is recorded with `--diagnose`, where the labels are known."
+            right = "The accuracy of pseudo-labels is recorded with `--diagnose`, if the labels are known."
         text = page.paragraph(
             "By step. Pseudo-labels: share that is confident enough to be used, and mean confidence. Views that agree: "
-            f"share of the pairs of views that predict the same class for a clip. {right}"
+            f"share of pairs of views with the same prediction for a clip. {right}"
         )
         rows.append([Panel("Views alone, on unlabelled clips", views, share=True)])
     rows = [[panel for panel in row if recorded & {*panel.lines}] for row in rows]
@@ -130,16 +130,16 @@ def evaluation(found: Mapping[str, Any]) -> str:
     skipped = [f"{key}: {reason}" for key, reason in found["skipped"].items()]
     return page.section(
         f"Evaluation: {found['part']}",
-        page.paragraph(f"{found['clips']} clips × {found['crops']} crops of every video, mean of probabilities."),
+        page.paragraph(f"{found['clips']} clips × {found['crops']} crops per video, mean probabilities."),
         page.warnings([f"{len(skipped)} videos could not be read: {'; '.join(skipped[:3])}"] if skipped else []),
         page.table(head, rows, kind="scores"),
         page.figure(to_inline_svg(figure, name=f"confusion-{found['part']}", label="Confusion")),
-        page.table(["class", "right"], classes, kind="scores"),
+        page.table(["class", "accuracy"], classes, kind="scores"),
     )
 
 
 def missing(title: str, text: str) -> str:
-    """Return a section that states what is missing."""
+    """Return a section that explains what is missing."""
     return page.section(title, page.paragraph(text, kind="note"))
 
 
@@ -150,7 +150,7 @@ def again(config: Mapping[str, Any]) -> str:
 
 
 def read_evaluations(folder: Path, *, model_hash: str | None) -> tuple[list[dict[str, Any]], list[str]]:
-    """Read the results of `evaluate` in a run's folder, with notes on those of another model, which are left out.
+    """Read the results of `evaluate` in a run folder, and notes on results of another model, which are left out.
 
     Raises:
         UserError: A file is damaged.
@@ -164,7 +164,7 @@ def read_evaluations(folder: Path, *, model_hash: str | None) -> tuple[list[dict
         with reading(file, "is damaged", "remove it, or evaluate again"):
             part, of = str(content["part"]), content["model_hash"]
         if model_hash is not None and of != model_hash:
-            notes.append(f"{file.name} is of other weights than the model now in the folder, and left out")
+            notes.append(f"{file.name} was computed with other weights than the model in the folder, and is left out")
         else:
             found.append({**content, "part": part})
     return sorted(found, key=lambda entry: str(entry["part"])), notes

@@ -15,18 +15,18 @@ from ssl_video.models.checkpoint import Recipe
 from ssl_video.optical_flow.cache import open_flow
 from ssl_video.reports.sections import VIEW_NAMES
 
-_SHOWN = 3  # frames of a clip
+_SHOWN = 3  # frames shown per clip
 
 
 def view_sheet(videos: VideoSet, recipe: Recipe, config: Mapping[str, Any], *, clips: int, seed: int) -> bytes:
-    """Draw a PNG file: two rows for each clip, weak above strong; three frames of each view.
+    """Draw a PNG file: two rows per clip (weak above strong) and three frames of each view.
 
     Args:
         videos: Videos to draw clips from.
         recipe: Recipe of the network.
         config: Configuration of the run, for its augmentation.
         clips: Number of clips.
-        seed: Seed of the choice of clips.
+        seed: Seed for the choice of clips.
     """
     views = recipe.views
     folder = config.get("flow_cache")

@@ -1,1 +1,1 @@
-"""Batches, options and the network that is kept: what the training command is made of."""
+"""Parts of the training command: batches, options and the inference network."""

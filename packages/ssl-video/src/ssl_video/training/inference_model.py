@@ -1,4 +1,4 @@
-"""Make the network for inference: a copy of the trained one with batch norm statistics of every view."""
+"""Make the network for inference: a copy of the trained one with batch norm statistics for every view."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def make_tested(
     seed: int,
     device: torch.device,
 ) -> nn.Module:
-    """Copy the trained network, with batch norm statistics for every view; the trained one is not changed.
+    """Copy the trained network, with batch norm statistics for every view; the original does not change.
 
     Args:
         trained: Network with joint or split batch norm.
-        recipe: Description from which it is built.
+        recipe: Description of the network from which it is built.
         clips: Videos that it was trained on.
-        weak: Augmentation of training.
-        count: Number of clips to recalibrate on; 0: every view keeps the statistics of training, joint or its own.
-        batch_size: Number of clips in a pass, about that of a view in training.
-        seed: Seed of the choice of clips.
+        weak: Augmentation used in training.
+        count: Number of clips to recalibrate on; 0: every view keeps the statistics from training.
+        batch_size: Number of clips per forward pass; best about that of a view in training.
+        seed: Seed for the choice of clips.
         device: Device of the copy.
     """
     state = trained.state_dict()
@@ -70,9 +70,9 @@ def recalibrate_views(
     mean: Sequence[float] = (MEAN,),
     std: Sequence[float] = (STD,),
 ) -> None:
-    """Give a network with split batch norm, for each view, the statistics of `count` weakly augmented clips of it.
+    """Recalibrate split batch norm: each view gets the statistics of `count` weakly augmented clips.
 
-    Videos that cannot be read are left out; a view of which no clip can be read keeps the statistics of training.
+    Unreadable videos are skipped; a view without any readable clip keeps the statistics from training.
     """
     for view in augment.views:
 
@@ -80,7 +80,7 @@ def recalibrate_views(
             one = ClipAugment(
                 augment.size, views=(view,), weak=augment.weak_options, flow=augment.flow, tg_gain=augment.tg_gain
             )
-            # Every video once, then once more with another clip, until there are enough.
+            # Take every video once, then again with another clip, until there are enough.
             places = torch.arange(count) % len(clips)
             turns = torch.arange(count) // len(clips)
             order = permutation(derive(seed, "order"), len(clips))[places]
@@ -89,7 +89,7 @@ def recalibrate_views(
                 for index, turn in zip(ids.tolist(), passes.tolist(), strict=True):
                     try:
                         clip = clips.clip(index, seed=derive(seed, "recalibrate", turn)).clip
-                    except UserError:  # a trained network must not be lost for a file that cannot be read
+                    except UserError:  # an unreadable file must not cost the trained network
                         continue
                     if view != "audio" or clip.has_audio is None or clip.has_audio.all():
                         heard.append(clip)

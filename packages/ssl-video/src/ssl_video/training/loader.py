@@ -1,4 +1,4 @@
-"""Load the batches of a training step: labelled clips, and unlabelled ones augmented weakly and strongly."""
+"""Load the batches of a training step: labelled clips, and weakly and strongly augmented unlabelled clips."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from contrastive_core.training import Batches, Run, prepare_worker
 from ssl_video.augment import ClipAugment
 from ssl_video.data.clip import Clips, ClipSource
 
-_TIMEOUT = 600  # seconds without a batch after which a worker counts as hanging
+_TIMEOUT = 600  # seconds without a batch before a worker is considered stuck
 
 Pictures = dict[str, Tensor]
 
@@ -32,13 +32,13 @@ class StepBatch(NamedTuple):
     strong: Pictures
     """The same clips, strongly augmented."""
     present: Pictures
-    """Which unlabelled clips have a view that some lack: bool ``[U]``."""
+    """Whether each unlabelled clip has a view that some clips lack, by view: bool ``[U]``."""
     labelled_present: Pictures
-    """Which labelled clips have a view that some lack: bool ``[B]``."""
+    """Whether each labelled clip has a view that some clips lack, by view: bool ``[B]``."""
     unlabelled: Tensor
-    """Numbers of the unlabelled videos: int64 ``[U]``."""
+    """Indices of the unlabelled videos, int64 ``[U]``."""
     reordered: Tensor
-    """Which strong clips have frames in an order that does not run forwards: bool ``[U]``."""
+    """Whether the frames of each strong clip run in another order than forwards, bool ``[U]``."""
 
 
 class Feed:
@@ -47,19 +47,19 @@ class Feed:
     Args:
         run: Run, for seeds and processes.
         labelled: Clips of labelled videos.
-        unlabelled: Clips of all videos to learn from; None: labels only.
+        unlabelled: Clips of all training videos; None: labels only.
         augment: Augmentation.
-        batch_size: Number of labelled clips in a step over all processes; all of them if there are fewer.
-        mu: Number of unlabelled clips for each labelled one.
+        batch_size: Number of labelled clips per step over all processes; all labelled videos if there are fewer.
+        mu: Number of unlabelled clips per labelled clip.
         total_steps: Number of steps of the run.
         first_unlabelled: First step that reads unlabelled clips.
 
     Attributes:
-        batch_size: Number of labelled clips in a step over all processes, at most that of the labelled videos.
-        clips: Number of clips in a step over all processes, labelled and not.
+        batch_size: Number of labelled clips per step over all processes, at most the number of labelled videos.
+        clips: Number of clips per step over all processes, labelled and unlabelled.
 
     Raises:
-        UserError: There are fewer clips than a step takes, or numbers that the processes cannot share.
+        UserError: There are fewer clips than a step takes, or their number cannot be shared among the processes.
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class Feed:
             raise UserError(f"batch_size is {batch_size}; expected a multiple of the {world} process(es)")
         self.batch_size = min(batch_size, len(labelled) - len(labelled) % world)
         if not self.batch_size:
-            raise UserError(f"found {len(labelled)} labelled videos for {world} processes; expected one for each")
-        if self.batch_size < batch_size:
-            run.say(
-                f"note: a step takes {self.batch_size} labelled clips, all that there are, of batch_size {batch_size}"
+            raise UserError(
+                f"found {len(labelled)} labelled videos for {world} processes; expected at least one for each"
             )
+        if self.batch_size < batch_size:
+            run.say(f"note: a step takes all {self.batch_size} labelled clips, fewer than batch_size {batch_size}")
         many = 0 if unlabelled is None else mu * batch_size
         self.clips = self.batch_size + many
 
@@ -122,7 +122,7 @@ class Feed:
                     num_workers=self._workers,
                     timeout=_TIMEOUT if self._workers else 0,
                     worker_init_fn=prepare_worker,
-                    # Its own, for the loader must not draw from the global generator, which the steps are seeded by.
+                    # A separate generator: the loader must not draw from the global one, which seeds the steps.
                     generator=torch.Generator().manual_seed(0),
                     pin_memory=self._device.type == "cuda",
                 )
@@ -136,7 +136,7 @@ class Feed:
 
 
 class _Steps(Dataset[StepBatch | UserError]):
-    """Data set of the batch of every step, a function of seed and step."""
+    """Data set of the batches of all steps, each a function of seed and step."""
 
     def __init__(
         self,
@@ -157,7 +157,7 @@ class _Steps(Dataset[StepBatch | UserError]):
         try:
             return self._load(step)
         except UserError as error:
-            return error  # raised in the training process: out of a worker it would come wrapped in a traceback
+            return error  # raised in the training process: a worker would wrap it in a traceback
 
     def _load(self, step: int) -> StepBatch:
         ids = self.few.at(step)

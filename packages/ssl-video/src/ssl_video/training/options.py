@@ -17,34 +17,34 @@ from ssl_video.augment import StrongOptions
 from ssl_video.mvpl.losses import TargetKind
 
 REFERENCE_CLIPS = 40
-"""Clips of a step, labelled and not, that the learning rate is stated for."""
+"""Number of clips per step, labelled and unlabelled, for which the learning rate is stated."""
 
 
 @dataclass(frozen=True)
 class PseudoOptions:
-    """Pseudo-labels: how they are made and which of them count.
+    """Pseudo-labels: how to make and select them.
 
     Attributes:
-        target: Source of a view's pseudo-label: ``aggregated`` (all views), or for comparison ``self``, ``random``,
-            ``cross``.
-        fuse_by: What is averaged over views: ``probabilities`` or ``logits``.
-        fusion: Weights of the views: ``exact`` for equal ones, ``adaptive`` for more weight to views of small loss.
-        view_weights: Fixed weights of the views instead, one for each.
-        threshold: Smallest confidence of a pseudo-label that counts; by default 0.4, and 0.8 with less than 4 labelled
-            videos per class or less than 5 classes. 0.4 was measured best for ten classes and two or three views, whose
-            mean is less sure than one view; with fewer labels it did harm. Take 0.3 for hundreds of classes.
-        soft: Learn the whole distribution instead of the most probable class.
+        target: Source of the pseudo-label of a view: ``aggregated`` (all views), or for comparison ``self``,
+            ``random``, ``cross``.
+        fuse_by: Quantity averaged over views: ``probabilities`` or ``logits``.
+        fusion: Weights of the views: ``exact`` for equal ones, ``adaptive`` for larger ones on views with small loss.
+        view_weights: Fixed weights of the views instead, one per view.
+        threshold: Smallest confidence of a pseudo-label to train on; by default 0.4, and 0.8 with fewer than 4 labelled
+            videos per class or fewer than 5 classes. 0.4 measured best for ten classes and two or three views, whose
+            mean is less confident than a single view; with fewer labels it did harm. Use 0.3 for hundreds of classes.
+        soft: Train on the whole distribution instead of the most probable class.
         temperature: Temperature of soft targets.
         weight: Weight of the loss on pseudo-labels.
-        warmup: Fraction of the steps with labels only, at the start.
+        warmup: Fraction of the steps at the start that use labels only.
         align: Align the distribution of pseudo-labels with that of the labels.
-        select: Rule by which pseudo-labels count: ``fixed`` for the threshold, ``freematch`` for thresholds of each
-            class that follow the confidence, ``softmatch`` for weights.
+        select: Selection of pseudo-labels: ``fixed`` for the threshold, ``freematch`` for thresholds per class that
+            follow the confidence, ``softmatch`` for weights.
         labeller: Network that makes the pseudo-labels: ``network``, or its moving ``average`` (with ``--ema_decay``).
-        mix: TubeMix, one box of another clip in all frames, with mixed targets: parameter of the Beta distribution of
-            the share that stays, such as 1; 0 for none.
-        directed: Classes that the direction of time defines, such as opening and closing: their pseudo-labels do not
-            count on clips that ``strong.temporal`` reverses or shuffles.
+        mix: TubeMix, which replaces one box in all frames by that of another clip and mixes the targets: parameter of
+            the Beta distribution of the remaining share, such as 1; 0 for none.
+        directed: Classes that the direction of time defines, such as opening and closing; their pseudo-labels are
+            ignored on clips that ``strong.temporal`` reverses or shuffles.
         agreement_weight: Weight of the distance between the features of rgb and those of tg (LTG); 0 for none.
     """
 
@@ -86,20 +86,20 @@ class PseudoOptions:
 USUAL, SURE = 0.4, 0.8
 """Thresholds: the one measured best, and one that did no harm where labels are few."""
 FEW = 4
-"""Labelled videos per class below which the usual threshold did harm."""
+"""Number of labelled videos per class below which the usual threshold did harm."""
 FEW_CLASSES = 5
 """Classes below which the usual threshold is under twice chance."""
 
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """SGD with Nesterov momentum; warm-up from a tenth of the rate, then half a cosine to 0.
+    """SGD with Nesterov momentum; the rate rises from a tenth of its peak, then follows a half cosine to 0.
 
     Attributes:
-        lr: Peak learning rate for 40 clips a step; scaled with their number, labelled and not.
+        lr: Peak learning rate at 40 clips per step, labelled and unlabelled; scaled linearly with their number.
         momentum: Momentum of SGD.
-        weight_decay: Weight decay; batch norm and biases have none.
-        warmup: Fraction of the steps in which the learning rate rises.
+        weight_decay: Weight decay; not applied to batch norm and biases.
+        warmup: Fraction of the steps over which the learning rate rises.
         clip_gradients: Largest norm of the gradient; 0 for no limit.
     """
 
@@ -121,12 +121,12 @@ class OptimizerOptions:
                 raise UserError(f"optimizer.{name} is {getattr(self, name)}; expected {expected}")
 
     def peak(self, clips: int) -> float:
-        """The learning rate at its peak, for so many clips a step over all processes."""
+        """Return the peak learning rate for this number of clips per step over all processes."""
         return self.lr * clips / REFERENCE_CLIPS
 
 
 def build_optimizer(network: nn.Module, options: OptimizerOptions, *, lr: float) -> torch.optim.Optimizer:
-    """SGD on the network's parameters, batch norm and biases left out of weight decay."""
+    """Make an SGD optimiser for the network, without weight decay on batch norm and biases."""
     groups = [
         {"params": group["params"], "weight_decay": group["weight_decay"]}
         for group in lars_param_groups(network, options.weight_decay)
@@ -149,14 +149,14 @@ def apply_recipe(
     pseudo: PseudoOptions,
     strong: StrongOptions,
 ) -> tuple[tuple[str, ...], BN, PseudoOptions, StrongOptions]:
-    """Settings with the values of a recipe in place of those that are the defaults.
+    """Apply the values of a recipe to the settings that are at their defaults.
 
-    ``strong`` leaves the defaults, which were measured best. ``paper`` has all three views, joint batch norm and the
-    paper's pseudo-labels and augmentation; what the paper leaves open is that of the reimplementation by the authors of
-    LTG (CVPR 2022).
+    ``strong`` keeps the defaults, which measured best. ``paper`` sets all three views, joint batch norm, and the
+    pseudo-labels and augmentation of the paper; values that the paper does not state come from the reimplementation by
+    the authors of LTG (CVPR 2022).
 
     Raises:
-        UserError: there is no such recipe.
+        UserError: There is no such recipe.
     """
     if recipe not in ("strong", "paper"):
         raise UserError(f"recipe is {recipe!r}; expected strong or paper")

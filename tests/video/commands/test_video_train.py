@@ -421,7 +421,7 @@ def test_a_low_threshold_is_said_once_where_it_matters(
     assert "note:" not in capfd.readouterr().err
     for name, chosen in (("c", PseudoOptions(threshold=0.8)), ("d", PseudoOptions())):  # the default with few labels
         train(out=tmp_path / name, **settings(videos, steps=1, pseudo=chosen))
-        assert "those with a confidence below 0.8 do not count" in capfd.readouterr().err
+        assert "those with a confidence below 0.8 are ignored" in capfd.readouterr().err
     assert not [warning for warning in recwarn if "chance" in str(warning.message)]
 
 

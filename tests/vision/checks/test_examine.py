@@ -58,8 +58,8 @@ def test_unreadable_files(write, clean) -> None:
     assert "truncated" in cases["train/cat/cut.png"]
     assert cases["train/dog/empty.jpg"].startswith("found an empty file")
     assert "32-bit" in cases["train/dog/float.tif"]
-    assert "text that begins 'hello'" in cases["test/cat/text.JPG"]
-    assert "a link to a file that is gone" in cases["test/dog/link.png"]
+    assert "text starting with 'hello'" in cases["test/cat/text.JPG"]
+    assert "a broken link" in cases["test/dog/link.png"]
 
 
 def test_the_same_picture_twice(write, clean, noise) -> None:
@@ -160,7 +160,7 @@ def test_what_is_converted_is_noted(write, clean, noise, tmp_path: Path) -> None
     assert cases["mode"] == [
         (["train/cat/gray.png"], "L (gray)"),
         (["train/cat/print.jpg"], "CMYK (CMYK, converted without colour profile)"),
-        (["train/dog/alpha.png"], "RGBA (RGB and alpha, laid over white)"),
+        (["train/dog/alpha.png"], "RGBA (RGB and alpha, composited over white)"),
         (["train/dog/film.gif"], "P (palette)"),
     ]
     assert cases["turned"] == [(["train/dog/turned.jpg"], "")]
@@ -185,7 +185,7 @@ def test_what_is_left_out_is_said(write, clean) -> None:
         "layout": [],
     }
     assert [item.kind for item in report.warnings] == ["layout", "unread_kind"]
-    assert report.warnings[0].title == "1 images beside the folders of splits left out: in extra (1)"
+    assert report.warnings[0].title == "1 images beside the split folders left out: in extra (1)"
 
 
 def test_images_beside_the_class_folders(write, clean, noise) -> None:
@@ -198,7 +198,7 @@ def test_images_without_classes(write, noise) -> None:
     report = examine(write({"a.png": noise(0), "b.png": noise(1), "c.png": noise(1)}))
     assert report.images == {"train": 3}
     assert found(report) == {"duplicate": [(["b.png", "c.png"], "identical files")]}
-    assert "no classes: enough to learn from without labels, not to evaluate" in report.text()
+    assert "no classes: the data can be used for pre-training, but not for evaluation" in report.text()
 
 
 @pytest.mark.parametrize("names", [("Training", "Testing"), ("archive/train", "archive/val"), ("TRAIN", "Test")])

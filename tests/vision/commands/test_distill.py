@@ -270,7 +270,7 @@ def test_two_processes_see_what_one_sees(teacher: Path, labels: Path, tmp_path: 
         ({"init": "no-such-run"}, "not a folder"),
         ({"teacher": "no-such-run"}, "not a folder"),
         ({"epochs": 0}, "epochs is 0"),
-        ({"init": "teacher", "encoder": TINY}, "is built as the teacher"),
+        ({"init": "teacher", "encoder": TINY}, "has the architecture of the teacher"),
     ],
 )
 def test_bad_arguments_are_refused(teacher: Path, tmp_path: Path, arguments: dict[str, Any], message: str) -> None:

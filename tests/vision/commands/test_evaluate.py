@@ -85,7 +85,7 @@ def test_summary_says_the_worst(result: Evaluation) -> None:
     mistakes = np.array(score.confusion) * (1 - np.eye(10, dtype=int))
     true, taken, count = score.mistakes()[0]
     assert count == mistakes.max() == mistakes[int(true), int(taken)]
-    assert f"most frequent mistakes: {true} taken for {taken} ({count})" in text
+    assert f"most frequent mistakes: {true} predicted as {taken} ({count})" in text
     assert sum(count for *_, count in score.mistakes()) == mistakes.sum()
 
 
@@ -116,7 +116,7 @@ def test_classes_are_matched_by_name(digit_classifier: Path, tmp_path: Path) -> 
 def test_unknown_classes_are_one_clear_error(digit_classifier: Path, tmp_path: Path) -> None:
     data = digits_as_files(tmp_path / "data", {7: "seven", 2: "2"}, count=1)
     with pytest.raises(
-        UserError, match=r"1 classes that the classifier does not know \(seven\); it was trained on 0, 1"
+        UserError, match=r"1 classes that the classifier was not trained on \(seven\); its classes are 0, 1"
     ):
         evaluate(str(digit_classifier), data, device="cpu")
 

@@ -157,7 +157,7 @@ def test_features_without_a_classifier(tmp_path: Path, name: str) -> None:
 @pytest.mark.slow
 def test_official_resnet50_is_approximate_and_says_by_how_much(tmp_path: Path) -> None:
     folder = encoder_folder(tmp_path / "model", EncoderOptions(name="resnet50", stem="imagenet"), size=64)
-    with pytest.raises(UserError, match="pads its max pool as PyTorch does"):
+    with pytest.raises(UserError, match="pads its max pooling as PyTorch"):
         export(str(folder), tmp_path / "net.safetensors")
     assert list(tmp_path.glob("net*")) == []
     export(str(folder), tmp_path / "net.safetensors", approximate=True)
@@ -196,7 +196,7 @@ def test_networks_that_torchvision_lacks_are_refused(
     tmp_path: Path, options: EncoderOptions, layer: int, reason: str
 ) -> None:
     folder = classifier_folder(tmp_path / "model", options, size=32, layer=layer)
-    with pytest.raises(UserError, match=f"{reason}.*take every network"):
+    with pytest.raises(UserError, match=f"{reason}.*support every network"):
         export(str(folder), tmp_path / "net.safetensors", approximate=True)
 
 
@@ -240,7 +240,7 @@ def test_missing_packages_name_the_extra(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_other_endings_and_pixels_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"found the ending '\.h5', expected one of \.onnx, \.pt2, \.safetensors"):
+    with pytest.raises(UserError, match=r"found the suffix '\.h5', expected one of \.onnx, \.pt2, \.safetensors"):
         export("pixels", tmp_path / "net.h5")
-    with pytest.raises(UserError, match="no model with weights"):
+    with pytest.raises(UserError, match="no weights to export"):
         export("pixels", tmp_path / "net.onnx")

@@ -68,7 +68,7 @@ def test_a_number_of_neighbours_beyond_the_images_is_said(tmp_path: Path) -> Non
     score = knn(
         "pixels", "digits", k=500, probe=ProbeOptions(labels=file / "2-per-class-draw0.json", out=tmp_path / "knn.json")
     )
-    assert "; k 20, all labelled images (500 asked for)" in str(score)
+    assert "; k 20, all labelled images (500 requested)" in str(score)
     assert score.settings["k"] == 20
     assert score.found == json.loads((tmp_path / "knn.json").read_text())["found"]
     assert not knn("pixels", "digits", k=5).found

@@ -49,7 +49,7 @@ def test_same_seed_same_score() -> None:
 
 def test_a_batch_beyond_the_images_is_said() -> None:
     score = linear("pixels", "digits", epochs=1, augment="none", probe=ProbeOptions(batch_size=5000))
-    assert "; batch size 1,433, all training images (5,000 asked for)" in str(score)
+    assert "; batch size 1,433, all training images (5,000 requested)" in str(score)
     assert score.settings["batch_size"] == 1433
 
 

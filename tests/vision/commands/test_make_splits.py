@@ -136,8 +136,8 @@ def test_shares(sizes: list[int], balance: str, data: st.DataObject) -> None:
     [
         ({"fractions": (1.5,)}, "up to 1; got 1.5"),
         ({"fractions": (), "per_class": (0,)}, "at least 1; got 0"),
-        ({"fractions": ()}, "nothing to choose"),
-        ({"draws": 0}, "nothing to choose"),
+        ({"fractions": ()}, "nothing to label"),
+        ({"draws": 0}, "nothing to label"),
         ({"validation_fraction": 1.0}, "below 1; got 1"),
         ({"fractions": (), "per_class": (200,)}, r"fewer images than 200-per-class-draw0.json .*: 0 \(142\)"),
     ],

@@ -211,7 +211,7 @@ def test_the_name_of_the_file_says_its_format(digit_classifier: Path, folder: Pa
     for ending in (".jsonl", ".parquet"):
         for row, expected_row in zip(tables[ending], tables[".csv"], strict=True):
             assert {name: "" if value is None else str(value) for name, value in row.items()} == expected_row
-    with pytest.raises(UserError, match=r"found the ending '\.xlsx', expected one of \.csv, \.tsv, \.jsonl, \.parquet"):
+    with pytest.raises(UserError, match=r"found the suffix '\.xlsx', expected one of \.csv, \.tsv, \.jsonl, \.parquet"):
         predict(str(digit_classifier), str(folder), tmp_path / "out.xlsx", device="cpu")
 
 

@@ -13,7 +13,7 @@ from ssl_vision.cli import main
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--image_size 0", "augmentation: size must be a number of pixels a side, at least 1, got 0"),
+        ("--image_size 0", "augmentation: size must be a number of pixels per side, at least 1, got 0"),
         ("--augment.strength 9", r"augmentation: strength must be in \[0, 2.5\]"),
         ("--augment.gray 1.5", r"augmentation: gray must be a probability in \[0, 1\], got 1.5"),
         ("--head.layers 0", "head.layers is 0 and head.out_features is 128; expected both at least 1"),

@@ -182,7 +182,7 @@ def test_wrong_options_are_refused(tmp_path: Path) -> None:
             SuNCEtOptions(**settings)  # type: ignore[arg-type]
     for settings, batch_size, message in (
         ({"classes_per_batch": 11}, 16, "suncet.classes_per_batch .* of 10 classes, asked for batches of 11"),
-        ({"classes_per_batch": 10, "images_per_class": 200}, 0, "found 1433 images, a step takes 2000"),
+        ({"classes_per_batch": 10, "images_per_class": 200}, 0, "found 1433 images, but a step takes 2000"),
         ({"classes_per_batch": 10, "epochs": 1.0}, 0, "0 with suncet in all epochs"),
         ({}, 0, "batch_size is 0"),
     ):
@@ -191,7 +191,7 @@ def test_wrong_options_are_refused(tmp_path: Path) -> None:
                 "digits", tmp_path / "run", epochs=2, batch_size=batch_size, suncet=SuNCEtOptions(**settings),  # type: ignore[arg-type]
                 run=ONE_THREAD,
             )  # fmt: skip
-    with pytest.raises(UserError, match="is 5 in SuNCEt alone"):
+    with pytest.raises(UserError, match="is 5 with SuNCEt alone"):
         pretrain("digits", tmp_path / "run", epochs=2, batch_size=0, suncet=SuNCEtOptions(10), memory=MemoryOptions(5))
     with pytest.raises(UserError, match="of at least 0 and less than 1"):
         MemoryOptions(5, decay=1.0)

@@ -93,7 +93,7 @@ def test_validation_images_are_never_those_tested_on(model: str, tmp_path: Path)
     score = transfer(model, data, probe=ProbeOptions(device="cpu", out=tmp_path / "score.json"))
     assert score.settings["val_part"] == "0.2 of train, seed 0"
     assert score.images == 16
-    with pytest.raises(UserError, match="got 'test' as val_part"):
+    with pytest.raises(UserError, match="val_part 'test' is also used"):
         transfer(model, data, val_part="test", probe=ProbeOptions(device="cpu"))
 
 

@@ -38,7 +38,7 @@ def test_the_next_readable_image_stands_in(images, log: Path, capfd: pytest.Capt
         assert (readable.read(i) == images.read(stand_ins.get(i, i))).all()
     found = read_log(log)
     assert list(found) == list(BAD)
-    assert found[19].startswith(f"{images.path(19)}: found text that begins 'broken'")
+    assert found[19].startswith(f"{images.path(19)}: found text starting with 'broken'")
     shown = capfd.readouterr().err
     assert all(shown.count(f"skipped: {images.path(i)}: found text") == 1 for i in BAD)
 
@@ -61,14 +61,14 @@ def test_one_too_many_is_an_error_that_names_them(images, log: Path) -> None:
     with pytest.raises(UserError) as caught:
         readable.read(19)
     message = str(caught.value)
-    assert "found 3 bad files, more than the 2 of 20 that may be skipped" in message
+    assert "found 3 unreadable files, but only 2 of 20 may be skipped" in message
     assert all(images.path(i) in message for i in BAD)
     assert "`ssl-vision check` lists all of them" in message
 
 
 def test_mended_files_do_not_count(images, log: Path) -> None:
     readable = skip_bad(images, max_bad=0.1, log=log)
-    with pytest.raises(UserError, match="found 3 bad files"):
+    with pytest.raises(UserError, match="found 3 unreadable files"):
         in_memory(readable)
     for i in (3, 4):
         images.files[i].write_bytes(images.files[0].read_bytes())
@@ -87,7 +87,7 @@ def test_without_a_share_the_set_is_itself(images, log: Path) -> None:
 
 
 def test_a_share_of_less_than_one_image_allows_none(images, log: Path) -> None:
-    with pytest.raises(UserError, match="found 1 bad files, more than the 0 of 20"):
+    with pytest.raises(UserError, match="found 1 unreadable files, but only 0 of 20"):
         skip_bad(images, max_bad=0.04, log=log).read(3)
 
 
@@ -95,13 +95,13 @@ def test_labels_stay_with_the_strict_set(images, log: Path) -> None:
     readable = skip_bad(images, max_bad=0.2, log=log)
     assert images.is_labelled
     assert readable.label(0) is None
-    with pytest.raises(UserError, match="bad files are skipped only where no labels are needed"):
+    with pytest.raises(UserError, match="bad files are skipped only if no labels are needed"):
         readable.labels()
 
 
 def test_only_bad_files(write, log: Path) -> None:
     images = open_images(write({"a.png": b"", "b.png": b""}))
-    with pytest.raises(UserError, match="found 2 bad files, more than the 1 of 2"):
+    with pytest.raises(UserError, match="found 2 unreadable files, but only 1 of 2"):
         skip_bad(images, max_bad=0.99, log=log).read(0)
 
 
@@ -137,5 +137,5 @@ def test_workers_share_one_count(images, log: Path) -> None:
     assert all((picture == alone.read(i)).all() for i, (picture, _) in enumerate(loaded))
     assert list(read_log(log)) == list(BAD)
     strict = skip_bad(images, max_bad=0.1, log=log.with_name("strict.jsonl"))
-    with pytest.raises(UserError, match="found 3 bad files"):
+    with pytest.raises(UserError, match="found 3 unreadable files"):
         list(DataLoader(_Read(strict), batch_size=None, num_workers=2))

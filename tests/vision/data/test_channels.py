@@ -57,7 +57,7 @@ def test_every_channel_of_a_tiff_is_read_as_it_is_stored(tmp_path: Path, planar:
         read_image(path, ReadOptions(bits=12), channels=13), np.minimum(values / np.float32(4095), 1), rtol=1e-6
     )
     with pytest.raises(
-        UserError, match=r"scene\.tif: found a TIFF of .*13.*, expected 4 channels \(--image-channels\)"
+        UserError, match=r"scene\.tif: found a TIFF with shape .*13.*, expected 4 channels \(--image-channels\)"
     ):
         read_image(path, channels=4)
     if planar != "pages":  # of pages, the first is an image of its own
@@ -77,7 +77,7 @@ def test_other_files_by_the_number_of_their_channels(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "signed.tif", np.array([[-9999, 0, 32767]], np.int16))
     assert read_image(tmp_path / "signed.tif", channels=1).tolist() == [[[0, 0, 1]]]
     tifffile.imwrite(tmp_path / "float.tif", np.ones((2, 2), np.float32))
-    with pytest.raises(UserError, match="found float32 pixels, whose range nothing says"):
+    with pytest.raises(UserError, match="found float32 pixels, whose range is unknown"):
         read_image(tmp_path / "float.tif", channels=1)
 
 

@@ -104,7 +104,7 @@ def test_manifests_as_spreadsheets_write_them(manifest, text: bytes) -> None:
 
 def test_a_missing_value_is_no_class(manifest) -> None:
     images = open_images(manifest("path,label\na.png,x\nb.png,NaN\n"))
-    assert "1 rows whose label is a missing value (line 3) count as unlabelled" in images.notes[0]
+    assert "1 rows with a missing value as label (line 3) are unlabelled" in images.notes[0]
     with pytest.raises(UserError, match=r"1 rows without a label \(line 3\)"):
         images.labels()
 
@@ -117,7 +117,7 @@ def test_a_backslash_in_a_name_that_exists_stays(manifest, tmp_path: Path) -> No
 def test_of_two_columns_of_classes_one_is_taken_and_said(manifest) -> None:
     images = open_images(manifest("path,class,label\na.png,cat,7\n"))
     assert images.classes == ["7"]
-    assert "of the columns label and class, label is taken for the label" in images.notes[0]
+    assert "of the columns label and class, label is used as the label" in images.notes[0]
 
 
 def test_a_missing_file_is_named_when_read(manifest, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_missing_file_is_named_when_read(manifest, tmp_path: Path) -> None:
         ("path label\na.png x\n", r"found the columns path label, expected path\[,label\]\[,split\] separated by"),
         ("path,label,label\na.png,x,y\n", "found the column label twice, expected each once"),
         ("path\nC:\\\\photos\\\\a.png\n", r"found paths on a Windows drive \(C:.*line 2\)"),
-        ("path,label\na.png,x,y\na.png\n", r"found rows of another length than its 2 columns \(lines 2, 3\)"),
+        ("path,label\na.png,x,y\na.png\n", r"found rows with more or fewer values than its 2 columns \(lines 2, 3\)"),
         ("path,label\n,x\na.png,x\n ,y\n", r"found rows without a path \(lines 2, 4\)"),
         ('path,label\n"a.png,x\n', "cannot be read as CSV"),
         ("path,label\na.png,é\n".encode("latin-1"), "cannot be read as text in UTF-8"),

@@ -134,14 +134,17 @@ def test_cifar100_has_fine_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [(lambda file: file.write_bytes(file.read_bytes() + b"x"), "is not the published file"), (Path.unlink, "no file")],
+    [
+        (lambda file: file.write_bytes(file.read_bytes() + b"x"), "differs from the published file"),
+        (Path.unlink, "no file"),
+    ],
 )
 def test_cifar_of_other_files_is_refused(
     small_cifar: tuple[Path, np.ndarray], change: Callable[[Path], object], reason: str
 ) -> None:
     root, _ = small_cifar
     change(root / "cifar-10-batches-py" / "data_batch_3")
-    with pytest.raises(UserError, match=rf"is not complete under .*{reason}"):
+    with pytest.raises(UserError, match=rf"is incomplete under .*{reason}"):
         open_images(f"cifar10:{root}")
 
 
@@ -224,7 +227,7 @@ def test_nothing_is_downloaded(name: str, tmp_path: Path, monkeypatch: pytest.Mo
         open_images(f"{name}:{tmp_path}")
     message = str(caught.value)
     assert str(tmp_path) in message
-    assert "Nothing is downloaded unasked; unpack" in message
+    assert "Nothing is downloaded automatically; unpack" in message
     assert f"torchvision.datasets.{kind}('{tmp_path}', download=True)" in message
     assert list(tmp_path.iterdir()) == []
 

@@ -126,13 +126,13 @@ def test_class_names_come_from_a_file(official: Path, tmp_path: Path) -> None:
     (tmp_path / "two.txt").write_text("cat\ndog\ndog\n")
     with pytest.raises(UserError, match="2 different names; the classifier has 3"):
         import_checkpoint(official, tmp_path / "b", classifier_layer=0, classes=tmp_path / "two.txt")
-    with pytest.raises(UserError, match="say --classifier_layer"):
+    with pytest.raises(UserError, match="set --classifier_layer"):
         import_checkpoint(official, tmp_path / "b", classes=tmp_path / "names.txt")
     assert not (tmp_path / "b").exists()
 
 
 def test_a_classifier_goes_where_its_width_fits(official: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="takes 16 features, layer 3 of the projection head gives 8"):
+    with pytest.raises(UserError, match="takes 16 features, layer 3 of the projection head has 8"):
         import_checkpoint(official, tmp_path / "out", classifier_layer=3)
     with pytest.raises(UserError, match="layer 4 of a projection head that has 3"):
         import_checkpoint(official, tmp_path / "out", classifier_layer=4)
@@ -142,7 +142,7 @@ def test_a_classifier_goes_where_its_width_fits(official: Path, tmp_path: Path) 
 def test_flags_without_a_meaning_are_refused(official: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="by objects, not by prefixes"):
         import_checkpoint(official, tmp_path / "out", prefix="ema_model/")
-    with pytest.raises(UserError, match="are for PyTorch's checkpoints"):
+    with pytest.raises(UserError, match="are for PyTorch checkpoints"):
         import_checkpoint(official, tmp_path / "out", normalize="imagenet")
 
 
@@ -176,7 +176,7 @@ def test_names_of_a_moving_average_have_a_prefix() -> None:
     [
         ({"other/kernel": (1,)}, "found 1 that begin with other"),
         (shapes(**{"base_model/conv2d_2/kernel": (1,)}), "before base_model/conv2d_2/kernel is missing"),
-        ({n: s for n, s in shapes().items() if not n.endswith("mean")}, "no moving_mean beside it"),
+        ({n: s for n, s in shapes().items() if not n.endswith("mean")}, "has no moving_mean"),
         (shapes(**{"head_contrastive/nl_0/dense/kernel": (4, 4)}), "has no batch norm beside it"),
     ],
 )

@@ -144,7 +144,7 @@ def test_small_stems_are_as_in_the_program_they_come_from(tmp_path: Path, progra
         state = prefixed(nn.Sequential(*first).state_dict(), "backbone.")
         state = {name.replace(".downsample.", ".shortcut."): tensor for name, tensor in state.items()}
     torch.save({"state_dict": state}, tmp_path / "a.ckpt")
-    with pytest.raises(UserError, match="say --normalize none"):
+    with pytest.raises(UserError, match="set --normalize none"):
         import_checkpoint(tmp_path / "a.ckpt", tmp_path / "out")
     import_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", normalize="cifar10")
     loaded = load_encoder(str(tmp_path / "out"), device="cpu")
@@ -210,7 +210,7 @@ def test_damaged_safetensors_are_refused(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda s: s.pop("layer2.0.bn1.weight"), r"layer2\.0\.bn1\.weight is missing"),
-        (lambda s: s.update({"layer1.0.se.weight": torch.zeros(1)}), r"layer1\.0\.se\.weight has no place"),
+        (lambda s: s.update({"layer1.0.se.weight": torch.zeros(1)}), r"layer1\.0\.se\.weight is unexpected"),
         (lambda s: [s.pop(n) for n in list(s) if n.startswith("layer4.1.")], "2-2-2-1 basic blocks"),
     ],
 )

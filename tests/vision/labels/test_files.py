@@ -71,10 +71,10 @@ def test_lists_as_other_programs_and_systems_write_them(photos: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("test/cat/1.png\n", r"not in .*train \(test/cat/1\.png\); images are called cat/1\.png here"),
-        ("/data/photos/train/cat/1.png\n", "the file gives absolute paths of another place"),
-        ("D:\\photos\\train\\cat\\1.png\n", "the file gives absolute paths of another place"),
-        ("path,label\ncat/1.png,dog\n", r"cat/1\.png is of class dog, in .* it is of cat"),
+        ("test/cat/1.png\n", r"not in .*train \(test/cat/1\.png\); images here have names such as cat/1\.png"),
+        ("/data/photos/train/cat/1.png\n", "the file gives absolute paths of another location"),
+        ("D:\\photos\\train\\cat\\1.png\n", "the file gives absolute paths of another location"),
+        ("path,label\ncat/1.png,dog\n", r"cat/1\.png in class dog, but in .* it has class cat"),
     ],
 )
 def test_lists_of_other_images_are_refused(photos: Path, tmp_path: Path, text: str, message: str) -> None:
@@ -130,9 +130,9 @@ def test_quotes_comments_and_a_header_of_one_column_are_understood(photos: Path,
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("2.png\n", "lists 2.png, and several images of .* are called so"),
+        ("2.png\n", "lists 2.png, but several images of .* have this name"),
         ("cat/1.png\n1.png\n", "lists cat/1.png twice, as 1.png too; remove one of the lines"),
-        ("4.png\ncat/1.png\n", r"lists 1 images that are not in .* \(4.png\); .* called cat/1.png here"),
+        ("4.png\ncat/1.png\n", r"lists 1 images that are not in .* \(4.png\); .* names such as cat/1.png"),
         ("\n", "lists no images"),
         ("{", "not a label file"),
         ('{"format": "other"}', "found format 'other', expected 'ssl-vision labels 1'"),
@@ -164,7 +164,7 @@ def test_a_changed_file_is_refused(photos: Path, tmp_path: Path) -> None:
 def test_another_class_than_the_data_say_is_refused(photos: Path, tmp_path: Path) -> None:
     file = tmp_path / "few.json"
     write_label_file(file, ours(("dog/3.png", "cat")))
-    with pytest.raises(UserError, match=r"dog/3.png is of class cat, in .* it is of dog"):
+    with pytest.raises(UserError, match=r"dog/3.png in class cat, but in .* it has class dog"):
         read_labelled(file, open_images(photos))
 
 

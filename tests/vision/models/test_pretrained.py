@@ -233,16 +233,16 @@ def test_other_weights_are_refused_with_what_is_missing(tmp_path: Path) -> None:
     for name, message in (
         (
             "torchvision:resnet34",
-            r"r18\.pth: does not hold the weights of ResNet .*layer1\.2\.conv1\.weight is missing",
+            r"r18\.pth: does not contain the weights of ResNet .*layer1\.2\.conv1\.weight is missing",
         ),
-        ("timm:convnext_atto", r"does not hold the weights of ConvNeXt"),
+        ("timm:convnext_atto", r"does not contain the weights of ConvNeXt"),
         ("timm:resnet18_of_mine", r"timm has no model named 'resnet18_of_mine'; did you mean"),
     ):
         with pytest.raises(UserError, match=message):
             load_weights(EncoderOptions(name=name, weights=tmp_path / "r18.pth"))
     with pytest.raises(UserError, match=r"expected a network and its weights \(--encoder\.name"):
         load_encoder("none", device="cpu")
-    with pytest.raises(UserError, match="a model brings its encoder"):
+    with pytest.raises(UserError, match="a model includes its encoder"):
         load_encoder("runs/a", device="cpu", encoder=EncoderOptions())
 
 

@@ -100,7 +100,7 @@ def test_numbers_are_those_of_the_predictions(runs: Path, page: Page) -> None:
     worst = int(np.argmin(shares))
     table = page.text[page.text.index("Classes, the weakest first") :]
     taken = np.bincount(found.predicted[(found.labels == worst) & ~right], minlength=10)
-    assert f"most often taken for {worst} " in table
+    assert f"most often predicted as {worst} " in table
     assert f"{worst} {np.sum(found.labels == worst)} {shares[worst]:.1f} % " in table
     assert f"({taken.max()})" in table
 
@@ -120,7 +120,7 @@ def test_mistakes_are_the_surest_wrong_images(runs: Path, page: Page) -> None:
     ranked = sorted(wrong, key=lambda i: -found.confidences[i])[:18]
     chosen = most_confident(found, 18)
     assert [m.index for m in chosen] == ranked
-    assert f"Of {len(wrong)} wrong images" in page.text
+    assert f"The most confident of {len(wrong)} mistakes" in page.text
     images = open_images("digits", split="test")
     shown = page.images["Evaluation"]
     assert len(shown) == len(ranked)
@@ -179,9 +179,9 @@ def test_teacher_and_student_agree_as_their_predictions_do(runs: Path) -> None:
     assert f"teacher's accuracy {100 * np.mean(t == y):.1f} %" in page.text
     assert f"student's accuracy {100 * np.mean(s == y):.1f} %" in page.text
     for words, which in (
-        ("both right", (s == y) & (t == y)),
-        ("only the teacher right", (s != y) & (t == y)),
-        ("only the student right", (s == y) & (t != y)),
+        ("both correct", (s == y) & (t == y)),
+        ("only the teacher correct", (s != y) & (t == y)),
+        ("only the student correct", (s == y) & (t != y)),
         ("both wrong, the same class", (s != y) & (s == t)),
         ("both wrong, different classes", (s != y) & (t != y) & (s != t)),
     ):
@@ -240,7 +240,8 @@ def test_evaluation_of_another_model_is_marked(copy: Path) -> None:
     content = json.loads(file.read_text())
     file.write_text(json.dumps({**content, "model_hash": "0" * 64}))
     assert (
-        "Of another model than the one in the folder now: digits, split test." in read(report(copy, device="cpu")).text
+        "Computed with another model than the one in the folder: digits, split test."
+        in read(report(copy, device="cpu")).text
     )
 
 
@@ -253,7 +254,7 @@ def test_predictions_or_images_that_are_gone_are_said(copy: Path) -> None:
     write_predictions(file, others)
     assert "its images are not those that were evaluated" in read(report(copy, device="cpu")).text
     file.unlink()
-    assert "The predictions were taken away" in read(report(copy, device="cpu")).text
+    assert "The predictions were removed" in read(report(copy, device="cpu")).text
 
 
 def test_scores_of_features_have_a_section_of_their_own(copy: Path) -> None:
@@ -280,7 +281,7 @@ def test_perfect_classifier_has_no_mistakes(copy: Path) -> None:
     write_predictions(
         file, Predictions(np.eye(10, dtype=np.float32)[found.labels], found.labels, found.paths, found.classes)
     )
-    assert "every image is right" in read(report(copy, device="cpu")).text
+    assert "all images are classified correctly" in read(report(copy, device="cpu")).text
 
 
 def test_many_classes_are_a_picture_that_stays_small() -> None:
@@ -324,7 +325,7 @@ def test_a_constant_classifier_is_warned_of() -> None:
         return constant_prediction(score)
 
     assert warning(logits) == ""
-    assert "100 % of the images are taken for the class c; the classifier has collapsed" in warning(
+    assert "100 % of the images are predicted as class c; the classifier has collapsed" in warning(
         torch.eye(4)[2].repeat(100, 1)
     )
     assert "no better than chance" in warning(logits.roll(1, dims=1))

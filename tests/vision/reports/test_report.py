@@ -301,7 +301,7 @@ def test_scores_of_another_model_are_marked(copy: Path) -> None:
     file = copy / "evaluation" / "knn.json"
     score = json.loads(file.read_text())
     file.write_text(json.dumps({**score, "encoder_hash": "0" * 64}))
-    assert "are of another model than the one in the folder" in read(report(copy, rows=1, device="cpu")).text
+    assert "belong to another model than the one in the folder" in read(report(copy, rows=1, device="cpu")).text
 
 
 def test_protocols_that_differ_stay_apart(data: str, copy: Path) -> None:
@@ -337,7 +337,7 @@ def test_suncet_has_a_curve_of_its_own(batch_size: int, data: str, tmp_path: Pat
     page = read(report(tmp_path / "run", rows=1, bank=20, device="cpu"))
     method = "SimCLR + SuNCEt" if batch_size else "SuNCEt"
     assert f"{method} pre-training of resnet18 on few digits" in page.text
-    assert ("the very pixels the network gets" in page.text) == (batch_size > 0)
+    assert ("exactly the pixels that the network receives" in page.text) == (batch_size > 0)
     records = open_run(tmp_path / "run").records
     panels = training_figure(records, pretraining_panels(batch_size)).axes
     assert len(panels) == (3 if batch_size else 2)

@@ -339,8 +339,8 @@ def test_a_run_of_one_step_is_not_all_warm_up(labels: Path, tmp_path: Path) -> N
         ({"image_size": 0}, "image_size is 0"),
         ({"batch_size": 1}, "at least two images"),
         ({"init": "no-such-run"}, "not a folder"),
-        ({"validate_on": "test"}, "never opens test images"),
-        ({"validate_on": "train"}, "1433 images of split 'train' are trained on as well"),
+        ({"validate_on": "test"}, "cannot be used for validation"),
+        ({"validate_on": "train"}, "1433 images of split 'train' are also training images"),
         ({"validate_on": "held_out.json"}, "cannot be read"),
         ({"labels": Path("no-such-file")}, "no-such-file: cannot be read"),
     ],
@@ -354,7 +354,7 @@ def test_bad_arguments_are_refused(tmp_path: Path, arguments: dict[str, Any], me
 def test_what_does_not_fit_the_model_is_refused(pretrained: Path, labels: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="projection head of 3 layers"):
         finetune(str(pretrained), "digits", tmp_path / "run", from_layer=4, run=QUIET)
-    with pytest.raises(UserError, match="leave the encoder out"):
+    with pytest.raises(UserError, match="leave out the encoder"):
         finetune(str(pretrained), "digits", tmp_path / "run", encoder=EncoderOptions(), run=QUIET)
     overlapping = tmp_path / "some.txt"
     overlapping.write_text("digits/train#3\n" + open_images("digits").key(int(read_labelled(
@@ -397,7 +397,9 @@ def test_a_validation_part_is_no_test_score(write, noise, tmp_path: Path, held_o
         score = evaluate(str(model), str(data), part="train", device="cpu").score
         assert score.validation_share == pytest.approx(2 / 6)
     else:
-        with pytest.raises(UserError, match=r"validated on \(100 %\); the data have no test split, and val takes its"):
+        with pytest.raises(
+            UserError, match=r"validated on \(100 %\); the data have no test split, and val is used in its"
+        ):
             evaluate(str(model), str(data), device="cpu")
         (data / "val").rename(data / "test")  # the same images under another name
         with pytest.raises(UserError, match=r"images that training was validated on \(100 %\)"):
@@ -405,4 +407,4 @@ def test_a_validation_part_is_no_test_score(write, noise, tmp_path: Path, held_o
         (data / "test").rename(data / "val")
         score = evaluate(str(model), str(data), part="val", device="cpu").score
         assert score.validation_share == 1
-    assert "this is no test score" in str(score)
+    assert "the score is not a test score" in str(score)

@@ -1,4 +1,4 @@
-"""The command line `ssl-vision`. Importing it loads nothing heavy; a verb is imported when it runs."""
+"""The command line `ssl-vision`. Importing it is cheap: the module of a verb is imported when the verb runs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from contrastive_core.app.cli import Verb, run
 from ssl_vision import __version__
 
 VERBS = {
-    "check": Verb("ssl_vision.commands.check:check", "find every problem of an image data set in one pass", alone=True),
+    "check": Verb("ssl_vision.commands.check:check", "find all problems of an image data set in one pass", alone=True),
     "pretrain": Verb("ssl_vision.commands.pretrain:pretrain", "pre-train an encoder with SimCLR, SuNCEt or both"),
     "make-splits": Verb(
         "ssl_vision.commands.make_splits:make_splits",
-        "choose the images whose labels may be seen, and write label files",
+        "select the images whose labels may be used, and write label files",
         alone=True,
     ),
     "finetune": Verb("ssl_vision.training.finetuning:finetune", "train a classifier from a pre-trained encoder"),
@@ -73,16 +73,14 @@ VERBS = {
         "ssl_vision.commands.evaluate:evaluate", "test a classifier: accuracies, confusion, calibration", alone=True
     ),
     "predict": Verb("ssl_vision.commands.predict:predict", "classify a folder of images into a CSV file", alone=True),
-    "embed": Verb("ssl_vision.commands.embed:embed", "write features to a file, or draw a map of them", alone=True),
-    "report": Verb("ssl_vision.commands.report:report", "write a run's self-contained HTML report", alone=True),
+    "embed": Verb("ssl_vision.commands.embed:embed", "write features to a file, or draw a map", alone=True),
+    "report": Verb("ssl_vision.commands.report:report", "write the self-contained HTML report of a run", alone=True),
     "import-checkpoint": Verb(
         "ssl_vision.commands.import_checkpoint:import_checkpoint",
-        "make a model folder of another program's checkpoint: SimCLR (TensorFlow), torchvision, timm, lightly",
+        "convert another program's checkpoint to a model folder: SimCLR (TensorFlow), torchvision, timm, lightly",
         alone=True,
     ),
-    "export": Verb(
-        "ssl_vision.commands.export:export", "write a model for other programs: ONNX, torch.export, timm", alone=True
-    ),
+    "export": Verb("ssl_vision.commands.export:export", "export a model to ONNX, torch.export or timm", alone=True),
     "demo": Verb(
         "ssl_vision.commands.demo:demo", "pre-train and classify scikit-learn's digits in a few minutes on a CPU"
     ),
@@ -90,5 +88,5 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `ssl-vision VERB ...`; the exit status is returned."""
+    """Run `ssl-vision VERB ...` and return the exit status."""
     return run("ssl-vision", VERBS, argv, version=__version__, configs="ssl_vision.configs")

@@ -1,4 +1,4 @@
-"""Export a model to ONNX, `torch.export` or the names of torchvision's and timm's ResNets, compared with the model."""
+"""Export a model to ONNX, `torch.export` or torchvision's and timm's ResNets, and compare the file with the model."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Exportable:
     """A model in inference mode on the CPU.
 
     Attributes:
-        source: the folder it was opened from.
-        module: maps images ``[N, 3, size, size]`` in [0, 1] to logits ``[N, C]``, or to features ``[N, D]``.
-        options: its encoder.
-        image_size: side of the images in pixels.
-        classes: names of the classes in the order of the logits; None for an encoder, which gives features.
-        from_layer: how many layers of a projection head stand between features and logits.
+        source: Folder that it was opened from.
+        module: Module that maps images ``[N, 3, size, size]`` in [0, 1] to logits ``[N, C]`` or features ``[N, D]``.
+        options: Options of its encoder.
+        image_size: Side of the images in pixels.
+        classes: Names of the classes in the order of the logits; None for an encoder, which outputs features.
+        from_layer: Number of layers of a projection head between features and logits.
     """
 
     source: str
@@ -43,17 +43,17 @@ class Exportable:
 
     @property
     def output(self) -> str:
-        """What the module gives: ``logits`` or ``features``."""
+        """Output of the module: ``logits`` or ``features``."""
         return "features" if self.classes is None else "logits"
 
     def images(self, count: int) -> Tensor:
-        """Images of noise to try it with, the same for the same count."""
+        """Return noise images for comparisons, the same for the same count."""
         generator = torch.Generator().manual_seed(count)
         return torch.rand(count, self.options.image_channels, self.image_size, self.image_size, generator=generator)
 
     @torch.no_grad()
     def card(self, file: Path, *, normalisation: object) -> dict[str, Any]:
-        """What the program that opens the file must know; it is written into the file and beside it."""
+        """Describe the input and output for other programs, in the file and beside it."""
         width = self.module(self.images(1)).shape[1]
         return {
             "format": "ssl-vision export 1",
@@ -76,7 +76,7 @@ class Exportable:
 
     @property
     def program(self) -> Program:
-        """For the files that hold its computation."""
+        """Program for files that contain the computation."""
         return Program(
             self.module, self.source, self.options.name, "images", self.output, self.images, package="ssl_vision"
         )
@@ -86,10 +86,10 @@ def open_exportable(model: str) -> Exportable:
     """Open a run folder or a model folder, of an encoder or a classifier.
 
     Raises:
-        UserError: no model there, or a damaged one.
+        UserError: There is no model, or a damaged one.
     """
     if model == PIXELS:
-        raise UserError("pixels are no model with weights; export a run folder or a model folder")
+        raise UserError("pixels have no weights to export; give a run folder or a model folder")
     if load_model(model)[1].get("format") == CLASSIFIER_FORMAT:
         classifier, architecture = load_classifier(model, device="cpu"), load_architecture(model)
         return Exportable(
@@ -112,25 +112,26 @@ _DEPTHS = (18, 34, 50, 101, 152)
 
 
 def write_torchvision(model: Exportable, file: Path, *, approximate: bool = False) -> dict[str, Any]:
-    """Write a safetensors file that torchvision's and timm's ResNet of the same depth loads, and compare it with ours.
+    """Write a safetensors file for torchvision's and timm's ResNet of the same depth, and compare it with the model.
 
     Args:
-        model: to write.
-        file: where to.
-        approximate: also where torchvision pads the max pool differently, and features therefore differ.
+        model: Model to write.
+        file: File to write.
+        approximate: Whether to write networks for which torchvision pads the max pooling differently, so that features
+            differ.
 
     Returns:
-        The card, which is also in the file's metadata. It says how to load the file, and, if approximate, how far off
-        the result is.
+        The card, which is also in the file's metadata. It tells how to load the file and, if approximate, the size of
+        the difference.
 
     Raises:
-        UserError: torchvision has no such network, or one that differs and `approximate` is not set.
+        UserError: torchvision has no such network, or one that differs although `approximate` is not set.
     """
     name, differs = _counterpart(model)
     if differs and not approximate:
         raise UserError(
             f"{model.source}: {name} of torchvision and timm has the same weights, but {differs}. "
-            "--approximate writes them all the same (to train them further, say); .onnx and .pt2 are exact"
+            "--approximate writes them anyway (for example to train them further); .onnx and .pt2 are exact"
         )
     state = _state(model)
     classes = 0 if model.classes is None else len(model.classes)
@@ -162,30 +163,30 @@ def write_torchvision(model: Exportable, file: Path, *, approximate: bool = Fals
 
 
 def _statistics(options: EncoderOptions) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """What the caller of torchvision's network must subtract from and divide images by."""
+    """Return the mean and deviation by which the caller of torchvision's network must normalise images."""
     return (options.mean, options.std) if options.mean else STATISTICS[options.normalize]
 
 
 def _counterpart(model: Exportable) -> tuple[str, str]:
-    """The name of torchvision's network with the same weights, and how it differs, if it does."""
+    """Return the name of torchvision's network with the same weights, and its difference, if any."""
     options = model.options
     name = options.name.removeprefix("torchvision:")
     reason = _reason(options, name)
     if model.from_layer:
-        reason = f"the classifier stands on layer {model.from_layer} of a projection head"
+        reason = f"the classifier reads layer {model.from_layer} of a projection head"
     if reason:
         raise UserError(
             f"{model.source}: torchvision and timm have no such network: {reason}. "
-            ".onnx and .pt2 take every network; the model folder's model.safetensors holds the weights under our names"
+            ".onnx and .pt2 support every network; the model folder's model.safetensors has the weights under our names"
         )
     same = options.variant == "torchvision" or options.name.startswith("torchvision:")
     return name, "" if same else (
-        "pads its max pool as PyTorch does, not as TensorFlow (no difference on images of 4n + 1 px, such as 225)"
+        "it pads its max pooling as PyTorch, not as TensorFlow (no difference on images of 4n + 1 px, such as 225)"
     )
 
 
 def _reason(options: EncoderOptions, name: str) -> str:
-    """Why torchvision has no network with these weights, or nothing."""
+    """Return the reason why torchvision has no network with these weights, or nothing."""
     depth = name.removeprefix("resnet")
     if not depth.isdigit() or int(depth) not in _DEPTHS:
         return f"{options.name} is not one of ResNet-{', '.join(map(str, _DEPTHS))}"

@@ -1,4 +1,4 @@
-"""Augmentation of batches of images, and the fixed transform of evaluation."""
+"""Augmentation of image batches, and the fixed transform for evaluation."""
 
 from ssl_vision.augment.transforms import CropFlip, EvalTransform, SimCLRAugment
 

@@ -1,8 +1,8 @@
-"""The random numbers of one view of a batch, each a function of (seed, id of the image) alone.
+"""Draw the random numbers of one view of a batch, each a function of (seed, id of the image) alone.
 
-They are NumPy arrays on the host, whatever device the images are on: a few numbers per image, from which the work is
-planned, so that one seed draws the same view everywhere. Crops follow the distribution of the TensorFlow op or of
-torchvision; a box is int64 (top, left, height, width).
+They are NumPy arrays on the host for images on any device, a few numbers per image from which the work is planned, so
+that one seed draws the same view everywhere. Crops follow the distribution of the TensorFlow op or of torchvision; a
+box is int64 (top, left, height, width).
 """
 
 from __future__ import annotations
@@ -36,21 +36,20 @@ def tensorflow_boxes(
     ratio: tuple[float, float] = RATIO,
     min_covered: float = 0.1,
 ) -> Sizes:
-    """Boxes of `tf.image.sample_distorted_bounding_box` with the whole image as its object.
+    """Draw boxes as `tf.image.sample_distorted_bounding_box` with the whole image as its object.
 
-    An attempt draws the aspect ratio (width / height) uniformly, then the height uniformly among the whole numbers
-    for which the area is in range, then the place. It counts when the crop covers at least `min_covered` of the
-    image, which makes 0.1 and not 0.08 the smallest area of SimCLR's crops. After 100 failed attempts the whole image
-    is taken.
+    An attempt draws the aspect ratio (width / height) uniformly, then the height uniformly from the whole numbers for
+    which the area is in range, then the position. It succeeds if the crop covers at least `min_covered` of the image,
+    so that the smallest area of SimCLR's crops is 0.1, not 0.08. After 100 failed attempts the whole image is used.
 
     Args:
-        height: heights of the images in pixels, int64 [N].
-        width: widths of the images in pixels, int64 [N].
-        seed: seed of this view.
-        ids: identities of the images, int64 [N]; row i is a function of (seed, ids[i], height[i], width[i]).
-        area: smallest and largest area as fractions of the image.
-        ratio: smallest and largest width / height.
-        min_covered: fraction of the image that a crop must cover.
+        height: Heights of the images in pixels, int64 [N].
+        width: Widths of the images in pixels, int64 [N].
+        seed: Seed of this view.
+        ids: Identities of the images, int64 [N]; row i is a function of (seed, ids[i], height[i], width[i]).
+        area: Smallest and largest area as fractions of the image.
+        ratio: Smallest and largest width / height.
+        min_covered: Fraction of the image that a crop must cover.
 
     Returns:
         int64 [N, 4]: top, left, height, width.
@@ -68,7 +67,7 @@ def tensorflow_boxes(
         high = np.minimum(high, h)
         low = np.minimum(low, high)
         crop_h = low + np.floor(u[1] * (high - low + 1))
-        # Rounding may have left the range by a pixel: the op tries one row more, then one row less.
+        # Rounding may leave the range by a pixel: the op tries one row more, then one row less.
         crop_h += crop_h * np.rint(crop_h * aspect) < smallest
         crop_h -= crop_h * np.rint(crop_h * aspect) > largest
         crop_w = np.rint(crop_h * aspect)
@@ -92,10 +91,10 @@ def torchvision_boxes(
     area: tuple[float, float] = AREA,
     ratio: tuple[float, float] = RATIO,
 ) -> Sizes:
-    """Boxes of `torchvision.transforms.v2.RandomResizedCrop`: area and log of the aspect ratio uniform, 10 attempts.
+    """Draw boxes as `torchvision.transforms.v2.RandomResizedCrop`: uniform area and log aspect ratio, 10 attempts.
 
-    When no attempt fits into the image, the largest central crop with an aspect ratio in range is taken. Arguments and
-    result as in `tensorflow_boxes`.
+    If no attempt fits into the image, the largest central crop with an aspect ratio in range is used. Arguments and
+    result are those of `tensorflow_boxes`.
     """
     low, high = np.log(ratio)
 
@@ -124,7 +123,7 @@ def _first_good(
     per_round: int,
     otherwise: Sizes,
 ) -> Sizes:
-    """The first accepted of rounds x per_round attempts per image; the first round settles nearly all."""
+    """Return the first accepted of rounds x per_round attempts per image; the first round is enough for nearly all."""
     boxes = otherwise.copy()
     sizes = (height.astype(np.float64), width.astype(np.float64))
     rows = np.arange(len(ids))
@@ -141,7 +140,7 @@ def _first_good(
     return boxes
 
 
-ORDERS = np.array(list(itertools.permutations(range(4))))  # of (brightness, contrast, saturation, hue), first first
+ORDERS = np.array(list(itertools.permutations(range(4))))  # orders of (brightness, contrast, saturation, hue)
 
 Flags = NDArray[np.bool_]
 Floats = NDArray[np.float32]
@@ -149,20 +148,20 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Draws:
-    """What happens to each of N images."""
+    """Random draws for each of N images."""
 
     boxes: NDArray[np.int64]
     """Crop: top, left, height, width; [N, 4]."""
     flip: Flags
     """Mirror left to right; [N]."""
     jitter: Flags
-    """Whether colours are jittered; [N]."""
+    """Whether to jitter colours; [N]."""
     order: NDArray[np.int64]
-    """Operations of the jitter, first one first: 0 brightness, 1 contrast, 2 saturation, 3 hue; [N, 4]."""
+    """Operations of the jitter in order: 0 brightness, 1 contrast, 2 saturation, 3 hue; [N, 4]."""
     amounts: Floats
-    """Factors of brightness (or its addend), contrast and saturation, shift of hue in turns; [4, N]."""
+    """Factors of brightness (or its addend), contrast and saturation, and shift of hue in turns; [4, N]."""
     gray: Flags
-    """Whether colour is taken away; [N]."""
+    """Whether to convert to gray; [N]."""
     blur: Flags
     """Whether to blur; [N]."""
     sigma: Floats
@@ -171,7 +170,7 @@ class Draws:
 
 @dataclass(frozen=True)
 class Family:
-    """What views of SimCLR are drawn from (paper, appendix A).
+    """Distribution of SimCLR's views (paper, appendix A).
 
     Factors of brightness, contrast and saturation are uniform in [max(0, 1 - 0.8 s), 1 + 0.8 s] for strength s,
     additive brightness in [-0.8 s, 0.8 s], the shift of hue in [-0.2 s, 0.2 s] turns, sigma in [0.1, 2] pixels.
@@ -186,7 +185,7 @@ class Family:
     one_sigma: bool
 
     def draw(self, boxes: NDArray[np.int64], *, seed: int, ids: Tensor) -> Draws:
-        """Draw everything but the boxes."""
+        """Draw everything except the boxes."""
         u = uniform(derive(seed, "augment"), ids, 10).numpy().T
         wide, least = 0.8 * self.strength, max(0.0, 1 - 0.8 * self.strength)
         ranges = [(-wide, wide) if self.additive else (least, 1 + wide), (least, 1 + wide), (least, 1 + wide)]
@@ -211,7 +210,7 @@ PLAIN = Family(strength=0.0, additive=False, flip=0.5, jitter=0.0, gray=0.0, blu
 
 
 def still(boxes: NDArray[np.int64]) -> Draws:
-    """Nothing but the crops."""
+    """Return draws with crops alone."""
     n = len(boxes)
     no = np.zeros(n, np.bool_)
     return Draws(

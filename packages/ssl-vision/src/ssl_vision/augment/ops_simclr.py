@@ -48,43 +48,43 @@ def add_brightness(images: Tensor, delta: float | Tensor) -> Tensor:
 
 
 def contrast(images: Tensor, factor: float | Tensor) -> Tensor:
-    """`(x - mean) * factor + mean`, the mean over the pixels of each channel of each image."""
+    """Compute `(x - mean) * factor + mean`, with the mean over the pixels of each channel of each image."""
     return on_planes(channel_contrast_, images, factor=factor)
 
 
 def saturation(images: Tensor, factor: float | Tensor) -> Tensor:
-    """Multiply the S of HSV by `factor` and clip it to [0, 1]; H and V stay."""
+    """Multiply the S of HSV by `factor` and clip it to [0, 1]; H and V do not change."""
     return on_planes(hsv_saturation_, images, factor=factor)
 
 
 def hue(images: Tensor, delta: float | Tensor) -> Tensor:
-    """Add `delta` turns to the H of HSV; S and V stay."""
+    """Add `delta` turns to the H of HSV; S and V do not change."""
     return on_planes(hue_, images, delta=delta)
 
 
 def grayscale(images: Tensor) -> Tensor:
-    """0.2989 R + 0.587 G + 0.114 B in all three channels."""
+    """Set all three channels to 0.2989 R + 0.587 G + 0.114 B."""
     return on_planes(grayscale_, images)
 
 
 def gaussian_blur(images: Tensor, sigma: float | Tensor, *, kernel_size: int) -> Tensor:
-    """Blur with taps exp(-k^2 / (2 sigma^2)), |k| <= kernel_size // 2, normalised to sum 1, zeros around the image.
+    """Blur with taps exp(-k^2 / (2 sigma^2)), |k| <= kernel_size // 2, normalised to sum 1, zero padding.
 
-    So borders darken, as in the official code. An even kernel size counts as the odd one above it; pre-training uses
-    H // 10.
+    Borders therefore darken, as in the official code. An even kernel size is rounded up to the next odd one;
+    pre-training uses H // 10.
     """
     check_images(images)
     return blur_images(images, sigma, kernel_size=kernel_size, padding="zero")
 
 
 def crop_resize(images: Tensor, boxes: Tensor, *, size: int, flip: Tensor | None = None) -> Tensor:
-    """Cut boxes and resize to size x size: bicubic (Keys, a = -1/2), no antialias; values may overshoot [0, 1].
+    """Cut boxes and resize to size x size: bicubic (Keys, a = -1/2), without antialias; values may overshoot [0, 1].
 
     Args:
-        images: [N, 3, H, W].
-        boxes: top, left, height, width of every crop, int64 [N, 4].
-        size: pixels a side of the result.
-        flip: images to mirror left to right, bool [N].
+        images: Images, [N, 3, H, W].
+        boxes: Top, left, height, width of every crop, int64 [N, 4].
+        size: Side of the result in pixels.
+        flip: Images to mirror left to right, bool [N].
     """
     check_images(images)
     cuts = check_boxes(boxes, images)

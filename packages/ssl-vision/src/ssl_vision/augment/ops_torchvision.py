@@ -45,30 +45,30 @@ def brightness(images: Tensor, factor: float | Tensor) -> Tensor:
 
 
 def contrast(images: Tensor, factor: float | Tensor) -> Tensor:
-    """`(x - mean) * factor + mean`, the mean over the pixels of the grey image: one number per image."""
+    """Compute `(x - mean) * factor + mean`, with the mean over the pixels of the grey image, one number per image."""
     return on_planes(grey_contrast_, images, factor=factor).clamp_(0, 1)
 
 
 def saturation(images: Tensor, factor: float | Tensor) -> Tensor:
-    """`(x - grey) * factor + grey` with the grey image."""
+    """Compute `(x - grey) * factor + grey` with the grey image."""
     return on_planes(grey_saturation_, images, factor=factor).clamp_(0, 1)
 
 
 def hue(images: Tensor, delta: float | Tensor) -> Tensor:
-    """Add `delta` turns to the H of HSV; S and V stay."""
+    """Add `delta` turns to the H of HSV; S and V do not change."""
     return on_planes(hue_, images, delta=delta).clamp_(0, 1)
 
 
 def grayscale(images: Tensor) -> Tensor:
-    """0.2989 R + 0.587 G + 0.114 B in all three channels."""
+    """Set all three channels to 0.2989 R + 0.587 G + 0.114 B."""
     return on_planes(grayscale_, images)
 
 
 def gaussian_blur(images: Tensor, sigma: float | Tensor, *, kernel_size: int) -> Tensor:
-    """Blur with taps exp(-k^2 / (2 sigma^2)), |k| <= kernel_size // 2, normalised to sum 1, the image mirrored around.
+    """Blur with taps exp(-k^2 / (2 sigma^2)), |k| <= kernel_size // 2, normalised to sum 1, mirror padding.
 
     Raises:
-        ValueError: the image is not larger than kernel_size // 2, so that mirroring is impossible.
+        ValueError: The image is not larger than kernel_size // 2, so that it cannot be mirrored.
     """
     check_images(images)
     return blur_images(images, sigma, kernel_size=kernel_size, padding="reflect")
@@ -85,11 +85,11 @@ def crop_resize(
     """Cut boxes and resize to size x size with antialias; bicubic values may overshoot [0, 1].
 
     Args:
-        images: [N, 3, H, W].
-        boxes: top, left, height, width of every crop, int64 [N, 4].
-        size: pixels a side of the result.
-        flip: images to mirror left to right, bool [N].
-        interpolation: the filter.
+        images: Images, [N, 3, H, W].
+        boxes: Top, left, height, width of every crop, int64 [N, 4].
+        size: Side of the result in pixels.
+        flip: Images to mirror left to right, bool [N].
+        interpolation: Filter.
     """
     check_images(images)
     cuts = check_boxes(boxes, images)

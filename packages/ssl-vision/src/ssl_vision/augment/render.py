@@ -1,21 +1,21 @@
 """Render the views that were drawn: crops, blur and colours of a batch with parameters of its own for every image.
 
-Large views are rendered one by one. Small ones are rendered in blocks that fit into the processor's cache while one
-operation after the other works on them; on a GPU the block is the whole batch. The four colour operations come in an
-order of their own in every image: before each of the four stages a block is re-arranged, which costs a copy, so that
-images with the same operation lie side by side and each operation runs once, in place, over its run of images. Nothing
-that happens to an image depends on the others of its block.
+Large views are rendered one by one. Small ones are rendered in blocks that fit into the processor's cache while the
+operations are applied one after another; on a GPU the block is the whole batch. The four colour operations have a
+different order in every image. Before each of the four stages, a block is therefore rearranged, at the cost of a copy,
+so that images with the same operation are adjacent and each operation runs once, in place, on its run of images. The
+result for an image does not depend on the other images of its block.
 
 Colour operations work on planes: [3, n, P] float32, channel first, P pixels in any order, one parameter per image. They
 avoid comparisons and selections, because `where` costs as much as twenty additions, and use correctly rounded
-arithmetic only, so that a pixel's result does not depend on where in memory, in which batch or by which thread it is
-computed. They do not clip.
+arithmetic only, so that the result for a pixel does not depend on its place in memory, its batch or its thread. They do
+not clip.
 
 Resampling is separable (bicubic, antialiased, Gaussian). Every output row is a weighted sum of K input rows, its taps,
-and `embedding_bag` is the fused kernel for that. It sums the taps in order, per row, whatever else is in the batch and
-however many threads work, so that the result of an image is bit for bit the same in any batch. The horizontal direction
-is the vertical one of the transposed image: a crop yields *transposed planes* [3, n, W, H], which colour operations do
-not mind, and transposing back waits until the result is written.
+computed by the fused kernel `embedding_bag`. It sums the taps of a row in order for any batch and any number of
+threads, so that the result for an image is bit-identical in any batch. The horizontal direction is the vertical one of
+the transposed image: a crop yields *transposed planes* [3, n, W, H], which does not matter to colour operations, and
+they are transposed back when the result is written.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ssl_vision.augment.draws import Draws, Sizes
 
 
 def check_images(images: Tensor, *, channels: int | None = 3) -> None:
-    """Refuse anything but uint8 or float images [N, 3, H, W], or with `channels` None of any number of channels."""
+    """Check that images are uint8 or float [N, 3, H, W], or with any number of channels if `channels` is None."""
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a tensor [N, 3, H, W], got {type(images).__name__}")
     if images.ndim != 4 or (channels is not None and images.shape[1] != channels) or 0 in images.shape[1:]:
@@ -48,10 +48,10 @@ def check_images(images: Tensor, *, channels: int | None = 3) -> None:
 
 
 def check_batch(images: Tensor | Sequence[Tensor], ids: Tensor | None = None) -> None:
-    """Refuse what is no batch of images, float images visibly not in [0, 1], and ids that are not one per image.
+    """Check a batch of images, that float images are in [0, 1], and that there is one id per image.
 
-    Of the values only those of the first image are looked at: the usual mistake, 0..255 or normalised values, shows
-    in any.
+    Only the values of the first image are read: the usual mistakes, the range 0..255 or normalised values, show in any
+    image.
     """
     if isinstance(images, Tensor):
         check_images(images, channels=None)
@@ -59,7 +59,7 @@ def check_batch(images: Tensor | Sequence[Tensor], ids: Tensor | None = None) ->
         for image in images:
             check_images(image[None] if isinstance(image, Tensor) else image, channels=None)
         if len({(image.dtype, image.device, len(image)) for image in images}) > 1:
-            raise ValueError("the images of a list must have one dtype, one number of channels and lie on one device")
+            raise ValueError("the images of a list must have one dtype, one number of channels and one device")
     if ids is not None and (not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.shape != (len(images),)):
         got = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
         raise ValueError(f"ids must be an int64 tensor [{len(images)}], one number per image, got {got}")
@@ -73,7 +73,7 @@ def check_batch(images: Tensor | Sequence[Tensor], ids: Tensor | None = None) ->
 
 
 def check_boxes(boxes: Tensor, images: Tensor) -> NDArray[np.int64]:
-    """The boxes on the host; refuse what is not int64 [N, 4] or leaves its image."""
+    """Copy the boxes to the host, and check that they are int64 [N, 4] and lie within their images."""
     n, _, h, w = images.shape
     if boxes.dtype != torch.int64 or boxes.shape != (n, 4):
         raise ValueError(f"boxes must be int64 [{n}, 4], got {boxes.dtype} {tuple(boxes.shape)}")
@@ -90,7 +90,7 @@ def check_boxes(boxes: Tensor, images: Tensor) -> NDArray[np.int64]:
 
 
 def per_image(name: str, value: float | Tensor, images: Tensor) -> Tensor:
-    """A parameter as float32 [N, 1]."""
+    """Expand a parameter to float32 [N, 1]."""
     x = torch.as_tensor(value, dtype=torch.float32, device=images.device)
     if x.ndim > 1 or (x.ndim == 1 and len(x) != len(images)):
         raise ValueError(f"{name} must be a number or a tensor [{len(images)}], one per image, got {tuple(x.shape)}")
@@ -108,7 +108,7 @@ def on_planes(op: Callable[..., Tensor], images: Tensor, **parameter: float | Te
 
 
 def transposed_planes(images: Tensor) -> Tensor:
-    """A float32 copy [3, N, W, H]."""
+    """Return a float32 copy [3, N, W, H]."""
     return _to_unit(images.permute(1, 0, 3, 2), images.dtype)
 
 
@@ -118,7 +118,7 @@ def _to_unit(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def sizes(images: Tensor | Sequence[Tensor]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Heights and widths of the images, [N] each."""
+    """Return the heights and widths of the images, [N] each."""
     if isinstance(images, Tensor):
         n, _, h, w = images.shape
         return np.full(n, h), np.full(n, w)
@@ -127,41 +127,41 @@ def sizes(images: Tensor | Sequence[Tensor]) -> tuple[NDArray[np.int64], NDArray
 
 
 def check_size(size: int) -> None:
-    """Refuse a size that is no number of pixels."""
+    """Check that a size is a positive number of pixels."""
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ValueError(f"size must be a number of pixels a side, at least 1, got {size!r}")
+        raise ValueError(f"size must be a number of pixels per side, at least 1, got {size!r}")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a word that is not one of the choices."""
+    """Check that a value is one of the choices."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 GREY = (0.2989, 0.587, 0.114)
 _TINY = torch.finfo(torch.float32).tiny
-_CENTRES = (0.0, 2.0, 4.0)  # of red, green and blue, in sixths of a turn
+_CENTRES = (0.0, 2.0, 4.0)  # hues of red, green and blue, in sixths of a turn
 
 
 def scale_(x: Tensor, factor: Tensor) -> Tensor:
-    """Multiply by factor [n, 1]: brightness of torchvision, and of SimCLR since the second paper."""
+    """Multiply by factor [n, 1]: brightness in torchvision, and in SimCLR since the second paper."""
     return x.mul_(factor)
 
 
 def shift_(x: Tensor, delta: Tensor) -> Tensor:
-    """Add delta [n, 1]: brightness of the first SimCLR paper."""
+    """Add delta [n, 1]: brightness in the first SimCLR paper."""
     return x.add_(delta)
 
 
 def channel_contrast_(x: Tensor, factor: Tensor) -> Tensor:
-    """Away from the mean of each channel by factor [n, 1]: TensorFlow's contrast."""
+    """Scale the distance to the mean of each channel by factor [n, 1]: TensorFlow's contrast."""
     return _contrast_(x, x.mean(-1, keepdim=True), factor)
 
 
 def grey_contrast_(x: Tensor, factor: Tensor) -> Tensor:
-    """Away from the mean of the grey image by factor [n, 1]: torchvision's contrast."""
-    # The mean of the grey image is the grey of the means. A mean of one single row would be split over the threads, and
-    # its last bits would depend on their number.
+    """Scale the distance to the mean of the grey image by factor [n, 1]: torchvision's contrast."""
+    # The mean of the grey image is the grey of the means. The mean of a single row would be split over the threads, so
+    # that its last bits depend on their number.
     means = x.mean(-1, keepdim=True)
     if len(x) != 3:  # without red, green and blue
         return _contrast_(x, means.mean(0), factor)
@@ -177,8 +177,8 @@ def hsv_saturation_(x: Tensor, factor: Tensor) -> Tensor:
     """Multiply the S of HSV by factor [n, 1] and clip it to [0, 1]: TensorFlow's saturation.
 
     With V the largest and d the range of a pixel's channels, S = d / V, and scaling S by k takes a channel c to
-    V + (c - V) k. The clip, k S <= 1, is k <= V / d. Where the bicubic crop left V negative, TensorFlow takes S = 0;
-    here the channels stay negative too, and the clip makes both black.
+    V + (c - V) k. The clip, k S <= 1, is k <= V / d. Where the bicubic crop made V negative, TensorFlow uses S = 0;
+    here the channels stay negative too, and clipping makes both black.
     """
     value = x.amax(0)
     k = value - x.amin(0)
@@ -188,7 +188,7 @@ def hsv_saturation_(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def grey_saturation_(x: Tensor, factor: Tensor) -> Tensor:
-    """Away from the grey image by factor [n, 1]: torchvision's saturation."""
+    """Scale the distance to the grey image by factor [n, 1]: torchvision's saturation."""
     grey = _grey(x)
     return x.mul_(factor).add_(grey.mul_(1 - factor))
 
@@ -199,7 +199,7 @@ def hue_(x: Tensor, delta: Tensor) -> Tensor:
 
 
 def hue_shifts(delta: Tensor) -> Tensor:
-    """How far a pixel of hue 0, turned by delta [n, 1], is from each channel: [3, n, 1] sixths of a turn in [-3, 3)."""
+    """Return the distance of hue delta [n, 1] from each channel: [3, n, 1] sixths of a turn in [-3, 3)."""
     centres = torch.tensor(_CENTRES, device=delta.device)[:, None, None]
     return torch.remainder(6 * delta - centres + 3, 6) - 3
 
@@ -219,7 +219,7 @@ def hue_sixths_(x: Tensor, shifts: Tensor) -> Tensor:
     hue.div_(torch.clamp_min(spread, _TINY, out=red))
     torch.copysign(hue, green.sub_(blue), out=hue)
     torch.add(hue, shifts, out=x)
-    # clip(w, 1, 2) * spread + (low - spread) is (clip(w, 1, 2) - 1) * spread + low with a pass less.
+    # clip(w, 1, 2) * spread + (low - spread) is (clip(w, 1, 2) - 1) * spread + low with one pass less.
     return x.abs_().sub_(3).abs_().clamp_(1, 2).mul_(spread).add_(low.sub_(spread))
 
 
@@ -242,26 +242,26 @@ _KEYS_STEPS = 1024
 
 
 class Taps(NamedTuple):
-    """Which rows make an output row: `row` int64 and `weight` float32, both [N, out, K]."""
+    """Input rows of each output row: `row` int64 and `weight` float32, both [N, out, K]."""
 
     row: Tensor
     weight: Tensor
 
     def pick(self, which: Tensor | slice) -> Taps:
-        """The taps of some of the images."""
+        """Return the taps of some of the images."""
         return Taps(self.row[which], self.weight[which])
 
 
 def keys_taps(length: Tensor, *, out: int, flip: Tensor | None = None) -> Taps:
-    """Bicubic taps of `tf.image.resize` (Keys, a = -1/2, half-pixel centres, no antialias) along one axis.
+    """Compute bicubic taps as in `tf.image.resize` (Keys, a = -1/2, half-pixel centres, no antialias) along one axis.
 
-    Output position i looks at row (i + 1/2) * length / out - 1/2 of the crop. As in TensorFlow the four weights come
-    from a table of 1024 steps, taps outside of the crop weigh nothing, and the others are normalised to sum 1.
+    Output position i reads row (i + 1/2) * length / out - 1/2 of the crop. As in TensorFlow, the four weights come from
+    a table of 1024 steps, taps outside the crop have weight 0, and the others are normalised to sum 1.
 
     Args:
-        length: rows of each crop, int64 [N].
-        out: rows to make.
-        flip: crops to mirror along this axis, bool [N].
+        length: Number of rows of each crop, int64 [N].
+        out: Number of output rows.
+        flip: Crops to mirror along this axis, bool [N].
     """
     source = output_places(out, flip, device=length.device).add(0.5) * (length.to(torch.float32) / out)[:, None] - 0.5
     left = source.floor()
@@ -275,14 +275,14 @@ def keys_taps(length: Tensor, *, out: int, flip: Tensor | None = None) -> Taps:
 
 
 def output_places(out: int, flip: Tensor | None, *, device: torch.device) -> Tensor:
-    """Output positions [1 or N, out], counted from the other end in flipped images."""
+    """Return output positions [1 or N, out], counted from the other end in flipped images."""
     place = torch.arange(out, dtype=torch.float32, device=device)[None]
     return place if flip is None else (place - (out - 1) * flip[:, None]).abs_()
 
 
 @cache
 def _keys_table() -> Tensor:
-    """Keys' cubic, a = -1/2, at distances 1 + t, t, 1 - t, 2 - t for t = 0, 1/1024, ..., 1: float32 [1025, 4]."""
+    """Tabulate Keys' cubic, a = -1/2, at distances 1 + t, t, 1 - t, 2 - t for t = 0, 1/1024, ..., 1 [1025, 4]."""
     near = torch.arange(_KEYS_STEPS + 1, dtype=torch.float32) / _KEYS_STEPS
     return _keys_cubic(torch.stack((near + 1, near, 1 - near, 2 - near), -1))
 
@@ -290,17 +290,17 @@ def _keys_table() -> Tensor:
 def _total(weight: Tensor) -> Tensor:
     """Sum over the taps [N, out, 1], one after the other.
 
-    Trailing zeros, of which a batch with a larger image has more, then change no bit; in the order that `sum` chooses
-    they might.
+    Trailing zeros, of which a batch with a larger image has more, then do not change any bit; in the order chosen by
+    `sum` they could.
     """
     return reduce(torch.add, weight.unbind(-1))[..., None]
 
 
 def antialias_taps(length: Tensor, *, out: int, flip: Tensor | None = None, cubic: bool = False) -> Taps:
-    """Taps of PIL's and torchvision's antialiased resize along one axis: a triangle (or Keys' cubic, a = -1/2).
+    """Compute taps of PIL's and torchvision's antialiased resize along one axis: a triangle (or Keys' cubic, a = -1/2).
 
-    The filter is stretched by length / out when that makes the image smaller. Arguments as in `keys_taps`; K is the
-    largest number of taps in the batch, and further taps weigh nothing.
+    The filter is stretched by length / out if the image becomes smaller. Arguments are those of `keys_taps`; K is the
+    largest number of taps in the batch, and unused taps have weight 0.
     """
     scale = (length.to(torch.float32) / out)[:, None]
     stretch = scale.clamp_min(1)
@@ -319,23 +319,23 @@ def antialias_taps(length: Tensor, *, out: int, flip: Tensor | None = None, cubi
 
 
 def _keys_cubic(d: Tensor, a: float = -0.5) -> Tensor:
-    """Keys' cubic at distances d >= 0."""
+    """Evaluate Keys' cubic at distances d >= 0."""
     inner = ((a + 2) * d - (a + 3)) * d * d + 1
     outer = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
     return torch.where(d <= 1, inner, outer * (d < 2))
 
 
 def gaussian_kernel(sigma: NDArray[np.float32], *, radius: int) -> Tensor:
-    """exp(-k^2 / (2 sigma^2)), |k| <= radius, normalised to sum 1: sigma [N] in pixels -> float32 [N, 1, taps]."""
+    """Compute exp(-k^2 / (2 sigma^2)), |k| <= radius, normalised to sum 1: sigma [N] in pixels -> [N, 1, taps]."""
     offset = np.arange(-radius, radius + 1, dtype=np.float64)
     kernel = np.exp(-(offset**2) / (2 * sigma[:, None].astype(np.float64) ** 2))
     return torch.from_numpy((kernel / kernel.sum(1, keepdims=True)).astype(np.float32)[:, None])
 
 
 def gaussian_rows(length: int, *, radius: int, padding: Padding, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Which rows the taps of a blur look at, int64 [length, taps], and 1 or 0 for those that count, float32.
+    """Return the rows of a blur's taps, int64 [length, taps], and 1 or 0 for their use, float32.
 
-    Rows outside of the image are zeros (`padding="zero"`) or the mirrored inside without the border row repeated
+    Rows outside the image are zeros (`padding="zero"`) or mirrored rows without a repeated border row
     (`padding="reflect"`).
     """
     row = torch.arange(length, device=device)[:, None] + torch.arange(-radius, radius + 1, device=device)
@@ -355,7 +355,7 @@ _SMALL_IMAGE = 1 << 14  # pixels
 
 
 def weighted_rows(table: Tensor, row: Tensor, weight: Tensor) -> Tensor:
-    """Sums of weighted rows of `table` [R, D] (contiguous float32): row, weight [..., K] -> [..., D]."""
+    """Compute sums of weighted rows of `table` [R, D] (contiguous float32): row, weight [..., K] -> [..., D]."""
     bags = F.embedding_bag(
         row.reshape(-1),
         table,
@@ -368,7 +368,7 @@ def weighted_rows(table: Tensor, row: Tensor, weight: Tensor) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _starts(count: int, step: int, device: torch.device) -> Tensor:
-    """Where each sum of `step` rows begins."""
+    """Return the start of each sum of `step` rows."""
     return torch.arange(0, count, step, device=device)
 
 
@@ -382,14 +382,14 @@ def crop_planes(
 ) -> Tensor:
     """Resample crops of uint8 or float images to transposed planes [3, n, out_x, out_y].
 
-    Values keep their scale: `unit_taps` takes bytes to [0, 1].
+    Values keep their scale: `unit_taps` scales bytes to [0, 1].
 
     Args:
-        images: [N, 3, H, W], or N images [3, H_i, W_i] of their own sizes.
-        boxes: top, left, height and width of the crops, int64 [n, 4].
-        taps_y: rows of every view, counted within its crop.
-        taps_x: columns of every view.
-        which: the image of every view, int64 [n]; all in their order if left out.
+        images: Images [N, 3, H, W], or N images [3, H_i, W_i] of different sizes.
+        boxes: Top, left, height and width of the crops, int64 [n, 4].
+        taps_y: Rows of every view, counted within its crop.
+        taps_x: Columns of every view.
+        which: Image of every view, int64 [n]; by default all in order.
     """
     n, c = len(boxes), images[0].shape[0] if len(images) else 3
     source = np.arange(n) if which is None else which
@@ -413,21 +413,20 @@ def crop_planes(
 
 
 def unit_taps(taps: Taps, images: Tensor | Sequence[Tensor]) -> Taps:
-    """Taps that also take bytes 0..255 to [0, 1]."""
+    """Scale taps so that bytes 0..255 become [0, 1]."""
     is_bytes = len(images) > 0 and images[0].dtype == torch.uint8
     return Taps(taps.row, taps.weight * (1 / 255)) if is_bytes else taps
 
 
 def _resample_rows(images: Tensor, row: Tensor, weight: Tensor) -> Tensor:
-    """The vertical half of a crop: [n, 3, H, W], rows counted over all images, to transposed planes [3, m, W, out]."""
+    """Resample the rows of a crop: [n, 3, H, W], rows counted over all images, to transposed planes [3, m, W, out]."""
     n, c, h, w = images.shape
-    # A row of the table holds the three channels, filled up to 16 values, because `embedding_bag` compiles itself for
-    # every length of rows. Rows a multiple of 128 values apart would fight for the same lines of the cache when
-    # transposed.
+    # A row of the table holds the three channels, padded to 16 values, because `embedding_bag` is compiled for every
+    # row length. Rows a multiple of 128 values apart would compete for the same cache lines when they are transposed.
     width = -(-w // 16) * 16
     width += 16 if width % 128 == 0 else 0
     table = torch.empty(n, h, c, width, device=images.device)
-    table.narrow(3, 0, w).copy_(images.permute(0, 2, 1, 3))  # what fills the rows up is never looked at
+    table.narrow(3, 0, w).copy_(images.permute(0, 2, 1, 3))  # the padding is never read
     rows = weighted_rows(table.view(n * h, c * width), row, weight)
     return rows.view(*row.shape[:2], c, width).narrow(3, 0, w).permute(2, 0, 3, 1).contiguous()
 
@@ -445,9 +444,9 @@ class Blur:
         """Blur images of planes [3, N, W, H] with their kernels [n, 1, taps]: across, then down.
 
         Args:
-            planes: transposed planes.
-            kernel: one for each image to blur.
-            which: these images, int64 [n]; all if left out.
+            planes: Transposed planes.
+            kernel: Kernel of each image to blur.
+            which: Images to blur, int64 [n]; by default all.
 
         Returns:
             Upright images [n, 3, H, W].
@@ -465,7 +464,7 @@ class Blur:
 
 
 def blur_images(images: Tensor, sigma: float | Tensor, *, kernel_size: int, padding: Padding) -> Tensor:
-    """Blur images [N, 3, H, W] with one sigma, or one each, over kernel_size pixels, made odd."""
+    """Blur images [N, 3, H, W] with one sigma or one per image, over kernel_size pixels, rounded up to odd."""
     _, _, h, w = images.shape
     widths = per_image("sigma", sigma, images)[:, 0].cpu().numpy()
     if not (widths > 0).all():
@@ -478,7 +477,7 @@ def blur_images(images: Tensor, sigma: float | Tensor, *, kernel_size: int, padd
 
 
 def upright(planes: Tensor) -> Tensor:
-    """Transposed planes [3, n, W, H] as images [n, 3, H, W]."""
+    """Convert transposed planes [3, n, W, H] to images [n, 3, H, W]."""
     return planes.permute(1, 0, 3, 2).contiguous()
 
 
@@ -486,20 +485,20 @@ ColourOp = Callable[[Tensor, Tensor], Tensor]
 
 
 class MakeBoxes(Protocol):
-    """Draws the boxes of random crops."""
+    """Function that draws the boxes of random crops."""
 
     def __call__(self, height: Sizes, width: Sizes, *, seed: int, ids: Tensor) -> Sizes: ...
 
 
 class MakeTaps(Protocol):
-    """Says which rows make each row of a resized crop."""
+    """Function that computes the input rows of each row of a resized crop."""
 
     def __call__(self, length: Tensor, *, out: int, flip: Tensor | None = None) -> Taps: ...
 
 
 @dataclass(frozen=True)
 class Operations:
-    """What `SimCLRAugment` needs to know about a library; colour operations work in place on planes [3, n, P]."""
+    """Operations of a library for `SimCLRAugment`; colour operations work in place on planes [3, n, P]."""
 
     boxes: MakeBoxes
     taps: MakeTaps
@@ -508,22 +507,22 @@ class Operations:
     padding: Padding
 
 
-NOTHING = 4  # in place of an operation, in images without jitter
+NOTHING = 4  # stands for no operation, in images without jitter
 
 
 class Stage(NamedTuple):
-    """One re-arrangement, and what to do then."""
+    """One rearrangement of a block, and the operations after it."""
 
     move: NDArray[np.int64] | None
-    """Which present slot each new slot takes its image from; None when all stay."""
+    """Current slot of the image for each new slot; None if all stay."""
     slot: NDArray[np.int64]
-    """Which image of the block then lies in each slot."""
+    """Image of the block in each slot afterwards."""
     runs: list[tuple[int, slice]]
     """Operation and slots of each run of images."""
 
 
 def arrange(draws: Draws, block: slice) -> list[Stage]:
-    """Four stages of jitter, and a fifth with no operation in which every image is back in its own slot."""
+    """Plan four stages of jitter, and a fifth without operation that returns every image to its own slot."""
     stages = []
     order = np.where(draws.jitter[block], draws.order[block].T, NOTHING)
     home = slot = np.arange(order.shape[1])
@@ -541,9 +540,9 @@ def _unless_idle(move: NDArray[np.int64], home: NDArray[np.int64]) -> NDArray[np
     return None if bool((move == home).all()) else move
 
 
-SATURATION, HUE = 2, 3  # among the colour operations
+SATURATION, HUE = 2, 3  # numbers of colour operations
 _BLOCK_VALUES = 1 << 20  # float32 values of a block on the CPU: 4 MiB
-_LARGE_VIEW = 1 << 16  # values of a view that needs no company to keep the processor busy
+_LARGE_VIEW = 1 << 16  # values of a view that keeps the processor busy on its own
 
 
 def render(
@@ -555,16 +554,16 @@ def render(
     additive: bool = False,
     radius: int = 0,
 ) -> Tensor:
-    """The views that `draws` describe.
+    """Render the views that `draws` describe.
 
     Args:
-        images: uint8 or float images [N, C, H, W], or N images [C, H_i, W_i]. Saturation, hue and grey are operations
-            on red, green and blue, and leave images of other than 3 channels as they are.
-        draws: what happens to each.
-        size: pixels a side of the views.
-        ops: whose operations.
-        additive: whether brightness is added.
-        radius: taps of the blur on either side.
+        images: uint8 or float images [N, C, H, W], or N images [C, H_i, W_i]. Saturation, hue and gray conversion
+            apply to red, green and blue, and do not change images whose number of channels is not 3.
+        draws: Random draws for each image.
+        size: Side of the views in pixels.
+        ops: Operations of a library.
+        additive: Whether brightness is added.
+        radius: Number of taps of the blur on either side.
 
     Returns:
         float32 [N, C, size, size] in [0, 1].
@@ -588,12 +587,12 @@ def render(
 
 
 def _send(numbers: Tensor | NDArray[Any], device: torch.device) -> Tensor:
-    """A few numbers to the device, which the host need not wait for."""
+    """Copy a few numbers to the device without waiting."""
     return torch.as_tensor(numbers).to(device, non_blocking=True)
 
 
 class _Work:
-    """What is prepared once for a batch, and the two ways to make its views."""
+    """Values prepared once for a batch, and the two ways to make its views."""
 
     def __init__(
         self,
@@ -666,14 +665,14 @@ class _Work:
             out.index_copy_(0, blurred, self.blur(planes, self.kernel[here][blurred], which=blurred).clamp_(0, 1))
 
     def _colour(self, op: int, x: Tensor, amount: Tensor, *, first: bool) -> None:
-        """One operation and the clip after it. Turning the hue only leaves [0, 1] where the crop had left it."""
+        """Apply one operation and clip. Changing the hue leaves [0, 1] only where the crop did before."""
         if len(x) == 3 or op < SATURATION:
             self.colour[op](x, amount)
         if first or op != HUE:
             x.clamp_(0, 1)
 
     def _crop(self, here: slice, first: Stage) -> Tensor:
-        """Crops of the images `here`, in the order of their first stage."""
+        """Crop the images `here`, in the order of their first stage."""
         images, boxes = self.images[here], self.draws.boxes[here]
         taps_y, taps_x = self.taps_y.pick(here), self.taps_x.pick(here)
         if first.move is None:

@@ -1,4 +1,4 @@
-"""The transforms: SimCLR's augmentation, crop and flip, and the fixed transform of evaluation."""
+"""Transforms: SimCLR's augmentation, crop and flip, and the fixed transform for evaluation."""
 
 from __future__ import annotations
 
@@ -16,35 +16,36 @@ OPERATIONS = {"simclr": ops_simclr.OPERATIONS, "torchvision": ops_torchvision.OP
 
 
 class SimCLRAugment(nn.Module):
-    """One random view of every image: the family T of SimCLR (section 3 and appendix A).
+    """Make one random view of every image: the family T of SimCLR (section 3 and appendix A).
 
-    In this order: random resized crop to size x size; flip with probability 1/2; with probability `jitter`
-    brightness, contrast, saturation and hue in a random order, clipped to [0, 1] after each; with probability `gray`
-    no colour; with probability 1/2, if `blur`, a Gaussian blur of sigma in [0.1, 2] over size // 10 pixels (made
-    odd), clipped.
+    In this order: random resized crop to size x size; flip with probability 1/2; with probability `jitter`,
+    brightness, contrast, saturation and hue in a random order, clipped to [0, 1] after each; with probability `gray`,
+    conversion to gray; with probability 1/2, if `blur`, a Gaussian blur with sigma in [0.1, 2] over size // 10 pixels
+    (rounded up to odd), clipped.
 
-    Every draw is a function of (seed, id of the image), and so is the view: on the CPU it is the same bits whatever
-    else is in the batch and however many threads work. On another device it differs by rounding.
+    Every draw, and thus the view, is a function of (seed, id of the image): on the CPU it has the same bits in any
+    batch and for any number of threads. On other devices it differs by rounding.
 
     `ops="simclr"` follows the official TensorFlow code: boxes of `sample_distorted_bounding_box` (area at least 0.1),
     bicubic without antialias, contrast around the mean of each channel, saturation of HSV, blur with zeros around the
     image. `ops="torchvision"` follows torchvision: its boxes, bilinear with antialias, contrast around the grey mean,
-    saturation towards the grey image, blur with the image mirrored around.
+    saturation towards the grey image, blur with the image mirrored at its borders.
 
-    The official code draws one sigma per batch and view and only decides per image whether to blur; here every image
-    has its own unless `sigma="per_batch"`.
+    The official code draws one sigma per batch and view, and only decides per image whether to blur; here every image
+    has its own sigma unless `sigma="per_batch"`.
 
     Args:
-        size: pixels a side of the views.
-        strength: of the colour jitter, s in the paper: 1 for ImageNet, 0.5 for CIFAR-10. Factors are uniform in
-            [max(0, 1 - 0.8 s), 1 + 0.8 s], the hue shift in [-0.2 s, 0.2 s] turns.
-        blur: whether half of the views are blurred; CIFAR-10 goes without.
-        ops: whose operations.
-        flip: whether half of the views are mirrored.
-        gray: probability of losing colour.
-        jitter: probability of colour jitter.
-        brightness: factor as above, or ("additive", the code of the first paper) an addend in [-0.8 s, 0.8 s].
-        sigma: whether each image has its own width of blur.
+        size: Side of the views in pixels.
+        strength: Strength of the colour jitter, s in the paper: 1 for ImageNet, 0.5 for CIFAR-10. Factors are uniform
+            in [max(0, 1 - 0.8 s), 1 + 0.8 s], the hue shift in [-0.2 s, 0.2 s] turns.
+        blur: Whether to blur half of the views; not used for CIFAR-10.
+        ops: Operations: ``simclr`` or ``torchvision``.
+        flip: Whether to mirror half of the views.
+        gray: Probability of conversion to gray.
+        jitter: Probability of colour jitter.
+        brightness: Brightness as a factor as above, or as an addend in [-0.8 s, 0.8 s] (``additive``, as in the code of
+            the first paper).
+        sigma: Whether to draw the width of the blur per image or per batch.
     """
 
     def __init__(
@@ -83,13 +84,13 @@ class SimCLRAugment(nn.Module):
         )
 
     def forward(self, images: Tensor | Sequence[Tensor], *, seed: int, ids: Tensor) -> Tensor:
-        """A view of each image.
+        """Make a view of each image.
 
         Args:
-            images: uint8 [N, 3, H, W], or floating point with values in [0, 1]; or N images [3, H_i, W_i] of sizes of
-                their own.
-            seed: seed of this view; give the two views of a step different ones.
-            ids: identities of the images, int64 [N].
+            images: uint8 [N, 3, H, W], or floating point with values in [0, 1]; or N images [3, H_i, W_i] of different
+                sizes.
+            seed: Seed of this view; use different ones for the two views of a step.
+            ids: Identities of the images, int64 [N].
 
         Returns:
             float32 [N, 3, size, size] in [0, 1], on the device of the images.
@@ -98,13 +99,13 @@ class SimCLRAugment(nn.Module):
         return self.render(images, self.draw(images, seed=seed, ids=ids))
 
     def draw(self, images: Tensor | Sequence[Tensor], *, seed: int, ids: Tensor) -> Draws:
-        """The random numbers of `forward`, of which only the sizes of the images are looked at."""
+        """Draw the random numbers of `forward`, which depend on the images only through their sizes."""
         ids = ids.cpu()
         boxes = OPERATIONS[self.ops].boxes(*sizes(images), seed=seed, ids=ids)
         return self.family.draw(boxes, seed=seed, ids=ids)
 
     def render(self, images: Tensor | Sequence[Tensor], draws: Draws) -> Tensor:
-        """The views that `draws` describe."""
+        """Render the views that `draws` describe."""
         return render(
             images,
             draws,
@@ -115,12 +116,12 @@ class SimCLRAugment(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
+        """Return the settings for `repr`."""
         return f"size={self.size}, ops={self.ops!r}, {self.family}"
 
 
 class CropFlip(nn.Module):
-    """Random resized crop, and flip with probability 1/2; no colour and no blur (SimCLR, appendix B.5 and B.6).
+    """Random resized crop, and flip with probability 1/2; no colour jitter and no blur (SimCLR, appendix B.5 and B.6).
 
     Crop, resize and determinism are those of `SimCLRAugment`; the result is clipped to [0, 1].
     """
@@ -133,14 +134,14 @@ class CropFlip(nn.Module):
         self.ops = ops
 
     def forward(self, images: Tensor | Sequence[Tensor], *, seed: int, ids: Tensor) -> Tensor:
-        """Arguments and result are those of `SimCLRAugment.forward`."""
+        """Make a crop of each image; arguments and result are those of `SimCLRAugment.forward`."""
         check_batch(images, ids)
         ids = ids.cpu()
         boxes = OPERATIONS[self.ops].boxes(*sizes(images), seed=seed, ids=ids)
         return render(images, PLAIN.draw(boxes, seed=seed, ids=ids), size=self.size, ops=OPERATIONS[self.ops])
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
+        """Return the settings for `repr`."""
         return f"size={self.size}, ops={self.ops!r}"
 
 
@@ -148,11 +149,11 @@ SMALL = 32
 
 
 class EvalTransform(nn.Module):
-    """Central square of a fraction of the shorter side, resized to size x size and clipped to [0, 1].
+    """Crop the central square of a fraction of the shorter side, resize it to size x size and clip it to [0, 1].
 
-    crop = 0.875 is "resize to 256, cut 224". Images of at most 32 pixels a side are used whole, and untouched when
+    crop = 0.875 is "resize to 256, crop 224". Images of at most 32 pixels per side are used whole, and unchanged if
     they have the right size. The resize is that of the official code, bicubic without antialias (`ops="simclr"`), or
-    bilinear with antialias (`ops="torchvision"`), which is kinder to photographs many times larger than `size`.
+    bilinear with antialias (`ops="torchvision"`), which suits photographs many times larger than `size` better.
     """
 
     def __init__(self, size: int, crop: float = 0.875, *, ops: Literal["simclr", "torchvision"] = "simclr") -> None:
@@ -169,7 +170,7 @@ class EvalTransform(nn.Module):
         """Transform a batch, or one image.
 
         Args:
-            images: uint8 or [0, 1] float images [N, 3, H, W], N images [3, H_i, W_i] of their own sizes, or one image
+            images: uint8 or [0, 1] float images [N, 3, H, W], N images [3, H_i, W_i] of different sizes, or one image
                 [3, H, W].
 
         Returns:
@@ -186,5 +187,5 @@ class EvalTransform(nn.Module):
         return render(images, still(boxes), size=self.size, ops=OPERATIONS[self.ops])
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
+        """Return the settings for `repr`."""
         return f"size={self.size}, crop={self.crop}, ops={self.ops!r}"

@@ -1,4 +1,4 @@
-"""Find every problem of an image data set in one pass."""
+"""Find all problems of an image data set in one pass."""
 
 from contrastive_core.app.checks import Finding, Item
 from ssl_vision.checks.examine import examine

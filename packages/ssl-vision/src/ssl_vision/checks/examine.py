@@ -30,33 +30,32 @@ def examine(
     channels: int = 3,
     read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
 ) -> Report:
-    """Look at every image of a data set once, and at how the images lie.
+    """Examine every image of a data set, and the arrangement of the files.
 
-    Errors are what training or its evaluation would stop at or be wrong by: unreadable files, the same picture under
-    two classes or in two splits, classes or splits without images. Warnings are what is probably not meant:
-    duplicates, blank, tiny, very long or oddly sized pictures, untested classes, images beside class folders, images of
-    kinds that are not read. Notes are what is dealt with: colour modes, EXIF rotation, further frames, files that are
-    no images.
+    Errors stop training or make its evaluation wrong: unreadable files, one picture under two classes or in two splits,
+    classes or splits without images. Warnings are probably mistakes: duplicates, blank, tiny, very long or oddly sized
+    pictures, classes without test images, images beside class folders, images of unsupported kinds. Notes need no
+    action: colour modes, EXIF rotation, further frames, files that are not images.
 
-    Pictures are compared by the pixels they decode to; two files with the same bytes are the plain case of that. Time
-    is that of decoding everything once, on all cores; memory some 700 bytes per image.
+    Pictures are compared by their decoded pixels, so that files with the same bytes are found too. The time is that of
+    decoding everything once, on all cores; the memory about 700 bytes per image.
 
     Args:
-        data: as for `ssl_vision.data.open_images`.
-        split: Split to examine; None: all splits, and what they have in common.
-        channels: Channels of the images.
-        read: How files are read.
+        data: Data set, as for `ssl_vision.data.open_images`.
+        split: Split to examine; None: all splits and their overlap.
+        channels: Number of channels of the images.
+        read: Options for reading image files.
 
     Raises:
-        UserError: there is no such data set or split, or an unreadable manifest.
+        UserError: There is no such data set or split, or the manifest is unreadable.
     """
     sets, findings = _open(data, [split] if split else list_splits(data), channels=channels, read=read)
     with warnings.catch_warnings():
-        # PIL's own, which name no file: what they are about is found, or does not matter.
+        # PIL's warnings name no file; their causes are found by the rules, or do not matter.
         warnings.simplefilter("ignore", UserWarning)
         facts = list(_look_at_all(sets))
     _, root = locate(data)
-    place = f"{root if root.is_dir() else root.parent}{os.sep}"  # would only be repeated in every line
+    place = f"{root if root.is_dir() else root.parent}{os.sep}"  # omitted, as it would be repeated in every line
 
     def name(fact: Facts) -> str:
         return sets[fact.split].path(fact.index).removeprefix(place)
@@ -85,7 +84,7 @@ def examine(
 def _open(
     data: str | os.PathLike[str], splits: list[str], *, channels: int, read: ReadOptions
 ) -> tuple[dict[str, ImageSet], list[Finding]]:
-    """Every split that opens, and a finding for every one that does not, unless it is the only one."""
+    """Open all splits; one that fails becomes a finding, unless it is the only one."""
     sets: dict[str, ImageSet] = {}
     findings = []
     for split in splits:
@@ -102,7 +101,7 @@ def _look_at_all(sets: Mapping[str, ImageSet]) -> Iterator[Facts]:
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
         for split, images in sets.items():
-            task = progress.add_task(f"looking at {split}", total=len(images))
+            task = progress.add_task(f"checking {split}", total=len(images))
 
             def look(index: int, images: ImageSet = images, split: str = split) -> Facts:
                 return look_at(images, index, split=split)

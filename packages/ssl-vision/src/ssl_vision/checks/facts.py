@@ -13,7 +13,7 @@ from contrastive_core.errors import UserError
 from ssl_vision.data.dataset import FileImages, ImageSet
 from ssl_vision.data.decode import Picture, UndecodableError, count_frames, decode, read_bytes
 
-# What a file of each format is usually called; MPO is what several cameras write as .jpg.
+# Usual suffixes of each format; several cameras write MPO files as .jpg.
 _ENDINGS = {
     "JPEG": (".jpg", ".jpeg", ".jfif"),
     "MPO": (".jpg", ".jpeg", ".jfif"),
@@ -30,23 +30,23 @@ _MAY_HOLD_SEVERAL = ("GIF", "TIFF", "WEBP", "PNG")
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """One image; of an unreadable one only `problem` is known.
+    """What is known about one image; for an unreadable one, `problem` alone.
 
     Attributes:
-        split: the split it is of.
-        index: its number there.
-        class_name: its class, None without labels.
-        problem: why it cannot be read.
-        size: width and height, upright.
-        format: as stored; empty for images that do not lie in files of their own.
-        mode: of its pixels as stored.
-        is_turned: its EXIF block says that it does not lie upright.
-        frames: pictures in the file.
-        is_misnamed: the ending of its name is that of another format.
-        is_blank: all pixels have one colour.
-        file_hash: of the bytes of the file.
-        pixel_hash: of size and decoded pixels.
-        is_dark: 16 bits per channel of which at most the lower 12 are used.
+        split: Split of the image.
+        index: Index within the split.
+        class_name: Class, None without labels.
+        problem: Reason why it cannot be read.
+        size: Width and height, upright.
+        format: File format; empty for images without files of their own.
+        mode: Mode of the stored pixels.
+        is_turned: Whether its EXIF block rotates or mirrors it.
+        frames: Number of pictures in the file.
+        is_misnamed: Whether its suffix belongs to another format.
+        is_blank: Whether all pixels have one colour.
+        file_hash: Hash of the file.
+        pixel_hash: Hash of size and decoded pixels.
+        is_dark: Whether it has 16 bits per channel, of which at most the lower 12 are used.
     """
 
     split: str
@@ -66,7 +66,7 @@ class Facts:
 
 
 def look_at(images: ImageSet, index: int, *, split: str) -> Facts:
-    """Read and decode one image of a set, and note what there is to note."""
+    """Read and decode one image of a set, and collect facts about it."""
     label = images.label(index)
     class_name = None if label is None else images.classes[label]
     if not isinstance(images, FileImages):
@@ -102,7 +102,7 @@ def look_at(images: ImageSet, index: int, *, split: str) -> Facts:
 
 
 def _of_channels(images: FileImages, index: int, *, split: str, class_name: str | None) -> Facts:
-    """Facts about an image of other than three channels, whose file has no colour mode."""
+    """Collect facts about an image whose number of channels is not 3; its file has no colour mode."""
     path = images.files[index]
     try:
         pixels = images.read(index).numpy()

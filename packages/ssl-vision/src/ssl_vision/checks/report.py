@@ -1,4 +1,4 @@
-"""The report of `check`, as text for people and as JSON for programs."""
+"""The report of `check`, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _CLASSES_SHOWN = 40
 
 @dataclass(frozen=True)
 class Report(Findings):
-    """A data set after `examine`; printed, it is the text.
+    """Report on a data set; `str` gives it as text.
 
     Attributes:
-        data: the data set, as it was asked for.
-        images: split -> number of images.
-        classes: split -> class -> number of images; a split without labels is left out.
-        sizes: (width, height) -> number of images; these and those below of readable images, most frequent first.
-        modes: mode of the stored pixels -> number of images.
-        formats: format of the file -> number of images.
-        findings: everything found, worst first.
+        data: Data set, as given.
+        images: Split -> number of images.
+        classes: Split -> class -> number of images; splits without labels are left out.
+        sizes: (width, height) -> number of readable images, most frequent first.
+        modes: Mode of the stored pixels -> number of readable images, most frequent first.
+        formats: Format of the file -> number of readable images, most frequent first.
+        findings: All findings, worst first.
     """
 
     data: str
@@ -36,7 +36,7 @@ class Report(Findings):
     findings: Sequence[Finding]
 
     def to_json(self) -> str:
-        """Everything, no list shortened."""
+        """Return the report as JSON, without shortening lists."""
         content: dict[str, object] = {
             "data": self.data,
             "images": dict(self.images),
@@ -63,7 +63,7 @@ class Report(Findings):
 def _class_lines(report: Report) -> Iterator[str]:
     names = sorted({name for counts in report.classes.values() for name in counts})
     if not names:
-        yield "no classes: enough to learn from without labels, not to evaluate"
+        yield "no classes: the data can be used for pre-training, but not for evaluation"
     elif len(names) > _CLASSES_SHOWN:
         for split, counts in report.classes.items():
             numbers = [counts.get(name, 0) for name in names]
@@ -84,7 +84,7 @@ def _class_lines(report: Report) -> Iterator[str]:
 def _kind_lines(report: Report) -> Iterator[str]:
     if len(report.sizes) == 1:
         ((width, height),) = report.sizes
-        yield f"size     {width}x{height} px, all of them"
+        yield f"size     {width}x{height} px for all images"
     elif report.sizes:
         (width, height), count = next(iter(report.sizes.items()))
         by_area = sorted(report.sizes, key=lambda size: (size[0] * size[1], size))

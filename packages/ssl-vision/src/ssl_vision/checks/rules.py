@@ -1,4 +1,4 @@
-"""Findings that follow from the facts about single images, from the folders and from the rows of a manifest."""
+"""Find problems from the facts about single images, the folders and the rows of a manifest."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _NEARLY_ALL = 0.9
 _MODES = {
     "1": "black and white",
     "L": "gray",
-    "LA": "gray and alpha, laid over white",
+    "LA": "gray and alpha, composited over white",
     "P": "palette",
-    "PA": "palette and alpha, laid over white",
-    "RGBA": "RGB and alpha, laid over white",
-    "RGBa": "RGB and alpha, laid over white",
+    "PA": "palette and alpha, composited over white",
+    "RGBA": "RGB and alpha, composited over white",
+    "RGBa": "RGB and alpha, composited over white",
     "CMYK": "CMYK, converted without colour profile",
     "YCbCr": "YCbCr",
     "LAB": "Lab",
@@ -47,20 +47,20 @@ _V = TypeVar("_V")
 
 
 def unreadable(facts: Sequence[Facts], name: Name) -> Iterator[Finding]:
-    """Files that training would stop at."""
+    """Find files that would stop training."""
     items = [Item([name(fact)], fact.problem) for fact in facts if fact.problem is not None]
     if items:
         yield Finding("error", "unreadable", f"{several(len(items), 'file')} cannot be read", items)
 
 
 def duplicates(facts: Sequence[Facts], name: Name) -> Iterator[Finding]:
-    """The same picture more than once: under two classes, in two splits, or just twice."""
+    """Find pictures that occur more than once: under two classes, in two splits, or twice."""
     contradictory, leaked, twice = [], [], []
     for group in _same_pixels(facts):
         same_bytes = group[0].file_hash and len({fact.file_hash for fact in group}) == 1
         item = Item([name(fact) for fact in group], "identical files" if same_bytes else "identical pixels")
         classes = {fact.class_name for fact in group} - {None}
-        # A picture among unlabelled ones to learn from as well is no leak: its label is not known there.
+        # A picture that is also among the unlabelled training images is no leak: its label is not known there.
         splits = {fact.split for fact in group if not fact.split.startswith("unlabel")}
         if len(classes) > 1:
             contradictory.append(item)
@@ -69,17 +69,17 @@ def duplicates(facts: Sequence[Facts], name: Name) -> Iterator[Finding]:
         if len(classes) <= 1 and len(splits) <= 1:
             twice.append(item)
     if contradictory:
-        title = f"{several(len(contradictory), 'picture')} in more than one class: the labels contradict each other"
+        title = f"{several(len(contradictory), 'picture')} under more than one class: the labels contradict each other"
         yield Finding("error", "contradictory", title, contradictory)
     if leaked:
-        title = f"{several(len(leaked), 'picture')} in more than one split: what is tested was trained on"
+        title = f"{several(len(leaked), 'picture')} in more than one split: test images were used for training"
         yield Finding("error", "leaked", title, leaked)
     if twice:
-        yield Finding("warning", "duplicate", f"{several(len(twice), 'picture')} more than once", twice)
+        yield Finding("warning", "duplicate", f"{several(len(twice), 'picture')} stored more than once", twice)
 
 
 def unlike_the_rest(facts: Sequence[Facts], name: Name) -> Iterator[Finding]:
-    """Pictures that are hardly meant: of one colour, tiny, very long, or of another size than nearly all."""
+    """Find pictures that are probably mistakes: of one colour, tiny, very long, or of a different size than most."""
     good = [fact for fact in facts if fact.problem is None]
     if not good:
         return
@@ -99,11 +99,11 @@ def unlike_the_rest(facts: Sequence[Facts], name: Name) -> Iterator[Finding]:
         elif fact.size != typical and count >= _NEARLY_ALL * len(good):
             other.append(item)
     for kind, items, what in (
-        ("blank", blank, "of one colour throughout"),
+        ("blank", blank, "of one colour"),
         ("tiny", tiny, f"very small: under {_TINY} px, or {_TINY} times smaller than usual here"),
-        ("long", long, f"more than {_LONG} times as long as wide; a crop shows little of it"),
-        ("dark", dark, "nearly black: of 16 bits at most 12 are used; --bits 12 scales them"),
-        ("odd_size", other, f"of another size than nearly all, {typical[0]}x{typical[1]} px"),
+        ("long", long, f"more than {_LONG} times as long as wide; a crop shows only a small part"),
+        ("dark", dark, "nearly black: at most 12 of 16 bits are used; --bits 12 scales them"),
+        ("odd_size", other, f"of another size than nearly all others ({typical[0]}x{typical[1]} px)"),
     ):
         if items:
             yield Finding(
@@ -112,7 +112,7 @@ def unlike_the_rest(facts: Sequence[Facts], name: Name) -> Iterator[Finding]:
 
 
 def converted(facts: Sequence[Facts], name: Name) -> Iterator[Finding]:
-    """Pictures that are read, though not as they are stored; listed so that nobody is surprised."""
+    """Find pictures that are converted when they are read."""
     by_mode: Mapping[str, list[str]] = _grouped(
         (fact.mode, name(fact)) for fact in facts if fact.mode != "RGB" and not fact.mode.endswith("channels")
     )
@@ -121,22 +121,22 @@ def converted(facts: Sequence[Facts], name: Name) -> Iterator[Finding]:
         count = sum(len(files) for files in by_mode.values())
         yield Finding("note", "mode", f"{several(count, 'file')} not in RGB, converted when read", items)
     for kind, files, what in (
-        ("turned", [name(fact) for fact in facts if fact.is_turned], "turned as the EXIF block says"),
-        ("frames", [name(fact) for fact in facts if fact.frames > 1], "holding several pictures: the first is taken"),
-        ("misnamed", [name(fact) for fact in facts if fact.is_misnamed], "with the ending of another format"),
+        ("turned", [name(fact) for fact in facts if fact.is_turned], "rotated or mirrored according to the EXIF block"),
+        ("frames", [name(fact) for fact in facts if fact.frames > 1], "with several pictures: the first is used"),
+        ("misnamed", [name(fact) for fact in facts if fact.is_misnamed], "with the suffix of another format"),
     ):
         if files:
             yield Finding("note", kind, f"{several(len(files), 'file')} {what}", [Item(files)])
 
 
 def uneven_classes(classes: Mapping[str, Mapping[str, int]]) -> Iterator[Finding]:
-    """A single class, or classes that one split has and another has not."""
+    """Find single classes, and classes that are missing from a split."""
     if "train" not in classes:
         return
     trained = classes["train"]
     present = [name for name, count in trained.items() if count]
     if len(present) == 1:
-        title = "one class in train: a classifier needs at least two; see where the labels come from"
+        title = "one class in train: a classifier needs at least two; check where the labels come from"
         yield Finding("warning", "one_class", title, [Item(present)])
     for split, counts in classes.items():
         unseen = [label for label in counts if counts[label] and not trained.get(label)]
@@ -162,11 +162,11 @@ def _grouped(pairs: Iterable[tuple[_K, _V]]) -> dict[_K, list[_V]]:
 
 
 def _mode_in_words(mode: str) -> str:
-    return "16 bits, of which the high 8 are kept" if mode.startswith("I") else _MODES.get(mode, "converted")
+    return "16 bits, reduced to the high 8" if mode.startswith("I") else _MODES.get(mode, "converted")
 
 
 def misplaced(data: str | os.PathLike[str], splits: Sequence[str]) -> Iterator[Finding]:
-    """Findings about the folders or rows of these splits; none for a data set by name."""
+    """Find problems in the folders or rows of these splits; none for a named data set."""
     name, path = locate(data)
     if name:
         return
@@ -192,7 +192,7 @@ def _in_split(folder: Path, *, root: Path, split: str) -> Iterator[Finding]:
 
     beside = beside_classes(listing)
     if beside and len(beside) < len(listing.images):
-        title = f"{several(len(beside), 'image')} of {split} beside class folders, so the split has no labels"
+        title = f"{several(len(beside), 'image')} of {split} beside class folders, so that the split has no labels"
         yield Finding("warning", "beside_classes", title, item(beside))
     for note in same_folders_in_classes(listing):
         yield Finding("warning", "nested_classes", f"in {split}, {note}")
@@ -202,13 +202,13 @@ def _in_split(folder: Path, *, root: Path, split: str) -> Iterator[Finding]:
         yield Finding("error", "empty_class", title, item(empty))
     if listing.unread:
         title = (
-            f"{several(len(listing.unread), 'image')} in {split} of a kind not read ({_endings(listing.unread)}): "
+            f"{several(len(listing.unread), 'image')} in {split} of an unsupported kind ({_endings(listing.unread)}): "
             "export as JPEG or PNG"
         )
         yield Finding("warning", "unread_kind", title, item(listing.unread))
     if listing.others:
         number = several(len(listing.others), "file")
-        title = f"{number} in {split} of other kinds ({_endings(listing.others)}), left out"
+        title = f"{number} in {split} that are not images ({_endings(listing.others)}), left out"
         yield Finding("note", "no_image", title, item(listing.others))
     if listing.hidden:
         title = f"{several(len(listing.hidden), 'hidden entry', 'hidden entries')} in {split}, left out"
@@ -236,16 +236,18 @@ def _in_manifest(manifest: Path, splits: Sequence[str]) -> Iterator[Finding]:
         yield Finding("warning", "manifest", note, [Item([manifest.name])])
     nowhere = [f"line {row.line}" for row in rows if not row.split]
     if nowhere:
-        yield Finding("warning", "no_split", f"{several(len(nowhere), 'row')} of no split, left out", [Item(nowhere)])
+        yield Finding(
+            "warning", "no_split", f"{several(len(nowhere), 'row')} without a split, left out", [Item(nowhere)]
+        )
     for split in splits:
         inside = [row for row in rows if row.split == split]
         bare = [f"line {row.line}" for row in inside if not row.label]
         if bare and len(bare) < len(inside):
-            title = f"{several(len(bare), 'row')} of {split} without a label, so the split has no labels"
+            title = f"{several(len(bare), 'row')} of {split} without a label, so that the split has no labels"
             yield Finding("warning", "no_label", title, [Item(bare)])
 
 
 def _endings(paths: Sequence[str]) -> str:
-    counted = most_first(Counter(PurePosixPath(path).suffix.lower() or "no ending" for path in paths))
+    counted = most_first(Counter(PurePosixPath(path).suffix.lower() or "no suffix" for path in paths))
     shown = [f"{number} {ending}" for ending, number in list(counted.items())[:5]]
     return ", ".join(shown) + (", ..." if len(counted) > 5 else "")

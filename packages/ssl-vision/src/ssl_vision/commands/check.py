@@ -24,17 +24,17 @@ def check(
     """Read every image of a data set and report its problems.
 
     Errors are unreadable files, one picture under two classes or in two splits, and classes or splits without images.
-    Warnings are duplicates, blank, tiny, very long or oddly sized pictures, untested classes, images beside the folders
-    of classes, and images of kinds that are not read. Notes are what is converted, rotated or left out.
+    Warnings are duplicates, blank, tiny, very long or oddly sized pictures, classes without test images, images beside
+    the class folders, and images of unsupported kinds. Notes are about images that are converted, rotated or left out.
     `ssl_vision.checks.examine` returns the same as an object.
 
     Args:
         data: Image folder, CSV manifest, or named data set such as ``cifar10:ROOT``.
-        part: Split to check; by default all splits, and what they have in common.
-        out: JSON file for everything found.
+        part: Split to check; by default all splits and their overlap.
+        out: JSON file for all findings.
         json: Whether to print JSON instead of text.
-        image_channels: Channels of the images, as for training.
-        read: How image files are read.
+        image_channels: Number of channels of the images, as for training.
+        read: Options for reading image files.
         overwrite: Whether to replace files that this command did not write.
 
     Returns:
@@ -44,9 +44,9 @@ def check(
         UserError: There is no such data set or split.
     """
     report = examine(data, split=part, channels=image_channels, read=read)
-    if out is not None:  # first: who reads what is printed may leave in the middle
+    if out is not None:  # before printing: the reader of the output may close the pipe early
         with Outputs([out], command="ssl-vision check", inputs=input_files(data), overwrite=overwrite):
             out.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(out, f"{report.to_json()}\n".encode())
-    print(report.to_json() if json else report.text())  # noqa: T201 - what the command is for
+    print(report.to_json() if json else report.text())  # noqa: T201 - the output of the command
     return 1 if report.errors else 0

@@ -1,4 +1,4 @@
-"""`ssl-vision demo`: pre-training and evaluation on scikit-learn's digits, without a download."""
+"""`ssl-vision demo`: pre-train and evaluate on scikit-learn's digits, without a download."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from ssl_vision.training.options import AugmentOptions, OptimizerOptions
 DATA = "digits"
 LABELS: tuple[int | None, ...] = (2, 5, 10, None)
 DRAWS = 10
-_FOLLOWED: tuple[int | None, ...] = (5, None)  # labels whose accuracy the report follows over training
-_SAVED = 3  # models kept on the way
+_FOLLOWED: tuple[int | None, ...] = (5, None)  # numbers of labels whose accuracy the report shows over training
+_SAVED = 3  # models saved during training
 _VIEW_SIZE, _PIXEL_SIZE = 16, 8
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Row = Mapping[int | None, FewLabelAccuracy]
@@ -38,13 +38,13 @@ Row = Mapping[int | None, FewLabelAccuracy]
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What came of it; `str` is what the command prints.
+    """Result of `demo`; `str` gives the text that the command prints.
 
     Attributes:
-        accuracies: features -> labelled images per class (None: all) -> accuracies on the test images.
-        images: how many these are.
-        report: the HTML file.
-        picture: the same in one picture.
+        accuracies: Features -> labelled images per class (None: all) -> accuracies on the test images.
+        images: Number of test images.
+        report: HTML file with the report.
+        picture: Picture with the main results.
     """
 
     accuracies: Mapping[str, Row]
@@ -55,11 +55,11 @@ class DemoResult:
     def __str__(self) -> str:
         head = "".join(f"{'all' if n is None else n:>13}" for n in LABELS)
         lines = [
-            f"Top-1 accuracy in percent on {self.images} test images that training never saw:",
+            f"Top-1 accuracy in percent on {self.images} test images held out from training:",
             "",
             f"{'labelled images per class':26}{head}",
         ]
-        for title, name in (("linear classifier on", "linear"), ("nearest neighbour by", "neighbour")):
+        for title, name in (("linear classifier on", "linear"), ("nearest neighbour with", "neighbour")):
             lines.append(title)
             for features, row in self.accuracies.items():
                 lines.append(f"  {features:24}" + "".join(f"{getattr(row[n], name)!s:>13}" for n in LABELS))
@@ -74,7 +74,7 @@ class DemoResult:
         return "\n".join(lines)
 
     def _compare(self, labels: int | None) -> str:
-        """What the numbers say, whichever way they have come out; of either features the better classifier counts."""
+        """Compare learnt features with raw pixels, each with its better classifier."""
         rows = list(self.accuracies.values())
         ahead = rows[-1][labels].best - rows[0][labels].best
         count = _count(labels)
@@ -92,13 +92,13 @@ def demo(out: Path = Path("runs/demo"), *, epochs: int = 30, seed: int = 0, devi
     with the same arguments, it continues the run in the folder, or shows its results again.
 
     Args:
-        out: Folder of the run: new, empty or of this demo.
-        epochs: Epochs of pre-training.
-        seed: Seed of all random choices.
+        out: Folder of the run: new or empty, or the folder of an earlier demo.
+        epochs: Number of pre-training epochs.
+        seed: Seed of all random draws.
         device: Device to run on: auto, cpu, cuda or mps.
 
     Returns:
-        The accuracies of raw pixels, the untrained and the trained network, and where the report is.
+        The accuracies of raw pixels, the untrained and the trained network, and the path of the report.
     """
     if epochs < 1:
         raise UserError(f"demo needs epochs >= 1, got {epochs}")
@@ -134,7 +134,7 @@ def demo(out: Path = Path("runs/demo"), *, epochs: int = 30, seed: int = 0, devi
 
 
 def _evaluate(folder: Path, labels: tuple[int | None, ...], *, seed: int, device: str, pixels: bool = False) -> Row:
-    """Accuracies of the folder's model, or of raw pixels, by labels per class; where the report finds them."""
+    """Evaluate a model, or raw pixels, for each number of labels per class, and record scores for the report."""
     model = PIXELS if pixels else str(folder)
     loaded = load_encoder(model, device=device, image_size=_PIXEL_SIZE)
     train, test = (labelled_features(loaded, DATA, split=split, batch_size=512) for split in ("train", "test"))

@@ -1,4 +1,4 @@
-"""`ssl-vision distill`: distil a classifier into a student. One readable loop; copy it and change it."""
+"""`ssl-vision distill`: distil a classifier into a student. One training loop, meant to be copied and changed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ssl_vision.training.options import OptimizerOptions
 from ssl_vision.training.setup import Budget, Validation, plan_budget, set_up
 
 TEACHER = "teacher"
-"""The name of the student that is built as the teacher is: self-distillation."""
+"""Value of `init` for a student with the teacher's architecture: self-distillation."""
 
 
 def distill(
@@ -60,45 +60,45 @@ def distill(
 ) -> Path:
     """Train a student to predict the class probabilities of a fine-tuned teacher, without labels.
 
-    The loss is the cross-entropy of the student's probabilities under the teacher's, both at one temperature; teacher
-    and student see the same crop of an image, each at its own size. The teacher is frozen, its batch norm in inference
-    mode. No label is read unless `alpha` is below 1: then the loss is (1 - alpha) times the cross-entropy with the
-    labels of labelled images, which go through the student in the same pass, plus alpha times the above (SimCLRv2,
+    The loss is the cross-entropy between the probabilities of teacher and student, both at the same temperature and for
+    the same crop of an image, each at its own size. The teacher is frozen, with batch norm in inference mode. No label
+    is read unless `alpha` is below 1: then the loss is (1 - alpha) times the cross-entropy with the labels of labelled
+    images, which pass through the student in the same batch, plus alpha times the distillation loss (SimCLRv2,
     equations 2 and 3).
 
     ``--config distill-simclrv2`` and ``self-distill-simclrv2`` are the paper's. The model is that of the last step. A
-    run resumes exactly, as one of `pretrain`.
+    run resumes exactly, as with `pretrain`.
 
     Args:
         teacher: Run folder or model folder of a classifier (`finetune`).
         data: Image folder, with or without classes, CSV manifest or named data set.
         out: Folder of the run: config, metrics, checkpoints, model.
         part: Part of the data to train on.
-        init: Weights the student starts from: ``none``: random, with `encoder`; ``teacher``: random, the teacher's
-            encoder without its head; or a pre-trained run folder or model folder.
+        init: Initial weights of the student: ``none`` for random ones with `encoder`; ``teacher`` for random ones in
+            the teacher's encoder without its head; or a pre-trained run folder or model folder.
         encoder: Network of the student, if `init` is ``none``.
-        from_layer: Layers of a pre-trained student's projection head to keep.
+        from_layer: Number of layers of a pre-trained student's projection head to keep.
         temperature: Temperature of both distributions. SimCLRv2: 0.1 for self-distillation, 1 for a smaller student.
-        scale_by_temperature: Whether to multiply the loss by the squared temperature, as the notebook released with
-            SimCLRv2 does and its paper does not. With LARS at a temperature of 0.1, the linear layer, which is not
-            adapted, diverges otherwise.
+        scale_by_temperature: Whether to multiply the loss by the squared temperature, as in the notebook released with
+            SimCLRv2, but not in its paper. Without it, with LARS at a temperature of 0.1, the linear layer, which is
+            not adapted, diverges.
         labels: Label file, with alpha below 1; by default all images of the part.
         alpha: Share of the distillation in the loss; 1: no labels.
-        labelled_batch_size: Labelled images per step, over all processes, with alpha below 1.
-        validate_on: Images to score during training, held out of it, as for `finetune`.
-        validate_every: Epochs between two scores.
+        labelled_batch_size: Number of labelled images per step, over all processes, with alpha below 1.
+        validate_on: Validation images to score during training, which are held out of it, as for `finetune`.
+        validate_every: Number of epochs between scores.
         epochs: Number of passes over the images.
-        batch_size: Images per step, over all processes.
-        image_size: Side of the student's crops in pixels; by default that of the model it starts from, else the
+        batch_size: Number of images per step, over all processes.
+        image_size: Side of the student's crops in pixels; by default that of the model it starts from, otherwise the
             teacher's. The teacher sees the same crops at its own size.
         optimizer: Optimiser and schedule.
-        load: Where images are read from, as for `finetune`.
-        max_bad: Share of the images that may be unreadable, as for `pretrain`; labelled ones may not.
-        read: How image files are read.
+        load: Source of the images, as for `finetune`.
+        max_bad: Share of the images that may be unreadable, as for `pretrain`; labelled ones must be readable.
+        read: Options for reading image files.
         run: Seed, device, precision, checkpoints, logs.
 
     Returns:
-        The folder of the trained student.
+        Path of the trained student.
     """
     config = dict(locals())
     _check(alpha=alpha, temperature=temperature, labels=labels, validate_every=validate_every)
@@ -141,7 +141,7 @@ def distill(
             inputs = pictures
             if few is not None:
                 more, target = few.batch(step, r.device)
-                inputs = torch.cat([pictures, more])  # one pass, so that batch norm sees all of them
+                inputs = torch.cat([pictures, more])  # one pass, so that batch norm sees all images
             logits = model(inputs)
             own, on_labelled = logits[: len(pictures)], logits[len(pictures) :]
             loss = distillation(own, wanted, temperature=temperature, scale_by_temperature=scale_by_temperature)
@@ -172,7 +172,7 @@ def distill(
 
 
 class _Labelled:
-    """The labelled images of every step, with their labels: as many steps as the unlabelled ones take."""
+    """Labelled images of every step, with their labels, for as many steps as the unlabelled ones take."""
 
     def __init__(
         self,
@@ -198,7 +198,7 @@ class _Labelled:
         )
 
     def batch(self, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Images and labels of this step."""
+        """Return images and labels of this step."""
         return self._crops.batch(step, device), self._labels[self._batches.at(step)].to(device, non_blocking=True)
 
 
@@ -215,8 +215,8 @@ def _encoder_of(teacher: str, asked: EncoderOptions | None) -> EncoderOptions:
     own = load_architecture(teacher).encoder
     if asked is not None and asked != own:
         raise UserError(
-            f"the student is built as the teacher, {own}, but the encoder {asked} was asked for; leave it out, or give "
-            f"--init {NONE}"
+            f"the student has the architecture of the teacher, {own}, but the encoder {asked} was given; leave it out, "
+            f"or set --init {NONE}"
         )
     return own
 
@@ -226,7 +226,7 @@ def _check(*, alpha: float, temperature: float, labels: Path | None, validate_ev
         raise UserError(f"alpha is the share of the distillation in the loss, from 0 to 1; got {alpha}")
     if alpha == 1 and labels is not None:
         raise UserError(
-            f"labels are {labels}, but at alpha 1 none is used; lower --alpha to train on them too, or leave them out"
+            f"labels are {labels}, but at alpha 1 none is used; lower --alpha to use them too, or leave them out"
         )
     if temperature <= 0 or validate_every < 1:
         raise UserError(

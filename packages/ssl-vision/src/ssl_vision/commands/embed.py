@@ -1,4 +1,4 @@
-"""`ssl-vision embed`: write the features of a data set to a file, or draw a map of them."""
+"""`ssl-vision embed`: write the features of a data set to a file, or draw a map."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def embed(
     read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
     overwrite: bool = False,
 ) -> Path:
-    """Compute the features of images and write them to a file, or draw a map of them.
+    """Compute the features of images and write them to a file, or draw a map.
 
-    The ending of the file decides: ``.npz`` (arrays features, ids, paths, labels, classes; labels are -1 where there
-    are none), ``.parquet`` (a row per image), ``.png`` or ``.svg`` (a map by PCA and t-SNE, coloured by class).
+    The suffix of the file selects the format: ``.npz`` (arrays features, ids, paths, labels, classes; labels are -1 if
+    there are none), ``.parquet`` (a row per image), ``.png`` or ``.svg`` (a map by PCA and t-SNE, coloured by class).
 
     Args:
         model: Run folder, model folder, ``pixels`` for the images themselves as features, or ``none`` with
@@ -47,21 +47,21 @@ def embed(
         data: Image folder, CSV manifest or named data set; labels are not needed.
         out: File to write.
         part: Part of the data to embed.
-        batch_size: Images per forward pass.
+        batch_size: Number of images per forward pass.
         device: Device to run on: auto, cpu, cuda or mps.
-        points: Largest number of images on a map, drawn at random.
-        seed: Seed of the choice of points and of the map.
+        points: Largest number of images on the map, drawn at random.
+        seed: Seed for the choice of points and of the map.
         encoder: Network and its weights, if `model` is ``none``.
-        read: How image files are read.
+        read: Options for reading image files.
         overwrite: Whether to replace files that this command did not write.
 
     Returns:
-        The file.
+        Path of the file.
     """
     out = Path(out)
     ending = out.suffix.lower()
     if ending not in _FILES and ending not in _PICTURES:
-        raise UserError(f"{out}: found the ending {ending!r}, expected one of {', '.join([*_FILES, *_PICTURES])}")
+        raise UserError(f"{out}: found the suffix {ending!r}, expected one of {', '.join([*_FILES, *_PICTURES])}")
     if ending == ".parquet":
         import_pyarrow()
     planned = Outputs([out], command="ssl-vision embed", inputs=input_files(data), overwrite=overwrite)
@@ -96,8 +96,8 @@ def _picture(features: Tensor, images: ImageSet, ending: str, *, model: str, of:
     positions, how = layout(features.cpu().numpy().astype(np.float32), seed=seed)
     which = f"{of:,} images" if len(images) == of else f"{len(images):,} of {of:,} images, chosen at random"
     caption = (
-        f"{which} of {images.name}, split {split}; {how}. Neighbours are alike to the encoder; the size of a cluster "
-        "and the distance between two mean little."
+        f"{which} of {images.name}, split {split}; {how}. Neighbours have similar features; the sizes of clusters and "
+        "the distances between them have little meaning."
     )
     figure = map_figure(
         positions,

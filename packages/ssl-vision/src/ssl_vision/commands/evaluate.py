@@ -25,16 +25,16 @@ from ssl_vision.models.checkpoint import load_classifier
 from ssl_vision.reports.figures import reliability_figure
 from ssl_vision.reports.run_folder import data_name
 
-_MOSTLY = 0.5  # share of images validated on from which a test is refused
+_MOSTLY = 0.5  # share of validation images from which a test is refused
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was found, and the files that hold it; `str` is what the command prints.
+    """Result of `evaluate`; `str` gives the text that the command prints.
 
     Attributes:
-        score: all numbers.
-        written: the JSON file, the predictions (npz), the pictures of confusion and calibration.
+        score: All numbers.
+        written: The JSON file, the predictions (npz), and the pictures of confusion matrix and calibration.
     """
 
     score: ClassifierScore
@@ -59,9 +59,9 @@ def evaluate(
 ) -> Evaluation:
     """Test a classifier on labelled images: accuracies, confusion, likelihood, calibration.
 
-    Classes are matched by name. Images are cropped as in every evaluation (the central 7/8, or the whole of small
-    images), and batch norm is in inference mode. Calibration is the expected calibration error of the predicted class
-    over bins of equal width in confidence.
+    Classes are matched by name. Images are cropped as in every evaluation (the central 7/8, or all of a small image),
+    and batch norm is in inference mode. Calibration is the expected calibration error of the predicted class, over
+    bins of equal width in confidence.
 
     Four files are written: ``NAME.json`` with all numbers, ``NAME-predictions.npz`` with arrays probabilities float32
     ``[N, C]``, labels ``[N]``, paths and classes, ``NAME-confusion.png`` and ``NAME-reliability.png``.
@@ -69,18 +69,18 @@ def evaluate(
     Args:
         model: Run folder of ``ssl-vision finetune`` or ``distill``, or its model folder.
         data: Image folder, CSV manifest or named data set with labels.
-        part: Part of the data to score. Where there is no test split, ``val`` takes its place and its name, unless
-            training was validated on it; ``--part val`` then scores it as the validation part.
-        name: Stem of the files written; by default the name of the data and of the part.
-        out: Folder of the files written; by default ``evaluation`` in the model's folder.
-        bins: Number of bins of the calibration.
+        part: Part of the data to score. If there is no test split, ``val`` is used in its place and named in the
+            files, unless it was used for validation; ``--part val`` scores it as the validation part.
+        name: Stem of the names of the files; by default the names of the data and the part.
+        out: Folder for the files; by default ``evaluation`` in the model's folder.
+        bins: Number of bins for the calibration.
         batch_size: Images per forward pass.
         device: Device to run on: auto, cpu, cuda or mps.
-        read: How image files are read.
+        read: Options for reading image files.
         overwrite: Whether to replace files that this command did not write.
 
     Returns:
-        The numbers and the files.
+        Scores and paths of the files.
     """
     if bins < 1 or batch_size < 1:
         raise UserError(f"evaluate needs bins >= 1 and batch_size >= 1, got bins={bins} and batch_size={batch_size}")
@@ -91,9 +91,9 @@ def evaluate(
     if share >= _MOSTLY and part == "test":
         stands_in = images.split != part
         found = f"{images.name}: found images that training was validated on ({100 * share:.0f} %)"
-        place = f"; the data have no test split, and {images.split} takes its place" if stands_in else ""
+        place = f"; the data have no test split, and {images.split} is used in its place" if stands_in else ""
         todo = f", or --part {images.split} to score the validation part under its name" if stands_in else ""
-        raise UserError(f"{found}{place}. Expected images that training has not seen: give other data{todo}")
+        raise UserError(f"{found}{place}. Expected images not seen in training: give other data{todo}")
     folder = Path(out) if out is not None else evaluation_folder(model) or Path()
     stem = check_file_name(
         name or f"{data_name(data).removesuffix('.csv')}-{images.split}", what="name of the files", source="--name"
@@ -130,18 +130,18 @@ _ENDINGS = (".json", "-predictions.npz", "-confusion.png", "-reliability.png")
 
 
 def match_classes(images: ImageSet, classes: list[str]) -> Tensor:
-    """The labels of a set as numbers of a classifier's classes, which may be more than those of the set.
+    """Convert the labels of a set to the class numbers of a classifier, which can have more classes than the set.
 
     Raises:
-        UserError: no labels, or an image of a class that the classifier does not know.
+        UserError: There are no labels, or an image has a class that the classifier was not trained on.
     """
     labels = images.labels()
     present = torch.unique(labels).tolist()
     unknown = [images.classes[label] for label in present if images.classes[label] not in classes]
     if unknown:
         raise UserError(
-            f"{images.name}: found images of {len(unknown)} classes that the classifier does not know "
-            f"({some_of(unknown)}); it was trained on {some_of(classes)}. Give data whose class names are among these"
+            f"{images.name}: found images of {len(unknown)} classes that the classifier was not trained on "
+            f"({some_of(unknown)}); its classes are {some_of(classes)}. Give data with these class names"
         )
     number = torch.tensor([classes.index(name) if name in classes else -1 for name in images.classes])
     return number[labels]
@@ -153,5 +153,5 @@ def _write(folder: Path, stem: str, score: ClassifierScore, predictions: Predict
     write_predictions(files[1], predictions)
     write_atomic(files[2], to_png(confusion_figure(score.confusion, [score.label(name) for name in score.classes])))
     write_atomic(files[3], to_png(reliability_figure(score.calibration)))
-    write_atomic(files[0], to_json(score).encode())  # last: where it stands, the others do
+    write_atomic(files[0], to_json(score).encode())  # last: if it exists, the others do
     return files

@@ -1,4 +1,4 @@
-"""`ssl-vision export`: write a model as a file that other programs open."""
+"""`ssl-vision export`: export a model to a file for other programs."""
 
 from __future__ import annotations
 
@@ -13,30 +13,32 @@ _ENDINGS = (".onnx", ".pt2", ".safetensors")
 
 
 def export(model: str, out: Path, *, image_size: int = 0, approximate: bool = False, overwrite: bool = False) -> str:
-    """Write a model as a file that other programs open, once it has been shown to give what the model gives.
+    """Export a model to a file for other programs, and verify that the file gives the model's outputs.
 
-    The ending of the file decides: ``.onnx`` for onnxruntime and others (any batch size; needs the extra ``export``),
-    ``.pt2`` for `torch.export.load`, ``.safetensors`` for `load_state_dict` of the ResNet of the same depth in
-    torchvision or timm, where they have the same network. A classifier gives logits, an encoder features. Before it is
-    put in place the file is loaded and its results on images of noise are compared with the model's: to 1e-4.
+    The suffix of the file selects the format: ``.onnx`` for ONNX Runtime and others (any batch size; needs the extra
+    ``export``), ``.pt2`` for `torch.export.load`, ``.safetensors`` for `load_state_dict` of the ResNet of the same
+    depth in torchvision or timm, if they have the same network. A classifier outputs logits, an encoder features.
+    Before the file replaces anything, it is loaded, and its outputs for noise images are compared with the model's, to
+    a tolerance of 1e-4.
 
-    Images go in as RGB in [0, 1]; normalisation is part of the model, but in a .safetensors file the caller's. A JSON
-    file beside it, whose content is also in the file's own metadata, says this, with size, classes and differences.
+    Inputs are RGB images in [0, 1]. Normalisation is part of the model; for a .safetensors file, the caller normalises.
+    A JSON file beside the file, whose content is also in its metadata, records this, with size, classes and
+    differences.
 
     Args:
-        model: Run folder or model folder.
+        model: Run folder or model folder to use.
         out: File to write.
-        image_size: Side of the images in pixels that .onnx and .pt2 take; 0: that of training.
-        approximate: Whether to write .safetensors of an official ResNet-50, -101 or -152 although torchvision's pads
-            its max pool differently and gives somewhat different features; the JSON file says how different.
-        overwrite: replace files that this command did not write.
+        image_size: Side in pixels of the images that .onnx and .pt2 take; 0 for the size used in training.
+        approximate: Whether to write .safetensors for an official ResNet-50, -101 or -152 although torchvision pads its
+            max pooling differently and gives somewhat different features; the JSON file states the difference.
+        overwrite: Whether to replace files that this command did not write.
 
     Returns:
-        What was written and how it was checked.
+        Message with the file and the result of the check was checked.
     """
     out = Path(out)
     if out.suffix not in _ENDINGS:
-        raise UserError(f"{out}: found the ending {out.suffix!r}, expected one of {', '.join(_ENDINGS)}")
+        raise UserError(f"{out}: found the suffix {out.suffix!r}, expected one of {', '.join(_ENDINGS)}")
     opened = open_exportable(model)
     if image_size:
         opened = Exportable(**{**vars(opened), "image_size": image_size})
@@ -49,4 +51,4 @@ def export(model: str, out: Path, *, image_size: int = 0, approximate: bool = Fa
 
     card = put_in_place(out, write, command="ssl-vision export", overwrite=overwrite)
     checked = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in card["checked"].items())
-    return f"written to {out} and {out.name}.json: {opened.output} of images of {opened.image_size} px; {checked}"
+    return f"written to {out} and {out.name}.json: {opened.output} for images of {opened.image_size} px; {checked}"

@@ -1,4 +1,4 @@
-"""`ssl-vision few-labels`: find the classifier to use with few labels, by cross-validation on these labels alone."""
+"""`ssl-vision few-labels`: find the classifier to use with few labels by cross-validation on these labels alone."""
 
 from __future__ import annotations
 
@@ -42,27 +42,27 @@ from ssl_vision.training.options import OptimizerOptions
 Method = Literal["linear", "knn", "finetune"]
 NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100, 200)
 RATES = (0.003, 0.01, 0.03, 0.1)
-"""Peak learning rates of fine-tuning; the lowest one that does as well as the best is taken.
+"""Peak learning rates of fine-tuning; the lowest one that is as good as the best is used.
 
-With few held-out images rates do not differ, and a low one stays near the linear classifier that fine-tuning starts
-from.
+With few held-out images the rates do not differ, and a low one stays close to the linear classifier that fine-tuning
+starts from.
 """
 BATCH_SIZE = 64
 """Images per step of fine-tuning."""
 _NAMES = {"linear": "linear classifier", "knn": "nearest neighbours", "finetune": "fine-tuning"}
-_ALL_FOLDS = 200  # labels up to which fine-tuning is validated on every fold, beyond it on one
+_ALL_FOLDS = 200  # number of labels up to which fine-tuning is validated on every fold, above it on one
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A classifier and how good it is.
+    """A method of classification and its accuracy.
 
     Attributes:
         method: ``linear``, ``knn`` or ``finetune``.
-        setting: What cross-validation chose.
-        validated: Share of right answers on held-out labelled images, in percent; None where nothing can be held out.
-        held_out: Number of these images.
-        test: Share of right answers on the test part, in percent; None without labelled test images.
+        setting: Setting chosen by cross-validation.
+        validated: Accuracy on held-out labelled images, in percent; None if no images can be held out.
+        held_out: Number of held-out images.
+        test: Accuracy on the test part, in percent; None without labelled test images.
         error: Standard error of the validated accuracy, in percent.
     """
 
@@ -76,13 +76,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class _Tried:
-    """A method with the setting that was chosen, and what it made of held-out images.
+    """A method with its chosen setting, and its answers on held-out images.
 
     Attributes:
         method: See `Candidate`.
         setting: See `Candidate`.
-        right: Whether the class of each labelled image was predicted when it was held out: bool ``[N]``.
-        held_out: Which images were: bool ``[N]``.
+        right: Whether the class of each labelled image was predicted correctly when it was held out, bool ``[N]``.
+        held_out: Whether each image was held out, bool ``[N]``.
         test: See `Candidate`.
     """
 
@@ -93,7 +93,7 @@ class _Tried:
     test: float | None
 
     def candidate(self) -> Candidate:
-        """What the table shows."""
+        """Summarise the answers for the table."""
         count = int(self.held_out.sum())
         if not count:
             return Candidate(self.method, self.setting, None, 0, self.test)
@@ -104,17 +104,17 @@ class _Tried:
 
 @dataclass(frozen=True)
 class FewLabelsResult:
-    """What was compared, and what to use; `str` is what the command prints.
+    """Result of `few_labels`; `str` gives the text that the command prints.
 
     Attributes:
-        candidates: In the order of effort.
-        recommended: The method to use.
-        reason: Why, with the difference on held-out images and its standard error.
+        candidates: Compared methods, in the order of effort.
+        recommended: Recommended method.
+        reason: Reason, with the difference on held-out images and its standard error.
         labels: Number of labelled images.
         classes: Number of classes among them.
         test_images: Number of test images; 0 without labelled ones.
-        test_part: Their part of the data.
-        model: Folder of the recommended classifier; None if it is nearest neighbours.
+        test_part: Part of the data with the test images.
+        model: Folder of the recommended classifier; None for nearest neighbours.
     """
 
     candidates: tuple[Candidate, ...]
@@ -166,36 +166,37 @@ def few_labels(
     """Compare a linear classifier, nearest neighbours and fine-tuning with few labels, and recommend one.
 
     Every setting is chosen by stratified cross-validation on the labelled images alone: the l2 penalty of a logistic
-    regression on frozen features, the number of neighbours, the learning rate of fine-tuning (on one fold with more
-    than 200 labels). Fine-tuning starts from the linear classifier (``finetune --classifier_init linear``), in batches
-    of 64. The method with the best accuracy on held-out images is recommended, or a cheaper one that is right on as
-    many of the same images to within the standard error of the difference; the result says which was the case. Test
-    images, where there are labelled ones, are scored at the end and choose nothing.
+    regression on frozen features, the number of neighbours, and the learning rate of fine-tuning (on one fold if there
+    are more than 200 labels). Fine-tuning starts from the linear classifier (``finetune --classifier_init linear``),
+    with batches of 64. The recommended method is the one with the best accuracy on held-out images, or a cheaper one
+    whose accuracy on the same images is lower by no more than the standard error of the difference; the result states
+    which was the case. Labelled test images, if any, are scored at the end and do not affect any choice.
 
     Args:
         model: Run folder or model folder to start from, ``none`` for a network with weights from a file (`encoder`), or
-            ``pixels``.
+            ``pixels`` for the images themselves.
         data: Image folder, CSV manifest or named data set.
-        out: Folder of the results, new, empty or of this command: the recommended classifier as a model folder, the
-            table as JSON, the fine-tuning runs.
-        labels: Label file of the images whose labels may be seen; by default every image of the part.
-        part: Part of the data that holds the labelled images.
-        test_part: Part of the data to score at the end, if the data have it.
+        out: Folder for the results, new, empty or from an earlier call: the recommended classifier as a model folder,
+            the table as JSON, the fine-tuning runs.
+        labels: Label file of the images whose labels may be used; by default all images of the part.
+        part: Part of the data with the labelled images.
+        test_part: Part of the data to score at the end, if it exists.
         methods: Methods to compare.
         encoder: Network and its file of weights, if `model` is ``none``.
-        folds: Largest number of folds; at most as many as two classes have images.
-        epochs: Passes of fine-tuning over the labelled images; 0: 60, fewer with more than 250 labels, at least 6.
-        batch_size: Images per forward pass of feature extraction.
-        seed: Seed of folds and of fine-tuning.
+        folds: Largest number of folds; at most the number of images of the second-largest class.
+        epochs: Number of passes of fine-tuning over the labelled images; 0 for 60, fewer with more than 250 labels, but
+            at least 6.
+        batch_size: Number of images per forward pass of feature extraction.
+        seed: Seed of the folds and of fine-tuning.
         device: Device to run on: auto, cpu, cuda or mps.
         precision: Number format of fine-tuning, as for `finetune`.
-        read: How image files are read.
+        read: Options for reading image files.
 
     Returns:
-        The table and the recommendation.
+        Accuracies and recommendation.
 
     Raises:
-        UserError: Labelled images of a single class, or no method that can be run.
+        UserError: All labelled images are of one class, or no method can be run.
     """
     if not methods or folds < 2:
         raise UserError(f"few-labels needs at least one method and 2 folds, got {len(methods)} and {folds}")
@@ -243,12 +244,12 @@ def few_labels(
 
 
 def _recommended(tried: Sequence[_Tried]) -> tuple[_Tried, str]:
-    """The method that is right on most images, or the first one, which is the cheapest, that does not differ from it.
+    """Return the method with the most correct answers, or the first one, the cheapest, that does not differ from it.
 
     Methods are compared on the images that all of them have held out.
 
     Returns:
-        The method, and why it is recommended.
+        The method, and the reason for it.
     """
     if len(tried) == 1:
         return tried[0], "No other method was compared."
@@ -283,13 +284,13 @@ def _best(right: Sequence[Tensor]) -> int:
 
 
 def _first_as_good_as_the_best(right: Sequence[Tensor]) -> int:
-    """The first answers that are right on as many images as the best ones, to within the error of the difference.
+    """Return the position of the first answers whose accuracy equals the best, to within the error of the difference.
 
     The standard error of the difference between two numbers of right answers is the square root of the number of images
     that exactly one of the two is right on (McNemar's test, at one standard error).
 
     Args:
-        right: Whether each of the same images is right, bool ``[N]``, for every alternative.
+        right: Correctness of the answers on the same images, bool ``[N]``, for every alternative.
     """
     best = right[_best(right)]
     return next(
@@ -306,7 +307,7 @@ def _difference(better: Tensor, worse: Tensor) -> str:
 
 
 def _test_images(data: str, *, part: str, test_part: str, images: ImageSet) -> ImageSet | None:
-    """Labelled test images, if the data have some that are not those learnt from."""
+    """Open labelled test images, if the data have some that are not used for training."""
     splits = list_splits(data)
     stands_in = test_part == "test" and "test" not in splits and "val" in splits and part != "val"
     if test_part == part or not (test_part in splits or stands_in):
@@ -357,7 +358,7 @@ def _neighbours(
 
 
 class _Finetuning:
-    """Fine-tuning runs: one for each learning rate and fold, and the final one on all labels."""
+    """Fine-tuning runs: one per learning rate and fold, and a final one on all labels."""
 
     def __init__(
         self, model: str, data: str, train: ImageSet, part: str, out: Path, *, encoder: EncoderOptions | None,
@@ -390,7 +391,7 @@ class _Finetuning:
         return _Tried("finetune", f"learning rate {best:g}, {self._epochs} epochs", right, held, found)
 
     def _right(self, folder: Path, images: ImageSet, batch_size: int) -> Tensor:
-        """Whether the classifier of a run predicts the class of each image."""
+        """Return whether the classifier of a run predicts the class of each image."""
         classifier = load_classifier(str(folder), device=self._run.device)
         return extract(classifier, images, batch_size=batch_size).argmax(dim=1).cpu() == images.labels()
 
@@ -400,7 +401,7 @@ class _Finetuning:
         labels = self._list(self._out / "lists" / f"{name or 'all'}.json", indices)
         batch = min(BATCH_SIZE, len(indices))
         print(f"fine-tuning: {name or f'all labels, learning rate {rate:g}'}", file=sys.stderr, flush=True)  # noqa: T201
-        with contextlib.redirect_stderr(io.StringIO()):  # one line a run is enough
+        with contextlib.redirect_stderr(io.StringIO()):  # one line per run is enough
             finetune(
                 self._model, self._data, folder, labels=labels, part=self._part, classifier_init="linear",
                 encoder=self._encoder, epochs=self._epochs, batch_size=batch, read=self._read, run=self._run,
@@ -416,7 +417,7 @@ class _Finetuning:
 
 
 def _without(count: int, held_out: Tensor) -> Tensor:
-    """The indices below `count` that are not held out."""
+    """Return the indices below `count` that are not held out."""
     stay = torch.ones(count, dtype=torch.bool)
     stay[held_out] = False
     return torch.nonzero(stay).flatten()

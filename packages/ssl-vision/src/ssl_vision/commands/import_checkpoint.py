@@ -1,4 +1,4 @@
-"""`ssl-vision import-checkpoint`: make a model folder of a network that another program trained."""
+"""`ssl-vision import-checkpoint`: convert a network that another program trained to a model folder."""
 
 from __future__ import annotations
 
@@ -37,31 +37,31 @@ def import_checkpoint(
     classes: Path | None = None,
     overwrite: bool = False,
 ) -> str:
-    """Make a model folder of a checkpoint that another program wrote, for knn, linear, finetune and the rest.
+    """Convert a checkpoint of another program to a model folder, for knn, linear, finetune and the other commands.
 
-    Read are the official SimCLR and SimCLRv2 checkpoints (TensorFlow 1 and 2, SavedModels too, without TensorFlow), and
-    ResNets of torchvision, timm, lightly, solo-learn, VISSL, MoCo and suncet from .safetensors files or from what
-    torch.save wrote. Depth, width, stem and head are found in the names and shapes. Nothing in a file is run. Whatever
-    is not taken, and whatever had to be assumed, is said and written to import.json.
+    Supported are the official SimCLR and SimCLRv2 checkpoints (TensorFlow 1 and 2 and SavedModel, without TensorFlow),
+    and ResNets from torchvision, timm, lightly, solo-learn, VISSL, MoCo and suncet, in .safetensors files or files
+    written by torch.save. Depth, width, stem and head are inferred from names and shapes. No code in a file is run.
+    Unused tensors and assumptions are printed and written to import.json.
 
     Args:
-        source: Checkpoint: a file; for TensorFlow its name without ending, or its folder.
+        source: Checkpoint: a file; for TensorFlow its name without suffix, or its folder.
         out: Folder to write.
-        architecture: Architecture that the names do not show: ``timm:NAME`` or ``torchvision:NAME``, such as a
+        architecture: Architecture, if the names do not show it: ``timm:NAME`` or ``torchvision:NAME``, such as a
             ResNet-D, a vision transformer, ConvNeXt or EfficientNet.
-        prefix: Prefix of the network's names, where the checkpoint holds several: ``ema_model/`` for the moving average
-            of a TensorFlow 1 checkpoint, ``encoder_k`` for MoCo's second encoder.
-        stem: Stem of a network whose first convolution is 3x3; the weights do not show how it pads.
-        normalize: Normalisation of the images in training; it becomes part of the encoder.
-        image_size: Side of the images in pixels; 0: 224, or 32 with a small stem.
-        classifier_layer: Layer of the projection head that the classifier reads: 0, the features (linear
-            evaluation, and fine-tuned on all labels), or 1 (SimCLRv2 fine-tuned on 1 % or 10 %). Needed only where the
-            checkpoint holds a head as well, because it does not say which.
+        prefix: Prefix of the network's names, if the checkpoint holds several: ``ema_model/`` for the moving average
+            in a TensorFlow 1 checkpoint, ``encoder_k`` for MoCo's second encoder.
+        stem: Stem of a network whose first convolution is 3x3; the weights do not show its padding.
+        normalize: Normalisation of the images in training, which becomes part of the encoder.
+        image_size: Side of the images in pixels; 0 for 224, or 32 with a small stem.
+        classifier_layer: Layer of the projection head that the classifier reads: 0 for the features (linear evaluation,
+            and fine-tuning on all labels), 1 for SimCLRv2 fine-tuned on 1 % or 10 %. Needed only if the checkpoint also
+            holds a head, because it does not state the layer.
         classes: File of the classifier's class names, one per line; by default they are numbers.
-        overwrite: Replace files that this command did not write.
+        overwrite: Whether to replace files that this command did not write.
 
     Returns:
-        What was read, what was assumed and what was left out.
+        Summary of what was read, assumed and left out.
     """
     source, out = Path(source), Path(out)
     read = [source.parent if is_bundle(source) else source, *([classes] if classes else [])]
@@ -74,7 +74,9 @@ def import_checkpoint(
             return _import_named(source, out, architecture, normalize=normalize, image_size=image_size)
     if is_bundle(source):
         if stem != "auto" or normalize != "auto":
-            raise UserError(f"{source}: --stem and --normalize are for PyTorch's checkpoints; this one is TensorFlow's")
+            raise UserError(
+                f"{source}: --stem and --normalize are for PyTorch checkpoints; this one is from TensorFlow"
+            )
         imported = read_simclr(source, prefix=prefix)
     else:
         imported = read_resnet(source, prefix=prefix, stem=stem, normalize=normalize)
@@ -85,8 +87,8 @@ def import_checkpoint(
         layer = 0
     if layer is None and classes is not None:
         raise UserError(
-            f"--classes {classes}: no classifier is made; "
-            + ("say --classifier_layer" if imported.classifier is not None else f"{source} has none")
+            f"--classes {classes}: there is no classifier to name; "
+            + ("set --classifier_layer" if imported.classifier is not None else f"{source} has none")
         )
     with planned:
         return _write(source, out, imported, layer=layer, classes=classes)
@@ -97,8 +99,8 @@ def _write(source: Path, out: Path, imported: Imported, *, layer: int | None, cl
     if layer is None and imported.classifier is not None:
         imported.left_out = sorted([*imported.left_out, *(imported.classifier_names or ())])
         imported.notes.append(
-            f"its classifier of {len(imported.classifier[0])} classes was left: it does not say which layer of the "
-            "head it reads; --classifier_layer 0 or 1 makes a classifier of it"
+            f"its classifier of {len(imported.classifier[0])} classes was left out, because the checkpoint does not "
+            "state which layer of the head it reads; set --classifier_layer 0 or 1 to import the classifier"
         )
     summary = _summary(source, out, imported, written)
     card = {
@@ -150,7 +152,7 @@ def _class_names(file: Path | None, count: int) -> list[str]:
         names = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"--classes {file} cannot be read ({error}); expected a text file, one class name a line"
+            f"--classes {file} cannot be read ({error}); expected a text file with one class name per line"
         ) from error
     if len(names) != count or len(set(names)) != count:
         raise UserError(f"--classes {file} has {len(set(names))} different names; the classifier has {count} classes")
@@ -173,7 +175,7 @@ def _summary(source: Path, out: Path, imported: Imported, written: str) -> str:
 
 
 def _kind(name: str) -> str:
-    """A short name for tensors that belong together: optimiser slots, or the first part of the name."""
+    """Return a short name for related tensors: optimiser slots, or the first part of the name."""
     if name.endswith("/Momentum") or ".OPTIMIZER_SLOT" in name:
         return "optimiser"
     return name.partition("/")[0].partition(".")[0]

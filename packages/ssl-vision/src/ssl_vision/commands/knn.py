@@ -35,14 +35,14 @@ def knn(
         model: Run folder, model folder, ``pixels`` for the images themselves as features, or ``none`` with
             `encoder`.
         data: Image folder, CSV manifest or named data set with labels.
-        k: Number of neighbours that vote; at most as many as there are images, which the score then says.
-        temperature: Temperature of the vote; the lower, the more the nearest count.
-        probe: Data that votes and data that is classified, batch size, device, and the file for the scores.
+        k: Number of neighbours that vote, at most the number of images; the score states a lower number.
+        temperature: Temperature of the vote; the lower, the more weight the nearest have.
+        probe: Parts of the data that vote and that are classified, batch size, device, and the file for the scores.
         encoder: Network and its weights, if `model` is ``none``.
-        read: How image files are read.
+        read: Options for reading image files.
 
     Returns:
-        The accuracies.
+        Test accuracies.
     """
     if k < 1 or temperature <= 0:
         raise UserError(f"knn needs k >= 1 and temperature > 0, got k={k} and temperature={temperature}")

@@ -42,7 +42,7 @@ def linear(
 
     SimCLR, Appendix B.6: Nesterov momentum 0.9, learning rate ``lr * batch_size / 256`` with cosine decay, no warm-up,
     no weight decay, zero-initialised weights, random crop and flip. The encoder's batch norm stays in inference mode;
-    its hash is compared before and after.
+    a hash verifies that it does not change.
 
     Args:
         model: Run folder, model folder, ``pixels`` for the images themselves as features, or ``none`` with
@@ -50,15 +50,15 @@ def linear(
         data: Image folder, CSV manifest or named data set with labels.
         epochs: Number of passes over the training images.
         lr: Learning rate per 256 images.
-        augment: Augmentation: ``crop-flip`` is the papers' and runs the encoder for every image of every epoch;
-            ``none`` computes the features once, which is some ``epochs`` times faster and costs a little accuracy.
+        augment: Augmentation: ``crop-flip`` is that of the papers and runs the encoder for every image of every epoch;
+            ``none`` computes the features once, which is about ``epochs`` times faster and costs a little accuracy.
         seed: Seed of the order of images and of the crops.
         probe: Data to learn from and to test on, batch size, device, and the file for the scores.
         encoder: Network and its weights, if `model` is ``none``.
-        read: How image files are read.
+        read: Options for reading image files.
 
     Returns:
-        The accuracies.
+        Test accuracies.
     """
     if epochs < 1 or lr <= 0:
         raise UserError(f"linear needs epochs >= 1 and lr > 0, got epochs={epochs} and lr={lr}")
@@ -83,7 +83,7 @@ def linear(
     with torch.no_grad():
         scores = classifier(test.features)
     if module_hash(loaded.encoder) != before:
-        raise RuntimeError("the frozen encoder changed during linear evaluation; its scores mean nothing")
+        raise RuntimeError("the frozen encoder changed during linear evaluation; its scores are invalid")
     settings = {
         "epochs": epochs, "batch_size": batch, "lr": lr, "augment": augment, "seed": seed,
         **training_images(probe), "test_part": test.split,

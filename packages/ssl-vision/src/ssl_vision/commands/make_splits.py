@@ -1,4 +1,4 @@
-"""`ssl-vision make-splits`: choose the images whose labels may be seen, and write label files."""
+"""`ssl-vision make-splits`: select the images whose labels may be used, and write label files."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ VALIDATION = "validation.json"
 
 @dataclass(frozen=True)
 class SplitsWritten:
-    """What `make-splits` wrote; `str` is what the command prints.
+    """Files written by `make-splits`; `str` gives the text that the command prints.
 
     Attributes:
-        files: every file with its content, in the order they were made.
+        files: Content of each file, in the order of writing.
     """
 
     files: dict[Path, LabelFile]
@@ -51,30 +51,30 @@ def make_splits(
     seed: int = 0,
     overwrite: bool = False,
 ) -> SplitsWritten:
-    """Choose the images whose labels may be seen, and write label files that list them.
+    """Select the images whose labels may be used, and write label files that list them.
 
-    A file ``10percent-draw0.json`` (or ``25-per-class-draw0.json``) lists images with their classes and a hash over the
-    list. Within a draw the smaller choice is part of the larger one; draws are independent. The choice is a function of
-    the seed and of the images alone. `finetune` and the other commands with few labels take such a file, or a text file
-    with a file name per line, such as the official lists of ImageNet.
+    A file ``10percent-draw0.json`` (or ``25-per-class-draw0.json``) lists images with their classes and a hash of the
+    list. Within a draw, a smaller selection is part of a larger one; draws are independent. The selection is a function
+    of the seed and the images alone. `finetune` and the other commands with few labels take such a file, or a text file
+    with one file name per line, such as the official lists of ImageNet.
 
     Args:
         data: Image folder, CSV manifest or named data set with labels.
-        out: Folder of the files. Files that exist must have the same content.
-        part: Part of the data to choose from.
-        fractions: Shares of the images, rounded down; every class has at least one image.
-        per_class: Numbers of images per class.
-        draws: Number of independent choices.
-        balance: ``equal``: as many of every class, to within one, as in the papers; ``proportional``: by the size of
-            the classes.
+        out: Folder for the files. Existing files must have the same content.
+        part: Part of the data to select from.
+        fractions: Fractions of the images to label, rounded down; every class has at least one image.
+        per_class: Numbers of images of each class to label.
+        draws: Number of independent draws of labelled images.
+        balance: Balance of the classes: ``equal`` for equal numbers, to within one, as in the papers; ``proportional``
+            to the size of the classes.
         validation_fraction: Fraction of the images to hold out for choosing settings, proportional by class, in
-            validation.json. It is the same for all draws and shares no image with them; `fractions` are then of the
+            validation.json. It is the same for all draws and shares no image with them; `fractions` then refer to the
             other images.
-        seed: Seed of the choices.
-        overwrite: Replace files with other content.
+        seed: Seed of all random draws.
+        overwrite: Whether to replace files with other content.
 
     Returns:
-        The files and what they list.
+        Content of the files.
     """
     _check(fractions, per_class, draws=draws, validation=validation_fraction)
     images = open_images(data, split=part)
@@ -113,7 +113,7 @@ class _Files:
 
     def __init__(self, data: str, split: str, images: ImageSet, out: Path) -> None:
         name, root = locate(data)
-        # The name, not the path: a label file is to be the same wherever the data lie.
+        # The name, not the path: the file must be the same wherever the data are.
         self._data = name or Path(os.path.abspath(root)).name  # noqa: PTH100 - resolve() would follow a link to it
         self._split, self._images, self._out = split, images, out
         self.contents: dict[Path, LabelFile] = {}
@@ -121,12 +121,12 @@ class _Files:
     def add(
         self, name: str, groups: dict[str, list[int]], counts: dict[str, int], settings: dict[str, object]
     ) -> set[int]:
-        """The first images of every group, as many as `counts` says; their indices are returned."""
+        """Add a file with the first `counts` images of every group, and return their indices."""
         short = [f"{label} ({len(groups[label])})" for label, count in counts.items() if len(groups[label]) < count]
         if short:
             raise UserError(
-                f"{self._images.name}: found classes with fewer images than {name} is to list of each: "
-                f"{', '.join(short[:5])}{', ...' if len(short) > 5 else ''}; ask for fewer, or for fractions"
+                f"{self._images.name}: found classes with fewer images than the number per class in {name}: "
+                f"{', '.join(short[:5])}{', ...' if len(short) > 5 else ''}; request fewer, or use fractions"
             )
         chosen = sorted(i for label, count in counts.items() for i in groups[label][:count])
         listed = tuple((self._images.key(i), self._class(i)) for i in chosen)
@@ -147,4 +147,4 @@ def _check(fractions: tuple[float, ...], per_class: tuple[int, ...], *, draws: i
     if not 0 <= validation < 1:
         raise UserError(f"validation_fraction is a share of the images, at least 0 and below 1; got {validation:g}")
     if draws < 1 or not (fractions or per_class):
-        raise UserError("there is nothing to choose: expected draws >= 1 and some fractions or numbers per class")
+        raise UserError("nothing to label: expected draws >= 1, and fractions or numbers per class")

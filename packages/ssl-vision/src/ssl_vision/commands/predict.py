@@ -1,4 +1,4 @@
-"""`ssl-vision predict`: classify unlabelled images into a table."""
+"""`ssl-vision predict`: classify unlabelled images and write a table."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
 
 @dataclass(frozen=True)
 class PredictResult:
-    """The table, how many images are in it, and how many of these could not be read."""
+    """Path of the table, number of images in it, and number of unreadable ones."""
 
     out: Path
     images: int
@@ -37,7 +37,7 @@ class PredictResult:
     def __str__(self) -> str:
         text = f"{self.out}: {self.images:,} images"
         if self.unreadable:
-            text += f", of which {self.unreadable:,} could not be read (column error says why)"
+            text += f", of which {self.unreadable:,} could not be read (see the column error)"
         return text
 
 
@@ -54,39 +54,38 @@ def predict(
     read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
     overwrite: bool = False,
 ) -> PredictResult:
-    r"""Classify images and write a table with a row for each: path, class, probability, error.
+    r"""Classify images and write a table with one row per image: path, class, probability, error.
 
-    Of a folder all images are taken, however deep they lie, in the order of their sorted paths; paths in the table are
-    relative to it. An image that cannot be read, or is of a kind that is not read (HEIC, camera raw), has its row, with
-    an empty class and the reason under ``error``. A CSV file is UTF-8 with all text in quotes, so that any file name
-    comes back whole from a CSV reader (bytes that are no UTF-8 are written as escapes such as ``\udcff``). It is
-    complete or not there: rows are written beside it as they are computed, and renamed at the end. Memory does not grow
-    with the number of images beyond their paths. Text that a spreadsheet would take for a formula is written with
-    ``./`` (paths) or an apostrophe before it. Classes that are WordNet identifiers (``n01440764``) have a column
-    ``name`` after the class, where the model knows their names.
+    A folder gives all images in it and its subfolders, sorted by path; paths in the table are relative to it. An image
+    that is unreadable or of an unsupported kind (HEIC, camera raw) has a row with an empty class and the reason under
+    ``error``. A CSV file is UTF-8 with all text in quotes, so that a CSV reader restores any file name (bytes that are
+    not UTF-8 are written as escapes such as ``\udcff``). The table is written completely or not at all: rows go to a
+    temporary file, which is renamed at the end. Memory grows with the number of images only by their paths. Text that a
+    spreadsheet would interpret as a formula is preceded by ``./`` (paths) or an apostrophe. Classes that are WordNet
+    identifiers (``n01440764``) get a column ``name`` after the class, if the model has their names.
 
     Args:
         model: Run folder of ``ssl-vision finetune`` or ``distill``, or its model folder.
         data: Folder of images, CSV manifest, or named data set; labels are ignored.
-        out: Table to write: ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet``, as its name says.
+        out: Table to write: ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet``, by its suffix.
         part: Part of a manifest or a named data set.
         top: Number of most probable classes to list: with 3, columns class, probability, class_2, probability_2,
             class_3, probability_3.
         probabilities: Whether to write the probability of every class, in columns ``p(CLASS)``.
-        batch_size: Images per forward pass.
+        batch_size: Number of images per forward pass.
         device: Device to run on: auto, cpu, cuda or mps.
-        read: How image files are read.
+        read: Options for reading image files.
         overwrite: Whether to replace files that this command did not write.
 
     Returns:
-        The file and what is in it.
+        Path of the file and numbers of images.
     """
     if batch_size < 1:
         raise UserError(f"predict needs batch_size >= 1, got {batch_size}")
     out = Path(out)
     ending = out.suffix.lower()
     if ending not in _ENDINGS:
-        raise UserError(f"{out}: found the ending {ending!r}, expected one of {', '.join(_ENDINGS)}")
+        raise UserError(f"{out}: found the suffix {ending!r}, expected one of {', '.join(_ENDINGS)}")
     if ending == ".parquet":
         import_pyarrow()
     planned = Outputs([out], command="ssl-vision predict", inputs=input_files(data), overwrite=overwrite)
@@ -122,7 +121,7 @@ def predict(
 
 @contextlib.contextmanager
 def _open_table(path: Path, ending: str, head: Sequence[str]) -> Iterator[Callable[[list[list[str | float]]], None]]:
-    """A table to which rows are written as they come, in the format of the ending."""
+    """Open a table, in the format of the suffix, to which rows are written as they come."""
     if ending == ".parquet":
         pyarrow, parquet = import_pyarrow()
         kinds = [
@@ -151,7 +150,7 @@ def _open_table(path: Path, ending: str, head: Sequence[str]) -> Iterator[Callab
 
             yield write_lines
             return
-        # All text in quotes: of the rarer characters of file names, plain quoting forgets some.
+        # All text in quotes: plain quoting misses some of the rarer characters in file names.
         delimiter = "\t" if ending == ".tsv" else ","
         table = csv.writer(file, delimiter=delimiter, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
         table.writerow(head)
@@ -159,7 +158,7 @@ def _open_table(path: Path, ending: str, head: Sequence[str]) -> Iterator[Callab
 
 
 def _safe(cell: str | float, *, path: bool = False) -> str | float:
-    """A cell that no spreadsheet takes for a formula: ``./`` before such a path, an apostrophe before other text."""
+    """Escape a cell that a spreadsheet could read as a formula: ``./`` before a path, an apostrophe before text."""
     if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")):
         return f"./{cell}" if path else f"'{cell}"
     return cell
@@ -170,7 +169,7 @@ def _open(data: str, part: str, *, channels: int = 3, read: ReadOptions = ReadOp
     if not folder.is_dir():
         return open_images(data, split=part, channels=channels, read=read)
     listing = list_folder(folder)
-    paths = sorted(listing.images + listing.unread)  # the latter get a row that says why they have no class
+    paths = sorted(listing.images + listing.unread)  # unsupported kinds get a row with the reason
     if not paths:
         raise UserError(f"{folder}: found no images among {len(listing.others)} files; expected some to classify")
     return FileImages(str(folder), folder, paths, channels=channels, options=read)
@@ -178,7 +177,7 @@ def _open(data: str, part: str, *, channels: int = 3, read: ReadOptions = ReadOp
 
 @torch.no_grad()
 def _probabilities(loaded: LoadedClassifier, images: ImageSet, indices: range, problems: dict[int, str]) -> Tensor:
-    """Float64 ``[n, C]`` of the images that can be read; the others are put among the problems."""
+    """Return probabilities, float64 ``[n, C]``, of the readable images; the others are added to the problems."""
     pictures = decode(images, indices, EvalTransform(loaded.image_size), problems=problems)
     if not len(pictures):
         return torch.empty(0, len(loaded.classes))
@@ -196,7 +195,7 @@ def _head(classes: Sequence[str], *, top: int, probabilities: bool, named: bool)
 def _cells(
     given: list[float] | None, classes: Sequence[str], names: Mapping[str, str], *, top: int, probabilities: bool
 ) -> Iterator[str | float]:
-    """What stands between path and error: nothing, of an image that could not be read."""
+    """Yield the cells between path and error, which are empty for an unreadable image."""
     if given is None:
         yield from [""] * ((3 if names else 2) * top + len(classes) * probabilities)
         return

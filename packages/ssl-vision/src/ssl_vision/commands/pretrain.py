@@ -1,4 +1,4 @@
-"""`ssl-vision pretrain`: pre-train with SimCLR, SuNCEt or both. One readable loop; copy it and change it."""
+"""`ssl-vision pretrain`: pre-train with SimCLR, SuNCEt or both. One training loop, meant to be copied and changed."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ RECIPES = """\
   simclr-cifar10-cpu         32 px, quarter-width ResNet-18, 10 epochs: about an hour for 50,000 images on two CPU cores
   simclrv2-cifar10-cpu       the same with SimCLRv2's head
   suncet-cifar10-cpu         the same with labelled images in every step (--suncet.labels FILE)
-  simclr-cifar10-resnet18    32 px, ResNet-18, 1,000 epochs on one GPU, as the released code
-  simclr-cifar10             32 px, ResNet-50, 1,000 epochs on one or several GPUs, as the paper
+  simclr-cifar10-resnet18    32 px, ResNet-18, 1,000 epochs on one GPU, as in the released code
+  simclr-cifar10             32 px, ResNet-50, 1,000 epochs on one or several GPUs, as in the paper
   suncet-cifar10             32 px, ResNet-50, 500 epochs on one or several GPUs
-  simclr-imagenet            224 px, ResNet-50, 100 epochs at batch 4096 on dozens of GPUs, as the paper
+  simclr-imagenet            224 px, ResNet-50, 100 epochs at batch 4096 on dozens of GPUs, as in the paper
   simclrv2-imagenet          224 px, with SimCLRv2's settings
   suncet-imagenet            224 px, with labelled images in every step"""
-"""The recipes and what they cost, for those who gave no length."""
+"""Recipes and their cost, shown if no length is given."""
 
 
 def pretrain(
@@ -67,47 +67,47 @@ def pretrain(
     read: ReadOptions = ReadOptions(),  # noqa: B008
     run: RunOptions = RunOptions(),  # noqa: B008
 ) -> Path:
-    """Pre-train an encoder on images without labels with SimCLR, on a few labelled ones beside them with SuNCEt.
+    """Pre-train an encoder with SimCLR on unlabelled images, optionally with SuNCEt on a few labelled ones.
 
-    The defaults, without a length, are the paper's for CIFAR-10 with a ResNet-18; ``--config simclr-imagenet`` is the
-    recipe for ImageNet. No label is read without ``suncet``, and with it none but those it names. A run is a function
-    of its arguments and seed alone: stopped or killed anywhere and continued with ``--resume`` it ends, on a CPU, in
+    Without a recipe, the defaults are the paper's for CIFAR-10 with a ResNet-18; ``--config simclr-imagenet`` is the
+    recipe for ImageNet. No label is read without ``suncet``; with it, only the labels that it lists. A run is a
+    function of its arguments and its seed: if it is interrupted and resumed with ``--resume``, it ends, on a CPU, with
     the same bytes.
 
     Args:
         data: Image folder (with or without classes), CSV manifest, or named data set such as ``cifar10:ROOT``.
         out: Folder of the run: config, metrics, checkpoints, model.
         part: Part of the data to train on.
-        init: Weights to start from: a run folder or model folder, whose encoder is taken, and its projection head if it
-            has the shape that `head` asks for; by default those of ``encoder.weights``, or random ones.
-        epochs: Number of passes over the images, which a recipe sets too; what does not fill a last batch is left out
-            of an epoch.
+        init: Initial weights: a run folder or model folder, whose encoder is used, and its projection head if it has
+            the shape given by `head`; by default those of ``encoder.weights``, or random ones.
+        epochs: Number of passes over the images, which recipes also set; images that do not fill the last batch are
+            left out of an epoch.
         batch_size: Unlabelled images (pairs of views) per step, over all processes. 0: SuNCEt alone; an epoch is then a
             pass over the labelled images.
         image_size: Side of the views in pixels.
         temperature: Temperature of NT-Xent.
         encoder: Network, without `init`.
         head: Projection head.
-        augment: Family of views.
-        optimizer: Optimiser and schedule. The batch that scales its learning rate is half the images of a step that go
-            through the network: batch_size without SuNCEt, so that steps of equal work have equal rates.
-        suncet: Labelled images beside the unlabelled ones.
+        augment: Augmentation that makes the views.
+        optimizer: Optimiser and schedule. The learning rate is scaled by half the number of images that pass through
+            the network in a step (batch_size without SuNCEt), so that steps with equal work have equal rates.
+        suncet: Labelled images used in addition to the unlabelled ones.
         memory: SimCLRv2's memory of negatives.
-        save_every: Epochs between models kept under ``models/``, the untrained one included; 0: none.
-        grad_cache: Views that each process passes through the encoder at a time, so that its memory is that of so many;
-            every step takes up to a third longer. 0: all at once. The gradient is the same where the encoder has no
-            batch norm.
-        grad_cache_norm: ``refuse`` encoders with batch norm, or let it take its statistics from each ``chunk``, which
-            is another method: rows are put into chunks at random.
-        load: Where images are read from: ``memory`` decodes all of them once, ``files`` reads an image for every view,
-            ``auto`` takes memory for small images of one size. The result is the same.
+        save_every: Epochs between models saved in ``models/``, starting with the untrained one; 0 for none.
+        grad_cache: Number of views that each process passes through the encoder at a time, which limits the memory to
+            that of these views; steps take up to a third longer. 0 for all at once. The gradient is the same if the
+            encoder has no batch norm.
+        grad_cache_norm: Whether to ``refuse`` encoders with batch norm, or to compute its statistics per ``chunk``,
+            which is another method: rows are assigned to chunks at random.
+        load: Source of the images: ``memory`` decodes all of them once, ``files`` reads an image for every view,
+            ``auto`` uses memory for small images of one size. The result is the same.
         max_bad: Share of the unlabelled images that may be unreadable; they are listed in ``bad_files.jsonl`` and each
-            is replaced by the next image. One more ends the run.
-        read: How image files are read.
+            is replaced by the next image. One more stops the run.
+        read: Options for reading image files.
         run: Seed, device, precision, checkpoints, logs.
 
     Returns:
-        The folder of the trained model.
+        Path of the trained model.
     """
     config = dict(locals())
     _check(epochs=epochs, temperature=temperature, batch_size=batch_size, suncet=suncet, memory=memory)
@@ -189,12 +189,12 @@ def _check(*, epochs: int, temperature: float, batch_size: int, suncet: SuNCEtOp
         )
     if memory.projections and not batch_size:
         raise UserError(
-            f"memory.projections is {memory.projections} in SuNCEt alone, which has no use for it; expected 0"
+            f"memory.projections is {memory.projections} with SuNCEt alone, which does not use it; expected 0"
         )
 
 
 def _chunks(network: SimCLR, grad_cache: int, batch_norm: BatchNorm, *, compiled: bool) -> dict[str, Any]:
-    """What `SimCLR` is told about chunks, before anything is trained in vain."""
+    """Return the arguments of `SimCLR` for chunks, checked before training starts."""
     if not grad_cache:
         return {}
     if grad_cache < 1:
@@ -207,16 +207,16 @@ def _chunks(network: SimCLR, grad_cache: int, batch_norm: BatchNorm, *, compiled
             "torchvision:convnext_tiny), or allow it by --grad_cache_norm chunk"
         )
     if compiled:
-        raise UserError("grad_cache cannot be compiled with the network around it; leave out --compile or --grad_cache")
+        raise UserError("grad_cache cannot be compiled together with the network; leave out --compile or --grad_cache")
     return {"chunk_size": grad_cache, "batch_norm": batch_norm}
 
 
 @torch.no_grad()
 def contrastive_accuracy(z_a: Tensor, z_b: Tensor) -> Tensor:
-    """Share of first views whose most similar second view, of those of all processes, is their own."""
+    """Return the share of first views whose most similar second view, over all processes, is their own."""
     z_a, z_b = (nn.functional.normalize(z.float(), dim=1) for z in (z_a, z_b))
     others = gather_rows(z_b).T
-    # In parts, for all similarities of a large batch at once would not fit.
+    # In parts, because all similarities of a large batch would not fit into memory.
     nearest = torch.cat([(rows @ others).argmax(dim=1) for rows in torch.split(z_a, 1024)])
     own = torch.arange(len(z_a), device=z_a.device) + rank() * len(z_a)
     accuracy: Tensor = (nearest == own).float().mean()

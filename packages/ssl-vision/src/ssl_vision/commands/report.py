@@ -32,25 +32,25 @@ def report(
     device: str = "auto",
     overwrite: bool = False,
 ) -> Path:
-    """Write a run's report: one HTML file that holds everything it shows and asks nothing of the network.
+    """Write the report of a run: one self-contained HTML file, which loads nothing over the network.
 
-    Of pre-training: curves, accuracies, views, nearest neighbours. Of a classifier: curves, and of what ``ssl-vision
-    evaluate`` has found confusion, classes, calibration, the most confident mistakes, accuracy by number of labels
-    beside other runs, and for a distilled one its agreement with the teacher. Of both: settings and environment. A run
-    that has not ended, was never evaluated, or whose data lie elsewhere by now still gets its report, which says what
-    is missing.
+    For pre-training it shows curves, accuracies, views and nearest neighbours. For a classifier it shows curves and the
+    results of ``ssl-vision evaluate``: confusion matrix, classes, calibration, the most confident mistakes, accuracy by
+    number of labels beside other runs, and for a distilled classifier the agreement with its teacher. Both include
+    settings and environment. A run that is unfinished, was not evaluated, or whose data have moved also gets a report,
+    which states what is missing.
 
     Args:
         run: Run folder of ``ssl-vision pretrain``, ``finetune`` or ``distill``.
-        data: Images for the sheets of pre-training, by default those trained on; or the present place of the images
+        data: Images for the sheets of pre-training, by default the training images; or the new location of the images
             that a classifier was evaluated on.
-        part: Part of the data for the sheets of pre-training; by default the one trained on.
+        part: Part of the data for the sheets of pre-training; by default the one used for training.
         out: HTML file to write; by default ``report.html`` in the run's folder.
-        compare: Runs, or folders of runs, to compare a classifier with; by default those in the folder of this run.
-            Only runs evaluated on the same images count.
-        rows: Images on each sheet; of mistakes three times as many are shown.
+        compare: Runs, or folders of runs, to compare a classifier with; by default those beside this run. Only runs
+            evaluated on the same images are used.
+        rows: Number of images per sheet; three times as many mistakes are shown.
         bank: Number of images, drawn at random, to search for nearest neighbours.
-        seed: Seed of the choice of images.
+        seed: Seed for the choice of images.
         device: Device to run on: auto, cpu, cuda or mps.
         overwrite: Whether to replace files that this command did not write.
 
@@ -134,10 +134,12 @@ def _of_pretraining(
 
 
 def _open(run: RunFolder, data: str, split: str, *, required: bool) -> ImageSet | str:
-    """The images, or why there are none: data that was moved since need not keep anyone from seeing the curves."""
+    """Open the images, or return why they cannot be opened: a report of moved data still shows the curves."""
     try:
         return open_images(data, split=split, channels=run.settings.channels, read=run.settings.read)
     except UserError as error:
         if required:
             raise
-        return f"The images could not be opened ({error}). `ssl-vision report --data DATA` takes them from elsewhere."
+        return (
+            f"The images could not be opened ({error}). Give their new location with `ssl-vision report --data DATA`."
+        )

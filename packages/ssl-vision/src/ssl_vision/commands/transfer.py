@@ -40,28 +40,28 @@ def transfer(
 ) -> Score:
     """Evaluate a model on a data set by l2-regularised logistic regression on its features.
 
-    SimCLR, Appendix B.8: no augmentation, L-BFGS, l2 chosen among 45 values between 1e-6 and 1e5, evenly spaced in
-    their logarithm, by accuracy on a validation split; of equally good ones the largest. The classifier is then fitted
-    once more on training and validation images together, and tested once. That l2 is a factor of half the sum of
-    squared weights, beside the cross-entropy summed over images, is our reading: the paper does not say.
+    SimCLR, Appendix B.8: no augmentation, L-BFGS, l2 chosen from 45 values between 1e-6 and 1e5, evenly spaced on a
+    logarithmic scale, by accuracy on a validation split; the largest of equally good ones is used. The classifier is
+    then fitted again on training and validation images together, and tested once. We take l2 to multiply half the sum
+    of squared weights, added to the cross-entropy summed over images, because the paper does not specify it.
 
     Args:
         model: Run folder, model folder, ``pixels`` for the images themselves as features, or ``none`` with
             `encoder`.
         data: Image folder, CSV manifest or named data set with labels.
-        val_part: Part of the data that l2 is chosen on; by default ``val``, unless that is what is tested on, else
+        val_part: Part of the data to choose l2 on; by default ``val``, unless it is the test part, otherwise
             `val_share` of the training images of every class, drawn at random.
         val_share: Share of the training images to choose l2 on; see `val_part`.
-        metric: Accuracy that l2 is chosen by; the paper takes ``mean_per_class`` for Aircraft, Pets, Caltech-101 and
+        metric: Accuracy by which to choose l2; the paper uses ``mean_per_class`` for Aircraft, Pets, Caltech-101 and
             Flowers.
-        seed: Seed of the draw of validation images.
-        probe: Data to learn from, of which validation images may be drawn, and to test on; batch size, device, and the
+        seed: Seed for the draw of validation images.
+        probe: Data to train on, from which validation images may be drawn, and to test on; batch size, device, and the
             file for the scores.
         encoder: Network and its weights, if `model` is ``none``.
-        read: How image files are read.
+        read: Options for reading image files.
 
     Returns:
-        The accuracies.
+        Test accuracies.
     """
     planned = plan_score(model, "transfer", data, probe)
     loaded = load_encoder(model, device=probe.device, encoder=encoder)
@@ -73,7 +73,7 @@ def transfer(
 
     val_part = val_part or _own_validation(data, probe.train_part, probe.test_part)
     if val_part in (probe.train_part, probe.test_part):
-        raise UserError(f"transfer chooses l2 on images of their own, got {val_part!r} as val_part and another split")
+        raise UserError(f"transfer needs separate images to choose l2; val_part {val_part!r} is also used elsewhere")
     train = features(probe.train_part, labels=probe.labels)
     test = features(probe.test_part, classes=train.classes)
     if val_part is None:
@@ -116,7 +116,7 @@ def transfer(
 
 
 def _own_validation(data: str, train_part: str, test_part: str) -> str | None:
-    """The split `val`, if there is one that is neither learnt from nor tested on."""
+    """Return the split `val`, if it exists and is used neither for training nor for testing."""
     splits = list_splits(data)
     tested = "val" if test_part == "test" and "test" not in splits else test_part
     return "val" if "val" in splits and "val" not in (train_part, tested) else None
@@ -126,7 +126,7 @@ def _own_validation(data: str, train_part: str, test_part: str) -> str | None:
 def _choose(
     fits: Iterator[LogisticFit], features: Tensor, labels: Tensor, *, metric: Metric
 ) -> tuple[float, float, int]:
-    """The penalty whose classifier is best on these images, how good that is, and how many fits did not converge."""
+    """Return the best penalty on these images, its accuracy, and the number of fits that did not converge."""
     best, best_value, stuck = 0.0, -1.0, 0
     labels = labels.cpu()
     for fit in fits:

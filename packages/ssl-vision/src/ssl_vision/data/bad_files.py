@@ -1,4 +1,4 @@
-"""Replace unreadable images, up to a stated share, instead of aborting a long run; each is counted and listed."""
+"""Replace unreadable images, up to a given share, instead of aborting a long run; each is counted and listed."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ _NAMED = 3
 
 
 def skip_bad(images: ImageSet, *, max_bad: float, log: Path) -> ImageSet:
-    """The same images to learn from without labels, of which up to ``floor(max_bad * N)`` may be unreadable.
+    """Return the images without labels, with up to ``floor(max_bad * N)`` unreadable ones replaced.
 
-    A file that cannot be read is reported on standard error, written to `log`, and stood in for by the next readable
-    image of the set (after the last one comes the first). So the number of images, their order and every image's
-    identity stay what they are, and what is read is a function of the files alone: runs resume exactly, with any
-    number of workers or processes, all of which count in the same log. An image beyond the share allowed is an error.
+    An unreadable file is reported on standard error, recorded in `log`, and replaced by the next readable image of the
+    set (after the last one, the first). The number of images, their order and every image's identity do not change, and
+    the result is a function of the files alone: runs resume exactly, with any number of workers or processes, which all
+    use the same log. Unreadable images beyond the share raise an error.
 
     Args:
-        images: any set.
-        max_bad: share of the images that may be bad, ``0 <= max_bad < 1``. With 0 any bad file is an error: the set
-            itself is returned, as is one that lies in memory already.
-        log: a file in the run's folder, of JSON lines with index, path and reason; made when a first bad file is met.
+        images: Images.
+        max_bad: Share of the images that may be unreadable, ``0 <= max_bad < 1``. With 0, any unreadable file is an
+            error and the set itself is returned, as are images in memory.
+        log: File in the run folder for JSON lines with index, path and reason, created at the first unreadable file.
 
     Raises:
-        UserError: `max_bad` is no such share. Later, from `read`: too many bad files.
+        UserError: `max_bad` is out of range. Later, from `read`: too many files are unreadable.
     """
     if not 0 <= max_bad < 1:
         raise UserError(f"max_bad is a share of the images: expected 0 <= max_bad < 1, got {max_bad}")
@@ -43,7 +43,7 @@ def skip_bad(images: ImageSet, *, max_bad: float, log: Path) -> ImageSet:
 
 
 def read_log(log: Path) -> dict[int, str]:
-    """The bad files listed so far, by any process: image number -> message, in the order of the numbers."""
+    """Read the unreadable files recorded so far by any process, image number -> message, sorted by number."""
     if not log.is_file():
         return {}
     records = read_json_lines(log)
@@ -52,14 +52,14 @@ def read_log(log: Path) -> dict[int, str]:
 
 
 class _Skipping(ImageSet):
-    """See `skip_bad`; without labels, which do not belong to the images that stand in."""
+    """See `skip_bad`; without labels, because replacements have other labels."""
 
     def __init__(self, images: ImageSet, *, allowed: int, log: Path) -> None:
         super().__init__(
             images.name,
             labels=None,
             classes=(),
-            unlabelled="bad files are skipped only where no labels are needed",
+            unlabelled="bad files are skipped only if no labels are needed",
             split=images.split,
             notes=images.notes,
             channels=images.channels,
@@ -94,19 +94,19 @@ class _Skipping(ImageSet):
         return self._images.key(index)
 
     def _count(self, index: int, reason: str) -> None:
-        """Note a bad file, unless it is one too many."""
+        """Record an unreadable file, unless there are too many."""
         record = json.dumps({"index": index, "path": self.path(index), "reason": reason})
         if index not in read_log(self._log):
             append_line(self._log, record)
             print(f"skipped: {reason}", file=sys.stderr, flush=True)  # noqa: T201
         bad = read_log(self._log)
-        if len(bad) > self._allowed:  # those of an earlier start that are mended by now do not count
+        if len(bad) > self._allowed:  # those repaired since an earlier start do not count
             bad = {place: reason for place, reason in bad.items() if not self._is_mended(place)}
         if len(bad) > self._allowed:
             named = "".join(f"\n  {reason}" for reason in list(bad.values())[:_NAMED])
             raise UserError(
-                f"{self.name}: found {len(bad)} bad files, more than the {self._allowed} of {len(self)} that may be "
-                f"skipped:{named}\n`ssl-vision check` lists all of them; mend or remove them, or allow more (--max_bad)"
+                f"{self.name}: found {len(bad)} unreadable files, but only {self._allowed} of {len(self)} may be "
+                f"skipped:{named}\n`ssl-vision check` lists all of them; repair or remove them, or raise --max_bad"
             )
         self._bad.add(index)
 

@@ -1,4 +1,4 @@
-"""Names of classes whose folders are called by WordNet identifiers (wnids), as ImageNet's are."""
+"""Find the names of classes whose folders are WordNet identifiers (wnids), as in ImageNet."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from ssl_vision.data.manifest import read_text
 from ssl_vision.data.open import locate
 
 NAME_FILES = ("LOC_synset_mapping.txt", "synset_words.txt", "words.txt")
-"""Files that list a wnid and its names a line, as they are published with ImageNet and Tiny ImageNet."""
+"""Files with one wnid and its names per line, as published with ImageNet and Tiny ImageNet."""
 
 _WNID = re.compile(r"n\d{8}")
 
 
 def find_class_names(data: str, classes: Sequence[str]) -> dict[str, str]:
-    """Names of classes that are wnids: ``n01440764`` -> ``tench``; of synonyms the first. Empty for other classes.
+    """Find names for classes that are wnids: ``n01440764`` -> ``tench``, the first of several synonyms.
 
-    They are looked up in `NAME_FILES` in the folder of the data and the one above it, in torchvision for the 1,000
-    classes of ImageNet, and in timm where that is installed. A class that none of them knows has no name.
+    Names come from `NAME_FILES` in the folder of the data or its parent, from torchvision for the 1,000 classes of
+    ImageNet, and from timm if it is installed. Classes that none of them lists have no name; the result is empty if the
+    classes are not wnids.
     """
     if not classes or not all(_WNID.fullmatch(name) for name in classes):
         return {}
@@ -43,9 +44,9 @@ def find_class_names(data: str, classes: Sequence[str]) -> dict[str, str]:
 
 
 def _read(file: Path) -> dict[str, str]:
-    """Wnid -> name, of the lines that begin with a wnid."""
+    """Read the lines that begin with a wnid: wnid -> name."""
     names = {}
-    for line in read_text(file, expected="a wnid and its names a line").splitlines():
+    for line in read_text(file, expected="lines with a wnid and its names").splitlines():
         wnid, _, words = line.strip().replace("\t", " ").partition(" ")
         if _WNID.fullmatch(wnid) and (name := words.partition(",")[0].strip()):
             names[wnid] = name
@@ -53,15 +54,15 @@ def _read(file: Path) -> dict[str, str]:
 
 
 def _known(classes: Sequence[str], missing: Sequence[str]) -> dict[str, str]:
-    """Names that installed libraries know."""
+    """Return the names from installed libraries."""
     if len(classes) == 1000:
-        from torchvision.models import ResNet18_Weights  # noqa: PLC0415 - half a second
+        from torchvision.models import ResNet18_Weights  # noqa: PLC0415 - takes half a second
 
-        # torchvision lists the names in the order of the sorted wnids, without these.
+        # torchvision lists the names without wnids, in the order of the sorted wnids.
         return dict(zip(sorted(classes), ResNet18_Weights.DEFAULT.meta["categories"], strict=True))
     if importlib.util.find_spec("timm") is None:
         return {}
-    timm_data: Any = importlib.import_module("timm.data")  # an extra, and seconds
+    timm_data: Any = importlib.import_module("timm.data")  # an extra that takes seconds to import
     info = timm_data.ImageNetInfo("imagenet-22k")
     known = set(info.label_names())
     return {

@@ -35,7 +35,7 @@ class ImageSet(ABC):
         name: Name of the set in messages.
         classes: Class names in the order of the labels; empty without labels.
         channels: Number of channels of every image.
-        split: Part of the data; ``val`` where it stands in for a missing test split.
+        split: Part of the data; ``val`` if it replaces a missing test split.
         notes: Sentences about what was inferred when the set was opened, and what was left out.
     """
 
@@ -75,7 +75,7 @@ class ImageSet(ABC):
 
     @abstractmethod
     def path(self, index: int) -> str:
-        """Path of an image for messages and tables; printable whatever bytes the file name contains."""
+        """Path of an image for messages and tables; always printable."""
 
     def key(self, index: int) -> str:
         """Path of an image relative to its set, as in label files; printable."""
@@ -133,7 +133,7 @@ class FileImages(ImageSet):
         notes: See `ImageSet`.
         unread: Paths of images of unsupported kinds, which are not part of the set.
         channels: Number of channels of the images.
-        options: How files are read.
+        options: How to read the files.
     """
 
     def __init__(
@@ -271,12 +271,12 @@ class _OtherSizeError(UserError):
 
 
 def small_in_memory(images: ImageSet, *, limit: int = _LIMIT) -> Tensor | None:
-    """Decode small images of one size in a single pass: `in_memory`, or None where they are better read from files.
+    """Decode small images of one size in a single pass with `in_memory`; None if they are better read from files.
 
-    None stands for a first image of more than 128 px, for images of several sizes, and for more than `limit` bytes.
+    None is returned if the first image is larger than 128 px, if sizes differ, or above `limit` bytes.
 
     Raises:
-        UserError: An unreadable image.
+        UserError: An image is unreadable.
     """
     if isinstance(images, ArrayImages):
         return images.images
@@ -293,10 +293,10 @@ def small_in_memory(images: ImageSet, *, limit: int = _LIMIT) -> Tensor | None:
 def in_memory(images: ImageSet, *, limit: int = _LIMIT) -> Tensor:
     """Decode all images with several threads: uint8 ``[N, 3, H, W]``, ``3 N H W`` bytes.
 
-    A set that is in memory already returns its own tensor, not a copy.
+    A set that is already in memory returns its own tensor, not a copy.
 
     Raises:
-        UserError: An unreadable image, images of different sizes, or more than `limit` bytes.
+        UserError: An image is unreadable, sizes differ, or more than `limit` bytes are needed.
     """
     if isinstance(images, ArrayImages):
         return images.images
@@ -325,9 +325,9 @@ def in_memory(images: ImageSet, *, limit: int = _LIMIT) -> Tensor:
 
 
 def measure_statistics(images: ImageSet, *, count: int = 1000) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of every channel over the pixels of up to `count` images, drawn at random, in [0, 1].
+    """Return the mean and standard deviation per channel, in [0, 1], over the pixels of up to `count` random images.
 
-    Unreadable images are left out. A channel without variation gets a deviation of 1.
+    Unreadable images are skipped. A channel without variation gets a standard deviation of 1.
 
     Raises:
         UserError: No image can be read.

@@ -1,4 +1,4 @@
-"""Decode image files of any colour mode and orientation to upright uint8 RGB, and name what cannot be decoded."""
+"""Decode image files of any colour mode and orientation to upright uint8 RGB, and describe undecodable files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-# Imported so that each format is known from the start; PIL would otherwise load all its plugins, from several threads.
+# Imported so that all formats are registered; PIL would otherwise load all its plugins, from several threads.
 from PIL import (  # noqa: F401
     BmpImagePlugin,
     ExifTags,
@@ -33,16 +33,16 @@ from torch import Tensor
 
 from contrastive_core.errors import UserError
 
-# How a file begins, and what it then is. Images of kinds that are not read come with the way out.
+# Beginning of a file -> description. Kinds that are not read are described with a remedy, if there is one.
 _BEGINNINGS = (
-    (b"\xff\xd8\xff", "a JPEG with a damaged or cut off header"),
-    (b"\x89PNG", "a PNG with a damaged or cut off header"),
-    (b"GIF8", "a GIF with a damaged or cut off header"),
-    (b"BM", "a BMP with a damaged or cut off header"),
-    (b"II*\0", "a TIFF with a damaged or cut off directory"),
-    (b"MM\0*", "a TIFF with a damaged or cut off directory"),
-    (b"RIFF", "a WebP with a damaged or cut off header, or another RIFF file"),
-    (b"version https://git-lfs", "a Git LFS pointer instead of the file it stands for (git lfs pull fetches that)"),
+    (b"\xff\xd8\xff", "a JPEG with a damaged or truncated header"),
+    (b"\x89PNG", "a PNG with a damaged or truncated header"),
+    (b"GIF8", "a GIF with a damaged or truncated header"),
+    (b"BM", "a BMP with a damaged or truncated header"),
+    (b"II*\0", "a TIFF with a damaged or truncated directory"),
+    (b"MM\0*", "a TIFF with a damaged or truncated directory"),
+    (b"RIFF", "a WebP with a damaged or truncated header, or another RIFF file"),
+    (b"version https://git-lfs", "a Git LFS pointer instead of the file itself (git lfs pull fetches it)"),
     (b"%PDF", "a PDF document"),
     (b"%!PS", "a PostScript document"),
     (b"8BPS", "a Photoshop file, which is not read"),
@@ -55,11 +55,11 @@ _ISO_BRANDS = {b"heic": "a HEIC image", b"heix": "a HEIC image", b"mif1": "a HEI
 
 
 def describe(data: bytes) -> str:  # noqa: PLR0911 - one return per kind
-    """The content of a file that no image reader accepts, in a few words."""
+    """Describe the content of a file that no image reader accepts, in a few words."""
     if not data:
         return "an empty file"
     if not data.strip(b"\0"):
-        return f"{len(data)} zero bytes and nothing else"
+        return f"{len(data)} zero bytes"
     for beginning, what in _BEGINNINGS:
         if data.startswith(beginning):
             return what
@@ -67,19 +67,19 @@ def describe(data: bytes) -> str:  # noqa: PLR0911 - one return per kind
         return f"{_ISO_BRANDS.get(data[8:12], 'a video or an image of its family')}, which is not read"
     start = data[:400].lstrip().lower()
     if start.startswith((b"<!doctype html", b"<html")):
-        return "a web page (a download that failed?)"
+        return "a web page (a failed download?)"
     text = data[:48].decode("utf-8", errors="replace").strip()
     if text.replace("\n", " ").replace("\t", " ").isprintable() and "\ufffd" not in text:
-        return f"text that begins {text[:32]!r}"
-    return "no known image format"
+        return f"text starting with {text[:32]!r}"
+    return "an unknown format"
 
 
 def describe_tiff(data: bytes, *, more_than: int = 0) -> str | None:
-    """What a TIFF with an intact directory holds, and what to do; None of other files and of those with fewer channels.
+    """Describe a TIFF with an intact directory, and what to do; None for other files or fewer channels.
 
     Args:
         data: Content of the file.
-        more_than: Channels that the file must have more of.
+        more_than: Number of channels that the file must exceed.
     """
     order: Literal["little", "big"] | None = {b"II*\0": "little", b"MM\0*": "big"}.get(data[:4])  # type: ignore[assignment]
     if order is None:
@@ -101,12 +101,9 @@ def describe_tiff(data: bytes, *, more_than: int = 0) -> str | None:
     if not width or not height or (273 not in tags and 324 not in tags) or bands <= more_than:
         return None
     return (
-        f"found a TIFF of {bands} channels of {bits} bits ({width}x{height} px), expected at most 4 of 8 bits, or 1 or "
-        f"3 of 16; to train on all of them say --image-channels {bands}, else export the ones to use"
+        f"found a TIFF with {bands} channels of {bits} bits ({width}x{height} px), expected at most 4 of 8 bits, or 1 "
+        f"or 3 of 16; to train on all of them set --image-channels {bands}, otherwise export those to use"
     )
-
-
-# Imported so that each format is known from the start; PIL would otherwise load all its plugins, from several threads.
 
 
 _AVIF = bool(features.check("avif"))
@@ -117,9 +114,9 @@ EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".gif"}
     | ({".avif"} if _AVIF else set())
 )
-# No other format is tried: a file that calls itself an image must not start a PostScript interpreter.
+# No other format is tried: a file with the suffix of an image must not start a PostScript interpreter.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", *(("AVIF",) if _AVIF else ()))
-_NO_PIXELS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks of a PNG that may be large or damaged and cost no pixel
+_NO_PIXELS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks of a PNG whose size or damage does not affect pixels
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -136,16 +133,16 @@ Float = NDArray[np.float32]
 
 
 class UndecodableError(ValueError):
-    """The bytes are no image that can be shown; the message says what they are instead and what to do."""
+    """The data are not a readable image; the message says what they are and what to do."""
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How image files are read.
+    """How to read image files.
 
     Attributes:
         bits: Significant bits of 16-bit files, for example 12 for many microscopes and X-ray detectors; 0: all 16.
-        max_megapixels: Largest image that is read, in millions of pixels; a larger one may be a decompression bomb.
+        max_megapixels: Largest accepted image, in millions of pixels; a larger one may be a decompression bomb.
     """
 
     bits: int = 0
@@ -160,9 +157,9 @@ class ReadOptions:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A decoded file: pixels uint8 ``[3, H, W]``, and how it was stored (EXIF orientation 1: upright).
+    """A decoded file: its pixels, uint8 ``[3, H, W]``, and how it was stored (EXIF orientation 1: upright).
 
-    `dark` says that the file has 16 bits per channel of which at most the lower 12 are used.
+    `dark` means that the file has 16 bits per channel, of which at most the lower 12 are used.
     """
 
     pixels: np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
@@ -173,17 +170,19 @@ class Picture:
 
 
 def read_image(path: Path, options: ReadOptions = ReadOptions(), *, channels: int = 3) -> Tensor:
-    """Decode a file to uint8 ``[3, H, W]`` RGB, or with other than 3 channels to float32 ``[channels, H, W]``.
+    """Decode a file to uint8 ``[3, H, W]`` RGB, or to float32 ``[channels, H, W]`` if `channels` is not 3.
 
-    The EXIF orientation is applied. Gray, palette, CMYK and other colour modes are converted by PIL's plain formulas,
-    without colour profiles. Of 16 bits the high 8 are kept (65535 becomes 255: scaled, not clipped), of fewer
-    significant bits the highest 8 of these. Transparent pixels are laid over white. Of an animation or a stack of pages
-    the first is taken. A warning is printed once when a 16-bit image uses at most 12 bits and nothing says so.
+    The EXIF orientation is applied. Gray, palette, CMYK and other colour modes are converted with PIL's formulas,
+    without colour profiles. 16-bit pixels are reduced to their high 8 bits (scaled, not clipped: 65535 becomes 255), or
+    to the highest 8 of the significant bits. Transparent pixels are composited over white. The first frame of an
+    animation, or the first page, is used. A warning is printed once if a 16-bit image uses at most 12 bits and `bits`
+    is not set.
 
     Raises:
-        UserError: no such file, not an image, damaged or truncated, too large, or pixels whose range nothing says.
+        UserError: There is no such file, it is not an image, damaged, truncated or too large, or the range of its
+            pixels is unknown.
     """
-    global _warned_dark  # noqa: PLW0603 - one line a process is enough
+    global _warned_dark  # noqa: PLW0603 - once per process
     if channels != 3:
         return read_channels(path, channels, options)
     try:
@@ -192,9 +191,9 @@ def read_image(path: Path, options: ReadOptions = ReadOptions(), *, channels: in
         raise UserError(f"{path}: {error}") from error
     if picture.dark and not options.bits and not _warned_dark:
         _warned_dark = True
-        print(  # noqa: T201 - to be seen, whoever reads the image
+        print(  # noqa: T201 - visible from Python and the command line
             f"warning: {path}: found 16-bit pixels below 4096, so that the image is nearly black; if the files have 12 "
-            "significant bits, say --bits 12",
+            "significant bits, set --bits 12",
             file=sys.stderr,
             flush=True,
         )
@@ -202,15 +201,15 @@ def read_image(path: Path, options: ReadOptions = ReadOptions(), *, channels: in
 
 
 def read_channels(path: Path, channels: int, options: ReadOptions = ReadOptions()) -> Tensor:
-    """Decode a file of any number of channels to float32 ``[channels, H, W]`` in [0, 1], every channel as it is stored.
+    """Decode a file of any number of channels to float32 ``[channels, H, W]`` in [0, 1], without converting channels.
 
     Unsigned pixels are divided by their largest value (255, 65535, or that of the significant bits), signed 16-bit
-    pixels by 32767 with negative ones at 0, as satellite products mark missing pixels. A TIFF may hold its channels
-    side by side, plane after plane, or as pages; it is read by tifffile (extra ``tiff``). One channel is also made of a
-    colour image, as its luminance.
+    pixels by 32767, with negative ones, which mark missing pixels in satellite products, set to 0. A TIFF can store its
+    channels interleaved, as planes or as pages; it is read with tifffile (extra ``tiff``). For a single channel, colour
+    images are converted to luminance.
 
     Raises:
-        UserError: The file cannot be read, has another number of channels, or pixels whose range nothing says.
+        UserError: The file cannot be read, has another number of channels, or the range of its pixels is unknown.
     """
     data = read_bytes(path)
     try:
@@ -232,7 +231,7 @@ def _plain_channels(data: bytes, channels: int, options: ReadOptions) -> Float:
     with _open(_without_text(data) or data, options) as image:
         image.load()
         if channels == 1 and not image.mode.startswith("I"):
-            image = image.convert("L")  # noqa: PLW2901 - the same picture
+            image = image.convert("L")  # noqa: PLW2901 - the same image
         values = np.asarray(image)
         orientation = _orientation(image)
         if orientation != 1:
@@ -248,7 +247,7 @@ def _tiff_channels(data: bytes, channels: int, options: ReadOptions) -> Float:
         import tifffile  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise UserError(
-            "a TIFF with other than 3 channels is read by tifffile, which is not installed; pip install "
+            "a TIFF whose number of channels is not 3 is read with tifffile, which is not installed; pip install "
             "'ssl-vision[tiff]'"
         ) from error
     with tifffile.TiffFile(io.BytesIO(data)) as file:
@@ -268,20 +267,20 @@ def _tiff_channels(data: bytes, channels: int, options: ReadOptions) -> Float:
     if len(extra) != 1 or values.shape[axes.index(extra[0])] != channels:
         shape = " x ".join(map(str, values.shape))
         raise UndecodableError(
-            f"found a TIFF of {shape} (axes {axes}), expected {channels} channels (--image-channels)"
+            f"found a TIFF with shape {shape} (axes {axes}), expected {channels} channels (--image-channels)"
         )
     values = values.transpose([axes.index(extra[0]), axes.index("Y"), axes.index("X")])
     return _unit(values, options.bits)
 
 
 def _unit(values: NDArray[Any], bits: int) -> Float:
-    """Pixels in [0, 1], by the range of their type."""
+    """Scale pixels to [0, 1] by the range of their type."""
     if values.dtype == np.bool_:
         return values.astype(np.float32)
     largest = {np.dtype(np.uint8): 255, np.dtype(np.uint16): (1 << (bits or 16)) - 1, np.dtype(np.int16): 32767}
     if values.dtype.newbyteorder("=") not in largest:
         raise UndecodableError(
-            f"found {values.dtype.name} pixels, whose range nothing says; save the image with 8 or 16 bits per channel"
+            f"found {values.dtype.name} pixels, whose range is unknown; save the image with 8 or 16 bits per channel"
         )
     scale = np.float32(1 / largest[values.dtype.newbyteorder("=")])
     unit: Float = np.clip(values.astype(np.float32) * scale, 0, 1)
@@ -289,10 +288,10 @@ def _unit(values: NDArray[Any], bits: int) -> Float:
 
 
 def read_size(path: Path, options: ReadOptions = ReadOptions()) -> tuple[int, int]:
-    """Height and width of the upright image, from its header alone; the pixels may still prove unreadable.
+    """Return height and width of the upright image, from its header alone; the pixels may still be unreadable.
 
     Raises:
-        UserError: no such file, or no header of an image.
+        UserError: There is no such file, or it has no image header.
     """
     data = read_bytes(path)
     try:
@@ -306,31 +305,33 @@ def read_size(path: Path, options: ReadOptions = ReadOptions()) -> tuple[int, in
 
 
 def read_bytes(path: Path) -> bytes:
-    """Content of a file.
+    """Return the content of a file.
 
     Raises:
-        UserError: it cannot be opened.
+        UserError: It cannot be opened.
     """
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        found = "a link to a file that is gone" if path.is_symlink() else "no such file"
-        raise UserError(f"{path}: found {found}; put the image back, or take it out of the data set") from error
+        found = "a broken link" if path.is_symlink() else "no such file"
+        raise UserError(f"{path}: found {found}; restore the image, or remove it from the data set") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be opened ({error.strerror}); see that it is a file you may read") from error
+        raise UserError(
+            f"{path}: cannot be opened ({error.strerror}); check that it is a file with read permission"
+        ) from error
 
 
 def decode(data: bytes, options: ReadOptions = ReadOptions()) -> Picture:
-    """The content of an image file as a picture; see `read_image`.
+    """Decode the content of an image file, see `read_image`.
 
     Raises:
-        UndecodableError: it is none.
+        UndecodableError: It is not a readable image.
     """
     try:
         return _decode(data, options)
     except UndecodableError:
         raise
-    except Exception as error:  # decoders raise whatever a damaged file leads them to, down to TypeError
+    except Exception as error:  # decoders raise errors of any kind for damaged files, even TypeError
         lean = _without_text(data)
         if lean is not None:
             return decode(lean, options)
@@ -344,8 +345,8 @@ def _decode(data: bytes, options: ReadOptions) -> Picture:
         raise UndecodableError(bands)
     with _open(data, options) as image:
         mode = image.mode
-        # PIL turns a TIFF while loading it, after which it no longer says so. Other files are asked after loading:
-        # asking a PNG loads it, and a failure to load must not pass for a failure to read its EXIF block.
+        # PIL rotates a TIFF while loading it, and then drops the orientation. For other files the orientation is read
+        # after loading: reading it from a PNG loads the image, and a failure must not look like a damaged EXIF block.
         turned = _orientation(image) if image.format == "TIFF" else 1
         image.load()
         orientation = _orientation(image)
@@ -357,23 +358,23 @@ def _decode(data: bytes, options: ReadOptions) -> Picture:
 
 
 def _check_png(data: bytes) -> None:
-    """Compare the chunks of a PNG, but for its texts, with their checksums; PIL leaves those of the pixels unread."""
+    """Verify the checksums of the chunks of a PNG, except its texts; PIL does not check those of the pixels."""
     at = 8
     while data.startswith(b"\x89PNG\r\n\x1a\n") and at + 12 <= len(data):
         kind, end = data[at + 4 : at + 8], at + 8 + int.from_bytes(data[at : at + 4], "big")
         if end + 4 > len(data):
-            return  # cut off, which PIL says
+            return  # truncated, which PIL reports
         stored = int.from_bytes(data[end : end + 4], "big")
         if kind not in _NO_PIXELS and zlib.crc32(memoryview(data)[at + 4 : end]) != stored:
             raise UndecodableError(
-                f"is damaged: the checksum of its part {kind!r} at byte {at} does not hold; copy or export it again, "
+                f"is damaged: the checksum of its part {kind!r} at byte {at} does not match; copy or export it again, "
                 "or remove it"
             )
         at = end + 4
 
 
 def count_frames(data: bytes, options: ReadOptions = ReadOptions()) -> int:
-    """Pictures in a file that decodes: frames of an animation, pages of a document; 1 if the others are damaged."""
+    """Count the frames of an animation or the pages of a document; 1 if the others are damaged."""
     try:
         with _open(_without_text(data) or data, options) as image:
             return int(getattr(image, "n_frames", 1))
@@ -382,9 +383,9 @@ def count_frames(data: bytes, options: ReadOptions = ReadOptions()) -> int:
 
 
 def _open(data: bytes, options: ReadOptions) -> Image.Image:
-    """Open an image as `PIL.Image.open` does, but with a limit on its size that belongs to the caller.
+    """Open an image like `PIL.Image.open`, but with the caller's limit on its size.
 
-    PIL's limit is a variable of its module, shared with everybody in the process, and its warning names no file.
+    PIL's limit is a module variable, shared by the whole process, and its warning names no file.
     """
     for name in _FORMATS:
         factory, accept = Image.OPEN[name]
@@ -392,7 +393,7 @@ def _open(data: bytes, options: ReadOptions) -> Image.Image:
             continue
         try:
             image: Image.Image = factory(io.BytesIO(data), "")
-        except (SyntaxError, IndexError, TypeError, struct.error):  # as PIL: another format may accept the file
+        except (SyntaxError, IndexError, TypeError, struct.error):  # as in PIL: another format may accept the file
             continue
         if image.width * image.height > options.max_megapixels * 1e6:
             raise UndecodableError(
@@ -404,7 +405,7 @@ def _open(data: bytes, options: ReadOptions) -> Image.Image:
 
 
 def _without_text(data: bytes) -> bytes | None:
-    """A PNG without its texts and colour profile, which PIL limits in size; None where there are none."""
+    """Return a PNG without its texts and colour profile, which PIL limits in size; None if it has none."""
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         return None
     kept, at, dropped = [data[:8]], 8, False
@@ -427,7 +428,7 @@ def _problem(error: Exception, data: bytes) -> str:
         if tiff is not None:
             return tiff
         return f"found {describe(data)}, expected an image; copy or export the file again, or remove it"
-    return f"cannot be decoded ({error}); it is damaged or cut off: copy or export it again, or remove it"
+    return f"cannot be decoded ({error}); it is damaged or truncated: copy or export it again, or remove it"
 
 
 def _orientation(image: Image.Image) -> int:
@@ -439,18 +440,18 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image, bits: int) -> tuple[Image.Image, bool]:
-    """The image in RGB, and whether it has 16 bits of which at most the lower 12 are used."""
+    """Convert the image to RGB, and return whether it has 16 bits of which at most the lower 12 are used."""
     mode = image.mode
     if mode == "RGB" and "transparency" not in image.info:
         return image, False
     if mode == "F" or (mode == "I" and image.format == "TIFF"):
         sample = _sample_of(image)
         raise UndecodableError(
-            f"found {sample} pixels (mode {mode}), whose range nothing says; save the image with unsigned pixels of 8 "
+            f"found {sample} pixels (mode {mode}), whose range is unknown; save the image with unsigned pixels of 8 "
             "or 16 bits per channel"
         )
     if mode.startswith("I"):
-        # What remains of modes I and I;16 are files of 16 bits.
+        # The remaining files of modes I and I;16 have 16 bits.
         values = np.asarray(image).astype(np.int64)
         gray = np.minimum(values >> ((bits or 16) - 8), 255).astype(np.uint8)
         if "transparency" in image.info:
@@ -463,7 +464,7 @@ def _to_rgb(image: Image.Image, bits: int) -> tuple[Image.Image, bool]:
 
 
 def _sample_of(image: Image.Image) -> str:
-    """The type of the pixels of a TIFF in words: "16-bit signed", "32-bit"."""
+    """Describe the pixel type of a TIFF: "16-bit signed", "32-bit"."""
     tags = getattr(image, "tag_v2", {})
     (bits, *_), (kind, *_) = tags.get(258, (32,)), tags.get(339, (1,))
     return f"{bits}-bit" + {2: " signed", 3: " floating-point"}.get(int(kind), "")

@@ -1,4 +1,4 @@
-"""Image folders: their splits, their classes and the images in them."""
+"""Read image folders: their splits, their classes and their images."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ _WORDS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-# What people add to the name of a split: train_set, test-images, TrainData.
+# Words that are often added to the name of a split: train_set, test-images, TrainData.
 _FILLERS = frozenset({"", "set", "data", "dataset", "image", "images", "img", "imgs", "split", "folder", "samples"})
 
 
 def canonical_split(name: str) -> str:
-    """The name of a split as this package writes it: ``Training`` is train, ``validation`` is val; others stay."""
+    """Normalise the name of a split: ``Training`` is train, ``validation`` is val; other names are unchanged."""
     return _WORDS.get(name.strip().lower(), name)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How an image folder is arranged.
+    """Arrangement of an image folder.
 
     Attributes:
-        root: The folder that holds the splits, or the classes where there are no splits.
+        root: Folder with the splits, or with the classes if there are no splits.
         splits: Split -> its folder; empty without splits.
-        notes: What was inferred from the names of folders, and which images are left out; sentences.
+        notes: Sentences on what was inferred from folder names, and on images left out.
     """
 
     root: Path
@@ -46,20 +46,20 @@ class Layout:
 
 
 def folder_layout(root: Path) -> Layout:
-    """Find the splits of an image folder, whatever their spelling and however deep a zip archive has buried them.
+    """Find the splits of an image folder, for various spellings and within the nested folders of an unpacked archive.
 
     Folders named train, training, val, valid, validation, dev, test or testing are splits, in any case and with words
-    such as ``_set`` or ``_images`` added; so are several folders that differ in that word alone (seg_train, seg_test).
-    A folder that holds nothing but one other folder is entered. A single folder named after a split that holds images
-    itself, beside at least two others that do, is a class.
+    such as ``_set`` or ``_images`` added; so are several folders that differ only in that word (seg_train, seg_test).
+    A folder whose only content is another folder is replaced by that folder. A single folder named like a split that
+    holds images directly, beside at least two others that do, is a class.
 
     Raises:
-        UserError: Two folders of one split, or a folder that may be a split or a class.
+        UserError: There are two folders for one split, or a folder that could be a split or a class.
     """
     notes: list[str] = []
     folder = _without_wrapping(root)
     if folder != root:
-        notes.append(f"the images lie in {_relative(folder, root)}, which is opened in place of {root.name}")
+        notes.append(f"the images are in {_relative(folder, root)}, which is opened instead of {root.name}")
     names = _subfolders(folder)
     splits = _find_splits(folder, names)
     if not splits:
@@ -68,13 +68,12 @@ def folder_layout(root: Path) -> Layout:
     if len(splits) == 1 and beside and _is_class(folder, *splits.values(), beside=beside):
         (name,) = splits.values()
         notes.append(
-            f"the folder {name} is taken for a class, not for a split, because it lies beside "
-            f"{printable(some_of(beside))}"
+            f"the folder {name} is used as a class, not as a split, because it is beside {printable(some_of(beside))}"
         )
         return Layout(folder, {}, tuple(notes))
     renamed = [f"{splits[split]} as {split}" for split in SPLITS if splits.get(split, split) != split]
     if renamed:
-        notes.append(f"folders read as splits: {', '.join(renamed)}")
+        notes.append(f"folders used as splits: {', '.join(renamed)}")
     notes += _left_out(folder, beside)
     paths: dict[str, Path] = {}
     for split in SPLITS:
@@ -92,16 +91,16 @@ def open_folder(
 ) -> FileImages:
     """Open ``root/<split>/<class>/*``, ``root/<class>/*`` or a folder of images without classes.
 
-    Images have classes if all of them lie in folders below the one opened; class names are those folders', in Unicode's
-    composed form (NFC). Hidden files and folders are left out, links are followed. The order is that of the sorted
-    relative paths, on every file system. Where there is no test split, ``val`` takes its place. See `folder_layout` for
-    how splits may be called.
+    Images have classes if all of them lie in subfolders; the class names are the names of these folders, in Unicode's
+    composed form (NFC). Hidden files and folders are skipped, links are followed. The order is that of the sorted
+    relative paths, on every file system. If there is no test split, ``val`` is used in its place. See `folder_layout`
+    for the accepted names of splits.
 
-    Labels number the sorted class names of the training split, with those that only this split has among them; so a
-    class without test images keeps the number it was trained with, and one without training images shows.
+    Labels number the sorted class names of the training split and of this split. A class without test images therefore
+    keeps the number it had in training, and a class without training images is still listed.
 
     Raises:
-        UserError: No images, no such split, or folders of splits inside folders of classes.
+        UserError: There are no images, there is no such split, or class folders contain split folders.
     """
     layout = folder_layout(root)
     found, folder = split_folder(root, layout, split)
@@ -109,8 +108,8 @@ def open_folder(
     if not listing.images:
         unread = f" {unread_text(listing.unread)}" if listing.unread else ""
         raise UserError(
-            f"{folder}: found no images among {len(listing.others) + len(listing.unread)} files, expected some that "
-            f"end in {', '.join(sorted(EXTENSIONS))}.{unread}"
+            f"{folder}: found no images among {len(listing.others) + len(listing.unread)} files, expected files with "
+            f"the suffix {', '.join(sorted(EXTENSIONS))}.{unread}"
         )
     notes = [f"{root}: {note}" for note in layout.notes]
     if listing.unread:
@@ -137,12 +136,12 @@ def open_folder(
 
 
 def folder_splits(root: Path) -> list[str]:
-    """The splits of an image folder; one without folders of splits is all ``train``."""
+    """List the splits of an image folder; without split folders, all images are ``train``."""
     return list(folder_layout(root).splits) or ["train"]
 
 
 def split_folder(root: Path, layout: Layout, split: str) -> tuple[str, Path]:
-    """The split that stands for the one asked for, and the folder it lies in.
+    """Return the split that is used for a requested one, and its folder.
 
     Raises:
         UserError: There is none.
@@ -153,8 +152,8 @@ def split_folder(root: Path, layout: Layout, split: str) -> tuple[str, Path]:
         if split in ("train", "all"):
             return split, layout.root
         raise UserError(
-            f"{root}: found no folder of a split ({', '.join(SPLITS)}), expected {root / split}; all images here are "
-            "of split train. Add the folder, or give a CSV manifest with a column split"
+            f"{root}: found no folder of a split ({', '.join(SPLITS)}), expected {root / split}; all images here "
+            "belong to split train. Add the folder, or give a CSV manifest with a column split"
         )
     for name in (split, "val") if split == "test" else (split,):
         if name in layout.splits:
@@ -166,12 +165,12 @@ def split_folder(root: Path, layout: Layout, split: str) -> tuple[str, Path]:
 
 
 def class_of(path: str) -> str:
-    """The class of an image in a folder of classes, by its relative path."""
+    """Return the class of an image in a class folder, by its relative path."""
     return unicodedata.normalize("NFC", path.partition("/")[0])
 
 
 def beside_classes(listing: Listing) -> list[str]:
-    """The images that lie in no folder of a class."""
+    """Return the images outside class folders."""
     return [path for path in listing.images if "/" not in path]
 
 
@@ -191,10 +190,10 @@ def same_folders_in_classes(listing: Listing) -> list[str]:
 
 
 def unread_text(unread: Sequence[str]) -> str:
-    """A sentence about images of kinds that are not read."""
+    """Describe images of unsupported kinds in a sentence."""
     endings = sorted({path[path.rfind(".") :].lower() for path in unread})
     count = f"{len(unread):,} image{'s' if len(unread) > 1 else ''}"
-    return f"{count} of a kind that is not read ({', '.join(endings)}) left out; convert to JPEG or PNG"
+    return f"{count} of an unsupported kind ({', '.join(endings)}) left out; convert to JPEG or PNG"
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -202,16 +201,16 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What lies in a folder, hidden files and folders aside."""
+    """Return the entries of a folder, except hidden files and folders."""
     try:
         entries = list(os.scandir(folder))
     except OSError as error:
-        raise UserError(f"{folder}: cannot be listed ({error.strerror}); see that you may read the folder") from error
+        raise UserError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from error
     return [entry for entry in entries if not entry.name.startswith(".")]
 
 
 def _split_word(name: str) -> tuple[str, bool, tuple[str, ...]] | None:
-    """Split that a folder's name contains, whether it is the whole of it, and what else the name says."""
+    """Return the split in a folder name, whether it is the whole name, and the other words of the name."""
     lowered = name.lower()
     if lowered in _WORDS:
         return _WORDS[lowered], True, ()
@@ -256,10 +255,10 @@ def _find_splits(folder: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 def _is_class(folder: Path, name: str, *, beside: Sequence[str]) -> bool:
-    """Whether the only folder named after a split is a class among the folders beside it.
+    """Whether the only folder named like a split is a class among the folders beside it.
 
     Raises:
-        UserError: It may be either.
+        UserError: It could be either.
     """
     if _holds_classes(folder / name) or any(_holds_classes(folder / other) for other in beside):
         return False
@@ -268,7 +267,7 @@ def _is_class(folder: Path, name: str, *, beside: Sequence[str]) -> bool:
     if len(beside) > 1:
         return True
     raise UserError(
-        f"{folder}: found the folders {name} and {beside[0]}, which both hold images; {name} may be a split or a "
+        f"{folder}: found the folders {name} and {beside[0]}, which both hold images; {name} could be a split or a "
         f"class. Rename {name} if it is a class, move {beside[0]} away if {name} is a split, or give a CSV manifest"
     )
 
@@ -278,7 +277,7 @@ def _holds_classes(folder: Path) -> bool:
 
 
 def _without_wrapping(root: Path) -> Path:
-    """The folder that a chain of single folders leads to, if there are splits or several classes at its end."""
+    """Follow a chain of single folders to its end, if there are splits or several classes."""
     folder = root
     while True:
         if _holds_images_itself(folder):
@@ -293,7 +292,7 @@ def _without_wrapping(root: Path) -> Path:
 
 
 def _without_repetition(folder: Path) -> Path:
-    """A split's folder, or the only folder in it where that is called like it: seg_train/seg_train."""
+    """Return the folder of a split, or the only folder in it if it has the same name: seg_train/seg_train."""
     names = _subfolders(folder)
     if not _holds_images_itself(folder) and len(names) == 1:
         inner = _split_word(names[0])
@@ -317,14 +316,14 @@ def _refuse_splits_in_classes(folder: Path, listing: Listing) -> None:
     if mixed:
         shown = next(f"{p}/{n}" for p, n in inside if p == mixed[0] and (w := _split_word(n)) and w[1])
         raise UserError(
-            f"{folder}: found folders of splits inside folders of classes ({printable(shown)}), expected "
+            f"{folder}: found split folders inside class folders ({printable(shown)}), expected "
             "<split>/<class>/*; training images and test images would be mixed. Swap the two levels, or give a CSV "
             "manifest with a column split"
         )
 
 
 def _left_out(folder: Path, beside: Sequence[str]) -> list[str]:
-    """A sentence about images that lie beside the folders of splits."""
+    """Describe images beside the split folders in a sentence."""
     counts = [(f"{name} ({count:,})", count) for name in beside if (count := len(list_folder(folder / name).images))]
     loose = sum(is_image(entry.name) for entry in _entries(folder))
     if loose:
@@ -333,7 +332,7 @@ def _left_out(folder: Path, beside: Sequence[str]) -> list[str]:
         return []
     total = sum(count for _, count in counts)
     return [
-        f"{total:,} images beside the folders of splits left out: in {printable(some_of([text for text, _ in counts]))}"
+        f"{total:,} images beside the split folders left out: in {printable(some_of([text for text, _ in counts]))}"
     ]
 
 

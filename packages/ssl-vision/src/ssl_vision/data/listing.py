@@ -20,24 +20,24 @@ UNREAD = frozenset(
         "dng", "cr2", "cr3", "crw", "nef", "nrw", "arw", "srf", "sr2", "orf", "rw2", "raf", "pef", "srw", "x3f", "raw",
     )
 ).difference(EXTENSIONS)  # fmt: skip
-"""Endings of images that are not read; to leave them out without a word would be a loss that nobody notices."""
+"""Suffixes of images that are not read; they are reported instead of silently left out."""
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's name ends as that of an image that is read."""
+    """Whether a file name has the suffix of a supported image format."""
     return PurePosixPath(name).suffix.lower() in EXTENSIONS
 
 
 @dataclass
 class Listing:
-    """Everything below a folder, each list sorted, with paths relative to it, parts separated by ``/``.
+    """Everything below a folder, in sorted lists of relative paths with ``/`` as separator.
 
     Attributes:
-        images: files and links whose ending is that of an image, links to nothing included.
-        unread: files whose ending is that of an image of a kind that is not read, such as HEIC or a camera's raw file.
-        others: all other files.
-        hidden: files and folders whose name begins with a dot; these folders are not looked into.
-        folders: folders, linked ones included.
+        images: Files and links with the suffix of a supported image format, including broken links.
+        unread: Files with the suffix of an unsupported image format, such as HEIC or camera raw files.
+        others: All other files.
+        hidden: Files and folders whose name begins with a dot; these folders are not searched.
+        folders: Folders, including links to folders.
     """
 
     images: list[str] = field(default_factory=list)
@@ -48,10 +48,10 @@ class Listing:
 
 
 def list_folder(folder: Path) -> Listing:
-    """List a folder and all below it; links to folders are followed, once per way down.
+    """List a folder recursively; links to folders are followed, but not in circles.
 
     Raises:
-        UserError: a folder that may not be read.
+        UserError: A folder cannot be read.
     """
     listing = Listing()
     for kind, path in _walk(folder, "", frozenset({_identity(folder)})):
@@ -62,7 +62,7 @@ def list_folder(folder: Path) -> Listing:
 
 
 def holds_image(folder: Path) -> bool:
-    """Whether there is an image below a folder; stops at the first."""
+    """Whether there is an image below a folder, stopping at the first."""
     return any(kind == "images" for kind, _ in _walk(folder, "", frozenset({_identity(folder)})))
 
 
@@ -70,14 +70,14 @@ def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Itera
     try:
         entries = list(os.scandir(folder))
     except OSError as error:
-        raise UserError(f"{folder}: cannot be listed ({error.strerror}); see that you may read the folder") from error
+        raise UserError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from error
     for entry in entries:
         path = prefix + entry.name
         if entry.name.startswith("."):
             yield "hidden", path
         elif entry.is_dir():
             identity = _identity(Path(entry.path))
-            if identity not in above:  # a link back up would be followed forever
+            if identity not in above:  # a link to a parent would be followed forever
                 yield "folders", path
                 yield from _walk(Path(entry.path), path + "/", above | {identity})
         elif is_image(entry.name):
@@ -92,14 +92,15 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def printable(path: str) -> str:
-    """The path with bytes that are no UTF-8 written as escapes, so that it can be printed."""
+    """Return a path with bytes that are not UTF-8 escaped, so that it can be printed."""
     return path.encode("utf-8", errors="backslashreplace").decode()
 
 
 class PathList:
-    """Paths below a folder, kept as two arrays.
+    """Paths below a folder, stored in two arrays.
 
-    A million takes the memory of its letters, and a loader's worker receives them without a million Python objects.
+    A million paths take only the memory of their characters, and pickling them for a loader worker creates no million
+    Python objects.
     """
 
     def __init__(self, root: Path, paths: Sequence[str]) -> None:
@@ -115,7 +116,7 @@ class PathList:
         return self._root / self.relative(index)
 
     def relative(self, index: int) -> str:
-        """The path as it was given."""
+        """Return the path as it was given."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"there is no image {index} among {len(self)}")
         place = index % len(self)

@@ -1,4 +1,4 @@
-"""Read CSV manifests: a path, a class and a split per row."""
+"""Read CSV manifests with a path, a class and a split per row."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ COLUMNS = {
     "label": ("label", "class", "class_name", "category"),
     "split": ("split", "subset", "partition"),
 }
-"""What each column may be called; of several names in one file the first here counts."""
-_MISSING = frozenset({"nan", "<na>", "n/a", "null"})  # what programs write for a value that is not there
+"""Accepted names of each column; if a file has several of them, the first listed here is used."""
+_MISSING = frozenset({"nan", "<na>", "n/a", "null"})  # written by other programs for missing values
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a manifest: its line, the image, its class (empty where the file does not say) and its split."""
+    """A row of a manifest: its line, the image, its class (empty if not stated) and its split."""
 
     line: int
     path: str
@@ -50,16 +50,16 @@ def open_manifest(
     channels: int = 3,
     read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
 ) -> FileImages:
-    """Open a CSV file with the columns ``path`` and, as wanted, ``label`` and ``split``; other columns may follow.
+    """Open a CSV file with the column ``path`` and optional columns ``label`` and ``split``; others are ignored.
 
-    Paths are relative to the manifest, or absolute. Without a split column all rows are of split ``train``; where there
-    is no test split, ``val`` takes its place. Splits may be spelt as folders may be (Train, validation, TEST). The
-    order is that of the rows. Labels number the class names of the training split (of all rows, where there is none),
-    with those that only this split has among them: sorted, and by value if all are whole numbers. Rows without a label
-    are images to learn from without labels.
+    Paths are relative to the manifest, or absolute. Without a split column, all rows belong to ``train``; if there is
+    no test split, ``val`` is used in its place. Splits can have the same spellings as for folders (Train, validation,
+    TEST). The order is that of the rows. Labels number the class names of the training split (of all rows, if there is
+    none) and of this split: sorted, and by value if all are whole numbers. Rows without a label are unlabelled images.
 
     Raises:
-        UserError: Not a CSV file in UTF-8, missing or repeated columns, rows without a path, no rows of the split.
+        UserError: The file is not CSV in UTF-8, columns are missing or repeated, rows have no path, or the split has no
+            rows.
     """
     content = read_manifest(manifest)
     everything = content.rows
@@ -70,7 +70,9 @@ def open_manifest(
     rows = everything if split == "all" else [row for row in everything if row.split == split]
     if not rows:
         found = f"rows of split {', '.join(splits)}" if splits else "no rows"
-        raise UserError(f"{manifest}: found {found}, expected some of split {split!r}; say them in a column split")
+        raise UserError(
+            f"{manifest}: found {found}, expected some of split {split!r}; name the split of each row in a column split"
+        )
     paths = [row.path for row in rows]
     notes = [f"{manifest}: {note}" for note in content.notes]
     bare = [row.line for row in rows if not row.label]
@@ -103,11 +105,11 @@ def open_manifest(
 def read_manifest(manifest: Path) -> Manifest:
     """Read all rows of a manifest.
 
-    Columns may be separated by commas, semicolons or tabs. Empty rows are left out. A label ``nan``, ``<NA>``, ``n/a``
-    or ``null`` is a missing one. Backslashes separate folders where no file has them in its name.
+    Columns can be separated by commas, semicolons or tabs. Empty rows are skipped. A label ``nan``, ``<NA>``, ``n/a``
+    or ``null`` means that the label is missing. Backslashes separate folders unless a file has them in its name.
 
     Raises:
-        UserError: As `open_manifest`.
+        UserError: See `open_manifest`.
     """
     text = read_text(manifest, expected="a CSV file")
     head = text.partition("\n")[0]
@@ -120,8 +122,8 @@ def read_manifest(manifest: Path) -> Manifest:
     wrong = [line for line, row in cells if len(row) != len(columns)]
     if wrong:
         raise UserError(
-            f"{manifest}: found rows of another length than its {len(columns)} columns ({_lines(wrong)}); put quotes "
-            "around values with a comma"
+            f"{manifest}: found rows with more or fewer values than its {len(columns)} columns ({_lines(wrong)}); put "
+            "quotes around values with a comma"
         )
     missing: list[int] = []
     rows = []
@@ -141,15 +143,15 @@ def read_manifest(manifest: Path) -> Manifest:
     if elsewhere and Path("/").anchor == "/":
         raise UserError(
             f"{manifest}: found paths on a Windows drive ({elsewhere[0].path}, {_lines([r.line for r in elsewhere])}), "
-            "expected paths of this computer; make them relative to the manifest"
+            "expected paths on this computer; make them relative to the manifest"
         )
     if missing:
-        notes.append(f"{len(missing)} rows whose label is a missing value ({_lines(missing)}) count as unlabelled")
+        notes.append(f"{len(missing)} rows with a missing value as label ({_lines(missing)}) are unlabelled")
     return Manifest(rows, notes)
 
 
 def read_text(file: Path, *, expected: str) -> str:
-    """Read a text file in UTF-8 or UTF-16 with or without a byte order mark, its lines ended in any way.
+    """Read a text file in UTF-8 or UTF-16 with or without a byte order mark, with any line endings.
 
     Raises:
         UserError: It cannot be opened, or is not text.
@@ -162,12 +164,12 @@ def read_text(file: Path, *, expected: str) -> str:
 
 
 def local_path(path: str, folder: Path) -> str:
-    """A path with its backslashes as slashes, unless a file of that very name exists."""
+    """Replace backslashes in a path by slashes, unless a file with exactly that name exists."""
     return path if "\\" not in path or (folder / path).exists() else path.replace("\\", "/")
 
 
 def _places(manifest: Path, columns: Sequence[str]) -> tuple[dict[str, int], list[str]]:
-    """Which column holds what, and sentences about columns that are passed over."""
+    """Return the position of each kind of column, and notes on ignored columns."""
     twice = sorted({name for name in columns if name and columns.count(name) > 1})
     if twice:
         raise UserError(f"{manifest}: found the column {twice[0]} twice, expected each once; remove or rename one")
@@ -177,7 +179,7 @@ def _places(manifest: Path, columns: Sequence[str]) -> tuple[dict[str, int], lis
         if present:
             place[meaning] = columns.index(present[0])
         if len(present) > 1 and meaning != "path":
-            notes.append(f"of the columns {' and '.join(present)}, {present[0]} is taken for the {meaning}")
+            notes.append(f"of the columns {' and '.join(present)}, {present[0]} is used as the {meaning}")
     if "path" not in place:
         found = ", ".join(columns) or "an empty file"
         raise UserError(f"{manifest}: found the columns {found}, expected path[,label][,split] separated by commas")
@@ -185,7 +187,7 @@ def _places(manifest: Path, columns: Sequence[str]) -> tuple[dict[str, int], lis
 
 
 def manifest_splits(rows: Sequence[Row]) -> list[str]:
-    """The splits that rows name, sorted."""
+    """Return the splits named in the rows, sorted."""
     return sorted({row.split for row in rows} - {""})
 
 

@@ -1,8 +1,8 @@
-"""Data sets by name: those of torchvision, already on disk, and scikit-learn's digits.
+"""Data sets by name: those of torchvision, which must exist on disk, and the digits of scikit-learn.
 
-CIFAR-10 and CIFAR-100 are read from the files that their authors publish for Python without unpickling them, because to
-load a pickle is to run what it holds. pickletools lists the strings and numbers of a pickle in their order and makes
-nothing of them; before that, a file is compared with the published checksum.
+CIFAR-10 and CIFAR-100 are read from the published Python files without unpickling them, because unpickling runs code
+from the file. pickletools lists the strings and numbers of a pickle in order without creating any object. Before that,
+each file is compared with its published checksum.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from ssl_vision.data.folder import open_folder
 
 _LABELS = {"cifar10": "labels", "cifar100": "fine_labels"}
 _CLASSES = {"cifar10": 10, "cifar100": 100}
-# What pushes a string or a number; other opcodes have arguments too, such as places in the memo.
+# Opcodes that push a string or a number; others, such as memo operations, have arguments too.
 _VALUES = frozenset({"BININT", "BININT1", "BININT2", "SHORT_BINSTRING", "BINSTRING", "BINUNICODE"})
 
 
 def open_cifar(name: Literal["cifar10", "cifar100"], root: Path, split: str) -> ArrayImages:
-    """Open split train or test; `cifar-10-batches-py` or `cifar-100-python` lies under `root`.
+    """Open split train or test of `cifar-10-batches-py` or `cifar-100-python` below `root`.
 
     Raises:
-        FileNotFoundError: a file is missing.
-        RuntimeError: a file is not the published one.
+        FileNotFoundError: A file is missing.
+        RuntimeError: A file differs from the published one.
     """
     from torchvision import datasets  # noqa: PLC0415 - heavy, and only these sets need it
 
@@ -53,27 +53,27 @@ def open_cifar(name: Literal["cifar10", "cifar100"], root: Path, split: str) -> 
 
 
 def _values(path: Path, md5: str) -> list[Any]:
-    """The strings and whole numbers of a pickle, in their order."""
+    """Return the strings and whole numbers of a pickle in order."""
     from torchvision.datasets.utils import calculate_md5  # noqa: PLC0415
 
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     found = calculate_md5(path)
     if found != md5:
-        raise RuntimeError(f"{path} is not the published file: its MD5 is {found}, expected {md5}")
+        raise RuntimeError(f"{path} differs from the published file: its MD5 is {found}, expected {md5}")
     return [value for code, value, _ in pickletools.genops(path.read_bytes()) if code.name in _VALUES]
 
 
 def _batch(values: list[Any], key: str) -> tuple[Tensor, list[int]]:
-    """Images uint8 [n, 3, 32, 32] and labels [n] of one file."""
-    # The planes of all images stand in one string, by far the longest; latin-1 gives its bytes back.
+    """Return images uint8 [n, 3, 32, 32] and labels [n] of one file."""
+    # The planes of all images are one string, by far the longest; latin-1 restores its bytes.
     pixels = max((value for value in values if isinstance(value, str)), key=len).encode("latin-1")
     images = torch.from_numpy(np.frombuffer(pixels, dtype=np.uint8).copy()).view(-1, 3, 32, 32)
     return images, _after(key, values, len(images))
 
 
 def _after(key: str, values: list[Any], count: int) -> list[Any]:
-    """The first items of the list that follows a key."""
+    """Return the first items of the list that follows a key."""
     first = values.index(key) + 1
     return values[first : first + count]
 
@@ -83,9 +83,9 @@ class NamedSet:
     """A data set by name.
 
     Args:
-        opener: ``opener(root, split)`` opens a split of it.
-        splits: the splits it has.
-        source: how to come by it; ``{root}`` is where it is looked for. None: it needs no root.
+        opener: Function that opens a split, ``opener(root, split)``.
+        splits: Available splits.
+        source: How to obtain the data; ``{root}`` stands for the folder that must hold them. None: no root needed.
     """
 
     opener: Callable[[Path, str], ImageSet]
@@ -94,13 +94,13 @@ class NamedSet:
 
 
 def open_named(name: str, root: Path, *, split: str) -> ImageSet:
-    """Open a split of a data set by its name; nothing is ever downloaded.
+    """Open a split of a data set by its name; nothing is downloaded.
 
     Raises:
-        UserError: no such split, or its files are not all under `root`, or changed.
+        UserError: There is no such split, or files below `root` are missing or changed.
     """
     found = NAMED[name]
-    # ImageNet's test labels were never published; what everybody tests on is called val.
+    # ImageNet's test labels were never published, and it is commonly tested on val.
     if split == "test" and "test" not in found.splits and "val" in found.splits:
         split = "val"
     if split not in found.splits:
@@ -111,19 +111,19 @@ def open_named(name: str, root: Path, *, split: str) -> ImageSet:
         source = (found.source or "").format(root=str(root))
         reason = str(error).split(" You can use download=True")[0].strip()
         raise UserError(
-            f"{name}: the data set is not complete under {root} ({reason}). Nothing is downloaded unasked; {source}"
+            f"{name}: the data set is incomplete under {root} ({reason}). Nothing is downloaded automatically; {source}"
         ) from error
     images.split = split
     return images
 
 
 def _digits(root: Path, split: str) -> ImageSet:
-    """1,797 digits, 8x8 px: of every class the first and every fifth after it are for testing (364), 1,433 train."""
+    """Open the 1,797 digits of 8x8 px: 364 for testing (the first and every fifth of a class), 1,433 for training."""
     from sklearn.datasets import load_digits  # noqa: PLC0415 - heavy, and only this set needs it
 
     bunch = load_digits()
     target = bunch.target
-    # The rank of an image within its class decides, so that classes are split evenly and always alike.
+    # The rank of an image within its class decides, so that classes are split evenly and reproducibly.
     rank = np.zeros(len(target), dtype=np.int64)
     for digit in range(10):
         rank[target == digit] = np.arange((target == digit).sum())
@@ -138,14 +138,14 @@ def _stl10(root: Path, split: str) -> ImageSet:
 
     found = datasets.STL10(root, split=split)
     images = torch.from_numpy(found.data).contiguous()
-    names = getattr(found, "classes", [str(number) for number in range(10)])  # its file of names is optional
+    names = getattr(found, "classes", [str(number) for number in range(10)])  # the file of names is optional
     if "unlabeled" in split:
         return ArrayImages(f"stl10/{split}", images)
     return ArrayImages(f"stl10/{split}", images, labels=found.labels.tolist(), classes=names)
 
 
 def _imagenet(root: Path, split: str) -> ImageSet:
-    # torchvision's own class would unpack 150 GB of archives on the way; it is its layout that is read here.
+    # torchvision's class would unpack 150 GB of archives; only its layout is read here.
     folder = root / split
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")

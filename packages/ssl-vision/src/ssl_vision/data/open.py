@@ -25,24 +25,25 @@ def open_images(
     channels: int = 3,
     read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
 ) -> ImageSet:
-    """Open a split of a data set; no image is read yet, except by the sets that lie in one file.
+    """Open a split of a data set. Images in files are read later; data sets stored in one file are read at once.
 
     Args:
-        spec: a folder (``<split>/<class>/*``, ``<class>/*``, or images without classes), a CSV manifest (columns path,
+        spec: A folder (``<split>/<class>/*``, ``<class>/*``, or images without classes), a CSV manifest (columns path,
             label, split), ``cifar10:ROOT``, ``cifar100:ROOT``, ``stl10:ROOT``, ``imagenet:ROOT``, or ``digits``.
-        split: train, val, test, what else the set has, or ``all`` where a folder has no splits, or of a manifest or the
-            digits. Images that are not said to be of a split are of ``train``. Where there is no test split, ``val``
-            takes its place; the set's `split` says which it is.
-        channels: channels of the images: 3 for RGB, to which other colour modes are converted; else that of the files.
-        read: how files are read.
+        split: Split: train, val, test, another one of the data set, or ``all`` (for folders without splits, manifests
+            and the digits). Images without a stated split belong to ``train``. If there is no test split, ``val`` is
+            used in its place; the `split` of the result tells which.
+        channels: Number of channels: 3 for RGB, to which other colour modes are converted; otherwise the number of
+            channels in the files.
+        read: How to read image files.
 
     Raises:
-        UserError: nothing there, no such split, no images.
+        UserError: The data, the split or the images do not exist.
     """
     name, root = locate(spec)
     if name:
         if channels != 3:
-            raise UserError(f"{name}: has images of 3 channels, but {channels} were asked for (--image-channels)")
+            raise UserError(f"{name}: has images with 3 channels, but {channels} were requested (--image-channels)")
         images = open_named(name, root, split=split)
     else:
         open_files = open_folder if root.is_dir() else open_manifest
@@ -53,10 +54,10 @@ def open_images(
 
 
 def list_splits(spec: str | os.PathLike[str]) -> list[str]:
-    """The splits of a data set that do not overlap by name.
+    """List the splits of a data set, without those that combine others.
 
     Raises:
-        UserError: nothing there, or an unreadable manifest.
+        UserError: The data do not exist, or the manifest is unreadable.
     """
     name, root = locate(spec)
     if name:
@@ -65,32 +66,32 @@ def list_splits(spec: str | os.PathLike[str]) -> list[str]:
 
 
 def input_files(spec: str | os.PathLike[str], *others: Path | str | None) -> Iterator[Path | str]:
-    """What a command reads, for `contrastive_core.training.outputs.Outputs`: nothing of it is ever a target.
+    """Yield the inputs of a command, which `contrastive_core.training.outputs.Outputs` never overwrites.
 
     Args:
-        spec: The data set. A table stands for itself and for the images that it lists.
-        others: Other files, such as a label file.
+        spec: Data set. A table stands for itself and for the images that it lists.
+        others: Other input files, such as a label file.
     """
     name, root = locate(spec)
     yield from (file for file in others if file is not None)
-    if name != "digits":  # which comes with scikit-learn
+    if name != "digits":  # part of scikit-learn
         yield root
     if root.is_file():
         yield from (root.parent / row.path for row in read_manifest(root).rows)
 
 
 def _warn_once(note: str) -> None:
-    """Print a warning on standard error, once, and by one process of several."""
+    """Print a warning on standard error, once, and in one process only."""
     if note not in _WARNED and os.environ.get("RANK", "0") == "0":
-        print(f"warning: {note}", file=sys.stderr, flush=True)  # noqa: T201 - to be seen, whoever opens the images
+        print(f"warning: {note}", file=sys.stderr, flush=True)  # noqa: T201 - visible from Python and the command line
     _WARNED.add(note)
 
 
 def locate(spec: str | os.PathLike[str]) -> tuple[str, Path]:
-    """Name of a data set and its root; of a folder or manifest the name is empty, and it exists.
+    """Return the name of a data set and its root; for an existing folder or manifest the name is empty.
 
     Raises:
-        UserError: neither.
+        UserError: It is neither.
     """
     text = os.fspath(spec)
     name, colon, place = text.partition(":")
@@ -100,12 +101,12 @@ def locate(spec: str | os.PathLike[str]) -> tuple[str, Path]:
     if path.is_dir() or (path.is_file() and path.suffix.lower() == ".csv"):
         return "", path
     if path.is_file():
-        raise UserError(f"{path}: found a file, expected a folder of images or a manifest ending in .csv")
+        raise UserError(f"{path}: found a file, expected a folder of images or a manifest with the suffix .csv")
     if name in NAMED:
-        raise UserError(f"{text}: found no folder after the name, expected {name}:ROOT, where its files lie under ROOT")
+        raise UserError(f"{text}: found no folder after the name, expected {name}:ROOT with its files below ROOT")
     known = [f"{name}:ROOT" if named.source else name for name, named in NAMED.items()]
     close = difflib.get_close_matches(name.lower(), NAMED, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     raise UserError(
-        f"{text}: there is no such folder or file, and no data set of that name (those are {', '.join(known)}){hint}"
+        f"{text}: there is no such folder or file, and no data set of that name (known names: {', '.join(known)}){hint}"
     )

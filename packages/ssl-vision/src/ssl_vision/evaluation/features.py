@@ -1,4 +1,4 @@
-"""Outputs of frozen networks - features of an encoder, logits of a classifier - and files of features."""
+"""Compute features of encoders and logits of classifiers, and write files of features."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ssl_vision.labels.files import read_labelled
 from ssl_vision.labels.subsets import check_classes, require_two_classes
 from ssl_vision.models.checkpoint import LoadedClassifier, LoadedModel
 
-_AT_ONCE = 4  # whole images that a thread holds
+_AT_ONCE = 4  # full-size images held by a thread
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class LabelledFeatures:
 
 
 def evaluation_batches(images: ImageSet, *, size: int, batch_size: int) -> Iterator[Tensor]:
-    """Batches ``[n, 3, size, size]`` in [0, 1], in the order of the set: central crop, or the whole of small images.
+    """Yield batches ``[n, 3, size, size]`` in [0, 1] in order: the central crop, or all of a small image.
 
     Raises:
-        UserError: batches of no images, or an image that cannot be read.
+        UserError: The batch size is below 1, or an image cannot be read.
     """
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; expected at least 1")
@@ -54,13 +54,13 @@ def evaluation_batches(images: ImageSet, *, size: int, batch_size: int) -> Itera
 def decode(
     images: ImageSet, indices: range, transform: EvalTransform, *, problems: dict[int, str] | None = None
 ) -> Tensor:
-    """Read and transform images ``[n, 3, size, size]`` by several threads, which hold a few whole images at a time.
+    """Read and transform images ``[n, 3, size, size]`` with several threads, which hold a few full-size images each.
 
     Args:
-        images: to read from.
-        indices: of the images.
-        transform: what makes them one size.
-        problems: takes index and reason of an image that cannot be read, which is left out; None lets it be an error.
+        images: Images.
+        indices: Indices of the images to read.
+        transform: Transform that gives all images one size.
+        problems: Receives index and reason for unreadable images, which are left out; None: raise the error.
     """
 
     def part(number: int) -> Tensor:
@@ -82,19 +82,19 @@ def decode(
 
 @torch.no_grad()
 def outputs(network: nn.Module, batches: Iterator[Tensor], *, device: torch.device) -> Iterator[Tensor]:
-    """What the network makes of each batch, float32, with its batch norm in inference mode."""
+    """Yield the float32 output of the network for each batch, with batch norm in inference mode."""
     network.eval()
     for batch in batches:
         yield network(batch.to(device, memory_format=torch.channels_last)).float()
 
 
 def extract(model: LoadedModel | LoadedClassifier, images: ImageSet, *, batch_size: int = 512) -> Tensor:
-    """Features ``[N, D]`` of all images under an encoder, or logits ``[N, C]`` under a classifier, float32.
+    """Compute features ``[N, D]`` of all images with an encoder, or logits ``[N, C]`` with a classifier, float32.
 
     Batch norm is in inference mode.
 
     Raises:
-        UserError: no images, or an image that cannot be read.
+        UserError: There are no images, or an image cannot be read.
     """
     if len(images) == 0:
         raise UserError("there are no images to compute features of")
@@ -112,18 +112,18 @@ def labelled_images(
     channels: int = 3,
     read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
 ) -> ImageSet:
-    """Open a split whose images all have labels, of the classes given.
+    """Open a split whose images are all labelled, with the given classes.
 
     Args:
         data: Image folder, CSV manifest or named data set.
-        split: Part of it.
-        classes: Names expected, in their order.
-        labels: Label file; only the images in it are taken.
-        channels: Channels of the images.
-        read: How files are read.
+        split: Part of the data.
+        classes: Expected class names, in order.
+        labels: Label file; only the images in it are used.
+        channels: Number of channels of the images.
+        read: Options for reading image files.
 
     Raises:
-        UserError: Images without labels, no images, or other classes than expected.
+        UserError: Images have no labels, there are no images, or the classes differ.
     """
     images = open_images(data, split=split, channels=channels, read=read)
     if labels is not None:
@@ -144,10 +144,10 @@ def labelled_features(
     labels: Path | None = None,
     read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
 ) -> LabelledFeatures:
-    """Features of a labelled split under the frozen model, batch norm in inference mode; see `labelled_images`.
+    """Compute the features of a labelled split with the frozen model, see `labelled_images`.
 
     Raises:
-        UserError: As `labelled_images`; without `classes`, also images of a single class, from which nothing is learnt.
+        UserError: See `labelled_images`; without `classes`, also if all images are of a single class.
     """
     images = labelled_images(data, split=split, classes=classes, labels=labels, channels=model.channels, read=read)
     if classes is None:
@@ -162,7 +162,7 @@ def write_npz(file: Path, features: Tensor, images: ImageSet) -> None:
     """Write arrays that `numpy.load` reads without pickle.
 
     ``features`` float32 ``[N, D]``, ``ids`` int64 ``[N]``, ``paths`` text ``[N]``, ``labels`` int64 ``[N]`` (-1 without
-    labels) and ``classes`` text ``[C]``, the names that labels count into. The same features give the same bytes.
+    labels) and ``classes`` text ``[C]``, the names that labels index. Equal features give equal bytes.
     """
     labels = images.labels().numpy() if images.is_labelled else np.full(len(images), -1, dtype=np.int64)
 
@@ -202,7 +202,7 @@ def write_parquet(file: Path, features: Tensor, images: ImageSet) -> None:
 
 
 def import_pyarrow() -> tuple[Any, Any]:
-    """Import pyarrow and its parquet module, or raise the error that says how to get them."""
+    """Import pyarrow and its parquet module, or raise an error that tells how to install them."""
     try:
         import pyarrow  # noqa: PLC0415 - an extra
         import pyarrow.parquet  # noqa: PLC0415
@@ -214,7 +214,7 @@ def import_pyarrow() -> tuple[Any, Any]:
 
 
 def replace_file(file: Path, write: Callable[[Path], object]) -> None:
-    """Write beside the file and rename, so that a stop in the middle leaves no half of one."""
+    """Write to a temporary file and rename it, so that an interruption leaves no partial file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     new = file.with_name(f".{file.name}.tmp")
     try:

@@ -1,4 +1,4 @@
-"""Accuracy with few labels: mean and spread over random choices of the labelled images."""
+"""Accuracy with few labels: mean and standard deviation over random draws of the labelled images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ssl_vision.labels.choose import choose_per_class
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Top-1 accuracy in percent: mean over random choices, and their standard deviation (None of a single choice)."""
+    """Top-1 accuracy in percent: mean and standard deviation over random draws (None for a single draw)."""
 
     mean: float
     deviation: float | None
@@ -27,31 +27,31 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class FewLabelAccuracy:
-    """Of a linear classifier and of the nearest neighbour, learnt from the same labelled images."""
+    """Accuracies of a linear classifier and of the nearest neighbour, from the same labelled images."""
 
     linear: Accuracy
     neighbour: Accuracy
 
     @property
     def best(self) -> float:
-        """Of the better classifier, in percent."""
+        """Accuracy of the better classifier, in percent."""
         return max(self.linear.mean, self.neighbour.mean)
 
 
 def few_label_accuracy(
     train: LabelledFeatures, test: LabelledFeatures, *, per_class: int | None, draws: int, seed: int
 ) -> FewLabelAccuracy:
-    """Test accuracy from `per_class` labelled training images of every class.
+    """Measure the test accuracy with `per_class` labelled training images of every class.
 
-    The neighbour is the single most similar labelled image by cosine. The linear classifier is a logistic regression
-    whose penalty is chosen by cross-validation on the labelled images (`choose_logistic`).
+    The neighbour is the most similar labelled image by cosine. The linear classifier is a logistic regression whose
+    penalty is chosen by cross-validation on the labelled images (`choose_logistic`).
 
     Args:
-        train: features to choose labelled ones from.
-        test: features to classify.
-        per_class: how many; None takes all labels, once.
-        draws: number of random choices.
-        seed: of the choices.
+        train: Features to draw labelled ones from.
+        test: Features to classify.
+        per_class: Number of labelled images per class; None for all labels, once.
+        draws: Number of random draws.
+        seed: Seed of the draws.
     """
     linear, neighbour = [], []
     for draw in range(1 if per_class is None else draws):

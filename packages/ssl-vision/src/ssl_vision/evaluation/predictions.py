@@ -1,4 +1,4 @@
-"""Files of class probabilities of labelled images: `evaluate` writes them, `report` reads them."""
+"""Files with class probabilities of labelled images, written by `evaluate` and read by `report`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _ARRAYS = ("probabilities", "labels", "paths", "classes")
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of N images and C classes.
+    """Predictions for N images and C classes.
 
     Attributes:
-        probabilities: float32 ``[N, C]``.
-        labels: int64 ``[N]``, into the classes.
-        paths: text ``[N]``.
-        classes: text ``[C]``.
+        probabilities: Class probabilities, float32 ``[N, C]``.
+        labels: Class numbers, int64 ``[N]``.
+        paths: Paths, text ``[N]``.
+        classes: Class names, text ``[C]``.
     """
 
     probabilities: NDArray[np.float32]
@@ -39,7 +39,7 @@ class Predictions:
 
     @property
     def predicted(self) -> NDArray[np.int64]:
-        """Class of largest probability of each image."""
+        """Class with the largest probability of each image."""
         predicted: NDArray[np.int64] = self.probabilities.argmax(axis=1)
         return predicted
 
@@ -47,12 +47,12 @@ class Predictions:
 def make_predictions(
     probabilities: NDArray[np.float32], labels: NDArray[np.int64], *, paths: Sequence[str], classes: Sequence[str]
 ) -> Predictions:
-    """Predictions from plain sequences of names."""
+    """Make predictions from sequences of names."""
     return Predictions(probabilities, labels, np.array(paths, dtype=np.str_), np.array(classes, dtype=np.str_))
 
 
 def write_predictions(file: Path, predictions: Predictions) -> None:
-    """Write arrays that `numpy.load` reads without pickle; the same predictions give the same bytes."""
+    """Write arrays that `numpy.load` reads without pickle; equal predictions give equal bytes."""
 
     def write(path: Path) -> None:
         with path.open("wb") as stream:
@@ -62,11 +62,11 @@ def write_predictions(file: Path, predictions: Predictions) -> None:
 
 
 def read_predictions(file: Path) -> Predictions:
-    """What `write_predictions` wrote.
+    """Read a file of `write_predictions`.
 
     Raises:
-        UserError: there is no such file, or it is damaged.
+        UserError: There is no such file, or it is damaged.
     """
-    remedy = "expected what `ssl-vision evaluate` writes; evaluate again"
+    remedy = "expected a file of `ssl-vision evaluate`; evaluate again"
     with reading(file, "found no predictions", remedy), np.load(file) as arrays:
         return Predictions(**{name: arrays[name] for name in _ARRAYS})

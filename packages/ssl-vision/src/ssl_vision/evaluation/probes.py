@@ -24,19 +24,19 @@ from ssl_vision.models.checkpoint import LoadedModel
 def knn_scores(
     query: Tensor, bank: Tensor, labels: Tensor, *, num_classes: int, k: int = 200, temperature: float = 0.1
 ) -> Tensor:
-    """Class scores by a weighted vote of the k nearest features.
+    """Score classes by a weighted vote of the k nearest features.
 
     ``score[i, c] = sum of exp(cos(q_i, b_j) / temperature)`` over those of the k most similar bank rows j of class c.
 
-    Shapes: query ``[Q, D]``, bank ``[M, D]``, labels ``[M]`` -> ``[Q, num_classes]``. Memory O(Q + M) rows beside a
-    block of similarities. The vote of Wu et al. 2018 (instance discrimination), which the SimCLR literature reports.
+    Shapes: query ``[Q, D]``, bank ``[M, D]``, labels ``[M]`` -> ``[Q, num_classes]``. Memory is O(Q + M) rows and a
+    block of similarities. This is the vote of Wu et al. 2018 (instance discrimination), as in the SimCLR literature.
     """
     bank = F.normalize(bank.float(), dim=1)
     k = min(k, len(bank))
     scores = []
     for block in torch.tensor_split(F.normalize(query.float(), dim=1), list(range(1024, len(query), 1024))):
         similarity, neighbour = (block @ bank.T).topk(k, dim=1)
-        # Only ratios matter to the vote, so the largest weight is 1 and a small temperature cannot overflow.
+        # Only ratios matter, so the largest weight is set to 1 and a small temperature cannot overflow.
         weight = ((similarity - similarity[:, :1]) / temperature).exp()
         votes = torch.zeros(len(block), num_classes, device=block.device)
         scores.append(votes.scatter_add_(1, labels[neighbour], weight))
@@ -44,7 +44,7 @@ def knn_scores(
 
 
 class Cached:
-    """Features computed once."""
+    """Source of features that are computed once."""
 
     def __init__(self, features: Tensor) -> None:
         self.features = features
@@ -54,7 +54,7 @@ class Cached:
 
 
 class Augmented:
-    """Features of freshly cropped and flipped images."""
+    """Source of features of freshly cropped and flipped images."""
 
     def __init__(self, model: LoadedModel, images: ImageSet, *, seed: int) -> None:
         self.model, self.images, self.seed = model, images, seed
@@ -86,17 +86,17 @@ def fit_linear(
     """Fit the classifier of SimCLR's linear evaluation (Appendix B.6).
 
     Softmax cross-entropy, Nesterov momentum 0.9, learning rate ``lr * batch_size / 256`` with cosine decay to 0, no
-    warm-up, no weight decay, weights from zero.
+    warm-up, no weight decay, zero-initialised weights.
 
     Args:
-        source: of the features of a batch.
-        labels: ``[N]``.
-        num_classes: outputs of the classifier.
-        features: its inputs.
-        epochs: passes; what does not fill a last batch is left out of an epoch.
-        batch_size: samples per step.
-        lr: per 256 samples.
-        seed: of the order.
+        source: Source of the features of a batch.
+        labels: Class numbers ``[N]``.
+        num_classes: Number of outputs of the classifier.
+        features: Number of its inputs.
+        epochs: Number of passes; samples that do not fill the last batch are left out of an epoch.
+        batch_size: Number of samples per step.
+        lr: Learning rate per 256 samples.
+        seed: Seed of the order.
     """
     classifier = nn.Linear(features, num_classes).to(labels.device)
     nn.init.zeros_(classifier.weight)
@@ -121,20 +121,20 @@ def fit_linear(
 PENALTIES = tuple(np.logspace(2, -6, 17).tolist())
 """Penalties to choose from, in units of the mean squared length of the centred features."""
 
-_SMALL = 1 << 24  # multiply-adds of a pass over the features, below which threads of BLAS wait for each other
-_UNVALIDATED = 0.01  # penalty where nothing can be validated, in the units of PENALTIES
+_SMALL = 1 << 24  # multiply-adds per pass over the features, below which BLAS threads only wait for each other
+_UNVALIDATED = 0.01  # penalty if nothing can be validated, in the units of PENALTIES
 _NEVER = -30.0  # logit of a class without samples
 
 
 @dataclass(frozen=True)
 class LogisticFit:
-    """The classifier of one penalty.
+    """Classifier for one penalty.
 
     Attributes:
-        l2: The penalty.
-        classifier: ``[N, D]`` features -> ``[N, C]`` logits.
-        loss: The objective divided by N.
-        converged: Whether the solver met its tolerance within its iterations.
+        l2: Penalty.
+        classifier: Linear layer, ``[N, D]`` features -> ``[N, C]`` logits.
+        loss: Objective divided by N.
+        converged: Whether the solver reached its tolerance within its iterations.
     """
 
     l2: float
@@ -156,20 +156,20 @@ def fit_logistic(
 
         sum over i of cross_entropy(W x_i + b, y_i) + l2 / 2 * sum of W^2
 
-    is minimised by scikit-learn's `LogisticRegression` with ``C = 1 / l2``, or ``2 / l2`` with two classes, for which
-    that has one weight vector instead of two; b is not penalised. Each fit starts where the previous one ended, so
-    penalties in descending order are fastest. Centred features are fitted, which does not change the optimum. Small
-    problems run on one thread, where more of them only wait for each other.
+    is minimised by scikit-learn's `LogisticRegression` with ``C = 1 / l2``, or ``2 / l2`` for two classes, where it has
+    one weight vector instead of two; b is not penalised. Each fit starts at the result of the previous one, so that
+    penalties in descending order are fastest. Features are centred, which does not change the optimum. Small problems
+    run on one thread, because more threads would only wait for each other.
 
     Args:
-        features: ``[N, D]``.
-        labels: int64 ``[N]``.
-        num_classes: C; classes without samples get a logit of -30.
-        penalties: l2.
+        features: Features, ``[N, D]``.
+        labels: Class numbers, int64 ``[N]``.
+        num_classes: Number of classes C; classes without samples get a logit of -30.
+        penalties: Penalties l2.
         tolerance: Largest entry of the gradient of the objective divided by N.
-        max_iterations: For each penalty.
+        max_iterations: Largest number of iterations for each penalty.
     """
-    from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415 - a second to import
+    from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415 - takes a second
     from sklearn.linear_model import LogisticRegression  # noqa: PLC0415
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # noqa: PLC0415
 
@@ -209,9 +209,9 @@ class ChosenLogistic:
 
     Attributes:
         fit: The classifier, fitted to all samples.
-        accuracies: Share of right answers in each fold, with the penalty chosen; empty without cross-validation.
-        right: Whether the class of each sample was predicted when its fold was held out, with the penalty chosen: bool
-            ``[N]``; None without cross-validation.
+        accuracies: Accuracy in each fold with the chosen penalty; empty without cross-validation.
+        right: Whether the class of each sample was predicted correctly when its fold was held out, with the chosen
+            penalty, bool ``[N]``; None without cross-validation.
     """
 
     fit: LogisticFit
@@ -222,22 +222,22 @@ class ChosenLogistic:
 def choose_logistic(
     features: Tensor, labels: Tensor, num_classes: int, *, folds: int = 5, seed: int = 0
 ) -> ChosenLogistic:
-    """Fit a classifier with the penalty that cross-validates best; of equally good ones the largest.
+    """Fit a classifier with the penalty with the best cross-validated accuracy, the largest of equally good ones.
 
     The penalties are `PENALTIES` times the mean squared length of the centred features, so that the scale of the
-    features does not matter. Folds are those of `stratified_folds`. Where all classes but one have a single sample,
+    features does not matter. Folds are those of `stratified_folds`. If all classes but one have a single sample,
     nothing can be validated, and the penalty is 0.01 in the same units.
 
     Args:
-        features: ``[N, D]``.
-        labels: int64 ``[N]``.
-        num_classes: C.
-        folds: Most folds.
+        features: Features, ``[N, D]``.
+        labels: Class numbers, int64 ``[N]``.
+        num_classes: Number of classes C.
+        folds: Largest number of folds.
         seed: Seed of the folds.
     """
     centred = features.double() - features.double().mean(dim=0)
     scale = centred.square().sum(dim=1).mean().sqrt().item() or 1.0
-    features = features / scale  # in these units the solver's tolerance means the same for all features
+    features = features / scale  # makes the solver's tolerance independent of the scale of features
     parts = stratified_folds(labels, folds=folds, seed=seed)
     if len(parts) < 2:
         (fit,) = fit_logistic(features, labels, num_classes, penalties=[_UNVALIDATED])
@@ -257,11 +257,14 @@ def choose_logistic(
 
 
 def stratified_folds(labels: Tensor, *, folds: int, seed: int) -> list[Tensor]:
-    """Indices of the samples held out in each fold: every class is spread evenly, and every sample held out once.
+    """Assign samples to folds: every class is spread evenly, and every sample is held out once.
 
-    There are at most as many folds as two classes have samples, so that two classes are left whatever is held out. A
-    class with fewer samples than folds is held out in some of the folds; one with a single sample cannot be predicted
-    there, by any method.
+    The number of folds is at most the number of samples of the second-largest class, so that two classes always remain
+    in training. A class with fewer samples than folds is held out in some of the folds; the class of a single sample
+    cannot be predicted by any method.
+
+    Returns:
+        Indices of the samples held out in each fold.
     """
     classes, counts = torch.unique(labels, return_counts=True)
     number = min(folds, int(counts.sort(descending=True).values[1])) if len(counts) > 1 else 1
@@ -276,7 +279,7 @@ def stratified_folds(labels: Tensor, *, folds: int, seed: int) -> list[Tensor]:
 
 
 def _rescaled(fit: LogisticFit, scale: float) -> LogisticFit:
-    """The classifier of features that are `scale` times as large as those it was fitted to."""
+    """Rescale a classifier for features that are `scale` times as large as those it was fitted to."""
     with torch.no_grad():
         fit.classifier.weight /= scale
     return replace(fit, l2=fit.l2 * scale**2)
@@ -292,7 +295,7 @@ def _fit(  # noqa: PLR0917 - the parts of one result
     *,
     converged: bool,
 ) -> LogisticFit:
-    """The classifier of features as they are, from that of centred ones."""
+    """Make the classifier for the original features from that for centred ones."""
     classifier = nn.Linear(weight.shape[1], len(weight), device=features.device)
     with torch.no_grad():
         classifier.weight.copy_(torch.from_numpy(weight))

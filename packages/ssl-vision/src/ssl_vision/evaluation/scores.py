@@ -28,20 +28,20 @@ from ssl_vision.data import input_files
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracies of one evaluation, in percent, with what is needed to repeat it.
+    """Accuracies of one evaluation, in percent, with the settings needed to repeat it.
 
     Attributes:
-        protocol: the command.
-        top1: share of the images whose class has the largest score.
-        top5: share whose class is among the five largest; None of up to five classes.
-        images: how many were classified.
-        classes: how many there are.
-        model: what was evaluated.
-        encoder_hash: of its weights.
-        data: the images.
-        settings: what was chosen by whoever evaluated; scores of equal settings may be compared.
-        mean_per_class: mean over classes of the share of the class's images that is right.
-        found: what the evaluation itself has chosen.
+        protocol: Command.
+        top1: Share of the images whose class has the largest score.
+        top5: Share of the images whose class is among the five largest; None for up to five classes.
+        images: Number of classified images.
+        classes: Number of classes.
+        model: Evaluated model.
+        encoder_hash: Hash of its weights.
+        data: Data set.
+        settings: Settings given by the user; scores with equal settings can be compared.
+        mean_per_class: Mean accuracy over classes.
+        found: Values that the evaluation chose.
     """
 
     protocol: str
@@ -69,18 +69,18 @@ class Score:
 
 
 def training_images(probe: ProbeOptions) -> dict[str, object]:
-    """How a score says which images were learnt from."""
+    """Describe the training images for the settings of a score."""
     labels = {} if probe.labels is None else {"labels": Path(probe.labels).name}
     return {"train_part": probe.train_part, **labels}
 
 
 def capped(name: str, *, asked: int, used: int, what: str) -> dict[str, object]:
-    """What a score says of a setting that the number of images has limited; nothing of one that it has not.
+    """Describe a setting that the number of images has limited, for a score; empty if it was not limited.
 
     >>> capped("k", asked=200, used=180, what="labelled images")
-    {'k': '180, all labelled images (200 asked for)'}
+    {'k': '180, all labelled images (200 requested)'}
     """
-    return {} if used == asked else {name: f"{used:,}, all {what} ({asked:,} asked for)"}
+    return {} if used == asked else {name: f"{used:,}, all {what} ({asked:,} requested)"}
 
 
 def accuracy(
@@ -94,7 +94,7 @@ def accuracy(
     settings: Mapping[str, object],
     found: Mapping[str, object] = MappingProxyType({}),
 ) -> Score:
-    """Accuracies of class scores ``[N, C]`` of images with labels ``[N]``."""
+    """Compute accuracies for class scores ``[N, C]`` of images with labels ``[N]``."""
     scores, labels, classes = scores.cpu(), labels.cpu(), scores.shape[1]
     confusion = confusion_matrix(scores.argmax(dim=1), labels, classes)
     return Score(
@@ -113,7 +113,7 @@ def accuracy(
 
 
 def evaluation_folder(model: str) -> Path | None:
-    """Where what is found out about a model is kept: ``evaluation`` in its folder, for that of a run in the run's."""
+    """Return the folder for results on a model: ``evaluation`` in its folder, or in that of its run."""
     folder = Path(model)
     if not folder.is_dir():
         return None
@@ -122,21 +122,21 @@ def evaluation_folder(model: str) -> Path | None:
 
 
 def score_file(model: str, protocol: str, out: Path | None) -> Path | None:
-    """The file of a score: `out`, else beside the model; None where the model has no folder."""
+    """Return the file of a score: `out`, or one beside the model; None if the model has no folder."""
     folder = evaluation_folder(model)
     return out if out is not None or folder is None else folder / f"{protocol}.json"
 
 
 @dataclass(frozen=True)
 class ProbeOptions:
-    """Data that a classifier on frozen features learns from and is tested on, and where its score is written.
+    """Training and test data of a classifier on frozen features, and the file for its score.
 
     Attributes:
-        train_part: Part of the data to learn from.
+        train_part: Part of the data to train on.
         test_part: Part of the data to test on, once, at the end.
-        labels: Label file of the training images to learn from; by default all.
-        batch_size: Images per forward pass, and per training step of `linear`: at most as many as there are, which the
-            score then says.
+        labels: Label file of the training images to use; by default all.
+        batch_size: Number of images per forward pass, and per training step of `linear`, at most the number of images;
+            the score states a lower number.
         device: Device to run on: auto, cpu, cuda or mps.
         out: JSON file for the scores; by default ``evaluation/COMMAND.json`` in the model's folder.
         overwrite: Whether to replace files that this command did not write.
@@ -152,7 +152,7 @@ class ProbeOptions:
 
 
 def plan_score(model: str, protocol: str, data: str, probe: ProbeOptions) -> Outputs:
-    """The output of a protocol's command, checked before anything is computed.
+    """Plan the output of a command, checked before anything is computed.
 
     Raises:
         UserError: The file exists, and the command did not write it.
@@ -165,7 +165,7 @@ def plan_score(model: str, protocol: str, data: str, probe: ProbeOptions) -> Out
 
 
 def record_score(score: Score, out: Path | None) -> None:
-    """Write the score as JSON: to `out`, else beside the model, else nowhere."""
+    """Write the score as JSON: to `out`, or beside the model if it has a folder."""
     file = score_file(score.model, score.protocol, out)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -182,7 +182,7 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class ClassAccuracy:
-    """Of one class: how many images it has, how many of them are right, and the share in percent (None of none)."""
+    """Results of one class: number of images, of correct ones, and accuracy in percent (None without images)."""
 
     name: str
     images: int
@@ -192,23 +192,24 @@ class ClassAccuracy:
 
 @dataclass(frozen=True)
 class ClassifierScore:
-    """Accuracies in percent, likelihood, calibration and confusion of a classifier on a labelled split.
+    """Accuracies in percent, likelihood, calibration and confusion matrix of a classifier on a labelled split.
 
     Attributes:
-        model: what was evaluated.
-        model_hash: of its weights.
-        data: the images.
-        split: of them.
-        images: how many.
-        top1: share of the images whose class has the largest probability.
-        top5: share whose class is among the five largest; None of up to five classes.
-        mean_per_class: mean of `per_class` over the classes that have images.
-        nll: mean negative log-likelihood of the true class, in nats.
-        calibration: of the predicted class; see `contrastive_core.metrics.calibrate`.
-        per_class: in the classifier's order.
-        confusion: counts, a row for each true class, a column for each predicted one.
-        validation_share: share of the images that training was validated on; above 0 the score is no test score.
-        class_names: names of the classes that are called by WordNet identifiers.
+        model: Evaluated model.
+        model_hash: Hash of its weights.
+        data: Data set.
+        split: Split of the data set.
+        images: Number of images.
+        top1: Share of the images whose class has the largest probability.
+        top5: Share of the images whose class is among the five largest; None for up to five classes.
+        mean_per_class: Mean of `per_class` over the classes with images.
+        nll: Mean negative log-likelihood of the true class, in nats.
+        calibration: Calibration of the predicted class, see `contrastive_core.metrics.calibrate`.
+        per_class: Results of each class, in the classifier's order.
+        confusion: Confusion matrix: counts with one row per true class and one column per predicted class.
+        validation_share: Share of the images that were used for validation during training; above 0, the score is not
+            a test score.
+        class_names: Names of classes whose labels are WordNet identifiers.
     """
 
     model: str
@@ -238,7 +239,8 @@ class ClassifierScore:
         ]
         if self.validation_share:
             lines.append(
-                f"training was validated on {100 * self.validation_share:.0f} % of these images: this is no test score"
+                f"{100 * self.validation_share:.0f} % of these images were used for validation: "
+                "the score is not a test score"
             )
         imperfect = [c for c in present if c.right < c.images]
         weakest = sorted(imperfect, key=lambda c: (c.right / c.images, c.name))[:_NAMED]
@@ -246,7 +248,7 @@ class ClassifierScore:
             shown = [f"{self.label(c.name)} {c.accuracy:.1f} % of {c.images}" for c in weakest]
             lines.append(f"weakest classes: {', '.join(shown)}")
         mistakes = [
-            f"{self.label(true)} taken for {self.label(taken)} ({count})"
+            f"{self.label(true)} predicted as {self.label(taken)} ({count})"
             for true, taken, count in self.mistakes()[:_NAMED]
         ]
         if mistakes:
@@ -255,15 +257,15 @@ class ClassifierScore:
 
     @property
     def classes(self) -> list[str]:
-        """Names in the order of rows and columns of the confusion."""
+        """Names in the order of rows and columns of the confusion matrix."""
         return [c.name for c in self.per_class]
 
     def label(self, name: str) -> str:
-        """A class as it is shown: by its name, where it has one beside its WordNet identifier."""
+        """Return the displayed name of a class, which differs from its label for WordNet identifiers."""
         return self.class_names.get(name, name)
 
     def mistakes(self) -> list[tuple[str, str, int]]:
-        """Pairs of true and predicted class with how often the one was taken for the other, most often first."""
+        """Return pairs of true and predicted class with the number of such mistakes, most frequent first."""
         found = [
             (self.classes[row], self.classes[column], count)
             for row, counts in enumerate(self.confusion)
@@ -277,7 +279,7 @@ def score_classifier(
     logits: Tensor, labels: Tensor, *, classes: Sequence[str], model: str, model_hash: str, data: str, split: str,
     bins: int, validation_share: float = 0.0, class_names: Mapping[str, str] = MappingProxyType({}),
 ) -> ClassifierScore:  # fmt: skip
-    """Everything about logits ``[N, C]`` of images with labels ``[N]``, N > 0."""
+    """Score logits ``[N, C]`` of images with labels ``[N]``, N > 0."""
     log_probabilities = logits.double().log_softmax(dim=1)
     confusion = confusion_matrix(logits.argmax(dim=1), labels, len(classes))
     shares = per_class_accuracy(confusion)
@@ -306,7 +308,7 @@ def score_classifier(
 
 
 def to_json(score: ClassifierScore) -> str:
-    """The score as `read_classifier_score` takes it; a row of the confusion is a line."""
+    """Convert a score to JSON for `read_classifier_score`, with one line per row of the confusion matrix."""
     fields = dataclasses.asdict(score)
     rows = ",\n".join(f"  {json.dumps(row)}" for row in fields.pop("confusion"))
     head = json.dumps({"format": FORMAT, **fields}, indent=1).removesuffix("\n}")
@@ -314,15 +316,13 @@ def to_json(score: ClassifierScore) -> str:
 
 
 def read_classifier_score(file: Path) -> ClassifierScore | None:
-    """What `evaluate` wrote, or None where the file is of another kind.
+    """Read a file of `evaluate`; None if the file is of another kind.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: The file is damaged.
     """
     fields = read_json(file)
-    with reading(
-        file, "found no evaluation", "expected what `ssl-vision evaluate` writes; remove it or evaluate again"
-    ):
+    with reading(file, "found no evaluation", "expected a file of `ssl-vision evaluate`; remove it or evaluate again"):
         if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
             return None
         bins = [ReliabilityBin(**b) for b in fields["calibration"].pop("bins")]

@@ -1,4 +1,4 @@
-"""Imported weights of any source, and the networks built from them."""
+"""Imported weights from any source, and the networks built from them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Imported:
 
     Attributes:
         options: Encoder options.
-        image_size: Side of the images it is meant for, in pixels.
+        image_size: Side of the images that it is designed for, in pixels.
         encoder: State of the encoder's network, without its normalisation.
         head: States of the layers of the projection head, if there is one.
         classifier: Weight ``[classes, features]`` and bias ``[classes]`` of a linear classifier, if there is one.
@@ -65,13 +65,11 @@ class Imported:
         encoder, head = self.build_encoder(), self.build_head()
         layers = 0 if head is None else len(head.layers)
         if not 0 <= layer <= layers:
-            raise UserError(
-                f"the classifier is to stand on layer {layer} of a projection head that has {layers} layers"
-            )
+            raise UserError(f"the classifier reads layer {layer} of a projection head that has {layers} layers")
         model = Classifier(encoder, nn.Sequential() if head is None else head.first_layers(layer), len(weight))
         if model.fc.weight.shape != weight.shape:
             raise UserError(
-                f"the classifier takes {weight.shape[1]} features, layer {layer} of the projection head gives "
+                f"the classifier takes {weight.shape[1]} features, layer {layer} of the projection head has "
                 f"{model.fc.in_features}; choose the layer that it was trained on"
             )
         with torch.no_grad():

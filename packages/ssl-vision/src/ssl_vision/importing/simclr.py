@@ -1,7 +1,6 @@
 """Import official SimCLR and SimCLRv2 checkpoints as encoder, head and classifier.
 
-Variables are found by name in checkpoints of the TensorFlow 1 code, and by the tree of objects in those of TensorFlow
-2.
+Variables are found by name in checkpoints of the TensorFlow 1 code, and by the object graph in those of TensorFlow 2.
 """
 
 from __future__ import annotations
@@ -81,7 +80,9 @@ def by_name(shapes: Mapping[str, tuple[int, ...]], prefix: str, source: object) 
         layer = kernel[: kernel.index("/dense")]
         gamma = next((n for n in own if n.startswith(f"{layer}/batch_normalization") and n.endswith("/gamma")), None)
         if gamma is None:
-            raise UserError(f"{source}: {own[kernel]} has no batch norm beside it; this is no official projection head")
+            raise UserError(
+                f"{source}: {own[kernel]} has no batch norm beside it; this is not an official projection head"
+            )
         found.head.append((own[kernel], _norm(own, gamma, source, beta=False)))
     classifier = "head_supervised/linear_layer/dense"
     if f"{classifier}/kernel" in own and f"{classifier}/bias" in own:
@@ -103,12 +104,12 @@ def _norm(own: Mapping[str, str], gamma: str, source: object, *, beta: bool = Tr
     scope = gamma.removesuffix("gamma")
     missing = [name for name in _STATISTICS if scope + name not in own and (beta or name != "beta")]
     if missing:
-        raise UserError(f"{source}: {own[gamma]} has no {missing[0]} beside it; the checkpoint is incomplete")
+        raise UserError(f"{source}: {own[gamma]} has no {missing[0]} ; the checkpoint is incomplete")
     shift = own.get(f"{scope}beta")
     return Norm(own[gamma], shift, own[f"{scope}moving_mean"], own[f"{scope}moving_variance"])
 
 
-# The attributes that lead to layers, in the order in which the official constructors make them.
+# The attributes that lead to layers, in the order of the official constructors.
 _PARTS = (
     *("initial_conv_relu_max_pool", "block_groups", "layers", "shortcut_layers", "projection_layers"),
     *("conv2d_bn_layers", "conv_relu_dropblock_layers"),
@@ -124,11 +125,11 @@ def by_objects(graph: ObjectGraph, source: object) -> Variables:
     """
     model = graph.with_child("resnet_model")
     if model is None:
-        raise UserError(f"{source}: none of its objects has a resnet_model, as the TensorFlow 2 code's model has")
+        raise UserError(f"{source}: none of its objects has a resnet_model, as in the TensorFlow 2 code")
     found = Variables()
     for layer in _layers(graph, graph.nodes[model.children["resnet_model"]]):
         if {"se_reduce", "se_layer"} & set(layer.children):
-            raise UserError(f"{source}: has squeeze-and-excitation layers, which our encoders do not have")
+            raise UserError(f"{source}: has squeeze-and-excitation layers, which are not supported")
         if kernel := graph.tensor(layer, "kernel"):
             found.kernels.append(kernel)
         elif "gamma" in layer.children:
@@ -137,7 +138,9 @@ def by_objects(graph: ObjectGraph, source: object) -> Variables:
     for layer in _children(graph, head):
         kernel, norm = graph.tensor(layer, "dense", "kernel"), graph.child(layer, "bn_relu", "bn")
         if kernel is None or norm is None:
-            raise UserError(f"{source}: a layer of its projection head lacks its weights; it was saved before it ran")
+            raise UserError(
+                f"{source}: a layer of its projection head lacks its weights; it was saved before its first use"
+            )
         found.head.append((kernel, _norm_of(graph, norm, source)))
     classifier = graph.child(model, "supervised_head", "linear_layer", "dense") or Node()
     weights = graph.tensor(classifier, "kernel"), graph.tensor(classifier, "bias")
@@ -149,7 +152,7 @@ def by_objects(graph: ObjectGraph, source: object) -> Variables:
 def _layers(graph: ObjectGraph, node: Node, seen: set[int] | None = None) -> Iterator[Node]:
     """List every layer under a node once, the node first."""
     seen = set() if seen is None else seen
-    if id(node) in seen:  # a damaged tree may lead back to itself
+    if id(node) in seen:  # a damaged graph may lead back to itself
         return
     seen.add(id(node))
     yield node
@@ -202,7 +205,9 @@ def read_simclr(source: Path, *, prefix: str = "") -> Imported:
         )
     imported = Imported(options, 224 if options.stem == "imagenet" else 32, _encoder(bundle, found, options))
     if options.stem == "cifar" and block is BasicBlock:
-        imported.notes.append("ResNet-D shortcuts, which leave no trace in this network's weights, are taken to be off")
+        imported.notes.append(
+            "ResNet-D shortcuts are assumed to be off, because this network's weights do not show them"
+        )
     imported.head = _head(bundle, found)
     if found.classifier is not None:
         kernel, bias = (bundle.tensor(name).float() for name in found.classifier)
@@ -231,7 +236,7 @@ def _architecture(kernels: list[tuple[int, ...]], source: Path) -> EncoderOption
         return EncoderOptions(name=f"resnet{depth}", width_multiplier=width, stem=stem, sk_ratio=ratio)
     raise UserError(
         f"{source}: an encoder of {len(kernels)} convolutions; expected one of ResNet-"
-        f"{', '.join(map(str, LAYOUTS))} as the official code builds them (no squeeze-and-excitation)"
+        f"{', '.join(map(str, LAYOUTS))} as in the official code (no squeeze-and-excitation)"
     )
 
 
@@ -254,7 +259,7 @@ def _encoder(bundle: TensorBundle, found: Variables, options: EncoderOptions) ->
     layers = list(_in_order(net))
     wanted = sum(isinstance(layer, nn.BatchNorm2d) for _, layer in layers)
     if len(found.norms) != wanted:
-        raise UserError(f"{bundle.prefix}: {len(found.norms)} batch norms; {options.name} has {wanted}")
+        raise UserError(f"{bundle.prefix}: {len(found.norms)} batch norms, but {options.name} has {wanted}")
     for name, layer in layers:
         if isinstance(layer, nn.Conv2d):
             kernel = next(kernels)
@@ -289,7 +294,7 @@ def _head(bundle: TensorBundle, found: Variables) -> dict[str, Tensor]:
         inputs, outputs = (*bundle.shape(kernel), 0, 0)[:2]
         if (norm.beta is None) != last or (not last and inputs != outputs):
             raise UserError(
-                f"{bundle.prefix}: {kernel} of shape {[inputs, outputs]} is no layer of an official projection head "
+                f"{bundle.prefix}: {kernel} of shape {[inputs, outputs]} is not a layer of an official projection head "
                 "(hidden layers as wide as the features, a beta in every batch norm but the last)"
             )
         state[f"layers.{index}.linear.weight"] = bundle.tensor(kernel).float().T.contiguous()
@@ -308,6 +313,6 @@ def _norm_state(bundle: TensorBundle, norm: Norm) -> dict[str, Tensor]:
 def _compare(bundle: TensorBundle, name: str, found: tuple[int, ...], wanted: torch.Size, ours: str) -> None:
     if tuple(found) != tuple(wanted):
         raise UserError(
-            f"{bundle.prefix}: {name} gives shape {list(found)}, our {ours} has {list(wanted)}; "
-            "the network is none of the official encoders"
+            f"{bundle.prefix}: {name} has shape {list(found)}, but {ours} has {list(wanted)}; "
+            "the network is not an official encoder"
         )

@@ -190,9 +190,9 @@ def read_table(data: bytes) -> dict[bytes, bytes]:
         DamagedError: It is not a table, a checksum is wrong, or it is compressed, which checkpoints are not.
     """
     if not is_table(data):
-        raise DamagedError("it does not end with the mark of a table; it is cut off, or another kind of file")
+        raise DamagedError("it does not end with the footer of a table; it is truncated, or another kind of file")
     footer = data[-_FOOTER:]
-    _, at = _handle(footer, 0)  # of the block on the blocks, which TensorFlow leaves empty
+    _, at = _handle(footer, 0)  # handle of the meta-index block, which TensorFlow leaves empty
     index, _ = _handle(footer, at)
     table: dict[bytes, bytes] = {}
     last = None
@@ -213,19 +213,19 @@ def _handle(data: bytes, at: int) -> tuple[tuple[int, int], int]:
 
 def _block(data: bytes, offset: int, size: int) -> bytes:
     if offset + size + _TRAILER > len(data) - _FOOTER:
-        raise DamagedError("it points at a block outside itself")
+        raise DamagedError("it refers to a block outside itself")
     block, end = take(data, offset, size)
     compression = data[end]
     stored = int.from_bytes(data[end + 1 : end + _TRAILER], "little")
     if masked_crc32c(data[offset : end + 1]) != stored:
-        raise DamagedError(f"the checksum of the block at byte {offset} does not hold")
+        raise DamagedError(f"the checksum of the block at byte {offset} does not match")
     if compression != 0:
         raise DamagedError(f"a block is compressed (kind {compression}), as TensorFlow's checkpoints are not")
     return block
 
 
 def _entries(block: bytes) -> list[tuple[bytes, bytes]]:
-    """Yield the entries of a block; a key is stored as the length shared with the previous one, and the rest."""
+    """Return the entries of a block; a key is stored as the length shared with the previous one, and the rest."""
     if len(block) < 4:
         raise DamagedError("a block is too short")
     restarts = int.from_bytes(block[-4:], "little")
@@ -279,7 +279,7 @@ class TensorBundle:
     """Tensors of a checkpoint by name; content is read on access.
 
     Args:
-        source: Name of the checkpoint without ending, one of its files, a folder with one checkpoint or with a file
+        source: Name of the checkpoint without suffix, one of its files, a folder with one checkpoint or with a file
             ``checkpoint`` that names the latest, or a SavedModel.
 
     Raises:
@@ -296,7 +296,9 @@ class TensorBundle:
             names = {name: text(name) for name in table if not name.startswith(b"\0")}
             self.entries = {names[name]: _entry(table[name]) for name in names}
         except DamagedError as error:
-            raise UserError(f"{self.index} is damaged or no TensorFlow checkpoint: {error}. Fetch it again") from error
+            raise UserError(
+                f"{self.index} is damaged or not a TensorFlow checkpoint: {error}. Fetch it again"
+            ) from error
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor without reading it."""
@@ -320,7 +322,7 @@ class TensorBundle:
         raw = self._bytes(name, entry)
         if masked_crc32c(raw) != entry.crc:
             raise UserError(
-                f"{self._shard(entry)} is damaged: the checksum of {name} does not hold. Fetch the file again"
+                f"{self._shard(entry)} is damaged: the checksum of {name} does not match. Fetch the file again"
             )
         if not raw:
             return torch.zeros(entry.shape, dtype=dtype)
@@ -338,12 +340,12 @@ class TensorBundle:
             value, end = take(raw, at, length)
         except DamagedError as error:
             raise UserError(f"{self._shard(entry)} is damaged: {name} {error}. Fetch the file again") from error
-        # The checksums are over the length as a fixed number, not as it is stored.
+        # The checksums cover the length as a fixed-size number, not as it is stored.
         fixed = length.to_bytes(4 if length < 1 << 32 else 8, "little")
         whole = masked_crc32c(fixed + checksum + value)
         if end != len(raw) or checksum != masked_crc32c(fixed).to_bytes(4, "little") or whole != entry.crc:
             raise UserError(
-                f"{self._shard(entry)} is damaged: the checksum of {name} does not hold. Fetch the file again"
+                f"{self._shard(entry)} is damaged: the checksum of {name} does not match. Fetch the file again"
             )
         return value
 
@@ -353,12 +355,12 @@ class TensorBundle:
     def _bytes(self, name: str, entry: Entry) -> bytes:
         path = self._shard(entry)
         if entry.shard >= self.shards or not path.is_file():
-            raise UserError(f"{path} is missing beside {self.index.name}; {name} lies in it")
+            raise UserError(f"{path} is missing beside {self.index.name}; it contains {name}")
         size = path.stat().st_size
         if entry.offset + entry.size > size:
             raise UserError(
-                f"{path} has {size} bytes; {name} lies at {entry.offset} to {entry.offset + entry.size}. "
-                "It is cut off: fetch it again"
+                f"{path} has {size} bytes; {name} is stored at {entry.offset} to {entry.offset + entry.size}. "
+                "It is truncated: fetch it again"
             )
         with path.open("rb") as file:
             file.seek(entry.offset)
@@ -371,7 +373,7 @@ def is_bundle(source: Path) -> bool:
 
 
 def find_bundle(source: Path) -> Path:
-    """Return the name without ending of the checkpoint that a path denotes.
+    """Return the name without suffix of the checkpoint that a path denotes.
 
     Raises:
         UserError: There is no checkpoint, or more than one.
@@ -383,7 +385,7 @@ def find_bundle(source: Path) -> Path:
         return source.with_name(name)
     if source.is_file() and is_table(source.read_bytes()):
         raise UserError(
-            f"{source} is a TensorFlow checkpoint of the first version (one file); expected one of today's, with "
+            f"{source} is a TensorFlow checkpoint of the first version (one file); expected the current version, with "
             ".index and .data files. Load it in TensorFlow and save it with tf.compat.v1.train.Saver()"
         )
     raise UserError(f"{source}: expected a TensorFlow checkpoint, {name}.index and {name}.data-00000-of-00001")
@@ -396,7 +398,7 @@ def _in_folder(folder: Path) -> Path:
     latest = folder / "checkpoint"
     if len(found) != 1 and latest.is_file():
         said = re.search(r'^model_checkpoint_path: "(.*)"', latest.read_text(errors="replace"), re.MULTILINE)
-        # Only its name: the folder was somewhere else when this was written.
+        # Only its name: the folder may have been moved since.
         name = Path(said[1]).name if said else ""
         if name in found:
             return found[name]
@@ -418,7 +420,7 @@ def _shards(header: bytes) -> int:
         raise DamagedError("it was written on a big-endian machine")
     shards = number(said.get(1, 0))
     if not 1 <= shards < 100_000:
-        raise DamagedError(f"it says that it has {shards} data files")
+        raise DamagedError(f"it states {shards} data files")
     return shards
 
 
@@ -430,7 +432,7 @@ def _entry(message: bytes) -> Entry:
             shape.append(number(dict(fields(content(value))).get(1, 0)))
     # TensorFlow allows 254 dimensions; a tensor of weights has four, and torch must be able to count the elements.
     if len(shape) > 8 or math.prod(max(size, 1) for size in shape) >= 1 << 48:
-        raise DamagedError("a tensor of a shape that none has")
+        raise DamagedError("a tensor of an impossible shape")
     return Entry(
         dtype=number(said.get(1, 0)),
         shape=tuple(shape),

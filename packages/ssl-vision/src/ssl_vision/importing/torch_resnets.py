@@ -1,9 +1,9 @@
-"""Import ResNets of PyTorch programs as encoders: torchvision, timm, lightly, solo-learn, VISSL, MoCo, suncet.
+"""Import ResNets from PyTorch programs as encoders: torchvision, timm, lightly, solo-learn, VISSL, MoCo, suncet.
 
-All of them are torchvision's ResNet under some prefix (``module.``, ``backbone.``, ``encoder_q.``), lightly's with its
-parts numbered. Weights are read as one flat mapping of names to tensors, and no code in a file is run. Neither the
-normalisation of the input nor the padding of a stem is part of the weights: where names identify the program that wrote
-a file, its convention is assumed and reported; elsewhere the user must state them.
+All of them are torchvision's ResNet under some prefix (``module.``, ``backbone.``, ``encoder_q.``); lightly numbers its
+parts. Weights are read as one flat mapping of names to tensors, and no code in a file is run. Weights show neither the
+normalisation of the input nor the padding of a stem: if names identify the program that wrote a file, its convention is
+assumed and reported; otherwise the user must state them.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ def read_resnet(
     stem: Stem | Literal["auto"] = "auto",
     normalize: Normalization | Literal["auto"] = "auto",
 ) -> Imported:
-    """Read a ResNet from a ``.safetensors`` file or from what `torch.save` wrote.
+    """Read a ResNet from a ``.safetensors`` file or a file written by `torch.save`.
 
     Args:
         source: File.
-        prefix: Prefix of the network's names, where the file contains several networks.
+        prefix: Prefix of the network's names, if the file contains several networks.
         stem: Padding of a stem with a 3x3 convolution; see `resnet`.
-        normalize: Statistics by which its images were normalised.
+        normalize: Statistics that normalised its images in training.
 
     Raises:
         UserError: The file cannot be read safely, contains no such ResNet or several, or does not determine a setting.
@@ -98,7 +98,7 @@ def _nets(tensors: Mapping[str, Tensor]) -> list[Net]:
             if f"{prefix}layer1.0.conv1.weight" in tensors:
                 found.append(_net(tensors, prefix, {part: part for part in ("conv1", "bn1", *_GROUPS)}))
         elif re.search(r"(^|\.)0\.weight$", name):
-            # A network cut from its classifier: Sequential(conv, bn, [relu, pool,] group 1, ... group 4).
+            # A network without its classifier: Sequential(conv, bn, [relu, pool,] group 1, ... group 4).
             prefix = name.removesuffix("0.weight")
             first = next((k for k in (2, 3, 4) if f"{prefix}{k}.0.conv1.weight" in tensors), None)
             if first is not None:
@@ -121,18 +121,18 @@ def _choose(nets: list[Net], prefix: str, tensors: Mapping[str, Tensor], source:
     if not nets:
         names = ", ".join(list(tensors)[:3])
         raise UserError(
-            f"{source}: found no ResNet of torchvision's shape (conv1.weight, layer1.0.conv1.weight, ... under some "
+            f"{source}: found no ResNet as in torchvision (conv1.weight, layer1.0.conv1.weight, ... under some "
             f"prefix) among {len(tensors)} tensors: {names}, ..."
         )
     known = ", ".join(repr(net.prefix) for net in nets)
     if prefix:
         chosen = [net for net in nets if net.prefix in (prefix, f"{prefix}.")]
         if not chosen:
-            raise UserError(f"{source}: no network under --prefix {prefix!r}; it holds networks under {known}")
+            raise UserError(f"{source}: no network under --prefix {prefix!r}; networks are under {known}")
         return chosen[0]
     first = [net for net in nets if not SECOND.search(net.prefix)] or nets
     if len(first) > 1:
-        raise UserError(f"{source} holds several networks, under {known}; choose one with --prefix")
+        raise UserError(f"{source} contains several networks, under {known}; choose one with --prefix")
     return first[0]
 
 
@@ -156,7 +156,7 @@ def _state(weights: Mapping[str, Tensor], options: EncoderOptions, source: Path)
     counters = {name: torch.zeros((), dtype=torch.int64) for name in expected if name.endswith("num_batches_tracked")}
     state = counters | dict(weights)
     problems = [f"{name} is missing" for name in expected if name not in state]
-    problems += [f"{name} has no place" for name in state if name not in expected]
+    problems += [f"{name} is unexpected" for name in state if name not in expected]
     problems += [
         f"{name} is {list(state[name].shape)}, expected {list(tensor.shape)}"
         for name, tensor in expected.items()
@@ -167,7 +167,7 @@ def _state(weights: Mapping[str, Tensor], options: EncoderOptions, source: Path)
             f"{source}: this is not torchvision's {options.name} at width {options.width_multiplier:g}: "
             + "; ".join(problems[:3])
             + (f" and {len(problems) - 3} more" if len(problems) > 3 else "")
-            + ". Wide, grouped, ResNet-D and squeeze-and-excitation variants are not read"
+            + ". Wide, grouped, ResNet-D and squeeze-and-excitation variants are not supported"
         )
     return state
 
@@ -178,19 +178,19 @@ def _stem(
     kernel = tensors[net.names["conv1.weight"]].shape[-1]
     if kernel == 7:
         if said not in ("auto", "imagenet"):
-            raise UserError(f"{source}: --stem {said}, but its first convolution is 7x7, the imagenet stem's")
+            raise UserError(f"{source}: --stem {said}, but its first convolution is 7x7, as in the imagenet stem")
         return "imagenet"
     if said == "imagenet":
         raise UserError(f"{source}: --stem imagenet, but its first convolution is {kernel}x{kernel}, not 7x7")
     if said != "auto":
         return said
     if any(name.startswith(f"{net.parent}projector.") for name in tensors):
-        notes.append("the 3x3 stem is taken to pad by 2, as in solo-learn; if it pads by 1: --stem cifar")
+        notes.append("the 3x3 stem is assumed to pad by 2, as in solo-learn; if it pads by 1, set --stem cifar")
         return "cifar-pad2"
     if not net.activations:
-        notes.append("the stem has no ReLU, as lightly's ResNetGenerator in a Sequential; if it has one: --stem cifar")
+        notes.append("the stem has no ReLU, as in lightly's ResNetGenerator; if it has one, set --stem cifar")
         return "cifar-no-relu"
-    notes.append("the 3x3 stem is taken to have stride 1, padding 1 and no pool after it")
+    notes.append("the 3x3 stem is assumed to have stride 1, padding 1 and no pooling after it")
     return "cifar"
 
 
@@ -206,21 +206,23 @@ def _normalization(
     if said != "auto":
         return said
     if f"{net.prefix}fc.fc1.weight" in tensors and f"{net.prefix}fc.fc3.weight" not in tensors:
-        notes.append("images were not normalised, as in the first release of suncet; else: --normalize")
+        notes.append("images were not normalised, as in the first release of suncet; otherwise set --normalize")
         return "none"
     if stem == "imagenet":
-        notes.append("images are taken to have been normalised by ImageNet's mean and deviation; else: --normalize")
+        notes.append(
+            "images are assumed to be normalised with ImageNet's mean and deviation; otherwise set --normalize"
+        )
         return "imagenet"
     raise UserError(
         f"{source}: a network for small images, whose weights do not show how its images were normalised; "
-        "say --normalize none, imagenet, cifar10 or cifar100 (lightly's habit is imagenet, solo-learn's the data set's)"
+        "set --normalize none, imagenet, cifar10 or cifar100 (lightly uses imagenet, solo-learn the data set's)"
     )
 
 
 def _classifier(net: Net, tensors: Mapping[str, Tensor], features: int) -> tuple[str, str] | None:
     """Find a linear classifier: torchvision's and timm's ``fc``, solo-learn's ``classifier`` beside the network."""
     places = [f"{net.parent}classifier"]
-    if "encoder_q" not in net.prefix:  # MoCo keeps its projection there
+    if "encoder_q" not in net.prefix:  # MoCo stores its projection there
         places.append(f"{net.prefix}fc")
     for place in places:
         weight, bias = tensors.get(f"{place}.weight"), tensors.get(f"{place}.bias")

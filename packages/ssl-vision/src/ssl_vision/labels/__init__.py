@@ -1,1 +1,1 @@
-"""Which labels may be seen: class-balanced choices, the files that list them, and the subsets they make."""
+"""Labels for training: class-balanced draws, label files, and the subsets that they define."""

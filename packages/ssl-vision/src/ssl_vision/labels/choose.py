@@ -1,4 +1,4 @@
-"""Class-balanced random choices of images, nested from small to large, as functions of a seed."""
+"""Draw class-balanced subsets of images, nested from small to large, as functions of a seed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Balance = Literal["equal", "proportional"]
 
 
 def shuffled_by_class(labels: Tensor, classes: Sequence[str], *, seed: int) -> dict[str, list[int]]:
-    """Indices of every class that has any, in random order: a function of the seed, the class and its images alone.
+    """Shuffle the indices of every class with images, as a function of the seed, the class and its images.
 
-    The first k of a class are a random choice of k, and those of a smaller k are among them.
+    The first k of a class are a random draw of k, which contains the draws of smaller k.
     """
     shuffled = {}
     for label, name in enumerate(classes):
@@ -30,7 +30,7 @@ def shuffled_by_class(labels: Tensor, classes: Sequence[str], *, seed: int) -> d
 
 
 def images_for(fraction: float, available: int) -> int:
-    """How many images a fraction is: rounded down, as in the official lists (12,811 of ImageNet's 1,281,167).
+    """Convert a fraction to a number of images, rounded down as in the official lists (12,811 of ImageNet's 1,281,167).
 
     >>> images_for(0.01, 1_281_167), images_for(0.29, 100)
     (12811, 29)
@@ -41,26 +41,26 @@ def images_for(fraction: float, available: int) -> int:
 def share_out(
     total: int, sizes: Mapping[str, int], *, balance: Balance, at_least: Mapping[str, int], seed: int
 ) -> dict[str, int]:
-    """How many images every class gives, `total` in all, by the method of largest remainders.
+    """Distribute `total` images over the classes by the method of largest remainders.
 
-    ``equal``: as many of every class, to within one, but for classes that have no more. ``proportional``: by the size
-    of the classes, to within one. Every class gives at least one. Between equal remainders the seed decides.
+    ``equal``: the same number for every class, to within one, except for classes with fewer images. ``proportional``:
+    by the size of the classes, to within one. Every class has at least one image. The seed breaks ties.
 
     Args:
-        total: images to choose.
-        sizes: of the classes.
-        balance: see above.
-        at_least: for every class, what a smaller choice took from it; this one then contains that one.
-        seed: of this draw.
+        total: Number of images to draw.
+        sizes: Number of images of each class.
+        balance: Balance of the classes, see above.
+        at_least: Number of images of each class in a smaller draw, which this one then contains.
+        seed: Seed of this draw.
 
     Raises:
-        UserError: fewer images than classes, or more than there are.
+        UserError: There are fewer images than classes, or than `total`.
     """
     available = sum(sizes.values())
     if not len(sizes) <= total <= available:
         raise UserError(
             f"cannot choose {total} images: expected at least one of each of the {len(sizes)} classes, and no more "
-            f"than the {available} that there are"
+            f"than the {available} images available"
         )
     quota = {
         name: Fraction(total, len(sizes)) if balance == "equal" else Fraction(total * size, available)
@@ -71,7 +71,7 @@ def share_out(
     waiting = [(counts[name] - quota[name], turn[name], name) for name in sizes if counts[name] < sizes[name]]
     heapq.heapify(waiting)
     for _ in range(total - sum(counts.values())):
-        _, _, name = heapq.heappop(waiting)  # the class that is furthest below its share
+        _, _, name = heapq.heappop(waiting)  # the class furthest below its share
         counts[name] += 1
         if counts[name] < sizes[name]:
             heapq.heappush(waiting, (counts[name] - quota[name], turn[name], name))
@@ -79,10 +79,10 @@ def share_out(
 
 
 def choose_per_class(labels: Tensor, classes: Sequence[str], count: int, *, seed: int) -> Tensor:
-    """Indices of `count` random images of every class; a larger choice of the same seed holds the smaller one.
+    """Draw `count` images of every class and return their indices; a larger draw with the same seed contains them.
 
     Raises:
-        UserError: a class has fewer.
+        UserError: A class has fewer images.
     """
     members = shuffled_by_class(labels, classes, seed=seed)
     for name, indices in members.items():
@@ -93,21 +93,20 @@ def choose_per_class(labels: Tensor, classes: Sequence[str], count: int, *, seed
 
 
 def hold_out(labels: Tensor, classes: Sequence[str], share: float, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices, ascending, of the images that stay and of those held out: a share of every class, drawn at random.
+    """Hold out a random share of every class; return the sorted indices of remaining and held-out images.
 
-    Of each class at least one image is held out and at least one stays.
+    At least one image of each class is held out, and at least one remains.
 
     Raises:
-        UserError: a class has a single image, or the share is none.
+        UserError: A class has a single image, or the share is out of range.
     """
     if not 0 < share < 1:
-        raise UserError(f"the share held out must lie between 0 and 1, got {share}")
+        raise UserError(f"the share held out must be between 0 and 1, got {share}")
     held = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
     for name, indices in shuffled_by_class(labels, classes, seed=seed).items():
         if len(indices) < 2:
             raise UserError(
-                f"class {name} has a single labelled image, expected at least 2: one to learn from and one to validate "
-                "on"
+                f"class {name} has a single labelled image, expected at least 2: one to train on and one to validate on"
             )
         held[indices[: min(max(1, round(share * len(indices))), len(indices) - 1)]] = True
     return (~held).nonzero()[:, 0], held.nonzero()[:, 0]

@@ -1,8 +1,8 @@
-"""Label files: lists of the images whose labels may be seen.
+"""Label files: lists of the images whose labels may be used.
 
-Training with few labels takes the labels of the images in such a file and of no other. `make-splits` writes them as
-JSON, with the class of every image and a hash over the list; a text file with a file name per line, such as the
-official lists of ImageNet, serves as well.
+Training with few labels uses only the labels of the images in such a file. `make-splits` writes label files as JSON,
+with the class of every image and a hash of the list; a text file with one file name per line, such as the official
+lists of ImageNet, also works.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ FORMAT = "ssl-vision labels 1"
 
 @dataclass(frozen=True)
 class LabelFile:
-    """The content of a label file of ours.
+    """Content of a label file written by `make-splits`.
 
     Attributes:
-        data: name of the data set.
-        split: which part of it.
-        images: name of every listed image within the split, and its class.
-        settings: how they were chosen.
+        data: Name of the data set.
+        split: Part of the data set.
+        images: Name of every listed image within the split, and its class.
+        settings: Settings of the draw.
     """
 
     data: str
@@ -48,11 +48,11 @@ class LabelFile:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the listed images and their classes."""
+        """SHA-256 hash of the listed images and their classes."""
         return _digest(self.images)
 
     def to_bytes(self) -> bytes:
-        """The file, one image per line."""
+        """Return the content of the file, with one image per line."""
         head = {"format": FORMAT, "data": self.data, "split": self.split, **self.settings, "sha256": self.digest}
         lines = [f" {json.dumps(key)}: {json.dumps(value)}," for key, value in head.items()]
         images = ",\n".join(f"  {json.dumps(list(image))}" for image in self.images)
@@ -60,19 +60,19 @@ class LabelFile:
 
 
 def read_labelled(file: Path, images: ImageSet) -> Tensor:
-    """The images of a set that a label file lists: int64 indices, sorted.
+    """Return the sorted int64 indices of the images in a set that a label file lists.
 
     Images are found by their path within the set, by a longer path that ends in it and names the same file
-    (``train/cat/1.png``, or an absolute path), or by their file name where that is enough to tell them apart. A text
-    file may also be a table, of paths and classes separated by commas, semicolons or tabs. No label is read but those
-    of the listed images, which are compared with those in the file.
+    (``train/cat/1.png``, or an absolute path), or by their file name if it is unique. A text file can also be a table
+    of paths and classes separated by commas, semicolons or tabs. Only labels of the listed images are read, and
+    compared with those in the file.
 
     Args:
-        file: written by `make-splits`, or a text file with a path or file name per line.
-        images: the split that the file is about, with labels.
+        file: File written by `make-splits`, or a text file with one path or file name per line.
+        images: Split that the file refers to, with labels.
 
     Raises:
-        UserError: no such file; a changed one; an image that is not there, or twice; another class than the set says.
+        UserError: There is no such file, it was changed, an image is missing or listed twice, or its class differs.
     """
     listed = read_label_file(file)
     place = _Places(images)
@@ -92,7 +92,7 @@ def read_labelled(file: Path, images: ImageSet) -> Tensor:
         own = images.label(index)
         if label is not None and own is not None and images.classes[own] != normalize("NFC", label):
             raise UserError(
-                f"{file}: says that {name} is of class {label}, in {images.name} it is of {images.classes[own]}; "
+                f"{file}: lists {name} in class {label}, but in {images.name} it has class {images.classes[own]}; "
                 "make the file again for these data"
             )
     if missing:
@@ -106,12 +106,12 @@ def read_labelled(file: Path, images: ImageSet) -> Tensor:
 
 
 def read_label_file(file: Path) -> LabelFile | list[str]:
-    """A label file of ours, or the names in a text file.
+    """Read a label file of `make-splits`, or the names in a text file.
 
     Raises:
-        UserError: no such file, not text, not a label file, or changed after it was written.
+        UserError: There is no such file, it is not text, not a label file, or was changed after it was written.
     """
-    text = read_text(file, expected="a label file, as `ssl-vision make-splits` writes")
+    text = read_text(file, expected="a label file, as written by `ssl-vision make-splits`")
     if not text.lstrip().startswith("{"):
         return [name for line in text.splitlines() if (name := line.strip())]
     with reading(file, "is not a label file", "write it again with `make-splits`"):
@@ -124,29 +124,29 @@ def read_label_file(file: Path) -> LabelFile | list[str]:
         result = LabelFile(str(content.pop("data")), str(content.pop("split")), pairs, content)
     if digest != result.digest:
         raise UserError(
-            f"{file}: was changed after it was written, its images do not have the hash it states; write it again with "
-            "`make-splits`, or give a text file with a path per line"
+            f"{file}: was changed after it was written: its images do not have the hash that it states; write it again "
+            "with `make-splits`, or give a text file with one path per line"
         )
     return result
 
 
 def write_label_file(file: Path, content: LabelFile) -> None:
-    """Write a label file; one that is there already must say the same.
+    """Write a label file; an existing file must be identical.
 
     Raises:
-        UserError: There is a file with other content.
+        UserError: A different file exists.
     """
     write_once({file: content.to_bytes()}, command="ssl-vision make-splits")
 
 
 def labels_digest(images: ImageSet) -> str:
-    """SHA-256 over the images of a set and their classes: that of the label file they were chosen by."""
+    """Return the SHA-256 hash of the images of a set and their classes, as in the label file that lists them."""
     labels = images.labels().tolist()
     return _digest((images.key(index), images.classes[label]) for index, label in enumerate(labels))
 
 
 class _Places:
-    """Where in a set the image of a name is; names are compared in Unicode's composed form (NFC)."""
+    """Lookup of images in a set by name; names are compared in Unicode's composed form (NFC)."""
 
     def __init__(self, images: ImageSet) -> None:
         self._images = images
@@ -159,15 +159,15 @@ class _Places:
             self._by_name[name] = None if name in self._by_name else index
 
     def of(self, name: str, file: Path) -> int | None:
-        """The image's index, or None."""
+        """Return the index of the image, or None."""
         name = normalize("NFC", name)
         for spelling in (name.removeprefix("./"), name.replace("\\", "/").removeprefix("./")):
             if spelling in self._by_key:
                 return self._by_key[spelling]
             if spelling in self._by_name and self._by_name[spelling] is None:
                 raise UserError(
-                    f"{file}: lists {name}, and several images of {self._images.name} are called so; give paths within "
-                    "it"
+                    f"{file}: lists {name}, but several images of {self._images.name} have this name; give paths "
+                    "within the data set"
                 )
             index = self._by_name.get(spelling, self._by_longer_path(spelling))
             if index is not None:
@@ -175,7 +175,7 @@ class _Places:
         return None
 
     def _by_longer_path(self, name: str) -> int | None:
-        """The image whose own path ends in the name given, or is that path."""
+        """Return the image whose path ends in the name, or is the name."""
         rest = name
         while "/" in rest:
             rest = rest.partition("/")[2]
@@ -187,7 +187,7 @@ class _Places:
 
 
 def _table(lines: Sequence[str], place: _Places, file: Path) -> list[tuple[str, str | None]]:
-    """Names, and classes where the lines are those of a table; comments (``#``) are left out."""
+    """Return names, and classes if the lines form a table; comments (``#``) are skipped."""
     lines = [line for line in lines if not line.startswith("#") or place.of(line, file) is not None]
     if len(lines) > 1 and lines[0].lower() in COLUMNS["path"] and place.of(lines[0], file) is None:
         lines = lines[1:]  # the header of a single column
@@ -205,24 +205,26 @@ def _table(lines: Sequence[str], place: _Places, file: Path) -> list[tuple[str, 
         rows = rows[1:]
     short = [row for row in rows if len(row) <= max(path, label or 0)]
     if short:
-        raise UserError(f"{file}: found the row {delimiter.join(short[0])!r}, expected as many columns as in the first")
+        raise UserError(
+            f"{file}: found the row {delimiter.join(short[0])!r}, expected as many columns as in the first row"
+        )
     return [(row[path].strip(), None if label is None else row[label].strip()) for row in rows if row[path].strip()]
 
 
 def _unquoted(line: str, place: _Places, file: Path) -> str:
-    """A name without the quotes that spreadsheets put around it, unless an image is called so with them."""
+    """Remove the quotes that spreadsheets put around a name, unless they are part of the name of an image."""
     quoted = len(line) > 2 and line[0] == line[-1] == '"'
     return line[1:-1].replace('""', '"') if quoted and place.of(line, file) is None else line
 
 
 def _reason(name: str, listed: LabelFile | Sequence[str], images: ImageSet) -> str:
-    """What is wrong with a name that is not there, and what to do."""
-    here = f"images are called {images.key(0)} here"
+    """Explain why a name was not found, and what to do."""
+    here = f"images here have names such as {images.key(0)}"
     if re.match(r"[A-Za-z]:[\\/]|[\\/]", name):
-        return f"the file gives absolute paths of another place, while {here}; make them relative to {images.name}"
+        return f"the file gives absolute paths of another location, but {here}; make them relative to {images.name}"
     if isinstance(listed, LabelFile):
         about = f"{listed.data}, split {listed.split!r}"
-        return f"it was made for {about}, while {here}. Give the data and split it was made for"
+        return f"it was made for {about}, but {here}. Give the data and split that it was made for"
     return f"{here}. Give the data and split that the file was made for"
 
 

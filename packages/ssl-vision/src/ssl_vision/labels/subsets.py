@@ -1,4 +1,4 @@
-"""Subsets of a set of images: those to learn from with their labels, and those to validate on."""
+"""Subsets of a set of images: labelled training images and validation images."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _FINGERPRINTS = 1000
 
 
 def training_set(images: ImageSet, labels: Path | None, *, held_out: Tensor | None = None) -> ImageSet:
-    """The labelled images of a set: those of a label file, or all but the ones held out.
+    """Return the labelled images of a set: those of a label file, or all except the held-out ones.
 
     Raises:
-        UserError: images without labels, a label file that does not fit, or one that lists images held out.
+        UserError: Images have no labels, the label file does not fit, or it lists held-out images.
     """
     images.labels()
     if labels is None:
@@ -36,15 +36,16 @@ def training_set(images: ImageSet, labels: Path | None, *, held_out: Tensor | No
 
 
 def validation_set(validation: str, data: str, images: ImageSet) -> tuple[ImageSet, Tensor | None]:
-    """The images to score on, and their indices among the images of training, if they are some of those.
+    """Return the validation images, and their indices among the training images if they are part of them.
 
     Args:
-        validation: a label file that names images of the training split, or the name of another split.
-        data: where the images are.
-        images: the training split.
+        validation: Label file that lists images of the training split, or name of another split.
+        data: Data set.
+        images: Training split.
 
     Raises:
-        UserError: the test split, which is for `evaluate` alone; a split of other classes; a file that does not fit.
+        UserError: It is the test split, which only `evaluate` uses; a split with other classes; or a file that does not
+            fit.
     """
     file = Path(validation)
     if file.suffix or file.is_file():
@@ -52,7 +53,7 @@ def validation_set(validation: str, data: str, images: ImageSet) -> tuple[ImageS
         return Subset(images, held_out.tolist()), held_out
     if validation == "test":
         raise UserError(
-            "validation is 'test', but training never opens test images, or their scores would say too much; use "
+            "validation is 'test', but the test split cannot be used for validation: it would bias the test score; use "
             "`ssl-vision evaluate` afterwards, and for validation another split or a label file"
         )
     found = open_images(data, split=validation, channels=images.channels, read=images.options)
@@ -61,7 +62,7 @@ def validation_set(validation: str, data: str, images: ImageSet) -> tuple[ImageS
     shared = {images.path(i) for i in range(len(images))}.intersection(found.path(i) for i in range(len(found)))
     if shared:
         raise UserError(
-            f"{data}: {len(shared)} images of split {validation!r} are trained on as well ({min(shared)}); the two "
+            f"{data}: {len(shared)} images of split {validation!r} are also training images ({min(shared)}); the two "
             "must not overlap. Name another split, or hold images out with "
             "`ssl-vision make-splits --validation-fraction`"
         )
@@ -69,18 +70,18 @@ def validation_set(validation: str, data: str, images: ImageSet) -> tuple[ImageS
 
 
 def sample_fingerprints(images: ImageSet) -> list[str]:
-    """The smallest fingerprints of a set, up to a thousand: enough to recognise it, or much of it, among others.
+    """Return the smallest fingerprints of a set, up to a thousand, which identify it, or much of it, among others.
 
-    As fingerprints are spread evenly, those below the largest one kept are a random sample of the images.
+    Because fingerprints are spread evenly, those below the largest one kept are a random sample of the images.
     """
     found = sorted(set(map_images(images.fingerprint, len(images))))
     return found[:_FINGERPRINTS]
 
 
 def known_share(images: ImageSet, known: Sequence[str]) -> float:
-    """Share of the images of a set that are among those that fingerprints were sampled from.
+    """Return the share of the images of a set that are among those whose fingerprints were sampled.
 
-    Exact for up to a thousand of the latter, else estimated; 0 without fingerprints.
+    It is exact for up to a thousand of the latter, otherwise estimated; 0 without fingerprints.
     """
     if not known:
         return 0.0
@@ -91,7 +92,7 @@ def known_share(images: ImageSet, known: Sequence[str]) -> float:
 
 
 def without(images: ImageSet, held_out: Tensor | None) -> ImageSet:
-    """The images but for those held out."""
+    """Return the images that are not held out."""
     if held_out is None:
         return images
     everything = torch.arange(len(images))
@@ -99,10 +100,10 @@ def without(images: ImageSet, held_out: Tensor | None) -> ImageSet:
 
 
 def check_classes(images: ImageSet, expected: list[str], *, of: str) -> None:
-    """See that the labels of two sets, or of a set and a model, mean the same.
+    """Check that the labels of two sets, or of a set and a model, have the same meaning.
 
     Raises:
-        UserError: other class names, or another order.
+        UserError: The class names or their order differ.
     """
     if images.classes != expected:
         only = sorted(set(images.classes) ^ set(expected))
@@ -114,7 +115,7 @@ def check_classes(images: ImageSet, expected: list[str], *, of: str) -> None:
 
 
 def require_two_classes(images: ImageSet) -> None:
-    """Refuse to learn a classifier from images that are all of one class.
+    """Refuse to train a classifier on images of a single class.
 
     Raises:
         UserError: They are.
@@ -123,12 +124,12 @@ def require_two_classes(images: ImageSet) -> None:
     if len(present) < 2:
         name = images.classes[present[0]] if present else "none"
         raise UserError(
-            f"{images.name}: found labelled images of one class only ({name}), expected at least two classes. See how "
-            "the folders lie with `ssl-vision check`, or give labelled images of the other classes too"
+            f"{images.name}: found labelled images of one class only ({name}), expected at least two classes. Look at "
+            "the folders with `ssl-vision check`, or give labelled images of the other classes too"
         )
 
 
 def unseen_classes(images: ImageSet) -> list[str]:
-    """The classes that none of the images is of, and that nothing can be learned about from them."""
+    """Return the classes without any image, which cannot be learned from the set."""
     seen = set(images.labels().tolist())
     return [name for label, name in enumerate(images.classes) if label not in seen]

@@ -1,4 +1,4 @@
-"""The methods as modules, for training loops of one's own."""
+"""The methods as modules, for custom training loops."""
 
 from ssl_vision.methods.simclr import MomentumMemory, SimCLR
 

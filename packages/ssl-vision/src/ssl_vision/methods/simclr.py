@@ -16,20 +16,20 @@ from contrastive_core.optim.average import MovingAverage
 class SimCLR(nn.Module):
     """Encoder ``f`` and projection head ``g`` of SimCLR (section 2.1), and of SuNCEt, which needs no other network.
 
-    ``forward(view_a, view_b)`` gives the projections ``z_a, z_b = g(f(view_a)), g(f(view_b))`` of shape
-    ``[N, projection_dim]``. All that is given goes through the network as one batch, in that order, so that batch norm
-    sees it together as in the official codes: both views of SimCLR, and with ``forward(view_a, view_b, labelled)`` the
+    ``forward(view_a, view_b)`` returns the projections ``z_a, z_b = g(f(view_a)), g(f(view_b))`` of shape
+    ``[N, projection_dim]``. All inputs pass through the network as one batch, in that order, so that batch norm sees
+    them together as in the official code: both views of SimCLR, and with ``forward(view_a, view_b, labelled)`` the
     labelled images of SuNCEt. Train with ``contrastive_core.nt_xent(z_a, z_b)`` and ``contrastive_core.suncet(z, y)``;
-    use ``model.encoder`` afterwards, its features are better than the head's (section 4.2).
+    use ``model.encoder`` afterwards, whose features are better than the head's (section 4.2).
 
-    With ``chunk_size`` the encoder sees that many images at a time, twice: the same gradient in the memory of a chunk
-    (`contrastive_core.encode_in_chunks`, which says what becomes of batch norm). The head, which is small, still sees
-    all of them, and its batch norm is that of the whole batch.
+    With ``chunk_size`` the encoder processes that many images at a time, twice: this gives the same gradient with the
+    memory of a chunk (see `contrastive_core.encode_in_chunks`, also for batch norm). The head, which is small, still
+    processes the whole batch, also in its batch norm.
 
     Args:
-        encoder: maps ``[N, 3, H, W]`` to ``[N, encoder.feature_dim]``.
-        projection_dim: size of z; 128 in the paper.
-        layers: linear layers of the head; 2 in SimCLR, 3 in SimCLRv2.
+        encoder: Encoder that maps ``[N, 3, H, W]`` to ``[N, encoder.feature_dim]``.
+        projection_dim: Size of z; 128 in the paper.
+        layers: Number of linear layers of the head; 2 in SimCLR, 3 in SimCLRv2.
     """
 
     def __init__(self, encoder: nn.Module, *, projection_dim: int = 128, layers: int = 2) -> None:
@@ -52,10 +52,10 @@ class SimCLR(nn.Module):
 
 
 class MomentumMemory:
-    """A moving average of a SimCLR network, and a bank of the projections it made.
+    """A moving average of a SimCLR network and a bank of its projections.
 
-    Every step, after the loss and the optimiser's step:  theta_m <- decay theta_m + (1 - decay) theta,  and the
-    projections g_m(f_m(view)) of the batch are added to the bank. `negatives` goes to ``nt_xent`` as `bank`:
+    In every step, after the loss and the optimiser's step, theta_m <- decay theta_m + (1 - decay) theta, and the
+    projections g_m(f_m(view)) of the batch are added to the bank. Pass `negatives` to ``nt_xent`` as `bank`:
 
         memory = MomentumMemory(network, size=65536)
         loss = nt_xent(z_a, z_b, memory.negatives, temperature=0.1)
@@ -63,14 +63,14 @@ class MomentumMemory:
         optimizer.step()
         memory.update(network, view_b)
 
-    Our reading of SimCLRv2, section 2, whose released code has no memory. The moving average normalises by the batch
-    that it sees, as the key network of MoCo does; over several processes by that of all, if the network was converted
-    to synchronised batch norm before. It begins with the weights after the first step.
+    This is our reading of SimCLRv2, section 2, whose released code has no memory. The moving average normalises with
+    the statistics of its own batch, as the key network of MoCo does; over several processes with those of all of them,
+    if the network was converted to synchronised batch norm before. It starts with the weights after the first step.
 
     Args:
-        network: which is trained; it is copied.
-        size: projections kept.
-        decay: of the moving average.
+        network: Network to train, which is copied.
+        size: Number of projections to store.
+        decay: Decay of the moving average.
 
     Reference: Chen et al. 2020, "Big Self-Supervised Models are Strong Semi-Supervised Learners", section 2; He et al.
     2020, "Momentum Contrast for Unsupervised Visual Representation Learning".
@@ -83,7 +83,7 @@ class MomentumMemory:
 
     @property
     def negatives(self) -> Tensor:
-        """The projections kept ``[M, projection_dim]``, none before the first step."""
+        """Stored projections ``[M, projection_dim]``, none before the first step."""
         return self._bank.rows
 
     @torch.no_grad()
@@ -96,28 +96,28 @@ class MomentumMemory:
         chunk_size: int | None = None,
         batch_norm: BatchNorm = "refuse",
     ) -> None:
-        """Follow the network one step, and remember how the moving average projects these images.
+        """Update the moving average with the network, and store its projections of these images.
 
         Args:
-            network: as it is after the optimiser's step.
-            images: ``[N, 3, H, W]``.
-            gather: remember those of all processes.
-            chunk_size: images the moving average's encoder sees at a time, as in `SimCLR`; None: all.
-            batch_norm: of such chunks.
+            network: Network after the optimiser's step.
+            images: Images, ``[N, 3, H, W]``.
+            gather: Whether to store the projections of all processes.
+            chunk_size: Number of images that the encoder processes at a time, as in `SimCLR`; None: all.
+            batch_norm: Batch norm of such chunks, as in `SimCLR`.
         """
         self._average.update_parameters(network)
         (keys,) = self._average(images, chunk_size=chunk_size, batch_norm=batch_norm)
         self._bank.add(keys, gather=gather)
 
     def state_dict(self) -> dict[str, Any]:
-        """Moving average and bank."""
+        """Return moving average and bank."""
         return {"average": self._average.state_dict(), "bank": self._bank.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state.
+        """Load a state.
 
         Raises:
-            RuntimeError, ValueError: of another network or size.
+            RuntimeError, ValueError: The state belongs to another network or size.
         """
         self._average.load_state_dict(state["average"])
         self._bank.load_state_dict(state["bank"])

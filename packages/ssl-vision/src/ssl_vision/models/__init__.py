@@ -1,4 +1,4 @@
-"""Encoders - the official ResNets, torchvision's and the user's own - and the classifier built on one."""
+"""Encoders - the official ResNets, those of torchvision and timm, and custom ones - and classifiers built on them."""
 
 from ssl_vision.models.classifier import Classifier
 from ssl_vision.models.encoder import EncoderOptions, build_encoder

@@ -26,10 +26,10 @@ from ssl_vision.models import Classifier, EncoderOptions, build_encoder
 from ssl_vision.models.pretrained import load_weights
 
 PIXELS = "pixels"
-"""The name of the model that has nothing to learn: an image's pixels are its features."""
+"""Model without parameters: the pixels of an image are its features."""
 
 NONE = "none"
-"""The name of the model that is none: random weights, or those of a file (`EncoderOptions.weights`)."""
+"""Value for no model: random weights, or those of a file (`EncoderOptions.weights`)."""
 
 ENCODER_FORMAT = "ssl-vision encoder 1"
 CLASSIFIER_FORMAT = "ssl-vision classifier 1"
@@ -39,7 +39,7 @@ _CHANGED = "the file was changed by hand, or a newer version wrote it"
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """An encoder on its device, with the size of images it takes."""
+    """An encoder on its device, with the size of its input images."""
 
     encoder: nn.Module
     image_size: int
@@ -57,14 +57,14 @@ class LoadedClassifier:
     device: torch.device
     channels: int = 3
     validated_on: tuple[str, ...] = ()
-    """Fingerprints of the images that training was validated on; see `sample_fingerprints`."""
+    """Fingerprints of the images used for validation during training, see `sample_fingerprints`."""
     class_names: Mapping[str, str] = field(default_factory=dict)
-    """Names of the classes that are called by WordNet identifiers; see `find_class_names`."""
+    """Names of classes whose labels are WordNet identifiers, see `find_class_names`."""
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A pre-trained model to go on from, on the CPU; `head` is None where the folder holds none."""
+    """A pre-trained model to continue from, on the CPU; `head` is None if the folder has none."""
 
     encoder: nn.Module
     head: ProjectionHead | None
@@ -72,7 +72,7 @@ class Pretrained:
     image_size: int
 
     def copy_to(self, network: SimCLR) -> None:
-        """Copy the weights into a network of the same encoder."""
+        """Copy the weights into a network with the same encoder."""
         network.encoder.load_state_dict(self.encoder.state_dict())
         if self.head is not None:
             network.head.load_state_dict(self.head.state_dict())
@@ -80,13 +80,14 @@ class Pretrained:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a classifier is built from, beside its weights.
+    """Architecture of a classifier, without its weights.
 
     Attributes:
-        encoder: the network.
-        image_size: side of the images it was trained on, in pixels.
-        head: linear layers and outputs of the projection head that the neck is cut from; None without a neck.
-        from_layer: how many layers of that head the neck keeps.
+        encoder: Network.
+        image_size: Side of the training images in pixels.
+        head: Numbers of linear layers and outputs of the projection head that the neck is cut from; None without a
+            neck.
+        from_layer: Number of layers of that head in the neck.
     """
 
     encoder: EncoderOptions
@@ -95,7 +96,7 @@ class Architecture:
     from_layer: int = 0
 
     def build(self, classes: int) -> Classifier:
-        """The classifier, randomly initialised."""
+        """Build the classifier, randomly initialised."""
         encoder = build_encoder(self.encoder, image_size=self.image_size)
         return Classifier(encoder, self._neck(encoder), classes)
 
@@ -114,7 +115,7 @@ class _Pixels(nn.Module):
 def encoder_card(
     encoder: EncoderOptions, *, image_size: int, head: ProjectionHead | None, epoch: int | None = None
 ) -> dict[str, object]:
-    """What model.json says of an encoder, with `head` beside it among the tensors (``head.*``) or not."""
+    """Describe an encoder for model.json; `head` is its projection head among the tensors (``head.*``), if any."""
     described = None if head is None else {"layers": len(head.layers), "out_features": head.out_features}
     return {
         "format": ENCODER_FORMAT,
@@ -132,7 +133,7 @@ def classifier_card(
     epoch: int | None = None,
     class_names: Mapping[str, str] | None = None,
 ) -> dict[str, object]:
-    """What model.json says of a classifier; `class_names` are those of wnids."""
+    """Describe a classifier for model.json; `class_names` are names of classes that are wnids."""
     head = architecture.head
     return {
         "format": CLASSIFIER_FORMAT,
@@ -168,7 +169,7 @@ def save_classifier(
 ) -> Path:
     """Write a classifier to the run's folder.
 
-    Its card says which `labelled` images it has learned from and which ones training was validated on, if any.
+    Its card records the `labelled` images that it was trained on, and the validation images, if any.
     """
     learned_from = None if labelled is None else {"images": len(labelled), "sha256": labels_digest(labelled)}
     card = classifier_card(architecture, classes, epoch=epoch, class_names=class_names)
@@ -181,10 +182,10 @@ def save_classifier(
 def load_encoder(
     model: str, *, device: str = "auto", image_size: int | None = None, encoder: EncoderOptions | None = None
 ) -> LoadedModel:
-    """Open a run folder or a model folder, of a classifier too; ``pixels`` needs none and takes `image_size`.
+    """Open the encoder of a run folder or model folder, also of a classifier; ``pixels`` only needs `image_size`.
 
     Raises:
-        UserError: no model there, a damaged one, or one of another kind.
+        UserError: There is no model, it is damaged, or of another kind.
     """
     place = choose_device(device)
     if model == PIXELS:
@@ -193,9 +194,7 @@ def load_encoder(
         found = _named(encoder, image_size=image_size)
         return LoadedModel(_ready(found.encoder, place), found.image_size, place, found.options.image_channels)
     if encoder is not None:
-        raise UserError(
-            f"{model}: a model brings its encoder; leave encoder out, or give {NONE!r} in place of the model"
-        )
+        raise UserError(f"{model}: a model includes its encoder; leave out encoder, or use {NONE!r} as the model")
     folder, tensors, card = _open(model, ENCODER_FORMAT, CLASSIFIER_FORMAT)
     options, size = _described(folder, card)
     net = _build_encoder(options, size, tensors, folder)
@@ -203,12 +202,12 @@ def load_encoder(
 
 
 def load_pretrained(model: str) -> Pretrained:
-    """Open the encoder of a run folder or a model folder, with its projection head, to train them further.
+    """Open the encoder of a run folder or model folder, with its projection head, for further training.
 
-    A classifier's folder gives its encoder without a head.
+    The folder of a classifier gives its encoder without a head.
 
     Raises:
-        UserError: no model there, a damaged one, or one of another kind.
+        UserError: There is no model, it is damaged, or of another kind.
     """
     folder, tensors, card = _open(model, ENCODER_FORMAT, CLASSIFIER_FORMAT)
     options, size = _described(folder, card)
@@ -216,9 +215,9 @@ def load_pretrained(model: str) -> Pretrained:
     head = None
     in_head = _part(tensors, "head.")
     if in_head:
-        # Counted, not read from the card, which did not describe the head in the first runs.
+        # Counted, not read from the card, because cards of early runs do not describe the head.
         layers = sum(name.endswith(".linear.weight") for name in in_head)
-        with reading(folder, "its projection head is none of ours", _CHANGED):
+        with reading(folder, "its projection head is not one of this package", _CHANGED):
             out_features = in_head[f"layers.{layers - 1}.linear.weight"].shape[0]
         features = _feature_dim(encoder)
         head = build_from(lambda: ProjectionHead(features, out_features, layers=layers), in_head, source=folder)
@@ -228,37 +227,37 @@ def load_pretrained(model: str) -> Pretrained:
 def open_pretrained(
     model: str | None, *, encoder: EncoderOptions, image_size: int, layers: int, out_features: int
 ) -> Pretrained | None:
-    """Open a model to pre-train further: its encoder, and its projection head if that has the layers and outputs given.
+    """Open a model for further pre-training: its encoder, and its projection head if layers and outputs match.
 
-    Without a model the weights of the encoder's file are taken; without these there is nothing to start from.
+    Without a model, the weights of the encoder's file are used; without these, the result is None.
 
     Raises:
-        UserError: No model there, or an encoder beside a model that has another one.
+        UserError: There is no model, or an encoder is given that differs from the model's.
     """
     if model is None or model == NONE:
         return None if encoder.weights is None else _named(encoder, image_size=image_size)
     found = load_pretrained(model)
     if encoder not in (EncoderOptions(), found.options):
         raise UserError(
-            f"{model}: its encoder is {found.options}, but {encoder} was asked for; leave the encoder out, or --init"
+            f"{model}: its encoder is {found.options}, but {encoder} was given; leave out the encoder, or --init"
         )
     fits = found.head is not None and (len(found.head.layers), found.head.out_features) == (layers, out_features)
     return found if fits else replace(found, head=None)
 
 
 def _named(encoder: EncoderOptions | None, *, image_size: int | None) -> Pretrained:
-    """An encoder by name with weights from a file."""
+    """Open an encoder by name with weights from a file."""
     if encoder is None or encoder.weights is None:
         raise UserError(
             f"the model is {NONE!r}: expected a network and its weights (--encoder.name and --encoder.weights), or a "
-            "run folder or model folder in its place"
+            "run folder or model folder instead"
         )
     net, options, size = load_weights(encoder, image_size=image_size)
     return Pretrained(net, None, options, size)
 
 
 def with_statistics(options: EncoderOptions, images: ImageSet | None) -> EncoderOptions:
-    """The encoder with the mean and deviation of these images, where it normalises by them and they are not known."""
+    """Add the mean and deviation of these images to the options, if the encoder uses them and they are unknown."""
     if images is None or not options.needs_statistics:
         return options
     mean, std = measure_statistics(images)
@@ -266,7 +265,7 @@ def with_statistics(options: EncoderOptions, images: ImageSet | None) -> Encoder
 
 
 def build_simclr(encoder: EncoderOptions, *, image_size: int, layers: int, out_features: int) -> SimCLR:
-    """Encoder and projection head with random weights, in the memory format that convolutions prefer."""
+    """Build encoder and projection head with random weights, in the memory format that is fastest for convolutions."""
     network = SimCLR(build_encoder(encoder, image_size=image_size), projection_dim=out_features, layers=layers)
     return network.to(memory_format=torch.channels_last)
 
@@ -275,11 +274,13 @@ def load_simclr(model: str) -> SimCLR:
     """Open a pre-trained model, encoder and projection head, on the CPU.
 
     Raises:
-        UserError: no model there, a damaged one, or one without a projection head.
+        UserError: There is no model, it is damaged, or it has no projection head.
     """
     found = load_pretrained(model)
     if found.head is None:
-        raise UserError(f"{model}: found an encoder without a projection head; expected one of `ssl-vision pretrain`")
+        raise UserError(
+            f"{model}: found an encoder without a projection head; expected a model from `ssl-vision pretrain`"
+        )
     simclr = SimCLR(found.encoder, projection_dim=found.head.out_features, layers=len(found.head.layers))
     simclr.head = found.head
     return simclr
@@ -289,7 +290,7 @@ def load_classifier(model: str, *, device: str = "auto") -> LoadedClassifier:
     """Open the run folder or model folder of a fine-tuned or distilled classifier.
 
     Raises:
-        UserError: no model there, a damaged one, or an encoder that has no classes.
+        UserError: There is no model, it is damaged, or it is an encoder without classes.
     """
     place = choose_device(device)
     folder, tensors, card = _open(model, CLASSIFIER_FORMAT)
@@ -303,17 +304,17 @@ def load_classifier(model: str, *, device: str = "auto") -> LoadedClassifier:
 
 
 def load_architecture(model: str) -> Architecture:
-    """How the classifier in a folder is built, to build another one like it.
+    """Return the architecture of the classifier in a folder, to build another one like it.
 
     Raises:
-        UserError: as `load_classifier`.
+        UserError: See `load_classifier`.
     """
     folder, _, card = _open(model, CLASSIFIER_FORMAT)
     return _architecture(folder, card)[0]
 
 
 def _open(model: str, *formats: str) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
-    """The folder that holds the model, its tensors and its card, if it is of one of the formats."""
+    """Return the folder of the model, its tensors and its card, if it has one of the formats."""
     folder = Path(model)
     if (folder / "model").is_dir():
         folder = folder / "model"
@@ -324,7 +325,7 @@ def _open(model: str, *formats: str) -> tuple[Path, dict[str, Tensor], dict[str,
 def _remedy(found: object) -> str:
     if found == ENCODER_FORMAT:
         return "fine-tune it first (`ssl-vision finetune`)"
-    return "point at the out folder of `ssl-vision pretrain`, `finetune` or `distill`"
+    return "give the out folder of `ssl-vision pretrain`, `finetune` or `distill`"
 
 
 def _described(folder: Path, card: dict[str, Any]) -> tuple[EncoderOptions, int]:
@@ -333,7 +334,7 @@ def _described(folder: Path, card: dict[str, Any]) -> tuple[EncoderOptions, int]
         size = from_plain(int, card["image_size"], "image_size")
         if not 1 <= size <= _LARGEST_IMAGE:
             raise ValueError(f"image_size is {size}; expected 1 to {_LARGEST_IMAGE}")
-    # Names of torchvision and timm are looked up in their registries; a model folder chooses no code of theirs.
+    # Names of torchvision and timm are looked up in their registries, so that a model folder cannot choose other code.
     if ":" in options.name and not options.name.startswith(("torchvision:", "timm:")):
         check_model_code(options.name, model=folder)
     return options, size
@@ -372,17 +373,17 @@ def _ready(module: nn.Module, device: torch.device) -> Any:
 
 @dataclass(frozen=True)
 class Start:
-    """What a classifier is built from: its architecture, and the weights of a pre-trained model if there is one."""
+    """Start of a classifier: its architecture, and the weights of a pre-trained model, if there is one."""
 
     architecture: Architecture
     weights: Pretrained | None = None
 
     def described(self, asked: EncoderOptions | None) -> EncoderOptions:
-        """The encoder for the configuration of a run, which names the file of its weights too."""
+        """Return the encoder for the configuration of a run, which also names the file of its weights."""
         return replace(self.architecture.encoder, weights=None if asked is None else asked.weights)
 
     def build(self, classes: int) -> Classifier:
-        """The classifier on the CPU; what has no pre-trained weights is drawn, its linear layer is zero."""
+        """Build the classifier on the CPU; weights that are not pre-trained are random, its linear layer is zero."""
         classifier = self.architecture.build(classes)
         if self.weights is not None:
             classifier.encoder.load_state_dict(self.weights.encoder.state_dict())
@@ -393,16 +394,16 @@ class Start:
 
 
 def open_start(model: str, *, encoder: EncoderOptions | None, from_layer: int, image_size: int | None) -> Start:
-    """Open what training begins with.
+    """Open the network that training starts from.
 
     Args:
-        model: a pre-trained run folder or model folder; or ``none``: random weights.
-        encoder: the network, if `model` is none; else it is the model's.
-        from_layer: how many layers of the model's projection head to keep.
-        image_size: side of the images in pixels; None takes the model's, or 32.
+        model: A pre-trained run folder or model folder; or ``none`` for random weights.
+        encoder: Network, if `model` is ``none``; otherwise it is the model's.
+        from_layer: Number of layers of the model's projection head to keep.
+        image_size: Side of the images in pixels; None for the model's, or 32.
 
     Raises:
-        UserError: no model there; an encoder beside a model that has another one; a layer that its head does not have.
+        UserError: There is no model, the encoder differs from the model's, or its head does not have that layer.
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"image_size is {image_size}; expected a number of pixels")
@@ -416,7 +417,7 @@ def open_start(model: str, *, encoder: EncoderOptions | None, from_layer: int, i
     found = load_pretrained(model)
     if encoder is not None and encoder != found.options:
         raise UserError(
-            f"{model}: its encoder is {found.options}, but {encoder} was asked for; leave the encoder out, or start "
+            f"{model}: its encoder is {found.options}, but {encoder} was given; leave out the encoder, or start "
             f"from {NONE!r}"
         )
     layers = 0 if found.head is None else len(found.head.layers)

@@ -1,4 +1,4 @@
-"""The classifier of fine-tuning and distillation: an encoder, layers of its projection head, a linear layer."""
+"""The classifier of fine-tuning and distillation: encoder, layers of the projection head, linear layer."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ class Classifier(nn.Module):
     """``logits = fc(neck(encoder(images)))``.
 
     The linear layer starts at zero, as in the released code: the first predictions are uniform, and the first step
-    moves that layer alone.
-
-    The linear layer computes in the precision of its weights, whatever autocast says.
+    changes only that layer. It computes in the precision of its weights, regardless of autocast.
 
     Args:
-        encoder: maps ``[N, 3, H, W]`` images in [0, 1] to ``[N, encoder.feature_dim]``.
-        neck: what stands between encoder and linear layer: the first layers of a projection head
+        encoder: Encoder that maps ``[N, 3, H, W]`` images in [0, 1] to ``[N, encoder.feature_dim]``.
+        neck: Layers between encoder and linear layer: the first layers of a projection head
             (``ProjectionHead.first_layers``), or none (an empty ``nn.Sequential``).
-        classes: number of classes.
+        classes: Number of classes.
 
     Reference: Chen et al. 2020, "Big Self-Supervised Models are Strong Semi-Supervised Learners", section 2.
 

@@ -1,4 +1,4 @@
-"""Encoders by name: the official ResNets, torchvision's classifiers, the user's own modules; input normalisation."""
+"""Encoders by name: the official ResNets, networks of torchvision and timm, custom modules; and input normalisation."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ STATISTICS: dict[str, tuple[tuple[float, float, float], tuple[float, float, floa
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
-"""Mean and standard deviation of red, green and blue, as they are passed on from code to code."""
+"""Mean and standard deviation of red, green and blue, as commonly used."""
 
 
 class Normalized(nn.Module):
-    """``net((images - mean) / std)``: for weights that were trained on normalised images.
+    """``net((images - mean) / std)``, for weights that were trained on normalised images.
 
     Args:
         net: Maps ``[N, C, H, W]`` to ``[N, net.feature_dim]``.
@@ -43,7 +43,7 @@ class Normalized(nn.Module):
         self.net = net
         self.feature_dim = net.feature_dim
         for name, values in (("mean", mean), ("std", std)):
-            # Not in the state dict: the options say which they are.
+            # Not in the state dict: the options hold them.
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -53,24 +53,24 @@ class Normalized(nn.Module):
 
 @dataclass(frozen=True)
 class EncoderOptions:
-    """The network that maps images to features.
+    """Network that maps images to features.
 
     Attributes:
         name: Network: ``resnet18`` ... ``resnet200`` (the official encoders), ``torchvision:NAME`` or ``timm:NAME``
-            (without their classifier; timm is an extra), or ``package.module:function``, a function without arguments
-            that returns a module mapping ``[N, 3, H, W]`` images in [0, 1] to ``[N, D]`` features.
-        weights: File of weights for the network, ``.safetensors`` or what `torch.save` wrote; nothing is downloaded. By
+            (without their classifier; timm is an extra), or ``package.module:function`` for a function without
+            arguments that returns a module mapping ``[N, 3, H, W]`` images in [0, 1] to ``[N, D]`` features.
+        weights: File of weights for the network, ``.safetensors`` or written by `torch.save`; nothing is downloaded. By
             default weights are random.
         width_multiplier: Channel multiplier of the official encoders.
-        stem: First layers: ``imagenet``, ``cifar`` (3x3, no pooling, for images up to 32 px), ``cifar-pad2``
-            (solo-learn's) or ``cifar-no-relu`` (lightly's).
-        sk_ratio: Ratio of selective kernels; 0.0625 gives SimCLRv2's, and ResNet-D.
-        variant: Shape of the official encoders: ``simclr``, or ``torchvision`` (no projection in group 1 of ResNet-18
-            and -34, its padding of the pool, its initialisation).
+        stem: First layers: ``imagenet``, ``cifar`` (3x3, no pooling, for images up to 32 px), ``cifar-pad2`` (as in
+            solo-learn) or ``cifar-no-relu`` (as in lightly).
+        sk_ratio: Ratio of selective kernels; 0.0625 gives those of SimCLRv2, and ResNet-D.
+        variant: Variant of the official encoders: ``simclr``, or ``torchvision`` (no projection in group 1 of ResNet-18
+            and -34, torchvision's padding of the pooling and initialisation).
         normalize: Statistics that normalise images in [0, 1]: ``none``, ``imagenet``, ``cifar10``, ``cifar100``, or
-            ``data``: those of the images of pre-training, measured before it starts, which images of other than 3
-            channels always take.
-        image_channels: Channels of the images; the first convolution is made for them.
+            ``data`` for those of the pre-training images, measured before training. ``data`` is always used if the
+            number of channels is not 3.
+        image_channels: Number of channels of the images, which the first convolution is built for.
         mean: Mean of every channel; by default that of `normalize`.
         std: Standard deviation of every channel; by default that of `normalize`.
     """
@@ -99,12 +99,12 @@ class EncoderOptions:
 
     @property
     def needs_statistics(self) -> bool:
-        """Whether mean and deviation of the images are still to be measured."""
+        """Whether mean and deviation of the images must still be measured."""
         return not self.mean and (self.normalize == "data" or (self.image_channels != 3 and self.normalize == "none"))
 
 
 class _Features(nn.Module):
-    """Any module, with the size of its features found by one forward pass."""
+    """Wrapper of any module, which finds the number of features by one forward pass."""
 
     def __init__(self, module: nn.Module, name: str, image_size: int, channels: int) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ def build_encoder(options: EncoderOptions, *, image_size: int = 32) -> nn.Module
     """Build the encoder; it maps ``[N, 3, H, W]`` images in [0, 1] to ``[N, encoder.feature_dim]``.
 
     Raises:
-        UserError: no encoder of that name, a setting out of its range, or no vector per image.
+        UserError: There is no encoder of that name, a setting is out of range, or it does not return vectors.
     """
     net = _build(options, image_size)
     if options.mean:
@@ -139,7 +139,7 @@ def build_encoder(options: EncoderOptions, *, image_size: int = 32) -> nn.Module
         return net
     if options.image_channels != 3:
         raise UserError(
-            f"encoder.normalize is {options.normalize}, whose statistics are those of 3 channels, and the images have "
+            f"encoder.normalize is {options.normalize}, whose statistics are for 3 channels, but the images have "
             f"{options.image_channels}; expected data or none"
         )
     return Normalized(net, *STATISTICS[options.normalize])
@@ -175,21 +175,21 @@ def _build(options: EncoderOptions, image_size: int) -> nn.Module:
 
 
 def _torchvision(name: str) -> nn.Module:
-    from torchvision.models import get_model, list_models  # noqa: PLC0415 - half a second, and only some need it
+    from torchvision.models import get_model, list_models  # noqa: PLC0415 - takes half a second
 
     if name not in list_models():
         raise UserError(f"torchvision has no model named {name!r}; torchvision.models.list_models() lists them")
     model: nn.Module = get_model(name, weights=None)
-    # torchvision calls its classifier fc, classifier, head or heads; without its linear layers it leaves the features.
+    # torchvision calls its classifier fc, classifier, head or heads; removing its linear layers leaves the features.
     for classifier in ("fc", "classifier", "head", "heads"):
         if hasattr(model, classifier):
             setattr(model, classifier, _before_linear(getattr(model, classifier)))
             return model
-    raise UserError(f"torchvision's {name} has no classifier to remove; wrap it in a module of your own")
+    raise UserError(f"torchvision's {name} has no classifier to remove; wrap it in a custom module")
 
 
 def _before_linear(classifier: nn.Module) -> nn.Module:
-    """What a classifier does before its first linear layer: ConvNeXt's norm and flattening, else nothing."""
+    """Return the layers of a classifier before its first linear layer, such as ConvNeXt's norm and flattening."""
     kept: list[nn.Module] = []
     for layer in classifier if isinstance(classifier, nn.Sequential) else ():
         if isinstance(layer, nn.Linear):
@@ -209,7 +209,7 @@ def _timm(name: str, channels: int, image_size: int) -> nn.Module:
     try:
         try:
             model: nn.Module = timm.create_model(name, img_size=image_size, **settings)
-        except TypeError:  # convolutional networks take images of any size
+        except TypeError:  # convolutional networks accept any size
             model = timm.create_model(name, **settings)
     except (AssertionError, ValueError, RuntimeError) as error:
         raise UserError(f"timm's {name} cannot be built for images of {image_size} px: {error}") from error
@@ -225,7 +225,7 @@ def _import_timm() -> Any:
 
 
 def timm_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation that a model of timm was trained with."""
+    """Return the mean and standard deviation that a model of timm was trained with."""
     config = _import_timm().get_pretrained_cfg(name)
     if config is None:
         return STATISTICS["imagenet"]
@@ -233,7 +233,7 @@ def timm_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def default_image_size(options: EncoderOptions) -> int:
-    """Side in pixels of the images that a network was made for."""
+    """Return the side in pixels of the images that a network was designed for."""
     if options.name.startswith("timm:"):
         config = _import_timm().get_pretrained_cfg(options.name.removeprefix("timm:"))
         return 224 if config is None else int(config.input_size[-1])
@@ -241,7 +241,7 @@ def default_image_size(options: EncoderOptions) -> int:
 
 
 def core_network(encoder: nn.Module) -> nn.Module:
-    """The network inside an encoder, without normalisation."""
+    """Return the network inside an encoder, without normalisation."""
     net = encoder.net if isinstance(encoder, Normalized) else encoder
     return net.module if isinstance(net, _Features) else net
 
@@ -261,10 +261,10 @@ _SHAPE = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
 
 
 def fit_first_convolution(module: nn.Module, channels: int) -> nn.Module:
-    """Replace the first convolution of a network by one for images of other than 3 channels.
+    """Replace the first convolution of a network by one for a number of channels other than 3.
 
-    Its weights are those for red, green and blue in turn, scaled so that the sum over channels, and with it the size of
-    what the next layer sees, stays the same; as timm does it.
+    Its weights repeat those for red, green and blue, scaled so that their sum over channels, and thus the scale of the
+    outputs, stays the same, as in timm.
     """
     if channels == 3:
         return module
@@ -282,6 +282,4 @@ def fit_first_convolution(module: nn.Module, channels: int) -> nn.Module:
             parent, _, last = name.rpartition(".")
             setattr(module.get_submodule(parent), last, new)
             return module
-    raise UserError(
-        f"{type(module).__name__} does not begin with a convolution of 3 channels; give a module of your own"
-    )
+    raise UserError(f"{type(module).__name__} does not begin with a convolution of 3 channels; use a custom module")

@@ -16,7 +16,7 @@ _SCALE = 2.0  # alpha / rank, as in most uses of LoRA
 class LowRankUpdate(nn.Module):
     """``weight + 2 * up @ down`` for a weight ``[out, in]``, with ``up`` ``[out, rank]`` and ``down`` ``[rank, in]``.
 
-    `up` starts at zero, so that training starts from the weight as it is.
+    `up` starts at zero, so that training starts from the unchanged weight.
 
     Reference: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1.
     """
@@ -33,9 +33,9 @@ class LowRankUpdate(nn.Module):
 
 
 def add_low_rank(encoder: nn.Module, rank: int) -> None:
-    """Freeze an encoder and give each of its linear layers, those of attention included, an update to train.
+    """Freeze an encoder, and add a trainable update to each of its linear layers, including those of attention.
 
-    Memory of gradients and optimiser states is that of the updates: ``rank * (in + out)`` numbers a layer.
+    Gradients and optimiser states take the memory of the updates alone: ``rank * (in + out)`` numbers per layer.
 
     Raises:
         UserError: The encoder has no linear layers.
@@ -50,7 +50,7 @@ def add_low_rank(encoder: nn.Module, rank: int) -> None:
     if not weights:
         raise UserError(
             "lora_rank needs an encoder with linear layers, such as a vision transformer or ConvNeXt (timm:NAME, "
-            "torchvision:vit_b_16); this one is of convolutions. Leave lora_rank out to train all weights"
+            "torchvision:vit_b_16); this one has only convolutions. Leave out lora_rank to train all weights"
         )
     encoder.requires_grad_(False)
     for module, name in weights:
@@ -58,7 +58,7 @@ def add_low_rank(encoder: nn.Module, rank: int) -> None:
 
 
 def merge_low_rank(encoder: nn.Module) -> None:
-    """Add the updates to the weights, so that the encoder has the tensors it had before `add_low_rank`."""
+    """Add the updates to the weights, which restores the tensors of the encoder from before `add_low_rank`."""
     for module in list(encoder.modules()):
         if parametrize.is_parametrized(module):
             for name in list(module.parametrizations):  # type: ignore[arg-type]

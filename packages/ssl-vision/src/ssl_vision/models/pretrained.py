@@ -1,4 +1,4 @@
-"""Load weights from local files into networks of timm, torchvision or the user, by the names of the tensors."""
+"""Load weights from local files into timm, torchvision or custom networks, by the names of the tensors."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _LISTED = 4
 def load_weights(options: EncoderOptions, *, image_size: int | None = None) -> tuple[nn.Module, EncoderOptions, int]:
     """Build the encoder that the options name, with the weights in `options.weights`.
 
-    Where the options state no normalisation, that of the network's library is used: timm's configuration of the model,
+    If the options state no normalisation, that of the network's library is used: the model's configuration in timm, or
     ImageNet's statistics for torchvision. A classifier in the file is ignored.
 
     Args:
         options: Encoder and file.
-        image_size: Side of the images in pixels; None: the one that the network was made for.
+        image_size: Side of the images in pixels; None: the size that the network was designed for.
 
     Returns:
         The encoder, the options that build it again without the file, and the side of its images.
@@ -38,7 +38,7 @@ def load_weights(options: EncoderOptions, *, image_size: int | None = None) -> t
         UserError: The file cannot be read without running code, or holds other weights.
     """
     if options.weights is None:
-        raise UserError("there are no weights to start from; expected a file (--encoder.weights)")
+        raise UserError("no initial weights are given; expected a file (--encoder.weights)")
     size = image_size or default_image_size(options)
     resolved = replace(options, weights=None)
     if options.normalize == "none" and not options.mean and options.image_channels == 3:
@@ -56,8 +56,8 @@ def load_weights(options: EncoderOptions, *, image_size: int | None = None) -> t
 def match_names(tensors: Mapping[str, Tensor], net: nn.Module, source: Path) -> dict[str, Tensor]:
     """Find the tensors of a network among those of a file, under any prefix.
 
-    Names are those of the network behind a common prefix (``backbone.``, ``model.``); a timm network may
-    have a function that translates the names of other releases and resamples position embeddings.
+    Names are those of the network after a common prefix (``backbone.``, ``model.``); a timm network can have a function
+    that translates the names of other releases and resamples position embeddings.
 
     Raises:
         UserError: Tensors are missing, or have other shapes.
@@ -84,9 +84,9 @@ def match_names(tensors: Mapping[str, Tensor], net: nn.Module, source: Path) -> 
         problems = [f"{name} is missing" for name in missing] + shapes
         more = f" and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
         raise UserError(
-            f"{source}: does not hold the weights of {type(net).__name__} with these settings: "
-            f"{'; '.join(problems[:_LISTED])}{more}. It holds {', '.join(list(tensors)[:_LISTED])}, ...; expected a "
-            "state dict of the network that encoder.name names"
+            f"{source}: does not contain the weights of {type(net).__name__} with these settings: "
+            f"{'; '.join(problems[:_LISTED])}{more}. It contains {', '.join(list(tensors)[:_LISTED])}, ...; expected a "
+            "state dict of the network given by encoder.name"
         )
     return state
 

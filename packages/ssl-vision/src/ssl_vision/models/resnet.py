@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 class SelectiveKernel(nn.Module):
-    """Two streams of 3x3 convolution, mixed per channel by attention over the streams.
+    """Two streams of 3x3 convolution, mixed per channel with attention over the streams.
 
     ``U1, U2 = split(relu(bn(conv3x3(x))))``, ``g = mean over space of (U1 + U2)``,
     ``a1, a2 = softmax over the streams of conv1x1(relu(bn(conv1x1(g))))``, output ``a1 U1 + a2 U2``.
@@ -43,8 +43,8 @@ class SelectiveKernel(nn.Module):
 class ResNetDPool(nn.Module):
     """The 2x2 average pool before ResNet-D's 1x1 shortcut.
 
-    With stride 1 the official code still pools, 'SAME', averaging only the pixels inside the picture; repeating the
-    last row and column gives that average. With stride 2 it first appends one row and column of zeros.
+    With stride 1, the official code still pools ('SAME'), averaging only the pixels inside the picture; repeating the
+    last row and column gives that average. With stride 2, it first appends one row and column of zeros.
     """
 
     def __init__(self, stride: int) -> None:
@@ -60,19 +60,19 @@ _FEWEST_CHANNELS = 16
 
 
 class _StridedPointwise(nn.Conv2d):
-    """A 1x1 convolution with a stride that takes every n-th pixel first.
+    """A 1x1 convolution with a stride that first selects every n-th pixel.
 
-    oneDNN 3.12, as in torch 2.14, writes outside its memory in the gradient of the weights of a strided 1x1 convolution
-    with fewer than 16 input channels, stored channels-last, from about 50 pixels on: training crashes.
+    oneDNN 3.12, used by torch 2.14, writes outside its memory in the gradient of the weights of a strided 1x1
+    convolution with fewer than 16 input channels, stored channels-last, from about 50 pixels on: training crashes.
     """
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as the parent calls it
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in the parent class
         rows, columns = self.stride
         return F.conv2d(input[:, :, ::rows, ::columns], self.weight)
 
 
 def shortcut(in_channels: int, out_channels: int, stride: int, *, resnet_d: bool) -> nn.Sequential:
-    """The projection shortcut: 1x1 convolution and batch norm, after an average pool in ResNet-D."""
+    """Build the projection shortcut: 1x1 convolution and batch norm, after an average pool in ResNet-D."""
     if resnet_d:
         conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
         return nn.Sequential(ResNetDPool(stride), conv, nn.BatchNorm2d(out_channels))
@@ -127,7 +127,7 @@ class Bottleneck(nn.Module):
         self.conv2: nn.Module
         self.bn2: nn.Module
         if sk_ratio > 0:
-            # Its output is a positive mixture of ReLUs, so that forward's ReLU changes nothing.
+            # Its output is a positive mixture of ReLUs, which the ReLU in forward does not change.
             self.conv2, self.bn2 = SelectiveKernel(channels, channels, stride=stride, ratio=sk_ratio), nn.Identity()
         else:
             self.conv2 = nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False)
@@ -175,7 +175,7 @@ class SameMaxPool(nn.Module):
 class ResNet(nn.Module):
     """ResNet v1 as in google-research/simclr (tf2/resnet.py); see :func:`resnet`.
 
-    Module names are torchvision's (``conv1``, ``bn1``, ``layer1`` ... ``layer4``) wherever the parts are the same.
+    Module names are torchvision's (``conv1``, ``bn1``, ``layer1`` ... ``layer4``) if the parts are the same.
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class ResNet(nn.Module):
             blocks = []
             for index in range(count):
                 stride = 2 if group > 0 and index == 0 else 1
-                # In the official code group 1 projects too, where nothing asks for it in ResNet-18 and -34.
+                # In the official code group 1 projects too, although ResNet-18 and -34 do not need it there.
                 changes = stride > 1 or in_channels != channels[group] * block.expansion
                 project = index == 0 and (variant == "simclr" or changes)
                 blocks.append(block(in_channels, channels[group], stride=stride, project=project, sk_ratio=sk_ratio))
@@ -216,7 +216,7 @@ class ResNet(nn.Module):
                 nn.init.zeros_(module.last_bn.weight)
 
     def forward(self, images: Tensor) -> Tensor:
-        """``[N, 3, H, W]`` in [0, 1] to features ``h [N, feature_dim]``, the global average pool."""
+        """Map images ``[N, 3, H, W]`` in [0, 1] to features ``h [N, feature_dim]``, the global average pool."""
         x: Tensor = self.pool(self.relu(self.bn1(self.conv1(images))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return x.mean(dim=(2, 3))
@@ -244,7 +244,7 @@ def _stem(stem: Stem, channels: int, sk_ratio: float, image_channels: int) -> tu
 
 
 def _truncated_normal(conv: nn.Conv2d) -> None:
-    """TensorFlow's VarianceScaling: fan-in, scale 1, cut at two deviations and corrected for the cut."""
+    """Initialise as TensorFlow's VarianceScaling: fan-in, scale 1, truncated at two deviations and corrected for it."""
     fan_in = conv.weight[0].numel()
     deviation = 1 / math.sqrt(fan_in) / 0.87962566103423978
     nn.init.trunc_normal_(conv.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
@@ -262,22 +262,22 @@ def resnet(
     """Build the encoder of SimCLR (section 2.1, Appendix B.9) or SimCLRv2.
 
     Args:
-        depth: 18, 34 (basic blocks), 50, 101, 152 or 200 (bottlenecks).
-        width: multiplies every channel count; features have ``512 width`` (18, 34) or ``2048 width`` dimensions.
-        stem: ``"imagenet"``: 7x7 stride 2 and max pool. ``"cifar"``: 3x3 stride 1, no pool, for images up to 32 px.
-            For weights that come from elsewhere: ``"cifar-pad2"`` is padded by 2, as in solo-learn;
-            ``"cifar-no-relu"`` has no ReLU after its batch norm, as lightly's networks in a Sequential.
-        sk_ratio: 0.0625 switches on selective kernels and ResNet-D as in SimCLRv2; basic blocks have no selective
-            kernels and take ResNet-D alone.
-        variant: ``"simclr"``: the official code's. ``"torchvision"``: torchvision's, whose weights it takes.
-        channels: Channels of the images.
+        depth: Depth: 18, 34 (basic blocks), 50, 101, 152 or 200 (bottlenecks).
+        width: Multiplier of all channel counts; features have ``512 width`` (18, 34) or ``2048 width`` dimensions.
+        stem: ``"imagenet"``: 7x7 with stride 2, and max pooling. ``"cifar"``: 3x3 with stride 1, no pooling, for images
+            up to 32 px. For imported weights: ``"cifar-pad2"`` is padded by 2, as in solo-learn; ``"cifar-no-relu"``
+            has no ReLU after its batch norm, as in lightly's networks in a Sequential.
+        sk_ratio: 0.0625 enables selective kernels and ResNet-D as in SimCLRv2; basic blocks have no selective kernels
+            and use only ResNet-D.
+        variant: ``"simclr"``: as in the official code. ``"torchvision"``: as in torchvision, for its weights.
+        channels: Number of channels of the images.
 
-    Details of the official code that torchvision does not share: a projection shortcut in the first block of group 1
-    too, truncated normal fan-in initialisation of scale 1, the last scale of every residual branch starts at 0,
-    TensorFlow's padding of the max pool. The running variance is PyTorch's (unbiased; TensorFlow's is biased).
+    Details of the official code that differ from torchvision: a projection shortcut in the first block of group 1 too,
+    truncated normal fan-in initialisation of scale 1, the last scale of every residual branch starts at 0,
+    TensorFlow's padding of the max pooling. The running variance is PyTorch's (unbiased; TensorFlow's is biased).
 
     Raises:
-        ValueError: depth, width, stem, sk_ratio or variant outside the above.
+        ValueError: An argument is out of range.
     """
     if depth not in LAYOUTS:
         raise ValueError(f"depth must be one of {', '.join(map(str, LAYOUTS))}, got {depth}")

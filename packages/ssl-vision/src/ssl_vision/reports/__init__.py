@@ -1,1 +1,1 @@
-"""Reports: figures, image sheets, feature maps, and the HTML page with them."""
+"""Reports: figures, image sheets, feature maps, and the HTML page that contains them."""

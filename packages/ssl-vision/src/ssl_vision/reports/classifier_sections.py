@@ -58,25 +58,27 @@ def most_confident(predictions: Predictions, count: int) -> list[Mistake]:
 
 
 def mistakes(evaluated: Evaluated, *, data: str | None, count: int) -> list[str]:
-    """The part of an evaluation's section that shows them; `data` is where the images lie by now, if elsewhere."""
+    """Show the most confident mistakes; `data` is the location of the images, if they have moved."""
     title = f"<h3>{escape('Most confident mistakes')}</h3>"
     predictions = evaluated.predictions()
     if predictions is None:
-        return [title, page.paragraph("The predictions were taken away; evaluate again to see the mistakes.")]
+        return [title, page.paragraph("The predictions were removed; evaluate again to see the mistakes.")]
     label = evaluated.score.label
     chosen = [replace(m, true=label(m.true), predicted=label(m.predicted)) for m in most_confident(predictions, count)]
     if not chosen:
-        return [title, page.paragraph("None: every image is right.")]
+        return [title, page.paragraph("None: all images are classified correctly.")]
     try:
         images = open_images(data or evaluated.score.data, split=evaluated.score.split)
         _check(images, predictions, chosen)
         pictures = [Picture(images.read(m.index), images.path(m.index), m.true) for m in chosen]
     except UserError as error:
-        text = f"The images could not be opened ({error}). `ssl-vision report --data DATA` takes them from elsewhere."
+        text = (
+            f"The images could not be opened ({error}). Give their new location with `ssl-vision report --data DATA`."
+        )
         return [title, page.paragraph(text)]
     wrong = int((predictions.predicted != predictions.labels).sum())
     text = (
-        f"Of {wrong:,} wrong images, the most confident. Below each image: its class and the probability of that "
+        f"The most confident of {wrong:,} mistakes. Below each image: its class and the probability of that "
         "class, then the predicted class and its probability. Wrong labels and ambiguous images often show up here."
     )
     cells = "".join(f"<div>{_cell(*shown)}</div>" for shown in zip(pictures, chosen, strict=True))
@@ -85,14 +87,14 @@ def mistakes(evaluated: Evaluated, *, data: str | None, count: int) -> list[str]
 
 def _cell(picture: Picture, mistake: Mistake) -> str:
     return (
-        page.image(picture.pixels, label=f"{picture.path}, {mistake.true} taken for {mistake.predicted}")
+        page.image(picture.pixels, label=f"{picture.path}, {mistake.true} predicted as {mistake.predicted}")
         + f'<span class="same">{escape(mistake.true)}</span> {_percent(mistake.given)}<br>'
         + f'<span class="other">{escape(mistake.predicted)}</span> {_percent(mistake.confidence)}'
     )
 
 
 def _percent(probability: float) -> str:
-    # No mistake shall read as certain that is not.
+    # A mistake must not be shown as certain if it is not.
     return f"{100 * min(probability, 0.999):.1f} %" if probability < 0.9995 else "> 99.9 %"
 
 
@@ -106,8 +108,8 @@ def _check(images: ImageSet, predictions: Predictions, chosen: Sequence[Mistake]
 
 
 _LISTED = 30
-_CONSTANT = 0.9  # share of one predicted class from which a classifier counts as constant
-_CHANCE = 1.1  # factor of the accuracy of guessing up to which a classifier is no better
+_CONSTANT = 0.9  # share of one predicted class from which a classifier is considered constant
+_CHANCE = 1.1  # factor of the accuracy of guessing up to which a classifier is considered no better
 
 PANELS = {
     "finetune": (
@@ -152,12 +154,12 @@ def header(run: RunFolder, evaluations: Sequence[Evaluated], *, labelled: int | 
         numbers["chance"] = f"{100 / len([c for c in evaluations[0].score.per_class if c.images]):.3g} %"
         numbers["calibration error"] = f"{100 * evaluations[0].score.calibration.ece:.1f} %"
     if labelled:
-        numbers["labelled images" if s.kind == "finetune" else "labels behind it"] = f"{labelled:,}"
+        numbers["labelled images" if s.kind == "finetune" else "labels of the teacher"] = f"{labelled:,}"
     return opening(run, title(s), text, numbers)
 
 
 def constant_prediction(score: ClassifierScore) -> str:
-    """A warning where a classifier predicts nearly always the same class, or is no better than chance; else nothing."""
+    """Return a warning if a classifier nearly always predicts one class, or is no better than chance; else nothing."""
     taken = [sum(row[column] for row in score.confusion) for column in range(len(score.classes))]
     present = [c for c in score.per_class if c.images]
     most = max(range(len(taken)), key=taken.__getitem__)
@@ -165,7 +167,7 @@ def constant_prediction(score: ClassifierScore) -> str:
     share = taken[most] / score.images
     if len(present) > 1 and share > max(_CONSTANT, largest + (1 - largest) / 2):
         return (
-            f"{100 * share:.0f} % of the images are taken for the class {score.label(score.classes[most])}; the "
+            f"{100 * share:.0f} % of the images are predicted as class {score.label(score.classes[most])}; the "
             "classifier has collapsed. Lower the learning rate, train longer, or look at the labels."
         )
     if len(present) > 1 and score.mean_per_class < 100 / len(present) * _CHANCE:
@@ -197,13 +199,13 @@ def training(run: RunFolder, *, classes: int | None) -> str:
 def evaluation(
     run: RunFolder, evaluations: Sequence[Evaluated], *, model_hash: str | None, data: str | None, pictures: int
 ) -> str:
-    """Return the numbers of every evaluation, then confusion, classes, calibration and errors of the first.
+    """Return the numbers of every evaluation, then confusion matrix, classes, calibration and errors of the first.
 
     Args:
         run: Run of the report.
         evaluations: Evaluations in its folder.
         model_hash: Hash of the classifier in the folder.
-        data: Present location of the images, if they were moved.
+        data: New location of the images, if they have moved.
         pictures: Number of misclassified images to show.
     """
     if not evaluations:
@@ -211,7 +213,7 @@ def evaluation(
             "Evaluation",
             page.paragraph(
                 f"This classifier has not been evaluated. Run `ssl-vision evaluate {run.path} DATA` on labelled data, "
-                "then write the report again to see accuracies, confusion, calibration and mistakes."
+                "then write the report again to see accuracies, confusion matrix, calibration and mistakes."
             ),
         )
     first = evaluations[0]
@@ -219,7 +221,9 @@ def evaluation(
     if model_hash and any(e.score.model_hash != model_hash for e in evaluations):
         stale = ", ".join(e.name for e in evaluations if e.score.model_hash != model_hash)
         parts.append(
-            page.paragraph(f"Of another model than the one in the folder now: {stale}. Evaluate again.", kind="note")
+            page.paragraph(
+                f"Computed with another model than the one in the folder: {stale}. Evaluate again.", kind="note"
+            )
         )
     score = first.score
     confusion = to_inline_svg(
@@ -274,7 +278,7 @@ def _numbers(evaluations: Sequence[Evaluated]) -> str:
 
 
 def _classes(score: ClassifierScore) -> list[str]:
-    """Return a table of the classes, the weakest first; of many classes only the weakest."""
+    """Return a table of the classes, the weakest first; only the weakest if there are many."""
     taken: dict[str, tuple[str, int]] = {}
     for true, predicted, count in score.mistakes():
         taken.setdefault(true, (predicted, count))
@@ -289,5 +293,5 @@ def _classes(score: ClassifierScore) -> list[str]:
     more = f", the weakest {_LISTED} of {len(present)}" if len(present) > _LISTED else ", the weakest first"
     return [
         f"<h3>Classes{more}</h3>",
-        page.figure(page.table(["class", "images", "right", "most often taken for"], rows, kind="numbers")),
+        page.figure(page.table(["class", "images", "accuracy", "most often predicted as"], rows, kind="numbers")),
     ]

@@ -82,7 +82,7 @@ def agreement(run: RunFolder, evaluations: list[Evaluated]) -> str:
             title,
             page.paragraph(
                 f"The teacher has not been evaluated on these images. `ssl-vision evaluate {teacher} "
-                f"{first.score.data} --part {first.score.split}` does it; write the report again afterwards to see "
+                f"{first.score.data} --part {first.score.split}` evaluates it; then write the report again to see "
                 "where the two agree."
             ),
         )
@@ -94,9 +94,9 @@ def agreement(run: RunFolder, evaluations: list[Evaluated]) -> str:
         )
     found = compare_predictions(student, master)
     rows = [
-        ["both right", *_share(found.both_right, found)],
-        ["only the teacher right", *_share(found.teacher_only, found)],
-        ["only the student right", *_share(found.student_only, found)],
+        ["both correct", *_share(found.both_right, found)],
+        ["only the teacher correct", *_share(found.teacher_only, found)],
+        ["only the student correct", *_share(found.student_only, found)],
         ["both wrong, the same class", *_share(found.same_mistake, found)],
         ["both wrong, different classes", *_share(found.other_mistake, found)],
     ]
@@ -208,7 +208,7 @@ def comparison(run: RunFolder, evaluated: Evaluated, points: Sequence[Point]) ->
         return []
     several = len({p.labels for p in points}) > 1
     parts = []
-    note = "The labels of a distilled network are its teacher's."
+    note = "The labels of a distilled network are those of its teacher."
     if several:
         figure = comparison_figure(points, run.path.resolve())
         parts.append(page.figure(to_inline_svg(figure, name="labels", label="Accuracy by number of labels")))

@@ -22,16 +22,16 @@ _PCA_DIMENSIONS = 50
 def layout(features: NDArray[np.float32], *, seed: int) -> tuple[NDArray[np.float64], str]:
     """Compute positions ``[N, 2]`` of features ``[N, D]``, and describe the method.
 
-    Features are scaled to length 1, as for nearest neighbours; PCA leaves at most 50 dimensions, t-SNE two, starting
-    from the first two of PCA. A function of features and seed: it runs on one thread, because sums of several have no
-    fixed order.
+    Features are scaled to length 1, as for nearest neighbours; PCA reduces them to at most 50 dimensions, t-SNE to two,
+    starting from the first two of PCA. The result is a function of features and seed: it is computed on one thread,
+    because sums over several threads have no fixed order.
 
     Raises:
         UserError: There are fewer than five images.
     """
     if len(features) < _FEWEST:
         raise UserError(f"a map needs at least {_FEWEST} images, found {len(features)}")
-    # scikit-learn takes a second to import, and only maps need it.
+    # scikit-learn takes a second to import and is only needed for maps.
     from sklearn.decomposition import PCA  # noqa: PLC0415
     from sklearn.manifold import TSNE  # noqa: PLC0415
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # noqa: PLC0415
@@ -55,7 +55,7 @@ def layout(features: NDArray[np.float32], *, seed: int) -> tuple[NDArray[np.floa
 def draw_map(
     axes: Axes, positions: NDArray[np.float64], labels: NDArray[np.int64] | None, classes: Sequence[str]
 ) -> None:
-    """Draw points coloured by class, with a legend; of more than twenty classes the largest are named."""
+    """Draw points coloured by class, with a legend; with more than twenty classes, only the largest are named."""
     axes.set_axis_off()
     axes.margins(0.02)  # t-SNE has no scale of its own: the map fills its frame
     size = float(np.clip(9000 / len(positions), 4, 36))

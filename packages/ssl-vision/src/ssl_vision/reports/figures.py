@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from contrastive_core.app.report.figures import DASHES, MUTED, RATE, SERIES, Panel, new_figure, plain_axes
 from contrastive_core.metrics import Calibration
 
-_TITLE_WIDTH = 100  # letters of titles beside each other
+_TITLE_WIDTH = 100  # characters of adjacent titles
 
 
 def pretraining_panels(batch_size: int, *, memory: int = 0) -> tuple[Panel, ...]:

@@ -40,7 +40,7 @@ class RunSettings:
 
     @property
     def augment(self) -> AugmentOptions:
-        """Family of views of a run of `pretrain`."""
+        """Augmentation that makes the views in a run of `pretrain`."""
         return AugmentOptions(**self.config["augment"])
 
     @property
@@ -55,7 +55,7 @@ class RunSettings:
 
     @property
     def memory(self) -> int:
-        """Size of SimCLRv2's memory, of a run of `pretrain`; 0: no memory."""
+        """Size of SimCLRv2's memory, in a run of `pretrain`; 0: no memory."""
         return int((self.config.get("memory") or {}).get("projections", 0))
 
     @property
@@ -160,13 +160,13 @@ def read_scores(run: RunFolder) -> list[RunScore]:
 
 def _read_score(file: Path) -> Score | None:
     content = read_json(file)
-    remedy = "expected what `ssl-vision knn` and `ssl-vision linear` write; remove it or evaluate again"
+    remedy = "expected a file of `ssl-vision knn` or `ssl-vision linear`; remove it or evaluate again"
     with reading(file, "found no score", remedy):
         return None if "format" in content else Score(**content)
 
 
 def _settings(file: Path, config: Mapping[str, Any]) -> RunSettings:
-    remedy = "expected the file as `ssl-vision pretrain`, `finetune` or `distill` wrote it"
+    remedy = "expected the unchanged file of `ssl-vision pretrain`, `finetune` or `distill`"
     with reading(file, "is not the configuration of a run of ssl-vision", remedy):
         return RunSettings(
             kind=_kind(config),
@@ -207,7 +207,7 @@ class Evaluated:
     @property
     def name(self) -> str:
         """Name of the images."""
-        seen = " (validated on in training)" if self.score.validation_share else ""
+        seen = " (used for validation)" if self.score.validation_share else ""
         return f"{data_name(self.score.data)}, split {self.score.split}{seen}"
 
     @property
@@ -242,7 +242,7 @@ _DEEPEST = 5  # teachers of teachers
 def count_labels(settings: RunSettings, *, depth: int = 0) -> int | None:
     """Count the labelled images of training; for a distilled network those of its teacher or its own, if more.
 
-    None where the number is unknown because a label file, the data or the teacher's run are missing.
+    None if the number is unknown because a label file, the data or the teacher's run are missing.
     """
     if settings.kind != "distill":
         return _listed(settings)

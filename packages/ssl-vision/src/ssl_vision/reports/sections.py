@@ -16,9 +16,9 @@ from ssl_vision.reports.figures import accuracy_figure, pretraining_panels
 from ssl_vision.reports.run_folder import RunFolder, RunScore, RunSettings, data_name
 from ssl_vision.reports.sheets import Picture, Sheets
 
-_LAST = 5  # records at the end that are looked at
+_LAST = 5  # number of last records to check
 _GUESSING = 2  # factor of the accuracy of guessing up to which a network has learnt nothing
-_FEWEST_IMAGES = 16  # in a batch, below which a right guess is too likely
+_FEWEST_IMAGES = 16  # batch size below which a correct guess is too likely
 
 
 def title(settings: RunSettings) -> str:
@@ -75,7 +75,7 @@ def opening(run: RunFolder, title: str, text: str, numbers: Mapping[str, str]) -
     if run.records:
         last = run.records[-1]
         if "loss" in last:
-            numbers["loss at the end"] = f"{last['loss']:.3f}"
+            numbers["final loss"] = f"{last['loss']:.3f}"
         if run.seconds:
             numbers["training time"] = duration(run.seconds)
             if run.settings.batch_size:
@@ -126,11 +126,11 @@ def views(sheets: Sheets, *, pairs: bool = True) -> str:
     return page.section(
         "What training sees",
         page.paragraph(
-            "Each image and the two views that training draws from it in the epochs shown: the very pixels the network "
-            "gets. The two views of a pair should still show the same thing."
+            "Each image and the two views that training draws from it in the epochs shown, with exactly the pixels "
+            "that the network receives. The two views of a pair should still show the same object."
             if pairs
-            else "Images and views drawn from them in the way training draws views; training itself draws labelled "
-            "images at random in every step. A view should still show what its image shows."
+            else "Images, and views drawn from them as in training; training itself draws labelled images at random in "
+            "every step. A view should still show the object of its image."
         ),
         page.figure(f'<table class="sheet"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'),
     )
@@ -286,7 +286,7 @@ def scores_section(
     notes = [f"{p.name}: {_conditions(p)}." for p in protocols]
     final = [p.by_epoch[run.settings.epochs] for p in protocols if run.settings.epochs in p.by_epoch]
     if encoder_hash and any(s.score.encoder_hash != encoder_hash for s in final):
-        notes.append("Some scores of the last row are of another model than the one in the folder now. Evaluate again.")
+        notes.append("Some scores of the last row belong to another model than the one in the folder. Evaluate again.")
     parts += [page.paragraph(note, kind="note") for note in notes]
     return page.section(title, *parts)
 

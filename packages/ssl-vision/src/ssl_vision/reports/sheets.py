@@ -24,8 +24,8 @@ _LOOKED_THROUGH = 5000
 class Picture:
     """An image with its description; pixels uint8 or [0, 1] float ``[3, H, W]``.
 
-    An image with another number of channels is shown in grey (one), or its first three in false colours, stretched
-    between their 2nd and 98th percentile.
+    An image with one channel is shown in grey; of other numbers of channels, the first three are shown in false
+    colours, stretched between their 2nd and 98th percentile.
     """
 
     pixels: Tensor
@@ -83,7 +83,7 @@ def make_sheets(
         model: Model whose features are compared.
         rows: Number of images on each sheet.
         bank: Largest number of images to search for neighbours.
-        seed: Seed of the choices.
+        seed: Seed for the choices.
         without: Unreadable images to leave out.
     """
     epochs = sorted({0, 1, settings.epochs - 1} & set(range(settings.epochs)))
@@ -98,7 +98,7 @@ def make_sheets(
 def draw_views(images: ImageSet, settings: RunSettings, indices: Sequence[int], epochs: Sequence[int]) -> list[ViewRow]:
     """Draw the views of these images in these epochs, from 0: the same pixels as in training."""
     augment = build_augment(settings.augment, settings.image_size)
-    seed = derive(settings.seed, "views")  # as `pretrain` seeds its views
+    seed = derive(settings.seed, "views")  # as in `pretrain`
     rows = []
     for index in indices:
         picture = images.read(index)

@@ -1,4 +1,4 @@
-"""`ssl-vision finetune`: train a classifier with few labels. One readable loop; copy it and change it."""
+"""`ssl-vision finetune`: train a classifier with few labels. One training loop, meant to be copied and changed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ssl_vision.training.options import OptimizerOptions
 from ssl_vision.training.setup import Validation, plan_budget, set_up
 
 SIMCLR = OptimizerOptions(name="sgd", lr=0.05, scaling="linear", warmup_epochs=0.0, momentum=0.9, weight_decay=0.0)
-"""The optimiser of SimCLR's fine-tuning, Appendix B.5."""
+"""Optimiser of SimCLR's fine-tuning, Appendix B.5."""
 
 
 def finetune(
@@ -52,46 +52,46 @@ def finetune(
 ) -> Path:
     """Train a classifier on labelled images, from a pre-trained model or from scratch.
 
-    A linear layer is put on the encoder or on the first layers of its projection head, and the
-    whole network is trained on random crops and flips with softmax cross-entropy; batch norm is in training mode, over
-    all processes. The defaults are SimCLR's (Appendix B.5): Nesterov momentum 0.9, learning rate ``0.05 * batch /
-    256``, cosine, no warm-up, no weight decay. ``--config finetune-simclrv2`` is SimCLRv2's, from the head's first
-    layer; ``--config supervised`` trains from scratch with the same labels. The model is that of the last step.
+    A linear layer is added to the encoder, or to the first layers of its projection head, and the whole network is
+    trained with softmax cross-entropy on random crops and flips; batch norm is in training mode, over all processes.
+    The defaults are SimCLR's (Appendix B.5): Nesterov momentum 0.9, learning rate ``0.05 * batch / 256``, cosine, no
+    warm-up, no weight decay. ``--config finetune-simclrv2`` gives SimCLRv2's settings, from the first layer of the
+    head; ``--config supervised`` trains from scratch with the same labels. The model is that of the last step.
 
-    Labels of images that are not listed, and test images, are never read. A run resumes exactly, as one of `pretrain`.
+    Labels of images that are not listed, and test images, are never read. A run resumes exactly, as with `pretrain`.
 
     Args:
-        init: Weights to start from: a run folder or model folder, or ``none`` for random weights with `encoder`.
+        init: Initial weights: a run folder or model folder, or ``none`` for random weights with `encoder`.
         data: Image folder, CSV manifest or named data set with labels.
         out: Folder of the run: config, metrics, checkpoints, model.
-        labels: Label file, as `make-splits` writes, or a list of file names; by default every image of the part that is
-            not held out for validation.
+        labels: Label file, as written by `make-splits`, or a list of file names; by default all images of the part
+            that are not held out for validation.
         part: Part of the data to train on.
-        validate_on: Images to score during training: a label file of images of `part` that `labels` does not list, or
-            the name of another split, never the test split. The scores choose nothing.
-        validate_every: Epochs between two scores.
-        from_layer: Layers of the projection head to keep below the linear layer; 0: none. SimCLRv2 keeps 1.
-        classifier_init: Weights that the linear layer starts from: ``zero``, as in the papers' code, or ``linear``, the
-            logistic regression on the features of the network as it is, its penalty chosen by cross-validation. That is
-            linear probing, then fine-tuning (Kumar et al. 2022), which with few labels starts where `few-labels` and
-            `linear` end.
-        lora_rank: Rank of the updates that are trained in place of the weights of the encoder's linear layers (LoRA, Hu
-            et al. 2021); all other weights of the encoder stay as they are, and the updates are added to the weights
-            at the end. 0: train all weights. Low-rank updates suit transformers with few labels; 8 is usual.
+        validate_on: Validation images to score during training: a label file of images of `part` that `labels` does not
+            list, or the name of another split, never the test split. The scores do not affect training.
+        validate_every: Number of epochs between scores.
+        from_layer: Number of layers of the projection head to keep below the linear layer; 0 for none. SimCLRv2 keeps
+            1.
+        classifier_init: Initial weights of the linear layer: ``zero``, as in the papers' code, or ``linear``, a
+            logistic regression on the features of the initial network, with a penalty chosen by cross-validation. This
+            is linear probing followed by fine-tuning (Kumar et al. 2022), which with few labels starts where
+            `few-labels` and `linear` end.
+        lora_rank: Rank of the updates that are trained instead of the weights of the encoder's linear layers (LoRA, Hu
+            et al. 2021); all other weights of the encoder stay fixed, and the updates are added to the weights at the
+            end. 0: train all weights. Low-rank updates suit transformers with few labels; 8 is usual.
         epochs: Number of passes over the labelled images.
-        batch_size: Images per step, over all processes; all of them if there are fewer.
+        batch_size: Number of images per step, over all processes; all images if there are fewer.
         image_size: Side of the crops in pixels; by default the model's, or 32.
         label_smoothing: Share of the label spread evenly over all classes.
         encoder: Network, if `init` is ``none``.
-        optimizer: Optimiser and schedule. LARS treats the linear layer as plain momentum SGD, as the released code
-            does.
-        load: Where images are read from: ``memory`` decodes all of them once, ``files`` reads an image whenever it is
-            shown, ``auto`` takes memory for small images of one size. The result is the same.
-        read: How image files are read.
+        optimizer: Optimiser and schedule. LARS treats the linear layer as plain momentum SGD, as in the released code.
+        load: Source of the images: ``memory`` decodes all of them once, ``files`` reads an image whenever it is used,
+            ``auto`` uses memory for small images of one size. The result is the same.
+        read: Options for reading image files.
         run: Seed, device, precision, checkpoints, logs.
 
     Returns:
-        The folder of the trained model.
+        Path of the trained model.
     """
     config = dict(locals())
     if not 0 <= label_smoothing < 1 or validate_every < 1 or lora_rank < 0:

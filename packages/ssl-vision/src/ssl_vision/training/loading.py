@@ -1,8 +1,8 @@
 """Load the images of every step: pairs of views, labelled views, or crops.
 
-Which images form a batch and how each is augmented is a function of the seed, the step, the image and the view alone;
-neither the number of workers nor a restart changes it. Small images are decoded once and augmented in memory, large
-ones are read by loader workers.
+The images of a batch and their augmentation are a function of the seed, the step, the image and the view alone; neither
+the number of workers nor a restart changes them. Small images are decoded once and augmented in memory, large ones are
+read by loader workers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ssl_vision.training.options import SuNCEtOptions
 
 
 def view_seed(seed: int, epoch: int, view: int) -> int:
-    """Seed of all random draws for one view in one epoch."""
+    """Return the seed of all random draws for one view in one epoch."""
     return derive(seed, "view", epoch, view)
 
 
@@ -142,7 +142,7 @@ class LoadedViews:
                 collate_fn=_as_it_is,
                 num_workers=self.workers,
                 worker_init_fn=prepare_worker,
-                # Its own, for the loader must not draw from the global generator, which the steps are seeded by.
+                # A separate generator: the loader must not draw from the global one, which seeds the steps.
                 generator=torch.Generator().manual_seed(0),
                 pin_memory=device.type == "cuda",
             )
@@ -152,7 +152,7 @@ class LoadedViews:
 
 
 class _Steps(Dataset[list[Tensor] | UserError]):
-    """The views of every step."""
+    """Data set of the views of every step."""
 
     def __init__(self, images: ImageSet, plan: Plan, *augments: Augment) -> None:
         self.images, self.plan, self.augments = images, plan, augments
@@ -162,7 +162,7 @@ class _Steps(Dataset[list[Tensor] | UserError]):
         try:
             pictures = [self.images.read(image) for image in images.tolist()]
         except UserError as error:
-            return error  # raised in the training process: out of a worker it would come wrapped in a traceback
+            return error  # raised in the training process: a worker would wrap it in a traceback
         return [augment(pictures, seed=seed, ids=ids) for seed in seeds for augment in self.augments]
 
 
@@ -248,7 +248,7 @@ def open_labelled(
     """Open the labelled images of SuNCEt, in the order of their data set; labels of other images are not read.
 
     Raises:
-        UserError: No such data, no labels, or a label file that does not match the data.
+        UserError: There are no such data, no labels, or a label file that does not match the data.
     """
     return training_set(open_images(options.data or data, split=split, channels=channels, read=read), options.labels)
 
@@ -274,7 +274,7 @@ class Feed:
         labelled_steps: Number of steps in which labelled images pass through the network.
 
     Raises:
-        UserError: Fewer images or classes than a step takes, or a batch that the processes cannot share evenly.
+        UserError: There are fewer images or classes than a step takes, or the batch cannot be shared evenly.
     """
 
     def __init__(
@@ -297,7 +297,7 @@ class Feed:
         images, per_step = (labelled, suncet.batch_size) if unlabelled is None else (unlabelled, batch_size)
         found = 0 if images is None else len(images)
         if found < per_step:
-            raise UserError(f"found {found} images, a step takes {per_step}; lower batch_size or add images")
+            raise UserError(f"found {found} images, but a step takes {per_step}; lower batch_size or add images")
         self._device, self._batch_size, self._suncet, self._epochs = run.device, batch_size, suncet, epochs
         self.steps_per_epoch = found // per_step
         self.total_steps = epochs * self.steps_per_epoch
@@ -339,7 +339,7 @@ class Feed:
     @property
     def summary(self) -> str:
         """Describe a step in one line."""
-        text = f"{self.total_steps} steps, images a step: {self.inputs(0)}"
+        text = f"{self.total_steps} steps, images per step: {self.inputs(0)}"
         if self.labelled_steps:
             text += f" = 2 x {self._batch_size} + {self._suncet.batch_size} labelled"
         if 0 < self.labelled_steps < self.total_steps:

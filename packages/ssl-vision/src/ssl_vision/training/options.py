@@ -1,4 +1,4 @@
-"""The settings that commands share, and what is built from them."""
+"""Settings shared by the commands, and the augmentation and optimiser built from them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from ssl_vision.augment import SimCLRAugment
 
 @dataclass(frozen=True)
 class AugmentOptions:
-    """The family of views.
+    """Augmentation that makes the views.
 
     Attributes:
         strength: Strength of the colour jitter; 1.0 for ImageNet, 0.5 for CIFAR-10.
         blur: Whether half of the views are blurred; not for CIFAR-10.
-        flip: Whether half of the views are mirrored; not where left and right differ in meaning, as in digits.
-        gray: Share of the views without colour.
+        flip: Whether half of the views are mirrored; disable it if left and right matter, as in digits.
+        gray: Share of the views converted to gray.
         jitter: Share of the views with colour jitter.
-        ops: Operations: ``simclr``, the official TensorFlow code's, or ``torchvision``, torchvision's.
+        ops: Operations: ``simclr`` as in the official TensorFlow code, or ``torchvision``.
     """
 
     strength: float = 0.5
@@ -37,14 +37,14 @@ class AugmentOptions:
     ops: Literal["simclr", "torchvision"] = "simclr"
 
     def __post_init__(self) -> None:
-        build_augment(self, 32)  # which knows the ranges
+        build_augment(self, 32)  # checks the ranges
 
 
 def build_augment(options: AugmentOptions, size: int) -> SimCLRAugment:
-    """The augmentation that makes one view of `size` pixels.
+    """Build the augmentation that makes one view of `size` pixels.
 
     Raises:
-        UserError: a setting out of its range.
+        UserError: A setting is out of range.
     """
     try:
         return SimCLRAugment(
@@ -76,25 +76,26 @@ class HeadOptions:
 
 @dataclass(frozen=True)
 class SuNCEtOptions:
-    """SuNCEt: labelled images beside the unlabelled ones. It is off until `classes_per_batch` is set.
+    """SuNCEt: labelled images in addition to the unlabelled ones. It is off unless `classes_per_batch` is set.
 
-    Every step takes one view, of the same augmentation, of ``classes_per_batch * images_per_class`` labelled images,
-    over all processes. They pass through the network together with the pairs; the loss is NT-Xent + weight * SuNCEt.
+    Every step uses one view of ``classes_per_batch * images_per_class`` labelled images, over all processes, with the
+    same augmentation. They pass through the network together with the pairs; the loss is NT-Xent + weight * SuNCEt.
 
-    The first release of SuNCEt, which is that of the paper, and the present code of its repository differ in many ways.
-    `code` selects what becomes of labelled images after the last epoch with SuNCEt; other fields set the rest: length
+    The first release of SuNCEt, used in the paper, and the present code of its repository differ in many ways. `code`
+    selects the treatment of labelled images after the last epoch with SuNCEt; other fields set the rest: length
     (`epochs`: 250 on ImageNet in the release, 100 today), head (`head`), augmentation (`augment`), number format
-    (`run.precision`). Their bugs are not copied: gradients through one side only (SuNCEt over several processes in the
-    release, NT-Xent today), the warm-up subtracted from the cosine twice, batch norms decayed because of their names.
+    (`run.precision`). Their bugs are not reproduced: gradients through one side only (SuNCEt over several processes in
+    the release, NT-Xent today), a warm-up that is subtracted from the cosine twice, and weight decay on batch norms
+    because of their names.
 
     Attributes:
         classes_per_batch: Number of classes in a step; 0: no SuNCEt.
-        images_per_class: Labelled images of each of these classes in a step, over all processes; at least 2.
-        labels: Label file, as `make-splits` writes, or a list of file names; by default every image of the part is
+        images_per_class: Number of labelled images of each of these classes in a step, over all processes; at least 2.
+        labels: Label file, as written by `make-splits`, or a list of file names; by default every image of the part is
             labelled. Labels of images that are not listed are never read.
         data: Folder, manifest or named set of the labelled images, if they are not among the unlabelled ones.
-        epochs: Number of epochs, from the first, with SuNCEt; by default all.
-        weight: Weight of SuNCEt beside NT-Xent; 1 in the paper.
+        epochs: Number of epochs with SuNCEt, from the first; by default all.
+        weight: Weight of SuNCEt relative to NT-Xent; 1 in the paper.
         temperature: Temperature of SuNCEt; by default that of NT-Xent.
         label_smoothing: Share of the label spread over all classes of the step; 0 in the paper.
         code: Behaviour after the last epoch with SuNCEt: with ``release`` labelled images are no longer read, with
@@ -115,8 +116,8 @@ class SuNCEtOptions:
         if self.classes_per_batch < 0 or self.classes_per_batch == 1 or self.images_per_class < 2:
             raise UserError(
                 f"suncet.classes_per_batch is {self.classes_per_batch} and suncet.images_per_class "
-                f"{self.images_per_class}; expected at least 2 of both, or 0 classes for no SuNCEt: an image is told "
-                "apart from those of other classes by another one of its own"
+                f"{self.images_per_class}; expected at least 2 of both, or 0 classes for no SuNCEt: each image needs "
+                "another one of its own class"
             )
         for name, value, lowest in (
             ("epochs", self.epochs, 0.0),
@@ -134,7 +135,7 @@ class SuNCEtOptions:
         return self.classes_per_batch * self.images_per_class
 
     def steps(self, *, epochs: int, steps_per_epoch: int) -> int:
-        """In how many steps of a run, from its first, SuNCEt is on."""
+        """Return the number of steps with SuNCEt in a run, from its first step."""
         if not self.classes_per_batch:
             return 0
         return round(steps_per_epoch * (epochs if self.epochs is None else min(self.epochs, epochs)))
@@ -142,15 +143,16 @@ class SuNCEtOptions:
 
 @dataclass(frozen=True)
 class MemoryOptions:
-    """SimCLRv2's memory: projections of a momentum network as additional negatives; off by default.
+    """SimCLRv2's memory: projections of a momentum network as additional negatives. It is off by default.
 
     The released code has no memory; this is our reading of section 2 of the paper. A moving average of the network
-    projects the second views of every step, and the last `projections` of them are negatives of NT-Xent beside the
-    views of the batch. Its batch norm uses the statistics of its batch. The cost is one more forward pass of one view.
+    projects the second views of every step, and the last `projections` of them are negatives of NT-Xent in addition to
+    the views of the batch. Its batch norm uses the statistics of its batch. The cost is one more forward pass of one
+    view.
 
     Attributes:
-        projections: Number of projections kept, smaller than the number of images; 65536 in the paper; 0: no memory.
-        decay: Decay of the moving average in every step; 0.999 in the paper.
+        projections: Number of projections stored, smaller than the number of images; 65536 in the paper; 0: no memory.
+        decay: Decay of the moving average per step; 0.999 in the paper.
     """
 
     projections: int = 0
@@ -169,15 +171,16 @@ _LARGEST_ADAMW = 0.1
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """The optimiser and its schedule: warm-up from 0, then half a cosine to 0.
+    """Optimiser and schedule: warm-up from 0, then a half cosine to 0.
 
     Attributes:
         name: Optimiser: ``lars`` as in the papers, ``sgd`` (Nesterov) for small batches, ``adamw`` for transformers.
         lr: Base learning rate.
-        scaling: Rule of the peak rate: ``linear``, ``lr * batch / 256``, or ``sqrt``, ``lr * sqrt(batch)``.
-        warmup_epochs: Epochs of linear warm-up; by default 10, as in the papers, or a tenth of a shorter run than 100.
+        scaling: Scaling of the peak rate: ``linear``, ``lr * batch / 256``, or ``sqrt``, ``lr * sqrt(batch)``.
+        warmup_epochs: Number of epochs of linear warm-up; by default 10, as in the papers, or a tenth of a run of fewer
+            than 100 epochs.
         momentum: Momentum; the first of AdamW's two decay rates, the second of which is 0.999.
-        weight_decay: Weight decay of weights; normalisation layers and biases have none.
+        weight_decay: Weight decay; not applied to normalisation layers and biases.
         layer_decay: Factor of the learning rate from each block of the network to the one before it; 1: the same rate
             everywhere. Pre-trained transformers are fine-tuned with 0.65 to 0.85.
     """
@@ -193,7 +196,7 @@ class OptimizerOptions:
     def __post_init__(self) -> None:
         if self.name == "adamw" and self.lr > _LARGEST_ADAMW:
             raise UserError(
-                f"optimizer.lr is {self.lr:g} with adamw, with which every weight moves by about that much in a step; "
+                f"optimizer.lr is {self.lr:g} with adamw, which moves every weight by about that much per step; "
                 f"expected at most {_LARGEST_ADAMW:g}, for example 1e-3 to train and 1e-4 to continue from a "
                 "pre-trained model (--optimizer.lr)"
             )
@@ -208,16 +211,16 @@ class OptimizerOptions:
                 raise UserError(f"optimizer.{name} is {getattr(self, name)}; expected {expected}")
 
     def warmup_steps(self, *, epochs: int, steps_per_epoch: float) -> int:
-        """Steps of warm-up in a run of that length.
+        """Return the number of warm-up steps in a run of this length.
 
         Raises:
-            UserError: the warm-up does not end before the run does.
+            UserError: The warm-up does not end before the run.
         """
         warmup = min(10.0, epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
         if not 0 <= warmup < epochs:
             raise UserError(
                 f"optimizer.warmup_epochs is {warmup:g} in a run of {epochs} epochs; expected at least 0 and less than "
-                "the run"
+                "the length of the run"
             )
         return round(warmup * steps_per_epoch)
 
@@ -228,10 +231,10 @@ def build_optimizer(
     """Build the optimiser; normalisation layers and biases have no weight decay and no adaptation by LARS.
 
     Args:
-        model: its parameters are optimised.
-        options: which optimiser, and its settings.
-        lr: the learning rate at its peak.
-        unadapted: submodules whose weights LARS decays but does not adapt, as the released code treats its linear
+        model: Model whose parameters are optimised.
+        options: Optimiser and its settings.
+        lr: Peak learning rate.
+        unadapted: Submodules whose weights LARS decays but does not adapt, as in the released code for its linear
             layer: at weights near zero, adaptation would hardly move it.
     """
     groups = lars_param_groups(model, options.weight_decay)
@@ -258,10 +261,10 @@ _BLOCK = re.compile(
 
 
 def layer_depths(model: nn.Module) -> dict[str, int]:
-    """Depth of every parameter, by name: 0 before the first block of the network, then counted by blocks.
+    """Return the depth of every parameter by name: 0 before the first block of the network, then counted by blocks.
 
-    Blocks are found by the names that torchvision, timm and our encoders give them (``layer2.0``, ``blocks.3``,
-    ``stages.1.blocks.2``); what comes after the last block, such as a projection head, is the deepest.
+    Blocks are found by their names in torchvision, timm and our encoders (``layer2.0``, ``blocks.3``,
+    ``stages.1.blocks.2``); parameters after the last block, such as a projection head, are the deepest.
     """
     blocks: dict[str, int] = {}
     depths: dict[str, int] = {}
@@ -275,7 +278,7 @@ def layer_depths(model: nn.Module) -> dict[str, int]:
 
 
 def _by_layer(model: nn.Module, groups: list[dict[str, Any]], decay: float) -> list[dict[str, Any]]:
-    """The groups with a factor ``lr_scale`` of their learning rate, split by depth where rates differ."""
+    """Add a factor ``lr_scale`` of the learning rate to each group, split by depth if rates differ."""
     if decay == 1:
         return groups
     depths = layer_depths(model)

@@ -22,7 +22,7 @@ class Budget:
 
     Attributes:
         images: Number of images.
-        batch_size: Images per step, over all processes.
+        batch_size: Number of images per step, over all processes.
         total_steps: Number of steps of the run.
         reduced: Whether the batch is smaller than requested because there are too few images.
     """
@@ -33,15 +33,15 @@ class Budget:
     reduced: bool
 
     def epoch(self, steps: int) -> float:
-        """Number of epochs after a number of steps, counted in images."""
+        """Convert a number of steps to epochs, counted in images."""
         return steps * self.batch_size / self.images
 
     def ends_epoch(self, step: int, *, every: int = 1) -> bool:
-        """Whether a multiple of `every` epochs, or the run, ends within this step."""
+        """Whether a multiple of `every` epochs, or the run, ends in this step."""
         return self.epoch(step) // every < self.epoch(step + 1) // every or step == self.total_steps - 1
 
     def batches(self, run: Run, purpose: str = "order") -> Batches:
-        """Indices of the images of this process in each step; `purpose` selects the seed of their order."""
+        """Return the indices of the images of this process in each step; `purpose` selects the seed of their order."""
         return Batches(
             self.images,
             batch_size=self.batch_size // run.world_size,
@@ -52,24 +52,24 @@ class Budget:
         )
 
     def __str__(self) -> str:
-        less = ", all that there are" if self.reduced else ""
+        less = " (all of them)" if self.reduced else ""
         return f"{self.images:,} images, {self.batch_size} per step{less}, {self.total_steps:,} steps"
 
 
 def plan_budget(images: int, *, epochs: int, batch_size: int, world_size: int) -> Budget:
     """Plan the steps that show ``epochs * images`` images, rounded down, as the released code counts them.
 
-    Images that do not fill a batch at the end of a pass are shown in the next pass, which is shuffled again. Small sets
+    Images that do not fill a batch at the end of a pass are used in the next pass, which is shuffled again. Small sets
     are therefore shown as often as large ones: 500 images in batches of 256 make 1.95 steps per epoch. A batch larger
     than the set is reduced to the set, divided evenly by the processes.
 
     Raises:
-        UserError: No epochs, fewer than two images per process and step, or a batch that the processes cannot share.
+        UserError: There are no epochs, fewer than two images per process and step, or the batch cannot be shared.
 
     >>> print(plan_budget(500, epochs=60, batch_size=256, world_size=1))
     500 images, 256 per step, 117 steps
     >>> print(plan_budget(500, epochs=60, batch_size=1024, world_size=1))
-    500 images, 500 per step, all that there are, 60 steps
+    500 images, 500 per step (all of them), 60 steps
     """
     if epochs < 1:
         raise UserError(f"epochs is {epochs}; expected at least 1")
@@ -102,7 +102,7 @@ def set_up(
         run: Run that they belong to.
         network: Network to train.
         options: Options of optimiser and schedule.
-        batch_size: Images per step over all processes; the learning rate scales with it.
+        batch_size: Number of images per step over all processes; the learning rate scales with it.
         epochs: Number of epochs of the run; the warm-up is given in epochs.
         total_steps: Number of steps of the run.
         unadapted: Submodules that LARS does not adapt; see `build_optimizer`.
@@ -113,7 +113,7 @@ def set_up(
     peak_lr = scaled_lr(options.lr, batch_size, rule=options.scaling)
     model, optimizer = run.setup(network, build_optimizer(network, options, lr=peak_lr, unadapted=unadapted))
     rates = [peak_lr * group.get("lr_scale", 1.0) for group in optimizer.param_groups]
-    # At least one step is not warm-up, however few there are.
+    # At least one step follows the warm-up, however few there are.
     warmup_steps = min(options.warmup_steps(epochs=epochs, steps_per_epoch=total_steps / epochs), total_steps - 1)
     schedule = WarmupCosine(optimizer, peak_lr=rates, warmup_steps=warmup_steps, total_steps=total_steps)
     run.track(model=model, optimizer=optimizer, schedule=schedule)

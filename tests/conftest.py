@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import tempfile
@@ -12,15 +13,21 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+# Temporary files of the tests and of the programs that they start and kill; pytest's own folders stay elsewhere.
+os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+SCRATCH = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="contrastive-core-tests-")
+tempfile.tempdir = None  # to be read again
 # The library of contrastive-core that the tests build (fixture `native`), not one that the user has built.
-CACHE = Path(tempfile.gettempdir(), f"contrastive-core-tests-{os.getpid()}")
-os.environ["CONTRASTIVE_CORE_CACHE"] = str(CACHE)
+os.environ["CONTRASTIVE_CORE_CACHE"] = str(Path(SCRATCH, "cache"))
+
+
+def _remove_scratch(*, of: int = os.getpid()) -> None:
+    if os.getpid() == of:  # a fork of this process leaves it alone
+        shutil.rmtree(SCRATCH, ignore_errors=True)
+
+
+atexit.register(_remove_scratch)
 SHARED = Path(os.environ.get("SSL_SHARED", ROOT.parent / "shared"))
-
-
-def pytest_unconfigure() -> None:
-    """Leave nothing behind in the folder of temporary files."""
-    shutil.rmtree(CACHE, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

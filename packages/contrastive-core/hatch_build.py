@@ -38,7 +38,9 @@ class NativeLibrary(BuildHookInterface):  # type: ignore[type-arg] # pip's hatch
         build = _module(Path(self.root, PACKAGE, "build.py"))
         # An editable install loads from the sources, a wheel takes the file along.
         hashed = build.source_hash()  # edited sources must not meet a library of the old ones
-        folder = beside / hashed if version == "editable" else Path(tempfile.mkdtemp(prefix="contrastive-core-"))
+        # Removed when the process ends: hatchling reads the file after this.
+        self.scratch = tempfile.TemporaryDirectory(prefix="contrastive-core-", ignore_cleanup_errors=True)
+        folder = beside / hashed if version == "editable" else Path(self.scratch.name)
         try:
             library = build.build_cpu(folder)
         except build.BuildError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +14,18 @@ import numpy as np
 import pydicom
 import SimpleITK
 import torch
+from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGLSLossless,
     MRImageStorage,
     RLELossless,
 )
@@ -36,6 +42,7 @@ from ssl_medseg.models import NetworkOptions, build_network
 from ssl_medseg.models.checkpoint import load_segmenter, save_segmenter
 from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import Preprocessing
+from ssl_medseg.preprocessing.cases import prepare_cases
 from ssl_medseg.selftraining.rounds import (
     PseudoCase,
     Round,
@@ -123,6 +130,7 @@ _SYNTAXES: dict[str, UID] = {
     "deflated": DeflatedExplicitVRLittleEndian,
     "RLE": RLELossless,
 }
+_COMPRESSED: dict[str, UID] = {"JPEG": JPEGBaseline8Bit, "JPEG 2000": JPEG2000Lossless, "JPEG-LS": JPEGLSLossless}
 
 
 def _make_series(root: Path, example: str) -> list[Path]:
@@ -168,6 +176,73 @@ def _slice(z: int, syntax: UID) -> FileDataset:
     elif syntax == ExplicitVRBigEndian:
         ds.PixelData = _array(">u2")[:, :, z].T.tobytes()
     return ds
+
+
+def _make_compressed(root: Path, example: str) -> list[Path]:
+    """Four slices of 8 bits whose pixels are compressed."""
+    folder = root / "series"
+    folder.mkdir()
+    for z in range(4):
+        ds = _slice(z, ExplicitVRLittleEndian)
+        ds.Rows, ds.Columns, ds.BitsAllocated, ds.BitsStored, ds.HighBit = 20, 24, 8, 8, 7
+        pixels = np.arange(480).reshape(20, 24).astype(np.uint8) // 2 + z
+        if example == "JPEG-LS":
+            ds.PixelData = pixels.tobytes()
+            ds["PixelData"].VR = "OB"
+            ds.compress(JPEGLSLossless, generate_instance_uid=False)
+        else:
+            stream = io.BytesIO()
+            Image.fromarray(pixels).save(stream, "JPEG" if example == "JPEG" else "JPEG2000")
+            ds.file_meta.TransferSyntaxUID = _COMPRESSED[example]
+            ds.PixelData = encapsulate([stream.getvalue()])
+            ds["PixelData"].VR = "OB"
+        ds.save_as(folder / f"{z}.dcm", enforce_file_format=True)
+    return sorted(folder.iterdir())
+
+
+def _make_channels(root: Path, _: str) -> list[Path]:
+    """A data set of two channels, of which the second lies on another grid."""
+    for folder in ("imagesTr", "labelsTr"):
+        (root / "data" / folder).mkdir(parents=True)
+    shifted = _AFFINE.copy()
+    shifted[0, 3] = 0.5
+    made = [root / "data" / "imagesTr" / f"case1_000{channel}.nii.gz" for channel in range(2)]
+    for file, affine in zip(made, (_AFFINE, shifted), strict=True):
+        nibabel.save(nibabel.Nifti1Image(_array(), affine), file)
+    nibabel.save(nibabel.Nifti1Image(_array() % 2, _AFFINE), root / "data" / "labelsTr" / "case1.nii.gz")
+    card = {"channel_names": {"0": "T2", "1": "ADC"}, "labels": {"background": 0, "core": 1}, "numTraining": 1}
+    (root / "data" / "dataset.json").write_text(json.dumps({**card, "file_ending": ".nii.gz"}))
+    return [*made, root / "data" / "dataset.json"]
+
+
+def _read_channels(root: Path) -> str:
+    dataset = open_dataset(root / "data")
+    volumes = [read_volume(case.image) for case in dataset.cases]
+    return digest([[volume.array, *volume.others, volume.affine, volume.warnings] for volume in volumes])
+
+
+def _make_bids(root: Path, _: str) -> list[Path]:
+    for patient in ("01", "02"):
+        folder = root / "data" / f"sub-{patient}" / "anat"
+        folder.mkdir(parents=True)
+        nibabel.save(nibabel.Nifti1Image(_array(), _AFFINE), folder / f"sub-{patient}_T2w.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(_array() % 2, _AFFINE), folder / f"sub-{patient}_dseg.nii.gz")
+    (root / "data" / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.8.0"}')
+    (root / "data" / "dseg.tsv").write_text("index\tname\n0\tbackground\n1\tcore\n")
+    return [root / "data" / "dseg.tsv"]
+
+
+def _make_cache(root: Path, _: str) -> list[Path]:
+    _phantom(root)
+    _read_cache(root)
+    return sorted((root / "cache").iterdir())
+
+
+def _read_cache(root: Path) -> str:
+    """Cases as the cache gives them: what is damaged in it is made again."""
+    dataset = open_dataset(root / "data")
+    cases = prepare_cases(dataset, dataset.names, Preprocessing((32, 32)), labels=True, cache=root / "cache")
+    return digest([[case.slices, case.label, str(case.geometry)] for case in cases])
 
 
 def _read_series(root: Path) -> str:
@@ -323,12 +398,16 @@ FORMATS = (
     Format("NRRD", _make_itk, _read_volume, (".nrrd", ".nrrd compressed", ".nhdr"), "lines"),
     Format("MetaImage", _make_itk, _read_volume, (".mha", ".mha compressed", ".mhd", ".mhd compressed"), "lines"),
     Format("DICOM series", _make_series, _read_series, tuple(_SYNTAXES), header=1500),
+    Format("DICOM, compressed", _make_compressed, _read_series, tuple(_COMPRESSED), header=1500),
     Format("DICOM, several frames", _make_series, _read_series, ("multi-frame",), header=4000),
     Format("label map", document("x.json", json.dumps({"labels": {"0": "background", "1": "core", "2": "shell"}})),
            lambda root: digest(str(read_label_map(root / "x.json"))), kind="json"),
     Format("label map, TSV", document("x.tsv", "index\tname\n0\tbackground\n1\tcore\n2\tshell\n"),
            lambda root: digest(str(read_label_map(root / "x.tsv"))), kind="csv"),
     Format("dataset.json", _make_list, _read_dataset, ("decathlon", "nnunet"), "json"),
+    Format("channels of volumes", _make_channels, _read_channels, header=352),
+    Format("BIDS table", _make_bids, _read_dataset, kind="csv"),
+    Format("cache of prepared volumes", _make_cache, _read_cache, has_checksum=True),
     Format("table of volumes", _make_table, _read_dataset, kind="csv"),
     Format("split of volumes", _make_split, _read_split, kind="json", has_checksum=True),
     Format("split of volumes, signed", _make_split, _read_split, kind="json", sign=_sign_split),

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import pickle
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import tifffile
 import torch
 from PIL import Image
+from torchvision import datasets
+from torchvision.datasets.utils import calculate_md5
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.model_file import save_model
@@ -20,14 +24,16 @@ from contrastive_core.training.weights import read_tensors
 from ssl_vision.data import open_images
 from ssl_vision.data.bad_files import read_log
 from ssl_vision.data.decode import read_channels, read_image, read_size
+from ssl_vision.data.named import open_named
 from ssl_vision.evaluation.predictions import make_predictions, read_predictions, write_predictions
-from ssl_vision.evaluation.scores import read_classifier_score
+from ssl_vision.evaluation.scores import Score, read_classifier_score
 from ssl_vision.importing.tensorflow import TensorBundle, masked_crc32c
 from ssl_vision.labels.files import LabelFile, read_labelled, write_label_file
 from ssl_vision.methods import SimCLR
 from ssl_vision.models import EncoderOptions, build_encoder
 from ssl_vision.models.checkpoint import Architecture, classifier_card, encoder_card, load_classifier, load_pretrained
 from ssl_vision.models.pretrained import load_weights
+from ssl_vision.reports.run_folder import read_scores
 from tools.fuzz.core import sign_card
 from tools.fuzz.format import Format, digest
 
@@ -294,6 +300,52 @@ def _make_log(root: Path, _: str) -> list[Path]:
     return [root / "bad.jsonl"]
 
 
+def _make_cifar(root: Path, example: str) -> list[Path]:
+    """The files of CIFAR-10 or CIFAR-100, each with two images."""
+    kind: Any = {"CIFAR-10": datasets.CIFAR10, "CIFAR-100": datasets.CIFAR100}[example]
+    folder = root / kind.base_folder
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3072), dtype=np.uint8)
+    key = "labels" if example == "CIFAR-10" else "fine_labels"
+    for name, _ in [*kind.train_list, *kind.test_list]:
+        (folder / name).write_bytes(pickle.dumps({"data": pixels, key: [1, 3]}, protocol=2))
+    count = 10 if example == "CIFAR-10" else 100
+    names = {kind.meta["key"]: [f"class {number}" for number in range(count)]}
+    (folder / kind.meta["filename"]).write_bytes(pickle.dumps(names, protocol=2))
+    return [folder / kind.test_list[0][0], folder / kind.meta["filename"]]
+
+
+def _read_cifar(root: Path) -> str:
+    """The test images, with the checksums of the files that lie there in place of the published ones."""
+    name = "cifar10" if (root / datasets.CIFAR10.base_folder).exists() else "cifar100"
+    kind: Any = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
+    folder = root / kind.base_folder
+
+    def signed(file: str) -> str:
+        return calculate_md5(str(folder / file))
+
+    tests, meta = kind.test_list, kind.meta
+    try:
+        kind.test_list = [[file, signed(file)] for file, _ in tests]
+        kind.meta = {**meta, "md5": signed(meta["filename"])}
+        images = open_named(name, root, split="test")
+    finally:
+        kind.test_list, kind.meta = tests, meta
+    return digest([images.read(i) for i in range(len(images))], images.labels(), images.classes)
+
+
+def _make_run_scores(root: Path, _: str) -> list[Path]:
+    (root / "evaluation").mkdir()
+    score = Score("knn", 97.5, 99.0, 364, 10, "m", "0", "digits", {"k": 5}, 96.0, {"layer": 1})
+    (root / "evaluation" / "knn.json").write_text(json.dumps(asdict(score)))
+    return [root / "evaluation" / "knn.json"]
+
+
+def _read_run_scores(root: Path) -> str:
+    run: Any = SimpleNamespace(path=root, settings=SimpleNamespace(epochs=1))
+    return digest([f"{each} {each.score} {each.protocol}" for each in read_scores(run)])
+
+
 FORMATS = (
     _pictures("JPEG", ("jpeg", "progressive", "gray jpeg", "cmyk")),
     _pictures("PNG", ("png", "palette", "rgba", "16 bit", "bilevel"), has_checksum=True),
@@ -315,6 +367,8 @@ FORMATS = (
            sign=_sign_bundle),
     Format("predictions", _make_predictions, _read_predictions, has_checksum=True),
     Format("evaluation of a classifier", _make_score, lambda root: digest(vars(_some(root))), kind="json"),
+    Format("CIFAR, signed", _make_cifar, _read_cifar, ("CIFAR-10", "CIFAR-100"), sign=lambda _: None),
+    Format("scores of a run", _make_run_scores, _read_run_scores, kind="json"),
     Format("list of bad images", _make_log, lambda root: digest(read_log(root / "bad.jsonl")), kind="json"),
 )  # fmt: skip
 

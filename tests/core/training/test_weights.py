@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,14 @@ def test_a_file_without_weights_is_refused(tmp_path: Path) -> None:
         read_state_dict(tmp_path / "a.pth")
     with pytest.raises(UserError, match="without tensors"):
         read_tensors(tmp_path / "a.pth")
+
+
+def test_a_file_that_unpacks_to_far_more_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "bomb.pt"
+    torch.save({"a": torch.zeros(1 << 22)}, file)
+    with zipfile.ZipFile(file) as plain, zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    assert len(read_tensors(file)) == 1
+    with pytest.raises(UserError, match=r"packed\.pt: takes .* and unpacks to 16\.8 MB"):
+        read_tensors(tmp_path / "packed.pt")

@@ -16,6 +16,7 @@ from ssl_medseg.io.volume import ImageFile
 from tests.medseg.volumes_on_disk import affine, phantom
 
 highdicom = pytest.importorskip("highdicom")
+import pydicom  # noqa: E402
 from pydicom.uid import BasicTextSRStorage  # noqa: E402
 
 from tests.medseg.dicom_series import write_series  # noqa: E402 - needs pydicom
@@ -298,3 +299,19 @@ def test_a_series_without_an_identity_is_read_and_gets_no_segmentation(tmp_path:
     assert missing_for_seg(volume.image) == f"IM0000 lacks {tag}"
     with pytest.raises(UserError, match=f"IM0000 lacks {tag}; write NIfTI instead"):
         write_dicom_seg(phantom(SHAPE)[1], volume, tmp_path / "seg.dcm", LABELS)
+
+
+def test_a_deflated_file_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = series(tmp_path)
+    file = sorted(folder.iterdir())[0]
+    dataset = pydicom.dcmread(file)
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    dataset.save_as(file, enforce_file_format=True)
+    assert read_volume(ImageFile(folder)).array.ndim == 3
+    dataset.add_new(0x7FE10011, "OB", bytes(32 << 20))
+    dataset.save_as(file, enforce_file_format=True)
+    assert file.stat().st_size < 1 << 20
+    monkeypatch.setattr("ssl_medseg.io.dicom._UNPACKED", 16 << 20)
+    monkeypatch.setattr(pydicom, "dcmread", None)  # not reached
+    with pytest.raises(UserError, match=rf"{file.name}: unpacks to more than 16\.8 MB"):
+        read_volume(ImageFile(folder))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import re
+import resource
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import nibabel
@@ -215,3 +218,23 @@ def test_a_small_file_that_unpacks_to_much_is_refused_in_little_memory(tmp_path:
         tracemalloc.stop()
     path.write_bytes(gzip.compress(raw + bytes(1000)))  # a little more than the voxels is no bomb
     assert read_volume(ImageFile(path)).array.shape == (4, 5, 6)
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+def test_compressed_itk_files_are_unpacked_to_the_size_of_their_header(tmp_path: Path, ending: str) -> None:
+    sitk = pytest.importorskip("SimpleITK")
+    path = tmp_path / f"bomb{ending}"
+    sitk.WriteImage(sitk.GetImageFromArray(np.ones((4, 5, 6), np.int16)), str(path), True)
+    content = path.read_bytes()
+    if ending == ".nrrd":
+        start = content.index(b"\n\n") + 2
+        path.write_bytes(content[:start] + gzip.compress(bytes(1 << 30), 1))
+    else:
+        start = content.index(b"ElementDataFile = LOCAL\n") + 24
+        packed = zlib.compress(bytes(1 << 30), 1)
+        size = re.search(rb"CompressedDataSize = \d+", content[:start])
+        assert size is not None
+        path.write_bytes(content[:start].replace(size[0], b"CompressedDataSize = %d" % len(packed)) + packed)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert read_volume(ImageFile(path)).array.shape == (6, 5, 4)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10  # kB

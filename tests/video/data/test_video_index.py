@@ -292,3 +292,10 @@ def test_late_sound_begins_late(tmp_path: Path) -> None:
     )
     assert loudness(path, 0.5) == pytest.approx(0, abs=1e-3)
     assert loudness(path, 1.4) > 0.05
+
+
+def test_frames_larger_than_any_camera_makes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ffmpeg(*source(0.2), *X264, tmp_path / "large.mp4")
+    monkeypatch.setattr("ssl_video.data.video_index._LARGEST", 64 * 47)
+    with pytest.raises(UserError, match=r"large\.mp4: its frames have 64x48 pixels; expected at most 3,008"):
+        index_video(tmp_path / "large.mp4")

@@ -253,6 +253,11 @@ def test_predictions_or_images_that_are_gone_are_said(copy: Path) -> None:
     )
     write_predictions(file, others)
     assert "its images are not those that were evaluated" in read(report(copy, device="cpu")).text
+    np.savez_compressed(
+        file, **{name: np.zeros((300, 300)) for name in ("probabilities", "labels", "paths", "classes")}
+    )
+    with pytest.raises(UserError, match="compressed, and may unpack to any size"):
+        read_predictions(file)
     file.unlink()
     assert "The predictions were removed" in read(report(copy, device="cpu")).text
 

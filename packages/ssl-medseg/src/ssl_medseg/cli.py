@@ -9,7 +9,9 @@ from contrastive_core.app.cli import Verb, run
 from ssl_medseg import __version__
 
 VERBS: dict[str, Verb] = {
-    "check": Verb("ssl_medseg.commands.check:check", "find all problems of a data set in one pass", alone=True),
+    "check": Verb(
+        "ssl_medseg.commands.check:check", "find all problems of a data set in one pass", alone=True, restart=True
+    ),
     "make-splits": Verb(
         "ssl_medseg.commands.make_splits:make_splits",
         "choose labelled, unlabelled, validation and test patients, and write split files",
@@ -83,6 +85,7 @@ VERBS: dict[str, Verb] = {
         "ssl_medseg.commands.predict:predict",
         "segment images and write masks",
         alone=True,
+        restart=True,
         common=(
             "split",
             "part",
@@ -98,11 +101,14 @@ VERBS: dict[str, Verb] = {
             "overwrite",
         ),
     ),
-    "evaluate": Verb("ssl_medseg.reports.evaluation:evaluate", "compare masks with reference labels", alone=True),
+    "evaluate": Verb(
+        "ssl_medseg.reports.evaluation:evaluate", "compare masks with reference labels", alone=True, restart=True
+    ),
     "next": Verb(
         "ssl_medseg.commands.next_cases:next_cases",
         "rank unlabelled cases by uncertainty, to choose which to label next",
         alone=True,
+        restart=True,
     ),
     "report": Verb("ssl_medseg.commands.report:report", "write a self-contained HTML report of a run", alone=True),
     "demo": Verb(

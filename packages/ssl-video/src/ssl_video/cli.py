@@ -8,13 +8,17 @@ from contrastive_core.app.cli import Verb, run
 from ssl_video import __version__
 
 VERBS = {
-    "check": Verb("ssl_video.commands.check:check", "find all problems of a set of videos in one pass", alone=True),
+    "check": Verb(
+        "ssl_video.commands.check:check", "find all problems of a set of videos in one pass", alone=True, restart=True
+    ),
     "make-splits": Verb(
         "ssl_video.commands.make_splits:make_splits",
         "draw labelled, validation and test videos and write split files",
         alone=True,
     ),
-    "flow": Verb("ssl_video.commands.flow:flow", "compute the optical flow of all videos once", alone=True),
+    "flow": Verb(
+        "ssl_video.commands.flow:flow", "compute the optical flow of all videos once", alone=True, restart=True
+    ),
     "train": Verb(
         "ssl_video.commands.train:train",
         "train with few labels: MvPL, FixMatch or labels alone",
@@ -27,6 +31,7 @@ VERBS = {
         "ssl_video.commands.evaluate:evaluate",
         "test a network: each view, all views, classes and confusion matrix",
         alone=True,
+        restart=True,
         common=(
             *("split", "part", "views", "clips", "crops", "to_the_end", "flow_cache", "max_bad", "reader", "out"),
             *("device", "network", "overwrite"),
@@ -37,6 +42,7 @@ VERBS = {
         "ssl_video.commands.predict:predict",
         "classify videos into a CSV file and a contact sheet",
         alone=True,
+        restart=True,
         common=("views", "top", "clips", "crops", "sheet", "flow_cache", "reader", "device", "network", "overwrite"),
     ),
     "export": Verb(

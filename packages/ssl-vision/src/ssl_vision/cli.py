@@ -8,7 +8,12 @@ from contrastive_core.app.cli import Verb, run
 from ssl_vision import __version__
 
 VERBS = {
-    "check": Verb("ssl_vision.commands.check:check", "find all problems of an image data set in one pass", alone=True),
+    "check": Verb(
+        "ssl_vision.commands.check:check",
+        "find all problems of an image data set in one pass",
+        alone=True,
+        restart=True,
+    ),
     "pretrain": Verb("ssl_vision.commands.pretrain:pretrain", "pre-train an encoder with SimCLR, SuNCEt or both"),
     "make-splits": Verb(
         "ssl_vision.commands.make_splits:make_splits",
@@ -33,6 +38,7 @@ VERBS = {
         "ssl_vision.commands.linear:linear",
         "train and test a linear classifier on frozen features",
         alone=True,
+        restart=True,
         common=(
             "train_part",
             "test_part",
@@ -50,12 +56,14 @@ VERBS = {
         "ssl_vision.commands.knn:knn",
         "classify test images by their nearest training images",
         alone=True,
+        restart=True,
         common=("train_part", "test_part", "labels", "k", "temperature", "batch_size", "device", "out", "overwrite"),
     ),
     "transfer": Verb(
         "ssl_vision.commands.transfer:transfer",
         "fit the best regularised linear classifier on another data set",
         alone=True,
+        restart=True,
         common=(
             "train_part",
             "test_part",
@@ -70,10 +78,17 @@ VERBS = {
         ),
     ),
     "evaluate": Verb(
-        "ssl_vision.commands.evaluate:evaluate", "test a classifier: accuracies, confusion, calibration", alone=True
+        "ssl_vision.commands.evaluate:evaluate",
+        "test a classifier: accuracies, confusion, calibration",
+        alone=True,
+        restart=True,
     ),
-    "predict": Verb("ssl_vision.commands.predict:predict", "classify a folder of images into a CSV file", alone=True),
-    "embed": Verb("ssl_vision.commands.embed:embed", "write features to a file, or draw a map", alone=True),
+    "predict": Verb(
+        "ssl_vision.commands.predict:predict", "classify a folder of images into a CSV file", alone=True, restart=True
+    ),
+    "embed": Verb(
+        "ssl_vision.commands.embed:embed", "write features to a file, or draw a map", alone=True, restart=True
+    ),
     "report": Verb("ssl_vision.commands.report:report", "write the self-contained HTML report of a run", alone=True),
     "import-checkpoint": Verb(
         "ssl_vision.commands.import_checkpoint:import_checkpoint",

@@ -31,6 +31,7 @@ from contrastive_core.app.failures import advice, resume_line
 from contrastive_core.app.flags import Flags, UsageError, nearest
 from contrastive_core.app.help import help_text
 from contrastive_core.errors import UserError
+from contrastive_core.training.crashes import open_notes, supervise
 from contrastive_core.training.model_code import trust_model_code
 from contrastive_core.training.signals import Interrupted
 
@@ -107,12 +108,15 @@ class Verb:
         alone: Whether only process 0 works under torchrun, because the work cannot be shared among processes.
         common: Flags that `--help` shows beside the required arguments, by full or short name; ten to fifteen that most
             people need. None: the flags of the function's own signature. `--help-all` shows every flag.
+        restart: Whether it can be started again from the beginning: where a native reader crashes on a file, it is,
+            without that file.
     """
 
     target: str
     help: str
     alone: bool = False
     common: tuple[str, ...] = ()
+    restart: bool = False
 
 
 def run(
@@ -209,6 +213,9 @@ def _run_verb(prog: str, verb: Verb, words: Sequence[str], *, configs: str | Non
         declared = _imported(verb)  # jsonargparse imports the module of such a dataclass, which a declaration has not
     if _parse(prog, declared, flags, canonical) is None or (verb.alone and not is_first()):
         return 0
+    if verb.restart and "torch" not in sys.modules and (status := supervise(prog)) is not None:
+        return status
+    open_notes()
     function = _imported(verb)
     parsed = _parse(prog, function, flags, canonical)
     if parsed is None:

@@ -8,6 +8,8 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from contrastive_core.training.crashes import end_as_worker, files_of_worker
+
 _FULL = "free some space there"
 _ADVICE = {
     errno.ENOSPC: f"The disk is full, or has no inodes left (df -h, df -i); {_FULL}",
@@ -38,11 +40,7 @@ def advice(error: Exception) -> str | None:
         return f"{text}. {_ADVICE[int(number[1])]}"
     if isinstance(error, RuntimeError) and "DataLoader worker" in text:
         forget_loaders()
-        return (
-            "a data loading process ended, usually for lack of memory, or of shared memory (df -h /dev/shm; docker run "
-            "--shm-size gives a container more); use fewer --workers (0 loads in the training process) or a smaller "
-            "--batch_size"
-        )
+        return _of_worker(f"{text} {error.__cause__ or ''}")  # the signal stands in the cause, with some timing
     if isinstance(error, RuntimeError) and re.search(r"unable to (write to|open|allocate) (file|shared memory)", text):
         return (
             "the shared memory through which data loading processes pass batches is full (df -h /dev/shm); use "
@@ -51,6 +49,22 @@ def advice(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or kind == "OutOfMemoryError":
         return f"there is too little memory ({text or kind}); use a smaller --batch_size or fewer --workers"
     return None
+
+
+def _of_worker(text: str) -> str:
+    """What to say of a data loading process that ended, by PyTorch's message."""
+    files, killed = files_of_worker(text)
+    if files and killed not in ("Killed", "Terminated"):
+        end_as_worker(files, killed)
+        return (
+            f"{', '.join(files)}: the library that reads it crashed in a data loading process "
+            f"({killed or 'it ended'}); the file is damaged: copy or export it again, or remove it"
+        )
+    return (
+        "a data loading process ended, usually for lack of memory, or of shared memory (df -h /dev/shm; docker run "
+        "--shm-size gives a container more); use fewer --workers (0 loads in the training process) or a smaller "
+        "--batch_size"
+    )
 
 
 def forget_loaders() -> None:

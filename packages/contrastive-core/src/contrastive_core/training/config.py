@@ -208,7 +208,7 @@ def _from_plain(kind: Any, value: Any, place: str) -> Any:  # noqa: PLR0911 - on
         return made if origin is list else tuple(made)
     elif origin in (dict, Mapping) and isinstance(value, Mapping):
         return {str(key): _from_plain(inside[1], item, f"{place}.{key}") for key, item in value.items()}
-    elif kind is Any or (isinstance(kind, type) and type(value) is kind):
+    elif kind in (Any, object) or (isinstance(kind, type) and type(value) is kind):
         return value
     raise TypeError(f"{place} is {value!r}; expected {getattr(kind, '__name__', kind)}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
+from contrastive_core.text import size
 from contrastive_core.training.documents import reading
 
+_RATIO = 20
+"""How many times its size on the disk a file of weights may take in memory."""
 _DEPTH = 20
 """Levels of nested containers that are searched for tensors."""
 _WRAPPERS = ("module", "_orig_mod")
@@ -72,6 +76,7 @@ def _read(file: Path) -> Any:
     if file.suffix == ".safetensors":
         with reading(file, "is damaged or not a safetensors file", "fetch it again"):
             return safetensors.torch.load_file(file)
+    _check_unpacked(file)
     try:
         with torch.serialization.safe_globals(_HARMLESS):
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -83,6 +88,19 @@ def _read(file: Path) -> Any:
             "are read, because anything more would run code that the file brings. If it is damaged, fetch it again. If "
             "you trust it, save its weights alone where it was made: torch.save(model.state_dict(), 'weights.pt')"
         ) from error
+
+
+def _check_unpacked(file: Path) -> None:
+    """Refuse a compressed file that unpacks to far more than it takes; PyTorch itself does not compress."""
+    if not zipfile.is_zipfile(file):
+        return
+    with reading(file, "is damaged", "fetch it again"), zipfile.ZipFile(file) as members:
+        unpacked = sum(member.file_size for member in members.infolist())
+    if unpacked > _RATIO * file.stat().st_size:
+        raise UserError(
+            f"{file}: takes {size(file.stat().st_size)} and unpacks to {size(unpacked)}, which no weights do; "
+            "fetch it again"
+        )
 
 
 def _flat(content: object, path: str, depth: int = 0) -> Iterator[tuple[str, Tensor]]:

@@ -8,6 +8,7 @@ their normal, and a stack that is not regular is refused with the names of its f
 from __future__ import annotations
 
 import copy
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 import ssl_medseg
 from contrastive_core.errors import UserError
-from contrastive_core.text import some_of
+from contrastive_core.text import size, some_of
 from contrastive_core.training import files
 from contrastive_core.training.documents import reading
 from contrastive_core.training.names import as_file_name
@@ -41,6 +42,8 @@ _DECODERS = {
     "JPEG-LS": "pylibjpeg pyjpegls",
     "JPEG": "pylibjpeg pylibjpeg-libjpeg",
 }
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+_META, _PIECE, _UNPACKED = 1 << 16, 1 << 20, 512 << 20
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SERIES_NUMBER = 9001
 _NAME_LENGTH = 64
@@ -172,6 +175,29 @@ def series_images(path: Path, *, series: str | None = None, pixels: bool = True)
     return found, notes
 
 
+def _check_deflated(file: Path) -> None:
+    """Refuse a deflated file that unpacks to more than an image takes; pydicom unpacks all of it at once.
+
+    Raises:
+        UserError: It does.
+    """
+    with file.open("rb") as opened:
+        head = opened.read(_META)
+        if _DEFLATED not in head or head[128:132] != b"DICM":
+            return
+        # The first element of the first group states the length of the others.
+        opened.seek(144 + int.from_bytes(head[140:144], "little"))
+        unpacker, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while (part := opened.read(_PIECE)) and not unpacker.eof:
+            while part:
+                total += len(unpacker.decompress(part, _PIECE))
+                part = unpacker.unconsumed_tail
+                if total > _UNPACKED:
+                    raise UserError(
+                        f"{file}: unpacks to more than {size(_UNPACKED)}, which no image does; export it uncompressed"
+                    )
+
+
 def _images(path: Path, *, pixels: bool, notes: list[str]) -> Iterator[SeriesImage]:
     pydicom = import_extra("pydicom", extra="dicom", needed_for=f"{path}: reading DICOM")
     if not path.exists():
@@ -182,6 +208,7 @@ def _images(path: Path, *, pixels: bool, notes: list[str]) -> Iterator[SeriesIma
             continue
         try:
             with reading(file, "cannot be read as DICOM", "copy it again"):
+                _check_deflated(file)
                 dataset = pydicom.dcmread(file, stop_before_pixels=not pixels)
         except UserError as error:
             if not isinstance(error.__cause__, pydicom.errors.InvalidDicomError):

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.crashes import native_reader
 from contrastive_core.training.documents import reading
 from ssl_medseg.io.channels import align_channels
 from ssl_medseg.io.dicom import read_series
@@ -48,7 +49,7 @@ def read_volume(image: ImageFile) -> Volume:
 
 def _read_channel(image: ImageFile) -> Volume:
     path = Path(image.path)
-    with reading(path, *_UNREADABLE):
+    with reading(path, *_UNREADABLE), native_reader(path):
         return _read_volume(path, image)
 
 
@@ -114,7 +115,7 @@ def read_label_values(path: Path) -> tuple[NDArray[Any], Grid]:
     Raises:
         UserError: It cannot be read, or holds several volumes, of which none can be chosen.
     """
-    with reading(path, *_UNREADABLE):
+    with reading(path, *_UNREADABLE), native_reader(path):
         return _read_label_values(path)
 
 

@@ -24,7 +24,7 @@ from ssl_medseg.io import Grid, grid_difference, read_label, read_volume
 from ssl_medseg.preprocessing import Geometry, Preprocessing, prepare, prepare_label
 from ssl_medseg.preprocessing.prepare import erased_structures, erased_words
 
-_VERSION = 2
+_VERSION = 3
 """Version of the preprocessing; raising it invalidates cached results."""
 
 
@@ -51,16 +51,27 @@ def kept(
         return found
     tensor, facts = make()
     folder.mkdir(parents=True, exist_ok=True)
-    files.write_atomic(file, save({"tensor": tensor.contiguous()}, {"facts": json.dumps(facts)}))
+    said = json.dumps(facts)
+    metadata = {"facts": said, "sha256": _checksum(tensor, said)}
+    files.write_atomic(file, save({"tensor": tensor.contiguous()}, metadata))
     return tensor, facts
 
 
 def _read(file: Path) -> tuple[Tensor, dict[str, Any]] | None:
     try:
         with reading(file, "is damaged", "it is made again"), safe_open(file, framework="pt") as opened:
-            return opened.get_tensor("tensor"), json.loads(opened.metadata()["facts"])
+            tensor, metadata = opened.get_tensor("tensor"), opened.metadata()
+            if metadata["sha256"] != _checksum(tensor, metadata["facts"]):
+                return None
+            return tensor, json.loads(metadata["facts"])
     except UserError:  # not there, or damaged: what it holds can be made again
         return None
+
+
+def _checksum(tensor: Tensor, facts: str) -> str:
+    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} {facts}".encode())
+    digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def _digest(path: Path) -> list[str]:

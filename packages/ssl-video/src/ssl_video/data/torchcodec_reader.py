@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.crashes import native_reader
 from ssl_video.data.video_index import Orientation, VideoIndex
 
 ReaderName = Literal["pyav", "torchcodec"]
@@ -43,10 +44,11 @@ def decode(path: str | Path, frames: list[int], index: VideoIndex) -> dict[int, 
     if not (plain and timed and index.codec in _CODECS and set(index.container.split(",")) & _CONTAINERS):
         return None
     try:
-        decoder = create(str(path), stream_index=index.stream, dimension_order="NHWC", num_ffmpeg_threads=1)
-        if len(decoder) != len(index):
-            return None
-        found = decoder.get_frames_at(frames)
+        with native_reader(path):
+            decoder = create(str(path), stream_index=index.stream, dimension_order="NHWC", num_ffmpeg_threads=1)
+            if len(decoder) != len(index):
+                return None
+            found = decoder.get_frames_at(frames)
         pictures: NDArray[np.uint8] = found.data.numpy()
         moments: NDArray[np.float64] = found.pts_seconds.numpy()
     except (RuntimeError, ValueError, IndexError):

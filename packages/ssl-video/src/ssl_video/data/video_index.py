@@ -17,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.crashes import native_reader
 
 _TOLERANCE = 1e-3  # seconds: Matroska rounds the times of frames to milliseconds
 _ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC
 _DEFAULT = 0x1  # AV_DISPOSITION_DEFAULT
 _USUAL_RATE = 30.0
+_LARGEST = 15360 * 8640  # pixels of a frame: 16K
 _BROADCAST = frozenset({"mpegts", "mpeg", "vob"})
 _LONGEST_PAUSE = 10.0  # seconds; FFmpeg's dts_delta_threshold
 _VERIFIED = 500  # frames decoded to find out whether the stated times are in decoding order
@@ -158,7 +160,7 @@ def open_file(path: str | Path, what: str) -> Iterator[Any]:
     """
     try:
         # "file:": a colon in a name does not make it a protocol. Metadata may be in any encoding, and are not used.
-        with av.open(f"file:{path}", metadata_errors="replace") as container:
+        with native_reader(path), av.open(f"file:{path}", metadata_errors="replace") as container:
             yield container
     except UserError:
         raise
@@ -176,6 +178,12 @@ def open_video(path: str | Path) -> Iterator[tuple[Any, Any]]:
     """
     with open_file(path, "cannot be read as a video") as container:
         stream = _video_stream(container, path)
+        width, height = stream.codec_context.width, stream.codec_context.height
+        if width * height > _LARGEST:
+            raise UserError(
+                f"{path}: its frames have {width}x{height} pixels; expected at most {_LARGEST:,}. The file is damaged; "
+                "convert it again"
+            )
         # Loading is already parallel over clips; with one thread, the first frame also arrives soonest.
         stream.codec_context.thread_count = 1
         yield container, stream

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.crashes import native_reader
 from ssl_vision.data.dataset import FileImages, ImageSet
 from ssl_vision.data.decode import Picture, UndecodableError, count_frames, decode, read_bytes
 
@@ -78,7 +79,10 @@ def look_at(images: ImageSet, index: int, *, split: str) -> Facts:
         return _of_channels(images, index, split=split, class_name=class_name)
     try:
         data = read_bytes(path)
-        picture = decode(data, images.options)
+        with native_reader(path):
+            picture = decode(data, images.options)
+            several = picture.format in _MAY_HOLD_SEVERAL
+            frames = count_frames(data, images.options) if several else 1
     except UserError as error:
         return Facts(split, index, class_name, problem=str(error).removeprefix(f"{path}: "))
     except UndecodableError as error:
@@ -92,7 +96,7 @@ def look_at(images: ImageSet, index: int, *, split: str) -> Facts:
         format=picture.format,
         mode=picture.mode,
         is_turned=picture.orientation != 1,
-        frames=count_frames(data, images.options) if picture.format in _MAY_HOLD_SEVERAL else 1,
+        frames=frames,
         is_misnamed=_is_misnamed(path, picture),
         is_blank=blank,
         file_hash=_hash(data),

@@ -32,6 +32,7 @@ from PIL import (  # noqa: F401
 from torch import Tensor
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.crashes import native_reader
 
 # Beginning of a file -> description. Kinds that are not read are described with a remedy, if there is one.
 _BEGINNINGS = (
@@ -186,7 +187,8 @@ def read_image(path: Path, options: ReadOptions = ReadOptions(), *, channels: in
     if channels != 3:
         return read_channels(path, channels, options)
     try:
-        picture = decode(read_bytes(path), options)
+        with native_reader(path):
+            picture = decode(read_bytes(path), options)
     except UndecodableError as error:
         raise UserError(f"{path}: {error}") from error
     if picture.dark and not options.bits and not _warned_dark:
@@ -212,11 +214,10 @@ def read_channels(path: Path, channels: int, options: ReadOptions = ReadOptions(
         UserError: The file cannot be read, has another number of channels, or the range of its pixels is unknown.
     """
     data = read_bytes(path)
+    is_tiff = data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
     try:
-        if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-            values = _tiff_channels(data, channels, options)
-        else:
-            values = _plain_channels(data, channels, options)
+        with native_reader(path):
+            values = (_tiff_channels if is_tiff else _plain_channels)(data, channels, options)
     except UndecodableError as error:
         raise UserError(f"{path}: {error}") from error
     except UserError:
@@ -295,11 +296,13 @@ def read_size(path: Path, options: ReadOptions = ReadOptions()) -> tuple[int, in
     """
     data = read_bytes(path)
     try:
-        with _open(data, options) as image:
+        with native_reader(path), _open(data, options) as image:
             if image.format == "TIFF":
                 image.load()  # whether PIL swaps the sides of its header depends on its version
             lies = image.format != "TIFF" and _orientation(image) >= 5
             return (image.width, image.height) if lies else (image.height, image.width)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"{path}: {_problem(error, data)}") from error
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.documents import reason
 from ssl_vision.data.dataset import ArrayImages, ImageSet
 from ssl_vision.data.folder import open_folder
 
@@ -107,11 +108,13 @@ def open_named(name: str, root: Path, *, split: str) -> ImageSet:
         raise UserError(f"{name}: found split {split!r}, expected one of {', '.join(found.splits)}")
     try:
         images = found.opener(root, split)
-    except (RuntimeError, FileNotFoundError) as error:
+    except Exception as error:  # missing files, other checksums, and whatever damaged ones lead to
+        if isinstance(error, UserError) and str(root) in str(error):
+            raise
         source = (found.source or "").format(root=str(root))
-        reason = str(error).split(" You can use download=True")[0].strip()
+        found_out = reason(error).split(" You can use download=True")[0].strip()
         raise UserError(
-            f"{name}: the data set is incomplete under {root} ({reason}). Nothing is downloaded automatically; {source}"
+            f"{name}: the data set is incomplete under {root} ({found_out}). Nothing is downloaded automatically; {source}"
         ) from error
     images.split = split
     return images

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from contrastive_core.errors import UserError
 from contrastive_core.training.documents import reading
 from ssl_vision.evaluation.features import replace_file
 
@@ -69,4 +70,6 @@ def read_predictions(file: Path) -> Predictions:
     """
     remedy = "expected a file of `ssl-vision evaluate`; evaluate again"
     with reading(file, "found no predictions", remedy), np.load(file) as arrays:
+        if any(member.compress_size != member.file_size for member in arrays.zip.infolist()):
+            raise UserError("its arrays are compressed, and may unpack to any size")
         return Predictions(**{name: arrays[name] for name in _ARRAYS})

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from contrastive_core.app.report.run_record import read_record
 from contrastive_core.errors import UserError
+from contrastive_core.training.config import from_plain
 from contrastive_core.training.documents import read_json, reading
 from ssl_vision.data import open_images
 from ssl_vision.data.bad_files import read_log
@@ -162,7 +163,7 @@ def _read_score(file: Path) -> Score | None:
     content = read_json(file)
     remedy = "expected a file of `ssl-vision knn` or `ssl-vision linear`; remove it or evaluate again"
     with reading(file, "found no score", remedy):
-        return None if "format" in content else Score(**content)
+        return None if "format" in content else from_plain(Score, content, "score")
 
 
 def _settings(file: Path, config: Mapping[str, Any]) -> RunSettings:

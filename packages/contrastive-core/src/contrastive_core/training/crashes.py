@@ -1,0 +1,244 @@
+"""Survive native readers that crash on a damaged file: name the file, and read the others.
+
+Pillow, FFmpeg, SimpleITK and the like decode in the calling process, at full speed. Every process notes which files it
+is reading, in memory that outlives it. A command that only reads (`supervise`) runs in a child process; if that
+crashes, it runs again without the file. Linux alone has such memory; elsewhere a crash ends the command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import re
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+
+from contrastive_core.errors import UserError
+
+_CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL} | (
+    {signal.SIGBUS} if hasattr(signal, "SIGBUS") else set()
+)
+#: Where the memory is, for processes that are not forked: a path of /proc.
+_VARIABLE = "CONTRASTIVE_CORE_READING"
+_SLOTS, _SLOT = 64, 1024
+_BLOCK = _SLOTS * _SLOT
+"""Bytes of a process, at its number times this; the memory is sparse."""
+_PROCESSES = 1 << 22
+"""Largest number of a process on Linux."""
+_MOST = 100
+"""Crashes after which a command gives up."""
+
+
+class _Notes:
+    """The files that the threads of this process are reading, in its block of the memory."""
+
+    def __init__(self) -> None:
+        self.block: mmap.mmap | None = None
+        self.free = list(range(0, _BLOCK, _SLOT))
+        self.lock = threading.Lock()
+        if (memory := open_notes()) is not None:
+            with contextlib.suppress(OSError, ValueError, OverflowError):
+                self.block = mmap.mmap(memory, _BLOCK, offset=os.getpid() * _BLOCK)
+                self.block[:] = bytes(_BLOCK)  # the number may be that of an earlier process
+
+    def write(self, place: int, file: str) -> None:
+        """Note a file in a slot, or nothing any more."""
+        if self.block is not None:
+            name = os.fsencode(file)[: _SLOT - 1] + b"\0"
+            self.block[place : place + len(name)] = name
+
+
+_notes: _Notes | None = None
+_making = threading.Lock()
+_opened: int | None = None
+_is_supervised = False
+#: Files that crashed a reader, and those that may have: set by `supervise` before it starts its child.
+_crashed: dict[str, str] = {}
+_suspects: frozenset[str] = frozenset()
+
+
+def _make_notes() -> _Notes:
+    global _notes  # noqa: PLW0603 - made once a process
+    with _making:
+        if _notes is None:
+            _notes = _Notes()
+        return _notes
+
+
+def _forget_notes() -> None:
+    global _notes, _making
+    _notes, _making = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_notes)
+
+
+def open_notes() -> int | None:
+    """Make the memory of a command, before its processes are started; None where there is none."""
+    global _opened  # noqa: PLW0603 - opened once a process
+    if _opened is None:
+        _opened = _open_memory()
+    return _opened
+
+
+def _open_memory() -> int | None:
+    if not hasattr(os, "memfd_create"):
+        return None
+    try:
+        if place := os.environ.get(_VARIABLE):
+            return os.open(place, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:  # of a command that has ended
+        pass
+    try:
+        memory = os.memfd_create("contrastive-core", os.MFD_CLOEXEC)
+        os.ftruncate(memory, _PROCESSES * _BLOCK)
+    except OSError:
+        return None
+    os.environ[_VARIABLE] = f"/proc/{os.getpid()}/fd/{memory}"
+    return memory
+
+
+class native_reader:  # noqa: N801 - used as a function
+    """Note that a file is being read by native code, which may crash on it; takes a few microseconds.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UserError: On entry: a reader crashed on the file before.
+    """
+
+    __slots__ = ("_name", "_notes", "_place")
+
+    def __init__(self, path: Path | str) -> None:
+        self._name = os.fspath(path)
+
+    def __enter__(self) -> None:
+        if self._name in _crashed:
+            raise UserError(
+                f"{self._name}: the library that reads it crashed ({_crashed[self._name]}); the file is damaged: copy "
+                "or export it again, or remove it"
+            )
+        self._notes = notes = _notes or _make_notes()
+        if self._name in _suspects:
+            notes.lock.acquire()
+        try:
+            self._place = notes.free.pop()
+        except IndexError:  # more threads than slots
+            self._place = -1
+            return
+        notes.write(self._place, self._name)
+
+    def __exit__(self, *_: object) -> None:
+        notes = self._notes
+        if self._place >= 0 and notes.block is not None:
+            notes.block[self._place] = 0
+            notes.free.append(self._place)
+        if self._name in _suspects:
+            notes.lock.release()
+
+
+def files_read_by(process: int) -> list[str]:
+    """The files that a process is reading, or was reading when it ended."""
+    memory = open_notes()
+    block = b"" if memory is None else os.pread(memory, _BLOCK, process * _BLOCK)
+    slots = (block[at : at + _SLOT] for at in range(0, len(block), _SLOT))
+    return [os.fsdecode(name) for slot in slots if (name := slot.partition(b"\0")[0])]
+
+
+def files_of_worker(message: str) -> tuple[list[str], str]:
+    """Files that a dead data loading process was reading, by PyTorch's message of its death, and the signal's name."""
+    found = re.search(r"worker \(pid\(?s?\)? ([\d, ]+)\)", message)
+    killed = re.search(r"killed by signal: ([^.]+)", message)
+    numbers = [int(number) for number in found[1].split(",")] if found else []
+    return [file for number in numbers for file in files_read_by(number)], killed[1].strip() if killed else ""
+
+
+def supervise(command: str) -> int | None:
+    """Go on in a child process, which is started again without the files that crash it.
+
+    Args:
+        command: Program and verb, for messages.
+
+    Returns:
+        None in the child, which has the work to do; in the parent the exit status of the last child.
+    """
+    global _crashed, _suspects, _is_supervised  # noqa: PLW0603 - inherited by the child
+    if not hasattr(os, "memfd_create") or "RANK" in os.environ or threading.active_count() > 1:
+        return None
+    os.environ.pop(_VARIABLE, None)
+    if open_notes() is None:
+        return None
+    _is_supervised = True
+    for _ in range(_MOST):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        alive, held = os.pipe()  # closed by the death of this process, however it comes
+        child = os.fork()
+        if not child:
+            os.close(held)
+            threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
+            return None
+        os.close(alive)
+        status = _wait(child)
+        os.close(held)
+        if not os.WIFSIGNALED(status):
+            return os.waitstatus_to_exitcode(status)
+        number = os.WTERMSIG(status)
+        reading = frozenset(files_read_by(child))
+        if number not in _CRASHES or not reading:
+            break
+        # Of several files that were being read at once, the one that is read at the next crash, too: suspects are
+        # read one at a time.
+        guilty = reading if len(reading) == 1 else reading & _suspects
+        for file in guilty:
+            _crashed = {**_crashed, file: signal.Signals(number).name}
+            print(  # noqa: T201 - before the next attempt
+                f"{command}: {file}: the library that reads it crashed ({signal.Signals(number).name}); starting again "
+                "without it",
+                file=sys.stderr,
+                flush=True,
+            )
+        _suspects = (_suspects - guilty) if guilty else reading
+    if number != signal.SIGKILL:
+        signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    return 128 + number
+
+
+def end_as_worker(files: list[str], crash: str) -> None:
+    """End this process as its data loading process ended, if it is supervised: then it is started again."""
+    number = next((each for each in _CRASHES if signal.strsignal(each) == crash), None)
+    if not _is_supervised or number is None:
+        return
+    notes = _Notes()
+    for slot, file in enumerate(files[:_SLOTS]):
+        notes.write(slot * _SLOT, file)
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+def _end_with_parent(alive: int) -> None:
+    os.read(alive, 1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _wait(child: int) -> int:
+    """Wait for a child, passing on what this process is told."""
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal tells the child, too
+    try:
+        return os.waitpid(child, 0)[1]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,218 @@
+"""Files that crash the native library that reads them, and data loading processes that are killed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from contrastive_core.training import crashes
+from tests.workspace.test_outputs_of_commands import filled, places
+
+__all__ = ["places"]  # a fixture
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes leave notes on Linux alone")
+Places = Callable[[str], dict[str, Path]]
+# A program whose readers die of a signal on a file of this name; with a third argument, only the first time.
+PROGRAM = """
+import importlib, signal, sys
+from pathlib import Path
+from contrastive_core.training import crashes
+domain, bad, signum, once = sys.argv.pop(1), sys.argv.pop(1), int(sys.argv.pop(1)), sys.argv.pop(1)
+enter = crashes.native_reader.__enter__
+def enter_and_die(self):
+    enter(self)
+    is_worker = "torch" in sys.modules and sys.modules["torch"].utils.data.get_worker_info() is not None
+    if str(self._name).endswith(bad.removeprefix("worker:")) and not (once and Path(once).exists()):
+        if bad.startswith("worker:") and not is_worker:
+            return
+        if once:
+            Path(once).touch()
+        signal.raise_signal(signum)  # in this thread, as a fault does
+crashes.native_reader.__enter__ = enter_and_die
+sys.exit(importlib.import_module(f"{domain}.cli").main())
+"""
+SEGV, KILL = "11", "9"
+
+
+def run(
+    domain: str, bad: str, words: list[str], *, signum: str = SEGV, once: Path | str = ""
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, domain, bad, signum, str(once), *words],
+        capture_output=True, text=True, check=False, timeout=200,
+    )  # fmt: skip
+
+
+def started_again(done: subprocess.CompletedProcess[str], bad: str) -> bool:
+    said = [line for line in done.stderr.splitlines() if "starting again" in line]
+    return len(said) == 1 and f"{bad}: the library that reads it crashed (SIGSEGV)" in said[0]
+
+
+def test_images(places: Places, tmp_path: Path) -> None:
+    place, bad = places("ssl_vision"), "b/0.png"
+    done = run("ssl_vision", bad, filled("check DATA", place, tmp_path))
+    assert started_again(done, bad), done.stderr
+    assert done.returncode == 1
+    assert done.stdout.count("crashed (SIGSEGV)") == 1
+
+    done = run("ssl_vision", bad, filled("predict MODEL DATA OUT/table.csv --device cpu", place, tmp_path))
+    assert started_again(done, bad), done.stderr
+    assert done.returncode == 0
+    rows = {row["path"]: row for row in csv.DictReader((tmp_path / "table.csv").open())}
+    assert "crashed" in rows.pop(bad)["error"]
+    assert len(rows) == 3
+    assert all(row["class"] and not row["error"] for row in rows.values())
+
+
+def test_videos(places: Places, tmp_path: Path) -> None:
+    place, bad = places("ssl_video"), "blue/001.mkv"
+    done = run("ssl_video", bad, filled("check DATA --out OUT/found.csv", place, tmp_path))
+    assert started_again(done, bad), done.stderr
+    problems = {row["path"]: row["problem"] for row in csv.DictReader((tmp_path / "found.csv").open())}
+    assert [path for path, problem in problems.items() if problem] == [p for p in problems if p.endswith(bad)]
+
+    line = "predict MODEL DATA OUT/table.csv --clips 1 --crops 1 --device cpu --sheet 0"
+    done = run("ssl_video", bad, filled(line, place, tmp_path))
+    assert started_again(done, bad), done.stderr
+    rows = {row["path"]: row for row in csv.DictReader((tmp_path / "table.csv").open())}
+    assert [path for path, row in rows.items() if row["error"]] == [bad]
+
+
+def test_flow_is_computed_by_workers(places: Places, tmp_path: Path) -> None:
+    place, bad = places("ssl_video"), "blue/001.mkv"
+    line = filled("flow DATA OUT --workers 2 --method dis_ultrafast --short-side 32", place, tmp_path / "flow")
+    done = run("ssl_video", f"worker:{bad}", line)
+    assert started_again(done, bad), done.stderr
+    assert f"{bad}: the library that reads it crashed" in done.stdout
+    assert len(list((tmp_path / "flow").rglob("*.npy"))) == len(list(place["DATA"].rglob("*.mkv"))) - 1
+
+
+def test_volumes(places: Places, tmp_path: Path) -> None:
+    place = places("ssl_medseg")
+    bad = f"imagesTr/{place['IMAGE'].name}"
+    done = run("ssl_medseg", bad, filled("check DATA --json", place, tmp_path))
+    assert started_again(done, bad), done.stderr
+    assert "crashed (SIGSEGV)" in done.stdout
+    out = tmp_path / "masks"
+    done = run("ssl_medseg", bad, filled("predict MODEL DATA OUT --device cpu", place, out))
+    assert started_again(done, bad), done.stderr
+    assert done.returncode == 1
+    cases = json.loads((out / "predictions.json").read_text())["cases"]
+    assert ["crashed" in (case["error"] or "") for case in cases].count(True) == 1
+    assert len(list(out.glob("*.nii.gz"))) == len(cases) - 1
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for number in range(12):
+        (tmp_path / "photos" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        picture = torch.randint(0, 256, (20, 20, 3), generator=torch.Generator().manual_seed(number))
+        Image.fromarray(picture.byte().numpy()).save(tmp_path / "photos" / "ab"[number % 2] / f"{number}.png")
+    return tmp_path / "photos"
+
+
+def pretrain(photos: Path, out: Path) -> list[str]:
+    line = "--epochs 3 --batch-size 4 --image-size 16 --encoder.width 0.125 --workers 1 --load files --device cpu"
+    return ["pretrain", str(photos), str(out), *line.split(), "--checkpoint-every", "1", "--no-progress"]
+
+
+def train_videos(place: dict[str, Path], out: Path) -> list[str]:
+    line = (
+        "train DATA OUT --split SPLIT --views rgb --steps 4 --batch-size 4 --mu 1 --size 16 --clip.frames 4 "
+        "--clip.stride 2 --recalibrate 0 --network.name small_slow --network.width 4 --workers 1 --device cpu "
+        "--checkpoint-every 1 --no-progress"
+    )
+    return filled(line, place, out)
+
+
+def test_a_worker_of_training_that_crashes_names_the_file(photos: Path, tmp_path: Path) -> None:
+    done = run("ssl_vision", "b/7.png", pretrain(photos, tmp_path / "run"))
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    problem, *command = [line for line in done.stderr.splitlines() if "b/7.png" in line or "--resume" in line]
+    assert "b/7.png: the library that reads it crashed in a data loading process (Segmentation fault)" in problem
+    assert command
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+@pytest.mark.parametrize("domain", ["ssl_vision", pytest.param("ssl_video", marks=pytest.mark.slow)])
+def test_a_killed_worker_loses_nothing(domain: str, photos: Path, places: Places, tmp_path: Path) -> None:
+    def line(out: Path) -> list[str]:
+        return pretrain(photos, out) if domain == "ssl_vision" else train_videos(places("ssl_video"), out)
+
+    bad = "b/7.png" if domain == "ssl_vision" else "red/002.mkv"
+    done = run(domain, bad, line(tmp_path / "run"), signum=KILL, once=tmp_path / "killed")
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "a data loading process ended" in done.stderr
+    assert done.stderr.rstrip().endswith("--resume")
+    resumed = run(domain, "none", [*line(tmp_path / "run"), "--resume"])
+    assert resumed.returncode == 0, resumed.stderr
+    whole = run(domain, "none", line(tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr
+    expected = weights(tmp_path / "whole")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path / "run").items())
+
+
+def test_files_that_are_read_at_once_are_told_apart(tmp_path: Path) -> None:
+    program = """
+import os, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from contrastive_core.errors import UserError
+from contrastive_core.training import crashes
+status = crashes.supervise("prog")
+if status is not None:
+    sys.exit(status)
+def read(name):
+    try:
+        with crashes.native_reader(name):
+            time.sleep(0.2)
+            if name == "bad":
+                os.abort()
+    except UserError:
+        return name
+with ThreadPoolExecutor(4) as pool:
+    print(list(filter(None, pool.map(read, ["a", "b", "bad", "c", "d"]))))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout == "['bad']\n", done.stderr
+    assert done.returncode == 0
+    assert done.stderr.count("prog: bad: the library that reads it crashed (SIGABRT)") == 1
+
+
+def test_notes_of_threads_end_with_the_reading() -> None:
+    import os
+
+    with crashes.native_reader("one"), crashes.native_reader(Path("two")):
+        assert sorted(crashes.files_read_by(os.getpid())) == ["one", "two"]
+    assert crashes.files_read_by(os.getpid()) == []
+
+
+def test_other_signals_end_the_command(tmp_path: Path) -> None:
+    program = """
+import os, sys
+from contrastive_core.training import crashes
+status = crashes.supervise("prog")
+if status is None:
+    with crashes.native_reader("x"):
+        os.kill(os.getpid(), int(sys.argv[1]))
+sys.exit(status)
+"""
+    for number in (9, 15):
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(number)], capture_output=True, check=False, timeout=60
+        )
+        assert done.returncode == -number
+        assert done.stderr == b""

@@ -114,7 +114,8 @@ def open_named(name: str, root: Path, *, split: str) -> ImageSet:
         source = (found.source or "").format(root=str(root))
         found_out = reason(error).split(" You can use download=True")[0].strip()
         raise UserError(
-            f"{name}: the data set is incomplete under {root} ({found_out}). Nothing is downloaded automatically; {source}"
+            f"{name}: the data set is incomplete under {root} ({found_out}). Nothing is downloaded automatically; "
+            f"{source}"
         ) from error
     images.split = split
     return images

@@ -120,6 +120,14 @@ def test_of_two_columns_of_classes_one_is_taken_and_said(manifest) -> None:
     assert "of the columns label and class, label is used as the label" in images.notes[0]
 
 
+def test_columns_beside_paths_without_labels_are_said(manifest) -> None:
+    images = open_images(manifest("id,path,target\n7,a.png,1\n8,b.png,2\n"))
+    assert not images.is_labelled
+    assert images.notes[0].endswith("so images have none; columns that are not read: id, target")
+    assert open_images(manifest("path\na.png\n")).notes == ()
+    assert open_images(manifest("id,path,label\n7,a.png,1\n")).notes == ()
+
+
 def test_a_missing_file_is_named_when_read(manifest, tmp_path: Path) -> None:
     images = open_images(manifest("path,label\na.png,x\ngone.png,x\n"))
     with pytest.raises(UserError, match=rf"{tmp_path}/gone\.png: found no such file"):

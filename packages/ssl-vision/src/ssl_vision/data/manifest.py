@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contrastive_core.errors import UserError
+from contrastive_core.text import some_of
 from contrastive_core.training.documents import reading
 from ssl_vision.data.dataset import FileImages
 from ssl_vision.data.decode import ReadOptions
 from ssl_vision.data.folder import canonical_split
+from ssl_vision.data.listing import printable
 
 COLUMNS = {
     "path": ("path", "file", "filename", "file_name", "filepath", "image", "image_path"),
@@ -183,6 +185,12 @@ def _places(manifest: Path, columns: Sequence[str]) -> tuple[dict[str, int], lis
     if "path" not in place:
         found = ", ".join(columns) or "an empty file"
         raise UserError(f"{manifest}: found the columns {found}, expected path[,label][,split] separated by commas")
+    others = [name for number, name in enumerate(columns) if name and number not in place.values()]
+    if "label" not in place and others:
+        notes.append(
+            f"no column gives labels ({', '.join(COLUMNS['label'])}), so images have none; columns that are not read: "
+            f"{printable(some_of(others))}"
+        )
     return place, notes
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from contrastive_core import LARS, WarmupCosine, lars_param_groups, nt_xent, synchronization
 from contrastive_core.pseudo_label import fuse
 from contrastive_core.similarity import use_backend
-from ssl_video.models.networks import SmallSlow
-from ssl_video.mvpl.method import MultiviewPseudoLabel
 from ssl_vision.methods import SimCLR
 from ssl_vision.models import EncoderOptions, build_encoder
 from tests.host_waits import Waits
@@ -57,27 +54,6 @@ def test_a_step_of_simclr(foreach: bool) -> None:
             loss.backward()
             optimizer.step()
             schedule.step()
-    assert not waits.found
-
-
-@pytest.mark.parametrize(("fusion", "align"), [("exact", False), ("adaptive", False), ("exact", True)])
-def test_a_step_of_multiview_pseudo_labelling(fusion: Any, align: bool) -> None:
-    network: nn.Module = SmallSlow(4, width=4)
-    mvpl = MultiviewPseudoLabel(network, classes=4, fusion=fusion, align=align, threshold=0.6)
-    optimizer = torch.optim.SGD(mvpl.parameters(), 0.1, momentum=0.9)
-
-    def pictures(n: int) -> dict[str, Tensor]:
-        return {view: torch.rand(n, 4, 3, 16, 16) * 255 for view in ("rgb", "tg")}
-
-    labels = torch.arange(4)
-    mvpl(pictures(4), labels, pictures(4), pictures(4))  # the first step looks at the scale of the pictures
-    batches = pictures(4), pictures(4), pictures(4)
-    with Waits() as waits:
-        losses = mvpl(batches[0], labels, batches[1], batches[2])
-        optimizer.zero_grad()
-        losses.loss.backward()
-        optimizer.step()
-        mvpl.update()
     assert not waits.found
 
 

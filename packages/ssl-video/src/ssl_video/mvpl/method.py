@@ -224,19 +224,20 @@ class MultiviewPseudoLabel(nn.Module):
             ValueError: A view is missing; weak and strong clips differ in number; labels are not classes; pictures are
                 not on the scale 0 to 255; or the network does not return logits of `classes`.
         """
-        there = self._present(labelled, labelled_present)
+        known = self._present(labelled, labelled_present)
+        device = labelled[self.views[0]].device
+        there = known.to(device, non_blocking=True)
         labels = self._checked_labels(labels, there)
         if not self._looked_at_pictures:
             self._looked_at_pictures = True
             for batch in (labelled, weak, strong):
                 check_scale(batch or {})
-        # Known without waiting for the device.
-        complete = not labelled_present and not present
         if weak is None or strong is None or step < self.warmup_steps:
-            logits, distance = self._trained(labelled, there, complete=complete)
+            logits, distance = self._trained(labelled, known)
             supervised = self._learn_labels(logits, labels, there)
             return self._total(supervised, torch.zeros_like(supervised), None, distance)
-        there_too = self._present(weak, present)
+        known_too = self._present(weak, present)
+        there_too = known_too.to(device, non_blocking=True)
         if there_too.shape != self._present(strong, present).shape:
             raise ValueError("weak and strong clips differ in number; expected the same clips, augmented twice")
         mixing, share = None, None
@@ -248,13 +249,12 @@ class MultiviewPseudoLabel(nn.Module):
         if self.weak_batch == "separate":
             labeller = self.network if self.teacher == "network" else self.tested
             with labelling(labeller):
-                weak_logits = self._classify(labeller, weak, there_too, complete=complete)
-            present_in_both = torch.cat([there, there_too], dim=1)
-            both, distance = self._trained(_stack(labelled, strong), present_in_both, complete=complete)
+                weak_logits = self._classify(labeller, weak, known_too)
+            both, distance = self._trained(_stack(labelled, strong), torch.cat([known, known_too], dim=1))
             few_logits, strong_logits = both[:, : len(labels)], both[:, len(labels) :]
         else:
-            present_in_all = torch.cat([there, there_too, there_too], dim=1)
-            everything, distance = self._trained(_stack(labelled, weak, strong), present_in_all, complete=complete)
+            present_in_all = torch.cat([known, known_too, known_too], dim=1)
+            everything, distance = self._trained(_stack(labelled, weak, strong), present_in_all)
             few_logits, others = everything[:, : len(labels)], everything[:, len(labels) :]
             weak_logits, strong_logits = others.detach().chunk(2, dim=1)[0], others.chunk(2, dim=1)[1]
         supervised = self._learn_labels(few_logits, labels, there)
@@ -271,7 +271,7 @@ class MultiviewPseudoLabel(nn.Module):
             temperature=self.temperature,
             present=there_too,
             weights=weights,
-            partners=None if mixing is None else mixing.partners.to(strong_logits.device),
+            partners=None if mixing is None else mixing.partners.to(device, non_blocking=True),
             share=share,
         )
         found = diagnose(weak_logits, unlabelled, present=there_too, views=self.views, truth=truth)
@@ -308,7 +308,7 @@ class MultiviewPseudoLabel(nn.Module):
         """Return the mixing of the strong clips, and the remaining share ``[M, N]`` of each view."""
         shape = strong[self.views[0]].shape
         mixing = draw_mix(shape[0], height=shape[-2], width=shape[-1], alpha=self.mix, seed=self.seed, step=step)
-        partners, share = mixing.partners.to(present.device), mixing.share.to(present.device)
+        partners, share = (x.to(present.device, non_blocking=True) for x in (mixing.partners, mixing.share))
         both = present & present[:, partners]
         return mixing, torch.where(both, share, torch.ones_like(share))
 
@@ -316,16 +316,17 @@ class MultiviewPseudoLabel(nn.Module):
         """Mark the targets of directed classes as unusable on reordered clips."""
         if reordered is None or not self.directed:
             return targets
-        classes = torch.tensor(self.directed, device=targets.usable.device)
+        device = targets.usable.device
+        classes = torch.tensor(self.directed).to(device, non_blocking=True)
         directed = torch.isin(targets.probabilities.argmax(dim=-1), classes)
-        return targets._replace(usable=targets.usable & ~(directed & reordered.to(targets.usable.device)))
+        return targets._replace(usable=targets.usable & ~(directed & reordered.to(device, non_blocking=True)))
 
-    def _trained(self, pictures: Pictures, present: Tensor, *, complete: bool) -> tuple[Tensor, Tensor | None]:
+    def _trained(self, pictures: Pictures, present: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the logits of the clips to train on, and the distance of their features if it is used."""
         if self._head is None:
-            return self._classify(self.network, pictures, present, complete=complete), None
+            return self._classify(self.network, pictures, present), None
         with _inputs_of(self._head) as inputs:
-            logits = self._classify(self.network, pictures, present, complete=complete)
+            logits = self._classify(self.network, pictures, present)
         features = inputs[-1].reshape(len(inputs[-1]), -1, inputs[-1].shape[-1]).mean(dim=1)
         by_view = dict(zip(self.views, torch.split(features, present.sum(dim=1).tolist()), strict=True))
         return logits, feature_distance(by_view["rgb"], by_view["tg"])
@@ -377,32 +378,32 @@ class MultiviewPseudoLabel(nn.Module):
         return found
 
     def _present(self, pictures: Pictures, present: Pictures | None) -> Tensor:
+        """Which clips have which view, bool [M, N] on the host, where the size of a selection is known."""
         missing = [view for view in self.views if view not in pictures]
         if missing:
             raise ValueError(f"pictures of {', '.join(pictures)} were given; also expected {', '.join(missing)}")
         given = present or {}
         rows = [
-            given[view].to(pictures[view].device, torch.bool)
-            if view in given
-            else torch.ones(len(pictures[view]), dtype=torch.bool, device=pictures[view].device)
+            given[view].to("cpu", torch.bool) if view in given else torch.ones(len(pictures[view]), dtype=torch.bool)
             for view in self.views
         ]
         return torch.stack(rows)
 
-    def _classify(self, network: nn.Module, pictures: Pictures, present: Tensor, *, complete: bool) -> Tensor:
-        """Return logits ``[M, N, K]`` of all views in one pass; zeros for missing views, if not `complete`."""
-        everything = complete or bool(present.all())
+    def _classify(self, network: nn.Module, pictures: Pictures, present: Tensor) -> Tensor:
+        """Return logits ``[M, N, K]`` of all views in one pass; zeros for missing views."""
+        device, everything = pictures[self.views[0]].device, bool(present.all())
+        rows = [row.nonzero().flatten().to(device, non_blocking=True) for row in present]
         parts = [
-            normalize(pictures[view] if everything else pictures[view][rows], mean=self.mean, std=self.std)
-            for view, rows in zip(self.views, present, strict=True)
+            normalize(pictures[view] if everything else pictures[view][chosen], mean=self.mean, std=self.std)
+            for view, chosen in zip(self.views, rows, strict=True)
         ]
         with views_in_batch(network, [(view, len(part)) for view, part in zip(self.views, parts, strict=True)]):
             logits = self._logits(network(torch.cat(parts)), sum(map(len, parts)))
         if everything:
             return logits.view(*present.shape, -1)
-        full = logits.new_zeros(*present.shape, logits.shape[-1])
-        full[present] = logits
-        return full
+        full = logits.new_zeros(present.numel(), logits.shape[-1])
+        places = torch.cat([chosen + view * present.shape[1] for view, chosen in enumerate(rows)])
+        return full.index_copy(0, places, logits).view(*present.shape, -1)
 
 
 def _agreeing_layer(network: nn.Module, views: Sequence[str]) -> nn.Module:

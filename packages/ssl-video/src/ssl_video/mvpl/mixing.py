@@ -66,8 +66,8 @@ def tube_mix(pictures: Tensor, mix: Mix, *, where: Tensor | None = None) -> Tens
     """
     rows = torch.arange(pictures.shape[-2], device=pictures.device)
     columns = torch.arange(pictures.shape[-1], device=pictures.device)
-    top, bottom, left, right = mix.boxes.to(pictures.device).T[:, :, None]
+    top, bottom, left, right = mix.boxes.to(pictures.device, non_blocking=True).T[:, :, None]
     inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None, :]
     if where is not None:
         inside &= where.to(pictures.device)[:, None, None]
-    return torch.where(inside[:, None, None], pictures[mix.partners.to(pictures.device)], pictures)
+    return torch.where(inside[:, None, None], pictures[mix.partners.to(pictures.device, non_blocking=True)], pictures)

@@ -32,9 +32,9 @@ class StepBatch(NamedTuple):
     strong: Pictures
     """The same clips, strongly augmented."""
     present: Pictures
-    """Whether each unlabelled clip has a view that some clips lack, by view: bool ``[U]``."""
+    """Whether each unlabelled clip has a view that some clips lack, by view: bool ``[U]``, on the host."""
     labelled_present: Pictures
-    """Whether each labelled clip has a view that some clips lack, by view: bool ``[B]``."""
+    """Whether each labelled clip has a view that some clips lack, by view: bool ``[B]``, on the host."""
     unlabelled: Tensor
     """Indices of the unlabelled videos, int64 ``[U]``."""
     reordered: Tensor
@@ -131,8 +131,9 @@ class Feed:
         found = next(self._loader)
         if isinstance(found, UserError):
             raise found
-        moved = [_to(part, self._device) for part in found]
-        return StepBatch(*moved)
+        # The masks stay on the host, which has to know how many clips they select.
+        stay = {"present", "labelled_present"}
+        return StepBatch(*(x if name in stay else _to(x, self._device) for name, x in found._asdict().items()))
 
 
 class _Steps(Dataset[StepBatch | UserError]):

@@ -20,6 +20,7 @@ they are transposed back when the result is written.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, reduce
@@ -31,6 +32,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from contrastive_core.synchronization import free_to_read
 from ssl_vision.augment.draws import Draws, Sizes
 
 
@@ -252,7 +254,7 @@ class Taps(NamedTuple):
         return Taps(self.row[which], self.weight[which])
 
 
-def keys_taps(length: Tensor, *, out: int, flip: Tensor | None = None) -> Taps:
+def keys_taps(length: Tensor, *, out: int, flip: Tensor | None = None, longest: int | None = None) -> Taps:
     """Compute bicubic taps as in `tf.image.resize` (Keys, a = -1/2, half-pixel centres, no antialias) along one axis.
 
     Output position i reads row (i + 1/2) * length / out - 1/2 of the crop. As in TensorFlow, the four weights come from
@@ -262,6 +264,7 @@ def keys_taps(length: Tensor, *, out: int, flip: Tensor | None = None) -> Taps:
         length: Number of rows of each crop, int64 [N].
         out: Number of output rows.
         flip: Crops to mirror along this axis, bool [N].
+        longest: As in `antialias_taps`; not needed.
     """
     source = output_places(out, flip, device=length.device).add(0.5) * (length.to(torch.float32) / out)[:, None] - 0.5
     left = source.floor()
@@ -296,11 +299,14 @@ def _total(weight: Tensor) -> Tensor:
     return reduce(torch.add, weight.unbind(-1))[..., None]
 
 
-def antialias_taps(length: Tensor, *, out: int, flip: Tensor | None = None, cubic: bool = False) -> Taps:
+def antialias_taps(
+    length: Tensor, *, out: int, flip: Tensor | None = None, cubic: bool = False, longest: int | None = None
+) -> Taps:
     """Compute taps of PIL's and torchvision's antialiased resize along one axis: a triangle (or Keys' cubic, a = -1/2).
 
     The filter is stretched by length / out if the image becomes smaller. Arguments are those of `keys_taps`; K is the
-    largest number of taps in the batch, and unused taps have weight 0.
+    largest number of taps in the batch, and unused taps have weight 0. On a GPU, finding it would make the host wait:
+    with `longest`, the largest length, K is an upper bound there.
     """
     scale = (length.to(torch.float32) / out)[:, None]
     stretch = scale.clamp_min(1)
@@ -308,7 +314,11 @@ def antialias_taps(length: Tensor, *, out: int, flip: Tensor | None = None, cubi
     centre = (output_places(out, flip, device=length.device) + 0.5) * scale
     low = (centre - support + 0.5).floor_().clamp_min_(0)
     high = torch.minimum((centre + support + 0.5).floor_(), length[:, None])
-    offset = torch.arange(max(1, int((high - low).max())) if len(length) else 1, device=length.device)
+    if longest is not None and not free_to_read(length):
+        most = math.ceil(2 * max(1.0, longest / out) * (2 if cubic else 1)) + 1
+    else:
+        most = max(1, int((high - low).max())) if len(length) else 1
+    offset = torch.arange(most, device=length.device)
     row = low[..., None] + offset
     distance = ((row - centre[..., None] + 0.5) / stretch[..., None]).abs_()
     weight = _keys_cubic(distance) if cubic else (1 - distance).clamp_min_(0)
@@ -493,7 +503,7 @@ class MakeBoxes(Protocol):
 class MakeTaps(Protocol):
     """Function that computes the input rows of each row of a resized crop."""
 
-    def __call__(self, length: Tensor, *, out: int, flip: Tensor | None = None) -> Taps: ...
+    def __call__(self, length: Tensor, *, out: int, flip: Tensor | None = None, longest: int | None = None) -> Taps: ...
 
 
 @dataclass(frozen=True)
@@ -617,7 +627,7 @@ class _Work:
         n = len(draws.boxes)
         length = _send(draws.boxes[:, 2:].T.reshape(2 * n), device)  # heights, then widths
         flip = _send(np.concatenate((np.zeros_like(draws.flip), draws.flip)), device)
-        taps = ops.taps(length, out=size, flip=flip)
+        taps = ops.taps(length, out=size, flip=flip, longest=int(draws.boxes[:, 2:].max(initial=1)))
         self.taps_y, self.taps_x = unit_taps(taps.pick(slice(0, n)), images), taps.pick(slice(n, None))
         self.blur: Blur | None = None
         if draws.blur.any():

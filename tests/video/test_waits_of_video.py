@@ -73,8 +73,8 @@ def test_a_step_with_a_moving_average(options: dict[str, Any]) -> None:
                 pictures(4),
                 pictures(4),
                 step=step,
-                present={"tg": some},
-                labelled_present={"tg": some},
+                present=some,
+                labelled_present=some,
             )
             losses.loss.backward()
             mvpl.update()

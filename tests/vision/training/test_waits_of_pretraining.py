@@ -57,7 +57,7 @@ def test_a_step_with_suncet_and_a_memory() -> None:
     images = torch.zeros(20, 3, 24, 24, dtype=torch.uint8, device=DEVICE)
     views = MemoryViews(images, plan, AUGMENTATIONS["simclr"])
     views._place = DEVICE
-    options = EncoderOptions(name="resnet18", stem="cifar", width=0.125)
+    options = EncoderOptions(name="resnet18", stem="cifar", width_multiplier=0.125)
     network = SimCLR(build_encoder(options, image_size=24), projection_dim=16, layers=2).to(DEVICE)
     memory = MomentumMemory(network, size=64)
     with use_backend("torch"), Waits(on_host=False) as waits:

@@ -65,6 +65,7 @@ def fit(
     table: dict[str, int] | None = None,
     teacher: Path | None = None,
     shuffle: bool = True,
+    tta: bool | None = None,
     optimizer: Optimizer = Optimizer(),
     net: Net = Net(),
     run: RunOptions = RunOptions(),  # noqa: B008

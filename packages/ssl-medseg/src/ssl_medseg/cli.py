@@ -93,7 +93,7 @@ VERBS: dict[str, Verb] = {
             "probabilities",
             "uncertainty",
             "keep_largest",
-            "mirroring",
+            "tta",
             "pictures",
             "opening.channels",
             "batch_size",

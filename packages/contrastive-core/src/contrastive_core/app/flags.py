@@ -109,12 +109,12 @@ class Flags:
         key = self.full_name(written)
         if key is None and written.startswith("no_") and "=" not in word:
             positive = self.full_name(written.removeprefix("no_"))
-            if positive is not None and self.types.get(positive) is bool:
+            if positive is not None and is_switch(self.types.get(positive)):
                 return f"--{positive}", "false"
         if key is None or not name.startswith("--"):
             raise UsageError(f"unknown flag {name}{self._instead(written.lstrip('-_'))}")
-        if self.types.get(key) is bool and "=" not in word:
-            explicit = bool(rest) and rest[0].lower() in ("true", "false")
+        if is_switch(self.types.get(key)) and "=" not in word:
+            explicit = bool(rest) and rest[0].lower() in ("true", "false", "null", "none")
             return f"--{key}", rest.pop(0).lower() if explicit else "true"
         return f"--{key}{plus}", _value(word, rest)
 
@@ -193,6 +193,11 @@ def _keys(content: Mapping[Any, Any], types: Mapping[str, Any], prefix: str = ""
         yield key
         if isinstance(value, Mapping) and dataclasses.is_dataclass(types.get(key)):
             yield from _keys(value, types, f"{key}.")
+
+
+def is_switch(kind: Any) -> bool:
+    """Return whether a flag may stand without a value: a bool, or one whose default is left open by None."""
+    return kind is bool or set(typing.get_args(kind)) == {bool, type(None)}
 
 
 def _is_plain(kind: Any) -> bool:

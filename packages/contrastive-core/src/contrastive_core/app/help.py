@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from contrastive_core.app.flags import Flags
+from contrastive_core.app.flags import Flags, is_switch
 
 _INDENT, _WIDEST = 26, 110
 
@@ -122,7 +122,7 @@ def _rows(entry: _Entry, flags: Flags, width: int, *, everything: bool, required
     name = flags.short_name(entry.key).replace("_", "-")
     if required:
         left = f"  {entry.key.upper()}"
-    elif entry.kind is bool:
+    elif is_switch(entry.kind):
         left = f"  --[no-]{name}"
     else:
         left = f"  --{name} {placeholder(entry.kind)}"

@@ -112,7 +112,7 @@ def predict(
     probabilities: bool = False,
     uncertainty: bool = False,
     keep_largest: bool | None = None,
-    mirroring: bool | None = None,
+    tta: bool | None = None,
     pictures: bool = False,
     batch_size: int = 16,
     device: str = "auto",
@@ -149,8 +149,8 @@ def predict(
             a quality score for every case to predictions.json; takes four times as long.
         keep_largest: Keep only the largest connected component of each structure; by default as chosen by validation in
             training.
-        mirroring: Average the predictions of each slice and its mirror images; by default as chosen by validation in
-            training.
+        tta: Test-time augmentation: average the predictions of each slice and its mirror images; by default as chosen by
+            validation in training.
         pictures: Draw slices of every image with its mask, in radiological orientation, as NAME.png next to the mask.
         batch_size: Largest number of slices per forward pass; memory grows with it. On a CPU, the number is limited to
             what fits in its caches.
@@ -177,7 +177,7 @@ def predict(
         numbers=settings.channel_numbers,
     )  # fmt: skip
     folder, targets = _targets(found, out, mask_format)
-    refinement = _refinement(segmenter, keep_largest=keep_largest, mirror=mirroring)
+    refinement = _refinement(segmenter, keep_largest=keep_largest, mirror=tta)
     planned = [
         path
         for target in targets

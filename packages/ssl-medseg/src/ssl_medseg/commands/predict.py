@@ -149,8 +149,8 @@ def predict(
             a quality score for every case to predictions.json; takes four times as long.
         keep_largest: Keep only the largest connected component of each structure; by default as chosen by validation in
             training.
-        tta: Test-time augmentation: average the predictions of each slice and its mirror images; by default as chosen by
-            validation in training.
+        tta: Test-time augmentation: average the predictions of each slice and its mirror images; by default as chosen
+            by validation in training.
         pictures: Draw slices of every image with its mask, in radiological orientation, as NAME.png next to the mask.
         batch_size: Largest number of slices per forward pass; memory grows with it. On a CPU, the number is limited to
             what fits in its caches.

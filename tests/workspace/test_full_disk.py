@@ -5,6 +5,7 @@ Each is a real file system, a small tmpfs; where mounting is not allowed, these 
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -97,6 +98,28 @@ def test_a_full_disk(
         assert said.rstrip().endswith("--resume")
     half = [path for path in disk.rglob("*.tmp*") if path.is_file() and path.stat().st_size]
     assert half == [], "half a file stays"
+
+
+@pytest.mark.parametrize(
+    ("domain", "words"),
+    [
+        ("ssl_vision", "embed pixels DATA OUT/x.npz --device cpu"),
+        ("ssl_medseg", "predict MODEL DATA OUT --probabilities --device cpu"),
+    ],
+)
+def test_space_is_compared_before_the_work(
+    domain: str,
+    words: str,
+    places: Callable[[str], dict[str, Path]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line = filled(words, places(domain), tmp_path / "out")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 10, 10))  # type: ignore[attr-defined]
+    assert call(domain, line) == 1
+    assert "and 10 B are free; free some space there, or choose another --out" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

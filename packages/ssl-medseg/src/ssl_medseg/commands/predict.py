@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
 from contrastive_core.text import several
-from contrastive_core.training.files import write_atomic
+from contrastive_core.training.files import check_space, write_atomic
 from contrastive_core.training.outputs import Outputs
 from contrastive_core.training.progress import track
 from ssl_medseg.datasets import DataOptions
@@ -31,6 +31,7 @@ from ssl_medseg.prediction import Segmented, find_images, segment, unread_files
 
 _TROUBLE = (UserError, OSError, ValueError, RuntimeError, ArithmeticError, MemoryError)
 _SHOWN = 10
+_MASK_SHARE = 0.02
 _SUMMARY = "predictions.json"
 
 
@@ -188,7 +189,12 @@ def predict(
     if folder == Path(out):
         planned.append(folder / _SUMMARY)
     read = [path for wanted in found for path in (*wanted.image.paths, wanted.label) if path is not None]
+    maps = len(segmenter.labels) * probabilities + uncertainty
+    images = sum(map(_bytes, (path for wanted in found for path in wanted.image.paths[:1])))
     with Outputs(planned, command="ssl-medseg predict", inputs=read, folder=folder, overwrite=overwrite):
+        # A compressed mask takes some hundredths of its image, a map of probabilities about as much as the image.
+        needed = round(images * (_MASK_SHARE + maps))
+        check_space(folder, needed, what=f"the outputs of {several(len(found), 'image')}", files=len(planned))
         folder.mkdir(parents=True, exist_ok=True)
         before = _masks_in(folder) if folder == Path(out) else set()
         done = []
@@ -352,6 +358,12 @@ def _write_summary(result: PredictResult, segmenter: Segmenter) -> None:
         "stale": list(result.stale),
     }
     write_atomic(result.out / _SUMMARY, (json.dumps(card, indent=1) + "\n").encode())
+
+
+def _bytes(path: Path) -> int:
+    """Size of a file, or of the files in a folder."""
+    inside = path.iterdir() if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in inside if file.is_file())
 
 
 def _failures(failed: list[PredictedCase], result: PredictResult) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, permutation
-from contrastive_core.training.files import write_atomic
+from contrastive_core.training.files import check_space, write_atomic
 from contrastive_core.training.outputs import Outputs
 from ssl_vision.data import ImageSet, Subset, input_files, open_images
 from ssl_vision.data.decode import ReadOptions
@@ -68,6 +68,8 @@ def embed(
     loaded = load_encoder(model, device=device, encoder=encoder)
     images = open_images(data, split=part, channels=loaded.channels, read=read)
     if ending in _FILES:
+        size = len(images) * int(getattr(loaded.encoder, "feature_dim", loaded.channels * loaded.image_size**2)) * 4
+        check_space(out.parent, size, what=f"the features of {len(images):,} images", files=1)
         features = extract(loaded, images, batch_size=batch_size)
         with planned:
             _FILES[ending](out, features, images)

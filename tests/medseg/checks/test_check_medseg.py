@@ -101,7 +101,7 @@ def test_every_problem_is_found_at_its_case(report: Report) -> None:
             "unless its affine is wrong",
         ),
         ("fraction", "fraction: 5 voxels, such as 0.5"),
-        ("constant", "constant: all but 0.014 % of the voxels are 7: the image holds next to nothing"),
+        ("constant", "constant: all but 0.014 % of the voxels are 7: the image is nearly empty"),
         ("unknown_value", "unknown: 7 in "),
         ("missing_label", "labelsTr/gone.nii.gz: there is gonne.nii.gz"),
         ("geometry", "sform: sform and qform contradict each other, by up to"),

@@ -328,7 +328,7 @@ def test_volumes_are_in_ml_where_the_size_is_known_alone(tmp_path: Path, model: 
     for name, codes in {"known": 1, "unknown": 0}.items():
         (tmp_path / "images").mkdir(exist_ok=True)
         write_nifti(tmp_path / "images" / f"{name}.nii.gz", phantom((40, 36, 20))[0], matrix, sform=codes, qform=codes)
-    with pytest.raises(UserError, match=r"unknown: the header does not state the size of a voxel"):
+    with pytest.raises(UserError, match=r"unknown: the header does not state the voxel size"):
         predict(str(model), str(tmp_path / "images"), tmp_path / "out", device="cpu")
     stated = DataOptions(voxel_size=(1.0, 1.0, 1.0))
     done = predict(str(model), str(tmp_path / "images"), tmp_path / "stated", device="cpu", opening=stated)

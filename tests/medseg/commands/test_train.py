@@ -207,7 +207,7 @@ def test_the_expected_time_is_said(data: Path, split: Path, tmp_path: Path, caps
         ({"ema": 1.0}, "0 <= ema < 1"),
         ({"lr": float("nan")}, "lr above 0"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"least_classes": 9}, "slices shows 9 classes or more"),
+        ({"least_classes": 9}, "slices contains 9 classes or more"),
     ],
 )
 def test_bad_settings_are_one_clear_error(

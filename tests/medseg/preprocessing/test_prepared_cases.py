@@ -68,7 +68,7 @@ def test_labels_are_opened_only_where_they_may_be(two: DataSet) -> None:
     with pytest.raises(UserError, match="nowhere"):
         prepare_cases(data, data.names, p, labels=True)
     none = replace(two, cases=tuple(replace(case, label=None) for case in two.cases))
-    with pytest.raises(UserError, match="2 cases have no label that was asked for: case0, case1"):
+    with pytest.raises(UserError, match="2 cases lack the required label: case0, case1"):
         prepare_cases(none, none.names, p, labels=True)
 
 

@@ -109,7 +109,7 @@ def test_volumes_acquired_in_different_planes_are_refused_with_the_remedy() -> N
     slicing, _ = choose_slicing(mix, PreprocessingOptions(slice_axis="axial"))
     assert {name: slicing.axes(grid)[0] for name, grid in mix.items()} == {"case0": 2, "case1": 2}
     _, notes = slice_geometry(mix["case1"], Preprocessing(size=(64, 64), **slicing.settings))
-    assert "5 mm apart along another axis" in notes[0]
+    assert "5 mm apart along a different axis" in notes[0]
     stored_mix = {name: Grid(grid.shape, grid.affine, True, False) for name, grid in mix.items()}
     with pytest.raises(UserError, match=r"axis 0: 1, case1; axis 2: 1, case0.*--slice-axis 0, 1 or 2"):
         choose_slicing(stored_mix, AUTO)
@@ -121,7 +121,7 @@ def test_a_single_slice_is_never_cut_along_its_plane() -> None:
         flat = volume(phantom((1, 60, 50))[0], matrix)
         prepared = prepare(flat, axial)
         assert prepared.slices.shape == (1, 1, 64, 64)
-        assert "single slice in another plane" in prepared.notes[0]
+        assert "single slice in a different plane" in prepared.notes[0]
         assert choose_slicing({"flat": flat.grid}, AUTO)[0].slice_axis == 0
     assert prepare(volume(phantom((60, 50, 1))[0], affine((1, 1, 0.1), letters="LPS")), axial).notes == ()
 
@@ -137,7 +137,7 @@ def test_unknown_sides_or_sizes_are_not_mixed_with_known_ones() -> None:
     assert not check_sizes({"b": lost}, AUTO)
     assert choose_slicing({"b": lost}, AUTO)[0].slice_axis == 2
     assert "as they are stored" in reasons[1]
-    with pytest.raises(UserError, match=r"does not state the size of a voxel.*--voxel-size"):
+    with pytest.raises(UserError, match=r"does not state the voxel size.*--voxel-size"):
         prepare(
             Volume(np.zeros((60, 50, 40), np.float32), lost, ImageFile(Path("image.nii.gz"))),
             Preprocessing(size=(64, 64), spacing=(1.0, 1.0)),

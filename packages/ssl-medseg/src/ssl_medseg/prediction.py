@@ -1,4 +1,4 @@
-"""Segment volumes: find the images, run the network over their slices, and restore masks to the images' grids."""
+"""Segment volumes: find images, apply the network to their slices, and map the masks back to the image grids."""
 
 from __future__ import annotations
 
@@ -93,10 +93,10 @@ def _walk(root: Path) -> list[tuple[str, Path]]:
 
 
 def _series(name: str, folder: Path, opening: DataOptions) -> list[Wanted]:
-    """The series of a folder: one of its name, or several below it."""
+    """List the series of a folder: one with the name of the folder, or several below it."""
     try:
         series = list_series(folder)
-    except UserError:  # is said of this image when it is read
+    except UserError:  # reported when the image is read
         series = []
     if len(series) < 2:
         return [Wanted(name, opening.image(folder), True)]
@@ -104,7 +104,7 @@ def _series(name: str, folder: Path, opening: DataOptions) -> list[Wanted]:
 
 
 def unread_files(data: Path, found: Sequence[Wanted]) -> list[str]:
-    """Files of a folder that hold images or seem to, and are not among those found: name and reason."""
+    """List files in a folder that appear to be images but are not used, with the reason."""
     if not data.is_dir():
         return []
     used = {path for wanted in found for path in wanted.image.paths}
@@ -162,15 +162,15 @@ def _checked(found: list[Wanted]) -> list[Wanted]:
 
 @dataclass(frozen=True)
 class Segmented:
-    """What the network says of a volume.
+    """Segmentation of a volume.
 
     Attributes:
-        classes: uint8 ``[X, Y, Z]`` on the volume's own grid, 0 the background.
-        probabilities: float32 ``[C, X, Y, Z]``, if they were asked for.
-        notes: what was done beyond the settings or found odd, in plain words.
-        agreement: of each structure, between the predictions of the volume and of its mirror images, if it was asked
-            for; None where none of them contains the structure.
-        uncertainty: float32 ``[X, Y, Z]``, the entropy of the mean of these predictions in [0, 1], if it was asked for.
+        classes: uint8 ``[X, Y, Z]`` on the grid of the volume; 0 is the background.
+        probabilities: float32 ``[C, X, Y, Z]``, if requested.
+        notes: Remarks about unusual properties and additional processing.
+        agreement: Agreement of each structure between the predictions of the volume and its mirror images, if
+            requested; None for a structure that none of them contains.
+        uncertainty: float32 ``[X, Y, Z]``, entropy of the mean of these predictions in [0, 1], if requested.
     """
 
     classes: NDArray[np.uint8]
@@ -196,23 +196,23 @@ def segment(
 ) -> Segmented:
     """Segment a volume.
 
-    Probabilities, not decisions, are brought back to the volume's grid, where the most probable class is taken. Beyond
-    the volume itself memory is that of one batch of slices, unless all probabilities are asked for.
+    Probabilities are resampled to the grid of the volume before the most probable class is chosen. In addition to the
+    volume, one batch of slices is in memory, unless all probabilities are requested.
 
     Args:
-        volume: any volume.
-        network: slices ``[N, K, H, W]`` to logits ``[N, C, H, W]``, in inference mode, on its device.
-        p: the preprocessing it was trained with.
-        batch_size: slices per forward pass at most. A CPU gets fewer: one of 192 x 192 pixels, nine of 64 x 64; more
-            do not fit its caches and take up to twice as long.
-        probabilities: give them too.
-        refinement: average over mirrored slices; keep the largest connected part of some structures, the rest of which
-            becomes background. The probabilities do not lose the smaller parts.
-        uncertainty: also compare the predictions of the volume and of its mirror images; takes four passes of the
-            network. The mask stays that of `refinement`.
+        volume: Volume.
+        network: Network in inference mode on its device; maps slices ``[N, K, H, W]`` to logits ``[N, C, H, W]``.
+        p: Preprocessing used in training.
+        batch_size: Largest number of slices per forward pass. A CPU uses fewer, one of 192 x 192 pixels or nine of
+            64 x 64, because more do not fit into its caches and take up to twice as long.
+        probabilities: Whether to return the probabilities.
+        refinement: Averaging over mirrored slices, and structures of which only the largest connected component is
+            kept; the rest becomes background. The probabilities are not changed.
+        uncertainty: Whether to compare the predictions of the volume and its mirror images, which takes four forward
+            passes. The mask remains that of `refinement`.
 
     Raises:
-        UserError: the volume cannot be prepared.
+        UserError: The volume cannot be prepared.
     """
     prepared = prepare(volume, p)
     geometry, device = prepared.geometry, next(network.parameters()).device
@@ -229,7 +229,7 @@ def segment(
             entropies.append(predictive_entropy(mean).cpu().numpy())
         else:
             native = restore_slices(class_probabilities(network, batch, mirror=refinement.mirror), geometry)
-        # Not argmax: over a middle axis on a CPU it takes twenty times as long.
+        # max instead of argmax, which takes twenty times as long over a middle axis on a CPU.
         classes[start : start + count] = native.max(dim=1).indices.to(torch.uint8).cpu().numpy()
         if probabilities:
             kept.append(native.cpu().numpy())
@@ -256,12 +256,12 @@ def _slices_at_once(most: int, p: Preprocessing, device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class Predicted:
-    """What became of the cases.
+    """Result of predicting several cases.
 
     Attributes:
-        masks: case -> file.
-        failed: case -> why it has none.
-        labelled: names of the cases the segmenter was trained on with their labels, as its model says.
+        masks: Case -> mask file.
+        failed: Case -> reason why it has no mask.
+        labelled: Names of the cases whose labels were used to train the segmenter.
     """
 
     masks: dict[str, Path]
@@ -270,7 +270,7 @@ class Predicted:
 
 
 def is_model(path: Path) -> bool:
-    """Whether a folder is that of a run or of a model, and not one of masks."""
+    """Return whether a folder is a run folder or model folder, rather than a folder of masks."""
     return (path / "model.json").is_file() or (path / "model" / "model.json").is_file()
 
 
@@ -293,8 +293,8 @@ def predict_cases(
     segmenter = load_segmenter(model, device=device)
     if segmenter.labels != dataset.labels:
         raise UserError(
-            f"{model}: was trained for {segmenter.labels}, and {dataset.name} has {dataset.labels}; expected the same "
-            "names and values. Give the label map of training (--label-map)"
+            f"{model} was trained for {segmenter.labels}, but {dataset.name} has {dataset.labels}; expected the same "
+            "names and values. Pass the label map of the training (--label-map)"
         )
     settings = segmenter.preprocessing
     dataset = dataset.with_channels(settings.channels, settings.channel_numbers)

@@ -1,4 +1,4 @@
-"""Read and write the `model/` folder of a run: a segmenter with its labels and preprocessing."""
+"""Save and load segmenters with their labels and preprocessing."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ FORMAT = "ssl-medseg segmenter 1"
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A trained network in inference mode with what belongs to it.
+    """A trained network in inference mode, with its labels and preprocessing.
 
     Attributes:
-        network: on its device; slices [N, channels, H, W] -> logits [N, C, H, W].
-        options: how it is built.
-        labels: what its classes are, and the values that stand for them in mask files.
-        preprocessing: what is done to a volume before it, and which channels it has, in order.
-        details: how it came about, for reports: data, split, steps, how its weights were chosen.
-        device: where the network is.
-        refinement: what prediction does beyond one pass of the network.
+        network: Network on its device; maps slices [N, channels, H, W] to logits [N, C, H, W].
+        options: Options of the network.
+        labels: Names of the classes, and their values in mask files.
+        preprocessing: Preprocessing of volumes, including the channels and their order.
+        details: Record of the training, for reports: data, split, steps, selection of the weights.
+        device: Device of the network.
+        refinement: Test-time processing in addition to a single forward pass.
     """
 
     network: SegmentationNetwork
@@ -59,20 +59,20 @@ def save_segmenter(
     refinement: Refinement = Refinement(),  # noqa: B008 - frozen
     folder: str = "model",
 ) -> Path:
-    """Write a segmenter to the folder `folder` of a run (on process 0), or to the folder that `target` is.
+    """Save a segmenter in a folder of a run (on process 0), or in the folder `target`.
 
     Args:
-        target: the run, or where to write.
-        network: what `build_network` gave, or its moving average; its weights are written.
-        options: how it was built.
-        labels: of its classes.
-        preprocessing: it was trained with.
-        details: plain values that say how it came about.
-        refinement: what prediction is to do beyond one pass of the network.
-        folder: name inside the run.
+        target: Run, or folder to write.
+        network: Network from `build_network`, or its moving average.
+        options: Options of the network.
+        labels: Label map of its classes.
+        preprocessing: Preprocessing used in training.
+        details: Plain values that describe the training.
+        refinement: Test-time processing in addition to a single forward pass.
+        folder: Name of the folder inside the run.
 
     Returns:
-        The folder written.
+        The folder.
     """
     card = {
         "format": FORMAT,
@@ -89,17 +89,17 @@ def save_segmenter(
 
 
 def load_segmenter(model: str | Path, *, device: str = "auto") -> Segmenter:
-    """Open the run folder or model folder of a trained segmenter.
+    """Load a trained segmenter from its run folder or model folder.
 
     Args:
-        model: a run folder, or the folder `model` in one.
-        device: where to put it; ``auto`` takes CUDA, then Apple's MPS, then the CPU.
+        model: Run folder, or the folder `model` in it.
+        device: Device; ``auto`` prefers CUDA, then Apple's MPS, then the CPU.
 
     Raises:
-        UserError: no model there, a damaged one, or one of another kind.
+        UserError: The folder contains no model, a damaged one, or one of another kind.
     """
     place = choose_device(device)
-    remedy = "point at the out folder of `ssl-medseg train`, `selftrain` or `run`"
+    remedy = "give the run folder of `ssl-medseg train`, `selftrain` or `run`"
     tensors, card = load_model(model, formats=(FORMAT,), remedy=remedy)
     with reading(
         model, "model.json does not describe a segmenter", "the file was changed by hand, or a newer version wrote it"

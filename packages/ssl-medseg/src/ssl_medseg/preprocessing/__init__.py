@@ -1,4 +1,4 @@
-"""Preprocessing: volumes to slices of one size and spacing, and predictions back to the volume's grid."""
+"""Convert volumes to slices of a common size and spacing, and predictions back to the grid of the volume."""
 
 from __future__ import annotations
 

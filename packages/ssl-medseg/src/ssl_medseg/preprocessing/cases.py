@@ -34,13 +34,13 @@ def kept(
     settings: Sequence[Any],
     make: Callable[[], tuple[Tensor, dict[str, Any]]],
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Load a tensor with facts in JSON from the cache, or compute and store them.
+    """Load a tensor and its JSON metadata from the cache, or compute and store them.
 
     Args:
-        folder: Folder of the cache; None computes the tensor anew.
+        folder: Folder of the cache; None disables caching.
         paths: Files or folders that the tensor is computed from.
-        settings: Everything else that it depends on, as JSON.
-        make: Function that computes it.
+        settings: All other values that it depends on, as JSON.
+        make: Function that computes tensor and metadata.
     """
     if folder is None:
         return make()
@@ -64,7 +64,7 @@ def _read(file: Path) -> tuple[Tensor, dict[str, Any]] | None:
             if metadata["sha256"] != _checksum(tensor, metadata["facts"]):
                 return None
             return tensor, json.loads(metadata["facts"])
-    except UserError:  # not there, or damaged: what it holds can be made again
+    except UserError:  # missing or damaged, and computed again
         return None
 
 
@@ -75,7 +75,7 @@ def _checksum(tensor: Tensor, facts: str) -> str:
 
 
 def _digest(path: Path) -> list[str]:
-    """Hashes of a file, or of the files in a folder."""
+    """Hash a file, or the files in a folder."""
     inside = sorted(path.iterdir()) if path.is_dir() else [path]
     try:
         return [files.sha256(file) for file in inside if file.is_file() or not path.is_dir()]
@@ -85,16 +85,16 @@ def _digest(path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class PreparedCase:
-    """A case as the network sees it.
+    """A case prepared for the network.
 
     Attributes:
         name: Name of the case.
-        patient: Patient the case shows.
-        slices: Float32 ``[S, C, H, W]``, C channels.
+        patient: Patient of the case.
+        slices: float32 ``[S, C, H, W]`` with C channels.
         label: Classes uint8 ``[S, H, W]``; None if there is no label or none was requested.
         geometry: Geometry of the slices in the volume.
-        lost: Share of the labelled voxels of each class outside the slices; empty without a label.
-        erased: Class -> voxels and pixels left, of structures that resampling removed for the most part.
+        lost: Fraction of the labelled voxels of each class outside the slices; empty without a label.
+        erased: Class -> voxels and remaining pixels, for structures that resampling mostly removed.
         notes: Remarks about the image, as sentences.
     """
 
@@ -117,49 +117,46 @@ def prepare_cases(
         dataset: Data set of the cases.
         names: Names of the cases, in the order of the result.
         p: Settings.
-        labels: Read the labels too, all of which must exist; otherwise no label file is opened.
-        cache: Folder that keeps the results under the hash of the image's content and the settings. It holds arrays and
-            JSON, may be deleted at any time, and may be shared by runs.
+        labels: Whether to read the labels, all of which must exist; otherwise no label file is opened.
+        cache: Cache folder, keyed by the hash of the image content and the settings. It contains arrays and JSON, can
+            be deleted at any time, and can be shared by several runs.
 
     Raises:
-        UserError: an image or label that cannot be used, a label that is not there or lies on another grid than its
-            image.
+        UserError: An image or label cannot be used, or a label is missing or has a different grid from its image.
     """
     cases = dataset.select(names)
     lacking = [case.name for case in cases if labels and case.label is None]
     if lacking:
-        raise UserError(
-            f"{dataset.name}: {len(lacking)} cases have no label that was asked for: {', '.join(lacking[:8])}"
-        )
+        raise UserError(f"{dataset.name}: {len(lacking)} cases lack the required label: {', '.join(lacking[:8])}")
     return [_one(dataset, case, p, labels=labels, cache=cache) for case in track(cases, total=len(cases), what="cases")]
 
 
 def read_truth(dataset: DataSet, case: Case, grid: Grid) -> NDArray[np.uint8]:
-    """The label of a case as classes ``[X, Y, Z]``, if it lies on the grid of its image.
+    """Read the label of a case as classes ``[X, Y, Z]``, and check that it is on the grid of its image.
 
     Args:
-        dataset: says what its values mean.
-        case: which has a label.
-        grid: of its image.
+        dataset: Data set, which has the label map.
+        case: Case with a label.
+        grid: Grid of its image.
 
     Raises:
-        UserError: no label, one that cannot be used, or one on another grid.
+        UserError: There is no label, it cannot be used, or it is on another grid.
     """
     if case.label is None:
-        raise UserError(f"{dataset.name}: {case.name} has no label, and it was asked for")
+        raise UserError(f"{dataset.name}: {case.name} lacks the required label")
     classes, own = read_label(case.label, dataset.labels)
     difference = grid_difference(own, grid)
     if difference:
         raise UserError(
-            f"{case.label}: the label does not lie on the grid of its image ({difference}); expected the same. "
-            "`ssl-medseg check` lists all such cases and can repair some; draw or export the label on the image"
-            + (", or put the channel it was drawn on first with --channels" if case.image.others else "")
+            f"{case.label}: the label does not lie on the grid of its image ({difference}); expected the same grid. "
+            "`ssl-medseg check` lists all such cases and can repair some; otherwise export the label on the grid of "
+            "its image" + (", or list the channel it was drawn on first with --channels" if case.image.others else "")
         )
     return classes
 
 
 def share_lost(cases: Sequence[PreparedCase], names: Sequence[str]) -> list[str]:
-    """In words, which structures lose labelled voxels to cropping, the case with the largest share first."""
+    """Describe the structures that lose labelled voxels to cropping, the case with the largest fraction first."""
     found = [
         (share, f"{case.name}: {share:.1%} of {names[number]} lies outside the slices")
         for case in cases
@@ -170,9 +167,9 @@ def share_lost(cases: Sequence[PreparedCase], names: Sequence[str]) -> list[str]
 
 
 def erased_notes(cases: Sequence[PreparedCase], names: Sequence[str]) -> list[str]:
-    """Sentences about structures that resampling removed from labels in whole or for the most part."""
+    """Describe the structures that resampling removed from labels completely or mostly."""
     return [
-        f"{case.name}: resampling to the pixels of the slices leaves little of {erased_words(names[number], *counts)}"
+        f"{case.name}: resampling removes most of {erased_words(names[number], *counts)}"
         for case in cases
         for number, counts in case.erased.items()
     ]

@@ -24,29 +24,29 @@ from ssl_medseg.io.volume import Grid, Volume, import_extra
 from ssl_medseg.preprocessing.settings import Preprocessing
 
 _THICK = 1.5
-"""Slices this much further apart than pixels were made as slices: cutting them otherwise shows few and thick rows."""
+"""Ratio of slice distance to pixel size from which a volume counts as acquired in slices along that axis."""
 _HALFWAY = 0.2
-"""Two ways of turning a volume whose agreement with the wanted directions differs by less are a matter of chance."""
+"""Two assignments of axes are ambiguous if their agreement with the wanted directions differs by less than this."""
 _NEGLIGIBLE = 0.01
-"""Of a voxel: where pixels would be off the voxels by less than this at the far end, they are the voxels."""
+"""Largest offset between pixels and voxels, in voxels at the far end of an axis, for which nothing is resampled."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Geometry of the slices of one volume, with which predictions are restored to the volume.
+    """Geometry of the slices of a volume, used to map predictions back to the volume.
 
-    Pixel p of an axis of a slice is at voxel ``step * (p + shift)`` of the volume's axis; ``shift`` is the number of
-    pixels removed by centred cropping (negative: added by padding).
+    Pixel p along an axis of a slice is at voxel ``step * (p + shift)`` along the axis of the volume; ``shift`` is the
+    number of pixels removed by centred cropping, or minus the number added by padding.
 
     Attributes:
-        shape: ``(X, Y, Z)`` of the volume, in the file's own order of axes.
+        shape: ``(X, Y, Z)`` of the volume, in the axis order of the file.
         affine: ``[4][4]``, voxel index to mm in RAS+.
-        axes: Axes of the file along which slices, rows and columns are counted.
-        flips: Which of these axes are reversed.
-        step: Voxels from one pixel to the next, down a column and along a row.
-        resampled: Number of pixels before cropping, likewise.
+        axes: Axes of the file that correspond to slices, rows and columns.
+        flips: Whether each of these axes is reversed.
+        step: Voxels per pixel, down a column and along a row.
+        resampled: Number of pixels before cropping, down a column and along a row.
         size: Height and width of the slices.
-        size_known: Whether the size of a voxel is known.
+        size_known: Whether the voxel size is known.
         place_known: Whether the positions of the voxels in the patient are known.
     """
 
@@ -62,7 +62,7 @@ class Geometry:
 
     @property
     def grid(self) -> Grid:
-        """The volume's grid."""
+        """Grid of the volume."""
         return Grid(self.shape, np.array(self.affine), self.size_known, self.place_known)
 
     @property
@@ -77,15 +77,15 @@ class Geometry:
 
     @property
     def shift(self) -> tuple[int, int]:
-        """Pixels that cropping took away above and left; negative, where padding added some."""
-        # As MONAI's ResizeWithPadOrCrop and the released code do it: half of the difference, rounded down.
+        """Number of pixels cropped at the top and the left; negative for padding."""
+        # Half of the difference, rounded down, as in MONAI's ResizeWithPadOrCrop and the released code.
         first, second = (
             (n - s) // 2 if n >= s else -((s - n) // 2) for n, s in zip(self.resampled, self.size, strict=True)
         )
         return first, second
 
     def to_slices(self, array: NDArray[Any]) -> NDArray[Any]:
-        """A volume ``[X, Y, Z]`` as slices ``[S, rows, columns]`` of its own voxels; a view."""
+        """Return a volume ``[X, Y, Z]`` as slices ``[S, rows, columns]`` of its own voxels, as a view."""
         turned = array.transpose(self.axes)
         return turned[tuple(slice(None, None, -1) if flip else slice(None) for flip in self.flips)]
 
@@ -95,13 +95,13 @@ class Geometry:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Geometry:
-        """A geometry from what `to_json` gave."""
+        """Create a geometry from the result of `to_json`."""
         fields: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in content.items()}
         return cls(**{**fields, "affine": tuple(tuple(row) for row in content["affine"])})
 
 
 def slice_geometry(grid: Grid, p: Preprocessing) -> tuple[Geometry, tuple[str, ...]]:
-    """The geometry of a volume's slices, and notes about it; no voxel is needed."""
+    """Compute the geometry of the slices of a volume from its grid, with notes."""
     axes, flips, notes = _axes(grid, p)
     spacing = grid.spacing
     native = spacing[axes[1]], spacing[axes[2]]
@@ -122,22 +122,22 @@ def slice_geometry(grid: Grid, p: Preprocessing) -> tuple[Geometry, tuple[str, .
 
 
 def axis_directions(grid: Grid) -> NDArray[np.float64]:
-    """Float64 [3, 3], row k the unit vector (RAS) along which axis k of a volume grows."""
+    """Return float64 [3, 3], in which row k is the unit vector (RAS) along axis k of a volume."""
     matrix = grid.affine[:3, :3]
     return np.asarray((matrix / np.linalg.norm(matrix, axis=0)).T)
 
 
 def flat_axis(grid: Grid) -> int | None:
-    """The axis of a single slice: the only one with one voxel. None for a volume."""
+    """Return the slice axis of a single-slice image, the only axis with one voxel; None for a volume."""
     single = [axis for axis, voxels in enumerate(grid.shape) if voxels == 1]
     return single[0] if len(single) == 1 else None
 
 
 def thick_axis(grid: Grid, *, ratio: float = _THICK) -> int | None:
-    """The axis that a volume was acquired in slices along; None where its voxels, or what is known of them, are equal.
+    """Return the axis along which a volume was acquired in slices; None if its voxels are isotropic or of unknown size.
 
-    That of a single slice, else the one whose spacing is `ratio` times that of the others. The number of voxels says
-    nothing.
+    This is the axis of a single slice, or the axis whose spacing is at least `ratio` times that of the others. The
+    number of voxels is not considered.
     """
     flat = flat_axis(grid)
     if flat is not None or not grid.size_known:
@@ -147,7 +147,7 @@ def thick_axis(grid: Grid, *, ratio: float = _THICK) -> int | None:
 
 
 def display_axis(grid: Grid) -> int:
-    """The axis to show a volume's slices along: the one it was acquired along, else the one nearest to the body's."""
+    """Return the axis for displaying slices: the acquisition axis, otherwise the one closest to head-foot."""
     thick = thick_axis(grid)
     if thick is not None:
         return thick
@@ -155,15 +155,15 @@ def display_axis(grid: Grid) -> int:
 
 
 def axis_letters(grid: Grid) -> str:
-    """Letters of the directions in which the axes of a volume grow, such as ``LPS``; empty where they are unknown."""
+    """Return the letters of the directions of the axes of a volume, such as ``LPS``; empty if they are unknown."""
     return "".join(nibabel.aff2axcodes(grid.affine)) if grid.place_known else ""
 
 
 def match_axes(grid: Grid, directions: NDArray[np.float64]) -> tuple[tuple[int, ...], tuple[bool, ...], bool]:
-    """The axes of a volume that run nearest to three directions.
+    """Assign the axes of a volume to three directions.
 
     Returns:
-        The axis for each direction, whether it runs against it, and whether another choice is as good.
+        The axis for each direction, whether it is reversed, and whether the assignment is ambiguous.
     """
     cosines = directions @ axis_directions(grid).T  # [direction, axis]
     choices = list(itertools.permutations(range(3)))
@@ -175,38 +175,38 @@ def match_axes(grid: Grid, directions: NDArray[np.float64]) -> tuple[tuple[int, 
 
 
 def _axes(grid: Grid, p: Preprocessing) -> tuple[tuple[int, int, int], tuple[bool, bool, bool], tuple[str, ...]]:
-    """The axes for slices, rows and columns, which of them are reversed, and notes."""
+    """Return the axes for slices, rows and columns, whether they are reversed, and notes."""
     notes = []
     axes, flips = (0, 1, 2), (False, False, False)
     if p.directions is not None and grid.place_known:
         axes, flips, is_halfway = match_axes(grid, p.directions)  # type: ignore[assignment]
         if is_halfway:
-            notes.append("its axes lie halfway between those of the training images, so that its slices may be turned")
+            notes.append("its axes lie halfway between those of the training images, so its slices may be rotated")
     elif p.directions is not None:
-        notes.append("the patient's sides are unknown, so it is taken as it is stored")
+        notes.append("the patient orientation is unknown, so it is used as stored")
     order = [p.slice_axis, *(k for k in range(3) if k != p.slice_axis)]
     flat = flat_axis(grid)
     if flat is not None and axes[p.slice_axis] != flat:
         order = [axes.index(flat), *(k for k in range(3) if axes[k] != flat)]
-        notes.append("it is a single slice in another plane than the slices of the training images")
+        notes.append("it is a single slice in a different plane from the training slices")
     thick = thick_axis(grid)
     if flat is None and thick not in (None, axes[p.slice_axis]):
         named = f" ({p.plane})" if p.plane else ""
         notes.append(
-            f"it was acquired in slices {grid.spacing[thick]:.3g} mm apart along another axis than the training images "
-            f"and is cut along theirs{named}: expect a poorer mask"
+            f"it was acquired in slices {grid.spacing[thick]:.3g} mm apart along a different axis from the training "
+            f"images, but is sliced along theirs{named}: expect a poorer mask"
         )
     first, second, third = order
     return (axes[first], axes[second], axes[third]), (flips[first], flips[second], flips[third]), tuple(notes)
 
 
 def _count(voxels: int, step: float) -> int:
-    """Pixels along an axis, the first of which lies on the first voxel: as many as MONAI's ``Spacing`` makes."""
+    """Return the number of pixels along an axis, starting on the first voxel, as in MONAI's ``Spacing``."""
     return max(1, round((voxels - 1) / step + 1))
 
 
 def to_pixels(slices: Tensor, geometry: Geometry) -> Tensor:
-    """Slices ``[S, rows, columns]`` of voxels as ``[S, H, W]`` of pixels, linearly; 0 where the volume ends."""
+    """Resample slices ``[S, rows, columns]`` of voxels linearly to ``[S, H, W]`` pixels; 0 outside the volume."""
     for axis in (0, 1):
         places, shown = _of_pixels(geometry, axis)
         slices = _linear(slices, places, dim=axis - 2, kept=shown)
@@ -214,7 +214,7 @@ def to_pixels(slices: Tensor, geometry: Geometry) -> Tensor:
 
 
 def to_nearest_pixels(slices: Tensor, geometry: Geometry) -> Tensor:
-    """As `to_pixels`, by the nearest voxel."""
+    """Resample as in `to_pixels`, but by nearest neighbour."""
     for axis in (0, 1):
         places, shown = _of_pixels(geometry, axis)
         taken = slices.index_select(axis - 2, torch.from_numpy(np.rint(places).astype(np.int64)))
@@ -223,20 +223,20 @@ def to_nearest_pixels(slices: Tensor, geometry: Geometry) -> Tensor:
 
 
 def to_voxels(images: Tensor, geometry: Geometry) -> Tensor:
-    """Images ``[..., H, W]`` of pixels as ``[..., rows, columns]`` of voxels, linearly; 0 outside of the slices."""
+    """Resample images ``[..., H, W]`` of pixels linearly to ``[..., rows, columns]`` voxels; 0 outside the slices."""
     for axis in (0, 1):
         images = _linear(images, _of_voxels(geometry, axis), dim=axis - 2)
     return images
 
 
 def is_inside(geometry: Geometry, axis: int) -> NDArray[np.bool_]:
-    """Of each voxel along the rows (axis 0) or columns (1) of a slice, whether a pixel of the slice shows it."""
+    """Return whether each voxel along the rows (axis 0) or columns (axis 1) is covered by a pixel of the slice."""
     places = _of_voxels(geometry, axis)
     return np.asarray((places >= -0.5) & (places < geometry.size[axis] - 0.5))
 
 
 def _of_pixels(geometry: Geometry, axis: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """At which voxel each pixel is, and whether the volume reaches that far."""
+    """Return the voxel position of each pixel, and whether it is inside the volume."""
     pixels = np.arange(geometry.size[axis]) + geometry.shift[axis]
     places = geometry.step[axis] * pixels
     shown = (pixels >= 0) & (pixels < geometry.resampled[axis])
@@ -244,13 +244,13 @@ def _of_pixels(geometry: Geometry, axis: int) -> tuple[NDArray[np.float64], NDAr
 
 
 def _of_voxels(geometry: Geometry, axis: int) -> NDArray[np.float64]:
-    """At which pixel each voxel is; those beyond the outermost pixel's centre take its value, as in MONAI."""
+    """Return the pixel position of each voxel; voxels beyond the outermost pixel centre use its value, as in MONAI."""
     pixels = np.arange(geometry.plane[axis]) / geometry.step[axis]
     return np.asarray(np.clip(pixels, 0, geometry.resampled[axis] - 1) - geometry.shift[axis])
 
 
 def _linear(values: Tensor, places: NDArray[np.float64], *, dim: int, kept: NDArray[np.bool_] | None = None) -> Tensor:
-    """Values at places between the entries of an axis; beyond its ends they fall to 0 within one entry."""
+    """Interpolate linearly along an axis; beyond its ends the values decrease to 0 within one entry."""
     size = values.shape[dim]
     below = np.floor(places).astype(np.int64)
     result = torch.zeros(())
@@ -270,21 +270,21 @@ def _along(weights: Tensor, dim: int) -> Tensor:
 
 _MOSTLY, _NEARLY_ALL = 0.9, 0.999
 _LEAST_AREA = 0.5
-"""Share of a structure's area that must be left after resampling; less is reported."""
+"""Fraction of the area of a structure that must remain after resampling; otherwise a note is reported."""
 _LEVELS = (50, 50, 50, 50)
 _THRESHOLD = 0.001
 
 
 def correct_bias_field(array: NDArray[np.float32], *, shrink: int) -> NDArray[np.float32]:
-    """A volume divided by its estimated bias field.
+    """Divide a volume by its bias field, estimated with N4.
 
-    Four levels of up to 50 iterations, convergence at 0.001, without a mask, as in the released code (with
-    `shrink` 1). N4 works with logarithms, so voxels at or below 0 take no part in the estimate.
+    Uses four levels of up to 50 iterations and a convergence threshold of 0.001, without a mask, as in the released
+    code (with `shrink` 1). N4 works on logarithms, so voxels at or below 0 are ignored in the estimate.
 
     Args:
         array: ``[X, Y, Z]``.
-        shrink: the field is estimated on every n-th voxel along each axis that has enough of them; it is smooth, so
-            that little is lost, and evaluated on all voxels.
+        shrink: Estimate the field on every n-th voxel along each axis that has enough voxels, and evaluate it on all
+            voxels. The field is smooth, so the loss of accuracy is small.
     """
     sitk = import_extra("SimpleITK", extra="simpleitk", needed_for="N4 bias field correction")
     image = sitk.GetImageFromArray(np.ascontiguousarray(array, dtype=np.float32))
@@ -300,12 +300,12 @@ def correct_bias_field(array: NDArray[np.float32], *, shrink: int) -> NDArray[np
 
 @dataclass(frozen=True)
 class Prepared:
-    """A volume as slices.
+    """A volume converted to slices.
 
     Attributes:
-        slices: float32 ``[S, C, H, W]``, C channels.
-        geometry: where they lie in the volume.
-        notes: what was done beyond the settings or found odd, in plain words, without a path.
+        slices: float32 ``[S, C, H, W]`` with C channels.
+        geometry: Geometry of the slices in the volume.
+        notes: Remarks about unusual properties and additional processing, without file paths.
     """
 
     slices: Tensor
@@ -314,25 +314,24 @@ class Prepared:
 
 
 def prepare(volume: Volume, p: Preprocessing) -> Prepared:
-    """Scale intensities, resample in the plane, crop or pad; the distance of slices stays as it is.
+    """Scale intensities, resample slices in-plane, and crop or pad them; the slice distance is not changed.
 
-    In the order of the released code: N4 if asked for; x <- (x - p1) / (p99 - p1) with the percentiles of the whole
-    volume, air included, without clipping; slices resampled linearly; cropped or padded with zeros around the centre.
-    Every channel is treated on its own.
+    The steps are those of the released code: N4 if requested; x <- (x - p1) / (p99 - p1) with the percentiles of the
+    whole volume including air, without clipping; linear resampling; cropping or zero-padding around the centre. Each
+    channel is processed independently.
 
     Raises:
-        UserError: voxels that are no numbers, or intensities without a range; the message names the file. Other
-            channels than the settings are for.
+        UserError: Voxels are not finite, intensities are constant, or the channels differ from those of the settings.
     """
     if len(volume.channels) != len(p.channels):
         raise UserError(
-            f"{volume.image.path}: has {several(len(volume.channels), 'channel')} ({', '.join(volume.channels)}); "
+            f"{volume.image.path} has {several(len(volume.channels), 'channel')} ({', '.join(volume.channels)}); "
             f"expected {len(p.channels)} ({', '.join(p.channels)}), as in training"
         )
     if p.spacing is not None and not volume.grid.size_known:
         raise UserError(
-            f"{volume.image.path}: the header does not state the size of a voxel, and pixels are to be resampled to "
-            f"{p.spacing[0]:g} mm; expected a size. State it with --voxel-size X,Y,Z in mm along the axes of the file"
+            f"{volume.image.path}: the header does not state the voxel size, which is needed to resample to "
+            f"{p.spacing[0]:g} mm; state it with --voxel-size X,Y,Z in mm along the axes of the file"
         )
     geometry, notes = slice_geometry(volume.grid, p)
     pixels, filled = [], []
@@ -350,31 +349,31 @@ def prepare(volume: Volume, p: Preprocessing) -> Prepared:
 
 
 def prepare_label(classes: NDArray[np.uint8], geometry: Geometry) -> tuple[Tensor, NDArray[np.float64]]:
-    """The label of a volume as slices, by nearest neighbour.
+    """Convert the label of a volume to slices by nearest neighbour.
 
     Args:
         classes: ``[X, Y, Z]``, on the grid of the volume.
-        geometry: Of the volume's slices.
+        geometry: Geometry of the slices.
 
     Returns:
-        uint8 ``[S, H, W]``; and per class, 0 to the largest of the label, the share of its voxels that lie outside the
-        slices (float64; 0 where it has none).
+        uint8 ``[S, H, W]``, and for each class from 0 to the largest one the fraction of its voxels outside the slices
+        (float64; 0 for absent classes).
     """
     slices = np.ascontiguousarray(geometry.to_slices(classes))
     return to_nearest_pixels(torch.from_numpy(slices), geometry), share_outside(slices, geometry)
 
 
 def erased_structures(classes: NDArray[np.uint8], pixels: Tensor, geometry: Geometry) -> dict[int, tuple[int, int]]:
-    """Structures that resampling removes from the slices, in whole or for the most part.
+    """Find structures that resampling removes from the slices completely or mostly.
 
     Args:
-        classes: ``[X, Y, Z]``, the label.
-        pixels: ``[S, H, W]``, what `prepare_label` made of it.
-        geometry: Of the slices.
+        classes: Label ``[X, Y, Z]``.
+        pixels: Result of `prepare_label`, ``[S, H, W]``.
+        geometry: Geometry of the slices.
 
     Returns:
-        Class -> voxels that the slices show and pixels that are left, of every structure of which less than half of the
-        area is left.
+        Class -> voxels within the slices and remaining pixels, for structures of which less than half of the area
+        remains.
     """
     inside = [is_inside(geometry, axis) for axis in (0, 1)]
     shown = np.bincount(geometry.to_slices(classes)[:, inside[0]][:, :, inside[1]].ravel(), minlength=256)
@@ -388,16 +387,16 @@ def erased_structures(classes: NDArray[np.uint8], pixels: Tensor, geometry: Geom
 
 
 def erased_words(name: str, voxels: int, pixels: int) -> str:
-    """``seed: 0 pixels of 2 voxels are left``."""
+    """Describe an erased structure, such as ``seed: 0 pixels of 2 voxels are left``."""
     return f"{name}: {pixels:,} pixels of {voxels:,} voxels are left"
 
 
 def share_outside(slices: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.float64]:
-    """Per class, 0 to the largest of the label, the share of its voxels that no pixel of the slices shows.
+    """Return, for each class from 0 to the largest one, the fraction of its voxels outside the slices.
 
     Args:
-        slices: classes ``[S, rows, columns]``, by `Geometry.to_slices`.
-        geometry: where the slices lie.
+        slices: Classes ``[S, rows, columns]``, from `Geometry.to_slices`.
+        geometry: Geometry of the slices.
     """
     rows, columns = (is_inside(geometry, axis) for axis in (0, 1))
     total = np.bincount(slices.ravel())
@@ -414,11 +413,11 @@ def _finite(array: NDArray[np.float32], p: Preprocessing, source: str) -> tuple[
     count = finite.size - int(np.count_nonzero(finite))
     if not p.fill_nan or not finite.any():
         raise UserError(
-            f"{source}: {count:,} of {finite.size:,} voxels are no finite numbers; expected none. Repair "
-            "the image, or let them be filled with its smallest value (fill_nan)"
+            f"{source}: {count:,} of {finite.size:,} voxels are not finite; expected none. Repair the image, or fill "
+            "them with its smallest value (fill_nan)"
         )
     filled = np.where(finite, array, array[finite].min())
-    return filled, (f"{count:,} voxels that are no finite numbers were filled with the smallest value of the image",)
+    return filled, (f"{count:,} non-finite voxels were filled with the smallest value of the image",)
 
 
 def _scaled(array: NDArray[np.float32], p: Preprocessing, source: str) -> NDArray[np.float32]:
@@ -427,13 +426,13 @@ def _scaled(array: NDArray[np.float32], p: Preprocessing, source: str) -> NDArra
         most = float(np.mean(array == low))
         raise UserError(
             f"{source}: percentiles {p.percentiles[0]:g} and {p.percentiles[1]:g} of its intensities are "
-            f"the same; {nothing_to_scale(float(low), most)}"
+            f"equal; {nothing_to_scale(float(low), most)}"
         )
     return np.asarray((array - np.float32(low)) / np.float32(high - low))
 
 
 def nothing_to_scale(value: float, share: float) -> str:
-    """Clause about a volume most of whose voxels have one value, with what to do.
+    """Describe a volume in which most voxels have the same value, with a remedy.
 
     >>> nothing_to_scale(0.0, 0.992)
     '99.2 % of the voxels are 0: train with a higher percentile, such as --high 99.92'
@@ -442,8 +441,8 @@ def nothing_to_scale(value: float, share: float) -> str:
         return f"all voxels are {value:g}: the image is empty. Export it again, or leave the case out"
     if share > _NEARLY_ALL:
         return (
-            f"all but {100 * (1 - share):.2g} % of the voxels are {value:g}: the image holds next to nothing. Export "
-            "it again, or leave the case out"
+            f"all but {100 * (1 - share):.2g} % of the voxels are {value:g}: the image is nearly empty. Export it "
+            "again, or leave the case out"
         )
     if share < _MOSTLY:
         return f"both percentiles are {value:g}; expected more than one grey value"
@@ -452,7 +451,7 @@ def nothing_to_scale(value: float, share: float) -> str:
 
 
 def _smoothed(slices: NDArray[np.float32], geometry: Geometry) -> NDArray[np.float32]:
-    """Without this, making pixels larger would pick single voxels with their noise."""
+    """Smooth slices before downsampling, which would otherwise sample single voxels with their noise."""
     sigma = [max(0.0, (step - 1) / 2) for step in geometry.step]
     if not any(sigma):
         return slices
@@ -462,36 +461,36 @@ def _smoothed(slices: NDArray[np.float32], geometry: Geometry) -> NDArray[np.flo
 
 
 def restore(probabilities: Tensor, geometry: Geometry) -> NDArray[np.float32]:
-    """Probabilities of all slices of a volume on the volume's own grid.
+    """Map the probabilities of all slices back to the grid of the volume.
 
-    Linear interpolation between pixels, as MONAI's ``Invertd`` does it; where a volume reaches beyond its slices by
-    a pixel or more it is background.
+    Pixels are interpolated linearly, as in MONAI's ``Invertd``. Voxels more than a pixel outside the slices are
+    background.
 
     Args:
-        probabilities: ``[S, C, H, W]``, of which class 0 is the background.
-        geometry: of the slices.
+        probabilities: ``[S, C, H, W]``; class 0 is the background.
+        geometry: Geometry of the slices.
 
     Returns:
-        Float32 ``[C, X, Y, Z]`` in the file's own order of axes.
+        float32 ``[C, X, Y, Z]`` in the axis order of the file.
     """
     native = restore_slices(probabilities, geometry).float().cpu().numpy()
     return np.stack([place(native[:, c], geometry) for c in range(native.shape[1])])
 
 
 def restore_slices(probabilities: Tensor, geometry: Geometry) -> Tensor:
-    """Probabilities of some slices on the pixels their volume was stored with.
+    """Map the probabilities of some slices back to the voxels of their volume.
 
-    Slices do not depend on each other, so that a large volume is restored a few at a time.
+    Slices are independent, so a large volume can be restored a few slices at a time.
 
     Args:
-        probabilities: ``[N, C, H, W]``, of which class 0 is the background.
-        geometry: of their volume.
+        probabilities: ``[N, C, H, W]``; class 0 is the background.
+        geometry: Geometry of the slices.
 
     Returns:
-        ``[N, C, rows, columns]``, rows and columns being voxels of the volume.
+        ``[N, C, rows, columns]``; rows and columns are voxels of the volume.
     """
     native = to_voxels(probabilities, geometry)
-    # Between the outermost pixel and the next, which is not there, a voxel has part of the weight: it is made whole.
+    # Voxels just outside the outermost pixel have weights below 1, so the probabilities are renormalised.
     shown = to_voxels(torch.ones_like(probabilities[:1, 0]), geometry)
     native /= shown.clamp_min(torch.finfo(shown.dtype).tiny)
     native[:, 0] += shown == 0
@@ -499,7 +498,7 @@ def restore_slices(probabilities: Tensor, geometry: Geometry) -> Tensor:
 
 
 def place(slices: NDArray[Any], geometry: Geometry) -> NDArray[Any]:
-    """Slices ``[S, rows, columns]`` of a volume's own voxels as the volume ``[X, Y, Z]``."""
+    """Assemble slices ``[S, rows, columns]`` of voxels into the volume ``[X, Y, Z]``."""
     volume = np.empty(geometry.shape, dtype=slices.dtype)
     geometry.to_slices(volume)[...] = slices
     return volume

@@ -1,4 +1,4 @@
-"""Settings of the preprocessing, stored with the model."""
+"""Define the preprocessing settings that are stored with a model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DIRECTIONS = {
 _TILTED = np.cos(np.deg2rad(30))
 
 MULTIPLE = 32
-"""Slices are a multiple of this many pixels high and wide: a U-Net of six levels halves them five times."""
+"""Height and width of slices are multiples of this, because a U-Net of six levels halves them five times."""
 
 
 @dataclass(frozen=True)
@@ -28,26 +28,25 @@ class Preprocessing:
     """Settings of `prepare`; they are part of a model and stored with it.
 
     Attributes:
-        size: height and width of the slices in pixels, multiples of 32; what is larger is cropped around the centre,
-            what is smaller padded with zeros.
-        spacing: height and width in mm that pixels are resampled to. None: see `fit`.
-        fit: without `spacing`, for images whose spacing is unknown: the longer side of the image becomes this many
-            pixels; 0 leaves the pixels as they are.
-        slice_axis: Axis that slices are counted along in every volume: of `directions` where there are any, else of the
-            file.
-        orientation: Letters of the directions in which the axes of a volume grow once it is turned, such as ``LPS``.
-            Empty: see `frame`.
-        frame: Without `orientation`, for oblique volumes: unit vectors (RAS) along which the axes grow once a volume is
-            turned. None: volumes are taken as they are stored.
-        percentiles: of a channel's intensities over the volume, which become 0 and 1; values beyond them are kept.
-        antialias: smooth an image before its pixels are made larger, by sigma = (factor - 1) / 2 pixels.
-        n4: correct the bias field with N4 (extra ``simpleitk``).
-        n4_shrink: estimate that field on every n-th voxel; the released code uses 1, which takes minutes per volume.
-        fill_nan: replace voxels that are no numbers by the smallest number of the image, instead of refusing it.
-        usual_spacing: Height and width of a pixel in most training images, in mm; only for programs that cannot look at
-            every image, such as an exported bundle.
-        channels: Names of the channels of a slice, in order. The first gives the grid, the others are resampled to it,
-            and each is scaled by its own percentiles.
+        size: Height and width of the slices in pixels, multiples of 32. Larger slices are cropped around the centre,
+            smaller ones are padded with zeros.
+        spacing: Height and width of the resampled pixels in mm; None uses `fit`.
+        fit: Without `spacing`, for images of unknown spacing: length of the longer side in pixels; 0 keeps the original
+            pixels.
+        slice_axis: Axis across which slices are taken in every volume: an axis of `directions` if there are any,
+            otherwise of the file.
+        orientation: Letters of the axis directions of a reoriented volume, such as ``LPS``; if empty, `frame` is used.
+        frame: Without `orientation`, for oblique volumes: unit vectors (RAS) of the axes of a reoriented volume. None
+            uses volumes as stored.
+        percentiles: Percentiles of the intensities of a channel that become 0 and 1; values beyond them are kept.
+        antialias: Smooth an image before downsampling, with sigma = (factor - 1) / 2 pixels.
+        n4: Correct the bias field with N4 (extra ``simpleitk``).
+        n4_shrink: Estimate the field on every n-th voxel; the released code uses 1, which takes minutes per volume.
+        fill_nan: Replace non-finite voxels by the smallest value of the image, instead of rejecting it.
+        usual_spacing: Typical height and width of a pixel in the training images, in mm; used only by programs that
+            cannot adapt to each image, such as an exported bundle.
+        channels: Names of the channels of a slice, in order. The first defines the grid, the others are resampled to
+            it, and each is scaled by its own percentiles.
         channel_numbers: Numbers that the channels had in the data of training (``_0000``, volumes of a 4-D file), if
             they were numbered. Images whose channels have numbers and no names are taken to number them likewise.
     """
@@ -88,7 +87,7 @@ class Preprocessing:
 
     @property
     def directions(self) -> NDArray[np.float64] | None:
-        """Float64 [3, 3], row k the unit vector (RAS) along which axis k of a turned volume grows; None: as stored."""
+        """float64 [3, 3], in which row k is the unit vector (RAS) of axis k after reorientation; None for as stored."""
         if self.frame is not None:
             return np.array(self.frame)
         return np.array([DIRECTIONS[letter] for letter in self.orientation]) if self.orientation else None
@@ -104,10 +103,10 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Preprocessing:
-        """Settings from what `to_json` gave.
+        """Create settings from the result of `to_json`.
 
         Raises:
-            UserError: it is something else.
+            UserError: The content does not describe such settings.
         """
         try:
             known = {"channel_numbers": (), **content}
@@ -125,7 +124,7 @@ class Preprocessing:
 
 
 def plane_of(direction: NDArray[np.float64]) -> str:
-    """Name of the plane across a direction (RAS)."""
+    """Return the name of the plane perpendicular to a direction (RAS)."""
     shares = np.abs(direction) / np.linalg.norm(direction)
     name = ("sagittal", "coronal", "axial")[int(shares.argmax())]
     return name if shares.max() > _TILTED else f"oblique {name}"

@@ -91,7 +91,7 @@ def test_places_are_rotated_scaled_shifted_turned_and_mirrored() -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"turn": 1.5}, "augment.turn is 1.5; expected a share"),
+        ({"turn": 1.5}, "augment.turn is 1.5; expected a fraction"),
         ({"noise": -1}, "augment.noise is -1"),
         ({"gamma": 0.5}, "augment.gamma is 0.5; expected a factor"),
     ],

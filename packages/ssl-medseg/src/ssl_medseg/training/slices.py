@@ -413,7 +413,7 @@ class SliceDraws:
     def __init__(self, pool: Tensor, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
         if batch_size < 1 or batch_size % world_size:
             raise UserError(
-                f"batch_size is {batch_size} with {world_size} process(es); expected at least 1, and a multiple of the "
+                f"batch_size is {batch_size} on {world_size} process(es); expected at least 1, and a multiple of the "
                 "number of processes"
             )
         if not len(pool):

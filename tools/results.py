@@ -7,6 +7,9 @@ A table stands between `<!-- results:NAME -->` and `<!-- /results -->` and is ma
 notes and origin. `<!-- results:NAME {"rows": [["a", 1], ["b"]], "columns": ["method", "Dice"]} -->` shows a part of it:
 the rows that begin with these cells and the columns of these names, without the notes.
 
+`<!-- results:NAME {"gpu_stage": "STAGE"} -->` may lack its file: the page then says which stage of tools.gpu.run
+measures it.
+
 A table between `<!-- headline:NAME -->` and `<!-- /headline -->` is made from docs/results/headline.json, which has for
 NAME the "columns" and "rows"; a cell is text, or an object that names a cell of a results file:
 `{"file": "acdc", "row": [2, "labels alone"], "column": "Dice"}`.
@@ -151,8 +154,14 @@ def filled(text: str, page: Path) -> str:
 
     def fill(marked: re.Match[str]) -> str:
         path = ROOT / RESULTS / f"{marked[2]}.json"
+        options = json.loads(marked[3]) if marked[3] else {}
+        stage = options.pop("gpu_stage", None)
+        if stage and not path.is_file():
+            return (
+                f"{marked[1]}Not run on a GPU yet; `python -m tools.gpu.run --stages {stage}` measures it.\n{marked[5]}"
+            )
         result = read(path)
-        part = selected(result, **json.loads(marked[3])) if marked[3] else result
+        part = selected(result, **options) if options else result
         return f"{marked[1]}{render(part, link(path, page))}{marked[5]}"
 
     def fill_headline(marked: re.Match[str]) -> str:

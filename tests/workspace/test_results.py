@@ -145,3 +145,15 @@ def test_provenance_is_valid(repository: Path) -> None:
     path = repository / "docs" / "results" / "speed.json"
     path.write_text(json.dumps({**example(), **provenance()}))
     assert results.validate(path) == []
+
+
+def test_a_table_that_needs_a_gpu_may_be_missing(repository: Path) -> None:
+    page = repository / "docs" / "page.md"
+    page.write_text('<!-- results:speed_gpu {"gpu_stage": "speed"} -->\n<!-- /results -->\n')
+    assert results.main([]) == 0
+    assert "Not run on a GPU yet; `python -m tools.gpu.run --stages speed` measures it." in page.read_text()
+    found = example() | {"name": "speed_gpu"}
+    (repository / "docs" / "results" / "speed_gpu.json").write_text(json.dumps(found))
+    assert results.main([]) == 0
+    assert "| a | 91.25 | 100 |" in page.read_text()
+    assert "Not run" not in page.read_text()

@@ -121,7 +121,8 @@ def photos(tmp_path: Path) -> Path:
 
 
 def pretrain(photos: Path, out: Path) -> list[str]:
-    line = "--epochs 3 --batch-size 4 --image-size 16 --encoder.width_multiplier 0.125 --workers 1 --load files --device cpu"
+    line = "--epochs 3 --batch-size 4 --image-size 16 --encoder.width-multiplier 0.125"
+    line += " --workers 1 --load files --device cpu"
     return ["pretrain", str(photos), str(out), *line.split(), "--checkpoint-every", "1", "--no-progress"]
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.files import atomic_path
 from contrastive_core.training.model_file import module_hash
 from contrastive_core.training.progress import track
 from ssl_vision.augment import EvalTransform
@@ -216,9 +217,5 @@ def import_pyarrow() -> tuple[Any, Any]:
 def replace_file(file: Path, write: Callable[[Path], object]) -> None:
     """Write to a temporary file and rename it, so that an interruption leaves no partial file."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    new = file.with_name(f".{file.name}.tmp")
-    try:
+    with atomic_path(file) as new:
         write(new)
-        new.replace(file)
-    finally:
-        new.unlink(missing_ok=True)

@@ -63,7 +63,7 @@ def header_of(image: Path) -> Path | None:
 
 
 def is_series(path: Path) -> bool:
-    """Whether a path is a folder with DICOM files in it, by their ending or by the mark at their beginning."""
+    """Return whether a path is a folder with DICOM files, recognised by their extension or their preamble."""
     if path.name.startswith(".") or not path.is_dir():
         return False
     files = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))

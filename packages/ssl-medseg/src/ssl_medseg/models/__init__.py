@@ -1,4 +1,4 @@
-"""Networks that segment slices: the paper's U-Net or one of MONAI's as trunk, and two heads on its features."""
+"""Segmentation networks: a trunk (the paper's U-Net, a plain U-Net or a MONAI network) with two heads."""
 
 from ssl_medseg.models.network import (
     ContrastHead,

@@ -20,12 +20,12 @@ from contrastive_core.errors import UserError
 from ssl_medseg.models.monai import MonaiTrunk
 
 OWN = ("unet", "plain-unet")
-"""Networks of this package, by name."""
+"""Names of the networks that this package implements."""
 
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """The network that maps slices to class scores.
+    """Options of the segmentation network, which maps slices to class scores.
 
     Attributes:
         name: ``plain-unet``, five levels with instance norm and leaky ReLU as in nnU-Net; ``unet``, the paper's, six
@@ -56,11 +56,11 @@ class NetworkOptions:
 
 
 AUTO = NetworkOptions(name="auto", width=0)
-"""The network that the recipe and the effort choose."""
+"""Options that leave the choice of the network to recipe and effort."""
 
 
 BLOCKS = 5
-"""Decoder blocks of the U-Net."""
+"""Number of decoder blocks of the U-Net."""
 
 ChannelDrop = Callable[[list[Tensor]], list[Tensor]]
 """What happens to an encoder's maps [N, C, H, W], from full resolution down, before the decoder reads them."""
@@ -143,7 +143,7 @@ class UNet(nn.Module):
         he_init(self)
 
     def encode(self, x: Tensor) -> list[Tensor]:
-        """The encoder's maps from full resolution to the bottleneck."""
+        """Return the feature maps of the encoder, from full resolution to the bottleneck."""
         maps: list[Tensor] = []
         for level in self.down:
             x = level(F.max_pool2d(x, 2) if maps else x)
@@ -233,12 +233,12 @@ class _InstanceNormBlock(nn.Sequential):
 
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:
-    """Batch norm with the released code's epsilon and decay of the running averages."""
+    """Create a batch norm with the epsilon and the decay of running averages of the released code."""
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=_MOMENTUM)
 
 
 def settle_statistics(network: nn.Module, *, steps: int) -> None:
-    """Let the running averages of batch norm settle within a tenth of a run, however short it is.
+    """Let the running averages of batch norm converge within a tenth of a run, even of a short one.
 
     At the released code's decay of 0.99 they take some 300 steps to leave their start, so that a run of 100 steps would
     be scored and kept with averages that fit nothing. Runs of 1,000 steps and more keep 0.99.
@@ -253,7 +253,7 @@ def settle_statistics(network: nn.Module, *, steps: int) -> None:
 
 
 def he_init(module: nn.Module) -> None:
-    """Normal weights with variance 2 / fan_in for every convolution, biases 0."""
+    """Initialise convolutions with normal weights of variance 2 / fan_in and zero biases."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, mode="fan_in", nonlinearity="relu")
@@ -347,7 +347,7 @@ class SegmentationNetwork(nn.Module):
         return features[..., :height, :width] if below or right else features
 
     def segment(self, features: Tensor) -> Tensor:
-        """Logits [N, C, H, W] of a feature map."""
+        """Return the logits [N, C, H, W] of a feature map."""
         logits: Tensor = self.head(features)
         return logits
 

@@ -227,7 +227,7 @@ def _bad_voxels(image: ImageFacts) -> str:
 
 
 def _each(one: CaseFacts, detail: Callable[[ImageFacts], str]) -> str | None:
-    """Combine the remarks on the channels of a case, with channel names if there are several; None if there are none."""
+    """Combine the remarks on the channels of a case, with channel names if there are several; None without remarks."""
     said = [
         f"{image.name}: {words}" if one.image.others else words
         for image in one.image.channels

@@ -16,7 +16,8 @@ from PIL import Image
 
 from ssl_video.data.synthetic import make_videos
 from ssl_video.data.videos import SUFFIXES
-from tools.gpu import pack, run
+from tools.gpu import pack, publish, run
+from tools.results import provenance, validate
 
 ROOT = Path(__file__).parents[2]
 
@@ -172,3 +173,19 @@ def test_packed_volumes_are_small_and_their_labels_keep_their_classes(tmp_path: 
     assert set(np.unique(nibabel.load(tmp_path / "out" / "labelsTr" / "a.nii").dataobj)) == {3}
     listing = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert listing["training"] == [{"image": "./imagesTr/a.nii", "label": "./labelsTr/a.nii"}]
+
+
+def test_results_of_a_run_become_files_of_the_pages(tmp_path: Path) -> None:
+    network = {"batch": 512, "run_images_per_second": 9e3, "images_per_second": 1e4, "share_outside_network": 0.1}
+    kernels = {"nt_xent": [{"kernel": "all | of them", "us": 12.3, "calls": 4}]}
+    stages = {
+        "prepare": {"provenance": {"said": f"a warning\n{json.dumps(provenance())}\n"}},
+        "simclr": {"commands": [{"line": "-m x", "status": 0}], "results": {"network.json": network}},
+        "profile": {"commands": [{"line": "-m y", "status": 0}], "results": {"kernels.json": kernels}},
+        "mvpl": {"commands": [{"line": "-m z", "status": "out of time"}], "results": {}},
+        "suncet": {"commands": [], "results": {"linear.json": "not JSON"}},
+    }
+    written = publish.publish({"stages": stages}, tmp_path)
+    assert [path.name for path in written] == ["gpu_simclr.json", "gpu_profile.json"]
+    assert not [problem for path in written for problem in validate(path)]
+    assert json.loads(written[0].read_text())["table"]["rows"] == [[512, 9000, 10000, 10.0]]

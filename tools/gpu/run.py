@@ -207,13 +207,17 @@ def prepare(session: Session) -> dict[str, Any]:
         folder = data / path.name.partition(".")[0]
         folder.mkdir(parents=True, exist_ok=True)
         jobs[f"unpack {path.name}"] = ["tar", "-C", str(folder), "-xf", str(path)]
+    origin = "import json; from tools.results import provenance; print(json.dumps(provenance()))"
+    jobs["provenance"] = [sys.executable, "-c", origin]
     if wheels:
         pip = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-compile"]
         jobs["wheels"] = [*pip, "--no-cache-dir", "--target", str(site), *wheels]
 
     def do(name: str) -> dict[str, Any]:
         begun = time.monotonic()
-        done = subprocess.run(jobs[name], env=session.environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            jobs[name], cwd=ROOT, env=session.environment, capture_output=True, text=True, check=False
+        )
         said = f"{done.stdout}{done.stderr}"[-4000:]
         return {"seconds": round(time.monotonic() - begun, 1), "status": done.returncode, "said": said}
 

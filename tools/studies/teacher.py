@@ -19,27 +19,31 @@ from pathlib import Path
 from tools.results import provenance, write_result
 from tools.studies.common import Job, Place, half_of, run_all
 
-NETWORK, IMAGE_SIZE, EPOCHS = "timm:tf_efficientnet_lite0", 96, 2
+NETWORK, IMAGE_SIZE = "timm:tf_efficientnet_lite0", 96
 LABELS, DRAW = 500, 0
 
 
-def study(data: Path, runs: Path, weights: Path) -> list[Job]:
+def study(data: Path, runs: Path, weights: Path, *, epochs: int) -> list[Job]:
     """Every command, in the order of need."""
     labels = str(runs / "labels" / f"{LABELS // 10}-per-class-draw{DRAW}.json")
-    network, teacher, student = runs / "lite0", runs / "lite0-few", runs / "taught"
+    network, teacher, student = runs / "lite0", runs / "lite0-few", runs / _name(epochs)
     imported = ("import-checkpoint", str(weights), str(network), "--architecture", NETWORK)
     few = ("few-labels", str(network), str(data), str(teacher), "--labels", labels, "--methods", "[linear,knn]")
     taught = (
         *("distill", str(teacher / "linear"), str(data), str(student), "--init", str(runs / "encoder")),
-        *("--epochs", str(EPOCHS), "--precision", "bf16-mixed", "--threads", "1", "--seed", "0"),
+        *("--epochs", str(epochs), "--precision", "bf16-mixed", "--threads", "1", "--seed", "0"),
         *("--optimizer.name", "adamw", "--optimizer.lr", "1e-3", "--optimizer.scaling", "linear"),
     )
     return [
         Job("lite0", (*imported, "--image-size", str(IMAGE_SIZE)), network / "model" / "model.json"),
         Job("lite0-few", (*few, "--seed", str(DRAW)), teacher / "few-labels.json", ("lite0",)),
-        Job("taught", taught, student / "model" / "model.json", ("lite0-few",)),
-        Place(data, runs).test("taught"),
+        Job(_name(epochs), taught, student / "model" / "model.json", ("lite0-few",)),
+        Place(data, runs).test(_name(epochs)),
     ]
+
+
+def _name(epochs: int) -> str:
+    return f"taught-{epochs}-epochs"
 
 
 def _test_accuracies(file: Path) -> dict[str, float]:
@@ -50,19 +54,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("data", "runs", "out", "weights"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=2, help="passes of the student over the training images")
     arguments = parser.parse_args()
-    jobs = study(half_of(arguments.data, arguments.runs / "data"), arguments.runs, arguments.weights)
+    epochs: int = arguments.epochs
+    data = half_of(arguments.data, arguments.runs / "data")
+    jobs = study(data, arguments.runs, arguments.weights, epochs=epochs)
     missing = run_all(jobs, logs=arguments.runs / "logs", workers=1)
     if missing:
         raise SystemExit(f"no results, for {', '.join(missing)} did not end well")
     alone = _test_accuracies(arguments.runs / f"{LABELS}-labels-draw{DRAW}" / "few-labels.json")
     teacher = _test_accuracies(arguments.runs / "lite0-few" / "few-labels.json")
-    taught = Place(arguments.data, arguments.runs).top1("taught")
+    taught = Place(arguments.data, arguments.runs).top1(_name(epochs))
     rows = [
         ["EfficientNet-Lite0 (ImageNet)", "linear classifier", teacher["linear"]],
         ["ResNet-18, an eighth of the channels", "linear classifier", alone["linear"]],
         ["ResNet-18, an eighth of the channels", "fine-tuned", alone["finetune"]],
-        ["ResNet-18, an eighth of the channels", f"taught by EfficientNet-Lite0, {EPOCHS} epochs", taught],
+        ["ResNet-18, an eighth of the channels", f"taught by EfficientNet-Lite0, {epochs} epochs", taught],
     ]
     note = (
         f"Top-1 % on 10,000 test images with {LABELS} labels, one draw. Both kinds of the small network start from the "

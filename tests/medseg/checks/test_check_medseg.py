@@ -250,7 +250,7 @@ def test_layouts_are_looked_at_alike(tmp_path: Path) -> None:
     (tmp_path / "labels.json").write_text('{"shell": 1, "core": 2}')
     report = examine(tmp_path)
     assert (report.layout, len(report.facts), report.errors) == ("folders", 2, [])
-    assert one(report, "unlabelled").title.startswith("1 case of 2 without a label")
+    assert one(report, "unlabelled").title.startswith("1 of 2 cases declared as unlabelled")
     with pytest.raises(UserError, match="there is no such file or folder"):
         examine(tmp_path / "nowhere")
 

@@ -225,7 +225,7 @@ def test_a_structure_that_is_never_labelled_is_an_error_before_training(
     names = [*labels.names, "aorta"]
     meaning.write_text(json.dumps(dict(zip(names, [*labels.values, 77], strict=True))))
     opening = DataOptions(label_map=meaning)
-    with pytest.raises(UserError, match=r"labelled slices .* shows aorta"):
+    with pytest.raises(UserError, match=r"labelled slices .* contains aorta"):
         train(str(data), split, tmp_path / "run", **grouped(steps=2, run=QUIET, **(SMALL | {"opening": opening})))
 
 

@@ -160,7 +160,7 @@ def test_what_is_there_is_not_overwritten_by_a_bundle(tmp_path: Path, model: Pat
     (tmp_path / "thesis" / "chapter").write_text("one")
     with pytest.raises(UserError, match="something else than a bundle"):
         export(str(model), tmp_path / "thesis")
-    with pytest.raises(UserError, match=r"found the ending '\.pkl'"):
+    with pytest.raises(UserError, match=r"found the extension '\.pkl'"):
         export(str(model), tmp_path / "net.pkl")
     assert (tmp_path / "thesis" / "chapter").read_text() == "one"
 

@@ -32,7 +32,7 @@ def test_the_tutorial_runs(tmp_path: Path) -> None:
 @pytest.mark.timeout(1800)
 def test_the_readme_runs_on_prostates(shared_data: Path, tmp_path: Path) -> None:
     readme = (ROOT / "packages" / "ssl-medseg" / "README.md").read_text(encoding="utf-8")
-    walk = readme[readme.index("## From a folder to masks") : readme.index("## The data")]
+    walk = readme[readme.index("## Example: from a folder to masks") : readme.index("## Commands")]
     data = shared_data / "prostate"
     (tmp_path / "new-images").mkdir()
     images = sorted((data / "imagesTr").glob("*.nii.gz"))[:2]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from contrastive_core.app.checks import counted_levels, finding_lines, findings_to_json, most_first, of_level
+from contrastive_core.text import several
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.outputs import Outputs
 from ssl_video.data import open_videos
@@ -87,7 +88,8 @@ def check(
     else:
         hours = sum(index.duration for index in good) / 3600
         lines = [
-            f"{data}: {len(videos)} videos in {len(videos.classes)} classes, {sum(map(len, good)):,} frames, "
+            f"{data}: {several(len(videos), 'video')} in {several(len(videos.classes), 'class', 'classes')}, "
+            f"{several(sum(map(len, good)), 'frame')}, "
             f"{hours:.2f} hours",
             *finding_lines(findings),
             "",

@@ -125,7 +125,7 @@ def _broken(facts: Sequence[Facts]) -> Iterator[Finding]:
     patched = [
         Item(
             [fact.video.key],
-            f"{fact.decoding.concealed} damaged frames concealed ({fact.decoding.complaint or 'damaged'})",
+            f"{several(fact.decoding.concealed, 'damaged frame')} concealed ({fact.decoding.complaint or 'damaged'})",
         )
         for fact in facts
         if fact.problem is None and fact.decoding and (fact.decoding.concealed or fact.decoding.complaint)

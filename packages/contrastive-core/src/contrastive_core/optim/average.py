@@ -34,18 +34,18 @@ class MovingAverage(AveragedModel):
 
     def __init__(self, network: nn.Module, decay: float, *, use_buffers: bool = True) -> None:
         self._follow: Any = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        super().__init__(network, multi_avg_fn=self._follow, use_buffers=use_buffers)  # type: ignore[no-untyped-call]
+        super().__init__(network, multi_avg_fn=self._follow, use_buffers=use_buffers)
         self.requires_grad_(False)
         self._has_begun: bool | None = False
-        self.register_load_state_dict_post_hook(_read_again)
+        self.register_load_state_dict_post_hook(_read_again)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Follow the network one step."""
         if self._has_begun is None:
             self._has_begun = bool(self.n_averaged > 0)  # after loading a state; once, because this may wait
-        pairs = list(zip(self.module.parameters(), model.parameters(), strict=True))
-        buffers = list(zip(self.module.buffers(), model.buffers(), strict=True))
+        pairs: list[tuple[Tensor, Tensor]] = list(zip(self.module.parameters(), model.parameters(), strict=True))
+        buffers: list[tuple[Tensor, Tensor]] = list(zip(self.module.buffers(), model.buffers(), strict=True))
         pairs += buffers if self.use_buffers else []
         if self._has_begun:
             groups: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}

@@ -148,7 +148,8 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "model" / "model.safetensors")
 
 
-@pytest.mark.parametrize("domain", ["ssl_vision", pytest.param("ssl_video", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("domain", ["ssl_vision", "ssl_video"])
 def test_a_killed_worker_loses_nothing(domain: str, photos: Path, places: Places, tmp_path: Path) -> None:
     def line(out: Path) -> list[str]:
         return pretrain(photos, out) if domain == "ssl_vision" else train_videos(places("ssl_video"), out)

@@ -322,7 +322,7 @@ def _read_cifar(root: Path) -> str:
     folder = root / kind.base_folder
 
     def signed(file: str) -> str:
-        return calculate_md5(str(folder / file))
+        return str(calculate_md5(str(folder / file)))
 
     tests, meta = kind.test_list, kind.meta
     try:

@@ -48,5 +48,5 @@ def phase_of(name: str, image: ImageFile) -> str:
     frame = int(named[1]) if named is not None else None if image.frame is None else image.frame + 1
     if frame is None or not file.is_file() or file.stat().st_size > _LARGEST:
         return ""
-    stated = {int(number): phase for phase, number in _STATED.findall(file.read_text(errors="replace"))}
+    stated: dict[int, str] = {int(number): phase for phase, number in _STATED.findall(file.read_text(errors="replace"))}
     return stated.get(frame, "")

@@ -152,7 +152,7 @@ def open_training_data(
             and max(chosen.size) > largest
             and not (preprocessing.image_size or preprocessing.spacing or preprocessing.fit)
         ):
-            coarser = replace(preprocessing, size=largest)
+            coarser = replace(preprocessing, image_size=largest)
             chosen, reasons = choose_preprocessing(dataset, seen, labelled=parts.labelled, options=coarser)
             reasons.append(f"the effort limits slices to {largest} pixels per side; the data have more")
     notes = [f"{dataset.name}: {_counts(parts)}", *(f"warning: {note}" for note in dataset.notes), *reasons]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import os
+import pty
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -218,3 +222,54 @@ sys.exit(status)
         )
         assert done.returncode == -number
         assert done.stderr == b""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_the_command_is_told_reaches_its_child(number: int) -> None:
+    """Also an interrupt that a program sends, and not a terminal, which tells the child itself."""
+    program = """
+import signal, sys, time
+from contrastive_core.training import crashes
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, lambda number, frame: sys.exit(100 + number))
+status = crashes.supervise("prog")
+if status is None:
+    print("begun", flush=True)
+    time.sleep(50)
+sys.exit(status)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "begun\n"
+        running.send_signal(number)
+        assert running.wait(timeout=30) == 100 + number
+
+
+def test_an_interrupt_of_the_terminal_reaches_the_child_once() -> None:
+    program = """
+import signal, sys, time
+from contrastive_core.training import crashes
+told = []
+signal.signal(signal.SIGINT, lambda number, frame: told.append(number))
+status = crashes.supervise("prog")
+if status is None:
+    print("begun", flush=True)
+    while not told:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    print(len(told), flush=True)
+    sys.exit(0)
+sys.exit(status)
+"""
+    child, terminal = pty.fork()
+    if not child:
+        os.execv(sys.executable, [sys.executable, "-c", program])
+    shown = b""
+    while b"begun" not in shown:
+        shown += os.read(terminal, 100)
+    os.write(terminal, b"\x03")
+    with contextlib.suppress(OSError):  # the terminal's end
+        while piece := os.read(terminal, 100):
+            shown += piece
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert shown.replace(b"^C", b"").split()[-1] == b"1"

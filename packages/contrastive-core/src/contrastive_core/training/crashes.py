@@ -15,7 +15,6 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from types import FrameType
 
 from contrastive_core.errors import UserError
 
@@ -31,6 +30,11 @@ _PROCESSES = 1 << 22
 """Largest number of a process on Linux."""
 _MOST = 100
 """Crashes after which a command gives up."""
+_SIGNALS = frozenset(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGCHLD") if hasattr(signal, name)
+)
+_SI_KERNEL = 0x80
+"""Where a signal comes from that a terminal sends to all processes in its foreground."""
 
 
 class _Notes:
@@ -175,6 +179,7 @@ def supervise(command: str) -> int | None:
     if open_notes() is None:
         return None
     _is_supervised = True
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     for _ in range(_MOST):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -182,6 +187,7 @@ def supervise(command: str) -> int | None:
         child = os.fork()
         if not child:
             os.close(held)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
             return None
         os.close(alive)
@@ -205,6 +211,7 @@ def supervise(command: str) -> int | None:
                 flush=True,
             )
         _suspects = (_suspects - guilty) if guilty else reading
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if number != signal.SIGKILL:
         signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
@@ -229,16 +236,13 @@ def _end_with_parent(alive: int) -> None:
 
 
 def _wait(child: int) -> int:
-    """Wait for a child, passing on what this process is told."""
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
+    """Wait for a child, passing on what this process is told; its `_SIGNALS` are blocked."""
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status
+        told = signal.sigwaitinfo(_SIGNALS)
+        if told.si_signo == signal.SIGCHLD or (told.si_signo == signal.SIGINT and told.si_code == _SI_KERNEL):
+            continue  # a terminal has told the child, too
         with contextlib.suppress(ProcessLookupError):
-            os.kill(child, number)
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGHUP)}
-    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal tells the child, too
-    try:
-        return os.waitpid(child, 0)[1]
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+            os.kill(child, told.si_signo)

@@ -35,7 +35,7 @@ class SamplingOptions:
         clips: Number of clips per video, evenly spaced in time.
         crops: Number of crops per clip, along its long side.
         to_the_end: Spread the clips up to the end of the video.
-        flow_cache: Folder of `flow` with stored flow for the view flow; by default flow is computed for every clip.
+        flow_cache: Output folder of `ssl-video flow`, for the view flow; by default flow is computed for every clip.
         reader: Decoder of the frames: pyav, or torchcodec (an extra), with the same frames and sometimes faster.
     """
 

@@ -106,7 +106,7 @@ def train(
         strong: Strong augmentation.
         shared_geometry: Crop all views of a clip in the same place.
         flow: Flow method for the view flow: dis, dis_fast, dis_ultrafast, farneback, tvl1 or raft:FILE.
-        flow_cache: Folder of `flow` with stored flow for the view flow; by default flow is computed for every clip.
+        flow_cache: Output folder of `ssl-video flow`, for the view flow; by default flow is computed for every clip.
         tg_gain: Contrast of the view tg (temporal gradient).
         ema_decay: Decay of a moving average of the network, which is then saved in its place; 0 for none.
         exclude_labelled: Exclude the labelled videos from the unlabelled data.

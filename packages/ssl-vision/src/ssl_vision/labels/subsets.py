@@ -118,7 +118,7 @@ def require_two_classes(images: ImageSet) -> None:
     """Refuse to train a classifier on images of a single class.
 
     Raises:
-        UserError: They are.
+        UserError: All images are of one class.
     """
     present = torch.unique(images.labels()).tolist()
     if len(present) < 2:

@@ -53,6 +53,9 @@ def test_the_feed_moves_batches_without_waiting() -> None:
         {"weak_batch": "joint"},
         {"mix": 1.0},
         {"directed": (1,)},
+        {"agreement_weight": 1.0},
+        {"select": "freematch"},
+        {"select": "softmatch"},
     ],
 )
 def test_a_step_with_a_moving_average(options: dict[str, Any]) -> None:

@@ -205,6 +205,22 @@ def test_agreement_sends_no_gradient_through_the_gradient_view() -> None:
     assert student.grad.abs().sum() > 0
 
 
+def test_agreement_compares_the_clips_that_have_both_views() -> None:
+    def distance(labelled: dict[str, Tensor], labels: Tensor, has: Tensor | None) -> float:
+        net = network().eval()  # batch statistics would mix clips
+        method = MultiviewPseudoLabel(net, classes=K, threshold=0.99, agreement_weight=1.0).eval()
+        given = None if has is None else {"tg": has}
+        found = method(labelled, labels, labelled_present=given).feature_distance
+        assert found is not None
+        return found.item()
+
+    has = torch.arange(len(LABELS)) != 1
+    few = {view: clips[has] for view, clips in LABELLED.items()}
+    assert distance(LABELLED, LABELS, has) == pytest.approx(distance(few, LABELS[has], None), rel=1e-5)
+    assert distance(LABELLED, LABELS, has) != pytest.approx(distance(LABELLED, LABELS, None), rel=1e-5)
+    assert distance(LABELLED, LABELS, torch.zeros_like(has)) == 0
+
+
 def test_agreement_needs_both_views() -> None:
     with pytest.raises(ValueError, match="rgb and tg"):
         MultiviewPseudoLabel(network(), classes=K, views=("rgb",), threshold=0.9, agreement_weight=1.0)

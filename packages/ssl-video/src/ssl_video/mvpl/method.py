@@ -329,6 +329,13 @@ class MultiviewPseudoLabel(nn.Module):
             logits = self._classify(self.network, pictures, present)
         features = inputs[-1].reshape(len(inputs[-1]), -1, inputs[-1].shape[-1]).mean(dim=1)
         by_view = dict(zip(self.views, torch.split(features, present.sum(dim=1).tolist()), strict=True))
+        has = dict(zip(self.views, present, strict=True))  # on the host
+        both = has["rgb"] & has["tg"]
+        if not bool(both.any()):
+            return logits, 0.0 * logits.sum()
+        if not bool(both.all()):
+            rows = {name: both[has[name]].nonzero().flatten() for name in ("rgb", "tg")}
+            by_view |= {name: by_view[name][row.to(features.device, non_blocking=True)] for name, row in rows.items()}
         return logits, feature_distance(by_view["rgb"], by_view["tg"])
 
     def _learn_labels(self, logits: Tensor, labels: Tensor, present: Tensor) -> Tensor:

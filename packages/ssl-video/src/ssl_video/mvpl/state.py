@@ -128,10 +128,12 @@ class AdaptiveThreshold(nn.Module):
     @torch.no_grad()
     def forward(self, probabilities: Tensor, usable: Tensor) -> Tensor:
         """Update the averages with the usable ``[M, N]`` targets ``[M, N, K]``; return the thresholds ``[K]``."""
-        if self.training and usable.any():
-            now = probabilities[usable].to(self.mean.dtype)
-            self.confidence.lerp_(_over_processes(now.amax(dim=1).mean()), 1 - self.decay)
-            self.mean.lerp_(_over_processes(now.mean(dim=0)), 1 - self.decay)
+        if self.training:
+            now = torch.where(usable[..., None], probabilities, 0).to(self.mean.dtype)
+            sums = torch.cat([now.amax(dim=-1).sum()[None], now.sum(dim=(0, 1))])
+            means, share, _ = _mean_of_usable(sums, usable, decay=self.decay)
+            self.confidence.lerp_(means[0], share)
+            self.mean.lerp_(means[1:], share)
         return self.confidence * self.mean / self.mean.amax()
 
 
@@ -162,13 +164,25 @@ class SoftWeights(nn.Module):
     def forward(self, probabilities: Tensor, usable: Tensor) -> Tensor:
         """Update the averages with the usable ``[M, N]`` targets ``[M, N, K]``; return the weights ``[M, N]``."""
         largest = probabilities.amax(dim=-1).to(self.confidence.dtype)
-        if self.training and usable.any():
-            now = largest[usable]
-            variance = now.var(correction=1 if len(now) > 1 else 0)
-            self.confidence.lerp_(_over_processes(now.mean()), 1 - self.decay)
-            self.variance.lerp_(_over_processes(variance), 1 - self.decay)
+        if self.training:
+            mean, share, _ = _mean_of_usable(torch.where(usable, largest, 0).sum()[None], usable, decay=self.decay)
+            squares = torch.where(usable, largest - mean, 0).square().sum()[None]
+            variance, _, count = _mean_of_usable(squares, usable, decay=self.decay)
+            self.confidence.lerp_(mean[0], share)
+            self.variance.lerp_(variance[0] * count / (count - 1).clamp(min=1), share)
         below = (largest - self.confidence).clamp(max=0)
         return torch.exp(-below.square() / (2 * self.variance.clamp(min=1e-12) / 4))
+
+
+def _mean_of_usable(sums: Tensor, usable: Tensor, *, decay: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return sums over the usable targets as means, the share that averages move by, and the number of targets.
+
+    All over the targets of all processes; without usable ones the share is 0. No branch depends on values: every
+    process takes part in the exchange, and none waits for its device.
+    """
+    found = _over_processes(torch.cat([sums, usable.sum()[None].to(sums.dtype)])) * world_size()
+    count = found[-1]
+    return found[:-1] / count.clamp(min=1), (1 - decay) * (count > 0).to(sums.dtype), count
 
 
 def _over_processes(value: Tensor) -> Tensor:

@@ -30,7 +30,9 @@ def test_cases_of_every_list(tmp_path: Path) -> None:
     assert [case.listed for case in data.cases] == ["training"] * 3 + ["unlabelled", "test"]
     assert data.labelled == ("p1_frame01", "p1_frame02", "p2_ED")
     image, label = tmp_path / "imagesTr" / "p2_ED.nii.gz", tmp_path / "labelsTr" / "p2_ED.nii.gz"
-    assert data.case("p2_ED") == Case("p2_ED", "p2", ImageFile(image, name="MRI"), label, "training")
+    assert data.case("p2_ED") == Case(
+        "p2_ED", "p2", ImageFile(image, name="MRI", number=0), label, "training", phase="ED"
+    )
     assert open_dataset(tmp_path / "dataset.json") == data
 
 

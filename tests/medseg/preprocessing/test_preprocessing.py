@@ -212,7 +212,7 @@ def test_a_volume_without_numbers_or_range_is_refused_by_name() -> None:
         prepare(volume(image, np.eye(4)), p)
     filled = prepare(volume(image, np.eye(4)), Preprocessing(size=(32, 32), fill_nan=True))
     assert filled.slices.isfinite().all()
-    assert "1 voxels" in filled.notes[0]
+    assert "non-finite voxels filled (1)" in filled.notes[0]
     with pytest.raises(UserError, match=r"image\.nii\.gz: percentiles 1 and 99"):
         prepare(volume(np.full((32, 32, 4), 7.0), np.eye(4)), p)
 

@@ -54,11 +54,11 @@ def test_each_channel_is_prepared_on_its_own() -> None:
     for number, array in enumerate(arrays):
         single = Preprocessing(size=(32, 32), spacing=(1.5, 1.5), channels=("x",))
         torch.testing.assert_close(both[:, number : number + 1], prepare(Volume(array, grid, files[0]), single).slices)
-    with pytest.raises(UserError, match=r"T2\.nii: has 1 channel \(T2\); expected 2 \(T2, ADC\)"):
+    with pytest.raises(UserError, match=r"T2\.nii has 1 channel \(T2\); expected 2 \(T2, ADC\)"):
         prepare(Volume(arrays[0], grid, files[0]), p)
     bad = arrays[1].copy()
     bad[3, 3, 3] = np.nan
-    with pytest.raises(UserError, match=r"ADC\.nii: channel ADC: 1 of 5,760 voxels are no finite numbers"):
+    with pytest.raises(UserError, match=r"ADC\.nii: channel ADC: 1 of 5,760 voxels are not finite"):
         prepare(Volume(arrays[0], grid, join_channels(files), others=(bad,)), p)
 
 

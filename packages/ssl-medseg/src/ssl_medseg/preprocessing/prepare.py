@@ -417,7 +417,7 @@ def _finite(array: NDArray[np.float32], p: Preprocessing, source: str) -> tuple[
             "them with its smallest value (fill_nan)"
         )
     filled = np.where(finite, array, array[finite].min())
-    return filled, (f"{count:,} non-finite voxels were filled with the smallest value of the image",)
+    return filled, (f"non-finite voxels filled ({count:,}) with the smallest value of the image",)
 
 
 def _scaled(array: NDArray[np.float32], p: Preprocessing, source: str) -> NDArray[np.float32]:

@@ -132,7 +132,7 @@ def pretrain(photos: Path, out: Path) -> list[str]:
 
 def train_videos(place: dict[str, Path], out: Path) -> list[str]:
     line = (
-        "train DATA OUT --split SPLIT --views rgb --steps 4 --batch-size 4 --mu 1 --size 16 --clip.frames 4 "
+        "train DATA OUT --split SPLIT --views rgb --steps 4 --batch-size 4 --mu 1 --image-size 16 --clip.frames 4 "
         "--clip.stride 2 --recalibrate 0 --network.name small_slow --network.width 4 --workers 1 --device cpu "
         "--checkpoint-every 1 --no-progress"
     )
@@ -158,7 +158,7 @@ def test_a_killed_worker_loses_nothing(domain: str, photos: Path, places: Places
     def line(out: Path) -> list[str]:
         return pretrain(photos, out) if domain == "ssl_vision" else train_videos(places("ssl_video"), out)
 
-    bad = "b/7.png" if domain == "ssl_vision" else "red/002.mkv"
+    bad = "b/7.png" if domain == "ssl_vision" else "red/001.mkv"  # it has a label
     done = run(domain, bad, line(tmp_path / "run"), signum=KILL, once=tmp_path / "killed")
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr

@@ -69,7 +69,10 @@ def table(evaluation: Evaluation, summary: Summary) -> list[str]:
                 f"{mean_and_sd(measure, found):>18}{median_and_quartiles(measure, found):>30}{found.n:>5}"
             )
     mean = summary.mean_dice
-    lines += ["", f"mean Dice over structures, then over cases: {mean_and_sd('dice', mean)} ({mean.n} cases)"]
+    lines += [
+        "",
+        f"mean Dice over structures, then over cases: {mean_and_sd('dice', mean)} ({several(mean.n, 'case')})",
+    ]
     if phases := by_phase(evaluation):
         lines.append(f"by phase of the heart: {'; '.join(phases)}")
     return lines

@@ -151,8 +151,8 @@ def choose_preprocessing(
     size = options.image_size or MULTIPLE * max(
         1, math.ceil(_pixels(needed, spacing, fit, known=known, views=views) / MULTIPLE)
     )
-    given = "as given" if options.image_size else f"the multiple of {MULTIPLE} that shows {needed:.3g} {unit}"
-    reasons.append(f"slices of {size} x {size} pixels, {given}")
+    why = "" if options.image_size else f", the multiple of {MULTIPLE} that shows {needed:.3g} {unit}"
+    reasons.append(f"slices of {size} x {size} pixels{why}")
     first, second = np.median([view.spacing for view in views], axis=0)
     chosen = Preprocessing(
         size=(size, size),

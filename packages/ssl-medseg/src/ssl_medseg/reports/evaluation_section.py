@@ -42,7 +42,8 @@ def evaluation_section(evaluation: Evaluation, folder: Path, *, place: int = 1) 
     parts = [
         page.paragraph(
             f"{cases} of {several(summary.patients, 'patient')} from {evaluation.data}, measured on the original voxel "
-            f"grid of each image. Numbers cover all {summary.cases} cases unless a smaller n is given."
+            "grid of each image."
+            + (f" Numbers cover all {cases} unless a smaller n is given." if summary.cases > 1 else "")
         ),
         page.warnings(warnings(evaluation, summary)),
         _structures(evaluation, summary),
@@ -129,7 +130,8 @@ def _unbroken(text: str) -> str:
 def _paper(summary: Summary) -> str:
     mean = summary.mean_dice
     return page.paragraph(
-        f"Mean Dice {mean_and_sd('dice', mean)}, averaged over the structures of each case, then over {mean.n} cases. "
+        f"Mean Dice {mean_and_sd('dice', mean)}, averaged over the structures of each case, then over "
+        f"{several(mean.n, 'case')}. "
         "A structure that is present in only one of truth and prediction counts as 0.",
         kind="note",
     )

@@ -41,7 +41,7 @@ _LOSSES = {
 _PARTS = {
     "labelled": "images and labels used for training",
     "unlabelled": "images used for training; label files, if any, were not opened",
-    "validation": "not used for training; labels used to select the best step",
+    "validation": "not used for training; labels used to score steps and to choose settings of prediction",
     "test": "not opened during training",
 }
 

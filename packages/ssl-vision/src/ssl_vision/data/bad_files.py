@@ -106,7 +106,7 @@ class _Skipping(ImageSet):
             named = "".join(f"\n  {reason}" for reason in list(bad.values())[:_NAMED])
             raise UserError(
                 f"{self.name}: found {len(bad)} unreadable files, but only {self._allowed} of {len(self)} may be "
-                f"skipped:{named}\n`ssl-vision check` lists all of them; repair or remove them, or raise --max_bad"
+                f"skipped:{named}\n`ssl-vision check` lists all of them; repair or remove them, or raise --max-bad"
             )
         self._bad.add(index)
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from contrastive_core.training import crashes
+from contrastive_core.training import crashes, samplers
 from tests.workspace.test_outputs_of_commands import filled, places
 
 __all__ = ["places"]  # a fixture
@@ -29,7 +29,7 @@ Places = Callable[[str], dict[str, Path]]
 PROGRAM = """
 import importlib, signal, sys
 from pathlib import Path
-from contrastive_core.training import crashes
+from contrastive_core.training import crashes, samplers
 domain, bad, signum, once = sys.argv.pop(1), sys.argv.pop(1), int(sys.argv.pop(1)), sys.argv.pop(1)
 enter = crashes.native_reader.__enter__
 def enter_and_die(self):
@@ -177,7 +177,7 @@ def test_files_that_are_read_at_once_are_told_apart(tmp_path: Path) -> None:
 import os, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from contrastive_core.errors import UserError
-from contrastive_core.training import crashes
+from contrastive_core.training import crashes, samplers
 status = crashes.supervise("prog")
 if status is not None:
     sys.exit(status)
@@ -209,7 +209,7 @@ def test_notes_of_threads_end_with_the_reading() -> None:
 def test_other_signals_end_the_command(tmp_path: Path) -> None:
     program = """
 import os, sys
-from contrastive_core.training import crashes
+from contrastive_core.training import crashes, samplers
 status = crashes.supervise("prog")
 if status is None:
     with crashes.native_reader("x"):
@@ -229,7 +229,7 @@ def test_what_the_command_is_told_reaches_its_child(number: int) -> None:
     """Also an interrupt that a program sends, and not a terminal, which tells the child itself."""
     program = """
 import signal, sys, time
-from contrastive_core.training import crashes
+from contrastive_core.training import crashes, samplers
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, lambda number, frame: sys.exit(100 + number))
 status = crashes.supervise("prog")
@@ -248,7 +248,7 @@ sys.exit(status)
 def test_an_interrupt_of_the_terminal_reaches_the_child_once() -> None:
     program = """
 import signal, sys, time
-from contrastive_core.training import crashes
+from contrastive_core.training import crashes, samplers
 told = []
 signal.signal(signal.SIGINT, lambda number, frame: told.append(number))
 status = crashes.supervise("prog")
@@ -273,3 +273,16 @@ sys.exit(status)
             shown += piece
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert shown.replace(b"^C", b"").split()[-1] == b"1"
+
+
+def test_a_worker_that_cannot_pass_a_batch_on_blames_no_file() -> None:
+    """The thread that passes batches on ends the process, while another may be reading a file."""
+    assert crashes.open_notes() is not None
+    pid = os.fork()
+    if not pid:
+        with crashes.native_reader("next.png"):
+            samplers._end_worker(RuntimeError("unable to allocate shared memory(shm) for file"), None)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 1
+    message = f"DataLoader worker (pid {pid}) exited unexpectedly with exit code 1."
+    assert crashes.files_of_worker(message) == ([], "")

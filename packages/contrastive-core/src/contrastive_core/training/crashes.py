@@ -51,9 +51,9 @@ class _Notes:
 
     def write(self, place: int, file: str) -> None:
         """Note a file in a slot, or nothing any more."""
-        if self.block is not None:
+        if (block := self.block) is not None:
             name = os.fsencode(file)[: _SLOT - 1] + b"\0"
-            self.block[place : place + len(name)] = name
+            block[place : place + len(name)] = name
 
 
 _notes: _Notes | None = None
@@ -140,11 +140,19 @@ class native_reader:  # noqa: N801 - used as a function
 
     def __exit__(self, *_: object) -> None:
         notes = self._notes
-        if self._place >= 0 and notes.block is not None:
-            notes.block[self._place] = 0
+        if self._place >= 0 and (block := notes.block) is not None:
+            block[self._place] = 0
             notes.free.append(self._place)
         if self._name in _suspects:
             notes.lock.release()
+
+
+def forget_files() -> None:
+    """Note no file any more: this process is about to end for a reason that lies in no file."""
+    notes = _notes or _make_notes()
+    block, notes.block = notes.block, None
+    if block is not None:
+        block[:] = bytes(_BLOCK)
 
 
 def files_read_by(process: int) -> list[str]:

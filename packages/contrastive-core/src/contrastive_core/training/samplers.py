@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, permutation
+from contrastive_core.training.crashes import forget_files
 
 
 class Batches:
@@ -222,5 +223,6 @@ def prepare_worker(worker: int) -> None:
 
 
 def _end_worker(error: BaseException, batch: object) -> None:
+    forget_files()  # the thread that reads the next batch is not to blame
     os.write(2, f"a batch could not be passed to the training process: {error}\n".encode())
     os._exit(1)

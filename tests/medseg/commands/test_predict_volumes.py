@@ -274,7 +274,7 @@ def test_masks_of_an_earlier_run_are_said_and_not_scored(tmp_path: Path, model: 
     for number in range(3):
         image, classes = phantom(shape, seed=number)
         write_nifti(data / "images" / f"p{number}.nii.gz", image, matrix)
-        write_nifti(data / "labels" / f"p{number}.nii.gz", LABELS.to_values(classes), matrix)
+        write_nifti(data / "labels" / f"p{number}.nii.gz", LABELS.lookup[classes], matrix)
     first = predict(str(model), str(data / "images"), tmp_path / "out", device="cpu")
     assert (first.replaced, first.stale) == (0, ())
     shutil.copy(data / "images" / "p0.nii.gz", data / "again")

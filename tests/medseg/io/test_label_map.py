@@ -20,13 +20,13 @@ def test_values_become_classes_and_values_again(dtype: type) -> None:
     classes = HEART.to_classes(values)
     assert classes.dtype == np.uint8
     assert classes.tolist() == [[0, 2], [1, 2]]
-    back = HEART.to_values(classes)
+    back = HEART.lookup[classes]
     assert back.dtype == np.int16
     assert np.array_equal(back, values)
 
 
 def test_values_are_written_in_the_smallest_type_that_holds_them() -> None:
-    kinds = [LabelMap(("b", "x"), (0, value)).to_values(np.array([1])).dtype for value in (255, 256, -1, 40_000)]
+    kinds = [LabelMap(("b", "x"), (0, value)).lookup[np.array([1])].dtype for value in (255, 256, -1, 40_000)]
     assert kinds == [np.uint8, np.int16, np.int16, np.int32]
 
 

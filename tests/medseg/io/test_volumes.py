@@ -44,7 +44,7 @@ def test_a_mask_keeps_every_field_that_places_it(tmp_path: Path, image: Path, en
     assert written.shape == volume.array.shape
     np.testing.assert_allclose(written.affine, OBLIQUE, atol=1e-5)
     assert written.get_data_dtype() == np.int16
-    np.testing.assert_array_equal(np.asarray(written.dataobj), LABELS.to_values(classes))
+    np.testing.assert_array_equal(np.asarray(written.dataobj), LABELS.lookup[classes])
     found, grid = read_label(out, LABELS)
     np.testing.assert_array_equal(found, classes)
     np.testing.assert_allclose(grid.affine, OBLIQUE, atol=1e-5)

@@ -21,7 +21,8 @@ from ssl_vision.commands.predict import predict
 from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.commands.report import report
 from ssl_vision.data import measure_statistics, open_images
-from ssl_vision.data.decode import ReadOptions, read_image
+from ssl_vision.data.dataset import ReadOptions
+from ssl_vision.data.decode import read_image
 from ssl_vision.models import EncoderOptions, build_encoder
 from ssl_vision.models.checkpoint import load_encoder
 from ssl_vision.training.finetuning import finetune

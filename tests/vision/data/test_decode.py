@@ -17,7 +17,9 @@ from PIL import Image, ImageFile, PngImagePlugin
 
 from contrastive_core.errors import UserError
 from ssl_vision.data import decode as decoding
-from ssl_vision.data.decode import EXTENSIONS, ReadOptions, UndecodableError, decode, read_image, read_size
+from ssl_vision.data.dataset import ReadOptions
+from ssl_vision.data.decode import UndecodableError, decode, read_image, read_size
+from ssl_vision.data.listing import EXTENSIONS
 
 ORIENTATION = 0x0112
 # EXIF 2.32, tag 274: which visual side the stored row 0 and the stored column 0 are.

@@ -34,7 +34,7 @@ class LabelMap:
     >>> heart = LabelMap(("background", "left ventricle", "right ventricle"), (0, 500, 600))
     >>> heart.to_classes(np.array([0, 600, 500]))
     array([0, 2, 1], dtype=uint8)
-    >>> heart.to_values(np.array([0, 2, 1], dtype=np.uint8))
+    >>> heart.lookup[np.array([0, 2, 1], dtype=np.uint8)]
     array([  0, 600, 500], dtype=int16)
     """
 
@@ -93,12 +93,15 @@ class LabelMap:
             )
         return classes
 
-    def to_values(self, classes: NDArray[Any]) -> NDArray[Any]:
-        """Classes as the values of label files again, in the smallest of uint8, int16 and int32 that holds them all."""
+    @property
+    def lookup(self) -> NDArray[Any]:
+        """The value of each class, ``[C]``, in the smallest of uint8, int16 and int32 that holds them all.
+
+        ``lookup[classes]`` are the values of a label file: the inverse of `to_classes`.
+        """
         kinds = (np.uint8, np.int16, np.int32)
         kind = next(k for k in kinds if all(np.iinfo(k).min <= value <= np.iinfo(k).max for value in self.values))
-        values: NDArray[Any] = np.asarray(self.values, dtype=kind)[classes]
-        return values
+        return np.asarray(self.values, dtype=kind)
 
     def to_json(self) -> dict[str, list[Any]]:
         """For JSON; `from_json` reads it."""

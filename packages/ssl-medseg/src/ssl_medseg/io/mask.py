@@ -48,7 +48,7 @@ def write_mask(classes: NDArray[np.uint8], like: Volume, path: Path, labels: Lab
         raise UserError(
             f"{path}: the mask has the shape {classes.shape}, its image {like.array.shape}; expected the same"
         )
-    write_on_grid(labels.to_values(classes), like, path)
+    write_on_grid(labels.lookup[classes], like, path)
 
 
 def write_on_grid(array: NDArray[Any], like: Volume, path: Path) -> None:

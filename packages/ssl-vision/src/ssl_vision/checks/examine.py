@@ -18,8 +18,7 @@ from ssl_vision.checks.facts import Facts, look_at
 from ssl_vision.checks.report import Report
 from ssl_vision.checks.rules import misplaced
 from ssl_vision.data import ImageSet, list_splits, open_images
-from ssl_vision.data.dataset import map_images
-from ssl_vision.data.decode import ReadOptions
+from ssl_vision.data.dataset import ReadOptions, map_images
 from ssl_vision.data.open import locate
 
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.crashes import native_reader
-from ssl_vision.data.dataset import FileImages, ImageSet
-from ssl_vision.data.decode import Picture, UndecodableError, count_frames, decode, read_bytes
+from ssl_vision.data.dataset import ImageSet
+from ssl_vision.data.decode import FileImages, Picture, UndecodableError, count_frames, decode, read_bytes
 
 # Usual suffixes of each format; several cameras write MPO files as .jpg.
 _ENDINGS = {

@@ -8,7 +8,7 @@ from contrastive_core.training.files import write_atomic
 from contrastive_core.training.outputs import Outputs
 from ssl_vision.checks import examine
 from ssl_vision.data import input_files
-from ssl_vision.data.decode import ReadOptions
+from ssl_vision.data.dataset import ReadOptions
 
 
 def check(

@@ -13,7 +13,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.losses import distillation
 from contrastive_core.training import Run, RunOptions
 from ssl_vision.data import ImageSet, open_images, skip_bad
-from ssl_vision.data.decode import ReadOptions
+from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.labels.subsets import check_classes, training_set, validation_set, without
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.checkpoint import (

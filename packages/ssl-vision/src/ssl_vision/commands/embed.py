@@ -13,7 +13,7 @@ from contrastive_core.rng import derive, permutation
 from contrastive_core.training.files import check_space, write_atomic
 from contrastive_core.training.outputs import Outputs
 from ssl_vision.data import ImageSet, Subset, input_files, open_images
-from ssl_vision.data.decode import ReadOptions
+from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.evaluation.features import extract, import_pyarrow, write_npz, write_parquet
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.checkpoint import load_encoder

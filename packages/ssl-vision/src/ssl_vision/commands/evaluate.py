@@ -16,7 +16,7 @@ from contrastive_core.training.model_file import module_hash
 from contrastive_core.training.names import check_file_name
 from contrastive_core.training.outputs import Outputs
 from ssl_vision.data import ImageSet, input_files
-from ssl_vision.data.decode import ReadOptions
+from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.evaluation.features import evaluation_batches, labelled_images, outputs
 from ssl_vision.evaluation.predictions import Predictions, make_predictions, write_predictions
 from ssl_vision.evaluation.scores import ClassifierScore, evaluation_folder, score_classifier, to_json

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contrastive_core.errors import UserError
-from ssl_vision.data.decode import ReadOptions
+from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.evaluation.features import labelled_features
 from ssl_vision.evaluation.probes import knn_scores
 from ssl_vision.evaluation.scores import (

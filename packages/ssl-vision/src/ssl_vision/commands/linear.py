@@ -9,7 +9,7 @@ import torch
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive
 from contrastive_core.training.model_file import module_hash
-from ssl_vision.data.decode import ReadOptions
+from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.evaluation.features import extract, labelled_features, labelled_images
 from ssl_vision.evaluation.probes import Augmented, Cached, Source, fit_linear
 from ssl_vision.evaluation.scores import (

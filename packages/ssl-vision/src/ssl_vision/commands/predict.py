@@ -17,8 +17,8 @@ from contrastive_core.training.outputs import Outputs
 from contrastive_core.training.progress import track
 from ssl_vision.augment import EvalTransform
 from ssl_vision.data import ImageSet, input_files, open_images
-from ssl_vision.data.dataset import FileImages
-from ssl_vision.data.decode import ReadOptions
+from ssl_vision.data.dataset import ReadOptions
+from ssl_vision.data.decode import FileImages
 from ssl_vision.data.listing import list_folder
 from ssl_vision.evaluation.features import decode, import_pyarrow, outputs, replace_file
 from ssl_vision.models.checkpoint import LoadedClassifier, load_classifier

@@ -15,7 +15,7 @@ from contrastive_core.grad_cache import BatchNorm, batch_norms
 from contrastive_core.losses import SuNCEtLoss, nt_xent
 from contrastive_core.training import Run, RunOptions
 from ssl_vision.data import open_images
-from ssl_vision.data.decode import ReadOptions
+from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.methods import MomentumMemory, SimCLR
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.checkpoint import build_simclr, open_pretrained, save_encoder, with_statistics

@@ -14,7 +14,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.metrics import confusion_matrix, per_class_accuracy, top_k_accuracy
 from contrastive_core.rng import derive
 from ssl_vision.data import list_splits
-from ssl_vision.data.decode import ReadOptions
+from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.evaluation.features import LabelledFeatures, labelled_features
 from ssl_vision.evaluation.probes import LogisticFit, fit_logistic
 from ssl_vision.evaluation.scores import ProbeOptions, Score, accuracy, plan_score, record_score, training_images

@@ -7,7 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -16,14 +16,36 @@ from torch import Tensor
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, permutation
 from contrastive_core.training.names import check_labels
-from ssl_vision.data.decode import ReadOptions, read_bytes, read_image, read_size
-from ssl_vision.data.listing import PathList, printable
 
 ADD_LABELS = (
     "expected labels; put the images of each class into a folder of its name, or give a CSV manifest with the columns "
     "path and label"
 )
-_NO_CLASSES = f"found images without classes, {ADD_LABELS}"
+NO_CLASSES = f"found images without classes, {ADD_LABELS}"
+
+
+def digest(content: bytes) -> str:
+    """Return the hexadecimal digest by which equal images are found."""
+    return hashlib.blake2b(content, digest_size=6).hexdigest()
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How to read image files.
+
+    Attributes:
+        bits: Significant bits of 16-bit files, for example 12 for many microscopes and X-ray detectors; 0: all 16.
+        max_megapixels: Largest accepted image, in millions of pixels; a larger one may be a decompression bomb.
+    """
+
+    bits: int = 0
+    max_megapixels: float = 179.0
+
+    def __post_init__(self) -> None:
+        if not (self.bits == 0 or 8 <= self.bits <= 16):
+            raise UserError(f"bits is {self.bits}; expected 8 to 16, or 0 for all 16")
+        if not self.max_megapixels > 0:
+            raise UserError(f"max_megapixels is {self.max_megapixels}; expected more than 0")
 
 
 class ImageSet(ABC):
@@ -45,11 +67,11 @@ class ImageSet(ABC):
         *,
         labels: Sequence[int] | None,
         classes: Sequence[str],
-        unlabelled: str = _NO_CLASSES,
+        unlabelled: str = NO_CLASSES,
         split: str = "",
         notes: Sequence[str] = (),
         channels: int = 3,
-        options: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
+        options: ReadOptions = ReadOptions(),
     ) -> None:
         self.name = name
         self.channels = channels
@@ -92,7 +114,7 @@ class ImageSet(ABC):
 
     def fingerprint(self, index: int) -> str:
         """Hexadecimal digest of an image's content; equal for equal files, or for equal pixels in memory."""
-        return _digest(self.read(index).numpy().tobytes())
+        return digest(self.read(index).numpy().tobytes())
 
     @property
     def ids(self) -> Tensor:
@@ -119,66 +141,6 @@ class ImageSet(ABC):
         return self._labels
 
 
-class FileImages(ImageSet):
-    """Images in files, decoded when read.
-
-    Args:
-        name: Name of the set in messages.
-        root: Folder that paths are relative to.
-        paths: Paths of the images.
-        labels: Label of each image, or None.
-        classes: Names of the classes.
-        unlabelled: Reason why there are no labels, and what to do.
-        split: Part of the data.
-        notes: See `ImageSet`.
-        unread: Paths of images of unsupported kinds, which are not part of the set.
-        channels: Number of channels of the images.
-        options: How to read the files.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        root: Path,
-        paths: Sequence[str],
-        *,
-        labels: Sequence[int] | None = None,
-        classes: Sequence[str] = (),
-        unlabelled: str = _NO_CLASSES,
-        split: str = "",
-        notes: Sequence[str] = (),
-        unread: Sequence[str] = (),
-        channels: int = 3,
-        options: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
-    ) -> None:
-        super().__init__(
-            name, labels=labels, classes=classes, unlabelled=unlabelled, split=split, notes=notes, channels=channels,
-            options=options,
-        )  # fmt: skip
-        self.files = PathList(root, paths)
-        self.unread = PathList(root, unread)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def read(self, index: int) -> Tensor:
-        return read_image(self.files[index], self.options, channels=self.channels)
-
-    def size(self, index: int) -> tuple[int, int]:
-        if self.channels != 3:
-            return super().size(index)
-        return read_size(self.files[index], self.options)
-
-    def fingerprint(self, index: int) -> str:
-        return _digest(read_bytes(self.files[index]))
-
-    def path(self, index: int) -> str:
-        return printable(str(self.files[index]))
-
-    def key(self, index: int) -> str:
-        return printable(self.files.relative(index))
-
-
 class ArrayImages(ImageSet):
     """Decoded images in memory, uint8 ``[N, 3, H, W]``."""
 
@@ -202,10 +164,6 @@ class ArrayImages(ImageSet):
 
     def path(self, index: int) -> str:
         return f"{self.name}#{index}"
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=6).hexdigest()
 
 
 class Subset(ImageSet):

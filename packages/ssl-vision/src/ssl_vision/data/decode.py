@@ -1,4 +1,4 @@
-"""Decode image files of any colour mode and orientation to upright uint8 RGB, and describe undecodable files."""
+"""Read image files: decode any colour mode and orientation to upright uint8 RGB, and describe undecodable files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import struct
 import sys
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,12 +28,13 @@ from PIL import (  # noqa: F401
     TiffImagePlugin,
     UnidentifiedImageError,
     WebPImagePlugin,
-    features,
 )
 from torch import Tensor
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.crashes import native_reader
+from ssl_vision.data.dataset import NO_CLASSES, ImageSet, ReadOptions, digest
+from ssl_vision.data.listing import EXTENSIONS, PathList, printable
 
 # Beginning of a file -> description. Kinds that are not read are described with a remedy, if there is one.
 _BEGINNINGS = (
@@ -107,14 +109,10 @@ def describe_tiff(data: bytes, *, more_than: int = 0) -> str | None:
     )
 
 
-_AVIF = bool(features.check("avif"))
+_AVIF = ".avif" in EXTENSIONS
 if _AVIF:
     from PIL import AvifImagePlugin  # noqa: F401
 
-EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".gif"}
-    | ({".avif"} if _AVIF else set())
-)
 # No other format is tried: a file with the suffix of an image must not start a PostScript interpreter.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", *(("AVIF",) if _AVIF else ()))
 _NO_PIXELS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks of a PNG whose size or damage does not affect pixels
@@ -137,25 +135,6 @@ class UndecodableError(ValueError):
     """The data are not a readable image; the message says what they are and what to do."""
 
 
-@dataclass(frozen=True)
-class ReadOptions:
-    """How to read image files.
-
-    Attributes:
-        bits: Significant bits of 16-bit files, for example 12 for many microscopes and X-ray detectors; 0: all 16.
-        max_megapixels: Largest accepted image, in millions of pixels; a larger one may be a decompression bomb.
-    """
-
-    bits: int = 0
-    max_megapixels: float = 179.0
-
-    def __post_init__(self) -> None:
-        if not (self.bits == 0 or 8 <= self.bits <= 16):
-            raise UserError(f"bits is {self.bits}; expected 8 to 16, or 0 for all 16")
-        if not self.max_megapixels > 0:
-            raise UserError(f"max_megapixels is {self.max_megapixels}; expected more than 0")
-
-
 @dataclass(frozen=True, slots=True)
 class Picture:
     """A decoded file: its pixels, uint8 ``[3, H, W]``, and how it was stored (EXIF orientation 1: upright).
@@ -170,7 +149,67 @@ class Picture:
     dark: bool = False
 
 
-def read_image(path: Path, options: ReadOptions = ReadOptions(), *, channels: int = 3) -> Tensor:
+class FileImages(ImageSet):
+    """Images in files, decoded when read.
+
+    Args:
+        name: Name of the set in messages.
+        root: Folder that paths are relative to.
+        paths: Paths of the images.
+        labels: Label of each image, or None.
+        classes: Names of the classes.
+        unlabelled: Reason why there are no labels, and what to do.
+        split: Part of the data.
+        notes: See `ImageSet`.
+        unread: Paths of images of unsupported kinds, which are not part of the set.
+        channels: Number of channels of the images.
+        options: How to read the files.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        paths: Sequence[str],
+        *,
+        labels: Sequence[int] | None = None,
+        classes: Sequence[str] = (),
+        unlabelled: str = NO_CLASSES,
+        split: str = "",
+        notes: Sequence[str] = (),
+        unread: Sequence[str] = (),
+        channels: int = 3,
+        options: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
+    ) -> None:
+        super().__init__(
+            name, labels=labels, classes=classes, unlabelled=unlabelled, split=split, notes=notes, channels=channels,
+            options=options,
+        )  # fmt: skip
+        self.files = PathList(root, paths)
+        self.unread = PathList(root, unread)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, index: int) -> Tensor:
+        return read_image(self.files[index], self.options, channels=self.channels)
+
+    def size(self, index: int) -> tuple[int, int]:
+        if self.channels != 3:
+            return super().size(index)
+        return read_size(self.files[index], self.options)
+
+    def fingerprint(self, index: int) -> str:
+        return digest(read_bytes(self.files[index]))
+
+    def path(self, index: int) -> str:
+        return printable(str(self.files[index]))
+
+    def key(self, index: int) -> str:
+        return printable(self.files.relative(index))
+
+
+def read_image(path: Path, options: ReadOptions = ReadOptions(), *, channels: int = 3) -> Tensor:  # noqa: B008 - frozen
     """Decode a file to uint8 ``[3, H, W]`` RGB, or to float32 ``[channels, H, W]`` if `channels` is not 3.
 
     The EXIF orientation is applied. Gray, palette, CMYK and other colour modes are converted with PIL's formulas,
@@ -202,7 +241,7 @@ def read_image(path: Path, options: ReadOptions = ReadOptions(), *, channels: in
     return torch.from_numpy(picture.pixels)
 
 
-def read_channels(path: Path, channels: int, options: ReadOptions = ReadOptions()) -> Tensor:
+def read_channels(path: Path, channels: int, options: ReadOptions = ReadOptions()) -> Tensor:  # noqa: B008 - frozen
     """Decode a file of any number of channels to float32 ``[channels, H, W]`` in [0, 1], without converting channels.
 
     Unsigned pixels are divided by their largest value (255, 65535, or that of the significant bits), signed 16-bit
@@ -288,7 +327,7 @@ def _unit(values: NDArray[Any], bits: int) -> Float:
     return unit
 
 
-def read_size(path: Path, options: ReadOptions = ReadOptions()) -> tuple[int, int]:
+def read_size(path: Path, options: ReadOptions = ReadOptions()) -> tuple[int, int]:  # noqa: B008 - frozen
     """Return height and width of the upright image, from its header alone; the pixels may still be unreadable.
 
     Raises:
@@ -324,7 +363,7 @@ def read_bytes(path: Path) -> bytes:
         ) from error
 
 
-def decode(data: bytes, options: ReadOptions = ReadOptions()) -> Picture:
+def decode(data: bytes, options: ReadOptions = ReadOptions()) -> Picture:  # noqa: B008 - frozen
     """Decode the content of an image file, see `read_image`.
 
     Raises:
@@ -376,7 +415,7 @@ def _check_png(data: bytes) -> None:
         at = end + 4
 
 
-def count_frames(data: bytes, options: ReadOptions = ReadOptions()) -> int:
+def count_frames(data: bytes, options: ReadOptions = ReadOptions()) -> int:  # noqa: B008 - frozen
     """Count the frames of an animation or the pages of a document; 1 if the others are damaged."""
     try:
         with _open(_without_text(data) or data, options) as image:

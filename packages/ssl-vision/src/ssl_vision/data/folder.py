@@ -12,9 +12,9 @@ from pathlib import Path
 
 from contrastive_core.errors import UserError
 from contrastive_core.text import some_of
-from ssl_vision.data.dataset import ADD_LABELS, FileImages
-from ssl_vision.data.decode import EXTENSIONS, ReadOptions
-from ssl_vision.data.listing import Listing, holds_image, is_image, list_folder, printable
+from ssl_vision.data.dataset import ADD_LABELS, ReadOptions
+from ssl_vision.data.decode import FileImages
+from ssl_vision.data.listing import EXTENSIONS, Listing, holds_image, is_image, list_folder, printable
 
 SPLITS = ("train", "val", "test")
 _WORDS = {

@@ -8,10 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from PIL import features
 
 from contrastive_core.errors import UserError
-from ssl_vision.data.decode import EXTENSIONS
 
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".gif"}
+    | ({".avif"} if features.check("avif") else set())
+)
+"""Suffixes of the images that are read; AVIF with a Pillow that has it."""
 UNREAD = frozenset(
     f".{kind}"
     for kind in (

@@ -13,8 +13,8 @@ from pathlib import Path
 from contrastive_core.errors import UserError
 from contrastive_core.text import some_of
 from contrastive_core.training.documents import reading
-from ssl_vision.data.dataset import FileImages
-from ssl_vision.data.decode import ReadOptions
+from ssl_vision.data.dataset import ReadOptions
+from ssl_vision.data.decode import FileImages
 from ssl_vision.data.folder import canonical_split
 from ssl_vision.data.listing import printable
 

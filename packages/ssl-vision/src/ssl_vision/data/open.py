@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from contrastive_core.errors import UserError
-from ssl_vision.data.dataset import ImageSet
-from ssl_vision.data.decode import ReadOptions
+from ssl_vision.data.dataset import ImageSet, ReadOptions
 from ssl_vision.data.folder import folder_splits, open_folder
 from ssl_vision.data.manifest import manifest_splits, open_manifest, read_manifest
 from ssl_vision.data.named import NAMED, open_named

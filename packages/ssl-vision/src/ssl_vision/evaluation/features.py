@@ -18,8 +18,7 @@ from contrastive_core.training.model_file import module_hash
 from contrastive_core.training.progress import track
 from ssl_vision.augment import EvalTransform
 from ssl_vision.data import ImageSet, Subset, open_images
-from ssl_vision.data.dataset import ArrayImages, map_images
-from ssl_vision.data.decode import ReadOptions
+from ssl_vision.data.dataset import ArrayImages, ReadOptions, map_images
 from ssl_vision.labels.files import read_labelled
 from ssl_vision.labels.subsets import check_classes, require_two_classes
 from ssl_vision.models.checkpoint import LoadedClassifier, LoadedModel

@@ -15,7 +15,7 @@ from contrastive_core.training.config import from_plain
 from contrastive_core.training.documents import read_json, reading
 from ssl_vision.data import open_images
 from ssl_vision.data.bad_files import read_log
-from ssl_vision.data.decode import ReadOptions
+from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.evaluation.predictions import Predictions, read_predictions
 from ssl_vision.evaluation.scores import ClassifierScore, Score, read_classifier_score
 from ssl_vision.labels.files import LabelFile, read_label_file

@@ -13,7 +13,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.training import Run, RunOptions
 from ssl_vision.data import open_images
 from ssl_vision.data.class_names import find_class_names
-from ssl_vision.data.decode import ReadOptions
+from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.evaluation.features import extract
 from ssl_vision.evaluation.probes import choose_logistic
 from ssl_vision.labels.subsets import require_two_classes, training_set, unseen_classes, validation_set

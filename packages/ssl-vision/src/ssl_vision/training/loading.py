@@ -19,7 +19,7 @@ from contrastive_core.rng import derive
 from contrastive_core.training import Batches, ClassBatches, Run, prepare_worker
 from ssl_vision.augment import CropFlip
 from ssl_vision.data import ImageSet, in_memory, open_images, skip_bad, small_in_memory
-from ssl_vision.data.decode import ReadOptions
+from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.labels.subsets import training_set
 from ssl_vision.training.options import SuNCEtOptions
 

@@ -32,6 +32,8 @@ from torchvision.datasets import ImageFolder
 
 from ssl_vision.models import resnet
 
+CIFAR = 32  # px
+SMALL = 64  # px: smaller images have the stem of CIFAR-10, and no blur
 Scheduled = tuple[torch.optim.Optimizer, LRScheduler]
 
 
@@ -52,8 +54,11 @@ class Recipe:
     optimizer: Callable[[nn.Module, int, int, int], Scheduled]
 
 
-def lightly(_: Path | None) -> Recipe:
-    """The CIFAR-10 benchmark of lightly: SGD 0.06 per 128 images, weight decay 5e-4, cosine by epochs, tau 0.5."""
+def lightly(_: Path | None, size: int) -> Recipe:
+    """The CIFAR-10 benchmark of lightly: SGD 0.06 per 128 images, weight decay 5e-4, cosine by epochs, tau 0.5.
+
+    Images of more than 64 px are blurred as its transform does by default.
+    """
     from lightly.loss import NTXentLoss
     from lightly.models.modules import SimCLRProjectionHead
     from lightly.transforms import SimCLRTransform
@@ -63,18 +68,20 @@ def lightly(_: Path | None) -> Recipe:
         return sgd, LambdaLR(sgd, lambda step: (1 + math.cos(math.pi * (step // steps_per_epoch) / epochs)) / 2)
 
     return Recipe(
-        transform=SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0),
+        transform=SimCLRTransform(input_size=size, cj_strength=0.5, gaussian_blur=0.5 if size > SMALL else 0.0),
         head=lambda features: SimCLRProjectionHead(features, features, 128),
         loss=NTXentLoss(temperature=0.5),
         optimizer=optimizer,
     )
 
 
-def solo_learn(source: Path | None) -> Recipe:
+def solo_learn(source: Path | None, size: int) -> Recipe:
     """solo-learn's scripts/pretrain/cifar/simclr.yaml with symmetric.yaml: LARS with clipped rates, temperature 0.2.
 
     Its warm-up of 10 epochs becomes a tenth of the run, as ours does.
     """
+    if size != CIFAR:
+        raise SystemExit(f"solo-learn: its recipe is for images of {CIFAR} px, not {size}")
     if source is None:
         raise SystemExit("solo-learn: its released package is years old; name a checkout by --source")
     modules = _open_solo_learn(source)
@@ -118,7 +125,7 @@ def _open_solo_learn(source: Path) -> dict[str, Any]:
     return {name: importlib.import_module(f"solo.{name}") for name in names}
 
 
-RECIPES: dict[str, Callable[[Path | None], Recipe]] = {"lightly": lightly, "solo-learn": solo_learn}
+RECIPES: dict[str, Callable[[Path | None, int], Recipe]] = {"lightly": lightly, "solo-learn": solo_learn}
 
 
 class SimCLR(nn.Module):
@@ -138,7 +145,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    recipe = RECIPES[arguments.library](arguments.source)
+    recipe = RECIPES[arguments.library](arguments.source, arguments.image_size)
     loader = DataLoader(
         ImageFolder(arguments.data, transform=recipe.transform),
         batch_size=arguments.batch_size,
@@ -146,7 +153,7 @@ def main() -> None:
         drop_last=True,
         num_workers=arguments.workers,
     )
-    backbone = resnet(18, width=arguments.width, stem="cifar")
+    backbone = resnet(18, width=arguments.width, stem="cifar" if arguments.image_size <= SMALL else "imagenet")
     model = SimCLR(backbone, recipe.head(backbone.feature_dim))
     bf16 = arguments.precision == "bf16"
     if bf16:
@@ -200,6 +207,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder with one folder of images per class")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--source", type=Path, help="a checkout of solo-learn, which is not installable any more")
+    parser.add_argument("--image-size", type=int, default=CIFAR)
     parser.add_argument("--width", type=float, default=0.25)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=10)

@@ -16,8 +16,9 @@ import SimpleITK
 import torch
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import (
+    JPEG2000,
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -130,7 +131,15 @@ _SYNTAXES: dict[str, UID] = {
     "deflated": DeflatedExplicitVRLittleEndian,
     "RLE": RLELossless,
 }
-_COMPRESSED: dict[str, UID] = {"JPEG": JPEGBaseline8Bit, "JPEG 2000": JPEG2000Lossless, "JPEG-LS": JPEGLSLossless}
+_COMPRESSED: dict[str, UID] = {
+    "JPEG": JPEGBaseline8Bit,
+    "JPEG in fragments": JPEGBaseline8Bit,
+    "JPEG 2000": JPEG2000Lossless,
+    "JPEG 2000, lossy": JPEG2000,
+    "JPEG-LS": JPEGLSLossless,
+    "RLE": RLELossless,
+}
+"""Compressed pixels: those of JPEG hold 8 bits, the others 16."""
 
 
 def _make_series(root: Path, example: str) -> list[Path]:
@@ -179,39 +188,70 @@ def _slice(z: int, syntax: UID) -> FileDataset:
 
 
 def _make_compressed(root: Path, example: str) -> list[Path]:
-    """Four slices of 8 bits whose pixels are compressed."""
-    folder = root / "series"
-    folder.mkdir()
+    """Four slices whose pixels are compressed, each beside the stream of its pixels."""
+    (root / "series").mkdir()
+    (root / "streams").mkdir()
     for z in range(4):
+        (root / "streams" / str(z)).write_bytes(_compressed_pixels(z, example))
+        _write_compressed(root, z, example)
+    (root / "example").write_text(example)
+    return sorted((root / "series").iterdir())
+
+
+def _make_streams(root: Path, example: str) -> list[Path]:
+    _make_compressed(root, example)
+    return sorted((root / "streams").iterdir())
+
+
+def _wrap_streams(root: Path) -> None:
+    """Put damaged streams of pixels into sound DICOM files."""
+    for z in range(4):
+        _write_compressed(root, z, (root / "example").read_text())
+
+
+def _compressed_pixels(z: int, example: str) -> bytes:
+    is_jpeg = _COMPRESSED[example] == JPEGBaseline8Bit
+    pixels = (np.arange(480).reshape(20, 24) // 2 + z).astype(np.uint8 if is_jpeg else np.uint16)
+    if not is_jpeg:
+        pixels *= 200
+    if example in ("JPEG-LS", "RLE"):
         ds = _slice(z, ExplicitVRLittleEndian)
-        ds.Rows, ds.Columns, ds.BitsAllocated, ds.BitsStored, ds.HighBit = 20, 24, 8, 8, 7
-        pixels = np.arange(480).reshape(20, 24).astype(np.uint8) // 2 + z
-        if example == "JPEG-LS":
-            ds.PixelData = pixels.tobytes()
-            ds["PixelData"].VR = "OB"
-            ds.compress(JPEGLSLossless, generate_instance_uid=False)
-        else:
-            stream = io.BytesIO()
-            Image.fromarray(pixels).save(stream, "JPEG" if example == "JPEG" else "JPEG2000")
-            ds.file_meta.TransferSyntaxUID = _COMPRESSED[example]
-            ds.PixelData = encapsulate([stream.getvalue()])
-            ds["PixelData"].VR = "OB"
-        ds.save_as(folder / f"{z}.dcm", enforce_file_format=True)
-    return sorted(folder.iterdir())
+        ds.Rows, ds.Columns, ds.PixelData = 20, 24, pixels.tobytes()
+        ds.compress(_COMPRESSED[example], generate_instance_uid=False)
+        return next(generate_frames(ds.PixelData, number_of_frames=1))
+    stream = io.BytesIO()
+    if is_jpeg:
+        Image.fromarray(pixels).save(stream, "JPEG")
+    else:
+        Image.fromarray(pixels).save(stream, "JPEG2000", no_jp2=True, irreversible=example != "JPEG 2000")
+    return stream.getvalue()
+
+
+def _write_compressed(root: Path, z: int, example: str) -> None:
+    ds = _slice(z, ExplicitVRLittleEndian)
+    ds.file_meta.TransferSyntaxUID = _COMPRESSED[example]
+    ds.Rows, ds.Columns = 20, 24
+    if _COMPRESSED[example] == JPEGBaseline8Bit:
+        ds.BitsAllocated, ds.BitsStored, ds.HighBit = 8, 8, 7
+    stream = (root / "streams" / str(z)).read_bytes()
+    fragments = 2 if example == "JPEG in fragments" and len(stream) > 4 else 1
+    ds.PixelData = encapsulate([stream], fragments_per_frame=fragments)
+    ds["PixelData"].VR = "OB"
+    ds.save_as(root / "series" / f"{z}.dcm", enforce_file_format=True)
 
 
 def _make_channels(root: Path, _: str) -> list[Path]:
-    """A data set of two channels, of which the second lies on another grid."""
+    """A data set of two channels, of which the second lies on another grid; without checksums."""
     for folder in ("imagesTr", "labelsTr"):
         (root / "data" / folder).mkdir(parents=True)
     shifted = _AFFINE.copy()
     shifted[0, 3] = 0.5
-    made = [root / "data" / "imagesTr" / f"case1_000{channel}.nii.gz" for channel in range(2)]
+    made = [root / "data" / "imagesTr" / f"case1_000{channel}.nii" for channel in range(2)]
     for file, affine in zip(made, (_AFFINE, shifted), strict=True):
         nibabel.save(nibabel.Nifti1Image(_array(), affine), file)
-    nibabel.save(nibabel.Nifti1Image(_array() % 2, _AFFINE), root / "data" / "labelsTr" / "case1.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(_array() % 2, _AFFINE), root / "data" / "labelsTr" / "case1.nii")
     card = {"channel_names": {"0": "T2", "1": "ADC"}, "labels": {"background": 0, "core": 1}, "numTraining": 1}
-    (root / "data" / "dataset.json").write_text(json.dumps({**card, "file_ending": ".nii.gz"}))
+    (root / "data" / "dataset.json").write_text(json.dumps({**card, "file_ending": ".nii"}))
     return [*made, root / "data" / "dataset.json"]
 
 
@@ -399,13 +439,15 @@ FORMATS = (
     Format("MetaImage", _make_itk, _read_volume, (".mha", ".mha compressed", ".mhd", ".mhd compressed"), "lines"),
     Format("DICOM series", _make_series, _read_series, tuple(_SYNTAXES), header=1500),
     Format("DICOM, compressed", _make_compressed, _read_series, tuple(_COMPRESSED), header=1500),
+    Format("DICOM, compressed, repacked", _make_streams, _read_series, tuple(_COMPRESSED), header=100,
+           sign=_wrap_streams),
     Format("DICOM, several frames", _make_series, _read_series, ("multi-frame",), header=4000),
     Format("label map", document("x.json", json.dumps({"labels": {"0": "background", "1": "core", "2": "shell"}})),
            lambda root: digest(str(read_label_map(root / "x.json"))), kind="json"),
     Format("label map, TSV", document("x.tsv", "index\tname\n0\tbackground\n1\tcore\n2\tshell\n"),
            lambda root: digest(str(read_label_map(root / "x.tsv"))), kind="csv"),
     Format("dataset.json", _make_list, _read_dataset, ("decathlon", "nnunet"), "json"),
-    Format("channels of volumes", _make_channels, _read_channels, header=352),
+    Format("channels of volumes", _make_channels, _read_channels, kind="json", header=352),
     Format("BIDS table", _make_bids, _read_dataset, kind="csv"),
     Format("cache of prepared volumes", _make_cache, _read_cache, has_checksum=True),
     Format("table of volumes", _make_table, _read_dataset, kind="csv"),

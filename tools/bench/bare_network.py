@@ -96,8 +96,9 @@ def write(out: Path, measured: dict[str, float | None], arguments: argparse.Name
     """Add the measurement of this size to the file."""
     rows = json.loads(out.read_text())["table"]["rows"] if out.exists() else []
     pays = measured["steps_to_pay_back"]
+    channels = "all channels" if arguments.width == 1 else f"{arguments.width:.0%} of the channels"
     row = [
-        f"{arguments.image_size} px, {arguments.width:g} of the channels, batch {arguments.batch_size}",
+        f"{arguments.image_size} px, {channels}, batch {arguments.batch_size}",
         round(measured["eager_step_seconds"] or 0, 3),
         round(measured["compiled_step_seconds"] or 0, 3),
         round(measured["speedup"] or 0, 2),

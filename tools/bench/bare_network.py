@@ -33,8 +33,8 @@ from tools.results import provenance, write_result
 
 def network_and_views(arguments: argparse.Namespace) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
-    stem = "cifar" if arguments.image_size < 64 else "imagenet"
-    options = EncoderOptions(width_multiplier=arguments.width, stem=stem)
+    small = arguments.image_size < 64
+    options = EncoderOptions(width_multiplier=arguments.width, stem="cifar" if small else "imagenet")
     network = build_simclr(options, image_size=arguments.image_size, layers=2, out_features=128)
     views = torch.rand(2 * arguments.batch_size, 3, arguments.image_size, arguments.image_size)
     return network, views.to(memory_format=torch.channels_last)
@@ -67,7 +67,7 @@ def seconds_of(step: Callable[[], object]) -> float:
 def compare_compiled(arguments: argparse.Namespace) -> dict[str, float | None]:
     network, views = network_and_views(arguments)
 
-    def step(run: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+    def step(run: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
         with autocast(arguments):
             (output,) = run(views)
         output.float().square().mean().backward()  # type: ignore[no-untyped-call]

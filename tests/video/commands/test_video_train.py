@@ -393,13 +393,41 @@ def test_bad_files_are_skipped_up_to_a_share(videos: Path, tmp_path: Path) -> No
     assert [line["path"].endswith(victim) for line in listed] == [True]
 
 
+def test_a_bad_validation_video_does_not_end_the_run(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = (videos / "clips.csv").read_text().splitlines()
+    victim = json.loads((videos / "1each-draw0.json").read_text())["validation"][0][0]
+    for row in rows[1:]:
+        key = row.split(",")[0]
+        (tmp_path / key).parent.mkdir(exist_ok=True)
+        (tmp_path / key).write_bytes(b"no video" if key == victim else (videos / key).read_bytes())
+    (tmp_path / "clips.csv").write_text("\n".join(rows) + "\n")
+    run = settings(videos, data=str(tmp_path / "clips.csv"), steps=2, validate_every=1)
+    with pytest.raises(UserError, match=r"1 of 3 videos cannot be read; see --max-bad"):
+        train(out=tmp_path / "a", **run)
+    train(out=tmp_path / "b", max_bad=0.4, **run)
+    assert (tmp_path / "b/model/model.json").is_file()
+    assert capfd.readouterr().err.count(f"skipped in validation: {tmp_path / victim}") == 1
+    records = [json.loads(line) for line in (tmp_path / "b/metrics.jsonl").read_text().splitlines()]
+    assert [0 <= record["validation_accuracy"] <= 1 for record in records] == [True, True]
+
+
+def test_fewer_videos_than_unlabelled_clips_per_step(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train(out=tmp_path / "a", **settings(videos, steps=2, mu=9))
+    said = capfd.readouterr().err
+    assert "a step takes 9 unlabelled clips, one of each training video, fewer than mu x batch_size = 27" in said
+    assert "12 clips per step" in said
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"views": ("rgb", "depth")}, "views are rgb, depth"),
         ({"pseudo": PseudoOptions(view_weights=(1.0,), threshold=0.7)}, "2 weights"),
         ({"steps": 0}, "steps is 0"),
-        ({"mu": 9}, "27"),
     ],
 )
 def test_wrong_settings_are_one_clear_error(

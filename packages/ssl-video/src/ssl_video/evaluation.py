@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -111,6 +112,46 @@ def classify(
         )
         found.append(recognizer.probabilities(pictures, view).mean(dim=0))
     return torch.stack(found)
+
+
+class Classified(NamedTuple):
+    """Probabilities of the videos that can be read.
+
+    Attributes:
+        probabilities: Those of each readable video, float32 ``[N, M, K]``.
+        places: Positions of these videos in the data.
+        skipped: Reason for each video that cannot be read, by its key.
+    """
+
+    probabilities: Tensor
+    places: list[int]
+    skipped: dict[str, str]
+
+
+def classify_readable(
+    videos: Iterable[Video], probabilities: Callable[[Video], Tensor], *, total: int, max_bad: float
+) -> Classified:
+    """Classify all videos that can be read.
+
+    Args:
+        videos: Videos.
+        probabilities: Function that classifies one of them, such as `classify`.
+        total: Number of videos.
+        max_bad: Largest fraction of unreadable videos to skip.
+
+    Raises:
+        UserError: More videos than that cannot be read, or none can.
+    """
+    found, places, skipped = [], [], {}
+    for place, video in enumerate(videos):
+        try:
+            found.append(probabilities(video))
+            places.append(place)
+        except UserError as error:
+            skipped[video.key] = str(error)
+            if len(skipped) > max_bad * total or len(skipped) == total:
+                raise UserError(f"{error}\n{len(skipped)} of {total} videos cannot be read; see --max-bad") from error
+    return Classified(torch.stack(found), places, skipped)
 
 
 def fused(by_view: Tensor) -> Tensor:

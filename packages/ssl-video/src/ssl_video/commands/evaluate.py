@@ -13,10 +13,19 @@ from contrastive_core.training.files import open_atomic, write_atomic
 from contrastive_core.training.model_file import module_hash
 from contrastive_core.training.outputs import Outputs
 from contrastive_core.training.progress import track
-from ssl_video.data import VideoSet, open_videos
+from ssl_video.data import Video, VideoSet, open_videos
 from ssl_video.data.splits import read_split, select_labelled
 from ssl_video.data.torchcodec_reader import check_reader
-from ssl_video.evaluation import FUSED, Evaluation, SamplingOptions, classify, confusion_of, fused, score_view
+from ssl_video.evaluation import (
+    FUSED,
+    Evaluation,
+    SamplingOptions,
+    classify,
+    classify_readable,
+    confusion_of,
+    fused,
+    score_view,
+)
 from ssl_video.models.checkpoint import load_recognizer
 from ssl_video.optical_flow.cache import open_flow
 
@@ -79,28 +88,17 @@ def evaluate(
     )  # fmt: skip
     stored = open_flow(sampling.flow_cache, method=recipe.flow, views=wanted, of=(videos,), max_bad=max_bad)
     check_reader(sampling.reader)
-    found, kept, skipped = [], [], {}
-    for place, video in enumerate(track(videos.videos, total=len(videos), what="testing")):
-        try:
-            by_view = classify(
-                recognizer,
-                video,
-                views=wanted,
-                clips=sampling.clips,
-                crops=sampling.crops,
-                to_the_end=sampling.to_the_end,
-                flow=stored,
-                reader=sampling.reader,
-            )
-            found.append(by_view)
-            kept.append(place)
-        except UserError as error:
-            skipped[video.key] = str(error)
-            if len(skipped) > max_bad * len(videos):
-                raise UserError(
-                    f"{error}\n{len(skipped)} of {len(videos)} videos cannot be read; see --max_bad"
-                ) from error
-    probabilities, labels = torch.stack(found), videos.labels()[kept]
+
+    def probabilities_of(video: Video) -> torch.Tensor:
+        return classify(
+            recognizer, video, views=wanted, clips=sampling.clips, crops=sampling.crops,
+            to_the_end=sampling.to_the_end, flow=stored, reader=sampling.reader,
+        )  # fmt: skip
+
+    probabilities, kept, skipped = classify_readable(
+        track(videos.videos, total=len(videos), what="testing"), probabilities_of, total=len(videos), max_bad=max_bad
+    )
+    labels = videos.labels()[kept]
     scores = {view: score_view(probabilities[:, place], labels) for place, view in enumerate(wanted)}
     if len(wanted) > 1:
         scores[FUSED] = score_view(fused(probabilities), labels)

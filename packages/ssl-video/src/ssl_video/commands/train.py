@@ -19,7 +19,7 @@ from ssl_video.augment import REORDERING, ClipAugment, StrongOptions, WeakOption
 from ssl_video.data import ClipDataset, ClipSpec, VideoSet, open_videos
 from ssl_video.data.splits import read_split, select, select_labelled
 from ssl_video.data.torchcodec_reader import ReaderName
-from ssl_video.evaluation import classify
+from ssl_video.evaluation import classify, classify_readable
 from ssl_video.models import NetworkOptions
 from ssl_video.models.checkpoint import Recipe, Recognizer, save_recognizer
 from ssl_video.models.networks import build_network, check_clip
@@ -173,8 +173,13 @@ def train(
         )  # fmt: skip
         peak = optimizer.peak(feed.clips)
         wrapped, optim = r.setup(mvpl, build_optimizer(mvpl.network, optimizer, lr=peak))
-        warmup = min(round(optimizer.warmup * steps), steps - 1)
-        schedule = WarmupCosine(optim, peak_lr=peak, start_lr=peak / 10, warmup_steps=warmup, total_steps=steps)
+        schedule = WarmupCosine(
+            optim,
+            peak_lr=peak,
+            start_lr=peak / 10,
+            warmup_steps=min(round(optimizer.warmup * steps), steps - 1),
+            total_steps=steps,
+        )
         r.track(model=mvpl, optimizer=optim, schedule=schedule, split=_SameSplit(found.digest, split))
         r.say(f"{len(labelled)} labelled of {len(learned)} videos, {feed.clips} clips per step, {steps} steps")
 
@@ -185,6 +190,7 @@ def train(
             )
             return Recognizer(kept, described, r.device, {})
 
+        unread: set[str] = set()
         for step in r.steps(steps, samples_per_step=feed.clips):
             batch = feed.batch(step)
             losses = wrapped(
@@ -203,7 +209,11 @@ def train(
             mvpl.update()
             r.log(**losses.scalars(), lr=lr)
             if validate_every and validated is not None and ((step + 1) % validate_every == 0 or step == steps - 1):
-                r.record(validation_accuracy=_accuracy(tested(min(recalibrate, 64)), validated))
+                r.record(
+                    validation_accuracy=_accuracy(
+                        tested(min(recalibrate, 64)), validated, max_bad=max_bad, skipped=unread, say=r.say
+                    )
+                )
         seen = {video.path: video for of in (labelled, learned) for video in of.videos}.values()
         about = {"method": method, "steps": steps, "split": found.digest, "labelled": len(labelled), "bn": bn}
         return save_recognizer(r, tested(recalibrate).network, described, learned_from=seen, about=about)
@@ -355,10 +365,22 @@ def _quietly(_: str) -> None:
     """Discard a message: notes on pseudo-labels do not apply to training with labels alone."""
 
 
-def _accuracy(recognizer: Recognizer, videos: VideoSet) -> float:
+def _accuracy(
+    recognizer: Recognizer, videos: VideoSet, *, max_bad: float, skipped: set[str], say: Callable[[str], None]
+) -> float:
+    """Return the accuracy on the videos that can be read; report those that cannot, once each."""
     first = recognizer.recipe.views[:1]
-    found = torch.cat([classify(recognizer, video, views=first, clips=1, crops=1) for video in videos.videos])
-    return top_k_accuracy(found, videos.labels(), 1)
+    found = classify_readable(
+        videos.videos,
+        lambda video: classify(recognizer, video, views=first, clips=1, crops=1),
+        total=len(videos),
+        max_bad=max_bad,
+    )
+    for key, reason in found.skipped.items():
+        if key not in skipped:
+            skipped.add(key)
+            say(f"skipped in validation: {reason}")
+    return top_k_accuracy(found.probabilities[:, 0], videos.labels()[found.places], 1)
 
 
 def _check(

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
-from ssl_video.data.video_index import decoded, index_video, is_default, open_file
+from ssl_video.data.video_index import decoded, index_video, is_default, open_file, unknown_codec
 
 _RATE = 16_000
 _LEAD = 0.2  # seconds decoded before the start, so that codec and resampler settle
@@ -41,7 +41,10 @@ def read_audio(path: str | Path, start: float, duration: float, *, rate: int = _
             return None
         known = [stream for stream in streams if stream.codec_context is not None]
         if not known:
-            raise UserError(f"{path}: its sound is in a codec that this FFmpeg cannot decode; leave out the audio view")
+            raise UserError(
+                f"{path}: its sound is in the codec {unknown_codec(container, 'Audio')}, which this FFmpeg cannot "
+                "decode; convert it, or leave out the view audio"
+            )
         stream = max(known, key=is_default)
         base = float(stream.time_base or 0)
         if container.streams.video:

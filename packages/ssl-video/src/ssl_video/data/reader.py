@@ -11,10 +11,12 @@ import json
 import math
 import sys
 from collections.abc import Generator, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import av
+import av.filter
 import av.logging
 import numpy as np
 import torch
@@ -118,7 +120,7 @@ def read_frames(path: str | Path, frames: list[int]) -> dict[int, Picture]:
     with contextlib.closing(_walk(path, index)) as walk:
         for number, frame in walk:
             if number in wanted and number not in found:
-                found[number] = _picture(frame, index)
+                found[number] = _picture(frame, index, path)
                 if len(found) == len(wanted):
                     return found
             if number > max(wanted) and len(index.ticks):
@@ -139,7 +141,7 @@ def every_frame(path: str | Path) -> Iterator[Picture]:
         if number > expected:
             raise _lost(path, expected, index)
         if number == expected:
-            yield _picture(frame, index)
+            yield _picture(frame, index, path)
             expected += 1
     if expected < len(index):
         raise _lost(path, expected, index)
@@ -162,19 +164,23 @@ class Decoding(NamedTuple):
 
 
 def decode_all(path: str | Path) -> Decoding:
-    """Decode every frame of a video without converting it, with the frame numbers of `read_frames`.
+    """Decode every frame of a video, with the frame numbers of `read_frames`, and convert one of each kind to RGB.
 
     Raises:
-        UserError: The file cannot be read.
+        UserError: The file cannot be read, or FFmpeg has no conversion for its colours.
     """
     index = index_video(path)
     there: set[int] = set()
-    concealed, sizes = 0, {}
+    concealed, sizes, kinds = 0, {}, set()
     with av.logging.Capture(local=True) as logged:
         for number, frame in _walk(path, index):
             there.add(number)
             concealed += bool(frame.is_corrupt)
             sizes[frame.width, frame.height] = True
+            kind = frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range
+            if kind not in kinds:
+                kinds.add(kind)
+                _picture(frame, index, path)
     harmless = ("mmco", "co located POCs")  # reported where an open group of pictures was cut
     complaints = [
         text.strip() for level, _, text in logged if level <= av.logging.ERROR and not text.startswith(harmless)
@@ -220,24 +226,67 @@ def _from_key_frame(path: str | Path, index: VideoIndex, wanted: set[int], lead:
                 break
             number = index.number(frame.pts, -1)
             if number in wanted and number not in found:
-                found[number] = _picture(frame, index)
+                found[number] = _picture(frame, index, path)
                 if len(found) == len(wanted):
                     break
     return found
 
 
-def _picture(frame: Any, index: VideoIndex) -> Picture:
-    """Convert a frame to RGB as displayed; its size is scaled to that of the first, as in the ffmpeg program."""
-    # Bicubic as in the ffmpeg program, also for the colours of formats such as 4:1:1.
-    options: dict[str, Any] = {"format": "rgb24", "interpolation": "BICUBIC"}
-    if (frame.width, frame.height) != index.stored_size:
-        options["width"], options["height"] = index.stored_size
+_DIRECT = frozenset({"yuv420p", "yuvj420p"})
+"""Pixel formats that `reformat` converts to RGB to the same values as the ffmpeg program, and faster than a filter."""
+
+
+def _picture(frame: Any, index: VideoIndex, path: str | Path) -> Picture:
+    """Convert a frame to RGB as displayed; its size is scaled to that of the first, as in the ffmpeg program.
+
+    Raises:
+        UserError: FFmpeg has no conversion for its colours.
+    """
+    is_scaled = (frame.width, frame.height) != index.stored_size
+    is_direct = not is_scaled and frame.format.name in _DIRECT and not getattr(frame, "interlaced_frame", False)
+    try:
+        picture = _reformatted(frame) if is_direct else _filtered(frame, *index.stored_size)
+    except Exception as error:  # of many kinds, as in `open_file`
+        text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UserError(
+            f"{path}: its colours cannot be converted to RGB ({text}; pixel format {frame.format.name}, colour matrix "
+            f"{int(frame.colorspace)}); convert it to H.264 in yuv420p, or remove it"
+        ) from error
+    return _as_displayed(picture, index.orientation)
+
+
+def _reformatted(frame: Any) -> Picture:
+    options = {"format": "rgb24", "interpolation": "BICUBIC"}
     try:
         # PyAV's default is one thread per core, which takes twenty times as long for a small frame.
         converted = frame.reformat(**options, threads=1)
     except TypeError:  # before PyAV 16 the argument did not exist
         converted = frame.reformat(**options)
-    return _as_displayed(converted.to_ndarray(), index.orientation)
+    picture: Picture = converted.to_ndarray()
+    return picture
+
+
+def _filtered(frame: Any, width: int, height: int) -> Picture:
+    """Convert a frame to RGB with the filter of the ffmpeg program.
+
+    `reformat` places the colours of 4:2:0 pictures differently where it interpolates them: with more than 8 bits, in
+    fields, and at another size.
+    """
+    graph = av.filter.Graph()
+    with contextlib.suppress(AttributeError):  # an attribute of newer versions of PyAV
+        graph.threads = 1
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1, 1000)
+    )
+    last = source
+    for name, options in (("scale", f"{width}:{height}"), ("format", "rgb24"), ("buffersink", None)):
+        following = graph.add(name, options)
+        last.link_to(following)
+        last = following
+    graph.configure()
+    source.push(frame)
+    picture: Picture = last.pull().to_ndarray()
+    return picture
 
 
 def _as_displayed(picture: Picture, orientation: Orientation) -> Picture:

@@ -19,6 +19,7 @@ ReaderName = Literal["pyav", "torchcodec"]
 _CONTAINERS = frozenset({"matroska", "mov", "mp4", "webm"})
 _CODECS = frozenset({"av1", "ffv1", "h264", "hevc", "libdav1d", "libvpx-vp9", "vp8", "vp9"})
 _TOLERANCE = 1e-3  # seconds
+_RGB = 0  # colour matrix that contradicts the YUV pictures of these codecs; the two readers treat it differently
 
 
 def decode(path: str | Path, frames: list[int], index: VideoIndex) -> dict[int, NDArray[np.uint8]] | None:
@@ -39,7 +40,7 @@ def decode(path: str | Path, frames: list[int], index: VideoIndex) -> dict[int, 
         UserError: torchcodec is not installed, or cannot be loaded.
     """
     create = _decoder()
-    plain = index.bits == 8 and index.orientation == Orientation() and not index.interlaced
+    plain = index.bits == 8 and index.orientation == Orientation() and not index.interlaced and index.matrix != _RGB
     timed = len(index.ticks) and not index.skipped
     if not (plain and timed and index.codec in _CODECS and set(index.container.split(",")) & _CONTAINERS):
         return None

@@ -6,13 +6,16 @@ import dataclasses
 import functools
 import itertools
 import os
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import av
+import av.logging
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,19 +30,20 @@ _LARGEST = 15360 * 8640  # pixels of a frame: 16K
 _BROADCAST = frozenset({"mpegts", "mpeg", "vob"})
 _LONGEST_PAUSE = 10.0  # seconds; FFmpeg's dts_delta_threshold
 _VERIFIED = 500  # frames decoded to find out whether the stated times are in decoding order
+_PLACEHOLDER = 16  # bytes; a packet of MPEG-4 without a picture takes 1 to 8
 _FAKE_SHARE = 0.05  # share of frames that go back in time above which the timestamps are in decoding order
 
 Seconds = NDArray[np.float64]
 
 
 class Orientation(NamedTuple):
-    """How to turn a stored picture for display turned for display: transposed first, then mirrored."""
+    """How to turn a stored picture for display: transposed first, then mirrored."""
 
     transpose: bool = False
     mirror: bool = False
-    """Exchange left and right exchanged."""
+    """Exchange left and right."""
     upend: bool = False
-    """Exchange top and bottom exchanged."""
+    """Exchange top and bottom."""
 
     @classmethod
     def of_matrix(cls, matrix: bytes) -> Orientation:
@@ -75,6 +79,7 @@ class VideoIndex:
         interlaced: Whether pictures are stored as two fields.
         skipped: Number of pictures at the start that cannot be decoded because the file was cut between key frames.
         jumps: Numbers of the frames at which the file's clock goes back, as in joined streams.
+        matrix: Number of the colour matrix as the file states it (ITU-T H.273): 1 for BT.709, 2 for none.
     """
 
     times: Seconds
@@ -92,6 +97,7 @@ class VideoIndex:
     interlaced: bool = False
     skipped: int = 0
     jumps: tuple[int, ...] = ()
+    matrix: int = 2
 
     def __len__(self) -> int:
         return len(self.times)
@@ -241,10 +247,22 @@ def _video_stream(container: Any, path: str | Path) -> Any:
     known = [stream for stream in videos if stream.codec_context is not None]
     if not known:
         raise UserError(
-            f"{path}: its video is in a codec that this FFmpeg cannot decode (encrypted, or too new); convert it to "
-            "H.264, or remove it"
+            f"{path}: its video is in the codec {unknown_codec(container, 'Video')}, which this FFmpeg cannot decode "
+            "(encrypted, or too new); convert it to H.264, or remove it"
         )
     return max(known, key=lambda stream: (is_default(stream), stream.codec_context.width * stream.codec_context.height))
+
+
+def unknown_codec(container: Any, kind: Literal["Video", "Audio"]) -> str:
+    """Return the code that a file states for the codec of its first undecodable stream, such as ``drmi``."""
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.INFO)  # PyAV describes a file through the log
+    try:
+        description = container.dumps_format()
+    finally:
+        av.logging.set_level(level)
+    found = re.search(rf"{kind}: none \((.{{1,40}}?) / 0x", description)
+    return repr(found[1]) if found else "of an unknown name"
 
 
 def is_default(stream: Any) -> bool:
@@ -263,12 +281,12 @@ class _Listed(NamedTuple):
 def _index(path: str, changed: int, size: int) -> VideoIndex:
     listed: list[_Listed] = []
     first: Any = None
-    last_duration = 0
+    last_duration, smallest = 0, sys.maxsize
     with open_video(path) as (container, stream):
         for packet in _packets(container, stream):
             if packet.size and not packet.is_discard and not _is_invisible(packet, stream):
                 listed.append(_Listed(packet.pts, packet.dts))
-                last_duration = packet.duration or last_duration
+                last_duration, smallest = packet.duration or last_duration, min(smallest, packet.size)
             if first is None:
                 first = next(iter(_frames(packet)), None)
         if not listed:
@@ -290,6 +308,7 @@ def _index(path: str, changed: int, size: int) -> VideoIndex:
             orientation=orientation,
             container=container.format.name,
             interlaced=bool(getattr(first, "interlaced_frame", False)),
+            matrix=int(first.colorspace),
         )
         base = float(stream.time_base or 0)
         rate = float(stream.guessed_rate or stream.average_rate or _USUAL_RATE)
@@ -297,7 +316,9 @@ def _index(path: str, changed: int, size: int) -> VideoIndex:
         reorders = bool(stream.codec_context.has_b_frames)
     if base > 0 and begin is not None and _tell_times(listed):
         known = np.sort(np.array([entry.pts for entry in listed], dtype=np.int64))
-        if not reorders or _is_reordered(listed) or not _is_decoding_order(path):
+        # Xvid packs two pictures into a packet, and a packet without one follows: the times are in no order at all.
+        is_packed = index.codec == "mpeg4" and smallest <= _PLACEHOLDER
+        if not reorders or (_is_reordered(listed) and not is_packed) or not _is_decoding_order(path):
             return _timed(index, known[known >= begin], base, last_duration, skipped=int((known < begin).sum()))
     with open_video(path) as (container, stream):
         order = [frame.pts for frame in decoded(container, stream)]
@@ -356,7 +377,7 @@ def _is_reordered(listed: list[_Listed]) -> bool:
 
 
 def _is_decoding_order(path: str) -> bool:
-    """Whether the stated times only count packets, as in containers without timestamps (AVI).
+    """Whether the stated times are not those of the frames, as in containers that only count packets (AVI).
 
     If so, the frames go back in time again and again in the order in which the decoder returns them.
     """

@@ -50,7 +50,7 @@ class Feed:
         unlabelled: Clips of all training videos; None: labels only.
         augment: Augmentation.
         batch_size: Number of labelled clips per step over all processes; all labelled videos if there are fewer.
-        mu: Number of unlabelled clips per labelled clip.
+        mu: Number of unlabelled clips per labelled clip; one of each training video if there are fewer.
         total_steps: Number of steps of the run.
         first_unlabelled: First step that reads unlabelled clips.
 
@@ -84,7 +84,14 @@ class Feed:
             )
         if self.batch_size < batch_size:
             run.say(f"note: a step takes all {self.batch_size} labelled clips, fewer than batch_size {batch_size}")
-        many = 0 if unlabelled is None else mu * batch_size
+        many = 0
+        if unlabelled is not None:
+            many = min(mu * batch_size, len(unlabelled) - len(unlabelled) % world)
+            if many < mu * batch_size:
+                run.say(
+                    f"note: a step takes {many} unlabelled clips, one of each training video, fewer than mu x "
+                    f"batch_size = {mu * batch_size}"
+                )
         self.clips = self.batch_size + many
 
         def batches(clips: ClipSource, size: int, purpose: str) -> Batches:

@@ -90,8 +90,10 @@ def test_real_files_of_every_codec(shared_data: Path) -> None:
             stream = container.streams[index.stream]
             for number, frame in enumerate(container.decode(stream)):
                 if number in wanted:
-                    shown = frame.reformat(format="rgb24", interpolation="BICUBIC").to_ndarray()  # as ffmpeg does
-                    assert np.array_equal(found[number], shown), (path, number)
+                    shown = frame.reformat(format="rgb24", interpolation="BICUBIC").to_ndarray()
+                    # The colours of ten bits are those of the ffmpeg program, see test_video_index, and not PyAV's.
+                    most = 0 if index.bits == 8 else 3
+                    assert np.abs(found[number].astype(int) - shown).mean() <= most, (path, number)
                 if number == max(wanted[:-1]):
                     break
     clip = read_clip(shared_data / "ucf101_10/train/Diving/v_Diving_train_003.avi", 0.2, ClipSpec(), following=True)

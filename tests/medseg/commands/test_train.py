@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from contrastive_core.errors import UserError
-from contrastive_core.training import RunOptions, load_model
+from contrastive_core.training import RunOptions, config, load_model
 from ssl_medseg import predict, report, train
 from ssl_medseg.datasets import DataOptions, Split, open_dataset, read_split, write_split
 from ssl_medseg.models import NetworkOptions
@@ -259,6 +259,8 @@ def test_a_run_goes_on_where_its_data_lie_now(
         train(str(changed), moved.parent / "split.json", tmp_path / "run", **grouped(run=resumed, **run))
     train(str(moved), moved.parent / "split.json", tmp_path / "run", **grouped(run=resumed, **run))
     assert outcome(tmp_path / "run") == outcome(untouched)
+    # The command that a stopped run prints reads this file, which therefore says where the data lie now.
+    assert config.read(tmp_path / "run" / "config.yaml")["data"] == str(moved)
 
 
 def test_how_volumes_are_stored_changes_no_byte_of_the_model_and_no_voxel_of_the_masks(tmp_path: Path) -> None:

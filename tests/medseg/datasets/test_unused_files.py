@@ -101,6 +101,42 @@ def test_images_that_the_layout_does_not_claim_are_listed(tmp_path: Path, layout
     assert [Path(name).name for item in finding.items for name in item.files] == ["other.nii.gz"]
 
 
+@pytest.mark.parametrize("layout", [folders, decathlon, nnunet, bids, table])
+def test_the_target_of_a_used_link_is_used_and_linked_folders_are_searched(tmp_path: Path, layout) -> None:
+    source, root = layout(tmp_path / "data"), tmp_path / "data"
+    first = sorted(root.rglob("*.nii.gz"))[0]
+    (root / "elsewhere").mkdir()
+    first.rename(root / "elsewhere" / "x.nii.gz")
+    first.symlink_to(root / "elsewhere" / "x.nii.gz")
+    outside = tmp_path / "store"
+    outside.mkdir()
+    beside = first.parent
+    (beside / "linked").symlink_to(outside, target_is_directory=True)
+    (beside / "back").symlink_to(root, target_is_directory=True)
+    (beside / "itself.nii.gz").symlink_to(beside / "itself.nii.gz")
+    report = examine(source)
+    assert len(report.facts) == 2
+    assert [f.title for f in report.findings if f.kind == "not_used"] == ["1 file next to the images not used"]
+    if layout is not table:
+        write_nifti(outside / "more.nii.gz", phantom((40, 36, 5), seed=9)[0], MATRIX)
+        (finding,) = [found for found in examine(source).findings if found.kind == "not_used"]
+        assert {Path(name).name for item in finding.items for name in item.files} == {"itself.nii.gz", "more.nii.gz"}
+
+
+def test_subjects_of_bids_may_be_links_to_folders(tmp_path: Path) -> None:
+    root = bids(tmp_path / "data")
+    (root / "sub-01").rename(tmp_path / "sub-01")
+    (root / "sub-01").symlink_to(tmp_path / "sub-01", target_is_directory=True)
+    assert [case.patient for case in open_dataset(root).cases] == ["sub-00", "sub-01"]
+
+
+def test_remarks_of_a_data_set_are_sentences(tmp_path: Path) -> None:
+    root = folders(tmp_path / "data")
+    (root / "images" / "scan.npz").write_bytes(b"PK")
+    (note,) = open_dataset(root).notes
+    assert note == "1 file next to the images not used (images/scan.npz: .npz files are not read)"
+
+
 def test_masks_of_a_run_in_the_folder_are_no_unused_images(tmp_path: Path) -> None:
     root = folders(tmp_path / "data")
     (root / "masks").mkdir()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,16 @@ from ssl_medseg.datasets.open import read_frames
 from ssl_medseg.evaluation.uncertainty import agreement, predictive_entropy
 from ssl_medseg.io import read_volume, write_mask
 from ssl_medseg.io.dicom import list_series
-from ssl_medseg.io.file_types import DICOM_ENDINGS, is_companion, is_image, is_series, stem, why_unread, without_paths
+from ssl_medseg.io.file_types import (
+    DICOM_ENDINGS,
+    is_companion,
+    is_image,
+    is_series,
+    stem,
+    walk,
+    why_unread,
+    without_paths,
+)
 from ssl_medseg.io.volume import Volume
 from ssl_medseg.models.checkpoint import load_segmenter
 from ssl_medseg.models.largest_parts import largest_parts
@@ -80,15 +88,11 @@ def find_images(
 
 def _walk(root: Path) -> list[tuple[str, Path]]:
     found = []
-    for current, folders, names in os.walk(root):
-        folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
-        folder = Path(current)
+    for folder, _, names in walk(root):
         inside = folder.relative_to(root)
         if is_series(folder):
             found.append((inside.as_posix(), folder))
-        found += [
-            ((inside / stem(Path(name))).as_posix(), folder / name) for name in sorted(names) if is_image(folder / name)
-        ]
+        found += [((inside / stem(Path(name))).as_posix(), folder / name) for name in names if is_image(folder / name)]
     return found
 
 
@@ -109,12 +113,10 @@ def unread_files(data: Path, found: Sequence[Wanted]) -> list[str]:
         return []
     used = {path for wanted in found for path in wanted.image.paths}
     unread = []
-    for current, folders, names in os.walk(data):
-        folder = Path(current)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for folder, _, names in walk(data):
         if folder in used:
             continue
-        for name in sorted(names):
+        for name in names:
             reason = why_unread(folder / name)
             if reason and not is_companion(folder / name):
                 unread.append(f"{(folder / name).relative_to(data).as_posix()}: {reason}")

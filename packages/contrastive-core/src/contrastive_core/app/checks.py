@@ -42,6 +42,11 @@ class Finding:
     title: str
     items: Sequence[Item] = ()
 
+    def __str__(self) -> str:
+        """The title with its first cases, on one line."""
+        listed = "; ".join(_item_lines(self.items, shown=_FILES_SHOWN, more="{count} more"))
+        return f"{self.title} ({listed})" if listed else self.title
+
 
 def of_level(findings: Sequence[Finding], level: Level) -> list[Finding]:
     """Return the findings of one level, in their order."""
@@ -109,10 +114,15 @@ def most_first(counts: Mapping[_K, int]) -> dict[_K, int]:
     return dict(sorted(counts.items(), key=lambda pair: (-pair[1], str(pair[0]))))
 
 
-def _item_lines(items: Sequence[Item]) -> Iterator[str]:
-    for item in items[:_ITEMS_SHOWN]:
+def _item_lines(
+    items: Sequence[Item],
+    *,
+    shown: int = _ITEMS_SHOWN,
+    more: str = "... and {count} more; the JSON has all of them (--out FILE)",
+) -> Iterator[str]:
+    for item in items[:shown]:
         files = ", ".join(item.files[:_FILES_SHOWN])
-        more = f" and {len(item.files) - _FILES_SHOWN} more" if len(item.files) > _FILES_SHOWN else ""
-        yield f"{files}{more}: {item.detail}" if files and item.detail else files + more + item.detail
-    if len(items) > _ITEMS_SHOWN:
-        yield f"... and {len(items) - _ITEMS_SHOWN} more; the JSON has all of them (--out FILE)"
+        rest = f" and {len(item.files) - _FILES_SHOWN} more" if len(item.files) > _FILES_SHOWN else ""
+        yield f"{files}{rest}: {item.detail}" if files and item.detail else files + rest + item.detail
+    if len(items) > shown:
+        yield more.format(count=len(items) - shown)

@@ -116,6 +116,16 @@ class Config:
 
         files.write_atomic(path, yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True).encode())
 
+    def rewrite(self, path: Path) -> None:
+        """Replace the configuration of a resumed run by this one, so that it says where data and folder lie now.
+
+        The options of the run stay as they were at its start.
+        """
+        before = read(path)
+        now = {**self.values, self.options_key: before.get(self.options_key, self.values[self.options_key])}
+        if now != before:
+            Config(now, self.options_key, self.free).write(path)
+
     def differences(self, before: Mapping[str, Any]) -> list[str]:
         """Return a line `key: before -> now` for every changed setting that affects the result.
 

@@ -101,6 +101,7 @@ class RunFolder:
                 f"{self.path} holds a run with other settings; in its config.yaml -> now:\n{lines}\n"
                 f"Resume with its settings by\n  {resume_command}\nor start a new run with another --out"
             )
+        settings.rewrite(self.config_path)
 
     def close(self) -> None:
         """Release the folder."""

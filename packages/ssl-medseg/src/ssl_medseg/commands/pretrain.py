@@ -13,7 +13,7 @@ from ssl_medseg.models import NetworkOptions, UNet, settle_statistics
 from ssl_medseg.models.pretraining import GlobalNetwork, LocalNetwork, save_trunk
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.pretraining.stages import GlobalKind, GlobalStage, LocalKind, LocalStage, Stage
-from ssl_medseg.training.data import keep_identity, open_training_data
+from ssl_medseg.training.data import PLACES, keep_identity, open_training_data
 from ssl_medseg.training.optim import Pace, adam
 from ssl_medseg.training.slices import stack_slices
 
@@ -85,7 +85,7 @@ def pretrain(
     seen = open_training_data(data, split, opening=opening, preprocessing=preprocessing, unlabelled=True, cache=cache)
     slices = stack_slices([*seen.labelled, *seen.unlabelled])
     height, width = slices.images.shape[2:]
-    with Run(out, config=config, command="ssl-medseg pretrain", options=run, free=("cache", "data", "split")) as r:
+    with Run(out, config=config, command="ssl-medseg pretrain", options=run, free=PLACES) as r:
         keep_identity(r, seen)  # data are identified by their content, not by their path
         for note in seen.notes:
             r.say(note)

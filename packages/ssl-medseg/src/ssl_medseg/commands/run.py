@@ -23,7 +23,7 @@ from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.reports.evaluation import Evaluated, Part, evaluate
 from ssl_medseg.selftraining.options import SelfTrainingOptions
 from ssl_medseg.selftraining.training import selftrain
-from ssl_medseg.training.data import open_training_data
+from ssl_medseg.training.data import PLACES, open_training_data
 from ssl_medseg.training.recipe import OptimizerOptions, TrainingOptions, choose
 from ssl_medseg.training.slices import AugmentOptions
 from ssl_medseg.training.supervised import train
@@ -84,7 +84,7 @@ def run(
     Returns:
         The folder of the trained segmenter.
     """
-    resolved = config.resolve(dict(locals()), run, free=("baseline_floor", "cache", "data", "split"))
+    resolved = config.resolve(dict(locals()), run, free=("baseline_floor", *PLACES))
     if not 0 <= baseline_floor < 1:
         raise UserError(f"--baseline_floor is {baseline_floor:g}; expected a Dice from 0 to below 1")
     if split is not None and (labelled or validation):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from contrastive_core.training.names import check_label
 from ssl_medseg.datasets.layouts.listing import Entry, Listing
 from ssl_medseg.datasets.options import DataOptions
 from ssl_medseg.io.dicom import Series, list_series
-from ssl_medseg.io.file_types import is_series
+from ssl_medseg.io.file_types import is_series, walk
 from ssl_medseg.io.read import volumes_in
 from ssl_medseg.io.volume import ImageFile, join_channels
 
@@ -191,10 +190,9 @@ def unique_names(names: Sequence[str]) -> list[str]:
 def series_below(folder: Path) -> list[tuple[Path, Series]]:
     """List all DICOM series in a folder and its subfolders."""
     found = []
-    for place, inside, _ in os.walk(folder):
-        inside.sort()
-        if is_series(Path(place)):
-            found += [(Path(place), series) for series in list_series(Path(place))]
+    for place, _, _ in walk(folder):
+        if is_series(place):
+            found += [(place, series) for series in list_series(place)]
     return found
 
 

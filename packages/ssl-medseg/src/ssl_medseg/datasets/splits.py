@@ -32,15 +32,19 @@ def fingerprint(case: Case, *, label: bool) -> Fingerprint:
 
 
 def identify(dataset: DataSet, split: Split) -> dict[str, dict[str, str]]:
-    """Return case -> part and file hashes for all cases that training may use.
+    """Return case -> part, file hashes and frame for all cases that training may use.
 
     Only the labels of labelled and validation cases are hashed, because training must not open the others.
     """
     return {
-        case.name: {"part": part, **fingerprint(case, label=part != "unlabelled")}
+        case.name: {"part": part, **fingerprint(case, label=part != "unlabelled"), **_frame(case)}
         for part in ("labelled", "validation", "unlabelled")
         for case in dataset.select(split.parts[part])
     }
+
+
+def _frame(case: Case) -> dict[str, str]:
+    return {} if case.image.frame is None else {"frame": str(case.image.frame)}
 
 
 def _hash(path: Path) -> str:

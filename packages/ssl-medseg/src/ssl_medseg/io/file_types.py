@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -79,6 +80,22 @@ def images_in(folder: Path, *, series: bool = True) -> Iterator[Path]:
         for path in sorted(folder.iterdir()):
             if (path.is_file() and is_image(path)) or (series and is_series(path)):
                 yield path
+
+
+def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Like `os.walk`, sorted, without hidden folders, and through linked folders, each of which is entered once.
+
+    The caller may remove names of folders that are not to be entered.
+    """
+    entered = set()
+    for current, folders, names in os.walk(root, followlinks=True):
+        place = Path(current).stat()
+        if (place.st_dev, place.st_ino) in entered:  # a link that leads back
+            folders.clear()
+            continue
+        entered.add((place.st_dev, place.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield Path(current), folders, sorted(names)
 
 
 def why_unread(path: Path) -> str:  # noqa: PLR0911 - a reason each

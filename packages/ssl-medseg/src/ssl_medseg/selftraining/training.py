@@ -10,6 +10,7 @@ import torch
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import Run, RunOptions
+from contrastive_core.training.model_file import module_hash
 from ssl_medseg.datasets import DataOptions, open_with
 from ssl_medseg.losses.segmentation import segmentation_loss
 from ssl_medseg.models.checkpoint import Segmenter, load_segmenter, save_segmenter
@@ -28,7 +29,7 @@ from ssl_medseg.selftraining.terms import (
     TeacherBatches,
     Term,
 )
-from ssl_medseg.training.data import TrainingData, keep_identity, open_training_data
+from ssl_medseg.training.data import PLACES, TrainingData, keep_identity, open_training_data
 from ssl_medseg.training.optim import Pace
 from ssl_medseg.training.recipe import OptimizerOptions, TrainingOptions, choose
 from ssl_medseg.training.slices import AugmentOptions, SegmentationBatches, slices_with
@@ -108,9 +109,9 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
     _check_data(seen, found, how, model=model, split=split, keep=chosen.keep)
     classes, slices, unlabelled = len(seen.labels), seen.slices(), how.unlabelled_batch or chosen.batch_size
     total = how.rounds * chosen.steps if in_rounds else chosen.steps
-    free = ("cache", "data", "split", "score_withheld")  # data are identified by their content
+    free = (*PLACES, "model", "score_withheld")  # data are identified by their content
     with Run(out, config=config, command="ssl-medseg selftrain", options=run, free=free) as r:
-        keep_identity(r, seen)
+        keep_identity(r, seen, model=module_hash(found.network))
         for note in [str(chosen), *seen.notes]:
             r.say(note)
 

@@ -166,20 +166,45 @@ def open_training_data(
     return TrainingData(dataset.labels, chosen, labelled, rest, validation, truths, notes, identity)
 
 
-def keep_identity(run: Run, seen: TrainingData) -> None:
+#: Settings of a run that say where files lie. What they contain is compared by `keep_identity`.
+PLACES = (
+    "cache", "data", "split", "opening.label_map", "opening.frame_table", "opening.patients", "opening.unlabelled",
+)  # fmt: skip
+
+
+def keep_identity(run: Run, seen: TrainingData, *, model: str = "") -> None:
     """Write the hashes of the data and its preparation to the run folder; in a resumed run, compare the hashes.
 
+    Args:
+        run: Run.
+        seen: Data of the run.
+        model: Hash of the segmenter that the run starts from, if any.
+
     Raises:
-        UserError: The run was started with other files, or with another split.
+        UserError: The run was started with other files, another split, another label map or another segmenter.
     """
     if not run.is_main:
         return
     file = run.out / "data.json"
     if not file.is_file():
-        content = {"format": "ssl-medseg data 1", "cases": seen.identity, "preparation": seen.preparation()}
+        content = {
+            "format": "ssl-medseg data 1",
+            "labels": seen.labels.to_json(),
+            "model": model,
+            "cases": seen.identity,
+            "preparation": seen.preparation(),
+        }
         write_atomic(file, (json.dumps(content, indent=1) + "\n").encode())
         return
-    before = read_json(file).get("cases", {})
+    stored = read_json(file)
+    for what, now in (("label map", seen.labels.to_json()), ("initial segmenter", model)):
+        was = stored.get({"label map": "labels", "initial segmenter": "model"}[what], now)
+        if was != now:
+            raise UserError(
+                f"{run.out}: the run was started with another {what}. Use the same one, which may have moved, or "
+                "another --out"
+            )
+    before = stored.get("cases", {})
     changed = [name for name in {**before, **seen.identity} if before.get(name) != seen.identity.get(name)]
     if changed:
         raise UserError(

@@ -16,7 +16,7 @@ from ssl_medseg.models.checkpoint import save_segmenter
 from ssl_medseg.models.network import AUTO, Refinement
 from ssl_medseg.models.pretraining import load_trunk
 from ssl_medseg.preprocessing import PreprocessingOptions
-from ssl_medseg.training.data import keep_identity, open_training_data
+from ssl_medseg.training.data import PLACES, keep_identity, open_training_data
 from ssl_medseg.training.optim import BestWeights, Pace, adam, moving_average, scheduler, seconds_of
 from ssl_medseg.training.recipe import OptimizerOptions, Settings, TrainingOptions, choose
 from ssl_medseg.training.slices import AugmentOptions, SegmentationBatches, SliceSet, slices_with
@@ -84,7 +84,7 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
             f"{split}: the split has no validation cases, so the best step cannot be determined; use --keep last"
         )
     classes, slices = len(seen.labels), seen.slices()
-    with Run(out, config=config, command="ssl-medseg train", options=run, free=("cache", "data", "split")) as r:
+    with Run(out, config=config, command="ssl-medseg train", options=run, free=PLACES) as r:
         keep_identity(r, seen)  # data are identified by their content, not by their path
         for note in [str(chosen), *seen.notes]:
             r.say(note)

@@ -12,11 +12,12 @@ from contrastive_core.text import several
 from ssl_medseg.datasets.channels import choose_channels
 from ssl_medseg.datasets.layouts.listing import Entry, Listing
 from ssl_medseg.datasets.options import DataOptions
-from ssl_medseg.io.file_types import is_image, stem
+from ssl_medseg.io.file_types import stem, walk
 from ssl_medseg.io.label_map import LabelMap, read_label_map
 from ssl_medseg.io.volume import join_channels
 
 LABEL_SUFFIX = "dseg"
+_ENDINGS = (".nii", ".nii.gz")
 # Entities that the name of a label may have in addition to those of its image.
 _OF_LABELS = frozenset(("space", "desc", "label", "res", "den", "seg", "atlas"))
 _NO_IMAGES = frozenset((LABEL_SUFFIX, "mask", "probseg"))
@@ -64,7 +65,11 @@ def list_bids(root: Path, options: DataOptions) -> Listing:
         UserError: The tables of label names cannot be read or contradict each other, or a requested channel does not
             exist.
     """
-    files = [_parsed(path) for path in sorted(root.glob("**/sub-*.nii*")) if is_image(path) and path.is_file()]
+    files = [
+        _parsed(path)
+        for path in _files(root)
+        if path.name.startswith("sub-") and path.name.lower().endswith(_ENDINGS) and path.is_file()
+    ]
     labels = [file for file in files if file.suffix == LABEL_SUFFIX]
     images = [
         file
@@ -133,6 +138,10 @@ def _cases(images: Sequence[_File], channels: Mapping[str, str]) -> list[dict[st
     return [{kind: found[kind] for kind in channels if kind in found} for found in sessions.values()]
 
 
+def _files(root: Path) -> list[Path]:
+    return sorted(folder / name for folder, _, names in walk(root) for name in names)
+
+
 def is_bids(root: Path) -> bool:
     """Return whether a folder contains subject folders."""
     return any(path.is_dir() for path in root.glob("sub-*"))
@@ -166,7 +175,7 @@ def _belongs(label: _File, image: _File) -> bool:
 
 
 def _own_map(root: Path) -> LabelMap | None:
-    maps = {file: read_label_map(file) for file in sorted(root.glob(f"**/*{LABEL_SUFFIX}.tsv"))}
+    maps = {file: read_label_map(file) for file in _files(root) if file.name.endswith(f"{LABEL_SUFFIX}.tsv")}
     if len(set(maps.values())) > 1:
         first, *others = maps
         other = next(file for file in others if maps[file] != maps[first])

@@ -14,7 +14,7 @@ from ssl_medseg.datasets.layouts.folders import IMAGES, UNLABELLED, list_folders
 from ssl_medseg.datasets.layouts.listing import Listing
 from ssl_medseg.datasets.layouts.nnunet import has_channel_suffix, list_nnunet
 from ssl_medseg.datasets.options import DataOptions
-from ssl_medseg.io.file_types import images_in, is_companion, is_image, is_series, why_unread
+from ssl_medseg.io.file_types import images_in, is_companion, is_image, is_series, walk, why_unread
 from ssl_medseg.io.label_map import read_json
 
 _LISTERS: dict[str, Callable[[Path, DataOptions], Listing]] = {
@@ -53,22 +53,21 @@ def _unused(listing: Listing) -> Iterator[tuple[Path, str]]:
     """Find files in the folder of the data set that are, or appear to be, images and that the layout does not use."""
     claimed = {path for entry in listing.entries for path in (*entry.image.paths, entry.label)}
     claimed |= {*listing.labels_without_image, *listing.unlisted, *listing.set_aside}
+    used = {os.path.realpath(path) for path in claimed if path is not None}  # where links lead to
     beside = {path.parent for path in claimed if path is not None} | {listing.root / name for name in IMAGES}
     # A CSV file may be anywhere; only the folders that it names belong to the data set.
     named = [(folder, list[str](), [path.name for path in folder.iterdir()]) for folder in beside if folder.is_dir()]
-    places = sorted(named) if listing.layout == "csv" else os.walk(listing.root)
-    for place, inside, names in places:
-        folder = Path(place)
+    for folder, inside, names in sorted(named) if listing.layout == "csv" else walk(listing.root):
         is_ours = any(name in names for name in ("predictions.json", "config.yaml", "model.json"))
-        inside[:] = [] if is_ours or folder in claimed else sorted(n for n in inside if not n.startswith("."))
-        if is_ours or folder in claimed:
+        if is_ours or os.path.realpath(folder) in used:
+            inside.clear()
             continue
         if folder != listing.root and is_series(folder):
             yield folder, "a DICOM series that the layout does not use"
             continue
         for name in sorted(names):
             path = folder / name
-            if path in claimed or path.is_dir() or is_companion(path):
+            if os.path.realpath(path) in used or path.is_dir() or is_companion(path):
                 continue
             if is_image(path) and path.exists():
                 yield path, "an image that the layout does not use"

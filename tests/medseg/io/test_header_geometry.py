@@ -77,6 +77,19 @@ def test_other_units_are_converted_and_masks_keep_the_file_s_own(tmp_path: Path,
     assert grid_difference(read_label(tmp_path / "mask.nii.gz", LABELS)[1], volume.grid) == ""
 
 
+def test_a_pixdim_that_contradicts_the_sform_is_said(tmp_path: Path) -> None:
+    path = image(tmp_path / "image.nii", affine((0.8, 0.8, 3.0)), qform=0)
+    assert read_volume(ImageFile(path)).warnings == ()
+    content = bytearray(path.read_bytes())
+    header = nibabel.Nifti1Header(bytes(content[:348]), check=False)
+    header["pixdim"][1:4] = 1
+    content[:348] = header.binaryblock
+    path.write_bytes(bytes(content))
+    volume = read_volume(ImageFile(path))
+    np.testing.assert_allclose(volume.grid.spacing, (0.8, 0.8, 3.0), rtol=1e-6)
+    assert "0.8 x 0.8 x 3 mm large by the sform, which is used, and 1 x 1 x 1 by pixdim" in volume.warnings[0]
+
+
 def test_a_unit_that_is_none_of_length_is_refused(tmp_path: Path) -> None:
     path = image(tmp_path / "image.nii.gz")
     opened = nibabel.load(path)

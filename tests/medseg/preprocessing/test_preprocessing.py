@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -172,6 +174,25 @@ def test_images_stored_otherwise_give_the_same_slices() -> None:
         back = restore(one_hot(label), prepared.geometry).argmax(0)
         assert back.shape == turned.shape
         assert min(dice(back, nibabel.orientations.apply_orientation(classes, turn))) > 0.99
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (1.0, 1.0, 5.0)])
+@pytest.mark.parametrize("angle", [30, 45])
+def test_a_volume_tilted_by_any_angle_has_the_same_slices_however_it_is_stored(
+    spacing: tuple[float, float, float], angle: float
+) -> None:
+    p = Preprocessing(size=(64, 64), orientation="LPS")
+    image, _ = phantom((40, 44, 20))
+    matrix = affine(spacing, angles=(angle, 0, 0))
+    expected = prepare(volume(image, matrix), p)
+    if spacing[2] > 1:
+        assert expected.geometry.axes[0] == 2  # the slices that were acquired
+    for order in itertools.permutations(range(3)):
+        for flips in itertools.product((1, -1), repeat=3):
+            turn = np.array([[axis, flip] for axis, flip in zip(order, flips, strict=True)], dtype=float)
+            turned = nibabel.orientations.apply_orientation(image, turn)
+            moved = matrix @ nibabel.orientations.inv_ornt_aff(turn, image.shape)
+            np.testing.assert_allclose(prepare(volume(turned, moved), p).slices, expected.slices, atol=1e-5)
 
 
 def test_a_volume_halfway_between_two_ways_of_turning_is_said() -> None:

@@ -235,6 +235,11 @@ def nifti_warnings(opened: Any, grid: Grid) -> tuple[str, ...]:
         return (f"{found}{size}",)
     apart, more = _forms_apart(opened, grid), _bytes_beyond(opened)
     notes = [f"sform and qform contradict each other, by up to {apart:.3g} mm; the sform is used"] if apart else []
+    if not apart and _sizes_differ(opened, grid):
+        notes.append(
+            f"the voxels are {by(f'{size:.4g}' for size in grid.spacing)} mm large by the sform, which is used, and "
+            f"{zooms} by pixdim"
+        )
     if more:
         notes.append(f"{more:,} bytes follow the voxels that the header states; they are not read")
     return tuple(notes)
@@ -327,6 +332,17 @@ def _forms_apart(opened: Any, grid: Grid) -> float:
     first, second = (Grid(grid.shape, np.diag([scale, scale, scale, 1.0]) @ form) for form in (sform, qform))
     apart = float(np.linalg.norm(first.corners - second.corners, axis=1).max())
     return apart if apart > _DISAGREE * min(grid.spacing) else 0.0
+
+
+def _sizes_differ(opened: Any, grid: Grid) -> bool:
+    """Whether pixdim, which some programs read instead, states other sizes of voxels than the sform."""
+    scale = _MILLIMETRES.get(_unit(opened.header, Path("header")), 1.0)
+    stated = [scale * float(size) for size in opened.header.get_zooms()[:3]]
+    return any(
+        abs(size / used - 1) * voxels > _DISAGREE
+        for size, used, voxels in zip(stated, grid.spacing, grid.shape, strict=False)
+        if voxels > 1
+    )
 
 
 def _qform(opened: Any) -> Any:

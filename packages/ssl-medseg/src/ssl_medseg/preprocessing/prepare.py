@@ -27,6 +27,8 @@ _THICK = 1.5
 """Ratio of slice distance to pixel size from which a volume counts as acquired in slices along that axis."""
 _HALFWAY = 0.2
 """Two assignments of axes are ambiguous if their agreement with the wanted directions differs by less than this."""
+_TIE = 1e-4
+"""Difference of that agreement, due to rounding of the affine, below which two assignments fit equally well."""
 _NEGLIGIBLE = 0.01
 """Largest offset between pixels and voxels, in voxels at the far end of an axis, for which nothing is resampled."""
 
@@ -159,17 +161,32 @@ def axis_letters(grid: Grid) -> str:
     return "".join(nibabel.aff2axcodes(grid.affine)) if grid.place_known else ""
 
 
-def match_axes(grid: Grid, directions: NDArray[np.float64]) -> tuple[tuple[int, ...], tuple[bool, ...], bool]:
-    """Assign the axes of a volume to three directions.
+def match_axes(
+    grid: Grid, directions: NDArray[np.float64], *, across: int = 2
+) -> tuple[tuple[int, ...], tuple[bool, ...], bool]:
+    """Assign the axes of a volume to three directions, in the same way however the volume is stored.
+
+    Args:
+        grid: Grid of the volume.
+        directions: float64 [3, 3], unit vectors (RAS).
+        across: Direction that slices are counted along. Of assignments that fit equally well, as for a volume tilted
+            by 45 degrees, the one whose slices lie furthest apart is taken.
 
     Returns:
         The axis for each direction, whether it is reversed, and whether the assignment is ambiguous.
     """
-    cosines = directions @ axis_directions(grid).T  # [direction, axis]
+    along = axis_directions(grid)
+    cosines = directions @ along.T  # [direction, axis]
     choices = list(itertools.permutations(range(3)))
     scores = [sum(abs(cosines[k, axis]) for k, axis in enumerate(choice)) for choice in choices]
     best, second = np.argsort(scores)[[-1, -2]]
-    axes = choices[int(best)]
+
+    def preference(choice: tuple[int, ...]) -> tuple[float, ...]:
+        turned = [along[axis] * np.sign(cosines[k, axis]) for k, axis in enumerate(choice)]
+        return (round(grid.spacing[choice[across]], 3), *np.round(np.ravel(turned), 3))
+
+    tied = [choice for choice, score in zip(choices, scores, strict=True) if scores[int(best)] - score < _TIE]
+    axes = max(tied, key=preference)
     flips = tuple(bool(cosines[k, axis] < 0) for k, axis in enumerate(axes))
     return axes, flips, bool(scores[int(best)] - scores[int(second)] < _HALFWAY)
 
@@ -179,7 +196,7 @@ def _axes(grid: Grid, p: Preprocessing) -> tuple[tuple[int, int, int], tuple[boo
     notes = []
     axes, flips = (0, 1, 2), (False, False, False)
     if p.directions is not None and grid.place_known:
-        axes, flips, is_halfway = match_axes(grid, p.directions)  # type: ignore[assignment]
+        axes, flips, is_halfway = match_axes(grid, p.directions, across=p.slice_axis)  # type: ignore[assignment]
         if is_halfway:
             notes.append("its axes lie halfway between those of the training images, so its slices may be rotated")
     elif p.directions is not None:

@@ -12,6 +12,7 @@ import pytest
 from contrastive_core.errors import UserError
 from ssl_medseg.checks import examine
 from ssl_medseg.datasets import open_dataset
+from ssl_medseg.prediction import find_images
 from tests.medseg.volumes_on_disk import affine, phantom, write_nifti
 
 MATRIX = affine((1.5, 1.5, 6.0), letters="LPS")
@@ -121,6 +122,60 @@ def test_the_target_of_a_used_link_is_used_and_linked_folders_are_searched(tmp_p
         write_nifti(outside / "more.nii.gz", phantom((40, 36, 5), seed=9)[0], MATRIX)
         (finding,) = [found for found in examine(source).findings if found.kind == "not_used"]
         assert {Path(name).name for item in finding.items for name in item.files} == {"itself.nii.gz", "more.nii.gz"}
+
+
+def test_one_dicom_file_among_images_hides_nothing(tmp_path: Path) -> None:
+    root = folders(tmp_path / "data")
+    for name in ("slice.dcm", "scan.npz", "old.nii.gz.bak", "p0.nii.gz.json"):
+        (root / "images" / name).write_bytes(b"x")
+    (finding,) = [found for found in examine(root).findings if found.kind == "not_used"]
+    assert {Path(name).name for item in finding.items for name in item.files} == {
+        "slice.dcm", "scan.npz", "old.nii.gz.bak",
+    }  # fmt: skip
+    assert {each.name for each in find_images(root / "images")} == {"images", "p0", "p1"}
+
+
+@pytest.mark.parametrize("layout", [decathlon, nnunet])
+def test_numbers_of_images_that_a_list_contradicts_are_warned_of(tmp_path: Path, layout) -> None:
+    root = layout(tmp_path / "data")
+    content = json.loads((root / "dataset.json").read_text())
+    for stated, titles in ((2, []), (32, ["dataset.json states 32"])):
+        (root / "dataset.json").write_text(json.dumps({**content, "numTraining": stated}))
+        found = [each.title for each in examine(root).findings if each.kind == "image_count"]
+        assert [title[: len("dataset.json states 32")] for title in found] == titles
+
+
+def test_paths_of_lists_made_on_windows_are_found(tmp_path: Path) -> None:
+    root = decathlon(tmp_path / "data")
+    text = (root / "dataset.json").read_text()
+    (root / "dataset.json").write_text(text.replace("imagesTr/", r"imagesTr\\").replace("labelsTr/", r".\\labelsTr\\"))
+    assert [(case.name, case.label is not None) for case in open_dataset(root).cases] == [("p0", True), ("p1", True)]
+    source = table(tmp_path / "other")
+    source.write_text(source.read_text().replace("/", "\\"))
+    assert [case.name for case in open_dataset(source).cases] == ["p0", "p1"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: ("\ufeff" + text.replace(",", ";").replace("\n", "\r\n")).encode(),
+        lambda text: ("sep=;\r\n" + text.replace(",", ";").replace("\n", "\r\n")).encode(),
+        lambda text: (text.title().replace("Nii.Gz", "nii.gz").replace("Images/P", "images/p")
+                      .replace("Labels/P", "labels/p") + ",\n,\n").encode(),
+        lambda text: text.replace(",", "\t").encode(),
+    ],
+)  # fmt: skip
+def test_tables_saved_by_spreadsheets_are_read(tmp_path: Path, change) -> None:
+    source = table(tmp_path / "data")
+    source.write_bytes(change(source.read_text()))
+    assert [case.name for case in open_dataset(source).cases] == ["p0", "p1"]
+
+
+def test_a_table_of_another_encoding_says_how_to_save_it(tmp_path: Path) -> None:
+    source = table(tmp_path / "data")
+    source.write_bytes(source.read_text().replace("p0", "Müller").encode("cp1252"))
+    with pytest.raises(UserError, match=r"set\.csv: is not text in UTF-8 .* in Excel as \"CSV UTF-8\""):
+        open_dataset(source)
 
 
 def test_subjects_of_bids_may_be_links_to_folders(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from ssl_medseg.io import read_volume, write_mask
 from ssl_medseg.io.dicom import list_series
 from ssl_medseg.io.file_types import (
     DICOM_ENDINGS,
+    has_dicom_mark,
     is_companion,
     is_image,
     is_series,
@@ -67,22 +68,24 @@ def find_images(
     stated = split is not None or opening.layout != "auto"
     if stated or (data / "dataset.json").is_file() or data.suffix.lower() in (".json", ".csv"):
         return _of_dataset(data, opening, split, part, channels=channels, numbers=numbers)
-    if data.is_file() or is_series(data):
-        dicom = data.is_dir() or data.suffix.lower() in DICOM_ENDINGS
-        name = data.stem if dicom and data.is_file() else stem(data.resolve())
-        found = _series(name, data, opening) if data.is_dir() else [Wanted(name, opening.image(data), dicom)]
+    if data.is_file():
+        dicom = data.suffix.lower() in DICOM_ENDINGS or has_dicom_mark(data)
+        name = data.stem if dicom else stem(data.resolve())
+        found = [Wanted(name, opening.image(data), dicom)]
         found = group_channels(found, channels, opening, root=data.parent, numbers=numbers)
         return _at_their_frames(_checked(found), data, opening)
     if not data.is_dir():
         raise UserError(f"{data}: there is no such file or folder; expected an image, or a folder of images")
+    places = _walk(data)
     found = [
         wanted
-        for name, path in _walk(data)
+        for name, path in places
         for wanted in (_series(name, path, opening) if path.is_dir() else [Wanted(name, opening.image(path), False)])
     ]
     if not found:
         raise UserError(f"{data}: found no images in it; expected NIfTI, NRRD or MetaImage files, or DICOM series")
-    found = group_channels(found, channels, opening, root=data, numbers=numbers)
+    root = data.parent if [path for _, path in places] == [data] else data  # the folder of one series has its name
+    found = group_channels(found, channels, opening, root=root, numbers=numbers)
     return _at_their_frames(_checked(found), data, opening)
 
 
@@ -91,7 +94,7 @@ def _walk(root: Path) -> list[tuple[str, Path]]:
     for folder, _, names in walk(root):
         inside = folder.relative_to(root)
         if is_series(folder):
-            found.append((inside.as_posix(), folder))
+            found.append((stem(root.resolve()) if folder == root else inside.as_posix(), folder))
         found += [((inside / stem(Path(name))).as_posix(), folder / name) for name in names if is_image(folder / name)]
     return found
 

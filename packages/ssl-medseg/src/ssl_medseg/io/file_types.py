@@ -16,9 +16,11 @@ DICOM_ENDINGS = (".dcm", ".ima")
 UNREAD_ENDINGS = (
     ".img.gz", ".hdr.gz", ".nii.bz2", ".nii.zip", ".nii.xz", ".nrrd.gz", ".zip", ".tar", ".tgz", ".7z", ".rar",
     ".npy", ".npz", ".mat", ".h5", ".hdf5", ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".mnc", ".vtk",
-    ".vti", ".par", ".rec", ".bruker", ".nii.gz.part", ".nii.part", ".crdownload", ".gipl",
+    ".vti", ".par", ".rec", ".bruker", ".nii.gz.part", ".nii.part", ".crdownload", ".gipl", ".tar.gz", ".minc",
+    ".mgh.gz", ".mif", ".mif.gz", ".v", ".b2nd", ".zst",
 )  # fmt: skip
 """Endings of files that may hold volumes and are not read; where they lie among images, that is reported."""
+_BESIDE_IMAGES = (".json", ".txt", ".md", ".csv", ".tsv", ".xml", ".yaml", ".md5", ".sha1", ".sha256")
 _COMPANIONS = {".mhd": (".raw", ".zraw"), ".nhdr": (".raw", ".raw.gz"), ".img": (".hdr", ".mat")}
 _LOOKED_AT = 20  # files without an ending, in search of a DICOM one
 _GZIP = b"\x1f\x8b"
@@ -70,8 +72,14 @@ def is_series(path: Path) -> bool:
     files = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
     if any(file.suffix.lower() in DICOM_ENDINGS for file in files):
         return True
-    plain = [file for file in files if not is_image(file)]
+    # DICOMDIR lists the files of a disk, and has the mark of DICOM as well.
+    plain = [file for file in files if not is_image(file) and file.name.upper() != "DICOMDIR"]
     return any(map(has_dicom_mark, plain[:_LOOKED_AT]))
+
+
+def is_dicom(file: Path) -> bool:
+    """Return whether a file is DICOM by its extension or its preamble."""
+    return not is_image(file) and (file.suffix.lower() in DICOM_ENDINGS or has_dicom_mark(file))
 
 
 def images_in(folder: Path, *, series: bool = True) -> Iterator[Path]:
@@ -114,6 +122,8 @@ def why_unread(path: Path) -> str:  # noqa: PLR0911 - a reason each
     for ending in UNREAD_ENDINGS:
         if name.endswith(ending):
             return f"{ending} files are not read"
+    if not name.endswith(_BESIDE_IMAGES) and any(f"{ending}." in name for ending in ENDINGS):
+        return f"named like an image, but for the ending {path.suffix}"
     return ""
 
 

@@ -15,6 +15,7 @@ from contrastive_core.training.crashes import native_reader
 from contrastive_core.training.documents import reading
 from ssl_medseg.io.channels import align_channels
 from ssl_medseg.io.dicom import read_series
+from ssl_medseg.io.file_types import DICOM_ENDINGS, is_dicom
 from ssl_medseg.io.itk import ITK_ENDINGS, read_itk
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.nifti import nifti_array, nifti_grid, nifti_warnings, one_volume, open_nifti
@@ -136,7 +137,7 @@ def _read_label_values(path: Path) -> tuple[NDArray[Any], Grid]:
 
 
 def _is_dicom(path: Path) -> bool:
-    return path.is_dir() or path.suffix.lower() in (".dcm", ".ima")
+    return path.is_dir() or path.suffix.lower() in DICOM_ENDINGS or (path.is_file() and is_dicom(path))
 
 
 def _refuse_choice(image: ImageFile) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from contrastive_core.app.checks import Finding
 from contrastive_core.errors import UserError
 from ssl_medseg.datasets.channels import choose_channels, unique_names
-from ssl_medseg.datasets.layouts.listing import Entry, Listing
+from ssl_medseg.datasets.layouts.listing import Entry, Listing, place
 from ssl_medseg.datasets.options import DataOptions
 from ssl_medseg.io.file_types import images_in, stem
 from ssl_medseg.io.label_map import label_map_of, read_json
@@ -51,7 +53,24 @@ def list_decathlon(file: Path, options: DataOptions) -> Listing:
             if path not in known and folder not in label_folders
         ],
         channels=names,
+        findings=list(_counts(content, entries)),
     )
+
+
+def _counts(content: Mapping[str, Any], entries: Sequence[Entry]) -> Iterator[Finding]:
+    """Find numbers of images in a dataset.json that its own lists contradict."""
+    listed = Counter(entry.listed for entry in entries)
+    # Some lists keep the labelled images that MONAI's tutorials call validation within numTraining, others do not.
+    for part, key, found in (
+        ("training", "numTraining", {listed["training"], listed["training"] + listed["validation"]}),
+        ("test", "numTest", {listed["test"]}),
+    ):
+        stated = content.get(key)
+        if isinstance(stated, int) and stated not in found:
+            title = (
+                f"dataset.json states {stated} images for {part} ({key}), but lists {listed[part]}: are any missing?"
+            )
+            yield Finding("warning", "image_count", title)
 
 
 def channel_names(content: Mapping[str, Any]) -> list[str]:
@@ -78,13 +97,15 @@ def _entry(item: Any, part: str, file: Path, options: DataOptions, names: Sequen
         raise UserError(f"{file}: found {item!r} in {part!r}, expected a path or {{'image': path, 'label': path}}")
     root = file.parent
     entry = Entry(
-        name=stem(root / images[0]),
-        image=options.image(root / images[0]),
-        label=root / label if label else None,
+        name=stem(place(root, images[0])),
+        image=options.image(place(root, images[0])),
+        label=place(root, label) if label else None,
         listed="unlabelled" if part == "unlabeled" else part,
         is_unlabelled=_LISTS[part],
     )
-    return entry if len(images) == 1 else _of_several(entry, [root / each for each in images], file, options, names)
+    return (
+        entry if len(images) == 1 else _of_several(entry, [place(root, each) for each in images], file, options, names)
+    )
 
 
 def _of_several(entry: Entry, paths: Sequence[Path], file: Path, options: DataOptions, names: Sequence[str]) -> Entry:

@@ -14,7 +14,7 @@ from ssl_medseg.datasets.layouts.folders import IMAGES, UNLABELLED, list_folders
 from ssl_medseg.datasets.layouts.listing import Listing
 from ssl_medseg.datasets.layouts.nnunet import has_channel_suffix, list_nnunet
 from ssl_medseg.datasets.options import DataOptions
-from ssl_medseg.io.file_types import images_in, is_companion, is_image, is_series, walk, why_unread
+from ssl_medseg.io.file_types import images_in, is_companion, is_dicom, is_image, is_series, walk, why_unread
 from ssl_medseg.io.label_map import read_json
 
 _LISTERS: dict[str, Callable[[Path, DataOptions], Listing]] = {
@@ -63,8 +63,10 @@ def _unused(listing: Listing) -> Iterator[tuple[Path, str]]:
             inside.clear()
             continue
         if folder != listing.root and is_series(folder):
-            yield folder, "a DICOM series that the layout does not use"
-            continue
+            if folder not in beside and not any(is_image(folder / name) for name in names):
+                yield folder, "a DICOM series that the layout does not use"
+                continue
+            yield from ((folder / name, "a DICOM file among the images") for name in names if is_dicom(folder / name))
         for name in sorted(names):
             path = folder / name
             if os.path.realpath(path) in used or path.is_dir() or is_companion(path):

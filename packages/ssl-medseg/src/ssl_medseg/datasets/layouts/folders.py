@@ -9,7 +9,7 @@ from pathlib import Path
 from contrastive_core.app.checks import Finding, Item
 from contrastive_core.errors import UserError
 from ssl_medseg.datasets.channels import choose_channels, unique_names
-from ssl_medseg.datasets.layouts.listing import Entry, Listing
+from ssl_medseg.datasets.layouts.listing import Entry, Listing, place
 from ssl_medseg.datasets.options import DataOptions
 from ssl_medseg.datasets.phases import phase_in_table
 from ssl_medseg.io.file_types import images_in, is_series, stem
@@ -126,7 +126,7 @@ def list_table(file: Path, options: DataOptions) -> Listing:
     entries = [_of_several(row, file, options, of_channel) for row in rows]
     return Listing(
         file.stem, file.parent, "csv", entries, own_label_map(file.parent), channels=list(of_channel.values()),
-        set_aside=[file.parent / row[c] for row in rows for c in columns if row[c] and c not in of_channel],
+        set_aside=[place(file.parent, row[c]) for row in rows for c in columns if row[c] and c not in of_channel],
     )  # fmt: skip
 
 
@@ -137,12 +137,12 @@ def _of_several(row: dict[str, str], file: Path, options: DataOptions, of_channe
     there = [column for column in of_channel if row[column]]
     entry = _entry(row, file, options, there or list(of_channel))
     frame = entry.image.frame
-    images = [options.image(file.parent / row[c], name=of_channel[c]).at_frame(frame) for c in there]
+    images = [options.image(place(file.parent, row[c]), name=of_channel[c]).at_frame(frame) for c in there]
     return replace(entry, image=join_channels(images), lacks=tuple(n for c, n in of_channel.items() if c not in there))
 
 
 def _entry(row: dict[str, str], file: Path, options: DataOptions, columns: Sequence[str]) -> Entry:
-    path = file.parent / row[columns[0]]
+    path = place(file.parent, row[columns[0]])
     if not row[columns[0]]:
         raise UserError(f"{file}: found a row without an image ({row}); expected a path in every row. Remove the row")
     name = row.get("case") or stem(path)
@@ -153,7 +153,7 @@ def _entry(row: dict[str, str], file: Path, options: DataOptions, columns: Seque
     )
     part = row.get("split", "").lower()
     listed = "unlabelled" if part in UNLABELLED else part
-    label = file.parent / row["label"] if row.get("label") else None
+    label = place(file.parent, row["label"]) if row.get("label") else None
     phase = phase_in_table(row.get("phase", ""), source=file)
     is_unlabelled = listed in ("unlabelled", "test")
     return Entry(name, image, label, listed, is_unlabelled, row.get("patient") or None, phase=phase)

@@ -11,6 +11,15 @@ from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.volume import ImageFile
 
 
+def place(root: Path, written: str) -> Path:
+    r"""Return the path that a list of files states, relative to its folder.
+
+    Lists made on Windows separate folders by backslashes, which other systems take as part of a name.
+    """
+    path = root / written
+    return path if "\\" not in written or path.exists() else root / written.replace("\\", "/")
+
+
 @dataclass(frozen=True)
 class Entry:
     """An image that a layout lists; its files may not exist.

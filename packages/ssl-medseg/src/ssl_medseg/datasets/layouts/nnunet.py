@@ -55,7 +55,7 @@ def list_nnunet(root: Path, options: DataOptions) -> Listing:
             entries.append(Entry(case, image, label, part, is_unlabelled=part == "test", lacks=lacks))
         left_over += label_of.values()
     every = [path for cases in files.values() for channels in cases.values() for path in channels.values()]
-    findings += _contradictions(content, names, numbers, every)
+    findings += _contradictions(content, names, numbers, every, training=len(files["imagesTr"]))
     return Listing(
         name=name,
         root=root,
@@ -90,13 +90,19 @@ def _by_case(folder: Path, findings: list[Finding]) -> dict[str, dict[int, Path]
 
 
 def _contradictions(
-    content: Mapping[str, Any], names: Sequence[str], numbers: set[int], files: Sequence[Path]
+    content: Mapping[str, Any], names: Sequence[str], numbers: set[int], files: Sequence[Path], *, training: int
 ) -> Iterator[Finding]:
     """Find contradictions between dataset.json and the file names."""
     if names and numbers and set(numbers) != set(range(len(names))):
         found = ", ".join(f"_{number:04}" for number in sorted(numbers))
         title = f"dataset.json names {several(len(names), 'channel')} ({', '.join(names)}), but the files have {found}"
         yield Finding("warning", "channel_names", title)
+    stated = content.get("numTraining")
+    if isinstance(stated, int) and stated != training:
+        title = (
+            f"dataset.json states {stated} training cases (numTraining), but imagesTr has {training}: are any missing?"
+        )
+        yield Finding("warning", "image_count", title)
     ending = content.get("file_ending")
     others = [path.name for path in files if isinstance(ending, str) and not path.name.endswith(ending)]
     if others:

@@ -19,11 +19,11 @@ def test_the_commands_are_taken(capsys: pytest.CaptureFixture[str]) -> None:
     for method, chosen in METHODS.items():
         assert main([*jobs[f"10percent-{method}-draw0"].words, "--print_config"]) == 0
         settings = yaml.safe_load(capsys.readouterr().out)
-        clips = settings["batch_size"] * (1 if chosen.supervised else 1 + settings["mu"])
+        clips = settings["training"]["batch_size"] * (1 if chosen.supervised else 1 + settings["training"]["mu"])
         assert settings["optimizer"]["lr"] * clips / 40 == pytest.approx(0.3, rel=1e-3), method
         assert (settings["method"] == "supervised") == chosen.supervised
         if settings["recipe"] == "strong":
-            views = settings["views"][:1] if settings["method"] == "fixmatch" else settings["views"]
+            views = settings["inputs"]["views"][: 1 if settings["method"] == "fixmatch" else None]
             assert tuple(views) == chosen.views, method
 
 

@@ -83,10 +83,8 @@ METHODS: dict[str, Method] = {
     "freematch": Method("recommended, FreeMatch thresholds", ("--pseudo.select", "freematch")),
     "softmatch": Method("recommended, SoftMatch weights", ("--pseudo.select", "softmatch")),
     "align": Method("recommended, distribution alignment", ("--pseudo.align", "true")),
-    "average": Method("recommended, moving average tested", ("--ema_decay", "0.99")),
-    "teacher": Method(
-        "recommended, pseudo-labels of the average", ("--ema_decay", "0.99", "--pseudo.labeller", "average")
-    ),
+    "average": Method("recommended, moving average tested", ("--ema", "0.99")),
+    "teacher": Method("recommended, pseudo-labels of the average", ("--ema", "0.99", "--pseudo.labeller", "average")),
     "mix": Method("recommended, TubeMix", ("--pseudo.mix", "1")),
     "order": Method("recommended, order of frames", ("--strong.temporal", "[reverse,shuffle,warp,speed]")),
     "agreement": Method("recommended, agreeing features", ("--pseudo.agreement_weight", "1")),

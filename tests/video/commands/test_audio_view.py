@@ -16,7 +16,7 @@ from ssl_video.commands.train import train
 from ssl_video.data import ClipSpec
 from ssl_video.evaluation import SamplingOptions
 from ssl_video.models import NetworkOptions
-from ssl_video.training.options import PseudoOptions
+from ssl_video.training.options import InputOptions, PseudoOptions, TrainingOptions
 
 pytest.importorskip("torchaudio")
 
@@ -36,15 +36,11 @@ def test_silent_videos_train_and_test_without_their_sound(
         data,
         tmp_path / "run",
         split=split,
-        views=("rgb", "audio"),
-        steps=4,
-        batch_size=4,
-        mu=1,
-        image_size=16,
+        inputs=InputOptions(("rgb", "audio"), image_size=16),
+        training=TrainingOptions(steps=4, batch_size=4, mu=1, recalibrate=8),
         clip=ClipSpec(frames=2, stride=4),
         network=NetworkOptions("small_slow", width=4),
         pseudo=PseudoOptions(threshold=1.0, warmup=0.25),
-        recalibrate=8,
         run=RunOptions(device="cpu", threads=1, progress=False),
     )
     found = evaluate(str(tmp_path / "run"), data, split=split, sampling=SamplingOptions(clips=1, crops=1), device="cpu")

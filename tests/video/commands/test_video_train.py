@@ -10,6 +10,7 @@ import subprocess
 import sys
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ from ssl_video.evaluation import SamplingOptions, fused
 from ssl_video.models import NetworkOptions
 from ssl_video.models.checkpoint import load_recognizer
 from ssl_video.training.loader import Feed
-from ssl_video.training.options import OptimizerOptions, PseudoOptions
+from ssl_video.training.options import InputOptions, OptimizerOptions, PseudoOptions, TrainingOptions
 
 RECIPES = sorted(file.name.removesuffix(".yaml") for file in files("ssl_video.configs").iterdir())
 CPU = RunOptions(device="cpu", threads=1, progress=False, log_every=1, checkpoint_every=3)
@@ -74,22 +75,23 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def settings(root: Path, **changes: object) -> dict[str, object]:
-    return {
+def settings(root: Path, **changes: Any) -> dict[str, Any]:
+    """The arguments of a short run; a change is an argument of `train` or a field of one of its groups."""
+    made: dict[str, Any] = {
         "data": str(root / "clips.csv"),
         "split": root / "1each-draw0.json",
-        "views": ("rgb", "tg"),
-        "steps": 6,
-        "batch_size": 3,
-        "mu": 2,
-        "image_size": 16,
+        "inputs": InputOptions(("rgb", "tg"), image_size=16),
         "clip": CLIP,
         "network": NetworkOptions("small_slow", width=4, dropout=0.2),
-        "pseudo": PseudoOptions(threshold=0.7, warmup=0.34),
-        "recalibrate": 6,
+        "training": TrainingOptions(steps=6, batch_size=3, mu=2, recalibrate=6),
+        "pseudo": changes.pop("pseudo", PseudoOptions(threshold=0.7, warmup=0.34)),
+        "optimizer": OptimizerOptions(),
         "run": CPU,
-        **changes,
     }
+    for name, value in changes.items():
+        group = next((key for key in ("inputs", "training", "pseudo", "optimizer") if hasattr(made[key], name)), None)
+        made |= {name: value} if group is None else {group: dataclasses.replace(made[group], **{name: value})}
+    return made
 
 
 def weights(run: Path) -> bytes:
@@ -103,7 +105,7 @@ def log(run: Path) -> list[dict[str, float]]:
 @pytest.fixture(scope="module")
 def trained(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "mvpl"
-    train(out=out, diagnose=True, validate_every=3, **settings(videos))
+    train(out=out, **settings(videos, diagnose=True, validate_every=3))
     return out
 
 
@@ -135,10 +137,10 @@ def test_every_draw_is_a_function_of_its_keys(
 
     monkeypatch.setattr(Feed, "batch", killed)
     with pytest.raises(KeyboardInterrupt):
-        train(out=tmp_path / "a", diagnose=True, validate_every=3, **settings(videos))
+        train(out=tmp_path / "a", **settings(videos, diagnose=True, validate_every=3))
     monkeypatch.setattr(Feed, "batch", real)
     resumed = RunOptions(**{**vars(CPU), "resume": True, "workers": 1})
-    train(out=tmp_path / "a", diagnose=True, validate_every=3, **settings(videos, run=resumed))
+    train(out=tmp_path / "a", **settings(videos, diagnose=True, validate_every=3, run=resumed))
     assert weights(tmp_path / "a") == weights(trained)
     assert (tmp_path / "a/metrics.jsonl").read_bytes() == (trained / "metrics.jsonl").read_bytes()
 
@@ -150,9 +152,9 @@ def test_labels_that_are_not_given_are_not_looked_at(videos: Path, trained: Path
     hidden = [row if row.split(",")[0] in known | kept | {"path"} else row.split(",")[0] + "," for row in rows]
     other = videos / "hidden.csv"
     other.write_text("\n".join(hidden) + "\n")
-    train(out=tmp_path / "a", validate_every=3, **settings(videos, data=str(other)))
+    train(out=tmp_path / "a", **settings(videos, validate_every=3, data=str(other)))
     assert weights(tmp_path / "a") == weights(trained)
-    train(out=tmp_path / "b", diagnose=True, validate_every=3, **settings(videos, data=str(other)))
+    train(out=tmp_path / "b", **settings(videos, diagnose=True, validate_every=3, data=str(other)))
     assert weights(tmp_path / "b") == weights(trained)
     # Pseudo-labels are compared where the class is known; nothing else of the diagnosis depends on classes.
     some, every = (
@@ -345,7 +347,7 @@ def test_recalibration_loses_no_model_for_a_bad_file(
     [
         {"method": "fixmatch"},
         {"method": "supervised", "views": ("rgb",)},
-        {"bn": "split", "ema_decay": 0.9, "pseudo": PseudoOptions(threshold=0.7, fusion="adaptive", align=True)},
+        {"bn": "split", "ema": 0.9, "pseudo": PseudoOptions(threshold=0.7, fusion="adaptive", align=True)},
         {"recalibrate": 0, "shared_geometry": False, "exclude_labelled": True, "strong": StrongOptions(num_ops=1)},
         {"pseudo": PseudoOptions(target="random", soft=True, threshold=0.7, temperature=0.5)},
     ],
@@ -541,19 +543,23 @@ def test_a_network_of_ones_own_trains_and_is_opened_only_when_trusted(
 
 
 def test_the_recipe_of_the_paper_keeps_what_was_set(videos: Path, tmp_path: Path) -> None:
-    given = {name: value for name, value in settings(videos, steps=2).items() if name != "views"}
+    given = settings(videos, steps=2, views=InputOptions().views)
     train(out=tmp_path / "strong", **given)
     assert load_recognizer(tmp_path / "strong", device="cpu").recipe.views == ("rgb", "tg")
-    train(out=tmp_path / "paper", recipe="paper", views=("rgb", "tg"), **{**given, "pseudo": PseudoOptions(weight=2.0)})
+    train(out=tmp_path / "paper", recipe="paper", **{**given, "pseudo": PseudoOptions(weight=2.0)})
     config = yaml.safe_load((tmp_path / "paper/config.yaml").read_text())
-    assert config["views"] == ["rgb", "flow", "tg"]
-    assert (config["bn"], config["pseudo"]["threshold"], config["pseudo"]["warmup"]) == ("joint", 0.3, 0.125)
+    assert config["inputs"]["views"] == ["rgb", "flow", "tg"]
+    assert (config["training"]["bn"], config["pseudo"]["threshold"], config["pseudo"]["warmup"]) == (
+        "joint",
+        0.3,
+        0.125,
+    )
     assert config["pseudo"]["weight"] == 2.0
     assert (config["strong"]["num_ops"], config["strong"]["magnitude"], config["strong"]["motion_ops"]) == (
         2,
         10,
         "full",
     )
-    train(out=tmp_path / "own", recipe="paper", **{**settings(videos, steps=2), "views": ("rgb",)})
+    train(out=tmp_path / "own", recipe="paper", **settings(videos, steps=2, views=("rgb",)))
     config = yaml.safe_load((tmp_path / "own/config.yaml").read_text())
-    assert (config["views"], config["pseudo"]["threshold"]) == (["rgb"], 0.7)
+    assert (config["inputs"]["views"], config["pseudo"]["threshold"]) == (["rgb"], 0.7)

@@ -27,11 +27,12 @@ from ssl_video.commands.predict import predict
 from ssl_video.commands.report import report
 from ssl_video.commands.train import train
 from ssl_video.data import ClipDataset, ClipSpec, open_videos, read_clip
+from ssl_video.data.reader import ReadOptions
 from ssl_video.evaluation import SamplingOptions
 from ssl_video.models import NetworkOptions
 from ssl_video.optical_flow import compute, methods
 from ssl_video.optical_flow.cache import FlowCache, FlowSettings
-from ssl_video.training.options import PseudoOptions
+from ssl_video.training.options import InputOptions, PseudoOptions, TrainingOptions
 
 cv2 = pytest.importorskip("cv2")
 
@@ -287,21 +288,18 @@ def test_training_and_testing_read_it(
     split = tmp_path / "1each-draw0.json"
     same = {
         "split": split,
-        "views": ("rgb", "flow"),
-        "steps": 2,
-        "batch_size": 2,
-        "mu": 1,
-        "image_size": 32,
+        "inputs": InputOptions(("rgb", "flow"), image_size=32),
+        "training": TrainingOptions(steps=2, batch_size=2, mu=1, recalibrate=4),
         "clip": SPEC,
         "network": NetworkOptions("small_slow", width=4),
         "pseudo": PseudoOptions(threshold=0.7, warmup=0),
-        "recalibrate": 4,
         "run": RunOptions(device="cpu", threads=1, progress=False, log_every=1),
     }
     cached(folder, tmp_path / "flow")
+    read = ReadOptions(tmp_path / "flow")
     train(str(folder), tmp_path / "computed", **same)
     monkeypatch.setattr(methods, "flow_method", None)  # nobody computes flow now
-    train(str(folder), tmp_path / "stored", flow_cache=tmp_path / "flow", **same)
+    train(str(folder), tmp_path / "stored", read=read, **same)
     computed, stored = (
         [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("computed", "stored")
@@ -310,19 +308,19 @@ def test_training_and_testing_read_it(
     assert stored != computed
     found = evaluate(
         str(tmp_path / "stored"), str(folder), split=split,
-        sampling=SamplingOptions(clips=1, crops=1, flow_cache=tmp_path / "flow"), device="cpu",
+        sampling=SamplingOptions(clips=1, crops=1), read=read, device="cpu",
     )  # fmt: skip
     assert found.views["flow"].videos == len(json.loads(split.read_text())["test"])
     assert "What the network sees" in report(tmp_path / "stored").read_text()
     model, table = str(tmp_path / "stored"), tmp_path / "classes.csv"
-    sampling = SamplingOptions(("flow",), clips=1, crops=1, flow_cache=tmp_path / "flow")
-    named: dict[str, Any] = {"sampling": sampling, "sheet": 0, "device": "cpu"}
+    sampling = SamplingOptions(("flow",), clips=1, crops=1)
+    named: dict[str, Any] = {"sampling": sampling, "read": read, "sheet": 0, "device": "cpu"}
     assert predict(model, str(folder), table, **named).unreadable == 0
     (folder / "a/1.mkv").write_bytes((folder / "b/0.mkv").read_bytes()[:-7])
     assert predict(model, str(folder), table, **named).unreadable == 1
     assert "its flow is not in" in table.read_text()
     with pytest.raises(UserError, match="have no flow there"):
-        train(str(folder), tmp_path / "stale", flow_cache=tmp_path / "flow", **same)
+        train(str(folder), tmp_path / "stale", read=read, **same)
 
 
 @pytest.mark.parametrize("at", [6, 9, 20, 60])

@@ -6,7 +6,6 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -29,23 +28,19 @@ FUSED = "fused"
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """Views, clips and crops by which a video is classified, and how to read them.
+    """Views, clips and crops by which a video is classified.
 
     Attributes:
         views: Views of a clip that the network was trained on; by default all in `evaluate`, frames in `predict`.
         clips: Number of clips per video, evenly spaced in time.
         crops: Number of crops per clip, along its long side.
         to_the_end: Spread the clips up to the end of the video.
-        flow_cache: Output folder of `ssl-video flow`, for the view flow; by default flow is computed for every clip.
-        reader: Decoder of the frames: pyav, or torchcodec (an extra), with the same frames and sometimes faster.
     """
 
     views: tuple[str, ...] | None = None
     clips: int = 10
     crops: int = 3
     to_the_end: bool = False
-    flow_cache: Path | None = None
-    reader: ReaderName = "pyav"
 
     def __post_init__(self) -> None:
         if self.clips < 1 or self.crops < 1:

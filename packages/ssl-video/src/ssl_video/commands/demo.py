@@ -18,7 +18,7 @@ from ssl_video.data import ClipSpec
 from ssl_video.data.synthetic import CLASSES, make_videos
 from ssl_video.evaluation import FUSED, Evaluation, SamplingOptions
 from ssl_video.models import NetworkOptions
-from ssl_video.training.options import OptimizerOptions, PseudoOptions
+from ssl_video.training.options import InputOptions, OptimizerOptions, PseudoOptions, TrainingOptions
 
 PER_CLASS, LABELS = 40, 12
 _SPLIT = f"{LABELS}each-draw0.json"
@@ -95,19 +95,14 @@ def demo(
         videos,
         run,
         split=split,
-        views=("rgb", "tg"),
-        steps=steps,
-        batch_size=8,
-        mu=3,
-        image_size=28,
+        inputs=InputOptions(views=("rgb", "tg"), image_size=28),
         clip=ClipSpec(frames=4, stride=4),
         network=NetworkOptions("small_slow", width=8, dropout=0.0),
-        pseudo=PseudoOptions(threshold=0.6, warmup=0.15),
-        recalibrate=96,
+        training=TrainingOptions(steps=steps, batch_size=8, mu=3, recalibrate=96),
+        pseudo=PseudoOptions(threshold=0.6, warmup=0.15, diagnose=True),
         # Two classes differ only in colour, so colours are not augmented.
         strong=StrongOptions(num_ops=1, magnitude=5, cutout=0.3, rgb_ops="geometric", motion_ops="geometric"),
         optimizer=OptimizerOptions(lr=0.125),
-        diagnose=True,
         run=RunOptions(seed=seed, device=device, resume=True),
     )
     score = evaluate(str(run), videos, split=split, sampling=SamplingOptions(clips=1, crops=1), device=device)

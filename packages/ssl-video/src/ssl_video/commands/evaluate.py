@@ -14,6 +14,7 @@ from contrastive_core.training.model_file import module_hash
 from contrastive_core.training.outputs import Outputs
 from contrastive_core.training.progress import track
 from ssl_video.data import Video, VideoSet, open_videos
+from ssl_video.data.reader import ReadOptions
 from ssl_video.data.splits import read_split, select_labelled
 from ssl_video.data.torchcodec_reader import check_reader
 from ssl_video.evaluation import (
@@ -37,6 +38,7 @@ def evaluate(
     split: Path | None = None,
     part: str | None = None,
     sampling: SamplingOptions = SamplingOptions(),  # noqa: B008 - frozen
+    read: ReadOptions = ReadOptions(),  # noqa: B008
     max_bad: float = 0.0,
     out: Path | None = None,
     device: str = "auto",
@@ -60,6 +62,7 @@ def evaluate(
         part: Part of the split, test (the default) or validation; without a split, part of the data, such as test (by
             default all of it).
         sampling: Views, clips and crops of each video.
+        read: Stored optical flow, and the decoder of the frames.
         max_bad: Largest fraction of unreadable videos to skip before the command fails; they are listed.
         out: Folder for the files; by default ``evaluation`` in the model's folder.
         device: Device to run on: auto, cpu, cuda or mps.
@@ -86,13 +89,13 @@ def evaluate(
         [folder / f"{part}{end}" for end in (".json", "-predictions.npz", "-confusion.png")],
         command="ssl-video evaluate", overwrite=overwrite,
     )  # fmt: skip
-    stored = open_flow(sampling.flow_cache, method=recipe.flow, views=wanted, of=(videos,), max_bad=max_bad)
-    check_reader(sampling.reader)
+    stored = open_flow(read.flow_cache, method=recipe.flow, views=wanted, of=(videos,), max_bad=max_bad)
+    check_reader(read.reader)
 
     def probabilities_of(video: Video) -> torch.Tensor:
         return classify(
             recognizer, video, views=wanted, clips=sampling.clips, crops=sampling.crops,
-            to_the_end=sampling.to_the_end, flow=stored, reader=sampling.reader,
+            to_the_end=sampling.to_the_end, flow=stored, reader=read.reader,
         )  # fmt: skip
 
     probabilities, kept, skipped = classify_readable(
@@ -154,14 +157,14 @@ def _kept(
             )
         chosen = [found[place] for place in labelled]
         return VideoSet(found.name, chosen, classes=classes), "all" if part is None else part, ""
-    read = read_split(split)
+    listed = read_split(split)
     if part not in (None, "test", "validation"):
         raise UserError(f"part is {part!r}; a split has the parts test and validation")
     part = part or "test"
-    listed = read.test if part == "test" else read.validation
-    if not listed:
+    chosen_keys = listed.test if part == "test" else listed.validation
+    if not chosen_keys:
         raise UserError(f"{split}: has no {part} videos; make a split with some, or name the other part")
-    videos = select_labelled(open_videos(data), listed, read.classes, file=split)
-    if classes != read.classes:
+    videos = select_labelled(open_videos(data), chosen_keys, listed.classes, file=split)
+    if classes != listed.classes:
         raise UserError(f"{split}: its classes are not those that {model} was trained on")
-    return videos, part, read.digest
+    return videos, part, listed.digest

@@ -12,6 +12,7 @@ from contrastive_core.training.files import open_atomic
 from contrastive_core.training.outputs import Outputs
 from contrastive_core.training.progress import track
 from ssl_video.data import open_videos
+from ssl_video.data.reader import ReadOptions
 from ssl_video.data.torchcodec_reader import check_reader
 from ssl_video.evaluation import SamplingOptions, classify, fused
 from ssl_video.models.checkpoint import load_recognizer
@@ -41,6 +42,7 @@ def predict(
     out: Path,
     *,
     sampling: SamplingOptions = SamplingOptions(),  # noqa: B008 - frozen
+    read: ReadOptions = ReadOptions(),  # noqa: B008
     top: int = 1,
     sheet: int = 24,
     device: str = "auto",
@@ -58,6 +60,7 @@ def predict(
         data: Folder of videos, one video, CSV file or list, see `ssl_video.data.open_videos`.
         out: CSV file to write.
         sampling: Views, clips and crops of each video; several views are averaged.
+        read: Stored optical flow, and the decoder of the frames.
         top: Number of most probable classes to list.
         sheet: Number of videos on the contact sheet, evenly spaced over all; 0 for no sheet.
         device: Device to run on: auto, cpu, cuda or mps.
@@ -72,9 +75,9 @@ def predict(
     wanted = sampling.views_of(learned, default=learned[:1])
     if not 1 <= top <= len(classes) or sheet < 0:
         raise UserError(f"predict can list 1 to {len(classes)} classes of this model; got top={top}, sheet={sheet}")
-    check_reader(sampling.reader)
+    check_reader(read.reader)
     picture = out.with_suffix(".png") if sheet else None
-    stored = open_flow(sampling.flow_cache, method=recognizer.recipe.flow, views=wanted)
+    stored = open_flow(read.flow_cache, method=recognizer.recipe.flow, views=wanted)
     videos = open_videos(data)
     planned = Outputs(
         [out, picture] if picture else [out], command="ssl-video predict",
@@ -96,7 +99,7 @@ def predict(
                 try:
                     found = classify(
                         recognizer, video, views=wanted, clips=sampling.clips, crops=sampling.crops,
-                        to_the_end=sampling.to_the_end, flow=stored, reader=sampling.reader,
+                        to_the_end=sampling.to_the_end, flow=stored, reader=read.reader,
                     )  # fmt: skip
                 except UserError as error:
                     unreadable += 1

@@ -57,7 +57,7 @@ def report(
     planned = Outputs([target], command="ssl-video report", overwrite=overwrite)
     record = read_record(Path(run), made_by="`ssl-video train`")
     config = record.config
-    if "views" not in config or "network" not in config:
+    if "inputs" not in config or "network" not in config:
         raise UserError(f"{run}: is not a run folder of `ssl-video train`")
     recognizer = load_recognizer(run, device="cpu", network=network) if (run / "model/model.json").is_file() else None
     found, notes = sections.read_evaluations(
@@ -94,7 +94,7 @@ def report(
                 raise
             parts.append(sections.missing("What the network sees", f"The videos could not be opened: {error}"))
     parts += [
-        settings(config, ssl_video.train, name="training", again=sections.again(config)),
+        settings(config, ssl_video.train, name="general", again=sections.again(config)),
         surroundings(config, record.sessions, packages=["ssl-video", "torchvision", "av"]),
     ]
     with planned:

@@ -15,10 +15,10 @@ from contrastive_core.errors import UserError
 from contrastive_core.metrics import top_k_accuracy
 from contrastive_core.optim import WarmupCosine
 from contrastive_core.training import Run, RunOptions
-from ssl_video.augment import REORDERING, ClipAugment, StrongOptions, WeakOptions
+from ssl_video.augment import REORDERING, StrongOptions, WeakOptions
 from ssl_video.data import ClipDataset, ClipSpec, VideoSet, open_videos
+from ssl_video.data.reader import ReadOptions
 from ssl_video.data.splits import read_split, select, select_labelled
-from ssl_video.data.torchcodec_reader import ReaderName
 from ssl_video.evaluation import classify, classify_readable
 from ssl_video.models import NetworkOptions
 from ssl_video.models.checkpoint import Recipe, Recognizer, save_recognizer
@@ -32,10 +32,13 @@ from ssl_video.training.options import (
     FEW,
     SURE,
     USUAL,
+    InputOptions,
     OptimizerOptions,
     PseudoOptions,
+    TrainingOptions,
     apply_recipe,
     build_optimizer,
+    make_augment,
 )
 from ssl_video.views import needs_following
 
@@ -47,36 +50,23 @@ def train(
     split: Path,
     recipe: Literal["strong", "paper"] = "strong",
     method: Literal["mvpl", "fixmatch", "supervised"] = "mvpl",
-    views: tuple[str, ...] = ("rgb", "tg"),
     init: str | None = None,
-    steps: int = 10_000,
-    batch_size: int = 8,
-    mu: int = 4,
-    image_size: int = 112,
+    inputs: InputOptions = InputOptions(),  # noqa: B008 - frozen
     clip: ClipSpec = ClipSpec(),  # noqa: B008
     network: NetworkOptions = NetworkOptions(),  # noqa: B008
+    training: TrainingOptions = TrainingOptions(),  # noqa: B008
     pseudo: PseudoOptions = PseudoOptions(),  # noqa: B008
-    bn: Literal["joint", "split"] = "split",
-    recalibrate: int = 200,
     weak: WeakOptions = WeakOptions(),  # noqa: B008
     strong: StrongOptions = StrongOptions(),  # noqa: B008
-    shared_geometry: bool = True,
-    flow: str = "dis",
-    flow_cache: Path | None = None,
-    tg_gain: float = 1.0,
-    ema_decay: float = 0.0,
-    exclude_labelled: bool = False,
-    diagnose: bool = False,
-    validate_every: int = 0,
-    max_bad: float = 0.0,
-    reader: ReaderName = "pyav",
     optimizer: OptimizerOptions = OptimizerOptions(),  # noqa: B008
+    read: ReadOptions = ReadOptions(),  # noqa: B008
+    max_bad: float = 0.0,
     run: RunOptions = RunOptions(),  # noqa: B008
 ) -> Path:
     """Train a network to recognise actions from a few labelled videos and many unlabelled ones.
 
     ``mvpl``: pseudo-labels from all views together train every view. ``fixmatch``: the same with frames alone.
-    ``supervised``: labels alone, on all `views` (``--views rgb`` for the ordinary baseline). The network of the last
+    ``supervised``: labels alone, on all views (``--views rgb`` for the ordinary baseline). The network of the last
     step, or its moving average, is saved, with batch norm recalibrated for every view; it is tested on frames.
 
     The labels of videos that the split does not list as labelled are not read, and test videos are not opened. An
@@ -89,72 +79,42 @@ def train(
         recipe: Defaults of the settings that are not given: ``strong`` for those that measured best, ``paper`` for
             those of the paper: all three views, joint batch norm, threshold 0.3, augmentation at full strength.
         method: Training method.
-        views: Views of a clip, from rgb, flow, tg and audio; the first is the one that is tested. ``fixmatch`` uses
-            only the first.
         init: Initial weights: run folder, model folder, or a file of PyTorchVideo, torchvision or mmaction2, see
             `ssl_video.models.pretrained`.
-        steps: Number of optimiser steps.
-        batch_size: Number of labelled clips per step over all processes; all labelled videos if there are fewer.
-        mu: Number of unlabelled clips per labelled clip.
-        image_size: Side of the crops in pixels.
+        inputs: Views of a clip and their size.
         clip: Frames of a clip.
         network: Network.
+        training: Length of training, batches, batch norm and validation.
         pseudo: Pseudo-labels.
-        bn: Batch norm statistics: ``split`` for separate ones per view, ``joint`` for all views together.
-        recalibrate: Number of clips to recalibrate batch norm on for each view; 0 for none.
         weak: Weak augmentation.
         strong: Strong augmentation.
-        shared_geometry: Crop all views of a clip in the same place.
-        flow: Flow method for the view flow: dis, dis_fast, dis_ultrafast, farneback, tvl1 or raft:FILE.
-        flow_cache: Output folder of `ssl-video flow`, for the view flow; by default flow is computed for every clip.
-        tg_gain: Contrast of the view tg (temporal gradient).
-        ema_decay: Decay of a moving average of the network, which is then saved in its place; 0 for none.
-        exclude_labelled: Exclude the labelled videos from the unlabelled data.
-        diagnose: Read the labels of all videos to record the accuracy of the pseudo-labels; training ignores them.
-        validate_every: Number of steps between evaluations on the validation part of the split; 0 for none.
+        optimizer: Optimiser, learning rate, and moving average of the network.
+        read: Stored optical flow, and the decoder of the frames.
         max_bad: Largest fraction of unreadable videos to skip before the run fails.
-        reader: Decoder of the frames: pyav, or torchcodec (an extra), with the same frames and sometimes faster.
-        optimizer: Optimiser and learning rate.
         run: Seed, device, precision, checkpoints, logs.
 
     Returns:
         Path of the trained model.
     """
-    views, bn, pseudo, strong = apply_recipe(recipe, views=views, bn=bn, pseudo=pseudo, strong=strong)
-    config = dict(locals())
+    inputs, training, pseudo, strong = apply_recipe(recipe, inputs, training, pseudo, strong)
     if method == "fixmatch":
-        views = views[:1]
-    found = _open(data, split, exclude_labelled=exclude_labelled, diagnose=diagnose)
+        inputs = replace(inputs, views=inputs.views[:1])
+    config = dict(locals())
+    views, steps = inputs.views, training.steps
+    found = _open(data, split, pseudo, validate=training.validate_every > 0)
     labelled, learned, validated, truth = found.labelled, found.learned, found.validated, found.truth
-    _check(
-        steps=steps,
-        mu=mu,
-        image_size=image_size,
-        recalibrate=recalibrate,
-        validate_every=validate_every,
-        validated=validated,
-    )
-    check_clip(network, frames=clip.frames, size=image_size)
-    stored = open_flow(flow_cache, method=flow, views=views, of=(labelled, learned), max_bad=max_bad)
-    described = Recipe(network, labelled.classes, clip, image_size, views, flow, tg_gain)
-    config |= {"views": views}
+    check_clip(network, frames=clip.frames, size=inputs.image_size)
+    stored = open_flow(read.flow_cache, method=inputs.flow, views=views, of=(labelled, learned), max_bad=max_bad)
+    described = Recipe(network, labelled.classes, clip, inputs.image_size, views, inputs.flow, inputs.tg_gain)
     with Run(out, config=config, command="ssl-video train", options=run, free=_FREE) as r:
         try:
-            augment = ClipAugment(
-                image_size,
-                views=views,
-                weak=weak,
-                strong=strong,
-                shared_geometry=shared_geometry,
-                flow=flow,
-                tg_gain=tg_gain,
-            )
+            augment = make_augment(inputs, weak, strong)
             torch.manual_seed(r.seed("weights"))
             net = _network(network, labelled.classes, init, say=r.say)
             say = _quietly if method == "supervised" else r.say
             pseudo = _settle(pseudo, strong, labelled, say=say)
             mvpl = _method(
-                net, pseudo, described, steps=steps, bn=bn, ema_decay=ema_decay, seed=r.seed("targets"), say=say
+                net, pseudo, described, training=training, ema=optimizer.ema, seed=r.seed("targets"), say=say
             )
         except ValueError as error:
             raise UserError(str(error)) from error
@@ -162,14 +122,14 @@ def train(
         def clips(of: VideoSet, log: str, *, by_class: bool) -> ClipDataset:
             return ClipDataset(
                 of, clip, following=needs_following(views, stored), audio="audio" in views, flow=stored,
-                reader=reader, max_bad=max_bad, log=r.out / log, by_class=by_class,
+                reader=read.reader, max_bad=max_bad, log=r.out / log, by_class=by_class,
             )  # fmt: skip
 
         known = clips(labelled, "bad_labelled.jsonl", by_class=True)
         unknown = clips(learned, "bad_files.jsonl", by_class=False)
         feed = Feed(
             r, known, None if method == "supervised" else unknown, augment,
-            batch_size=batch_size, mu=mu, total_steps=steps, first_unlabelled=mvpl.warmup_steps,
+            batch_size=training.batch_size, mu=training.mu, total_steps=steps, first_unlabelled=mvpl.warmup_steps,
         )  # fmt: skip
         peak = optimizer.peak(feed.clips)
         wrapped, optim = r.setup(mvpl, build_optimizer(mvpl.network, optimizer, lr=peak))
@@ -208,18 +168,20 @@ def train(
             schedule.step()
             mvpl.update()
             r.log(**losses.scalars(), lr=lr)
-            if validate_every and validated is not None and ((step + 1) % validate_every == 0 or step == steps - 1):
+            if validated is not None and training.validates(step):
                 r.record(
                     validation_accuracy=_accuracy(
-                        tested(min(recalibrate, 64)), validated, max_bad=max_bad, skipped=unread, say=r.say
+                        tested(min(training.recalibrate, 64)), validated, max_bad=max_bad, skipped=unread, say=r.say
                     )
                 )
         seen = {video.path: video for of in (labelled, learned) for video in of.videos}.values()
-        about = {"method": method, "steps": steps, "split": found.digest, "labelled": len(labelled), "bn": bn}
-        return save_recognizer(r, tested(recalibrate).network, described, learned_from=seen, about=about)
+        about = {
+            "method": method, "steps": steps, "split": found.digest, "labelled": len(labelled), "bn": training.bn,
+        }  # fmt: skip
+        return save_recognizer(r, tested(training.recalibrate).network, described, learned_from=seen, about=about)
 
 
-_FREE = ("data", "split", "flow_cache", "reader", "max_bad")
+_FREE = ("data", "split", "read.flow_cache", "read.reader", "max_bad")
 """Settings that a resumed run may change: the place of the data, and how to read them. The split must be the same."""
 
 
@@ -248,16 +210,21 @@ class _Videos(NamedTuple):
     digest: str
 
 
-def _open(data: str, split: Path, *, exclude_labelled: bool, diagnose: bool) -> _Videos:
+def _open(data: str, split: Path, pseudo: PseudoOptions, *, validate: bool) -> _Videos:
     chosen, videos = read_split(split), open_videos(data)
     labelled = select_labelled(videos, chosen.labelled, chosen.classes, file=split)
     validated = select_labelled(videos, chosen.validation, chosen.classes, file=split) if chosen.validation else None
+    if validate and validated is None:
+        raise UserError(
+            f"{split}: --validate-every was given, but the split has no validation videos; make one that has some "
+            "(ssl-video make-splits --validation-fraction 0.1)"
+        )
     learned = videos.subset(select(videos, chosen.train, file=split))
-    if exclude_labelled:
+    if pseudo.exclude_labelled:
         few = {video.key for video in labelled.videos}
         learned = learned.subset(i for i, video in enumerate(learned.videos) if video.key not in few)
     number = {name: place for place, name in enumerate(chosen.classes)}
-    truth = torch.tensor([number.get(str(video.label), -1) for video in learned.videos]) if diagnose else None
+    truth = torch.tensor([number.get(str(video.label), -1) for video in learned.videos]) if pseudo.diagnose else None
     return _Videos(labelled, learned, validated, truth, chosen.digest)
 
 
@@ -275,9 +242,8 @@ def _method(
     pseudo: PseudoOptions,
     recipe: Recipe,
     *,
-    steps: int,
-    bn: Literal["joint", "split"],
-    ema_decay: float,
+    training: TrainingOptions,
+    ema: float,
     seed: int,
     say: Callable[[str], None],
 ) -> MultiviewPseudoLabel:
@@ -294,15 +260,15 @@ def _method(
             soft=pseudo.soft,
             temperature=pseudo.temperature,
             unlabelled_weight=pseudo.weight,
-            warmup_steps=round(pseudo.warmup * steps),
-            bn=bn,
+            warmup_steps=round(pseudo.warmup * training.steps),
+            bn=training.bn,
             align=pseudo.align,
             select=pseudo.select,
             teacher=pseudo.labeller,
             mix=pseudo.mix,
             directed=[recipe.classes.index(name) for name in pseudo.directed],
             agreement_weight=pseudo.agreement_weight,
-            ema_decay=ema_decay,
+            ema_decay=ema,
             seed=seed,
             mean=recipe.network.mean,
             std=recipe.network.std,
@@ -381,19 +347,3 @@ def _accuracy(
             skipped.add(key)
             say(f"skipped in validation: {reason}")
     return top_k_accuracy(found.probabilities[:, 0], videos.labels()[found.places], 1)
-
-
-def _check(
-    *, steps: int, mu: int, image_size: int, recalibrate: int, validate_every: int, validated: VideoSet | None
-) -> None:
-    for name, value, least in (
-        ("steps", steps, 1),
-        ("mu", mu, 1),
-        ("image_size", image_size, 1),
-        ("recalibrate", recalibrate, 0),
-        ("validate_every", validate_every, 0),
-    ):
-        if value < least:
-            raise UserError(f"{name} is {value}; expected at least {least}")
-    if validate_every and validated is None:
-        raise UserError("validate_every was given, but the split has no validation videos; make one that has")

@@ -11,6 +11,7 @@ import json
 import math
 import sys
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -36,6 +37,19 @@ from ssl_video.data.videos import VideoSet
 
 _LEADS = (0.0, 3.0)  # seconds before a frame to look for its key frame, before decoding from the start
 Picture = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How to read clips.
+
+    Attributes:
+        flow_cache: Output folder of `ssl-video flow`, for the view flow; by default flow is computed for every clip.
+        reader: Decoder of the frames: pyav, or torchcodec (an extra), with the same frames and sometimes faster.
+    """
+
+    flow_cache: Path | None = None
+    reader: ReaderName = "pyav"
 
 
 class StoredFlow(Protocol):

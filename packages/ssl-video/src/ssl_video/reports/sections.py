@@ -35,13 +35,14 @@ def title(config: Mapping[str, Any]) -> str:
 def header(record: RunRecord, *, card: Mapping[str, Any] | None, evaluations: Sequence[Mapping[str, Any]]) -> str:
     """Return the title, a summary and the headline numbers."""
     config = record.config
-    views = ", ".join(VIEW_NAMES.get(view, view) for view in config["views"])
+    views = ", ".join(VIEW_NAMES.get(view, view) for view in config["inputs"]["views"])
     known = "a few labelled videos" if card is None else f"{card['labelled']} labelled videos"
     if config["method"] != "supervised":
         known += f" and {'other videos' if card is None else len(card['learned_from'])} whose labels were not used"
+    size = config["inputs"]["image_size"]
     text = (
         f"An action recognition network trained on {known}. Views: {views}; clips of "
-        f"{config['clip']['frames']} frames, {config['image_size']} × {config['image_size']} pixels; seed "
+        f"{config['clip']['frames']} frames, {size} × {size} pixels; seed "
         f"{config['run']['seed']}."
     )
     numbers: dict[str, str] = {}
@@ -60,7 +61,7 @@ def header(record: RunRecord, *, card: Mapping[str, Any] | None, evaluations: Se
         numbers["training time"] = duration(record.seconds)
     if card is None:
         done = int(record.records[-1]["step"]) + 1 if record.records else 0
-        text += f" Training has not ended: {done} of {config['steps']} steps are done."
+        text += f" Training has not ended: {done} of {config['training']['steps']} steps are done."
     return f"<header>\n<h1>{escape(title(config))}</h1>\n{page.paragraph(text)}\n{page.facts(numbers)}\n</header>"
 
 
@@ -69,7 +70,7 @@ def training(record: RunRecord) -> str:
 
     Panels without recorded numbers are omitted.
     """
-    views = {f"pseudo_accuracy_{view}": VIEW_NAMES.get(view, view) for view in record.config["views"]}
+    views = {f"pseudo_accuracy_{view}": VIEW_NAMES.get(view, view) for view in record.config["inputs"]["views"]}
     recorded = {name for line in record.records for name in line}
     losses = {"supervised": "labels", "unlabelled": "pseudo-labels", "feature_distance": "distance of features"}
     if record.config["method"] == "supervised":

@@ -29,7 +29,7 @@ def view_sheet(videos: VideoSet, recipe: Recipe, config: Mapping[str, Any], *, c
         seed: Seed for the choice of clips.
     """
     views = recipe.views
-    folder = config.get("flow_cache")
+    folder = config["read"]["flow_cache"]
     stored = open_flow(None if folder is None else Path(str(folder)), method=recipe.flow, views=views)
     data = ClipDataset(videos, recipe.clip, following=True, audio="audio" in views, flow=stored)
     places = torch.linspace(0, len(videos) - 1, min(clips, len(videos))).round().long()
@@ -38,6 +38,7 @@ def view_sheet(videos: VideoSet, recipe: Recipe, config: Mapping[str, Any], *, c
         views=views,
         weak=WeakOptions(**config["weak"]),
         strong=StrongOptions(**config["strong"]),
+        shared_geometry=bool(config["inputs"]["shared_geometry"]),
         flow=recipe.flow,
         tg_gain=recipe.tg_gain,
     )

@@ -1,10 +1,9 @@
-"""Settings of pseudo-labels and of the optimiser."""
+"""Settings of training: views, length and batches, pseudo-labels, optimiser; and the recipes that set them."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -13,8 +12,66 @@ from torch import nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.optim import lars_param_groups
-from ssl_video.augment import StrongOptions
+from ssl_video.augment import ClipAugment, StrongOptions, WeakOptions
 from ssl_video.mvpl.losses import TargetKind
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """What the network sees: the views of a clip and their size.
+
+    Attributes:
+        views: Views of a clip, from rgb, flow, tg and audio; the first is the one that is tested. ``fixmatch`` uses
+            only the first.
+        image_size: Side of the crops in pixels.
+        flow: Flow method for the view flow: dis, dis_fast, dis_ultrafast, farneback, tvl1 or raft:FILE.
+        tg_gain: Contrast of the view tg (temporal gradient).
+        shared_geometry: Crop all views of a clip in the same place.
+    """
+
+    views: tuple[str, ...] = ("rgb", "tg")
+    image_size: int = 112
+    flow: str = "dis"
+    tg_gain: float = 1.0
+    shared_geometry: bool = True
+
+    def __post_init__(self) -> None:
+        _check_least(self, image_size=1)
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Length of training, batches, batch norm and validation.
+
+    Attributes:
+        steps: Number of optimiser steps.
+        batch_size: Number of labelled clips per step over all processes; all labelled videos if there are fewer.
+        mu: Number of unlabelled clips per labelled clip.
+        bn: Batch norm statistics: ``split`` for separate ones per view, ``joint`` for all views together.
+        recalibrate: Number of clips to recalibrate batch norm on for each view; 0 for none.
+        validate_every: Number of steps between evaluations on the validation part of the split; 0 for none.
+    """
+
+    steps: int = 10_000
+    batch_size: int = 8
+    mu: int = 4
+    bn: Literal["joint", "split"] = "split"
+    recalibrate: int = 200
+    validate_every: int = 0
+
+    def __post_init__(self) -> None:
+        _check_least(self, steps=1, batch_size=1, mu=1, recalibrate=0, validate_every=0)
+
+    def validates(self, step: int) -> bool:
+        """Return whether the network is evaluated on the validation part after a step; it is after the last."""
+        return self.validate_every > 0 and ((step + 1) % self.validate_every == 0 or step == self.steps - 1)
+
+
+def _check_least(options: InputOptions | TrainingOptions, **least: int) -> None:
+    for name, value in least.items():
+        if getattr(options, name) < value:
+            raise UserError(f"{name} is {getattr(options, name)}; expected at least {value}")
+
 
 REFERENCE_CLIPS = 40
 """Number of clips per step, labelled and unlabelled, for which the learning rate is stated."""
@@ -40,12 +97,14 @@ class PseudoOptions:
         align: Align the distribution of pseudo-labels with that of the labels.
         select: Selection of pseudo-labels: ``fixed`` for the threshold, ``freematch`` for thresholds per class that
             follow the confidence, ``softmatch`` for weights.
-        labeller: Network that makes the pseudo-labels: ``network``, or its moving ``average`` (with ``--ema_decay``).
+        labeller: Network that makes the pseudo-labels: ``network``, or its moving ``average`` (with ``--ema``).
         mix: TubeMix, which replaces one box in all frames by that of another clip and mixes the targets: parameter of
             the Beta distribution of the remaining share, such as 1; 0 for none.
         directed: Classes that the direction of time defines, such as opening and closing; their pseudo-labels are
             ignored on clips that ``strong.temporal`` reverses or shuffles.
         agreement_weight: Weight of the distance between the features of rgb and those of tg (LTG); 0 for none.
+        exclude_labelled: Exclude the labelled videos from the unlabelled data.
+        diagnose: Read the labels of all videos to record the accuracy of the pseudo-labels; training ignores them.
     """
 
     target: TargetKind = "aggregated"
@@ -63,6 +122,8 @@ class PseudoOptions:
     mix: float = 0.0
     directed: tuple[str, ...] = ()
     agreement_weight: float = 0.0
+    exclude_labelled: bool = False
+    diagnose: bool = False
 
     def __post_init__(self) -> None:
         for name, holds, expected in (
@@ -101,6 +162,7 @@ class OptimizerOptions:
         weight_decay: Weight decay; not applied to batch norm and biases.
         warmup: Fraction of the steps over which the learning rate rises.
         clip_gradients: Largest norm of the gradient; 0 for no limit.
+        ema: Decay of a moving average of the network, which is then saved in its place; 0 for none.
     """
 
     lr: float = 0.1
@@ -108,6 +170,7 @@ class OptimizerOptions:
     weight_decay: float = 1e-4
     warmup: float = 0.125
     clip_gradients: float = 40.0
+    ema: float = 0.0
 
     def __post_init__(self) -> None:
         for name, holds, expected in (
@@ -116,6 +179,7 @@ class OptimizerOptions:
             ("weight_decay", 0 <= self.weight_decay < math.inf, "a finite number, at least 0"),
             ("warmup", 0 <= self.warmup < 1, "a share of the steps, less than 1"),
             ("clip_gradients", self.clip_gradients >= 0, "at least 0"),
+            ("ema", 0 <= self.ema < 1, "at least 0 and less than 1"),
         ):
             if not holds:
                 raise UserError(f"optimizer.{name} is {getattr(self, name)}; expected {expected}")
@@ -123,6 +187,18 @@ class OptimizerOptions:
     def peak(self, clips: int) -> float:
         """Return the peak learning rate for this number of clips per step over all processes."""
         return self.lr * clips / REFERENCE_CLIPS
+
+
+def make_augment(inputs: InputOptions, weak: WeakOptions, strong: StrongOptions) -> ClipAugment:
+    """Make the augmentation of the views.
+
+    Raises:
+        ValueError: A setting is out of range.
+    """
+    return ClipAugment(
+        inputs.image_size, views=inputs.views, weak=weak, strong=strong, shared_geometry=inputs.shared_geometry,
+        flow=inputs.flow, tg_gain=inputs.tg_gain,
+    )  # fmt: skip
 
 
 def build_optimizer(network: nn.Module, options: OptimizerOptions, *, lr: float) -> torch.optim.Optimizer:
@@ -134,21 +210,21 @@ def build_optimizer(network: nn.Module, options: OptimizerOptions, *, lr: float)
     return torch.optim.SGD(groups, lr=lr, momentum=options.momentum, nesterov=True)
 
 
-BN = Literal["joint", "split"]
-
-_VIEWS: tuple[str, ...] = ("rgb", "tg")
-_PAPER_PSEUDO = {"threshold": 0.3, "warmup": 0.125}
-_PAPER_STRONG = {"num_ops": 2, "magnitude": 10, "cutout": 4 / 7, "motion_ops": "full"}
+_PAPER: dict[type, dict[str, Any]] = {
+    InputOptions: {"views": ("rgb", "flow", "tg")},
+    TrainingOptions: {"bn": "joint"},
+    PseudoOptions: {"threshold": 0.3, "warmup": 0.125},
+    StrongOptions: {"num_ops": 2, "magnitude": 10, "cutout": 4 / 7, "motion_ops": "full"},
+}
 
 
 def apply_recipe(
     recipe: Literal["strong", "paper"],
-    *,
-    views: tuple[str, ...],
-    bn: BN,
+    inputs: InputOptions,
+    training: TrainingOptions,
     pseudo: PseudoOptions,
     strong: StrongOptions,
-) -> tuple[tuple[str, ...], BN, PseudoOptions, StrongOptions]:
+) -> tuple[InputOptions, TrainingOptions, PseudoOptions, StrongOptions]:
     """Apply the values of a recipe to the settings that are at their defaults.
 
     ``strong`` keeps the defaults, which measured best. ``paper`` sets all three views, joint batch norm, and the
@@ -160,17 +236,15 @@ def apply_recipe(
     """
     if recipe not in ("strong", "paper"):
         raise UserError(f"recipe is {recipe!r}; expected strong or paper")
-    if recipe == "paper":
-        views = ("rgb", "flow", "tg") if views == _VIEWS else views
-        bn = "joint" if bn == "split" else bn
-        pseudo, strong = _replaced(pseudo, _PAPER_PSEUDO), _replaced(strong, _PAPER_STRONG)
-    return views, bn, pseudo, strong
+    if recipe == "strong":
+        return inputs, training, pseudo, strong
+    return _as_in_paper(inputs), _as_in_paper(training), _as_in_paper(pseudo), _as_in_paper(strong)
 
 
-_Options = TypeVar("_Options", PseudoOptions, StrongOptions)
+_Options = TypeVar("_Options", InputOptions, TrainingOptions, PseudoOptions, StrongOptions)
 
 
-def _replaced(options: _Options, values: Mapping[str, Any]) -> _Options:
-    defaults = type(options)()
+def _as_in_paper(options: _Options) -> _Options:
+    values, defaults = _PAPER[type(options)], type(options)()
     at_default = {name for name in values if getattr(options, name) == getattr(defaults, name)}
     return dataclasses.replace(options, **{name: values[name] for name in at_default})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import functools
 import importlib
 import re
 from collections import defaultdict
@@ -110,6 +112,67 @@ def test_a_flag_takes_the_same_in_all_command_lines() -> None:
         if len(values) > 1
     }
     assert several == {}
+
+
+def test_positional_arguments_have_one_order() -> None:
+    """What is used, the data, what is written; everything else, a split among it, is a flag."""
+    order = [("model", "init", "teacher", "source", "run", "predicted"), ("data",), ("out",)]
+    wrong = {}
+    for package in PACKAGES:
+        for verb, about in importlib.import_module(f"{package}.cli").VERBS.items():
+            found = Flags(declared_function(about.target)).positional
+            places = [next((n for n, names in enumerate(order) if name in names), -1) for name in found]
+            if places != sorted(set(places)) or -1 in places:
+                wrong[f"{package} {verb}"] = found
+    assert wrong == {}
+
+
+@pytest.mark.parametrize(
+    ("domain", "words"),
+    [
+        ("ssl_medseg", ["train", "hearts", "run"]),
+        ("ssl_medseg", ["pretrain", "hearts", "run"]),
+        ("ssl_medseg", ["selftrain", "first", "hearts", "run"]),
+        ("ssl_video", ["train", "videos", "run"]),
+    ],
+)
+def test_a_missing_split_names_its_flag_and_how_to_make_one(
+    domain: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = domain.replace("_", "-")
+    assert importlib.import_module(f"{domain}.cli").main(words) == 2
+    said = capsys.readouterr().err
+    assert f"missing: --split (split file, as written by {program} make-splits" in said
+
+
+_UNDERSCORED = re.compile(r"(?<![\w-])--[a-z][a-z0-9.]*_[a-z0-9_.]*")
+_OF_OTHER_PROGRAMS = (
+    "--verify_dataset_integrity",  # nnU-Net
+    *("--config_file", "--meta_file", "--bundle_root", "--dataset_dir", "--output_dir"),  # MONAI
+    "--batch_size 1024 --temp",  # SupContrast
+)
+
+
+def test_flags_are_spelt_with_dashes_as_in_the_help() -> None:
+    """In messages, docstrings and pages; on a command line both spellings are accepted."""
+    root = CONTRIBUTING.parents[1]
+    texts = {
+        path: path.read_text(encoding="utf-8")
+        for pattern in ("docs/**/*.md", "docs/**/*.ipynb", "packages/*/*.md", ".github/*.md", "README.md")
+        for path in root.glob(pattern)
+        if "reference" not in path.parts
+    }
+    for path in root.glob("packages/*/src/**/*.py"):
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        literals = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        texts[path] = "\n".join(literals)
+    assert len(texts) > 300
+    wrong = {}
+    for path, text in texts.items():
+        ours = functools.reduce(lambda rest, theirs: rest.replace(theirs, ""), _OF_OTHER_PROGRAMS, text)
+        if found := _UNDERSCORED.findall(ours):
+            wrong[str(path.relative_to(root))] = found
+    assert wrong == {}
 
 
 def test_flags_keep_the_table() -> None:

@@ -81,9 +81,9 @@ MEDSEG = [
     Case("check DATA --repair fractions --repaired OUT", ("notes.txt", "imagesTr/patient001_ED.nii.gz")),
     Case("make-splits DATA OUT --n-labelled 1 --draws 1 --n-validation 1"),
     Case(f"run DATA OUT --labelled patient001 --steps 1 --baseline-steps 1 {_SMALL}", (*_RUN, "split.json")),
-    Case(f"train DATA SPLIT OUT --steps 1 {_SMALL}", _RUN),
-    Case("pretrain DATA SPLIT OUT --device cpu --no-progress", _RUN),
-    Case("selftrain MODEL DATA SPLIT OUT --steps 1 --device cpu --no-progress", _RUN),
+    Case(f"train DATA OUT --split SPLIT --steps 1 {_SMALL}", _RUN),
+    Case("pretrain DATA OUT --split SPLIT --device cpu --no-progress", _RUN),
+    Case("selftrain MODEL DATA OUT --split SPLIT --steps 1 --device cpu --no-progress", _RUN),
     Case("predict MODEL DATA OUT --pictures --uncertainty --device cpu", read=("predict MODEL IMAGE IMAGE",)),
     Case("evaluate MODEL DATA --out OUT --name scores --part all --device cpu"),
     Case("next MODEL DATA OUT --split SPLIT --device cpu"),
@@ -156,9 +156,8 @@ def medseg_place(folder: Path) -> dict[str, Path]:
     write_phantom(data, patients=4, frames=1, size=32)
     names = open_dataset(data).names
     write_split(split, Split(names[:1], names[1:2], names[2:3], names[3:]), open_dataset(data))
-    assert (
-        call("ssl_medseg", ["train", str(data), str(split), str(folder / "run"), "--steps", "1", *_SMALL.split()]) == 0
-    )
+    words = ["train", str(data), str(folder / "run"), "--split", str(split), "--steps", "1", *_SMALL.split()]
+    assert call("ssl_medseg", words) == 0
     image, label = (next((data / part).glob(f"{names[0]}*")) for part in ("imagesTr", "labelsTr"))
     return {
         "DATA": data, "SPLIT": split, "IMAGE": image, "LABEL": label, "MODEL": folder / "run", "RUN": folder / "run"

@@ -143,7 +143,17 @@ class Study:
     def upper(self, seed: int) -> list[Job]:
         """All labels but those of validation and test, as many steps as labels alone."""
         out, split = self.runs / f"all-seed{seed}", self.runs / "splits" / "all-labelled.json"
-        words = ("train", str(self.data), str(split), str(out), "--steps", str(FIRST + MORE), *PAPER, *NETWORK)
+        words = (
+            "train",
+            str(self.data),
+            str(out),
+            "--split",
+            str(split),
+            "--steps",
+            str(FIRST + MORE),
+            *PAPER,
+            *NETWORK,
+        )
         job = self._job(out.name, (*words, *self._shared(seed)), out / "model" / "model.json", "splits")
         return [job, self._tested(out)]
 
@@ -153,8 +163,9 @@ class Study:
         command = (
             "train",
             str(self.data),
-            str(self.split(count, draw)),
             str(out),
+            "--split",
+            str(self.split(count, draw)),
             "--steps",
             str(steps),
             *PAPER,
@@ -170,7 +181,8 @@ class Study:
         """Both stages of pre-training on all training volumes, then the labels."""
         out = self.out("trunk", count, draw)
         stages = ("--global_steps", str(MORE // 2), "--local_steps", str(MORE // 2))
-        command = ("pretrain", str(self.data), str(self.split(count, draw)), str(out), *stages, *NETWORK)
+        split = str(self.split(count, draw))
+        command = ("pretrain", str(self.data), str(out), "--split", split, *stages, *NETWORK)
         trunk = self._job(out.name, (*command, *self._shared(draw)), out / "model" / "model.json", "splits")
         return [trunk, self.train(method, count, draw, FIRST, "--init", str(out))]
 
@@ -179,7 +191,8 @@ class Study:
         out, first, found = self.out(method, count, draw), self.out("first", count, draw), METHODS[method]
         rounds = 1 if method == "teacher" else ROUNDS
         words = (
-            *("selftrain", str(first), str(self.data), str(self.split(count, draw)), str(out), *PAPER, *found.words),
+            *("selftrain", str(first), str(self.data), str(out), "--split", str(self.split(count, draw))),
+            *(*PAPER, *found.words),
             *("--rounds", str(rounds), "--steps", str(found.steps // rounds), "--reuse", "whole"),
             *("--pseudo.guard", "warn", "--score_withheld"),
         )

@@ -71,7 +71,7 @@ class Study:
         )
         yield _job(run.name, (*words, "--pseudo.guard", "warn", *shared), run / "model" / "model.json", "splits")
         labels = self.runs / f"labels-draw{draw}"
-        longer = ("train", str(self.data), str(split), str(labels), "--steps", str(FIRST + MORE))
+        longer = ("train", str(self.data), str(labels), "--split", str(split), "--steps", str(FIRST + MORE))
         yield _job(labels.name, (*longer, *shared), labels / "model" / "model.json", "splits")
         for name, (_, folder) in MODELS.items():
             model = folder.format(run=run, labels=labels)

@@ -176,17 +176,17 @@ class Study:
         out, first = self.out(name, count, draw), self.out("first", count, draw)
         words = METHODS[name].words
         if words is None:
-            command = ["train", str(self.data), str(split), str(out)]
+            command = ["train", str(self.data), str(out), "--split", str(split)]
             command += [*self._steps(2 if name == LABELS else 1), *self.flags]
             return self._trained(out, command, draw, "splits")
-        command = ["selftrain", str(first), str(self.data), str(split), str(out), *words, *self._steps(1)]
+        command = ["selftrain", str(first), str(self.data), str(out), "--split", str(split), *words, *self._steps(1)]
         return self._trained(out, command, draw, first.name)
 
     def upper(self) -> list[Job]:
         """All labels but those of validation and test, 2N steps."""
         out, split = self.runs / "all", self.runs / "splits" / "all-labelled.json"
         return self._trained(
-            out, ["train", str(self.data), str(split), str(out), *self._steps(2), *self.flags], 1, "splits"
+            out, ["train", str(self.data), str(out), "--split", str(split), *self._steps(2), *self.flags], 1, "splits"
         )
 
     @property

@@ -15,8 +15,8 @@ from tests.core.app.toy_program import VERBS, fit
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "missing: data, out"),
-        (["d"], "missing: out"),
+        ([], "missing: DATA (what to learn from), OUT (where to write)"),
+        (["d"], "missing: OUT (where to write)"),
         (["d", "o", "x"], "unexpected argument 'x'; expected 2 without a flag (data, out)"),
         (["--data", "d", "o", "x"], "unexpected argument 'x'; expected 1 without a flag (out)"),
         (["--data", "d", "--out", "o", "x"], "unexpected argument 'x'; expected flags only"),
@@ -82,6 +82,31 @@ def test_wrong_files(refused: Callable[..., str], tmp_path: Path, text: str, sai
     found = refused("d", "o", "--config", str(tmp_path / "c.yaml"))
     assert said in found
     assert "\n\n" not in found
+
+
+def test_a_required_flag(module: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    def check(data: str, *, split_file: Path) -> None:
+        """Look at the data.
+
+        Args:
+            data: Folder of images.
+            split_file: Split file, as written by `toy split`. It lists the parts.
+        """
+        print(data, split_file)
+
+    module.check = check  # type: ignore[attr-defined]
+    assert run("toy", VERBS, ["check", "images"], version="1") == 2
+    said = "toy check: missing: --split-file (split file, as written by toy split)\n"
+    assert capsys.readouterr().err.startswith(said)
+    assert run("toy", VERBS, ["check", "images", "s.json"], version="1") == 2
+    said = "toy check: unexpected argument 's.json'; expected 1 without a flag (data), and --split-file\n"
+    assert capsys.readouterr().err.startswith(said)
+    assert run("toy", VERBS, ["check", "--help"], version="1") == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: toy check DATA --split-file PATH [options]\n")
+    assert "\n  --split-file PATH       Split file, as written by toy split.\n" in shown
+    assert run("toy", VERBS, ["check", "images", "--split-file", "s.json"], version="1") == 0
+    assert capsys.readouterr().out == "images s.json\n"
 
 
 def test_missing_file(refused: Callable[..., str]) -> None:

@@ -91,7 +91,7 @@ def test_every_altered_card_is_refused(tmp_path: Path) -> None:
 
 
 def test_code_of_a_model_runs_only_where_it_is_trusted() -> None:
-    with pytest.raises(UserError, match=r"run: its network is os:abort, code outside.*--trust_model_code"):
+    with pytest.raises(UserError, match=r"run: its network is os:abort, code outside.*--trust-model-code"):
         check_model_code("os:abort", model="run")
     with trust_model_code():
         check_model_code("os:abort", model="run")

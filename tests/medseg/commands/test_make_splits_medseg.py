@@ -167,7 +167,7 @@ def test_test_patients_from_a_table_and_from_the_data_set(tmp_path: Path) -> Non
     written = make_splits(str(root), tmp_path / "a", table=table, table_test=("val",), **how)
     assert {patients(split.test) == {"p1", "p3"} for split in written.files.values()} == {True}
     with pytest.raises(
-        UserError, match=r"no row has the split test; found train, val\. Name the test values with --table_test"
+        UserError, match=r"no row has the split test; found train, val\. Name the test values with --table-test"
     ):
         make_splits(str(root), tmp_path / "b", table=table, **how)
     content = json.loads((root / "dataset.json").read_text())

@@ -101,12 +101,12 @@ def losses(run: Path, name: str) -> list[float]:
 def test_trained_without_labels_and_gone_on_with(place: tuple[Path, Path], tmp_path: Path, kinds: Any) -> None:
     data, split = place
     out = tmp_path / "pre"
-    folder = pretrain(str(data), split, out, global_loss=kinds[0], local_loss=kinds[1], **SHORT)
+    folder = pretrain(str(data), out, split=split, global_loss=kinds[0], local_loss=kinds[1], **SHORT)
     assert len(losses(out, "global_loss")) == len(losses(out, "local_loss")) == 3
     trunk = load_trunk(folder)
     assert trunk.options == NetworkOptions(width=2)
     model = train(
-        str(data), split, tmp_path / "train", **grouped(init=str(out), steps=1, batch_size=2, lr=1e-12, run=RUN)
+        str(data), tmp_path / "train", split=split, **grouped(init=str(out), steps=1, batch_size=2, lr=1e-12, run=RUN)
     )
     segmenter = load_segmenter(model, device="cpu")
     assert segmenter.preprocessing == trunk.preprocessing
@@ -119,7 +119,7 @@ def test_a_killed_run_ends_in_the_same_bytes(
     place: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, split = place
-    whole = pretrain(str(data), split, tmp_path / "whole", **SHORT)
+    whole = pretrain(str(data), tmp_path / "whole", split=split, **SHORT)
 
     def die(self: Pace, step: int) -> None:
         if step == 4:
@@ -128,9 +128,9 @@ def test_a_killed_run_ends_in_the_same_bytes(
     with monkeypatch.context() as patched:
         patched.setattr(Pace, "after", die)
         with pytest.raises(KeyboardInterrupt):
-            pretrain(str(data), split, tmp_path / "part", **SHORT)
+            pretrain(str(data), tmp_path / "part", split=split, **SHORT)
     resumed = RunOptions(**{**vars(RUN), "resume": True})
-    part = pretrain(str(data), split, tmp_path / "part", **{**SHORT, "run": resumed})
+    part = pretrain(str(data), tmp_path / "part", split=split, **{**SHORT, "run": resumed})
     assert (part / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
@@ -144,7 +144,7 @@ def test_the_global_loss_falls(place: tuple[Path, Path], tmp_path: Path) -> None
         "network": NetworkOptions(width=4),
         "global_volumes": 4,
     }
-    pretrain(str(data), split, tmp_path / "run", **longer)
+    pretrain(str(data), tmp_path / "run", split=split, **longer)
     curve = losses(tmp_path / "run", "global_loss")
     assert sum(curve[-5:]) < 0.95 * sum(curve[:5])
 
@@ -158,4 +158,4 @@ def test_the_global_loss_falls(place: tuple[Path, Path], tmp_path: Path) -> None
 )
 def test_wrong_settings(place: tuple[Path, Path], tmp_path: Path, changed: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        pretrain(str(place[0]), place[1], tmp_path / "run", **{**SHORT, **changed})
+        pretrain(str(place[0]), tmp_path / "run", split=place[1], **{**SHORT, **changed})

@@ -124,7 +124,7 @@ def test_a_baseline_that_finds_nothing_stops_the_run_with_a_picture(
     )
     untaught = {**SHORT, "lr": 1e-9, "split": tmp_path / "split.json", "baseline_floor": 0.1}
     with pytest.raises(
-        UserError, match=r"the baseline (never finds|has a validation Dice).*--baseline_floor 0 --resume"
+        UserError, match=r"the baseline (never finds|has a validation Dice).*--baseline-floor 0 --resume"
     ):
         run(str(tmp_path / "data"), tmp_path / "run", **grouped(**untaught))
     assert list((tmp_path / "run" / "baseline" / "evaluation").glob("validation-*.png"))
@@ -135,7 +135,7 @@ def test_a_baseline_that_finds_nothing_stops_the_run_with_a_picture(
 
 
 def test_without_validation_cases_the_baseline_is_judged_by_the_labelled_ones(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"on its training cases.*--baseline_floor 0 --resume"):
+    with pytest.raises(UserError, match=r"on its training cases.*--baseline-floor 0 --resume"):
         run(str(data), tmp_path / "run", **grouped(**{**SHORT, "lr": 1e-9, "baseline_floor": 0.1}))
     assert list((tmp_path / "run" / "baseline" / "evaluation").glob("labelled-*.png"))
     assert not (tmp_path / "run" / "selftrain").exists()

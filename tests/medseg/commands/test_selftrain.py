@@ -48,7 +48,7 @@ class Place:
         names = dataset.names
         write_split(self.split, Split((names[0],), (names[1],), (names[2],), names[3:]), dataset)
         train(
-            str(self.data), self.split, self.start,
+            str(self.data), self.start, split=self.split,
             training=TrainingOptions("paper", steps=80, batch_size=8, validate_every=80),
             network=NetworkOptions(width=4), preprocessing=PreprocessingOptions(image_size=32), opening=OPENING,
             run=RUN,
@@ -56,7 +56,7 @@ class Place:
         self.unlabelled = names[3:]
 
     def selftrain(self, out: Path, **changed: Any) -> Path:
-        return selftrain(str(self.start), str(self.data), self.split, out, **grouped(**{**SHORT, **changed}))
+        return selftrain(str(self.start), str(self.data), out, split=self.split, **grouped(**{**SHORT, **changed}))
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def test_labels_of_unlabelled_and_test_cases_change_nothing(
         content["training"].remove(entry)
         content.setdefault("unlabeled", []).append(entry["image"])
     (data / "dataset.json").write_text(json.dumps(content))
-    selftrain(str(place.start), str(data), place.split, tmp_path / "without", **grouped(**{**SHORT, **changed}))
+    selftrain(str(place.start), str(data), tmp_path / "without", split=place.split, **grouped(**{**SHORT, **changed}))
     assert outcome(tmp_path / "with") == outcome(tmp_path / "without")
 
 
@@ -245,7 +245,7 @@ def test_a_network_that_loses_a_structure_is_not_kept(
 
     monkeypatch.setattr(Pool, "collapse", collapse)
     model = selftrain(
-        str(place.start), str(place.data), split, tmp_path / "run",
+        str(place.start), str(place.data), tmp_path / "run", split=split,
         **grouped(**{**SHORT, "method": "consistency", "reuse": "whole", "pseudo": PseudoLabelOptions(guard=guard)}),
     )  # fmt: skip
     kept = load_segmenter(model, device="cpu")
@@ -293,21 +293,22 @@ def test_what_does_not_fit_is_refused(place: Place, tmp_path: Path) -> None:
     nothing = tmp_path / "split.json"
     write_split(nothing, Split(dataset.names[:1]), dataset)
     with pytest.raises(UserError, match="the split has no unlabelled cases"):
-        selftrain(str(place.start), str(place.data), nothing, tmp_path / "run", **grouped(**SHORT))
+        selftrain(str(place.start), str(place.data), tmp_path / "run", split=nothing, **grouped(**SHORT))
     names = tmp_path / "map"
     shutil.copytree(place.data, names)
     content = json.loads((names / "dataset.json").read_text())
     content["labels"] = {value: f"new {name}" for value, name in content["labels"].items()}
     (names / "dataset.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="expected the same structures"):
-        selftrain(str(place.start), str(names), place.split, tmp_path / "run", **grouped(**SHORT))
+        selftrain(str(place.start), str(names), tmp_path / "run", split=place.split, **grouped(**SHORT))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["rounds", "consistency"])
 def test_two_processes_train_as_one(place: Place, tmp_path: Path, method: str) -> None:
     words = [
-        *("selftrain", str(place.start), str(place.data), str(place.split), "--method", method, "--rounds", "2"),
+        *("selftrain", str(place.start), str(place.data), "--split", str(place.split), "--method", method),
+        *("--rounds", "2"),
         *("--steps", "3", "--batch_size", "4", "--unlabelled_batch", "4", "--pseudo.guard", "off", "--log_every", "1"),
         *("--patient-pattern", "(patient[0-9]+)", "--device", "cpu", "--threads", "1", "--validate_every", "3"),
         *("--lr", "1e-3"),  # with the default, ten times as much, rounding grows beyond the tolerance

@@ -68,7 +68,7 @@ def split(data: Path) -> Path:
 @pytest.fixture(scope="module")
 def untouched(data: Path, split: Path) -> Path:
     out = data.parent / "untouched"
-    train(str(data), split, out, **grouped(steps=12, run=QUIET, **SMALL))
+    train(str(data), out, split=split, **grouped(steps=12, run=QUIET, **SMALL))
     return out
 
 
@@ -84,7 +84,7 @@ def test_labels_it_may_not_see_are_never_opened(data: Path, split: Path, untouch
     for name in names[1]:
         (image,) = (copy / "imagesTr").glob(f"{name}*")
         image.write_bytes(b"this is no image")
-    train(str(copy), split, tmp_path / "run", **grouped(steps=12, run=QUIET, **SMALL))
+    train(str(copy), tmp_path / "run", split=split, **grouped(steps=12, run=QUIET, **SMALL))
     assert len([*names[0], *names[1]]) == 2
     assert outcome(tmp_path / "run") == outcome(untouched)
 
@@ -105,13 +105,14 @@ def test_a_validation_label_on_another_grid_is_refused(
         matrix[0, 3] += 20
     nibabel.save(nibabel.Nifti1Image(array, matrix), label)
     with pytest.raises(UserError, match=rf"{name}\.nii\.gz: the label does not lie on the grid of its image .*{words}"):
-        train(str(copy), split, tmp_path / "run", **grouped(steps=2, run=QUIET, **SMALL))
+        train(str(copy), tmp_path / "run", split=split, **grouped(steps=2, run=QUIET, **SMALL))
 
 
 @pytest.mark.slow
 def test_a_killed_run_ends_in_the_same_bytes(data: Path, split: Path, untouched: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "ssl_medseg", "train", str(data), str(split), str(run), "--steps", "12", *FLAGS]
+    words = ["train", str(data), str(run), "--split", str(split), "--steps", "12", *FLAGS]
+    command = [sys.executable, "-m", "ssl_medseg", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     assert kill_after(process, run, 5, signal.SIGKILL)
     done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
@@ -123,7 +124,7 @@ def test_a_killed_run_ends_in_the_same_bytes(data: Path, split: Path, untouched:
 def test_two_processes_train_as_one(data: Path, split: Path, untouched: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, "-m", "ssl_medseg", "train", str(data), str(split), str(run), "--steps", "12", *FLAGS]
+    command = [*torchrun, "-m", "ssl_medseg", "train", str(data), str(run), "--split", str(split), "--steps=12", *FLAGS]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     alone, together = (
@@ -144,8 +145,8 @@ def test_it_learns_and_keeps_the_best_if_asked_to(
     options = SMALL | {"network": NetworkOptions(network, 8), "batch_size": 8, "validate_every": 20}
     folder = train(
         str(data),
-        split,
         tmp_path / "run",
+        split=split,
         **grouped(recipe=recipe, lr=1e-2, steps=steps, keep="best", run=QUIET, **options),
     )
     records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
@@ -165,25 +166,25 @@ def test_the_strong_recipe_keeps_the_last_weights_and_the_papers_the_best(
     data: Path, split: Path, tmp_path: Path
 ) -> None:
     for recipe, words in (("strong", "last step (3)"), ("paper", "best step (")):
-        folder = train(str(data), split, tmp_path / recipe, **grouped(recipe=recipe, steps=3, run=QUIET, **SMALL))
+        folder = train(str(data), tmp_path / recipe, split=split, **grouped(recipe=recipe, steps=3, run=QUIET, **SMALL))
         assert load_segmenter(folder, device="cpu").details["weights"].startswith(words)
 
 
 def test_without_validation_the_last_weights_or_their_average_are_kept(data: Path, tmp_path: Path) -> None:
     split = write_parts(data, tmp_path / "split.json", validation=False)
-    folder = train(str(data), split, tmp_path / "run", **grouped(steps=3, ema=0.5, run=QUIET, **SMALL))
+    folder = train(str(data), tmp_path / "run", split=split, **grouped(steps=3, ema=0.5, run=QUIET, **SMALL))
     assert load_segmenter(folder, device="cpu").details["weights"] == "last step (3), averaged with decay 0.5"
     averaged, _ = load_model(folder)
-    plain, _ = load_model(train(str(data), split, tmp_path / "plain", **grouped(steps=3, run=QUIET, **SMALL)))
+    plain, _ = load_model(train(str(data), tmp_path / "plain", split=split, **grouped(steps=3, run=QUIET, **SMALL)))
     assert averaged.keys() == plain.keys()
     assert any(not torch.equal(averaged[name], plain[name]) for name in plain)
     with pytest.raises(UserError, match=r"has no validation cases.*--keep last"):
-        train(str(data), split, tmp_path / "best", **grouped(steps=3, keep="best", run=QUIET, **SMALL))
+        train(str(data), tmp_path / "best", split=split, **grouped(steps=3, keep="best", run=QUIET, **SMALL))
 
 
 def test_half_precision_trains(data: Path, split: Path, tmp_path: Path) -> None:
     run = RunOptions(device="cpu", threads=1, progress=False, precision="bf16-mixed", log_every=1)
-    train(str(data), split, tmp_path / "run", **grouped(steps=2, run=run, **(SMALL | {"validate_every": 2})))
+    train(str(data), tmp_path / "run", split=split, **grouped(steps=2, run=run, **(SMALL | {"validate_every": 2})))
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert all(0 < loss < 4 for loss in losses)
     weights, _ = load_model(tmp_path / "run")
@@ -191,7 +192,7 @@ def test_half_precision_trains(data: Path, split: Path, tmp_path: Path) -> None:
 
 
 def test_the_expected_time_is_said(data: Path, split: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train(str(data), split, tmp_path / "run", **grouped(steps=6, run=QUIET, **SMALL))
+    train(str(data), tmp_path / "run", split=split, **grouped(steps=6, run=QUIET, **SMALL))
     said = capsys.readouterr().err
     assert "a step takes" in said
     assert "(4 slices of 32 x 32 pixels): about" in said
@@ -214,7 +215,7 @@ def test_bad_settings_are_one_clear_error(
     data: Path, split: Path, tmp_path: Path, changes: dict[str, object], said: str
 ) -> None:
     with pytest.raises(UserError, match=said):
-        train(str(data), split, tmp_path / "run", **grouped(**(SMALL | {"steps": 2, "run": QUIET} | changes)))
+        train(str(data), tmp_path / "run", split=split, **grouped(**(SMALL | {"steps": 2, "run": QUIET} | changes)))
 
 
 def test_a_structure_that_is_never_labelled_is_an_error_before_training(
@@ -226,7 +227,7 @@ def test_a_structure_that_is_never_labelled_is_an_error_before_training(
     meaning.write_text(json.dumps(dict(zip(names, [*labels.values, 77], strict=True))))
     opening = DataOptions(label_map=meaning)
     with pytest.raises(UserError, match=r"labelled slices .* contains aorta"):
-        train(str(data), split, tmp_path / "run", **grouped(steps=2, run=QUIET, **(SMALL | {"opening": opening})))
+        train(str(data), tmp_path / "run", split=split, **grouped(steps=2, run=QUIET, **(SMALL | {"opening": opening})))
 
 
 def test_a_run_goes_on_where_its_data_lie_now(
@@ -243,7 +244,7 @@ def test_a_run_goes_on_where_its_data_lie_now(
     with monkeypatch.context() as patched:
         patched.setattr(Pace, "after", stop)
         with pytest.raises(KeyboardInterrupt):
-            train(str(first), split, tmp_path / "run", **grouped(run=QUIET, **run))
+            train(str(first), tmp_path / "run", split=split, **grouped(run=QUIET, **run))
     moved = tmp_path / "elsewhere" / "the same data"
     moved.parent.mkdir()
     first.rename(moved)
@@ -256,8 +257,8 @@ def test_a_run_goes_on_where_its_data_lie_now(
     opened = nibabel.load(image)
     nibabel.save(nibabel.Nifti1Image(np.asarray(opened.dataobj) + 1, opened.affine, opened.header), image)
     with pytest.raises(UserError, match=rf"started with other data.* of 1 cases differ \({name}\)"):
-        train(str(changed), moved.parent / "split.json", tmp_path / "run", **grouped(run=resumed, **run))
-    train(str(moved), moved.parent / "split.json", tmp_path / "run", **grouped(run=resumed, **run))
+        train(str(changed), tmp_path / "run", split=moved.parent / "split.json", **grouped(run=resumed, **run))
+    train(str(moved), tmp_path / "run", split=moved.parent / "split.json", **grouped(run=resumed, **run))
     assert outcome(tmp_path / "run") == outcome(untouched)
     # The command that a stopped run prints reads this file, which therefore says where the data lie now.
     assert config.read(tmp_path / "run" / "config.yaml")["data"] == str(moved)
@@ -283,7 +284,7 @@ def test_how_volumes_are_stored_changes_no_byte_of_the_model_and_no_voxel_of_the
         (root / "dataset.json").write_text(json.dumps(content))
         split = tmp_path / f"{kind}.json"
         write_split(split, Split(labelled=("p0",), validation=("p1",), unlabelled=("p2",)), open_dataset(root))
-        train(str(root), split, tmp_path / f"run-{kind}", **grouped(steps=6, run=QUIET, **SMALL))
+        train(str(root), tmp_path / f"run-{kind}", split=split, **grouped(steps=6, run=QUIET, **SMALL))
         predict(str(tmp_path / f"run-{kind}"), str(root / "imagesTr"), tmp_path / f"masks-{kind}", device="cpu")
         masks = []
         for number in range(3):
@@ -300,7 +301,7 @@ def test_how_volumes_are_stored_changes_no_byte_of_the_model_and_no_voxel_of_the
 def test_another_data_set_is_evaluated_whole_and_known_cases_are_recognised(
     data: Path, split: Path, tmp_path: Path
 ) -> None:
-    train(str(data), split, tmp_path / "run", **grouped(steps=2, run=QUIET, **SMALL))
+    train(str(data), tmp_path / "run", split=split, **grouped(steps=2, run=QUIET, **SMALL))
     first = open_dataset(data).select(read_split(split, open_dataset(data)).labelled)[0]
     write_phantom(tmp_path / "other", patients=2, frames=1, size=64, seed=7)  # the same names, other hearts
     found = evaluate(tmp_path / "run", str(tmp_path / "other"), pictures=False).evaluation
@@ -322,7 +323,7 @@ def test_another_data_set_is_evaluated_whole_and_known_cases_are_recognised(
 
 
 def test_a_run_is_evaluated_where_labels_of_other_cases_are_missing(data: Path, split: Path, tmp_path: Path) -> None:
-    train(str(data), split, tmp_path / "run", **grouped(steps=2, run=QUIET, **SMALL))
+    train(str(data), tmp_path / "run", split=split, **grouped(steps=2, run=QUIET, **SMALL))
     copy = shutil.copytree(data, tmp_path / "copy")
     dataset = open_dataset(copy)
     found = read_split(split, dataset)

@@ -52,7 +52,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     one, two, three, four = dataset.patients.values()
     write_split(folder / "split.json", Split(labelled=one, validation=two, unlabelled=three, test=four), dataset)
     train(
-        str(data), folder / "split.json", folder / "run",
+        str(data), folder / "run", split=folder / "split.json",
         training=TrainingOptions(steps=4, batch_size=2, validate_every=2), network=NetworkOptions(width=4),
         preprocessing=PreprocessingOptions(image_size=32),
         run=RunOptions(progress=False, log_every=1, checkpoint_every=4),
@@ -235,7 +235,7 @@ def test_a_model_is_evaluated_on_the_test_patients_of_its_run(finished: Path, tm
 
 def test_pre_training_is_no_segmenter(finished: Path, tmp_path: Path) -> None:
     pretrain(
-        str(finished / "secret-place" / "data"), finished / "split.json", tmp_path / "pre", global_steps=1,
+        str(finished / "secret-place" / "data"), tmp_path / "pre", split=finished / "split.json", global_steps=1,
         local_steps=1, global_volumes=2, local_volumes=2, network=NetworkOptions(width=4),
         preprocessing=PreprocessingOptions(image_size=64), run=RunOptions(progress=False, log_every=1),
     )  # fmt: skip

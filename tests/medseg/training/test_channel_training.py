@@ -93,14 +93,14 @@ def test_two_channels_from_pre_training_to_a_model(tmp_path: Path, capsys: pytes
     write_split(split, Split(("a",), (), ("d",), ("b", "c")), open_dataset(data))
     small: dict[str, Any] = {"preprocessing": PreprocessingOptions(image_size=32), "run": RUN}
     pretrain(
-        str(data), split, tmp_path / "trunk", global_steps=1, local_steps=1, partitions=2, global_volumes=2,
+        str(data), tmp_path / "trunk", split=split, global_steps=1, local_steps=1, partitions=2, global_volumes=2,
         local_volumes=2, network=NetworkOptions(width=4), **small,
     )  # fmt: skip
     assert load_trunk(tmp_path / "trunk").preprocessing.channels == ("noise", "signal")
-    train(str(data), split, tmp_path / "begun", init=str(tmp_path / "trunk"),
+    train(str(data), tmp_path / "begun", split=split, init=str(tmp_path / "trunk"),
           training=TrainingOptions("paper", steps=1, batch_size=2), run=RUN)  # fmt: skip
     train(
-        str(data), split, tmp_path / "base",
+        str(data), tmp_path / "base", split=split,
         training=TrainingOptions(effort="minutes", steps=60, batch_size=4),
         network=NetworkOptions("plain-unet", 8), augment=AugmentOptions(affine=False, elastic=0), **small,
     )  # fmt: skip
@@ -114,10 +114,10 @@ def test_two_channels_from_pre_training_to_a_model(tmp_path: Path, capsys: pytes
     (dice,) = [score.dice for case in done.evaluation.cases for score in case.structures]
     assert dice > 0.6
     few = TrainingOptions(effort="minutes", steps=2, batch_size=2)
-    selftrain(str(tmp_path / "base"), str(data), split, tmp_path / "self", training=few, run=RUN)
+    selftrain(str(tmp_path / "base"), str(data), tmp_path / "self", split=split, training=few, run=RUN)
     assert load_segmenter(tmp_path / "self").preprocessing.channels == ("noise", "signal")
     with pytest.raises(UserError, match=r"has the channel noise; the model was trained with noise, signal"):
         selftrain(
-            str(tmp_path / "base"), str(data), split, tmp_path / "x", training=few,
+            str(tmp_path / "base"), str(data), tmp_path / "x", split=split, training=few,
             opening=DataOptions(channels=("noise",)), run=RUN,
         )  # fmt: skip

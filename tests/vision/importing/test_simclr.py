@@ -90,7 +90,7 @@ def test_everything_left_out_is_said(official: Path, tmp_path: Path) -> None:
         "head_supervised/linear_layer/dense/kernel",
     ]
     assert "left out 4 tensors" in said
-    assert "--classifier_layer 0 or 1" in said
+    assert "--classifier-layer 0 or 1" in said
     assert "3 layers, 8 outputs" in said
 
 
@@ -126,7 +126,7 @@ def test_class_names_come_from_a_file(official: Path, tmp_path: Path) -> None:
     (tmp_path / "two.txt").write_text("cat\ndog\ndog\n")
     with pytest.raises(UserError, match="2 different names; the classifier has 3"):
         import_checkpoint(official, tmp_path / "b", classifier_layer=0, classes=tmp_path / "two.txt")
-    with pytest.raises(UserError, match="set --classifier_layer"):
+    with pytest.raises(UserError, match="set --classifier-layer"):
         import_checkpoint(official, tmp_path / "b", classes=tmp_path / "names.txt")
     assert not (tmp_path / "b").exists()
 

@@ -151,7 +151,7 @@ def test_opening_a_model_runs_no_code_that_it_names(tmp_path: Path) -> None:
     metadata = {"format": "ssl-vision encoder 1", "encoder": {"name": "os:abort"}, "image_size": 32, "head": None}
     save_model(tmp_path / "model", {}, metadata)
     for opened in (load_encoder, load_pretrained):
-        with pytest.raises(UserError, match=r"os:abort, code outside this package.*--trust_model_code"):
+        with pytest.raises(UserError, match=r"os:abort, code outside this package.*--trust-model-code"):
             opened(str(tmp_path))
 
 

@@ -24,7 +24,7 @@ VERBS = {
         "train with few labels: MvPL, FixMatch or labels alone",
         common=(
             *("recipe", "method", "views", "steps", "batch_size", "image_size", "clip.frames", "network.name"),
-            *("pseudo.threshold", "validate_every", "optimizer.lr", "seed", "device", "workers", "resume"),
+            *("pseudo.threshold", "optimizer.lr", "seed", "device", "workers", "resume"),
         ),
     ),
     "evaluate": Verb(

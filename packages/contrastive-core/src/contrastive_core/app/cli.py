@@ -126,8 +126,8 @@ def run(
 
     The keyword arguments of the verb's function are the flags, with the fields of its dataclasses behind a dot
     (`--optimizer.lr 0.1`). A nested flag may be given by its last name where that is unambiguous (`--lr 0.1`); required
-    arguments may be given in order without their flag; `--resume` and `--no-resume` set a bool. Values come from
-    `--config FILE` first, then from the flags; `--print_config` shows what results.
+    arguments that are positional in Python may be given in order without their flag; `--resume` and `--no-resume` set a
+    bool. Values come from `--config FILE` first, then from the flags; `--print-config` shows what results.
 
     The function's result is printed, unless it is None, or an int, which is the exit status. Otherwise the status is 0;
     1 after a UserError, of which only the message is shown; 2 after a wrong command line; 128 + signal if a run was
@@ -202,7 +202,7 @@ def _run_verb(prog: str, verb: Verb, words: Sequence[str], *, configs: str | Non
     except UndeclaredError:
         declared = _imported(verb)
     flags = Flags(declared)
-    asked = [word for word in words[: words.index("--") if "--" in words else None] if word in _HELP]
+    asked = [word for word in words[: words.index("--") if "--" in words else None] if word.replace("_", "-") in _HELP]
     if asked:
         everything = any("all" in word for word in asked)
         print(help_text(prog, declared, flags, common=verb.common, everything=everything))
@@ -243,7 +243,7 @@ def _run_verb(prog: str, verb: Verb, words: Sequence[str], *, configs: str | Non
 
 #: For every verb: opening a model may run code of other packages that the model names.
 _TRUST = "__trust_model_code"
-_HELP = ("-h", "--help", "--help-all", "--help_all")
+_HELP = ("-h", "--help", "--help-all")
 
 
 def _holds_dataclass(kind: Any) -> bool:
@@ -258,7 +258,7 @@ def _imported(verb: Verb) -> Callable[..., Any]:
 
 
 def _parse(prog: str, function: Callable[..., Any], flags: Flags, words: list[str]) -> tuple[Any, Any] | None:
-    """Parse the command line; return None if --print_config printed the values instead.
+    """Parse the command line; return None if --print-config printed the values instead.
 
     Raises:
         UsageError: A value does not fit its flag, or a required argument is missing.

@@ -23,7 +23,7 @@ _ADVICE = {
     errno.ESTALE: "The network file system has lost the file; mount it again",
     errno.EMFILE: "Too many files are open; raise the limit (ulimit -n) or use fewer --workers",
     errno.ENFILE: "Too many files are open; raise the limit (ulimit -n) or use fewer --workers",
-    errno.ENOMEM: "There is too little memory; use fewer --workers or a smaller --batch_size",
+    errno.ENOMEM: "There is too little memory; use fewer --workers or a smaller --batch-size",
 }
 
 
@@ -47,7 +47,7 @@ def advice(error: Exception) -> str | None:
             "--workers 0, or give the container more (docker run --shm-size)"
         )
     if isinstance(error, MemoryError) or kind == "OutOfMemoryError":
-        return f"there is too little memory ({text or kind}); use a smaller --batch_size or fewer --workers"
+        return f"there is too little memory ({text or kind}); use a smaller --batch-size or fewer --workers"
     return None
 
 
@@ -63,7 +63,7 @@ def _of_worker(text: str) -> str:
     return (
         "a data loading process ended, usually for lack of memory, or of shared memory (df -h /dev/shm; docker run "
         "--shm-size gives a container more); use fewer --workers (0 loads in the training process) or a smaller "
-        "--batch_size"
+        "--batch-size"
     )
 
 

@@ -58,6 +58,10 @@ class Flags:
         hints = typing.get_type_hints(function)
         parameters = inspect.signature(function).parameters
         self.required = [name for name, p in parameters.items() if p.default is p.empty]
+        self.positional = [
+            name for name in self.required if parameters[name].kind is not inspect.Parameter.KEYWORD_ONLY
+        ]
+        self._docs = inspect.getdoc(function) or ""
         self.types: dict[str, Any] = {}
         for name in parameters:
             self.types.update(_flatten(name, hints[name]))
@@ -82,11 +86,13 @@ class Flags:
             else:
                 flags.append(self._flag(word, rest))
         given = {name.lstrip("-").rstrip("+") for name, _ in flags}
-        places = [name for name in self.required if name not in given]
+        places = [name for name in self.positional if name not in given]
         if len(bare) > len(places):
+            flagged = [dashed(name) for name in self.required if name not in (*self.positional, *given)]
             raise UsageError(
                 f"unexpected argument {bare[len(places)]!r}; expected "
                 + (f"{len(places)} without a flag ({', '.join(places)})" if places else "flags only")
+                + (f", and {', '.join(flagged)}" if flagged else "")
             )
         flags += [(f"--{name}", value) for name, value in zip(places, bare, strict=False)]
         written = [name if value is None else f"{name}={self._as_list(name, value)}" for name, value in flags]
@@ -97,8 +103,18 @@ class Flags:
         key = re.search(r'Parser key "([\w.]+)"', message)
         value = re.search(r"(?:Got|Given) value: (.*)", message)
         if key and value and key[1] in self.types:
-            return f"--{key[1]}: expected {in_words(self.types[key[1]])}, got {value[1]}"
-        return message.replace("the following arguments are required:", "missing:")
+            return f"{dashed(key[1])}: expected {in_words(self.types[key[1]])}, got {value[1]}"
+        missing = re.search(r"the following arguments are required: ([\w, ]+)", message)
+        return message if missing is None else f"missing: {', '.join(map(self._described, missing[1].split(', ')))}"
+
+    def _described(self, name: str) -> str:
+        """Return a required argument as it is given, with what its documentation says of it."""
+        from docstring_parser import parse  # noqa: PLC0415 - only where an argument is missing
+
+        text = next((param.description or "" for param in parse(self._docs).params if param.arg_name == name), "")
+        text = first_sentence(plain_text(text)).rstrip(".")
+        given = name.upper() if name in self.positional else dashed(name)
+        return f"{given} ({text[0].lower()}{text[1:]})" if text else given
 
     def _flag(self, word: str, rest: list[str]) -> tuple[str, str]:
         name, _, _ = word.partition("=")
@@ -128,7 +144,7 @@ class Flags:
             return name
         matches = [key for key in self.types if key.endswith(f".{name}")]
         if len(matches) > 1:
-            raise UsageError(f"--{name} is ambiguous; expected one of {', '.join(f'--{key}' for key in matches)}")
+            raise UsageError(f"--{name} is ambiguous; expected one of {', '.join(map(dashed, matches))}")
         return matches[0] if matches else None
 
     def short_name(self, key: str) -> str:
@@ -151,7 +167,7 @@ class Flags:
             keys = [key for key in (*self.types, *_OWN) if key == flag or key.endswith(f".{flag}")]
             if keys:
                 several = f" {_SEVERAL_GPUS}" if flag == "device" and name not in ("cpu", "no_cuda") else ""
-                return f"; did you mean --{flag.replace('_', '-')}?{several}"
+                return f"; did you mean {dashed(flag)}?{several}"
         return nearest(name, self._names(), dashes=True)
 
     def _inside_open(self, key: str) -> bool:
@@ -195,6 +211,11 @@ def _keys(content: Mapping[Any, Any], types: Mapping[str, Any], prefix: str = ""
             yield from _keys(value, types, f"{key}.")
 
 
+def dashed(name: str) -> str:
+    """Return a flag as the help shows it."""
+    return f"--{name.replace('_', '-')}"
+
+
 def is_switch(kind: Any) -> bool:
     """Return whether a flag may stand without a value: a bool, or one whose default is left open by None."""
     return kind is bool or set(typing.get_args(kind)) == {bool, type(None)}
@@ -229,7 +250,9 @@ def _listed(flag: str, kind: Any, text: str) -> str:
     if items[-1] == "":  # "a," and "[]"
         items.pop()
     if "" in items:
-        raise UsageError(f"{flag}: there is an empty item in {text!r}; expected values with commas between them")
+        raise UsageError(
+            f"{dashed(flag[2:])}: there is an empty item in {text!r}; expected values with commas between them"
+        )
     kinds = inner if len(inner) > 1 else inner * len(items)
     plain = [json.dumps(item) if _is_text(each) else item for item, each in zip(items, kinds, strict=False)]
     return f"[{', '.join([*plain, *items[len(plain) :]])}]"
@@ -275,7 +298,19 @@ def nearest(name: str, known: Iterable[str], *, dashes: bool = False) -> str:
         match = [other for other in names if other.startswith((f"{name}_", f"{name}-"))]
     if not match:
         return ""
-    return f"; did you mean --{match[0].replace('_', '-')}?" if dashes else f"; did you mean {match[0]}?"
+    return f"; did you mean {dashed(match[0])}?" if dashes else f"; did you mean {match[0]}?"
+
+
+def plain_text(text: str) -> str:
+    """Return text of a docstring without the marks of code."""
+    return re.sub(r"``|(?<!\w)`(?=\S)|(?<=\S)`(?!\w)", "", text)
+
+
+def first_sentence(text: str) -> str:
+    """Return the first sentence of a text, on one line."""
+    return re.split(
+        r"(?<=[.!?])(?<!\bal\.)(?<!\be\.g\.)(?<!\bi\.e\.)\s+(?=[A-Z0-9-])", " ".join(text.split()), maxsplit=1
+    )[0]
 
 
 _WORDS = {

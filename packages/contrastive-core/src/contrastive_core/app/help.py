@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import re
 import shutil
 import textwrap
 import types
@@ -14,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from contrastive_core.app.flags import Flags, is_switch
+from contrastive_core.app.flags import Flags, dashed, first_sentence, is_switch, plain_text
 
 _INDENT, _WIDEST = 26, 110
 
 _NOTES = (
-    "Required arguments may be given in order, without their flag. A nested flag may be given by its last name where "
-    "that is unambiguous: --seed for --run.seed. A flag that is on or off may stand alone: --resume, --no-resume. "
-    "Lists are written with commas: --views rgb,flow. Flags win over --config."
+    "Arguments in capitals are given in order, or as flags: --data DATA. A nested flag may be given by its last name "
+    "where that is unambiguous: --seed for --run.seed. A flag that is on or off may stand alone: --resume, "
+    "--no-resume. Lists are written with commas: --views rgb,flow. Flags win over --config."
 )
 
 
@@ -55,10 +54,14 @@ def help_text(
             name: (head, {k: e for k, e in found.items() if k in shown}) for name, (head, found) in groups.items()
         }
     width = min(shutil.get_terminal_size((100, 24)).columns, _WIDEST)
-    lines = [" ".join([f"usage: {prog}", *(name.upper() for name in flags.required), "[options]"]), ""]
+    given = [
+        name.upper() if name in flags.positional else f"{dashed(name)} {placeholder(flags.types[name])}"
+        for name in flags.required
+    ]
+    lines = [" ".join([f"usage: {prog}", *given, "[options]"]), ""]
     parts = [docs.short_description, docs.long_description if everything else None]
     for part in filter(None, parts):
-        lines += [*_paragraphs(_plain(part), width), ""]
+        lines += [*_paragraphs(plain_text(part), width), ""]
     for head, entries in groups.values():
         needed = [entry for key, entry in entries.items() if key in flags.required]
         others = [entry for key, entry in entries.items() if key not in flags.required]
@@ -80,7 +83,7 @@ def help_text(
         if rest:
             lines += [f"--help-all shows {rest} more flags."]
     lines += _paragraphs(
-        "--config FILE reads values from a YAML file; --print_config prints the resulting values as such a file.", width
+        "--config FILE reads values from a YAML file; --print-config prints the resulting values as such a file.", width
     )
     return "\n".join(lines)
 
@@ -95,7 +98,7 @@ def _groups(function: Callable[..., Any], texts: dict[str, str]) -> Iterator[tup
         text = texts.get(name, "")
         if dataclasses.is_dataclass(hints[name]):
             said = text or (inspect.getdoc(hints[name]) or "").partition("\n")[0]
-            head = f"{name}: {_first_sentence(_plain(said)).rstrip('.')}" if said else f"{name}:"
+            head = f"{name}: {first_sentence(plain_text(said)).rstrip('.')}" if said else f"{name}:"
             nested.append((name, (head, {e.key: e for e in _fields(name, hints[name], default)})))
         else:
             own[name] = _Entry(name, hints[name], default, text)
@@ -120,15 +123,15 @@ def _fields(prefix: str, kind: Any, instance: Any) -> Iterator[_Entry]:
 
 def _rows(entry: _Entry, flags: Flags, width: int, *, everything: bool, required: bool) -> list[str]:
     name = flags.short_name(entry.key).replace("_", "-")
-    if required:
+    if entry.key in flags.positional:
         left = f"  {entry.key.upper()}"
     elif is_switch(entry.kind):
         left = f"  --[no-]{name}"
     else:
         left = f"  --{name} {placeholder(entry.kind)}"
-    text = _plain(entry.text)
+    text = plain_text(entry.text)
     if not everything:
-        text = _first_sentence(text)
+        text = first_sentence(text)
     if not entry.text.startswith("`"):  # a value is written as it is typed
         text = text[:1].upper() + text[1:]
     if text and text[-1] not in ".?!":
@@ -166,16 +169,6 @@ def _value(default: Any) -> str:
     if isinstance(default, (list, tuple)):
         return ",".join(map(_value, default))
     return str(default)
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"``|(?<!\w)`(?=\S)|(?<=\S)`(?!\w)", "", text)
-
-
-def _first_sentence(text: str) -> str:
-    return re.split(
-        r"(?<=[.!?])(?<!\bal\.)(?<!\be\.g\.)(?<!\bi\.e\.)\s+(?=[A-Z0-9-])", " ".join(text.split()), maxsplit=1
-    )[0]
 
 
 def _paragraphs(text: str, width: int) -> list[str]:

@@ -34,6 +34,6 @@ def check_model_code(name: str, *, model: object) -> None:
     if not _TRUSTED.get():
         raise UserError(
             f"{model}: its network is {name}, code outside this package that opening the model would run. If you know "
-            "where the model comes from and trust that code, give --trust_model_code (in Python: with "
+            "where the model comes from and trust that code, give --trust-model-code (in Python: with "
             "contrastive_core.training.trust_model_code())"
         )

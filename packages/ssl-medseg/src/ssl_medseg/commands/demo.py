@@ -101,7 +101,7 @@ def demo(
     options = RunOptions(seed=seed, device=device, resume=True, checkpoint_every=100)
     baseline, joint = out / "baseline", out / "selftrain"
     train(
-        str(data), split, baseline,
+        str(data), baseline, split=split,
         training=TrainingOptions(steps=steps, batch_size=10, validate_every=max(1, steps // 6)),
         network=NetworkOptions("plain-unet", _WIDTH), preprocessing=PreprocessingOptions(image_size=_SIZE),
         cache=out / "prepared", run=options,
@@ -109,7 +109,7 @@ def demo(
     before = evaluate(baseline, str(data), device=device)
     each = steps // 2
     selftrain(
-        str(baseline), str(data), split, joint,
+        str(baseline), str(data), joint, split=split,
         selftraining=SelfTrainingOptions(
             method="rounds", rounds=_ROUNDS, reuse="whole", unlabelled_batch=10,
             pseudo=PseudoLabelOptions(guard="warn"), contrast=ContrastOptions(weight=0.1),

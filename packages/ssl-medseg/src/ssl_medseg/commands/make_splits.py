@@ -153,7 +153,7 @@ def _in_table(table: Path | None, words: Iterable[str], pool: Pool) -> list[str]
     if not chosen:
         found = ", ".join(sorted({row["split"] for row in rows}))
         raise UserError(
-            f"{table}: no row has the split {', '.join(words)}; found {found}. Name the test values with --table_test"
+            f"{table}: no row has the split {', '.join(words)}; found {found}. Name the test values with --table-test"
         )
     if column == "patient":
         return sorted(chosen)

@@ -164,7 +164,7 @@ def _unlabelled(dataset: DataSet, segmenter: Segmenter, split: Path | None) -> t
     if segmenter.labels != dataset.labels and dataset.labelled:
         raise UserError(
             f"{dataset.name} has the structures {dataset.labels}, but the model was trained for {segmenter.labels}; "
-            "expected the same structures. Pass the label map of the training (--label_map)"
+            "expected the same structures. Pass the label map of the training (--label-map)"
         )
     if split is not None:
         names = read_split(split, dataset).unlabelled

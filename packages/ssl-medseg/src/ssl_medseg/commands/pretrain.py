@@ -20,9 +20,9 @@ from ssl_medseg.training.slices import stack_slices
 
 def pretrain(
     data: str,
-    split: Path,
     out: Path,
     *,
+    split: Path,
     global_loss: GlobalKind = "GD",
     local_loss: LocalKind = "LR",
     global_steps: int = 10_000,
@@ -52,8 +52,8 @@ def pretrain(
 
     Args:
         data: Data set: a folder in one of the layouts listed by `check`, or a CSV file.
-        split: Split file; its labelled and unlabelled cases are used.
         out: Run folder.
+        split: Split file, as written by `ssl-medseg make-splits`; its labelled and unlabelled cases are used.
         global_loss: Loss of the encoder.
         local_loss: Loss of the decoder.
         global_steps: Training steps of the first stage; 0 skips it.

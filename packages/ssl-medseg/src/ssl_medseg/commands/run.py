@@ -86,7 +86,7 @@ def run(
     """
     resolved = config.resolve(dict(locals()), run, free=("baseline_floor", *PLACES))
     if not 0 <= baseline_floor < 1:
-        raise UserError(f"--baseline_floor is {baseline_floor:g}; expected a Dice from 0 to below 1")
+        raise UserError(f"--baseline-floor is {baseline_floor:g}; expected a Dice from 0 to below 1")
     if split is not None and (labelled or validation):
         raise UserError(
             f"got both the split {split} and names of patients (--labelled, --validation); expected only one of them, "
@@ -109,7 +109,7 @@ def run(
                 largest=largest,
             ).slices()  # fmt: skip
             train(
-                data, chosen, baseline, training=replace(training, steps=baseline_steps), optimizer=optimizer,
+                data, baseline, split=chosen, training=replace(training, steps=baseline_steps), optimizer=optimizer,
                 network=network, augment=augment, preprocessing=preprocessing, opening=opening, cache=cache, run=each,
             )  # fmt: skip
         if not processes.on_main(lambda: _is_done(student)):
@@ -120,7 +120,7 @@ def run(
                     )
                 )
             selftrain(
-                str(baseline), data, chosen, student, selftraining=selftraining, training=training,
+                str(baseline), data, student, split=chosen, selftraining=selftraining, training=training,
                 optimizer=optimizer, augment=augment, opening=opening, cache=cache, run=each,
             )  # fmt: skip
     processes.on_main(lambda: _take_model(student, out))
@@ -170,7 +170,7 @@ def check_baseline(baseline: Path, data: str, split: Path, *, opening: DataOptio
         f"{baseline}: the baseline {what} (Dice {each}). Its pseudo-labels would reinforce these errors, so the run "
         f"stops before self-training. Look at {pictures[-1] if pictures else baseline}. Possible remedies: check the "
         f"labels (ssl-medseg check {data}); use another labelled patient, or one more (--labelled); train with more "
-        "steps (--baseline_steps) or a larger --effort. To continue anyway, pass --baseline_floor 0 --resume"
+        "steps (--baseline-steps) or a larger --effort. To continue anyway, pass --baseline-floor 0 --resume"
     )
 
 

@@ -288,7 +288,7 @@ def next_steps(run: Reported) -> str:
     if not run.last.is_done:
         steps.append(("Training is not finished. Continue it:", "ssl-medseg ... --resume"))
     elif run.last.method.startswith("pretrain"):
-        steps.append(("Train a segmenter from these weights:", "ssl-medseg train DATA SPLIT OUT --init RUN"))
+        steps.append(("Train a segmenter from these weights:", "ssl-medseg train DATA OUT --split SPLIT --init RUN"))
     else:
         tested = [evaluation for evaluation, _ in run.evaluations if evaluation.part not in ("validation", "labelled")]
         if not tested:

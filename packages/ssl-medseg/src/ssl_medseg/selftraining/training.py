@@ -39,9 +39,9 @@ from ssl_medseg.training.validation import choose_refinement
 def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
     model: str,
     data: str,
-    split: Path,
     out: Path,
     *,
+    split: Path,
     selftraining: SelfTrainingOptions = SelfTrainingOptions(),  # noqa: B008 - frozen
     training: TrainingOptions = TrainingOptions(),  # noqa: B008
     optimizer: OptimizerOptions = OptimizerOptions(),  # noqa: B008
@@ -61,7 +61,7 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
       part.
     - ``rounds``: every round starts by predicting pseudo-labels for all unlabelled volumes. With ``pseudo_weight`` they
       enter the segmentation loss, which is plain self-training; the paper uses
-      ``--pseudo_weight 0 --contrast.weight 0.1``.
+      ``--pseudo-weight 0 --contrast.weight 0.1``.
     - ``mean-teacher``: the student's predictions are trained to agree with those of the averaged network.
 
     With ``contrast.weight``, the paper's local contrastive loss is added to any of these methods. Labelled volumes keep
@@ -78,8 +78,8 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
         model: Run folder or model folder of the initial segmenter, as written by `train`. It makes the first
             pseudo-labels; its network and preprocessing are reused.
         data: Data set: a folder in one of the layouts listed by `check`, or a CSV file.
-        split: Split file.
         out: Run folder.
+        split: Split file, as written by `ssl-medseg make-splits`.
         selftraining: Options of self-training.
         training: Length of training, batches, loss, and the weights to keep. The best weights of a round also make the
             pseudo-labels of the next one; training itself continues from the last weights.

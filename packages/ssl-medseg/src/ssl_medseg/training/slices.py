@@ -374,7 +374,7 @@ def slices_with(slices: SliceSet, *, classes: int, least: int = 1) -> Tensor:
     if not len(found):
         raise UserError(
             f"none of the {len(slices)} slices contains {least} classes or more; the maximum is {int(shown.max())}. "
-            "Lower the number of classes that a slice must contain (--least_classes)"
+            "Lower the number of classes that a slice must contain (--least-classes)"
         )
     return found
 

@@ -25,9 +25,9 @@ from ssl_medseg.training.validation import Validation, choose_refinement
 
 def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
     data: str,
-    split: Path,
     out: Path,
     *,
+    split: Path,
     init: str | None = None,
     training: TrainingOptions = TrainingOptions(),  # noqa: B008 - frozen
     optimizer: OptimizerOptions = OptimizerOptions(),  # noqa: B008
@@ -53,8 +53,8 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
 
     Args:
         data: Data set: a folder in one of the layouts listed by `check`, or a CSV file.
-        split: Split file written by `make-splits`.
         out: Run folder: configuration, metrics, checkpoints, model.
+        split: Split file, as written by `ssl-medseg make-splits`.
         init: Run folder or model folder of `pretrain` or of another segmenter, whose trunk weights, network and
             preprocessing are used; by default random weights.
         training: Length of training, batches, loss, and the weights to keep.

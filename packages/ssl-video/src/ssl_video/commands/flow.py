@@ -73,7 +73,7 @@ def flow(
     dry_run: bool = False,
     overwrite: bool = False,
 ) -> FlowResult:
-    """Compute the optical flow of all videos once, for ``train --flow_cache`` and ``evaluate --flow_cache``.
+    """Compute the optical flow of all videos once, for ``train --flow-cache`` and ``evaluate --flow-cache``.
 
     Without stored flow, flow is computed for every clip after cropping and resizing, which suits the fast methods
     (dis). For slow methods (tvl1, raft), or for many epochs, compute it once. The flow from each whole frame to the

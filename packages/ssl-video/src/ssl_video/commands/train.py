@@ -75,7 +75,7 @@ def train(
     Args:
         data: Folder of class folders, CSV file or list of videos, see `ssl_video.data.open_videos`.
         out: Folder of the run: configuration, metrics, checkpoints, model.
-        split: Split file of `make-splits`.
+        split: Split file, as written by `ssl-video make-splits`.
         recipe: Defaults of the settings that are not given: ``strong`` for those that measured best, ``paper`` for
             those of the paper: all three views, joint batch norm, threshold 0.3, augmentation at full strength.
         method: Training method.

@@ -419,7 +419,7 @@ class ClipDataset(Dataset[Sample]):
         if len(bad) > self._allowed:
             raise UserError(
                 f"{reason}\n{len(bad)} of {len(self)} videos cannot be read, and {self._allowed} may be skipped; "
-                "`ssl-video check` lists all of them. Repair or remove them, or allow more (--max_bad)"
+                "`ssl-video check` lists all of them. Repair or remove them, or allow more (--max-bad)"
             )
         if self._log is not None and index not in self._listed():
             record = {"index": index, "path": str(self.videos[index].path), "reason": reason}

@@ -138,7 +138,7 @@ class FlowCache:
                 raise UserError(
                     f"{self.folder}: {len(lacking)} of the {len(part)} videos have no flow there ({lacking[0].key}); "
                     "they are new, have changed, or cannot be read. Run `ssl-video flow` on this folder again: it "
-                    "computes the missing flow and lists unreadable videos; see also --max_bad"
+                    "computes the missing flow and lists unreadable videos; see also --max-bad"
                 )
 
     def _has(self, video: Video) -> bool:

@@ -88,7 +88,7 @@ def import_checkpoint(
     if layer is None and classes is not None:
         raise UserError(
             f"--classes {classes}: there is no classifier to name; "
-            + ("set --classifier_layer" if imported.classifier is not None else f"{source} has none")
+            + ("set --classifier-layer" if imported.classifier is not None else f"{source} has none")
         )
     with planned:
         return _write(source, out, imported, layer=layer, classes=classes)
@@ -100,7 +100,7 @@ def _write(source: Path, out: Path, imported: Imported, *, layer: int | None, cl
         imported.left_out = sorted([*imported.left_out, *(imported.classifier_names or ())])
         imported.notes.append(
             f"its classifier of {len(imported.classifier[0])} classes was left out, because the checkpoint does not "
-            "state which layer of the head it reads; set --classifier_layer 0 or 1 to import the classifier"
+            "state which layer of the head it reads; set --classifier-layer 0 or 1 to import the classifier"
         )
     summary = _summary(source, out, imported, written)
     card = {

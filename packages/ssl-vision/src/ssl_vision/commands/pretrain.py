@@ -204,10 +204,10 @@ def _chunks(network: SimCLR, grad_cache: int, batch_norm: BatchNorm, *, compiled
         raise UserError(
             f"grad_cache is {grad_cache}, and the encoder has batch norm ({norms[0]} and {len(norms) - 1} more), whose "
             "statistics would be those of a chunk. Use an encoder without it (torchvision:vit_b_16, "
-            "torchvision:convnext_tiny), or allow it by --grad_cache_norm chunk"
+            "torchvision:convnext_tiny), or allow it by --grad-cache-norm chunk"
         )
     if compiled:
-        raise UserError("grad_cache cannot be compiled together with the network; leave out --compile or --grad_cache")
+        raise UserError("grad_cache cannot be compiled together with the network; leave out --compile or --grad-cache")
     return {"chunk_size": grad_cache, "batch_norm": batch_norm}
 
 

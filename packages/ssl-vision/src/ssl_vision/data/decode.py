@@ -295,7 +295,7 @@ def _tiff_channels(data: bytes, channels: int, options: ReadOptions) -> Float:
         sizes = dict(zip(series.axes, series.shape, strict=True))
         if sizes.get("Y", 1) * sizes.get("X", 1) > options.max_megapixels * 1e6:
             raise UndecodableError(
-                f"is too large: {sizes['X']}x{sizes['Y']} px; raise --max_megapixels if you trust it"
+                f"is too large: {sizes['X']}x{sizes['Y']} px; raise --max-megapixels if you trust it"
             )
         values = series.asarray()
     axes = series.axes
@@ -440,7 +440,7 @@ def _open(data: bytes, options: ReadOptions) -> Image.Image:
         if image.width * image.height > options.max_megapixels * 1e6:
             raise UndecodableError(
                 f"is too large: {image.width}x{image.height} px are {image.width * image.height / 1e6:.4g} megapixels, "
-                f"the limit is {options.max_megapixels:.4g}; scale it down, or raise --max_megapixels if you trust it"
+                f"the limit is {options.max_megapixels:.4g}; scale it down, or raise --max-megapixels if you trust it"
             )
         return image
     raise UnidentifiedImageError

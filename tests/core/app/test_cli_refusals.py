@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from contrastive_core.app.cli import run
+from contrastive_core.training import RunOptions
 from tests.core.app.toy_program import VERBS, fit
 
 
@@ -107,6 +108,17 @@ def test_a_required_flag(module: types.ModuleType, capsys: pytest.CaptureFixture
     assert "\n  --split-file PATH       Split file, as written by toy split.\n" in shown
     assert run("toy", VERBS, ["check", "images", "--split-file", "s.json"], version="1") == 0
     assert capsys.readouterr().out == "images s.json\n"
+
+
+def test_dashes_in_an_optional_dataclass(module: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    def check(data: str, *, run: RunOptions | None = None, table: dict[str, int] | None = None) -> None:
+        """Look at the data."""
+        print(data, None if run is None else run.log_every, table)
+
+    module.check = check  # type: ignore[attr-defined]
+    words = ["check", "images", "--run.log-every", "5", "--table.a-b", "3"]
+    assert run("toy", VERBS, words, version="1") == 0
+    assert capsys.readouterr().out == "images 5 {'a-b': 3}\n"
 
 
 def test_missing_file(refused: Callable[..., str]) -> None:

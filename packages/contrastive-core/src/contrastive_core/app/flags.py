@@ -119,7 +119,7 @@ class Flags:
     def _flag(self, word: str, rest: list[str]) -> tuple[str, str]:
         name, _, _ = word.partition("=")
         written = name.removeprefix("--").removesuffix("+")
-        if not self._inside_open(written):
+        if not self._inside_mapping(written):
             written = written.replace("-", "_")
         plus = "+" if name.endswith("+") else ""
         key = self.full_name(written)
@@ -175,6 +175,11 @@ class Flags:
         parents = [key[:i] for i, letter in enumerate(key) if letter == "."]
         return any(parent in self.types and not _is_plain(self.types[parent]) for parent in parents)
 
+    def _inside_mapping(self, key: str) -> bool:
+        """Return whether a name is a key of a mapping, in which a dash is a dash."""
+        parents = [key[:i].replace("-", "_") for i, letter in enumerate(key) if letter == "."]
+        return any(_holds_mapping(self.types[parent]) for parent in parents if parent in self.types)
+
     def _names(self) -> list[str]:
         return list(dict.fromkeys([*self.types, *(key.rpartition(".")[2] for key in self.types), *_OWN]))
 
@@ -219,6 +224,11 @@ def dashed(name: str) -> str:
 def is_switch(kind: Any) -> bool:
     """Return whether a flag may stand without a value: a bool, or one whose default is left open by None."""
     return kind is bool or set(typing.get_args(kind)) == {bool, type(None)}
+
+
+def _holds_mapping(kind: Any) -> bool:
+    origin = typing.get_origin(kind) or kind
+    return (isinstance(origin, type) and issubclass(origin, Mapping)) or any(map(_holds_mapping, typing.get_args(kind)))
 
 
 def _is_plain(kind: Any) -> bool:

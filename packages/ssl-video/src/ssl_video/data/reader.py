@@ -299,7 +299,7 @@ def _filtered(frame: Any, width: int, height: int) -> Picture:
         last = following
     graph.configure()
     source.push(frame)
-    picture: Picture = last.pull().to_ndarray()
+    picture: Picture = last.pull().to_ndarray()  # type: ignore[attr-defined]  # a video frame
     return picture
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -112,7 +113,92 @@ def test_parts_are_not_taken_for_classes_nor_classes_for_parts(tmp_path: Path) -
     ]  # fmt: skip
     assert "1 video beside the folders train, val" in " ".join(open_videos(parts).notes)
     vehicles = touch(tmp_path / "vehicles", "car/1.mp4", "train/monday/2.mp4", "train/3.mp4")
-    assert open_videos(vehicles).classes == ("car", "train")
+    with pytest.raises(UserError, match=r"found the folders train and car, .* could be a part of the data or a class"):
+        open_videos(vehicles)
+    touch(vehicles, "bus/4.mp4")
+    assert open_videos(vehicles).classes == ("bus", "car", "train")
+
+
+@pytest.mark.parametrize(
+    ("names", "parts"),
+    [
+        (("Training", "VALIDATION", "Testing"), {"train", "validation", "test"}),
+        (("train_set", "test_set"), {"train", "test"}),
+        (("ucf_train", "ucf_val"), {"train", "validation"}),
+        (("Train", "dev"), {"train", "validation"}),
+        (("archive/Kinetics/train", "archive/Kinetics/val"), {"train", "validation"}),
+    ],
+)
+def test_parts_are_known_by_many_names(tmp_path: Path, names: tuple[str, ...], parts: set[str]) -> None:
+    touch(tmp_path, *(f"{name}/{label}/1.mp4" for name in names for label in "ab"))
+    videos = open_videos(tmp_path)
+    assert videos.classes == ("a", "b")
+    assert {video.part for video in videos.videos} == parts
+
+
+def test_a_folder_beside_the_parts_is_neither_a_class_nor_trained_on(tmp_path: Path) -> None:
+    touch(tmp_path, "train/a/1.mp4", "train/b/2.mp4", "holdout/a/3.mp4", "unlabelled/4.mp4", "5.mp4")
+    videos = open_videos(tmp_path)
+    assert [video.key for video in videos.videos] == ["5.mp4", "train/a/1.mp4", "train/b/2.mp4", "unlabelled/4.mp4"]
+    assert videos.classes == ("a", "b")
+    assert "1 video in folders beside train left out: holdout 1" in " ".join(videos.notes)
+
+
+def test_an_archive_s_folder_is_no_class(tmp_path: Path) -> None:
+    touch(tmp_path, "UCF-101/a/1.avi", "UCF-101/b/2.avi", "__MACOSX/._1.avi")
+    videos = open_videos(tmp_path)
+    assert [(video.key, video.label) for video in videos.videos] == [("UCF-101/a/1.avi", "a"), ("UCF-101/b/2.avi", "b")]
+    assert videos.place("a/1.avi") == 0
+    one = touch(tmp_path / "one", "a/1.avi", "a/2.avi")
+    assert open_videos(one).classes == ("a",)
+
+
+def test_accents_are_compared_however_they_are_stored(tmp_path: Path) -> None:
+    composed, split_up = (unicodedata.normalize(form, "Fußkör") for form in ("NFC", "NFD"))
+    touch(tmp_path, f"train/{composed}/1.mp4", f"val/{split_up}/2.mp4", "train/b/3.mp4")
+    videos = open_videos(tmp_path)
+    assert videos.classes == (composed, "b") or videos.classes == ("b", composed)
+    assert all(video.path.exists() for video in videos.videos)
+    assert videos.place(f"val/{composed}/2.mp4") is not None
+    (tmp_path / "list.csv").write_text(f"path,class\nval/{composed}/2.mp4,{split_up}\n", encoding="utf-8")
+    (video,) = open_videos(tmp_path / "list.csv").videos
+    assert video.path.exists()
+    assert video.label == composed
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"path,class\nc\\1.mp4,x\nc\\2.mp4,y\n", ("x", "y")),
+        ("path\tclass\rc/1.mp4\tx\rc/2.mp4\ty\r".encode("utf-16"), ("x", "y")),
+        ("c\\1.mp4 x\r\nc\\2.mp4 y\r\n".encode("utf-8-sig"), ("x", "y")),
+        (b"path,class\nc/1.mp4,x\nc/2.mp4,nan\n", ("x",)),
+        (b"path,label\nc/1.mp4,x\nc/2.mp4,<NA>\n", ("x",)),
+    ],
+    ids=["backslashes", "UTF-16, tabs and CR", "lines of Windows", "nan", "NA"],
+)
+def test_lists_of_other_programs(tmp_path: Path, content: bytes, expected: tuple[str, ...]) -> None:
+    touch(tmp_path, "c/1.mp4", "c/2.mp4")
+    (tmp_path / "list.csv").write_bytes(content)
+    videos = open_videos(tmp_path / "list.csv")
+    assert videos.classes == expected
+    assert all(video.path.exists() for video in videos.videos)
+    assert len(videos) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("path,class,class\n1.mp4,a,b\n", "found the column class twice"),
+        ("path,class\n,a\n", "rows without a path"),
+        ("path,class\nC:\\videos\\1.mp4,a\n", "Windows drive"),
+        ("frames/1.mp4 163 4\n", "line 1: found the numbers 163 4 behind a video; expected one label"),
+    ],
+)
+def test_lists_that_cannot_be_understood_are_refused(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "list.csv").write_text(content)
+    with pytest.raises(UserError, match=said):
+        open_videos(tmp_path / "list.csv")
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:

@@ -279,3 +279,46 @@ def test_unlabelled_clips_of_a_tested_recording_are_not_learned_from(tmp_path: P
     assert held
     assert not held & {key[:-8] for key in split.train}
     assert "recordings are held out" in told
+
+
+def test_identical_files_are_in_one_part_alone(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    for label in "ab":
+        (root / label).mkdir(parents=True)
+        for number in range(10):
+            (root / label / f"{number}.mp4").write_bytes(f"{label} {number // 2}".encode())  # each file twice
+    for number in range(5):
+        (root / f"{number}.mp4").write_bytes(f"a {number}".encode())  # and unlabelled ones
+    said = make_splits(str(root), tmp_path / "out", fractions=(0.5,), draws=1, by="clip")
+    split = read_split(tmp_path / "out/50percent-draw0.json")
+    contents = {name: {(root / key).read_bytes() for key in keys} for name, keys in parts(split).items()}
+    assert contents["test"]
+    assert not contents["test"] & contents["train"]
+    assert not contents["validation"] & (contents["train"] | contents["test"])
+    listed = {*split.train, *(key for key, _ in (*split.validation, *split.test))}
+    assert f"{25 - len(listed)} videos left out: identical to videos of another part" in said
+
+
+def test_other_parts_of_a_list_are_not_trained_on(tmp_path: Path) -> None:
+    rows = ["path,class,split"]
+    rows += [
+        f"{label}{part}{number}.mp4,{label},{part}"
+        for label in "ab"
+        for part in ("Train", "holdout")
+        for number in (1, 2)
+    ]
+    (tmp_path / "data.csv").write_text("\n".join(rows) + "\n")
+    said = make_splits(
+        str(tmp_path / "data.csv"),
+        tmp_path,
+        fractions=(1.0,),
+        draws=1,
+        by="clip",
+        validation_fraction=0,
+        test_fraction=0,
+    )
+    assert "4 videos of other parts left out: holdout 4" in said
+    assert not [key for key in read_split(tmp_path / "100percent-draw0.json").train if "holdout" in key]
+    (tmp_path / "folds.csv").write_text("path,class,split\n1.mp4,a,fold1\n2.mp4,b,fold2\n")
+    with pytest.raises(UserError, match="found the parts fold1, fold2 and no training part"):
+        make_splits(str(tmp_path / "folds.csv"), tmp_path)

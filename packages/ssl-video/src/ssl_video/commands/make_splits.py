@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from contrastive_core.app.checks import most_first
 from contrastive_core.errors import UserError
-from contrastive_core.text import several
+from contrastive_core.text import several, some_of
 from ssl_video.data import VideoSet, open_videos
 from ssl_video.data.official_lists import read_list
 from ssl_video.data.splits import (
@@ -22,6 +24,7 @@ from ssl_video.data.splits import (
     ranked,
     write_splits,
 )
+from ssl_video.data.videos import PARTS, distinct_contents
 
 
 def make_splits(
@@ -96,8 +99,19 @@ def make_splits(
         if share and not given and not (purpose == "test" and parts.is_official):
             classes, held = _held(classes, share, listed, by=together, seed=seed, purpose=purpose, notes=notes)
             kept[purpose] = [labelled[place] for place in held]
+    left_out = _copies(videos, parts, kept)
+    classes = {
+        label: {name: [place for place in places if labelled[place] not in left_out] for name, places in groups.items()}
+        for label, groups in classes.items()
+    }
+    gone = [label for label, groups in classes.items() if not any(groups.values())]
+    if gone:
+        raise UserError(
+            f"{data}: all training videos of the class {gone[0]} are identical to validation or test videos; "
+            "`ssl-video check` lists identical files"
+        )
     remaining = [labelled[place] for groups in classes.values() for places in groups.values() for place in places]
-    unlabelled = _apart(videos, parts, kept, by=together)
+    unlabelled = [place for place in _apart(videos, parts, kept, by=together) if place not in left_out]
     train = sorted({*remaining, *unlabelled})
     settings: dict[str, object] = {"data": data, "by": together, "seed": seed}
     if together == "block":
@@ -171,6 +185,29 @@ def _held(
     }, held
 
 
+def _copies(videos: VideoSet, parts: _Parts, kept: dict[str, list[int]]) -> set[int]:
+    """Find training videos that are identical to held-out ones; `evaluate` would refuse to test on those.
+
+    A held-out video that is identical to a listed one, or to a test video, is no longer held out.
+    """
+    contents = distinct_contents(videos.videos)
+    taken = {contents[place] for place in parts.listed or ()}
+    moved: set[int] = set()
+    for purpose in ("test", "validation"):
+        free = [place for place in kept[purpose] if contents[place] not in taken]
+        moved |= {*kept[purpose]} - {*free}
+        kept[purpose] = free
+        taken |= {contents[place] for place in free}
+    held = {contents[place] for places in kept.values() for place in places}
+    copies = {place for place in parts.train if contents[place] in held} - {p for ps in kept.values() for p in ps}
+    if moved | copies:
+        parts.notes.append(
+            f"{several(len(moved | copies), 'video')} left out: identical to videos of another part; `ssl-video check` "
+            "lists identical files"
+        )
+    return copies
+
+
 def _apart(videos: VideoSet, parts: _Parts, kept: dict[str, list[int]], *, by: By) -> list[int]:
     """Return the unlabelled training videos, without those of a recording that is tested or validated on."""
     unlabelled = [place for place in parts.train if videos[place].label is None]
@@ -221,18 +258,25 @@ def _parts(videos: VideoSet, train_list: Path | None, test_list: Path | None, la
                 left = len(given) - len(held[part])
                 without = f", {several(left, 'video')} without a class left out" if left else ""
                 notes.append(f"the part {part} of the data is kept: {several(len(held[part]), 'video')}{without}")
-        train = [place for place in places if videos[place].part not in ("validation", "test")]
+        train = [place for place in places if videos[place].part in (None, "train")]
+        named_parts = [video.part for video in videos.videos if video.part is not None]
+        other = most_first(Counter(part for part in named_parts if part not in PARTS))
+        if other:
+            told = ", ".join(f"{name} {count}" for name, count in other.items())
+            notes.append(f"{several(sum(other.values()), 'video')} of other parts left out: {told}")
     if labelled_list is not None:
         found = read_list(labelled_list, videos)
         named |= found.classes
-        listed = [place for place in found.places if place in set(train)]
+        learned = set(train)
+        listed = [place for place in found.places if place in learned]
         if len(listed) < len(found.places):
             raise UserError(
                 f"{labelled_list}: {len(found.places) - len(listed)} of its videos are in the validation or test part; "
                 "expected training videos"
             )
     if not train:
-        raise UserError(f"{videos.name}: has validation or test parts but no training part; expected a part train")
+        found_parts = some_of(sorted({video.part for video in videos.videos if video.part is not None}))
+        raise UserError(f"{videos.name}: found the parts {found_parts} and no training part; expected a part train")
     # A flat folder states no classes, but the lists do.
     relabelled = [
         video if video.label is not None else dataclasses.replace(video, label=named.get(place))

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from contrastive_core.app.checks import most_first
 from contrastive_core.errors import UserError
-from contrastive_core.text import several
+from contrastive_core.text import several, some_of
 from contrastive_core.training.documents import reading
-from ssl_video.data.videos import PARTS, SUFFIXES, Video, VideoSet
+from contrastive_core.training.split_names import find_splits
+from contrastive_core.training.tables import find_columns, is_missing, local_path, read_list_text, refuse_drives
+from ssl_video.data.videos import SUFFIXES, Video, VideoSet, canonical_part
 
 _UCF_GROUP = re.compile(r"_(g\d+)_c\d+")
 _COLUMNS = {
@@ -24,8 +26,10 @@ _COLUMNS = {
     "group": ("group",),
 }
 _KINETICS = {"youtube_id", "time_start", "time_end"}
-_UNLABELLED = ("", "-1", "unlabelled", "unlabeled")
+_UNLABELLED = ("-1", "unlabelled", "unlabeled")
+_EXPECTED = "a list of videos"
 _ENDING = "|".join(map(re.escape, sorted(SUFFIXES)))
+_NUMBERS = re.compile(r"-?\d+(?:[\s,;]+-?\d+)+")
 _LINE = re.compile(rf"(?P<path>.+(?:{_ENDING})\"?)(?:[\s,;]+(?P<label>.*\S))?\s*", re.IGNORECASE)
 
 
@@ -35,7 +39,8 @@ def open_videos(data: str | Path, *, part: str | None = None) -> VideoSet:
     ====================================  ===================================================================
     a folder                              ``<class>/*`` (UCF-101, HMDB-51, Kinetics), or ``train/<class>/*`` and
                                           ``val`` or ``test`` beside it; the class is the name of the folder. Videos
-                                          beside the class folders, or in a folder ``unlabelled``, have no class
+                                          beside the class folders, or in a folder ``unlabelled``, have no class.
+                                          Folders that hold nothing but these are opened (an unpacked archive)
     a CSV file with the column path       paths relative to the file; the columns ``class`` or ``label``, ``split`` and
                                           ``group`` are optional; an empty class means unlabelled
     Kinetics' CSV (youtube_id, ...)       videos ``<class>/<id>_000010_000020.mp4`` or ``<id>_000010_000020.mp4``
@@ -67,7 +72,7 @@ def open_videos(data: str | Path, *, part: str | None = None) -> VideoSet:
         videos = list(_in_list(place, notes))
     if part is not None:
         there = most_first(Counter(video.part for video in videos if video.part is not None))
-        wanted = PARTS.get(part.lower(), part)
+        wanted = canonical_part(part)
         if wanted not in there:
             found = f"the parts {', '.join(there)}" if there else "classes and no parts such as train and test"
             raise UserError(f"{place}: found {found}; expected one of them, not part {part!r}")
@@ -81,21 +86,6 @@ def group_of(key: str) -> str | None:
     return f"{Path(key).parent.name}/{found[1]}" if found else None
 
 
-def read_text(file: Path) -> str:
-    """Read a list as text (UTF-8, or UTF-16 with a byte order mark); lines end in a line feed.
-
-    Raises:
-        UserError: It cannot be read as text.
-    """
-    with reading(file, "cannot be read as text", "expected UTF-8"):
-        content = file.read_bytes()
-        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
-    if "\0" in text:
-        raise UserError(f"{file}: is not a text file; expected a list of videos")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
 def _in_folder(root: Path, notes: list[str]) -> list[Video]:
     files, endings = [], Counter[str]()
     for path in _walk(root, (root.resolve(),)):
@@ -106,22 +96,69 @@ def _in_folder(root: Path, notes: list[str]) -> list[Video]:
     if endings:
         told = ", ".join(f"{ending} {count}" for ending, count in most_first(endings).items())
         notes.append(f"{several(sum(endings.values()), 'file')} with other suffixes left out: {told}")
-    with_videos = {file.parts[0] for file in files if len(file.parts) > 1}
-    parts = {name for name in with_videos if name.lower() in PARTS}
-    hold_classes = any(len(file.parts) > 2 for file in files if file.parts[0] in parts)
-    has_parts = bool(parts) and (parts == with_videos or (len(parts) > 1 and hold_classes))
-    videos = []
-    for file in files:
-        key, folders, part = file.as_posix(), file.parts[:-1], None
-        if has_parts:
-            part = PARTS[folders[0].lower()] if folders and folders[0] in parts else None
+    depth = _wrapped(root, files)
+    if depth:
+        notes.append(f"the videos are in {'/'.join(files[0].parts[:depth])}, which is opened")
+    inside = [file.relative_to(*file.parts[:depth]) if depth else file for file in files]
+    parts = _folders_of_parts(root, inside, notes)
+    videos, left_out = [], Counter[str]()
+    for file, within in zip(files, inside, strict=True):
+        key, folders, part = file.as_posix(), within.parts[:-1], None
+        if parts and folders:
+            part = parts.get(folders[0])
+            if part is None and folders[0].lower() not in _UNLABELLED:
+                left_out[folders[0]] += 1
+                continue
             folders = folders[1:] if part else ()
-        label = folders[0] if folders and folders[0].lower() not in _UNLABELLED else None
+        label = _label(folders[0]) if folders else None
         videos.append(Video(key, root / file, label, group_of(key), part))
+    if left_out:
+        told = ", ".join(f"{name} {count}" for name, count in most_first(left_out).items())
+        notes.append(
+            f"{several(sum(left_out.values()), 'video')} in folders beside {', '.join(sorted(parts))} left out: "
+            f"{told}; name a folder unlabelled to train on its videos"
+        )
     beside = sum(video.part is None for video in videos)
-    if has_parts and beside:
+    if parts and beside:
         notes.append(f"{several(beside, 'video')} beside the folders {', '.join(sorted(parts))} used as unlabelled")
     return videos
+
+
+def _wrapped(root: Path, files: Sequence[Path]) -> int:
+    """Return the number of folders around the parts or classes that hold nothing else, as in an unpacked archive."""
+    depth = 0
+    while True:
+        folders = {file.parts[depth] for file in files if len(file.parts) > depth + 1}
+        is_loose = any(len(file.parts) == depth + 1 for file in files)
+        if is_loose or not folders:
+            return 0  # a single class
+        if len(folders) > 1 or find_splits(root, sorted(folders)):
+            return depth
+        depth += 1
+
+
+def _folders_of_parts(root: Path, files: Sequence[Path], notes: list[str]) -> dict[str, str]:
+    """Return the folders that are parts of the data, each with its part; empty if the folders are classes.
+
+    Raises:
+        UserError: There are two folders for one part, or one that could be a part or a class.
+    """
+    names = sorted({file.parts[0] for file in files if len(file.parts) > 1})
+    splits = find_splits(root, names)
+    parts = {name: canonical_part(split) for split, name in splits.items()}
+    beside = [name for name in names if name not in parts and name.lower() not in _UNLABELLED]
+    if len(parts) != 1 or not beside:
+        return parts
+    (name,) = parts
+    if all(len(file.parts) > 2 for file in files if file.parts[0] == name):
+        return parts  # it holds classes
+    if len(beside) > 1:
+        notes.append(f"the folder {name} is used as a class, because it is beside {some_of(beside)}")
+        return {}
+    raise UserError(
+        f"{root}: found the folders {name} and {beside[0]}, which both hold videos; {name} could be a part of the data "
+        f"or a class. Rename {name} if it is a class, move {beside[0]} away if {name} is a part, or give a CSV file"
+    )
 
 
 def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
@@ -144,24 +181,24 @@ def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
 
 
 def _in_list(file: Path, notes: list[str]) -> Iterator[Video]:
-    table = read_table(file)
+    table = read_table(file, notes)
     if table is None:
         for name, label in read_lines(file):
             yield Video(Path(name).as_posix(), file.parent / name, _label(label), group_of(name))
     elif table and set(table[0]) >= _KINETICS:
         yield from _in_kinetics(file, table, notes)
     else:
-        yield from _in_table(file, table)
+        yield from _in_table(file, table, notes)
 
 
 def read_lines(file: Path) -> list[tuple[str, str | None]]:
     """Read a list with a video and its label per line, separated by spaces, a tab, a comma or a semicolon.
 
     Raises:
-        UserError: It cannot be read as text, or a line names no video.
+        UserError: It cannot be read as text, or a line names no video, or several numbers.
     """
-    entries = []
-    for number, line in enumerate(read_text(file).split("\n"), start=1):
+    entries, lines = [], []
+    for number, line in enumerate(read_list_text(file, expected=_EXPECTED).split("\n"), start=1):
         if not line.strip():
             continue
         found = _LINE.fullmatch(line.strip())
@@ -171,27 +208,40 @@ def read_lines(file: Path) -> list[tuple[str, str | None]]:
                 "`diving/1.mp4 diving`; or a header with the column `path`"
             )
         label = found["label"]
-        entries.append((found["path"].strip('"'), None if label is None else label.strip('"')))
+        if label is not None and _NUMBERS.fullmatch(label):
+            raise UserError(
+                f"{file}, line {number}: found the numbers {label} behind a video; expected one label. Lists with the "
+                "number of frames or with several labels are not read; write `path label`, or a CSV file"
+            )
+        path = local_path(found["path"].strip('"'), file.parent)
+        lines.append((number, path))
+        entries.append((path, None if label is None else label.strip('"')))
+    refuse_drives(file, lines)
     return entries
 
 
-def read_table(file: Path) -> list[dict[str, str]] | None:
+def read_table(file: Path, notes: list[str] | None = None) -> list[dict[str, str]] | None:
     """Read the rows of a CSV file, by our column names ``path``, ``class``, ``split``, ``group`` and by the file's own.
 
     Columns are separated by commas, semicolons or tabs; their names may be in upper case.
+
+    Args:
+        file: The file.
+        notes: List to which sentences on ignored columns are added.
 
     Returns:
         The rows; None if the header has neither a column for paths nor those of Kinetics.
 
     Raises:
-        UserError: It cannot be read as text, or a line has another number of columns than the first.
+        UserError: It cannot be read as text, a column occurs twice, a row has no path, or a line has another number of
+            columns than the first.
     """
     with reading(file, "cannot be read as CSV", "export it again"):
-        return _read_table(file)
+        return _read_table(file, [] if notes is None else notes)
 
 
-def _read_table(file: Path) -> list[dict[str, str]] | None:
-    text = read_text(file)
+def _read_table(file: Path, notes: list[str]) -> list[dict[str, str]] | None:
+    text = read_list_text(file, expected=_EXPECTED)
     first = text.partition("\n")[0]
     for delimiter in (",", ";", "\t"):
         names = [name.strip().lower() for name in next(csv.reader([first], delimiter=delimiter), [])]
@@ -202,10 +252,10 @@ def _read_table(file: Path) -> list[dict[str, str]] | None:
     wanted: Mapping[str, Sequence[str]] = _COLUMNS
     if set(names) >= _KINETICS:
         wanted = {"class": ("label",), "split": ("split",)}
-    ours: dict[str, str] = {}
-    for name, others in wanted.items():
-        ours |= dict.fromkeys([other for other in others if other in names][:1], name)
-    rows = []
+    places, ignored = find_columns(file, names, wanted)
+    notes += ignored
+    ours = {names[place]: name for name, place in places.items()}
+    rows, paths = [], []
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     next(reader)
     for row in reader:
@@ -215,11 +265,26 @@ def _read_table(file: Path) -> list[dict[str, str]] | None:
             raise UserError(
                 f"{file}, line {reader.line_num}: found {len(row)} columns; expected {len(names)}, as in the first line"
             )
-        rows.append({ours.get(name, name): cell.strip() for name, cell in zip(names, row, strict=True)})
+        cells = {ours.get(name, name): cell.strip() for name, cell in zip(names, row, strict=True)}
+        if "path" in cells:
+            cells["path"] = local_path(cells["path"], file.parent)
+            paths.append((reader.line_num, cells["path"]))
+        rows.append(cells)
+    pathless = [str(line) for line, path in paths if not path]
+    if pathless:
+        raise UserError(
+            f"{file}: found rows without a path (line {some_of(pathless)}), expected one in each; remove them"
+        )
+    refuse_drives(file, paths)
     return rows
 
 
-def _in_table(file: Path, rows: Sequence[Mapping[str, str]]) -> Iterator[Video]:
+def _in_table(file: Path, rows: Sequence[Mapping[str, str]], notes: list[str]) -> Iterator[Video]:
+    unnamed = [row["class"] for row in rows if row.get("class") and is_missing(row["class"])]
+    if unnamed:
+        notes.append(
+            f"{several(len(unnamed), 'video')} with the class {unnamed[0]}, a missing value, used as unlabelled"
+        )
     for row in rows:
         path, part = Path(row["path"]), row.get("split") or None
         yield Video(
@@ -227,7 +292,7 @@ def _in_table(file: Path, rows: Sequence[Mapping[str, str]]) -> Iterator[Video]:
             file.parent / path,
             _label(row.get("class")),
             row.get("group") or group_of(path.as_posix()),
-            None if part is None else PARTS.get(part.lower(), part),
+            None if part is None else canonical_part(part),
         )
 
 
@@ -243,10 +308,10 @@ def _in_kinetics(file: Path, rows: Sequence[Mapping[str, str]], notes: list[str]
             gone += 1
             continue
         # The same clip may lie in several folders.
-        near = {label, label.replace(" ", "_"), part, PARTS.get(part.lower(), part)}
+        near = {label, label.replace(" ", "_"), part, canonical_part(part)}
         path = max(found, key=lambda path: len(near & set(path.relative_to(root).parts)))
         key = path.relative_to(root).as_posix()
-        yield Video(key, path, _label(label), row["youtube_id"], PARTS.get(part.lower()))
+        yield Video(key, path, _label(label), row["youtube_id"], canonical_part(part) if part else None)
     if gone:
         notes.append(f"{gone} of the {several(len(rows), 'video')} in the list are missing")
 
@@ -268,4 +333,7 @@ def kinetics_name(row: Mapping[str, str]) -> str | None:
 
 
 def _label(text: str | None) -> str | None:
-    return None if text is None or text.lower() in _UNLABELLED else text
+    """Return a class in Unicode's composed form (NFC), as file systems may decompose it; None if it is missing."""
+    if text is None or is_missing(text) or text.lower() in _UNLABELLED:
+        return None
+    return unicodedata.normalize("NFC", text)

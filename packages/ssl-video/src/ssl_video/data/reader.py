@@ -292,7 +292,7 @@ def _filtered(frame: Any, width: int, height: int) -> Picture:
     source = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1, 1000)
     )
-    last = source
+    last: Any = source
     for name, options in (("scale", f"{width}:{height}"), ("format", "rgb24"), ("buffersink", None)):
         following = graph.add(name, options)
         last.link_to(following)

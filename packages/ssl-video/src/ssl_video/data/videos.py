@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import normalize
 
 import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.names import check_labels
+from contrastive_core.training.split_names import canonical_split
 
 SUFFIXES = frozenset(
     f".{ending}"
@@ -24,17 +27,15 @@ SUFFIXES = frozenset(
 )
 """Suffixes of video files."""
 
-PARTS = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validate": "validation",
-    "validation": "validation",
-    "test": "test",
-    "testing": "test",
-}
-"""Name of a folder, or value of a column -> part of the data."""
+
+PARTS = ("train", "validation", "test")
+"""The parts of a data set."""
+
+
+def canonical_part(name: str) -> str:
+    """Normalise the name of a part of the data: ``train``, ``validation`` or ``test``; other names are unchanged."""
+    split = canonical_split(name)
+    return "validation" if split == "val" else split
 
 
 _BLOCK = 1 << 16
@@ -80,6 +81,33 @@ class Video:
     part: str | None = None
 
 
+def distinct_contents(videos: Sequence[Video]) -> list[str]:
+    """Return a text for the content of each video, the same for identical files.
+
+    Only files of the same size are read. A file that cannot be opened differs from all others.
+    """
+    sizes = [_size(video.path) for video in videos]
+    count = Counter(sizes)
+    return [
+        _content(video) if size and count[size] > 1 else f"/{video.key}"
+        for video, size in zip(videos, sizes, strict=True)
+    ]
+
+
+def _content(video: Video) -> str:
+    try:
+        return content_mark(video.path)
+    except UserError:
+        return f"/{video.key}"
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
 class VideoSet:
     """Videos sorted by their keys, and the names of the classes.
 
@@ -108,10 +136,11 @@ class VideoSet:
             suffixes = ", ".join(sorted(SUFFIXES))
             raise UserError(f"{name}: found no videos{others}; expected files with one of the suffixes {suffixes}")
         check_labels((video.key for video in self.videos), what="video", source=name)
-        self._places = {video.key: place for place, video in enumerate(self.videos)}
+        # Lists and file systems may write accents differently.
+        self._places = {normalize("NFC", video.key): place for place, video in enumerate(self.videos)}
         if len(self._places) < len(self.videos):
-            keys = [video.key for video in self.videos]
-            twice = next(a for a, b in itertools.pairwise(keys) if a == b)
+            composed = sorted(normalize("NFC", video.key) for video in self.videos)
+            twice = next(a for a, b in itertools.pairwise(composed) if a == b)
             raise UserError(f"{name}: lists {twice} twice; expected every video once")
         self.classes = tuple(
             _in_order({video.label for video in self.videos if video.label}) if classes is None else classes
@@ -145,12 +174,13 @@ class VideoSet:
         ``Diving/v_1.avi`` finds the key ``videos/Diving/v_1.avi``, and the other way round. If all videos lie in one
         folder, the file name is enough to find a video of a list that names class folders. None: not found.
         """
+        name = normalize("NFC", name)
         if name in self._places:
             return self._places[name]
         if not hasattr(self, "_by_end"):
             self._by_end: dict[str, int | None] = {}
             for place, video in enumerate(self.videos):
-                parts = video.key.split("/")
+                parts = normalize("NFC", video.key).split("/")
                 for first in range(1, len(parts)):
                     end = "/".join(parts[first:])
                     self._by_end[end] = None if end in self._by_end else place

@@ -11,9 +11,9 @@ from typing import TypeVar
 
 from contrastive_core.app.checks import Finding, Item, most_first
 from contrastive_core.text import several
+from contrastive_core.training.split_names import SPLITS
 from ssl_vision.checks.facts import Facts
 from ssl_vision.data.folder import (
-    SPLITS,
     Layout,
     beside_classes,
     class_of,

@@ -13,6 +13,7 @@ from contrastive_core.training.files import write_atomic
 from contrastive_core.training.model_file import model_files, save_model
 from contrastive_core.training.names import check_labels
 from contrastive_core.training.outputs import Outputs
+from contrastive_core.training.tables import read_list_text
 from ssl_vision.importing.imported import Imported
 from ssl_vision.importing.simclr import read_simclr
 from ssl_vision.importing.tensorflow import is_bundle
@@ -148,12 +149,8 @@ def _write_classifier(imported: Imported, out: Path, layer: int, file: Path | No
 def _class_names(file: Path | None, count: int) -> list[str]:
     if file is None:
         return [str(number) for number in range(count)]
-    try:
-        names = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"--classes {file} cannot be read ({error}); expected a text file with one class name per line"
-        ) from error
+    lines = read_list_text(Path(file), expected="a text file with one class name per line").split("\n")
+    names = [line.strip() for line in lines if line.strip()]
     if len(names) != count or len(set(names)) != count:
         raise UserError(f"--classes {file} has {len(set(names))} different names; the classifier has {count} classes")
     check_labels(names, what="class", source=file)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,22 +11,10 @@ from pathlib import Path
 
 from contrastive_core.errors import UserError
 from contrastive_core.text import some_of
+from contrastive_core.training.split_names import SPLITS, canonical_split, find_splits, split_word
 from ssl_vision.data.dataset import ADD_LABELS, ReadOptions
 from ssl_vision.data.decode import FileImages
 from ssl_vision.data.listing import EXTENSIONS, Listing, holds_image, is_image, list_folder, printable
-
-SPLITS = ("train", "val", "test")
-_WORDS = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
-# Words that are often added to the name of a split: train_set, test-images, TrainData.
-_FILLERS = frozenset({"", "set", "data", "dataset", "image", "images", "img", "imgs", "split", "folder", "samples"})
-
-
-def canonical_split(name: str) -> str:
-    """Normalise the name of a split: ``Training`` is train, ``validation`` is val; other names are unchanged."""
-    return _WORDS.get(name.strip().lower(), name)
 
 
 @dataclass(frozen=True)
@@ -61,7 +48,7 @@ def folder_layout(root: Path) -> Layout:
     if folder != root:
         notes.append(f"the images are in {_relative(folder, root)}, which is opened instead of {root.name}")
     names = _subfolders(folder)
-    splits = _find_splits(folder, names)
+    splits = find_splits(folder, names)
     if not splits:
         return Layout(folder, {}, tuple(notes))
     beside = [name for name in names if name not in splits.values() and holds_image(folder / name)]
@@ -209,51 +196,6 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     return [entry for entry in entries if not entry.name.startswith(".")]
 
 
-def _split_word(name: str) -> tuple[str, bool, tuple[str, ...]] | None:
-    """Return the split in a folder name, whether it is the whole name, and the other words of the name."""
-    lowered = name.lower()
-    if lowered in _WORDS:
-        return _WORDS[lowered], True, ()
-    found, rest = None, []
-    for token in re.split(r"[\W_]+", lowered):
-        split = _WORDS.get(token)
-        if split is None:  # trainset, testdata
-            split = next(
-                (s for word, s in _WORDS.items() if token.startswith(word) and token[len(word) :] in _FILLERS), None
-            )
-        if split is not None and found is None:
-            found = split
-        elif token not in _FILLERS:
-            rest.append(token)
-    return None if found is None else (found, False, tuple(rest))
-
-
-def _find_splits(folder: Path, names: Sequence[str]) -> dict[str, str]:
-    """Split -> name of its folder."""
-    exact: dict[str, list[str]] = {}
-    padded: dict[str, list[str]] = {}
-    alike: dict[tuple[str, ...], dict[str, list[str]]] = {}
-    for name in names:
-        match _split_word(name):
-            case (split, True, _):
-                exact.setdefault(split, []).append(name)
-            case (split, False, ()):
-                padded.setdefault(split, []).append(name)
-            case (split, False, rest):
-                alike.setdefault(rest, {}).setdefault(split, []).append(name)
-    found = padded | exact
-    if not found:
-        groups = [group for group in alike.values() if len(group) > 1]
-        found = groups[0] if len(groups) == 1 else {}
-    for split, folders in found.items():
-        if len(folders) > 1:
-            raise UserError(
-                f"{folder}: found the folders {' and '.join(folders)}, all of split {split}, expected one; merge or "
-                "rename them"
-            )
-    return {split: folders[0] for split, folders in found.items()}
-
-
 def _is_class(folder: Path, name: str, *, beside: Sequence[str]) -> bool:
     """Whether the only folder named like a split is a class among the folders beside it.
 
@@ -283,7 +225,7 @@ def _without_wrapping(root: Path) -> Path:
         if _holds_images_itself(folder):
             return root
         names = _subfolders(folder)
-        if _find_splits(folder, names):
+        if find_splits(folder, names):
             return folder
         full = list(itertools.islice((name for name in names if holds_image(folder / name)), 2))
         if len(full) != 1:
@@ -295,8 +237,9 @@ def _without_repetition(folder: Path) -> Path:
     """Return the folder of a split, or the only folder in it if it has the same name: seg_train/seg_train."""
     names = _subfolders(folder)
     if not _holds_images_itself(folder) and len(names) == 1:
-        inner = _split_word(names[0])
-        if names[0] == folder.name or (inner and inner[:2] == (canonical_split(folder.name), True)):
+        inner = split_word(names[0])
+        repeats = inner is not None and inner.is_whole and inner.split == canonical_split(folder.name)
+        if names[0] == folder.name or repeats:
             return folder / names[0]
     return folder
 
@@ -309,12 +252,12 @@ def _refuse_splits_in_classes(folder: Path, listing: Listing) -> None:
     inside = [path.partition("/")[::2] for path in listing.folders if path.count("/") == 1]
     by_class: dict[str, set[str]] = {}
     for parent, name in inside:
-        word = _split_word(name)
-        if word and word[1]:
-            by_class.setdefault(parent, set()).add(word[0])
+        word = split_word(name)
+        if word and word.is_whole:
+            by_class.setdefault(parent, set()).add(word.split)
     mixed = [parent for parent, splits in by_class.items() if len(splits) > 1]
     if mixed:
-        shown = next(f"{p}/{n}" for p, n in inside if p == mixed[0] and (w := _split_word(n)) and w[1])
+        shown = next(f"{p}/{n}" for p, n in inside if p == mixed[0] and (w := split_word(n)) and w.is_whole)
         raise UserError(
             f"{folder}: found split folders inside class folders ({printable(shown)}), expected "
             "<split>/<class>/*; training images and test images would be mixed. Swap the two levels, or give a CSV "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +12,10 @@ from pathlib import Path
 from contrastive_core.errors import UserError
 from contrastive_core.text import some_of
 from contrastive_core.training.documents import reading
+from contrastive_core.training.split_names import canonical_split
+from contrastive_core.training.tables import find_columns, is_missing, local_path, read_list_text, refuse_drives
 from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.data.decode import FileImages
-from ssl_vision.data.folder import canonical_split
 from ssl_vision.data.listing import printable
 
 COLUMNS = {
@@ -24,7 +24,6 @@ COLUMNS = {
     "split": ("split", "subset", "partition"),
 }
 """Accepted names of each column; if a file has several of them, the first listed here is used."""
-_MISSING = frozenset({"nan", "<na>", "n/a", "null"})  # written by other programs for missing values
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def read_manifest(manifest: Path) -> Manifest:
     Raises:
         UserError: See `open_manifest`.
     """
-    text = read_text(manifest, expected="a CSV file")
+    text = read_list_text(manifest, expected="a CSV file")
     head = text.partition("\n")[0]
     delimiter = max(",;\t", key=head.count)
     with reading(manifest, "cannot be read as CSV", "export it again"):
@@ -131,7 +130,7 @@ def read_manifest(manifest: Path) -> Manifest:
     rows = []
     for line, row in cells:
         label = unicodedata.normalize("NFC", row[place["label"]].strip()) if "label" in place else ""
-        if label.lower() in _MISSING:
+        if label and is_missing(label):
             missing.append(line)
             label = ""
         split = canonical_split(row[place["split"]].strip()) if "split" in place else "train"
@@ -141,47 +140,15 @@ def read_manifest(manifest: Path) -> Manifest:
         raise UserError(
             f"{manifest}: found rows without a path ({_lines(pathless)}), expected one in each; remove them"
         )
-    elsewhere = [row for row in rows if re.match(r"[A-Za-z]:[\\/]", row.path)]
-    if elsewhere and Path("/").anchor == "/":
-        raise UserError(
-            f"{manifest}: found paths on a Windows drive ({elsewhere[0].path}, {_lines([r.line for r in elsewhere])}), "
-            "expected paths on this computer; make them relative to the manifest"
-        )
+    refuse_drives(manifest, ((row.line, row.path) for row in rows))
     if missing:
         notes.append(f"{len(missing)} rows with a missing value as label ({_lines(missing)}) are unlabelled")
     return Manifest(rows, notes)
 
 
-def read_text(file: Path, *, expected: str) -> str:
-    """Read a text file in UTF-8 or UTF-16 with or without a byte order mark, with any line endings.
-
-    Raises:
-        UserError: It cannot be opened, or is not text.
-    """
-    with reading(file, "cannot be read as text in UTF-8", f"expected {expected}; save it again as UTF-8"):
-        data = file.read_bytes()
-        encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
-        text = data.decode(encoding)
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def local_path(path: str, folder: Path) -> str:
-    """Replace backslashes in a path by slashes, unless a file with exactly that name exists."""
-    return path if "\\" not in path or (folder / path).exists() else path.replace("\\", "/")
-
-
 def _places(manifest: Path, columns: Sequence[str]) -> tuple[dict[str, int], list[str]]:
     """Return the position of each kind of column, and notes on ignored columns."""
-    twice = sorted({name for name in columns if name and columns.count(name) > 1})
-    if twice:
-        raise UserError(f"{manifest}: found the column {twice[0]} twice, expected each once; remove or rename one")
-    place, notes = {}, []
-    for meaning, names in COLUMNS.items():
-        present = [name for name in names if name in columns]
-        if present:
-            place[meaning] = columns.index(present[0])
-        if len(present) > 1 and meaning != "path":
-            notes.append(f"of the columns {' and '.join(present)}, {present[0]} is used as the {meaning}")
+    place, notes = find_columns(manifest, columns, COLUMNS)
     if "path" not in place:
         found = ", ".join(columns) or "an empty file"
         raise UserError(f"{manifest}: found the columns {found}, expected path[,label][,split] separated by commas")

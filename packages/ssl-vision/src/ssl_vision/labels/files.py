@@ -24,8 +24,9 @@ from contrastive_core.errors import UserError
 from contrastive_core.text import some_of
 from contrastive_core.training.documents import reading
 from contrastive_core.training.outputs import write_once
+from contrastive_core.training.tables import read_list_text
 from ssl_vision.data import ImageSet
-from ssl_vision.data.manifest import COLUMNS, read_text
+from ssl_vision.data.manifest import COLUMNS
 
 FORMAT = "ssl-vision labels 1"
 
@@ -111,7 +112,7 @@ def read_label_file(file: Path) -> LabelFile | list[str]:
     Raises:
         UserError: There is no such file, it is not text, not a label file, or was changed after it was written.
     """
-    text = read_text(file, expected="a label file, as written by `ssl-vision make-splits`")
+    text = read_list_text(file, expected="a label file, as written by `ssl-vision make-splits`")
     if not text.lstrip().startswith("{"):
         return [name for line in text.splitlines() if (name := line.strip())]
     with reading(file, "is not a label file", "write it again with `make-splits`"):

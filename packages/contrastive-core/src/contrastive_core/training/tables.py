@@ -1,0 +1,105 @@
+"""Read the lists and tables that people and spreadsheets write: encodings, columns, paths, missing values."""
+
+from __future__ import annotations
+
+import codecs
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from contrastive_core.errors import UserError
+from contrastive_core.training.documents import reading
+
+_MISSING = frozenset({"", "nan", "<na>", "n/a", "null"})  # written by other programs for missing values
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+
+
+def read_list_text(file: Path, *, expected: str) -> str:
+    """Read a text file in UTF-8, or in UTF-16 with a byte order mark; lines end in a line feed.
+
+    Args:
+        file: The file.
+        expected: What it should be, for the message: "a CSV file".
+
+    Raises:
+        UserError: It cannot be opened, or is not text.
+    """
+    with reading(file, "cannot be read as text in UTF-8", f"expected {expected}; save it again as UTF-8"):
+        content = file.read_bytes()
+        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
+    if "\0" in text:
+        raise UserError(f"{file}: is not text in UTF-8; expected {expected}; save it again as UTF-8")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def is_missing(text: str) -> bool:
+    """Whether a cell stands for a missing value: empty, ``nan``, ``<NA>``, ``n/a`` or ``null``."""
+    return text.strip().lower() in _MISSING
+
+
+def find_columns(
+    file: Path, columns: Sequence[str], meanings: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, int], list[str]]:
+    """Find the columns of a table by their meanings.
+
+    Args:
+        file: The table, for messages.
+        columns: Names of its columns, in lower case.
+        meanings: Meaning -> names of columns that can have it; the first of these is used.
+
+    Returns:
+        Meaning -> position of its column; sentences on columns that are ignored although they have the same meaning.
+
+    Raises:
+        UserError: A column occurs twice.
+    """
+    twice = sorted({name for name in columns if name and columns.count(name) > 1})
+    if twice:
+        raise UserError(f"{file}: found the column {twice[0]} twice, expected each once; remove or rename one")
+    place, notes = {}, []
+    for meaning, names in meanings.items():
+        present = [name for name in names if name in columns]
+        if present:
+            place[meaning] = columns.index(present[0])
+        if len(present) > 1 and meaning != "path":
+            notes.append(f"of the columns {' and '.join(present)}, {present[0]} is used as the {meaning}")
+    return place, notes
+
+
+def local_path(path: str, folder: Path) -> str:
+    """Return a path of a list as this computer writes it.
+
+    Backslashes become slashes, and accents are composed or decomposed (NFC, NFD), unless a file with exactly that name
+    exists.
+
+    Args:
+        path: Path in the list.
+        folder: Folder that it is relative to.
+    """
+    if path.isascii() and "\\" not in path:
+        return path
+    slashed = path.replace("\\", "/")
+    spellings = (path, slashed, unicodedata.normalize("NFC", slashed), unicodedata.normalize("NFD", slashed))
+    return next((spelling for spelling in spellings if (folder / spelling).exists()), slashed)
+
+
+def refuse_drives(file: Path, paths: Iterable[tuple[int, str]]) -> None:
+    """Refuse paths on a drive of Windows, such as ``C:``, on other systems.
+
+    Args:
+        file: The list, for the message.
+        paths: Line and path of each row.
+
+    Raises:
+        UserError: There are some.
+    """
+    elsewhere = [(line, path) for line, path in paths if _DRIVE.match(path)]
+    if elsewhere and Path("/").anchor == "/":
+        line, path = elsewhere[0]
+        more = f" and {len(elsewhere) - 1} more" if len(elsewhere) > 1 else ""
+        raise UserError(
+            f"{file}: found paths on a Windows drive ({path}, line {line}{more}), expected paths on this computer; "
+            "make them relative to the list"
+        )

@@ -13,11 +13,16 @@ from ssl_medseg.io import grid_difference, read_label, read_volume, write_mask
 from ssl_medseg.io.dicom import missing_for_seg, write_dicom_seg
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.volume import ImageFile
+from ssl_medseg.prediction import find_images, unread_files
 from tests.medseg.volumes_on_disk import affine, phantom
 
 highdicom = pytest.importorskip("highdicom")
 import pydicom  # noqa: E402
-from pydicom.uid import BasicTextSRStorage  # noqa: E402
+from pydicom.uid import (  # noqa: E402
+    BasicTextSRStorage,
+    MediaStorageDirectoryStorage,
+    SecondaryCaptureImageStorage,
+)
 
 from tests.medseg.dicom_series import write_series  # noqa: E402 - needs pydicom
 
@@ -187,6 +192,23 @@ def _plane(dataset, place: int) -> None:
         dataset.ImageOrientationPatient = ["1", "0", "0", "0", "0", "-1"]
 
 
+def _mosaic(dataset, place: int) -> None:
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]
+
+
+def _frames(dataset, place: int) -> None:
+    if place == 3:
+        dataset.NumberOfFrames = 2
+
+
+def _short(dataset, place: int) -> None:
+    dataset.ImageOrientationPatient = [1, 0, 0, 0, 0.9, 0]
+
+
+def _skewed(dataset, place: int) -> None:
+    dataset.ImageOrientationPatient = [1, 0, 0, 0.1, 0.995, 0]
+
+
 def _without(tag: str):
     def change(dataset, place: int) -> None:
         if place == 3:
@@ -202,6 +224,10 @@ def _without(tag: str):
         (_uneven, r"distances between its slices are uneven, by up to 1\.\d+ mm \(NAME"),
         (_pixels, r"PixelSpacing is 2\.6 x 2\.6 in NAME and 1\.1 x 0\.9 in the others"),
         (_plane, r"1 of 7 images lie in another plane than the others \(NAME\)"),
+        (_mosaic, r"7 of 7 images are mosaics"),
+        (_frames, r"7 images, of which 1 are multi-frame \(NAME\)"),
+        (_short, r"orientation of its images \(1, 0, 0, 0, 0\.9, 0\) is not that of two perpendicular unit vectors"),
+        (_skewed, r"is not that of two perpendicular unit vectors"),
         *((_without(tag), rf"NAME lacks {tag}") for tag in ("ImagePositionPatient", "PixelSpacing", "Rows")),
     ],
 )
@@ -251,6 +277,58 @@ def test_localizers_and_other_objects_are_left_out_and_said(tmp_path: Path) -> N
     np.testing.assert_array_equal(found.array, expected.array)
     assert "Segmentation Storage" in found.warnings[0]
     assert "1 localizer images (scout)" in found.warnings[1]
+
+
+def test_images_of_a_private_kind_are_read_and_get_no_segmentation(tmp_path: Path) -> None:
+    def private(dataset, place: int) -> None:
+        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.3.46.670589.11.0.0.12.1"
+
+    folder = edited(series(tmp_path), private)
+    np.testing.assert_array_equal(
+        read_volume(ImageFile(folder)).array, read_volume(ImageFile(series(tmp_path, "x"))).array
+    )
+    assert "of a kind of its manufacturer's own" in missing_for_seg(ImageFile(folder))
+    with pytest.raises(UserError, match="write NIfTI instead"):
+        write_dicom_seg(np.zeros(SHAPE, np.uint8), read_volume(ImageFile(folder)), tmp_path / "mask.dcm", LABELS)
+
+
+def test_pictures_of_a_screen_are_no_slices(tmp_path: Path) -> None:
+    folder = series(tmp_path)
+    picture = _datasets(folder)[0]
+    for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+        delattr(picture, tag)
+    picture.SOPClassUID = picture.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    picture.SeriesInstanceUID = pydicom.uid.generate_uid()
+    picture.save_as(folder / "IM-picture")
+    volume = read_volume(ImageFile(folder))
+    assert volume.array.shape == SHAPE
+    assert "1 Secondary Capture Image Storage" in volume.warnings[0]
+    assert [each.name for each in find_images(tmp_path)] == ["series"]
+
+
+def test_folders_without_images_are_left_out_and_said(tmp_path: Path) -> None:
+    folder = series(tmp_path / "study", "T2")
+    (tmp_path / "study" / "SEG").mkdir()
+    write_dicom_seg(
+        np.zeros(SHAPE, np.uint8), read_volume(ImageFile(folder)), tmp_path / "study" / "SEG" / "m.dcm", LABELS
+    )
+    disk = _datasets(folder)[0]
+    disk.SOPClassUID = disk.file_meta.MediaStorageSOPClassUID = MediaStorageDirectoryStorage
+    disk.save_as(tmp_path / "study" / "DICOMDIR")
+    found = find_images(tmp_path / "study")
+    assert [each.name for each in found] == ["T2"]
+    (unread,) = unread_files(tmp_path / "study", found)
+    assert "SEG: holds no DICOM images" in unread
+    assert "1 Segmentation Storage" in unread
+    with pytest.raises(UserError, match=r"found no images in it(?s:.*)1 Segmentation Storage"):
+        find_images(tmp_path / "study" / "SEG")
+
+
+def test_one_file_without_an_ending_is_dicom_by_its_mark(tmp_path: Path) -> None:
+    folder = series(tmp_path)
+    (found,) = find_images(folder / "IM0002")
+    assert (found.name, found.is_dicom) == ("IM0002", True)
+    assert read_volume(found.image).array.shape == (*SHAPE[:2], 1)
 
 
 def test_compressed_pixels_name_the_decoder_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from ssl_medseg.datasets.dataset import Case, DataSet
 from ssl_medseg.datasets.open import read_frames
 from ssl_medseg.evaluation.uncertainty import agreement, predictive_entropy
 from ssl_medseg.io import read_volume, write_mask
-from ssl_medseg.io.dicom import list_series
+from ssl_medseg.io.dicom import NoImagesError, list_series, series_images
 from ssl_medseg.io.file_types import (
     DICOM_ENDINGS,
     has_dicom_mark,
@@ -29,6 +29,7 @@ from ssl_medseg.io.file_types import (
     stem,
     walk,
     why_unread,
+    without_path,
     without_paths,
 )
 from ssl_medseg.io.volume import Volume
@@ -83,10 +84,16 @@ def find_images(
         for wanted in (_series(name, path, opening) if path.is_dir() else [Wanted(name, opening.image(path), False)])
     ]
     if not found:
-        raise UserError(f"{data}: found no images in it; expected NIfTI, NRRD or MetaImage files, or DICOM series")
+        listed = "".join(f"\n  {line}" for line in unread_files(data, found)[:_UNREAD_SHOWN])
+        raise UserError(
+            f"{data}: found no images in it; expected NIfTI, NRRD or MetaImage files, or DICOM series{listed}"
+        )
     root = data.parent if [path for _, path in places] == [data] else data  # the folder of one series has its name
     found = group_channels(found, channels, opening, root=root, numbers=numbers)
     return _at_their_frames(_checked(found), data, opening)
+
+
+_UNREAD_SHOWN = 10
 
 
 def _walk(root: Path) -> list[tuple[str, Path]]:
@@ -103,6 +110,8 @@ def _series(name: str, folder: Path, opening: DataOptions) -> list[Wanted]:
     """List the series of a folder: one with the name of the folder, or several below it."""
     try:
         series = list_series(folder)
+    except NoImagesError:  # reported as not used
+        return []
     except UserError:  # reported when the image is read
         series = []
     if len(series) < 2:
@@ -119,11 +128,24 @@ def unread_files(data: Path, found: Sequence[Wanted]) -> list[str]:
     for folder, _, names in walk(data):
         if folder in used:
             continue
+        if is_series(folder):
+            unread += [f"{folder.relative_to(data).as_posix()}: {why}" for why in _no_images(folder)]
         for name in names:
             reason = why_unread(folder / name)
             if reason and not is_companion(folder / name):
                 unread.append(f"{(folder / name).relative_to(data).as_posix()}: {reason}")
     return unread
+
+
+def _no_images(folder: Path) -> list[str]:
+    """Explain why a folder with DICOM files has no images; empty if it has some, or cannot be read."""
+    try:
+        series_images(folder, pixels=False)
+    except NoImagesError as error:
+        return [without_path(error, folder)]
+    except UserError:
+        pass
+    return []
 
 
 def _of_dataset(

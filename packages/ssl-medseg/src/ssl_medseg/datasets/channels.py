@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from contrastive_core.text import several
 from contrastive_core.training.names import check_label
 from ssl_medseg.datasets.layouts.listing import Entry, Listing
 from ssl_medseg.datasets.options import DataOptions
-from ssl_medseg.io.dicom import Series, list_series
+from ssl_medseg.io.dicom import NoImagesError, Series, list_series
 from ssl_medseg.io.file_types import is_series, walk
 from ssl_medseg.io.read import volumes_in
 from ssl_medseg.io.volume import ImageFile, join_channels
@@ -192,7 +193,8 @@ def series_below(folder: Path) -> list[tuple[Path, Series]]:
     found = []
     for place, _, _ in walk(folder):
         if is_series(place):
-            found += [(place, series) for series in list_series(place)]
+            with contextlib.suppress(NoImagesError):  # segmentations and other objects of the study
+                found += [(place, series) for series in list_series(place)]
     return found
 
 

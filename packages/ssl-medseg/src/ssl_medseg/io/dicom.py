@@ -35,6 +35,8 @@ _JITTER = 0.05
 """Share of the distance between slices by which positions may be off a regular stack."""
 _SAID_JITTER = 0.005
 _PARALLEL = 1e-3
+_ROUNDED = 5e-3
+"""Largest error of the direction cosines that is taken for rounding, as to two decimals."""
 _SHOWN = 3
 _DECODERS = {
     "JPEG 2000": "pylibjpeg pylibjpeg-openjpeg",
@@ -54,6 +56,10 @@ _MAY_BE_EMPTY = (
 )  # fmt: skip
 """What a segmentation repeats of its series and the standard allows to be empty (type 2)."""
 _MUST_BE_THERE = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID")
+
+
+class NoImagesError(UserError):
+    """A folder of DICOM files holds no images of a volume, only objects of other kinds."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,8 @@ def read_series(path: Path, *, series: str | None = None) -> tuple[NDArray[np.fl
         images, affine, more = _stack(images, path)
         notes += more
         array = np.stack([_pixels(image, path) for image in images], axis=-1)
+    if any(image.dataset.get("PhotometricInterpretation") == "MONOCHROME1" for image in images):
+        notes.append("its images are shown inverted (MONOCHROME1); intensities are taken as they are stored")
     x, y, z = array.shape
     grid = Grid((x, y, z), checked_affine(affine, path))
     check_voxel_size(grid, path)
@@ -123,7 +131,8 @@ def list_series(folder: Path) -> list[Series]:
     """The series of a folder with images other than localizers, in the order of their files.
 
     Raises:
-        UserError: A file is damaged, or there are no images.
+        UserError: A file is damaged.
+        NoImagesError: There are no images.
     """
     first: dict[str, Any] = {}
     localizers: set[str] = set()
@@ -133,7 +142,7 @@ def list_series(folder: Path) -> list[Series]:
         elif image.series not in first:
             first[image.series] = image.dataset
     if not first:  # localizers alone
-        first = {image.series: image.dataset for image in _images(folder, pixels=False, notes=[])}
+        first = {image.series: image.dataset for image in series_images(folder, pixels=False)[0]}
     found = []
     for number, (uid, dataset) in enumerate(first.items(), 1):
         words = [str(dataset.get(tag, "") or "") for tag in ("SeriesNumber", "SeriesDescription")]
@@ -154,7 +163,8 @@ def series_images(path: Path, *, series: str | None = None, pixels: bool = True)
     class and image type.
 
     Raises:
-        UserError: None there, a damaged one, or several series.
+        NoImagesError: None there.
+        UserError: A damaged one, or several series.
     """
     notes: list[str] = []
     found = [image for image in _images(path, pixels=pixels, notes=notes) if series in (None, image.series)]
@@ -163,7 +173,8 @@ def series_images(path: Path, *, series: str | None = None, pixels: bool = True)
         notes.append(f"left out: {len(localizers)} localizer images ({some_of(image.name for image in localizers)})")
         found = [image for image in found if image not in localizers]
     if not found:
-        raise UserError(f"{path}: holds no DICOM images; expected the folder of one series")
+        found_instead = f" ({'; '.join(notes)})" if notes else ""
+        raise NoImagesError(f"{path}: holds no DICOM images; expected the folder of one series{found_instead}")
     counts = Counter(image.series for image in found)
     if len(counts) > 1:
         names = sorted({str(image.dataset.get("SeriesDescription", "") or "without a description") for image in found})
@@ -220,7 +231,7 @@ def _images(path: Path, *, pixels: bool, notes: list[str]) -> Iterator[SeriesIma
             continue
         kind = dataset.file_meta.get("MediaStorageSOPClassUID") or dataset.get("SOPClassUID")
         name = getattr(kind, "name", "") or "unknown kind"
-        if kind is not None and "Image Storage" not in name:
+        if kind is not None and not _is_image(kind, name, dataset):
             others[name] += 1
         elif "Rows" in dataset:
             yield SeriesImage(file.name, dataset)
@@ -228,7 +239,15 @@ def _images(path: Path, *, pixels: bool, notes: list[str]) -> Iterator[SeriesIma
             raise UserError(f"{file}: ends before its image, so the file is cut off; copy it again")
     if others:
         listed = ", ".join(f"{count} {name}" for name, count in others.items())
-        notes.append(f"left out: DICOM objects that are no images ({listed})")
+        notes.append(f"left out: DICOM objects that are no images of a volume ({listed})")
+
+
+def _is_image(kind: Any, name: str, dataset: Any) -> bool:
+    """Whether an object may be a slice or a volume, by its SOP class."""
+    if kind.is_private:  # classes of a manufacturer's own, for raw data as well as for images
+        return "ImagePositionPatient" in dataset and "Rows" in dataset
+    # Pictures of a screen have no place in the patient.
+    return "Image Storage" in name and ("Secondary Capture" not in name or "ImagePositionPatient" in dataset)
 
 
 def _multi_frame(image: SeriesImage, path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -244,6 +263,7 @@ def _multi_frame(image: SeriesImage, path: Path) -> tuple[NDArray[np.float32], N
 
 def _stack(images: Sequence[SeriesImage], path: Path) -> tuple[list[SeriesImage], NDArray[np.float64], list[str]]:
     """The images in the order of their positions, the affine in RAS+, and notes."""
+    _check_frames(images, path)
     _check_tags(images, path)
     orientation = np.array([[float(v) for v in image.dataset.ImageOrientationPatient] for image in images])
     usual = np.median(orientation, axis=0)
@@ -255,7 +275,7 @@ def _stack(images: Sequence[SeriesImage], path: Path) -> tuple[list[SeriesImage]
             "to a folder of their own"
         )
     _check_sizes(images, path)
-    rows, columns = usual[:3], usual[3:]  # directions along a row, and down a column
+    rows, columns = _directions(usual, path)
     normal = np.cross(rows, columns)
     position = np.array([[float(v) for v in image.dataset.ImagePositionPatient] for image in images])
     order = np.argsort(position @ normal, kind="stable")
@@ -268,6 +288,38 @@ def _stack(images: Sequence[SeriesImage], path: Path) -> tuple[list[SeriesImage]
     affine[:3, 0], affine[:3, 1], affine[:3, 2] = rows * right, columns * down, -normal * step
     affine[:3, 3] = position.mean(axis=0) + normal * step * (len(images) - 1) / 2
     return images[::-1], _RAS_TO_LPS @ affine, notes
+
+
+def _directions(orientation: NDArray[np.float64], path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The unit vectors along a row and down a column, without rounding."""
+    rows, columns = orientation[:3], orientation[3:]
+    lengths = np.linalg.norm(rows), np.linalg.norm(columns)
+    if max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(rows @ columns)) > _ROUNDED:
+        found = ", ".join(f"{v:g}" for v in orientation)
+        raise UserError(
+            f"{path}: the orientation of its images ({found}) is not that of two perpendicular unit vectors, so the "
+            "size of a voxel is uncertain; expected those (ImageOrientationPatient). Export the series again"
+        )
+    rows = rows / lengths[0]
+    columns = columns - (columns @ rows) * rows
+    return rows, columns / np.linalg.norm(columns)
+
+
+def _check_frames(images: Sequence[SeriesImage], path: Path) -> None:
+    """Refuse files that hold several slices each: multi-frame images, and mosaics of slices in one picture."""
+    frames = [image.name for image in images if int(image.dataset.get("NumberOfFrames", 1) or 1) > 1]
+    if frames:
+        raise UserError(
+            f"{path}: holds {len(images)} images, of which {len(frames)} are multi-frame ({some_of(frames)}); expected "
+            "one multi-frame image, or one image for each slice. Give each volume a folder of its own"
+        )
+    mosaics = [i.name for i in images if "MOSAIC" in map(str.upper, i.dataset.get("ImageType", None) or ())]
+    if mosaics:
+        raise UserError(
+            f"{path}: {len(mosaics)} of {len(images)} images are mosaics, which show all slices of a volume side by "
+            f"side ({some_of(mosaics)}); expected one slice in each. Convert the series to NIfTI, for example with "
+            "dcm2niix, which takes mosaics apart"
+        )
 
 
 def _check_tags(images: Sequence[SeriesImage], path: Path) -> None:
@@ -376,12 +428,17 @@ def _check_decoder(image: SeriesImage, path: Path) -> None:
 
 
 def missing_for_seg(image: ImageFile) -> str:
-    """The tags that a series lacks and a DICOM segmentation must repeat, as a phrase with a file; empty if none."""
+    """Why no DICOM segmentation can refer to a series, as a phrase with a file; empty if one can.
+
+    It lacks tags that a segmentation must repeat, or is of a private SOP class.
+    """
     source, _ = series_images(Path(image.path), series=image.series, pixels=False)
     for one in source:
         lacking = [name for name in _MUST_BE_THERE if not one.dataset.get(name)]
         if lacking:
             return f"{one.name} lacks {', '.join(lacking)}"
+        if one.dataset.SOPClassUID.is_private:
+            return f"{one.name} is of a kind of its manufacturer's own, {one.dataset.SOPClassUID}"
     return ""
 
 

@@ -53,7 +53,7 @@ def test_what_a_crop_cuts_off_is_reported(data: Path, tmp_path: Path, capsys: py
     assert main(["check", str(data), *sizes, "--out", str(tmp_path / "check.json")]) == 0
     printed = capsys.readouterr().out
     expected = {"middle": outside(0), "beside": outside(7), "edge": outside(12)}
-    assert "not whole in slices of 32 x 32 pixels of 1.5 mm" in printed
+    assert "partly outside the slices of 32 x 32 pixels of 1.5 mm" in printed
     worst = f"edge: {expected['edge']['shell']:.1%} of shell, {expected['edge']['core']:.1%} of core"
     assert worst in printed
     assert printed.index(worst) < printed.index("beside: ")
@@ -74,7 +74,7 @@ def test_slices_derived_from_all_labels_show_them_whole(data: Path, capsys: pyte
     assert not [finding for finding in report.findings if finding.kind == "crop"]
     assert set(report.crop.lost) == {"middle", "beside", "edge"}
     main(["check", str(data)])
-    assert f"training   in axial slices of {report.crop}" in capsys.readouterr().out
+    assert f"training   would use axial slices of {report.crop}" in capsys.readouterr().out
 
 
 def test_of_a_split_the_labelled_cases_decide(data: Path, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_of_a_split_the_labelled_cases_decide(data: Path, tmp_path: Path) -> Non
     assert report.crop.settings is not None
     assert alone.crop.settings is not None
     assert report.crop.settings.size <= alone.crop.settings.size
-    assert "the labels of 1 volumes" in " ".join(report.crop.reasons)
+    assert "the labels of 1 volume extend" in " ".join(report.crop.reasons)
     assert set(report.crop.lost) == {"middle", "beside", "edge"}  # whoever is cut off, in test too, is said
 
 

@@ -57,8 +57,8 @@ def test_damaged_files_are_named_and_the_others_are_looked_at(data: Path) -> Non
     said = named(report, "unreadable")
     assert set(said) == {"kind", "offset", "quaternion", "nowhere", "checksum", "end"}
     assert "CRC check failed" in said["checksum"]
-    assert "is damaged or cut off. Copy it again" in said["end"]
-    assert "does not give the voxels positions" in said["nowhere"]
+    assert "is damaged or truncated. Copy it again" in said["end"]
+    assert "is not invertible" in said["nowhere"]
     assert named(report, "not_finite") == {"all_nan": "480 of 480 voxels"}
     assert not named(report, "constant"), "an image without any number is not one of one grey"
 
@@ -93,7 +93,7 @@ def test_no_header_ends_the_check(tmp_path: Path) -> None:
 
 def test_what_holds_no_voxel_is_said(tmp_path: Path) -> None:
     path = save(tmp_path / "none.nii.gz", np.zeros((3, 3, 0), dtype=np.uint8))
-    words = "has the shape 3 x 3 x 0, so no voxel at all; expected a volume. Export it again"
+    words = "has the shape 3 x 3 x 0, so no voxels; expected a volume. Export it again"
     assert read_image_facts(ImageFile(path)).problem == words
     assert read_label_facts(path, None, LABELS).problem == words
 
@@ -118,7 +118,7 @@ def test_values_are_rounded_within_a_thousandth(tmp_path: Path, value: float, fr
 
 def test_a_label_of_several_volumes_is_not_one(tmp_path: Path) -> None:
     path = save(tmp_path / "label.nii.gz", np.stack([ball(0, SHAPE)[1]] * 2, axis=3), AFFINE)
-    words = "has the shape 40 x 36 x 5 x 2, several volumes; expected a label of one volume with a value "
+    words = "has the shape 40 x 36 x 5 x 2, several volumes; expected one volume with a value for each "
     assert str(read_label_facts(path, None, LABELS).problem).startswith(words)
 
 

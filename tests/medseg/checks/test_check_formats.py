@@ -44,7 +44,7 @@ def test_dicom_series(series: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     first, gap, mirrored = report.facts
     assert first.label is not None
     assert first.label.difference == ""
-    assert "slices seem to be missing" in str(gap.image.problem)
+    assert "1 slice seems to be missing" in str(gap.image.problem)
     assert mirrored.label is not None
     assert mirrored.label.difference.endswith("stored the other way along axis 0, unless its affine is wrong")
     assert [path.stem for path in draw_pictures(report, tmp_path / "pictures")] == ["p2"]

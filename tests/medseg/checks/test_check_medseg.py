@@ -106,7 +106,7 @@ def test_every_problem_is_found_at_its_case(report: Report) -> None:
         ("missing_label", "labelsTr/gone.nii.gz: there is gonne.nii.gz"),
         ("geometry", "sform: sform and qform contradict each other, by up to"),
         ("same_voxels", "good1, copy_of_good1: patients copy_of_good1, good1"),
-        ("odd_spacing", "spacing: pixels of 6 mm, 1.5 is usual"),
+        ("odd_spacing", "spacing: pixels of 6 mm, the median is 1.5"),
         ("several_volumes", "frames: has the shape 40 x 36 x 5 x 2"),
     ],
 )
@@ -174,7 +174,7 @@ def test_a_good_data_set_has_nothing_to_say_of(tmp_path: Path, capsys: pytest.Ca
     assert main(["check", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "0 errors, 0 warnings, 0 notes" in printed
-    assert "spacing    pixels of 1.5 mm, slices every 8 mm" in printed
+    assert "spacing    1.5 mm in-plane, 8 mm between slices" in printed
     assert "stored     LPS 3" in printed
     every = {value: (ball(0, SHAPE)[1] == value).any(axis=(0, 1)) for value in (1, 2)}
     full, shown = 3 * (every[1] & every[2]).sum(), 3 * (every[1] | every[2]).sum()
@@ -260,3 +260,17 @@ def test_real_data(shared_data: Path, tmp_path: Path) -> None:
     assert report.findings == []
     assert [one.image.grid.shape[:2] for one in report.facts if one.image.grid] == [(320, 320)] * 10
     assert {one.image.orientation for one in report.facts} == {"LPS"}
+
+
+def test_the_source_of_patients_is_named(tmp_path: Path) -> None:
+    data = decathlon(tmp_path / "data", ["a", "b"])
+    assert examine(data).rule.startswith("derived from the names of cases")
+    table = data / "cases.csv"
+    rows = "a,P1,imagesTr/a.nii.gz,labelsTr/a.nii.gz\nb,{},imagesTr/b.nii.gz,labelsTr/b.nii.gz\n"
+    table.write_text("case,patient,image,label\n" + rows.format("P1"))
+    assert "patients   1, listed in the column patient; a belongs to patient P1" in examine(table).text()
+    table.write_text("case,patient,image,label\n" + rows.format(""))
+    assert examine(table).rule.startswith("listed in the column patient for 1 case, otherwise derived from the names")
+    assert examine(table, opening=DataOptions(patient_pattern=".")).rule == (
+        "derived from the names of cases with the pattern '.'"
+    )

@@ -77,11 +77,13 @@ def test_everything_done_is_logged(repaired: Repaired) -> None:
     assert log["fixes"] == ["fractions", "grid", "sform"]
     said = {(change["case"], change["file"], change["fix"]): change["done"] for change in log["changes"]}
     assert said["grid_shift", "label", "grid"].startswith(
-        "resampled onto the image by nearest neighbour (voxels up to 15 mm"
+        "resampled to the grid of its image by nearest neighbour (voxels up to 15 mm"
     )
-    assert "value 2 " in said["grid_shift", "label", "grid"]
+    assert "value 2:" in said["grid_shift", "label", "grid"]
     assert said["fraction", "label", "fractions"] == "rounded in 5 voxels, by up to 0.5"
-    assert said["sform", "image", "sform"].startswith("placed by its sform alone: the other one was up to ")
+    assert said["sform", "image", "sform"].startswith(
+        "its qform was set to the sform, from which it differed by up to "
+    )
     left = {change["case"]: change["left"] for change in log["changes"] if change["left"]}
     assert set(left) == {"cut_label", "no_nifti", "frames"}  # nothing can be said of what cannot be read
     assert str(repaired.out.parent) not in json.dumps(log)
@@ -120,9 +122,9 @@ def test_a_label_of_something_else_stays(tmp_path: Path) -> None:
     save(data / "labelsTr" / "c.nii.gz", ball(0)[1][:-1], np.eye(4))
     done = repair(str(data), tmp_path / "copy", ["grid", "fractions"])
     left = {change.case: change.left for change in done.changes}
-    assert "nothing of its value 1 would lie on the image" in left["a"]
-    assert "rounded it would hold 3, 4, 5, which the label map lacks" in left["b"]
-    assert "does not state where the voxels lie" in left["c"]
+    assert "no voxel with the value 1 would lie inside the image" in left["a"]
+    assert "rounding would give the values 3, 4, 5, which are not in the label map" in left["b"]
+    assert "states no position" in left["c"]
     assert {f: d for f, d in hashes(done.out).items() if f.name != "repairs.json"} == hashes(data)
 
 
@@ -134,12 +136,12 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "REPAIRED in the copy" in capsys.readouterr().out
     assert main(["check", str(out)]) == 0
     assert main(["check", str(data), "--repair", "[grid]", "--repaired", str(out)]) == 1
-    assert "that is new, and not inside the data set" in capsys.readouterr().err
+    assert "expected a new or empty folder outside the data set" in capsys.readouterr().err
     assert main(["check", str(data), "--repair", "[grid]"]) == 1
     assert "together" in capsys.readouterr().err
-    with pytest.raises(UserError, match="one of sform, qform"):
+    with pytest.raises(UserError, match="either sform or qform"):
         repair(str(data), tmp_path / "both", ["sform", "qform"])
-    with pytest.raises(UserError, match="not inside the data set"):
+    with pytest.raises(UserError, match="empty folder outside the data set"):
         repair(str(data), data / "inside", ["grid"])
     table = tmp_path / "table" / "set.csv"
     table.parent.mkdir()

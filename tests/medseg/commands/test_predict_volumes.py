@@ -207,7 +207,7 @@ def test_the_largest_part_of_each_structure_is_kept() -> None:
     ("arguments", "said"),
     [
         (("nowhere", "out"), "no such file or folder"),
-        (("empty", "out"), "found no images"),
+        (("empty", "out"), "contains no images"),
         (("images", "mask.nii.gz"), "is a single file, but there are 2 images"),
         (("images", "images"), "which reads it"),
         (("images/a.nii.gz", "mask.dcm"), "not a DICOM series"),
@@ -289,10 +289,10 @@ def test_masks_of_an_earlier_run_are_said_and_not_scored(tmp_path: Path, model: 
     done = evaluate(tmp_path / "out", str(data), pictures=False)
     assert [case.case for case in done.evaluation.cases] == ["p0"]
     assert done.evaluation.missing == ("p1", "p2")
-    assert "in the last one" in done.failed["p1"]
-    assert "of an earlier run" in done.failed["p2"]
+    assert "the last run failed for this case" in done.failed["p1"]
+    assert "by an earlier run" in done.failed["p2"]
     (tmp_path / "out" / "p0.nii.gz").unlink()
-    with pytest.raises(UserError, match="no mask of the last run of predict"):
+    with pytest.raises(UserError, match="the last run of predict wrote no mask"):
         evaluate(tmp_path / "out", str(data), pictures=False)
 
 

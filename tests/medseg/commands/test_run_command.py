@@ -139,7 +139,7 @@ def test_without_validation_cases_the_baseline_is_judged_by_the_labelled_ones(da
         run(str(data), tmp_path / "run", **grouped(**{**SHORT, "lr": 1e-9, "baseline_floor": 0.1}))
     assert list((tmp_path / "run" / "baseline" / "evaluation").glob("labelled-*.png"))
     assert not (tmp_path / "run" / "selftrain").exists()
-    assert "Training has seen the truth of all these cases" in report(tmp_path / "run").read_text()
+    assert "Training used the labels of these cases" in report(tmp_path / "run").read_text()
 
 
 def test_a_run_that_is_stopped_in_a_stage_is_resumed_as_a_whole(
@@ -170,7 +170,7 @@ def test_contradictions_are_refused(data: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_make_one_run(data: Path, tmp_path: Path) -> None:
     arguments = [
-        "run", str(data), "--baseline_steps", "6", "--baseline_floor", "0", "--rounds", "2", "--steps", "4",
+        "run", str(data), "--baseline-steps", "6", "--baseline-floor", "0", "--rounds", "2", "--steps", "4",
         "--batch_size", "4", "--unlabelled_batch", "4", "--validate_every", "2", "--network.width", "2",
         "--image-size", "32", "--guard", "off",
         "--progress", "false", "--checkpoint_every", "2", "--log_every", "1", "--device", "cpu", "--threads", "1",

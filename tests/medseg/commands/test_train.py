@@ -314,7 +314,7 @@ def test_another_data_set_is_evaluated_whole_and_known_cases_are_recognised(
     shutil.copy(first.label, known.label)
     again = evaluate(tmp_path / "run", str(tmp_path / "other"), name="again", pictures=False)
     assert {case.case: case.part for case in again.evaluation.cases}[known.name] == "labelled"
-    assert f"whose truth training has seen ({known.name})" in str(again)
+    assert f"left out of the summary, because its label was used for training ({known.name})" in str(again)
     own = evaluate(tmp_path / "run", str(data), pictures=False).evaluation
     assert own.part == "test"
     page = report(tmp_path / "run", out=tmp_path / "report.html").read_text()

@@ -230,7 +230,7 @@ def test_check_says_how_channels_lie(tmp_path: Path) -> None:
     assert found["resampled"].items[0].detail == "ADC: 12 x 16 x 4 voxels against 36 x 32 x 4"
     assert found["covered"].items[0].files == ["p1"]
     assert (found["same_channel"].items[0].files, found["same_channel"].items[0].detail) == (["p2"], "T2 and ADC")
-    assert "channels   T2, ADC, on the grid of T2" in report.text()
+    assert "channels   T2, ADC, resampled to the grid of T2" in report.text()
     # A label that was drawn on another channel.
     write_nifti(root / "labelsTr" / "p1.nii.gz", phantom(SHAPE)[1][:-12:2, ::2], coarse)
     found = {finding.kind: finding for finding in examine(root).findings}

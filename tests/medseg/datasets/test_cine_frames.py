@@ -79,7 +79,7 @@ def test_images_to_segment_have_their_own_frames_too(cine: Path, tmp_path: Path)
     [
         ("aa,1", "lists the case 'aa', which Small does not contain; did you mean a?"),
         ("a,1\na,2", "lists the case a twice"),
-        ("a,ED", "found frame 'ED', expected a whole number"),
+        ("a,ED", "found frame 'ED'; expected a whole number"),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused(cine: Path, tmp_path: Path, rows: str, words: str) -> None:

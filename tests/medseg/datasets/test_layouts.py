@@ -220,7 +220,7 @@ def test_csv(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"masks/mask9\.nii\.gz: there is mask1\.nii\.gz"):
         open_dataset(tmp_path / "cases.csv")
     (tmp_path / "cases.csv").write_text(text.replace(",3\n", ",last\n"))
-    with pytest.raises(UserError, match="found frame 'last', expected a whole number"):
+    with pytest.raises(UserError, match="found frame 'last'; expected a whole number"):
         open_dataset(tmp_path / "cases.csv")
     (tmp_path / "cases.csv").write_text("case,patient\na,b\n")
     with pytest.raises(UserError, match="found the columns case, patient, expected image, or one column per channel"):

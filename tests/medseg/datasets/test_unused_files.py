@@ -85,7 +85,7 @@ def test_links_that_lead_nowhere_and_kinds_that_are_not_read_are_listed(tmp_path
     assert finding.level == "warning"
     reasons = {Path(name).name: item.detail for item in finding.items for name in item.files}
     assert set(reasons) == {"gone.nii.gz", "scan.npz", "part.nii.gz.part", "lonely.img"}
-    assert "link to a file that is not there" in reasons["gone.nii.gz"]
+    assert "link to a file that does not exist" in reasons["gone.nii.gz"]
     assert "without its .hdr" in reasons["lonely.img"]
     assert "2 volumes of 2 patients, 2 with labels; 4 files not used" in report.text()
     dataset = open_dataset(source)
@@ -275,4 +275,4 @@ def test_spacings_that_vary_within_a_set_are_said(tmp_path: Path) -> None:
             write_nifti(path, np.asarray(nibabel.load(path).dataobj), affine((1.0, 1.0, step), letters="LPS"))
     (tmp_path / "data" / "labels.json").write_text(json.dumps(MAP))
     (found,) = [f for f in examine(tmp_path / "data").findings if f.kind == "mixed_spacing"]
-    assert "slices every 3 to 5 mm" in found.title
+    assert "distance between slices 3 to 5 mm" in found.title

@@ -90,7 +90,7 @@ def test_empty_structures_have_no_distance() -> None:
     assert three.error_ml is None
     without_mm = measure(balls(), balls(), structures=NAMES, spacing=(1, 1, 1), tolerance=1, volumes=False)
     assert [s.truth_ml for s in without_mm] == [None, None]
-    with pytest.raises(UserError, match="same grid"):
+    with pytest.raises(UserError, match="expected equal shapes"):
         measure(balls(), balls()[:, :, 1:], structures=NAMES, spacing=SPACING, tolerance=2)
 
 
@@ -189,7 +189,7 @@ def test_files(tmp_path: Path) -> None:
     assert rows[2]["surface_dice_2mm"] == ""
     assert not math.isnan(float(rows[2]["dice"]))
     file.write_text("{}")
-    with pytest.raises(UserError, match="expected what `ssl-medseg evaluate` writes"):
+    with pytest.raises(UserError, match="expected a file written by `ssl-medseg evaluate`"):
         read_evaluation(file)
 
 

@@ -68,7 +68,7 @@ def test_beyond_its_field_of_view_a_channel_has_its_smallest_value(tmp_path: Pat
     np.testing.assert_allclose(volume.channels["ADC"][:10], adc, atol=1e-3)
     np.testing.assert_array_equal(volume.channels["ADC"][11:], adc.min())
     assert volume.warnings == (
-        "channel ADC lies on another grid than T2 and is resampled to it",
+        "channel ADC lies on a different grid from T2 and is resampled to it",
         "channel ADC covers 50% of T2; the rest is filled with its smallest value",
     )
 
@@ -90,9 +90,9 @@ def test_one_grid_is_not_touched_and_what_cannot_be_placed_is_refused(tmp_path: 
         return volume.channels["ADC"]
 
     np.testing.assert_array_equal(read("same"), array * 2)
-    with pytest.raises(UserError, match=r"far\.nii\.gz: channel ADC shows another place than T2"):
+    with pytest.raises(UserError, match=r"far\.nii\.gz: the fields of view of the channels ADC and T2 do not overlap"):
         read("far")
-    with pytest.raises(UserError, match=r"nowhere\.nii\.gz: channel ADC lies on another grid than T2 \(10 x"):
+    with pytest.raises(UserError, match=r"nowhere\.nii\.gz: channel ADC lies on a different grid from T2 \(10 x"):
         read("nowhere")
 
 

@@ -107,7 +107,7 @@ def test_a_nifti_mask_of_a_series_has_its_affine_in_both_forms(tmp_path: Path) -
 def test_missing_doubled_and_foreign_slices_are_said(tmp_path: Path) -> None:
     image = phantom(SHAPE)[0].round()
     with pytest.raises(
-        UserError, match="2 slices seem to be missing: 5 were found 5 mm apart, with gaps after number 2"
+        UserError, match="2 slices seem to be missing: the 5 images are 5 mm apart, with gaps after number 2"
     ):
         read_volume(ImageFile(write_series(tmp_path / "gap", image, GEOMETRIES["axial"], leave_out=(2, 3))))
     twice = write_series(tmp_path / "twice", image, GEOMETRIES["axial"])
@@ -116,7 +116,7 @@ def test_missing_doubled_and_foreign_slices_are_said(tmp_path: Path) -> None:
         read_volume(ImageFile(twice))
     other = write_series(tmp_path / "other", image, GEOMETRIES["axial"])
     shutil.copy(other / "IM0000", tmp_path / "gap" / "other")
-    with pytest.raises(UserError, match="2 DICOM series, of 5, 1 images"):
+    with pytest.raises(UserError, match="2 DICOM series with 5, 1 images"):
         read_volume(ImageFile(tmp_path / "gap"))
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "readme").write_text("nothing here")
@@ -220,14 +220,14 @@ def _without(tag: str):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (_tilt, r"drift sideways by 0\.6 mm .* from IM\d+ to IM\d+, a tilt of 7°"),
-        (_uneven, r"distances between its slices are uneven, by up to 1\.\d+ mm \(NAME"),
+        (_tilt, r"shifted sideways by 0\.6 mm .* from IM\d+ to IM\d+, a tilt of 7°"),
+        (_uneven, r"unevenly spaced, with deviations of up to 1\.\d+ mm \(NAME"),
         (_pixels, r"PixelSpacing is 2\.6 x 2\.6 in NAME and 1\.1 x 0\.9 in the others"),
-        (_plane, r"1 of 7 images lie in another plane than the others \(NAME\)"),
+        (_plane, r"1 of 7 images have a different orientation from the others \(NAME\)"),
         (_mosaic, r"7 of 7 images are mosaics"),
         (_frames, r"7 images, of which 1 are multi-frame \(NAME\)"),
-        (_short, r"orientation of its images \(1, 0, 0, 0, 0\.9, 0\) is not that of two perpendicular unit vectors"),
-        (_skewed, r"is not that of two perpendicular unit vectors"),
+        (_short, r"\(1, 0, 0, 0, 0\.9, 0\) does not consist of two perpendicular unit vectors"),
+        (_skewed, r"does not consist of two perpendicular unit vectors"),
         *((_without(tag), rf"NAME lacks {tag}") for tag in ("ImagePositionPatient", "PixelSpacing", "Rows")),
     ],
 )
@@ -252,7 +252,7 @@ def test_small_jitter_is_evened_and_said(tmp_path: Path) -> None:
     found = read_volume(ImageFile(edited(series(tmp_path), jitter)))
     np.testing.assert_array_equal(found.array, expected.array)
     np.testing.assert_allclose(found.affine, expected.affine, atol=0.1)
-    assert "evened" in found.warnings[0]
+    assert "were corrected to equal distances" in found.warnings[0]
 
 
 def test_every_slice_has_a_slope_of_its_own(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_localizers_and_other_objects_are_left_out_and_said(tmp_path: Path) -> N
     found = read_volume(ImageFile(folder))
     np.testing.assert_array_equal(found.array, expected.array)
     assert "Segmentation Storage" in found.warnings[0]
-    assert "1 localizer images (scout)" in found.warnings[1]
+    assert "1 localizer image (scout)" in found.warnings[1]
 
 
 def test_images_of_a_private_kind_are_read_and_get_no_segmentation(tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_images_of_a_private_kind_are_read_and_get_no_segmentation(tmp_path: Pat
     np.testing.assert_array_equal(
         read_volume(ImageFile(folder)).array, read_volume(ImageFile(series(tmp_path, "x"))).array
     )
-    assert "of a kind of its manufacturer's own" in missing_for_seg(ImageFile(folder))
+    assert "has a private SOP class of its manufacturer" in missing_for_seg(ImageFile(folder))
     with pytest.raises(UserError, match="write NIfTI instead"):
         write_dicom_seg(np.zeros(SHAPE, np.uint8), read_volume(ImageFile(folder)), tmp_path / "mask.dcm", LABELS)
 

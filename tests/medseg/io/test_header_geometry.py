@@ -87,7 +87,7 @@ def test_a_pixdim_that_contradicts_the_sform_is_said(tmp_path: Path) -> None:
     path.write_bytes(bytes(content))
     volume = read_volume(ImageFile(path))
     np.testing.assert_allclose(volume.grid.spacing, (0.8, 0.8, 3.0), rtol=1e-6)
-    assert "0.8 x 0.8 x 3 mm large by the sform, which is used, and 1 x 1 x 1 by pixdim" in volume.warnings[0]
+    assert "different voxel sizes, 0.8 x 0.8 x 3 mm and 1 x 1 x 1; the sform is used" in volume.warnings[0]
 
 
 def test_a_unit_that_is_none_of_length_is_refused(tmp_path: Path) -> None:
@@ -108,14 +108,14 @@ def test_sizes_that_nibabel_repairs_are_refused(tmp_path: Path, size: float) -> 
     content = bytearray(gzip.decompress(path.read_bytes()))
     content[80 + 4 * 2 : 80 + 4 * 2 + 4] = np.float32(size).tobytes()  # pixdim[2]; pixdim starts at byte 76
     path.write_bytes(gzip.compress(bytes(content)))
-    with pytest.raises(UserError, match=r"image\.nii\.gz: the header states voxels of .*pixdim"):
+    with pytest.raises(UserError, match=r"image\.nii\.gz: the header states a voxel size of .*pixdim"):
         read_volume(ImageFile(path))
 
 
 @pytest.mark.parametrize("sides", [(0.005, 1.0, 1.0), (1.0, 1.0, 60.0), (1000.0, 1000.0, 3000.0)])
 def test_sizes_that_no_scanner_makes_are_refused(tmp_path: Path, sides: tuple[float, float, float]) -> None:
     path = image(tmp_path / "image.nii.gz", affine(sides))
-    with pytest.raises(UserError, match=r"image\.nii\.gz: the header states voxels of .* mm \(unit: mm\)"):
+    with pytest.raises(UserError, match=r"image\.nii\.gz: the header states a voxel size of .* mm \(unit: mm\)"):
         read_grid(ImageFile(path))
 
 
@@ -171,7 +171,7 @@ def _members(packed: bytes) -> bytes:
     [
         ("a.nii.gz", _members, ""),
         ("a.nii.gz", lambda packed: packed + bytes(512), ""),
-        ("a.nii.gz", _trailing, "7 bytes that are not gzip-compressed follow"),
+        ("a.nii.gz", _trailing, "followed by 7 bytes that are not gzip-compressed"),
         ("a.nii.gz", gzip.compress, "is gzip-compressed twice: unpack it once"),
         ("a.nii.gz", gzip.decompress, r"is not gzip-compressed: rename it to a\.nii"),
         ("a.nii", bytes, r"is gzip-compressed.*rename it to a\.nii\.gz"),
@@ -224,7 +224,9 @@ def test_a_small_file_that_unpacks_to_much_is_refused_in_little_memory(tmp_path:
     path.write_bytes(gzip.compress(raw + bytes(300 << 20), compresslevel=9))
     tracemalloc.start()
     try:
-        with pytest.raises(UserError, match=r"bomb\.nii\.gz: unpacks to more than the 472 bytes that its header says"):
+        with pytest.raises(
+            UserError, match=r"bomb\.nii\.gz: unpacks to more than the 472 bytes that its header states"
+        ):
             read_volume(ImageFile(path))
         assert tracemalloc.get_traced_memory()[1] < 100 << 20
     finally:

@@ -38,8 +38,8 @@ def test_floats_within_a_thousandth_are_rounded() -> None:
     ("values", "words"),
     [
         ([0, 7, 7, 500], "the value 7 in 2 voxels"),
-        ([0.4, 500, -1], "the values -1 in 1 voxels, 0.4 in 1 voxels"),
-        ([np.nan, 0.0], "the value nan in 1 voxels"),
+        ([0.4, 500, -1], "the values -1 in 1 voxel, 0.4 in 1 voxel"),
+        ([np.nan, 0.0], "the value nan in 1 voxel"),
         ([0.002], "the value 0.002"),
         ([-1], "the value -1"),
     ],
@@ -66,10 +66,10 @@ def test_json_holds_all_of_it() -> None:
 @pytest.mark.parametrize(
     ("names", "values", "words"),
     [
-        (("b", "x"), (0, 0), "every value once, got 0 more"),
-        (("b", "b"), (0, 1), "every name once, got b more"),
-        (("b",), (0, 1), "got 1 names and 2 values"),
-        ((), (), "got 0 names"),
+        (("b", "x"), (0, 0), "contains 0 more than once"),
+        (("b", "b"), (0, 1), "contains b more than once"),
+        (("b",), (0, 1), "has 1 name and 2 values"),
+        ((), (), "has 0 names"),
     ],
 )
 def test_contradictions_are_refused(names: tuple[str, ...], values: tuple[int, ...], words: str) -> None:
@@ -102,12 +102,12 @@ def test_the_background_may_have_another_value(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("{", "is not readable as JSON"),
-        ("[1]", "holds a list"),
+        ("[1]", "contains a list"),
         ("{}", "found no label map"),
-        ('{"labels": {"whole": [1, 2], "core": 2}}', "whole stand for several values"),
-        ('{"background": 0, "x": "one"}', "are whole numbers"),
-        ('{"background": 0, "x": 1, "ignore": 255}', "'ignore', which is not supported"),
-        ('{"0": "background", "1": "x", "01": "y"}', "every value once"),
+        ('{"labels": {"whole": [1, 2], "core": 2}}', r"gives several values \(a region\) to whole"),
+        ('{"background": 0, "x": "one"}', "that is not an integer"),
+        ('{"background": 0, "x": 1, "ignore": 255}', "ignored voxels are not supported"),
+        ('{"0": "background", "1": "x", "01": "y"}', "expected each value once"),
     ],
 )
 def test_files_that_hold_no_label_map(text: str, words: str, tmp_path: Path) -> None:

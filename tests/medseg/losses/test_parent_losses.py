@@ -130,23 +130,23 @@ def test_grid_regions_differ_and_stay_inside() -> None:
 
 PART = torch.arange(4)
 WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
-    "rows": (lambda: global_d_minus(torch.ones(9, 2), PART), ValueError, "z has 9 rows and partition is"),
+    "rows": (lambda: global_d_minus(torch.ones(9, 2), PART), ValueError, "z has 9 rows and partition has"),
     "one group": (lambda: global_d_minus(torch.ones(4, 2), PART), ValueError, "two or more groups"),
     "float parts": (lambda: global_d_minus(torch.ones(8, 2), PART.float()), TypeError, "partition is torch.float32"),
     "temperature": (lambda: global_d_minus(torch.ones(8, 2), PART, temperature=0), ValueError, "temperature is 0"),
-    "three groups": (lambda: global_d(torch.ones(12, 2), PART, PART), ValueError, "expected 8: the slices"),
+    "three groups": (lambda: global_d(torch.ones(12, 2), PART, PART), ValueError, "expected 8, for the slices"),
     "partner outside": (lambda: global_d(torch.ones(8, 2), PART, PART + 1), ValueError, "indices of slices, 0 to 3"),
-    "other part": (lambda: global_d(torch.ones(8, 2), PART, PART.flip(0)), ValueError, "lie in different parts"),
-    "small map": (lambda: grid_regions(6, 20), ValueError, "at least 7 elements a side"),
+    "other part": (lambda: global_d(torch.ones(8, 2), PART, PART.flip(0)), ValueError, "lie in different partitions"),
+    "small map": (lambda: grid_regions(6, 20), ValueError, "at least 7 elements per side"),
     "neighbours": (lambda: grid_regions(20, 20, neighbours=6), ValueError, "neighbours is 6"),
     "features": (
         lambda: local_regions(torch.ones(2, 9, 9), PART[None, :2], grid_regions(9, 9)), ValueError, r"\[N, F, h, w\]"
     ),
     "pairs": (
-        lambda: local_regions(torch.ones(2, 1, 9, 9), PART[None, 1:3], grid_regions(9, 9)), ValueError, "other images"
+        lambda: local_regions(torch.ones(2, 1, 9, 9), PART[None, 1:3], grid_regions(9, 9)), ValueError, "indices 1 to 2"
     ),
     "another map": (
-        lambda: local_regions(torch.ones(2, 1, 8, 9), PART[None, :2], grid_regions(9, 9)), ValueError, "reach to"
+        lambda: local_regions(torch.ones(2, 1, 8, 9), PART[None, :2], grid_regions(9, 9)), ValueError, "extend to"
     ),
 }  # fmt: skip
 

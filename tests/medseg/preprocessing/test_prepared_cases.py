@@ -48,9 +48,9 @@ def test_defaults_follow_the_data_and_say_why(tmp_path: Path) -> None:
     assert p.usual_spacing == (1.2, 1.2)
     words = "\n".join(reasons)
     for part in (
-        "axial slices, as 3 of 3 volumes were acquired, 8 to 10 mm apart",
+        "axial slices, the plane of acquisition of 3 of 3 volumes, 8 to 10 mm apart",
         "median of 3 volumes",
-        "turned to the orientation LPS (stored: RAS 2, SRA 1)",
+        "converted to the orientation LPS (stored: RAS 2, SRA 1)",
     ):
         assert part in words
     assert len(reasons) == 5
@@ -77,7 +77,7 @@ def test_without_spacing_the_longer_side_is_fitted(tmp_path: Path) -> None:
     data = dataset(tmp_path, [(shape, np.eye(4)) for shape in shapes], units="unknown")
     p, reasons = choose_preprocessing(data, data.names, labelled=data.names)
     assert (p.spacing, p.fit, p.orientation) == (None, 100, "")
-    assert any("no file states the size of its voxels" in reason for reason in reasons)
+    assert any("no file states its voxel size" in reason for reason in reasons)
     first, second, _ = prepare_cases(data, data.names, p, labels=True)
     assert first.geometry.resampled == second.geometry.resampled == (100, 90)
     small, _ = choose_preprocessing(data, data.names, labelled=data.names, options=PreprocessingOptions(image_size=32))
@@ -97,8 +97,8 @@ def test_what_is_given_is_taken(two: DataSet) -> None:
     )
     # 32 pixels show what the labels need: 90 mm x 0.65 x 1.2.
     assert small.spacing == pytest.approx((2.2, 2.2), rel=0.1)
-    assert any("32 of them show that much" in reason for reason in reasons)
-    with pytest.raises(UserError, match="size that 32 divides"):
+    assert any("32 pixels cover this field of view" in reason for reason in reasons)
+    with pytest.raises(UserError, match="a multiple of 32"):
         PreprocessingOptions(image_size=50)
     with pytest.raises(UserError, match="both spacing and fit"):
         PreprocessingOptions(spacing=1.0, fit=100)

@@ -57,7 +57,7 @@ def test_command_line(phantom: Path, masks: Path, tmp_path: Path, capsys: pytest
     assert main(words) == 0
     said = capsys.readouterr().out
     assert "3 cases of 2 patients" in said
-    assert "in no number here: 1 case with a truth" in said
+    assert "1 case with a reference label but without a predicted mask is not included in any number" in said
     assert "patient003_frame02" in said
     found = read_evaluation(tmp_path / "e" / "Phantom-test.json")
     assert [(c.case, c.part) for c in found.cases] == [(n, "test") for n in split.test[:3]]
@@ -93,9 +93,14 @@ def test_cases_that_training_has_seen_are_kept_apart(phantom: Path, masks: Path,
     done = evaluate(masks, str(phantom), split=tmp_path / "split.json", part="all", pictures=False)
     assert len(done.evaluation.cases) == 6
     assert (done.summary.cases, done.summary.left_out) == (4, 2)  # patient003 is in no part
-    assert "whose truth training has seen" in str(done)
+    assert "2 cases are left out of the summary, because their labels were used for training (" in str(done)
     seen = evaluate(masks, str(phantom), split=tmp_path / "split.json", part="labelled", pictures=False)
-    assert "say nothing about new patients" in str(seen)
+    assert "Training used the labels of these cases" in str(seen)
+    held = Split(labelled=dataset.patients["patient003"], validation=dataset.patients["patient001"])
+    write_split(tmp_path / "held.json", held, dataset)
+    chosen = evaluate(masks, str(phantom), split=tmp_path / "held.json", part="validation", pictures=False)
+    assert "These are validation cases: training did not learn from their labels" in str(chosen)
+    assert "Training used the labels" not in str(chosen)
     assert seen.summary.mean_dice.mean == 1.0
 
 
@@ -129,9 +134,9 @@ def test_wrong_input_is_named(phantom: Path, masks: Path, tmp_path: Path, capsys
     assert "0.5 mm apart" in said
     (tmp_path / "none").mkdir()
     assert main(["evaluate", str(tmp_path / "none"), str(phantom)]) == 1
-    assert "none of its 0 images is named like" in capsys.readouterr().err
+    assert "none of its 0 images has the name of a case" in capsys.readouterr().err
     assert main(["evaluate", str(masks), str(phantom), "--tolerance", "0"]) == 1
-    assert "needs tolerance > 0" in capsys.readouterr().err
+    assert "expected a tolerance above 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("codes", [("R", "A", "S"), ("L", "P", "S"), ("A", "S", "L"), ("S", "L", "P"), ("I", "R", "A")])

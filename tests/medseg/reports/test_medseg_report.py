@@ -87,8 +87,8 @@ def test_report_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "What to do next" in text
     assert "ssl-medseg next RUN DATA OUT" in text
     assert "ssl-medseg evaluate RUN DATA" not in text, "it has been evaluated on test patients"
-    assert "RV: missed altogether (Dice 0, no distance) in 1 of 1 cases" in text
-    assert "1 patient only" in text
+    assert "RV is missed completely in 1 of 1 case." in text
+    assert "only 1 patient:" in text
     found = open_run(run)
     dice = found.evaluations[0][0].cases[0].structures[2].dice
     assert dice is not None
@@ -111,7 +111,7 @@ def test_report_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content["preparation"]["patient001_frame01"]["outside_slices"] = {"RV": 0.0213}
     (run / "data.json").write_text(json.dumps(content))
     assert "2.1% of RV lies outside the slices" in read(report(run)).text
-    assert "predicted less true, mL" not in text, "one case has no spread of volumes"
+    assert "predicted minus true volume, mL" not in text, "one case has no spread of volumes"
     assert min(page.images["Evaluation: Phantom-test"][0].size) > 300
     assert "secret-place" not in text
     assert "ssl-medseg train --config RUN/config.yaml --out runs/again" in text
@@ -124,8 +124,10 @@ def test_cases_are_named_with_the_phase_of_the_heart(run: Path) -> None:
     section = evaluation_section(both, run / "evaluation")
     assert "patient004_frame02 (ES)" in section
     assert re.search(r"By phase of the heart: ED 0\.\d{3} \(1 case\); ES 0\.\d{3} \(1 case\)\.", section)
-    assert "predicted less true, mL" in section
+    assert "predicted minus true volume, mL" in section
     assert "By phase" not in evaluation_section(found, run / "evaluation")
+    assert "What the numbers mean" in section
+    assert "What the numbers mean" not in evaluation_section(both, run / "evaluation", place=1), "once on a page"
     assert scores_csv(both).splitlines()[0].startswith("case,patient,part,phase,structure")
     write_evaluation(both, run / "both.json")
     assert read_evaluation(run / "both.json") == both
@@ -224,7 +226,7 @@ def test_a_model_is_evaluated_on_the_test_patients_of_its_run(finished: Path, tm
     shutil.copytree(finished / "run" / "model", alone / "model")
     unsure = evaluate(alone, str(data), out=tmp_path / "all", pictures=False)
     assert [case.part for case in unsure.evaluation.cases] == ["labelled", "", "", ""]
-    assert "whose truth training has seen" in str(unsure)
+    assert "left out of the summary, because its label was used for training" in str(unsure)
     (data / "dataset.json").write_text((data / "dataset.json").read_text().replace('"RV"', '"right"'))
     try:
         with pytest.raises(UserError, match="expected the same names and values"):
@@ -249,5 +251,5 @@ def test_what_is_no_run_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected the out folder of `ssl-medseg train`"):
         report(tmp_path / "nowhere")
     (run / "evaluation" / "other.json").write_text('{"a": 1}')
-    with pytest.raises(UserError, match="found no evaluation"):
+    with pytest.raises(UserError, match="is not an evaluation"):
         report(run)

@@ -107,8 +107,8 @@ def test_two_channels_from_pre_training_to_a_model(tmp_path: Path, capsys: pytes
     model = json.loads((tmp_path / "base" / "model" / "model.json").read_text())
     assert model["metadata"]["preprocessing"]["channels"] == ["noise", "signal"]
     said = capsys.readouterr().err
-    assert "2 channels (noise, signal), each scaled by its own percentiles, on the grid of noise" in said
-    assert "a: channel signal lies on another grid than noise and is resampled to it" in said
+    assert "2 channels (noise, signal), each scaled by its own percentiles and resampled to the grid of noise" in said
+    assert "a: channel signal lies on a different grid from noise and is resampled to it" in said
     # The first channel says nothing: a mask is right because the second is seen.
     done = evaluate(str(tmp_path / "base"), str(data), pictures=False, device="cpu")
     (dice,) = [score.dice for case in done.evaluation.cases for score in case.structures]

@@ -1,4 +1,4 @@
-"""`python -m ssl_medseg`: the command line, for torchrun and for machines without the script on their path."""
+"""Run the command line with `python -m ssl_medseg`, for torchrun and where the script is not on the path."""
 
 import sys
 

@@ -40,7 +40,7 @@ VERBS: dict[str, Verb] = {
     ),
     "train": Verb(
         "ssl_medseg.training.supervised:train",
-        "train a segmenter on the labelled volumes only: the baseline",
+        "train a segmenter on the labelled volumes only (the baseline)",
         common=(
             "recipe",
             "effort",

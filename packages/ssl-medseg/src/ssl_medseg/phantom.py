@@ -1,8 +1,8 @@
-"""A generated data set of hearts: anatomy, MR acquisition and files in the Decathlon layout.
+"""Generate a data set of hearts: anatomy, MR acquisition and files in the Decathlon layout.
 
 Positions are in mm, RAS+. Sizes and directions are those of an adult: the long axis of the left ventricle points to the
-left, to the front and down, and the right ventricle lies to the right and in front of it. Slices are thick, oblique and
-across that axis, with shading and noise.
+left, to the front and downwards, and the right ventricle lies to its right and in front of it. Slices are thick,
+oblique and perpendicular to the long axis, with shading and noise.
 """
 
 from __future__ import annotations
@@ -25,27 +25,28 @@ __all__ = ["LABELS", "PhantomCase", "make_case", "write_phantom"]
 
 Points = NDArray[np.float64]
 
-#: Brightness of each tissue in a balanced steady-state free precession image, blood being about 1.
+#: Brightness of each tissue in a balanced steady-state free precession image, relative to the brightest.
 BRIGHTNESS = {"air": 0.02, "fat": 0.95, "muscle": 0.30, "lung": 0.10, "bone": 0.45, "liver": 0.42, "myocardium": 0.34,
               "blood": 0.88, "papillary": 0.40}  # fmt: skip
 TISSUES = tuple(BRIGHTNESS)
-_CENTRE = np.array([-22.0, 28.0, 0.0])  # of the base of the left ventricle
+_CENTRE = np.array([-22.0, 28.0, 0.0])  # centre of the base of the left ventricle
 _LONG_AXIS = np.array([-0.66, 0.54, -0.52])
 _TOWARDS_RIGHT_VENTRICLE = np.array([0.70, 0.71, 0.0])
 
 
 @dataclass(frozen=True)
 class Heart:
-    """A heart at one moment; lengths in mm, angles in radians.
+    """Geometry of a heart at one time point; lengths in mm, angles in radians.
 
     Attributes:
-        cavity: Radius of the left ventricle's cavity at its base.
-        wall: Thickness of its wall.
+        cavity: Radius of the cavity of the left ventricle at its base.
+        wall: Thickness of the wall of the left ventricle.
         length: Length of the cavity from base to apex.
         right: Radius of the right ventricle at its base.
-        oval: Deviation of the cavity from a circle, as a share of its radius.
+        oval: Deviation of the cavity from a circle, as a fraction of its radius.
         turn: Rotation of the oval about the long axis.
-        axes: Columns of ``[3, 3]``: towards the right ventricle, across, and along the long axis to the apex.
+        axes: Directions as the columns of ``[3, 3]``: towards the right ventricle, perpendicular to it, and along the
+            long axis to the apex.
         base: Start of the long axis.
     """
 
@@ -60,7 +61,7 @@ class Heart:
 
 
 def draw_heart(rng: np.random.Generator) -> tuple[Heart, Heart]:
-    """Draw a patient's heart at end-diastole and end-systole; one in four is dilated, one in four thick-walled."""
+    """Draw the heart of a patient at end-diastole and end-systole; 25 % are dilated and 25 % have a thick wall."""
     kind = rng.choice(["normal", "normal", "dilated", "thick"])
     cavity = rng.uniform(22, 26) + (6 if kind == "dilated" else 0)
     wall = rng.uniform(8.5, 10.5) + (4 if kind == "thick" else 0)
@@ -80,15 +81,15 @@ def draw_heart(rng: np.random.Generator) -> tuple[Heart, Heart]:
 
 
 def structures(points: Points, heart: Heart) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Determine structure and tissue at every point.
+    """Determine the structure and the tissue at every point.
 
     Args:
         points: Positions ``[..., 3]`` in mm, RAS+.
-        heart: Heart at one moment.
+        heart: Heart at one time point.
 
     Returns:
-        Structures ``[...]``: 0 none, 1 right ventricle, 2 myocardium, 3 left ventricle (papillary muscles belong to
-        it); tissues ``[...]`` as numbers of `TISSUES`.
+        Structures ``[...]``: 0 for none, 1 for the right ventricle, 2 for the myocardium, 3 for the left ventricle
+        including the papillary muscles; and tissues ``[...]`` as indices of `TISSUES`.
     """
     u, v, w = np.moveaxis((points - heart.base) @ heart.axes, -1, 0)
     radius, angle = np.hypot(u, v), np.arctan2(v, u)
@@ -110,7 +111,7 @@ def structures(points: Points, heart: Heart) -> tuple[NDArray[np.uint8], NDArray
     for where in (2.2, 4.1):
         x, y = 0.62 * inside * np.cos(where), 0.62 * inside * np.sin(where)
         papillary |= (np.hypot(u - x, v - y) < 0.17 * inside) & (w > 0.2 * heart.length) & (w < 0.7 * heart.length)
-    # Above the valves: the vessels and atria, bright as the ventricles are, but no structure of the task.
+    # Above the valves lie the great vessels and the atria, as bright as the ventricles but not labelled.
     above = (w <= 0) & (w > -28) & ((radius < 0.75 * heart.cavity) | (np.hypot(u - aside, v) < 0.7 * heart.right))
     for name, where in (
         ("fat", coat), ("muscle", rim), ("blood", above | left | right), ("myocardium", muscle),
@@ -135,7 +136,7 @@ def _chest(points: Points) -> NDArray[np.uint8]:
 
 
 def _taper(along: Points, length: float) -> Points:
-    """Return the radius as a share of that at the base: half an ellipsoid, and 0 above it."""
+    """Return the radius of half an ellipsoid relative to that at the base; 0 above the base."""
     share = np.clip(along / length, 0, 1)
     return np.where(along > 0, np.sqrt(1 - share**2), 0.0)
 
@@ -148,13 +149,13 @@ def _unit(vector: NDArray[np.float64]) -> NDArray[np.float64]:
 LABELS = {"background": 0, "RV": 1, "myocardium": 2, "LV": 3}
 
 _FIELD_OF_VIEW = 190.0  # mm
-# What shares a voxel is averaged over these points of it.
+# The brightness of a voxel is the mean over these points in it, in voxels from its centre (partial volume).
 _INSIDE = ((-0.25, -0.25, -0.25), (0.25, -0.25, 0.25), (-0.25, 0.25, 0.25), (0.25, 0.25, -0.25))
 
 
 @dataclass(frozen=True)
 class PhantomCase:
-    """A volume and its label.
+    """Generated volume and its label.
 
     Attributes:
         name: Name, such as ``patient001_frame01``.
@@ -172,13 +173,14 @@ class PhantomCase:
 
 
 def make_case(patient: int, frame: int, *, size: int = 96, seed: int = 0) -> PhantomCase:
-    """Generate one frame of a patient, a function of its arguments alone.
+    """Generate one frame of a patient. The result depends on the arguments only.
 
-    Slices are 8 to 10 mm thick across the long axis, pixels 190 mm / size within some percent, so that every affine is
-    oblique and anisotropic; axes run in either direction. Both frames of a patient share heart, affine and shading.
+    Slices are 8 to 10 mm thick and nearly perpendicular to the long axis, and pixels are 190 mm / size within 6 %, so
+    every affine is oblique and anisotropic. The direction of each axis is random. Both frames of a patient share heart,
+    affine and shading.
 
     Args:
-        patient: Number of the patient, from 1.
+        patient: Number of the patient, counted from 1.
         frame: 1 for end-diastole, 2 for end-systole.
         size: Number of pixels along the longer side of a slice.
         seed: Seed of the whole data set.
@@ -214,7 +216,7 @@ def _grid(rng: np.random.Generator, heart: Heart, *, size: int) -> tuple[NDArray
     shape = (size, size - int(rng.integers(1, 1 + size // 8)), 2 + int(np.ceil((heart.length + 14) / spacing[2])))
     angle = rng.normal(np.pi / 5, 0.25)
     c, s = np.cos(angle), np.sin(angle)
-    # The radiographer's plane is nearly, not quite, across the long axis.
+    # The acquired plane is only approximately perpendicular to the long axis.
     tilt = np.linalg.qr(np.eye(3) + rng.normal(0, 0.05, (3, 3)))[0]
     tilt *= np.sign(np.diag(tilt))
     axes = tilt @ heart.axes @ np.array([[-c, s, 0], [s, c, 0], [0, 0, 1]])
@@ -229,13 +231,13 @@ def _grid(rng: np.random.Generator, heart: Heart, *, size: int) -> tuple[NDArray
 def _positions(
     affine: NDArray[np.float64], shape: tuple[int, int, int], *, shift: tuple[float, float, float] = (0, 0, 0)
 ) -> NDArray[np.float64]:
-    """Return the centres of the voxels in mm, ``[X, Y, Z, 3]``, or points shifted by a share of a voxel."""
+    """Return the centres of the voxels in mm, ``[X, Y, Z, 3]``, shifted by a fraction of a voxel."""
     index = np.stack(np.meshgrid(*(np.arange(n) + s for n, s in zip(shape, shift, strict=True)), indexing="ij"), -1)
     return np.asarray(index @ affine[:3, :3].T + affine[:3, 3])
 
 
 def _bias(shape: tuple[int, int, int], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return smooth shading, as of a coil near one side: the exponential of a polynomial of degree 2."""
+    """Return smooth shading, as caused by a coil near one side: the exponential of a quadratic polynomial."""
     x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
     terms = np.stack([x, y, 0.5 * z, x * y, x * x, y * y], -1)
     return np.exp(terms @ weights)
@@ -244,19 +246,22 @@ def _bias(shape: tuple[int, int, int], weights: NDArray[np.float64]) -> NDArray[
 def write_phantom(
     folder: Path, *, patients: int = 8, frames: int = 2, labelled: int | None = None, size: int = 96, seed: int = 0
 ) -> Path:
-    """Write patients of the phantom, each with its frames, and a ``dataset.json``.
+    """Write the images and labels of several generated patients, and a ``dataset.json``.
 
     Args:
         folder: Folder for ``imagesTr``, ``labelsTr`` and ``dataset.json``.
-        patients: Number of patients; patient i does not depend on it.
-        frames: Number of frames of each: 1 (end-diastole) or 2 (and end-systole).
-        labelled: Number of patients, the first ones, that get label files; by default all. The others are listed under
-            ``unlabeled``.
+        patients: Number of patients. Each patient is generated independently of this number.
+        frames: Number of frames per patient: 1 (end-diastole) or 2 (end-diastole and end-systole).
+        labelled: Number of patients with label files, starting with the first; by default all. The others are listed
+            under ``unlabeled``.
         size: Number of pixels along the longer side of a slice.
         seed: Seed of the data set.
 
     Returns:
-        The file ``dataset.json``.
+        Path of ``dataset.json``.
+
+    Raises:
+        UserError: A number is out of range.
     """
     known = patients if labelled is None else labelled
     if patients < 1 or frames not in (1, 2) or not 0 <= known <= patients:

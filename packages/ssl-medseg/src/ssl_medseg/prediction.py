@@ -49,21 +49,24 @@ def find_images(
     channels: Sequence[str] = (),
     numbers: Sequence[int] = (),
 ) -> list[Wanted]:
-    """The images of a file, a DICOM series, a folder of any depth, or a data set.
+    """Find the images to segment in a file, a DICOM series, a folder of any depth, or a data set.
 
     Args:
-        data: what there is. A folder with a dataset.json is a data set, whose cases give the names, and so is what
-            has a split or a stated layout; of other folders all images are taken.
-        opening: which channels and frame of images with several, and how to open a data set.
-        split: of a data set, the file that `ssl-medseg make-splits` wrote.
-        part: of that split.
-        channels: of the model, in order. Where it has several, the files and series of a patient are put together: by
-            the name or number at the end of a file's name, and by the description of a DICOM series.
-        numbers: of these channels in the data of training, if they were numbered.
+        data: File, DICOM series, folder or data set. A folder counts as a data set if it contains a dataset.json, or if
+            a split or a layout is given; from other folders, all images are used.
+        opening: Options for opening a data set, and channels and frame of multi-channel or multi-frame images.
+        split: Split file of the data set.
+        part: Part of the split.
+        channels: Channels of the model, in order. If there are several, files are combined to cases by the channel name
+            or number at the end of their names, and DICOM series by their descriptions.
+        numbers: Numbers of these channels in the training data, if they were numbered.
+
+    Returns:
+        Images, and the files that are not read with the reasons.
 
     Raises:
-        UserError: nothing there, two images whose masks would have one name, a split without a data set, or a table of
-            frames that names other images.
+        UserError: There are no images, two masks would have the same name, a split is given without a data set, or the
+            table of frames lists unknown images.
     """
     data = data.expanduser()
     stated = split is not None or opening.layout != "auto"
@@ -76,7 +79,7 @@ def find_images(
         found = group_channels(found, channels, opening, root=data.parent, numbers=numbers)
         return _at_their_frames(_checked(found), data, opening)
     if not data.is_dir():
-        raise UserError(f"{data}: there is no such file or folder; expected an image, or a folder of images")
+        raise UserError(f"{data}: there is no such file or folder; expected an image or a folder with images")
     places = _walk(data)
     found = [
         wanted
@@ -85,9 +88,7 @@ def find_images(
     ]
     if not found:
         listed = "".join(f"\n  {line}" for line in unread_files(data, found)[:_UNREAD_SHOWN])
-        raise UserError(
-            f"{data}: found no images in it; expected NIfTI, NRRD or MetaImage files, or DICOM series{listed}"
-        )
+        raise UserError(f"{data}: contains no images; expected NIfTI, NRRD or MetaImage files, or DICOM series{listed}")
     root = data.parent if [path for _, path in places] == [data] else data  # the folder of one series has its name
     found = group_channels(found, channels, opening, root=root, numbers=numbers)
     return _at_their_frames(_checked(found), data, opening)
@@ -307,15 +308,18 @@ def predict_cases(
     """Segment cases and write their masks.
 
     Args:
-        model: a run folder or model folder.
-        dataset: of the cases.
-        cases: to be segmented.
-        folder: of the masks, one NIfTI file per case.
-        batch_size: slices per forward pass.
+        model: Run folder or model folder.
+        dataset: Data set of the cases.
+        cases: Cases to segment.
+        folder: Folder for the masks, one NIfTI file per case.
+        batch_size: Number of slices per forward pass.
         device: Device to run on: auto, cpu, cuda or mps.
 
+    Returns:
+        Mask files, cases that failed, and cases whose labels the model was trained with.
+
     Raises:
-        UserError: no model, or one of other structures than the data set's.
+        UserError: There is no model, or its structures differ from those of the data set.
     """
     segmenter = load_segmenter(model, device=device)
     if segmenter.labels != dataset.labels:

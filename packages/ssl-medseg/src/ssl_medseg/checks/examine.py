@@ -13,10 +13,12 @@ from rich.progress import Progress
 
 from contrastive_core.app.checks import LEVELS, Finding
 from contrastive_core.errors import UserError
+from contrastive_core.text import several
 from ssl_medseg.checks import rules_crop, rules_images, rules_labels
 from ssl_medseg.checks.facts import CaseFacts, read_image_facts, read_label_facts
 from ssl_medseg.checks.report import Report
 from ssl_medseg.datasets import Case, DataOptions, DataSet
+from ssl_medseg.datasets.layouts.listing import Listing
 from ssl_medseg.datasets.open import label_map_for, list_cases
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.preprocessing import PreprocessingOptions
@@ -33,21 +35,24 @@ def examine(
     show_headers: bool = False,
     show_paths: bool = False,
 ) -> Report:
-    """Check every volume and label of a data set, and their geometry.
+    """Check the files, the geometry and the contents of every image and label of a data set.
 
-    Memory is that of one volume and its label; time that of reading images once and labels three times, because the
-    slices of training are known only after the first pass.
+    One volume and its label are in memory at a time. Every image is read once. Every label is read up to three times,
+    because the slices that training would use are known only after the first pass.
 
     Args:
         data: Data set, as for `ssl_medseg.datasets.open_dataset`.
-        opening: How to open the data set.
+        opening: Options for opening the data set.
         split: Split file to check against the data set.
-        preprocessing: Given preprocessing settings, for the slices that training would make.
-        show_headers: Whether to list texts in headers, which may identify patients.
+        preprocessing: Preprocessing settings of the planned training, from which its slices are derived.
+        show_headers: Whether to list text fields of headers, which may identify patients.
         show_paths: Whether the JSON contains the paths of files.
 
+    Returns:
+        Report with all findings, worst first.
+
     Raises:
-        UserError: There is no such data set, or the options cannot be used.
+        UserError: The data set does not exist, or the options contradict each other.
     """
     opening = opening or DataOptions()
     listing, resolved = list_cases(data, opening)
@@ -78,12 +83,12 @@ def examine(
         findings += [*rules_crop.cut_off(crop), *rules_crop.erased(crop)]
         findings += [] if split is None else rules_labels.fits(split, dataset, facts)
     elif split is not None:
-        title = f"{split.name}: not checked as long as cases share names or labels have no meaning"
+        title = f"{split.name} was not checked, because cases share a name or there is no label map: correct that first"
         findings.append(Finding("warning", "split_unseen", title))
     return Report(
         name=listing.name,
         layout=listing.layout,
-        rule=_rule(opening),
+        rule=_patient_rule(listing, opening),
         labels=labels,
         facts=facts,
         findings=sorted(findings, key=lambda finding: LEVELS.index(finding.level)),
@@ -97,7 +102,7 @@ def examine(
 def _look_at_all(cases: Sequence[Case], labels: LabelMap | None) -> Iterator[CaseFacts]:
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("looking at volumes", total=len(cases))
+        task = progress.add_task("checking volumes", total=len(cases))
         for case in cases:
             image = read_image_facts(case.image)
             grids = {other.name: other.grid for other in image.others if other.grid is not None}
@@ -107,7 +112,7 @@ def _look_at_all(cases: Sequence[Case], labels: LabelMap | None) -> Iterator[Cas
 
 
 def _with_axes(facts: Sequence[CaseFacts], options: PreprocessingOptions) -> tuple[list[CaseFacts], list[Finding]]:
-    """Return the cases with their slice axis, and findings about it."""
+    """Add the slice axis to the facts of every case, and return the findings about slice axes and voxel sizes."""
     grids = {one.case.name: one.image.grid for one in facts if one.image.grid is not None}
     if not grids:
         return list(facts), []
@@ -131,9 +136,15 @@ def _with_axes(facts: Sequence[CaseFacts], options: PreprocessingOptions) -> tup
     return placed, findings
 
 
-def _rule(opening: DataOptions) -> str:
+def _patient_rule(listing: Listing, opening: DataOptions) -> str:
+    """Describe how cases were assigned to patients, in the order of precedence of `resolve`."""
     if opening.patients is not None:
-        return f"as {opening.patients.name} says"
+        return f"listed in {opening.patients.name}"
     if opening.patient_pattern is not None:
-        return f"what {opening.patient_pattern!r} finds in the names of cases"
-    return "told from the names of cases (--patient-pattern or --patients say otherwise)"
+        return f"derived from the names of cases with the pattern {opening.patient_pattern!r}"
+    by_name = "derived from the names of cases (change with --patient-pattern or --patients)"
+    stated = sum(entry.patient is not None for entry in listing.entries)
+    if not stated:
+        return by_name
+    source = "listed in the column patient" if listing.layout == "csv" else "stated by the data set"
+    return source if stated == len(listing.entries) else f"{source} for {several(stated, 'case')}, otherwise {by_name}"

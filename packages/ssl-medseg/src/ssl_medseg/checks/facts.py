@@ -1,4 +1,4 @@
-"""Read every image and label once and record what the rules need; only numbers are kept."""
+"""Collect the facts about images and labels that the rules of a check need, without keeping voxels in memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _DICOM_FIELDS = (
 
 
 def header_texts(path: Path) -> tuple[tuple[str, str], ...]:
-    """Return the header fields with free text as (field, text); none for an unreadable file."""
+    """Return the header fields with free text as (field, text) pairs; empty for an unreadable file."""
     try:
         if is_series(path) or path.suffix.lower() in DICOM_ENDINGS:
             first = series_images(path, pixels=False)[0][0].dataset
@@ -58,28 +58,29 @@ def _of_nifti(header: Any) -> list[tuple[str, str]]:
     ]
 
 
-_PERCENTILES = (1, 99)  # what intensities are scaled by
+_PERCENTILES = (1, 99)  # intensities that preprocessing scales to 0 and 1 by default
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """Facts about one image; for an unreadable one only `problem` and `kind` are known.
+    """Facts about one image; for an unreadable image only `problem` and `kind` are known.
 
     Attributes:
-        problem: Reason why it cannot be used.
-        kind: Kind of the problem: ``unreadable``, ``several_volumes``.
-        grid: Positions of its voxels.
-        warnings: Warnings of the reader about its geometry.
+        problem: Reason why the image cannot be used; None if it can.
+        kind: Kind of the problem: ``unreadable`` or ``several_volumes``.
+        grid: Shape and position of the voxels.
+        warnings: Warnings of the reader about the geometry.
         bad: Number of voxels that are not finite.
-        low, high: Percentiles 1 and 99 of the finite voxels.
-        most: Share of the voxels that have the value of the lower percentile.
-        digest: Hash of its voxels; "" if none is finite.
-        texts: Header field -> text, which may identify the patient; shown on request only.
-        axis: Axis that slices are counted along, the same direction for all images of the data set.
+        low: Percentile 1 of the finite voxels.
+        high: Percentile 99 of the finite voxels.
+        most: Fraction of the voxels whose value equals `low`.
+        digest: Hash of the voxels; empty if none is finite.
+        texts: Header fields with free text, which may identify the patient; shown on request only.
+        axis: Array axis across which slices are taken; the same anatomical direction in all images of the data set.
         name: Name of the channel.
-        others: Further channels of the case, each as an image of its own.
-        difference: How the grid of this further channel differs from that of the first; empty if it does not.
-        covered: Share of the first channel's grid that this further one covers.
+        others: Facts about the further channels of the case.
+        difference: Difference between the grid of this further channel and that of the first; empty if there is none.
+        covered: Fraction of the first channel's grid that this further channel covers.
     """
 
     problem: str | None = None
@@ -105,7 +106,7 @@ class ImageFacts:
 
     @property
     def orientation(self) -> str:
-        """Directions of the axes, such as LPS; empty if unknown."""
+        """Anatomical directions of the axes, such as LPS; empty if unknown."""
         return axis_letters(self.grid) if self.grid is not None else ""
 
     @property
@@ -115,7 +116,7 @@ class ImageFacts:
 
     @property
     def is_constant(self) -> bool:
-        """Whether all voxels have one value, so that intensities cannot be scaled."""
+        """Whether percentiles 1 and 99 are equal, so that intensities cannot be scaled."""
         return bool(self.digest) and not self.high > self.low
 
 
@@ -133,14 +134,14 @@ def read_image_facts(image: ImageFile) -> ImageFacts:
 
 
 def _beside(first: ImageFacts, other: ImageFacts) -> ImageFacts:
-    """Return the facts about a further channel, with the difference of its grid from the first channel's."""
+    """Add to the facts about a further channel how its grid relates to that of the first channel."""
     if first.grid is None or other.grid is None:
         return other
     difference = grid_difference(other.grid, first.grid)
     known = first.grid.place_known and other.grid.place_known
     covered = share_covered(other.grid, first.grid) if difference and known else float(not difference)
     if difference and not covered:
-        apart = "their fields of view do not meet" if known else "a header states no position"
+        apart = "their fields of view do not overlap" if known else "a header states no position"
         problem = f"cannot be resampled to the grid of {first.name} ({difference}; {apart})"
         return replace(other, difference=difference, covered=0.0, problem=problem, kind="unreadable")
     return replace(other, difference=difference, covered=covered)
@@ -159,7 +160,7 @@ def _look_at_channel(image: ImageFile) -> ImageFacts:
     low, high = np.percentile(voxels, _PERCENTILES) if voxels.size else (0.0, 0.0)
     return ImageFacts(
         grid=volume.grid,
-        warnings=() if not volume.grid.place_known else volume.warnings,  # what is unknown is a finding of its own
+        warnings=() if not volume.grid.place_known else volume.warnings,  # another rule reports unknown positions
         bad=bad,
         low=float(low),
         high=float(high),
@@ -171,7 +172,7 @@ def _look_at_channel(image: ImageFile) -> ImageFacts:
 
 
 def digest_of(array: NDArray[Any]) -> str:
-    """Return a hash of shape and values."""
+    """Return a hash of the shape and the values of an array."""
     digest = hashlib.blake2b(str(array.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
@@ -189,27 +190,27 @@ def _holds_several(image: ImageFile) -> bool:
     return False
 
 
-_LARGEST = 2**31 - 1  # that a label map can hold
+_LARGEST = 2**31 - 1  # largest value that a label map can hold
 _SHOWN = 3
 
 
 @dataclass(frozen=True)
 class LabelFacts:
-    """Facts about one label; for an unreadable one only `problem` is known.
+    """Facts about one label; for an unreadable label only `problem` is known.
 
     Attributes:
-        problem: Reason why it cannot be read.
-        difference: Difference of its grid from its image's; empty if there is none, or the image is unreadable.
-        rounding: A difference of the grids that is too small to matter, as a phrase.
-        has_no_place: Whether only its shape can be compared with that of its image, which is the same.
+        problem: Reason why the label cannot be read; None if it can.
+        difference: Difference between the grids of label and image; empty if there is none, or the image is unreadable.
+        rounding: Difference between the grids that is too small to matter, as a phrase.
+        has_no_place: Whether the label states no position, so that only its shape could be compared with the image's.
         values: Value -> number of voxels.
-        fractions: Number of voxels whose value is not a whole number to within 1e-3, or out of range for a label.
+        fractions: Number of voxels whose value differs from every integer by more than 1e-3, or is out of range.
         examples: First such values, non-finite ones before others.
-        rounded: Number of voxels whose value is a whole number only after rounding.
-        voxels: Number of voxels of every structure in the map.
-        profiles: Per axis of the volume, bool [structures, positions along it]: where each structure is.
-        millilitres: Volume of a voxel; 0 where it is unknown.
-        digest: Hash of its values; "" if it contains no structure.
+        rounded: Number of voxels whose value is an integer only after rounding.
+        voxels: Number of voxels of every structure in the label map.
+        profiles: For each array axis, bool ``[structures, positions]``: whether the structure occurs at the position.
+        millilitres: Volume of a voxel in mL; 0 where it is unknown.
+        digest: Hash of the values; empty if the label contains no structure.
     """
 
     problem: str | None = None
@@ -226,7 +227,7 @@ class LabelFacts:
     digest: str = ""
 
     def unknown(self, labels: LabelMap) -> dict[int, int]:
-        """Values that are not in the map -> number of voxels."""
+        """Return the values that are not in the label map, with their numbers of voxels."""
         return {value: count for value, count in self.values.items() if value not in labels.values}
 
     def slices(self, axis: int) -> tuple[int, ...]:
@@ -242,7 +243,7 @@ class LabelFacts:
         return int(self.profiles[axis].any(axis=0).sum()) if self.voxels else 0
 
     def at_edge(self, structure: int, axis: int) -> bool:
-        """Return whether a structure touches the edge of a slice across an axis, where the image may cut it off."""
+        """Return whether a structure touches the edge of a slice, where the field of view may cut it off."""
         others = [profile[structure] for other, profile in enumerate(self.profiles) if other != axis]
         return any(bool(line[0] or line[-1]) for line in others)
 
@@ -254,8 +255,8 @@ def read_label_facts(
 
     Args:
         path: File of the label.
-        image: Grid of its image, if that can be read; of several channels that of the first.
-        labels: Label map, if one is given.
+        image: Grid of the image (of its first channel); None if the image cannot be read.
+        labels: Label map; None if there is none.
         others: Name -> grid of the further channels.
     """
     try:
@@ -283,7 +284,7 @@ def read_label_facts(
 
 
 def _whole(array: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], int]:
-    """Return the values as whole numbers, those that are not whole, and the number of rounded ones."""
+    """Return the values as integers, the values that are not integers, and the number of rounded values."""
     if not np.issubdtype(array.dtype, np.floating):
         return array, array[:0].ravel(), 0
     nearest = np.round(np.nan_to_num(array, nan=0, posinf=0, neginf=0))
@@ -300,7 +301,7 @@ def _examples(odd: NDArray[Any]) -> tuple[float, ...]:
 
 
 def _by_structure(whole: NDArray[Any], values: Sequence[int]) -> tuple[tuple[int, ...], tuple[NDArray[np.bool_], ...]]:
-    """Count the voxels of every structure, and find its positions along each axis."""
+    """Count the voxels of every structure and mark its positions along each axis."""
     masks = [whole == value for value in values]
     profiles = tuple(
         np.array([mask.any(axis=tuple(a for a in range(3) if a != axis)) for mask in masks]).reshape(len(masks), n)
@@ -314,7 +315,7 @@ def _difference(label: Grid, image: Grid) -> str:
     if not words or label.shape != image.shape:
         return words
     if not (label.place_known and image.place_known):
-        return f"{words}, and the shape of the image: see --repair header"
+        return f"{words}, but has the shape of the image: see --repair header"
     shift = (image.affine[:3, 3] - label.affine[:3, 3]).round(3)
     same = replace(label, affine=np.block([[label.affine[:, :3], image.affine[:, 3:]]]))
     if not grid_difference(same, image) and np.any(shift):
@@ -327,7 +328,7 @@ def _difference(label: Grid, image: Grid) -> str:
 
 
 def _drawn_on(label: Grid, image: Grid, others: Mapping[str, Grid]) -> str:
-    """The further channel that a label was drawn on, where that is not the first, with the remedy."""
+    """Name the further channel on whose grid the label was drawn, with the remedy; empty if there is none."""
     if not grid_difference(label, image):
         return ""
     found = [name for name, grid in others.items() if not grid_difference(label, grid)]
@@ -346,8 +347,8 @@ class CaseFacts:
 
     Attributes:
         case: Case of the data set.
-        image: Facts about its image.
-        label: Facts about its label; None if it has none.
+        image: Facts about the image.
+        label: Facts about the label; None if the case has no label.
     """
 
     case: Case
@@ -369,15 +370,15 @@ def about(
     *,
     noun: str,
 ) -> Iterator[Finding]:
-    """Yield a finding with every case for which `detail` returns a text, if there is any.
+    """Yield one finding that lists every case for which `detail` returns a text; nothing if there is no such case.
 
     Args:
         facts: All cases.
         level: Level of the finding.
         kind: Identifier, one word.
-        title: Text after the number of cases in its title.
+        title: Title of the finding, after the number of cases.
         detail: Function that returns the text about a case, or None.
-        noun: Thing counted: ``image``, ``label``.
+        noun: Noun for what is counted: ``image`` or ``label``.
     """
     items = [Item([one.case.name], words) for one in facts if (words := detail(one)) is not None]
     if items:

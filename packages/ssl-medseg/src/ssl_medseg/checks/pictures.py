@@ -23,20 +23,23 @@ from ssl_medseg.io import Volume, grid_difference, read_label_values, read_volum
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.reports.overlay import Sheet, sheet_figure, view
 
-# Found of nearly all cases or of none; a picture would show nothing of it.
+# Findings that a picture cannot show, or that concern nearly all cases.
 _NOT_SEEN = ("unknown_spacing", "missing_image", "missing_label", "no_label", "same_name")
 _WIDTH = 110
 _MOST_VALUES = 12
 
 
 def plan_pictures(report: Report, folder: Path, *, every: bool = False, most: int = 40) -> dict[Path, list[str]]:
-    """The files of `draw_pictures`, each with the name of its case and what was found about it.
+    """List the files that `draw_pictures` writes.
 
     Args:
-        report: What was found.
-        folder: Folder of the pictures; a file is called as its case.
-        every: Draw cases that nothing was found about as well.
-        most: Largest number of pictures; the worst cases are drawn first.
+        report: Result of the check.
+        folder: Folder for the pictures; each file is named after its case.
+        every: Whether to draw cases without findings, too.
+        most: Largest number of pictures; cases with the worst findings come first.
+
+    Returns:
+        File -> name of the case, followed by the findings about it.
     """
     words: dict[str, list[str]] = {}
     for finding in report.findings:
@@ -52,20 +55,23 @@ def plan_pictures(report: Report, folder: Path, *, every: bool = False, most: in
 def draw_pictures(
     report: Report, folder: Path, *, every: bool = False, most: int = 40, overwrite: bool = False
 ) -> list[Path]:
-    """Draw the cases with errors and warnings that can be seen, into a file each.
+    """Draw one picture for every case whose errors or warnings are visible.
 
-    The label lies on the image as its voxels do; where its grid is another one, also as its own affine says. Voxels
-    that are no numbers, and values that are not in the map, have colours of their own.
+    The label is drawn on the image voxel by voxel; if it has a different grid, it is also drawn where its own affine
+    places it. Voxels that are not finite, and values that are not in the label map, are drawn in separate colours.
 
     Args:
-        report: What was found.
-        folder: Folder of the pictures; a file is called as its case.
-        every: Draw cases that nothing was found about as well.
-        most: Largest number of pictures; the worst cases are drawn first.
-        overwrite: Replace files that `ssl-medseg check` did not write.
+        report: Result of the check.
+        folder: Folder for the pictures; each file is named after its case.
+        every: Whether to draw cases without findings, too.
+        most: Largest number of pictures; cases with the worst findings come first.
+        overwrite: Whether to replace files that `ssl-medseg check` did not write.
 
     Returns:
-        The files.
+        Files that were written.
+
+    Raises:
+        UserError: A file exists that `ssl-medseg check` did not write.
     """
     planned = plan_pictures(report, folder, every=every, most=most)
     cases = {one.case.name: one for one in report.facts}
@@ -77,7 +83,7 @@ def draw_pictures(
 
 
 def inputs_of(report: Report) -> list[Path]:
-    """The images and labels that were looked at, which no output replaces."""
+    """Return the files of all images and labels, which no output may replace."""
     return [path for one in report.facts for path in (*one.case.image.paths, one.case.label) if path is not None]
 
 
@@ -93,7 +99,7 @@ def _sheet(one: CaseFacts, words: Sequence[str], labels: LabelMap | None) -> She
     finite = np.isfinite(volume.array)
     masks, structures = _masks(one.case, volume, labels)
     if not finite.all():
-        structures = [*structures, "no number"]
+        structures = [*structures, "not finite"]
         bad = np.where(finite, 0, len(structures)).astype(np.uint8)
         masks = {name: np.where(finite, mask, bad) for name, mask in masks.items()} or {"image": bad}
     lines = [line for said in words for line in textwrap.wrap(said, _WIDTH)]
@@ -108,7 +114,7 @@ def _sheet(one: CaseFacts, words: Sequence[str], labels: LabelMap | None) -> She
 
 
 def _filled(array: NDArray[np.float32]) -> NDArray[np.float32]:
-    """An image whose voxels that are no numbers have its smallest value."""
+    """Replace voxels that are not finite by the smallest value of the image."""
     finite = np.isfinite(array)
     return np.where(finite, array, array[finite].min() if finite.any() else 0).astype(np.float32)
 
@@ -123,14 +129,14 @@ def _masks(case: Case, volume: Volume, labels: LabelMap | None) -> tuple[Mapping
     classes, structures = _classes(array, labels)
     if not grid_difference(grid, volume.grid):
         return {"label": classes}, structures
-    placed = {"label, by its affine": _placed(classes, grid.affine, volume)}
+    placed = {"label placed by its affine": _placed(classes, grid.affine, volume)}
     if classes.shape == volume.array.shape:
-        placed = {"label, by its voxels": classes, **placed}
+        placed = {"label placed voxel by voxel": classes, **placed}
     return placed, structures
 
 
 def _classes(array: NDArray[Any], labels: LabelMap | None) -> tuple[NDArray[np.uint8], list[str]]:
-    """Convert values to class numbers; values that are not in the map become one more class."""
+    """Convert label values to class numbers; all values that are not in the map become one additional class."""
     whole = np.round(np.nan_to_num(array.astype(np.float64)))
     if labels is None:
         values = [int(value) for value in np.unique(whole) if value][:_MOST_VALUES]
@@ -143,7 +149,7 @@ def _classes(array: NDArray[Any], labels: LabelMap | None) -> tuple[NDArray[np.u
 
 
 def _placed(classes: NDArray[np.uint8], affine: NDArray[np.float64], volume: Volume) -> NDArray[np.uint8]:
-    """Resample a label to the grid of an image, by nearest neighbour."""
+    """Resample a label to the grid of an image by nearest neighbour."""
     from scipy.ndimage import affine_transform  # noqa: PLC0415 - needed for few cases
 
     step = np.linalg.inv(affine) @ volume.affine

@@ -1,4 +1,4 @@
-"""Repair labels and headers in a copy of a data set, with a log; the data set itself is not changed."""
+"""Repair labels and headers in a copy of a data set, and log every change."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def repair_label(
     """Repair a label in place.
 
     Args:
-        image: Its image.
+        image: Image that the label belongs to.
         path: File of the label.
-        labels: Label map with the allowed values; None: any.
-        fractions: Whether to round values that are not whole numbers.
-        grid: Whether to resample it to the image's grid by nearest neighbour, with 0 outside.
-        header: Whether to copy the header of its image, if the shapes agree and it has no geometry of its own.
+        labels: Label map with the allowed values; None allows any.
+        fractions: Whether to round values that are not integers.
+        grid: Whether to resample the label to the image's grid by nearest neighbour, with 0 outside its field of view.
+        header: Whether to copy the header of the image, if the shapes agree and the label states no position.
 
     Returns:
-        Repair -> description; empty if there was nothing to do.
+        Name of each repair -> description; empty if nothing had to be repaired.
 
     Raises:
         UserError: The repair is impossible or would lose a structure; the label is then left unchanged.
@@ -56,13 +56,13 @@ def repair_label(
         target = read_grid(image)
         if own.shape == target.shape and target.place_known and not own.place_known:
             own, like = target, image
-            done["header"] = "given the header of its image, whose shape it has and whose position it did not state"
+            done["header"] = "received the header of its image, because it has the same shape and stated no position"
     if grid:
         target = read_grid(image)
         if difference := grid_difference(own, target):
             array, kept = _onto(array, own, target, path)
             like = image
-            done["grid"] = f"resampled onto the image by nearest neighbour ({difference}): {kept}"
+            done["grid"] = f"resampled to the grid of its image by nearest neighbour ({difference}): {kept}"
     if done:
         write_on_grid(_small(array), read_volume(like.channels[0]), path)
     return done
@@ -70,25 +70,25 @@ def repair_label(
 
 def _whole(array: NDArray[Any], path: Path, labels: LabelMap | None) -> tuple[NDArray[Any], str]:
     if not np.isfinite(array).all():
-        raise UserError(f"{path}: has voxels that are no finite numbers, expected label values; draw it again")
+        raise UserError(f"{path}: has voxels that are not finite numbers, expected label values; draw the label again")
     nearest = np.rint(array)
     off = np.abs(array - nearest)
     unknown = [] if labels is None else sorted(set(np.unique(nearest).tolist()) - set(labels.values))
     if unknown:
         raise UserError(
-            f"{path}: rounded it would hold {', '.join(f'{v:g}' for v in unknown[:8])}, which the label map lacks; "
-            "correct the label or the map"
+            f"{path}: rounding would give the values {', '.join(f'{v:g}' for v in unknown[:8])}, which are not in the "
+            "label map; correct the label or the map"
         )
     changed = int(np.count_nonzero(off))
-    words = f"rounded in {changed:,} voxels, by up to {off.max():.3g}" if changed else ""
+    words = f"rounded in {several(changed, 'voxel')}, by up to {off.max():.3g}" if changed else ""
     return nearest.astype(np.int32), words
 
 
 def _onto(array: NDArray[Any], own: Grid, target: Grid, path: Path) -> tuple[NDArray[Any], str]:
     if not (own.place_known and target.place_known):
         raise UserError(
-            f"{path}: its header or its image's does not state where the voxels lie (form codes of 0, or an identity "
-            "matrix without a unit); see --repair header for labels of the image's shape"
+            f"{path}: the header of the label or of its image states no position (form codes of 0, or an identity "
+            "affine without a unit); if both have the same shape, use --repair header"
         )
     kind = array.dtype if np.issubdtype(array.dtype, np.floating) else _small(array).dtype
     from nibabel.processing import resample_from_to  # noqa: PLC0415 - scipy
@@ -101,13 +101,16 @@ def _onto(array: NDArray[Any], own: Grid, target: Grid, path: Path) -> tuple[NDA
     for value in np.unique(array[array != 0]).tolist():
         before, after = np.sum(array == value) * voxel, np.sum(result == value) * new_voxel
         if not after:
-            raise UserError(f"{path}: nothing of its value {value:g} would lie on the image; is it another's label?")
-        words.append(f"value {value:g} {before:.3g} mL before, {after:.3g} mL after")
+            raise UserError(
+                f"{path}: no voxel with the value {value:g} would lie inside the image; check whether the label "
+                "belongs to another image"
+            )
+        words.append(f"value {value:g}: {before:.3g} mL before, {after:.3g} mL after")
     return result, ", ".join(words) or "empty before and after"
 
 
 def _small(array: NDArray[Any]) -> NDArray[Any]:
-    """Convert to the smallest of uint8, int16 and int32 that holds the values; fractions stay as they are."""
+    """Convert integers to the smallest of uint8, int16 and int32 that holds them; leave floats unchanged."""
     if np.issubdtype(array.dtype, np.floating):
         return array
     low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
@@ -122,14 +125,14 @@ LOG = "repairs.json"
 
 @dataclass(frozen=True)
 class Change:
-    """Result for one file.
+    """Result of the repairs of one file.
 
     Attributes:
         case: Name of the case.
         file: ``image`` or ``label``.
-        fix: Requested repair; empty where an error occurred.
-        done: Description of the repair; empty if nothing was changed.
-        left: Reason why nothing was changed.
+        fix: Requested repair; empty if an error occurred.
+        done: Description of the repair; empty if the file was not changed.
+        left: Reason why the file was not changed.
     """
 
     case: str
@@ -140,7 +143,7 @@ class Change:
 
     def __str__(self) -> str:
         """Format as one line."""
-        return f"{self.case}: {self.file} {self.done or f'left as it is: {self.left}'}"
+        return f"{self.case}: {self.file} {self.done or f'not changed: {self.left}'}"
 
 
 @dataclass(frozen=True)
@@ -161,18 +164,20 @@ class Repaired:
         lines = [f"  {change}" for change in self.changes]
         return "\n".join(
             [
-                f"REPAIRED in the copy {self.out} ({several(done, 'change')}, {len(lines) - done} left; see {LOG}):",
+                f"REPAIRED in the copy {self.out}: {several(done, 'change')}, {len(lines) - done} not possible (see "
+                f"{LOG})",
                 *lines,
-                "look at them: ssl-medseg check on the copy, with --picture-folder FOLDER --picture-all true",
+                f"To see the result: ssl-medseg check {self.out} --picture-folder FOLDER --picture-all",
             ]
         )
 
 
 def check_copy(data: str, out: Path, *, opening: DataOptions | None = None) -> None:
-    """See that a data set can be copied to a place.
+    """Check that a data set can be copied to a folder.
 
     Raises:
-        UserError: There is no such data set, the place holds something or lies inside it, or there is too little space.
+        UserError: The data set does not exist, the folder is not empty or lies inside the data set, or the disk lacks
+            space.
     """
     listing, _ = list_cases(data, opening or DataOptions())
     root, out = _places(listing.root, out)
@@ -186,7 +191,7 @@ def _places(root: Path, out: Path) -> tuple[Path, Path]:
     root, out = root.resolve(), out.expanduser().resolve()
     is_taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
     if is_taken or out.is_relative_to(root) or root.is_relative_to(out):
-        raise UserError(f"{out}: expected a folder for the repaired copy that is new, and not inside the data set")
+        raise UserError(f"{out}: cannot hold the repaired copy; expected a new or empty folder outside the data set")
     return root, out
 
 
@@ -195,25 +200,35 @@ def repair(data: str, out: Path, fixes: Sequence[Fix], *, opening: DataOptions |
 
     Args:
         data: Data set, with all files in its folder.
-        out: Folder of the copy; it appears only when it is complete.
-        fixes: Repairs, always in this order. ``sform`` or ``qform``: where the two contradict each other, the other one
-            is set to this one. ``fractions``: label values that are not whole numbers are rounded. ``header``: a label
-            of its image's shape that states no position gets the image's header. ``grid``: a label on another grid
-            than its image is resampled to it by nearest neighbour.
-        opening: How to open the data set.
+        out: Folder for the copy; it appears only once it is complete.
+        fixes: Repairs, applied in this order whatever the order given: ``sform`` or ``qform`` (where the two contradict
+            each other, the other one is set to this one), ``fractions`` (label values that are not integers are
+            rounded), ``header`` (a label with the shape of its image that states no position receives the header of the
+            image), ``grid`` (a label on a different grid from its image is resampled to it by nearest neighbour).
+        opening: Options for opening the data set.
+
+    Returns:
+        Folder of the copy, with the changes made and not made.
 
     Raises:
-        UserError: Repairs exclude each other, the folder is not empty, or files lie outside the data set's folder.
+        UserError: The repairs exclude each other, the folder is not empty, or files lie outside the folder of the data
+            set.
     """
     if not fixes or {"sform", "qform"} <= set(fixes):
-        raise UserError(f"repair got {', '.join(fixes)}; expected grid, fractions, header, and one of sform, qform")
+        raise UserError(
+            f"the requested repairs are {', '.join(fixes) or '(none)'}; expected one or more of grid, fractions, "
+            "header, and either sform or qform"
+        )
     listing, resolved = list_cases(data, opening or DataOptions())
     labels = label_map_for(listing, opening or DataOptions())
     root, out = _places(listing.root, out)
     for case in resolved.cases:
         for path in (*case.image.paths, case.label):
             if path is not None and not path.resolve().is_relative_to(root):
-                raise UserError(f"{path}: lies outside {root}, and would not be in a copy of it; move it there")
+                raise UserError(
+                    f"{path}: lies outside the folder of the data set, {root}, and would be missing from the copy; "
+                    "move it there"
+                )
     new = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(new, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)

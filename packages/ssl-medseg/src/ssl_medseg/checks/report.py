@@ -1,4 +1,4 @@
-"""The findings of a check as text and as JSON."""
+"""Format the findings of a check as text and as JSON."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Report(Findings):
     Attributes:
         name: Name of the data set.
         layout: Layout of its files.
-        rule: Rule by which patients were found in the names of cases.
+        rule: Rule by which cases were assigned to patients.
         labels: Label map; None if there is none.
         facts: Every case with its facts.
         findings: All findings, worst first.
-        crop: Slices that training would make, and what they cut off.
+        crop: Slices that training would use, and what they cut off.
         unused: Number of files beside the images that are not read.
         channels: Names of the channels of every image, in order, where the data set states them.
         show_paths: Whether the JSON contains the paths of files.
@@ -52,7 +52,7 @@ class Report(Findings):
     show_paths: bool = False
 
     def text(self) -> str:
-        """Format for a terminal: findings, worst first, with long lists shortened; then the numbers."""
+        """Format for a terminal: the findings, worst first and with long lists shortened, then a summary."""
         lines = [
             f"{self.name} ({self.layout}): {_counts(self.facts)}{_unused(self)}",
             *finding_lines(self.findings),
@@ -63,7 +63,7 @@ class Report(Findings):
     __str__ = text
 
     def to_json(self) -> str:
-        """Return everything, with complete lists."""
+        """Format as JSON, with complete lists."""
         content: dict[str, object] = {
             "data": self.name,
             "layout": self.layout,
@@ -93,9 +93,9 @@ def _numbers(report: Report) -> Iterator[str]:
     counts = Counter(one.case.patient for one in report.facts)
     if counts:
         first = report.facts[0].case
-        yield f"patients   {len(counts)}, {report.rule}: {first.name} is of {first.patient}"
+        yield f"patients   {len(counts)}, {report.rule}; {first.name} belongs to patient {first.patient}"
     if len(report.channels) > 1:
-        yield f"channels   {', '.join(report.channels)}, on the grid of {report.channels[0]}"
+        yield f"channels   {', '.join(report.channels)}, resampled to the grid of {report.channels[0]}"
     if not good:
         return
     grids = [one.image.grid for one in good if one.image.grid is not None]
@@ -105,17 +105,17 @@ def _numbers(report: Report) -> Iterator[str]:
         for one, grid in zip(good, grids, strict=True)
     )
     total = sum(slices)
-    yield f"slices     {total:,}, {_span(slices)} a volume, {_range(planes)} voxels"
+    yield f"slices     {total:,}, {_span(slices)} per volume, {_range(planes)} voxels"
     if all(one.image.size_known for one in good):
         steps = [grid.spacing[one.image.axis] for one, grid in zip(good, grids, strict=True)]
         pixels = [s for one, g in zip(good, grids, strict=True) for a, s in enumerate(g.spacing) if a != one.image.axis]
-        yield f"spacing    pixels of {_span(pixels)} mm, slices every {_span(steps)} mm"
+        yield f"spacing    {_span(pixels)} mm in-plane, {_span(steps)} mm between slices"
     found = most_first(Counter(one.image.orientation or "unknown" for one in good))
     if set(found) != {"unknown"}:
         yield f"stored     {', '.join(f'{letters} {count}' for letters, count in found.items())}"
     if report.crop.settings is not None:
         plane = report.crop.settings.plane
-        yield f"training   in {f'{plane} ' if plane else ''}slices of {report.crop}, if nothing else is asked for"
+        yield f"training   would use {f'{plane} ' if plane else ''}slices of {report.crop}"
     yield from _structures(report)
 
 

@@ -1,4 +1,4 @@
-"""Rules about cropping: which labelled voxels lie outside the slices that training would make."""
+"""Rules about the slices of training: labelled voxels outside them, and structures lost by resampling."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ from ssl_medseg.preprocessing.prepare import erased_structures, erased_words
 
 @dataclass(frozen=True)
 class Crop:
-    """Slices that training would make.
+    """Slices that training would use.
 
     Attributes:
         settings: Preprocessing that training would derive from the same cases; None if no case can be used.
         reasons: One sentence per decision.
-        lost: Case -> structure -> share of its labelled voxels outside the slices.
-        erased: Case -> structure -> voxels of the label and pixels of the slices, where few or none remain.
+        lost: Case -> structure -> fraction of its labelled voxels outside the slices.
+        erased: Case -> structure -> number of voxels in the label and of pixels in the slices, for structures of which
+            few or no pixels remain.
     """
 
     settings: Preprocessing | None = None
@@ -39,7 +40,7 @@ class Crop:
     erased: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """Format the size of the slices."""
+        """Format the size of the slices and of their pixels."""
         if self.settings is None:
             return "unknown"
         pixels = f" of {self.settings.spacing[0]:.3g} mm" if self.settings.spacing is not None else ""
@@ -49,13 +50,14 @@ class Crop:
 def crop_of(
     dataset: DataSet, facts: Sequence[CaseFacts], options: PreprocessingOptions, *, split: Path | None = None
 ) -> Crop:
-    """Derive the slices that training would make of the cases without errors, and what every label loses by them.
+    """Derive the slices that training would use, and what every label without errors loses in them.
 
     Args:
         dataset: Data set.
-        facts: Its cases.
-        options: Given preprocessing settings.
-        split: Split whose labelled and unlabelled cases decide, as in training; None: all cases.
+        facts: Facts about its cases.
+        options: Preprocessing settings that are given rather than derived.
+        split: Split file; the slices are then derived from its labelled and unlabelled cases, as in training. None
+            derives them from all cases.
     """
     grids = {one.case.name: one.image.grid for one in facts if one.image.grid is not None}
     labelled = [one.case.name for one in facts if _is_usable(one, dataset)]
@@ -63,7 +65,7 @@ def crop_of(
     if split is not None:
         try:
             parts = read_split(split, dataset)
-        except UserError:  # which is a finding of its own
+        except UserError:  # another rule reports it
             return Crop()
         seen = [name for name in (*parts.labelled, *parts.unlabelled) if name in grids]
         known = [name for name in parts.labelled if name in labelled]
@@ -87,7 +89,7 @@ def crop_of(
 
 
 def cut_off(crop: Crop) -> Iterator[Finding]:
-    """Find labels of which a part lies outside the slices, the largest part first."""
+    """Find labels that lie partly outside the slices, the largest part first."""
     items = [
         (
             max(shares.values()),
@@ -98,15 +100,15 @@ def cut_off(crop: Crop) -> Iterator[Finding]:
     ]
     if items:
         title = (
-            f"{several(len(items), 'label')} not whole in slices of {crop}: what lies outside cannot be learnt, and is "
-            "missing from masks; a larger --image-size or --spacing shows more"
+            f"{several(len(items), 'label')} partly outside the slices of {crop}: the parts outside are neither learnt "
+            "nor predicted. Enlarge the slices with --image-size, or the pixels with --spacing"
         )
         ordered = sorted(items, key=lambda pair: (-pair[0], pair[1].files[0]))
         yield Finding("warning", "crop", title, [item for _, item in ordered])
 
 
 def erased(crop: Crop) -> Iterator[Finding]:
-    """Find structures that resampling to the pixels of the slices removes from labels, completely or mostly."""
+    """Find structures that mostly or completely disappear when labels are resampled to the pixels of the slices."""
     items = [
         Item([case], ", ".join(erased_words(name, *counts) for name, counts in structures.items()))
         for case, structures in crop.erased.items()
@@ -114,8 +116,8 @@ def erased(crop: Crop) -> Iterator[Finding]:
     if items and crop.settings is not None:
         pixel = "" if crop.settings.spacing is None else f" of {crop.settings.spacing[0]:.3g} mm"
         title = (
-            f"{several(len(items), 'label')} with structures that pixels{pixel} are too large for: resampling removes "
-            "them. Smaller pixels (--spacing), or a larger --image-size, keep them"
+            f"{several(len(items), 'label')} with structures that are too small for pixels{pixel}: resampling removes "
+            "them. Reduce the pixels with --spacing, or enlarge the slices with --image-size"
         )
         yield Finding("warning", "erased", title, items)
 

@@ -1,4 +1,4 @@
-"""Rules about images: readability, geometry, sizes, duplicates, and text that identifies patients."""
+"""Rules about images: readability, geometry, channels, sizes, duplicates, and text that may identify patients."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ssl_medseg.preprocessing.prepare import nothing_to_scale
 
 _LEAST_SLICES = 3
 _LEAST_SIDE = 32
-_FAR = 2.0  # times larger or smaller than the median
-_COVERED = 0.995  # of the first channel's grid
-_MIXED = 1.5  # times from the smallest to the largest
+_FAR = 2.0  # factor by which an unusual value differs from the median
+_COVERED = 0.995  # fraction of the first channel's grid above which a further channel counts as covering it
+_MIXED = 1.5  # ratio of the largest to the smallest spacing above which it is reported
 
 
 def unusable(
@@ -27,11 +27,11 @@ def unusable(
 
     Args:
         facts: All cases.
-        low: Percentile that training scales to 0.
-        high: Percentile that training scales to 1.
-        fill_nan: Whether training fills voxels that are not finite, which needs some that are.
+        low: Percentile of the intensities that training scales to 0.
+        high: Percentile of the intensities that training scales to 1.
+        fill_nan: Whether training fills voxels that are not finite; this is possible if some voxels are finite.
     """
-    several_volumes = "holding several volumes: choose with --frame, --frame-table or --channels"
+    several_volumes = "containing several volumes: choose one with --frame, --frame-table or --channels"
     yield from about(
         facts,
         "error",
@@ -52,7 +52,7 @@ def unusable(
         facts,
         "error",
         "not_finite",
-        "with voxels that are no finite numbers: repair them, or let training fill them (--fill-nan)",
+        "with voxels that are not finite numbers: repair the image, or let training fill the voxels with --fill-nan",
         lambda one: _each(
             one, lambda image: _bad_voxels(image) if image.bad and not (fill_nan and image.digest) else ""
         ),
@@ -62,7 +62,7 @@ def unusable(
         facts,
         "note",
         "filled",
-        "with voxels that are no finite numbers: filled with the smallest value of the image when read, as you say",
+        "with voxels that are not finite numbers: --fill-nan fills them with the smallest value of the image",
         lambda one: _each(one, lambda image: _bad_voxels(image) if image.bad and fill_nan and image.digest else ""),
         noun="image",
     )
@@ -70,7 +70,7 @@ def unusable(
         facts,
         "error",
         "constant",
-        "without contrast: the percentiles of the intensities that are scaled to 0 and 1 are the same",
+        "without contrast: the percentiles of the intensities that would be scaled to 0 and 1 are equal",
         lambda one: _each(
             one, lambda image: nothing_to_scale(image.low, image.most) if _is_flat(image, low, high) else ""
         ),
@@ -79,42 +79,43 @@ def unusable(
 
 
 def geometry(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
-    """Find images whose position in the patient is unknown, contradictory or unlike that of the others."""
+    """Find images whose position in the patient is unknown or contradictory, or whose orientation differs."""
     yield from about(
         facts,
         "warning",
         "geometry",
-        "whose header is odd about its geometry",
+        "with a questionable geometry in the header",
         lambda one: _each(one, lambda image: "; ".join(image.warnings)),
         noun="image",
     )
     good = [one for one in facts if one.image.grid is not None]
     for kind, what, names in (
-        ("unknown_spacing", "the size of a voxel and the patient's sides are unknown, distances are in voxels: state "
-         "the size with --voxel-size X,Y,Z, or --trust-pixdim where pixdim is right",
+        ("unknown_spacing", "the voxel size and the patient's left and right are unknown, and distances are in voxels. "
+         "State the size with --voxel-size X,Y,Z, or use --trust-pixdim if pixdim is right",
          [one.case.name for one in good if one.image.grid and not one.image.size_known]),
-        ("unknown_sides", "the patient's sides are unknown",
+        ("unknown_sides", "the patient's left and right are unknown",
          [one.case.name for one in good if one.image.grid and one.image.size_known and not one.image.grid.place_known]),
     ):  # fmt: skip
         if names:
             title = (
                 f"{several(len(names), 'image')} of {len(good)} without a position in the header (form codes of 0, or "
-                f"an identity matrix without a unit): {what}"
+                f"an identity affine without a unit): {what}"
             )
             yield Finding("warning", kind, title, [Item(names)])
     counts = Counter(one.image.orientation for one in good if one.image.orientation)
     if len(counts) > 1:
         listed = ", ".join(f"{letters} {count}" for letters, count in most_first(counts).items())
-        yield Finding("note", "orientation", f"images stored in several directions ({listed}): all are turned to one")
+        title = f"images stored in several orientations ({listed}): all are converted to the same orientation"
+        yield Finding("note", "orientation", title)
 
 
 def channels(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
-    """Channels that lie on another grid than the first, or that hold the same voxels."""
+    """Find channels that lie on a different grid from the first, do not cover it, or contain the same voxels."""
     yield from about(
         facts,
         "note",
         "resampled",
-        "with channels on another grid than the first: they are resampled to it",
+        "with channels on a different grid from the first: they are resampled to it",
         lambda one: _each(one, lambda image: image.difference if image.covered else ""),
         noun="image",
     )
@@ -122,7 +123,7 @@ def channels(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
         facts,
         "warning",
         "covered",
-        "with channels that do not cover the first: what they do not show is filled with their smallest value",
+        "with channels that do not cover the first: the remainder is filled with their smallest value",
         lambda one: _each(one, lambda image: f"{image.covered:.0%} covered" if 0 < image.covered < _COVERED else ""),
         noun="image",
     )
@@ -130,7 +131,7 @@ def channels(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
         facts,
         "warning",
         "same_channel",
-        "whose channels hold the same voxels, as if one file had been copied to another",
+        "whose channels contain the same voxels: check whether a file was copied by mistake",
         lambda one: " and ".join(_alike(one)) or None,
         noun="image",
     )
@@ -142,13 +143,13 @@ def _alike(one: CaseFacts) -> list[str]:
 
 
 def sizes(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
-    """Find images that are very small, or of unusual size for the data set."""
+    """Find images that are very small, or whose spacing or field of view is unusual for the data set."""
     good = [one for one in facts if one.image.grid is not None]
     yield from about(
         good,
         "warning",
         "small",
-        f"with fewer than {_LEAST_SLICES} slices, or slices under {_LEAST_SIDE} voxels",
+        f"with fewer than {_LEAST_SLICES} slices, or with slices less than {_LEAST_SIDE} voxels wide or high",
         _small,
         noun="image",
     )
@@ -158,17 +159,17 @@ def sizes(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
 
     def far(one: CaseFacts) -> str | None:
         words = [
-            f"{name} {value:.3g} {unit}, {usual:.3g} is usual"
-            for name, value, usual, unit in (
-                ("slices every", _step(one), steps, "mm"),
-                ("pixels of", _pixel(one), pixels, "mm"),
-                ("a field of", _field(one), fields, "mm"),
+            f"{name} {value:.3g} mm, the median is {usual:.3g}"
+            for name, value, usual in (
+                ("distance between slices", _step(one), steps),
+                ("pixels of", _pixel(one), pixels),
+                ("field of view of", _field(one), fields),
             )
             if one.image.size_known and max(value / usual, usual / value) > _FAR
         ]
         return ", ".join(words) or None
 
-    title = "whose spacing or field of view is twice, or half, what is usual here"
+    title = f"whose spacing or field of view differs from the median by a factor of more than {_FAR:g}"
     yield from about(good, "warning", "odd_spacing", title, far, noun="image")
     yield from _mixed([one for one in good if one.image.size_known and far(one) is None])
 
@@ -177,19 +178,22 @@ def _mixed(good: Sequence[CaseFacts]) -> Iterator[Finding]:
     """Find spacings that vary within the data set."""
     words = [
         f"{name} {min(values):.3g} to {max(values):.3g} mm"
-        for name, values in (("slices every", list(map(_step, good))), ("pixels of", list(map(_pixel, good))))
+        for name, values in (
+            ("distance between slices", list(map(_step, good))),
+            ("pixels of", list(map(_pixel, good))),
+        )
         if values and max(values) > _MIXED * min(values)
     ]
     if words:
         title = (
-            f"spacing varies among the volumes ({', '.join(words)}): slices are resampled to one pixel size, and their "
-            "distance stays as it is"
+            f"the spacing varies between volumes ({', '.join(words)}): slices are resampled to one pixel size, but the "
+            "distance between slices is left unchanged"
         )
         yield Finding("warning", "mixed_spacing", title)
 
 
 def duplicates(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
-    """Find equal voxels in several cases."""
+    """Find images with identical voxels, under one patient or under several."""
     groups: dict[str, list[CaseFacts]] = defaultdict(list)
     for one in facts:
         if one.image.digest and not one.image.is_constant:
@@ -205,17 +209,17 @@ def duplicates(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
             (leaked if len(patients) > 1 else twice).append(item)
     if leaked:
         title = (
-            f"{several(len(leaked), 'image')} found under more than one patient, voxel by voxel: what is tested may be "
-            "trained on. Remove the copies, or say by --patients that it is one patient"
+            f"{several(len(leaked), 'image')} with identical voxels under more than one patient: test images may be "
+            "among the training images. Remove the copies, or declare them as one patient with --patients"
         )
         yield Finding("error", "same_voxels", title, leaked)
     if twice:
-        title = f"{several(len(twice), 'image')} twice among the cases of a patient"
+        title = f"{several(len(twice), 'image')} with identical voxels in more than one case of the same patient"
         yield Finding("warning", "duplicate", title, twice)
 
 
 def _is_flat(image: ImageFacts, low: float, high: float) -> bool:
-    """Return whether two percentiles are equal, judging by the share of the lowest value."""
+    """Return whether two percentiles are equal, judged by the fraction of voxels with the lowest value."""
     if (low, high) == (1.0, 99.0) or not image.is_constant:
         return image.is_constant and (low, high) == (1.0, 99.0)
     return image.most * 100 >= high
@@ -227,7 +231,7 @@ def _bad_voxels(image: ImageFacts) -> str:
 
 
 def _each(one: CaseFacts, detail: Callable[[ImageFacts], str]) -> str | None:
-    """Combine the remarks on the channels of a case, with channel names if there are several; None without remarks."""
+    """Combine the details of all channels of a case, with channel names if there are several; None if all are empty."""
     said = [
         f"{image.name}: {words}" if one.image.others else words
         for image in one.image.channels
@@ -268,19 +272,18 @@ _DATE = re.compile(r"(?<!\d)(?:19|20)\d\d[-_.]?(?:0[1-9]|1[0-2])[-_.]?(?:0[1-9]|
 
 
 def identifying(facts: Sequence[CaseFacts], *, show: bool) -> Iterator[Finding]:
-    """Find header fields with text, and names that contain a date.
+    """Find headers with text that may identify a patient, and names of cases that contain a date.
 
     Args:
         facts: All cases.
-        show: Whether to list the text itself.
+        show: Whether to list the text.
     """
     having = [one for one in facts if one.image.texts]
     if having:
         fields = Counter(field for one in having for field, _ in one.image.texts)
         listed = ", ".join(f"{field} {count}" for field, count in fields.items())
-        title = (
-            f"{several(len(having), 'image')} with text in the header ({listed}), which may say who the patient is"
-            + ("" if show else "; --show-headers lists it")
+        title = f"{several(len(having), 'image')} with text in the header ({listed}) that may identify the patient" + (
+            "" if show else "; list it with --show-headers"
         )
         items = [
             Item([one.case.name], ", ".join(f"{field} {text!r}" for field, text in one.image.texts)) for one in having
@@ -289,6 +292,6 @@ def identifying(facts: Sequence[CaseFacts], *, show: bool) -> Iterator[Finding]:
     dated = [one.case.name for one in facts if _DATE.search(one.case.name)]
     if dated:
         title = (
-            f"{several(len(dated), 'case')} whose name holds what looks like a date: reports repeat the names of cases"
+            f"{several(len(dated), 'case')} with what looks like a date in the name: reports contain the names of cases"
         )
         yield Finding("note", "date_in_name", title, [Item(dated)])

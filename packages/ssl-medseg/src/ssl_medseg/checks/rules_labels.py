@@ -15,13 +15,13 @@ from ssl_medseg.datasets import DataSet, Split, read_split
 from ssl_medseg.datasets.splits import fingerprint, read_fingerprints
 from ssl_medseg.io.label_map import LabelMap
 
-_FAR = 5.0  # times larger or smaller than the median volume
-_FEWEST = 5  # labels for which a median says something
+_FAR = 5.0  # factor by which an unusual volume differs from the median
+_FEWEST = 5  # labels needed for a meaningful median
 _SHOWN = 8
 
 
 def unusable(facts: Sequence[CaseFacts], labels: LabelMap | None) -> Iterator[Finding]:
-    """Find labels that training would refuse or learn wrongly from."""
+    """Find labels that training would refuse, and labels that are accepted only after rounding."""
 
     def say(detail: object) -> str | None:
         return str(detail) if detail else None
@@ -36,8 +36,8 @@ def unusable(facts: Sequence[CaseFacts], labels: LabelMap | None) -> Iterator[Fi
         facts,
         "error",
         "grid",
-        "not on the grid of the image: the mask would lie beside the organ. Draw or export them on the image, or see "
-        "--repair",
+        "on a different grid from the image: the mask would be displaced from the anatomy. Export the label on the "
+        "grid of the image, or see --repair",
         lambda one: say(of(one).difference),
         noun="label",
     )
@@ -45,8 +45,8 @@ def unusable(facts: Sequence[CaseFacts], labels: LabelMap | None) -> Iterator[Fi
         facts,
         "error",
         "fraction",
-        "with values that are no whole numbers: was it interpolated? Export it again with nearest neighbours, or see "
-        "--repair",
+        "with values that are not integers, which suggests interpolation: export again with nearest-neighbour "
+        "interpolation, or see --repair",
         lambda one: _fractions(of(one)),
         noun="label",
     )
@@ -63,7 +63,7 @@ def unusable(facts: Sequence[CaseFacts], labels: LabelMap | None) -> Iterator[Fi
         facts,
         "note",
         "grid_rounding",
-        "whose header differs from its image's by rounding: accepted",
+        "whose header differs from that of the image by rounding only: accepted",
         lambda one: say(of(one).rounding),
         noun="label",
     )
@@ -71,20 +71,23 @@ def unusable(facts: Sequence[CaseFacts], labels: LabelMap | None) -> Iterator[Fi
         facts,
         "note",
         "rounded",
-        "saved as fractions such as 0.9999: rounded when read",
+        "with values such as 0.9999: rounded to integers when read",
         lambda one: f"{of(one).rounded:,} voxels" if of(one).rounded else None,
         noun="label",
     )
 
 
 def no_map(facts: Sequence[CaseFacts], labels: LabelMap | None) -> Iterator[Finding]:
-    """Report that the label map is missing."""
+    """Report a missing label map, with the label values that occur."""
     found: Counter[int] = Counter()
     for one in facts:
         found.update(dict.fromkeys(one.label.values, 1) if one.label is not None else {})
     if labels is None and found:
         listed = ", ".join(f"{value} in {several(count, 'label')}" for value, count in sorted(found.items()))
-        title = f"nothing says what the values of labels mean ({listed}): --propose-map FILE writes a map to complete"
+        title = (
+            f"no label map: the meaning of the label values is unknown ({listed}). --propose-map FILE writes a map "
+            "in which to fill in the names"
+        )
         yield Finding("error", "no_label_map", title)
 
 
@@ -97,11 +100,11 @@ def contents(facts: Sequence[CaseFacts], labels: LabelMap | None) -> Iterator[Fi
     totals = [sum(fact.voxels[i] for fact in label_facts) for i in range(len(labels.structures))]
     never = [name for name, total in zip(labels.structures, totals, strict=True) if not total]
     if never:
-        title = f"{', '.join(never)}: in no label, so that it can never be learned. Remove it from the map, or label it"
+        title = f"{', '.join(never)}: in no label, so it cannot be learnt. Remove it from the label map, or label it"
         yield Finding("error", "never_labelled", title)
     empty = [one.case.name for one in read if one.label is not None and not any(one.label.voxels)]
     if empty:
-        title = f"{several(len(empty), 'label')} without any structure: is it meant that nothing is there?"
+        title = f"{several(len(empty), 'label')} without any structure: check whether they are meant to be empty"
         yield Finding("warning", "empty_label", title, [Item(empty)])
     for i, name in enumerate(labels.structures):
         if name in never:
@@ -110,7 +113,7 @@ def contents(facts: Sequence[CaseFacts], labels: LabelMap | None) -> Iterator[Fi
             one.case.name for one in read if one.label is not None and not one.label.voxels[i] and any(one.label.voxels)
         ]
         if without:
-            title = f"{several(len(without), 'label')} without {name}, and with other structures"
+            title = f"{several(len(without), 'label')} without {name}, but with other structures"
             yield Finding("note", "absent", title, [Item(without)])
         yield from _odd_volumes(read, i, name)
         edge = [one.case.name for one in read if one.label is not None and one.label.at_edge(i, one.image.axis)]
@@ -120,14 +123,17 @@ def contents(facts: Sequence[CaseFacts], labels: LabelMap | None) -> Iterator[Fi
 
 
 def duplicates(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
-    """Find equal labels of several images."""
+    """Find labels with identical voxels."""
     groups: dict[str, list[str]] = defaultdict(list)
     for one in facts:
         if one.label is not None and one.label.digest:
             groups[one.label.digest].append(one.case.name)
     items = [Item(names) for names in groups.values() if len(names) > 1]
     if items:
-        title = f"{several(len(items), 'label')} given to more than one case, voxel by voxel: a wrong file copied?"
+        title = (
+            f"{several(len(items), 'label')} with identical voxels in more than one case: check whether a file was "
+            "copied by mistake"
+        )
         yield Finding("warning", "same_label_voxels", title, items)
 
 
@@ -141,12 +147,15 @@ def _odd_volumes(read: Sequence[CaseFacts], structure: int, name: str) -> Iterat
     usual = median(amounts.values())
     unit = "mL" if all(one.label.millilitres for one in read if one.label is not None) else "voxels"
     items = [
-        Item([case], f"{_amount(amount)} {unit}, {_amount(usual)} is usual")
+        Item([case], f"{_amount(amount)} {unit}, the median is {_amount(usual)}")
         for case, amount in amounts.items()
         if max(amount / usual, usual / amount) > _FAR
     ]
     if items:
-        title = f"{several(len(items), 'label')} with over {_FAR:g} times more, or less, of {name} than usual here"
+        title = (
+            f"{several(len(items), 'label')} in which the volume of {name} differs from the median by a factor of more "
+            f"than {_FAR:g}"
+        )
         yield Finding("warning", "odd_volume", title, items)
 
 
@@ -177,7 +186,7 @@ def fits(file: Path, dataset: DataSet, facts: Sequence[CaseFacts]) -> Iterator[F
         items = [what for what in stated if now.get(what) != stated[what]]
         changed += [Item([name], " and ".join(items))] if items else []
     if changed:
-        title = f"{several(len(changed), 'case')} whose files are no longer those that {file.name} was made of"
+        title = f"{several(len(changed), 'case')} whose files have changed since {file.name} was written"
         yield Finding("error", "changed", title, changed)
     yield from _coverage(split, dataset, facts)
 
@@ -192,6 +201,6 @@ def _coverage(split: Split, dataset: DataSet, facts: Sequence[CaseFacts]) -> Ite
             if names and not any(voxels[name][number] for name in names)
         ]
         if lacking:
-            what = "so that it can never be predicted" if part == "labelled" else "so that nothing is said about it"
+            what = "so it cannot be learnt" if part == "labelled" else "so it cannot be evaluated"
             title = f"{', '.join(lacking)}: in no label of the split's {part} cases, {what}"
             yield Finding("error" if level == "error" else "warning", f"never_in_{part}", title)

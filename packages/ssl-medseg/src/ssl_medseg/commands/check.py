@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from contrastive_core.errors import UserError
+from contrastive_core.text import several
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.outputs import Outputs
 from ssl_medseg.checks import Fix, Report, examine
@@ -117,7 +118,7 @@ def check(
         draw_pictures(report, picture_folder, every=picture_all, most=most_pictures, overwrite=overwrite)
     print(report.to_json() if json else report.text())  # noqa: T201 - what the command is for
     if drawn and not json:
-        print(f"{len(drawn)} pictures in {picture_folder}")  # noqa: T201
+        print(f"{several(len(drawn), 'picture')} in {picture_folder}")  # noqa: T201
     if proposed and not json:
         print(f"{propose_map}: replace the names of {proposed}, then pass the file as --label-map")  # noqa: T201
     if repaired is not None:

@@ -192,7 +192,8 @@ def predict(
     maps = len(segmenter.labels) * probabilities + uncertainty
     images = sum(map(_bytes, (path for wanted in found for path in wanted.image.paths[:1])))
     with Outputs(planned, command="ssl-medseg predict", inputs=read, folder=folder, overwrite=overwrite):
-        # A compressed mask takes some hundredths of its image, a map of probabilities about as much as the image.
+        # A compressed mask is a few percent of its image in size; a map of probabilities is about as large as the
+        # image.
         needed = round(images * (_MASK_SHARE + maps))
         check_space(folder, needed, what=f"the outputs of {several(len(found), 'image')}", files=len(planned))
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Find the phase of a heart, end-diastole (ED) or end-systole (ES), where a table or file states it."""
+"""Determine the cardiac phase of a case, end-diastole (ED) or end-systole (ES), if a table or file states it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _LARGEST = 1 << 16
 
 
 def phase_in_table(cell: str, *, source: Path) -> str:
-    """The phase that a cell of a table names; empty for an empty cell.
+    """Return the phase in a cell of a table; empty for an empty cell.
 
     >>> phase_in_table("end-diastole", source=Path("cases.csv"))
     'ED'
 
     Raises:
-        UserError: The cell names another phase.
+        UserError: The cell contains something else.
     """
     if not cell:
         return ""
@@ -36,9 +36,10 @@ def phase_in_table(cell: str, *, source: Path) -> str:
 
 
 def phase_of(name: str, image: ImageFile) -> str:
-    """The phase by the end of a case's name (``_ED``), or by ACDC's Info.cfg beside its image; empty if unknown.
+    """Return the phase of a case from the end of its name (``_ED``) or from ACDC's Info.cfg; empty if unknown.
 
-    Info.cfg states the frames of both phases, counted from 1, as file names such as ``patient001_frame12`` do.
+    Info.cfg is a file beside the image that states the frames of both phases, counted from 1 like the frames in names
+    such as ``patient001_frame12``.
     """
     ending = _ENDING.search(name)
     if ending is not None:

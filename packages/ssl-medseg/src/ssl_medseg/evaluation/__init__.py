@@ -1,4 +1,4 @@
-"""Evaluate masks: overlap, distances and volumes by case and structure, and summaries over cases."""
+"""Evaluate masks: overlap, surface distances and volumes by case and structure, and summaries over cases."""
 
 from ssl_medseg.evaluation.results import CaseScores, Evaluation, StructureScore, read_evaluation, write_evaluation
 from ssl_medseg.evaluation.summary import BlandAltman, StructureSummary, Summary, bland_altman, summarise

@@ -23,17 +23,20 @@ _NAMED = 5
 
 
 def find_masks(folder: Path, cases: Iterable[Case]) -> tuple[dict[str, Path], dict[str, str]]:
-    """Find the masks of cases in a folder: files named like the case, with any ending.
+    """Find the masks of cases in a folder; a mask has the name of its case and the ending of any image format.
+
+    Masks that an earlier run of `predict` wrote, according to predictions.json, are not used.
 
     Returns:
-        Case -> file; and case -> the reason why its file is not used: predictions.json says that an earlier run of
-        `predict` wrote it.
+        Case -> file, and case -> reason why its file is not used.
 
     Raises:
-        UserError: The folder does not exist, holds two files for a case, or holds no mask at all.
+        UserError: The folder does not exist, contains two files for a case, or contains no mask of any case.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: is no folder; expected predicted masks, one file per case, named like the case")
+        raise UserError(
+            f"{folder}: is not a folder; expected a folder with one predicted mask per case, named like the case"
+        )
     files: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         if path.is_file() and is_image(path):
@@ -46,22 +49,26 @@ def find_masks(folder: Path, cases: Iterable[Case]) -> tuple[dict[str, Path], di
         paths = [path for path in files.get(name, []) if path.name not in old]
         if not paths and name in files:
             left[name] = why.get(
-                name, "its mask is of an earlier run of predict, whose image was not among the last ones"
+                name, "its mask was written by an earlier run of predict, and the last run did not include its image"
             )
         if len(paths) > 1:
-            raise UserError(f"{folder}: has {len(paths)} files for {name} ({', '.join(p.name for p in paths)})")
+            raise UserError(
+                f"{folder}: contains {len(paths)} files for {name} ({', '.join(p.name for p in paths)}); expected one "
+                "mask per case. Remove the others"
+            )
         if paths:
             found[name] = paths[0]
     if not found and left:
         raise UserError(
-            f"{folder}: holds no mask of the last run of predict for the cases to evaluate ("
+            f"{folder}: the last run of predict wrote no mask for the cases to evaluate ("
             + "; ".join(f"{name}: {reason}" for name, reason in list(left.items())[:_NAMED])
             + "); predict again"
         )
     if not found:
         raise UserError(
-            f"{folder}: none of its {len(files)} images is named like one of the cases to evaluate (such as "
-            f"{wanted[0] if wanted else 'none'}); expected masks as `ssl-medseg predict` writes them"
+            f"{folder}: none of its {len(files)} images has the name of a case to evaluate (such as "
+            f"{wanted[0] if wanted else 'none'}); expected masks named like the cases, as `ssl-medseg predict` writes "
+            "them"
         )
     return found, left
 
@@ -72,45 +79,53 @@ def _stale(folder: Path) -> tuple[set[str], dict[str, str]]:
     if not file.is_file():
         return set(), {}
     content = read_json(file)
-    with reading(file, "is damaged", "expected what `ssl-medseg predict` writes; predict again"):
+    with reading(file, "is damaged", "expected a file written by `ssl-medseg predict`; predict again"):
         failed = {str(case["image"]): str(case["error"]) for case in content["cases"] if case["error"]}
         return set(content.get("stale", [])), {
-            name: f"its mask is of an earlier run of predict; in the last one: {error}"
+            name: f"its mask was written by an earlier run of predict; the last run failed for this case: {error}"
             for name, error in failed.items()
         }
 
 
 def read_pair(mask: Path, case: Case, dataset: DataSet) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Grid]:
-    """Read predicted classes, true classes and the grid of the image, on which both lie.
+    """Read the predicted classes, the true classes and the grid of the image, which both must have.
+
+    Returns:
+        Predicted and true classes uint8 ``[X, Y, Z]``, and the grid.
 
     Raises:
-        UserError: A file cannot be read or holds an unknown value, or the grids differ.
+        UserError: A file cannot be read or contains an unknown value, or the grids differ.
     """
     if case.label is None:
-        raise UserError(f"{case.name}: has no label to evaluate with")
+        raise UserError(f"{case.name}: has no label; expected a reference label to evaluate the mask with")
     image = read_grid(case.image)
     truth = read_truth(dataset, case, image)
     predicted, grid = read_label(mask, dataset.labels)
     difference = grid_difference(grid, image)
     if difference:
         raise UserError(
-            f"{mask}: is on another grid than the image of {case.name} ({difference}); expected a mask on the grid of "
-            "the image, as `ssl-medseg predict` writes it"
+            f"{mask}: has a different grid from the image of {case.name} ({difference}); expected a mask on the grid "
+            "of the image, as `ssl-medseg predict` writes it"
         )
     return predicted, truth, image
 
 
 def choose_cases(dataset: DataSet, split: Split | None, part: str) -> tuple[Case, ...]:
-    """Select the cases with a reference label that are to be evaluated.
+    """Select the cases of a part that have a reference label.
+
+    Args:
+        dataset: Data set.
+        split: Split, or None to select from all cases.
+        part: Part of the split, or "all".
 
     Raises:
-        UserError: There are none.
+        UserError: No case of the part has a label.
     """
     names = dataset.names if split is None or part == "all" else split.parts[part]
     cases = tuple(case for case in dataset.select(names) if case.label is not None)
     if not cases:
         which = "the data set" if split is None else f"part {part} of the split"
-        raise UserError(f"{dataset.name}: no case of {which} has a label; expected a truth to evaluate with")
+        raise UserError(f"{dataset.name}: no case of {which} has a label; expected reference labels to evaluate with")
     return cases
 
 
@@ -130,12 +145,18 @@ def score_cases(
     Args:
         dataset: Data set with the reference labels.
         cases: Cases to evaluate.
-        masks: Case -> file; a case without one is listed as missing.
-        split: Split of the training, if known.
+        masks: Case -> file of its mask; cases without a mask are listed as missing.
+        split: Split used in training, if known.
         name: Name of the evaluation.
         part: Part of the split, or "all".
-        tolerance: Tolerance of the surface Dice.
-        folder: Folder to which stored paths of masks are relative.
+        tolerance: Tolerance of the surface Dice, in mm or, if any voxel size is unknown, in voxels.
+        folder: Folder to which the stored paths of masks are relative.
+
+    Returns:
+        Evaluation with the scores of every case and structure.
+
+    Raises:
+        UserError: A mask or label cannot be read, or the grid of a mask differs from that of its image.
     """
     of_split = {name: which for which, names in split.parts.items() for name in names} if split else {}
     pairs = [(case, read_pair(masks[case.name], case, dataset)) for case in cases if case.name in masks]
@@ -172,5 +193,5 @@ def score_cases(
 
 
 def _relative(path: Path, folder: Path) -> str:
-    """Return the relative path, without the names of folders above both."""
+    """Return a path relative to a folder, so that the names of folders above both are not stored."""
     return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()

@@ -1,4 +1,4 @@
-"""Metrics of one mask against its reference, computed by MONAI on the native grid."""
+"""Metrics of a mask against its reference on the native grid; surface metrics are computed by MONAI."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Classes = NDArray[np.uint8]
 
 
 def class_dice(prediction: NDArray[Any], truth: NDArray[Any], *, classes: int) -> NDArray[np.float64]:
-    """Compute the Dice of every class over all voxels, as the evaluation of the paper does.
+    """Compute the Dice coefficient of every class over all voxels, as in the paper's evaluation.
 
         2 |P and T| / (|P| + |T|)
 
     Args:
-        prediction: Classes, of any shape.
-        truth: Classes of the same shape.
-        classes: Number of classes C, the background included.
+        prediction: Class numbers, of any shape.
+        truth: Class numbers of the same shape.
+        classes: Number of classes C, including the background.
 
     Returns:
-        Float64 [C]; 0 for a class that only one of them contains, NaN for a class that neither contains.
+        Float64 ``[C]``: 0 for a class that only one of the two contains, NaN for a class that neither contains.
     """
     both, predicted, true = _overlap(prediction, truth, classes)
     with np.errstate(invalid="ignore"):
@@ -45,23 +45,28 @@ def measure(
 ) -> tuple[StructureScore, ...]:
     """Score every structure of one case.
 
-    Distances are those of MONAI (HD95: the larger of the two directed 95th percentiles; average surface distance:
-    symmetric; surface Dice), between the surface voxels of the masks. A structure that is missing in one or both masks
-    has no distances; `StructureScore` tells which.
+    Distances are measured by MONAI between the surface voxels of the masks: HD95 (the larger of the two directed 95th
+    percentiles), ASSD (average symmetric surface distance) and surface Dice. A structure that is absent from one or
+    both masks has no distances; `StructureScore.found` tells in which masks it is present.
 
     Args:
-        predicted: Classes ``[X, Y, Z]``: 0 the background, i + 1 the i-th structure.
-        truth: Reference classes of the same shape.
+        predicted: Class numbers ``[X, Y, Z]``: 0 for the background, i + 1 for structure i of `structures`.
+        truth: Reference class numbers of the same shape.
         structures: Names of the structures.
-        spacing: Spacing of the voxels along the three axes, in the unit of the distances: mm, or 1 for voxels.
+        spacing: Distance between voxels along the three axes: in mm, or 1 to measure in voxels.
         tolerance: Tolerance of the surface Dice, in the same unit.
         volumes: Whether `spacing` is in mm, so that volumes in mL are defined.
+
+    Returns:
+        Scores of the structures, in their order.
 
     Raises:
         UserError: The shapes differ.
     """
     if predicted.shape != truth.shape:
-        raise UserError(f"the mask has {predicted.shape} voxels and its truth {truth.shape}; expected the same grid")
+        raise UserError(
+            f"the mask has the shape {predicted.shape} and its reference {truth.shape}; expected equal shapes"
+        )
     both, sizes, true_sizes = (x.tolist() for x in _overlap(predicted, truth, len(structures) + 1))
     present = [k for k in range(1, len(structures) + 1) if sizes[k] and true_sizes[k]]
     distances = dict(zip(present, _distances(predicted, truth, present, spacing, tolerance), strict=True))
@@ -90,7 +95,7 @@ def measure(
 
 
 def _overlap(prediction: NDArray[Any], truth: NDArray[Any], classes: int) -> tuple[NDArray[np.int64], ...]:
-    """Count the voxels of every class in both, in the prediction and in the truth: three arrays [C]."""
+    """Count the voxels of every class in the intersection, the prediction and the truth; three arrays ``[C]``."""
     joint = np.bincount(truth.ravel().astype(np.int64) * classes + prediction.ravel(), minlength=classes**2)
     table = joint.reshape(classes, classes)
     return np.diag(table), table.sum(0), table.sum(1)
@@ -102,22 +107,22 @@ def _distances(
     """Compute HD95, ASSD and surface Dice of the structures that both masks contain."""
     if not present:
         return []
-    # Here, not above: importing MONAI takes seconds, which Dice need not wait for.
+    # Imported here because MONAI takes seconds to import and Dice does not need it.
     from monai.metrics.hausdorff_distance import compute_hausdorff_distance  # noqa: PLC0415
     from monai.metrics.surface_dice import compute_surface_dice  # noqa: PLC0415
     from monai.metrics.surface_distance import compute_average_surface_distance  # noqa: PLC0415
 
-    # Far from every structure there is nothing to measure; one voxel around them keeps their surfaces as they are.
+    # Cropping to the structures saves time; a margin of one voxel leaves their surfaces unchanged.
     box = _box((predicted > 0) | (truth > 0))
     masks = [
         torch.from_numpy(np.stack([volume[box] == k for k in present])[None].astype(np.float32))
         for volume in (predicted, truth)
     ]
-    # The background is not among these channels, so all of them are to be included.
+    # None of these channels is the background, so all must be included.
     ours, true = masks
     mm = list(spacing)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of MONAI about its own calls
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI warns about calls within its own code
         hd95 = compute_hausdorff_distance(ours, true, include_background=True, percentile=95, spacing=mm)
         assd = compute_average_surface_distance(ours, true, include_background=True, symmetric=True, spacing=mm)
         surface = compute_surface_dice(ours, true, [tolerance] * len(present), include_background=True, spacing=mm)

@@ -16,7 +16,7 @@ _COLUMNS = 3
 
 
 def bland_altman_figure(evaluation: Evaluation) -> Figure:
-    """Draw a panel per structure: a point per case with a true volume, the bias and, from ten cases on, the limits."""
+    """Draw a Bland-Altman plot per structure, with the limits of agreement if there are at least ten cases."""
     names = evaluation.structures
     columns = min(_COLUMNS, len(names))
     rows = -(-len(names) // columns)
@@ -30,7 +30,7 @@ def bland_altman_figure(evaluation: Evaluation) -> Figure:
 
 
 def _volumes(evaluation: Evaluation, structure: str) -> list[tuple[float, float]]:
-    """Return true and predicted mL of the cases that have the structure."""
+    """Return the true and predicted volumes in mL of the cases that have the structure."""
     return [
         (score.truth_ml, score.predicted_ml)
         for score in evaluation.of(structure)
@@ -41,7 +41,7 @@ def _volumes(evaluation: Evaluation, structure: str) -> list[tuple[float, float]
 def _panel(axes: Axes, name: str, pairs: Sequence[tuple[float, float]], *, colour: str) -> None:
     plain_axes(axes, name)
     axes.set_xlabel("mean of true and predicted volume, mL")
-    axes.set_ylabel("predicted less true, mL")
+    axes.set_ylabel("predicted minus true volume, mL")
     axes.axhline(0, color=MUTED, linewidth=0.8)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_locator(MaxNLocator(5))

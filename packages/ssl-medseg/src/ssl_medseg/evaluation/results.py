@@ -22,22 +22,23 @@ Unit = Literal["mm", "voxel"]
 
 @dataclass(frozen=True)
 class StructureScore:
-    """Scores of one structure of one case; values that cannot be measured are None.
+    """Scores of one structure of one case; values that are not defined are None.
 
     Attributes:
         structure: Name of the structure.
         found: Masks that contain the structure.
-        dice: ``2 |A and B| / (|A| + |B|)``; 0 if one mask alone contains it, None if neither does.
-        hd95: 95th percentile of the distances between the surfaces, the larger of the two directions; in the
-            evaluation's unit and, like all distances, None unless both masks contain the structure.
-        assd: Average symmetric surface distance.
-        surface_dice: Share of both surfaces within the tolerance of the other one.
+        dice: Dice coefficient ``2 |A and B| / (|A| + |B|)``; 0 if only one mask contains the structure, None if neither
+            does.
+        hd95: 95th percentile of the distances between the surfaces, the larger of the two directions, in the unit of
+            the evaluation; None, like all distances, unless both masks contain the structure.
+        assd: Average symmetric surface distance, in the unit of the evaluation.
+        surface_dice: Fraction of both surfaces that lies within the tolerance of the other surface.
         truth_voxels: Number of voxels in the truth.
         predicted_voxels: Number of voxels in the prediction.
-        truth_ml: Volume in the truth; None where the size of a voxel is unknown.
-        predicted_ml: Volume in the prediction.
-        error_ml: Predicted minus true volume; None also if neither mask contains the structure.
-        error_percent: The same in percent of the true volume; None if that is 0.
+        truth_ml: Volume in the truth, in mL; None if the voxel size is unknown.
+        predicted_ml: Volume in the prediction, in mL; None if the voxel size is unknown.
+        error_ml: Predicted minus true volume, in mL; None also if neither mask contains the structure.
+        error_percent: Predicted minus true volume in percent of the true volume; None if the true volume is 0.
     """
 
     structure: str
@@ -61,12 +62,12 @@ class CaseScores:
     Attributes:
         case: Name of the case.
         patient: Patient of the case.
-        spacing: Spacing of the voxels in mm, from the file; None where it is unknown.
-        part: Part of the split; empty without a split. Scores of ``labelled`` and ``validation`` cases do not predict
-            those of new patients, because training saw their labels.
-        mask: File of the predicted mask, relative to the evaluation's folder; empty if none was kept.
+        spacing: Voxel size of the image file in mm; None if it is unknown.
+        part: Part of the split; empty without a split. Training used the labels of ``labelled`` cases and chose
+            settings with those of ``validation`` cases, so scores on both are too optimistic for new patients.
+        mask: File of the predicted mask, relative to the folder of the evaluation; empty if it was not kept.
         structures: Scores of the structures.
-        phase: ED or ES of a heart, where a table or file states it.
+        phase: Cardiac phase, ED or ES, if a table or the file name states it; otherwise empty.
     """
 
     case: str
@@ -79,12 +80,12 @@ class CaseScores:
 
     @property
     def title(self) -> str:
-        """Name of the case, with its phase where it is known."""
+        """Name of the case, with its phase if known."""
         return f"{self.case} ({self.phase})" if self.phase else self.case
 
     @property
     def unseen(self) -> bool:
-        """Whether training has not seen the label of this case, as far as is known."""
+        """Whether training did not use the label of this case, as far as is known."""
         return self.part not in ("labelled", "validation")
 
 
@@ -96,11 +97,11 @@ class Evaluation:
         name: Name of the evaluation.
         data: Name of the data set.
         part: Part of the split, or "all".
-        unit: Unit of the distances: "voxel" if the size of the voxels is unknown for any case, else "mm".
+        unit: Unit of the distances: "voxel" if the voxel size of any case is unknown, otherwise "mm".
         tolerance: Tolerance of the surface Dice, in that unit.
         structures: Names of the structures, without the background.
         cases: Scores of the cases.
-        missing: Cases with a reference label and without a prediction.
+        missing: Cases with a reference label but without a prediction.
     """
 
     name: str
@@ -114,16 +115,22 @@ class Evaluation:
 
     @property
     def judged(self) -> tuple[CaseScores, ...]:
-        """Cases of a summary: those whose label training has not seen; all, if it has seen all."""
+        """Cases of the summary: those whose labels training did not use; if there are none, all cases."""
         return tuple(case for case in self.cases if case.unseen) or self.cases
 
     def of(self, structure: str) -> list[StructureScore]:
-        """Return the scores of one structure in the judged cases, in their order."""
+        """Return the scores of one structure in the cases of the summary, in their order."""
         return [score for case in self.judged for score in case.structures if score.structure == structure]
 
 
 def write_evaluation(evaluation: Evaluation, file: Path, *, more: dict[str, Any] | None = None) -> None:
-    """Write an evaluation as JSON, with `more` (a summary) in it, and as CSV of the same name."""
+    """Write an evaluation as JSON and as CSV with the same name.
+
+    Args:
+        evaluation: Evaluation to write.
+        file: JSON file.
+        more: Further content for the JSON file, such as the summary.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file.with_suffix(".csv"), scores_csv(evaluation).encode())
     content = {"format": FORMAT, **dataclasses.asdict(evaluation), **(more or {})}
@@ -137,8 +144,8 @@ def read_evaluation(file: Path) -> Evaluation:
         UserError: The file is not an evaluation.
     """
     content = read_json(file)
-    remedy = "expected what `ssl-medseg evaluate` writes; remove the file or evaluate again"
-    with reading(file, "found no evaluation", remedy):
+    remedy = "expected a file written by `ssl-medseg evaluate`; remove the file or evaluate again"
+    with reading(file, "is not an evaluation", remedy):
         if content.get("format") != FORMAT:
             raise ValueError(f"format {content.get('format')!r}")
         fields = {field.name: content[field.name] for field in dataclasses.fields(Evaluation)}
@@ -146,7 +153,7 @@ def read_evaluation(file: Path) -> Evaluation:
 
 
 def scores_csv(evaluation: Evaluation) -> str:
-    """Return one row per case and structure; the columns of distances are named with their unit."""
+    """Return a CSV table with one row per case and structure; the names of distance columns contain the unit."""
     unit = evaluation.unit
     named = {
         "hd95": f"hd95_{unit}",
@@ -168,7 +175,7 @@ def scores_csv(evaluation: Evaluation) -> str:
 
 
 def _cell(value: Any) -> str:
-    """Format a number with six digits; a missing value stays empty, which is not 0."""
+    """Format a number with six significant digits; a missing value becomes an empty cell."""
     if value is None:
         return ""
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,6 +1,6 @@
-"""Summarise an evaluation over its cases: means, spreads, quartiles, and Bland-Altman agreement of volumes.
+"""Summarise an evaluation over its cases: mean, standard deviation, quartiles, and Bland-Altman agreement of volumes.
 
-Bland and Altman 1999, "Measuring agreement in method comparison studies", Stat Methods Med Res.
+Bland and Altman, "Measuring agreement in method comparison studies", Statistical Methods in Medical Research, 1999.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from ssl_medseg.evaluation.results import CaseScores, Evaluation, StructureScore
 
 _NORMAL_95 = 1.96
 LEAST_PAIRS = 10
-"""Cases from which limits of agreement are shown: those of fewer say little about other cases."""
+"""Smallest number of cases for which limits of agreement are shown; with fewer they are too uncertain."""
 
 
 @dataclass(frozen=True)
 class BlandAltman:
-    """Differences of predicted and true volumes, in the unit of the volumes.
+    """Bland-Altman statistics of predicted and true volumes, in the unit of the volumes.
 
     Attributes:
         n: Number of pairs.
         bias: Mean difference, predicted minus true.
         sd: Standard deviation of the differences (n - 1).
         lower: Lower limit of agreement, bias - 1.96 sd.
-        upper: Upper limit of agreement, bias + 1.96 sd; about 95 % of differences are expected between the two.
+        upper: Upper limit of agreement, bias + 1.96 sd; about 95 % of the differences are expected between the limits.
         bias_interval: 95 % confidence interval of the bias.
         lower_interval: 95 % confidence interval of the lower limit.
         upper_interval: 95 % confidence interval of the upper limit.
@@ -48,11 +48,18 @@ class BlandAltman:
 
 
 def bland_altman(truth: Sequence[float], predicted: Sequence[float]) -> BlandAltman | None:
-    """Compute bias and limits of agreement with their confidence intervals; None for fewer than two pairs.
+    """Compute the bias and the limits of agreement with their 95 % confidence intervals.
 
-    The standard error of the bias is ``sd / sqrt(n)``, that of a limit ``sd sqrt(1/n + 1.96^2 / (2 (n - 1)))``, and
-    intervals use Student's t with n - 1 degrees of freedom. They hold for independent pairs: two volumes of one
-    patient are not.
+    The standard error of the bias is ``sd / sqrt(n)``, that of a limit ``sd sqrt(1/n + 1.96^2 / (2 (n - 1)))``. The
+    intervals use Student's t distribution with n - 1 degrees of freedom and assume independent pairs, which two volumes
+    of the same patient are not.
+
+    Args:
+        truth: True volumes.
+        predicted: Predicted volumes of the same cases, in the same order and unit.
+
+    Returns:
+        Statistics; None for fewer than two pairs.
     """
     difference = np.asarray(predicted, dtype=np.float64) - np.asarray(truth, dtype=np.float64)
     n = len(difference)
@@ -73,13 +80,13 @@ MEASURES = ("dice", "hd95", "assd", "surface_dice", "error_ml", "error_percent")
 
 @dataclass(frozen=True)
 class Statistic:
-    """Statistics of the values that exist.
+    """Descriptive statistics of a measure over the cases that have a value.
 
     Attributes:
-        n: Number of values.
+        n: Number of cases with a value.
         n_missing: Number of cases without a value.
-        mean: Mean; None if there are no values.
-        sd: Standard deviation with n - 1; None for fewer than two values.
+        mean: Mean; None, like all the following, if there are no values.
+        sd: Standard deviation (with n - 1); None for fewer than two values.
         median: Median.
         q1: First quartile.
         q3: Third quartile; q3 - q1 is the interquartile range.
@@ -105,11 +112,12 @@ class StructureSummary:
     Attributes:
         structure: Name of the structure.
         both: Number of cases with the structure in truth and prediction.
-        truth_only: Number of cases in which the prediction misses it completely: Dice 0, no distance.
+        truth_only: Number of cases in which the prediction misses the structure completely: Dice 0, no distance.
         prediction_only: Number of cases in which it is predicted but absent: Dice 0, no distance.
-        neither: Number of cases in which it is absent and not predicted: no Dice, no distance.
+        neither: Number of cases in which it is neither present nor predicted: no Dice, no distance.
         measures: Name of the measure -> statistic.
-        volumes: Agreement of volumes in mL over the cases with a true volume; None if unknown or fewer than two.
+        volumes: Agreement of volumes in mL over the cases that have the structure; None if the voxel size is unknown or
+            there are fewer than two such cases.
     """
 
     structure: str
@@ -126,12 +134,12 @@ class Summary:
     """Summary of an evaluation.
 
     Attributes:
-        cases: Number of cases whose label training has not seen.
+        cases: Number of summarised cases: those whose labels training did not use, or all cases if there are none.
         patients: Number of patients of these cases.
         structures: Summaries of the structures.
-        mean_dice: Dice as the paper averages it: mean over the structures of each case, then over cases; a structure
-            that only one mask contains counts 0, one that neither contains is left out.
-        left_out: Number of scored cases that are left out, because training saw their labels.
+        mean_dice: Mean Dice as in the paper: averaged over the structures of each case, then over cases. A structure
+            that only one mask contains counts as 0; a structure that neither contains is left out.
+        left_out: Number of scored cases that are left out because training used their labels.
     """
 
     cases: int
@@ -142,7 +150,7 @@ class Summary:
 
 
 def summarise(evaluation: Evaluation) -> Summary:
-    """Summarise by structure the cases that training has not seen; all, if it has seen all."""
+    """Summarise an evaluation over the cases whose labels training did not use, or over all if there are none."""
     cases = evaluation.judged
     return Summary(
         cases=len(cases),
@@ -154,7 +162,7 @@ def summarise(evaluation: Evaluation) -> Summary:
 
 
 def statistic(values: Iterable[float | None]) -> Statistic:
-    """Compute mean, spread and quartiles of the values that exist."""
+    """Compute descriptive statistics of the values that are not None."""
     listed = list(values)
     there = [value for value in listed if value is not None]
     missing = len(listed) - len(there)
@@ -175,13 +183,13 @@ def statistic(values: Iterable[float | None]) -> Statistic:
 
 
 def case_dice(case: CaseScores) -> float | None:
-    """Compute the mean Dice over the structures of a case in the paper's convention; None if there is no structure."""
+    """Compute the mean Dice over the structures of a case, as in the paper; None if neither mask has a structure."""
     there = [score.dice for score in case.structures if score.dice is not None]
     return statistics.fmean(there) if there else None
 
 
 def summary_csv(summary: Summary) -> str:
-    """Return one row per structure and measure."""
+    """Return a CSV table with one row per structure and measure."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = [field.name for field in dataclasses.fields(Statistic)]

@@ -79,7 +79,7 @@ def table(evaluation: Evaluation, summary: Summary) -> list[str]:
 
 
 def by_phase(evaluation: Evaluation) -> list[str]:
-    """Mean Dice of the judged cases of each phase, such as ``ED 0.912 ± 0.020 (10 cases)``; empty if none is known."""
+    """Return the mean Dice per cardiac phase, such as ``ED 0.912 ± 0.020 (10 cases)``; empty if phases are unknown."""
     found = []
     for phase in ("ED", "ES"):
         scores = [score for case in evaluation.judged if case.phase == phase and (score := case_dice(case)) is not None]
@@ -92,46 +92,76 @@ def warnings(evaluation: Evaluation, summary: Summary) -> Iterator[str]:
     """Return warnings about the validity of the numbers."""
     if evaluation.missing:
         yield (
-            f"Without a predicted mask, and in no number here: {several(len(evaluation.missing), 'case')} with a truth "
+            f"{several(len(evaluation.missing), 'case')} with a reference label but without a predicted mask "
+            f"{'is' if len(evaluation.missing) == 1 else 'are'} not included in any number "
             f"({some_of(evaluation.missing)})."
         )
-    if summary.left_out:
-        seen = some_of(case.case for case in evaluation.cases if not case.unseen)
-        yield (
-            f"Left out of the summary: {several(summary.left_out, 'case')} whose truth training has seen ({seen}), so "
-            "that their scores say nothing about new patients."
-        )
-    elif evaluation.cases and not any(case.unseen for case in evaluation.cases):
-        yield "Training has seen the truth of all these cases: the numbers say nothing about new patients."
-    elif any(case.part == "" for case in evaluation.cases):
-        yield "No split was given, so it is not known whether training has seen some of these cases."
-    if any(case.part == "unlabelled" for case in evaluation.cases):
-        yield "Training has seen the images of the unlabelled cases, though not their truth."
+    yield from _used_in_training(evaluation, summary)
     if evaluation.unit == "voxel":
         yield (
-            "At least one file does not state the size of its voxels, so distances are in voxels, and there are no "
-            "volumes in mL. --voxel-size states it."
+            "At least one file does not state its voxel size, so distances are in voxels and there are no volumes in "
+            "mL. State the size with --voxel-size."
         )
-    yield from _unfound(evaluation, summary)
+    yield from _misplaced(evaluation, summary)
     if summary.patients < summary.cases:
         yield (
-            f"{several(summary.cases, 'case')} of {several(summary.patients, 'patient')}: cases of a patient are "
-            "alike, so spreads and limits of agreement are narrower than those of new patients."
+            f"The {several(summary.cases, 'case')} come from {several(summary.patients, 'patient')}. Cases of the same "
+            "patient are similar, so standard deviations and limits of agreement are too small for new patients."
         )
     if 0 < summary.patients < _FEW:
-        yield f"{several(summary.patients, 'patient')} only: another sample may give rather different numbers."
+        yield (
+            f"The evaluation includes only {several(summary.patients, 'patient')}: scores on other patients may differ "
+            "considerably."
+        )
 
 
-def _unfound(evaluation: Evaluation, summary: Summary) -> Iterator[str]:
-    """Return warnings about structures that predictions miss or invent."""
+def _used_in_training(evaluation: Evaluation, summary: Summary) -> Iterator[str]:
+    """Return warnings about cases whose images or labels training used."""
+    used = [case for case in evaluation.cases if not case.unseen]
+    parts = {case.part for case in used}
+    if summary.left_out:
+        purpose = " or ".join(
+            [
+                *(["training"] if "labelled" in parts else []),
+                *(["choosing its settings (validation)"] if "validation" in parts else []),
+            ]
+        )
+        yield (
+            f"{several(summary.left_out, 'case')} {'is' if summary.left_out == 1 else 'are'} left out of the summary, "
+            f"because {'its label was' if summary.left_out == 1 else 'their labels were'} used for {purpose} "
+            f"({some_of(case.case for case in used)})."
+        )
+    elif parts == {"validation"}:
+        yield (
+            "These are validation cases: training did not learn from their labels, but chose its best step or its "
+            "test-time settings with them. The scores are therefore somewhat optimistic for new patients."
+        )
+    elif used:
+        yield (
+            "Training used the labels of these cases, so the scores do not tell how well new patients are segmented."
+        )
+    elif any(case.part == "" for case in evaluation.cases):
+        yield "No split was given, so it is unknown whether training used some of these cases."
+    if any(case.part == "unlabelled" for case in evaluation.cases):
+        yield "Training used the images of the unlabelled cases, but not their labels."
+
+
+def _misplaced(evaluation: Evaluation, summary: Summary) -> Iterator[str]:
+    """Return warnings about structures that predictions miss, add or misplace."""
     for structure in summary.structures:
         for count, what in (
-            (structure.truth_only, "missed altogether (Dice 0, no distance)"),
-            (structure.prediction_only, "found where there is none (Dice 0, no distance)"),
+            (structure.truth_only, "missed completely"),
+            (structure.prediction_only, "predicted although it is absent"),
         ):
             if count:
-                yield f"{structure.structure}: {what} in {count} of {summary.cases} cases; distances do not count them."
+                yield (
+                    f"{structure.structure} is {what} in {count} of {several(summary.cases, 'case')}. There the Dice "
+                    "is 0, and the mean distances do not include them."
+                )
     for name in evaluation.structures:
         apart = sum(score.found == "both" and (score.dice or 0) < _APART for score in evaluation.of(name))
         if apart:
-            yield f"{name}: drawn in another place (Dice below {_APART:g}) in {apart} of {summary.cases} cases."
+            yield (
+                f"{name} is predicted in the wrong place (Dice below {_APART:g}) in {apart} of "
+                f"{several(summary.cases, 'case')}."
+            )

@@ -1,9 +1,9 @@
-"""Uncertainty of a segmentation without its truth: predictive entropy, and agreement between several predictions.
+"""Estimate the uncertainty of a segmentation without a reference: predictive entropy, and agreement of predictions.
 
-A network that segments a volume and its mirror images alike is usually right, and one that does not is usually wrong:
-the pairwise Dice between predictions of one volume rises and falls with the Dice against the truth (Roy et al.,
-"Bayesian QuickNAT", NeuroImage 2019; Wang et al., "Aleatoric uncertainty estimation with test-time augmentation",
-Neurocomputing 2019). Agreement is no Dice, though: predictions can agree on the same mistake.
+If a network segments a volume and its mirror images in the same way, the segmentation is usually correct: the pairwise
+Dice between predictions correlates with the Dice against the reference (Roy et al., "Bayesian QuickNAT", NeuroImage
+2019; Wang et al., "Aleatoric uncertainty estimation with test-time augmentation", Neurocomputing 2019). Agreement is
+not an estimate of that Dice, however, because predictions can agree on the same mistake.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ssl_medseg.evaluation.metrics import class_dice
 
 
 def predictive_entropy(probabilities: Tensor, *, dim: int = 1) -> Tensor:
-    """Entropy of class probabilities as a fraction of its maximum: -sum_c p_c log p_c / log C.
+    """Compute the entropy of class probabilities relative to its maximum: ``-sum_c p_c log p_c / log C``.
 
     Args:
-        probabilities: Of C classes, which sum to 1 along `dim`.
+        probabilities: Probabilities of C classes, which sum to 1 along `dim`.
         dim: Dimension of the classes.
 
     Returns:
-        The shape without `dim`, in [0, 1]: 0 where one class is certain, 1 where all are equally probable.
+        Tensor without `dim`, with values in [0, 1]: 0 if one class is certain, 1 if all are equally probable.
 
     >>> predictive_entropy(torch.tensor([[0.5, 1.0], [0.5, 0.0]]), dim=0).tolist()
     [1.0, 0.0]
@@ -39,15 +39,15 @@ def predictive_entropy(probabilities: Tensor, *, dim: int = 1) -> Tensor:
 
 
 def agreement(predictions: Sequence[NDArray[Any]], *, classes: int) -> tuple[float | None, ...]:
-    """Mean pairwise Dice between several predictions of one volume, for each structure.
+    """Compute the mean pairwise Dice between several predictions of the same volume, for each structure.
 
     Args:
-        predictions: Classes [X, Y, Z] of each prediction, 0 the background; at least two.
-        classes: C, the background included.
+        predictions: Class numbers ``[X, Y, Z]`` of at least two predictions, 0 for the background.
+        classes: Number of classes C, including the background.
 
     Returns:
-        A number in [0, 1] for each of the C - 1 structures; None for a structure that no prediction contains. A
-        structure that only some of them contain counts with 0 in the pairs that disagree about it.
+        Agreement in [0, 1] of each of the C - 1 structures; None for a structure that no prediction contains. The Dice
+        of a pair in which only one prediction contains the structure is 0.
 
     Raises:
         ValueError: Fewer than two predictions.
@@ -56,11 +56,11 @@ def agreement(predictions: Sequence[NDArray[Any]], *, classes: int) -> tuple[flo
         raise ValueError(f"found {len(predictions)} predictions, expected at least 2 to compare")
     pairs = [class_dice(a, b, classes=classes)[1:] for a, b in itertools.combinations(predictions, 2)]
     table = np.stack(pairs)
-    # NaN: in neither mask of the pair.
+    # A Dice is NaN if neither prediction of the pair contains the structure.
     return tuple(float(column[~np.isnan(column)].mean()) if not np.isnan(column).all() else None for column in table.T)
 
 
 def quality(agreements: Sequence[float | None]) -> float:
-    """One number for a case: the mean agreement of its structures; 0 where no structure was found at all."""
+    """Return the mean agreement over the structures of a case; 0 if no structure was predicted."""
     found = [value for value in agreements if value is not None]
     return float(np.mean(found)) if found else 0.0

@@ -1,1 +1,1 @@
-"""Export segmenters to other programs; every export is compared with the model before it is put in place."""
+"""Export segmenters to other programs, and compare every export with the model before it replaces anything."""

@@ -1,4 +1,4 @@
-"""Export a segmenter as a MONAI bundle, which is run by `monai.bundle` before it is put in place."""
+"""Export a segmenter as a MONAI bundle, and compare the masks of the bundle with those of the model."""
 
 from __future__ import annotations
 
@@ -31,14 +31,17 @@ from ssl_medseg.prediction import segment
 from ssl_medseg.preprocessing import Preprocessing
 
 _FIRST = "_0000.nii"
-"""What the name of a file of the first channel ends in."""
+"""Ending of the files with the first channel, without .gz."""
 _NAME = f"filename_or_obj=str(x.meta['filename_or_obj']).replace('{_FIRST}', '.nii')"
 _LOGITS = "@inferer(case['image'][None].to(@device), @network_def)[0].cpu()"
 _MIRRORED = "torch.softmax(@inferer(case['image'][None].flip(d).to(@device), @network_def), 1).flip(d)[0].cpu()"
 
 
 def is_monai_enough(p: Preprocessing) -> bool:
-    """Whether MONAI's transforms can do this preprocessing; they know no size that depends on the image, and no N4."""
+    """Return whether MONAI's transforms can reproduce this preprocessing.
+
+    They support neither a pixel size that depends on the image nor N4 bias-field correction.
+    """
     return not p.fit and not p.n4
 
 
@@ -49,10 +52,12 @@ def inference_config(
 ) -> dict[str, Any]:
     """Return the content of ``configs/inference.json``.
 
+    If MONAI's transforms cannot reproduce the preprocessing, the configuration calls `ssl_medseg.predict`.
+
     Args:
         p: Preprocessing of the model.
         labels: Label map of the model.
-        refinement: Mirroring and largest components that the model applies at test time.
+        refinement: Test-time mirroring and largest components of the model.
     """
     config: dict[str, Any] = {
         "imports": [
@@ -93,16 +98,16 @@ def inference_config(
 
 
 def _inputs(p: Preprocessing) -> dict[str, Any]:
-    """Where images are found, and how the files of several channels become one image."""
+    """Return the configuration that lists the images and combines the files of several channels into one image."""
     if len(p.channels) == 1:
         images = "$[{'image': str(path)} for path in sorted(Path(@dataset_dir).glob('*.nii*'))]"
         return {"channel": 0, "images": images}
-    # Not image_0: Spacingd takes what begins with image_ for the image's metadata.
+    # Not image_0, because Spacingd treats keys that start with image_ as metadata of the image.
     keys = [f"channel_{number}" for number in range(len(p.channels))]
     files = ", ".join(f"'{key}': str(path).replace('{_FIRST}', '_{number:04}.nii')" for number, key in enumerate(keys))
     chain: list[dict[str, Any]] = [
         {"_target_": "LoadImaged", "keys": keys, "ensure_channel_first": True},
-        # From 0, which is what there is beyond their field of view; percentiles do not mind.
+        # The minimum is shifted to 0, the value outside the field of view; scaling by percentiles is not affected.
         {"_target_": "Lambdad", "keys": keys[1:], "func": "$lambda x: x - x[x == x].min()"},
         {
             "_target_": "ResampleToMatchd",
@@ -121,7 +126,7 @@ def _inputs(p: Preprocessing) -> dict[str, Any]:
 
 
 def metadata(p: Preprocessing, labels: LabelMap, *, versions: dict[str, str]) -> dict[str, Any]:
-    """The content of ``configs/metadata.json``, in MONAI's format."""
+    """Return the content of ``configs/metadata.json``, in MONAI's format."""
     classes = {str(number): name for number, name in enumerate(labels.names)}
     image = {
         "type": "image",
@@ -192,13 +197,13 @@ def _prediction(p: Preprocessing, *, mirror: bool) -> str:
     """Return the expression of a case's prediction: logits, or probabilities averaged over four mirror images."""
     if not mirror:
         return _LOGITS
-    first, second = (axis + 2 for axis in range(3) if axis != p.slice_axis)  # after batch and channels
+    first, second = (axis + 2 for axis in range(3) if axis != p.slice_axis)  # axes 0 and 1 are batch and channels
     return f"sum({_MIRRORED} for d in [[], [{second}], [{first}], [{first}, {second}]]) / 4"
 
 
 def _after(labels: LabelMap, refinement: Refinement) -> list[dict[str, Any]]:
     chain: list[dict[str, Any]] = []
-    if not refinement.mirror:  # else they are probabilities already
+    if not refinement.mirror:  # with mirroring, the predictions are probabilities already
         chain.append({"_target_": "Activationsd", "keys": "pred", "softmax": True})
     chain += [
         {
@@ -239,7 +244,7 @@ def _after(labels: LabelMap, refinement: Refinement) -> list[dict[str, Any]]:
 
 
 def _largest(number: int) -> str:
-    """Return the expression of `largest_parts` for one class; MONAI's own transform needs scikit-image."""
+    """Return the expression that keeps the largest component of a class; MONAI's own transform needs scikit-image."""
     keep = f"(x.numpy() != {number}) | (parts == 1 + numpy.bincount(parts.ravel(), minlength=2)[1:].argmax())"
     return (
         f"$lambda x: (lambda x, parts: x.clone().mul_(torch.as_tensor({keep})))"
@@ -248,12 +253,18 @@ def _largest(number: int) -> str:
 
 
 def _smoothing(sigma: list[float]) -> str:
-    """SciPy's filter, as in `prepare`: MONAI's sees zeros outside of the image and integrates over the voxels."""
+    """Return the expression of the Gaussian filter used in `prepare`.
+
+    MONAI's filter differs: it pads with zeros and integrates the kernel over voxels.
+    """
     return f"$lambda x: x.clone().copy_(torch.as_tensor(gaussian_filter(x.numpy(), {sigma}, mode='nearest')))"
 
 
 def _sigma(p: Preprocessing) -> tuple[float, float]:
-    """Of the smoothing before pixels grow, in voxels of the usual image: a configuration has one for all images."""
+    """Return the standard deviation of smoothing before downsampling, in voxels of the typical training image.
+
+    A bundle has one value for all images, whereas `prepare` computes it for every image.
+    """
     if p.spacing is None or p.usual_spacing is None or not p.antialias:
         return 0.0, 0.0
     first, second = (max(0.0, (new / old - 1) / 2) for new, old in zip(p.spacing, p.usual_spacing, strict=True))
@@ -261,7 +272,7 @@ def _sigma(p: Preprocessing) -> tuple[float, float]:
 
 
 def _around(p: Preprocessing, plane: tuple[float, float], along: float) -> list[float]:
-    """Values for three axes from those of the plane and that along the slices."""
+    """Combine the values of the two in-plane axes with that of the slice axis."""
     values = list(plane)
     values.insert(p.slice_axis, along)
     return values
@@ -275,37 +286,40 @@ Segments {structures}. Made by ssl-medseg {version}; research software, not a me
     python -m monai.bundle run --config_file configs/inference.json --meta_file configs/metadata.json \\
         --bundle_root . --dataset_dir IMAGES --output_dir MASKS
 
-writes a mask for {inputs} of the folder IMAGES, with the values {values}. It needs {needs}
+writes a mask for {inputs} in the folder IMAGES, with the label values {values}. It needs {needs}
 (`pip install "monai[fire,nibabel]"`).
-`ssl-medseg predict . IMAGES MASKS` does it too, for DICOM series and nested folders as well. It converts other units
-than mm, takes the smoothing from every image, where the above takes that of the training images, and turns oblique
-volumes that are stored otherwise than those of training. Of oblique images rounding in their header decides where MONAI
-puts the first pixel of a slice, by up to half a pixel.
+
+`ssl-medseg predict . IMAGES MASKS` does the same, and also reads DICOM series and nested folders. The two differ in a
+few images: `ssl-medseg predict` converts units other than mm, computes the smoothing before downsampling from each
+image (the bundle uses that of the training images), and reorients oblique volumes stored in a different axis order
+from the training images. In oblique images, rounding in the header can shift the first pixel of MONAI's slices by up
+to half a pixel.
 """
 
 
 def write_bundle(segmenter: Segmenter, source: str, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
-    """Write a bundle, run it on a generated volume, compare its mask with ours, and put it in place.
+    """Write a MONAI bundle, after comparing its mask of a generated volume with that of the model.
 
     Args:
-        segmenter: on the CPU.
-        source: what errors call it.
-        out: the folder, in place of an older bundle that `ssl-medseg export` wrote.
-        overwrite: replace any other bundle, too.
+        segmenter: Model, on the CPU.
+        source: Name of the model in errors.
+        out: Folder for the bundle; an older bundle that `ssl-medseg export` wrote is replaced.
+        overwrite: Whether to replace other bundles, too.
 
     Returns:
-        How it was checked.
+        Results of the comparisons.
 
     Raises:
-        UserError: `out` is a folder with something else in it, or the bundle gives other masks.
+        UserError: The folder contains something else, or the masks of bundle and model differ in more than 1 % of the
+            voxels.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not (out / "configs" / "metadata.json").is_file():
-            raise UserError(f"{out}: holds something else than a bundle; name a folder that is empty or not there yet")
+            raise UserError(f"{out}: contains something other than a MONAI bundle; expected a new or empty folder")
         if not overwrite and not (out / "docs" / "checked.json").is_file():
             raise UserError(
-                f"{out}: holds a bundle that `ssl-medseg export` did not write; name another folder, or replace it "
-                "with --overwrite"
+                f"{out}: contains a bundle that `ssl-medseg export` did not write; choose another folder, or replace "
+                "the bundle with --overwrite"
             )
     out.parent.mkdir(parents=True, exist_ok=True)
     new = out.with_name(f".{out.name}.tmp")
@@ -345,7 +359,7 @@ def _write(segmenter: Segmenter, source: str, new: Path) -> dict[str, Any]:
     needs = (
         "MONAI, torch, nibabel and scipy"
         if is_monai_enough(p)
-        else "ssl-medseg, because no transform of MONAI does its work"
+        else "ssl-medseg, because MONAI has no transforms for its preprocessing"
     )
     (new / "docs" / "README.md").write_text(
         _README.format(
@@ -362,7 +376,7 @@ def _write(segmenter: Segmenter, source: str, new: Path) -> dict[str, Any]:
 
 
 def _in_words(p: Preprocessing) -> str:
-    """Which files an image is read from."""
+    """Describe the files from which an image is read."""
     if len(p.channels) == 1:
         return "every NIfTI file"
     files = ", ".join(f"CASE_{number:04}.nii.gz ({name})" for number, name in enumerate(p.channels))
@@ -392,15 +406,15 @@ def _agreement(segmenter: Segmenter, bundle: Path, scratch: Path) -> dict[str, A
     share = float((theirs == ours).mean()) if theirs.shape == ours.shape else 0.0
     if share < _LEAST_AGREEMENT:
         raise UserError(
-            f"{bundle.name}: run by monai.bundle it gives other masks than the model, in {1 - share:.2%} of the voxels "
-            f"of a generated volume; expected at most {1 - _LEAST_AGREEMENT:.0%}. Nothing was written. Please report "
-            "it with the versions of torch and MONAI"
+            f"{bundle.name}: the masks of the bundle (run by monai.bundle) and of the model differ in {1 - share:.2%} "
+            f"of the voxels of a generated volume; expected at most {1 - _LEAST_AGREEMENT:.0%}. Nothing was written. "
+            "Please report this with the versions of torch and MONAI"
         )
     return {"with": f"monai.bundle {importlib.metadata.version('monai')}", "share_of_equal_voxels": share}
 
 
 def _run_quietly(**arguments: str) -> None:
-    """`monai.bundle run`, which says much that only its own users need."""
+    """Run `monai.bundle run` without its log messages and warnings."""
     from monai.bundle.scripts import run  # noqa: PLC0415 - slow to import
 
     before = logging.root.manager.disable
@@ -414,7 +428,7 @@ def _run_quietly(**arguments: str) -> None:
 
 
 def usual_volume(segmenter: Segmenter) -> Volume:
-    """A generated volume with the spacing and direction of the training images: blobs of all sizes."""
+    """Generate a volume of random blobs with the spacing and orientation of the training images."""
     import nibabel  # noqa: PLC0415
 
     p = segmenter.preprocessing

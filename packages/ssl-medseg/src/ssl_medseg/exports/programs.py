@@ -1,4 +1,4 @@
-"""A segmenter to export, and what the program that opens it must know."""
+"""Describe a segmenter for export: its program, its inputs and its outputs."""
 
 from __future__ import annotations
 
@@ -13,15 +13,22 @@ from contrastive_core.training.export import Program
 from ssl_medseg.models.checkpoint import Segmenter
 
 PREPARATION = (
-    "Per volume: `channels` in their order, resampled to the grid of the first; of each channel the percentiles "
-    "`percentiles` of all voxels to 0 and 1, without clipping; per slice: resampled linearly to `spacing` mm (the "
-    "first pixel on the first voxel), cropped or padded with zeros to `size` around the centre. See "
-    "ssl_medseg.preprocessing, whose Preprocessing.from_json reads these settings"
+    "For each volume: resample the `channels`, in this order, to the grid of the first, and scale each channel so that "
+    "the `percentiles` of all its voxels become 0 and 1, without clipping. For each slice: resample linearly to "
+    "`spacing` mm (with the first pixel at the first voxel), then crop or pad with zeros around the centre to `size`. "
+    "ssl_medseg.preprocessing.Preprocessing.from_json reads these settings"
 )
 
 
 def program_of(segmenter: Segmenter, source: str) -> Program:
-    """The network as a program: slices ``[N, K, H, W]`` to logits ``[N, C, H, W]``, of the size it was trained with."""
+    """Return the network as a program that maps slices ``[N, K, H, W]`` to logits ``[N, C, H, W]``.
+
+    K is the number of channels, C the number of classes; H and W are the size of the training slices.
+
+    Args:
+        segmenter: Model to export.
+        source: Name of the model in errors.
+    """
     network = segmenter.network.cpu().eval().to(memory_format=torch.contiguous_format)
     size, channels = segmenter.preprocessing.size, len(segmenter.preprocessing.channels)
 
@@ -35,7 +42,7 @@ def program_of(segmenter: Segmenter, source: str) -> Program:
 
 
 def card_of(segmenter: Segmenter, file: Path) -> dict[str, Any]:
-    """What the program that opens the file must know; it is written into the file and beside it."""
+    """Return the description of inputs and outputs that is written into the exported file and beside it."""
     height, width = segmenter.preprocessing.size
     return {
         "format": "ssl-medseg export 1",

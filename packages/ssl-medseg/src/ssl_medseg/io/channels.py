@@ -1,4 +1,4 @@
-"""Put the channels of an image on one grid: T2, ADC and DWI of a patient, each stored with its own voxels."""
+"""Resample the channels of an image, such as T2, ADC and DWI, to the grid of the first channel."""
 
 from __future__ import annotations
 
@@ -10,21 +10,29 @@ from contrastive_core.errors import UserError
 from ssl_medseg.io.volume import Grid, Volume, grid_difference
 
 _SAMPLES = 48
-"""Voxels along an axis that are looked at to say how much of a grid another one covers."""
+"""Largest number of voxels per axis that are sampled to determine how much of a grid another one covers."""
 _WHOLE = 0.995
-"""Share of a grid from which on it counts as covered whole."""
+"""Fraction of a grid above which it counts as completely covered."""
 _BEYOND = 0.5
-"""Voxels by which a volume reaches beyond the centres of its outermost voxels."""
+"""Distance in voxels by which a volume extends beyond the centres of its outermost voxels."""
 
 
 def align_channels(first: Volume, others: list[Volume]) -> tuple[tuple[NDArray[np.float32], ...], tuple[str, ...]]:
-    """The voxels of further channels on the grid of the first, and notes about what was resampled.
+    """Resample further channels to the grid of the first.
 
-    A channel on the same grid stays as it is. Others are interpolated linearly, smoothed before where the voxels of the
-    first are larger, by sigma = (factor - 1) / 2 voxels; beyond their field of view they have their smallest value.
+    A channel on the same grid is not changed. Other channels are interpolated linearly. Where the voxels of the first
+    channel are larger by a factor f, the channel is smoothed first with a Gaussian of sigma = (f - 1) / 2 of its own
+    voxels. Outside its field of view, a channel has its smallest value.
+
+    Args:
+        first: First channel, which defines the grid.
+        others: Further channels.
+
+    Returns:
+        Float32 arrays ``[X, Y, Z]`` of the further channels, and the warnings about all channels.
 
     Raises:
-        UserError: A channel on another grid that has no position in space, or that shows another place.
+        UserError: A channel on a different grid has no position, or its field of view does not overlap with the first.
     """
     arrays, notes = [], list(first.warnings)
     for other in others:
@@ -35,17 +43,17 @@ def align_channels(first: Volume, others: list[Volume]) -> tuple[tuple[NDArray[n
             continue
         if not (first.grid.place_known and other.grid.place_known):
             raise UserError(
-                f"{other.image.path}: channel {_name(other)} lies on another grid than {_name(first)} ({difference}) "
-                "and cannot be resampled to it, because a header states no position; expected channels of one grid, or "
-                "a position in each header. Convert both from their source again"
+                f"{other.image.path}: channel {_name(other)} lies on a different grid from {_name(first)} "
+                f"({difference}) and cannot be resampled to it, because a header states no position; expected channels "
+                "on the same grid, or a position in each header. Convert both from their source again"
             )
         covered = share_covered(other.grid, first.grid)
         if not covered:
             raise UserError(
-                f"{other.image.path}: channel {_name(other)} shows another place than {_name(first)}: their fields of "
-                "view do not meet; expected channels of the same anatomy. Register them, or correct the headers"
+                f"{other.image.path}: the fields of view of the channels {_name(other)} and {_name(first)} do not "
+                "overlap; expected channels of the same anatomy. Register them, or correct the headers"
             )
-        notes.append(f"channel {_name(other)} lies on another grid than {_name(first)} and is resampled to it")
+        notes.append(f"channel {_name(other)} lies on a different grid from {_name(first)} and is resampled to it")
         if covered < _WHOLE:
             notes.append(
                 f"channel {_name(other)} covers {covered:.0%} of {_name(first)}; the rest is filled with its smallest "
@@ -56,14 +64,15 @@ def align_channels(first: Volume, others: list[Volume]) -> tuple[tuple[NDArray[n
 
 
 def resample(array: NDArray[np.float32], source: Grid, target: Grid) -> NDArray[np.float32]:
-    """A volume ``[X, Y, Z]`` on another grid, linearly; the smallest value where it does not reach.
+    """Resample a volume ``[X, Y, Z]`` to another grid by linear interpolation.
 
-    Time and memory: those of the target, one of its slices at a time.
+    Outside the field of view the result has the smallest finite value of the volume. Slices are resampled one at a
+    time, which limits the memory needed beside the result.
     """
     step = np.linalg.inv(source.affine) @ target.affine
     finite = array[np.isfinite(array)]
     fill = float(finite.min()) if finite.size else 0.0
-    # Larger voxels would pick single small ones with their noise.
+    # Without smoothing, each large voxel would take over the noise of a single small one.
     sigma = np.maximum(0.0, (np.abs(step[:3, :3]).max(axis=1) - 1) / 2)
     if sigma.any():
         array = gaussian_filter(array, sigma, mode="nearest")
@@ -79,7 +88,7 @@ def resample(array: NDArray[np.float32], source: Grid, target: Grid) -> NDArray[
 
 
 def share_covered(source: Grid, target: Grid) -> float:
-    """Share of the voxels of a grid that another one shows, of at most 48 along each axis."""
+    """Return the fraction of the target grid in the field of view of the source, sampled at 48 points per axis."""
     step = np.linalg.inv(source.affine) @ target.affine
     axes = [np.unique(np.linspace(0, n - 1, min(n, _SAMPLES)).round()) for n in target.shape]
     voxels = np.stack([axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")])
@@ -88,7 +97,7 @@ def share_covered(source: Grid, target: Grid) -> float:
 
 
 def _inside(places: NDArray[np.float64], ends: NDArray[np.int64]) -> NDArray[np.bool_]:
-    # A thousandth of a voxel for rounding in the affines.
+    # The thousandth of a voxel allows for rounding in the affines.
     beyond = _BEYOND + 1e-3
     return np.asarray(((places >= -beyond) & (places <= ends + beyond)).all(axis=0))
 

@@ -1,8 +1,8 @@
 """Read DICOM series with pydicom, and write masks as DICOM segmentations with highdicom.
 
-MONAI's reader orders slices by their number, measures their distance along the scanner's axis alone and stacks what is
-there: a series with a slice missing comes out shorter and stretched. Here slices are ordered by their position along
-their normal, and a stack that is not regular is refused with the names of its files.
+Slices are ordered by their position along their normal, and a series with missing, duplicate or irregularly spaced
+slices is refused. MONAI's reader orders slices by instance number and stacks whatever is there, so that a series with a
+missing slice becomes shorter and stretched.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 import ssl_medseg
 from contrastive_core.errors import UserError
-from contrastive_core.text import size, some_of
+from contrastive_core.text import several, size, some_of
 from contrastive_core.training import files
 from contrastive_core.training.documents import reading
 from contrastive_core.training.names import as_file_name
@@ -32,11 +32,11 @@ _NOT_IMAGES = (".json", ".txt", ".csv", ".xml", ".md")
 _NEEDED = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
 _EQUAL = ("Rows", "Columns", "PixelSpacing")
 _JITTER = 0.05
-"""Share of the distance between slices by which positions may be off a regular stack."""
+"""Largest accepted deviation of a slice position from regular spacing, relative to the distance between slices."""
 _SAID_JITTER = 0.005
 _PARALLEL = 1e-3
 _ROUNDED = 5e-3
-"""Largest error of the direction cosines that is taken for rounding, as to two decimals."""
+"""Largest deviation of the direction cosines that is attributed to rounding, as to two decimals."""
 _SHOWN = 3
 _DECODERS = {
     "JPEG 2000": "pylibjpeg pylibjpeg-openjpeg",
@@ -54,29 +54,29 @@ _MAY_BE_EMPTY = (
     "AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator", "SeriesNumber", "InstanceNumber",
     "Manufacturer",
 )  # fmt: skip
-"""What a segmentation repeats of its series and the standard allows to be empty (type 2)."""
+"""Tags that a segmentation copies from its series and that the standard allows to be empty (type 2)."""
 _MUST_BE_THERE = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID")
 
 
 class NoImagesError(UserError):
-    """A folder of DICOM files holds no images of a volume, only objects of other kinds."""
+    """Raised if a folder of DICOM files contains only objects that are not images of a volume."""
 
 
 @dataclass(frozen=True)
 class SeriesImage:
-    """One DICOM file with an image: its name and pydicom's data set."""
+    """DICOM file with an image: its name and pydicom's data set."""
 
     name: str
     dataset: Any
 
     @property
     def series(self) -> str:
-        """The UID of its series, empty if it has none."""
+        """UID of the series; empty if there is none."""
         return str(self.dataset.get("SeriesInstanceUID", ""))
 
     @property
     def is_localizer(self) -> bool:
-        """Whether it was made to plan other images by."""
+        """Whether the image is a localizer, acquired for planning other images."""
         return "LOCALIZER" in map(str.upper, self.dataset.get("ImageType", None) or ())
 
 
@@ -84,16 +84,17 @@ def read_series(path: Path, *, series: str | None = None) -> tuple[NDArray[np.fl
     """Read the images of one series.
 
     Args:
-        path: A folder with a series, or a file of one (enhanced, multi-frame) image.
-        series: UID of the series that is meant, for folders with several.
+        path: Folder with a series, or file of an enhanced (multi-frame) image.
+        series: UID of the series to read; needed if the folder contains several.
 
     Returns:
-        Float32 ``[columns, rows, slices]`` with every slice's rescale slope and intercept applied; the grid; and notes
-        about objects that were left out or positions that were evened.
+        Float32 ``[columns, rows, slices]`` with the rescale slope and intercept of each slice applied; the grid; and
+        notes about objects that were left out and positions that were corrected.
 
     Raises:
-        UserError: No DICOM images, several series, tags that are missing, slices that are missing, doubled, tilted or
-            unlike the others, compressed pixels without a decoder; pydicom or highdicom is not installed.
+        UserError: There are no DICOM images, or several series; tags or slices are missing; slices are duplicated,
+            tilted or of different sizes; the pixels are compressed and no decoder is installed; or pydicom or highdicom
+            is not installed.
     """
     images, notes = series_images(path, series=series)
     if len(images) == 1 and int(images[0].dataset.get("NumberOfFrames", 1)) > 1:
@@ -112,13 +113,13 @@ def read_series(path: Path, *, series: str | None = None) -> tuple[NDArray[np.fl
 
 @dataclass(frozen=True)
 class Series:
-    """One series of a folder.
+    """Series in a folder of DICOM files.
 
     Attributes:
-        uid: Its UID.
-        study: UID of its study.
-        description: Its description, empty if it has none.
-        name: A name of its own in the folder, from its number and description.
+        uid: UID of the series.
+        study: UID of the study.
+        description: Series description; empty if there is none.
+        name: Name that is unique in the folder, made of the number and the description of the series.
     """
 
     uid: str
@@ -128,11 +129,11 @@ class Series:
 
 
 def list_series(folder: Path) -> list[Series]:
-    """The series of a folder with images other than localizers, in the order of their files.
+    """List the series of a folder in the order of their files; localizers only if there is nothing else.
 
     Raises:
-        UserError: A file is damaged.
         NoImagesError: There are no images.
+        UserError: A file is damaged, or pydicom is not installed.
     """
     first: dict[str, Any] = {}
     localizers: set[str] = set()
@@ -157,40 +158,42 @@ def list_series(folder: Path) -> list[Series]:
 
 
 def series_images(path: Path, *, series: str | None = None, pixels: bool = True) -> tuple[list[SeriesImage], list[str]]:
-    """The images of a series in the order of their file names, and what was left out.
+    """Return the images of a series in the order of their file names, and notes about the objects left out.
 
-    Objects of other kinds (segmentations, reports, presentation states) and localizers are told apart by their SOP
-    class and image type.
+    Objects without an image (segmentations, reports, presentation states) are recognised by their SOP class, localizers
+    by their image type.
 
     Raises:
-        NoImagesError: None there.
-        UserError: A damaged one, or several series.
+        NoImagesError: There are no images.
+        UserError: There are several series, or a file is damaged.
     """
     notes: list[str] = []
     found = [image for image in _images(path, pixels=pixels, notes=notes) if series in (None, image.series)]
     localizers = [image for image in found if image.is_localizer]
     if localizers and len(localizers) < len(found):
-        notes.append(f"left out: {len(localizers)} localizer images ({some_of(image.name for image in localizers)})")
+        notes.append(
+            f"left out: {several(len(localizers), 'localizer image')} ({some_of(image.name for image in localizers)})"
+        )
         found = [image for image in found if image not in localizers]
     if not found:
         found_instead = f" ({'; '.join(notes)})" if notes else ""
-        raise NoImagesError(f"{path}: holds no DICOM images; expected the folder of one series{found_instead}")
+        raise NoImagesError(f"{path}: contains no DICOM images; expected the folder of one series{found_instead}")
     counts = Counter(image.series for image in found)
     if len(counts) > 1:
         names = sorted({str(image.dataset.get("SeriesDescription", "") or "without a description") for image in found})
         raise UserError(
-            f"{path}: holds {len(counts)} DICOM series, of {', '.join(map(str, counts.values()))} images "
-            f"({', '.join(names)}); expected one. Choose the channels by their descriptions (--channels "
-            "T2=t2_tse,ADC=ADC), or give every series a folder of its own"
+            f"{path}: contains {len(counts)} DICOM series with {', '.join(map(str, counts.values()))} images "
+            f"({', '.join(names)}); expected one. Select the channels by series description (--channels "
+            "T2=t2_tse,ADC=ADC), or put every series into a folder of its own"
         )
     return found, notes
 
 
 def _check_deflated(file: Path) -> None:
-    """Refuse a deflated file that unpacks to more than an image takes; pydicom unpacks all of it at once.
+    """Refuse a deflated file that would unpack to an implausible size; pydicom would unpack all of it in memory.
 
     Raises:
-        UserError: It does.
+        UserError: The unpacked content exceeds the limit.
     """
     with file.open("rb") as opened:
         head = opened.read(_META)
@@ -205,7 +208,8 @@ def _check_deflated(file: Path) -> None:
                 part = unpacker.unconsumed_tail
                 if total > _UNPACKED:
                     raise UserError(
-                        f"{file}: unpacks to more than {size(_UNPACKED)}, which no image does; export it uncompressed"
+                        f"{file}: unpacks to more than {size(_UNPACKED)}, which is not plausible for an image; export "
+                        "it uncompressed"
                     )
 
 
@@ -239,30 +243,30 @@ def _images(path: Path, *, pixels: bool, notes: list[str]) -> Iterator[SeriesIma
             raise UserError(f"{file}: ends before its image, so the file is cut off; copy it again")
     if others:
         listed = ", ".join(f"{count} {name}" for name, count in others.items())
-        notes.append(f"left out: DICOM objects that are no images of a volume ({listed})")
+        notes.append(f"left out: DICOM objects that are not images of a volume ({listed})")
 
 
 def _is_image(kind: Any, name: str, dataset: Any) -> bool:
-    """Whether an object may be a slice or a volume, by its SOP class."""
-    if kind.is_private:  # classes of a manufacturer's own, for raw data as well as for images
+    """Return whether an object may be a slice or a volume, according to its SOP class."""
+    if kind.is_private:  # manufacturers use private classes for raw data as well as for images
         return "ImagePositionPatient" in dataset and "Rows" in dataset
-    # Pictures of a screen have no place in the patient.
+    # Screenshots have no position in the patient.
     return "Image Storage" in name and ("Secondary Capture" not in name or "ImagePositionPatient" in dataset)
 
 
 def _multi_frame(image: SeriesImage, path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     highdicom = import_extra("highdicom", extra="dicom", needed_for=f"{path}: reading DICOM")
     _check_decoder(image, path)
-    problem = f"the frames of {image.name} do not make one volume"
+    problem = f"the frames of {image.name} do not form one volume"
     with reading(path, problem, "expected parallel frames at equal distances. Export the series again, or split it"):
         volume = highdicom.Image.from_dataset(image.dataset, copy=False).get_volume(dtype=np.float32)
     if volume.array.ndim != 3:
-        raise UserError(f"{path}: {image.name} holds colour images, expected one number per voxel")
+        raise UserError(f"{path}: {image.name} contains colour images, expected one number per voxel")
     return volume.array.transpose(2, 1, 0), volume.get_affine("RAS")[:, [2, 1, 0, 3]]
 
 
 def _stack(images: Sequence[SeriesImage], path: Path) -> tuple[list[SeriesImage], NDArray[np.float64], list[str]]:
-    """The images in the order of their positions, the affine in RAS+, and notes."""
+    """Sort the images by position; return them with the affine in RAS+ and notes."""
     _check_frames(images, path)
     _check_tags(images, path)
     orientation = np.array([[float(v) for v in image.dataset.ImageOrientationPatient] for image in images])
@@ -270,9 +274,9 @@ def _stack(images: Sequence[SeriesImage], path: Path) -> tuple[list[SeriesImage]
     odd = [image for image, o in zip(images, orientation, strict=True) if np.abs(o - usual).max() > _PARALLEL]
     if odd:
         raise UserError(
-            f"{path}: {len(odd)} of {len(images)} images lie in another plane than the others "
-            f"({some_of(image.name for image in odd)}); expected parallel slices. Move them (a localizer?) "
-            "to a folder of their own"
+            f"{path}: {len(odd)} of {len(images)} images have a different orientation from the others "
+            f"({some_of(image.name for image in odd)}); expected parallel slices. If they are localizers or belong to "
+            "another series, move them to a folder of their own"
         )
     _check_sizes(images, path)
     rows, columns = _directions(usual, path)
@@ -283,22 +287,22 @@ def _stack(images: Sequence[SeriesImage], path: Path) -> tuple[list[SeriesImage]
     step, notes = _check_positions(images, position, normal, path)
     down, right = (float(v) for v in images[0].dataset.PixelSpacing)
     affine = np.eye(4)
-    # Counted against the normal, as highdicom counts the frames of multi-frame images. The middle of the stack is in
-    # the place that all positions together say.
+    # Slices are counted against the normal, as highdicom does for multi-frame images. The middle of the stack is placed
+    # at the mean of all positions.
     affine[:3, 0], affine[:3, 1], affine[:3, 2] = rows * right, columns * down, -normal * step
     affine[:3, 3] = position.mean(axis=0) + normal * step * (len(images) - 1) / 2
     return images[::-1], _RAS_TO_LPS @ affine, notes
 
 
 def _directions(orientation: NDArray[np.float64], path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The unit vectors along a row and down a column, without rounding."""
+    """Return the unit vectors along a row and along a column, orthogonal despite rounding in the tags."""
     rows, columns = orientation[:3], orientation[3:]
     lengths = np.linalg.norm(rows), np.linalg.norm(columns)
     if max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(rows @ columns)) > _ROUNDED:
         found = ", ".join(f"{v:g}" for v in orientation)
         raise UserError(
-            f"{path}: the orientation of its images ({found}) is not that of two perpendicular unit vectors, so the "
-            "size of a voxel is uncertain; expected those (ImageOrientationPatient). Export the series again"
+            f"{path}: ImageOrientationPatient ({found}) does not consist of two perpendicular unit vectors, so the "
+            "voxel size is uncertain; expected two perpendicular unit vectors. Export the series again"
         )
     rows = rows / lengths[0]
     columns = columns - (columns @ rows) * rows
@@ -306,37 +310,37 @@ def _directions(orientation: NDArray[np.float64], path: Path) -> tuple[NDArray[n
 
 
 def _check_frames(images: Sequence[SeriesImage], path: Path) -> None:
-    """Refuse files that hold several slices each: multi-frame images, and mosaics of slices in one picture."""
+    """Refuse files with several slices each: multi-frame images, and mosaics that show all slices in one image."""
     frames = [image.name for image in images if int(image.dataset.get("NumberOfFrames", 1) or 1) > 1]
     if frames:
         raise UserError(
-            f"{path}: holds {len(images)} images, of which {len(frames)} are multi-frame ({some_of(frames)}); expected "
-            "one multi-frame image, or one image for each slice. Give each volume a folder of its own"
+            f"{path}: contains {len(images)} images, of which {len(frames)} are multi-frame ({some_of(frames)}); "
+            "expected one multi-frame image, or one image per slice. Put each volume into a folder of its own"
         )
     mosaics = [i.name for i in images if "MOSAIC" in map(str.upper, i.dataset.get("ImageType", None) or ())]
     if mosaics:
         raise UserError(
             f"{path}: {len(mosaics)} of {len(images)} images are mosaics, which show all slices of a volume side by "
-            f"side ({some_of(mosaics)}); expected one slice in each. Convert the series to NIfTI, for example with "
-            "dcm2niix, which takes mosaics apart"
+            f"side ({some_of(mosaics)}); expected one slice per image. Convert the series to NIfTI with a program that "
+            "splits mosaics, such as dcm2niix"
         )
 
 
 def _check_tags(images: Sequence[SeriesImage], path: Path) -> None:
-    """Refuse images without the tags that place them, and colour images."""
+    """Refuse images without the tags that give their position, and colour images."""
     for image in images:
         lacking = [name for name in _NEEDED if image.dataset.get(name) in (None, "")]
         if lacking:
             raise UserError(
-                f"{path}: {image.name} lacks {', '.join(lacking)}, so its place in the patient is unknown; expected it "
-                "in every image. Export the series again with these tags, or remove the file"
+                f"{path}: {image.name} lacks {', '.join(lacking)}, so its position in the patient is unknown; expected "
+                "these tags in every image. Export the series again with them, or remove the file"
             )
         if int(image.dataset.get("SamplesPerPixel", 1) or 1) != 1:
-            raise UserError(f"{path}: {image.name} holds a colour image, expected one number per voxel")
+            raise UserError(f"{path}: {image.name} contains a colour image, expected one number per voxel")
 
 
 def _check_sizes(images: Sequence[SeriesImage], path: Path) -> None:
-    """Refuse images of another size than the others."""
+    """Refuse images whose size differs from that of the others."""
     for name in _EQUAL:
         values = [tuple(np.atleast_1d(np.array(image.dataset.get(name), dtype=float))) for image in images]
         usual, _ = Counter(values).most_common(1)[0]
@@ -345,14 +349,14 @@ def _check_sizes(images: Sequence[SeriesImage], path: Path) -> None:
             found, expected = (" x ".join(f"{n:g}" for n in numbers) for numbers in (odd[0][1], usual))
             raise UserError(
                 f"{path}: {name} is {found} in {some_of(image.name for image, _ in odd)} and {expected} in the others; "
-                "expected the same in all. Move images of another series to a folder of their own"
+                "expected the same in all images. Move images of another series to a folder of their own"
             )
 
 
 def _check_positions(
     images: Sequence[SeriesImage], position: NDArray[np.float64], normal: NDArray[np.float64], path: Path
 ) -> tuple[float, list[str]]:
-    """The distance between slices; refuses doubled, missing, drifting and uneven ones by the names of their files."""
+    """Return the distance between slices; refuse duplicate, missing, tilted and unevenly spaced slices."""
     if len(images) == 1:
         return float(images[0].dataset.get("SpacingBetweenSlices") or images[0].dataset.get("SliceThickness") or 1), []
     along = position @ normal
@@ -363,8 +367,8 @@ def _check_positions(
         pairs = ", ".join(f"{images[i].name} and {images[i + 1].name}" for i in same[:_SHOWN])
         raise UserError(
             f"{path}: has {len(images)} images at {len(images) - len(same)} positions ({pairs}"
-            f"{', ...' if len(same) > _SHOWN else ''} lie at the same place); expected one image at each. Of cine, "
-            "multi-echo or diffusion series give every phase a folder of its own"
+            f"{', ...' if len(same) > _SHOWN else ''} have the same position); expected one image at each position. "
+            "Split cine, multi-echo and diffusion series into one folder per phase, echo or b-value"
         )
     gaps = np.flatnonzero(steps > 1.5 * step)
     if len(gaps):
@@ -372,18 +376,18 @@ def _check_positions(
         after = ", ".join(str(gap + 1) for gap in gaps)
         between = ", ".join(f"{images[g].name} and {images[g + 1].name}" for g in gaps[:_SHOWN])
         raise UserError(
-            f"{path}: {missing} slices seem to be missing: {len(images)} were found {step:.3g} mm apart, with gaps "
-            f"after number {after} counted along the stack, between {between}; expected equal distances. Export the "
-            "series again"
+            f"{path}: {several(missing, 'slice')} seem{'s' if missing == 1 else ''} to be missing: the {len(images)} "
+            f"images are {step:.3g} mm apart, with gaps after number {after} along the stack, between {between}; "
+            "expected equal distances. Export the series again"
         )
     sideways = position - np.outer(along, normal)
     drift = (sideways[-1] - sideways[0]) / (len(images) - 1)
     if np.linalg.norm(drift) > _JITTER * step:
         angle = np.degrees(np.arctan2(np.linalg.norm(drift), step))
         raise UserError(
-            f"{path}: its slices drift sideways by {np.linalg.norm(drift):.3g} mm from one to the next, from "
-            f"{images[0].name} to {images[-1].name}, a tilt of {angle:.0f}°; expected a stack along its normal. "
-            "Correct the tilt (dcm2niix does) and use the NIfTI file"
+            f"{path}: each slice is shifted sideways by {np.linalg.norm(drift):.3g} mm against the one before, from "
+            f"{images[0].name} to {images[-1].name}, a tilt of {angle:.0f}°; expected slices stacked along their "
+            "normal. Convert the series with a program that corrects the tilt, such as dcm2niix, and use the NIfTI file"
         )
     step = float((along[-1] - along[0]) / (len(images) - 1))
     even = position.mean(axis=0) + np.outer((np.arange(len(images)) - (len(images) - 1) / 2) * step, normal)
@@ -391,17 +395,17 @@ def _check_positions(
     if off.max() > _JITTER * step:
         uneven = [images[i] for i in np.argsort(-off) if off[i] > _JITTER * step]
         raise UserError(
-            f"{path}: the distances between its slices are uneven, by up to {off.max():.3g} mm "
+            f"{path}: the slices are unevenly spaced, with deviations of up to {off.max():.3g} mm "
             f"({some_of(image.name for image in uneven)}); expected equal distances. Export the series again, or "
             "split it"
         )
     if off.max() > _SAID_JITTER * step:
-        return step, [f"positions of slices that are off by up to {off.max():.2g} mm were evened"]
+        return step, [f"slice positions that deviate by up to {off.max():.2g} mm were corrected to equal distances"]
     return step, []
 
 
 def _pixels(image: SeriesImage, path: Path) -> NDArray[np.float32]:
-    """The pixels of a slice ``[columns, rows]``, with its own slope and intercept."""
+    """Return the pixels of a slice ``[columns, rows]`` with its rescale slope and intercept applied."""
     from pydicom.pixels.processing import apply_modality_lut  # noqa: PLC0415 - an extra
 
     _check_decoder(image, path)
@@ -411,7 +415,7 @@ def _pixels(image: SeriesImage, path: Path) -> NDArray[np.float32]:
 
 
 def _check_decoder(image: SeriesImage, path: Path) -> None:
-    """Name the package to install where pixels are compressed in a way that nothing here can decode."""
+    """Refuse pixels that no installed decoder can decompress, and name the package to install."""
     from pydicom.pixels.decoders.base import get_decoder  # noqa: PLC0415 - an extra
 
     syntax = image.dataset.file_meta.get("TransferSyntaxUID")
@@ -428,9 +432,9 @@ def _check_decoder(image: SeriesImage, path: Path) -> None:
 
 
 def missing_for_seg(image: ImageFile) -> str:
-    """Why no DICOM segmentation can refer to a series, as a phrase with a file; empty if one can.
+    """Explain why a DICOM segmentation cannot refer to a series, as a phrase; empty if it can.
 
-    It lacks tags that a segmentation must repeat, or is of a private SOP class.
+    A file of the series lacks tags that a segmentation must copy, or has a private SOP class.
     """
     source, _ = series_images(Path(image.path), series=image.series, pixels=False)
     for one in source:
@@ -438,31 +442,32 @@ def missing_for_seg(image: ImageFile) -> str:
         if lacking:
             return f"{one.name} lacks {', '.join(lacking)}"
         if one.dataset.SOPClassUID.is_private:
-            return f"{one.name} is of a kind of its manufacturer's own, {one.dataset.SOPClassUID}"
+            return f"{one.name} has a private SOP class of its manufacturer, {one.dataset.SOPClassUID}"
     return ""
 
 
 def write_dicom_seg(classes: NDArray[np.uint8], like: Volume, path: Path, labels: LabelMap) -> None:
     """Write a binary DICOM segmentation that refers to the images of its series.
 
-    Segment n is structure n of the label map, with its name; DICOM numbers segments from 1 without gaps, so other
-    values of the user's labels are not repeated. Patient and study are those of the series, as the standard demands.
-    The file is complete or not there.
+    Segment n is structure n of the label map and has its name. DICOM numbers segments from 1 without gaps, so other
+    label values are not kept. The segmentation contains the patient and study of the series, as the standard requires.
+    The file appears only once it is complete.
 
     Args:
-        classes: uint8 ``[X, Y, Z]``, 0 the background.
-        like: the volume, read from a DICOM series that still lies where it did.
-        path: of the file.
-        labels: names of the structures.
+        classes: uint8 ``[X, Y, Z]``, 0 for the background.
+        like: Volume that was segmented, read from a DICOM series that has not been moved since.
+        path: File to write.
+        labels: Names of the structures.
 
     Raises:
-        UserError: the series cannot be read or lacks what the object must repeat, or highdicom is not installed.
+        UserError: The series cannot be read or lacks tags that the segmentation must copy, or highdicom is not
+            installed.
     """
     highdicom = import_extra("highdicom", extra="dicom", needed_for=f"{path}: writing DICOM segmentations")
     lacking = missing_for_seg(like.image)
     if lacking:
         raise UserError(
-            f"{like.image.path}: no DICOM segmentation can refer to this series: {lacking}; write NIfTI instead"
+            f"{like.image.path}: a DICOM segmentation cannot refer to this series: {lacking}; write NIfTI instead"
         )
     images, _ = series_images(Path(like.image.path), series=like.image.series, pixels=False)
     source = [_complete(image.dataset, like.spacing[2]) for image in images]
@@ -491,7 +496,7 @@ def write_dicom_seg(classes: NDArray[np.uint8], like: Volume, path: Path, labels
         )
     except (AttributeError, ValueError, TypeError) as error:
         raise UserError(
-            f"{like.image.path}: no DICOM segmentation can refer to this series ({error}); write NIfTI instead"
+            f"{like.image.path}: a DICOM segmentation cannot refer to this series ({error}); write NIfTI instead"
         ) from error
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.tmp")
@@ -504,7 +509,7 @@ def write_dicom_seg(classes: NDArray[np.uint8], like: Volume, path: Path, labels
 
 
 def _complete(dataset: Any, thickness: float) -> Any:
-    """A data set with empty values where it lacks tags that may be empty."""
+    """Copy a data set and add the tags that it lacks and that may be empty."""
     completed = copy.copy(dataset)
     for name in _MAY_BE_EMPTY:
         if name not in completed:
@@ -521,7 +526,7 @@ def _segment(number: int, name: str) -> Any:
     return highdicom.seg.SegmentDescription(
         segment_number=number,
         segment_label=name[:_NAME_LENGTH],
-        # What kind of structure a name of the user's means is not known; these two codes are true of all.
+        # The names of structures are the user's, so their codes are unknown; these two apply to all.
         segmented_property_category=codes.SCT.AnatomicalStructure,
         segmented_property_type=codes.SCT.AnatomicalStructure,
         algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,

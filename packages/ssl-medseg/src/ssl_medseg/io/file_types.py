@@ -1,4 +1,4 @@
-"""Recognise image files and DICOM series by their names, and say what a file really is by its first bytes."""
+"""Recognise image files and DICOM series by name, and file formats by their first bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from contrastive_core.errors import UserError
 
-# NIfTI first; the others are read where their reader is installed. An .img file is an image if its .hdr lies beside it.
+# NIfTI comes first; other formats need their reader installed. An .img file is an image if its .hdr is in the folder.
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".img", ".mgz", ".mgh")
 DICOM_ENDINGS = (".dcm", ".ima")
 UNREAD_ENDINGS = (
@@ -19,10 +19,10 @@ UNREAD_ENDINGS = (
     ".vti", ".par", ".rec", ".bruker", ".nii.gz.part", ".nii.part", ".crdownload", ".gipl", ".tar.gz", ".minc",
     ".mgh.gz", ".mif", ".mif.gz", ".v", ".b2nd", ".zst",
 )  # fmt: skip
-"""Endings of files that may hold volumes and are not read; where they lie among images, that is reported."""
+"""Endings of files that may contain volumes but cannot be read; such files in image folders are reported."""
 _BESIDE_IMAGES = (".json", ".txt", ".md", ".csv", ".tsv", ".xml", ".yaml", ".md5", ".sha1", ".sha256")
 _COMPANIONS = {".mhd": (".raw", ".zraw"), ".nhdr": (".raw", ".raw.gz"), ".img": (".hdr", ".mat")}
-_LOOKED_AT = 20  # files without an ending, in search of a DICOM one
+_LOOKED_AT = 20  # largest number of files without a known ending that are tested for being DICOM
 _GZIP = b"\x1f\x8b"
 _DICOM_OFFSET, _DICOM_MARK = 128, b"DICM"
 _OTHERS = {
@@ -42,7 +42,7 @@ _OTHERS = {
 
 
 def stem(path: Path) -> str:
-    """The name of a file without the ending of an image, of a folder its name.
+    """Return the name of a file without its image ending; for a folder, its name.
 
     >>> stem(Path("imagesTr/patient002_frame01.nii.gz"))
     'patient002_frame01'
@@ -54,14 +54,14 @@ def stem(path: Path) -> str:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a path is named like an image file; hidden ones, such as macOS's ``._name``, are none."""
+    """Return whether a path has the name of an image file; hidden files, such as macOS's ``._name``, do not count."""
     if path.name.startswith(".") or not path.name.lower().endswith(ENDINGS):
         return False
     return not path.name.lower().endswith(".img") or header_of(path) is not None
 
 
 def header_of(image: Path) -> Path | None:
-    """The header file of an ``.img`` file."""
+    """Return the header file of an ``.img`` file; None if there is none."""
     return next((header for end in (".hdr", ".HDR") if (header := image.with_suffix(end)).is_file()), None)
 
 
@@ -83,7 +83,7 @@ def is_dicom(file: Path) -> bool:
 
 
 def images_in(folder: Path, *, series: bool = True) -> Iterator[Path]:
-    """Image files and DICOM series folders that lie in a folder, sorted by name; nothing where there is no folder."""
+    """Yield the image files and DICOM series in a folder, sorted by name; nothing if the folder does not exist."""
     if folder.is_dir():
         for path in sorted(folder.iterdir()):
             if (path.is_file() and is_image(path)) or (series and is_series(path)):
@@ -91,9 +91,9 @@ def images_in(folder: Path, *, series: bool = True) -> Iterator[Path]:
 
 
 def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Like `os.walk`, sorted, without hidden folders, and through linked folders, each of which is entered once.
+    """Walk through a folder like `os.walk`, sorted, without hidden folders, and entering every linked folder once.
 
-    The caller may remove names of folders that are not to be entered.
+    The caller may remove names from the list of folders to skip them.
     """
     entered = set()
     for current, folders, names in os.walk(root, followlinks=True):
@@ -107,12 +107,12 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
 
 
 def why_unread(path: Path) -> str:  # noqa: PLR0911 - a reason each
-    """The reason why a file among images is not read, as a phrase; empty if it is an image, or plainly none."""
+    """Return why a file among images cannot be read, as a phrase; empty if it is an image, or clearly not a volume."""
     name = path.name.lower()
     if path.name.startswith(".") or name in ("thumbs.db", "desktop.ini"):
         return ""
     if path.is_symlink() and not path.exists():
-        return "a link to a file that is not there"
+        return "a link to a file that does not exist"
     if is_image(path) or path.is_dir():
         return ""
     if name.endswith(".img"):
@@ -128,7 +128,7 @@ def why_unread(path: Path) -> str:  # noqa: PLR0911 - a reason each
 
 
 def is_companion(path: Path) -> bool:
-    """Whether a file belongs to an image beside it: the voxels of an .mhd file, the header of an .img file."""
+    """Return whether a file belongs to an image beside it: the voxels of an .mhd file, the header of an .img file."""
     return any(
         path.name.lower().endswith(ends) and any(path.with_suffix(e).is_file() for e in (ending, ending.upper()))
         for ending, ends in _COMPANIONS.items()
@@ -136,7 +136,7 @@ def is_companion(path: Path) -> bool:
 
 
 def content_of(path: Path) -> str:  # noqa: PLR0911 - a kind each
-    """The reason why a file is not what its ending says, and what to do, as a clause; empty if it may be."""
+    """Return how the content of a file contradicts its ending, and what to do, as a clause; empty if it does not."""
     try:
         with path.open("rb") as file:
             start = file.read(_DICOM_OFFSET + 1024)
@@ -146,7 +146,7 @@ def content_of(path: Path) -> str:  # noqa: PLR0911 - a kind each
     if not start:
         return "is empty; copy it again"
     if packed and not name.endswith((".gz", ".mgz")):
-        return f"is gzip-compressed, and its name does not say so: rename it to {path.name}.gz"
+        return f"is gzip-compressed, but its name does not end in .gz: rename it to {path.name}.gz"
     if not packed and name.endswith(".gz"):
         if _is_nifti(start):
             return f"is not gzip-compressed: rename it to {path.name[: -len('.gz')]}"
@@ -157,12 +157,12 @@ def content_of(path: Path) -> str:  # noqa: PLR0911 - a kind each
     if unpacked.startswith(_GZIP):
         return "is gzip-compressed twice: unpack it once"
     if kind := _known_kind(unpacked):
-        return f"holds, unpacked, {kind}"
+        return f"contains, once unpacked, {kind}"
     return ""
 
 
 def has_dicom_mark(file: Path) -> bool:
-    """Whether a file has the mark of DICOM after its preamble."""
+    """Return whether a file has the DICOM prefix after its preamble."""
     try:
         with file.open("rb") as opened:
             return opened.read(_DICOM_OFFSET + 4)[_DICOM_OFFSET:] == _DICOM_MARK
@@ -171,12 +171,12 @@ def has_dicom_mark(file: Path) -> bool:
 
 
 def without_path(error: Exception, path: Path) -> str:
-    """The message of an error about a file, without saying where the file lies."""
+    """Return the message of an error about a file, without the path of the file."""
     return str(error).replace(f"{path}: ", "").replace(str(path), path.name).replace(f"{path.parent}/", "")
 
 
 def without_paths(error: Exception, paths: Iterable[Path]) -> str:
-    """The message of an error about an image of several files, without saying where they lie."""
+    """Return the message of an error about several files, without their paths."""
     message = str(error)
     for path in paths:
         message = without_path(UserError(message), path)
@@ -197,7 +197,7 @@ def _known_kind(start: bytes) -> str:
 def _kind(start: bytes) -> str:
     if not start.strip(b"\0"):
         return "filled with zeros: the copy was interrupted. Copy it again"
-    return _known_kind(start) or "of an unknown kind. Copy or convert it again"
+    return _known_kind(start) or "of an unknown format. Copy or convert it again"
 
 
 def _unpacked_start(start: bytes) -> bytes:

@@ -23,14 +23,18 @@ _HEADER = 4096
 
 
 def read_itk(path: Path, image: ImageFile | None = None) -> tuple[NDArray[Any], Grid, int]:
-    """Voxels ``[X, Y, Z]`` of the file's type, their grid, and the number of the file's axes, 2 or 3.
+    """Read a NRRD or MetaImage file.
 
     Args:
-        path: The file.
-        image: States the size of a voxel where the header does not.
+        path: File to read.
+        image: Image description, whose voxel size is used if the header states none.
+
+    Returns:
+        Voxels ``[X, Y, Z]`` in the data type of the file, their grid, and the number of axes of the file, 2 or 3.
 
     Raises:
-        UserError: It cannot be read, has other axes, states sizes that no scanner makes, or SimpleITK is not installed.
+        UserError: The file cannot be read, has another number of axes or an implausible voxel size, or SimpleITK is not
+            installed.
     """
     sitk = import_extra("SimpleITK", extra="simpleitk", needed_for=f"{path}: reading {path.suffix}")
     if not path.is_file():
@@ -38,12 +42,12 @@ def read_itk(path: Path, image: ImageFile | None = None) -> tuple[NDArray[Any], 
     if (what := content_of(path)) and "NRRD" not in what:
         raise UserError(f"{path}: {what}")
     _check_header(path)
-    beside = ", or the file of its voxels is not beside it" if path.suffix.lower() in (".mhd", ".nhdr") else ""
+    beside = ", or the file with its voxels is missing" if path.suffix.lower() in (".mhd", ".nhdr") else ""
     try:
         found = sitk.ReadImage(str(path))
-    except RuntimeError as error:  # what ITK says names its own source files and runs over many lines
+    except RuntimeError as error:  # ITK's own message spans many lines and names ITK's source files
         raise UserError(
-            f"{path}: cannot be read as an image; the file is damaged, cut off or of another kind{beside}. Copy or "
+            f"{path}: cannot be read as an image; the file is damaged, truncated or of another format{beside}. Copy or "
             "convert it again"
         ) from error
     axes, numbers = found.GetDimension(), found.GetNumberOfComponentsPerPixel()
@@ -76,7 +80,7 @@ _LINE, _LINES, _AXES, _VOXELS = 2000, 500, 16, 1 << 36
 
 
 def _check_header(path: Path) -> None:
-    """Refuse headers that ITK's native readers crash on: endless lines, and sizes that no image has.
+    """Refuse headers that crash ITK's native readers: very long lines and impossible sizes.
 
     Raises:
         UserError: The header is damaged.
@@ -103,7 +107,7 @@ def _check_header(path: Path) -> None:
 
 
 def write_itk(array: NDArray[Any], affine: NDArray[np.float64], path: Path, *, axes: int = 3) -> None:
-    """Write voxels ``[X, Y, Z]`` with their affine, a single slice also with 2 axes; the ending decides the format."""
+    """Write voxels ``[X, Y, Z]`` with their affine, in the format given by the ending; `axes=2` writes a 2-D file."""
     sitk = import_extra("SimpleITK", extra="simpleitk", needed_for=f"{path}: writing {path.suffix}")
     stored = array if axes == 3 else array[..., 0]
     image = sitk.GetImageFromArray(np.ascontiguousarray(stored.T))

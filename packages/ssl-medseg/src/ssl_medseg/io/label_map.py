@@ -1,4 +1,4 @@
-"""Label maps: the values of label files and the structures they stand for; read from JSON, CSV and TSV."""
+"""Label maps, which give each value of a label file the name of a structure; read from JSON, CSV and TSV."""
 
 from __future__ import annotations
 
@@ -11,25 +11,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
+from contrastive_core.text import several
 from contrastive_core.training import documents
 from contrastive_core.training.documents import reading
 from contrastive_core.training.names import check_label
 from ssl_medseg.io.tables import read_table
 
-# Masks that other programs saved as floats hold 0.9999999; more than this is no label any more.
 ROUNDING = 1e-3
+"""Largest distance from an integer at which a float counts as a label value; programs may save 1 as 0.9999999."""
 _SHOWN = 8
 
 
 @dataclass(frozen=True)
 class LabelMap:
-    """Names of the structures and the values that stand for them in label files; entry 0 is the background.
+    """Names of the structures and their values in label files; entry 0 is the background.
 
-    Inside the package a structure is its place in this list, its class; files that are written hold the values again.
+    Inside the package, a structure is represented by its position in this list, its class number. Files are written
+    with the original values.
 
     Attributes:
-        names: of the background and of every structure.
-        values: whole numbers, as many, all different.
+        names: Names of the background and of every structure.
+        values: Their values in label files; distinct integers.
+
+    Raises:
+        UserError: Names or values are repeated, their numbers differ, or a name cannot be printed.
 
     >>> heart = LabelMap(("background", "left ventricle", "right ventricle"), (0, 500, 600))
     >>> heart.to_classes(np.array([0, 600, 500]))
@@ -45,40 +50,46 @@ class LabelMap:
         found = ", ".join(f"{value} {name}" for value, name in zip(self.values, self.names, strict=False))
         if not 1 <= len(self.values) <= 256 or len(self.names) != len(self.values):
             raise UserError(
-                f"a label map has one name for each of its 1 to 256 values, got {len(self.names)} names and "
-                f"{len(self.values)} values ({found})"
+                f"the label map has {several(len(self.names), 'name')} and {several(len(self.values), 'value')} "
+                f"({found}); expected one name for each of 1 to 256 values"
             )
         for name in self.names:
             check_label(name, what="structure", source="label map")
         for what, entries in (("value", self.values), ("name", self.names)):
             twice = sorted({str(entry) for entry in entries if entries.count(entry) > 1})
             if twice:
-                raise UserError(f"a label map says every {what} once, got {', '.join(twice)} more than once ({found})")
+                raise UserError(
+                    f"the label map contains {', '.join(twice)} more than once ({found}); expected each {what} once"
+                )
 
     def __len__(self) -> int:
-        """Number of classes, the background among them."""
+        """Return the number of classes, including the background."""
         return len(self.values)
 
     def __str__(self) -> str:
-        """``0 background, 1 RV, 2 myocardium``."""
+        """Format as text: ``0 background, 1 RV, 2 myocardium``."""
         return ", ".join(f"{value} {name}" for value, name in zip(self.values, self.names, strict=True))
 
     @property
     def structures(self) -> tuple[str, ...]:
-        """The names without the background's."""
+        """Names of the structures, without the background."""
         return self.names[1:]
 
     def to_classes(self, array: NDArray[Any], *, name: object = "label") -> NDArray[np.uint8]:
-        """Values of a label file as classes, uint8 of the same shape.
+        """Convert the values of a label file to class numbers.
 
-        Floats are taken for the whole number within 1e-3 of them.
+        A float within 1e-3 of a value of the map counts as that value.
 
         Args:
-            array: whole numbers or floats.
-            name: what the error calls it: the file.
+            array: Label values, integers or floats, of any shape.
+            name: File to name in errors.
+
+        Returns:
+            Class numbers, uint8 of the same shape.
 
         Raises:
-            UserError: values that are not in the map, among them NaN and fractions; none is ever taken for background.
+            UserError: There are values that are not in the map, including NaN and fractions; they are never treated as
+                background.
         """
         classes = np.zeros(array.shape, dtype=np.uint8)
         known = np.zeros(array.shape, dtype=bool)
@@ -89,30 +100,30 @@ class LabelMap:
             known |= here
         if not known.all():
             raise UserError(
-                f"{name}: found {_values_in_words(array[~known])}, expected only {self}; correct the labels or the map"
+                f"{name}: found {_values_in_words(array[~known])}; expected only {self}. Correct the label or the map"
             )
         return classes
 
     @property
     def lookup(self) -> NDArray[Any]:
-        """The value of each class, ``[C]``, in the smallest of uint8, int16 and int32 that holds them all.
+        """Label value of each class, ``[C]``, in the smallest of uint8, int16 and int32 that holds all values.
 
-        ``lookup[classes]`` are the values of a label file: the inverse of `to_classes`.
+        ``lookup[classes]`` converts class numbers to label values, the inverse of `to_classes`.
         """
         kinds = (np.uint8, np.int16, np.int32)
         kind = next(k for k in kinds if all(np.iinfo(k).min <= value <= np.iinfo(k).max for value in self.values))
         return np.asarray(self.values, dtype=kind)
 
     def to_json(self) -> dict[str, list[Any]]:
-        """For JSON; `from_json` reads it."""
+        """Return the content for a JSON file, which `from_json` reads."""
         return {"names": list(self.names), "values": list(self.values)}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Sequence[Any]]) -> LabelMap:
-        """A label map from what `to_json` gave.
+        """Create a label map from the content that `to_json` returned.
 
         Raises:
-            UserError: it is something else.
+            UserError: The content is not a label map.
         """
         try:
             return cls(tuple(map(str, content["names"])), tuple(map(int, content["values"])))
@@ -122,7 +133,10 @@ class LabelMap:
 
 def _values_in_words(unknown: NDArray[Any]) -> str:
     values, counts = np.unique(unknown, return_counts=True)
-    shown = [f"{value:g} in {count:,} voxels" for value, count in zip(values[:_SHOWN], counts[:_SHOWN], strict=True)]
+    shown = [
+        f"{value:g} in {several(int(count), 'voxel')}"
+        for value, count in zip(values[:_SHOWN], counts[:_SHOWN], strict=True)
+    ]
     more = f" and {len(values) - _SHOWN} further values" if len(values) > _SHOWN else ""
     return f"the value{'s' if len(values) > 1 else ''} {', '.join(shown)}{more}"
 
@@ -134,13 +148,13 @@ _FORMS = (
 
 
 def read_label_map(file: Path) -> LabelMap:
-    """The label map in a file.
+    """Read a label map from a JSON, CSV or TSV file.
 
-    Structures are in the order of their values, after the background, which is value 0 (or the entry called
-    background) and need not be mentioned.
+    The background (value 0, or the entry named background) comes first and may be omitted in the file; the structures
+    follow in the order of their values.
 
     Raises:
-        UserError: no such file, or none of the forms that are read.
+        UserError: The file does not exist or does not contain a label map.
     """
     if file.suffix.lower() in (".csv", ".tsv"):
         rows = read_table(file, needed=("index", "name"))
@@ -149,49 +163,56 @@ def read_label_map(file: Path) -> LabelMap:
 
 
 def read_json(file: Path) -> Mapping[str, Any]:
-    """A JSON object.
+    """Read a JSON file that contains an object.
 
     Raises:
-        UserError: no such file, or something else in it.
+        UserError: The file does not exist or does not contain a JSON object.
     """
     content = documents.read_json(file)
     if not isinstance(content, dict):
-        raise UserError(f"{file}: holds a {type(content).__name__}, expected an object in braces")
+        raise UserError(f"{file}: contains a {type(content).__name__}; expected a JSON object (in braces)")
     return content
 
 
 def label_map_of(content: Mapping[str, Any], file: Path) -> LabelMap:
-    """The label map in the content of a JSON file.
+    """Return the label map in the content of a JSON file.
+
+    Args:
+        content: Content of the file.
+        file: File to name in errors.
 
     Raises:
-        UserError: it is none; regions and ignored values, as nnU-Net knows them, are refused.
+        UserError: The content is not a label map, or uses nnU-Net's regions or ignore label, which are not supported.
     """
     entries = content.get("labels", content)
     if isinstance(entries, dict) and set(entries) == {"names", "values"}:
-        with reading(file, "holds no label map", f"expected {_FORMS}"):
+        with reading(file, "contains no label map", f"expected {_FORMS}"):
             return LabelMap.from_json(entries)
     if not isinstance(entries, dict) or not entries:
         raise UserError(f"{file}: found no label map; expected {_FORMS}")
-    several = [name for name, value in entries.items() if isinstance(value, list)]
-    if several:
+    regions = [name for name, value in entries.items() if isinstance(value, list)]
+    if regions:
         raise UserError(
-            f"{file}: {', '.join(several)} stand for several values each (regions); expected one value per structure: "
-            "write the labels so that every voxel has one structure"
+            f"{file}: the label map gives several values (a region) to {', '.join(regions)}; expected one value per "
+            "structure. Convert the labels so that every voxel belongs to one structure"
         )
     by_value = all(isinstance(name, str) for name in entries.values())
     return _checked(file, [(key, name) if by_value else (name, key) for key, name in entries.items()])
 
 
 def _checked(file: Path, pairs: list[tuple[Any, Any]]) -> LabelMap:
-    with reading(file, "the values of labels are whole numbers", f"expected {_FORMS}"):
+    with reading(file, "contains a label value that is not an integer", f"expected {_FORMS}"):
         entries = sorted((int(value), str(name)) for value, name in pairs)
     ignored = [name for _, name in entries if name == "ignore"]
     if ignored:
-        raise UserError(f"{file}: has a label 'ignore', which is not supported; take these voxels to be background")
+        raise UserError(
+            f"{file}: the label map has a structure named 'ignore'; ignored voxels are not supported. Convert these "
+            "voxels to background"
+        )
     background = [entry for entry in entries if entry[0] == 0] or [
         entry for entry in entries if entry[1].lower() == "background"
     ]
     first = background[0] if background else (0, "background")
     ordered = [first, *(entry for entry in entries if entry != first)]
-    with reading(file, "holds no label map", f"expected {_FORMS}"):
+    with reading(file, "contains no label map", f"expected {_FORMS}"):
         return LabelMap(tuple(name for _, name in ordered), tuple(value for value, _ in ordered))

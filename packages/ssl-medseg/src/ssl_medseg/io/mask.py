@@ -22,46 +22,48 @@ _PLACE = (
     "sform_code", "qform_code", "quatern_b", "quatern_c", "quatern_d", "xyzt_units", "srow_x", "srow_y", "srow_z",
     "qoffset_x", "qoffset_y", "qoffset_z",
 )  # fmt: skip
-"""Header fields that place an image, beside pixdim."""
+"""Header fields, other than pixdim, that give the position of an image."""
 _LARGEST_SIDE = 32767
-"""Of NIfTI-1. NIfTI-2 is written for larger masks alone, because ITK and the programs made with it do not read it."""
+"""Largest dimension of NIfTI-1. Only larger masks are written as NIfTI-2, which ITK-based programs cannot read."""
 
 
 def write_mask(classes: NDArray[np.uint8], like: Volume, path: Path, labels: LabelMap) -> None:
-    """Write a mask on the grid of its image, with the values of the user's labels.
+    """Write a mask on the grid of its image, with the label values of the user.
 
-    Shape, affine, sform and qform with their codes, units and voxel sizes are those of the image, bit for bit where it
-    was a NIfTI file; else the affine stands as the sform and qform, with code 1. A 2-D image gets a 2-D mask. The data
-    type is the smallest that holds the values. The file is complete or not there, and is read again before it gets its
-    name.
+    Shape, affine, sform and qform with their codes, units and voxel sizes are copied from the image, bit for bit if it
+    is a NIfTI file. For other formats, the affine becomes both sform and qform, with code 1 (or 0 if the position is
+    unknown). A 2-D image gets a 2-D mask. The data type is the smallest that holds the values. The file is read back
+    and compared before it gets its name, so it appears only once it is complete.
 
     Args:
-        classes: uint8 ``[X, Y, Z]``, 0 the background.
-        like: the image.
-        path: with the ending ``.nii.gz`` or ``.nii``; ``.nrrd`` or ``.mha`` with the extra ``simpleitk``.
-        labels: what values stand for the classes.
+        classes: uint8 ``[X, Y, Z]``, 0 for the background.
+        like: Image that the mask belongs to.
+        path: File to write, ending in ``.nii.gz`` or ``.nii``; with the extra ``simpleitk``, also ``.nrrd`` or
+            ``.mha``.
+        labels: Label map with the value of every class.
 
     Raises:
-        UserError: another ending, or the format cannot keep the image's geometry.
+        UserError: The shapes differ, the ending is not supported, or the format cannot keep the geometry of the image.
     """
     if classes.shape != like.array.shape:
         raise UserError(
-            f"{path}: the mask has the shape {classes.shape}, its image {like.array.shape}; expected the same"
+            f"{path}: the mask has the shape {classes.shape} and its image {like.array.shape}; expected equal shapes"
         )
     write_on_grid(labels.lookup[classes], like, path)
 
 
 def write_on_grid(array: NDArray[Any], like: Volume, path: Path) -> None:
-    """Write any numbers ``[X, Y, Z]``, or several ``[X, Y, Z, N]`` (NIfTI only), on the grid of an image.
+    """Write an array ``[X, Y, Z]`` or, as NIfTI only, ``[X, Y, Z, N]`` on the grid of an image.
 
     Raises:
-        UserError: as `write_mask`.
+        UserError: The ending is not supported, or the format cannot keep the geometry of the image.
     """
     path = Path(path)
     ending = next((e for e in (*_NIFTI, *ITK_ENDINGS) if path.name.lower().endswith(e)), "")
     if not ending or (array.ndim > 3 and ending not in _NIFTI):
         raise UserError(
-            f"{path}: expected a name that ends with .nii.gz" + (", .nii, .nrrd or .mha" if array.ndim == 3 else "")
+            f"{path}: the ending is not supported; expected a file name that ends in .nii.gz"
+            + (", .nii, .nrrd or .mha" if array.ndim == 3 else " or .nii")
         )
     if ending in _NIFTI:
         _put(path, ending, lambda new: _write_nifti(array, like, new))
@@ -85,7 +87,7 @@ def _write_itk(array: NDArray[Any], like: Volume, new: Path) -> None:
     _, written, _ = read_itk(new)
     lost = grid_difference(written, replace(like.grid, size_known=True, place_known=True))
     if lost:
-        raise UserError(f"{new.name}: this format cannot keep the image's geometry ({lost}); write .nii.gz")
+        raise UserError(f"{new.name}: this format cannot keep the geometry of the image ({lost}); write .nii.gz")
 
 
 def _write_nifti(array: NDArray[Any], like: Volume, new: Path) -> None:
@@ -94,7 +96,7 @@ def _write_nifti(array: NDArray[Any], like: Volume, new: Path) -> None:
     written = nibabel.load(new)
     source = like.header if isinstance(like.header, nibabel.Nifti1Header) else image.header
     expected = _kept(source)
-    # The numbers of a NIfTI-2 image are those of a NIfTI-1 mask to the precision of float32.
+    # NIfTI-2 stores float64, NIfTI-1 float32.
     rounding = 0.0 if written.header.sizeof_hdr == source.sizeof_hdr else 1e-6
     lost = [
         name
@@ -107,8 +109,8 @@ def _write_nifti(array: NDArray[Any], like: Volume, new: Path) -> None:
         lost.append("affine")
     if lost:
         raise UserError(
-            f"{new.name}: a NIfTI mask cannot keep {', '.join(lost)} of {like.image.path.name}; nothing was written, "
-            "because it would not lie on the image. Please report what program wrote the image"
+            f"{new.name}: a NIfTI mask cannot keep {', '.join(lost)} of {like.image.path.name}. Nothing was written, "
+            "because the mask would not match the image; please report which program wrote the image"
         )
 
 
@@ -123,20 +125,20 @@ def _nifti(array: NDArray[Any], like: Volume) -> Any:
     header = nibabel.Nifti1Header() if max(array.shape) <= _LARGEST_SIDE else nibabel.Nifti2Header()
     header.set_data_dtype(array.dtype)
     header.set_data_shape(array.shape)
-    # What places the image, and nothing else: the rest may say who the patient is.
+    # Only the fields that give the position are copied; others may identify the patient.
     for name in (*_PLACE, "pixdim"):
         header[name] = like.header[name]
     kind = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
-    # In the image's own unit, and None where no code says where the voxels are: nibabel would set one.
+    # The affine is in the unit of the image; None if both form codes are 0, because nibabel would set a code otherwise.
     placed = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
     return kind(array, header.get_best_affine() if placed else None, header=header)
 
 
 def _as_in_file(array: NDArray[Any], like: Volume) -> NDArray[Any]:
-    """A mask with as many axes as the file of its image has."""
+    """Give a mask as many axes as the file of its image has."""
     return array[:, :, 0] if like.ndim == 2 and array.ndim == 3 else array
 
 
 def _kept(header: Any) -> dict[str, Any]:
-    """Header fields by which a viewer places an image."""
+    """Return the header fields from which viewers determine the position of an image."""
     return {**{name: np.array(header[name]) for name in _PLACE}, "zooms": np.array(header["pixdim"][:4])}

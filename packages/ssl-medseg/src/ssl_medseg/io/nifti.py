@@ -18,28 +18,29 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
+from contrastive_core.text import several
 from contrastive_core.training.documents import reading
 from contrastive_core.training.files import write_atomic
 from ssl_medseg.io.file_types import content_of
 from ssl_medseg.io.volume import Grid, ImageFile, by, check_voxel_size, checked_affine
 
-_KINDS = "the file is damaged, cut off or of another kind"
+_KINDS = "the file is damaged, truncated or of another format"
 _DISAGREE = 0.01
-"""Share of a voxel's side by which sform and qform may differ: rounding of quaternions stays far below it."""
+"""Accepted difference of sform and qform, as a fraction of a voxel's side; rounding of quaternions is far smaller."""
 _MILLIMETRES = {"mm": 1.0, "meter": 1000.0, "micron": 0.001}
 
-# A half turn in a NIfTI-2 file that was converted from NIfTI-1 has the rounding of float32, which nibabel allows for
-# NIfTI-1 alone.
+# A rotation by 180 degrees in a NIfTI-2 file converted from NIfTI-1 has float32 rounding, which nibabel accepts in
+# NIfTI-1 only.
 nibabel.Nifti2Header.quaternion_threshold = nibabel.Nifti1Header.quaternion_threshold
-# nibabel logs every oddity of a header that it corrects; what matters of them is in warnings and errors here.
+# nibabel logs every header field that it corrects; the relevant ones are reported as warnings and errors here.
 logging.getLogger("nibabel.global").addFilter(lambda record: "pixdim" not in record.getMessage())
 
 
 def open_nifti(path: Path) -> Any:
-    """Nibabel's image, whose voxels are read when they are asked for.
+    """Open a file with nibabel; voxels are read on access only.
 
     Raises:
-        UserError: There is no such file, or it cannot be read.
+        UserError: The file does not exist or cannot be read.
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; expected a NIfTI image")
@@ -53,24 +54,31 @@ def open_nifti(path: Path) -> Any:
 
 
 def one_volume(opened: Any, path: Path, *, channel: int | None, frame: int | None) -> tuple[int | slice, ...]:
-    """The index that takes one 3-D volume out of an image of any number of axes.
+    """Return the index that selects one 3-D volume from an image with up to five axes.
 
-    The fourth axis is time or channels, the fifth channels. A two-dimensional image is one slice.
+    The fourth axis is time or channels, the fifth channels. A 2-D image is one slice.
+
+    Args:
+        opened: Image opened by nibabel.
+        path: File to name in errors.
+        channel: Channel to select, counted from 0.
+        frame: Frame to select, counted from 0.
 
     Raises:
-        UserError: several volumes and no choice, a choice that is not there, no voxels, or not one number for each.
+        UserError: The file contains several volumes and none was selected, the selected one does not exist, there are
+            no voxels, or a voxel is not one real number.
     """
     shape, wanted = opened.shape, {"frame": frame, "channel": channel}
     if 0 in shape:
-        raise UserError(f"{path}: has the shape {by(shape)}, so no voxel at all; expected a volume. Export it again")
+        raise UserError(f"{path}: has the shape {by(shape)}, so no voxels; expected a volume. Export it again")
     chosen = {name: number for name, number in wanted.items() if number is not None}
     if opened.get_data_dtype().fields is not None or np.issubdtype(opened.get_data_dtype(), np.complexfloating):
         found = "colour voxels (RGB)" if opened.get_data_dtype().fields is not None else "complex voxels"
-        raise UserError(f"{path}: has {found}; expected one real number each. Save one component")
+        raise UserError(f"{path}: has {found}; expected one real number per voxel. Save a single component")
     index: list[int | slice] = [slice(None)] * min(len(shape), 3)
     more = list(shape[3:])
     axes_of_more = list(range(3, len(shape)))
-    # Axes of one hold nothing to choose: vectors are stored as X x Y x Z x 1 x N.
+    # Axes of length 1 need no choice: vectors are stored as X x Y x Z x 1 x N.
     for axis in reversed(range(len(more))):
         if more[axis] == 1 and len(more) > len(chosen):
             del more[axis], axes_of_more[axis]
@@ -81,16 +89,16 @@ def one_volume(opened: Any, path: Path, *, channel: int | None, frame: int | Non
         )
     if len(more) > len(chosen) and len(shape) == 4 and shape[0] == 1:
         raise UserError(
-            f"{path}: has the shape {by(shape)}; its first axis has one voxel, as in arrays with the channel first, so "
-            "that its header places other axes than it means. Save it as "
-            f"{by(shape[1:])}, or choose by --frame or --channels"
+            f"{path}: has the shape {by(shape)}, whose first axis has length 1; if that is a channel axis, the header "
+            f"describes the wrong axes. Save the image with the shape {by(shape[1:])}, or select a volume with --frame "
+            "or --channels"
         )
     if len(more) > len(chosen):
         axes = "frames or channels" if len(more) == 1 else "frames and channels"
         raise UserError(
-            f"{path}: has the shape {by(shape)}, several volumes ({axes}: {by(more)}); expected one. Say which by "
-            f"{'--frame or --channels' if len(more) == 1 else '--frame and --channels'}, counted from 0; nothing is "
-            "averaged"
+            f"{path}: has the shape {by(shape)}, several volumes ({axes}: {by(more)}); expected one. Choose one with "
+            f"{'--frame or --channels' if len(more) == 1 else '--frame and --channels'}, counted from 0; volumes are "
+            "never averaged"
         )
     index += [0] * (len(shape) - len(index))
     for (name, number), count, axis in zip(chosen.items(), more, axes_of_more, strict=True):
@@ -101,16 +109,20 @@ def one_volume(opened: Any, path: Path, *, channel: int | None, frame: int | Non
 
 
 def nifti_array(opened: Any, path: Path, index: tuple[int | slice, ...], dtype: Any = None) -> NDArray[Any]:
-    """The voxels of one 3-D volume; `dtype` None keeps whole numbers whole."""
-    with reading(path, "its voxels cannot be read", "the file is damaged or cut off. Copy it again"):
+    """Read the voxels of one 3-D volume; with `dtype` None, integers stay integers.
+
+    Raises:
+        UserError: The voxels cannot be read.
+    """
+    with reading(path, "its voxels cannot be read", "the file is damaged or truncated. Copy it again"):
         array = np.asarray(_voxels(opened, path)[index], dtype=dtype)
     return array.reshape(array.shape + (1,) * (3 - array.ndim))
 
 
 def _voxels(opened: Any, path: Path) -> Any:
-    """What voxels are read from when they are asked for.
+    """Return the array proxy from which voxels are read on access.
 
-    A compressed file of one volume is unpacked as a whole, which compares it with the checksum at its end.
+    A compressed file with one volume is unpacked completely, so that the checksum at its end is verified.
     """
     lazy, name = opened.dataobj, path.name.lower()
     holder = Path(opened.file_map["image"].filename)
@@ -125,32 +137,32 @@ def _voxels(opened: Any, path: Path) -> Any:
     return lazy
 
 
-#: How many bytes a compressed byte can stand for.
+#: Largest compression ratio of deflate.
 _DEFLATE = 1032
-#: Bytes that may follow the voxels.
+#: Largest number of bytes that may follow the voxels.
 _BEYOND = 16 << 20
 
 
 def _unpacked(path: Path, *, most: int) -> bytes:
-    """The content of a gzip file of one or several members, which zeros may follow.
+    """Unpack a gzip file with one or several members, which zeros may follow.
 
     Raises:
-        UserError: It unpacks to more than so many bytes, or something else follows.
+        UserError: The content exceeds `most` bytes, or data other than zeros follow the members.
     """
     bomb = UserError(
-        f"{path}: unpacks to more than the {most - _BEYOND:,} bytes that its header says; it is damaged or was made to "
-        "fill the memory. Export it again"
+        f"{path}: unpacks to more than the {most - _BEYOND:,} bytes that its header states; the file is damaged or was "
+        "made to exhaust the memory. Export it again"
     )
     packed = path.read_bytes()
     try:
-        # Read to the end, where the checksum is compared.
+        # Reading to the end verifies the checksum.
         with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
             content = file.read(most + 1)
         if len(content) > most:
             raise bomb
         return content
     except gzip.BadGzipFile as error:
-        if "Not a gzipped file" not in str(error):  # a checksum that does not fit
+        if "Not a gzipped file" not in str(error):  # the checksum is wrong
             raise
         rest = packed
         while rest[:2] == b"\x1f\x8b":
@@ -158,46 +170,46 @@ def _unpacked(path: Path, *, most: int) -> bytes:
             member.decompress(rest, most + 1)
             if member.unconsumed_tail:
                 raise bomb from error
-            if not member.eof:  # damaged within, and not followed by something else
+            if not member.eof:  # the member itself is damaged
                 raise
             rest = member.unused_data
         raise UserError(
-            f"{path}: {len(rest):,} bytes that are not gzip-compressed follow its compressed content; the file was "
-            "overwritten or joined with another one. Copy it again"
+            f"{path}: its compressed content is followed by {several(len(rest), 'byte')} that are not gzip-compressed; "
+            "the file was overwritten or joined with another one. Copy it again"
         ) from error
 
 
 def _needed(lazy: Any) -> int:
-    """Bytes of a file up to its last voxel, as its header says."""
+    """Return the number of bytes up to the last voxel, according to the header."""
     return int(lazy.offset) + math.prod(map(int, lazy.shape)) * int(lazy.dtype.itemsize)
 
 
 def _see_all(lazy: Any, size: int) -> None:
-    """Refuse a file that is too short before there is memory taken for what a damaged header says."""
+    """Refuse a file that is too short, before memory is allocated for the size that a damaged header may state."""
     needed = _needed(lazy)
     if size < needed:
-        raise EOFError(f"{size:,} bytes of the {needed:,} that its header says")
+        raise EOFError(f"{size:,} bytes of the {needed:,} that its header states")
 
 
 def nifti_grid(opened: Any, path: Path, image: ImageFile | None = None) -> Grid:
-    """The grid of an image's volumes in mm: by the sform if its code is above 0, else by the qform, else by pixdim.
+    """Return the grid of an image in mm, from the sform if its code is above 0, otherwise from the qform.
 
-    The size of a voxel is known if a form code is above 0 and the header states a unit; a header without a unit is
-    taken to be in mm, unless its affine is the bare identity, which programs write that know nothing. Where the codes
-    are 0 the header's pixdim is not trusted unless `image` says so.
+    If both codes are 0, neither position nor voxel size is known; `image` may then state the voxel size or declare
+    pixdim as valid. A header without a unit is assumed to be in mm, unless its affine is the identity: programs write
+    that if they do not know the geometry, so it counts as unknown.
 
     Args:
-        opened: nibabel's image.
-        path: Its file, for errors.
-        image: States the size of a voxel for files that do not know it.
+        opened: Image opened by nibabel.
+        path: File to name in errors.
+        image: Image description with the voxel size for files that do not state it.
 
     Raises:
-        UserError: Sizes that no scanner makes, a unit that is none of length, or no affine.
+        UserError: The voxel size is implausible, the unit is not a unit of length, or the affine is not invertible.
     """
     x, y, z = (*opened.shape[:3], 1, 1)[:3]
     shape = (x, y, z)
     if not isinstance(opened, nibabel.Nifti1Pair):
-        # MGH and the like state sizes and positions; Analyze states sizes only, and those without a unit.
+        # MGH states sizes and positions; Analyze states only sizes, and no unit.
         analyze = isinstance(opened, nibabel.AnalyzeImage)
         grid = Grid(shape, checked_affine(opened.affine, path), size_known=not analyze, place_known=not analyze)
     else:
@@ -213,7 +225,7 @@ def nifti_grid(opened: Any, path: Path, image: ImageFile | None = None) -> Grid:
 
 
 def stored_affine(opened: Any) -> NDArray[np.float64]:
-    """The affine of a NIfTI image in the unit of its header, as nibabel writes it back."""
+    """Return the affine of a NIfTI image in the unit of its header."""
     if int(opened.header["sform_code"]) == 0 and int(opened.header["qform_code"]) > 0:
         qform = _qform(opened)
         return np.asarray(opened.header.get_base_affine() if qform is None else qform, dtype=np.float64)
@@ -221,32 +233,33 @@ def stored_affine(opened: Any) -> NDArray[np.float64]:
 
 
 def nifti_warnings(opened: Any, grid: Grid) -> tuple[str, ...]:
-    """Oddities of a NIfTI header's geometry, as sentences."""
+    """Return warnings about the geometry in a NIfTI header, as clauses."""
     if not isinstance(opened, nibabel.Nifti1Pair):
-        return () if grid.place_known else ("the format states no position: the patient's sides are unknown",)
+        return () if grid.place_known else ("the format states no position: the patient's left and right are unknown",)
     zooms = by(f"{size:.4g}" for size in opened.header.get_zooms()[:3])
     if not grid.place_known:
         found = (
-            "sform and qform both have code 0: sides and orientation of the patient are unknown"
+            "sform and qform both have code 0: the orientation, and so the patient's left and right, are unknown"
             if int(opened.header["sform_code"]) == int(opened.header["qform_code"]) == 0
-            else "the affine is the identity and the header states no unit: sides and orientation are unknown"
+            else "the affine is the identity and the header states no unit: the orientation, and so the patient's left "
+            "and right, are unknown"
         )
-        size = "" if grid.size_known else f", and so is the size of a voxel (the header's pixdim holds {zooms})"
+        size = "" if grid.size_known else f", and so is the voxel size (the header's pixdim is {zooms})"
         return (f"{found}{size}",)
     apart, more = _forms_apart(opened, grid), _bytes_beyond(opened)
     notes = [f"sform and qform contradict each other, by up to {apart:.3g} mm; the sform is used"] if apart else []
     if not apart and _sizes_differ(opened, grid):
         notes.append(
-            f"the voxels are {by(f'{size:.4g}' for size in grid.spacing)} mm large by the sform, which is used, and "
-            f"{zooms} by pixdim"
+            f"sform and pixdim state different voxel sizes, {by(f'{size:.4g}' for size in grid.spacing)} mm and "
+            f"{zooms}; the sform is used"
         )
     if more:
-        notes.append(f"{more:,} bytes follow the voxels that the header states; they are not read")
+        notes.append(f"{several(more, 'byte')} after the voxels stated in the header are not read")
     return tuple(notes)
 
 
 def _bytes_beyond(opened: Any) -> int:
-    """Bytes behind the voxels of an uncompressed file, but for padding with zeros."""
+    """Return the number of bytes after the voxels of an uncompressed file; 0 if they are padding with zeros."""
     name = opened.file_map["image"].filename
     if name is None or not str(name).lower().endswith(".nii") or not hasattr(opened.dataobj, "offset"):
         return 0
@@ -257,13 +270,16 @@ def _bytes_beyond(opened: Any) -> int:
 
 
 def take_form(path: Path, form: Literal["sform", "qform"]) -> str:
-    """Where sform and qform of a NIfTI file contradict each other, set the other one to this; no other byte changes.
+    """Resolve a contradiction between the sform and the qform of a NIfTI file by setting the other one to `form`.
+
+    Only the header changes.
 
     Returns:
-        What was done, in words; empty if there was nothing to do.
+        Description of the change; empty if the two do not contradict each other.
 
     Raises:
-        UserError: the file cannot be read, or its qform cannot hold the sform (a shear); then it stays as it is.
+        UserError: The file cannot be read, or the qform cannot represent the sform because that contains a shear. The
+            file is then left unchanged.
     """
     opened = open_nifti(path)
     if not isinstance(opened, nibabel.Nifti1Pair) or not (apart := _forms_apart(opened, nifti_grid(opened, path))):
@@ -271,7 +287,7 @@ def take_form(path: Path, form: Literal["sform", "qform"]) -> str:
     stored = path.read_bytes()
     is_packed = stored[:2] == b"\x1f\x8b"
     content = _unpacked(path, most=_needed(opened.dataobj) + _BEYOND) if is_packed else stored
-    # From the bytes: nibabel clears the scaling of voxels in the header of an image it has loaded.
+    # The header is read from the bytes, because nibabel clears the scaling in the header of a loaded image.
     header = type(opened.header).from_fileobj(io.BytesIO(content))
     if form == "sform":
         header.set_qform(*header.get_sform(coded=True))
@@ -283,12 +299,16 @@ def take_form(path: Path, form: Literal["sform", "qform"]) -> str:
     again = open_nifti(path)
     if left := _forms_apart(again, nifti_grid(again, path)):
         write_atomic(path, stored)
-        raise UserError(f"{path}: its qform cannot hold its sform, {left:.3g} mm would remain; expected no shear")
-    return f"placed by its {form} alone: the other one was up to {apart:.3g} mm off"
+        raise UserError(
+            f"{path}: the qform cannot represent the sform, a difference of {left:.3g} mm would remain; expected an "
+            "sform without shear. Use --repair qform, or resample the image"
+        )
+    other = "qform" if form == "sform" else "sform"
+    return f"its {other} was set to the {form}, from which it differed by up to {apart:.3g} mm"
 
 
 def _as_stated(grid: Grid, image: ImageFile | None) -> Grid:
-    """The grid with the size of a voxel that the user states, where the file does not; else with sides of 1."""
+    """Give a grid of unknown voxel size the size that the user states; otherwise sides of length 1."""
     if grid.size_known:
         return grid
     if image is not None and image.spacing is not None:
@@ -301,7 +321,7 @@ def _as_stated(grid: Grid, image: ImageFile | None) -> Grid:
 
 
 def _check_pixdim(opened: Any, path: Path) -> None:
-    """Refuse sizes of 0, below 0 or that are no numbers, which nibabel silently replaces by others."""
+    """Refuse voxel sizes that are zero, negative or not finite, which nibabel would silently replace."""
     holder = opened.file_map.get("header") or opened.file_map["image"]
     with holder.get_prepare_fileobj("rb") as file:
         raw = type(opened.header).from_fileobj(file, check=False)
@@ -309,13 +329,13 @@ def _check_pixdim(opened: Any, path: Path) -> None:
     needed = [size for size, voxels in zip(sizes, opened.shape[:3], strict=False) if voxels > 1]
     if not all(math.isfinite(size) and size > 0 for size in needed):
         raise UserError(
-            f"{path}: the header states voxels of {by(f'{size:g}' for size in sizes)} (pixdim); expected sizes above "
-            "0. Correct the header, or convert the image from its source again"
+            f"{path}: the header states a voxel size of {by(f'{size:g}' for size in sizes)} (pixdim); expected sizes "
+            "above 0. Correct the header, or convert the image from its source again"
         )
 
 
 def _unit(header: Any, path: Path) -> str:
-    """The unit of length that a header states: ``mm``, ``meter``, ``micron`` or ``unknown``."""
+    """Return the unit of length that a header states: ``mm``, ``meter``, ``micron`` or ``unknown``."""
     code = int(header["xyzt_units"]) & 7
     unit = {0: "unknown", 1: "meter", 2: "mm", 3: "micron"}.get(code)
     if unit is None:
@@ -324,7 +344,10 @@ def _unit(header: Any, path: Path) -> str:
 
 
 def _forms_apart(opened: Any, grid: Grid) -> float:
-    """By how many mm sform and qform put a voxel to different places; 0 where that is rounding, or one has no code."""
+    """Return the largest distance in mm between the positions that sform and qform give a voxel.
+
+    The result is 0 if the difference is rounding, or if either has code 0.
+    """
     sform, qform = opened.get_sform(coded=True)[0], _qform(opened)
     if sform is None or qform is None:
         return 0.0
@@ -335,7 +358,7 @@ def _forms_apart(opened: Any, grid: Grid) -> float:
 
 
 def _sizes_differ(opened: Any, grid: Grid) -> bool:
-    """Whether pixdim, which some programs read instead, states other sizes of voxels than the sform."""
+    """Return whether pixdim, which some programs use instead of the sform, states a different voxel size."""
     scale = _MILLIMETRES.get(_unit(opened.header, Path("header")), 1.0)
     stated = [scale * float(size) for size in opened.header.get_zooms()[:3]]
     return any(
@@ -346,10 +369,10 @@ def _sizes_differ(opened: Any, grid: Grid) -> bool:
 
 
 def _qform(opened: Any) -> Any:
-    """The qform if its code is above 0 and its quaternion is one."""
+    """Return the qform if its code is above 0 and its quaternion is valid; otherwise None."""
     try:
         return opened.header.get_qform(coded=True)[0]
-    except (HeaderDataError, ValueError):  # a quaternion longer than 1 places nothing
+    except (HeaderDataError, ValueError):  # a quaternion longer than 1 is not a rotation
         return None
 
 

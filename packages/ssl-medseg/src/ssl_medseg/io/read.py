@@ -21,25 +21,32 @@ from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.nifti import nifti_array, nifti_grid, nifti_warnings, one_volume, open_nifti
 from ssl_medseg.io.volume import Grid, ImageFile, Volume, by
 
-_UNREADABLE = ("cannot be read as an image", "the file is damaged, or of another kind. Copy or convert it again")
+_UNREADABLE = ("cannot be read as an image", "the file is damaged or of another format. Copy or convert it again")
 
 
 def read_volume(image: ImageFile) -> Volume:
-    """Read one 3-D image with its geometry; its further channels come on the grid of the first.
+    """Read one 3-D image with its geometry and all its channels.
 
-    NIfTI (and what else nibabel opens); the folder of one DICOM series with the extra ``dicom``; NRRD and MetaImage
-    with the extra ``simpleitk``. Of a NIfTI file the sform gives the affine if its code is above 0, else the qform;
-    where the two contradict each other the volume carries a warning. Positions are in mm whatever the file's unit.
-    Voxels are not judged: NaN and constant images come back as they are, for `ssl-medseg check` to report, and are
-    refused by `prepare`. Channels on another grid are resampled to that of the first, which a warning says.
+    The formats are NIfTI and the others that nibabel opens; with the extra ``dicom``, the folder of a DICOM series or
+    an enhanced DICOM file; with the extra ``simpleitk``, NRRD and MetaImage. The affine of a NIfTI file is its sform if
+    the code of the sform is above 0, otherwise its qform; if the two contradict each other, the volume has a warning.
+    Positions are converted to mm. Further channels are resampled to the grid of the first if theirs differs, which
+    also adds a warning.
+
+    Intensities are not checked here: NaN and constant images are returned as they are. `ssl-medseg check` reports them
+    and `prepare` refuses them.
 
     Args:
-        image: The file or folder, with the channel or frame where it holds several, and with the size of a voxel where
-            the file does not know it.
+        image: File or folder, with the channel or frame to read if there are several, and with the voxel size if the
+            file does not state it.
+
+    Returns:
+        Volume with float32 voxels ``[X, Y, Z]`` in the axis order of the file.
 
     Raises:
-        UserError: It cannot be read, holds several volumes and none was chosen, has no place in space or voxels that no
-            scanner makes, or needs an extra that is not installed; channels that do not lie on each other.
+        UserError: The image cannot be read, contains several volumes of which none was selected, has an invalid affine
+            or an implausible voxel size, or needs an extra that is not installed; or the fields of view of its channels
+            do not overlap.
     """
     first, *others = (_read_channel(channel) for channel in image.channels)
     if not others:
@@ -72,10 +79,10 @@ def _read_volume(path: Path, image: ImageFile) -> Volume:
 
 
 def read_grid(image: ImageFile) -> Grid:
-    """The positions of an image's voxels, of several channels those of the first; of NIfTI the header alone is read.
+    """Read the grid of an image (of its first channel); of a NIfTI file, only the header is read.
 
     Raises:
-        UserError: As `read_volume`.
+        UserError: For the same reasons as in `read_volume`.
     """
     path = Path(image.path)
     if _is_dicom(path) or path.name.lower().endswith(ITK_ENDINGS):
@@ -87,10 +94,10 @@ def read_grid(image: ImageFile) -> Grid:
 
 
 def volumes_in(path: Path) -> tuple[int, ...]:
-    """Numbers of frames and channels in a NIfTI file, axes of one left out: ``(2,)``, or empty for a single volume.
+    """Return the numbers of frames and channels in a NIfTI file, such as ``(2,)``; empty for a single volume.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: The file cannot be read.
     """
     if _is_dicom(path) or path.name.lower().endswith(ITK_ENDINGS):
         return ()
@@ -98,23 +105,23 @@ def volumes_in(path: Path) -> tuple[int, ...]:
 
 
 def read_label(path: Path, labels: LabelMap) -> tuple[NDArray[np.uint8], Grid]:
-    """Read a label file as classes.
+    """Read a label file as class numbers.
 
     Returns:
-        Classes uint8 ``[X, Y, Z]``, 0 the background, and their grid.
+        Class numbers uint8 ``[X, Y, Z]``, 0 for the background, and their grid.
 
     Raises:
-        UserError: It cannot be read, holds several volumes, or values that are not in the map.
+        UserError: The file cannot be read, or contains several volumes or values that are not in the label map.
     """
     array, grid = read_label_values(Path(path))
     return labels.to_classes(array, name=path), grid
 
 
 def read_label_values(path: Path) -> tuple[NDArray[Any], Grid]:
-    """Read a label file as it is: the values ``[X, Y, Z]`` of the file's type, and their grid.
+    """Read the values ``[X, Y, Z]`` of a label file in its data type, and their grid.
 
     Raises:
-        UserError: It cannot be read, or holds several volumes, of which none can be chosen.
+        UserError: The file cannot be read, or contains several volumes.
     """
     with reading(path, *_UNREADABLE), native_reader(path):
         return _read_label_values(path)
@@ -129,8 +136,8 @@ def _read_label_values(path: Path) -> tuple[NDArray[Any], Grid]:
     opened = open_nifti(path)
     if math.prod(opened.shape[3:]) > 1:
         raise UserError(
-            f"{path}: has the shape {by(opened.shape)}, several volumes; expected a label of one volume with a value "
-            "per structure. Save the volume that belongs to the image, or join one volume per structure into one"
+            f"{path}: has the shape {by(opened.shape)}, several volumes; expected one volume with a value for each "
+            "structure. Save the volume that belongs to the image, or combine volumes of single structures into one"
         )
     index = one_volume(opened, path, channel=None, frame=None)
     return nifti_array(opened, path, index), nifti_grid(opened, path)
@@ -143,4 +150,4 @@ def _is_dicom(path: Path) -> bool:
 def _refuse_choice(image: ImageFile) -> None:
     for name, number in (("channel", image.channel), ("frame", image.frame)):
         if number is not None:
-            raise UserError(f"{image.path}: {name} {number} was asked for, but this kind of file is read whole")
+            raise UserError(f"{image.path}: {name} {number} was selected, but this format has no {name}s to select")

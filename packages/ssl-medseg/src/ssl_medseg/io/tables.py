@@ -12,16 +12,18 @@ from contrastive_core.training.documents import read_text, reading
 
 
 def read_table(file: Path, *, needed: Sequence[str] = (), named_by: str = "") -> list[dict[str, str]]:
-    """The rows of a table as column -> cell, without the spaces around; column names in lower case.
+    """Read a table as one dictionary per row, from column name to cell.
+
+    Column names are converted to lower case, and spaces around cells are removed.
 
     Args:
-        file: Separated by tabs if its name ends in .tsv, else by what Excel's first line ``sep=;`` states, or by the
-            separator in the line of column names: commas, semicolons or tabs.
-        needed: columns that must be there.
-        named_by: beginning of columns whose name goes on as people wrote it, such as ``image_`` in ``image_T2``.
+        file: File with tabs as separators if its name ends in .tsv. Otherwise the separator is that of Excel's first
+            line ``sep=;``, or the one in the line of column names: comma, semicolon or tab.
+        needed: Required columns.
+        named_by: Prefix of columns whose remaining name keeps its case, such as ``image_`` in ``image_T2``.
 
     Raises:
-        UserError: no such file, not a table in UTF-8, a column is missing, rows of another length.
+        UserError: The file does not exist or is not a table in UTF-8, a column is missing, or rows differ in length.
     """
     text = _text(file)
     first, _, rest = text.partition("\n")
@@ -37,13 +39,13 @@ def read_table(file: Path, *, needed: Sequence[str] = (), named_by: str = "") ->
     missing = [name for name in needed if name not in columns]
     if missing:
         raise UserError(
-            f"{file}: found the columns {', '.join(columns) or '(none)'}, expected {', '.join(missing)} as well"
+            f"{file}: found the columns {', '.join(columns) or '(none)'}; expected {', '.join(missing)} as well"
         )
     wrong = [str(line) for line, row in cells if len(row) != len(columns)]
     if wrong:
         raise UserError(
-            f"{file}: found rows of another length than its {len(columns)} columns (line {', '.join(wrong[:5])}"
-            f"{', ...' if len(wrong) > 5 else ''}); put quotes around values that hold the separator"
+            f"{file}: the number of cells in line {', '.join(wrong[:5])}{', ...' if len(wrong) > 5 else ''} differs "
+            f"from the number of columns, {len(columns)}; put quotes around values that contain the separator"
         )
     return [dict(zip(columns, map(str.strip, row), strict=True)) for _, row in cells]
 
@@ -70,11 +72,11 @@ _DIGITS = 9
 
 
 def whole_number(row: dict[str, str], column: str, file: Path) -> int:
-    """A cell that counts from 0.
+    """Return a cell as a non-negative integer.
 
     Raises:
-        UserError: it holds something else.
+        UserError: The cell contains something else.
     """
     if not row[column].isdecimal() or len(row[column]) > _DIGITS:
-        raise UserError(f"{file}: found {column} {row[column]!r}, expected a whole number, counted from 0")
+        raise UserError(f"{file}: found {column} {row[column]!r}; expected a whole number, counted from 0")
     return int(row[column])

@@ -1,4 +1,4 @@
-"""A 3-D image in memory: voxels and their positions in the patient."""
+"""Image files, voxel grids and volumes in memory."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from numpy.typing import NDArray
 from contrastive_core.errors import UserError
 
 SMALLEST_VOXEL, LARGEST_VOXEL = 0.01, 50.0
-"""Sides in mm beyond which no MR scanner makes voxels: the unit or the header is wrong."""
+"""Range of plausible voxel sides in mm; outside it, the unit or the header is wrong."""
 
 _SAME_GRID = 0.01
-"""Two grids are the same if no voxel is further apart than this share of a voxel's side."""
+"""Largest distance between corresponding voxels of equal grids, as a fraction of a voxel's side."""
 _DECIMALS = 5.1e-5
-"""Or if no entry of their affines differs by more than rounding to four decimals does."""
+"""Largest difference between affines that is explained by rounding to four decimals."""
 _ROUNDING = 1e-3
-"""Share of a voxel's side that is not worth a note."""
+"""Largest distance that is not mentioned in a note, as a fraction of a voxel's side."""
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A 3-D image of one or several channels: a file, or the folder of a DICOM series, with the part that is meant.
+    """Location of a 3-D image with one or several channels: a file, or the folder of a DICOM series.
 
     Attributes:
-        path: The file or folder; of several channels that of the first.
-        channel: Channel of a file with several (T2, ADC, ...), counted from 0.
-        frame: Time point of a file with several, counted from 0.
-        spacing: Sides of a voxel in mm along the file's axes, as stated by the user for files that do not know it.
-        trust_pixdim: Take the sides of a voxel from the header's pixdim where its form codes are 0.
-        series: UID of the DICOM series that is meant, of a folder with several.
-        name: Name of the channel, such as T2; empty where nobody names it.
-        number: Number of the channel in its data set (``_0001``, or the volume of a 4-D file), where it has one.
+        path: File or folder of the (first) channel.
+        channel: Channel to read from a file with several (T2, ADC, ...), counted from 0.
+        frame: Time point to read from a file with several, counted from 0.
+        spacing: Voxel size in mm along the axes of the file, stated by the user for files that do not state it.
+        trust_pixdim: Whether to use the header's pixdim as the voxel size if the form codes are 0.
+        series: UID of the DICOM series to read from a folder with several.
+        name: Name of the channel, such as T2; empty if it has none.
+        number: Number of the channel in its data set (``_0001``, or the volume of a 4-D file); None if it has none.
         others: Further channels of the same anatomy, in order; they are resampled to the grid of this one.
     """
 
@@ -67,28 +67,28 @@ class ImageFile:
         return tuple(dict.fromkeys(Path(channel.path) for channel in self.channels))
 
     def at_frame(self, frame: int | None) -> ImageFile:
-        """The same image at a time point; None leaves it as it is."""
+        """Return the image at a time point; None returns it unchanged."""
         if frame is None:
             return self
         return join_channels([replace(channel, frame=frame) for channel in self.channels])
 
 
 def join_channels(channels: Sequence[ImageFile]) -> ImageFile:
-    """One image of several channels, the first of which gives the grid."""
+    """Combine several channels into one image, on the grid of the first."""
     return replace(channels[0], others=tuple(channels[1:]))
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The positions of the voxels of a volume.
+    """Shape of a volume and position of its voxels in the patient.
 
     Attributes:
-        shape: ``(X, Y, Z)``, in the file's own order of axes.
-        affine: Float64 ``[4, 4]``, voxel index to mm in nibabel's RAS+ (x grows to the right, y forwards, z upwards).
-        size_known: Whether the file, or the user, states the size of a voxel. If not, the affine's lengths mean
-            nothing.
-        place_known: Whether the file states the position of the voxels in the patient. If not, the patient's sides are
-            unknown.
+        shape: ``(X, Y, Z)``, in the axis order of the file.
+        affine: Float64 ``[4, 4]``, voxel indices to mm in nibabel's RAS+ (x increases to the patient's right, y to the
+            front, z to the head).
+        size_known: Whether the file or the user states the voxel size; if not, lengths in the affine are meaningless.
+        place_known: Whether the file states the position of the voxels in the patient; if not, the patient's left and
+            right are unknown.
     """
 
     shape: tuple[int, int, int]
@@ -98,26 +98,26 @@ class Grid:
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """Distance in mm between neighbours along each axis, to a millionth of a mm.
+        """Distance in mm between neighbouring voxels along each axis.
 
-        Rounded, because the same volume stored with another order of axes has lengths that differ in the last bit.
+        The values are rounded to 1e-6 mm, because they would otherwise depend on the axis order in the last bit.
         """
         x, y, z = (round(float(length), 6) for length in np.linalg.norm(self.affine[:3, :3], axis=0))
         return x, y, z
 
     @property
     def millilitres(self) -> float | None:
-        """Volume of a voxel in mL; None where its size is unknown."""
+        """Volume of a voxel in mL; None if its size is unknown."""
         return abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000 if self.size_known else None
 
     @property
     def corners(self) -> NDArray[np.float64]:
-        """Float64 ``[8, 3]``, mm of the centres of the eight outermost voxels."""
+        """Float64 ``[8, 3]``: positions in mm of the centres of the eight corner voxels."""
         indices = np.array([[*corner, 1.0] for corner in itertools.product(*((0, n - 1) for n in self.shape))])
         return np.asarray((indices @ self.affine.T)[:, :3])
 
     def with_spacing(self, spacing: Sequence[float]) -> Grid:
-        """The grid with stated sides of a voxel, its directions and origin as they are."""
+        """Return the grid with another voxel size, and with the same directions and origin."""
         affine = self.affine.copy()
         affine[:3, :3] *= np.asarray(spacing, dtype=np.float64) / np.linalg.norm(affine[:3, :3], axis=0)
         return replace(self, affine=affine, size_known=True)
@@ -128,14 +128,14 @@ class Volume:
     """A 3-D image.
 
     Attributes:
-        array: Float32 ``[X, Y, Z]`` in the file's own order of axes, with the file's scaling applied; of several
-            channels the first.
-        grid: The positions of its voxels.
-        image: The file or folder it was read from.
-        header: nibabel's header where that was a NIfTI file, with everything a mask must keep.
-        warnings: Oddities of its geometry, as sentences without a path.
-        ndim: Axes of the file: 2 for a single slice, else 3; a mask has as many.
-        others: Float32 ``[X, Y, Z]``, the further channels on the grid of the first.
+        array: Float32 ``[X, Y, Z]``: the (first) channel in the axis order of the file, with the file's intensity
+            scaling applied.
+        grid: Position of the voxels.
+        image: File or folder that was read.
+        header: nibabel's header if the file was NIfTI, from which masks copy their geometry.
+        warnings: Warnings about the geometry, without paths.
+        ndim: Number of axes of the file: 2 for a single slice, otherwise 3. Masks get the same number.
+        others: Float32 ``[X, Y, Z]`` each: the further channels on the grid of the first.
     """
 
     array: NDArray[np.float32]
@@ -148,7 +148,7 @@ class Volume:
 
     @property
     def channels(self) -> dict[str, NDArray[np.float32]]:
-        """Name -> voxels of every channel, in order; unnamed ones are called image, image 2 and so on."""
+        """Name -> voxels of every channel, in order; unnamed channels are called image, image 2 and so on."""
         arrays = (self.array, *self.others)
         names = self.image.channel_names if len(self.image.channels) == len(arrays) else ("",) * len(arrays)
         unnamed = ("image", *(f"image {number}" for number in range(2, len(arrays) + 1)))
@@ -156,55 +156,56 @@ class Volume:
 
     @property
     def affine(self) -> NDArray[np.float64]:
-        """Float64 ``[4, 4]``, voxel index to mm in nibabel's RAS+."""
+        """Float64 ``[4, 4]``, voxel indices to mm in nibabel's RAS+."""
         return self.grid.affine
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """Distance in mm between neighbours along each axis."""
+        """Distance in mm between neighbouring voxels along each axis."""
         return self.grid.spacing
 
 
 def checked_affine(affine: Any, source: object) -> NDArray[np.float64]:
-    """An affine as float64, if it maps voxels to places.
+    """Return an affine as float64 ``[4, 4]`` after checking that it is invertible.
 
     Raises:
-        UserError: It has entries that are no numbers, or puts all voxels into a plane.
+        UserError: The affine has entries that are not finite, or maps all voxels into a plane.
     """
     array: NDArray[np.float64] = np.array(affine, dtype=np.float64)
     if not np.isfinite(array).all() or abs(np.linalg.det(array[:3, :3])) < np.finfo(np.float32).tiny:
         raise UserError(
-            f"{source}: the affine {array[:3].round(4).tolist()} does not give the voxels positions; expected a matrix "
-            "of finite numbers with three independent directions. Convert the image from its source again"
+            f"{source}: the affine {array[:3].round(4).tolist()} is not invertible; expected finite numbers and three "
+            "independent directions. Convert the image from its source again"
         )
     return array
 
 
 def check_voxel_size(grid: Grid, source: object, *, unit: str = "mm") -> None:
-    """Refuse voxels that no scanner makes.
+    """Refuse implausible voxel sizes.
 
     Args:
-        grid: Of the image; of unknown size it is accepted, and so is the thickness of a single slice.
-        source: What the error calls it: the file.
+        grid: Grid of the image; an unknown voxel size and the thickness of a single slice are not checked.
+        source: File to name in errors.
         unit: Unit that the file states, for the message.
 
     Raises:
-        UserError: A side under 0.01 or over 50 mm.
+        UserError: A side is shorter than 0.01 mm or longer than 50 mm.
     """
     sides = [side for side, voxels in zip(grid.spacing, grid.shape, strict=True) if voxels > 1]
     if grid.size_known and any(not SMALLEST_VOXEL <= side <= LARGEST_VOXEL for side in sides):
         raise UserError(
-            f"{source}: the header states voxels of {by(f'{side:.4g}' for side in grid.spacing)} mm (unit: {unit}); "
-            f"expected {SMALLEST_VOXEL:g} to {LARGEST_VOXEL:g} mm, as scanners make them. Correct the header's sizes "
-            "or unit, or convert the image from its source again"
+            f"{source}: the header states a voxel size of {by(f'{side:.4g}' for side in grid.spacing)} mm (unit: "
+            f"{unit}); expected {SMALLEST_VOXEL:g} to {LARGEST_VOXEL:g} mm. Correct the sizes or the unit in the "
+            "header, or convert the image from its source again"
         )
 
 
 def grid_difference(first: Grid, second: Grid) -> str:
-    """The difference of two grids as a phrase; empty if they are the same.
+    """Describe the difference between two grids as a phrase; empty if they are equal.
 
-    Grids of one shape are the same if every voxel lies within 1 % of a voxel's side of its counterpart, or if their
-    affines differ by rounding to four decimals only. Where neither file states positions, the shape decides.
+    Grids of the same shape are equal if the distance between corresponding voxels is at most 1 % of a voxel's side, or
+    if the affines differ only by rounding to four decimals. If neither file states a position, only the shapes are
+    compared.
     """
     if first.shape != second.shape:
         return f"{by(first.shape)} voxels against {by(second.shape)}"
@@ -220,7 +221,7 @@ def grid_difference(first: Grid, second: Grid) -> str:
 
 
 def rounding_note(first: Grid, second: Grid) -> str:
-    """The size of a difference that `grid_difference` accepts, as a phrase; empty if below 0.1 % of a voxel."""
+    """Describe a difference that `grid_difference` accepts, as a phrase; empty if it is below 0.1 % of a voxel."""
     if first.shape != second.shape or not (first.place_known and second.place_known):
         return ""
     share, apart = _apart(first, second)
@@ -229,15 +230,20 @@ def rounding_note(first: Grid, second: Grid) -> str:
 
 
 def by(numbers: Any) -> str:
-    """Numbers with crosses between them: ``320 x 320 x 20``."""
+    """Format numbers with crosses between them: ``320 x 320 x 20``."""
     return " x ".join(map(str, numbers))
 
 
 def import_extra(module: str, *, extra: str, needed_for: str) -> Any:
-    """Import a library that an extra of the package installs.
+    """Import a library that belongs to an extra of this package.
+
+    Args:
+        module: Module to import.
+        extra: Extra that installs it.
+        needed_for: Purpose, for the message.
 
     Raises:
-        UserError: It is not installed.
+        UserError: The library is not installed.
     """
     try:
         return importlib.import_module(module)
@@ -248,10 +254,10 @@ def import_extra(module: str, *, extra: str, needed_for: str) -> Any:
 
 
 def _apart(first: Grid, second: Grid) -> tuple[float, float]:
-    """The largest distance between voxels of the same index: as a share of a voxel's side, and in mm."""
+    """Return the largest distance between voxels of the same index, as a fraction of a voxel's side and in mm."""
     apart = first.corners - second.corners
     voxels = apart @ np.linalg.inv(second.affine[:3, :3]).T
-    # A single slice has no neighbour to be taken for.
+    # Along an axis with a single voxel there is no neighbour that it could be confused with.
     voxels = voxels[:, [n > 1 for n in second.shape]]
     return float(np.abs(voxels).max(initial=0.0)), float(np.linalg.norm(apart, axis=1).max())
 

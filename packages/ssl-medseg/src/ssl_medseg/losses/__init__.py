@@ -1,1 +1,1 @@
-"""Losses of segmentation."""
+"""Losses of segmentation and of contrastive pre-training."""

@@ -1,8 +1,8 @@
-"""Contrastive losses of pre-training: global ones on encoder features, local ones on decoder features.
+"""Contrastive losses of pre-training: global losses on encoder features, local losses on decoder features.
 
-Volumes are cut into equally many parts along the slice axis. Slices of the same part of different volumes show much the
-same anatomy, so they are no negatives of each other; in G^D they are positives. The global loss G^R is
-`contrastive_core.nt_xent`.
+Every volume is divided into the same number of partitions along the slice axis. Slices from the same partition of
+different volumes show similar anatomy, so they are not used as negatives of each other; in G^D they are positives. The
+global loss G^R, which ignores partitions, is `contrastive_core.nt_xent`.
 """
 
 from __future__ import annotations
@@ -18,33 +18,36 @@ from contrastive_core.similarity.precision import exact_dtype
 
 
 def global_d_minus(z: Tensor, partition: Tensor, *, temperature: float = 0.1) -> Tensor:
-    """Versions of a slice are alike, slices of other parts of the volumes are not: G^{D-}.
+    """Compute the global contrastive loss G^{D-}, with slices from other partitions as negatives.
 
-    For a positive pair of rows (a, b), both of them versions of a slice in part p,
+    For a positive pair of rows (a, b), which are versions of the same slice,
 
-        t(a, b) = -log( exp s_ab / (exp s_ab + sum over rows j of other parts of exp s_aj) ),   s = cos / temperature
+        t(a, b) = -log( exp s_ab / (exp s_ab + sum over rows j of other partitions of exp s_aj) )
+        s       = cosine similarity / temperature
 
-    and the loss is the sum of t over all ordered pairs, divided by the number of rows. Computed in float64, with a
-    matrix of [rows, rows]: a batch is some tens of slices.
+    and the loss is the sum of t over all ordered positive pairs, divided by the number of rows. The computation is in
+    float64 and uses a matrix ``[G n, G n]``.
+
+    If all slices lie in the same partition, there are no negatives, and the loss and its gradient are 0. A row of zeros
+    has similarity 0 with every other row.
 
     Args:
-        z: embeddings [G n, D] in G >= 2 groups of the same n slices (in the released code three: the slice and two
-            views of it), so that row g n + i is version g of slice i; l2-normalised here.
-        partition: integers [n], the part of its volume that slice i lies in.
-        temperature: positive; 0.1 in the paper.
+        z: Embeddings ``[G n, D]`` of G >= 2 versions of n slices (G = 3 in the released code: the slice and two
+            augmented views). Row ``g n + i`` is version g of slice i. Rows are l2-normalised here.
+        partition: Integers ``[n]``: the partition of each slice.
+        temperature: Temperature of the similarities; 0.1 in the paper.
 
     Returns:
-        Scalar, float64 if z is, else float32.
-
-    Edges: where all slices lie in one part there are no negatives and the loss is 0, with zero gradient. A row of zeros
-    has similarity 0 with everything.
+        Scalar, float64 if `z` is, otherwise float32.
 
     Raises:
-        ValueError: rows that are not two or more groups of n, a temperature that is not positive and finite.
-        TypeError: embeddings that are not floating point, parts that are not integers.
+        ValueError: The number of rows is not a multiple of n of at least 2 n, or the temperature is not positive and
+            finite.
+        TypeError: The embeddings are not floating point, or the partitions are not integers.
 
-    Reference: Chaitanya et al. 2020, "Contrastive learning of global and local features for medical image segmentation
-    with limited annotations", and its released code.
+    References:
+        Chaitanya et al., "Contrastive learning of global and local features for medical image segmentation with limited
+        annotations", NeurIPS 2020, and its released code.
 
     >>> import torch
     >>> global_d_minus(torch.eye(2)[[0, 1, 0, 1]], torch.tensor([0, 1]), temperature=1.0)
@@ -58,20 +61,30 @@ def global_d_minus(z: Tensor, partition: Tensor, *, temperature: float = 0.1) ->
 
 
 def global_d(z: Tensor, partition: Tensor, partner: Tensor, *, temperature: float = 0.1) -> Tensor:
-    """Slices of the same part of different volumes are alike too: G^D.
+    """Compute the global contrastive loss G^D, with slices from the same partition of other volumes as positives.
 
-    With slice i of one volume, its view i', the slice p of the same part of another volume and its view p', the pairs
-    (i, i'), (i, p), (p, p') and (i', p') are positive, both directions. Their t (see `global_d_minus`) are summed over
-    all i and divided by the number of rows, 2n. In the released code the volumes of a batch stand in a ring and p is
-    the slice of the next one, so that a slice and its view meet twice.
+    Let i be a slice with augmented view i', and p its partner, a slice from the same partition of another volume, with
+    view p'. The pairs (i, i'), (i, p), (p, p') and (i', p') are positive in both directions. The loss is the sum of
+    their terms t (see `global_d_minus`) over all i, divided by the number of rows, 2 n. In the released code, the
+    volumes of a batch form a ring and the partner is the slice of the next volume, so that each pair (i, i') occurs
+    twice.
 
     Args:
-        z: embeddings [2n, D]: n slices, then their n views; l2-normalised here.
-        partition: integers [n], the part of its volume that slice i lies in.
-        partner: integers [n], a slice of the same part for each i.
-        temperature: positive; 0.1 in the paper.
+        z: Embeddings ``[2 n, D]``: n slices, followed by their n views. Rows are l2-normalised here.
+        partition: Integers ``[n]``: the partition of each slice.
+        partner: Integers ``[n]``: the index of the partner of each slice.
+        temperature: Temperature of the similarities; 0.1 in the paper.
 
-    Returns, edges, errors: as `global_d_minus`; ValueError too for a partner outside the batch or in another part.
+    Returns:
+        Scalar, float64 if `z` is, otherwise float32; 0 if all slices lie in the same partition.
+
+    Raises:
+        ValueError: `z` does not have 2 n rows, a partner is outside the batch or in another partition, or the
+            temperature is not positive and finite.
+        TypeError: The embeddings are not floating point, or the partitions are not integers.
+
+    References:
+        Chaitanya et al., NeurIPS 2020, see `global_d_minus`.
 
     >>> import torch
     >>> ring = torch.tensor([2, 3, 0, 1])
@@ -81,15 +94,17 @@ def global_d(z: Tensor, partition: Tensor, partner: Tensor, *, temperature: floa
     groups = _check_rows("global_d", z, partition, temperature)
     n = len(partition)
     if groups != 2:
-        raise ValueError(f"global_d: z has {len(z)} rows for {n} slices, expected {2 * n}: the slices and their views")
+        raise ValueError(
+            f"global_d: z has {len(z)} rows for {n} slices; expected {2 * n}, for the slices and their views"
+        )
     if (
         partner.shape != partition.shape
         or partner.is_floating_point()
         or not bool(((partner >= 0) & (partner < n)).all())
     ):
-        raise ValueError(f"global_d: partner is {partner.tolist()}, expected {n} indices of slices, 0 to {n - 1}")
+        raise ValueError(f"global_d: partner is {partner.tolist()}; expected {n} indices of slices, 0 to {n - 1}")
     if bool((partition[partner] != partition).any()):
-        raise ValueError("global_d: a slice and its partner lie in different parts, expected the same part")
+        raise ValueError("global_d: a slice and its partner lie in different partitions; expected the same partition")
     own, partner = torch.arange(n, device=z.device), partner.to(z.device)
     pairs = [(own, own + n), (own, partner), (partner, partner + n), (own + n, partner + n)]
     first, second = (
@@ -99,7 +114,7 @@ def global_d(z: Tensor, partition: Tensor, partner: Tensor, *, temperature: floa
 
 
 def _loss(z: Tensor, part: Tensor, first: Tensor, second: Tensor, temperature: float) -> Tensor:
-    """Sum of t over the ordered pairs (first, second), divided by the number of rows."""
+    """Return the sum of t over the ordered pairs (first, second), divided by the number of rows."""
     rows = unit_rows(z, exact_dtype(z))
     similarity = rows @ rows.mT / temperature
     part = part.to(z.device)
@@ -112,32 +127,32 @@ def _loss(z: Tensor, part: Tensor, first: Tensor, second: Tensor, temperature: f
 
 
 def _check_rows(name: str, z: Tensor, partition: Tensor, temperature: float) -> int:
-    """The number of groups."""
+    """Check the arguments and return the number of versions of each slice."""
     check_temperature(name, temperature)
     check_rows(name, z=z)
     if partition.is_floating_point() or partition.is_complex():
-        raise TypeError(f"{name}: partition is {partition.dtype}, expected integers")
+        raise TypeError(f"{name}: partition is {partition.dtype}; expected integers")
     if partition.ndim != 1 or len(partition) == 0 or len(z) % len(partition) or len(z) < 2 * len(partition):
         raise ValueError(
-            f"{name}: z has {len(z)} rows and partition is {list(partition.shape)}, expected [n] and two or more "
-            "groups of n rows"
+            f"{name}: z has {len(z)} rows and partition has the shape {list(partition.shape)}; expected [n] and two or "
+            "more groups of n rows"
         )
     return len(z) // len(partition)
 
 
 class Regions(NamedTuple):
-    """Square regions of a feature map by their top-left corners, and which count as neighbours of each."""
+    """Square regions of a feature map, each with neighbouring regions that serve as negatives."""
 
     corners: Tensor
-    """int64 [R, 2], (row, col)."""
+    """Top-left corners (row, column) of the R regions, int64 ``[R, 2]``."""
     neighbours: Tensor
-    """int64 [R, K, 2]."""
+    """Top-left corners of the K neighbours of each region, int64 ``[R, K, 2]``."""
     size: int
-    """Side of a region in elements of the map."""
+    """Side of a region in elements of the feature map."""
 
 
-# Corners, edge middles, centre and quarter points on a grid of 5 x 5, and five neighbours of each (a digit is a grid
-# line), as the released code lists them for regions of 3 x 3.
+# Positions on a 5 x 5 grid (row and column digit): corners, centres of the edges, centre and quarter points, each with
+# five neighbours, as the released code lists them for regions of 3 x 3.
 _GRID = {
     "00": "02 11 12 20 21", "02": "00 04 11 13 22", "04": "02 12 13 23 24", "20": "00 11 22 40 31",
     "22": "11 13 31 33 20", "24": "04 22 44 13 33", "40": "20 21 42 31 32", "42": "22 40 44 31 33",
@@ -147,18 +162,24 @@ _GRID = {
 
 
 def grid_regions(height: int, width: int, *, size: int = 3, neighbours: int = 5) -> Regions:
-    """The 13 regions of the released code on a map of any size, with 1 to 5 neighbours each (L^R takes 5, L^D 4).
+    """Return the 13 regions of the released code for a feature map of any size.
+
+    Args:
+        height: Height of the feature map.
+        width: Width of the feature map.
+        size: Side of a region.
+        neighbours: Number of neighbours of each region, 1 to 5; 5 in L^R and 4 in L^D.
 
     Raises:
-        ValueError: a map too small for regions on five different grid lines; a number of neighbours out of range.
+        ValueError: The map is too small for 13 different regions, or the number of neighbours is out of range.
     """
     if min(height, width) < size + 4 or size < 1:
         raise ValueError(
-            f"grid_regions: the map is {height} x {width}, expected at least {size + 4} elements a side for 13 "
+            f"grid_regions: the map is {height} x {width}; expected at least {size + 4} elements per side for 13 "
             f"different regions of {size} x {size}"
         )
     if not 1 <= neighbours <= 5:
-        raise ValueError(f"grid_regions: neighbours is {neighbours}, expected 1 to 5")
+        raise ValueError(f"grid_regions: neighbours is {neighbours}; expected 1 to 5")
 
     def corner(cell: str) -> tuple[int, int]:
         row, column = (int(line) * (side - size) // 4 for line, side in zip(cell, (height, width), strict=True))
@@ -176,33 +197,38 @@ def local_regions(
     temperature: float = 0.1,
     project: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """A region is to be like the same region of the other image of its pair, unlike its neighbours in both.
+    """Compute the local contrastive loss between regions of paired images, with neighbouring regions as negatives.
 
-    With a_r the region r of one image as a vector, b_r that of the other, s = cos / temperature:
+    Let a_r and b_r be the features of region r in the two images of a pair, as vectors:
 
-        t(a, b) = -log( exp s(a_r, b_r) / ( exp s(a_r, b_r) + sum_k [ exp s(a_r, a_rk) + exp s(a_r, b_rk) ] ) )
+        t(a, b, r) = -log( exp s(a_r, b_r) / ( exp s(a_r, b_r) + sum_k [ exp s(a_r, a_k) + exp s(a_r, b_k) ] ) )
+        s          = cosine similarity / temperature
 
-    over the K neighbours rk of r; the loss is the mean of t over pairs, regions and both directions. L^R: the pairs are
-    two intensity views of the same slice. L^D: also slices of the same part of different volumes (the released code's
-    value for it was not recorded; the form is that of L^R with such pairs added).
+    where k runs over the K neighbours of r. The loss is the mean of t over pairs, regions and both directions. In L^R
+    the images of a pair are two intensity-augmented views of the same slice. In L^D they may also be slices from the
+    same partition of different volumes. L^R is compared with values of the released code; L^D has the same form, but no
+    reference values are available.
 
     Args:
-        features: decoder features [N, F, h, w].
-        pairs: integers [Q, 2], indices of images; their geometry must agree.
-        regions: see `grid_regions`.
-        temperature: positive; 0.1 in the paper.
-        project: what is done to the vectors [..., size * size * F] before they are compared, such as a dense layer; the
+        features: Decoder features ``[N, F, h, w]``.
+        pairs: Integers ``[Q, 2]``: indices of the two images of each pair, which must have the same geometric
+            augmentation.
+        regions: Regions, see `grid_regions`.
+        temperature: Temperature of the similarities; 0.1 in the paper.
+        project: Projection of the vectors ``[..., size * size * F]`` before the comparison, such as a linear layer. The
             elements of a vector are ordered by row, column, feature.
 
     Returns:
-        Scalar, float64 if the features are, else float32. Computed in float64.
+        Scalar, float64 if the features are, otherwise float32. The computation is in float64.
 
     Raises:
-        ValueError: features that are not [N, F, h, w], pairs outside the batch, regions outside the map.
-        TypeError: features that are not floating point.
+        ValueError: The features are not ``[N, F, h, w]``, a pair is outside the batch, a region is outside the map, or
+            the temperature is not positive and finite.
+        TypeError: The features are not floating point.
 
-    Reference: Chaitanya et al. 2020, "Contrastive learning of global and local features for medical image segmentation
-    with limited annotations", and its released code.
+    References:
+        Chaitanya et al., "Contrastive learning of global and local features for medical image segmentation with limited
+        annotations", NeurIPS 2020, and its released code.
 
     >>> import torch
     >>> features = torch.randn(1, 4, 12, 12, generator=torch.Generator().manual_seed(0)).repeat(2, 1, 1, 1)
@@ -215,7 +241,7 @@ def local_regions(
     pairs = pairs.to(features.device)
 
     def vectors(corners: Tensor) -> Tensor:
-        """[N, ..., size * size * F] at corners [..., 2]."""
+        """Return the unit vectors ``[N, ..., size * size * F]`` of the regions at corners ``[..., 2]``."""
         windows = features.unfold(2, regions.size, 1).unfold(3, regions.size, 1)
         row, column = corners.flatten(0, -2).to(features.device).unbind(1)
         found = windows[:, :, row, column].permute(0, 2, 3, 4, 1).flatten(2)  # [N, P, size * size * F]
@@ -234,14 +260,17 @@ def local_regions(
 
 def _check_regions(features: Tensor, pairs: Tensor, regions: Regions) -> None:
     if features.ndim != 4 or len(features) == 0:
-        raise ValueError(f"local_regions: features are {list(features.shape)}, expected [N, F, h, w]")
+        raise ValueError(f"local_regions: features have the shape {list(features.shape)}; expected [N, F, h, w]")
     if pairs.ndim != 2 or pairs.shape[1] != 2 or len(pairs) == 0 or pairs.is_floating_point():
-        raise ValueError(f"local_regions: pairs are {pairs.dtype} {list(pairs.shape)}, expected integers [Q, 2]")
+        raise ValueError(f"local_regions: pairs are {pairs.dtype} {list(pairs.shape)}; expected integers [Q, 2]")
     if not 0 <= int(pairs.min()) <= int(pairs.max()) < len(features):
-        raise ValueError(f"local_regions: pairs name other images than the {len(features)} there are")
+        raise ValueError(
+            f"local_regions: pairs contain indices {int(pairs.min())} to {int(pairs.max())}; expected indices of the "
+            f"{len(features)} images, 0 to {len(features) - 1}"
+        )
     last = torch.cat([regions.corners, regions.neighbours.flatten(0, 1)]).amax(0) + regions.size
     if bool((last > torch.tensor(features.shape[2:])).any()):
         raise ValueError(
-            f"local_regions: regions reach to {last.tolist()}, the map is {list(features.shape[2:])}; make them with "
-            "grid_regions for this map"
+            f"local_regions: the regions extend to {last.tolist()}, but the map has the shape "
+            f"{list(features.shape[2:])}; create them for this map with grid_regions"
         )

@@ -1,4 +1,4 @@
-"""Segmentation losses of the paper: Dice with or without the background, and weighted cross-entropy."""
+"""Segmentation losses: Dice and weighted cross-entropy as in the paper, and their sum as in nnU-Net."""
 
 from __future__ import annotations
 
@@ -15,27 +15,30 @@ _SMALLEST = 1e-10
 
 
 def dice_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None, *, background: bool = True) -> Tensor:
-    """One minus the mean soft Dice over images and classes.
+    """Compute one minus the mean soft Dice over images and classes.
 
-        d[b, c] = 2 sum(p y) / (sum p + sum y + 1e-10),    loss = 1 - mean over b and c of d
+        d[b, c] = 2 sum(p y) / (sum p + sum y + 1e-10),    loss = 1 - mean over b and c of d[b, c]
 
-    p = softmax of the logits; the sums run over the pixels of image b. No squares, no smoothing: a class that is absent
-    from an image adds 1 / (B C) whatever is predicted there and has no gradient, so that its false positives are
-    punished through the other classes only.
+    p is the softmax of the logits, y the target, and the sums run over the pixels of image b. The denominator has no
+    squares and no smoothing term. A class that is absent from an image contributes the constant 1 / (B C) without a
+    gradient, so its false positives reduce only the Dice of the other classes.
 
     Args:
-        logits: [B, C, H, W].
-        target: classes, integers [B, H, W], or class shares [B, C, H, W] (a deformed one-hot map is a mixture).
-        weight: of the pixels in all three sums, [B, H, W]; 0 where the target is not known. None: all 1.
-        background: whether class 0 takes part in the mean (the released code's default).
+        logits: Logits ``[B, C, H, W]``.
+        target: Class numbers, integers ``[B, H, W]``, or class fractions ``[B, C, H, W]``, as elastic deformation of a
+            one-hot map produces.
+        weight: Weights of the pixels in all three sums, ``[B, H, W]``, with 0 where the target is unknown; None weights
+            all pixels with 1.
+        background: Whether the mean includes class 0, as in the released code by default.
 
     Returns:
-        Scalar, float64 if the logits are, else float32.
+        Scalar, float64 if the logits are, otherwise float32.
 
     Raises:
-        ValueError: shapes that do not belong together.
+        ValueError: The shapes of logits and target do not match.
 
-    Reference: Chaitanya et al. 2023, Medical Image Analysis 87, 102792, as in the released code.
+    References:
+        Chaitanya et al., Medical Image Analysis 87 (2023), 102792, and its released code.
 
     >>> sure = torch.tensor([[[[9.0, -9.0]], [[-9.0, 9.0]]]])
     >>> [round(dice_loss(sure, torch.tensor(target)).item(), 4) for target in ([[[0, 1]]], [[[0, 0]]])]
@@ -54,55 +57,65 @@ def dice_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None, *, b
 def cross_entropy(
     logits: Tensor, target: Tensor, weight: Tensor | None = None, *, weights: Tensor | None = None
 ) -> Tensor:
-    """Mean over pixels of the cross-entropy, each pixel weighted by its class.
+    """Compute the mean cross-entropy over pixels, weighted by class.
 
         loss = mean over pixels of  (sum_c w_c y_c) (- sum_c y_c log p_c)
 
-    The mean is over all pixels, not over their weights as in ``torch.nn.functional.cross_entropy``.
+    The sum is divided by the number of pixels, whereas ``torch.nn.functional.cross_entropy`` divides by the sum of the
+    class weights.
 
     Args:
-        logits: [B, C, H, W].
-        target: classes, integers [B, H, W], or class shares [B, C, H, W].
-        weight: of the pixels, [B, H, W]; 0 where the target is not known, and the mean is still over all. None: all 1.
-        weights: [C]; None: all 1. The released code's are those of :func:`class_weights`.
+        logits: Logits ``[B, C, H, W]``.
+        target: Class numbers, integers ``[B, H, W]``, or class fractions ``[B, C, H, W]``.
+        weight: Weights of the pixels, ``[B, H, W]``, with 0 where the target is unknown; the sum is still divided by
+            the number of all pixels. None weights all pixels with 1.
+        weights: Weights of the classes, ``[C]``; None weights all classes with 1. :func:`class_weights` returns those
+            of the released code.
 
     Returns:
-        Scalar, float64 if the logits are, else float32.
+        Scalar, float64 if the logits are, otherwise float32.
 
     Raises:
-        ValueError: shapes that do not belong together.
+        ValueError: The shapes do not match.
     """
     logits = _precise(logits)
     share = shares(target, like=logits)
     loss = -(share * logits.log_softmax(1)).sum(1)
     if weights is not None:
         if weights.shape != logits.shape[1:2]:
-            raise ValueError(f"found weights {tuple(weights.shape)} for {logits.shape[1]} classes; expected one each")
+            raise ValueError(
+                f"weights have the shape {tuple(weights.shape)} for {logits.shape[1]} classes; expected one weight per "
+                "class"
+            )
         loss = loss * torch.einsum("bchw,c->bhw", share, weights.to(logits, non_blocking=True))
     return (loss if weight is None else loss * weight.to(loss)).mean()
 
 
 def dice_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Soft Dice over the whole batch plus cross-entropy, as nnU-Net trains.
+    """Compute one minus the soft Dice over the whole batch, plus the cross-entropy, as in nnU-Net.
 
         d[c] = (2 sum(p y) + 1) / (sum p + sum y + 1)
         loss = 1 - mean over foreground c of d[c] + mean over pixels of the cross-entropy
 
-    p = softmax of the logits. The sums run over the pixels of all images of the batch, those of other processes too, so
-    that what is predicted of a structure in a slice without it lowers the Dice of that structure. Cross-entropy gives
-    such a slice a gradient as well.
+    p is the softmax of the logits and y the target. The sums run over the pixels of all images of the batch, including
+    those of other processes, so false positives of a structure in slices without it lower its Dice. The cross-entropy
+    also has a gradient in such slices.
 
     Args:
-        logits: [B, C, H, W].
-        target: classes, integers [B, H, W], or class shares [B, C, H, W].
-        weight: of the pixels in all sums, [B, H, W]; 0 where the target is not known, and the mean of the cross-entropy
-            is still over all. None: all 1.
+        logits: Logits ``[B, C, H, W]``.
+        target: Class numbers, integers ``[B, H, W]``, or class fractions ``[B, C, H, W]``.
+        weight: Weights of the pixels in all sums, ``[B, H, W]``, with 0 where the target is unknown; the cross-entropy
+            is still divided by the number of all pixels. None weights all pixels with 1.
 
     Returns:
-        Scalar, float64 if the logits are, else float32.
+        Scalar, float64 if the logits are, otherwise float32.
 
     Raises:
-        ValueError: shapes that do not belong together.
+        ValueError: The shapes of logits and target do not match.
+
+    References:
+        Isensee et al., "nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation",
+        Nature Methods 2021.
 
     >>> sure = torch.tensor([[[[9.0, -9.0]], [[-9.0, 9.0]]]])
     >>> [round(dice_cross_entropy(sure, torch.tensor(target)).item(), 3) for target in ([[[0, 1]]], [[[0, 0]]])]
@@ -124,7 +137,7 @@ def dice_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = N
 
 
 def _over_processes(sums: Tensor) -> Tensor:
-    """Sums over the batches of all processes; the mean of gradients over processes is then that of the union batch."""
+    """Add the sums of all processes, such that the mean gradient over processes is that of the combined batch."""
     if not is_distributed():
         return sums
     total = sums.detach().clone()
@@ -134,15 +147,19 @@ def _over_processes(sums: Tensor) -> Tensor:
 
 
 def class_weights(classes: int) -> Tensor:
-    """Weights [C] of the released code's weighted cross-entropy: 0.1 for the background, the rest shared evenly."""
+    """Return the class weights ``[C]`` of the released code: 0.1 for the background, 0.9 / (C - 1) for the others."""
     return torch.tensor([0.1, *[0.9 / (classes - 1)] * (classes - 1)])
 
 
 def shares(target: Tensor, *, like: Tensor) -> Tensor:
-    """Class shares [B, C, H, W] of a target: one-hot of classes [B, H, W], or the shares as they are.
+    """Convert a target to class fractions ``[B, C, H, W]``.
+
+    Args:
+        target: Class numbers, integers ``[B, H, W]``, which become one-hot, or class fractions ``[B, C, H, W]``.
+        like: Logits ``[B, C, H, W]``, whose data type the result has.
 
     Raises:
-        ValueError: it is neither for logits of this shape.
+        ValueError: The shape does not match that of the logits.
     """
     batch, classes, height, width = like.shape
     if target.shape == (batch, height, width) and not target.is_floating_point():
@@ -150,8 +167,8 @@ def shares(target: Tensor, *, like: Tensor) -> Tensor:
     if target.shape == like.shape:
         return target.to(like.dtype)
     raise ValueError(
-        f"found a target {tuple(target.shape)} {target.dtype} for logits {tuple(like.shape)}; expected integers "
-        f"{(batch, height, width)} or shares {tuple(like.shape)}"
+        f"the target has the shape {tuple(target.shape)} and type {target.dtype} for logits {tuple(like.shape)}; "
+        f"expected integers {(batch, height, width)} or class fractions {tuple(like.shape)}"
     )
 
 
@@ -163,18 +180,26 @@ SegmentationLoss = Literal["dice-ce", "dice", "dice-foreground", "cross-entropy"
 
 
 class Criterion(Protocol):
-    """A loss of logits [B, C, H, W], a target, classes [B, H, W] or shares [B, C, H, W], and weights [B, H, W]."""
+    """Segmentation loss: a function of logits, target and pixel weights."""
 
     def __call__(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, /) -> Tensor:
-        """The scalar loss; without weights every pixel counts."""
+        """Return the scalar loss.
+
+        Args:
+            logits: Logits ``[B, C, H, W]``.
+            target: Class numbers ``[B, H, W]`` or class fractions ``[B, C, H, W]``.
+            weight: Weights of the pixels, ``[B, H, W]``; None weights all pixels with 1.
+        """
 
 
 def segmentation_loss(name: SegmentationLoss, *, classes: int) -> Criterion:
-    """The loss of that name.
+    """Return a segmentation loss by name.
 
-    ``dice-ce``: :func:`dice_cross_entropy`, the strong recipe's; ``dice``: the mean over all classes, the released
-    code's default; ``dice-foreground``: without the background; ``cross-entropy``: weighted by the released code's
-    class weights.
+    Args:
+        name: ``dice-ce`` for :func:`dice_cross_entropy` (strong recipe), ``dice`` for :func:`dice_loss` over all
+            classes (default of the released code), ``dice-foreground`` for :func:`dice_loss` without the background, or
+            ``cross-entropy`` for :func:`cross_entropy` with :func:`class_weights`.
+        classes: Number of classes, including the background.
     """
     weights = class_weights(classes)
     losses: dict[str, Criterion] = {

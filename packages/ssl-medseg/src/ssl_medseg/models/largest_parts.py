@@ -1,4 +1,4 @@
-"""Keep the largest connected part of each structure, in volumes and in slices."""
+"""Keep the largest connected component of each structure, in volumes and in slices."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ _MOST_CLASSES = 256
 
 
 def largest_parts(mask: NDArray[np.uint8], classes: Collection[int] | None = None) -> NDArray[np.uint8]:
-    """The mask with the largest connected part of structures alone; voxels connect through faces.
+    """Keep the largest connected component of structures in a mask; voxels are connected through their faces.
 
     Args:
-        mask: classes [X, Y, Z].
-        classes: which structures lose their smaller parts to the background; None: all.
+        mask: Class numbers ``[X, Y, Z]`` or ``[H, W]``, 0 for the background.
+        classes: Structures whose smaller components become background; None for all.
+
+    Returns:
+        Copy of the mask. Of components of the same size, the first one is kept.
     """
     result = mask.copy()
     for number in range(1, int(mask.max()) + 1) if classes is None else classes:
@@ -32,13 +35,15 @@ def largest_parts(mask: NDArray[np.uint8], classes: Collection[int] | None = Non
 
 
 def largest_parts_of_slices(classes: Tensor) -> Tensor:
-    """Keep the largest connected part of each structure in each slice, as :func:`largest_parts` does.
+    """Keep the largest connected component of each structure in each slice, see :func:`largest_parts`.
+
+    On a GPU, the components are computed there, without synchronising with the host.
 
     Args:
-        classes: Integers [N, H, W], 0 for the background.
+        classes: Class numbers, integers ``[N, H, W]``, 0 for the background.
 
     Returns:
-        The classes with 0 in place of the smaller parts. On a GPU they are found there, without making the host wait.
+        Class numbers, with 0 in place of the smaller components.
     """
     if not free_to_read(classes):
         return _largest_parts_on_device(classes)
@@ -47,12 +52,12 @@ def largest_parts_of_slices(classes: Tensor) -> Tensor:
 
 
 def _largest_parts_on_device(classes: Tensor) -> Tensor:
-    """Connected parts by union of neighbours: every pixel points towards the first pixel of its part.
+    """Find connected components by pointer jumping, as in FastSV (Zhang, Azad and Hu 2020).
 
-    A round lets each pixel, and what it points to, point to the least that it and its neighbours point to two steps on
-    (FastSV, Zhang, Azad and Hu 2020). The length of chains halves about every round: spirals, combs and noise of up to
-    320 pixels a side take at most log2(H W) + 1 rounds. There are twice as many, because asking whether the last one
-    changed anything would make the host wait.
+    Every pixel holds a pointer to an earlier pixel of its component, at the end to the first one. In each round, a
+    pixel and its target take the smallest grandparent among the pixel and its neighbours, which about halves the length
+    of all chains. Spirals, combs and noise of up to 320 pixels per side needed at most log2(H W) + 1 rounds. Twice as
+    many are made, because testing for convergence would synchronise with the host.
     """
     count, height, width = classes.shape
     pixels = count * height * width
@@ -71,7 +76,7 @@ def _largest_parts_on_device(classes: Tensor) -> Tensor:
         flat = least.flatten()
         first = torch.minimum(first.scatter_reduce(0, first, flat, "amin"), torch.minimum(flat, ahead))
     sizes = torch.zeros_like(first).scatter_add_(0, first, torch.ones_like(first))
-    # Of parts of one size, the first one counts; a structure of a slice is one group.
+    # Of components of the same size, the first one is kept; each structure of each slice forms a group.
     rank = sizes * pixels + (pixels - 1 - torch.arange(pixels, device=classes.device))
     group = (torch.arange(count, device=classes.device)[:, None, None] * _MOST_CLASSES + classes).flatten()
     rank = rank[first]

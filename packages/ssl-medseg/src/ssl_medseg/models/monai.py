@@ -1,4 +1,4 @@
-"""MONAI's networks as trunks."""
+"""Use MONAI's networks as trunks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from contrastive_core.errors import UserError
 if TYPE_CHECKING:
     from ssl_medseg.models.network import NetworkOptions
 
-# Arguments that make a 2-D network of `width` channels at full resolution, for networks that have no defaults for them.
+# Arguments of networks without suitable defaults, for `width` channels at full resolution.
 _MONAI_DEFAULTS: dict[str, Callable[[int], dict[str, Any]]] = {
     "UNet": lambda w: {"channels": [w, 2 * w, 4 * w, 8 * w, 8 * w], "strides": [2] * 4, "num_res_units": 2},
     "BasicUNet": lambda w: {"features": [w, w, 2 * w, 4 * w, 8 * w, w]},
@@ -29,23 +29,24 @@ _MONAI_DEFAULTS: dict[str, Callable[[int], dict[str, Any]]] = {
 
 
 class MonaiTrunk(nn.Module):
-    """A segmentation network of MONAI that gives `width` maps in place of class scores.
+    """Trunk made of a MONAI segmentation network that outputs `width` feature maps instead of class scores.
 
-    MONAI's networks end in a linear layer to their output channels. Asked for `width` of them, any network gives a
-    feature map at full resolution that both heads can read; it need not name its decoder.
+    MONAI's networks end in a linear layer with a configurable number of outputs. With `width` outputs, any of them
+    returns a feature map at full resolution, which both heads can use.
 
-    [N, in_channels, H, W] -> [N, width, H, W], H and W multiples of 32.
+    Input: ``[N, in_channels, H, W]``. Output: ``[N, width, H, W]``. H and W must be multiples of 32.
 
     Args:
-        options: ``monai:NAME``, width and further arguments of that class.
-        in_channels: of a slice.
+        options: Name ``monai:NAME``, width, and further arguments of the MONAI class.
+        in_channels: Number of channels of a slice.
 
     Attributes:
-        feature_channels: channels of the output.
-        stride: what H and W must be multiples of.
+        feature_channels: Number of output channels.
+        stride: Required divisor of H and W.
 
     Raises:
-        UserError: MONAI has no such network, its arguments do not fit, or its output is no map of the input's size.
+        UserError: MONAI has no network of this name, its arguments are invalid, or its output is not one feature map of
+            the size of the input.
     """
 
     stride = 32
@@ -62,14 +63,14 @@ class MonaiTrunk(nn.Module):
 
 
 def _build_monai(options: NetworkOptions, in_channels: int) -> nn.Module:
-    from monai.networks import nets  # noqa: PLC0415 - seconds, and only some need it
+    from monai.networks import nets  # noqa: PLC0415 - takes seconds to import
 
     name = options.name.removeprefix("monai:")
     kind = getattr(nets, name, None)
     if not (inspect.isclass(kind) and issubclass(kind, nn.Module)):
         known = sorted(key for key, value in vars(nets).items() if inspect.isclass(value) and key in _MONAI_DEFAULTS)
         raise UserError(
-            f"MONAI has no network named {name!r}; it has {', '.join(known)} and more in monai.networks.nets"
+            f"MONAI has no network named {name!r}; expected a class of monai.networks.nets, such as {', '.join(known)}"
         )
     taken = inspect.signature(kind).parameters
     arguments = {"spatial_dims": 2} if "spatial_dims" in taken else {}
@@ -80,7 +81,7 @@ def _build_monai(options: NetworkOptions, in_channels: int) -> nn.Module:
     except (TypeError, ValueError, AssertionError, IndexError, RuntimeError) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise UserError(
-            f"monai.networks.nets.{name}({given}): {error}. Set what it needs by network.arguments"
+            f"monai.networks.nets.{name}({given}) cannot be created: {error}. Set its arguments with network.arguments"
         ) from error
     return network
 
@@ -97,6 +98,7 @@ def _check_feature_map(network: nn.Module, options: NetworkOptions, in_channels:
     network.train(training)
     if found != wanted:
         raise UserError(
-            f"{options.name} gave {found} for a slice of 96 x 64 pixels; expected one feature map {wanted}. Choose "
-            "another network, or other network.arguments (no deep supervision, sizes that are multiples of 32)"
+            f"{options.name} returned {found} for a slice of 96 x 64 pixels; expected one feature map {wanted}. Choose "
+            "another network or other network.arguments, without deep supervision and for sizes that are multiples of "
+            "32"
         )

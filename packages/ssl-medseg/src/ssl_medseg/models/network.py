@@ -1,7 +1,7 @@
-"""Segmentation networks, and the class probabilities that they give.
+"""Segmentation networks and their class probabilities.
 
-A network is a trunk (the paper's U-Net, a plain one as nnU-Net builds it, or one of MONAI's) and heads that read the
-trunk's features: the segmentation head, and in training that of the contrastive loss.
+A network consists of a trunk (the paper's U-Net, a plain U-Net as in nnU-Net, or a MONAI network) and heads that use
+the features of the trunk: the segmentation head and, in training, the head of the contrastive loss.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class NetworkOptions:
             levels with batch norm; ``monai:NAME``, a network of ``monai.networks.nets`` such as ``monai:DynUNet``; or
             ``auto``, set by the recipe.
         width: Channels at full resolution; deeper levels have multiples of it. Half the width takes about a third of
-            the time on a CPU. 0: set by recipe and effort.
+            the time on a CPU. 0 leaves the choice to recipe and effort.
         arguments: Further arguments of MONAI's network, by name; BasicUNet, DynUNet, FlexibleUNet and UNet need none.
     """
 
@@ -47,7 +47,7 @@ class NetworkOptions:
             )
         if self.name not in (*OWN, "auto") and not self.name.startswith("monai:"):
             raise UserError(
-                f"no network named {self.name!r}; use plain-unet, unet, or monai:NAME such as monai:DynUNet"
+                f"there is no network named {self.name!r}; use plain-unet, unet, or monai:NAME such as monai:DynUNet"
             )
         if self.name in OWN and self.arguments:
             raise UserError(
@@ -73,9 +73,9 @@ _SLOPE = 0.01
 
 
 class ConvBlock(nn.Sequential):
-    """3x3 convolution with bias, batch norm, ReLU; zero padding keeps the size.
+    """3x3 convolution with bias, batch norm and ReLU; zero padding preserves the size.
 
-    Batch norm as in the released code: epsilon 1e-3, running averages with decay 0.99.
+    Batch norm is that of the released code: epsilon 1e-3, running averages with decay 0.99.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -87,9 +87,9 @@ class ConvBlock(nn.Sequential):
 
 
 class UpBlock(nn.Module):
-    """Nearest-neighbour upsampling by 2 and a 2x2 convolution, batch norm, ReLU.
+    """Nearest-neighbour upsampling by 2, followed by a 2x2 convolution, batch norm and ReLU.
 
-    Zeros are padded below and to the right only, where TensorFlow's "same" puts them for an even kernel.
+    Zeros are padded at the bottom and at the right only, as in TensorFlow's "same" padding for an even kernel.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -103,25 +103,28 @@ class UpBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """Encoder of six levels and decoder of five blocks; the output is the last decoder feature map.
+    """U-Net of the paper, with an encoder of six levels and a decoder of five blocks.
 
-    [N, in_channels, H, W] -> [N, width, H, W], H and W multiples of 32. Channels by level are width times
-    1, 2, 4, 8, 8, 8; a decoder block upsamples, joins the encoder's map of the same size behind its own, and has two
-    convolution blocks, the last one only one. Weights start normal with variance 2 / fan_in, each layer drawn anew (the
-    released code seeds every layer alike, so that layers of equal shape start equal), biases at 0.
+    The levels have 1, 2, 4, 8, 8 and 8 times `width` channels. A decoder block upsamples, appends the feature map of
+    the encoder of the same size, and applies two convolution blocks (the last decoder block applies one). The output is
+    the last feature map of the decoder. Initial weights are normal with variance 2 / fan_in, and biases are 0; each
+    layer is drawn independently, whereas the released code gives layers of the same shape the same initial weights.
 
-    With width 16 and four classes, network and heads have the paper's 2,096,304 parameters.
+    With width 16 and four classes, network and heads have 2,096,304 parameters, as in the released code.
+
+    Input: ``[N, in_channels, H, W]``. Output: ``[N, width, H, W]``. H and W must be multiples of 32.
 
     Args:
-        in_channels: of a slice: 1, or more for T2, ADC and the like together.
-        width: channels at full resolution; 16 in the paper.
+        in_channels: Number of channels of a slice.
+        width: Number of channels at full resolution; 16 in the paper.
 
     Attributes:
-        feature_channels: channels of the output.
-        stride: what H and W must be multiples of.
-        bottleneck_channels: channels of the deepest map, at 1/32 of the resolution.
+        feature_channels: Number of output channels.
+        stride: Required divisor of H and W.
+        bottleneck_channels: Number of channels of the deepest feature map, at 1/32 of the resolution.
 
-    Reference: Chaitanya et al. 2023, Medical Image Analysis 87, 102792, as in the released code.
+    References:
+        Chaitanya et al., Medical Image Analysis 87 (2023), 102792, and its released code.
     """
 
     stride = 2**BLOCKS
@@ -151,9 +154,12 @@ class UNet(nn.Module):
         return maps
 
     def decode(self, maps: Sequence[Tensor], *, blocks: int = BLOCKS) -> Tensor:
-        """The map after the first `blocks` decoder blocks; of all five by default, at full resolution.
+        """Return the feature map after the first decoder blocks.
 
-        Block l is at 1 / 2^(5 - l) of the resolution; block 3, the parent paper's local loss, has 4 widths of channels.
+        Args:
+            maps: Feature maps of the encoder, from `encode`.
+            blocks: Number of decoder blocks, 1 to 5. Block l has 1 / 2^(5 - l) of the resolution. The local loss of
+                pre-training uses 3, with 4 times `width` channels.
         """
         x = maps[-1]
         for number in range(blocks):
@@ -166,21 +172,26 @@ class UNet(nn.Module):
 
 
 class PlainUNet(nn.Module):
-    """U-Net of five levels with instance norm and leaky ReLU; the output is the last decoder feature map.
+    """U-Net of five levels with instance norm and leaky ReLU, the plain 2-D network of nnU-Net with fewer channels.
 
-    [N, in_channels, H, W] -> [N, width, H, W], H and W multiples of 16. Channels by level are width times 1, 2, 4, 8,
-    8. Each level has two 3x3 convolutions; the first of every level but the top one has stride 2, and a transposed 2x2
-    convolution leads back up. Slices do not influence each other: training and inference compute the same.
+    The levels have 1, 2, 4, 8 and 8 times `width` channels and two 3x3 convolutions each. The first convolution of
+    every level below the top has stride 2, and the decoder upsamples with transposed 2x2 convolutions. The output is
+    the last feature map of the decoder. Slices of a batch do not influence each other, so training and inference
+    compute the same function.
+
+    Input: ``[N, in_channels, H, W]``. Output: ``[N, width, H, W]``. H and W must be multiples of 16.
 
     Args:
-        in_channels: of a slice: 1, or more for T2, ADC and the like together.
-        width: channels at full resolution.
+        in_channels: Number of channels of a slice.
+        width: Number of channels at full resolution.
 
     Attributes:
-        feature_channels: channels of the output.
-        stride: what H and W must be multiples of.
+        feature_channels: Number of output channels.
+        stride: Required divisor of H and W.
 
-    Reference: Isensee et al. 2021, "nnU-Net", Nature Methods 18, 203-211: its plain 2-D network, with fewer channels.
+    References:
+        Isensee et al., "nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation",
+        Nature Methods 18 (2021), 203-211.
     """
 
     stride = 16
@@ -224,7 +235,7 @@ class _InstanceNormBlock(nn.Sequential):
     """3x3 convolution, instance norm with scale and shift, leaky ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1) -> None:
-        # A group per channel is instance norm; group norm is the faster of the two on a CPU, and has no buffers.
+        # Group norm with one group per channel is instance norm; it is faster on a CPU and has no buffers.
         super().__init__(
             nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
             nn.GroupNorm(out_channels, out_channels),
@@ -238,14 +249,16 @@ def batch_norm(channels: int) -> nn.BatchNorm2d:
 
 
 def settle_statistics(network: nn.Module, *, steps: int) -> None:
-    """Let the running averages of batch norm converge within a tenth of a run, even of a short one.
+    """Adapt the decay of the running averages of batch norm to the length of a run.
 
-    At the released code's decay of 0.99 they take some 300 steps to leave their start, so that a run of 100 steps would
-    be scored and kept with averages that fit nothing. Runs of 1,000 steps and more keep 0.99.
+    With the decay of the released code, 0.99, the averages take about 300 steps to converge, so a run of 100 steps
+    would be evaluated with wrong statistics. In runs of fewer than 1,000 steps, the decay is reduced so that the
+    averages converge within a tenth of the run.
 
     Args:
-        network: its batch norms that have the released code's decay are changed; those of MONAI's networks are not.
-        steps: of the run.
+        network: Network whose batch norms with the decay of the released code are changed; those of MONAI's networks
+            are not.
+        steps: Number of training steps.
     """
     for part in network.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.momentum == _MOMENTUM:
@@ -262,9 +275,9 @@ def he_init(module: nn.Module) -> None:
 
 
 class SegmentationHead(nn.Module):
-    """Two convolution blocks as wide as the features, then a 3x3 convolution to the classes (the paper's g_xi).
+    """Segmentation head of the paper (g_xi): two convolution blocks and a 3x3 convolution without bias.
 
-    [N, F, H, W] -> logits [N, C, H, W]. The last convolution has no bias.
+    Input: features ``[N, F, H, W]``. Output: logits ``[N, C, H, W]``.
     """
 
     def __init__(self, feature_channels: int, classes: int) -> None:
@@ -281,9 +294,9 @@ class SegmentationHead(nn.Module):
 
 
 class PlainHead(nn.Sequential):
-    """A 1x1 convolution with bias from the features to the classes, as in nnU-Net.
+    """Segmentation head of nnU-Net: a 1x1 convolution with bias.
 
-    [N, F, H, W] -> logits [N, C, H, W].
+    Input: features ``[N, F, H, W]``. Output: logits ``[N, C, H, W]``.
     """
 
     def __init__(self, feature_channels: int, classes: int) -> None:
@@ -292,13 +305,15 @@ class PlainHead(nn.Sequential):
 
 
 class ContrastHead(nn.Sequential):
-    """1x1 convolution, batch norm, ReLU, 1x1 convolution, without biases (the paper's h_phi); dropped after training.
+    """Head of the contrastive loss (h_phi in the paper), which is used in training only.
 
-    [N, F, H, W] -> embeddings [N, E, H, W], not normalised.
+    It consists of a 1x1 convolution, batch norm, ReLU and a second 1x1 convolution, without biases.
+
+    Input: features ``[N, F, H, W]``. Output: embeddings ``[N, E, H, W]``, not normalised.
 
     Args:
-        feature_channels: F, of the decoder's map.
-        embedding: E; 16 in the paper.
+        feature_channels: Number of feature channels, F.
+        embedding: Dimension of the embeddings, E; 16 in the paper.
     """
 
     def __init__(self, feature_channels: int, embedding: int = 16) -> None:
@@ -312,17 +327,19 @@ class ContrastHead(nn.Sequential):
 
 
 class SegmentationNetwork(nn.Module):
-    """Slices [N, in_channels, H, W] -> logits [N, C, H, W] of any size H x W.
+    """Segmentation network: a trunk and a segmentation head, for slices of any size.
 
-    Sizes that the trunk cannot halve often enough are padded with zeros below and to the right, and the features are
-    cut back.
+    If H or W is not a multiple of the stride of the trunk, slices are padded with zeros at the bottom and the right,
+    and the features are cropped again.
+
+    Input: slices ``[N, in_channels, H, W]``. Output: logits ``[N, C, H, W]``.
 
     Args:
-        trunk: gives the decoder's feature map; has the attributes `feature_channels` and `stride`.
-        classes: C, the background included.
+        trunk: Module that returns the feature map of the decoder, with the attributes `feature_channels` and `stride`.
+        classes: Number of classes C, including the background.
 
     Attributes:
-        feature_channels: channels of the decoder's feature map, which both heads read.
+        feature_channels: Number of channels of the feature map, which both heads use.
     """
 
     def __init__(self, trunk: UNet | PlainUNet | MonaiTrunk, classes: int) -> None:
@@ -336,9 +353,12 @@ class SegmentationNetwork(nn.Module):
         self.feature_channels = trunk.feature_channels
 
     def features(self, x: Tensor, drop: ChannelDrop | None = None) -> Tensor:
-        """Return the decoder's feature map [N, feature_channels, H, W].
+        """Return the feature map of the decoder, ``[N, feature_channels, H, W]``.
 
-        `drop` changes the encoder's maps before the decoder reads them; MONAI's networks do not take it.
+        Args:
+            x: Slices ``[N, in_channels, H, W]``.
+            drop: Function that changes the feature maps of the encoder before the decoder uses them; not supported by
+                MONAI's networks.
         """
         height, width = x.shape[-2:]
         below, right = -height % self.trunk.stride, -width % self.trunk.stride
@@ -409,15 +429,15 @@ def _unremembered(network: nn.Module) -> Iterator[None]:
 
 
 def build_network(options: NetworkOptions, classes: int, *, channels: int = 1) -> SegmentationNetwork:
-    """The network, randomly initialised from torch's global generator, in the memory format it is fastest in.
+    """Create a segmentation network with random weights from torch's global generator, in its fastest memory format.
 
     Args:
-        options: which trunk, and how wide.
-        classes: the background included.
-        channels: of a slice.
+        options: Name, width and arguments of the trunk.
+        classes: Number of classes, including the background.
+        channels: Number of channels of a slice.
 
     Raises:
-        UserError: fewer than two classes, no MONAI network of that name, or one that gives no feature map.
+        UserError: There are fewer than two classes, or MONAI has no suitable network of this name.
     """
     if classes < 2:
         raise UserError(f"found {classes} class(es); expected the background and at least one structure")
@@ -429,7 +449,7 @@ def build_network(options: NetworkOptions, classes: int, *, channels: int = 1) -
     if options.name == "unet":
         return _channels_last(SegmentationNetwork(UNet(channels, options.width), classes))
     if options.name == "plain-unet":
-        # Not channels last: the gradient of group norm is several times slower there.
+        # Not channels last, in which the gradient of group norm is several times slower.
         return SegmentationNetwork(PlainUNet(channels, options.width), classes)
     return _channels_last(SegmentationNetwork(MonaiTrunk(options, channels), classes))
 
@@ -443,11 +463,11 @@ _MIRRORS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
 
 @dataclass(frozen=True)
 class Refinement:
-    """What is done at test time beyond one prediction per slice; training chooses it on the validation cases.
+    """Test-time processing in addition to a single prediction per slice; training chooses it on the validation cases.
 
     Attributes:
-        mirror: average the probabilities of a slice and of its three mirror images.
-        largest: classes, by number, of which only the largest connected part of a volume stays.
+        mirror: Whether to average the probabilities of a slice and its three mirror images.
+        largest: Class numbers of the structures of which only the largest connected component of a volume is kept.
     """
 
     mirror: bool = False
@@ -463,17 +483,17 @@ def slice_probabilities(
     autocast: AbstractContextManager[object] | None = None,
     mirror: bool = False,
 ) -> Tensor:
-    """Class probabilities of slices, with the network in inference mode while it works.
+    """Compute the class probabilities of slices with the network in inference mode, which is restored afterwards.
 
     Args:
-        network: slices [N, channels, H, W] -> logits [N, C, H, W].
-        slices: [S, channels, H, W], on any device.
-        batch_size: slices at once.
-        autocast: mixed precision to compute in; probabilities are float32 all the same.
-        mirror: average over the slice and its mirror images.
+        network: Network that maps slices ``[N, channels, H, W]`` to logits ``[N, C, H, W]``.
+        slices: Slices ``[S, channels, H, W]``, on any device.
+        batch_size: Number of slices per forward pass.
+        autocast: Context of automatic mixed precision; probabilities are float32 in any case.
+        mirror: Whether to average over each slice and its mirror images.
 
     Returns:
-        Float32 [S, C, H, W] on the network's device.
+        Probabilities, float32 ``[S, C, H, W]``, on the device of the network.
     """
     device = next(network.parameters()).device
     was_training = network.training
@@ -490,12 +510,12 @@ def slice_probabilities(
 
 
 def probabilities(network: nn.Module, slices: Tensor, *, mirror: bool = False) -> Tensor:
-    """Class probabilities of a batch, float32 [N, C, H, W]; with `mirror` the mean over four mirror images."""
+    """Compute class probabilities, float32 ``[N, C, H, W]``; with `mirror`, averaged over the four mirror images."""
     return mirrored_probabilities(network, slices).mean(0) if mirror else _softmax(network(slices))
 
 
 def mirrored_probabilities(network: nn.Module, slices: Tensor) -> Tensor:
-    """Class probabilities of a batch and of its three mirror images, mirrored back, float32 [4, N, C, H, W]."""
+    """Compute the probabilities of slices and their three mirror images, mirrored back; float32 ``[4, N, C, H, W]``."""
     return torch.stack([_softmax(network(slices.flip(dims))).flip(dims) for dims in _MIRRORS])
 
 

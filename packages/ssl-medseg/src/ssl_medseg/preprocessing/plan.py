@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
-from contrastive_core.text import some_of
+from contrastive_core.text import several, some_of
 from ssl_medseg.datasets.dataset import Case, DataSet
 from ssl_medseg.io import Grid, read_grid, read_label
 from ssl_medseg.preprocessing.prepare import axis_directions, axis_letters, slice_geometry, thick_axis
@@ -20,12 +20,13 @@ from ssl_medseg.preprocessing.settings import DIRECTIONS, MULTIPLE, Preprocessin
 
 _MARGIN = 1.2
 _LEAST_VIEW = 0.6
-"""Share of the usual field of view that slices show at least: a few labels do not tell how far off a heart can lie."""
+"""Smallest fraction of the median field of view that slices cover, because a few labels do not show how much the
+position of a structure varies between patients."""
 _ORIENTATION = "LPS"
-"""How volumes are turned, whatever way they are stored, so that it makes no difference to a model."""
+"""Orientation that volumes are converted to, so that a model does not depend on how they are stored."""
 _SLIGHTLY_THICK = 1.05
 _SNAP = np.cos(np.deg2rad(30))
-"""Slices tilted by less than this are turned to the patient's axes; others have a frame of their own."""
+"""Cosine of the largest tilt at which slices are converted to the axes of the patient; others keep oblique axes."""
 _ONE_PLANE = np.cos(np.deg2rad(45))
 
 SliceAxis = Literal["auto", "axial", "coronal", "sagittal", "0", "1", "2"]
@@ -33,21 +34,21 @@ SliceAxis = Literal["auto", "axial", "coronal", "sagittal", "0", "1", "2"]
 
 @dataclass(frozen=True)
 class PreprocessingOptions:
-    """Preprocessing settings that are given; the others are derived from the data.
+    """Preprocessing settings that are given rather than derived from the data.
 
     Args:
-        spacing: Size of the pixels in mm that slices are resampled to; 0: the median of the data.
-        image_size: Height and width of the slices in pixels, a multiple of 32; 0: enough for all labelled voxels.
-        fit: Longer side of a slice in pixels, for images of unknown voxel size; 0: derived.
-        slice_axis: Plane of the slices, the same for all volumes; auto: the plane they were acquired in. 0, 1 or 2: an
-            axis of the files.
-        orientation: Turn volumes to one orientation (auto), or take all as they are stored (stored).
-        low: Percentile of a volume's intensities that becomes 0.
-        high: Percentile of a volume's intensities that becomes 1.
-        antialias: Smooth an image before its pixels are made larger.
+        spacing: Pixel size in mm that slices are resampled to; 0 uses the median of the data.
+        image_size: Height and width of the slices in pixels, a multiple of 32; 0 derives them from the labelled voxels.
+        fit: Longer side of a slice in pixels, for images of unknown voxel size; 0 derives it.
+        slice_axis: Plane of the slices in all volumes; auto uses the plane of acquisition; 0, 1 or 2 is an array axis
+            of the files.
+        orientation: Orientation of the volumes: auto converts all to the same, stored uses them as stored.
+        low: Percentile of the intensities of a volume that is scaled to 0.
+        high: Percentile of the intensities of a volume that is scaled to 1.
+        antialias: Smooth an image before downsampling.
         n4: Correct the bias field with N4 (extra "simpleitk").
-        n4_shrink: Step in voxels at which N4 estimates the field.
-        fill_nan: Fill voxels that are no numbers with the smallest value of the image instead of refusing it.
+        n4_shrink: Subsampling factor at which N4 estimates the bias field.
+        fill_nan: Replace voxels that are not finite by the smallest value of the image, instead of rejecting the image.
     """
 
     spacing: float = 0.0
@@ -65,18 +66,18 @@ class PreprocessingOptions:
     def __post_init__(self) -> None:
         if self.spacing < 0 or self.fit < 0 or self.image_size < 0 or self.image_size % MULTIPLE:
             raise UserError(
-                f"preprocessing got spacing {self.spacing:g}, fit {self.fit}, image_size {self.image_size}; expected "
-                f"none below 0, and an image size that {MULTIPLE} divides"
+                f"preprocessing has spacing {self.spacing:g}, fit {self.fit} and image_size {self.image_size}; "
+                f"expected no value below 0, and an image_size that is a multiple of {MULTIPLE}"
             )
         if self.spacing and self.fit:
             raise UserError(
-                "preprocessing got both spacing and fit; expected one: fit is for images of unknown voxel size"
+                "preprocessing has both spacing and fit; expected one of them (fit is for images of unknown voxel size)"
             )
 
 
 @dataclass(frozen=True)
 class Slicing:
-    """The way all volumes of a data set are cut into slices; fields as those of `Preprocessing`."""
+    """Plane and orientation of the slices of all volumes of a data set, see `Preprocessing` for the fields."""
 
     slice_axis: int
     orientation: str = ""
@@ -88,7 +89,7 @@ class Slicing:
         return {"slice_axis": self.slice_axis, "orientation": self.orientation, "frame": self.frame}
 
     def axes(self, grid: Grid) -> tuple[int, int, int]:
-        """The axes of a volume that slices, rows and columns are counted along."""
+        """Return the array axes of a volume that correspond to slices, rows and columns."""
         return slice_geometry(grid, Preprocessing(size=(MULTIPLE, MULTIPLE), **self.settings))[0].axes
 
 
@@ -100,20 +101,21 @@ def choose_preprocessing(
     options: PreprocessingOptions | None = None,
     grids: Mapping[str, Grid] | None = None,
 ) -> tuple[Preprocessing, list[str]]:
-    """Derive the settings that were not given from the grids of some cases and the labels of a few.
+    """Derive the preprocessing from the grids of the training images and the labels of some of them.
 
     Args:
-        dataset: The data set.
-        names: Cases whose images are looked at: those of training.
-        labelled: Cases whose labels may be opened; the structures' extent decides how much of the image is needed.
-        options: Settings that are given.
-        grids: By case, where the caller has read them already.
+        dataset: Data set.
+        names: Cases used for training, whose images are considered.
+        labelled: Cases whose labels may be opened. The extent of their structures determines the size of the slices.
+        options: Settings that are given rather than derived.
+        grids: Case -> grid, for images whose grid has been read already.
 
     Returns:
-        The settings, and one sentence per decision.
+        Settings, and one sentence per decision.
 
     Raises:
-        UserError: No cases, one that cannot be read, or cases that do not agree in what is needed of all.
+        UserError: There are no cases, a file cannot be read, or the cases differ in plane, orientation or voxel size in
+            a way that no option resolves.
     """
     options = options or PreprocessingOptions()
     cases = dataset.select(names)
@@ -135,7 +137,7 @@ def choose_preprocessing(
         spacing = round(float(np.median([side for view in views for side in view.spacing])), 4)
         if options.image_size and needed > spacing * options.image_size:
             spacing = needed / options.image_size
-            reasons.append(f"pixels of {spacing:.4g} mm, so that {options.image_size} of them show that much")
+            reasons.append(f"pixels of {spacing:.4g} mm, so that {options.image_size} pixels cover this field of view")
         else:
             reasons.append(f"pixels of {spacing:.4g} mm, the median of {len(views)} volumes")
     elif not known and not fit and not spacing:
@@ -145,13 +147,13 @@ def choose_preprocessing(
             else round(float(np.median([max(v.voxels) for v in views])))
         )
         reasons.append(
-            "no file states the size of its voxels (form codes of 0, or an identity matrix without a unit), so the "
-            f"longer side of every image is scaled to {fit} pixels; --voxel-size X,Y,Z states it"
+            "no file states its voxel size (form codes of 0, or an identity affine without a unit), so the longer side "
+            f"of every image is scaled to {fit} pixels; state the voxel size with --voxel-size X,Y,Z"
         )
     size = options.image_size or MULTIPLE * max(
         1, math.ceil(_pixels(needed, spacing, fit, known=known, views=views) / MULTIPLE)
     )
-    why = "" if options.image_size else f", the multiple of {MULTIPLE} that shows {needed:.3g} {unit}"
+    why = "" if options.image_size else f", the smallest multiple of {MULTIPLE} that covers {needed:.3g} {unit}"
     reasons.append(f"slices of {size} x {size} pixels{why}")
     first, second = np.median([view.spacing for view in views], axis=0)
     chosen = Preprocessing(
@@ -170,8 +172,8 @@ def choose_preprocessing(
     )
     if len(dataset.channels) > 1:
         reasons.append(
-            f"{len(dataset.channels)} channels ({', '.join(dataset.channels)}), each scaled by its own percentiles, on "
-            f"the grid of {dataset.channels[0]}"
+            f"{len(dataset.channels)} channels ({', '.join(dataset.channels)}), each scaled by its own percentiles and "
+            f"resampled to the grid of {dataset.channels[0]}"
         )
     return chosen, reasons
 
@@ -179,20 +181,20 @@ def choose_preprocessing(
 def choose_slicing(grids: Mapping[str, Grid], options: PreprocessingOptions) -> tuple[Slicing, list[str]]:
     """Choose one plane and one orientation for the slices of all volumes.
 
-    The plane is the one in which volumes were acquired: across the axis along which voxels are at least 1.5 times as
-    far apart as along the others. Volumes with equal voxels may be cut in any plane; where all have them it is the
-    axial one, or that of slightly thicker slices if all agree. The number of voxels decides nothing.
+    The plane is the plane of acquisition: slices are perpendicular to the axis whose spacing is at least 1.5 times that
+    of the others. Isotropic volumes can be sliced in any plane. If all volumes are isotropic, slices are axial, or in
+    the plane of slightly thicker slices if all volumes agree on one. The number of voxels is not considered.
 
     Args:
-        grids: Case -> its grid.
-        options: The plane and orientation, where they are given.
+        grids: Case -> grid.
+        options: Plane and orientation, if they are given.
 
     Returns:
-        The slicing, and one sentence per decision.
+        Slicing, and one sentence per decision.
 
     Raises:
-        UserError: Volumes were acquired in different planes, or only some state the patient's sides, and no option says
-            what to do.
+        UserError: Volumes were acquired in different planes, or only some of them state the patient's left and right,
+            and no option resolves this.
     """
     placed = [name for name, grid in grids.items() if grid.place_known]
     if options.orientation == "stored" or not placed:
@@ -200,9 +202,9 @@ def choose_slicing(grids: Mapping[str, Grid], options: PreprocessingOptions) -> 
     lost = [name for name in grids if name not in placed]
     if lost:
         raise UserError(
-            f"the patient's sides are known in {len(placed)} volumes and unknown in {len(lost)} ({some_of(lost)}: form "
-            "codes of 0, or an identity matrix without a unit), so that they cannot be turned alike; leave those out, "
-            "or take all as they are stored with --orientation stored"
+            f"the patient's left and right are known in {several(len(placed), 'volume')} and unknown in {len(lost)} "
+            f"({some_of(lost)}: form codes of 0, or an identity affine without a unit), so the volumes cannot be "
+            "converted to the same orientation; leave those out, or use all volumes as stored with --orientation stored"
         )
     normal, reason = _normal(grids, options)
     directions = _frame(normal, list(grids.values()))
@@ -211,25 +213,25 @@ def choose_slicing(grids: Mapping[str, Grid], options: PreprocessingOptions) -> 
     stored = ", ".join(f"{name} {count}" for name, count in letters.most_common())
     if np.diag(directions @ np.array([DIRECTIONS[letter] for letter in _ORIENTATION]).T).min() > _SNAP:
         return Slicing(axis, orientation=_ORIENTATION), [
-            reason, f"volumes are turned to the orientation {_ORIENTATION} (stored: {stored})",
+            reason, f"volumes are converted to the orientation {_ORIENTATION} (stored: {stored})",
         ]  # fmt: skip
     first, second, third = (tuple(round(float(v), 4) for v in row) for row in directions)
     return Slicing(axis, frame=(first, second, third)), [  # type: ignore[arg-type]
-        reason, f"volumes are oblique and turned to what most have in common (stored: {stored})",
+        reason, f"volumes are oblique and are converted to their most common axes (stored: {stored})",
     ]  # fmt: skip
 
 
 def _as_stored(grids: Mapping[str, Grid], options: PreprocessingOptions, *, said: bool) -> tuple[Slicing, list[str]]:
-    why = "as given" if said else "the files do not state the patient's sides"
-    reason = f"volumes are taken as they are stored: {why}"
+    why = "--orientation stored" if said else "the files do not state the patient's left and right"
+    reason = f"volumes are used as stored ({why})"
     if options.slice_axis in ("axial", "coronal", "sagittal"):
         raise UserError(
-            f"got slice_axis {options.slice_axis}, and volumes are taken as they are stored ({why}); expected 0, 1 or "
-            "2, an axis of the files"
+            f"slice_axis is {options.slice_axis}, but volumes are used as stored ({why}), so planes are unknown; "
+            "expected an array axis of the files: 0, 1 or 2"
         )
     if options.slice_axis != "auto":
         return Slicing(int(options.slice_axis)), [
-            f"slices along axis {options.slice_axis} of the files, as given",
+            f"slices along axis {options.slice_axis} of the files (--slice-axis)",
             reason,
         ]
     votes: dict[int, list[str]] = defaultdict(list)
@@ -240,35 +242,37 @@ def _as_stored(grids: Mapping[str, Grid], options: PreprocessingOptions, *, said
         raise UserError(
             "volumes were acquired in slices along different axes of their files ("
             + "; ".join(f"axis {axis}: {len(names)}, {some_of(names)}" for axis, names in sorted(votes.items()))
-            + "); expected one. Say which by --slice-axis 0, 1 or 2, or leave the others out"
+            + "); expected the same axis in all. Choose it with --slice-axis 0, 1 or 2, or leave the others out"
         )
     if votes:
         ((axis, names),) = votes.items()
-        return Slicing(axis), [f"slices along axis {axis} of the files, as {len(names)} volumes were acquired", reason]
+        acquired = several(len(names), "volume")
+        return Slicing(axis), [f"slices along axis {axis} of the files, the axis of acquisition of {acquired}", reason]
     return Slicing(2), [
-        "slices along the last axis of the files, because nothing says how they were acquired; --slice-axis says "
-        "otherwise", reason,
+        "slices along the last axis of the files, because the axis of acquisition is unknown; choose another one with "
+        "--slice-axis", reason,
     ]  # fmt: skip
 
 
 def _normal(grids: Mapping[str, Grid], options: PreprocessingOptions) -> tuple[NDArray[np.float64], str]:
-    """The direction (RAS) that all volumes are cut along, and why."""
+    """Choose the direction (RAS) perpendicular to the slices of all volumes; return it with the reason."""
     named = {"axial": "S", "coronal": "P", "sagittal": "L"}
     if options.slice_axis in named:
         wanted = np.array(DIRECTIONS[named[options.slice_axis]])
         thick = _thick(grids, 1.5)
         kept = [v for v in thick.values() if abs(v @ wanted) > _ONE_PLANE]
-        return (_mean_axis(kept) if kept else wanted), f"{options.slice_axis} slices, as given"
+        return (_mean_axis(kept) if kept else wanted), f"{options.slice_axis} slices (--slice-axis)"
     if options.slice_axis != "auto":
         along = {name: axis_directions(grid)[int(options.slice_axis)] for name, grid in grids.items()}
         normal = _mean_axis(list(along.values()))
         others = [name for name, v in along.items() if abs(v @ normal) < _ONE_PLANE]
         if others:
             raise UserError(
-                f"axis {options.slice_axis} runs in another direction in {len(others)} volumes ({some_of(others)}) "
-                "than in the others; name the plane of the slices: --slice-axis axial, coronal or sagittal"
+                f"axis {options.slice_axis} has a different direction in {several(len(others), 'volume')} "
+                f"({some_of(others)}) from that in the others; choose a plane instead: --slice-axis axial, coronal or "
+                "sagittal"
             )
-        return normal, f"{plane_of(normal)} slices, along axis {options.slice_axis} of the files, as given"
+        return normal, f"{plane_of(normal)} slices, along axis {options.slice_axis} of the files (--slice-axis)"
     thick = _thick(grids, 1.5)
     if thick:
         normal = _mean_axis(list(thick.values()))
@@ -280,15 +284,15 @@ def _normal(grids: Mapping[str, Grid], options: PreprocessingOptions) -> tuple[N
             for name, v in thick.items():
                 groups[plane_of(v).removeprefix("oblique ")].append(name)
             raise UserError(
-                "volumes were acquired in slices of different planes ("
+                "volumes were acquired in different planes ("
                 + "; ".join(f"{plane}: {len(names)}, {some_of(names)}" for plane, names in groups.items())
-                + "); expected one plane for all. Say which by --slice-axis axial, coronal or sagittal, or leave the "
-                "others out"
+                + "); expected the same plane in all. Choose it with --slice-axis axial, coronal or sagittal, or leave "
+                "the others out"
             )
         steps = sorted(grids[name].spacing[thick_axis(grids[name]) or 0] for name in thick)
         return normal, (
-            f"{plane_of(normal)} slices, as {len(thick)} of {len(grids)} volumes were acquired, {steps[0]:.3g} to "
-            f"{steps[-1]:.3g} mm apart"
+            f"{plane_of(normal)} slices, the plane of acquisition of {len(thick)} of {several(len(grids), 'volume')}, "
+            f"{_span(steps)} mm apart"
         )
     slight = _thick(grids, _SLIGHTLY_THICK)
     if len(slight) == len(grids):
@@ -296,16 +300,22 @@ def _normal(grids: Mapping[str, Grid], options: PreprocessingOptions) -> tuple[N
         if all(abs(v @ normal) > _ONE_PLANE for v in slight.values()):
             return (
                 normal,
-                f"{plane_of(normal)} slices, across which the voxels of all volumes are slightly further apart",
+                f"{plane_of(normal)} slices, because all volumes are slightly thicker in this direction",
             )
     return np.array(DIRECTIONS["S"]), (
-        "axial slices, for voxels are about as far apart along every axis; --slice-axis coronal or sagittal "
-        "takes others"
+        "axial slices, because voxels are about equally far apart along every axis; choose another plane with "
+        "--slice-axis coronal or sagittal"
     )
 
 
+def _span(numbers: Sequence[float]) -> str:
+    """Format a range of sorted numbers: ``8 to 10``, or ``8`` if all are equal."""
+    first, last = f"{numbers[0]:.3g}", f"{numbers[-1]:.3g}"
+    return first if first == last else f"{first} to {last}"
+
+
 def _thick(grids: Mapping[str, Grid], ratio: float) -> dict[str, NDArray[np.float64]]:
-    """Case -> the direction it was acquired along, of those whose spacing says."""
+    """Return the slice direction of the cases whose spacing reveals it."""
     found = {}
     for name, grid in grids.items():
         axis = thick_axis(grid, ratio=ratio)
@@ -315,8 +325,8 @@ def _thick(grids: Mapping[str, Grid], ratio: float) -> dict[str, NDArray[np.floa
 
 
 def _mean_axis(vectors: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """The axis nearest to unit vectors, whichever way they point; it points towards left, posterior or superior."""
-    # The sum of outer products in a fixed order of its entries does not know a vector from its opposite.
+    """Return the mean of unit vectors regardless of their sign, pointing left, posterior or superior."""
+    # The outer product of a vector with itself does not depend on its sign.
     _, axes = np.linalg.eigh(sum(np.outer(v, v) for v in vectors))
     mean = axes[:, -1]
     wanted = np.array([DIRECTIONS[letter] for letter in _ORIENTATION])
@@ -325,9 +335,9 @@ def _mean_axis(vectors: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
 
 
 def _frame(normal: NDArray[np.float64], grids: Sequence[Grid]) -> NDArray[np.float64]:
-    """Three directions (RAS), in the order of LPS, of which one is the normal and two are those most slices have.
+    """Return three directions (RAS) in the order of LPS: the normal, and the most common in-plane directions.
 
-    In the plane, volumes agree in the angle of their rows modulo a quarter turn, however they are stored.
+    In-plane angles are averaged modulo 90 degrees, so that the result does not depend on how volumes are stored.
     """
     wanted = np.array([DIRECTIONS[letter] for letter in _ORIENTATION])
     along = int(np.abs(wanted @ normal).argmax())
@@ -352,24 +362,24 @@ def _frame(normal: NDArray[np.float64], grids: Sequence[Grid]) -> NDArray[np.flo
 
 
 def check_sizes(grids: Mapping[str, Grid], options: PreprocessingOptions) -> bool:
-    """Whether the size of a voxel is known.
+    """Return whether the voxel sizes of all volumes are known.
 
     Raises:
-        UserError: In some volumes only, and no option makes that unimportant.
+        UserError: Only some voxel sizes are known, and `fit` is not given.
     """
     unknown = [name for name, grid in grids.items() if not grid.size_known]
     if unknown and len(unknown) < len(grids) and not options.fit:
         raise UserError(
-            f"the size of a voxel is known in {len(grids) - len(unknown)} volumes and unknown in {len(unknown)} "
-            f"({some_of(unknown)}: form codes of 0, or an identity matrix without a unit); state it with --voxel-size "
-            "X,Y,Z in mm, or leave those out"
+            f"the voxel size is known in {several(len(grids) - len(unknown), 'volume')} and unknown in {len(unknown)} "
+            f"({some_of(unknown)}: form codes of 0, or an identity affine without a unit); state it with --voxel-size "
+            "X,Y,Z in mm, or leave those volumes out"
         )
     return not unknown
 
 
 @dataclass(frozen=True)
 class _View:
-    """A slice of a volume: voxels and their spacing, down and right."""
+    """Size of a slice: number and spacing of voxels along a column and along a row."""
 
     voxels: tuple[int, int]
     spacing: tuple[float, float]
@@ -384,11 +394,11 @@ class _View:
 
     @property
     def longer(self) -> float:
-        """Longer side in mm."""
+        """Length of the longer side in mm."""
         return max(n * s for n, s in zip(self.voxels, self.spacing, strict=True))
 
     def unit(self, *, known: bool) -> float:
-        """What lengths are measured in: mm, or where these are unknown the longer side."""
+        """Return the unit of lengths: 1 mm, or the longer side if the voxel size is unknown."""
         return 1.0 if known else self.longer
 
 
@@ -401,13 +411,15 @@ def _needed(
     *,
     known: bool,
 ) -> tuple[float, str]:
-    """Side of the square that slices should show, in mm or in longer sides, and why."""
+    """Return the field of view that slices should cover, in mm or relative to the longer side, with the reason."""
     views_in_units = [view.longer / view.unit(known=known) for view in views]
     usual, largest = float(np.median(views_in_units)), max(views_in_units)
     reach = 0.0
     for case in cases:
         if case.label is None:
-            raise UserError(f"{dataset.name}: case {case.name} has no label, but is named as labelled")
+            raise UserError(
+                f"{dataset.name}: case {case.name} has no label; expected one, because it is listed as labelled"
+            )
         classes, _ = read_label(case.label, dataset.labels)
         view = _View.of(grids.get(case.name) or read_grid(case.image), slicing)
         for axis, voxels, side in zip(view.axes, view.voxels, view.spacing, strict=True):
@@ -421,12 +433,12 @@ def _needed(
     if not reach:
         return (
             largest,
-            f"the whole field of view of up to {largest:.3g} {unit}, no label being there to say what matters",
+            f"slices cover the whole field of view of up to {largest:.3g} {unit}, because there is no label",
         )
     words = (
-        f"the labels of {len(cases)} volumes reach over {reach:.3g} {unit} around the centre; slices show "
-        f"{min(wanted, largest):.3g} {unit} (a margin of {_MARGIN - 1:.0%}, at least {_LEAST_VIEW:.0%} of the usual "
-        f"field of view, at most all of it)"
+        f"the labels of {several(len(cases), 'volume')} extend over {reach:.3g} {unit} around the centre; slices cover "
+        f"{min(wanted, largest):.3g} {unit} (with a margin of {_MARGIN - 1:.0%}, and at least {_LEAST_VIEW:.0%} of the "
+        "median field of view)"
     )
     return min(wanted, largest), words
 

@@ -28,7 +28,7 @@ _THICK = 1.5
 _HALFWAY = 0.2
 """Two assignments of axes are ambiguous if their agreement with the wanted directions differs by less than this."""
 _TIE = 1e-4
-"""Difference of that agreement, due to rounding of the affine, below which two assignments fit equally well."""
+"""Difference of agreement below which two assignments count as equally good; rounding of the affine is smaller."""
 _NEGLIGIBLE = 0.01
 """Largest offset between pixels and voxels, in voxels at the far end of an axis, for which nothing is resampled."""
 
@@ -92,7 +92,7 @@ class Geometry:
         return turned[tuple(slice(None, None, -1) if flip else slice(None) for flip in self.flips)]
 
     def to_json(self) -> dict[str, Any]:
-        """For JSON; `from_json` reads it."""
+        """Return the content for a JSON file, which `from_json` reads."""
         return asdict(self)
 
     @classmethod
@@ -164,13 +164,13 @@ def axis_letters(grid: Grid) -> str:
 def match_axes(
     grid: Grid, directions: NDArray[np.float64], *, across: int = 2
 ) -> tuple[tuple[int, ...], tuple[bool, ...], bool]:
-    """Assign the axes of a volume to three directions, in the same way however the volume is stored.
+    """Assign the axes of a volume to three directions, independently of how the volume is stored.
 
     Args:
         grid: Grid of the volume.
-        directions: float64 [3, 3], unit vectors (RAS).
-        across: Direction that slices are counted along. Of assignments that fit equally well, as for a volume tilted
-            by 45 degrees, the one whose slices lie furthest apart is taken.
+        directions: Float64 ``[3, 3]``, unit vectors (RAS).
+        across: Index of the slice direction. If several assignments fit equally well, as for a volume tilted by 45
+            degrees, the one with the largest distance between slices is used.
 
     Returns:
         The axis for each direction, whether it is reversed, and whether the assignment is ambiguous.

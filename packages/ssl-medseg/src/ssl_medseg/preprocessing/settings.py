@@ -47,8 +47,8 @@ class Preprocessing:
             cannot adapt to each image, such as an exported bundle.
         channels: Names of the channels of a slice, in order. The first defines the grid, the others are resampled to
             it, and each is scaled by its own percentiles.
-        channel_numbers: Numbers that the channels had in the data of training (``_0000``, volumes of a 4-D file), if
-            they were numbered. Images whose channels have numbers and no names are taken to number them likewise.
+        channel_numbers: Numbers of the channels in the training data (``_0000``, volumes of a 4-D file), if they were
+            numbered. Images with numbered but unnamed channels are assumed to use the same numbers.
     """
 
     size: tuple[int, int]
@@ -87,7 +87,7 @@ class Preprocessing:
 
     @property
     def directions(self) -> NDArray[np.float64] | None:
-        """float64 [3, 3], in which row k is the unit vector (RAS) of axis k after reorientation; None for as stored."""
+        """Float64 ``[3, 3]``: row k is the unit vector (RAS) of axis k after reorientation; None if not reoriented."""
         if self.frame is not None:
             return np.array(self.frame)
         return np.array([DIRECTIONS[letter] for letter in self.orientation]) if self.orientation else None
@@ -98,7 +98,7 @@ class Preprocessing:
         return "" if self.directions is None else plane_of(self.directions[self.slice_axis])
 
     def to_json(self) -> dict[str, Any]:
-        """For JSON; `from_json` reads it."""
+        """Return the content for a JSON file, which `from_json` reads."""
         return asdict(self)
 
     @classmethod
@@ -116,11 +116,11 @@ class Preprocessing:
             return cls(**known)
         except KeyError as error:
             raise UserError(
-                f"the preprocessing of this model states no {error}: another version of ssl-medseg wrote it. Use that "
-                "version, or train again"
+                f"the preprocessing of this model lacks the setting {error}, because another version of ssl-medseg "
+                "wrote it. Use that version, or train again"
             ) from error
         except (TypeError, ValueError) as error:
-            raise UserError(f"expected the settings of a preprocessing, got {content!r} ({error})") from error
+            raise UserError(f"found {content!r}; expected preprocessing settings ({error})") from error
 
 
 def plane_of(direction: NDArray[np.float64]) -> str:

@@ -80,9 +80,9 @@ def evaluate(
     """Compare masks with reference labels: Dice, HD95, ASSD, surface Dice and volumes, by case and structure.
 
     All scores are computed on the original grid of the images, with MONAI's metrics and the voxel size of the file. If
-    the voxel size is unknown (the affine is the identity), distances are in voxels and there are no volumes in mL. A
-    structure that is absent from truth, prediction or both is counted separately; it has no distances, and averages
-    never hide it.
+    the voxel size is unknown (form codes of 0, or an identity affine without a unit), distances are in voxels and there
+    are no volumes in mL. A structure that is absent from truth, prediction or both has no distances; the summary counts
+    such cases separately.
 
     The command writes ``NAME.json`` with every number, ``NAME.csv`` with a row per case and structure,
     ``NAME-summary.csv`` (mean, sd, median, quartiles, n, n_missing), ``NAME-volumes.png`` (Bland-Altman plot), and
@@ -111,7 +111,10 @@ def evaluate(
         The scores, their summary and the files.
     """
     if tolerance <= 0 or batch_size < 1:
-        raise UserError(f"evaluate needs tolerance > 0 and batch_size >= 1, got {tolerance:g} and {batch_size}")
+        raise UserError(
+            f"tolerance is {tolerance:g} and batch_size is {batch_size}; expected a tolerance above 0 and a batch_size "
+            "of at least 1"
+        )
     folder = Path(predicted)
     model = is_model(folder)
     if split is not None or (model and own_split(folder) is not None):
@@ -175,7 +178,7 @@ def _of_run(run: Path, dataset: DataSet, part: Part) -> tuple[Split | None, Part
 
 
 def _has_all(dataset: DataSet, seen: Mapping[str, Mapping[str, str]]) -> bool:
-    """Whether a data set contains the images used in training, under the same names."""
+    """Return whether a data set contains the images used in training under the same names."""
     return set(dataset.names).issuperset(seen) and all(
         fingerprint(dataset.case(name), label=False)["image"] == seen[name]["image"] for name in seen
     )

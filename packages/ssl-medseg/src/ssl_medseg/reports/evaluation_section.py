@@ -19,23 +19,21 @@ _REM_PER_INCH = 5.4
 _SAME = 0.01  # of mean Dice
 _MEANINGS = (
     ("Dice", "overlap of prediction and truth: 1 for identical masks, 0 for masks without a common voxel."),
-    (
-        "HD95",
-        "95 % of each surface lies within this distance of the other one. It measures the larger errors.",
-    ),
-    ("ASSD", "average distance between the two surfaces. It measures the typical error."),
-    ("surface Dice", "fraction of the two surfaces that lies within the tolerance of the other one."),
+    ("HD95", "distance within which 95 % of each surface lies from the other surface, a measure of the larger errors."),
+    ("ASSD", "average distance between the two surfaces, a measure of the typical error."),
+    ("surface Dice", "fraction of the two surfaces that lies within the tolerance of the other surface."),
     ("volume error", "predicted minus true volume: positive if the predicted structure is too large."),
 )
 
 
-def evaluation_section(evaluation: Evaluation, folder: Path, *, place: int = 1) -> str:
+def evaluation_section(evaluation: Evaluation, folder: Path, *, place: int = 0) -> str:
     """Render one evaluation as a section of the page.
 
     Args:
         evaluation: Evaluation to show.
         folder: Folder with the pictures of the evaluation.
-        place: Index of the evaluation on the page; makes the identifiers of its figures unique.
+        place: Index of the evaluation on the page. It makes the identifiers of figures unique, and only the first
+            evaluation explains the measures.
     """
     summary = summarise(evaluation)
     cases = several(summary.cases, _part_case(evaluation.part))
@@ -49,10 +47,7 @@ def evaluation_section(evaluation: Evaluation, folder: Path, *, place: int = 1) 
         _structures(evaluation, summary),
         _paper(summary),
         _phases(evaluation),
-        "<h3>What the numbers mean</h3>",
-        '<dl class="terms">'
-        + "".join(f"<dt>{escape(term)}</dt><dd>{escape(meaning)}</dd>" for term, meaning in _MEANINGS)
-        + "</dl>",
+        *([] if place else ["<h3>What the numbers mean</h3>", _meanings()]),
         *_pictures(evaluation, folder),
         *_volumes(evaluation, summary, place=place),
         "<h3>Every case</h3>",
@@ -85,6 +80,12 @@ def stages_table(stages: Mapping[str, Evaluation]) -> str:
         page.warnings(_worse(means)),
         page.figure(page.table(head, rows, kind="numbers")),
     )
+
+
+def _meanings() -> str:
+    """Explain the measures of the tables."""
+    terms = "".join(f"<dt>{escape(term)}</dt><dd>{escape(meaning)}</dd>" for term, meaning in _MEANINGS)
+    return f'<dl class="terms">{terms}</dl>'
 
 
 def _part_case(part: str) -> str:
@@ -138,7 +139,7 @@ def _paper(summary: Summary) -> str:
 
 
 def _phases(evaluation: Evaluation) -> str:
-    """Mean Dice of end-diastole and end-systole, where cases state their phase."""
+    """Render the mean Dice at end-diastole and at end-systole; empty if the phases are unknown."""
     found = by_phase(evaluation)
     return page.paragraph(f"By phase of the heart: {'; '.join(found)}.") if found else ""
 
@@ -167,7 +168,7 @@ def _pictures(evaluation: Evaluation, folder: Path) -> list[str]:
 
 def _volumes(evaluation: Evaluation, summary: Summary, *, place: int) -> list[str]:
     if evaluation.unit != "mm" or all(each.volumes is None for each in summary.structures):
-        return []  # of a single case there is no spread to show
+        return []  # a Bland-Altman plot needs at least two cases
     figure = bland_altman_figure(evaluation)
     width = figure.get_figwidth() * _REM_PER_INCH
     drawn = to_inline_svg(figure, name=f"volumes-{place}", label="Bland-Altman plots of volumes")

@@ -143,7 +143,7 @@ def learnt_from(run: Reported) -> str:
 
 
 def _preparation(run: Reported) -> list[str]:
-    """How every volume was stored, and what its slices lack."""
+    """Tabulate how every volume was stored and what its slices do not contain."""
     rows, part_of = [], {name: part for part, pairs in run.split.items() for name, _ in pairs}
     for name, facts in run.last.preparation.items():
         sides = facts["spacing_mm"]
@@ -230,7 +230,7 @@ _PICTURES_SHOWN = 3
 
 
 def _validation_pictures(stage: Stage) -> list[str]:
-    """A validation case at the beginning, in the middle and at the end of training."""
+    """Show a validation case at the beginning, in the middle and at the end of training."""
     files = sorted((stage.path / VALIDATION).glob("step-*.png"))
     places = (
         sorted({round(i * (len(files) - 1) / (_PICTURES_SHOWN - 1)) for i in range(_PICTURES_SHOWN)}) if files else []
@@ -238,7 +238,7 @@ def _validation_pictures(stage: Stage) -> list[str]:
     shown = [page.picture(files[i].read_bytes(), label=f"A validation case, {files[i].stem}") for i in places]
     if not shown:
         return []
-    text = "A validation case while training went on: image, truth, and prediction with the truth as a white line."
+    text = "A validation case during training: image, truth, and prediction with the truth as a white outline."
     return [page.paragraph(text), *map(page.figure, shown)]
 
 

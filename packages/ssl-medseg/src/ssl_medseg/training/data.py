@@ -166,7 +166,7 @@ def open_training_data(
     return TrainingData(dataset.labels, chosen, labelled, rest, validation, truths, notes, identity)
 
 
-#: Settings of a run that say where files lie. What they contain is compared by `keep_identity`.
+#: Settings of a run with the paths of files, which may change on resume; `keep_identity` compares the contents.
 PLACES = (
     "cache", "data", "split", "opening.label_map", "opening.frame_table", "opening.patients", "opening.unlabelled",
 )  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from html import escape
@@ -66,13 +67,21 @@ def section(title: str, *parts: str) -> str:
 def paragraph(text: str, *, kind: str = "") -> str:
     """Return a paragraph of plain text; text between backquotes is set as code."""
     pieces = escape(text).split("`")
-    marked = "".join(f"<code>{piece}</code>" if i % 2 else piece for i, piece in enumerate(pieces))
+    marked = "".join(f"<code>{_whole_flags(piece)}</code>" if i % 2 else piece for i, piece in enumerate(pieces))
     return f'<p class="{kind}">{marked}</p>' if kind else f"<p>{marked}</p>"
 
 
 def command(text: str) -> str:
     """Return a block with a command line."""
-    return f"<pre><code>{escape(text)}</code></pre>"
+    return f"<pre><code>{_whole_flags(escape(text))}</code></pre>"
+
+
+_FLAG = re.compile(r"(?<!\S)--?[A-Za-z][\w.-]*")
+
+
+def _whole_flags(code: str) -> str:
+    """Mark the flags of a command, so that no line breaks at their hyphens on a narrow screen."""
+    return _FLAG.sub(r'<span class="flag">\g<0></span>', code)
 
 
 def figure(content: str) -> str:

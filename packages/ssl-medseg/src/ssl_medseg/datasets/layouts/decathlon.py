@@ -68,7 +68,8 @@ def _counts(content: Mapping[str, Any], entries: Sequence[Entry]) -> Iterator[Fi
         stated = content.get(key)
         if isinstance(stated, int) and stated not in found:
             title = (
-                f"dataset.json states {stated} images for {part} ({key}), but lists {listed[part]}: are any missing?"
+                f"dataset.json states {stated} images for {part} ({key}), but lists {listed[part]}: check for missing "
+                "images"
             )
             yield Finding("warning", "image_count", title)
 

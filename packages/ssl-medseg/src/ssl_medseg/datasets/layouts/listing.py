@@ -12,9 +12,9 @@ from ssl_medseg.io.volume import ImageFile
 
 
 def place(root: Path, written: str) -> Path:
-    r"""Return the path that a list of files states, relative to its folder.
+    r"""Return the path of a file in a list, resolved against the folder of the list.
 
-    Lists made on Windows separate folders by backslashes, which other systems take as part of a name.
+    Lists written on Windows separate folders by backslashes, which other systems treat as part of a name.
     """
     path = root / written
     return path if "\\" not in written or path.exists() else root / written.replace("\\", "/")

@@ -100,7 +100,8 @@ def _contradictions(
     stated = content.get("numTraining")
     if isinstance(stated, int) and stated != training:
         title = (
-            f"dataset.json states {stated} training cases (numTraining), but imagesTr has {training}: are any missing?"
+            f"dataset.json states {stated} training cases (numTraining), but imagesTr contains {training}: check for "
+            "missing images"
         )
         yield Finding("warning", "image_count", title)
     ending = content.get("file_ending")

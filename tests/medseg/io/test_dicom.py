@@ -318,9 +318,9 @@ def test_folders_without_images_are_left_out_and_said(tmp_path: Path) -> None:
     found = find_images(tmp_path / "study")
     assert [each.name for each in found] == ["T2"]
     (unread,) = unread_files(tmp_path / "study", found)
-    assert "SEG: holds no DICOM images" in unread
+    assert "SEG: contains no DICOM images" in unread
     assert "1 Segmentation Storage" in unread
-    with pytest.raises(UserError, match=r"found no images in it(?s:.*)1 Segmentation Storage"):
+    with pytest.raises(UserError, match=r"contains no images(?s:.*)1 Segmentation Storage"):
         find_images(tmp_path / "study" / "SEG")
 
 

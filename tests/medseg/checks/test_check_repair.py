@@ -150,6 +150,28 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         repair(str(table), tmp_path / "of-table", ["grid"])
 
 
+def test_labels_behind_links_are_repaired_in_the_copy_and_dead_links_left_out(tmp_path: Path) -> None:
+    data = decathlon(tmp_path / "data", ["a", "b"])
+    shifted = data / "labelsTr" / "a.nii.gz"
+    save(shifted, np.roll(ball(0)[1], 2, axis=0)[:-1])
+    for place, name in ((data / "elsewhere", "a"), (tmp_path / "store", "b")):
+        place.mkdir()
+        file = data / "labelsTr" / f"{name}.nii.gz"
+        file.rename(place / "x.nii.gz")
+        file.symlink_to(place / "x.nii.gz")
+    (data / "labelsTr" / "back").symlink_to(data, target_is_directory=True)
+    (data / "imagesTr" / "gone.nii.gz").symlink_to(tmp_path / "nowhere")
+    (data / "imagesTr" / "itself.nii.gz").symlink_to(data / "imagesTr" / "itself.nii.gz")
+    before = hashes(data)
+    done = repair(str(data), tmp_path / "copy", ["grid"])
+    assert [(change.case, change.file) for change in done.changes] == [("a", "label")]
+    assert hashes(data) == before
+    assert not any(path.is_symlink() for path in done.out.rglob("*"))
+    assert {finding.kind for finding in examine(data).findings if finding.level == "error"} == {"grid"}
+    assert not examine(done.out).errors
+    assert not (done.out / "labelsTr" / "back").exists()
+
+
 def test_a_label_without_a_place_takes_the_header_of_its_image(tmp_path: Path) -> None:
     data = decathlon(tmp_path / "data", ["a", "b", "c"])
     for name in "abc":

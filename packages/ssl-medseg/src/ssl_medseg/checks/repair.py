@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +20,7 @@ from contrastive_core.training.files import check_space, replace_folder, write_a
 from ssl_medseg.datasets import Case, DataOptions
 from ssl_medseg.datasets.open import label_map_for, list_cases
 from ssl_medseg.io import Grid, grid_difference, read_grid, read_label_values, read_volume
-from ssl_medseg.io.file_types import without_path
+from ssl_medseg.io.file_types import walk, without_path
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.mask import write_on_grid
 from ssl_medseg.io.nifti import take_form
@@ -181,7 +182,9 @@ def check_copy(data: str, out: Path, *, opening: DataOptions | None = None) -> N
     """
     listing, _ = list_cases(data, opening or DataOptions())
     root, out = _places(listing.root, out)
-    found = [path.stat().st_size for path in root.rglob("*") if path.is_file()]
+    found = [
+        path.stat().st_size for folder, _, names in walk(root) for name in names if (path := folder / name).is_file()
+    ]
     check_space(
         out, sum(found), what="the copied files", files=len(found), advice="choose another folder with --repaired"
     )
@@ -222,22 +225,23 @@ def repair(data: str, out: Path, fixes: Sequence[Fix], *, opening: DataOptions |
     listing, resolved = list_cases(data, opening or DataOptions())
     labels = label_map_for(listing, opening or DataOptions())
     root, out = _places(listing.root, out)
+    base = _absolute(listing.root)
     for case in resolved.cases:
         for path in (*case.image.paths, case.label):
-            if path is not None and not path.resolve().is_relative_to(root):
+            if path is not None and not _absolute(path).is_relative_to(base):
                 raise UserError(
-                    f"{path}: lies outside the folder of the data set, {root}, and would be missing from the copy; "
+                    f"{path}: lies outside the folder of the data set, {base}, and would be missing from the copy; "
                     "move it there"
                 )
     new = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(new, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        shutil.copytree(root, new)
+        shutil.copytree(root, new, ignore=_dead_links)
         changes = [
             replace(change, left=change.left.replace(f"{new}/", ""))
             for case in resolved.cases
-            for change in _of_case(_moved(case, root, new), labels, fixes)
+            for change in _of_case(_moved(case, base, new), labels, fixes)
         ]
         log = {"format": "ssl-medseg repairs 1", "fixes": list(fixes), "changes": list(map(asdict, changes))}
         write_atomic(new / LOG, (json.dumps(log, indent=1) + "\n").encode())
@@ -247,10 +251,22 @@ def repair(data: str, out: Path, fixes: Sequence[Fix], *, opening: DataOptions |
     return Repaired(out, changes)
 
 
-def _moved(case: Case, root: Path, new: Path) -> Case:
-    moved = [replace(image, path=new / image.path.resolve().relative_to(root)) for image in case.image.channels]
+def _absolute(path: Path) -> Path:
+    """Return an absolute path without following links, which the copy replaces by the files they lead to."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 - Path.resolve follows links
+
+
+def _dead_links(folder: str, names: list[str]) -> list[str]:
+    """Return the names in a folder of links that lead nowhere, or back to the folder or one above it."""
+    above = {os.path.realpath(parent) for parent in (Path(folder), *Path(folder).parents)}
+    links = [Path(folder, name) for name in names if Path(folder, name).is_symlink()]
+    return [link.name for link in links if not link.exists() or os.path.realpath(link) in above]
+
+
+def _moved(case: Case, base: Path, new: Path) -> Case:
+    moved = [replace(image, path=new / _absolute(image.path).relative_to(base)) for image in case.image.channels]
     image = join_channels(moved)
-    return replace(case, image=image, label=case.label and new / case.label.resolve().relative_to(root))
+    return replace(case, image=image, label=case.label and new / _absolute(case.label).relative_to(base))
 
 
 def _of_case(case: Case, labels: LabelMap | None, fixes: Sequence[Fix]) -> list[Change]:

@@ -169,7 +169,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, seconds in imports.items():
         print(f"{name:18} {seconds:7.3f} s to import")
     print(f"equal voxels {equal:.4f}")
-    nnunet_words = "nnU-Net's predictor takes slice after slice, mirrors none, and resamples by cubic splines. "
+    nnunet_words = (
+        "nnU-Net's predictor processes one slice at a time, without mirroring, and resamples with cubic splines. "
+    )
     if arguments.out is not None:
         volumes = "generated volumes" if arguments.images is None else f"volumes of {arguments.images.parent.name}"
         config = {name: getattr(arguments, name) for name in ("shape", "size", "width", "threads", "rounds")}
@@ -189,11 +191,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                     ],
                 },
                 "notes": [
-                    f"Median seconds from file to mask on {volumes}, the same U-Net of width {arguments.width} and "
-                    f"slices of {arguments.size} x {arguments.size} pixels, {arguments.threads or 'all'} thread(s); "
-                    "the MONAI script is SliceInferer with the transforms of its tutorials. "
+                    f"Median seconds from image file to mask file, on {volumes} with the same U-Net of width "
+                    f"{arguments.width} and slices of {arguments.size} x {arguments.size} pixels, {arguments.threads or 'all'} thread(s). "
+                    "The MONAI script uses SliceInferer and the transforms of MONAI's tutorials. "
                     f"{nnunet_words if arguments.nnunet else ''}{equal:.2%} of the voxels are equal"
-                    f"{', but for those of nnU-Net' if arguments.nnunet else ''}. Imports, paid once, take "
+                    f"{', except for nnU-Net' if arguments.nnunet else ''}. Importing, once per process, takes "
                     + " and ".join(f"{seconds:.1f} s ({name})" for name, seconds in imports.items())
                     + "."
                 ],

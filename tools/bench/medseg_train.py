@@ -119,8 +119,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                     "rows": rows,
                 },
                 "notes": [
-                    f"A step of train, {arguments.batch_size} slices of {size} x {size} pixels, U-Net of width "
-                    f"{arguments.width}, {arguments.threads or 'all'} thread(s), {arguments.device}; median of "
+                    f"A training step with {arguments.batch_size} slices of {size} x {size} pixels, U-Net of width "
+                    f"{arguments.width}, {arguments.threads or 'all'} thread(s), {arguments.device}: median of "
                     f"{arguments.rounds} alternating rounds."
                 ],
             },

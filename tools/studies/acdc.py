@@ -354,14 +354,15 @@ def main() -> None:
             raise SystemExit(f"not all results are there, for {', '.join(missing)} did not end well")
     top = ceiling(study.upper(1)[0].result.parent, study.data, study.split(1, 1))
     notes = [
-        "Mean foreground Dice of the 20 volumes of 10 test patients on their own grids: mean and standard deviation "
-        "over the draws of labelled patients that have run (of all labels: over seeds), one run per cell. Slices of "
-        f"64 x 64 pixels, U-Net of width 8, the package's defaults; {FIRST} steps on the labels, then {ROUNDS} rounds "
-        f"of {STEPS} (labels alone: {FIRST + MORE} steps in one). Two other patients choose the step.",
-        "Steps are matched, compute is not, but for the lines that say so: the column counts the slices that went "
-        "through the network, those of the first segmenter included.",
+        "Mean foreground Dice of the 20 volumes of 10 test patients on their original grids: mean and standard "
+        "deviation over the completed draws of labelled patients (with all labels, over seeds), one run per draw. "
+        "Slices of 64 x 64 pixels, U-Net of width 8, and the defaults of the package; "
+        f"{FIRST} steps on the labels, then {ROUNDS} rounds of {STEPS} steps (labels alone: {FIRST + MORE} steps "
+        "without interruption). The step is chosen on two validation patients.",
+        "The number of steps is matched, but compute is matched only in the rows that say so. The column with "
+        "thousands of slices counts all slices processed by the network, including those of the initial segmenter.",
         *filter(None, (claims(study.scores(count), count) for count in sorted(COUNTS))),
-        f"The truth itself, drawn on these pixels and brought back, has Dice {top:.3f}.",
+        f"The true labels, resampled to these pixels and back, have a Dice of {top:.3f}.",
     ]
     write_result(
         arguments.out,

@@ -152,9 +152,9 @@ def main() -> None:
             "config": {"commands": [job.line for job in jobs if job.result.exists()]},
             "table": {"columns": ["method", "draws", "Dice", "HD95, mm", "ASSD, mm"], "rows": rows(study)},
             "notes": [
-                "Mean over both zones and 3 test patients on the images' own grids; mean and standard deviation over "
-                "the draws of 2 labelled patients that have run. Slices of 64 x 64 pixels, U-Net of width 8, the "
-                "package's defaults. One patient chooses the step and whether self-training is kept."
+                "Mean over both zones and 3 test patients on the original grids; mean and standard deviation over the "
+                "completed draws of 2 labelled patients. Slices of 64 x 64 pixels, U-Net of width 8, and the defaults "
+                "of the package. The step, and whether self-training is kept, are chosen on one validation patient."
             ],
             "validation_dice": {str(draw): study.validation(draw) for draw in draws},
             "test": {

@@ -46,7 +46,7 @@ class Material:
         draws: of labelled patients.
         splits: what the command that draws them adds; TABLE stands for the data's `split.csv`.
         test: the test volumes, in words.
-        choosing: who chooses the step, in words.
+        choosing: Patients on whom the step is chosen, for the notes.
         upper: train on all labels, too.
         spacing: voxels that the volumes are resampled to, in mm; None: as they are.
     """
@@ -60,14 +60,14 @@ class Material:
     spacing: tuple[float, float, float] | None = None
 
 
-_PROSTATE = Material((2,), 3, ("--n-validation", "1", "--n-test", "3"), "3 test patients", "One other patient chooses")
+_PROSTATE = Material((2,), 3, ("--n-validation", "1", "--n-test", "3"), "3 test patients", "one validation patient")
 MATERIALS = {
     "acdc": Material(
         (2, 1, 3, 8),
         5,
         ("--n-validation", "2", "--table", "TABLE", "--table_test", "val"),
         "20 volumes of 10 test patients",
-        "Two other patients choose",
+        "two validation patients",
         upper=True,
     ),
     "prostate": _PROSTATE,
@@ -359,13 +359,14 @@ def main() -> None:
                 "rows": rows(study),
             },
             "notes": [
-                f"Mean foreground Dice of the {material.test} on their own grids: mean and standard deviation over "
-                f"the draws that have run. Recipe strong, effort {study.effort}: slices of {size} x {size} pixels, "
-                f"N = {steps:,} steps of 12 labelled slices, and of the methods 12 unlabelled ones; precision "
-                f"{study.precision}. {material.choosing} the step, mirroring and largest components. HD95 is in mm, on "
-                "ACDC, whose files state no size, in voxels.",
-                "Steps are matched: the methods begin with the first line. A step of a method costs about 2.5 times "
-                "a step on labels alone, because unlabelled slices pass the student and the teacher.",
+                f"Mean foreground Dice of the {material.test} on their original grids: mean and standard deviation "
+                f"over the completed draws. Recipe strong, effort {study.effort}: slices of {size} x {size} pixels, "
+                f"N = {steps:,} steps of 12 labelled slices, and 12 unlabelled ones in self-training; precision "
+                f"{study.precision}. The step, mirroring and largest components are chosen on {material.choosing}. "
+                "HD95 is in mm; on ACDC, whose files do not state the voxel size, it is in voxels.",
+                "The number of steps is matched: methods of self-training start from the model of the first row and "
+                "train for N further steps. A step of self-training costs about 2.5 times a step on labels alone, because "
+                "unlabelled slices pass through both student and teacher.",
             ],
         },
     )  # fmt: skip

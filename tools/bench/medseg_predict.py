@@ -192,7 +192,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 },
                 "notes": [
                     f"Median seconds from image file to mask file, on {volumes} with the same U-Net of width "
-                    f"{arguments.width} and slices of {arguments.size} x {arguments.size} pixels, {arguments.threads or 'all'} thread(s). "
+                    f"{arguments.width} and slices of {arguments.size} x {arguments.size} pixels, "
+                    f"{arguments.threads or 'all'} thread(s). "
                     "The MONAI script uses SliceInferer and the transforms of MONAI's tutorials. "
                     f"{nnunet_words if arguments.nnunet else ''}{equal:.2%} of the voxels are equal"
                     f"{', except for nnU-Net' if arguments.nnunet else ''}. Importing, once per process, takes "

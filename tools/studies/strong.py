@@ -365,8 +365,8 @@ def main() -> None:
                 f"{study.precision}. The step, mirroring and largest components are chosen on {material.choosing}. "
                 "HD95 is in mm; on ACDC, whose files do not state the voxel size, it is in voxels.",
                 "The number of steps is matched: methods of self-training start from the model of the first row and "
-                "train for N further steps. A step of self-training costs about 2.5 times a step on labels alone, because "
-                "unlabelled slices pass through both student and teacher.",
+                "train for N further steps. A step of self-training costs about 2.5 times a step on labels alone, "
+                "because unlabelled slices pass through both student and teacher.",
             ],
         },
     )  # fmt: skip

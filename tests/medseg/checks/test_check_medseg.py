@@ -268,7 +268,7 @@ def test_the_source_of_patients_is_named(tmp_path: Path) -> None:
     table = data / "cases.csv"
     rows = "a,P1,imagesTr/a.nii.gz,labelsTr/a.nii.gz\nb,{},imagesTr/b.nii.gz,labelsTr/b.nii.gz\n"
     table.write_text("case,patient,image,label\n" + rows.format("P1"))
-    assert "patients   1, listed in the column patient; a belongs to patient P1" in examine(table).text()
+    assert "patients   1, listed in the column patient; a belongs to P1" in examine(table).text()
     table.write_text("case,patient,image,label\n" + rows.format(""))
     assert examine(table).rule.startswith("listed in the column patient for 1 case, otherwise derived from the names")
     assert examine(table, opening=DataOptions(patient_pattern=".")).rule == (

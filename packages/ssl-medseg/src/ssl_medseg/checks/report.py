@@ -93,7 +93,7 @@ def _numbers(report: Report) -> Iterator[str]:
     counts = Counter(one.case.patient for one in report.facts)
     if counts:
         first = report.facts[0].case
-        yield f"patients   {len(counts)}, {report.rule}; {first.name} belongs to patient {first.patient}"
+        yield f"patients   {len(counts)}, {report.rule}; {first.name} belongs to {first.patient}"
     if len(report.channels) > 1:
         yield f"channels   {', '.join(report.channels)}, resampled to the grid of {report.channels[0]}"
     if not good:

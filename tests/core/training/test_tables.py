@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.documents import read_text
 from contrastive_core.training.split_names import canonical_split, find_splits, split_word
-from contrastive_core.training.tables import find_columns, is_missing, local_path, read_list_text, refuse_drives
+from contrastive_core.training.tables import find_columns, is_missing, local_path, refuse_drives
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -17,7 +18,7 @@ from contrastive_core.training.tables import find_columns, is_missing, local_pat
 def test_lists_are_read_in_any_encoding_and_with_any_line_ends(tmp_path: Path, encoding: str, end: str) -> None:
     file = tmp_path / "list.txt"
     file.write_bytes(f"ü.mp4{end}日本.mp4{end}".encode(encoding))
-    assert read_list_text(file, expected="a list") == "ü.mp4\n日本.mp4\n"
+    assert read_text(file, expected="a list") == "ü.mp4\n日本.mp4\n"
 
 
 @pytest.mark.parametrize("content", ["ü".encode("latin-1"), "a.mp4".encode("utf-16-le"), b"\0\0"])
@@ -25,7 +26,7 @@ def test_what_is_no_text_is_refused(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "list.txt"
     file.write_bytes(content)
     with pytest.raises(UserError, match=r"list\.txt: .*expected a list; save it again as UTF-8"):
-        read_list_text(file, expected="a list")
+        read_text(file, expected="a list")
 
 
 def test_paths_are_found_however_they_are_written(tmp_path: Path) -> None:

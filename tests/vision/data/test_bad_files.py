@@ -81,14 +81,16 @@ def test_without_a_share_the_set_is_itself(images, log: Path) -> None:
     assert skip_bad(images, max_bad=0, log=log) is images
     digits = open_images("digits")
     assert skip_bad(digits, max_bad=0.5, log=log) is digits
-    with pytest.raises(UserError, match=r"expected 0 <= max_bad < 1, got 1\.5"):
+    with pytest.raises(UserError, match=r"max_bad is 1\.5; expected a fraction"):
         skip_bad(images, max_bad=1.5, log=log)
     assert not log.exists()
 
 
-def test_a_share_of_less_than_one_image_allows_none(images, log: Path) -> None:
-    with pytest.raises(UserError, match="found 1 unreadable files, but only 0 of 20"):
-        skip_bad(images, max_bad=0.04, log=log).read(3)
+def test_a_share_of_less_than_one_image_allows_one(images, log: Path) -> None:
+    readable = skip_bad(images, max_bad=0.04, log=log)
+    assert (readable.read(19) == images.read(0)).all()
+    with pytest.raises(UserError, match="found 2 unreadable files, but only 1 of 20 may be skipped"):
+        readable.read(3)
 
 
 def test_labels_stay_with_the_strict_set(images, log: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 _CONTROLS = (*range(32), *range(127, 160))
 _DIRECTIONS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
 UNPRINTABLE = frozenset(map(chr, (*_CONTROLS, *_DIRECTIONS)))
@@ -19,6 +21,11 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__("\n".join(map(_shortened, message.translate(_ESCAPES).split("\n"))))
+
+
+def without_path(error: Exception, path: Path) -> str:
+    """Return the message of an error about a file, without saying where the file lies."""
+    return str(error).replace(f"{path}: ", "").replace(str(path), path.name).replace(f"{path.parent}/", "")
 
 
 def _shortened(line: str) -> str:

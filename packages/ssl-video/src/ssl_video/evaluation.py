@@ -14,6 +14,7 @@ from torch import Tensor
 from contrastive_core.errors import UserError
 from contrastive_core.metrics import confusion_matrix, per_class_accuracy, top_k_accuracy
 from contrastive_core.pseudo_label import fuse
+from contrastive_core.training.config import allowed_bad
 from ssl_video.augment import spread_crops
 from ssl_video.data.clip import clip_starts
 from ssl_video.data.reader import StoredFlow, read_clip
@@ -137,6 +138,7 @@ def classify_readable(
     Raises:
         UserError: More videos than that cannot be read, or none can.
     """
+    allowed = allowed_bad(max_bad, total)
     found, places, skipped = [], [], {}
     for place, video in enumerate(videos):
         try:
@@ -144,7 +146,7 @@ def classify_readable(
             places.append(place)
         except UserError as error:
             skipped[video.key] = str(error)
-            if len(skipped) > max_bad * total or len(skipped) == total:
+            if len(skipped) > allowed or len(skipped) == total:
                 raise UserError(f"{error}\n{len(skipped)} of {total} videos cannot be read; see --max-bad") from error
     return Classified(torch.stack(found), places, skipped)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -90,6 +91,20 @@ class RunOptions:
             value = getattr(self, name)
             if value not in choices:
                 raise UserError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+
+
+def allowed_bad(max_bad: float, total: int) -> int:
+    """Return the number of unreadable samples that the setting `max_bad`, a fraction, allows among so many.
+
+    A fraction above 0 allows one at least. 1 % of 73 images is less than one; rounded down, a single broken file would
+    end the run of someone who asked for it to go on, and only because the folder is small.
+
+    Raises:
+        UserError: The fraction is not in [0, 1).
+    """
+    if not 0 <= max_bad < 1:
+        raise UserError(f"max_bad is {max_bad}; expected a fraction, at least 0 and less than 1")
+    return max(1, math.floor(max_bad * total)) if max_bad else 0
 
 
 #: Name of the run options in a configuration, unless a command names them otherwise.

@@ -6,10 +6,11 @@ multiply, cells without end) becomes one error that names the file.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,20 +67,43 @@ _DEEPEST = 100
 _NODES = 1_000_000
 
 
-def read_text(path: Path, *, largest: int = _LARGEST) -> str:
-    """Read the text of a UTF-8 file, with or without byte order mark.
+def read_text(path: Path, *, largest: int = _LARGEST, expected: str = "a text file") -> str:
+    """Read the text of a file in UTF-8, or in UTF-16 with a byte order mark; lines end in a line feed.
+
+    Args:
+        path: The file.
+        largest: Largest size in bytes.
+        expected: What the file should be, for the message: "a CSV file".
 
     Raises:
-        UserError: The file cannot be read, is not UTF-8, or is larger than so many bytes.
+        UserError: The file cannot be read, is not text, or is larger than that.
     """
-    with reading(path, "cannot be read", "expected a text file in UTF-8"):
+    with reading(path, "cannot be read as text in UTF-8", f"expected {expected}; save it again as UTF-8"):
         content = bytearray()
         with path.open("rb") as file:
             while len(content) <= largest and (more := file.read(min(_PIECE, largest + 1 - len(content)))):
                 content += more
         if len(content) <= largest:
-            return content.decode("utf-8-sig")
+            is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+            text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
+            if "\0" in text:
+                raise ValueError("it holds null bytes")
+            return text.replace("\r\n", "\n").replace("\r", "\n")
     raise UserError(f"{path}: is larger than {size(largest)}, which no file of this kind is; is it the right one?")
+
+
+def to_json_lines(head: Mapping[str, object], lists: Mapping[str, Sequence[object] | Mapping[str, object]]) -> bytes:
+    """Return a JSON object that is read and compared line by line: a line per entry of the head and of every list."""
+    lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
+    for name, listed in lists.items():
+        opening, closing = "{}" if isinstance(listed, Mapping) else "[]"
+        if isinstance(listed, Mapping):
+            entries = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in listed.items()]
+        else:
+            entries = [json.dumps(entry) for entry in listed]
+        inside = "\n  " + ",\n  ".join(entries) + "\n " if entries else ""
+        lines.append(f" {json.dumps(name)}: {opening}{inside}{closing}")
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
 def read_json(path: Path) -> Any:

@@ -55,9 +55,10 @@ class Outputs:
             self._refuse_inputs(existing, foreign, inputs)
             self._refuse_folders(existing)
         if foreign and not overwrite:
+            verb, it, has = ("exists", "it", "it has") if len(foreign) == 1 else ("exist", "them", "they have")
             raise UserError(
-                f"{_listed(foreign)} exists, and `{command}` did not write it here or it has been changed since; "
-                "choose another place for the output, move the file away, or replace it with --overwrite"
+                f"{_listed(foreign)} {verb}, and `{command}` did not write {it} here or {has} been changed since; "
+                f"choose another place for the output, move {it} away, or replace {it} with --overwrite"
             )
         self._replaced = foreign
         for place in {path.parent for path in self._targets}:

@@ -1,37 +1,16 @@
-"""Read the lists and tables that people and spreadsheets write: encodings, columns, paths, missing values."""
+"""Understand the lists and tables that people and spreadsheets write: columns, paths, missing values."""
 
 from __future__ import annotations
 
-import codecs
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from contrastive_core.errors import UserError
-from contrastive_core.training.documents import reading
 
 _MISSING = frozenset({"", "nan", "<na>", "n/a", "null"})  # written by other programs for missing values
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
-
-
-def read_list_text(file: Path, *, expected: str) -> str:
-    """Read a text file in UTF-8, or in UTF-16 with a byte order mark; lines end in a line feed.
-
-    Args:
-        file: The file.
-        expected: What it should be, for the message: "a CSV file".
-
-    Raises:
-        UserError: It cannot be opened, or is not text.
-    """
-    with reading(file, "cannot be read as text in UTF-8", f"expected {expected}; save it again as UTF-8"):
-        content = file.read_bytes()
-        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
-    if "\0" in text:
-        raise UserError(f"{file}: is not text in UTF-8; expected {expected}; save it again as UTF-8")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def is_missing(text: str) -> bool:

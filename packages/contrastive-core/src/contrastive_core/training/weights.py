@@ -70,6 +70,11 @@ def plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
+def below_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix, by the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def _read(file: Path) -> Any:
     if not file.is_file():
         raise UserError(f"{file}: no such file; expected weights as .safetensors, .pt, .pth or .ckpt")

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrastive_core.app.checks import Finding, Item, Level
-from contrastive_core.errors import UserError
+from contrastive_core.errors import UserError, without_path
 from contrastive_core.text import several
 from ssl_medseg.datasets.dataset import Case
 from ssl_medseg.io import Grid, grid_difference, read_label_values, read_volume
 from ssl_medseg.io.channels import share_covered
 from ssl_medseg.io.dicom import series_images
-from ssl_medseg.io.file_types import DICOM_ENDINGS, is_series, without_path
+from ssl_medseg.io.file_types import DICOM_ENDINGS, is_series
 from ssl_medseg.io.label_map import ROUNDING, LabelMap
 from ssl_medseg.io.nifti import one_volume, open_nifti
 from ssl_medseg.io.volume import ImageFile, rounding_note

@@ -14,13 +14,13 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from contrastive_core.errors import UserError
+from contrastive_core.errors import UserError, without_path
 from contrastive_core.text import several
 from contrastive_core.training.files import check_space, replace_folder, write_atomic
 from ssl_medseg.datasets import Case, DataOptions
 from ssl_medseg.datasets.open import label_map_for, list_cases
 from ssl_medseg.io import Grid, grid_difference, read_grid, read_label_values, read_volume
-from ssl_medseg.io.file_types import walk, without_path
+from ssl_medseg.io.file_types import walk
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.mask import write_on_grid
 from ssl_medseg.io.nifti import take_form

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from contrastive_core.errors import UserError
-from contrastive_core.training.documents import reading
+from contrastive_core.training.documents import reading, to_json_lines
 from contrastive_core.training.files import sha256
 from contrastive_core.training.outputs import write_once
 from ssl_medseg.datasets.dataset import Case, DataSet
@@ -196,15 +196,8 @@ def _bytes(split: Split, dataset: DataSet, files: Mapping[str, Fingerprint]) -> 
     """Format the file, with one case per line."""
     listed = {part: [[c.name, c.patient] for c in dataset.select(names)] for part, names in split.parts.items()}
     head = {"format": FORMAT, "data": dataset.name, "settings": dict(split.settings), "sha256": _digest(listed)}
-    lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
-    for part, pairs in listed.items():
-        rows = ",\n".join(f"  {json.dumps(pair)}" for pair in pairs)
-        lines.append(f' "{part}": [\n{rows}\n ]' if pairs else f' "{part}": []')
-    names = [name for pairs in listed.values() for name, _ in pairs if name in files]
-    hashes = [f"  {json.dumps(name)}: {json.dumps(files[name])}" for name in names]
-    if hashes:
-        lines.append(' "files": {\n' + ",\n".join(hashes) + "\n }")
-    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+    hashes = {name: files[name] for pairs in listed.values() for name, _ in pairs if name in files}
+    return to_json_lines(head, {**listed, "files": hashes} if hashes else listed)
 
 
 def _digest(listed: Mapping[str, list[list[str]]]) -> str:

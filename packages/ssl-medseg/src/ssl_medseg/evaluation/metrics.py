@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from contrastive_core.errors import UserError
 from ssl_medseg.evaluation.results import Found, StructureScore
@@ -16,20 +17,20 @@ from ssl_medseg.evaluation.results import Found, StructureScore
 Classes = NDArray[np.uint8]
 
 
-def class_dice(prediction: NDArray[Any], truth: NDArray[Any], *, classes: int) -> NDArray[np.float64]:
+def class_dice(prediction: NDArray[Any] | Tensor, truth: NDArray[Any] | Tensor, *, classes: int) -> NDArray[np.float64]:
     """Compute the Dice coefficient of every class over all voxels, as in the paper's evaluation.
 
         2 |P and T| / (|P| + |T|)
 
     Args:
-        prediction: Class numbers, of any shape.
+        prediction: Class numbers, of any shape, as an array or a tensor.
         truth: Class numbers of the same shape.
         classes: Number of classes C, including the background.
 
     Returns:
         Float64 ``[C]``: 0 for a class that only one of the two contains, NaN for a class that neither contains.
     """
-    both, predicted, true = _overlap(prediction, truth, classes)
+    both, predicted, true = _overlap(_array(prediction), _array(truth), classes)
     with np.errstate(invalid="ignore"):
         return np.asarray(2 * both / (predicted + true))
 
@@ -92,6 +93,10 @@ def measure(
             )
         )
     return tuple(scores)
+
+
+def _array(classes: NDArray[Any] | Tensor) -> NDArray[Any]:
+    return classes.cpu().numpy() if isinstance(classes, Tensor) else classes
 
 
 def _overlap(prediction: NDArray[Any], truth: NDArray[Any], classes: int) -> tuple[NDArray[np.int64], ...]:

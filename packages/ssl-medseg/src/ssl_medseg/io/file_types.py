@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from contrastive_core.errors import UserError
+from contrastive_core.errors import UserError, without_path
 
 # NIfTI comes first; other formats need their reader installed. An .img file is an image if its .hdr is in the folder.
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".img", ".mgz", ".mgh")
@@ -168,11 +168,6 @@ def has_dicom_mark(file: Path) -> bool:
             return opened.read(_DICOM_OFFSET + 4)[_DICOM_OFFSET:] == _DICOM_MARK
     except OSError:
         return False
-
-
-def without_path(error: Exception, path: Path) -> str:
-    """Return the message of an error about a file, without the path of the file."""
-    return str(error).replace(f"{path}: ", "").replace(str(path), path.name).replace(f"{path.parent}/", "")
 
 
 def without_paths(error: Exception, paths: Iterable[Path]) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contrastive_core.distributed import is_distributed, world_size
+from contrastive_core.similarity.precision import full
 
 _SMALLEST = 1e-10
 
@@ -44,7 +45,7 @@ def dice_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None, *, b
     >>> [round(dice_loss(sure, torch.tensor(target)).item(), 4) for target in ([[[0, 1]]], [[[0, 0]]])]
     [0.0, 0.6667]
     """
-    logits = _precise(logits)
+    logits = full(logits)
     share = shares(target, like=logits)
     probability = logits.softmax(1)
     if weight is not None:
@@ -78,7 +79,7 @@ def cross_entropy(
     Raises:
         ValueError: The shapes do not match.
     """
-    logits = _precise(logits)
+    logits = full(logits)
     share = shares(target, like=logits)
     loss = -(share * logits.log_softmax(1)).sum(1)
     if weights is not None:
@@ -121,7 +122,7 @@ def dice_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = N
     >>> [round(dice_cross_entropy(sure, torch.tensor(target)).item(), 3) for target in ([[[0, 1]]], [[[0, 0]]])]
     [0.0, 9.5]
     """
-    logits = _precise(logits)
+    logits = full(logits)
     share = shares(target, like=logits)
     log_probability = logits.log_softmax(1)
     entropy = -(share * log_probability).sum(1)
@@ -170,10 +171,6 @@ def shares(target: Tensor, *, like: Tensor) -> Tensor:
         f"the target has the shape {tuple(target.shape)} and type {target.dtype} for logits {tuple(like.shape)}; "
         f"expected integers {(batch, height, width)} or class fractions {tuple(like.shape)}"
     )
-
-
-def _precise(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 SegmentationLoss = Literal["dice-ce", "dice", "dice-foreground", "cross-entropy"]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
+from contrastive_core.similarity.precision import full
 
 CrfName = Literal["off", "mild", "official", "official-prostate"]
 
@@ -91,7 +92,7 @@ def dense_crf(images: Tensor, probabilities: Tensor, options: CrfOptions) -> Ten
         raise ValueError(f"dense_crf: images {list(images.shape)}, expected [S, K, H, W] beside [S, C, H, W]")
     if images.shape[0::2] != probabilities.shape[0::2] or images.shape[3] != probabilities.shape[3]:
         raise ValueError(f"dense_crf: images {list(images.shape)} and probabilities {list(probabilities.shape)} differ")
-    log_p = probabilities.to(torch.promote_types(probabilities.dtype, torch.float32)).clamp(min=_TINY).log()
+    log_p = full(probabilities).clamp(min=_TINY).log()
     kernels = []
     if options.smooth_weight:
         kernels.append((options.smooth_weight, _Kernel(log_p, options.smooth_sigma, None)))

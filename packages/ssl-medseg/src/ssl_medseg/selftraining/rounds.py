@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -124,14 +125,8 @@ def _predict(
 def _agreement_of_views(views: Tensor) -> float:
     """Return the Dice of the first view with the others, averaged over the views and the structures found."""
     named = views.argmax(2)
-    scores = [label_map_dice(named[0], other, views.shape[2])[1:] for other in named[1:]]
-    found = torch.cat(scores)
-    return float(found[~found.isnan()].mean()) if bool((~found.isnan()).any()) else 0.0
-
-
-def label_map_dice(a: Tensor, b: Tensor, classes: int) -> Tensor:
-    """Apply `class_dice` to two label maps given as tensors; float64 [C]."""
-    return torch.from_numpy(class_dice(a.cpu().numpy(), b.cpu().numpy(), classes=classes))
+    scores = np.array([class_dice(named[0], other, classes=views.shape[2])[1:] for other in named[1:]])
+    return 0.0 if np.isnan(scores).all() else float(np.nanmean(scores))
 
 
 def write_pseudo_labels(path: Path, made: Sequence[PseudoCase]) -> None:
@@ -267,7 +262,7 @@ def describe(
     if last is not None:
         before = torch.cat([case.predicted.flatten() for case in last])
         found.change = float((before != predicted).float().mean())
-        scores = label_map_dice(before, predicted, len(structures) + 1)[1:].tolist()
+        scores = class_dice(before, predicted, classes=len(structures) + 1)[1:].tolist()
         found.dice_to_last = {
             name: None if math.isnan(score) else score for name, score in zip(structures, scores, strict=True)
         }
@@ -362,7 +357,7 @@ def score_withheld_labels(folder: Path, structures: Sequence[str], truth: Mappin
     for found in read_rounds(folder):
         made = read_pseudo_labels(pseudo_file(folder, found.round))
         per_case = {
-            case.name: label_map_dice(case.predicted, truth[case.name], len(structures) + 1)[1:]
+            case.name: torch.from_numpy(class_dice(case.predicted, truth[case.name], classes=len(structures) + 1)[1:])
             for case in made
             if case.name in truth
         }

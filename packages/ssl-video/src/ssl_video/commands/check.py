@@ -51,7 +51,7 @@ def check(
     others with sound, very short videos.
 
     Args:
-        data: Folder of class folders, CSV file or list of videos, see `ssl_video.data.open_videos`.
+        data: Folder of class folders, CSV file with a column path, or list of lines ``path class``.
         part: Part of the data, such as train or test; by default all of it.
         out: CSV file to write, with one row per video and its problem; it can be given as `data` later.
         decode: Decode every frame, which finds damage within files; ``--no-decode`` only opens the files.

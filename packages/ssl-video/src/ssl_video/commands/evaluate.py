@@ -9,6 +9,7 @@ import torch
 
 from contrastive_core.app.report.figures import confusion_figure, to_png
 from contrastive_core.errors import UserError
+from contrastive_core.training.config import allowed_bad
 from contrastive_core.training.files import open_atomic, write_atomic
 from contrastive_core.training.model_file import module_hash
 from contrastive_core.training.outputs import Outputs
@@ -57,7 +58,7 @@ def evaluate(
 
     Args:
         model: Run folder or model folder to use.
-        data: Folder of class folders, CSV file or list of videos, see `ssl_video.data.open_videos`.
+        data: Folder of class folders, CSV file with a column path, or list of lines ``path class``.
         split: Split file of `make-splits` that the network was trained with; by default all labelled videos are tested.
         part: Part of the split, test (the default) or validation; without a split, part of the data, such as test (by
             default all of it).
@@ -72,8 +73,7 @@ def evaluate(
     Returns:
         Scores of each view.
     """
-    if not 0 <= max_bad < 1:
-        raise UserError(f"max_bad is {max_bad}; expected at least 0 and less than 1")
+    allowed_bad(max_bad, 0)  # refused before the model is loaded
     recognizer = load_recognizer(model, device=device, network=network)
     recipe = recognizer.recipe
     videos, part, digest = _kept(data, split, part, recipe.classes, model=model)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from contrastive_core.errors import UserError
+from contrastive_core.text import size
 from contrastive_core.training.files import FolderLock, check_space, write_atomic
 from contrastive_core.training.launch import choose_device
 from contrastive_core.training.outputs import Outputs
@@ -51,7 +52,7 @@ class FlowResult:
             counts += f", {self.missing:,} to compute"
         text = (
             f"{self.out}: flow of {self.videos - len(self.unreadable):,} of {self.videos:,} videos, "
-            f"{_bytes(self.size)} ({counts})"
+            f"{size(self.size)} ({counts})"
         )
         if self.unreadable:
             listed = ", see videos.csv" if (self.out / "videos.csv").is_file() else ""
@@ -84,7 +85,7 @@ def flow(
     ``videos.csv`` in the folder lists every video with its flow file, or the reason why it could not be read.
 
     Args:
-        data: Folder of class folders, CSV file or list of videos, see `ssl_video.data.open_videos`.
+        data: Folder of class folders, CSV file with a column path, or list of lines ``path class``.
         out: Folder for the flow; several data sets can share it.
         part: Part of the data, such as train or test; by default all of it.
         method: Flow method: dis, dis_fast, dis_ultrafast, farneback, tvl1 or raft:FILE.
@@ -123,7 +124,7 @@ def flow(
     at = f"at a short side of {short_side}" if short_side else "at full size"
     _say(
         f"{data}: {len(files):,} different videos, of which {len(files) - len(todo):,} have their flow in {out}; the "
-        f"flow of the other {len(todo):,}, with {method} {at}, takes {_bytes(needed)} ({_bytes(free)} are free)"
+        f"flow of the other {len(todo):,}, with {method} {at}, takes {size(needed)} ({size(free)} are free)"
     )
     total, before = sum(work.size for work in files.values()), len(files) - len(todo)
     if dry_run:
@@ -153,8 +154,8 @@ def flow(
             write_atomic(out / "videos.csv", _listed(videos, works, problems, out).encode())
     finally:
         lock.release()
-    size = sum(file.stat().st_size for file in files if file not in failed)
-    return FlowResult(out, len(videos), len(todo) - len(failed), before, 0, problems, size)
+    stored = sum(file.stat().st_size for file in files if file not in failed)
+    return FlowResult(out, len(videos), len(todo) - len(failed), before, 0, problems, stored)
 
 
 class _Closed(NamedTuple):
@@ -196,12 +197,6 @@ def _listed(videos: VideoSet, works: Sequence[Work], problems: Mapping[str, str]
         problem = problems.get(video.key, "")
         writer.writerow([video.key, "" if problem else files[video.key], problem])
     return text.getvalue()
-
-
-def _bytes(count: int) -> str:
-    if count < 1_000_000:
-        return f"{count / 1e3:.1f} kB"
-    return f"{count / 1e6:.1f} MB" if count < 1_000_000_000 else f"{count / 1e9:,.1f} GB"
 
 
 def _say(text: str) -> None:

@@ -54,7 +54,7 @@ def make_splits(
     error.
 
     Args:
-        data: Folder of class folders, CSV file or list of videos, see `ssl_video.data.open_videos`.
+        data: Folder of class folders, CSV file with a column path, or list of lines ``path class``.
         out: Folder for the split files.
         fractions: Fractions of the videos of each class to label.
         per_class: Numbers of videos of each class to label, in files such as ``4each-draw0.json``.

@@ -57,7 +57,7 @@ def predict(
 
     Args:
         model: Run folder or model folder to use.
-        data: Folder of videos, one video, CSV file or list, see `ssl_video.data.open_videos`.
+        data: Folder of videos, CSV file with a column path, list of lines ``path class``, or one video.
         out: CSV file to write.
         sampling: Views, clips and crops of each video; several views are averaged.
         read: Stored optical flow, and the decoder of the frames.

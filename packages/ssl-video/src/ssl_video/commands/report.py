@@ -40,7 +40,7 @@ def report(
 
     Args:
         run: Run folder to report on.
-        data: Folder, CSV file or list of the videos, if they have moved.
+        data: Folder, CSV file or list of the videos, if they have moved; by default as in training.
         split: Split file, if it has moved.
         out: HTML file to write; by default ``report.html`` in the run's folder.
         clips: Number of clips shown in all views.

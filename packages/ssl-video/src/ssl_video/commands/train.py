@@ -73,14 +73,13 @@ def train(
     interrupted run resumes exactly, even if the data have moved.
 
     Args:
-        data: Folder of class folders, CSV file or list of videos, see `ssl_video.data.open_videos`.
+        data: Folder of class folders, CSV file with a column path, or list of lines ``path class``.
         out: Folder of the run: configuration, metrics, checkpoints, model.
         split: Split file, as written by `ssl-video make-splits`.
         recipe: Defaults of the settings that are not given: ``strong`` for those that measured best, ``paper`` for
             those of the paper: all three views, joint batch norm, threshold 0.3, augmentation at full strength.
         method: Training method.
-        init: Initial weights: run folder, model folder, or a file of PyTorchVideo, torchvision or mmaction2, see
-            `ssl_video.models.pretrained`.
+        init: Initial weights: run folder, model folder, or a file of PyTorchVideo, torchvision or mmaction2.
         inputs: Views of a clip and their size.
         clip: Frames of a clip.
         network: Network.

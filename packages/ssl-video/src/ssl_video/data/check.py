@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import av.logging
 
 from contrastive_core.app.checks import Finding, Item
-from contrastive_core.errors import UserError
+from contrastive_core.errors import UserError, without_path
 from contrastive_core.text import several
 from contrastive_core.training.progress import track
 from ssl_video.data.audio_reader import read_audio
@@ -82,7 +82,7 @@ def look_at(video: Video, *, decode: bool) -> Facts:
             decoding = decode_all(video.path)
             sound_problem = _sound_problem(video, index)
     except UserError as error:
-        return Facts(video, problem=_without_path(error, video))
+        return Facts(video, problem=without_path(error, video.path))
     except OSError as error:
         return Facts(video, problem=f"cannot be read ({error.strerror})")
     problem = None
@@ -102,17 +102,13 @@ def _sound_problem(video: Video, index: VideoIndex) -> str | None:
         with _quietly():
             read_audio(video.path, 0.0, index.duration, rate=_ROUGH_RATE)
     except UserError as error:
-        return _without_path(error, video)
+        return without_path(error, video.path)
     return None
 
 
 def _quietly() -> av.logging.Capture:
     # Hide FFmpeg's messages in this thread: an error that matters is raised, and reported once.
     return av.logging.Capture(local=True)
-
-
-def _without_path(error: UserError, video: Video) -> str:
-    return str(error).removeprefix(f"{video.path}: ")
 
 
 def _broken(facts: Sequence[Facts]) -> Iterator[Finding]:

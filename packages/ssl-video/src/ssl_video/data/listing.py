@@ -13,9 +13,9 @@ from pathlib import Path
 from contrastive_core.app.checks import most_first
 from contrastive_core.errors import UserError
 from contrastive_core.text import several, some_of
-from contrastive_core.training.documents import reading
+from contrastive_core.training.documents import read_text, reading
 from contrastive_core.training.split_names import find_splits
-from contrastive_core.training.tables import find_columns, is_missing, local_path, read_list_text, refuse_drives
+from contrastive_core.training.tables import find_columns, is_missing, local_path, refuse_drives
 from ssl_video.data.videos import SUFFIXES, Video, VideoSet, canonical_part
 
 _UCF_GROUP = re.compile(r"_(g\d+)_c\d+")
@@ -198,7 +198,7 @@ def read_lines(file: Path) -> list[tuple[str, str | None]]:
         UserError: It cannot be read as text, or a line names no video, or several numbers.
     """
     entries, lines = [], []
-    for number, line in enumerate(read_list_text(file, expected=_EXPECTED).split("\n"), start=1):
+    for number, line in enumerate(read_text(file, expected=_EXPECTED).split("\n"), start=1):
         if not line.strip():
             continue
         found = _LINE.fullmatch(line.strip())
@@ -241,7 +241,7 @@ def read_table(file: Path, notes: list[str] | None = None) -> list[dict[str, str
 
 
 def _read_table(file: Path, notes: list[str]) -> list[dict[str, str]] | None:
-    text = read_list_text(file, expected=_EXPECTED)
+    text = read_text(file, expected=_EXPECTED)
     first = text.partition("\n")[0]
     for delimiter in (",", ";", "\t"):
         names = [name.strip().lower() for name in next(csv.reader([first], delimiter=delimiter), [])]

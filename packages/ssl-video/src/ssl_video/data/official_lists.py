@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from contrastive_core.errors import UserError
-from contrastive_core.training.tables import read_list_text
+from contrastive_core.training.documents import read_text
 from ssl_video.data.listing import kinetics_name, read_lines, read_table
 from ssl_video.data.videos import VideoSet
 
@@ -76,7 +76,7 @@ def _hmdb(path: Path, videos: VideoSet) -> OfficialList:
     kinds: dict[str, list[_Entry]] = {"1": [], "2": [], "0": []}
     for file, match in found:
         if match["split"] == split:
-            for line in filter(str.strip, read_list_text(file, expected="HMDB-51's lists").split("\n")):
+            for line in filter(str.strip, read_text(file, expected="HMDB-51's lists").split("\n")):
                 name, _, kind = line.strip().rpartition(" ")
                 if kind not in kinds:
                     raise UserError(f"{file}: found the line {line!r}; expected `video.avi 0`, 1 or 2")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import math
 import sys
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.config import allowed_bad
 from contrastive_core.training.documents import read_json_lines, reading
 from contrastive_core.training.files import append_line
 from ssl_video.data import torchcodec_reader
@@ -338,8 +338,8 @@ class ClipDataset(Dataset[Sample]):
     """One random clip of every video: a map-style data set, whose items are a function of (seed, index).
 
     An unreadable file is reported on standard error, recorded in `log` and replaced by the next readable video (of the
-    same class if `by_class` is set), for up to ``floor(max_bad * N)`` files; one more raises an error. The length of an
-    epoch therefore stays the same, and the order does not depend on the number of workers.
+    same class if `by_class` is set), for as many files as `allowed_bad` allows; one more raises an error. The length of
+    an epoch therefore stays the same, and the order does not depend on the number of workers.
 
     Args:
         videos: Videos.
@@ -369,12 +369,10 @@ class ClipDataset(Dataset[Sample]):
         log: Path | None = None,
         by_class: bool = False,
     ) -> None:
-        if not 0 <= max_bad < 1:
-            raise UserError(f"max_bad is {max_bad}; expected a share of the videos, at least 0 and less than 1")
         check_reader(reader)
         self.videos, self.spec, self.following, self.audio, self.flow = videos, spec, following, audio, flow
         self.reader: ReaderName = reader
-        self._allowed, self._log, self._by_class = math.floor(max_bad * len(videos)), log, by_class
+        self._allowed, self._log, self._by_class = allowed_bad(max_bad, len(videos)), log, by_class
         self._bad: set[int] = set()
 
     def __len__(self) -> int:

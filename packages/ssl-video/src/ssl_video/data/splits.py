@@ -18,7 +18,7 @@ from typing import Literal, TypeVar
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, permutation
 from contrastive_core.text import some_of
-from contrastive_core.training.documents import read_json, reading
+from contrastive_core.training.documents import read_json, reading, to_json_lines
 from contrastive_core.training.outputs import write_once
 from ssl_video.data.videos import VideoSet
 
@@ -82,11 +82,7 @@ class Split:
     def to_bytes(self) -> bytes:
         """Return the content of the split file, with one video per line."""
         head = {"format": FORMAT, **{"settings": self.settings}, "sha256": self.digest, "classes": list(self.classes)}
-        lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
-        for name in ("train", "labelled", "validation", "test"):
-            listed = [json.dumps(list(entry) if isinstance(entry, tuple) else entry) for entry in getattr(self, name)]
-            lines.append(f' "{name}": [' + ("\n  " + ",\n  ".join(listed) + "\n ]" if listed else "]"))
-        return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+        return to_json_lines(head, {name: getattr(self, name) for name in ("train", "labelled", "validation", "test")})
 
 
 def read_split(file: str | Path) -> Split:

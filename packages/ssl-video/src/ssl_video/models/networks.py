@@ -45,8 +45,8 @@ class NetworkOptions:
     """Network and normalisation.
 
     Attributes:
-        name: Name of the network, see the table; or a custom network as ``package.module:function``, a function that
-            is called with the number of classes.
+        name: Name of the network, such as small_slow (for CPUs), slow_r50, x3d_s or r3d_18; or a custom network as
+            ``package.module:function``, a function that is called with the number of classes. The table lists all.
         width: Channels after the stem of ``slow_r50`` (64 in the paper) and ``small_slow``; 0 for 64 and 16.
         dropout: Dropout before the last layer; not applied to custom networks.
         mean: Mean of the normalisation of pictures in [0, 1]: one number or three.

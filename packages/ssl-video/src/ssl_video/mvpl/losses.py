@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from contrastive_core.pseudo_label import fuse, hard_labels, sharpen
 from contrastive_core.rng import derive, uniform
+from contrastive_core.similarity.precision import full
 
 TargetKind = Literal["self", "random", "cross", "aggregated"]
 TARGETS: tuple[TargetKind, ...] = ("self", "random", "cross", "aggregated")
@@ -53,7 +54,7 @@ def make_targets(
     Reference: Xiong, Fan, Grauman and Feichtenhofer, "Multiview Pseudo-Labeling for Semi-supervised Learning from
     Video", ICCV 2021, figure 2.
     """
-    logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+    logits = full(logits.detach())
     probabilities = logits.softmax(dim=-1)
     there = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device) if present is None else present
     if kind == "self":
@@ -179,19 +180,15 @@ def feature_distance(student: Tensor, teacher: Tensor) -> Tensor:
     section 3.3. The paper compares two networks after each of four stages and adds a contrastive loss; this function
     compares features of one network, after its last pooling.
     """
-    return (1 - F.cosine_similarity(_precise(student), _precise(teacher.detach()), dim=-1)).mean()
+    return (1 - F.cosine_similarity(full(student), full(teacher.detach()), dim=-1)).mean()
 
 
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy ``[M, N]`` of logits ``[M, N, K]`` with classes ``[M, N]`` or distributions ``[M, N, K]``."""
     m, n, k = logits.shape
-    flat = _precise(logits).reshape(m * n, k)
+    flat = full(logits).reshape(m * n, k)
     expected = target.reshape(m * n) if target.ndim == 2 else target.reshape(m * n, k).to(flat.dtype)
     return F.cross_entropy(flat, expected, reduction="none").view(m, n)
-
-
-def _precise(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _there(present: Tensor | None, like: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from contrastive_core.training.config import from_plain
+from contrastive_core.training.config import allowed_bad, from_plain
 from contrastive_core.training.documents import read_json, reading
 from contrastive_core.training.files import sha256, write_atomic
 from ssl_video.data.video_index import index_video
@@ -134,7 +133,7 @@ class FlowCache:
             with ThreadPoolExecutor() as pool:
                 there = list(pool.map(self._has, part.videos))
             lacking = [video for video, has in zip(part.videos, there, strict=True) if not has]
-            if len(lacking) > math.floor(max_bad * len(part)):
+            if len(lacking) > allowed_bad(max_bad, len(part)):
                 raise UserError(
                     f"{self.folder}: {len(lacking)} of the {len(part)} videos have no flow there ({lacking[0].key}); "
                     "they are new, have changed, or cannot be read. Run `ssl-video flow` on this folder again: it "

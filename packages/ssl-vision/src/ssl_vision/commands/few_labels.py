@@ -25,6 +25,7 @@ from ssl_vision.data import ImageSet, Subset, list_splits, open_images
 from ssl_vision.data.class_names import find_class_names
 from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.evaluation.features import extract
+from ssl_vision.evaluation.few_labels import percent_correct
 from ssl_vision.evaluation.probes import choose_logistic, knn_scores, stratified_folds
 from ssl_vision.labels.files import LabelFile, write_label_file
 from ssl_vision.labels.subsets import check_classes, require_two_classes, training_set
@@ -332,7 +333,7 @@ def _linear(
         card = classifier_card(start.architecture, classes, class_names=class_names)
         save_model(out / "linear" / "model", dict(network.state_dict()), card)
     with torch.no_grad():
-        test = None if queries is None or truth is None else _percent(classifier(queries), truth)
+        test = None if queries is None or truth is None else percent_correct(classifier(queries), truth)
     right = torch.zeros(len(y), dtype=torch.bool) if found.right is None else found.right
     return _Tried("linear", f"l2 {found.fit.l2:.3g}", right, torch.full_like(right, bool(found.accuracies)), test)
 
@@ -353,7 +354,7 @@ def _neighbours(
             best, answers = k, right
     test = None
     if queries is not None and truth is not None:
-        test = _percent(knn_scores(queries, x, y, num_classes=classes, k=best), truth)
+        test = percent_correct(knn_scores(queries, x, y, num_classes=classes, k=best), truth)
     return _Tried("knn", f"k {best}", answers, torch.full_like(answers, bool(parts)), test)
 
 
@@ -421,7 +422,3 @@ def _without(count: int, held_out: Tensor) -> Tensor:
     stay = torch.ones(count, dtype=torch.bool)
     stay[held_out] = False
     return torch.nonzero(stay).flatten()
-
-
-def _percent(scores: Tensor, labels: Tensor) -> float:
-    return 100 * int((scores.argmax(dim=1) == labels).sum()) / len(labels)

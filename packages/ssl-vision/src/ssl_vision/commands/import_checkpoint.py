@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.documents import read_text
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.model_file import model_files, save_model
 from contrastive_core.training.names import check_labels
 from contrastive_core.training.outputs import Outputs
-from contrastive_core.training.tables import read_list_text
 from ssl_vision.importing.imported import Imported
 from ssl_vision.importing.simclr import read_simclr
 from ssl_vision.importing.tensorflow import is_bundle
@@ -149,7 +149,7 @@ def _write_classifier(imported: Imported, out: Path, layer: int, file: Path | No
 def _class_names(file: Path | None, count: int) -> list[str]:
     if file is None:
         return [str(number) for number in range(count)]
-    lines = read_list_text(Path(file), expected="a text file with one class name per line").split("\n")
+    lines = read_text(Path(file), expected="a text file with one class name per line").split("\n")
     names = [line.strip() for line in lines if line.strip()]
     if len(names) != count or len(set(names)) != count:
         raise UserError(f"--classes {file} has {len(set(names))} different names; the classifier has {count} classes")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import sys
 from pathlib import Path
 
 from torch import Tensor
 
 from contrastive_core.errors import UserError
+from contrastive_core.text import several
+from contrastive_core.training.config import allowed_bad
 from contrastive_core.training.documents import read_json_lines, reading
 from contrastive_core.training.files import append_line
 from ssl_vision.data.dataset import ArrayImages, ImageSet
@@ -19,7 +20,7 @@ _NAMED = 3
 
 
 def skip_bad(images: ImageSet, *, max_bad: float, log: Path) -> ImageSet:
-    """Return the images without labels, with up to ``floor(max_bad * N)`` unreadable ones replaced.
+    """Return the images without labels, with as many unreadable ones replaced as `allowed_bad` allows.
 
     An unreadable file is reported on standard error, recorded in `log`, and replaced by the next readable image of the
     set (after the last one, the first). The number of images, their order and every image's identity do not change, and
@@ -35,11 +36,10 @@ def skip_bad(images: ImageSet, *, max_bad: float, log: Path) -> ImageSet:
     Raises:
         UserError: `max_bad` is out of range. Later, from `read`: too many files are unreadable.
     """
-    if not 0 <= max_bad < 1:
-        raise UserError(f"max_bad is a share of the images: expected 0 <= max_bad < 1, got {max_bad}")
-    if max_bad == 0 or isinstance(images, ArrayImages):
+    allowed = allowed_bad(max_bad, len(images))
+    if allowed == 0 or isinstance(images, ArrayImages):
         return images
-    return _Skipping(images, allowed=math.floor(max_bad * len(images)), log=log)
+    return _Skipping(images, allowed=allowed, log=log)
 
 
 def read_log(log: Path) -> dict[int, str]:
@@ -105,8 +105,9 @@ class _Skipping(ImageSet):
         if len(bad) > self._allowed:
             named = "".join(f"\n  {reason}" for reason in list(bad.values())[:_NAMED])
             raise UserError(
-                f"{self.name}: found {len(bad)} unreadable files, but only {self._allowed} of {len(self)} may be "
-                f"skipped:{named}\n`ssl-vision check` lists all of them; repair or remove them, or raise --max-bad"
+                f"{self.name}: found {several(len(bad), 'unreadable file')}, but only {self._allowed} of {len(self)} "
+                f"may be skipped:{named}\n`ssl-vision check` lists all of them; repair or remove them, or raise "
+                "--max-bad"
             )
         self._bad.add(index)
 

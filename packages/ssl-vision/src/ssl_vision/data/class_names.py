@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from contrastive_core.errors import UserError
-from contrastive_core.training.tables import read_list_text
+from contrastive_core.training.documents import read_text
 from ssl_vision.data.open import locate
 
 NAME_FILES = ("LOC_synset_mapping.txt", "synset_words.txt", "words.txt")
@@ -46,7 +46,7 @@ def find_class_names(data: str, classes: Sequence[str]) -> dict[str, str]:
 def _read(file: Path) -> dict[str, str]:
     """Read the lines that begin with a wnid: wnid -> name."""
     names = {}
-    for line in read_list_text(file, expected="lines with a wnid and its names").splitlines():
+    for line in read_text(file, expected="lines with a wnid and its names").splitlines():
         wnid, _, words = line.strip().replace("\t", " ").partition(" ")
         if _WNID.fullmatch(wnid) and (name := words.partition(",")[0].strip()):
             names[wnid] = name

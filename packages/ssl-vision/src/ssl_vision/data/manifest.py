@@ -11,9 +11,9 @@ from pathlib import Path
 
 from contrastive_core.errors import UserError
 from contrastive_core.text import some_of
-from contrastive_core.training.documents import reading
+from contrastive_core.training.documents import read_text, reading
 from contrastive_core.training.split_names import canonical_split
-from contrastive_core.training.tables import find_columns, is_missing, local_path, read_list_text, refuse_drives
+from contrastive_core.training.tables import find_columns, is_missing, local_path, refuse_drives
 from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.data.decode import FileImages
 from ssl_vision.data.listing import printable
@@ -112,7 +112,7 @@ def read_manifest(manifest: Path) -> Manifest:
     Raises:
         UserError: See `open_manifest`.
     """
-    text = read_list_text(manifest, expected="a CSV file")
+    text = read_text(manifest, expected="a CSV file")
     head = text.partition("\n")[0]
     delimiter = max(",;\t", key=head.count)
     with reading(manifest, "cannot be read as CSV", "export it again"):

@@ -60,16 +60,17 @@ def few_label_accuracy(
             chosen = choose_per_class(train.labels, train.classes, per_class, seed=derive(seed, "few labels", draw))
         features, labels = train.features[chosen], train.labels[chosen]
         votes = knn_scores(test.features, features, labels, num_classes=len(train.classes), k=1)
-        neighbour.append(_percent(votes, test.labels))
+        neighbour.append(percent_correct(votes, test.labels))
         classifier = choose_logistic(
             features, labels, len(train.classes), seed=derive(seed, "folds", draw)
         ).fit.classifier
         with torch.no_grad():
-            linear.append(_percent(classifier(test.features), test.labels))
+            linear.append(percent_correct(classifier(test.features), test.labels))
     return FewLabelAccuracy(_summary(linear), _summary(neighbour))
 
 
-def _percent(scores: Tensor, labels: Tensor) -> float:
+def percent_correct(scores: Tensor, labels: Tensor) -> float:
+    """Return the top-1 accuracy of scores ``[N, C]`` in percent."""
     return 100 * int((scores.argmax(dim=1) == labels).sum()) / len(labels)
 
 

@@ -22,9 +22,8 @@ from torch import Tensor
 
 from contrastive_core.errors import UserError
 from contrastive_core.text import some_of
-from contrastive_core.training.documents import reading
+from contrastive_core.training.documents import read_text, reading, to_json_lines
 from contrastive_core.training.outputs import write_once
-from contrastive_core.training.tables import read_list_text
 from ssl_vision.data import ImageSet
 from ssl_vision.data.manifest import COLUMNS
 
@@ -55,9 +54,7 @@ class LabelFile:
     def to_bytes(self) -> bytes:
         """Return the content of the file, with one image per line."""
         head = {"format": FORMAT, "data": self.data, "split": self.split, **self.settings, "sha256": self.digest}
-        lines = [f" {json.dumps(key)}: {json.dumps(value)}," for key, value in head.items()]
-        images = ",\n".join(f"  {json.dumps(list(image))}" for image in self.images)
-        return "\n".join(["{", *lines, ' "images": [', images, " ]", "}", ""]).encode()
+        return to_json_lines(head, {"images": self.images})
 
 
 def read_labelled(file: Path, images: ImageSet) -> Tensor:
@@ -112,7 +109,7 @@ def read_label_file(file: Path) -> LabelFile | list[str]:
     Raises:
         UserError: There is no such file, it is not text, not a label file, or was changed after it was written.
     """
-    text = read_list_text(file, expected="a label file, as written by `ssl-vision make-splits`")
+    text = read_text(file, expected="a label file, as written by `ssl-vision make-splits`")
     if not text.lstrip().startswith("{"):
         return [name for line in text.splitlines() if (name := line.strip())]
     with reading(file, "is not a label file", "write it again with `make-splits`"):

@@ -18,6 +18,7 @@ from contrastive_core.training.documents import reading
 from contrastive_core.training.launch import choose_device
 from contrastive_core.training.model_file import build_from
 from contrastive_core.training.names import check_labels
+from contrastive_core.training.weights import below_prefix
 from ssl_vision.data import ImageSet, measure_statistics
 from ssl_vision.labels.files import labels_digest
 from ssl_vision.labels.subsets import sample_fingerprints
@@ -213,7 +214,7 @@ def load_pretrained(model: str) -> Pretrained:
     options, size = _described(folder, card)
     encoder = _build_encoder(options, size, tensors, folder)
     head = None
-    in_head = _part(tensors, "head.")
+    in_head = below_prefix(tensors, "head.")
     if in_head:
         # Counted, not read from the card, because cards of early runs do not describe the head.
         layers = sum(name.endswith(".linear.weight") for name in in_head)
@@ -356,11 +357,7 @@ def _architecture(folder: Path, card: dict[str, Any]) -> tuple[Architecture, lis
 
 
 def _build_encoder(options: EncoderOptions, size: int, tensors: dict[str, Tensor], folder: Path) -> nn.Module:
-    return build_from(lambda: build_encoder(options, image_size=size), _part(tensors, "encoder."), source=folder)
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return build_from(lambda: build_encoder(options, image_size=size), below_prefix(tensors, "encoder."), source=folder)
 
 
 def _feature_dim(encoder: nn.Module) -> int:

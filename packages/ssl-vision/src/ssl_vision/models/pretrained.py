@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
-from contrastive_core.training.weights import read_tensors
+from contrastive_core.training.weights import below_prefix, read_tensors
 from ssl_vision.models.encoder import EncoderOptions, build_encoder, core_network, default_image_size, timm_statistics
 
 #: Names of a second network in a file: a momentum encoder, a teacher.
@@ -63,7 +63,7 @@ def match_names(tensors: Mapping[str, Tensor], net: nn.Module, source: Path) -> 
         UserError: Tensors are missing, or have other shapes.
     """
     wanted = net.state_dict()
-    candidates = [dict(tensors)] + [_without_prefix(tensors, prefix) for prefix in _prefixes(tensors, wanted)]
+    candidates = [dict(tensors)] + [below_prefix(tensors, prefix) for prefix in _prefixes(tensors, wanted)]
     translate = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
     if translate is not None and type(net).__module__.startswith("timm."):
         candidates += [found for names in list(candidates) if (found := _translated(translate, names, net))]
@@ -97,10 +97,6 @@ def _prefixes(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> li
     for name in list(wanted)[:_LISTED]:
         found |= {key[: -len(name)]: None for key in tensors if key.endswith(f".{name}")}
     return sorted(found, key=lambda prefix: bool(re.search(SECOND, prefix)))
-
-
-def _without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _translated(translate: object, tensors: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ import pytest
 from contrastive_core.app.declarations import declared_function
 from contrastive_core.app.flags import Flags
 from contrastive_core.app.help import help_text, placeholder
+from contrastive_core.training.config import DeviceName
 from tests.workspace.test_light_imports import loaded, strangers
 
 VERB_HELP = """
@@ -173,6 +174,37 @@ def test_flags_are_spelt_with_dashes_as_in_the_help() -> None:
         if found := _UNDERSCORED.findall(ours):
             wrong[str(path.relative_to(root))] = found
     assert wrong == {}
+
+
+#: Beginning of the text of flags that stand in many commands; a command may add what is particular to it.
+SHARED_TEXTS = {
+    "device": r"Device to run on: auto, cpu, cuda or mps\.",
+    "overwrite": r"Whether to replace files that this command did not write\.",
+    "json": r"Whether to print JSON instead of text\.",
+    "seed": r"Seed of all random draws[.:]",
+    "part": r"Part of (the data|the split|a manifest)",
+    "max_bad": r"Largest fraction of unreadable \w+ that does not stop the command; above 0, at least one \w+\.",
+    "load": r"Source of the images",
+    "out": r"(Folder|File|Table|(HTML|JSON|CSV) file|Run folder)\b",
+}
+
+
+def test_a_flag_has_one_text() -> None:
+    wrong, found = {}, set()
+    for package in PACKAGES:
+        for verb, about in importlib.import_module(f"{package}.cli").VERBS.items():
+            function = declared_function(about.target)
+            flags = Flags(function)
+            for key, kind in flags.types.items():
+                if (name := flags.short_name(key)) in SHARED_TEXTS and not dataclasses.is_dataclass(kind):
+                    text = " ".join(flags.text(key).split())
+                    found.add(name)
+                    if not re.match(SHARED_TEXTS[name], text):
+                        wrong[f"{package} {verb} --{name}"] = text
+                    if name == "device" and kind != DeviceName:
+                        wrong[f"{package} {verb} --{name}"] = str(kind)
+    assert wrong == {}
+    assert found == set(SHARED_TEXTS)
 
 
 def test_flags_keep_the_table() -> None:

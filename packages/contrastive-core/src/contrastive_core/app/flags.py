@@ -107,12 +107,18 @@ class Flags:
         missing = re.search(r"the following arguments are required: ([\w, ]+)", message)
         return message if missing is None else f"missing: {', '.join(map(self._described, missing[1].split(', ')))}"
 
-    def _described(self, name: str) -> str:
-        """Return a required argument as it is given, with what its documentation says of it."""
+    def text(self, key: str) -> str:
+        """Return what the docstring of the function, or of the dataclass that has the field, says of a flag."""
         from docstring_parser import parse  # noqa: PLC0415 - only where an argument is missing
 
-        text = next((param.description or "" for param in parse(self._docs).params if param.arg_name == name), "")
-        text = first_sentence(plain_text(text)).rstrip(".")
+        group, _, name = key.rpartition(".")
+        documented = inspect.getdoc(self.types[group]) if group else self._docs
+        params = parse(documented or "").params
+        return next((param.description or "" for param in params if param.arg_name == name), "")
+
+    def _described(self, name: str) -> str:
+        """Return a required argument as it is given, with what its documentation says of it."""
+        text = first_sentence(plain_text(self.text(name))).rstrip(".")
         given = name.upper() if name in self.positional else dashed(name)
         return f"{given} ({text[0].lower()}{text[1:]})" if text else given
 

@@ -38,13 +38,18 @@ FREE_ON_RESUME = frozenset(
 )
 
 
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+"""Device to run on; auto takes CUDA, then MPS, then the CPU."""
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """How a run is executed, logged and saved.
 
     Args:
-        seed: Seed of every random draw of the run.
-        device: Device; auto takes CUDA, then MPS, then the CPU. Results differ by rounding between devices.
+        seed: Seed of all random draws.
+        device: Device to run on: auto, cpu, cuda or mps. auto takes CUDA, then MPS, then the CPU. Results differ by
+            rounding between devices.
         precision: Number format of the model: 32-true is float32, the others are automatic mixed precision.
         compile: Whether to compile the model with torch.compile.
         workers: Number of data loading processes; 0 loads in the training process. The result does not depend on it.
@@ -59,7 +64,7 @@ class RunOptions:
     """
 
     seed: int = 0
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: DeviceName = "auto"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     compile: bool = False
     workers: int = 0
@@ -85,7 +90,7 @@ class RunOptions:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UserError(f"{name} is {value!r}; expected a whole number of at least {least}")
         for name, choices in (
-            ("device", ("auto", "cpu", "cuda", "mps")),
+            ("device", get_args(DeviceName)),
             ("precision", ("32-true", "bf16-mixed", "16-mixed")),
         ):
             value = getattr(self, name)

@@ -57,13 +57,13 @@ def check(
     Args:
         data: Data set: its folder, its dataset.json or a CSV file.
         opening: Options for opening the data set.
-        split: Split file to check against the data set.
+        split: Split file, as written by `ssl-medseg make-splits`, to check against the data set.
         preprocessing: Preprocessing settings of the planned training; labels must fit into the resulting slices.
-        out: JSON file for all findings.
+        out: JSON file to write, with all findings.
         picture_folder: Folder for PNG pictures of every case with findings.
         picture_all: Draw the other cases, too.
         most_pictures: Largest number of pictures.
-        json: Print JSON instead of text.
+        json: Whether to print JSON instead of text.
         propose_map: File for a label map of the values found; fill in the names and pass it as --label-map.
         repair: Repairs to apply in a copy of the data set: ``grid`` resamples labels to the grid of their image by
             nearest neighbour; ``header`` copies the header of the image to labels that have the same shape but no
@@ -72,7 +72,7 @@ def check(
         repaired: New folder for the repaired copy; its repairs.json lists the repairs made and not made in every file.
         show_headers: List text fields of headers, which may identify patients.
         show_paths: Include file paths in the JSON.
-        overwrite: Replace files that this command did not write.
+        overwrite: Whether to replace files that this command did not write.
 
     Returns:
         Exit status: 1 if the data set has errors, otherwise 0.

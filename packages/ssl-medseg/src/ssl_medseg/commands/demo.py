@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import RunOptions
+from contrastive_core.training.config import DeviceName
 from contrastive_core.training.outputs import claim_folder
 from ssl_medseg.checks import examine
 from ssl_medseg.commands.predict import predict
@@ -72,7 +72,7 @@ def demo(
     *,
     steps: int = 240,
     seed: int = 0,
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    device: DeviceName = "auto",
 ) -> DemoResult:
     """Generate hearts, check them, train with one labelled patient, self-train with five more, segment and evaluate.
 
@@ -83,8 +83,8 @@ def demo(
     Args:
         out: Folder for all files: data, split, runs, masks, report.
         steps: Training steps of the baseline; each of the two rounds of self-training has half as many.
-        seed: Random seed.
-        device: Device: auto, cpu, cuda or mps.
+        seed: Seed of all random draws.
+        device: Device to run on: auto, cpu, cuda or mps.
 
     Returns:
         The scores before and after self-training, and the paths of masks and report.

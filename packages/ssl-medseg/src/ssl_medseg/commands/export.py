@@ -27,9 +27,9 @@ def export(model: str, out: Path, *, overwrite: bool = False) -> str:
     volume, and at least 99 % of the voxels must agree with our mask. `ssl-medseg predict` accepts it as a model.
 
     Args:
-        model: Run folder or model folder.
-        out: File or folder to write; replaces an earlier export.
-        overwrite: Replace files that this command did not write.
+        model: Run folder or model folder to use.
+        out: File or folder to write; an earlier export is replaced.
+        overwrite: Whether to replace files that this command did not write.
 
     Returns:
         A description of the export and its verification.

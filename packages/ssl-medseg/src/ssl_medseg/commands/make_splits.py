@@ -73,7 +73,7 @@ def make_splits(
     Label files are only hashed; those of unlabelled cases are not opened at all.
 
     Args:
-        data: Data set: its folder, its dataset.json or a CSV file.
+        data: Data set: a folder in one of the layouts listed by `check`, or a CSV file.
         out: Folder for the split files. Existing files must have the same content.
         opening: Options for opening the data set.
         n_labelled: Numbers of labelled patients; by default 1, 2 and 8, as far as the data allow.
@@ -89,8 +89,9 @@ def make_splits(
         missing: Handling of named patients that are not in the data set: error, or leave_out, which also leaves out
             combinations that lack a labelled or validation patient.
         hashes: Write hashes of the image files, and of the label files of all parts except the unlabelled one.
-        seed: Random seed.
-        overwrite: Replace files with different content.
+        seed: Seed of all random draws.
+        overwrite: Whether to replace files that this command did not write. Split files with other content are among
+            them.
 
     Returns:
         The files and the numbers of patients, volumes and slices in them.

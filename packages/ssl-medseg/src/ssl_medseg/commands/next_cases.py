@@ -12,6 +12,7 @@ import numpy as np
 
 from contrastive_core.errors import UserError
 from contrastive_core.text import several
+from contrastive_core.training.config import DeviceName
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.outputs import Outputs
 from contrastive_core.training.progress import track
@@ -85,7 +86,7 @@ def next_cases(
     pictures: bool = True,
     overwrite: bool = False,
     batch_size: int = 16,
-    device: str = "auto",
+    device: DeviceName = "auto",
     opening: DataOptions = DataOptions(),  # noqa: B008 - frozen
 ) -> Ranking:
     """Rank unlabelled cases by uncertainty, to choose which ones to label next.
@@ -101,14 +102,14 @@ def next_cases(
     with its mask. Labels are never opened.
 
     Args:
-        model: Run folder or model folder.
+        model: Run folder or model folder to use.
         data: Data set: a folder in one of the layouts listed by `check`, or a CSV file.
         out: Folder for the ranking.
         split: Split file whose unlabelled cases are ranked. By default the split of the run; without one, every case
             that has no label and was not used as a labelled case in training.
         number: Number of cases to print and draw.
         pictures: Draw the first cases with their masks.
-        overwrite: Replace files in the output folder that this command did not write.
+        overwrite: Whether to replace files that this command did not write.
         batch_size: Slices per forward pass.
         device: Device to run on: auto, cpu, cuda or mps.
         opening: Options for opening the data set.

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
 from contrastive_core.text import several
+from contrastive_core.training.config import DeviceName
 from contrastive_core.training.files import check_space, write_atomic
 from contrastive_core.training.outputs import Outputs
 from contrastive_core.training.progress import track
@@ -116,7 +117,7 @@ def predict(
     tta: bool | None = None,
     pictures: bool = False,
     batch_size: int = 16,
-    device: str = "auto",
+    device: DeviceName = "auto",
     overwrite: bool = False,
     opening: DataOptions = DataOptions(),  # noqa: B008 - frozen
 ) -> PredictResult:
@@ -155,9 +156,9 @@ def predict(
         pictures: Draw slices of every image with its mask, in radiological orientation, as NAME.png next to the mask.
         batch_size: Largest number of slices per forward pass; memory grows with it. On a CPU, the number is limited to
             what fits in its caches.
-        device: Device: auto, cpu, cuda or mps.
-        overwrite: Replace files in the output folder that this command did not write. Images and labels of the data
-            set are never replaced.
+        device: Device to run on: auto, cpu, cuda or mps.
+        overwrite: Whether to replace files that this command did not write. Images and labels of the data set are never
+            replaced.
         opening: Options for opening the data set, and channels and frame of multi-channel or multi-frame images. For
             images outside a data set, the cases in the table of frames are file names relative to the folder, without
             extension.

@@ -52,7 +52,7 @@ def pretrain(
 
     Args:
         data: Data set: a folder in one of the layouts listed by `check`, or a CSV file.
-        out: Run folder.
+        out: Folder of the run: configuration, metrics, checkpoints, model.
         split: Split file, as written by `ssl-medseg make-splits`; its labelled and unlabelled cases are used.
         global_loss: Loss of the encoder.
         local_loss: Loss of the decoder.

@@ -24,9 +24,9 @@ def report(run: Path, *, out: Path | None = None, show_paths: bool = False, over
 
     Args:
         run: Run folder of ``ssl-medseg train``, ``pretrain``, ``selftrain`` or ``run``.
-        out: HTML file; by default ``report.html`` in the run folder.
+        out: HTML file to write; by default ``report.html`` in the run's folder.
         show_paths: Show the paths of data and run in the settings, as in config.yaml.
-        overwrite: Replace a file that this command did not write.
+        overwrite: Whether to replace files that this command did not write.
 
     Returns:
         The HTML file.

@@ -11,6 +11,7 @@ from pathlib import Path
 from contrastive_core.errors import UserError
 from contrastive_core.text import some_of
 from contrastive_core.training import RunOptions, config, files
+from contrastive_core.training.config import DeviceName
 from contrastive_core.training.launch import make_fabric
 from contrastive_core.training.outputs import claim_folder
 from contrastive_core.training.processes import Processes
@@ -63,8 +64,8 @@ def run(
 
     Args:
         data: Data set: a folder in one of the layouts listed by `check`, or a CSV file.
-        out: Run folder.
-        split: Split file written by `make-splits`.
+        out: Folder of the run: configuration, split, both stages, model.
+        split: Split file, as written by `ssl-medseg make-splits`.
         labelled: Labelled patients, if no split is given.
         validation: Validation patients, if no split is given.
         baseline_steps: Training steps on the labelled volumes only; by default set by the effort.
@@ -135,7 +136,9 @@ _FOUND = 0.02
 """Mean Dice below which a structure counts as never found."""
 
 
-def score_part(model: Path, data: str, split: Path, part: Part, *, opening: DataOptions, device: str) -> Evaluated:
+def score_part(
+    model: Path, data: str, split: Path, part: Part, *, opening: DataOptions, device: DeviceName
+) -> Evaluated:
     """Evaluate a model on one part of a split and write the results, with pictures, to its folder."""
     opening = replace(opening, allow_unlabelled=True)  # the split states which cases have no label
     return evaluate(model, data, split=split, part=part, name=part, opening=opening, device=device)
@@ -145,7 +148,9 @@ def _has_validation(data: str, split: Path, opening: DataOptions) -> bool:
     return bool(read_split(split, open_with(data, replace(opening, allow_unlabelled=True))).validation)
 
 
-def check_baseline(baseline: Path, data: str, split: Path, *, opening: DataOptions, device: str, floor: float) -> None:
+def check_baseline(
+    baseline: Path, data: str, split: Path, *, opening: DataOptions, device: DeviceName, floor: float
+) -> None:
     """Evaluate the baseline on the validation cases, and stop the run if it has failed.
 
     If the network does not find a structure, its pseudo-labels would pass this error on to the student. Without

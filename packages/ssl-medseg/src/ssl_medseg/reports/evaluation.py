@@ -11,6 +11,7 @@ from typing import Literal
 from contrastive_core.app.report.figures import to_png
 from contrastive_core.errors import UserError
 from contrastive_core.training import config
+from contrastive_core.training.config import DeviceName
 from contrastive_core.training.documents import read_json
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.names import as_file_name, check_file_name
@@ -74,7 +75,7 @@ def evaluate(
     pictures: bool = True,
     opening: DataOptions = _OPENING,
     batch_size: int = 16,
-    device: str = "auto",
+    device: DeviceName = "auto",
     overwrite: bool = False,
 ) -> Evaluated:
     """Compare masks with reference labels: Dice, HD95, ASSD, surface Dice and volumes, by case and structure.
@@ -104,8 +105,8 @@ def evaluate(
         pictures: Draw pictures of cases and the Bland-Altman plot.
         opening: Options for opening the data set.
         batch_size: Slices per forward pass of a model.
-        device: Device for a model: auto, cpu, cuda or mps.
-        overwrite: Replace files in the output folder that this command did not write.
+        device: Device to run on: auto, cpu, cuda or mps. Masks need none.
+        overwrite: Whether to replace files that this command did not write.
 
     Returns:
         The scores, their summary and the files.

@@ -78,7 +78,7 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
         model: Run folder or model folder of the initial segmenter, as written by `train`. It makes the first
             pseudo-labels; its network and preprocessing are reused.
         data: Data set: a folder in one of the layouts listed by `check`, or a CSV file.
-        out: Run folder.
+        out: Folder of the run: configuration, metrics, checkpoints, model.
         split: Split file, as written by `ssl-medseg make-splits`.
         selftraining: Options of self-training.
         training: Length of training, batches, loss, and the weights to keep. The best weights of a round also make the

@@ -53,7 +53,7 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
 
     Args:
         data: Data set: a folder in one of the layouts listed by `check`, or a CSV file.
-        out: Run folder: configuration, metrics, checkpoints, model.
+        out: Folder of the run: configuration, metrics, checkpoints, model.
         split: Split file, as written by `ssl-medseg make-splits`.
         init: Run folder or model folder of `pretrain` or of another segmenter, whose trunk weights, network and
             preprocessing are used; by default random weights.

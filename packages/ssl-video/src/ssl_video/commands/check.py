@@ -55,7 +55,7 @@ def check(
         part: Part of the data, such as train or test; by default all of it.
         out: CSV file to write, with one row per video and its problem; it can be given as `data` later.
         decode: Decode every frame, which finds damage within files; ``--no-decode`` only opens the files.
-        json: Print JSON instead of text.
+        json: Whether to print JSON instead of text.
         overwrite: Whether to replace files that this command did not write.
 
     Returns:

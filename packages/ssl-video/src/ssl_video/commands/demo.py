@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import RunOptions
+from contrastive_core.training.config import DeviceName
 from contrastive_core.training.outputs import claim_folder
 from ssl_video.augment import StrongOptions
 from ssl_video.commands.evaluate import evaluate
@@ -58,7 +58,7 @@ def demo(
     *,
     steps: int = 200,
     seed: int = 0,
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    device: DeviceName = "auto",
 ) -> DemoResult:
     """Generate videos, split them, train with few labels, test and report, in a minute or two on a CPU.
 

@@ -9,7 +9,7 @@ import torch
 
 from contrastive_core.app.report.figures import confusion_figure, to_png
 from contrastive_core.errors import UserError
-from contrastive_core.training.config import allowed_bad
+from contrastive_core.training.config import DeviceName, allowed_bad
 from contrastive_core.training.files import open_atomic, write_atomic
 from contrastive_core.training.model_file import module_hash
 from contrastive_core.training.outputs import Outputs
@@ -42,7 +42,7 @@ def evaluate(
     read: ReadOptions = ReadOptions(),  # noqa: B008
     max_bad: float = 0.0,
     out: Path | None = None,
-    device: str = "auto",
+    device: DeviceName = "auto",
     network: str | None = None,
     overwrite: bool = False,
 ) -> Evaluation:
@@ -64,7 +64,8 @@ def evaluate(
             default all of it).
         sampling: Views, clips and crops of each video.
         read: Stored optical flow, and the decoder of the frames.
-        max_bad: Largest fraction of unreadable videos to skip before the command fails; they are listed.
+        max_bad: Largest fraction of unreadable videos that does not stop the command; above 0, at least one video. They
+            are listed.
         out: Folder for the files; by default ``evaluation`` in the model's folder.
         device: Device to run on: auto, cpu, cuda or mps.
         network: Custom network, ``package.module:function``, for a model that was trained with it; its code is run.

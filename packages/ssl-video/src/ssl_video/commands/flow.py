@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 from contrastive_core.errors import UserError
 from contrastive_core.text import size
+from contrastive_core.training.config import DeviceName
 from contrastive_core.training.files import FolderLock, check_space, write_atomic
 from contrastive_core.training.launch import choose_device
 from contrastive_core.training.outputs import Outputs
@@ -70,7 +71,7 @@ def flow(
     short_side: int = 128,
     precision: Literal["half", "byte"] = "half",
     workers: int | None = None,
-    device: str = "cpu",
+    device: DeviceName = "cpu",
     dry_run: bool = False,
     overwrite: bool = False,
 ) -> FlowResult:
@@ -93,10 +94,9 @@ def flow(
             of the training crops. 0 for full size.
         precision: ``half`` for 16 bits per number, ``byte`` for 8 bits, in steps of 0.16 pixels at a short side of 256.
         workers: Number of processes; by default one per core on the CPU, and 0 on another device.
-        device: Device of raft: cpu or cuda.
+        device: Device to run on: auto, cpu, cuda or mps. Only raft runs on another device than the CPU.
         dry_run: Only print the number of files and the disk space.
-        overwrite: Replace a ``videos.csv`` or ``flow.json`` that this command did not write. Stored flow is not
-            replaced.
+        overwrite: Whether to replace files that this command did not write. Stored flow is not replaced.
 
     Returns:
         Numbers of files and their size.

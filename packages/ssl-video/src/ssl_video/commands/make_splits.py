@@ -55,7 +55,7 @@ def make_splits(
 
     Args:
         data: Folder of class folders, CSV file with a column path, or list of lines ``path class``.
-        out: Folder for the split files.
+        out: Folder for the split files. Existing files must have the same content.
         fractions: Fractions of the videos of each class to label.
         per_class: Numbers of videos of each class to label, in files such as ``4each-draw0.json``.
         draws: Number of independent draws of labelled videos.
@@ -70,7 +70,8 @@ def make_splits(
         test_list: Official list of test videos.
         labelled_list: List of the labelled videos, instead of drawing them; one file ``listed.json`` is written.
         seed: Seed of all random draws.
-        overwrite: Replace files with other content.
+        overwrite: Whether to replace files that this command did not write. Split files with other content are among
+            them.
 
     Returns:
         Summary of the files written.

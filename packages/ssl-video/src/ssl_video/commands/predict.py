@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.config import DeviceName
 from contrastive_core.training.files import open_atomic
 from contrastive_core.training.outputs import Outputs
 from contrastive_core.training.progress import track
@@ -45,7 +46,7 @@ def predict(
     read: ReadOptions = ReadOptions(),  # noqa: B008
     top: int = 1,
     sheet: int = 24,
-    device: str = "auto",
+    device: DeviceName = "auto",
     network: str | None = None,
     overwrite: bool = False,
 ) -> PredictResult:

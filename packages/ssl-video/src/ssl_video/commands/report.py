@@ -44,7 +44,7 @@ def report(
         split: Split file, if it has moved.
         out: HTML file to write; by default ``report.html`` in the run's folder.
         clips: Number of clips shown in all views.
-        seed: Seed for the choice of clips.
+        seed: Seed of all random draws: of the clips shown.
         network: Custom network, ``package.module:function``, for a model that was trained with it; its code is run.
         overwrite: Whether to replace files that this command did not write.
 

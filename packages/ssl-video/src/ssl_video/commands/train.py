@@ -89,7 +89,8 @@ def train(
         strong: Strong augmentation.
         optimizer: Optimiser, learning rate, and moving average of the network.
         read: Stored optical flow, and the decoder of the frames.
-        max_bad: Largest fraction of unreadable videos to skip before the run fails.
+        max_bad: Largest fraction of unreadable videos that does not stop the command; above 0, at least one video. They
+            are listed.
         run: Seed, device, precision, checkpoints, logs.
 
     Returns:

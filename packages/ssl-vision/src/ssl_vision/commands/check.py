@@ -30,8 +30,8 @@ def check(
 
     Args:
         data: Image folder, CSV manifest, or named data set such as ``cifar10:ROOT``.
-        part: Split to check; by default all splits and their overlap.
-        out: JSON file for all findings.
+        part: Part of the data to check; by default all of them and their overlap.
+        out: JSON file to write, with all findings.
         json: Whether to print JSON instead of text.
         image_channels: Number of channels of the images, as for training.
         read: Options for reading image files.

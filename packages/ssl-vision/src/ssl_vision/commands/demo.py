@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from contrastive_core.app.report.figures import to_png
 from contrastive_core.errors import UserError
 from contrastive_core.training import RunOptions
+from contrastive_core.training.config import DeviceName
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.outputs import Outputs, claim_folder
 from ssl_vision.commands.pretrain import pretrain
@@ -32,7 +32,7 @@ DRAWS = 10
 _FOLLOWED: tuple[int | None, ...] = (5, None)  # numbers of labels whose accuracy the report shows over training
 _SAVED = 3  # models saved during training
 _VIEW_SIZE, _PIXEL_SIZE = 16, 8
-Device = Literal["auto", "cpu", "cuda", "mps"]
+
 Row = Mapping[int | None, FewLabelAccuracy]
 
 
@@ -85,7 +85,7 @@ class DemoResult:
         )
 
 
-def demo(out: Path = Path("runs/demo"), *, epochs: int = 30, seed: int = 0, device: Device = "auto") -> DemoResult:
+def demo(out: Path = Path("runs/demo"), *, epochs: int = 30, seed: int = 0, device: DeviceName = "auto") -> DemoResult:
     """Pre-train on scikit-learn's digits without labels, then classify with few labels; a few minutes on a CPU.
 
     Digits are not mirrored and have no colour: the views are crops and changes of brightness and contrast. Called again

@@ -72,7 +72,7 @@ def distill(
     Args:
         teacher: Run folder or model folder of a classifier (`finetune`).
         data: Image folder, with or without classes, CSV manifest or named data set.
-        out: Folder of the run: config, metrics, checkpoints, model.
+        out: Folder of the run: configuration, metrics, checkpoints, model.
         part: Part of the data to train on.
         init: Initial weights of the student: ``none`` for random ones with `encoder`; ``teacher`` for random ones in
             the teacher's encoder without its head; or a pre-trained run folder or model folder.
@@ -93,7 +93,8 @@ def distill(
             teacher's. The teacher sees the same crops at its own size.
         optimizer: Optimiser and schedule.
         load: Source of the images, as for `finetune`.
-        max_bad: Share of the images that may be unreadable, as for `pretrain`; labelled ones must be readable.
+        max_bad: Largest fraction of unreadable images that does not stop the command; above 0, at least one image.
+            Labelled images must be readable.
         read: Options for reading image files.
         run: Seed, device, precision, checkpoints, logs.
 

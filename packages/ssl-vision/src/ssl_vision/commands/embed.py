@@ -10,6 +10,7 @@ from torch import Tensor
 
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, permutation
+from contrastive_core.training.config import DeviceName
 from contrastive_core.training.files import check_space, write_atomic
 from contrastive_core.training.outputs import Outputs
 from ssl_vision.data import ImageSet, Subset, input_files, open_images
@@ -29,7 +30,7 @@ def embed(
     *,
     part: str = "train",
     batch_size: int = 512,
-    device: str = "auto",
+    device: DeviceName = "auto",
     points: int = 2000,
     seed: int = 0,
     encoder: EncoderOptions | None = None,
@@ -50,7 +51,7 @@ def embed(
         batch_size: Number of images per forward pass.
         device: Device to run on: auto, cpu, cuda or mps.
         points: Largest number of images on the map, drawn at random.
-        seed: Seed for the choice of points and of the map.
+        seed: Seed of all random draws: of the points and of the map.
         encoder: Network and its weights, if `model` is ``none``.
         read: Options for reading image files.
         overwrite: Whether to replace files that this command did not write.

@@ -11,6 +11,7 @@ from torch import Tensor
 from contrastive_core.app.report.figures import confusion_figure, to_png
 from contrastive_core.errors import UserError
 from contrastive_core.text import some_of
+from contrastive_core.training.config import DeviceName
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.model_file import module_hash
 from contrastive_core.training.names import check_file_name
@@ -53,7 +54,7 @@ def evaluate(
     out: Path | None = None,
     bins: int = 15,
     batch_size: int = 512,
-    device: str = "auto",
+    device: DeviceName = "auto",
     read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
     overwrite: bool = False,
 ) -> Evaluation:

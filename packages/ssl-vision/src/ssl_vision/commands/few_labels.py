@@ -18,6 +18,7 @@ from torch import Tensor
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive
 from contrastive_core.training import RunOptions
+from contrastive_core.training.config import DeviceName
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.model_file import save_model
 from contrastive_core.training.outputs import Outputs, claim_folder
@@ -160,7 +161,7 @@ def few_labels(
     epochs: int = 0,
     batch_size: int = 512,
     seed: int = 0,
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    device: DeviceName = "auto",
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true",
     read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
 ) -> FewLabelsResult:
@@ -188,7 +189,7 @@ def few_labels(
         epochs: Number of passes of fine-tuning over the labelled images; 0 for 60, fewer with more than 250 labels, but
             at least 6.
         batch_size: Number of images per forward pass of feature extraction.
-        seed: Seed of the folds and of fine-tuning.
+        seed: Seed of all random draws: of the folds and of fine-tuning.
         device: Device to run on: auto, cpu, cuda or mps.
         precision: Number format of fine-tuning, as for `finetune`.
         read: Options for reading image files.

@@ -52,7 +52,7 @@ def linear(
         lr: Learning rate per 256 images.
         augment: Augmentation: ``crop-flip`` is that of the papers and runs the encoder for every image of every epoch;
             ``none`` computes the features once, which is about ``epochs`` times faster and costs a little accuracy.
-        seed: Seed of the order of images and of the crops.
+        seed: Seed of all random draws: of the order of images and of the crops.
         probe: Data to learn from and to test on, batch size, device, and the file for the scores.
         encoder: Network and its weights, if `model` is ``none``.
         read: Options for reading image files.

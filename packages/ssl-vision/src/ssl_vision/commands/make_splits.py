@@ -71,7 +71,8 @@ def make_splits(
             validation.json. It is the same for all draws and shares no image with them; `fractions` then refer to the
             other images.
         seed: Seed of all random draws.
-        overwrite: Whether to replace files with other content.
+        overwrite: Whether to replace files that this command did not write. Label files with other content are among
+            them.
 
     Returns:
         Content of the files.

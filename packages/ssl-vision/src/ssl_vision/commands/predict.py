@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.config import DeviceName
 from contrastive_core.training.outputs import Outputs
 from contrastive_core.training.progress import track
 from ssl_vision.augment import EvalTransform
@@ -50,7 +51,7 @@ def predict(
     top: int = 1,
     probabilities: bool = False,
     batch_size: int = 256,
-    device: str = "auto",
+    device: DeviceName = "auto",
     read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
     overwrite: bool = False,
 ) -> PredictResult:

@@ -76,7 +76,7 @@ def pretrain(
 
     Args:
         data: Image folder (with or without classes), CSV manifest, or named data set such as ``cifar10:ROOT``.
-        out: Folder of the run: config, metrics, checkpoints, model.
+        out: Folder of the run: configuration, metrics, checkpoints, model.
         part: Part of the data to train on.
         init: Initial weights: a run folder or model folder, whose encoder is used, and its projection head if it has
             the shape given by `head`; by default those of ``encoder.weights``, or random ones.
@@ -101,8 +101,8 @@ def pretrain(
             which is another method: rows are assigned to chunks at random.
         load: Source of the images: ``memory`` decodes all of them once, ``files`` reads an image for every view,
             ``auto`` uses memory for small images of one size. The result is the same.
-        max_bad: Share of the unlabelled images that may be unreadable; they are listed in ``bad_files.jsonl`` and each
-            is replaced by the next image. One more stops the run.
+        max_bad: Largest fraction of unreadable images that does not stop the command; above 0, at least one image. They
+            are listed in ``bad_files.jsonl`` and each is replaced by the next image.
         read: Options for reading image files.
         run: Seed, device, precision, checkpoints, logs.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from contrastive_core.app.report import page
 from contrastive_core.errors import UserError
+from contrastive_core.training.config import DeviceName
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.model_file import module_hash
 from contrastive_core.training.outputs import Outputs
@@ -29,7 +30,7 @@ def report(
     rows: int = 6,
     bank: int = 2000,
     seed: int = 0,
-    device: str = "auto",
+    device: DeviceName = "auto",
     overwrite: bool = False,
 ) -> Path:
     """Write the report of a run: one self-contained HTML file, which loads nothing over the network.
@@ -50,7 +51,7 @@ def report(
             evaluated on the same images are used.
         rows: Number of images per sheet; three times as many mistakes are shown.
         bank: Number of images, drawn at random, to search for nearest neighbours.
-        seed: Seed for the choice of images.
+        seed: Seed of all random draws: of the images shown.
         device: Device to run on: auto, cpu, cuda or mps.
         overwrite: Whether to replace files that this command did not write.
 

@@ -54,7 +54,7 @@ def transfer(
         val_share: Share of the training images to choose l2 on; see `val_part`.
         metric: Accuracy by which to choose l2; the paper uses ``mean_per_class`` for Aircraft, Pets, Caltech-101 and
             Flowers.
-        seed: Seed for the draw of validation images.
+        seed: Seed of all random draws: of the validation images.
         probe: Data to train on, from which validation images may be drawn, and to test on; batch size, device, and the
             file for the scores.
         encoder: Network and its weights, if `model` is ``none``.

@@ -20,6 +20,7 @@ from contrastive_core.metrics import (
     per_class_accuracy,
     top_k_accuracy,
 )
+from contrastive_core.training.config import DeviceName
 from contrastive_core.training.documents import read_json, reading
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.outputs import Outputs
@@ -146,7 +147,7 @@ class ProbeOptions:
     test_part: str = "test"
     labels: Path | None = None
     batch_size: int = 512
-    device: str = "auto"
+    device: DeviceName = "auto"
     out: Path | None = None
     overwrite: bool = False
 

@@ -63,7 +63,7 @@ def finetune(
     Args:
         init: Initial weights: a run folder or model folder, or ``none`` for random weights with `encoder`.
         data: Image folder, CSV manifest or named data set with labels.
-        out: Folder of the run: config, metrics, checkpoints, model.
+        out: Folder of the run: configuration, metrics, checkpoints, model.
         labels: Label file, as written by `make-splits`, or a list of file names; by default all images of the part
             that are not held out for validation.
         part: Part of the data to train on.

@@ -17,7 +17,7 @@ from contrastive_core.losses._class_probabilities import check_probabilities, sh
 from contrastive_core.losses._inputs import check_floating
 from contrastive_core.synchronization import free_to_read
 
-__all__ = ["PseudoLabels", "agreement", "class_thresholds", "fuse", "hard_labels", "sharpen"]
+__all__ = ["PseudoLabels", "agreement", "class_thresholds", "fuse", "hard_labels", "is_confident", "sharpen"]
 
 
 class PseudoLabels(NamedTuple):
@@ -125,16 +125,32 @@ def hard_labels(probabilities: Tensor, *, threshold: float | Tensor = 0.0) -> Ps
     tensor([ True, False])
     """
     check_probabilities("hard_labels", probabilities)
+    if isinstance(threshold, Tensor) and threshold.ndim and threshold.shape != probabilities.shape[1:2]:
+        raise ValueError(
+            f"hard_labels: threshold has shape {list(threshold.shape)}, expected one number or "
+            f"{probabilities.shape[1]}, one for each class"
+        )
     confidence, classes = probabilities.max(1)
-    least = torch.as_tensor(threshold, dtype=probabilities.dtype, device=probabilities.device)
-    if least.ndim:
-        if least.shape != probabilities.shape[1:2]:
-            raise ValueError(
-                f"hard_labels: threshold has shape {list(least.shape)}, expected one number or "
-                f"{probabilities.shape[1]}, one for each class"
-            )
-        least = least[classes]
-    return PseudoLabels(classes, confidence, confidence >= least)
+    return PseudoLabels(classes, confidence, is_confident(classes, confidence, threshold))
+
+
+def is_confident(classes: Tensor, confidence: Tensor, threshold: float | Tensor) -> Tensor:
+    """Return where a confidence reaches its threshold; bool, of the shape of `confidence`.
+
+    `hard_labels` without the probabilities, for classes and confidences that come from elsewhere.
+
+    Args:
+        classes: Class of each sample, int64 of any shape.
+        confidence: Confidence of each sample, of the same shape.
+        threshold: One number, or one per class [C].
+
+    >>> is_confident(torch.tensor([0, 1]), torch.tensor([0.8, 0.6]), torch.tensor([0.9, 0.5]))
+    tensor([False,  True])
+    """
+    if not isinstance(threshold, Tensor):
+        return confidence >= threshold
+    least = threshold.to(dtype=confidence.dtype, device=confidence.device)
+    return confidence >= (least[classes] if least.ndim else least)
 
 
 def class_thresholds(labels: PseudoLabels, *, share: float, num_classes: int, least: float = 0.0) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
-from contrastive_core.pseudo_label import PseudoLabels, agreement, class_thresholds, fuse, hard_labels
+from contrastive_core.pseudo_label import PseudoLabels, agreement, class_thresholds, fuse, hard_labels, is_confident
 from contrastive_core.text import several
 from contrastive_core.training import Run
 from contrastive_core.training.config import from_plain
@@ -84,7 +84,7 @@ def make_pseudo_labels(
     made = []
     for case, (labels, rejected, view_dice, _) in zip(cases, found, strict=True):
         predicted = labels.classes.to(torch.uint8)
-        keep = labels.keep & (labels.confidence >= thresholds[labels.classes])
+        keep = labels.keep & is_confident(labels.classes, labels.confidence, thresholds)
         if view_dice is not None and view_dice < options.case_dice:
             keep = torch.zeros_like(keep)
         label = torch.where(keep, predicted, torch.tensor(UNUSED, dtype=torch.uint8))

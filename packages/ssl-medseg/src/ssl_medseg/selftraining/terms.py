@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from contrastive_core.pseudo_label import hard_labels
 from contrastive_core.rng import derive, uniform
 from contrastive_core.training import Run
 from ssl_medseg.losses.segmentation import Criterion
@@ -209,11 +210,11 @@ class TeacherBatches:
         probabilities = slice_probabilities(
             self._teacher, weak, batch_size=len(weak), autocast=self._run.fabric.autocast()
         )
-        confidence, classes = probabilities.max(1)
+        labels = hard_labels(probabilities, threshold=self._confidence)
         strong = weak
         if self._augment.intensity:
             strong = change_intensity(weak, seed=derive(self._seed, step, "intensity"), ids=ids, options=self._augment)
-        return TeacherBatch(weak, strong, classes, (confidence >= self._confidence).to(strong.dtype), ids)
+        return TeacherBatch(weak, strong, labels.classes, labels.keep.to(strong.dtype), ids)
 
 
 class ConsistencyTerm:

@@ -146,7 +146,7 @@ def test_split_files_are_believed_only_whole(ucf: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"test": (("a", "x"),)}, "1 videos are in train and in test"),
+        ({"test": (("a", "x"),)}, "1 video in train and also in test"),
         ({"labelled": (("c", "x"),)}, "not in train"),
         ({"labelled": (("a", "y"),)}, "does not list"),
         ({"labelled": (("a", "x"), ("a", "x"))}, "twice"),
@@ -164,7 +164,7 @@ def test_a_split_of_other_data_is_refused(ucf: Path) -> None:
     key = videos[0].key
     with pytest.raises(UserError, match=r"in class Row, but in .* it has class Dive"):
         select_labelled(videos, ((key, "Row"),), ("Dive", "Row"), file="s.json")
-    with pytest.raises(UserError, match="1 videos that are not in"):
+    with pytest.raises(UserError, match="1 video not in"):
         select_labelled(videos, (("other.avi", "Row"),), ("Dive", "Row"), file="s.json")
     assert select_labelled(videos, ((key, "Dive"),), ("A", "Dive"), file="s.json").labels().tolist() == [1]
 

@@ -180,7 +180,7 @@ def test_impossible_settings_are_refused(
 def test_a_folder_without_images_is_refused(digit_classifier: Path, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.txt").write_text("a")
-    with pytest.raises(UserError, match="found no images among 1 files"):
+    with pytest.raises(UserError, match="found no images among 1 file;"):
         predict(str(digit_classifier), str(tmp_path / "images"), tmp_path / "out.csv")
 
 

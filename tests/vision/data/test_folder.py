@@ -242,7 +242,7 @@ def test_names_that_are_no_text(write, dot) -> None:
 def test_nothing_to_open_is_said(write, tmp_path: Path) -> None:
     root = write({"notes.txt": "hello"})
     with pytest.raises(
-        UserError, match=r"found no images among 1 files, expected files with the suffix \.(avif, \.)?bmp"
+        UserError, match=r"found no images among 1 file, expected files with the suffix \.(avif, \.)?bmp"
     ):
         open_images(root)
     with pytest.raises(UserError, match=r"notes\.txt: found a file, expected a folder of images or a manifest"):

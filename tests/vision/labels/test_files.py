@@ -105,7 +105,7 @@ def test_images_in_memory_have_names_too(tmp_path: Path) -> None:
     file = tmp_path / "few.json"
     write_label_file(file, ours(*((digits.key(i), digits.classes[digits.label(i)]) for i in (5, 700))))
     assert read_labelled(file, digits).tolist() == [5, 700]
-    with pytest.raises(UserError, match="2 images that are not in digits/test"):
+    with pytest.raises(UserError, match="2 images not in digits/test"):
         read_labelled(file, open_images("digits", split="test"))
 
 
@@ -132,7 +132,7 @@ def test_quotes_comments_and_a_header_of_one_column_are_understood(photos: Path,
     [
         ("2.png\n", "lists 2.png, but several images of .* have this name"),
         ("cat/1.png\n1.png\n", "lists cat/1.png twice, as 1.png too; remove one of the lines"),
-        ("4.png\ncat/1.png\n", r"lists 1 images that are not in .* \(4.png\); .* names such as cat/1.png"),
+        ("4.png\ncat/1.png\n", r"lists 1 image not in .* \(4.png\); .* names such as cat/1.png"),
         ("\n", "lists no images"),
         ("{", "not a label file"),
         ('{"format": "other"}', "found format 'other', expected 'ssl-vision labels 1'"),

@@ -68,7 +68,7 @@ def split_by_labels(
             f"{dataset.name}: every patient has labels, so there are no unlabelled volumes to learn from; name the "
             "labelled patients with --labelled, pass a --split, or use `ssl-medseg train`"
         )
-    reasons.append(f"unlabelled: {len(rest)} patients; their labels, if any, are not opened")
+    reasons.append(f"unlabelled: {several(len(rest), 'patient')}; their labels, if any, are not opened")
 
     def names(patients: Sequence[str]) -> tuple[str, ...]:
         return tuple(name for patient in patients for name in dataset.patients[patient])

@@ -17,7 +17,7 @@ from typing import Literal, TypeVar
 
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, permutation
-from contrastive_core.text import some_of
+from contrastive_core.text import several, some_of
 from contrastive_core.training.documents import read_json, reading, to_json_lines
 from contrastive_core.training.outputs import write_once
 from ssl_video.data.videos import VideoSet
@@ -65,10 +65,12 @@ class Split:
         for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
             shared = sorted(parts[first] & parts[second])
             if shared:
-                raise UserError(f"{name}: {len(shared)} videos are in {first} and in {second} ({some_of(shared)})")
+                raise UserError(
+                    f"{name}: {several(len(shared), 'video')} in {first} and also in {second} ({some_of(shared)})"
+                )
         strangers = sorted({key for key, _ in self.labelled} - parts["train"])
         if strangers:
-            raise UserError(f"{name}: {len(strangers)} labelled videos are not in train ({some_of(strangers)})")
+            raise UserError(f"{name}: {several(len(strangers), 'labelled video')} not in train ({some_of(strangers)})")
         for listed in (self.labelled, self.validation, self.test):
             keys = [key for key, _ in listed]
             if len(set(keys)) < len(keys):
@@ -150,7 +152,7 @@ def select(videos: VideoSet, keys: Iterable[str], *, file: str | Path) -> list[i
     missing = [key for key, place in zip(listed, places, strict=True) if place is None]
     if missing:
         raise UserError(
-            f"{file}: lists {len(missing)} videos that are not in {videos.name} ({some_of(missing)}), whose videos "
+            f"{file}: lists {several(len(missing), 'video')} not in {videos.name} ({some_of(missing)}), whose videos "
             f"have names such as {videos[0].key}; give the data that the file was made for"
         )
     return [place for place in places if place is not None]
@@ -275,7 +277,7 @@ def first_of_each(order: Mapping[str, list[int]], *, fraction: float | None = No
     for label, places in order.items():
         number = count if fraction is None else max(1, round(Fraction(repr(fraction)) * len(places)))
         if number > len(places):
-            raise UserError(f"class {label} has {len(places)} training videos; expected at least {number}")
+            raise UserError(f"class {label} has {several(len(places), 'training video')}; expected at least {number}")
         chosen += places[:number]
     return sorted(chosen)
 

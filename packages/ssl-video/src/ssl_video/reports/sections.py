@@ -11,7 +11,7 @@ from typing import Any
 from contrastive_core.app.report import page
 from contrastive_core.app.report.figures import RATE, Panel, confusion_figure, to_inline_svg, training_figure
 from contrastive_core.app.report.run_record import RunRecord
-from contrastive_core.text import duration
+from contrastive_core.text import duration, several
 from contrastive_core.training.documents import read_json, reading
 from ssl_video.evaluation import FORMAT
 
@@ -132,7 +132,9 @@ def evaluation(found: Mapping[str, Any]) -> str:
     return page.section(
         f"Evaluation: {found['part']}",
         page.paragraph(f"{found['clips']} clips × {found['crops']} crops per video, mean probabilities."),
-        page.warnings([f"{len(skipped)} videos could not be read: {'; '.join(skipped[:3])}"] if skipped else []),
+        page.warnings(
+            [f"{several(len(skipped), 'video')} could not be read: {'; '.join(skipped[:3])}"] if skipped else []
+        ),
         page.table(head, rows, kind="scores"),
         page.figure(to_inline_svg(figure, name=f"confusion-{found['part']}", label="Confusion")),
         page.table(["class", "accuracy"], classes, kind="scores"),

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive
+from contrastive_core.text import several
 from contrastive_core.training import Batches, Run, prepare_worker
 from ssl_video.augment import ClipAugment
 from ssl_video.data.clip import Clips, ClipSource
@@ -80,7 +81,7 @@ class Feed:
         self.batch_size = min(batch_size, len(labelled) - len(labelled) % world)
         if not self.batch_size:
             raise UserError(
-                f"found {len(labelled)} labelled videos for {world} processes; expected at least one for each"
+                f"found {several(len(labelled), 'labelled video')} for {world} processes; expected at least one each"
             )
         if self.batch_size < batch_size:
             run.say(f"note: a step takes all {self.batch_size} labelled clips, fewer than batch_size {batch_size}")

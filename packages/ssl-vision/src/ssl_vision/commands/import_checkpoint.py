@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from contrastive_core.errors import UserError
+from contrastive_core.text import several
 from contrastive_core.training.documents import read_text
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.model_file import model_files, save_model
@@ -167,7 +168,7 @@ def _summary(source: Path, out: Path, imported: Imported, written: str) -> str:
     if imported.left_out:
         kinds = Counter(_kind(name) for name in imported.left_out)
         listed = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common(6))
-        lines.append(f"left out {len(imported.left_out)} tensors: {listed}; all in {out / 'import.json'}")
+        lines.append(f"left out {several(len(imported.left_out), 'tensor')}: {listed}; all in {out / 'import.json'}")
     return "\n".join([*lines, f"written to {out}"])
 
 

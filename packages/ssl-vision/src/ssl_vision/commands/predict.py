@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
+from contrastive_core.text import several
 from contrastive_core.training.config import DeviceName
 from contrastive_core.training.outputs import Outputs
 from contrastive_core.training.progress import track
@@ -172,7 +173,9 @@ def _open(data: str, part: str, *, channels: int = 3, read: ReadOptions = ReadOp
     listing = list_folder(folder)
     paths = sorted(listing.images + listing.unread)  # unsupported kinds get a row with the reason
     if not paths:
-        raise UserError(f"{folder}: found no images among {len(listing.others)} files; expected some to classify")
+        raise UserError(
+            f"{folder}: found no images among {several(len(listing.others), 'file')}; expected some to classify"
+        )
     return FileImages(str(folder), folder, paths, channels=channels, options=read)
 
 

@@ -32,6 +32,7 @@ from PIL import (  # noqa: F401
 from torch import Tensor
 
 from contrastive_core.errors import UserError
+from contrastive_core.text import several
 from contrastive_core.training.crashes import native_reader
 from ssl_vision.data.dataset import NO_CLASSES, ImageSet, ReadOptions, digest
 from ssl_vision.data.listing import EXTENSIONS, PathList, printable
@@ -278,7 +279,7 @@ def _plain_channels(data: bytes, channels: int, options: ReadOptions) -> Float:
             values = np.asarray(Image.fromarray(values).transpose(_UPRIGHT[orientation]))
     stored = values.transpose(2, 0, 1) if values.ndim == 3 else values[None]
     if len(stored) != channels:
-        raise UndecodableError(f"found {len(stored)} channels, expected {channels} (--image-channels)")
+        raise UndecodableError(f"found {several(len(stored), 'channel')}, expected {channels} (--image-channels)")
     return _unit(stored.astype(np.uint16) if stored.dtype.itemsize > 2 else stored, options.bits)
 
 

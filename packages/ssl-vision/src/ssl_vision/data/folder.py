@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contrastive_core.errors import UserError
-from contrastive_core.text import some_of
+from contrastive_core.text import several, some_of
 from contrastive_core.training.split_names import SPLITS, canonical_split, find_splits, split_word
 from ssl_vision.data.dataset import ADD_LABELS, ReadOptions
 from ssl_vision.data.decode import FileImages
@@ -95,7 +95,7 @@ def open_folder(
     if not listing.images:
         unread = f" {unread_text(listing.unread)}" if listing.unread else ""
         raise UserError(
-            f"{folder}: found no images among {len(listing.others) + len(listing.unread)} files, expected files with "
+            f"{folder}: found no images among {several(len(listing.others) + len(listing.unread), 'file')}, expected files with "
             f"the suffix {', '.join(sorted(EXTENSIONS))}.{unread}"
         )
     notes = [f"{root}: {note}" for note in layout.notes]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contrastive_core.errors import UserError
-from contrastive_core.text import some_of
+from contrastive_core.text import several, some_of
 from contrastive_core.training.documents import read_text, reading
 from contrastive_core.training.split_names import canonical_split
 from contrastive_core.training.tables import find_columns, is_missing, local_path, refuse_drives
@@ -78,7 +78,9 @@ def open_manifest(
     notes = [f"{manifest}: {note}" for note in content.notes]
     bare = [row.line for row in rows if not row.label]
     if bare:
-        found = "no labels" if len(bare) == len(rows) else f"{len(bare)} rows without a label ({_lines(bare)})"
+        found = (
+            "no labels" if len(bare) == len(rows) else f"{several(len(bare), 'row')} without a label ({_lines(bare)})"
+        )
         todo = "label every row, or give the labelled rows a split of their own"
         reason = f"found {found}, expected labels; {todo}"
         return FileImages(
@@ -142,7 +144,9 @@ def read_manifest(manifest: Path) -> Manifest:
         )
     refuse_drives(manifest, ((row.line, row.path) for row in rows))
     if missing:
-        notes.append(f"{len(missing)} rows with a missing value as label ({_lines(missing)}) are unlabelled")
+        notes.append(
+            f"{several(len(missing), 'row')} with a missing value as label ({_lines(missing)}), taken as unlabelled"
+        )
     return Manifest(rows, notes)
 
 

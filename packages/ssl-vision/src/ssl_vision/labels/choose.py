@@ -12,6 +12,7 @@ from torch import Tensor
 
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, permutation
+from contrastive_core.text import several
 
 Balance = Literal["equal", "proportional"]
 
@@ -87,7 +88,7 @@ def choose_per_class(labels: Tensor, classes: Sequence[str], count: int, *, seed
     members = shuffled_by_class(labels, classes, seed=seed)
     for name, indices in members.items():
         if len(indices) < count:
-            raise UserError(f"class {name} has {len(indices)} images, expected at least {count}")
+            raise UserError(f"class {name} has {several(len(indices), 'image')}, expected at least {count}")
     chosen = [index for indices in members.values() for index in indices[:count]]
     return torch.tensor(chosen, dtype=torch.int64, device=labels.device)
 

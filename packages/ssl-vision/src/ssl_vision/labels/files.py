@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from contrastive_core.text import some_of
+from contrastive_core.text import several, some_of
 from contrastive_core.training.documents import read_text, reading, to_json_lines
 from contrastive_core.training.outputs import write_once
 from ssl_vision.data import ImageSet
@@ -95,7 +95,7 @@ def read_labelled(file: Path, images: ImageSet) -> Tensor:
             )
     if missing:
         raise UserError(
-            f"{file}: lists {len(missing)} images that are not in {images.name} ({some_of(missing)}); "
+            f"{file}: lists {several(len(missing), 'image')} not in {images.name} ({some_of(missing)}); "
             f"{_reason(missing[0], listed, images)}"
         )
     if not found:

@@ -10,7 +10,7 @@ from html import escape
 import ssl_vision
 from contrastive_core.app.report import page, sections
 from contrastive_core.app.report.figures import to_inline_svg, training_figure
-from contrastive_core.text import duration
+from contrastive_core.text import duration, several
 from ssl_vision.evaluation.scores import Score
 from ssl_vision.reports.figures import accuracy_figure, pretraining_panels
 from ssl_vision.reports.run_folder import RunFolder, RunScore, RunSettings, data_name
@@ -185,7 +185,7 @@ def _bad_files(found: Mapping[int, str]) -> list[str]:
         return []
     named = "; ".join(list(found.values())[:3])
     return [
-        page.paragraph(f"{len(found):,} images could not be read and were replaced by others ({named}).", kind="note")
+        page.paragraph(f"Unreadable and replaced by others: {several(len(found), 'image')} ({named}).", kind="note")
     ]
 
 

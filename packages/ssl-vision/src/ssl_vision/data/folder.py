@@ -94,9 +94,10 @@ def open_folder(
     listing = list_folder(folder)
     if not listing.images:
         unread = f" {unread_text(listing.unread)}" if listing.unread else ""
+        found = several(len(listing.others) + len(listing.unread), "file")
         raise UserError(
-            f"{folder}: found no images among {several(len(listing.others) + len(listing.unread), 'file')}, expected files with "
-            f"the suffix {', '.join(sorted(EXTENSIONS))}.{unread}"
+            f"{folder}: found no images among {found}, expected files with the suffix {', '.join(sorted(EXTENSIONS))}."
+            f"{unread}"
         )
     notes = [f"{root}: {note}" for note in layout.notes]
     if listing.unread:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from contrastive_core.errors import UserError
+from contrastive_core.errors import UserError, without_path
 from contrastive_core.training.progress import track
 from ssl_medseg.datasets import DataOptions, open_with, read_split
 from ssl_medseg.datasets.channel_groups import Wanted, group_channels
@@ -29,7 +29,6 @@ from ssl_medseg.io.file_types import (
     stem,
     walk,
     why_unread,
-    without_path,
     without_paths,
 )
 from ssl_medseg.io.volume import Volume

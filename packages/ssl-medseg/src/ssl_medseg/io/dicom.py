@@ -297,8 +297,8 @@ def _stack(images: Sequence[SeriesImage], path: Path) -> tuple[list[SeriesImage]
 def _directions(orientation: NDArray[np.float64], path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the unit vectors along a row and along a column, orthogonal despite rounding in the tags."""
     rows, columns = orientation[:3], orientation[3:]
-    lengths = np.linalg.norm(rows), np.linalg.norm(columns)
-    if max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(rows @ columns)) > _ROUNDED:
+    lengths = float(np.linalg.norm(rows)), float(np.linalg.norm(columns))
+    if max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(float(rows @ columns))) > _ROUNDED:
         found = ", ".join(f"{v:g}" for v in orientation)
         raise UserError(
             f"{path}: ImageOrientationPatient ({found}) does not consist of two perpendicular unit vectors, so the "

@@ -299,7 +299,8 @@ def _filtered(frame: Any, width: int, height: int) -> Picture:
         last = following
     graph.configure()
     source.push(frame)
-    picture: Picture = last.pull().to_ndarray()  # type: ignore[attr-defined]  # a video frame
+    pulled: Any = last.pull()
+    picture: Picture = pulled.to_ndarray()
     return picture
 
 

@@ -105,7 +105,7 @@ def test_manifests_as_spreadsheets_write_them(manifest, text: bytes) -> None:
 def test_a_missing_value_is_no_class(manifest) -> None:
     images = open_images(manifest("path,label\na.png,x\nb.png,NaN\n"))
     assert "1 row with a missing value as label (line 3), taken as unlabelled" in images.notes[0]
-    with pytest.raises(UserError, match=r"1 rows without a label \(line 3\)"):
+    with pytest.raises(UserError, match=r"1 row without a label \(line 3\)"):
         images.labels()
 
 

@@ -185,7 +185,7 @@ def test_what_is_left_out_is_said(write, clean) -> None:
         "layout": [],
     }
     assert [item.kind for item in report.warnings] == ["layout", "unread_kind"]
-    assert report.warnings[0].title == "1 images beside the split folders left out: in extra (1)"
+    assert report.warnings[0].title == "1 image beside the split folders left out: in extra (1)"
 
 
 def test_images_beside_the_class_folders(write, clean, noise) -> None:

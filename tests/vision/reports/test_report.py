@@ -291,7 +291,7 @@ def test_bad_files_are_counted_and_not_shown(data: str, copy: Path) -> None:
     record = {"index": chosen[0], "path": "x", "reason": "x/1.png: truncated"}
     (copy / "bad_files.jsonl").write_text(json.dumps(record) + "\n")
     page = read(report(copy, rows=1, bank=10, device="cpu"))
-    assert "1 images could not be read" in page.text
+    assert "Unreadable and replaced by others: 1 image (" in page.text
     assert "x/1.png: truncated" in page.text
     first = np.asarray(page.images["What training sees"][0])
     np.testing.assert_array_equal(first, open_images(data).read(chosen[1]).permute(1, 2, 0).numpy())

@@ -276,7 +276,7 @@ def _left_out(folder: Path, beside: Sequence[str]) -> list[str]:
         return []
     total = sum(count for _, count in counts)
     return [
-        f"{total:,} images beside the split folders left out: in {printable(some_of([text for text, _ in counts]))}"
+        f"{several(total, 'image')} beside the split folders left out: in {printable(some_of([text for text, _ in counts]))}"
     ]
 
 

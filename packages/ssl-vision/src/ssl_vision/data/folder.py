@@ -275,9 +275,8 @@ def _left_out(folder: Path, beside: Sequence[str]) -> list[str]:
     if not counts:
         return []
     total = sum(count for _, count in counts)
-    return [
-        f"{several(total, 'image')} beside the split folders left out: in {printable(some_of([text for text, _ in counts]))}"
-    ]
+    named = printable(some_of([text for text, _ in counts]))
+    return [f"{several(total, 'image')} beside the split folders left out: in {named}"]
 
 
 def _relative(folder: Path, root: Path) -> str:
